@@ -1,1 +1,1 @@
-"""From rows and a model to files of features."""
+"""Encoding: rows and a model in, files of features out."""

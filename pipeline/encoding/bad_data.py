@@ -1,10 +1,10 @@
-"""What becomes of rows that cannot be encoded like the others: bad ones, and ones outside a given model's range."""
+"""Handling of rows that cannot be encoded as they are: bad rows, and rows outside the range of a given model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -16,22 +16,22 @@ from pipeline.shards.shard import Block
 
 __all__ = ["BadData"]
 
-_COLUMNS_LISTED = 20  # of a row: enough to see which, and a row of thousands does not fill the list
-_NONE = np.empty(0, dtype=np.int64)
+_MAX_LISTED_COLUMNS = 20  # of a row: otherwise one row with thousands of bad values would fill the list
+_NO_POSITIONS = np.empty(0, dtype=np.int64)
 
 _Encode = Callable[[np.ndarray, np.ndarray], object]
 
 
 @dataclass(frozen=True)
 class _Judged:
-    """What is to be said of a block's rows.
+    """Result of `BadData.judge` for one block.
 
     Attributes
     ----------
     bad : ndarray of int64
-        Positions of the rows whose features do not count.
+        Positions of the bad rows in the block.
     n_outside : int
-        Good rows outside the model's range.
+        Number of good rows outside the model's range.
     reasons : list of dict
         With quarantine, ``row``, ``columns`` and ``reason`` of each bad row.
     outside : list of Outside
@@ -46,22 +46,22 @@ class _Judged:
 
 @dataclass(frozen=True)
 class BadData:
-    """The settings that decide.
+    """Settings that decide which rows are bad and how they are handled.
 
     Attributes
     ----------
     on_bad_data : str
         ``raise``, ``skip`` or ``quarantine``.
     missing : float or None
-        A value that stands for a missing one.
+        A value that marks missing data.
     on_drift : str
         ``pass``, ``clip`` or ``raise``.
     trained_on : Scaler or None
-        The range of the model's training rows, when rows may lie outside. No task carries it: it is as large as a row.
+        Range of the model's training rows, if rows may lie outside it. Tasks do not carry it: it is as large as a row.
     fills : bool
-        Whether the model fills in what is missing, so that only Inf, and rows without any value, are bad.
+        Whether the model imputes missing values. Then only Inf, and rows without any value, are bad.
     columns : Columns
-        Names of the model's columns, for messages about a shard that carries none. Tasks do not carry them either.
+        Names of the model's columns, for messages about a shard that has none. Tasks do not carry them either.
     """
 
     on_bad_data: str = "raise"
@@ -72,8 +72,8 @@ class BadData:
     columns: Columns = NO_COLUMNS
 
     @property
-    def lists(self) -> bool:
-        """Whether each bad row is listed."""
+    def lists_rows(self) -> bool:
+        """Whether each bad row is listed with a reason."""
         return self.on_bad_data == "quarantine"
 
     def judge(
@@ -84,100 +84,129 @@ class BadData:
         encode: _Encode,
         suspects: np.ndarray | None = None,
     ) -> _Judged:
-        """Judge rows as they were read, and as they were encoded; the features of bad ones become NaN.
+        """Find bad rows and rows outside the model's range, and set the features of bad rows to NaN.
 
-        Finite rows so far away that they overflow float32 are no better than bad ones.
+        Finite rows that are so far away that their features overflow float32 are bad rows, too.
 
         Parameters
         ----------
+        block : Block
+            Position of the rows in their shard.
         rows : pair of ndarray of shape (len(block), n_inputs)
-            As they were read, and cleaned for the model: one array where that is the same.
+            The rows as read, and as cleaned for the model. Both are the same array if nothing had to be cleaned.
         features : ndarray of shape (len(block), n_features), float32
-            Of these rows.
+            Features of these rows; changed in place.
         encode : callable
-            Given rows to be encoded again, and where their features go.
+            Encodes rows, its first argument, again and writes their features into its second one.
         suspects : ndarray of int, optional
-            Positions of the rows to be looked at; all others hold finite numbers in the model's range.
+            Positions of the rows to examine; all others hold finite numbers in the model's range.
 
         Raises
         ------
         DataError
-            For a row that is not allowed.
+            For a row that the settings do not allow.
         """
-        which = slice(None) if suspects is None else suspects  # all of them, and no copy
-        numbers, (read, cleaned) = np.arange(block.start, block.stop)[which], rows
-        bad, reasons = self._bad(block, numbers, read[which])
-        some = cleaned[which]
-        outside = _NONE
-        worst = list[Outside]()
-        if self.trained_on is not None and len(bad) < len(some):
-            outside = self._outside(block, numbers, some, bad, self.trained_on)
-            if len(outside):
-                worst = outside_of(some[outside], self.trained_on)
-                if self.on_drift == "clip":
-                    # All rows, since no other is changed by it; and twice, as that is rarer than a look before.
-                    encode(np.clip(cleaned, *self.trained_on.edges(cleaned.dtype)), features)
-        lost = np.setdiff1d(bad_rows(features[which]), bad)  # of a bad row all is said already
-        reasons += self._overflown(block, numbers[lost])
-        bad = numbers[np.union1d(bad, lost)] - block.start
-        features[bad] = np.nan  # whatever Inf or a missing value has made of them
-        return _Judged(bad, len(outside), reasons, worst)
+        read, cleaned = rows
+        selected = slice(None) if suspects is None else suspects  # a slice makes no copy
+        numbers = np.arange(block.start, block.stop)[selected]
+        bad, reasons = self._find_bad(block, numbers, read[selected])
 
-    def _bad(self, block: Block, numbers: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """Which of these rows, with such numbers in the shard, are bad ones, and why."""
+        n_outside, columns = self._measure_drift(block, numbers, cleaned[selected], bad)
+        if n_outside > 0 and self.on_drift == "clip":
+            # All rows: clipping changes no others. Encoding some twice is rarer than checking each row before.
+            encode(self._clipped(cleaned), features)
+        overflown = np.setdiff1d(bad_rows(features[selected]), bad)
+        reasons += self._describe_overflown(block, numbers[overflown])
+        bad = numbers[np.union1d(bad, overflown)] - block.start
+        features[bad] = np.nan
+        return _Judged(bad=bad, n_outside=n_outside, reasons=reasons, outside=columns)
+
+    def _find_bad(self, block: Block, numbers: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """Return the positions of bad rows, whose numbers in the shard are `numbers`, and the reasons."""
         if self.missing is None and rows.dtype.kind != "f":
-            return _NONE, []  # integers are all finite
-        entries = bad_entries(rows, self.missing, block.shard.stored_dtype, self.fills)
-        bad = np.flatnonzero(entries.any(axis=1))
-        if len(bad) and self.on_bad_data == "raise":
-            row, column = np.argwhere(entries)[0]
-            where = f"row {numbers[row]}, column {self._named(block, column)}"
-            held = "Inf, or no value at all" if self.fills else "NaN, Inf or the missing value"
-            raise DataError(
-                f"{block}: {rows[row, column]} in {where}; {len(bad)} of these rows hold {held}, expected finite "
-                "numbers. Mend the file, or leave such rows out, however many there are, with --on-bad-data skip "
-                "--max-bad-rows 100%."
-            )
-        listed = ((row, np.flatnonzero(entries[row])) for row in (bad if self.lists else _NONE))
-        return bad, [_reason(numbers[row], columns, str(rows[row, columns[0]])) for row, columns in listed]
+            return _NO_POSITIONS, []  # integers are always finite
+        is_bad = bad_entries(rows, self.missing, block.shard.stored_dtype, self.fills)
+        bad = np.flatnonzero(is_bad.any(axis=1))
+        if len(bad) > 0 and self.on_bad_data == "raise":
+            self._refuse_bad(block, numbers, rows, is_bad)
+        if not self.lists_rows:
+            return bad, []
+        reasons = []
+        for position in bad:
+            columns = np.flatnonzero(is_bad[position])
+            value = rows[position, columns[0]]
+            reasons.append(_reason(numbers[position], columns, str(value)))
+        return bad, reasons
 
-    def _overflown(self, block: Block, lost: np.ndarray) -> list[dict[str, Any]]:
-        """What is said of rows, by their numbers in the shard, whose features are no numbers."""
-        if len(lost) and self.on_bad_data == "raise":
+    def _refuse_bad(self, block: Block, numbers: np.ndarray, rows: np.ndarray, is_bad: np.ndarray) -> NoReturn:
+        n_bad = np.count_nonzero(is_bad.any(axis=1))
+        row, column = np.argwhere(is_bad)[0]
+        where = f"row {numbers[row]}, column {self._column_name(block, column)}"
+        held = "Inf, or no value at all" if self.fills else "NaN, Inf or the missing value"
+        raise DataError(
+            f"{block}: {rows[row, column]} in {where}; {n_bad} of these rows hold {held}, expected finite "
+            "numbers. Mend the file, or leave such rows out, however many there are, with --on-bad-data skip "
+            "--max-bad-rows 100%."
+        )
+
+    def _describe_overflown(self, block: Block, numbers: np.ndarray) -> list[dict[str, Any]]:
+        """Return the reasons for rows, given by their numbers in the shard, whose features are not finite."""
+        if len(numbers) > 0 and self.on_bad_data == "raise":
             raise DataError(
-                f"{block}: row {lost[0]} and {len(lost) - 1} more lie so far outside the range of the "
+                f"{block}: row {numbers[0]} and {len(numbers) - 1} more lie so far outside the range of the "
                 "model's training rows that they overflow. Train a model on them, or use --on-bad-data skip."
             )
-        return [_reason(row, _NONE, "overflows float32") for row in lost] if self.lists else []
+        if not self.lists_rows:
+            return []
+        return [_reason(number, _NO_POSITIONS, "overflows float32") for number in numbers]
 
-    def _outside(
+    def _measure_drift(
+        self, block: Block, numbers: np.ndarray, rows: np.ndarray, bad: np.ndarray
+    ) -> tuple[int, list[Outside]]:
+        """Return the number of good rows outside the model's range, and the columns in which they lie outside."""
+        if self.trained_on is None or len(bad) == len(rows):
+            return 0, []
+        outside = self._find_outside(block, numbers, rows, bad, self.trained_on)
+        if len(outside) == 0:
+            return 0, []
+        return len(outside), outside_of(rows[outside], self.trained_on)
+
+    def _clipped(self, rows: np.ndarray) -> np.ndarray:
+        if self.trained_on is None:
+            return rows
+        low, high = self.trained_on.edges(rows.dtype)
+        return np.clip(rows, low, high)
+
+    def _find_outside(
         self, block: Block, numbers: np.ndarray, rows: np.ndarray, bad: np.ndarray, trained_on: Scaler
     ) -> np.ndarray:
-        """Which good ones of these rows, with such numbers in the shard, lie outside the model's range."""
+        """Return the positions of good rows that lie outside the model's range."""
         low = trained_on.minimum
         high = trained_on.maximum
-        good = np.delete(rows, bad, axis=0) if len(bad) else rows
-        # Two passes over the columns first: nearly always that is all, and comparing every entry costs memory.
+        good = rows if len(bad) == 0 else np.delete(rows, bad, axis=0)
+        # The extremes of the columns come first: they nearly always suffice, and comparing each value takes memory.
         if (good.min(axis=0) >= low).all() and (good.max(axis=0) <= high).all():
-            return _NONE
-        entries = (rows < low) | (rows > high)
-        entries[bad] = False
-        outside = np.flatnonzero(entries.any(axis=1))
+            return _NO_POSITIONS
+        is_outside = (rows < low) | (rows > high)
+        is_outside[bad] = False
+        outside = np.flatnonzero(is_outside.any(axis=1))
         if self.on_drift == "raise":
-            row, column = np.argwhere(entries)[0]
+            row, column = np.argwhere(is_outside)[0]
+            where = f"row {numbers[row]}, column {self._column_name(block, column)}"
             raise DataError(
-                f"{block}: {rows[row, column]} in row {numbers[row]}, column {self._named(block, column)}, expected "
+                f"{block}: {rows[row, column]} in {where}, expected "
                 f"{low[column]:g} to {high[column]:g}, the range of the model's training rows; {len(outside)} of these "
                 "rows lie outside. Train a model on them, or use --on-drift clip."
             )
         return outside
 
-    def _named(self, block: Block, column: np.integer[Any]) -> str:
+    def _column_name(self, block: Block, column: np.integer[Any]) -> str:
         """Return the number and the name of a column."""
-        # In a worker process a shard has no names, so that tasks stay small; but the model has the same ones.
+        # A shard in a worker process has no names, which keeps tasks small; the model has the same names.
         columns = block.shard.columns if block.shard.columns.is_known else self.columns
         return columns.numbered(int(column))
 
 
 def _reason(row: int, columns: np.ndarray, reason: str) -> dict[str, Any]:
-    return {"row": int(row), "columns": columns[:_COLUMNS_LISTED].tolist(), "reason": reason}
+    listed = columns[:_MAX_LISTED_COLUMNS].tolist()
+    return {"row": int(row), "columns": listed, "reason": reason}

@@ -1,14 +1,15 @@
-"""One part: read, encode, judge, write. A plain task, for any thread or process.
+"""The task that encodes one part: read its rows, encode them, find bad rows, write the features.
 
-Memory is bounded by the number of tasks at a time: one reads or waits for the disk while another one's rows are
-encoded. The features of a row depend on nothing but the row: every part and block starts at a whole tile of its shard.
+A task is a plain value that any thread or process can run. The number of concurrent tasks bounds the memory; one reads
+or waits for the disk while another encodes. The features of a row depend on that row alone, because every part and
+every block starts at a tile boundary of its shard.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from pipeline.cluster.threads import check
 from pipeline.device import theanos_errors
 from pipeline.encoding.bad_data import BadData
 from pipeline.encoding.partfile import PartMemory
-from pipeline.encoding.parts import LISTED, Part, PartFacts
+from pipeline.encoding.parts import MAX_LISTED_COLUMNS, Part, PartFacts
 from pipeline.encoding.template import Streamed
 from pipeline.encoding.worker import EncodeSettings, Worker, check_place, worker_of
 from pipeline.errors import DataError
+from pipeline.model import Model
 from pipeline.output.disk import GuardedDisk, Pieces
 from pipeline.output.records import Entry, write_result
 from pipeline.scan.drift import Outside, farthest
@@ -37,33 +39,59 @@ _LIBC = ctypes.CDLL(None)
 
 @dataclass(frozen=True)
 class EncodeTask:
-    """A part to be made."""
+    """A part to encode.
+
+    Attributes
+    ----------
+    part : Part
+    settings : EncodeSettings
+    unreadable : str or None
+        Why the shard of this part cannot be read. All rows of the part are bad then.
+    """
 
     part: Part
     settings: EncodeSettings
-    unreadable: str | None = None  # why its shard cannot be read, if it cannot: all its rows are bad ones then
+    unreadable: str | None = None
 
     def __str__(self) -> str:
         return str(self.part.source)
 
 
-@theanos_errors()  # in a worker's process, too: what Theano raises could hardly be sent from there
+@dataclass
+class _RowFacts:
+    """Bad rows and drift in the rows of a part, summed over its blocks.
+
+    Attributes
+    ----------
+    n_outside : int
+        Number of good rows outside the model's range.
+    bad : list of dict
+        Reasons for bad rows, as `BadData.judge` returns them.
+    outside : list of Outside
+        The columns in which rows lie farthest outside that range.
+    """
+
+    n_outside: int = 0
+    bad: list[dict[str, Any]] = field(default_factory=list)
+    outside: list[Outside] = field(default_factory=list)
+
+
+@theanos_errors()  # also in a worker process, because most of Theano's exceptions cannot be pickled
 def encode_part(task: EncodeTask) -> PartFacts:
-    """Write the features of a part to a file, which does not count before it is committed.
+    """Write the features of a part to a file, which is ignored until it is committed.
 
     Raises
     ------
     DataError
-        For rows that cannot be read, or that are not allowed.
+        If rows cannot be read or are not allowed.
     TooCoarse
-        When features cannot be stored as they shall be.
+        If features cannot be stored with the requested accuracy.
     WriteFailed, SystemLimit
     TryAgain
-        When the output directory is no longer the one in which the run began.
+        If the output directory is no longer the one in which the run began.
     ReadFailed, DeviceError, ConfigError, NotPermitted
         As `pipeline.encoding.worker.worker_of`.
     """
-    part = task.part
     settings = task.settings
     source = task.part.source
     worker = worker_of(settings)
@@ -72,111 +100,131 @@ def encode_part(task: EncodeTask) -> PartFacts:
     features = memory.features(len(source))
     valid = np.ones(len(source), dtype=bool)
     if task.unreadable is None:
-        with worker.turns:  # not for what follows, which waits for the disk
-            n_outside, bad, outside = _encode_rows(worker, task, features, valid)
+        with worker.turns:  # released before the part is written, which waits for the disk
+            rows = _encode_rows(worker, task, features, valid)
     else:
-        features[:], valid[:] = np.nan, False
-        n_outside = 0
-        outside = list[Outside]()
-        bad = [{"row": [source.start, source.stop], "columns": [], "reason": task.unreadable}]
+        features[:] = np.nan
+        valid[:] = False
+        rows = _RowFacts(bad=[{"row": [source.start, source.stop], "columns": [], "reason": task.unreadable}])
     error = memory.store(len(source))
-    facts: dict[str, Any] = {
+    facts = _facts(task, valid, rows.n_outside, error)
+    entry, lost = _write_part(worker, task, memory, valid, facts)
+    # Wide extras are read while they are written, so `lost` is complete only now.
+    listed = [*rows.bad, *lost] if settings.bad_data.lists_rows else []
+    return PartFacts(entry, **facts, bad=tuple(listed), outside=tuple(rows.outside))
+
+
+def _facts(task: EncodeTask, valid: np.ndarray, n_outside: int, error: float | None) -> dict[str, Any]:
+    """Return what both the file and its record say about a part, as fields of `PartFacts`."""
+    source = task.part.source
+    facts = {
         "n_rows": len(source),
         "n_bad": int(len(valid) - valid.sum()),
         "n_outside": n_outside,
-        "shard": part.number,
+        "shard": task.part.number,
         "path": source.shard.path,
         "dataset": source.shard.dataset,
         "start": source.start,
         "stop": source.stop,
-        **({} if error is None else {"dtype": settings.storage.dtype, "max_error": error}),
     }
-    entry, lost = _written(worker, task, memory, valid, facts)
-    # Only now, since what cannot be read of a rider is among them.
-    listed = [*bad, *lost] if settings.bad_data.lists else []
-    return PartFacts(entry, **facts, bad=tuple(listed), outside=tuple(outside))
+    if error is not None:
+        facts["dtype"] = task.settings.storage.dtype
+        facts["max_error"] = error
+    return facts
 
 
-def _encode_rows(
-    worker: Worker, task: EncodeTask, features: np.ndarray, valid: np.ndarray
-) -> tuple[int, list[dict[str, Any]], list[Outside]]:
-    """Features of a part's rows, and which of them count; how many lie outside the model's range, and what is said."""
+def _encode_rows(worker: Worker, task: EncodeTask, features: np.ndarray, valid: np.ndarray) -> _RowFacts:
+    """Write the features of a part's rows to `features`, and set `valid` to False for bad rows."""
     source = task.part.source
-    n_outside = 0
-    bad_data = replace(task.settings.bad_data, columns=worker.model.columns)
-    if task.settings.has_range:
-        bad_data = replace(bad_data, trained_on=worker.model.scaler)
+    bad_data = _bad_data(worker.model, task.settings)
     cleaning = Cleaning(worker.model.scaler, bad_data.missing)
-    bad = list[dict[str, Any]]()
-    outside = list[Outside]()
+    # The encoder sees neither missing values, which any row may hold, nor rows as they were before cleaning.
+    finds_suspects = bad_data.missing is None and not cleaning.scaler.cleans
+    facts = _RowFacts()
     for block in source.cut(task.settings.block_rows):
-        check()  # a part can take seconds, and a run is to stop at once
+        check()  # a part can take seconds, and a signal should stop the run at once
         place = slice(block.start - source.start, block.stop - source.start)
         rows = read(block, worker.block_memory(block))
         cleaned = cleaning.cleaned(block, rows)
         suspects = worker.encode(cleaned, features[place])
-        if bad_data.missing is not None or cleaning.scaler.cleans:
-            suspects = None  # the encoder knows of no such value, which any row may hold, nor what has been cleaned
-        if suspects is None or len(suspects):
-            judged = bad_data.judge(block, (rows, cleaned), features[place], worker.encode, suspects)
-            valid[place][judged.bad] = False
-            n_outside += judged.n_outside
-            bad += judged.reasons
-            outside = farthest([*outside, *judged.outside])
-    return n_outside, bad, outside[:LISTED]
+        if not finds_suspects:
+            suspects = None
+        if suspects is not None and len(suspects) == 0:
+            continue
+        judged = bad_data.judge(block, (rows, cleaned), features[place], worker.encode, suspects)
+        valid[place][judged.bad] = False
+        facts.n_outside += judged.n_outside
+        facts.bad += judged.reasons
+        facts.outside = farthest([*facts.outside, *judged.outside])
+    facts.outside = facts.outside[:MAX_LISTED_COLUMNS]
+    return facts
 
 
-def _written(
+def _bad_data(model: Model, settings: EncodeSettings) -> BadData:
+    """Return the settings for bad data with what the model knows and tasks do not carry."""
+    bad_data = replace(settings.bad_data, columns=model.columns)
+    if settings.has_range:
+        bad_data = replace(bad_data, trained_on=model.scaler)
+    return bad_data
+
+
+def _write_part(
     worker: Worker, task: EncodeTask, memory: PartMemory, valid: np.ndarray, facts: Mapping[str, Any]
 ) -> tuple[Entry, list[dict[str, Any]]]:
-    """Write the file of a part whose features are in `memory`, and return it with reports of extras that are lost."""
+    """Write the file of a part whose features are in `memory`, and return it with reports of lost values of extras."""
     settings = task.settings
     source = task.part.source
-    shard = source.shard
-    wideness = [is_wide(rider, len(source)) for rider in shard.riders]
-    narrow = tuple(rider for rider, wide in zip(shard.riders, wideness, strict=True) if not wide)
-
-    disk = GuardedDisk(worker.disk, partial(check_place, settings))
-
-    def write(data: memoryview | Pieces) -> Entry:
-        return write_result(Path(settings.directory), disk, f"parts/{task.part.key}", ".h5", data)
-
-    if len(narrow) == len(shard.riders):
-        riders, lost = _riders(source, settings.bad_data)
-        return write(memory.file(valid, riders, settings.attributes, facts)), lost
-    with worker.wide_turns:
-        values, lost = _riders(replace(source, shard=replace(shard, riders=narrow)), settings.bad_data)
-        reports = None if settings.bad_data.on_bad_data == "raise" else lost
-        # In the order of the shard's, in which a mask follows the extra whose lost values it marks.
-        extras = {
-            rider.name: _streamed(source, rider, values, reports) if wide else values[rider.name]
-            for rider, wide in zip(shard.riders, wideness, strict=True)
-        }
-        entry = write(memory.stream(valid, extras, settings.attributes, facts))
-        _trim()
+    if any(is_wide(rider, len(source)) for rider in source.shard.riders):
+        with worker.wide_turns:
+            extras, lost = _stream_riders(source, settings.bad_data)
+            entry = _write_file(worker, task, memory.stream(valid, extras, settings.attributes, facts))
+            _trim_memory()
+        return entry, lost
+    riders, lost = _read_riders(source, settings.bad_data)
+    entry = _write_file(worker, task, memory.file(valid, riders, settings.attributes, facts))
     return entry, lost
 
 
-def _trim() -> None:
-    """Return freed memory to the system, or the allocator would keep that of long texts for each thread by itself."""
-    trim = getattr(_LIBC, "malloc_trim", None)  # glibc has it
+def _write_file(worker: Worker, task: EncodeTask, data: memoryview | Pieces) -> Entry:
+    disk = GuardedDisk(worker.disk, partial(check_place, task.settings))
+    return write_result(Path(task.settings.directory), disk, f"parts/{task.part.key}", ".h5", data)
+
+
+def _trim_memory() -> None:
+    """Return freed memory to the system. Otherwise the allocator keeps that of long texts, for each thread."""
+    trim = getattr(_LIBC, "malloc_trim", None)  # a function of glibc
     if trim is not None:
         trim(0)
+
+
+def _stream_riders(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarray | Streamed], list[dict[str, Any]]]:
+    """Return extras, of which wide ones are read later, and a list that then also gets the reports about these."""
+    shard = source.shard
+    narrow = tuple(rider for rider in shard.riders if not is_wide(rider, len(source)))
+    values, lost = _read_riders(replace(source, shard=replace(shard, riders=narrow)), bad_data)
+    reports = None if bad_data.on_bad_data == "raise" else lost
+    extras: dict[str, np.ndarray | Streamed] = {}
+    for rider in shard.riders:  # in this order, in which a mask follows the extra whose lost values it marks
+        if rider.name in values:
+            extras[rider.name] = values[rider.name]
+        else:
+            extras[rider.name] = _streamed(source, rider, values, reports)
+    return extras, lost
 
 
 def _streamed(
     source: Block, rider: Rider, values: Mapping[str, np.ndarray], reports: list[dict[str, Any]] | None
 ) -> Streamed:
     """Return a wide extra of a part, to be read block by block."""
-    none = np.empty(0, rider.dtype)  # whose shape and dtype tell those of an array for each row
-    shape = (len(source), *none.shape[1:])
-    return Streamed(shape, none.dtype, partial(stream_rider, source, rider, values, reports, check))
+    empty = np.empty(0, rider.dtype)  # NumPy splits a dtype of arrays into shape and dtype
+    shape = (len(source), *empty.shape[1:])
+    return Streamed(shape, empty.dtype, partial(stream_rider, source, rider, values, reports, check))
 
 
-def _riders(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """What rides along, and what is said of values that cannot be read: where bad data pass, they are as if missing."""
+def _read_riders(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """Return the values of extras, and reports of those that are lost because they cannot be read."""
     try:
-        return read_riders(source), []  # at one go; piece by piece is several times as slow
+        return read_riders(source), []  # all at once, which is several times faster than piece by piece
     except DataError:
         if bad_data.on_bad_data == "raise":
             raise

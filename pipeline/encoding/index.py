@@ -1,8 +1,8 @@
-"""All parts as one file: ``index.h5``, a view of them that holds no values.
+"""``index.h5``: all parts as one file, a view that holds no values.
 
-HDF5 takes 20 kB of memory for each part that such a view names, to make it, and 4 kB for each that a dataset of it
-names, to open that. So one of very many parts is a view of views, ``index-<digest>.h5``, of `_MOST` parts each, that
-HDF5 opens as their rows are read. They stand beside it, and not in ``parts/``, where whoever reads all that lies there
+HDF5 takes 20 kB of memory for each part to create such a view, and 4 kB for each part to open a dataset of it.
+Therefore the index of very many parts is a view of views, ``index-<digest>.h5``, of `_MOST` parts each, which HDF5
+opens when their rows are read. They are next to the index and not in ``parts/``, where programs that read all files
 would find rows twice.
 """
 
@@ -26,7 +26,7 @@ _MOST = 1000
 
 _Part = TypeVar("_Part")
 _Viewed = tuple[str, Mapping[str, Shape]]
-"""A file, by its path from the view, and shape and dtype of each of its datasets."""
+"""A file, by its path relative to the view, and shape and dtype of each of its datasets."""
 
 
 def index_files(
@@ -35,72 +35,96 @@ def index_files(
     categories: Mapping[str, np.ndarray],
     attributes: Mapping[str, Any],
 ) -> Iterator[tuple[str, bytes]]:
-    """Make files that have to be there in this order, ``index.h5`` last; no part is opened for them.
+    """Make the files of an index, without opening a part.
 
-    Riding datasets that not every part has, or not in one dtype, are left out; the parts keep them.
+    Extras that are missing in some parts, or have several dtypes, are left out of the index.
 
     Parameters
     ----------
     parts : sequence
-        In the order of the rows.
+        All parts, in the order of the rows.
     viewed : callable
-        A part's file, by its path from the output directory, and shape and dtype of each of its datasets.
+        Returns the file of a part, by its path relative to the output directory, and shape and dtype of each dataset.
     categories : mapping of str to ndarray
-        What codes in them stand for, by the path in the file.
+        Categories of extras that are stored as codes, by path in the file.
     attributes : mapping
-        Of ``index.h5``; nested values as JSON.
+        Attributes of ``index.h5``; nested values are written as JSON.
 
     Yields
     ------
     tuple of (str, bytes)
-        A name from the output directory, and what stands there.
+        Name relative to the output directory, and content. The files must be written in this order, ``index.h5`` last.
     """
     if len(parts) <= _MOST:
-        views = [viewed(part) for part in parts]
+        files = [viewed(part) for part in parts]
     else:
-        views = []
+        files = []
         for start in range(0, len(parts), _MOST):
-            some = [viewed(part) for part in parts[start : start + _MOST]]
-            data = _view(some, {}, {})
-            name = f"index-{digest([data])[:32]}.h5"  # of what it holds: never in the place of another
+            group = [viewed(part) for part in parts[start : start + _MOST]]
+            data = _view(group, {}, {})
+            name = f"index-{digest([data])[:32]}.h5"  # the digest of its content, so that no other file has this name
             yield name, data
-            views.append((name, _shapes([shapes for _, shapes in some])))
-    yield INDEX, _view(views, categories, attributes)
+            files.append((name, _joined_shapes(group)))
+    yield INDEX, _view(files, categories, attributes)
 
 
 def _view(files: Sequence[_Viewed], categories: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a view of files, one after the other."""
     with h5py.File.in_memory() as file:
         describe(file, {**attributes, "view": _VIEW})
-        for name, whole in _shapes([shapes for _, shapes in files]).items():
-            _write_virtual(file, name, whole, [(path, shapes[name][0]) for path, shapes in files])
-        for path, found in categories.items():
-            file.create_dataset(path, data=found)
-        file.flush()  # the image is of what has left HDF5's cache
+        for name, shape in _joined_shapes(files).items():
+            sources = [(path, shapes[name][0]) for path, shapes in files]
+            _write_virtual(file, name, shape, sources)
+        for path, values in categories.items():
+            file.create_dataset(path, data=values)
+        file.flush()  # the image lacks what is still in HDF5's cache
         return bytes(file.id.get_file_image())
 
 
-def _shapes(parts: Sequence[Mapping[str, Shape]]) -> dict[str, Shape]:
-    """Of what all of them have, one after the other."""
-    return {
-        name: ((sum(part[name][0][0] for part in parts), *parts[0][name][0][1:]), dtype)
-        for name, dtype in common(parts).items()
-    }
+def _joined_shapes(files: Sequence[_Viewed]) -> dict[str, Shape]:
+    """Return shapes and dtypes of the datasets that all files have, concatenated along the rows."""
+    parts = [shapes for _, shapes in files]
+    joined: dict[str, Shape] = {}
+    for name, dtype in common(parts).items():
+        dims = [part[name][0] for part in parts]
+        n_rows = sum(shape[0] for shape in dims)
+        joined[name] = ((n_rows, *dims[0][1:]), dtype)
+    return joined
 
 
-def _write_virtual(file: h5py.File, name: str, of: Shape, files: Sequence[tuple[str, tuple[int, ...]]]) -> None:
-    """A dataset over the ones of this name in `files`, as an `h5py.VirtualLayout` would, in half the time."""
-    whole = h5py.h5s.create_simple(of[0])
-    dtype = of[1]
-    how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    how.set_layout(h5py.h5d.VIRTUAL)
-    how.set_obj_track_times(False)  # of equal parts, an equal index
-    if dtype.kind in "fciu":  # all others' are HDF5's own
-        how.set_fill_value(np.array(missing_value(dtype), dtype))
-    there = name.replace("%", "%%").encode()  # HDF5 reads % as the start of a format
-    first = 0
-    for path, shape in files:
-        whole.select_hyperslab((first, *(0 for _ in shape[1:])), shape)
-        how.set_virtual(whole, path.encode(), there, h5py.h5s.create_simple(shape))
-        first += shape[0]
-    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype, logical=True), whole, dcpl=how)
+def _write_virtual(file: h5py.File, name: str, shape: Shape, sources: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+    """Create a virtual dataset like an `h5py.VirtualLayout`, in half the time.
+
+    Parameters
+    ----------
+    file : h5py.File
+    name : str
+        Name of the dataset, here and in all sources.
+    shape : Shape
+        Shape and dtype of the virtual dataset.
+    sources : sequence of (str, tuple of int)
+        Path of each file, and the shape of the dataset there.
+    """
+    dims, dtype = shape
+    creation = _virtual_layout(dtype)
+    space = h5py.h5s.create_simple(dims)
+    source_name = name.replace("%", "%%").encode()  # HDF5 interprets %
+    start = 0
+    for path, source_dims in sources:
+        corner = (start, *(0 for _ in source_dims[1:]))
+        space.select_hyperslab(corner, source_dims)
+        creation.set_virtual(space, path.encode(), source_name, h5py.h5s.create_simple(source_dims))
+        start += source_dims[0]
+    stored_type = h5py.h5t.py_create(dtype, logical=True)
+    h5py.h5d.create(file.id, name.encode(), stored_type, space, dcpl=creation)
     write_attributes(file[name], {"view": _VIEW})
+
+
+def _virtual_layout(dtype: np.dtype) -> h5py.h5p.PropDCID:
+    """Return the creation properties of a virtual dataset without sources."""
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_layout(h5py.h5d.VIRTUAL)
+    creation.set_obj_track_times(False)  # so that the index of equal parts has equal bytes
+    if dtype.kind in "fciu":  # for other dtypes HDF5's default is our missing value
+        creation.set_fill_value(np.array(missing_value(dtype), dtype))
+    return creation

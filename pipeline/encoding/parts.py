@@ -1,4 +1,4 @@
-"""Which rows make a part, and what is known of a part whose features stand in a file."""
+"""Parts: row ranges whose features are committed together, and the facts about committed ones."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from pipeline.output.records import Entry, Record
 from pipeline.scan.drift import Outside
 from pipeline.shards.shard import Block, Shard
 
-__all__ = ["LISTED", "Part", "PartFacts", "plan_parts"]
+__all__ = ["MAX_LISTED_COLUMNS", "Part", "PartFacts", "plan_parts"]
 
-
-LISTED = 20
-"""Columns in which a part's rows lie outside a range that its record keeps, at most: there are thousands of parts."""
+MAX_LISTED_COLUMNS = 20
+"""Largest number of columns with values outside the range that a part's record lists: there are thousands of parts."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,9 @@ class Part:
     Attributes
     ----------
     number : int
-        The shard's place in the input.
+        Index of the shard in the input.
     source : Block
-        The rows it is made from.
+        The rows of the part.
     """
 
     number: int
@@ -34,33 +33,40 @@ class Part:
 
     @property
     def key(self) -> str:
-        """Its name; in the order of the names, parts are in the order of the input's rows."""
+        """The part's name. Sorting parts by name sorts them in the order of the input's rows."""
         return _key(self.number, self.source.start)
 
 
 @dataclass(frozen=True)
 class PartFacts:
-    """A part whose features stand in a file.
+    """Facts about one encoded part.
 
-    Its commit record and its line of the manifest are made of this, and nothing else knows what stands in them.
+    Only this class knows the contents of a part's commit record and of its line in the manifest.
 
     Attributes
     ----------
     entry : Entry
-        The file.
-    n_rows, n_bad, n_outside : int
-        Rows; those whose features do not count; good ones outside the range of the model's training rows.
+        The part's file.
+    n_rows : int
+        Number of rows.
+    n_bad : int
+        Number of bad rows, whose features are NaN.
+    n_outside : int
+        Number of good rows outside the range of the model's training rows.
     shard : int
-        Its source's place in the input.
+        Index of the shard in the input.
+    path, dataset : str
+        The shard's file, and the dataset that holds its rows.
     start, stop : int
-        Rows of the dataset.
-    dtype, max_error : str, float or None
-        Of the features as they are stored, and how far one is off at most from what the encoder gave; None where they
-        are stored as they come from it.
+        Row range in the shard.
+    dtype : str or None
+        Dtype of the stored features, or None if they are stored exactly as the encoder returned them.
+    max_error : float or None
+        Largest difference between a stored feature and the encoder's result, or None as for `dtype`.
     bad : tuple of dict
         With quarantine, ``row``, ``columns`` and ``reason`` of each bad row.
     outside : tuple of Outside
-        The columns in which rows lie farthest outside that range, and how many values do.
+        The columns in which rows lie farthest outside the range, with the number of such values.
     """
 
     entry: Entry
@@ -78,54 +84,85 @@ class PartFacts:
     outside: tuple[Outside, ...] = ()
 
     @classmethod
-    def of(cls, record: Record) -> PartFacts:
-        """What `record` has made a record of."""
-        facts = dict(record.facts)  # a record stays as it was read
+    def from_record(cls, record: Record) -> PartFacts:
+        """Return the facts that `record` has put into a commit record."""
+        facts = dict(record.facts)  # a copy, because the record must not change
         bad = facts.pop("bad", ())
         outside = facts.pop("outside", ())
-        return cls(record.entry, **facts, bad=tuple(bad), outside=tuple(Outside(*each) for each in outside))
+        columns = tuple(Outside(*each) for each in outside)
+        return cls(record.entry, **facts, bad=tuple(bad), outside=columns)
 
     def record(self, fingerprint: str) -> Record:
-        """What commits it; `fingerprint` is of everything that decides its features."""
-        # Empty lists stay out: a record of a part without bad rows is as short as it can be, and there are thousands.
-        lists = {name: list(found) for name in ("bad", "outside") if (found := getattr(self, name))}
-        return Record(_key(self.shard, self.start), fingerprint, self.entry, {**self._numbers(), **lists})
+        """Return the commit record. The fingerprint is that of everything that determines the features."""
+        facts = self._numbers()
+        # Empty lists are left out: there are thousands of records, and most parts have no bad rows.
+        if self.bad:
+            facts["bad"] = list(self.bad)
+        if self.outside:
+            facts["outside"] = list(self.outside)
+        return Record(_key(self.shard, self.start), fingerprint, self.entry, facts)
 
     def line(self) -> dict[str, Any]:
-        """What the manifest says of it; the lists stay in the record."""
+        """Return the part's line of the manifest, which does not repeat the lists."""
         return {**vars(self.entry), **self._numbers()}
 
     def _numbers(self) -> dict[str, Any]:
-        facts = {name: value for name, value in vars(self).items() if name not in ("entry", "bad", "outside")}
-        return {name: value for name, value in facts.items() if value is not None}
+        """Return all facts except the file, the lists and what is None."""
+        left_out = ("entry", "bad", "outside")
+        return {name: value for name, value in vars(self).items() if name not in left_out and value is not None}
 
 
 def plan_parts(
-    shards: Sequence[Shard], part_rows: int, there: Sequence[PartFacts]
+    shards: Sequence[Shard], part_rows: int, committed: Sequence[PartFacts]
 ) -> tuple[list[Part], list[PartFacts]]:
-    """Parts for the rows that no committed one holds, in their order; and committed ones that count for nothing.
+    """Plan parts for all rows that are not committed yet.
 
-    Committed parts may be of another size: what they hold stays, whatever the memory or the threads are now. Only those
-    that overlap an earlier one are for nothing.
+    Committed parts may have other sizes than `part_rows`: memory and threads may have changed since. They are all kept,
+    except those that overlap an earlier one.
+
+    Parameters
+    ----------
+    shards : sequence of Shard
+    part_rows : int
+        Largest number of rows of a new part.
+    committed : sequence of PartFacts
+        Parts of earlier runs.
+
+    Returns
+    -------
+    missing : list of Part
+        Parts to encode, in the order of the rows.
+    overlapping : list of PartFacts
+        Committed parts that are not used.
     """
+    parts_of_shard: dict[int, list[PartFacts]] = {}
+    for part in sorted(committed, key=lambda part: part.start):
+        parts_of_shard.setdefault(part.shard, []).append(part)
     missing: list[Part] = []
     overlapping: list[PartFacts] = []
-    of_shard: dict[int, list[PartFacts]] = {}
-    for part in sorted(there, key=lambda part: part.start):  # so that the one that begins first is kept
-        of_shard.setdefault(part.shard, []).append(part)
     for number, shard in enumerate(shards):
-        first = 0
-        gaps = list[tuple[int, int]]()
-        for part in of_shard.get(number, []):
-            if part.start < first or part.stop > shard.n_rows:  # made with parts of other sizes, by two runs
-                overlapping.append(part)
-                continue
-            gaps.append((first, part.start))
-            first = part.stop
-        gaps.append((first, shard.n_rows))
-        missing += [Part(number, block) for gap in gaps for block in Block(shard, *gap).cut(part_rows)]
+        gaps, unused = _gaps(shard, parts_of_shard.get(number, []))
+        overlapping += unused
+        for start, stop in gaps:
+            blocks = Block(shard, start, stop).cut(part_rows)
+            missing += [Part(number, block) for block in blocks]
     return missing, overlapping
 
 
+def _gaps(shard: Shard, parts: Sequence[PartFacts]) -> tuple[list[tuple[int, int]], list[PartFacts]]:
+    """Return the row ranges of a shard between its parts, sorted by first row, and the parts that do not fit."""
+    gaps = []
+    overlapping = []
+    first = 0
+    for part in parts:
+        if part.start < first or part.stop > shard.n_rows:  # two runs with other part sizes made them
+            overlapping.append(part)
+            continue
+        gaps.append((first, part.start))
+        first = part.stop
+    gaps.append((first, shard.n_rows))
+    return gaps, overlapping
+
+
 def _key(shard: int, start: int) -> str:
-    return f"part-{shard:06d}-{start:012d}"  # as many digits as keep the order of the numbers
+    return f"part-{shard:06d}-{start:012d}"  # padded, so that the order of the names is that of the numbers

@@ -1,4 +1,4 @@
-"""How features are stored: in which dtype, rounded to what, compressed by what; and how far that moves them."""
+"""Storage of features: their dtype, rounding and compression, and the error that this causes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pipeline.settings.resolve import ResolvedStorage
 
 __all__ = ["PLAIN", "Chunked", "Storage", "TooCoarse", "storages", "write_chunked"]
 
-_AT_ONCE = 2**12  # rows that are rounded at once: they stay in the processor's cache
-_CHUNK = 2**18  # bytes of a chunk before it is compressed: HDF5 undoes a whole one for each look into it
-_DIGITS = 2.0**23  # from there on float32 has whole numbers only
-_LEVEL = 1  # of deflate: 4 takes twice as long to save a fortieth
+_BLOCK_ROWS = 2**12  # rows that are rounded at once, and then still in the processor's cache
+_CHUNK_BYTES = 2**18  # before compression: HDF5 decompresses a whole chunk for each read from it
+_INTEGER_RANGE = 2.0**23  # from this magnitude on float32 holds integers only
+_LEVEL = 1  # of deflate: level 4 takes twice as long and saves a fortieth
 
 
 class TooCoarse(ShardpressError):
-    """Features cannot be stored in a dtype without more of an error than is allowed."""
+    """Features cannot be stored in a dtype within the allowed error."""
 
 
 class Chunked(NamedTuple):
-    """Values (n_rows, n_features) that are to be stored in chunks of rows, compressed by ``gzip`` or ``lzf``."""
+    """Values (n_rows, n_features) to store in chunks of rows, compressed by ``gzip`` or ``lzf``."""
 
     values: np.ndarray
     compression: str
@@ -35,17 +35,17 @@ class Chunked(NamedTuple):
 
 @dataclass(frozen=True)
 class Storage:
-    """How the features of a run are stored.
+    """Storage format of the features of a run.
 
     Attributes
     ----------
     dtype : str
         ``float32`` or ``float16``.
     compression : str
-        ``none``, ``lzf`` or ``gzip``, the bytes of equal significance beside each other.
+        ``none``, ``lzf`` or ``gzip``; the last two after HDF5's shuffle filter.
     max_error : float or None
-        How far a stored feature may be off; they are rounded so that as much of that as possible is used. None for as
-        near as the dtype has it.
+        Largest allowed error of a stored feature. Features are rounded as far as it allows. None for the nearest value
+        of the dtype.
     """
 
     dtype: str = "float32"
@@ -54,52 +54,55 @@ class Storage:
 
     @property
     def is_plain(self) -> bool:
-        """Whether features are stored as they come from the encoder."""
+        """Whether features are stored exactly as the encoder returns them."""
         return self == PLAIN
 
     @property
     def itemsize(self) -> int:
-        """Bytes of a feature before it is compressed."""
+        """Bytes of a feature before compression."""
         return np.dtype(self.dtype).itemsize
 
     def store(self, features: np.ndarray, out: np.ndarray) -> float:
-        """Put features into the form in which they are stored.
+        """Convert features to the form in which they are stored.
 
         Parameters
         ----------
-        features, out : ndarray of shape (n_rows, n_features)
-            As they come from the encoder, float32, NaN where they do not count; and of this dtype.
+        features : ndarray of shape (n_rows, n_features), float32
+            Results of the encoder, NaN in bad rows.
+        out : ndarray of shape (n_rows, n_features), this dtype
+            Array for the converted features.
 
         Returns
         -------
         float
-            How far one is off at most.
+            Largest difference between a stored feature and the encoder's result.
 
         Raises
         ------
         TooCoarse
-            When that is more than is allowed.
+            If that is more than the allowed error.
         """
         error = 0.0
-        for rows in _pieces(len(features), _AT_ONCE):
+        for rows in _slices(len(features), _BLOCK_ROWS):
             out[rows] = self._rounded(features[rows])
-            # In float32: of two numbers that are nearly equal the difference is exact.
-            off = np.subtract(out[rows], features[rows], dtype=np.float32)
-            error = max(
-                error, float(np.fmax.reduce(np.abs(off, out=off), axis=None, initial=0))
-            )  # which passes over NaN
+            # The difference of two nearly equal numbers is exact in float32.
+            difference = np.subtract(out[rows], features[rows], dtype=np.float32)
+            np.abs(difference, out=difference)
+            largest = np.fmax.reduce(difference, axis=None, initial=0)  # ignores NaN
+            error = max(error, float(largest))
         if self.max_error is not None and error > self.max_error:
             raise TooCoarse(f"{self.dtype} is off by {error:.3g}, expected {self.max_error:g} at most")
         return error
 
     def _rounded(self, features: np.ndarray) -> np.ndarray:
         if self.max_error is not None:
-            # A power of two: no product is rounded, and trailing bits become 0, which compressors see.
+            # With a power of two all products are exact, and trailing zero bits remain, which compress well.
             step = np.float32(2.0 ** math.floor(math.log2(2 * self.max_error)))
             with np.errstate(over="ignore"):
-                few = np.rint(features / step) * step
-            features = np.where(np.abs(features) < _DIGITS * step, few, features)  # float32 has no more of the others
-        most = np.finfo(self.dtype).max  # beyond it float16 would have Inf, which is no feature
+                rounded = np.rint(features / step) * step
+            # Larger features have no bits below `step`.
+            features = np.where(np.abs(features) < _INTEGER_RANGE * step, rounded, features)
+        most = np.finfo(self.dtype).max  # float16 would turn larger values into Inf
         return np.clip(features, -most, most)
 
 
@@ -107,7 +110,7 @@ PLAIN = Storage()
 
 
 def storages(settings: ResolvedStorage) -> list[Storage]:
-    """How features are to be stored, as far as their error allows it: the smallest one first."""
+    """Return the storage formats to try, the smallest first. The error of the features decides which one is used."""
     compression = settings.compression
     if settings.max_feature_error is None:
         return [Storage(settings.storage_dtype or "float32", compression)]
@@ -115,30 +118,41 @@ def storages(settings: ResolvedStorage) -> list[Storage]:
 
 
 def write_chunked(file: h5py.File, name: str, chunked: Chunked) -> None:
-    """Have HDF5 store values in compressed chunks; gzip is left to libdeflate, in several threads where there are."""
-    values, compression = chunked
+    """Create a dataset with compressed chunks.
+
+    For gzip this function compresses the chunks by libdeflate: HDF5's zlib takes three times as long and holds HDF5's
+    lock meanwhile.
+    """
+    values = chunked.values
     row_bytes = values.dtype.itemsize * values.shape[1]
-    n_rows = max(1, min(len(values), _CHUNK // row_bytes))
-    item = file.create_dataset(
+    chunk_rows = max(1, min(len(values), _CHUNK_BYTES // row_bytes))
+    dataset = file.create_dataset(
         name,
         values.shape,
         values.dtype,
-        chunks=(n_rows, values.shape[1]),
-        compression=compression,
+        chunks=(chunk_rows, values.shape[1]),
+        compression=chunked.compression,
         shuffle=True,
-        track_times=False,  # equal parts are equal bytes
+        track_times=False,  # so that equal parts have equal bytes
     )
-    if compression == "lzf":
-        item[...] = values
+    if chunked.compression == "lzf":
+        dataset[...] = values
         return
-    chunk = np.zeros(item.chunks, values.dtype)
-    for rows in _pieces(len(values), n_rows):
-        piece = values[rows]
-        chunk[: len(piece)], chunk[len(piece) :] = piece, 0
-        shuffled = chunk.reshape(-1).view(np.uint8).reshape(-1, chunk.itemsize).T
-        # Past HDF5's zlib, which takes three times as long and holds the lock of all threads.
-        item.id.write_direct_chunk((rows.start, 0), deflate.zlib_compress(np.ascontiguousarray(shuffled), _LEVEL))
+    chunk = np.zeros(dataset.chunks, values.dtype)
+    for rows in _slices(len(values), chunk_rows):
+        n_rows = rows.stop - rows.start
+        chunk[:n_rows] = values[rows]
+        chunk[n_rows:] = 0
+        dataset.id.write_direct_chunk((rows.start, 0), _compressed(chunk))
 
 
-def _pieces(n: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+def _compressed(chunk: np.ndarray) -> bytearray:
+    """Return the bytes of a chunk after HDF5's filters shuffle and gzip."""
+    as_bytes = chunk.reshape(-1).view(np.uint8).reshape(-1, chunk.itemsize)
+    shuffled = np.ascontiguousarray(as_bytes.T)
+    return deflate.zlib_compress(shuffled, _LEVEL)
+
+
+def _slices(n: int, size: int) -> Iterator[slice]:
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))

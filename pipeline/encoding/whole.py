@@ -1,9 +1,9 @@
-"""All parts copied into one file, ``single.h5``, for whoever wants to carry one away.
+"""``single.h5``: a copy of all parts in one file, which is easy to move.
 
-HDF5 lays it out in memory, where only its own words take room; the values are copied from the parts, a piece at a time.
-So it takes the same memory whatever its size, and goes to the disk like any other file of ours. Texts of any length
-become texts of one length, that of the longest, and what is compressed in the parts is not any more: only HDF5 could
-write the others, and not in bounded memory.
+HDF5 lays the file out in memory without its values. These are copied from the parts piece by piece, so that a file of
+any size takes the same memory, and is written to disk like any other file. Strings of any length become strings of
+fixed length, that of the longest one, and compressed values are stored without compression: only HDF5 itself could
+write the original forms, and not in bounded memory.
 """
 
 from __future__ import annotations
@@ -27,51 +27,60 @@ from pipeline.output.disk import Pieces
 
 __all__ = ["single_file"]
 
-_PIECE = 2**22  # bytes copied at once: a signal waits for no more than that
-_PIECE_TEXTS = 2**14  # texts, each an object of some 50 bytes beside its own
-_FIRST_TEXTS = 16  # that are read before anything is known of their lengths
+_PIECE = 2**22  # bytes that are copied at once; signals are handled between two pieces
+_PIECE_TEXTS = 2**14  # strings, each of which takes some 50 bytes in addition to its characters
+_FIRST_TEXTS = 16  # strings that are read at first, when nothing is known about their lengths
 
 
 @dataclass(frozen=True)
 class _Values:
-    """What a part holds of a dataset, and from which byte on."""
+    """A dataset of a part.
+
+    Attributes
+    ----------
+    offset : int or None
+        Position of the values in the file; None if they are not contiguous.
+    """
 
     path: Path
     shape: tuple[int, ...]
     dtype: np.dtype
-    place: int | None
+    offset: int | None
 
 
 def single_file(directory: Path, files: Sequence[str], attributes: Mapping[str, Any]) -> Pieces:
-    """The bytes of a feature shard with the rows of all parts.
+    """Return the bytes of a feature shard with the rows of all parts.
 
     Parameters
     ----------
+    directory : Path
+        Output directory.
     files : sequence of str
-        The parts, relative to the directory, in the order of the rows.
+        Files of the parts, relative to the directory, in the order of the rows.
     attributes : mapping
-        Nested values as JSON.
+        Attributes of the file; nested values are written as JSON.
 
     Returns
     -------
     Pieces
-        Read from the parts as they are asked for.
+        Content that is read from the parts on demand.
 
     Raises
     ------
     ReadFailed
-        Also while they are asked for.
+        Also while the pieces are read.
     """
-    parts = [_values(directory / name) for name in files]
+    parts = [_datasets(directory / name) for name in files]
     names = common([{name: (values.shape, values.dtype) for name, values in part.items()} for part in parts])
     columns = {name: [part[name] for part in parts] for name in names}
-    shapes = {name: _shape(name, column) for name, column in columns.items()}
+    shapes = {name: _joined_shape(name, column) for name, column in columns.items()}
     categories = {f"{CATEGORIES}/{name}": found for name, found in categories_of(directory / files[0]).items()}
     template = lay_out(shapes, categories, attributes)
     return Pieces(template.n_bytes, _pieces(template, columns, shapes))
 
 
-def _values(path: Path) -> dict[str, _Values]:
+def _datasets(path: Path) -> dict[str, _Values]:
+    """Return the datasets of a part, by name."""
     try:
         with reading(path) as part:
             return {
@@ -83,81 +92,96 @@ def _values(path: Path) -> dict[str, _Values]:
         raise _unreadable(path, error) from error
 
 
-def _shape(name: str, column: Sequence[_Values]) -> Shape:
-    """Of the values of all parts, and the dtype in which they are stored."""
-    shape = (sum(values.shape[0] for values in column), *column[0].shape[1:])
-    if not column[0].dtype.hasobject:
-        return shape, column[0].dtype
-    # Every text is read twice, now and when it is copied: the length decides where all that follows lies.
-    longest = max((len(text) for values in column for texts in _read_texts(name, values) for text in texts), default=1)
-    return shape, h5py.string_dtype("utf-8", max(1, longest))
+def _joined_shape(name: str, column: Sequence[_Values]) -> Shape:
+    """Return the shape of the values of all parts, and the dtype in which they are stored."""
+    n_rows = sum(values.shape[0] for values in column)
+    shape = (n_rows, *column[0].shape[1:])
+    dtype = column[0].dtype
+    if dtype.hasobject:
+        # The largest length determines the layout, so strings are read twice, now and when they are copied.
+        n_bytes = max(1, *(_longest_text(name, values) for values in column))
+        dtype = h5py.string_dtype("utf-8", n_bytes)
+    return shape, dtype
+
+
+def _longest_text(name: str, values: _Values) -> int:
+    longest = 0
+    for texts in _read_texts(name, values):
+        longest = max(longest, *map(len, texts))
+    return longest
 
 
 def _pieces(
     template: Template, columns: Mapping[str, Sequence[_Values]], shapes: Mapping[str, Shape]
 ) -> Iterator[bytes | memoryview]:
-    """The file from its first byte to its last."""
+    """Yield the file from its first byte to its last."""
     for _, piece in template.pieces:
         if not isinstance(piece, str):
             yield piece
             continue
+        _, dtype = shapes[piece]
         for values in columns[piece]:
-            for copied in _bytes_of(piece, values, shapes[piece][1]):
+            for copied in _stored_bytes(piece, values, dtype):
                 signals.check()
                 yield copied
 
 
-def _bytes_of(name: str, values: _Values, dtype: np.dtype) -> Iterator[bytes | memoryview]:
-    """A part's values as they stand in the single file."""
+def _stored_bytes(name: str, values: _Values, dtype: np.dtype) -> Iterator[bytes | memoryview]:
+    """Yield a part's values as they are stored in the single file."""
     if values.dtype.hasobject:
-        return (
-            np.array(texts, dtype=f"S{dtype.itemsize}").tobytes() for texts in _read_texts(name, values, dtype.itemsize)
-        )
-    if values.place is None:
+        for texts in _read_texts(name, values, dtype.itemsize):
+            yield np.array(texts, dtype=f"S{dtype.itemsize}").tobytes()
+    elif values.offset is None:
         row_bytes = prod(values.shape[1:]) * dtype.itemsize
-        return (rows.tobytes() for rows in _read(name, values, max(1, _PIECE // max(1, row_bytes))))
-    return _copied(values)
+        piece_rows = max(1, _PIECE // max(1, row_bytes))
+        for start in range(0, values.shape[0], piece_rows):
+            yield _read_rows(name, values, start, piece_rows).tobytes()
+    else:
+        yield from _copied(values, values.offset)
 
 
-def _copied(values: _Values) -> Iterator[memoryview]:
-    """The bytes of numbers, as they stand in the part."""
+def _copied(values: _Values, offset: int) -> Iterator[memoryview]:
+    """Yield the bytes of contiguous values."""
     n_bytes = prod(values.shape) * values.dtype.itemsize
-    memory = memoryview(bytearray(min(_PIECE, n_bytes)))  # whoever is given a piece is done before the next
+    buffer = memoryview(bytearray(min(_PIECE, n_bytes)))  # for all pieces: each is written before the next is read
     try:
-        # Past HDF5, which would take its own lock and Python's for each piece.
+        # Without HDF5, which would take its own lock and Python's for each piece.
         with open(values.path, "rb", buffering=0) as file:
             for start in range(0, n_bytes, _PIECE):
-                piece = memory[: n_bytes - start]
-                read_into(file.fileno(), piece, (values.place or 0) + start)
+                piece = buffer[: n_bytes - start]
+                read_into(file.fileno(), piece, offset + start)
                 yield piece
     except OSError as error:
         raise _unreadable(values.path, error) from error
 
 
-def _read(name: str, values: _Values, n_rows: int) -> Iterator[np.ndarray]:
-    """Read what only HDF5 can read of a part, `n_rows` rows at a time."""
-    for start in range(0, values.shape[0], n_rows):
-        yield _rows(name, values, start, n_rows)
+def _read_texts(name: str, values: _Values, itemsize: int = 0) -> Iterator[np.ndarray]:
+    """Yield strings of any length, some megabytes at a time.
 
-
-def _read_texts(name: str, values: _Values, longest: int = 0) -> Iterator[np.ndarray]:
-    """Read texts of any length of a part, some megabytes at a time, also if each takes `longest` bytes."""
-    most = max(1, min(_PIECE_TEXTS, _PIECE // max(1, longest)))
+    Parameters
+    ----------
+    name : str
+        Name of the dataset.
+    values : _Values
+    itemsize : int
+        Bytes that each string takes in the caller's array.
+    """
+    most = max(1, min(_PIECE_TEXTS, _PIECE // max(1, itemsize)))
     n_texts = min(_FIRST_TEXTS, most)
     start = 0
     while start < values.shape[0]:
-        texts = _rows(name, values, start, n_texts)
+        texts = _read_rows(name, values, start, n_texts)
         yield texts
         start += len(texts)
         mean_bytes = max(1, sum(map(len, texts)) // len(texts))
         n_texts = max(1, min(most, 4 * n_texts, _PIECE // mean_bytes))
 
 
-def _rows(name: str, values: _Values, start: int, n_rows: int) -> np.ndarray:
+def _read_rows(name: str, values: _Values, start: int, n_rows: int) -> np.ndarray:
     try:
         with reading(values.path) as part:
-            found: np.ndarray = part[name][start : start + n_rows]
-            return found
+            rows: np.ndarray = part[name][start : start + n_rows]
+            return rows
     except FAILURES as error:
         raise _unreadable(values.path, error) from error
 

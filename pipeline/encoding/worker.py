@@ -1,7 +1,8 @@
-"""What a process keeps from one part to the next: the model on its device, memory of each thread, and turns.
+"""State that a process keeps between parts: the model on its device, the memory of each thread, and semaphores.
 
-None of it can be sent anywhere. The process that has trained puts in what it has; any other makes its own, of the
-model's file: a task names that, and does not carry the weights, which are larger than all else in it.
+None of it can be sent to another process. The process that has trained the model passes its own encoder; any other
+process loads the model from its file. Tasks name this file instead of carrying the weights, which are larger than
+everything else in a task.
 """
 
 from __future__ import annotations
@@ -30,41 +31,41 @@ from pipeline.shards.shard import Block, Shard
 __all__ = ["IN_MEMORY", "EncodeSettings", "Encoder", "Worker", "check_place", "serving", "worker_of"]
 
 Encoder = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
-"""Writes the features of rows (n, n_inputs) into an array (n, n_features), in any number of threads. It may return
-positions of rows; all others then hold finite numbers in the model's range."""
+"""Function that writes features of rows (n, n_inputs) into an array (n, n_features), from any number of threads. It
+may return positions of rows; all other rows then hold finite numbers in the model's range."""
 
 IN_MEMORY = Entry("", 0, "")
-"""The model's file of tasks that never leave the process which has the model: see `serving`."""
+"""Model file in tasks for the process that has the model in memory: see `serving`."""
 
 
 @dataclass(frozen=True)
 class EncodeSettings:
-    """What all parts have in common.
+    """Settings that all parts of a run share.
 
     Attributes
     ----------
     directory : str
         The output directory.
     model : Entry
-        The model's file there.
+        File of the model in that directory.
     dtype : str
-        That holds the rows of all shards, which decides how they are scaled.
+        Common dtype of the rows of all shards. It determines how rows are scaled.
     block_rows, part_rows : int
-        Of the largest block and part.
+        Number of rows of the largest block and of the largest part.
     n_readers : int
-        Threads of a process that read and encode at a time; others may write meanwhile. 0 for as many as it has cores
-        for its products: only it knows that, where others start it.
+        Number of threads of a process that read and encode at the same time; further threads write meanwhile. 0 for the
+        number of cores that the process uses for products, which differs between machines.
     bad_data : BadData
     has_range : bool
-        Whether rows may lie outside the range of those that the model was trained on.
+        Whether rows may lie outside the range of the model's training rows.
     attributes : mapping
-        Of every file.
+        Attributes of every file.
     storage : Storage
-        How features are stored.
+        Storage format of the features.
     n_wide : int
-        Parts with wide extras (`pipeline.shards.shard.is_wide`) that a process writes at a time.
+        Number of parts with wide extras (`pipeline.shards.shard.is_wide`) that a process writes at the same time.
     chunk_bytes : int
-        Of decompressed chunks that a process keeps for further reads.
+        Bytes of decompressed chunks that a process keeps for further reads.
     """
 
     directory: str
@@ -82,24 +83,25 @@ class EncodeSettings:
 
     @property
     def key(self) -> object:
-        """Equal for settings, wherever they come from, that one worker can serve."""
+        """Value that is equal for all settings that one worker can serve."""
         sizes = (self.block_rows, self.part_rows, self.n_readers, self.n_wide)
         return (self.model.blake3, self.dtype, *sizes, self.storage)
 
 
 class Worker:
-    """A process that encodes.
+    """Model, device and memory of a process that encodes.
 
     Attributes
     ----------
     model : Model
-        What it encodes with.
+    encode : callable
+        See `Encoder`.
     disk : Disk
-        What makes every change to the file system.
+        Makes all changes to the file system.
     turns : Semaphore
-        So that not all threads come to wait for the disk at the same time: the others encode whole parts meanwhile.
+        Limits the threads that read and encode. Otherwise all threads would come to wait for the disk together.
     wide_turns : Semaphore
-        Bounds the memory of wide extras: few threads hold those of a part at the same time.
+        Limits the threads that hold wide extras in memory.
     """
 
     def __init__(self, settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk) -> None:
@@ -109,26 +111,26 @@ class Worker:
         self.turns = threading.Semaphore(settings.n_readers or n_cores())
         self.wide_turns = threading.Semaphore(max(1, settings.n_wide))
         self._settings = settings
-        self._kept = threading.local()
+        self._local = threading.local()
 
     def block_memory(self, block: Block) -> np.ndarray:
-        """Where a block's rows (len(block), n_inputs) go, in its shard's dtype, over this thread's last ones."""
-        kept = getattr(self._kept, "block", None)
-        if kept is None or kept.dtype != block.shard.dtype:  # shards may differ in it
-            kept = np.empty((self._settings.block_rows, block.shard.n_inputs), dtype=block.shard.dtype)
-            self._kept.block = kept
-        return np.asarray(kept[: len(block)])
+        """Return this thread's array for the rows (len(block), n_inputs) of a block, in the dtype of its shard."""
+        memory = getattr(self._local, "block", None)
+        if memory is None or memory.dtype != block.shard.dtype:  # shards can have different dtypes
+            memory = np.empty((self._settings.block_rows, block.shard.n_inputs), dtype=block.shard.dtype)
+            self._local.block = memory
+        return np.asarray(memory[: len(block)])
 
     def part_memory(self, shard: Shard) -> PartMemory:
-        """Where a part becomes a file, over this thread's last one."""
-        # In all shards of a run they are alike; but a process may serve another run that has the same model.
+        """Return this thread's memory for the file of a part."""
+        # Categories are the same in all shards of a run, but another run with the same model can have different ones.
         categories = [(rider.name, rider.categories) for rider in shard.riders]
-        if getattr(self._kept, "categories", None) != categories:
+        if getattr(self._local, "categories", None) != categories:
             settings = self._settings
-            self._kept.part = PartMemory(settings.part_rows, self.model.n_features, shard.riders, settings.storage)
-            self._kept.categories = categories
-        kept: PartMemory = self._kept.part
-        return kept
+            self._local.part = PartMemory(settings.part_rows, self.model.n_features, shard.riders, settings.storage)
+            self._local.categories = categories
+        memory: PartMemory = self._local.part
+        return memory
 
 
 _workers: dict[object, Worker] = {}  # one at most: a model and its memory are large
@@ -136,18 +138,18 @@ _making = threading.Lock()  # a model compiles once, however many threads begin 
 
 
 def worker_of(settings: EncodeSettings) -> Worker:
-    """The worker of this process; if there is none yet, one is made on the device that the process is set to.
+    """Return the worker of this process; make one on the device of this process if there is none yet.
 
     Raises
     ------
     ReadFailed
-        When the model's file is not the one that the task names.
+        If the model's file is not the one that the settings name.
     DeviceError, ConfigError, NotPermitted, WriteFailed
         As `pipeline.device.start_device`.
     """
     with _making:  # held while it compiles: the others could do nothing but the same
         if settings.key not in _workers:
-            model = _loaded(settings)
+            model = _load_model(settings)
             start_device()
             autoencoder = autoencoder_of(model.scaler, model.network, np.dtype(settings.dtype))
             autoencoder.set_parameters(model.parameters)
@@ -156,9 +158,10 @@ def worker_of(settings: EncodeSettings) -> Worker:
         return _workers[settings.key]
 
 
-def _loaded(settings: EncodeSettings) -> Model:
+def _load_model(settings: EncodeSettings) -> Model:
     directory = Path(settings.directory)
-    if fault := fault_of(directory, settings.model):
+    fault = fault_of(directory, settings.model)
+    if fault is not None:
         raise ReadFailed(
             f"{fault}. Either the model was damaged, or this worker, on host {socket.gethostname()}, sees another file "
             "system than the driver: every worker must find the output directory under the same path."
@@ -169,12 +172,13 @@ def _loaded(settings: EncodeSettings) -> Model:
 def check_place(settings: EncodeSettings) -> None:
     """Raise `TryAgain` when the output directory is no longer the one in which the run began.
 
-    The model's file is looked for, since no other directory has a file of its name. Device and inode of the lock, by
-    which the driver knows the directory, differ between hosts that share a file system.
+    The check looks for the model's file, whose name is unique. Device and inode of the lock, which the driver compares,
+    differ between hosts that share a file system.
     """
     if settings.model == IN_MEMORY:
         return
-    if not os.path.lexists(os.path.join(settings.directory, settings.model.file)):
+    path = os.path.join(settings.directory, settings.model.file)
+    if not os.path.lexists(path):
         raise TryAgain(
             f"output={shown(settings.directory)}: {shown(settings.model.file)} is not there any more, expected the "
             "directory in which the run began: it was moved away or replaced. Keep it in its place, and type the same "
@@ -184,10 +188,10 @@ def check_place(settings: EncodeSettings) -> None:
 
 @contextmanager
 def serving(settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk) -> Iterator[None]:
-    """Within the context this process encodes with what it has already, so that nothing compiles twice."""
+    """Let this process encode with the given model and encoder within the context, so that nothing compiles twice."""
     _workers.clear()
     _workers[settings.key] = Worker(settings, model, encode, disk)
     try:
         yield
     finally:
-        _workers.clear()  # the memory of its threads goes as well
+        _workers.clear()  # which also frees the memory of its threads

@@ -15,7 +15,7 @@ from pipeline.cluster.executor import compute
 from pipeline.device import autoencoder_of
 from pipeline.encoding.bad_data import BadData
 from pipeline.encoding.encode import EncodeTask, encode_part
-from pipeline.encoding.parts import LISTED, Part, PartFacts, plan_parts
+from pipeline.encoding.parts import MAX_LISTED_COLUMNS, Part, PartFacts, plan_parts
 from pipeline.encoding.storage import Storage, TooCoarse, storages
 from pipeline.encoding.worker import IN_MEMORY, EncodeSettings, serving
 from pipeline.errors import DataError, counted, shown
@@ -233,7 +233,7 @@ class EncodingStage:
     def _committed_as(self, earlier: EarlierResults, storage: Storage) -> Encoded:
         """Return the parts of an earlier run in one form of storage; drop those that overlap others."""
         key = self.key(storage)
-        parts = [PartFacts.of(record) for record in earlier.records("part", key)]
+        parts = [PartFacts.from_record(record) for record in earlier.records("part", key)]
         _, overlapping = plan_parts(self.prepared.shards, self.prepared.budget.part_rows, parts)
         earlier.drop(*(part.record(key) for part in overlapping))
         return Encoded(key, [part for part in parts if part not in overlapping])
@@ -251,7 +251,7 @@ class EncodingStage:
             limit.count(part)
         if missing:
             self._encode(context, encoder, storage, missing, limit)
-        parts = [PartFacts.of(record) for record in context.ledger.records("part", encoded.key)]
+        parts = [PartFacts.from_record(record) for record in context.ledger.records("part", encoded.key)]
         return Encoded(encoded.key, parts)
 
     def _encode(
@@ -363,7 +363,7 @@ def _rows_in_words(parts: Sequence[PartFacts]) -> str:
 
 
 def _drifted(part: PartFacts) -> PartDrift:
-    is_whole = len(part.outside) < LISTED and all(one.n_values for one in part.outside)
+    is_whole = len(part.outside) < MAX_LISTED_COLUMNS and all(one.n_values for one in part.outside)
     return PartDrift(part.shard, part.n_rows, part.n_outside, part.outside, is_whole)
 
 

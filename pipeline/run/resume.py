@@ -167,7 +167,7 @@ def checkpoint_in_words(checkpoint: Record) -> str:
 
 def n_rows_in(parts: Iterable[Record]) -> int:
     """Return the number of rows in committed parts."""
-    return sum(PartFacts.of(record).n_rows for record in parts)
+    return sum(PartFacts.from_record(record).n_rows for record in parts)
 
 
 # -- requests ----------------------------------------------------------------------------------------------------------

@@ -202,7 +202,7 @@ def drive(folder: Path, shards: Path, n_parts: int, file: Path) -> dict[str, Any
             compute(tasks, executor, N_AT_ONCE, lambda facts: group.add(facts.record(FINGERPRINT)))
     del tasks
     with step(told, "opened again"), locked(output) as ledger:
-        parts = [PartFacts.of(record) for record in ledger.records("part", FINGERPRINT)]
+        parts = [PartFacts.from_record(record) for record in ledger.records("part", FINGERPRINT)]
     with step(told, "index"):
         n_bytes = sum(len(data) for _, data in index_files(parts, viewed, {}, {}))
     with step(told, "manifest"), locked(output) as ledger:

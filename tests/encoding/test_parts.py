@@ -32,13 +32,13 @@ def test_a_part_is_restored_from_its_record(tmp_path: Path) -> None:
     for each in (part(3, 5, 9), part(3, 5, 9, bad=(bad, bad), outside=(Outside(1, 2.5, 0.0, 1.0),))):
         (tmp_path / "some.json").write_bytes(sealed([each.record("f" * 64)]))
         (again,) = records_of(tmp_path, "some.json")
-        assert PartFacts.of(again) == each
+        assert PartFacts.from_record(again) == each
 
 
 def test_a_record_of_the_previous_version_can_be_read() -> None:
     """It lists bad rows even where there are none."""
     found = part(3, 5, 9)
-    assert PartFacts.of(Record("part-000003-000000000005", "", found.entry, {**FACTS, "bad": []})) == found
+    assert PartFacts.from_record(Record("part-000003-000000000005", "", found.entry, {**FACTS, "bad": []})) == found
 
 
 def test_a_line_of_the_manifest_has_no_lists() -> None:

@@ -230,7 +230,7 @@ _ENCODING = (
         "bad-rows-keep-their-features",
         "pipeline/encoding/bad_data.py",
         "features[bad] = np.nan",
-        "features[lost] = np.nan",
+        "features[overflown] = np.nan",
         ("tests/encoding/test_bad_data.py",),
     ),
     Mutation(
