@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import given
+from pipeline.cluster import remote
 from tests.support.clusters import Cluster, until
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.processes import DEADLINE, Small, arguments_of, descendants
@@ -120,7 +120,7 @@ def test_p9_what_kills_one_worker_after_the_other_is_named(
 def test_k2_k3_without_workers_or_a_scheduler_a_run_ends_and_goes_on_with_others(
     wide: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(given, "_PATIENCE", 3.0)
+    monkeypatch.setattr(remote, "_PATIENCE", 3.0)
     assert wide.run(tmp_path / "expected") == 0
     output = tmp_path / "out"
     with Cluster(tmp_path / "cluster") as cluster:

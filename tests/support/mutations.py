@@ -351,7 +351,7 @@ _CLUSTER = (
         "pipeline/cluster/executor.py",
         "if len(graph[key]) == 1:",
         "if len(graph[key]) >= 1:",
-        ("tests/cluster/test_tally.py::test_each_result_counts_for_the_process_that_made_it_and_merging_for_none",),
+        ("tests/cluster/test_stats.py::test_each_result_counts_for_the_process_that_made_it_and_merging_for_none",),
     ),
 )
 
