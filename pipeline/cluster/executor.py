@@ -16,7 +16,7 @@ from typing import Any
 from dask.local import get_async
 
 from pipeline import signals
-from pipeline.cluster.tally import who
+from pipeline.cluster.stats import who
 from pipeline.cluster.threads import stop
 
 __all__ = ["compute", "n_together", "reduce"]

@@ -15,8 +15,8 @@ from pipeline.cluster.checks import (
     facts_of_scheduler,
     refusal,
 )
-from pipeline.cluster.proof import wait_for_answers, workers_of
-from pipeline.cluster.waiting import ask_all
+from pipeline.cluster.connection import ask_all
+from pipeline.cluster.device_check import wait_for_answers, workers_of
 from pipeline.errors import ConfigError, TryAgain, shown, some
 
 __all__ = ["check"]

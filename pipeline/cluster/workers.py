@@ -19,10 +19,10 @@ from distributed import Client, KilledWorker
 from distributed import Future as DaskFuture
 
 from pipeline import signals
-from pipeline.cluster.proof import at_work
+from pipeline.cluster.connection import ask_all
+from pipeline.cluster.device_check import at_work
 from pipeline.cluster.pulse import Pulse
-from pipeline.cluster.tally import Tally
-from pipeline.cluster.waiting import ask_all
+from pipeline.cluster.stats import Tally
 from pipeline.errors import ShardpressError, SystemLimit, TryAgain, counted
 from pipeline.signals import Stopped
 
@@ -142,7 +142,7 @@ class Workers:
     patience : float
         Seconds without any worker after which a run gives up.
     n_sharing : int
-        As `pipeline.cluster.crew.Crew`.
+        As `pipeline.cluster.pool.Crew`.
     """
 
     is_here = False

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 
-from pipeline.cluster.crew import Crew
+from pipeline.cluster.pool import Crew
 from pipeline.device import seconds_compiling
 from pipeline.errors import shown
 from pipeline.model import Model

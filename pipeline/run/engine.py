@@ -10,7 +10,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from pipeline.cluster.checks import Question
-from pipeline.cluster.crew import crew_of
+from pipeline.cluster.pool import crew_of
 from pipeline.device import is_compiling, n_device_calls, start_device, theanos_errors
 from pipeline.output.disk import Disk
 from pipeline.output.ledger import Ledger

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.cluster.crew import Threads
-from pipeline.cluster.tally import Tally
+from pipeline.cluster.pool import Threads
+from pipeline.cluster.stats import Tally
 from pipeline.device import autoencoder_of
 from pipeline.errors import TrainingDiverged, shown
 from pipeline.model import Model, load_model

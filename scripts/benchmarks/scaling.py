@@ -30,7 +30,7 @@ from distributed import Client
 
 from kernels.backend import start
 from pipeline.cluster.executor import compute, n_together
-from pipeline.cluster.tally import Tally
+from pipeline.cluster.stats import Tally
 from pipeline.cluster.threads import threads
 from pipeline.cluster.workers import ClusterExecutor
 from pipeline.encoding.encode import EncodeTask, encode_part

@@ -23,8 +23,8 @@ from pipeline.cluster.checks import (
     facts_of_scheduler,
     refusal,
 )
+from pipeline.cluster.device_check import workers_of
 from pipeline.cluster.gate import check
-from pipeline.cluster.proof import workers_of
 from pipeline.errors import ConfigError
 from tests.support.clusters import Cluster, until
 from tests.support.interpreters import REPOSITORY

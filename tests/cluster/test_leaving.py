@@ -11,8 +11,8 @@ from unittest import mock
 import pytest
 from distributed import Client, LocalCluster, get_worker
 
+from pipeline.cluster.device_check import workers_of
 from pipeline.cluster.executor import compute
-from pipeline.cluster.proof import workers_of
 from pipeline.cluster.workers import Workers, hushed
 from pipeline.errors import DeviceLost
 from tests.support.clusters import until

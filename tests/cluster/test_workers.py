@@ -18,8 +18,8 @@ from distributed import KilledWorker, LocalCluster
 from distributed.comm import CommClosedError
 
 from pipeline.cluster import pulse, workers
+from pipeline.cluster.device_check import at_work
 from pipeline.cluster.executor import compute
-from pipeline.cluster.proof import at_work
 from pipeline.cluster.workers import Workers
 from pipeline.errors import DataError
 from pipeline.signals import Stopped, stoppable

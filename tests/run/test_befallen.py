@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import given
+from pipeline.cluster import remote
 from tests.support.clusters import Cluster, until
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.logged import mentions
@@ -122,7 +122,7 @@ def test_a_shard_that_kills_worker_after_worker_is_named(
 def test_a_run_resumes_after_losing_all_workers_or_its_scheduler(
     wide: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(given, "_PATIENCE", 3.0)
+    monkeypatch.setattr(remote, "_PATIENCE", 3.0)
     assert wide.run(tmp_path / "expected") == 0
     output = tmp_path / "out"
     with Cluster(tmp_path / "cluster") as cluster:

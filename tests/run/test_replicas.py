@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster.tally import Tally
+from pipeline.cluster.stats import Tally
 from pipeline.cluster.threads import threads
 from pipeline.processcache import ProcessCache
 from pipeline.run import deadline, engine

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from distributed import Security
 
-from pipeline.cluster.crew import Threads
+from pipeline.cluster.pool import Threads
 from pipeline.encoding.worker import EncodeSettings
 from pipeline.run import encoding_stage
 from tests.support.clusters import Cluster

@@ -351,7 +351,7 @@ _CLUSTER = (
         "pipeline/cluster/executor.py",
         "if len(graph[key]) == 1:",
         "if len(graph[key]) >= 1:",
-        ("tests/cluster/test_tally.py::test_results_count_for_the_process_that_made_them",),
+        ("tests/cluster/test_stats.py::test_results_count_for_the_process_that_made_them",),
     ),
 )
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import crew
-from pipeline.cluster.crew import Threads, check_settings, crew_of
+from pipeline.cluster import pool
 from pipeline.cluster.executor import compute
+from pipeline.cluster.pool import Threads, check_settings, crew_of
 from pipeline.settings.config import ClusterSettings
 from tests.support.helpers import refused
 
@@ -32,7 +32,7 @@ def test_invalid_cluster_settings_are_refused_at_once(monkeypatch: pytest.Monkey
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     with refused(78, "devices: cuda1", "CUDA_VISIBLE_DEVICES=3"):
         check_settings(ClusterSettings(devices=("cuda0", "cuda1")))
-    monkeypatch.setattr(crew, "find_spec", lambda name: None)
+    monkeypatch.setattr(pool, "find_spec", lambda name: None)
     with refused(78, "dashboard", "pip install bokeh"):
         check_settings(ClusterSettings(workers=2, dashboard=True))
 

@@ -15,11 +15,11 @@ from distributed.comm.core import FatalCommClosedError
 from distributed.versions import VersionMismatchWarning
 
 from pipeline.cluster.checks import Question
+from pipeline.cluster.connection import waited
+from pipeline.cluster.device_check import proofs
 from pipeline.cluster.gate import check
-from pipeline.cluster.proof import proofs
 from pipeline.cluster.pulse import watched
 from pipeline.cluster.security import address_in, checked, configured, is_written
-from pipeline.cluster.waiting import waited
 from pipeline.cluster.workers import Workers, hear
 from pipeline.errors import ConfigError, DeviceError, TryAgain, counted, shown, some
 from pipeline.settings.config import ClusterSettings

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster.local import processes
-from pipeline.cluster.local.devices import named
-from pipeline.cluster.local.processes import _environments, _proven, _wait
-from pipeline.cluster.proof import Proof
+from pipeline.cluster import processes
+from pipeline.cluster.device_check import Proof
+from pipeline.cluster.devices import named
+from pipeline.cluster.processes import _environments, _proven, _wait
 from pipeline.settings.config import ClusterSettings
 from tests.support.helpers import refused
 from tests.support.logged import mentions

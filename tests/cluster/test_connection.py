@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.cluster import waiting
-from pipeline.cluster.waiting import ask_all, waited
+from pipeline.cluster import connection
+from pipeline.cluster.connection import ask_all, waited
 from pipeline.signals import Stopped, stoppable
 from tests.support.logged import mentions
 
@@ -31,7 +31,7 @@ class Clock:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr(waiting, "time", found)
+    monkeypatch.setattr(connection, "time", found)
     return found
 
 

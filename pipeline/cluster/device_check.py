@@ -12,8 +12,8 @@ from uuid import uuid4
 
 from distributed import Client, Future, Reschedule, Worker, get_worker
 
-from pipeline.cluster.tally import who
-from pipeline.cluster.waiting import waited
+from pipeline.cluster.connection import waited
+from pipeline.cluster.stats import who
 from pipeline.errors import DeviceLost, counted, shown
 
 __all__ = ["Proof", "at_work", "proofs", "wait_for_answers", "workers_of"]
@@ -41,7 +41,7 @@ class Proof:
     name : str
         The scheduler's for it.
     by : str
-        Its process: see `pipeline.cluster.tally.who`.
+        Its process: see `pipeline.cluster.stats.who`.
     device : str
         What it computes on.
     reason : str

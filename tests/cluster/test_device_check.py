@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster import waiting
-from pipeline.cluster.proof import Proof, proofs
+from pipeline.cluster import connection
+from pipeline.cluster.device_check import Proof, proofs
 
 
 class Answer:
@@ -54,7 +54,7 @@ class Client:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "_LOOK", 0.001)
+    monkeypatch.setattr(connection, "_LOOK", 0.001)
 
 
 def asked(client: Any, seconds: float = 60.0) -> Any:

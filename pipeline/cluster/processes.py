@@ -20,10 +20,10 @@ from kernels.trust import UntrustedDirectory, private_directory
 from pipeline import signals
 from pipeline.childprocess import ChildProcess
 from pipeline.cluster.checks import Question
+from pipeline.cluster.connection import waited
+from pipeline.cluster.device_check import Proof, proofs
+from pipeline.cluster.devices import environment_of, named
 from pipeline.cluster.gate import check
-from pipeline.cluster.local.devices import environment_of, named
-from pipeline.cluster.proof import Proof, proofs
-from pipeline.cluster.waiting import waited
 from pipeline.cluster.workers import Workers, hear
 from pipeline.errors import CannotCreate, DeviceError, NotPermitted, SystemLimit, counted
 from pipeline.settings.config import ClusterSettings
@@ -176,7 +176,7 @@ def _processes(asked: Mapping[str, Any], environments: list[dict[str, str]]) -> 
 
 
 def _started(asked: Mapping[str, Any], environment: Mapping[str, str]) -> ChildProcess:
-    module = "pipeline.cluster.local.child"
+    module = "pipeline.cluster.child"
     try:
         with signals.deferred():
             process = ChildProcess(

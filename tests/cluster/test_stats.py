@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from pipeline.cluster import tally as module
+from pipeline.cluster import stats as module
 from pipeline.cluster.executor import compute, reduce
-from pipeline.cluster.tally import Tally, who
+from pipeline.cluster.stats import Tally, who
 from tests.support.cases import each
 from tests.support.logged import mentions
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.cluster.checks import Question
-from pipeline.cluster.local.devices import environment_of, named
+from pipeline.cluster.devices import environment_of, named
 from pipeline.cluster.security import address_in, checked, is_written
-from pipeline.cluster.tally import Tally
+from pipeline.cluster.stats import Tally
 from pipeline.cluster.threads import threads
 from pipeline.errors import ConfigError
 from pipeline.settings.config import ClusterSettings
@@ -121,8 +121,8 @@ def crew_of(
     if not (settings.workers or settings.devices or settings.scheduler or settings.scheduler_file):
         yield Threads()
         return
-    from pipeline.cluster.given import given  # and distributed with it, which is not needed else
-    from pipeline.cluster.local.processes import local
+    from pipeline.cluster.processes import local
+    from pipeline.cluster.remote import given  # and distributed with it, which is not needed else
     from pipeline.cluster.workers import hushed
 
     with hushed():

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster.local import devices
-from pipeline.cluster.local.devices import environment_of, named
+from pipeline.cluster import devices
+from pipeline.cluster.devices import environment_of, named
 from pipeline.gpu.driver import Driver
 from tests.support.cards import driver
 from tests.support.helpers import refused

@@ -1,1 +1,0 @@
-"""Workers on this machine, made for a run."""
