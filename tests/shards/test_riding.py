@@ -102,7 +102,7 @@ def test_a_mask_takes_no_name_that_is_there(shards):
 
 def test_shards_that_agree_are_left_as_they_are(shards):
     opened = shards({"y": range(3)}, {"y": range(3)})
-    assert riding.alike(opened) == opened
+    assert riding.unify_riders(opened) == opened
 
 
 # -- dtypes --------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from pipeline.hdf5.child.ask import LIMITS
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block
-from pipeline.shards.vet import Wanted, vet
+from pipeline.shards.vet import Selection, vet
 from tests.support.child import DRIVER, ROOT, child_pid, plant, unusual
 from tests.support.helpers import numbered, refused, write_shard
 
@@ -49,7 +49,7 @@ def test_p10_whatever_happens_to_the_child_costs_this_file_only(path, evil, monk
     monkeypatch.setattr(LIMITS, "seconds", 1)
     evil("if dataset == 'evil':", f"    {act}", "return {}, []")
     with refused(65, f"file={path}", phrase):
-        vet(Path(path), Wanted("evil"))
+        vet(Path(path), Selection("evil"))
     with refused(65, f"file={path}", "makes no sense"):
         vet(Path(path))  # which is the same process, and alive
 
@@ -68,7 +68,7 @@ def test_p10_a_child_that_only_waits_is_not_waited_for(path, evil, monkeypatch):
         impatient.setattr(LIMITS, "patience", 0.5)
         impatient.setattr(gatekeeper, "_GRACE", 10**6)  # the child itself may take any time to start
         with refused(65, f"file={path}", "took more than 0.5 s for this file"):
-            vet(Path(path), Wanted("evil"))
+            vet(Path(path), Selection("evil"))
     assert vet(Path(path)).shape == (3, 2)
 
 
@@ -123,7 +123,7 @@ def test_p9_a_child_that_was_killed_is_started_again(path, fresh):
 def test_p9_a_fork_that_was_killed_from_outside_is_asked_again_and_not_held_against_the_file(path, evil, tmp_path):
     evil("if dataset == 'evil': os.kill(os.getpid(), 9)", "return honest(file, dataset, *wanted)")
     with refused(71, f"file={path}", "killed or got stuck twice"):
-        vet(Path(path), Wanted("evil"))
+        vet(Path(path), Selection("evil"))
     assert vet(Path(path)).shape == (3, 2)
 
 
@@ -176,7 +176,7 @@ def test_an_interrupted_question_is_not_answered_to_the_next(path, evil):
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
         with pytest.raises(KeyboardInterrupt):
-            vet(Path(path), Wanted("slow"))
+            vet(Path(path), Selection("slow"))
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert vet(Path(path)).shape == (3, 2)
