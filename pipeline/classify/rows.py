@@ -19,7 +19,7 @@ from pipeline.scan.scaler import Cleaning
 from pipeline.shards.columns import reordered
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard, with_offset
-from pipeline.shards.vet import Wanted, vet
+from pipeline.shards.vet import Selection, vet
 
 __all__ = ["LEFT_OUT", "Piece", "Rows", "classes_of", "held_out", "labels_of", "pieces", "present"]
 
@@ -272,7 +272,7 @@ def pieces(found: Features, directory: str, columns: Columns, most_bytes: int, f
 
 @cache
 def _shard(path: str, dataset: str, orientation: str | None, columns: Columns | None = None) -> Shard:
-    shard = vet(Path(path), Wanted(dataset, orientation))
+    shard = vet(Path(path), Selection(dataset, orientation))
     if columns is None:
         return shard
     return reordered(shard, columns)

@@ -14,8 +14,8 @@ from pipeline.errors import DataError, counted, shown, some
 from pipeline.settings.kinds import DATASET, EXACT_NUMBER
 
 if TYPE_CHECKING:
-    from pipeline.scan.some import Look
-    from pipeline.shards.inspect import Files, Inspected
+    from pipeline.scan.preview import Preview
+    from pipeline.shards.inspect import FileGroup, Inspection
     from pipeline.shards.twins import Twins
 
 __all__ = ["DESCRIPTION", "configure", "run"]
@@ -61,13 +61,13 @@ def run(options: argparse.Namespace) -> int:
     """Print what is in the files; the exit code is 65 if a file is refused."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s")  # warnings are part of the answer
     from pipeline.shards.columns import ColumnRule
-    from pipeline.shards.inspect import inspected
+    from pipeline.shards.inspect import inspect_files
     from pipeline.shards.twins import find_twins
-    from pipeline.shards.vet import Wanted
+    from pipeline.shards.vet import Selection
 
-    wanted = Wanted(options.dataset, options.orientation, tuple(options.carry))
+    wanted = Selection(options.dataset, options.orientation, tuple(options.carry))
     rule = ColumnRule(options.match_columns)
-    found = inspected(options.shards or ["data/*.h5"], wanted, options.follow, rule)
+    found = inspect_files(options.shards or ["data/*.h5"], wanted, options.follow, rule)
     look = None
     if found.shards:
         with progress_shown():
@@ -80,31 +80,31 @@ def run(options: argparse.Namespace) -> int:
     return DataError.exit_code if found.refused else 0
 
 
-def _looked(found: Inspected, options: argparse.Namespace) -> Look:
+def _looked(found: Inspection, options: argparse.Namespace) -> Preview:
     from pipeline.progress import Progress
     from pipeline.scan.blocks import ScanSettings
-    from pipeline.scan.some import look_at_rows
+    from pipeline.scan.preview import preview_rows
 
     block_rows = max(1, _BLOCK_BYTES // found.shards[0].row_bytes)
     settings = ScanSettings(block_rows, options.missing_value)
     n_threads = len(os.sched_getaffinity(0))
     if not options.all:
-        return look_at_rows(found.shards, settings, n_threads, options.most)
+        return preview_rows(found.shards, settings, n_threads, options.most)
     n_rows = sum(shard.n_rows for shard in found.shards)
     with Progress("looking at rows", n_rows, "rows", found.shards[0].row_bytes) as progress:
-        return look_at_rows(found.shards, settings, n_threads, None, advance=progress.advance)
+        return preview_rows(found.shards, settings, n_threads, None, advance=progress.advance)
 
 
 # -- for programs --------------------------------------------------------------------------------------------------
 
 
-def _plain(found: Inspected, look: Look | None, twins: Sequence[Twins]) -> dict[str, Any]:
+def _plain(found: Inspection, look: Preview | None, twins: Sequence[Twins]) -> dict[str, Any]:
     rows = None if look is None else _plain_rows(found, look)
     equal = [[each.first.path, each.second.path] for each in twins]
     return {"files": [vars(each) for each in found.files], "refused": found.refused, "rows": rows, "equal": equal}
 
 
-def _plain_rows(found: Inspected, look: Look) -> dict[str, Any]:
+def _plain_rows(found: Inspection, look: Preview) -> dict[str, Any]:
     scan = look.scan
     constant: list[int] = []
     minimum: list[float] = []
@@ -131,7 +131,7 @@ def _plain_rows(found: Inspected, look: Look) -> dict[str, Any]:
 # -- for people ----------------------------------------------------------------------------------------------------
 
 
-def _lines(found: Inspected, look: Look | None, twins: Sequence[Twins]) -> Iterator[str]:
+def _lines(found: Inspection, look: Preview | None, twins: Sequence[Twins]) -> Iterator[str]:
     for files in found.files:
         yield from _of_files(files)
         yield ""
@@ -147,7 +147,7 @@ def _lines(found: Inspected, look: Look | None, twins: Sequence[Twins]) -> Itera
         yield f"REFUSED  {len(found.refused) - _LISTED} files more"
 
 
-def _of_files(files: Files) -> Iterator[str]:
+def _of_files(files: FileGroup) -> Iterator[str]:
     names = shown(os.path.basename(files.names[0]))
     if len(files.names) > 1:
         last = shown(os.path.basename(files.names[-1]))
@@ -163,7 +163,7 @@ def _of_files(files: Files) -> Iterator[str]:
     yield from (f"  would read faster: {words}" for words in files.faster)
 
 
-def _taken(files: Files) -> str:
+def _taken(files: FileGroup) -> str:
     """Return the dataset with the rows, and why it was chosen."""
     words = shown(files.taken)
     if files.form != "dense":
@@ -206,11 +206,11 @@ def _times(lengths: Sequence[int]) -> str:
     return " x ".join(map(str, lengths))
 
 
-def _of_rows(found: Inspected, look: Look) -> Iterator[str]:
+def _of_rows(found: Inspection, look: Preview) -> Iterator[str]:
     from pipeline.scan.ranges import describe_bad_rows
 
     scan = look.scan
-    looked_at = "all" if look.is_all else scan.n_rows
+    looked_at = "all" if look.has_all_rows else scan.n_rows
     yield f"{look.n_rows} rows, {looked_at} of them looked at"
     for i, why in list(scan.unreadable.items())[:_LISTED]:
         yield f"  CANNOT BE READ: {shown(found.shards[i].path)}: {why}"
@@ -223,7 +223,7 @@ def _of_rows(found: Inspected, look: Look) -> Iterator[str]:
     yield from _of_dtypes(found, look)
 
 
-def _of_columns(found: Inspected, look: Look) -> Iterator[str]:
+def _of_columns(found: Inspection, look: Preview) -> Iterator[str]:
     scan = look.scan
     columns = found.shards[0].columns
     constant = columns.listed(scan.constant.nonzero()[0])
@@ -236,7 +236,7 @@ def _of_columns(found: Inspected, look: Look) -> Iterator[str]:
             yield f"    column {columns.numbered(i)}: {low:g} to {high:g}"
 
 
-def _of_dtypes(found: Inspected, look: Look) -> Iterator[str]:
+def _of_dtypes(found: Inspection, look: Preview) -> Iterator[str]:
     import numpy as np
 
     stored = np.dtype(found.shards[0].stored_dtype)
@@ -246,8 +246,8 @@ def _of_dtypes(found: Inspected, look: Look) -> Iterator[str]:
             f"  would read faster: {look.smaller} holds every value that was looked at, in "
             f"{smaller.itemsize} of {stored.itemsize} bytes"
         )
-    elif stored == np.float64 and look.in_float32 < _FLOAT32_DOES:
+    elif stored == np.float64 and look.float32_error < _FLOAT32_DOES:
         yield (
-            f"  would read faster: float32, in half the bytes, tells {look.in_float32:.1g} of every column's range "
+            f"  would read faster: float32, in half the bytes, tells {look.float32_error:.1g} of every column's range "
             "apart, and training computes in it"
         )

@@ -16,7 +16,7 @@ from pipeline.output.records import Entry, fault_of, plain_name, published_file,
 from pipeline.report.rows import Fault, PartLine, Preprocessing, RowCheck, check_rows
 from pipeline.shards.columns import reordered
 from pipeline.shards.shard import Shard, with_offset
-from pipeline.shards.vet import Wanted, vet
+from pipeline.shards.vet import Selection, vet
 
 __all__ = ["Verification", "verify"]
 
@@ -163,7 +163,7 @@ class _Inputs:
             When it has changed.
         """
         before = self._shards[part["shard"]]
-        shard = vet(self._path(part), Wanted(part["dataset"], self._orientation))
+        shard = vet(self._path(part), Selection(part["dataset"], self._orientation))
         identity = shard.identity
         if (identity.size, identity.mtime_ns) != (before["n_bytes"], before["changed"]):
             raise DataError("has changed since the run")

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.settings.config import MachineSettings
 from pipeline.settings.defaults import COPIES_IN_TRAINING
 from pipeline.settings.resolve import ResolvedStorage
-from pipeline.shards.shard import WIDE_BYTES, Shard, row_dtype, without
+from pipeline.shards.shard import WIDE_BYTES, Shard, leave_out_riders, row_dtype
 from pipeline.training.fit import Sizes
 from pipeline.training.order import MAX_CHUNK_BYTES
 
@@ -249,7 +249,7 @@ def too_wide(memory_budget: int, shards: Sequence[Shard], tile_rows: int) -> dic
                 texts[rider.name] = max(texts[rider.name], rider.text_bytes)
         widest = max(texts, key=lambda name: texts[name])
         found[widest] = 2 * needed
-        shards = [without(shard, {widest: ""}) for shard in shards]
+        shards = [leave_out_riders(shard, {widest: ""}) for shard in shards]
     return found
 
 

@@ -24,7 +24,7 @@ from pipeline.settings.kinds import allowed, plain
 from pipeline.settings.resolve import Settings, misfits, network_of, resolve
 from pipeline.shards.columns import ColumnRule
 from pipeline.shards.open import open_shards
-from pipeline.shards.shard import Shard, with_offset, without
+from pipeline.shards.shard import Shard, leave_out_riders, with_offset
 
 __all__ = ["Prepared", "prepare", "too_many_bad_shards"]
 
@@ -165,7 +165,7 @@ def _without_wide_extras(settings: Settings, shards: tuple[Shard, ...]) -> tuple
             memory_budget,
             needed,
         )
-    return tuple(without(shard, reasons) for shard in shards) if reasons else shards
+    return tuple(leave_out_riders(shard, reasons) for shard in shards) if reasons else shards
 
 
 def _open_inputs(config: Config, given: Model | None) -> tuple[tuple[Shard, ...], list[dict[str, str]]]:

@@ -18,7 +18,7 @@ from pipeline.run.prepare import Prepared
 from pipeline.run.resume import EarlierResults, load_at_most
 from pipeline.run.sample import Pace, Sample, StageEstimate, Stretch, measure_tasks
 from pipeline.scan import ranges
-from pipeline.scan.blocks import Found, Piece, ScanSettings, merged, unread
+from pipeline.scan.blocks import BlockStats, Piece, ScanSettings, merge_stats, stats_of_unreadable
 from pipeline.scan.ranges import Scan, scan_bytes
 from pipeline.settings.kinds import allowed
 from pipeline.shards.shard import row_dtype
@@ -163,20 +163,20 @@ class ScanStage:
         budget = self.prepared.budget
         # Each unreadable shard is reported here; none ends the sample.
         settings = replace(self._settings(), max_unreadable=len(shards))
-        look = ranges.looking(shards, settings)
+        look = ranges.scan_task(shards, settings)
 
-        def scan_stretch(stretch: Stretch) -> tuple[Stretch, Found]:
+        def scan_stretch(stretch: Stretch) -> tuple[Stretch, BlockStats]:
             blocks = stretch.block.cut(budget.block_rows)
             pieces: list[Piece] = [(stretch.number, stretch.first_row, block) for block in blocks]
             return stretch, look(pieces)
 
         tasks = [(scan_stretch, stretch) for stretch in some]
         pace, found = measure_tasks(tasks, budget.n_threads, lambda each: len(each[0].block))
-        unreadable = merged([part for _, part in found]).unreadable
+        unreadable = merge_stats([part for _, part in found]).unreadable
         readable = [each for each in found if each[0].number not in unreadable]
         # As in a run, all rows of an unreadable shard count as bad ones.
-        part = merged([unread(shards, unreadable), *(part for _, part in readable)])
-        scan = ranges.scan_of(part, settings, row_dtype(shards))
+        part = merge_stats([stats_of_unreadable(shards, unreadable), *(part for _, part in readable)])
+        scan = ranges.scan_from_stats(part, settings, row_dtype(shards))
         return ScanSample(pace, scan, [stretch for stretch, _ in readable])
 
     def estimate(self, sample: Sample) -> StageEstimate:

@@ -1,1 +1,1 @@
-"""What is known of the rows before the training."""
+"""The scan of the rows before the training, and the scaling of rows."""

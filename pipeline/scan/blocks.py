@@ -1,4 +1,4 @@
-"""What a few blocks tell of the rows, and what blocks tell together: tasks of a scan, and how their results merge."""
+"""Tasks of a scan: statistics of the rows of a few blocks, and how the statistics of many blocks are merged."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import numpy as np
 
 from pipeline.cluster.threads import check
 from pipeline.errors import DataError
-from pipeline.scan.sample import sampled
+from pipeline.scan.sample import sample_positions
 from pipeline.scan.scaler import bad_rows, missing_entries
 from pipeline.shards.rows import keep_chunks, read
 from pipeline.shards.shard import Block, Shard, first_rows
 
-__all__ = ["Found", "Piece", "Pieces", "ScanSettings", "look_at", "merged", "unread"]
+__all__ = ["BlockStats", "Piece", "Pieces", "ScanSettings", "merge_stats", "scan_pieces", "stats_of_unreadable"]
 
-# A block with its shard's place in the input before it, and the number, over all shards, of that shard's first row.
 Piece = tuple[int, int, Block]
+"""The index of a shard in the input, the number of its first row over all shards, and one of its blocks."""
 
 _NONE = np.empty(0, dtype=np.int64)
 
 
 class Pieces(tuple[Piece, ...]):
-    """Those of one task, which stand in a row."""
+    """The consecutive pieces of one task."""
 
     def __str__(self) -> str:
         first = self[0][2]
@@ -35,22 +35,22 @@ class Pieces(tuple[Piece, ...]):
 
 @dataclass(frozen=True)
 class ScanSettings:
-    """How rows are looked at.
+    """Settings of a scan.
 
     Attributes
     ----------
     block_rows : int
-        Rows that one task holds in memory at a time.
+        Number of rows that a task holds in memory at a time.
     missing : float, optional
-        A value that stands for a missing one.
+        A value that means a missing one.
     max_unreadable : int, optional
-        How many shards may be left out because they cannot be read; with None the first one is an error.
+        Number of unreadable shards to tolerate. With None, the first one is an error.
     clip_quantile : float
-        What share of a column's values, at either end, its range leaves out.
-    chunk_bytes : int
-        Of decompressed chunks that a process keeps, since the next block may need them again.
+        Share of a column's values, at either end, that its range leaves out.
     impute : str, optional
-        ``mean`` or ``median``: rows that miss values are good ones, and what stands for these.
+        ``mean`` or ``median``: what replaces missing values. With None, rows that miss values are bad.
+    chunk_bytes : int
+        Bytes of decompressed chunks that a process caches for the next block.
     """
 
     block_rows: int
@@ -62,26 +62,27 @@ class ScanSettings:
 
     @property
     def fills(self) -> bool:
-        """Whether what is missing is filled in."""
+        """True if missing values are filled in."""
         return self.impute is not None
 
 
 @dataclass(frozen=True)
-class Found:
-    """What blocks tell.
+class BlockStats:
+    """Statistics of the rows of some blocks.
 
     Attributes
     ----------
+    n_rows : int
     minimum, maximum : ndarray of shape (n_inputs,), float64
-        Over the good rows; Inf and -Inf where there are none.
+        Range of the good rows; Inf and -Inf if there are none.
     bad_rows : ndarray of int64
-        Their numbers over all shards, sorted.
+        Numbers of the bad rows over all shards, sorted.
     n_missing : ndarray of shape (n_inputs,), int64
-        Values that the good rows miss.
+        Number of values that the good rows miss.
     sample : ndarray of shape (n, n_inputs), float64
-        Good rows that stand for all; NaN where they miss a value.
+        Sample of the good rows; NaN where they miss a value.
     unreadable : dict of int to str
-        Why, for each shard that cannot be read, by its place in the input.
+        The reason for each shard that cannot be read, by its index in the input.
     """
 
     n_rows: int
@@ -93,71 +94,83 @@ class Found:
     unreadable: Mapping[int, str] = field(default_factory=dict)
 
 
-def look_at(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) -> Found:
-    """What one task finds; where a block cannot be read that may be, of its shard no more than why.
+def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) -> BlockStats:
+    """Return the statistics of a task's pieces; of a block that cannot be read, only the reason if that is tolerated.
 
     Parameters
     ----------
     stride : int
-        Of how many rows one is taken for the sample.
+        Size of the strata, each of which contributes one row to the sample.
     """
-    found = []
+    stats = []
     memory = np.empty(0)
     keep_chunks(settings.chunk_bytes)
     for number, first_row, block in pieces:
         check()
-        if memory.dtype != block.shard.dtype or len(memory) < len(block):
-            memory = np.empty((len(block), block.shard.n_inputs), dtype=block.shard.dtype)
+        memory = _memory_for(block, memory)
         try:
-            # Over the rows of the last block: to be given fresh pages takes half as long as to look at them.
+            # In the memory of the last block: getting new pages takes half as long as the scan of a block.
             rows = read(block, memory[: len(block)])
-            found.append(_look(settings, stride, first_row + block.start, block, rows))
+            stats.append(_stats_of_rows(settings, stride, first_row + block.start, block, rows))
         except DataError as error:
             if settings.max_unreadable is None:
                 raise
-            # What its other blocks tell is thrown away, with the pass.
-            found.append(_nothing(len(block), block.shard.n_inputs, _NONE, {number: str(error)}))
-    return merged(found)
+            # The statistics of the shard's other blocks are discarded with this pass.
+            stats.append(_without_good_rows(len(block), block.shard.n_inputs, _NONE, {number: str(error)}))
+    return merge_stats(stats)
 
 
-def unread(shards: Sequence[Shard], unreadable: Mapping[int, str]) -> Found:
-    """What shards count for that cannot be read: rows, all of them bad."""
+def _memory_for(block: Block, memory: np.ndarray) -> np.ndarray:
+    """Return memory that holds the rows of a block: the given one if it suffices."""
+    shard = block.shard
+    if memory.dtype == shard.dtype and len(memory) >= len(block):
+        return memory
+    return np.empty((len(block), shard.n_inputs), dtype=shard.dtype)
+
+
+def stats_of_unreadable(shards: Sequence[Shard], unreadable: Mapping[int, str]) -> BlockStats:
+    """Return the statistics of shards that cannot be read: all their rows are bad."""
     firsts = first_rows(shards)
-    numbers = np.concatenate([_NONE, *(np.arange(firsts[i], firsts[i + 1]) for i in sorted(unreadable))])
-    return _nothing(len(numbers), shards[0].n_inputs, numbers, unreadable)
+    numbers = [np.arange(firsts[i], firsts[i + 1]) for i in sorted(unreadable)]
+    bad = np.concatenate([_NONE, *numbers])
+    return _without_good_rows(len(bad), shards[0].n_inputs, bad, unreadable)
 
 
-def merged(found: Sequence[Found]) -> Found:
-    """What blocks tell together, given in the order of their rows."""
-    return Found(
-        n_rows=sum(each.n_rows for each in found),
-        minimum=np.minimum.reduce([each.minimum for each in found]),
-        maximum=np.maximum.reduce([each.maximum for each in found]),
-        bad_rows=np.sort(np.concatenate([each.bad_rows for each in found])),
-        n_missing=np.sum([each.n_missing for each in found], axis=0),
-        sample=np.concatenate([each.sample for each in found]),
-        # The first complaint about each; dicts keep the last of equal keys.
-        unreadable=dict(sorted({i: why for each in reversed(found) for i, why in each.unreadable.items()}.items())),
+def merge_stats(stats: Sequence[BlockStats]) -> BlockStats:
+    """Return the statistics of all rows, from those of blocks in the order of their rows."""
+    return BlockStats(
+        n_rows=sum(each.n_rows for each in stats),
+        minimum=np.minimum.reduce([each.minimum for each in stats]),
+        maximum=np.maximum.reduce([each.maximum for each in stats]),
+        bad_rows=np.sort(np.concatenate([each.bad_rows for each in stats])),
+        n_missing=np.sum([each.n_missing for each in stats], axis=0),
+        sample=np.concatenate([each.sample for each in stats]),
+        unreadable=_first_reasons(stats),
     )
 
 
-def _look(settings: ScanSettings, stride: int, first_row: int, block: Block, rows: np.ndarray) -> Found:
+def _first_reasons(stats: Sequence[BlockStats]) -> dict[int, str]:
+    """Return the first reason for each unreadable shard, in the order of the shards."""
+    reasons: dict[int, str] = {}
+    for each in stats:
+        for number, reason in each.unreadable.items():
+            reasons.setdefault(number, reason)
+    return dict(sorted(reasons.items()))
+
+
+def _stats_of_rows(settings: ScanSettings, stride: int, first_row: int, block: Block, rows: np.ndarray) -> BlockStats:
     stored = block.shard.stored_dtype
     bad = _NONE
     n_missing = np.zeros(rows.shape[1], dtype=np.int64)
     minimum = rows.min(axis=0)  # in the rows' own dtype, which needs no copy of a block
     maximum = rows.max(axis=0)
-    # A minimum or maximum is NaN or Inf if any value is, so good blocks need no second look.
+    # A minimum or maximum is NaN or Inf if any value is, so most blocks are good without a second look.
     if settings.missing is not None or not (np.isfinite(minimum).all() and np.isfinite(maximum).all()):
         bad = bad_rows(rows, settings.missing, stored, settings.fills)
         if len(bad) == len(rows):  # NumPy has no minimum of nothing
-            return _nothing(len(rows), rows.shape[1], first_row + bad)
-        good = np.delete(rows, bad, axis=0) if len(bad) else rows
-        missed = missing_entries(good, settings.missing, stored) if settings.fills else None
-        minimum, maximum = _range(good, missed)
-        if missed is not None:
-            n_missing = missed.sum(axis=0, dtype=np.int64)
-    return Found(
+            return _without_good_rows(len(rows), rows.shape[1], first_row + bad)
+        minimum, maximum, n_missing = _range_and_missing(settings, rows, bad, stored)
+    return BlockStats(
         n_rows=len(rows),
         minimum=minimum.astype(np.float64),
         maximum=maximum.astype(np.float64),
@@ -167,35 +180,56 @@ def _look(settings: ScanSettings, stride: int, first_row: int, block: Block, row
     )
 
 
+def _range_and_missing(
+    settings: ScanSettings, rows: np.ndarray, bad: np.ndarray, stored: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return minimum, maximum and the number of missing values of each column, over the good rows."""
+    good = rows
+    if len(bad):
+        good = np.delete(rows, bad, axis=0)
+    if not settings.fills:
+        return good.min(axis=0), good.max(axis=0), np.zeros(rows.shape[1], dtype=np.int64)
+    is_missing = missing_entries(good, settings.missing, stored)
+    minimum, maximum = _range_of_present(good, is_missing)
+    return minimum, maximum, is_missing.sum(axis=0, dtype=np.int64)
+
+
 def _sample(
     settings: ScanSettings, stride: int, first_row: int, rows: np.ndarray, bad: np.ndarray, stored: str
 ) -> np.ndarray:
     """Return the good rows of the sample, float64, with NaN for missing values."""
-    some = rows[np.setdiff1d(sampled(first_row, len(rows), stride), bad)]
-    sample = some.astype(np.float64)
+    positions = np.setdiff1d(sample_positions(first_row, len(rows), stride), bad)
+    chosen = rows[positions]
+    sample = chosen.astype(np.float64)
     if settings.fills:
-        sample[missing_entries(some, settings.missing, stored)] = np.nan
+        sample[missing_entries(chosen, settings.missing, stored)] = np.nan
     return sample
 
 
-def _range(rows: np.ndarray, missed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return minimum and maximum of the values that are not missed; Inf and -Inf if all are."""
-    if missed is None:
-        return rows.min(axis=0), rows.max(axis=0)
-    least: float = -np.inf
-    most: float = np.inf
-    if rows.dtype.kind != "f":
-        least = np.iinfo(rows.dtype).min
-        most = np.iinfo(rows.dtype).max
-    minimum = rows.min(axis=0, where=~missed, initial=most).astype(np.float64)
-    maximum = rows.max(axis=0, where=~missed, initial=least).astype(np.float64)
-    has_none = missed.all(axis=0)
-    return np.where(has_none, np.inf, minimum), np.where(has_none, -np.inf, maximum)
+def _range_of_present(rows: np.ndarray, is_missing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return minimum and maximum of the values that are not missing; Inf and -Inf if all are."""
+    lowest, highest = _limits_of(rows.dtype)
+    minimum = rows.min(axis=0, where=~is_missing, initial=highest).astype(np.float64)
+    maximum = rows.max(axis=0, where=~is_missing, initial=lowest).astype(np.float64)
+    is_empty = is_missing.all(axis=0)
+    minimum[is_empty] = np.inf
+    maximum[is_empty] = -np.inf
+    return minimum, maximum
 
 
-def _nothing(n_rows: int, n_inputs: int, bad_rows: np.ndarray, unreadable: Mapping[int, str] | None = None) -> Found:
-    """Return the result of rows of which none is good: it changes nothing when it is merged."""
-    return Found(
+def _limits_of(dtype: np.dtype) -> tuple[float, float]:
+    """Return the smallest and the largest value of a dtype."""
+    if dtype.kind == "f":
+        return -np.inf, np.inf
+    limits = np.iinfo(dtype)
+    return limits.min, limits.max
+
+
+def _without_good_rows(
+    n_rows: int, n_inputs: int, bad_rows: np.ndarray, unreadable: Mapping[int, str] | None = None
+) -> BlockStats:
+    """Return the statistics of bad rows only: they change no range when they are merged."""
+    return BlockStats(
         n_rows=n_rows,
         minimum=np.full(n_inputs, np.inf),
         maximum=np.full(n_inputs, -np.inf),

@@ -15,9 +15,9 @@ __all__ = ["Outside", "farthest", "outside_of"]
 
 
 class Outside(NamedTuple):
-    """How rows lie outside a model's range in a column: the value that is farthest from its `low` and `high`.
+    """The values of a column that lie outside the model's range `low` to `high`.
 
-    `n_values` of them are outside; 0 where an earlier version has not counted.
+    `value` is the farthest of `n_values`, which is 0 if an earlier version has not counted them.
     """
 
     column: int
@@ -28,7 +28,10 @@ class Outside(NamedTuple):
 
     @property
     def distance(self) -> float:
-        """From the range, in ranges; 0 where the range is one value, since such a column becomes 0 whatever it is."""
+        """Distance of the value from the range, in widths of the range.
+
+        It is 0 for a range of one value, since such a column always becomes 0.
+        """
         if self.high <= self.low:
             return 0.0
         return max(self.low - self.value, self.value - self.high) / (self.high - self.low)
@@ -43,31 +46,41 @@ class Outside(NamedTuple):
 
 
 def farthest(found: Iterable[Outside], most: int | None = None) -> list[Outside]:
-    """The columns in which rows lie outside, each once with all its values: the farthest first, and `most` at most."""
+    """Return each column once with the number of all its values: the farthest first, at most `most` columns."""
     worst: dict[int, Outside] = {}
     n_values: Counter[int] = Counter()
-    for one in sorted(found, key=lambda one: (-one.distance, one)):  # all of it, so that no order of blocks shows
+    # Sorted by all fields, so that the result does not depend on the order of blocks.
+    for one in sorted(found, key=lambda one: (-one.distance, one)):
         worst.setdefault(one.column, one)
         n_values[one.column] += one.n_values
-    return [one._replace(n_values=n_values[one.column]) for one in worst.values()][:most]
+    columns = [one._replace(n_values=n_values[one.column]) for one in worst.values()]
+    return columns[:most]
 
 
 def outside_of(rows: np.ndarray, trained_on: Scaler) -> list[Outside]:
-    """Every column in which rows (n_rows, n_inputs), one at least, lie outside a range, the farthest first."""
+    """Return the columns in which rows (n_rows, n_inputs) lie outside a range, the farthest first; at least one row."""
     low = trained_on.minimum
     high = trained_on.maximum
     below = np.count_nonzero(rows < low, axis=0)
     above = np.count_nonzero(rows > high, axis=0)
+    return farthest(
+        [
+            *_outside_columns(rows.min(axis=0), below, trained_on),
+            *_outside_columns(rows.max(axis=0), above, trained_on),
+        ]
+    )
+
+
+def _outside_columns(extremes: np.ndarray, n_outside: np.ndarray, trained_on: Scaler) -> list[Outside]:
+    """Return the columns with values outside the range at one end, each with its extreme value."""
     found = []
-    for extreme, n_values in ((rows.min(axis=0), below), (rows.max(axis=0), above)):
-        for column in np.flatnonzero(n_values).tolist():
-            found.append(
-                Outside(
-                    column=column,
-                    value=float(extreme[column]),
-                    low=float(low[column]),
-                    high=float(high[column]),
-                    n_values=int(n_values[column]),
-                )
-            )
-    return farthest(found)
+    for column in np.flatnonzero(n_outside).tolist():
+        outside = Outside(
+            column=column,
+            value=float(extremes[column]),
+            low=float(trained_on.minimum[column]),
+            high=float(trained_on.maximum[column]),
+            n_values=int(n_outside[column]),
+        )
+        found.append(outside)
+    return found

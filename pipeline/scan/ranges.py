@@ -1,4 +1,4 @@
-"""One Dask pass over every block: the range of each column, and the rows that hold NaN or Inf."""
+"""Scan of all rows, one Dask pass over every block: the range of each column, and the rows that hold NaN or Inf."""
 
 from __future__ import annotations
 
@@ -15,8 +15,16 @@ from pipeline.cluster.executor import reduce
 from pipeline.columns import Columns
 from pipeline.errors import DataError, counted, shown, some
 from pipeline.formats import pack, unpack
-from pipeline.scan.blocks import Found, Piece, Pieces, ScanSettings, look_at, merged, unread
-from pipeline.scan.sample import FEW, INNER, MANY, between, means, spread, stride_of
+from pipeline.scan.blocks import (
+    BlockStats,
+    Piece,
+    Pieces,
+    ScanSettings,
+    merge_stats,
+    scan_pieces,
+    stats_of_unreadable,
+)
+from pipeline.scan.sample import INNER, LARGE_SAMPLE, SMALL_SAMPLE, means, quantiles, spread, stride_of
 from pipeline.scan.scaler import Scaler, bad_entries
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard, block_of, blocks, first_rows, row_dtype
@@ -25,54 +33,54 @@ __all__ = [
     "Scan",
     "check_usable",
     "describe_bad_rows",
-    "looking",
     "misses_values",
     "offset_for",
     "readable",
     "scan",
     "scan_bytes",
-    "scan_of",
+    "scan_from_stats",
+    "scan_task",
 ]
 
 log = logging.getLogger(__name__)
 
-_NARROW = 0.01  # a spread below which a column counts for next to nothing beside others
-_MAX_TASKS = 4096  # a graph's cost grows with its tasks, so a task takes as many blocks as keeps it below this
-_BLOCKS = 8  # of a task, since a scheduler takes as long for whatever it passes on as a block takes to be looked at
-_FEW = 16  # tasks, than which no more blocks go together
-_USUAL = 128  # blocks, a gigabyte, which take as long as other tasks do as a rule: half a second
-_COLUMNS = 10  # that a sentence names
-_EXACT = 2.0**53  # float64 holds all whole numbers up to this one
-_WIDEST = 2.0**62  # differences below it fit into 64 bits, wherever they begin
+_NARROW = 0.01  # a spread below which a column hardly matters compared with others
+_MAX_TASKS = 4096  # in a graph, whose cost grows with its tasks
+_MAX_BLOCKS = 8  # blocks of a task, since passing on one costs a scheduler as much time as the scan of a block
+_MIN_TASKS = 16  # tasks, below which blocks are not put together
+_USUAL = 128  # blocks, a gigabyte, which take as long as a usual task of other stages: half a second
+_COLUMNS = 10  # columns that a sentence names
+_EXACT = 2.0**53  # float64 holds all integers up to this one
+_WIDEST = 2.0**62  # differences below it fit into 64 bits, whatever the minimum
 _ARRAYS = ("minimum", "maximum", "bad_rows", "spread", "inner", "fill", "n_missing", "offset")
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What one pass over the rows tells.
+    """Ranges of the columns, and the bad rows, found in one pass over all rows.
 
     Attributes
     ----------
     n_rows : int
-        All rows, bad ones included.
+        Number of all rows, bad ones included.
     minimum, maximum : ndarray of shape (n_inputs,), float64
-        Over the good rows; where a quantile clips them, the range between the quantiles.
+        Range of the good rows; with clipping, the range between the quantiles.
     bad_rows : ndarray of int64
-        Numbers, counted over all shards, of the rows that hold NaN, Inf or the missing value, or where that is filled
-        in Inf or no value at all; sorted. All rows of a shard that cannot be read are among them.
+        Numbers of the bad rows over all shards, sorted. A row is bad if it holds NaN, Inf or the missing value. If
+        missing values are filled in, it is bad if it holds Inf or no value at all. All rows of unreadable shards are.
     spread : ndarray of shape (n_inputs,), float64
-        Standard deviation of each scaled column, but for outliers; NaN in earlier versions' files.
+        Standard deviation of each scaled column without outliers; NaN in earlier versions' files.
     inner : ndarray of shape (2, n_inputs), float64
-        Between which values the inner 80 % of each column lie; NaN in earlier versions' files.
+        Bounds of the inner 80 % of each column's values; NaN in earlier versions' files.
     unreadable : dict of int to str
-        Why, for each shard that cannot be read, by its place in the input.
+        The reason for each shard that cannot be read, by its index in the input.
     fill, n_missing : ndarray of shape (n_inputs,), float64 and int64, or None
-        What stands for the missing values of each column, and how many the good rows miss; None where that makes a
-        row a bad one.
+        Replacement of missing values in each column, and how many values the good rows miss. None if rows that miss a
+        value are bad.
     clips : bool
         Whether values outside the range are moved to its edge.
     offset : ndarray of shape (n_inputs,), float64, or None
-        Whole numbers that were subtracted from the rows: all other arrays are about the differences.
+        Integers that were subtracted from the rows. All other arrays describe the differences.
     """
 
     n_rows: int
@@ -89,46 +97,47 @@ class Scan:
 
     @property
     def n_good(self) -> int:
-        """Rows that can be used."""
+        """Number of good rows."""
         return self.n_rows - len(self.bad_rows)
 
     @property
     def constant(self) -> np.ndarray:
-        """Which columns hold one value only: bool, shape (n_inputs,)."""
+        """Columns with one value only: bool, shape (n_inputs,)."""
         return self.minimum == self.maximum
 
     @property
     def scaler(self) -> Scaler:
-        """What scales the rows."""
+        """The scaling of the rows."""
         return Scaler(self.minimum, self.maximum, self.fill, self.clips)
 
     @property
     def narrow(self) -> np.ndarray:
-        """Columns whose range is so wide beside what they vary by that they count for little: the worst first."""
-        # One that is nearly always the same, such as a count that is rarely above 0, has no outliers.
+        """Columns whose range is so wide compared with their spread that they hardly matter: the worst first."""
+        # A column that is nearly always the same, such as a count that is rarely above 0, has no outliers.
         is_narrow = (self.inner[0] < self.inner[1]) & (self.spread < _NARROW)
-        return np.argsort(np.where(is_narrow, self.spread, np.inf), kind="stable")[: int(is_narrow.sum())]
+        worst_first = np.argsort(np.where(is_narrow, self.spread, np.inf), kind="stable")
+        return worst_first[: int(is_narrow.sum())]
 
     def summary(self) -> dict[str, Any]:
-        """Plain values for reports."""
-        told: dict[str, Any] = {"narrow_columns": {int(column): float(self.spread[column]) for column in self.narrow}}
+        """Return plain values for reports."""
+        summary: dict[str, Any] = {"narrow_columns": {int(i): float(self.spread[i]) for i in self.narrow}}
         if self.n_missing is not None:
-            told["filled"] = {int(column): int(self.n_missing[column]) for column in np.flatnonzero(self.n_missing)}
-        return told
+            summary["filled"] = {int(i): int(self.n_missing[i]) for i in np.flatnonzero(self.n_missing)}
+        return summary
 
     def to_npz(self) -> bytes:
-        """The bytes of its file."""
+        """Return the content of a file with this scan."""
         arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
         return pack(arrays, {"n_rows": self.n_rows, "unreadable": [*self.unreadable.items()], "clips": self.clips})
 
     @classmethod
     def from_npz(cls, data: bytes) -> Scan:
-        """What `to_npz` wrote.
+        """Return the scan that `to_npz` wrote.
 
         Raises
         ------
         ValueError
-            When it is anything else.
+            If the data are no possible scan.
         """
         arrays, about = unpack(data)
         try:
@@ -161,6 +170,9 @@ def scan_bytes(shards: Sequence[Shard]) -> int:
     return numbers * np.dtype(np.float64).itemsize
 
 
+# -- checks of a scan that was stored -------------------------------------------------------------------------------
+
+
 def _possible(found: Scan) -> dict[str, bool]:
     """Return for each field whether its value is possible, whatever the rows are."""
     shape = found.minimum.shape
@@ -176,9 +188,9 @@ def _possible(found: Scan) -> dict[str, bool]:
         "range": has_no_range or (have_one_shape and _is_range(found.minimum, found.maximum)),
         "bad_rows": has_bad_rows,
         "inner": _is_array(found.inner, np.float64, (2, *shape)),
-        "fill": found.fill is None or _is_fill(found.fill, shape),
-        "n_missing": found.n_missing is None or _are_counts(found.n_missing, shape),
-        "unreadable": all(type(i) is int and i >= 0 and isinstance(why, str) for i, why in found.unreadable.items()),
+        "fill": _is_fill(found.fill, shape),
+        "n_missing": _are_counts(found.n_missing, shape),
+        "unreadable": _are_reasons(found.unreadable),
     }
 
 
@@ -189,12 +201,20 @@ def _are_numbers(rows: np.ndarray, n_rows: int) -> bool:
     return bool((np.diff(rows, prepend=-1, append=n_rows) > 0).all())
 
 
-def _is_fill(fill: np.ndarray, shape: tuple[int, ...]) -> bool:
+def _is_fill(fill: np.ndarray | None, shape: tuple[int, ...]) -> bool:
+    if fill is None:
+        return True
     return _is_array(fill, np.float64, shape) and bool(np.isfinite(fill).all())
 
 
-def _are_counts(counts: np.ndarray, shape: tuple[int, ...]) -> bool:
+def _are_counts(counts: np.ndarray | None, shape: tuple[int, ...]) -> bool:
+    if counts is None:
+        return True
     return _is_array(counts, np.int64, shape) and bool((counts >= 0).all())
+
+
+def _are_reasons(unreadable: Mapping[int, str]) -> bool:
+    return all(type(number) is int and number >= 0 and isinstance(why, str) for number, why in unreadable.items())
 
 
 def _is_range(minimum: np.ndarray, maximum: np.ndarray) -> bool:
@@ -205,6 +225,9 @@ def _is_array(array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> bool:
     return array.dtype == dtype and array.shape == shape
 
 
+# -- the pass over all rows -----------------------------------------------------------------------------------------
+
+
 def scan(
     shards: Sequence[Shard],
     settings: ScanSettings,
@@ -212,40 +235,52 @@ def scan(
     n_at_once: int,
     advance: Callable[[int], object] = lambda n_rows: None,
 ) -> Scan:
-    """Read every row once; where shards turn out to be unreadable, all others again.
+    """Read every row once; if shards turn out to be unreadable, read the rows of all others again.
 
-    What can be read of a bad shard depends on the size of the blocks, and the result must not.
+    The readable rows of a bad shard depend on the size of the blocks, and the result must not.
 
     Parameters
     ----------
     n_at_once : int
-        Tasks under way at a time.
+        Number of tasks that run at a time.
     advance : callable
-        Told the number of rows of each task that is done, and a negative one before rows are read again.
+        Called with the number of rows of each finished task, and with a negative number before rows are read again.
 
     Raises
     ------
     DataError
-        When more shards than the settings allow cannot be read.
+        If more shards than the settings allow cannot be read.
     """
-    look = looking(shards, settings)
-    known = unread(shards, {})
-    while True:  # twice at most, but for files that go bad meanwhile
-        found = known
-        tasks = [(look, pieces) for pieces in _shared_out(shards, settings.block_rows, known.unreadable)]
-        if tasks:  # there are none where no shard can be read
-            n_small = _USUAL // len(tasks[0][1])
-            found = reduce(tasks, merged, executor, n_at_once, lambda done: advance(done.n_rows), n_small)
-            found = merged([known, found])
+    known = stats_of_unreadable(shards, {})
+    while True:  # at most twice, unless files go bad meanwhile
+        found = _stats_of_others(shards, settings, known, executor, n_at_once, advance)
         if len(found.unreadable) == len(known.unreadable):
-            return scan_of(found, settings, row_dtype(shards))
+            return scan_from_stats(found, settings, row_dtype(shards))
         # Checked before rows are read again, which may take hours.
         _check_unreadable(found, known, len(shards), settings.max_unreadable or 0)
-        known = unread(shards, found.unreadable)
+        known = stats_of_unreadable(shards, found.unreadable)
         advance(known.n_rows - found.n_rows)  # rows that are read again count once
 
 
-def _check_unreadable(found: Found, known: Found, n_shards: int, limit: int) -> None:
+def _stats_of_others(
+    shards: Sequence[Shard],
+    settings: ScanSettings,
+    known: BlockStats,
+    executor: Executor,
+    n_at_once: int,
+    advance: Callable[[int], object],
+) -> BlockStats:
+    """Return the statistics of all shards; `known` has those of shards that are known to be unreadable."""
+    task = scan_task(shards, settings)
+    tasks = [(task, pieces) for pieces in _pieces_of_tasks(shards, settings.block_rows, known.unreadable)]
+    if not tasks:  # no shard can be read
+        return known
+    n_small = _USUAL // len(tasks[0][1])
+    found = reduce(tasks, merge_stats, executor, n_at_once, lambda done: advance(done.n_rows), n_small)
+    return merge_stats([known, found])
+
+
+def _check_unreadable(found: BlockStats, known: BlockStats, n_shards: int, limit: int) -> None:
     if len(found.unreadable) > limit:
         first = next(why for i, why in found.unreadable.items() if i not in known.unreadable)
         raise DataError(
@@ -254,11 +289,92 @@ def _check_unreadable(found: Found, known: Found, n_shards: int, limit: int) -> 
         )
 
 
+def scan_task(shards: Sequence[Shard], settings: ScanSettings) -> Callable[[Sequence[Piece]], BlockStats]:
+    """Return the function that a task of a scan applies to its pieces."""
+    n_rows = sum(shard.n_rows for shard in shards)
+    n_values = LARGE_SAMPLE if settings.clip_quantile or settings.fills else SMALL_SAMPLE
+    return partial(scan_pieces, settings, stride_of(n_rows, shards[0].n_inputs, n_values))
+
+
+def _pieces_of_tasks(shards: Sequence[Shard], block_rows: int, unreadable: Mapping[int, str]) -> Iterator[Pieces]:
+    """Yield the pieces of each task, in the order of the rows, without unreadable shards."""
+    pieces = []
+    for number, (shard, first_row) in enumerate(zip(shards, first_rows(shards)[:-1].tolist(), strict=True)):
+        if number not in unreadable:
+            pieces += [(number, first_row, block) for block in blocks([shard], block_rows)]
+    # Neighbours share a task, so that a file is read from front to back.
+    n_together = _n_blocks_of_a_task(len(pieces))
+    for start in range(0, len(pieces), n_together):
+        yield Pieces(pieces[start : start + n_together])
+
+
+def _n_blocks_of_a_task(n_blocks: int) -> int:
+    n_useful = min(_MAX_BLOCKS, n_blocks // _MIN_TASKS)
+    n_needed = -(-n_blocks // _MAX_TASKS)
+    return max(1, n_useful, n_needed)
+
+
+def scan_from_stats(found: BlockStats, settings: ScanSettings, dtype: np.dtype) -> Scan:
+    """Return the scan of all rows, read as `dtype`, from their statistics."""
+    minimum, maximum = _scaled_range(found, settings)
+    scaler = Scaler(minimum, maximum)
+    scan = Scan(
+        n_rows=found.n_rows,
+        minimum=minimum,
+        maximum=maximum,
+        bad_rows=found.bad_rows,
+        spread=spread(found.sample, scaler),
+        inner=quantiles(found.sample, INNER),
+        unreadable=found.unreadable,
+        clips=settings.clip_quantile > 0,
+    )
+    if settings.impute is None:
+        return scan
+    return replace(scan, fill=_fill(found.sample, settings.impute, scaler, dtype), n_missing=found.n_missing)
+
+
+def _scaled_range(found: BlockStats, settings: ScanSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Return the range by which each column is scaled: that of the good rows, or the clipped range."""
+    minimum = found.minimum
+    maximum = found.maximum
+    if settings.fills:  # a column without any value is filled with zeros
+        is_empty = minimum > maximum
+        minimum = np.where(is_empty, 0, minimum)
+        maximum = np.where(is_empty, 0, maximum)
+    if settings.clip_quantile:
+        low, high = quantiles(found.sample, settings.clip_quantile)
+        is_range = low < high  # otherwise nearly all values are equal, and only the rare ones differ
+        minimum = np.where(is_range, low, minimum)
+        maximum = np.where(is_range, high, maximum)
+    return minimum, maximum
+
+
+def _fill(sample: np.ndarray, impute: str, scaler: Scaler, dtype: np.dtype) -> np.ndarray:
+    """Return what replaces the missing values of each column, as rows of `dtype` hold it."""
+    low = scaler.minimum
+    high = scaler.maximum
+    found = means(sample, scaler) if impute == "mean" else _medians(sample)
+    # The middle for a column with so few values that the sample has none.
+    known = np.where(np.isnan(found), low / 2 + high / 2, found)
+    values = np.clip(known, low, high)
+    if dtype.kind != "f":
+        return np.rint(values)
+    return values.astype(dtype).astype(np.float64)
+
+
+def _medians(sample: np.ndarray) -> np.ndarray:
+    # Halved before the sum, which could overflow.
+    return (quantiles(sample, 0.5) / 2).sum(axis=0)
+
+
+# -- use of a scan --------------------------------------------------------------------------------------------------
+
+
 def offset_for(shards: Sequence[Shard], found: Scan) -> np.ndarray | None:
-    """Return what to subtract from each column of large integers, or None where float64 holds all of them exactly.
+    """Return what to subtract from each column of large integers; None if float64 holds all of them exactly.
 
     Differences of integers above 2**53 get lost in float64. The offset is the minimum as a scan has found it, rounded
-    to float64: it is a whole number near the true minimum, so the differences are small and exact.
+    to float64: it is an integer near the true minimum, so the differences are small and exact.
 
     Returns
     -------
@@ -277,12 +393,6 @@ def offset_for(shards: Sequence[Shard], found: Scan) -> np.ndarray | None:
     return np.where(rounded_up, np.nextafter(offset, 0), offset)
 
 
-def looking(shards: Sequence[Shard], settings: ScanSettings) -> Callable[[Sequence[Piece]], Found]:
-    """What a task of their scan does with its pieces."""
-    n_values = MANY if settings.clip_quantile or settings.fills else FEW
-    return partial(look_at, settings, stride_of(sum(shard.n_rows for shard in shards), shards[0].n_inputs, n_values))
-
-
 def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = None) -> None:
     """Check that rows can be scaled by the result of a scan, and log columns without values or with one value.
 
@@ -293,13 +403,7 @@ def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = N
     """
     first = shards[0]
     if not found.n_good:
-        how = ""
-        if misses_values(shards, found, missing):
-            how = " Fill in what is missing with --impute median."
-        raise DataError(
-            f"no usable rows: all {found.n_rows} rows hold {_words(found, missing)}, or cannot be read, from "
-            f"file={shown(first.path)} on.{how}"
-        )
+        raise _no_usable_rows(shards, found, missing)
     if found.n_good == 1:
         raise DataError(
             f"{first}: 1 usable row of {found.n_rows}, expected two or more: nothing can be learnt from one. Give more "
@@ -310,15 +414,30 @@ def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = N
             f"{first}: all {found.n_good} usable rows are the same, expected columns that vary: there is nothing to "
             "learn. Name another dataset with --dataset, or give other rows."
         )
+    _check_finite_ranges(first, found)
+    _log_useless_columns(first.columns, found)
+
+
+def _no_usable_rows(shards: Sequence[Shard], found: Scan, missing: float | None) -> DataError:
+    how = ""
+    if misses_values(shards, found, missing):
+        how = " Fill in what is missing with --impute median."
+    return DataError(
+        f"no usable rows: all {found.n_rows} rows hold {_bad_values(found, missing)}, or cannot be read, from "
+        f"file={shown(shards[0].path)} on.{how}"
+    )
+
+
+def _check_finite_ranges(first: Shard, found: Scan) -> None:
     with np.errstate(over="ignore"):  # the result is Inf
-        endless = np.flatnonzero(np.isinf(found.maximum - found.minimum))
-    if len(endless):
+        ranges = found.maximum - found.minimum
+    overflowing = np.flatnonzero(np.isinf(ranges))
+    if len(overflowing):
         raise DataError(
             f"file={shown(first.path)} and what follows it: the range of columns "
-            f"{some(first.columns.listed(endless), _COLUMNS)} is beyond float64, expected numbers that can be scaled. "
-            "Scale them down."
+            f"{some(first.columns.listed(overflowing), _COLUMNS)} is beyond float64, expected numbers that can be "
+            "scaled. Scale them down."
         )
-    _log_useless_columns(first.columns, found)
 
 
 def _log_useless_columns(columns: Columns, found: Scan) -> None:
@@ -335,33 +454,45 @@ def _log_useless_columns(columns: Columns, found: Scan) -> None:
 
 
 def readable(shards: Sequence[Shard], found: Scan) -> tuple[tuple[Shard, ...], Scan]:
-    """The shards that can be read, and what a scan of them alone would have told."""
+    """Return the shards that can be read, and the scan of them alone."""
     if not found.unreadable:
         return tuple(shards), found
-    firsts = first_rows(shards)
-    is_bad = np.isin(np.arange(len(shards)), list(found.unreadable))
-    shard_of = np.searchsorted(firsts, found.bad_rows, side="right") - 1
-    shift = np.cumsum(np.where(is_bad, np.diff(firsts), 0))[shard_of]  # rows of bad shards before each
-    kept = ~is_bad[shard_of]
-    left = tuple(shard for shard, bad in zip(shards, is_bad, strict=True) if not bad)
+    left = [shard for number, shard in enumerate(shards) if number not in found.unreadable]
     n_rows = sum(shard.n_rows for shard in left)
-    return left, replace(found, n_rows=n_rows, bad_rows=(found.bad_rows - shift)[kept], unreadable={})
+    bad_rows = _bad_rows_of_readable(shards, found)
+    return tuple(left), replace(found, n_rows=n_rows, bad_rows=bad_rows, unreadable={})
+
+
+def _bad_rows_of_readable(shards: Sequence[Shard], found: Scan) -> np.ndarray:
+    """Return the numbers of the bad rows, counted over the readable shards."""
+    firsts = first_rows(shards)
+    is_unreadable = np.isin(np.arange(len(shards)), list(found.unreadable))
+    shard_of = np.searchsorted(firsts, found.bad_rows, side="right") - 1
+    n_lost_before = np.cumsum(np.where(is_unreadable, np.diff(firsts), 0))
+    shift = n_lost_before[shard_of]
+    kept = ~is_unreadable[shard_of]
+    return (found.bad_rows - shift)[kept]
 
 
 def describe_bad_rows(shards: Sequence[Shard], found: Scan, missing: float | None = None) -> str:
-    """Where the first bad row lies, its first bad column, and how many bad rows there are."""
-    counts = f"{len(found.bad_rows)} of {found.n_rows} rows in all hold {_words(found, missing)}"
+    """Return the location of the first bad row and its first bad column, and the number of bad rows."""
+    counts = f"{len(found.bad_rows)} of {found.n_rows} rows in all hold {_bad_values(found, missing)}"
     if found.unreadable:
-        return f"{next(iter(found.unreadable.values()))} {counts}, or lie in one of {len(found.unreadable)} such shards"
+        first_reason = next(iter(found.unreadable.values()))
+        return f"{first_reason} {counts}, or lie in one of {len(found.unreadable)} such shards"
+    return f"{_first_bad_entry(shards, found, missing)}; {counts}"
+
+
+def _first_bad_entry(shards: Sequence[Shard], found: Scan, missing: float | None) -> str:
     block, row = _first_bad_row(shards, found)
     entries = bad_entries(row, missing, block.shard.stored_dtype, found.fill is not None)
     column = int(np.flatnonzero(entries[0])[0])
     where = f"row {block.start}, column {block.shard.columns.numbered(column)}"
-    return f"{block.shard}: {row[0, column]} in {where}; {counts}"
+    return f"{block.shard}: {row[0, column]} in {where}"
 
 
 def misses_values(shards: Sequence[Shard], found: Scan, missing: float | None = None) -> bool:
-    """Whether the first bad row would be a good one if what it misses were filled in."""
+    """Return whether the first bad row would be a good one if its missing values were filled in."""
     if found.unreadable or found.fill is not None or not len(found.bad_rows):
         return False
     block, row = _first_bad_row(shards, found)
@@ -374,67 +505,10 @@ def _first_bad_row(shards: Sequence[Shard], found: Scan) -> tuple[Block, np.ndar
     return block, read(block)  # once more, since a scan keeps numbers only
 
 
-def _shared_out(shards: Sequence[Shard], block_rows: int, unreadable: Mapping[int, str]) -> Iterator[Pieces]:
-    """For each task its pieces of all shards but the unreadable ones, in their order."""
-    pieces = [
-        (i, first_row, block)
-        for i, (shard, first_row) in enumerate(zip(shards, first_rows(shards)[:-1].tolist(), strict=True))
-        if i not in unreadable
-        for block in blocks([shard], block_rows)
-    ]
-    # Neighbours share a task: a file is read from front to back.
-    stride = max(1, min(_BLOCKS, len(pieces) // _FEW), -(-len(pieces) // _MAX_TASKS))
-    return (Pieces(pieces[i : i + stride]) for i in range(0, len(pieces), stride))
-
-
-def scan_of(found: Found, settings: ScanSettings, dtype: np.dtype) -> Scan:
-    """What blocks tell, once the sample is summed up."""
-    minimum = found.minimum
-    maximum = found.maximum
-    if settings.fills:  # a column without any value is filled with zeros
-        is_empty = minimum > maximum
-        minimum = np.where(is_empty, 0, minimum)
-        maximum = np.where(is_empty, 0, maximum)
-    if settings.clip_quantile:
-        low, high = between(found.sample, settings.clip_quantile)
-        is_range = low < high  # otherwise nearly all values are equal, and only the rare ones differ
-        minimum = np.where(is_range, low, minimum)
-        maximum = np.where(is_range, high, maximum)
-    scaler = Scaler(minimum, maximum)
-    scan = Scan(
-        n_rows=found.n_rows,
-        minimum=minimum,
-        maximum=maximum,
-        bad_rows=found.bad_rows,
-        spread=spread(found.sample, scaler),
-        inner=between(found.sample, INNER),
-        unreadable=found.unreadable,
-        clips=settings.clip_quantile > 0,
-    )
-    if settings.impute is None:
-        return scan
-    return replace(scan, fill=_fill(found.sample, settings.impute, scaler, dtype), n_missing=found.n_missing)
-
-
-def _fill(sample: np.ndarray, impute: str, scaler: Scaler, dtype: np.dtype) -> np.ndarray:
-    """What stands for the missing values of each column, as rows of `dtype` hold it."""
-    low = scaler.minimum
-    high = scaler.maximum
-    found = means(sample, scaler) if impute == "mean" else _medians(sample)
-    # The middle for a column with so few values that the sample has none.
-    values = np.clip(np.where(np.isnan(found), low / 2 + high / 2, found), low, high)
-    if dtype.kind != "f":
-        return np.rint(values)
-    return values.astype(dtype).astype(np.float64)
-
-
-def _medians(sample: np.ndarray) -> np.ndarray:
-    # Halved before the sum, which could overflow.
-    return (between(sample, 0.5) / 2).sum(axis=0)
-
-
-def _words(found: Scan, missing: float | None) -> str:
-    """What bad rows hold."""
+def _bad_values(found: Scan, missing: float | None) -> str:
+    """Return in words what bad rows hold."""
     if found.fill is not None:
         return "Inf, or no value at all"
-    return "NaN or Inf" if missing is None else f"NaN, Inf or {missing}"
+    if missing is None:
+        return "NaN or Inf"
+    return f"NaN, Inf or {missing}"

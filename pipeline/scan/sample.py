@@ -1,8 +1,8 @@
-"""A bounded sample of the rows, the same for any blocks and threads, and what it tells of each column.
+"""A bounded sample of the rows, the same for any blocks and threads, and statistics of its columns.
 
-One row is taken of each stratum of `stride` consecutive rows, wherever the stratum's number says: no block need know of
-another one, and rows that resemble their neighbours in time are drawn from all over the data set. Where no row need be
-left out, the stride is 1 and the sample is all of them.
+The rows are divided into strata of `stride` consecutive rows. From each stratum one row is taken, at a position that
+depends on the stratum's number alone. So no block has to know of others, and rows that resemble their neighbours in
+time are drawn from all over the data set. With a stride of 1 the sample is all rows.
 """
 
 from __future__ import annotations
@@ -11,47 +11,49 @@ import numpy as np
 
 from pipeline.scan.scaler import Scaler
 
-__all__ = ["FEW", "INNER", "MANY", "between", "means", "sampled", "spread", "stride_of"]
+__all__ = ["INNER", "LARGE_SAMPLE", "SMALL_SAMPLE", "means", "quantiles", "sample_positions", "spread", "stride_of"]
 
-FEW = 2**17  # values: 1 MiB, of which the spread of columns can be told
-MANY = 2**22  # for what scales the rows: 32 MiB, and as much while two halves are put together
+SMALL_SAMPLE = 2**17
+"""Values of a sample (1 MiB) that suffices for the spread of columns."""
+LARGE_SAMPLE = 2**22
+"""Values of a sample (32 MiB) from which rows are scaled; twice the memory while two halves are merged."""
 
-INNER = 0.1  # the inner values of a column are those between this quantile and the one as far from the other end
+INNER = 0.1
+"""Quantile that, with the one equally far from the other end, bounds the inner values of a column."""
 
-_OUTER = 0.001  # of a column's values, at either end, that do not count for its spread
+_OUTER = 0.001  # share of a column's values, at either end, that its spread leaves out
 _AT_ONCE = 2**18  # values that are copied to be sorted
-_LEAST_ROWS = 32  # of a sample, however many columns they have
+_LEAST_ROWS = 32  # rows of a sample, whatever the number of columns
 
 
 def stride_of(n_rows: int, n_inputs: int, n_values: int) -> int:
-    """Of how many rows one is taken, so that a sample of `n_rows` rows holds about `n_values` values at most."""
-    return max(1, -(-n_rows // max(_LEAST_ROWS, n_values // n_inputs)))
+    """Return the size of a stratum with which a sample of `n_rows` rows holds at most about `n_values` values."""
+    n_sampled = max(_LEAST_ROWS, n_values // n_inputs)
+    return max(1, -(-n_rows // n_sampled))
 
 
-def sampled(first: int, n: int, stride: int) -> np.ndarray:
-    """Which of the `n` rows from number `first` on belong to the sample: positions from 0, sorted, int64."""
+def sample_positions(first: int, n: int, stride: int) -> np.ndarray:
+    """Return which of the `n` rows from number `first` on belong to the sample: positions from 0, sorted, int64."""
     strata = np.arange(first // stride, -(-(first + n) // stride))
     numbers = strata * stride + (_mixed(strata) % np.uint64(stride)).astype(np.int64)
     return numbers[(numbers >= first) & (numbers < first + n)] - first
 
 
 def _mixed(numbers: np.ndarray) -> np.ndarray:
-    """A random number for each number, uint64: SplitMix64 (Steele, Lea and Flood 2014), whose seed is 0."""
+    """Return a random number for each number, uint64: SplitMix64 (Steele, Lea and Flood 2014) with seed 0."""
     z = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
-def between(sample: np.ndarray, q: float) -> np.ndarray:
-    """The quantiles `q` and 1 - `q` of each column: values of the sample, the outer ones where they lie between two.
-
-    That is what ``np.quantile`` calls ``lower`` and ``higher``.
+def quantiles(sample: np.ndarray, q: float) -> np.ndarray:
+    """Return the quantiles `q` and 1 - `q` of each column, as ``np.quantile`` with methods ``lower`` and ``higher``.
 
     Parameters
     ----------
     sample : ndarray of shape (n, n_inputs), float64
-        NaN counts for nothing.
+        NaN is ignored.
 
     Returns
     -------
@@ -60,42 +62,59 @@ def between(sample: np.ndarray, q: float) -> np.ndarray:
     """
     if not len(sample):
         return np.full((2, sample.shape[1]), np.nan)
-    last = np.maximum(0, (~np.isnan(sample)).sum(axis=0) - 1)
+    n_values = (~np.isnan(sample)).sum(axis=0)
+    last = np.maximum(0, n_values - 1)
     low = np.floor(q * last).astype(np.int64)
-    places = np.stack([low, last - low])
+    return _values_at(sample, np.stack([low, last - low]))
+
+
+def _values_at(sample: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Return the values at some positions (n, n_inputs) of each column in ascending order, some columns at a time."""
     size = max(1, _AT_ONCE // len(sample))
-    slabs = (slice(i, i + size) for i in range(0, sample.shape[1], size))
-    # NaN is sorted behind all numbers.
-    found = [np.take_along_axis(np.sort(sample[:, slab], axis=0), places[:, slab], axis=0) for slab in slabs]
+    found = []
+    for start in range(0, sample.shape[1], size):
+        columns = slice(start, start + size)
+        # NaN is sorted after all numbers.
+        in_order = np.sort(sample[:, columns], axis=0)
+        found.append(np.take_along_axis(in_order, positions[:, columns], axis=0))
     return np.concatenate(found, axis=1)
 
 
 def means(sample: np.ndarray, scaler: Scaler) -> np.ndarray:
-    """The mean of each column (n_inputs,), clipped to the range that it is scaled by; NaN for those without a value."""
-    total = np.zeros(sample.shape[1])
-    n = np.zeros(sample.shape[1], dtype=np.int64)
-    size = max(1, _AT_ONCE // sample.shape[1])
+    """Return the mean of each column (n_inputs,), clipped to its range; NaN for columns without values."""
+    n_inputs = sample.shape[1]
+    total = np.zeros(n_inputs)
+    n = np.zeros(n_inputs, dtype=np.int64)
+    size = max(1, _AT_ONCE // n_inputs)
     with np.errstate(over="ignore", invalid="ignore"):  # of a range beyond float64, which is refused later
         for start in range(0, len(sample), size):
             values = np.clip(sample[start : start + size], scaler.minimum, scaler.maximum)
             n += (~np.isnan(values)).sum(axis=0)
-            total += np.nansum((values - scaler.minimum) * scaler.scale, axis=0)  # scaled, so that no sum overflows
-        share = np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
-        return scaler.minimum + share * (scaler.maximum - scaler.minimum)
+            # Scaled, so that no sum overflows.
+            total += np.nansum((values - scaler.minimum) * scaler.scale, axis=0)
+        scaled_means = np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
+        return scaler.minimum + scaled_means * (scaler.maximum - scaler.minimum)
 
 
 def spread(sample: np.ndarray, scaler: Scaler) -> np.ndarray:
-    """The standard deviation of each scaled column, but for outliers: shape (n_inputs,), float64.
+    """Return the standard deviation of each scaled column without outliers: shape (n_inputs,), float64.
 
-    The outermost thousandth at either end, one value at least, counts as the next one to it (Winsor's rule): else of a
-    few rows one would make all the difference.
+    The outermost thousandth at either end, at least one value, is replaced by the next value (winsorizing). Otherwise
+    one of a few rows could determine the result.
     """
-    few = sample[:: max(1, sample.size // FEW)]
+    step = max(1, sample.size // SMALL_SAMPLE)
+    few = sample[::step]
     if not len(few):
         return np.full(sample.shape[1], np.nan)
-    values = np.clip(few, *between(few, max(_OUTER, 1.5 / len(few))))
+    low, high = quantiles(few, max(_OUTER, 1.5 / len(few)))
+    values = np.clip(few, low, high)
     with np.errstate(over="ignore", invalid="ignore"):  # of a range beyond float64, which is refused later
-        x = (np.clip(values, scaler.minimum, scaler.maximum) - scaler.minimum) * scaler.scale
-        n = np.maximum(1, (~np.isnan(x)).sum(axis=0))
-        mean = np.nansum(x, axis=0) / n
-        return np.asarray(np.sqrt(np.nansum((x - mean) ** 2, axis=0) / n))
+        scaled = (np.clip(values, scaler.minimum, scaler.maximum) - scaler.minimum) * scaler.scale
+        return _standard_deviation(scaled)
+
+
+def _standard_deviation(values: np.ndarray) -> np.ndarray:
+    """Return the standard deviation of each column, NaN ignored; 0 for columns without values."""
+    n = np.maximum(1, (~np.isnan(values)).sum(axis=0))
+    mean = np.nansum(values, axis=0) / n
+    return np.asarray(np.sqrt(np.nansum((values - mean) ** 2, axis=0) / n))

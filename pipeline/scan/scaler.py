@@ -38,12 +38,12 @@ class Scaler:
 
     @property
     def cleans(self) -> bool:
-        """Whether rows may have to be filled or clipped before they are scaled."""
+        """True if rows may have to be filled or clipped before they are scaled."""
         return self.clips or self.fill is not None
 
     @property
     def scale(self) -> np.ndarray:
-        """One over each column's range, 0 for a range of 0: shape (n_inputs,), float64."""
+        """Reciprocal of each column's range, 0 for a range of 0: shape (n_inputs,), float64."""
         # Halved, since the range of a column from -1.7e308 to 1.7e308 overflows, as does one over a subnormal.
         half = self.maximum / 2 - self.minimum / 2
         return np.divide(0.5, half, out=np.zeros_like(half), where=half >= np.finfo(np.float64).tiny)
@@ -62,13 +62,11 @@ class Scaler:
         """Return whether float32 holds minimum and maximum exactly, and ranges and scales as normal numbers."""
         varies = scale > 0
         with np.errstate(over="ignore", under="ignore"):
-            is_exact = all(np.array_equal(edge, edge.astype(np.float32)) for edge in (self.minimum, self.maximum))
+            is_exact = _are_exact_in_float32(self.minimum) and _are_exact_in_float32(self.maximum)
             scales = scale.astype(np.float32)[varies]
             ranges = (self.maximum - self.minimum).astype(np.float32)[varies]
         # Subnormal numbers have lost digits, and processors are slow with them.
-        sizes = np.concatenate([scales, ranges])
-        is_normal = np.isfinite(sizes).all() and (sizes >= np.finfo(np.float32).tiny).all()
-        return bool(is_exact and is_normal)
+        return is_exact and _are_normal(scales) and _are_normal(ranges)
 
     def edges(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
         """Return the range in the rows' own dtype, so that values inside it keep every bit; integers round inwards."""
@@ -85,16 +83,21 @@ class Scaler:
             The values to fill in; NaN without it.
         """
         if self.fill is not None:
-            if missed is None:
-                missed = np.isnan(rows)
-            if missed.any():
-                rows = np.where(missed, _held(self.fill, rows.dtype, round), rows)
+            is_missing = np.isnan(rows) if missed is None else missed
+            if is_missing.any():
+                rows = np.where(is_missing, _held(self.fill, rows.dtype, round), rows)
         if self.clips:
-            low, high = self.edges(rows.dtype)
-            if (rows < low).any() or (rows > high).any():
-                rows = np.maximum(rows, low)  # in half the time of np.clip, which compilers do not vectorize
-                np.minimum(rows, high, out=rows)
+            return self._clipped(rows)
         return rows
+
+    def _clipped(self, rows: np.ndarray) -> np.ndarray:
+        low, high = self.edges(rows.dtype)
+        if not ((rows < low).any() or (rows > high).any()):
+            return rows
+        # In half the time of np.clip, which compilers do not vectorize.
+        clipped = np.maximum(rows, low)
+        np.minimum(clipped, high, out=clipped)
+        return clipped
 
     def transform(self, rows: np.ndarray) -> np.ndarray:
         """Return rows (n_rows, n_inputs) of any real dtype, cleaned and scaled: float32.
@@ -106,13 +109,23 @@ class Scaler:
         return ((rows.astype(minimum.dtype) - minimum) * scale).astype(np.float32)
 
 
+def _are_exact_in_float32(values: np.ndarray) -> bool:
+    return np.array_equal(values, values.astype(np.float32))
+
+
+def _are_normal(values: np.ndarray) -> bool:
+    """Return whether all of these positive float32 values are finite and not subnormal."""
+    return bool(np.isfinite(values).all() and (values >= np.finfo(np.float32).tiny).all())
+
+
 @dataclass(frozen=True)
 class Cleaning:
-    """Fills in missing values and clips rows once they are read.
+    """Filling of missing values, and clipping, of rows that have been read.
 
     Attributes
     ----------
     scaler : Scaler
+        The fill values and the range.
     missing : float or None
         A value that means a missing one, like NaN.
     """
@@ -156,16 +169,23 @@ def bad_entries(
 
     If missing values are filled in (`fills`): Inf, and all entries of a row without any value.
     """
-    is_float = rows.dtype.kind == "f"
     if fills:
-        has_none = missing_entries(rows, missing, stored).all(axis=1, keepdims=True)
-        if is_float:
-            return np.isinf(rows) | has_none
-        return np.broadcast_to(has_none, rows.shape)
+        return _unfillable_entries(rows, missing, stored)
+    is_float = rows.dtype.kind == "f"
     if missing is None:
         return ~np.isfinite(rows) if is_float else np.zeros(rows.shape, dtype=bool)
     is_missing = missing_entries(rows, missing, stored)
-    return ~np.isfinite(rows) | is_missing if is_float else is_missing
+    if is_float:
+        return ~np.isfinite(rows) | is_missing
+    return is_missing
+
+
+def _unfillable_entries(rows: np.ndarray, missing: float | None, stored: str | None) -> np.ndarray:
+    """Return which entries are Inf, or lie in a row without any value."""
+    is_empty = missing_entries(rows, missing, stored).all(axis=1, keepdims=True)
+    if rows.dtype.kind == "f":
+        return np.isinf(rows) | is_empty
+    return np.broadcast_to(is_empty, rows.shape)
 
 
 def missing_entries(rows: np.ndarray, missing: float | None = None, stored: str | None = None) -> np.ndarray:
@@ -173,21 +193,19 @@ def missing_entries(rows: np.ndarray, missing: float | None = None, stored: str 
     value = None
     if missing is not None:
         value = _value_in(np.dtype(stored or rows.dtype), missing)
+    is_float = rows.dtype.kind == "f"
     if value is None:
-        return np.isnan(rows) if rows.dtype.kind == "f" else np.zeros(rows.shape, dtype=bool)
+        return np.isnan(rows) if is_float else np.zeros(rows.shape, dtype=bool)
     is_value = rows == rows.dtype.type(value)
-    return np.isnan(rows) | is_value if rows.dtype.kind == "f" else is_value
+    if is_float:
+        return np.isnan(rows) | is_value
+    return is_value
 
 
 def _value_in(dtype: np.dtype, missing: float) -> Any:
     """Return the missing value as a dtype holds it; None if it cannot hold it."""
     if dtype.kind == "f":
-        # Rounded: -999.9 in a file of float32 is not the number that a user types. But 1e-99 there is not 0.
-        with np.errstate(over="ignore", under="ignore"):
-            rounded = np.float64(missing).astype(dtype)
-        if np.isfinite(rounded) and bool(rounded) == bool(missing):
-            return rounded
-        return None
+        return _rounded_value(dtype, missing)
     low = 0
     high = 1
     if dtype.kind != "b":
@@ -196,4 +214,16 @@ def _value_in(dtype: np.dtype, missing: float) -> Any:
     # Integers hold neither fractions nor values outside their range: 255.5 is in no file of uint8.
     if low <= missing <= high and missing == int(missing):
         return int(missing)
+    return None
+
+
+def _rounded_value(dtype: np.dtype, missing: float) -> Any:
+    """Return the missing value rounded to a float dtype, since -999.9 in float32 is not the number that a user types.
+
+    None if that gives Inf, or makes 0 of a tiny number.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = np.float64(missing).astype(dtype)
+    if np.isfinite(rounded) and bool(rounded) == bool(missing):
+        return rounded
     return None

@@ -1,1 +1,1 @@
-"""Input files as shards: found, vetted, read."""
+"""Input files as shards: found, vetted and read."""

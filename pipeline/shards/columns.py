@@ -1,4 +1,4 @@
-"""Whether the columns of all shards, and of a model, are the same, and how they are brought into one order."""
+"""Comparison of the columns of all shards and of a model, and the order in which columns are read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.columns import NO_COLUMNS, Columns
+from pipeline.columns import NO_COLUMNS, Columns, Difference
 from pipeline.errors import DataError, counted, shown, some
 from pipeline.shards.shard import Shard
 
@@ -18,12 +18,12 @@ __all__ = ["IN_ORDER", "ColumnCheck", "ColumnRule", "reordered"]
 log = logging.getLogger(__name__)
 
 _LISTED = 3  # names that a message lists
-_LONGEST = 40  # characters of each
+_LONGEST = 40  # characters of a name
 
 
 @dataclass(frozen=True)
 class ColumnRule:
-    """How columns are compared.
+    """Rule for the comparison of columns.
 
     Attributes
     ----------
@@ -31,9 +31,9 @@ class ColumnRule:
         ``order``: names and numbers of all columns must agree in their order. ``name``: columns with the same names
         in another order are reordered. ``ignore``: nothing is compared.
     expected : Columns
-        Those of a fitted model, in whose order the columns are read.
+        Columns of a fitted model, in whose order the columns are read.
     where : str
-        How messages call that model.
+        Name of that model in messages.
     """
 
     match: str = "order"
@@ -42,16 +42,16 @@ class ColumnRule:
 
 
 IN_ORDER = ColumnRule()
-"""The default: no model, and names that agree in their order."""
+"""Default rule: no model, and names that agree in their order."""
 
 
 class ColumnCheck:
-    """Compares shards, one after the other, with the columns that were described first.
+    """Comparison of shards, one after the other, with the columns that were described first.
 
     Attributes
     ----------
     columns : Columns
-        Names, and numbers, of the columns as all accepted shards are read.
+        Names and numbers of the columns as all accepted shards are read.
     """
 
     def __init__(self, rule: ColumnRule) -> None:
@@ -80,7 +80,7 @@ class ColumnCheck:
         Raises
         ------
         DataError
-            If the columns are others than those of the model or of the shards before.
+            If the columns differ from those of the model or of the shards before.
         """
         if self._match == "ignore":
             return None
@@ -89,11 +89,14 @@ class ColumnCheck:
             order = self._order_by_name(shard)
         found = _in_order(shard.columns, order)
         difference = found.first_difference(self.columns)
-        if difference is None:
-            return order
+        if difference is not None:
+            raise self._error(shard, found, difference)
+        return order
+
+    def _error(self, shard: Shard, found: Columns, difference: Difference) -> DataError:
         is_name = bool(found.names) and found.names != self.columns.names and bool(self.columns.names)
         where = self._names_of if is_name else self._values_of
-        raise DataError(
+        return DataError(
             f"{shard}: column {difference.column} is {difference.found}, expected {difference.expected} as in {where}. "
             f"{self._advice(found, is_name)}"
         )
@@ -123,16 +126,9 @@ class ColumnCheck:
 
     def accepted(self, shard: Shard, order: np.ndarray | None) -> Shard:
         """Return an accepted shard as it is to be read, and compare later ones with its columns as well."""
-        found = shard.columns
-        self._n_shards += 1
-        self._n_named += bool(found.names)
-        self._n_valued += found.values is not None
-        self._n_reordered += order is not None
-        if found.note:
-            self._notes[found.note] += 1
-            self._first_note.setdefault(found.note, shard)
+        self._count(shard, order)
+        found = _in_order(shard.columns, order)
         common = self.columns
-        found = _in_order(found, order)
         if found.names and not common.names:
             common = replace(common, names=found.names, names_from=found.names_from)
             self._names_of = str(shard)
@@ -142,6 +138,16 @@ class ColumnCheck:
         self.columns = common
         # The same object for all: there may be many shards, and many names.
         return replace(shard, columns=common, order=order)
+
+    def _count(self, shard: Shard, order: np.ndarray | None) -> None:
+        found = shard.columns
+        self._n_shards += 1
+        self._n_named += bool(found.names)
+        self._n_valued += found.values is not None
+        self._n_reordered += order is not None
+        if found.note:
+            self._notes[found.note] += 1
+            self._first_note.setdefault(found.note, shard)
 
     def log(self) -> None:
         """Log what was compared, and why names that a file has are not used."""
@@ -155,6 +161,9 @@ class ColumnCheck:
         if self._match == "ignore":
             log.info("input: columns: %s, not compared (--match-columns ignore)", self.columns)
             return
+        self._log_comparison()
+
+    def _log_comparison(self) -> None:
         of_model = f" and with {self._model}" if self._expected.is_known else ""
         log.info("input: columns: %s, compared over %s%s", self.columns, counted(self._n_shards, "shard"), of_model)
         if self._n_named and self._n_named < self._n_shards:
@@ -193,7 +202,7 @@ def reordered(shard: Shard, expected: Columns) -> Shard:
 
 
 def _order_of(names: Sequence[str], expected: Sequence[str]) -> np.ndarray:
-    """Return for each expected name its place among `names`: shape (n_inputs,), int32."""
+    """Return the position of each expected name in `names`: shape (n_inputs,), int32."""
     places = {name: place for place, name in enumerate(names)}
     return np.array([places[name] for name in expected], dtype=np.int32)
 
@@ -201,13 +210,8 @@ def _order_of(names: Sequence[str], expected: Sequence[str]) -> np.ndarray:
 def _check_same_names(shard: Shard, expected: Sequence[str], where: str) -> None:
     """Refuse names that cannot be brought into the order of the expected ones."""
     names = shard.columns.names
-    for each, its in ((names, str(shard)), (expected, where)):
-        twice = [name for name, n in Counter(each).items() if n > 1]
-        if twice:
-            raise DataError(
-                f"{its}: several columns are named {_listed(twice)}, expected different names for --match-columns "
-                "name. Rename them (AnnData: adata.var_names_make_unique())."
-            )
+    _check_different(names, str(shard))
+    _check_different(expected, where)
     found = set(names)
     missing = [name for name in expected if name not in found]
     surplus = sorted(found.difference(expected))
@@ -215,6 +219,15 @@ def _check_same_names(shard: Shard, expected: Sequence[str], where: str) -> None
         raise DataError(
             f"{shard}: {len(missing)} columns of {where} are missing ({_listed(missing)}), and {len(surplus)} are not "
             f"among them ({_listed(surplus)}), expected the same names. Give shards of the same columns."
+        )
+
+
+def _check_different(names: Sequence[str], where: str) -> None:
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    if twice:
+        raise DataError(
+            f"{where}: several columns are named {_listed(twice)}, expected different names for --match-columns "
+            "name. Rename them (AnnData: adata.var_names_make_unique())."
         )
 
 

@@ -1,6 +1,6 @@
-"""What is in input files, for people: datasets, which of them would be taken and why, and what would read faster.
+"""Descriptions of input files for users: their datasets, which one is chosen and why, and advice on faster storage.
 
-Files of one make are told of once. Nothing of their rows is read.
+Files that differ in nothing but their rows are described together. No rows are read.
 """
 
 from __future__ import annotations
@@ -17,49 +17,50 @@ from pipeline.errors import DataError, shown
 from pipeline.hdf5.child.ask import ask, believed
 from pipeline.hdf5.files import Identity
 from pipeline.hdf5.filters.codecs import FILTERS
-from pipeline.hdf5.layout import Layout
+from pipeline.hdf5.layout import Layout, grid_of
 from pipeline.shards.columns import IN_ORDER, ColumnRule
 from pipeline.shards.open import open_shards
-from pipeline.shards.riding import cut
+from pipeline.shards.riding import shorten
 from pipeline.shards.shard import Shard
-from pipeline.shards.vet import Wanted, look_at
+from pipeline.shards.vet import Selection, read_structure
 
-__all__ = ["Files", "Inspected", "faster", "inspected"]
+__all__ = ["FileGroup", "Inspection", "inspect_files"]
 
-_SMALL_PIECE = 2**16  # bytes: of less, seeking takes longer than reading
-_SMALL_FILE = 2**20  # bytes: of less, opening does
-_LARGE_CHUNK = 2**24  # bytes: larger ones are undone once for each slab of the training that lies in them
+_SMALL_PIECE = 2**16  # bytes, below which seeking takes longer than reading
+_SMALL_FILE = 2**20  # bytes, below which opening a file takes longer than reading it
+_LARGE_CHUNK = 2**24  # bytes; larger chunks are decompressed once for each slab of the training that lies in them
 _MANY_FILES = 1000
-_LISTED = 10  # refused files that are looked into
+_LISTED = 10  # refused files whose datasets are listed
 
 
 @dataclass(frozen=True)
-class Files:
-    """Files of one make.
+class FileGroup:
+    """Files that differ in nothing but their rows.
 
     Attributes
     ----------
     names : list of str
+        Paths of the files.
     n_rows : int
-        Of all of them.
+        Number of rows of all of them.
     taken, why : str
-        The dataset that holds the rows, and what makes it that one.
+        The dataset that holds the rows, and why it was chosen.
     shape : list of int
-        A row's, before it is flattened.
+        Shape of a row before it is flattened.
     dtype : str
-        As stored.
+        Dtype as stored.
     form : str
-        As in `pipeline.hdf5.forms`.
+        Form of the rows, as in `pipeline.hdf5.forms`.
     columns : str
         Where their names or numbers are stored, which are compared over all files.
     riding : list of str
-        What rides along.
+        Names of the extras.
     left_out : dict of str to str
-        Why others do not.
+        Datasets that are no extras, with the reasons.
     datasets : list of dict
-        What is in the first of them, as of `pipeline.hdf5.child.describe.listed`.
+        The datasets of the first file, as from `pipeline.hdf5.child.describe.listed`.
     faster : list of str
-        What would be read faster if it were stored otherwise.
+        Advice on storage that would be read faster.
     """
 
     names: list[str]
@@ -77,29 +78,29 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Inspected:
-    """What is in all files.
+class Inspection:
+    """Contents of all files.
 
     Attributes
     ----------
     shards : tuple of Shard
-        That can be read together; empty where none can be used.
-    files : list of Files
+        Shards that can be read together; empty if no file can be used.
+    files : list of FileGroup
     refused : list of dict
-        ``file``, ``reason``, and of the first ones ``datasets``.
+        Refused files: ``file``, ``reason``, and ``datasets`` for the first ones.
     """
 
     shards: tuple[Shard, ...] = ()
-    files: list[Files] = field(default_factory=list)
+    files: list[FileGroup] = field(default_factory=list)
     refused: list[dict[str, Any]] = field(default_factory=list)
 
 
-def inspected(
-    patterns: Sequence[str], wanted: Wanted, followed: Sequence[str] = (), columns: ColumnRule = IN_ORDER
-) -> Inspected:
-    """Look at every file that patterns name; arguments and errors as of `pipeline.shards.open.open_shards`.
+def inspect_files(
+    patterns: Sequence[str], wanted: Selection, followed: Sequence[str] = (), columns: ColumnRule = IN_ORDER
+) -> Inspection:
+    """Describe every file that patterns name. For arguments and errors see `pipeline.shards.open.open_shards`.
 
-    That a file is refused, or that none is left, is no error here.
+    Refused files are no error here, even if no other file is left.
     """
     refused: list[dict[str, Any]] = []
 
@@ -112,24 +113,29 @@ def inspected(
     except DataError:
         if not refused:
             raise
-        return Inspected(refused=refused)
-    alike: dict[object, list[Shard]] = {}
+        return Inspection(refused=refused)
+    return Inspection(shards, [_described(group, wanted) for group in _groups(shards)], refused)
+
+
+def _groups(shards: Sequence[Shard]) -> list[list[Shard]]:
+    """Return groups of shards that differ in nothing but their rows."""
+    groups: dict[object, list[Shard]] = {}
     for shard in shards:
-        alike.setdefault(_make(shard), []).append(shard)
-    return Inspected(shards, [_told(each, wanted) for each in alike.values()], refused)
+        groups.setdefault(_group_key(shard), []).append(shard)
+    return list(groups.values())
 
 
-def _make(shard: Shard) -> object:
-    """Equal for files that differ in nothing but their rows."""
+def _group_key(shard: Shard) -> object:
+    """Return a key that is equal for files that differ in nothing but their rows."""
     layouts = tuple((layout.kind, layout.chunks, layout.filters) for layout in shard.layouts)
     riders = tuple((rider.name, str(rider.dtype), rider.layout is None) for rider in shard.riders)
     left_out = tuple((each.name, each.reason) for each in shard.left_out)
     return shard.dataset, shard.shape[1:], shard.stored_dtype, shard.form, layouts, riders, left_out
 
 
-def _told(shards: Sequence[Shard], wanted: Wanted) -> Files:
+def _described(shards: Sequence[Shard], wanted: Selection) -> FileGroup:
     first = shards[0]
-    return Files(
+    return FileGroup(
         names=[shard.path for shard in shards],
         n_rows=sum(shard.n_rows for shard in shards),
         taken=first.dataset,
@@ -139,69 +145,75 @@ def _told(shards: Sequence[Shard], wanted: Wanted) -> Files:
         form=first.form,
         columns=str(first.columns),
         riding=[rider.name for rider in first.riders],
-        left_out={cut(each.name): cut(each.reason) for each in first.left_out},
+        left_out={shorten(each.name): shorten(each.reason) for each in first.left_out},
         datasets=_datasets(Path(first.path)),
-        faster=list(faster(shards)),
+        faster=list(faster_storage(shards)),
     )
 
 
-def _why(shard: Shard, wanted: Wanted) -> str:
+def _why(shard: Shard, wanted: Selection) -> str:
     if wanted.dataset is not None:
         return "it is named"
-    return "it is called X" if shard.dataset == "X" else "it is the only one that can hold rows"
+    if shard.dataset == "X":
+        return "it is called X"
+    return "it is the only one that can hold rows"
 
 
-# -- what is in a file ---------------------------------------------------------------------------------------------
+# -- datasets of a file ------------------------------------------------------------------------------------------
 
 
 def _datasets(path: Path) -> list[dict[str, Any]]:
-    """What the child says is in a file; nothing where it cannot say."""
+    """Return the child's list of the datasets in a file; an empty one if it has no answer."""
     where = f"file={shown(path)}"
 
-    def look(descriptor: int, identity: Identity, base: int) -> Any:
+    def read(descriptor: int, identity: Identity, base: int) -> Any:
         return ask("listed", descriptor, [], where)[0]
 
     try:
-        claims = look_at(path, look)
+        claims = read_structure(path, read)
         with believed(where, " about what is in it"):
             return [_checked(claim) for claim in claims]
-    except DataError:  # what is wrong with it has been said
+    except DataError:  # already reported
         return []
 
 
 def _checked(claim: dict[str, Any]) -> dict[str, Any]:
-    found = {"name": _text(claim["name"]), "what": _text(claim["what"]), "shape": _whole(claim.get("shape"))}
+    found = {
+        "name": _checked_text(claim["name"]),
+        "what": _checked_text(claim["what"]),
+        "shape": _checked_numbers(claim.get("shape")),
+    }
     if found["what"]:
         return found
     n_bytes = claim["n_bytes"]
-    _whole([n_bytes])
+    _checked_numbers([n_bytes])
     return {
         **found,
-        "dtype": _text(claim["dtype"]),
-        "layout": _text(claim["layout"]),
-        "chunks": _whole(claim["chunks"]),
-        "filters": [_text(each) for each in claim["filters"]],
+        "dtype": _checked_text(claim["dtype"]),
+        "layout": _checked_text(claim["layout"]),
+        "chunks": _checked_numbers(claim["chunks"]),
+        "filters": [_checked_text(each) for each in claim["filters"]],
         "n_bytes": n_bytes,
     }
 
 
-def _text(claim: Any) -> str:
+def _checked_text(claim: Any) -> str:
     if not isinstance(claim, str):
         raise ValueError("text")
     return shown(claim)
 
 
-def _whole(claim: Any) -> list[int] | None:
+def _checked_numbers(claim: Any) -> list[int] | None:
     if claim is not None and not all(type(n) is int and 0 <= n < 2**64 for n in claim):
         raise ValueError("numbers")
     return claim
 
 
-# -- what would be faster --------------------------------------------------------------------------------------------
+# -- advice ------------------------------------------------------------------------------------------------------
 
 
-def faster(shards: Sequence[Shard]) -> Iterator[str]:
-    """What would be read faster if files of one make were stored otherwise, one sentence each."""
+def faster_storage(shards: Sequence[Shard]) -> Iterator[str]:
+    """Yield advice on storage that would be read faster, for files of one group, one sentence each."""
     first = shards[0]
     layout = first.layouts[0]
     if first.form == "columns":
@@ -217,15 +229,15 @@ def faster(shards: Sequence[Shard]) -> Iterator[str]:
             "on, in every epoch where they are streamed. Write them uncompressed, or with lz4 or lzf."
         )
     if first.form == "dense" and layout.chunks:
-        yield from _of_chunks(first, layout)
+        yield from _faster_chunks(first, layout)
     if len(shards) > _MANY_FILES and sum(shard.identity.size for shard in shards) < len(shards) * _SMALL_FILE:
         yield f"{len(shards)} files of less than a megabyte: each is opened by itself. Write fewer, larger ones."
 
 
-def _of_chunks(shard: Shard, layout: Layout) -> Iterator[str]:
+def _faster_chunks(shard: Shard, layout: Layout) -> Iterator[str]:
     n_rows = max(1, 2**20 // shard.row_bytes)
     good = f"chunks of about a megabyte, like {(n_rows, *shard.shape[1:])}"
-    n_across = prod(-(-n // size) for n, size in zip(shard.shape[1:], layout.chunks[1:], strict=True))
+    n_across = prod(grid_of(shard.shape, layout.chunks)[1:])
     if n_across > 1:
         yield f"a row lies in {n_across} chunks of shape {layout.chunks}, all of which are read for it. Write {good}."
     elif layout.chunk_bytes < _SMALL_PIECE and layout.n_bytes > _SMALL_FILE:

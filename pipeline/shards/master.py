@@ -1,7 +1,7 @@
-"""Master files: files that stack the rows of others, as detectors, NeXus and h5py's virtual layouts write them.
+"""Master files, which stack the rows of other files, as detectors, NeXus and h5py's virtual layouts write them.
 
-Such a file stands for the list of files that it stacks, if somebody named the folder that these lie in. It is looked at
-once, by the child, which follows nothing; what is said is checked here. Then each file is a shard like any other.
+A master file is replaced by the files that it stacks if a user has named the directory of these. The child reads it
+once, and follows no link; its answer is checked here. Then each file is a shard like any other.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from pipeline.hdf5.forms import normal
 from pipeline.hdf5.limits import MOST_PIECES
 from pipeline.hdf5.plain.describe import describe_plain
 from pipeline.shards.sources import Source, distinct, lies_in, natural_key
-from pipeline.shards.vet import look_at
+from pipeline.shards.vet import read_structure
 
-__all__ = ["follow", "pointer"]
+__all__ = ["follow_masters", "hint_at_stack"]
 
 log = logging.getLogger(__name__)
 
-_LONGEST_NAME = 4096  # characters: Linux has no longer paths
-_LONGEST_HINT = 200  # characters of a folder that is to be typed
-_LISTED = 20
+_LONGEST_NAME = 4096  # characters; Linux has no longer paths
+_LONGEST_HINT = 200  # characters of a directory that a user has to type
+_LISTED = 20  # extras of a master, in a warning
 _MOST_ROWS = 2**63
 _IN_TURN = "expected the rows of one file behind those of the other"
 
-Box = tuple[tuple[int, int], ...]  # first and last but one along each axis
+Box = tuple[tuple[int, int], ...]
+"""The first index along each axis, and the one after the last."""
 
 
 class Piece(NamedTuple):
-    """A file that a master names, and the shape that it says the dataset in it has."""
+    """A file that a master names, and a dataset in it with the shape that the master expects."""
 
     file: str
     dataset: str
@@ -44,44 +45,40 @@ class Piece(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """What a master says: which of its datasets or groups stacks what, and what lies beside that in the master."""
+    """The contents of a master: the dataset or group that stacks pieces, and the extras next to it."""
 
     dataset: str
     pieces: list[Piece]
     beside: list[str]
 
 
-def follow(
+def follow_masters(
     sources: Sequence[Source],
     dataset: str | None,
     folders: Sequence[str],
     refuse: Callable[[Path, DataError], object],
 ) -> list[Source]:
-    """The sources, with the files that it stacks in the place of each master.
+    """Return the sources, with each master file replaced by the files that it stacks.
 
     Parameters
     ----------
     dataset : str, optional
-        The virtual dataset, external link or group of external links in the masters. With none: ``X``, else the only
-        one.
+        The virtual dataset, external link or group of external links in the masters. By default ``X``, or the only one.
     folders : sequence of str
-        Where the files may lie.
+        Directories that the files may lie in.
     refuse : callable
-        Told the path of a file that is refused, and why.
+        Called with the path of a file that is refused, and the error.
 
     Raises
     ------
     NotPermitted
-        When a master names a file outside the folders.
+        If a master names a file outside the directories.
     NoInput, ReadFailed, SystemLimit
-        When a folder is not there, or a file cannot be looked at.
+        If a directory does not exist, or a file cannot be read.
     DataError
-        When one file is found twice.
+        If one file is found twice.
     """
-    for folder in folders:
-        if not os.path.isdir(folder):
-            raise NoInput(f"follow={shown(folder)}: no such directory, expected one that holds what masters stack")
-    inside = [os.path.realpath(folder) for folder in folders]
+    inside = [_existing(folder) for folder in folders]
     named: list[tuple[Source, str]] = []
     for source in sources:
         signals.check()
@@ -89,7 +86,14 @@ def follow(
             named += [(each, str(source.path)) for each in _stacked_by(source, dataset, inside)]
         except DataError as error:
             refuse(source.path, error)
-    return distinct(named)  # the files may have been given beside their master, too
+    return distinct(named)  # the files may have been given next to their master as well
+
+
+def _existing(folder: str) -> str:
+    """Return the real path of a directory."""
+    if not os.path.isdir(folder):
+        raise NoInput(f"follow={shown(folder)}: no such directory, expected one that holds what masters stack")
+    return os.path.realpath(folder)
 
 
 def _stacked_by(source: Source, dataset: str | None, inside: Sequence[str]) -> list[Source]:
@@ -99,50 +103,59 @@ def _stacked_by(source: Source, dataset: str | None, inside: Sequence[str]) -> l
     stack = _stack(source.path, dataset)
     if stack is None:
         return [source]
-    return _followed(source.path, stack, inside)
+    sources = _sources_of(source.path, stack, inside)
+    _log_stack(source.path, stack)
+    return sources
 
 
-def pointer(path: Path, dataset: str | None) -> str:
+def hint_at_stack(path: Path, dataset: str | None) -> str:
     """Return a sentence on a refused file that stacks the rows of others, and how to read those; otherwise nothing."""
     try:
         stack = _stack(path, dataset)
         if stack is None:
             return ""
-        places = [_place(path, piece) for piece in stack.pieces]
-        folder = os.path.commonpath([os.path.normpath(os.path.dirname(place)) for place in places])
+        paths = [_path_of(path, piece) for piece in stack.pieces]
+        folder = os.path.commonpath([os.path.normpath(os.path.dirname(each)) for each in paths])
     except (ShardpressError, ValueError):  # it is no stack of whole rows, or the files have no directory in common
         return ""
     if len(folder) > _LONGEST_HINT:
         return ""
-    files = counted(len(places), "file")
+    files = counted(len(paths), "file")
     return f" It stacks the rows of {files} in {shown(folder)}: --follow {shown(folder)} has them read as shards."
 
 
 # -- from a stack to sources -------------------------------------------------------------------------------------
 
 
-def _followed(master: Path, stack: Stack, inside: Sequence[str]) -> list[Source]:
-    where = f"file={shown(master)} dataset={shown(stack.dataset)}"
+def _sources_of(master: Path, stack: Stack, inside: Sequence[str]) -> list[Source]:
     sources = []
     for piece in stack.pieces:
-        named = _place(master, piece)
-        path = os.path.realpath(named)  # so that no link in a folder that was named leads out of it
+        named = _path_of(master, piece)
+        path = os.path.realpath(named)  # so that no link in an allowed directory leads out of it
         if not any(lies_in(folder, path) for folder in inside):
             raise NotPermitted(
-                f"{where}: stacks {shown(named)}, which lies in {shown(os.path.dirname(path))}, expected files inside "
-                "of what --follow names. If it is meant, name that folder too."
+                f"{_where(master, stack)}: stacks {shown(named)}, which lies in {shown(os.path.dirname(path))}, "
+                "expected files inside of what --follow names. If it is meant, name that folder too."
             )
         sources.append(Source(Path(path), master=master, dataset=piece.dataset, shape=piece.shape))
-    log.info("%s: stacks %s, read in its place", where, counted(len(sources), "file"))
+    return sources
+
+
+def _where(master: Path, stack: Stack) -> str:
+    return f"file={shown(master)} dataset={shown(stack.dataset)}"
+
+
+def _log_stack(master: Path, stack: Stack) -> None:
+    where = _where(master, stack)
+    log.info("%s: stacks %s, read in its place", where, counted(len(stack.pieces), "file"))
     if stack.beside:
         names = ", ".join(map(shown, stack.beside[:_LISTED]))
         if len(stack.beside) > _LISTED:
             names += ", ..."
         log.warning("%s: does not ride along from the master: %s. What lies in the files it stacks does.", where, names)
-    return sources
 
 
-def _place(master: Path, piece: Piece) -> str:
+def _path_of(master: Path, piece: Piece) -> str:
     """Return the path of a file that a master names: next to it, never from the environment as in HDF5."""
     if piece.file == ".":
         return str(master)
@@ -155,20 +168,20 @@ def _place(master: Path, piece: Piece) -> str:
     return os.path.join(home, piece.file)
 
 
-# -- what the child says ---------------------------------------------------------------------------------------------
+# -- the child's answer ------------------------------------------------------------------------------------------
 
 
 def _stack(path: Path, dataset: str | None) -> Stack | None:
-    """What a file stacks, and None where its rows are its own."""
+    """Return what a file stacks; None if its rows are its own."""
     where = f"file={shown(path)}"
 
-    def look(descriptor: int, identity: Identity, base: int) -> Any:
+    def read(descriptor: int, identity: Identity, base: int) -> Any:
         # Plain files stack nothing.
         if describe_plain(descriptor, identity.size, dataset, base=base):
             return None
         return ask("stacked", descriptor, [dataset], where)[0]
 
-    facts = look_at(path, look)
+    facts = read_structure(path, read)
     if facts is None:
         return None
     with believed(where, " about what it stacks"):
@@ -183,52 +196,61 @@ def _checked(facts: Any, where: str) -> Stack:
     if not 0 < len(claims) <= MOST_PIECES:
         raise DataError(f"{where}: stacks {counted(len(claims), 'file')}, expected 1 to {MOST_PIECES}")
     if "links" in facts:
-        return Stack(dataset, _linked(claims), beside)
-    return Stack(dataset, _rows_in_order(claims, _numbers(facts["shape"]), where), beside)
+        return Stack(dataset, _pieces_of_links(claims), beside)
+    return Stack(dataset, _pieces_of_blocks(claims, _numbers(facts["shape"]), where), beside)
 
 
-def _linked(claims: Any) -> list[Piece]:
+def _pieces_of_links(claims: Any) -> list[Piece]:
     """Return the pieces of a group of external links in natural order; HDF5 sorts 10 before 9."""
     links = [tuple(map(_name, link)) for link in claims]
     links.sort(key=lambda link: natural_key(link[0]))
     return [Piece(file, normal(path) or "/", None) for _, file, path in links]
 
 
-def _rows_in_order(blocks: Any, shape: tuple[int, ...], where: str) -> list[Piece]:
-    """The pieces of a virtual dataset, which fill it with whole rows of whole files from the first row to the last."""
-    end = 0
-    pieces = []
+def _pieces_of_blocks(blocks: Any, shape: tuple[int, ...], where: str) -> list[Piece]:
+    """Return the pieces of a virtual dataset, after checks: whole files that fill it from the first row to the last."""
     # Sorted by their rows: HDF5 keeps the blocks in the order in which they were written.
-    placed = sorted((_placed(block, shape, where) for block in blocks), key=lambda each: each[0])
-    for (start, stop), piece in placed:
+    placed = sorted((_piece_of_block(block, shape, where) for block in blocks), key=lambda each: each[0])
+    _check_complete([rows for rows, _ in placed], shape[0], where)
+    return [piece for _, piece in placed]
+
+
+def _check_complete(ranges: Sequence[tuple[int, int]], n_rows: int, where: str) -> None:
+    """Check that sorted ranges of rows follow each other from the first row to the last."""
+    end = 0
+    for start, stop in ranges:
         if start > end:
             raise DataError(f"{where}: rows {end}:{start} come from no file, {_IN_TURN}")
         if start < end:
             raise DataError(f"{where}: rows {start}:{end} come from two files, {_IN_TURN}")
         end = stop
-        pieces.append(piece)
-    if end != shape[0]:
-        raise DataError(f"{where}: rows {end}:{shape[0]} come from no file, expected a file for every row")
-    return pieces
+    if end != n_rows:
+        raise DataError(f"{where}: rows {end}:{n_rows} come from no file, expected a file for every row")
 
 
-def _placed(block: Any, shape: tuple[int, ...], where: str) -> tuple[tuple[int, int], Piece]:
-    """Which rows of a virtual dataset of that shape a block of it fills, and with what."""
-    file_claim, path_claim, to, of = block
+def _piece_of_block(block: Any, shape: tuple[int, ...], where: str) -> tuple[tuple[int, int], Piece]:
+    """Return the rows that a block of a virtual dataset of that shape fills, and the piece that fills them."""
+    file_claim, path_claim, target, source = block
     file = _literal(_name(file_claim), where)
     path = normal(_name(path_claim)) or "/"
     where = f"{where}: of file={shown(file)} dataset={shown(path)}"
-    filled = _box(to, shape)
+    first, stop = _filled_rows(target, shape, where)
+    whole = (stop - first, *shape[1:])
+    if _box(source, whole) != _all_of(whole):
+        raise DataError(f"{where} only a part is stacked, expected all its rows. Give the file itself.")
+    return (first, stop), Piece(file, path, whole)
+
+
+def _filled_rows(target: Any, shape: tuple[int, ...], where: str) -> tuple[int, int]:
+    """Return the rows that a claimed box fills in a virtual dataset of that shape."""
+    filled = _box(target, shape)
     if filled is None or filled[1:] != _all_of(shape[1:]):
         raise DataError(f"{where} something else than rows is stacked, expected whole rows in one piece")
-    whole = (filled[0][1] - filled[0][0], *shape[1:])
-    if _box(of, whole) != _all_of(whole):
-        raise DataError(f"{where} only a part is stacked, expected all its rows. Give the file itself.")
-    return filled[0], Piece(file, path, whole)
+    return filled[0]
 
 
 def _literal(name: str, where: str) -> str:
-    """A file's name, in which HDF5 spells % as %%."""
+    """Return a file's name, in which HDF5 spells % as %%; refuse patterns."""
     if "%" in name.replace("%%", ""):
         raise DataError(f"{where}: stacks files by the pattern {shown(name)}, expected the names of files")
     return name.replace("%%", "%")
@@ -237,7 +259,7 @@ def _literal(name: str, where: str) -> str:
 def _name(value: Any) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME or "\0" in value:
         raise ValueError("a name")
-    os.fsencode(value)  # an error where no file could be called so
+    os.fsencode(value)  # raises an error if no file can have this name
     return value
 
 
@@ -248,7 +270,7 @@ def _numbers(values: Any) -> tuple[int, ...]:
 
 
 def _box(claim: Any, whole: tuple[int, ...]) -> Box | None:
-    """A box as it is claimed: with no axes everything, of that shape; None where it is no box."""
+    """Return a claimed box: without axes, all of a dataset of that shape; None if it is no box."""
     if claim is None:
         return None
     box = tuple(_numbers(pair) for pair in claim)

@@ -1,4 +1,4 @@
-"""Open shards: find the files that patterns name, vet each, check that they fit together, and log what they are."""
+"""Open shards: find the files, vet each of them, check that they fit together, and log what they are."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from pipeline.hdf5.files import writers
 from pipeline.hdf5.forms import PREFERRED
 from pipeline.hdf5.values import file_digest
 from pipeline.shards.columns import IN_ORDER, ColumnCheck, ColumnRule
-from pipeline.shards.master import follow, pointer
-from pipeline.shards.riding import alike, cut, log_riders
+from pipeline.shards.master import follow_masters, hint_at_stack
+from pipeline.shards.riding import log_riders, shorten, unify_riders
 from pipeline.shards.shard import Shard, row_dtype
 from pipeline.shards.sources import Source, find
-from pipeline.shards.vet import Wanted, vet
+from pipeline.shards.vet import Selection, vet
 
 __all__ = ["open_shards"]
 
 log = logging.getLogger(__name__)
 
 _MOST_THREADS = 8
-_FILES_A_THREAD = 100  # starting a thread takes as long as vetting some files
-_AT_ONCE = 1000  # files under way, so that not all of many are looked at after the first bad one
-_A_TASK = 8  # files together, since handing over one takes half as long as vetting it
+_FILES_A_THREAD = 100  # files for each thread, since starting one takes as long as vetting some files
+_AT_ONCE = 1000  # files that are vetted ahead, so that one bad file of many ends a run early
+_A_TASK = 8  # files of a task, since passing one to a thread takes half as long as vetting it
 _ANEW = "Take another copy of the directory, or run again what made it."
-_DATASETS = 3  # in a line of the log
+_DATASETS = 3  # datasets in a line of the log
 _FORMS = {
     "columns": "stored by columns: the last axis counts them",
     "sparse": "sparse: what is not there is 0",
@@ -57,28 +57,28 @@ def open_shards(
     Parameters
     ----------
     patterns : sequence of str
-        As for `pipeline.shards.sources.find`.
+        As in `pipeline.shards.sources.find`.
     dataset, orientation, carry
-        As for `pipeline.shards.vet.Wanted`.
+        As in `pipeline.shards.vet.Selection`.
     on_bad_shard : callable, optional
         Called with a file that is refused because of its content, and the error. The file is left out. Without it, the
         error is raised.
     followed : sequence of str
         Directories of the files that master files stack. Without any, master files are refused.
     columns : ColumnRule
-        How names of columns are compared, and with which ones.
+        How the names of columns are compared, and with which ones.
 
     Returns
     -------
     tuple of Shard
-        All of one width; at least one row in all.
+        Shards of one width, with at least one row in all.
 
     Raises
     ------
     DataError
-        When a file is refused, in words that name it; or when none is left.
+        If a file is refused, with its name; or if none is left.
     NoInput, NotPermitted, ReadFailed, SystemLimit
-        When a file cannot be looked at.
+        If a file cannot be read.
     """
 
     def refuse(path: Path, error: DataError) -> None:
@@ -88,16 +88,16 @@ def open_shards(
 
     sources = find(patterns)
     if followed:
-        sources = follow(sources, dataset, followed, refuse)
-    wanted = Wanted(dataset, orientation, tuple(dict.fromkeys(carry)))
+        sources = follow_masters(sources, dataset, followed, refuse)
+    wanted = Selection(dataset, orientation, tuple(dict.fromkeys(carry)))
     check = ColumnCheck(columns)
-    with closing(_opened(sources, wanted)) as opened:  # closed early by an error, it looks at no more files
-        shards = _fitting(sources, opened, refuse, check)
-    _check_any(shards, patterns[0], len(sources))
-    every = alike(shards, wanted.carry)
-    _log_shards(every)
+    with closing(_open_all(sources, wanted)) as opened:  # after an error, no more files are opened
+        fitting = _fitting(sources, opened, refuse, check)
+    _check_any(fitting, patterns[0], len(sources))
+    shards = unify_riders(fitting, wanted.carry)
+    _log_shards(shards)
     check.log()
-    return every
+    return shards
 
 
 def _check_any(shards: Sequence[Shard], pattern: str, n_files: int) -> None:
@@ -110,7 +110,7 @@ def _check_any(shards: Sequence[Shard], pattern: str, n_files: int) -> None:
 # -- each file ---------------------------------------------------------------------------------------------------
 
 
-def _opened(sources: Sequence[Source], wanted: Wanted) -> Generator[Shard | DataError, None, None]:
+def _open_all(sources: Sequence[Source], wanted: Selection) -> Generator[Shard | DataError, None, None]:
     """Yield each shard, or the error of its file, in order; in several threads if there are many files."""
     n_threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS, 1 + len(sources) // _FILES_A_THREAD)
     with ThreadPoolExecutor(n_threads, "vet") as pool:
@@ -119,37 +119,37 @@ def _opened(sources: Sequence[Source], wanted: Wanted) -> Generator[Shard | Data
             tasks = (batch[i : i + _A_TASK] for i in range(0, len(batch), _A_TASK))
             for shards in pool.map(partial(_open_few, wanted=wanted), tasks):
                 yield from shards
-    retire(n_kept=1)  # children, of which each thread may have had one
+    retire(n_kept=1)  # child processes, of which each thread may have started one
 
 
-def _open_few(sources: Sequence[Source], wanted: Wanted) -> list[Shard | DataError]:
+def _open_few(sources: Sequence[Source], wanted: Selection) -> list[Shard | DataError]:
     opened: list[Shard | DataError] = []
     for source in sources:
         try:
-            shard = _vetted(source, wanted)
+            shard = _vet_source(source, wanted)
             _check_as_stacked(shard, source)
             _check_as_listed(shard, source)
             opened.append(shard)
-        except DataError as error:  # whether it ends the run is decided in the order of the files
+        except DataError as error:  # the caller decides, in the order of the files, whether it ends the run
             opened.append(error)
     return opened
 
 
-def _vetted(source: Source, wanted: Wanted) -> Shard:
+def _vet_source(source: Source, wanted: Selection) -> Shard:
     if source.master is not None:
-        return _vetted_of_master(source, wanted)
+        return _vet_stacked(source, wanted)
     try:
         return vet(source.path, wanted)
     except ShardpressError as error:
         if not isinstance(error.__cause__, Refused):
             raise  # the child may not survive a second question
-        advice = pointer(source.path, wanted.dataset)
+        advice = hint_at_stack(source.path, wanted.dataset)
         if not advice:
             raise
         raise type(error)(f"{str(error).rstrip('.')}.{advice}") from error
 
 
-def _vetted_of_master(source: Source, wanted: Wanted) -> Shard:
+def _vet_stacked(source: Source, wanted: Selection) -> Shard:
     try:
         return vet(source.path, replace(wanted, dataset=source.dataset))
     except ShardpressError as error:
@@ -157,7 +157,7 @@ def _vetted_of_master(source: Source, wanted: Wanted) -> Shard:
 
 
 def _check_as_stacked(shard: Shard, source: Source) -> None:
-    """Check that the master file stacks all rows: its shape of the rows was accepted without a look at this file."""
+    """Check that the master file stacks all rows: its claim about their shape was accepted without this file."""
     if source.shape is not None and (shard.form != "dense" or shard.shape != source.shape):
         raise DataError(
             f"{shard}: rows of shape {shard.shape} ({shard.form}), expected {source.shape} (dense) as "
@@ -192,14 +192,15 @@ def _fitting(
         try:
             if isinstance(shard, DataError):
                 raise shard
-            order = check.order(shard)  # before the width: of other names it can tell which ones
-            _check_width(shard, shards[0] if shards else shard)
+            order = check.order(shard)  # before the width, since it can say which names are missing
+            if shards:
+                _check_width(shard, shards[0])
         except DataError as error:
             refuse(source.path, error)
             continue
         shards.append(check.accepted(shard, order))
     if check.columns.is_known:  # also for shards before the first one that names them
-        shards = [replace(shard, columns=check.columns) for shard in shards]
+        return [replace(shard, columns=check.columns) for shard in shards]
     return shards
 
 
@@ -240,17 +241,22 @@ def _log_rows(shards: Sequence[Shard]) -> None:
     first = shards[0]
     names = dict.fromkeys(shard.dataset for shard in shards)
     if list(names) != [PREFERRED]:
-        log.info("input: rows are those of dataset %s", some(map(cut, names), _DATASETS))
+        log.info("input: rows are those of dataset %s", some(map(shorten, names), _DATASETS))
     if len(first.shape) > 2:
         log.info("input: rows of shape %s are flattened to %d columns", first.shape[1:], first.n_inputs)
     if len({shard.dtype for shard in shards}) > 1:
         dtypes = sorted({shard.stored_dtype for shard in shards})
         log.info("input: dtypes %s are read as %s", dtypes, row_dtype(shards))
-    for form, n in Counter(shard.form for shard in shards if shard.form in _FORMS).items():
-        which = "" if n == len(shards) else f"of {counted(n, 'shard')} "
-        log.info("input: rows %sare %s", which, _FORMS[form])
+    _log_forms(shards)
     for value in sorted({shard.fill_value for shard in shards if shard.fill_value is not None}):
         log.info("input: attribute _FillValue: %s stands for no value. If it occurs: --missing-value %s", value, value)
+
+
+def _log_forms(shards: Sequence[Shard]) -> None:
+    forms = Counter(shard.form for shard in shards if shard.form in _FORMS)
+    for form, n in forms.items():
+        which = "" if n == len(shards) else f"of {counted(n, 'shard')} "
+        log.info("input: rows %sare %s", which, _FORMS[form])
 
 
 def _warn_of_writers(shards: Sequence[Shard]) -> None:

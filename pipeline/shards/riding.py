@@ -1,6 +1,6 @@
 """Extras, such as labels and ids: the same ones for all shards, and what the log says about them.
 
-An extra that some shards lack gets a fill value there that can hardly be taken for a real one, and a mask tells which
+An extra that some shards lack gets a fill value there that hardly looks like a real one, and a mask tells which
 rows have a value: ``y_present`` for ``y``.
 """
 
@@ -21,7 +21,7 @@ from pipeline.hdf5.limits import MOST_LEFT_OUT, MOST_RIDERS
 from pipeline.shards.shard import LeftOut, Rider, Shard
 from pipeline.shards.vet import code_dtype
 
-__all__ = ["alike", "common_dtype", "cut", "log_riders", "why_left_out"]
+__all__ = ["common_dtype", "log_riders", "shorten", "unify_riders", "why_left_out"]
 
 log = logging.getLogger(__name__)
 
@@ -29,15 +29,15 @@ MOST_WARNED = 10
 """Number of warnings about extras."""
 
 _APART = "the shards do not have it alike"  # no dtype, or no list of categories, holds the values of all
-_FILES = 3  # that a warning names
+_FILES = 3  # files that a warning names
 _NAMED = 20  # extras in a line of the log
-_LEFT_OUT = 10  # in a line of the log
+_LEFT_OUT = 10  # left out extras in a line of the log
 _LONGEST = 80  # characters of a name or reason
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How an extra is read from every shard."""
+    """Plan for reading an extra from every shard."""
 
     absent: Rider  # for a shard that has none
     is_common: bool  # whether its dtype holds the values of all shards; otherwise each shard keeps its own
@@ -47,7 +47,7 @@ Having = Sequence[tuple[Shard, Rider]]
 """The shards that have an extra of one name, each with that extra."""
 
 
-def alike(shards: Sequence[Shard], carry: Sequence[str] = ()) -> tuple[Shard, ...]:
+def unify_riders(shards: Sequence[Shard], carry: Sequence[str] = ()) -> tuple[Shard, ...]:
     """Return shards with the same extras: those that any of them has, in a dtype that holds the values of all.
 
     Raises
@@ -57,21 +57,20 @@ def alike(shards: Sequence[Shard], carry: Sequence[str] = ()) -> tuple[Shard, ..
     """
     if carry:
         shards = _renamed(shards, carry)
-    if len({tuple((rider.name, _kind(rider)) for rider in shard.riders) for shard in shards}) == 1:
+    kinds = {tuple((rider.name, _kind(rider)) for rider in shard.riders) for shard in shards}
+    if len(kinds) == 1:
         return tuple(shards)  # the usual case
     plans, apart = _plans(shards)
+    unified = [replace(shard, riders=tuple(_planned_riders(shard, plans))) for shard in shards]
     # Listed for one shard only, since it is the same for all.
     left_out = [LeftOut(name, _APART, False) for name in apart]
-    first = replace(shards[0], left_out=(*left_out, *shards[0].left_out))
-    return tuple(replace(shard, riders=tuple(_riders(shard, plans))) for shard in (first, *shards[1:]))
+    unified[0] = replace(unified[0], left_out=(*left_out, *shards[0].left_out))
+    return tuple(unified)
 
 
 def _plans(shards: Sequence[Shard]) -> tuple[list[_Plan], list[str]]:
     """Return a plan for each extra, and the names of those without a common dtype; log warnings."""
-    having: dict[str, list[tuple[Shard, Rider]]] = {}
-    for shard in shards:
-        for rider in shard.riders:
-            having.setdefault(rider.name, []).append((shard, rider))
+    having = _shards_by_rider(shards)
     taken = set(having)  # also by extras that are left out, so that no mask gets the name of a dataset
     surplus = _surplus(having)
     warnings: list[str] = []
@@ -91,6 +90,14 @@ def _plans(shards: Sequence[Shard]) -> tuple[list[_Plan], list[str]]:
     return plans, apart
 
 
+def _shards_by_rider(shards: Sequence[Shard]) -> dict[str, list[tuple[Shard, Rider]]]:
+    having: dict[str, list[tuple[Shard, Rider]]] = {}
+    for shard in shards:
+        for rider in shard.riders:
+            having.setdefault(rider.name, []).append((shard, rider))
+    return having
+
+
 def _surplus(having: Mapping[str, Having]) -> set[str]:
     """Return the names of extras that are too many over all files, without those that a user has named."""
     unnamed = [name for name, own in having.items() if not own[0][1].is_carried]
@@ -106,28 +113,37 @@ def _plan(name: str, having: Having, warnings: list[str]) -> _Plan | None:
     """Return how an extra of some shards is read from all; None if it cannot be."""
     with_rows = [own for own in having if own[0].n_rows] or having  # without rows, any dtype and categories will do
     kinds = _first_of_each_kind(with_rows)
-    first = kinds[0][1]
-    coded = [rider.categories for _, rider in kinds if rider.categories is not None]
-    categories = _union(coded) if len(coded) == len(kinds) else None
-    if categories is not None:
-        absent = Rider(name, code_dtype(categories), None, -1, first.is_carried, categories)
-        return _Plan(absent, is_common=True)
-    dtype = common_dtype([rider.dtype for _, rider in kinds])
-    if dtype is not None and not coded:
-        return _Plan(Rider(name, dtype, is_carried=first.is_carried), is_common=True)
-    return _plan_apart(name, kinds, warnings)
+    absent = _common_rider(name, [rider for _, rider in kinds])
+    if absent is None:
+        return _plan_apart(name, kinds, warnings)
+    return _Plan(absent, is_common=True)
+
+
+def _common_rider(name: str, kinds: Sequence[Rider]) -> Rider | None:
+    """Return an extra that can hold the values of extras of several kinds, or None."""
+    is_carried = kinds[0].is_carried
+    coded = [rider.categories for rider in kinds if rider.categories is not None]
+    if not coded:
+        dtype = common_dtype([rider.dtype for rider in kinds])
+        return None if dtype is None else Rider(name, dtype, is_carried=is_carried)
+    if len(coded) < len(kinds):
+        return None
+    categories = _union(coded)
+    if categories is None:
+        return None
+    return Rider(name, code_dtype(categories), fill=-1, is_carried=is_carried, categories=categories)
 
 
 def _plan_apart(name: str, kinds: Having, warnings: list[str]) -> _Plan | None:
     """Return the plan of an extra without a common dtype; None if its values mean nothing without categories."""
     first = kinds[0][1]
-    both = _both(name, kinds)
+    difference = _difference(name, kinds)
     if first.is_carried:
-        raise DataError(f"{both}. Write it alike in all, or leave out --carry {shown(name)}.")
-    if any(rider.categories is not None for _, rider in kinds):  # without these, codes could be taken for labels
-        warnings.append(f"{both}: it does not ride along")
+        raise DataError(f"{difference}. Write it alike in all, or leave out --carry {shown(name)}.")
+    if any(rider.categories is not None for _, rider in kinds):  # without these, codes could be mistaken for labels
+        warnings.append(f"{difference}: it does not ride along")
         return None
-    warnings.append(f"{both}: no dtype holds both, so that it stands in parts/ and not in index.h5")
+    warnings.append(f"{difference}: no dtype holds both, so that it stands in parts/ and not in index.h5")
     return _Plan(Rider(name, first.dtype, is_carried=first.is_carried), is_common=False)
 
 
@@ -139,13 +155,13 @@ def _first_of_each_kind(having: Having) -> list[tuple[Shard, Rider]]:
     return list(reversed(found.values()))
 
 
-def _both(name: str, kinds: Sequence[tuple[Shard, Rider]]) -> str:
+def _difference(name: str, kinds: Sequence[tuple[Shard, Rider]]) -> str:
     """Return a sentence about the first two kinds of an extra."""
     first, other = (f"{_in_words(rider)} from file={shown(shard.path)}" for shard, rider in kinds[:2])
     why = ""
     if all(rider.categories is not None for _, rider in kinds):
         why = ", which are too many or of two kinds in all"
-    return f"{cut(name)} rides along as {first} and as {other}{why}"
+    return f"{shorten(name)} rides along as {first} and as {other}{why}"
 
 
 def _in_words(rider: Rider) -> str:
@@ -165,27 +181,35 @@ def _union(all_categories: Sequence[tuple[Any, ...]]) -> tuple[Any, ...] | None:
 
 def _with_mask(plan: _Plan, having: Having, shards: Sequence[Shard], taken: set[str], warnings: list[str]) -> _Plan:
     """Return the plan, with the name of a mask if some shards with rows lack the extra."""
-    name = plan.absent.name
     # By identity, which takes no time: a comparison of shards compares all their extras.
     has = {id(shard) for shard, _ in having}
     lacking = [shard for shard in shards if id(shard) not in has and shard.n_rows]
     if not lacking:
         return plan
-    mask = f"{name}_present"
-    while mask in taken:
-        mask += "_"
-    taken.add(mask)
-    files = some((_file_and_reason(shard, name) for shard in lacking), _FILES)
-    warnings.append(
-        f"{cut(name)} is missing in {len(lacking)} of {len(shards)} shards, {files}: there it becomes "
-        f"{plan.absent.absent_in_words}, and {cut(mask)} tells which rows have it"
+    absent = replace(plan.absent, mask=_unused_name(f"{plan.absent.name}_present", taken))
+    warnings.append(_missing_in_words(absent, lacking, len(shards)))
+    return replace(plan, absent=absent)
+
+
+def _missing_in_words(absent: Rider, lacking: Sequence[Shard], n_shards: int) -> str:
+    files = some((_file_and_reason(shard, absent.name) for shard in lacking), _FILES)
+    return (
+        f"{shorten(absent.name)} is missing in {len(lacking)} of {n_shards} shards, {files}: there it becomes "
+        f"{absent.absent_in_words}, and {shorten(absent.mask or '')} tells which rows have it"
     )
-    return replace(plan, absent=replace(plan.absent, mask=mask))
+
+
+def _unused_name(name: str, taken: set[str]) -> str:
+    """Return a name that is not taken, with underscores at its end if necessary, and take it."""
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
 
 
 def _file_and_reason(shard: Shard, name: str) -> str:
     reason = _reason(shard, name)
-    why = f" ({cut(reason)})" if reason else ""
+    why = f" ({shorten(reason)})" if reason else ""
     return f"file={shown(shard.path)}{why}"
 
 
@@ -193,7 +217,7 @@ def _reason(shard: Shard, name: str) -> str | None:
     return next((each.reason for each in shard.left_out if each.name == name), None)
 
 
-def _riders(shard: Shard, plans: Sequence[_Plan]) -> Iterable[Rider]:
+def _planned_riders(shard: Shard, plans: Sequence[_Plan]) -> Iterable[Rider]:
     """Yield the extras of a shard, and their masks, as planned."""
     own = {rider.name: rider for rider in shard.riders if shard.n_rows}
     for plan in plans:
@@ -201,15 +225,20 @@ def _riders(shard: Shard, plans: Sequence[_Plan]) -> Iterable[Rider]:
         rider = own.get(absent.name)
         if rider is None:
             yield absent
-        elif absent.categories is None:
-            dtype = absent.dtype if plan.is_common else rider.dtype
-            yield replace(rider, dtype=dtype, mask=absent.mask)
         else:
-            places = {each: i for i, each in enumerate(absent.categories)}
-            codes = tuple(places[each] for each in rider.categories or ())
-            yield replace(rider, dtype=absent.dtype, mask=absent.mask, categories=absent.categories, codes=codes)
+            yield _planned_rider(rider, plan)
         if absent.mask:
             yield Rider(absent.mask, np.dtype(bool), fill=rider is not None, is_carried=absent.is_carried)
+
+
+def _planned_rider(rider: Rider, plan: _Plan) -> Rider:
+    absent = plan.absent
+    if absent.categories is None:
+        dtype = absent.dtype if plan.is_common else rider.dtype
+        return replace(rider, dtype=dtype, mask=absent.mask)
+    places = {each: i for i, each in enumerate(absent.categories)}
+    codes = tuple(places[each] for each in rider.categories or ())
+    return replace(rider, dtype=absent.dtype, mask=absent.mask, categories=absent.categories, codes=codes)
 
 
 # -- extras that a user has named ----------------------------------------------------------------------------------
@@ -217,16 +246,21 @@ def _riders(shard: Shard, plans: Sequence[_Plan]) -> Iterable[Rider]:
 
 def _renamed(shards: Sequence[Shard], carry: Sequence[str]) -> list[Shard]:
     """Return the shards with the final names of the extras at the paths `carry`."""
-    carried = {rider.name for shard in shards for rider in shard.riders if rider.is_carried}
-    others = [rider for shard in shards for rider in shard.riders if not rider.is_carried]
+    riders = [rider for shard in shards for rider in shard.riders]
+    carried = {rider.name for rider in riders if rider.is_carried}
+    others = [rider for rider in riders if not rider.is_carried]
     found = carried | {normal(rider.layout.name) for rider in others if rider.layout}
     for path in carry:
         if path not in found:
-            where = f"file={shown(shards[0].path)} dataset={shown(path)}"
-            reason = _reason(shards[0], path) or "cannot ride along"
-            raise DataError(f"{where}: {shown(reason)}. Name one of them with --carry.")
+            raise _not_carried(shards[0], path)
     names = _short_names(carry, carried, {rider.name for rider in others})
     return [_with_names(shard, names) for shard in shards]
+
+
+def _not_carried(first: Shard, path: str) -> DataError:
+    where = f"file={shown(first.path)} dataset={shown(path)}"
+    reason = _reason(first, path) or "cannot ride along"
+    return DataError(f"{where}: {shown(reason)}. Name one of them with --carry.")
 
 
 def _short_names(carry: Sequence[str], carried: set[str], taken: set[str]) -> dict[str, str]:
@@ -240,17 +274,15 @@ def _short_names(carry: Sequence[str], carried: set[str], taken: set[str]) -> di
         name = path.rpartition("/")[2]
         if name in taken or n_uses[name] > 1:
             name = path.replace("/", "_")
-        while name in taken:
-            name += "_"
-        taken.add(name)
-        names[path] = name
+        names[path] = _unused_name(name, taken)
     return names
 
 
 def _with_names(shard: Shard, names: dict[str, str]) -> Shard:
     riders = []
     for rider in shard.riders:
-        riders.append(replace(rider, name=names[rider.name]) if rider.is_carried else rider)
+        name = names[rider.name] if rider.is_carried else rider.name
+        riders.append(replace(rider, name=name))
     left_out = [replace(each, name=names.get(each.name, each.name)) for each in shard.left_out]
     return replace(shard, riders=tuple(riders), left_out=tuple(left_out))
 
@@ -266,17 +298,26 @@ def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype | None:
         return first
     kinds = {dtype.kind for dtype in dtypes}
     if kinds == {"S"}:
-        longest = max(dtype.itemsize for dtype in dtypes)
-        are_ascii = all(note.get("h5py_encoding") == "ascii" for note in notes)  # ASCII is UTF-8, but not vice versa
-        return np.dtype(f"S{longest}", metadata={"h5py_encoding": "ascii" if are_ascii else "utf-8"})
+        return _common_text(dtypes, notes)
     if kinds <= {"S", "O"}:
         return np.dtype("O")
     if not kinds <= set("biuf") or any("enum" in note for note in notes):  # 1 may mean dog here and cat there
         return None
+    return _common_number(dtypes)
+
+
+def _common_number(dtypes: Sequence[np.dtype]) -> np.dtype | None:
     common = np.result_type(*dtypes)
-    if not all(_holds(common, dtype) for dtype in dtypes):
-        return None
-    return common
+    if all(_holds(common, dtype) for dtype in dtypes):
+        return common
+    return None
+
+
+def _common_text(dtypes: Sequence[np.dtype], notes: Sequence[Any]) -> np.dtype:
+    longest = max(dtype.itemsize for dtype in dtypes)
+    # ASCII is UTF-8, but not vice versa.
+    are_ascii = all(note.get("h5py_encoding") == "ascii" for note in notes)
+    return np.dtype(f"S{longest}", metadata={"h5py_encoding": "ascii" if are_ascii else "utf-8"})
 
 
 def _holds(common: np.dtype, dtype: np.dtype) -> bool:
@@ -294,21 +335,26 @@ def log_riders(shards: Sequence[Shard]) -> None:
     # The first shard is enough, since the extras of all are the same.
     included = [_with_categories(rider) for rider in shards[0].riders]
     left_out = _left_out(shards)
-    line = f"riding along: {some(included, _NAMED)}"
-    groups = [cut(each.name) for each, _ in left_out.values() if each.reason == A_GROUP]
-    reasons = [f"{cut(each.name)} ({cut(each.reason)})" for each, _ in left_out.values() if each.reason != A_GROUP]
-    if reasons:
-        line += f"; left out: {some(reasons, _LEFT_OUT)}"
-    if groups:
-        line += f"; --carry takes from the groups: {some(groups, _LEFT_OUT)}"
-    log.info("input: %s", line)
+    left_out_in_words = _left_out_in_words([each for each, _ in left_out.values()])
+    log.info("input: riding along: %s%s", some(included, _NAMED), left_out_in_words)
     _warn([_missed(each, lacking) for each, lacking in left_out.values() if each.is_missed])
+
+
+def _left_out_in_words(left_out: Sequence[LeftOut]) -> str:
+    groups = [shorten(each.name) for each in left_out if each.reason == A_GROUP]
+    reasons = [f"{shorten(each.name)} ({shorten(each.reason)})" for each in left_out if each.reason != A_GROUP]
+    words = ""
+    if reasons:
+        words += f"; left out: {some(reasons, _LEFT_OUT)}"
+    if groups:
+        words += f"; --carry takes from the groups: {some(groups, _LEFT_OUT)}"
+    return words
 
 
 def _with_categories(rider: Rider) -> str:
     if rider.categories is None:
-        return cut(rider.name)
-    return f"{cut(rider.name)} ({len(rider.categories)} categories)"
+        return shorten(rider.name)
+    return f"{shorten(rider.name)} ({len(rider.categories)} categories)"
 
 
 def _missed(each: LeftOut, lacking: Sequence[Shard]) -> str:
@@ -338,13 +384,13 @@ def _left_out(shards: Sequence[Shard]) -> dict[str, tuple[LeftOut, list[Shard]]]
 
 
 def why_left_out(shards: Sequence[Shard]) -> dict[str, str]:
-    """Return the reasons for datasets next to the rows that are left out, by name; not too many."""
+    """Return the reasons for datasets next to the rows that are left out, by name; a limited number of them."""
     some_left_out = islice(_left_out(shards).items(), MOST_LEFT_OUT)
-    return {cut(name): cut(each.reason) for name, (each, _) in some_left_out}
+    return {shorten(name): shorten(each.reason) for name, (each, _) in some_left_out}
 
 
-def cut(words: str) -> str:
-    """Return a name or reason that fits into a line."""
+def shorten(words: str) -> str:
+    """Return a name or reason, cut so that it fits into a line."""
     if len(words) > _LONGEST:
         words = words[:_LONGEST] + "..."
     return shown(words)

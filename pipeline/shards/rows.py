@@ -16,7 +16,7 @@ import numpy as np
 from pipeline import signals
 from pipeline.errors import DataError, shown
 from pipeline.hdf5.chunkcache import CHUNKS
-from pipeline.hdf5.forms import numbers_of
+from pipeline.hdf5.forms import Numbers, numbers_of
 from pipeline.hdf5.layout import Layout
 from pipeline.hdf5.values import read_values
 from pipeline.shards.shard import Block, Rider, Shard, aligned, read_dtype
@@ -32,9 +32,10 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _PIECE = 2**22  # bytes of a table
-_ENTRIES = 2**18  # of sparse rows: 6 MiB with their columns and places
+_ENTRIES = 2**18  # entries of sparse rows: 6 MiB with their columns and positions
 _RIDER_PIECE = 2**22  # bytes of a wide extra
-_RIDER_ROWS = 1024  # that a damaged extra without chunks loses together
+_RIDER_ROWS = 1024  # rows that a damaged extra without chunks loses together
+_INT64 = np.dtype(np.int64)
 
 
 def keep_chunks(max_bytes: int) -> None:
@@ -64,7 +65,7 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
     shard = block.shard
     if out is None:
         out = np.empty((len(block), shard.n_inputs), dtype=shard.dtype)
-    if len(block):  # for none, no file need be opened
+    if len(block):  # otherwise no file need be opened
         if shard.offset is None:
             _read_ordered(block, out)
         else:
@@ -73,7 +74,7 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
 
 
 def _read_ordered(block: Block, out: np.ndarray) -> None:
-    """Read rows as they are stored, with their columns in the order that is wanted."""
+    """Read rows as they are stored, with their columns in the shard's order."""
     _READERS[block.shard.form](block, out)
     if block.shard.order is not None:
         _reorder(out, block.shard.order)
@@ -92,7 +93,10 @@ def _read_with_offset(block: Block, offset: np.ndarray, out: np.ndarray) -> None
     raw_dtype = np.dtype(read_dtype(np.dtype(block.shard.stored_dtype)))
     # Rows of 64 bits need no memory of their own.
     has_room = raw_dtype.itemsize == out.itemsize
-    raw = out.view(raw_dtype) if has_room else np.empty(out.shape, raw_dtype)
+    if has_room:
+        raw = out.view(raw_dtype)
+    else:
+        raw = np.empty(out.shape, raw_dtype)
     _read_ordered(block, raw)
     if out.dtype.kind == "f":
         np.subtract(raw, offset, out=out)
@@ -136,15 +140,18 @@ def _table(block: Block, out: np.ndarray) -> None:
     size = max(1, _PIECE // layout.dtype.itemsize // chunk) * chunk  # whole chunks, so that none is read twice
     for start, stop in aligned(block.start, block.stop, size):
         records = _values(block.shard, layout, start, stop, layout.dtype)
-        # A view of the numbers alone, which lie side by side in each record, with other fields around them.
-        rows: np.ndarray = np.ndarray(
-            shape=(len(records), numbers.n),
-            dtype=numbers.dtype,
-            buffer=records.view(np.uint8),
-            offset=numbers.offset,
-            strides=(records.itemsize, numbers.dtype.itemsize),
-        )
-        out[start - block.start : stop - block.start] = rows
+        out[start - block.start : stop - block.start] = _view_of(records, numbers)
+
+
+def _view_of(records: np.ndarray, numbers: Numbers) -> np.ndarray:
+    """Return a view of the numbers in each record, which lie side by side with other fields around them."""
+    return np.ndarray(
+        shape=(len(records), numbers.n),
+        dtype=numbers.dtype,
+        buffer=records.view(np.uint8),
+        offset=numbers.offset,
+        strides=(records.itemsize, numbers.dtype.itemsize),
+    )
 
 
 # -- sparse rows -------------------------------------------------------------------------------------------------
@@ -152,26 +159,32 @@ def _table(block: Block, out: np.ndarray) -> None:
 
 def _sparse(block: Block, out: np.ndarray) -> None:
     shard = block.shard
-    values, columns, firsts = shard.layouts
-    int64 = np.dtype(np.int64)
-    ends = _values(shard, firsts, block.start, block.stop + 1, int64)  # one more, for the end of the last row
+    firsts = shard.layouts[2]
+    ends = _values(shard, firsts, block.start, block.stop + 1, _INT64)  # one more, for the end of the last row
     _check_ends(block, ends)
     out[...] = 0
-    for row, last in _few(ends):
-        low = int(ends[row])
-        high = int(ends[last])
-        where = _values(shard, columns, low, high, int64)
-        # The place of each entry in the rows' memory, so that one assignment fills in all of them.
-        places = np.repeat(np.arange(last - row) * shard.n_inputs, np.diff(ends[row : last + 1])) + where
-        _check_places(shard, block.start + row, where, places)
-        out[row:last].reshape(-1)[places] = _values(shard, values, low, high, out.dtype)
+    for row, last in _ranges_of_rows(ends):
+        _read_entries(shard, block.start + row, ends[row : last + 1], out[row:last])
 
 
-def _few(ends: np.ndarray) -> Iterator[tuple[int, int]]:
+def _read_entries(shard: Shard, first_row: int, ends: np.ndarray, out: np.ndarray) -> None:
+    """Read the entries of some sparse rows into `out`, which is zero."""
+    values, columns, _ = shard.layouts
+    low = int(ends[0])
+    high = int(ends[-1])
+    where = _values(shard, columns, low, high, _INT64)
+    # The position of each entry in the rows' memory, so that one assignment fills in all of them.
+    row_starts = np.arange(len(out)) * shard.n_inputs
+    positions = np.repeat(row_starts, np.diff(ends)) + where
+    _check_places(shard, first_row, where, positions)
+    out.reshape(-1)[positions] = _values(shard, values, low, high, out.dtype)
+
+
+def _ranges_of_rows(ends: np.ndarray) -> Iterator[tuple[int, int]]:
     """Yield ranges of rows with a bounded number of entries; single rows may have more."""
     row = 0
     while row + 1 < len(ends):
-        # The last row that ends within the bound; a row is never cut, since its places are checked together.
+        # The last row that ends within the bound; a row is never cut, since its columns are checked together.
         last = max(row + 1, int(np.searchsorted(ends, ends[row] + _ENTRIES, side="right")) - 1)
         yield row, last
         row = last
@@ -196,8 +209,11 @@ def _check_places(shard: Shard, first: int, where: np.ndarray, places: np.ndarra
         i = int(np.argmax((where < 0) | (where >= shard.n_inputs)))
         row = first + int(places[i] - where[i]) // shard.n_inputs
         raise _damaged(shard, row, f"an entry in column {where[i]}")
-    if (places[1:] > places[:-1]).all():  # the usual order, and sorting takes far longer
-        return
+    if not (places[1:] > places[:-1]).all():  # the usual order, and sorting takes far longer
+        _check_unique(shard, first, places)
+
+
+def _check_unique(shard: Shard, first: int, places: np.ndarray) -> None:
     in_order = np.sort(places)
     twice = in_order[1:][in_order[1:] == in_order[:-1]]
     if len(twice):
@@ -233,7 +249,7 @@ _READERS: dict[str, Callable[[Block, np.ndarray], None]] = {
 
 
 def read_riders(block: Block) -> dict[str, np.ndarray]:
-    """Return the values of extras (len(block),) by name, in their dtypes; strings as objects. Raises like `read`."""
+    """Return the extras (len(block),) of a block by name, in their dtypes; strings as objects. Raises like `read`."""
     return {rider.name: _read_rider(block, rider) for rider in block.shard.riders}
 
 
@@ -252,7 +268,7 @@ def salvage_riders(
     Returns
     -------
     dict of str to ndarray
-        As of `read_riders`, with the fill value in place of lost values.
+        Values as from `read_riders`, with the fill value in place of lost values.
     list of dict
         For each lost piece, its ``dataset``, its rows (``row``: first, and end) and the ``reason``.
     """
@@ -261,7 +277,7 @@ def salvage_riders(
     for rider in block.shard.riders:
         if rider.layout is not None:
             lost = _salvage(block, rider, rider.layout, values[rider.name], check)
-            reports += _reported(block, rider, rider.layout, lost, values)
+            reports += _report_lost(block, rider, rider.layout, lost, values)
     return values, reports
 
 
@@ -277,9 +293,9 @@ def stream_rider(
     Parameters
     ----------
     values : mapping
-        Values (len(block),) of other extras. Where some of this one are lost, the mask among them says so.
+        Values (len(block),) of other extras. The mask of this one among them is cleared for lost values.
     reports : list, optional
-        Takes a report of each lost piece, as `salvage_riders` gives them. With none, damaged values are an error.
+        Reports of lost pieces, as from `salvage_riders`, are appended to it. With None, damaged values are an error.
     check : callable
         Called before each piece; what it raises ends the reading.
 
@@ -303,7 +319,7 @@ def stream_rider(
                 raise
             found = np.full(len(piece), rider.absent, rider.dtype)
             lost = _salvage(piece, rider, layout, found, check)
-            reports += _reported(block, rider, layout, lost, values)
+            reports += _report_lost(block, rider, layout, lost, values)
         yield found
 
 
@@ -316,32 +332,36 @@ def _rows_at_once(shard: Shard, rider: Rider) -> int:
     return -(-n_rows // chunk_rows) * chunk_rows
 
 
-def _reported(
+def _report_lost(
     block: Block,
     rider: Rider,
     layout: Layout,
     lost: Sequence[tuple[Block, DataError]],
     values: Mapping[str, np.ndarray],
 ) -> list[dict[str, Any]]:
-    """Report pieces of an extra that are lost, in the log too; the mask among the values (len(block),) says so."""
+    """Report lost pieces of an extra, in the log as well, and clear its mask among the values (len(block),)."""
     reports: list[dict[str, Any]] = []
     for piece, error in lost:
         rows = [piece.start, piece.stop]
         reports.append({"dataset": layout.name, "row": rows, "columns": [], "reason": str(error)})
-        if rider.mask:  # which says so far that all of this shard's rows have a value
+        if rider.mask:  # until now, it is set for all rows of this shard
             values[rider.mask][piece.start - block.start : piece.stop - block.start] = False
     if lost:
-        n_lost = sum(len(piece) for piece, _ in lost)
-        _, first_error = lost[0]
-        log.warning(
-            "%s: %d values of %s, which rides along, cannot be read and become %s: %s",
-            block,
-            n_lost,
-            shown(rider.name),
-            rider.absent_in_words,
-            first_error,
-        )
+        _log_lost(block, rider, lost)
     return reports
+
+
+def _log_lost(block: Block, rider: Rider, lost: Sequence[tuple[Block, DataError]]) -> None:
+    n_lost = sum(len(piece) for piece, _ in lost)
+    _, first_error = lost[0]
+    log.warning(
+        "%s: %d values of %s, which rides along, cannot be read and become %s: %s",
+        block,
+        n_lost,
+        shown(rider.name),
+        rider.absent_in_words,
+        first_error,
+    )
 
 
 def _salvage(
@@ -371,14 +391,18 @@ def _read_rider(block: Block, rider: Rider) -> np.ndarray:
     if rider.codes is None:
         return _stored_rider(block, layout, rider.dtype)
     stored = _stored_rider(block, layout, layout.dtype).astype(np.int64)  # unsigned ones above 2**63 become negative
-    odd = np.flatnonzero((stored < -1) | (stored >= len(rider.codes)))
-    if len(odd):
-        raise DataError(
-            f"file={shown(block.shard.path)} dataset={shown(layout.name)} rows={block.start + int(odd[0])}: code "
-            f"{stored[odd[0]]}, expected -1 to {len(rider.codes) - 1} for its categories. Write it anew."
-        )
+    _check_codes(block, layout, stored, len(rider.codes))
     codes = np.array([*rider.codes, -1], rider.dtype)  # so that -1 stays -1
     return codes[stored]
+
+
+def _check_codes(block: Block, layout: Layout, stored: np.ndarray, n_categories: int) -> None:
+    wrong = np.flatnonzero((stored < -1) | (stored >= n_categories))
+    if len(wrong):
+        raise DataError(
+            f"file={shown(block.shard.path)} dataset={shown(layout.name)} rows={block.start + int(wrong[0])}: code "
+            f"{stored[wrong[0]]}, expected -1 to {n_categories - 1} for its categories. Write it anew."
+        )
 
 
 def _stored_rider(block: Block, layout: Layout, dtype: np.dtype) -> np.ndarray:
@@ -388,5 +412,5 @@ def _stored_rider(block: Block, layout: Layout, dtype: np.dtype) -> np.ndarray:
 
 
 def _axis(shard: Shard, layout: Layout) -> int:
-    """Return the axis of the rows of an extra: its axes of length 1 come after it, or before it, as in MATLAB."""
+    """Return the axis of the rows of an extra: axes of length 1 come after it, or before it, as in MATLAB."""
     return 0 if layout.shape[0] == shard.n_rows else -1

@@ -1,7 +1,7 @@
 """Shards, the blocks they are cut into, and the numbering of rows over all of them: plain values.
 
-No open file crosses a wall: a shard says where its rows lie, and each read opens and closes the file. Rows that are an
-array already are a shard too, so that what is done with files is done with them.
+No open file is passed between tasks: a shard says where its rows lie, and each read opens and closes the file. An array
+of rows can be a shard as well, and is then processed like a file.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ __all__ = [
     "blocks",
     "first_rows",
     "is_wide",
+    "leave_out_riders",
     "read_dtype",
     "row_dtype",
     "with_offset",
-    "without",
 ]
 
-_NO_FILE = Identity(0, 0, 0, 0)  # which no file has, so that nothing is read where none was vetted
+_NO_FILE = Identity(0, 0, 0, 0)  # no file has it, so nothing is read unless a file was vetted
 
 WIDE_BYTES = 2**22
 """Bytes of an extra's values in one part, above which they are read and written block by block."""
@@ -54,33 +54,33 @@ _READ_AS = {
 
 @dataclass(frozen=True)
 class Rider:
-    """A dataset with one value for each row, that rides along.
+    """An extra: a dataset with one value for each row, which is copied to the output.
 
     Attributes
     ----------
     name : str
-        Under which it stands beside the features.
+        Its name in the output.
     dtype : dtype
-        Of its values as they are read.
+        Dtype of its values as they are read.
     layout : Layout or None
-        Where it lies; its name is the path in the file. None where the shard has none like it.
+        Its location; the name of the layout is the path in the file. None if the shard does not have it.
     fill : object
-        What stands for every row then, and for a value that cannot be read; None for what is usual for the dtype.
+        Value of rows without one, and of values that cannot be read. None for the usual one of the dtype.
     is_carried : bool
-        Whether it rides along because it is named, wherever it lies.
+        Whether a user has named it; then it may lie anywhere in the file.
     categories : tuple or None
-        Of codes, what each of them stands for.
+        What each code means, if the values are codes.
     codes : tuple of int or None
-        Which of them each code in the file is; None where the values are no codes.
+        For each code in the file, the code of the same category in the output. None if the values are no codes.
     mask : str or None
-        The one that tells which rows have a value, where some shards lack it.
+        Name of the extra that tells which rows have a value, if some shards lack it.
     text_bytes : int
-        Bytes of a text of any length, on average over the 1024 successive rows that have the longest ones.
+        Bytes of a text of any length: the average over the 1024 successive rows with the longest texts.
     """
 
     name: str
     dtype: np.dtype
-    layout: Layout | None = field(default=None, compare=False, repr=False)  # in another copy it lies elsewhere
+    layout: Layout | None = field(default=None, compare=False, repr=False)  # differs between copies of a file
     fill: Any = None
     is_carried: bool = False
     categories: tuple[Any, ...] | None = field(default=None, repr=False)
@@ -90,19 +90,19 @@ class Rider:
 
     @property
     def value_bytes(self) -> int:
-        """Bytes of one value: of texts of any length, the average over the rows where they are longest."""
+        """Bytes of one value; for texts of any length, the average over the rows where they are longest."""
         return self.dtype.itemsize + self.text_bytes
 
     @property
     def absent(self) -> Any:
-        """What stands for a value that is not there."""
+        """The value of rows that have none."""
         if self.fill is None:
             return missing_value(self.dtype.base)  # the base of an array for each row
         return self.fill
 
     @property
     def absent_in_words(self) -> str:
-        """The same for a line of the log."""
+        """`absent` for a line of the log."""
         value = self.absent
         if isinstance(value, bytes) and not value.strip(b"\0"):
             return "empty"
@@ -110,48 +110,54 @@ class Rider:
 
 
 def is_wide(rider: Rider, n_rows: int) -> bool:
-    """Return whether so many values of an extra are read and written block by block. Numbers never are."""
+    """Return whether `n_rows` values of an extra are read and written block by block. Numbers never are."""
     return rider.value_bytes > _NUMBER_BYTES and n_rows * rider.value_bytes > WIDE_BYTES
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What lies beside the rows and does not ride along."""
+    """A dataset next to the rows that is not copied to the output."""
 
     name: str
     reason: str
-    is_missed: bool  # whether somebody may have expected it to
+    is_missed: bool  # whether a user may have expected it in the output
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One vetted file of the data set, or an array.
+    """A vetted file of the data set, or an array.
 
     Attributes
     ----------
+    path, dataset : str
+        The file, and the dataset with the rows.
     shape : tuple of int
-        Of the rows, first their number; the rank may be above 2.
+        Shape of the rows, the number of rows first; the rank may be above 2.
     stored_dtype, dtype : str
-        As stored, and as `read` returns it: native byte order, bool as uint8, float16 as float32.
+        Dtypes as stored, and as `read` returns rows: native byte order, bool as uint8, float16 as float32.
     chunk_rows : int
-        How many rows are cheapest to read together: those of one HDF5 chunk, 1 where storage is contiguous.
+        Number of rows that are cheapest to read together: those of one HDF5 chunk, 1 for contiguous storage.
+    riders : tuple of Rider
+        The extras.
     identity : Identity
-        What the file must still be when it is read.
+        Identity of the vetted file; a file that differs from it is not read.
     columns : Columns
         Names or numbers of the columns as they are read. A pickled shard has none: they may take megabytes, and a
         shard is part of every task.
     order : ndarray of shape (n_inputs,), int32, or None
-        For each column as it is read its place in the file; None where that is the same.
+        Position in the file of each column as it is read; None if the order is the same.
     fill_value : float, optional
-        What stands for no value, as the file says.
+        Value that means a missing one, according to the file.
     form : str
-        How it holds the rows, as in `pipeline.hdf5.forms`; ``array`` where they are in no file.
+        Form of the rows, as in `pipeline.hdf5.forms`; ``array`` if they are in no file.
     layouts : tuple of Layout
-        Of what makes up the rows: one, but for sparse ones.
+        Layouts of the datasets that make up the rows: one, or three for sparse rows.
+    left_out : tuple of LeftOut
+        Datasets next to the rows that are no extras.
     rows : ndarray of shape (n_rows, n_inputs), or None
-        The rows themselves, where they are in no file.
+        The rows themselves, if they are in no file.
     offset : ndarray of shape (n_inputs,), float64, or None
-        Whole numbers that are subtracted from every row, exactly, when it is read.
+        Integers that are subtracted exactly from every row when it is read.
     """
 
     path: str
@@ -175,25 +181,26 @@ class Shard:
         return f"file={shown(self.path)} dataset={shown(self.dataset)}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is pickled: all but the description of the columns."""
+        """Return what is pickled: everything except the description of the columns."""
         return {**self.__dict__, "columns": NO_COLUMNS}
 
     @property
     def n_rows(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return self.shape[0]
 
     @property
     def n_inputs(self) -> int:
-        """Columns, all axes behind the first flattened."""
+        """Number of columns, with all axes after the first flattened."""
         return prod(self.shape[1:])
 
     @property
     def band_bytes(self) -> int:
-        """Bytes of all compressed chunks that one row lies in, decompressed; 0 where there are none."""
+        """Decompressed bytes of all chunks that one row lies in; 0 if it lies in no compressed chunk."""
         if self.form not in ("dense", "columns") or not self.layouts[0].filters:
             return 0
-        return band_bytes(self.layouts[0], -1 if self.form == "columns" else 0)
+        axis = -1 if self.form == "columns" else 0
+        return band_bytes(self.layouts[0], axis)
 
     @property
     def row_bytes(self) -> int:
@@ -201,7 +208,7 @@ class Shard:
         return self.n_inputs * np.dtype(self.dtype).itemsize
 
 
-def without(shard: Shard, reasons: Mapping[str, str]) -> Shard:
+def leave_out_riders(shard: Shard, reasons: Mapping[str, str]) -> Shard:
     """Return the shard without the extras of these names, which it lists as left out for these reasons."""
     if not reasons:
         return shard
@@ -211,28 +218,36 @@ def without(shard: Shard, reasons: Mapping[str, str]) -> Shard:
 
 
 def array_shard(rows: np.ndarray) -> Shard:
-    """Rows (n_rows, n_inputs) of any real dtype as a shard: none is copied before it is read."""
-    return Shard("<array>", "X", rows.shape, rows.dtype.str, read_dtype(rows.dtype), form="array", rows=rows)
+    """Return rows (n_rows, n_inputs) of any real dtype as a shard; they are copied only when they are read."""
+    return Shard(
+        path="<array>",
+        dataset="X",
+        shape=rows.shape,
+        stored_dtype=rows.dtype.str,
+        dtype=read_dtype(rows.dtype),
+        form="array",
+        rows=rows,
+    )
 
 
 def read_dtype(stored: np.dtype) -> str:
-    """As what rows of a dtype are read: in native byte order, and not as what no device computes with."""
+    """Return the dtype as which stored rows are read: in native byte order, and one that devices compute with."""
     return _READ_AS.get(stored.name, stored.name)
 
 
 def with_offset(shard: Shard, offset: np.ndarray | None) -> Shard:
-    """Return a shard whose rows are read with an offset (n_inputs,) subtracted; the same one without an offset."""
+    """Return a shard from whose rows an offset (n_inputs,) is subtracted when they are read; the same one for None."""
     if offset is None:
         return shard
-    is_float = np.dtype(shard.dtype).kind == "f"
-    return replace(shard, offset=offset, dtype="float64" if is_float else "int64")
+    dtype = "float64" if np.dtype(shard.dtype).kind == "f" else "int64"
+    return replace(shard, offset=offset, dtype=dtype)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows ``start`` to ``stop`` of one shard: what a task reads at once.
+    """Rows ``start`` to ``stop`` of one shard, which a task reads at once.
 
-    It holds all that reading takes, in any process: pickled, a kilobyte, and 24 bytes for each chunk of the shard.
+    Any process can read them. Pickled, a block takes a kilobyte and 24 bytes for each chunk of the shard.
     """
 
     shard: Shard
@@ -246,7 +261,7 @@ class Block:
         return f"{self.shard} rows={self.start}:{self.stop}"
 
     def cut(self, n_rows: int) -> Iterator[Block]:
-        """Blocks of `n_rows` rows in their order, the last one shorter."""
+        """Yield blocks of `n_rows` rows in their order, the last one shorter."""
         for start in range(self.start, self.stop, n_rows):
             yield Block(self.shard, start, min(start + n_rows, self.stop))
 
@@ -255,29 +270,31 @@ class Block:
 
 
 def row_dtype(shards: Sequence[Shard]) -> np.dtype:
-    """The dtype that holds the rows of all shards."""
-    # As NumPy promotes: of float32 and int32 float64, which loses nothing.
+    """Return the dtype that holds the rows of all shards."""
+    # NumPy promotes float32 and int32 to float64, which loses nothing.
     return np.result_type(*(np.dtype(shard.dtype) for shard in shards))
 
 
 def blocks(shards: Sequence[Shard], block_rows: int) -> Iterator[Block]:
-    """Cut every shard into blocks of `block_rows` rows, the last of each shard shorter."""
+    """Yield blocks of `block_rows` rows of every shard, the last of each shard shorter."""
     for shard in shards:
         yield from Block(shard, 0, shard.n_rows).cut(block_rows)
 
 
 def aligned(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
-    """Cut a range wherever a multiple of `size` lies, so that where it is cut does not depend on where it begins."""
+    """Return the pieces of a range, cut at multiples of `size`, so that the cuts do not depend on its start."""
     firsts = [start, *range((start // size + 1) * size, stop, size)]
     return zip(firsts, [*firsts[1:], stop], strict=True)
 
 
 def block_of(shards: Sequence[Shard], first_rows: np.ndarray, start: int, stop: int) -> Block:
-    """The block of rows `start` to `stop` as `first_rows` counts them, which lie in one of the shards."""
-    i = int(np.searchsorted(first_rows, start, side="right")) - 1  # from the right: past shards that have no rows
-    return Block(shards[i], start - int(first_rows[i]), stop - int(first_rows[i]))
+    """Return the block of rows `start` to `stop` of one shard, numbered as in `first_rows`."""
+    # From the right, to skip shards without rows.
+    i = int(np.searchsorted(first_rows, start, side="right")) - 1
+    first = int(first_rows[i])
+    return Block(shards[i], start - first, stop - first)
 
 
 def first_rows(shards: Sequence[Shard]) -> np.ndarray:
-    """Number of each shard's first row over all shards, and of all rows at the end: shape (len(shards) + 1,), int64."""
+    """Return the number of each shard's first row over all shards, and of all rows: shape (len(shards) + 1,), int64."""
     return np.cumsum([0, *(shard.n_rows for shard in shards)], dtype=np.int64)

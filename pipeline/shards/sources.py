@@ -1,4 +1,4 @@
-"""Which files are read: those that patterns name, or that an output directory's manifest names."""
+"""The files to read: those that patterns name, or that an output directory's manifest lists."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import DataError, NoInput, NotPermitted, shown, some
 from pipeline.hdf5.files import FILES, stand_in
@@ -23,53 +24,66 @@ __all__ = ["Source", "distinct", "find", "lies_in", "natural_key"]
 log = logging.getLogger(__name__)
 
 _ENDINGS = (".h5", ".hdf5", ".hdf", ".he5", ".h5ad")
-_LISTED = 3  # of what lies in a directory and is no HDF5
-_MOST_NAMES = 10_000  # among which a similar one is sought
+_LISTED = 3  # files of a directory that are no HDF5, in a message
+_MOST_NAMES = 10_000  # names of a directory that are compared with a misspelled one
 _MARKER = ".shardpress"
 _INDEX = "index.h5"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file to open, and what its manifest, or the master that stacks it, says of it."""
+    """A file to open, with facts from its manifest or from the master file that stacks it.
+
+    Attributes
+    ----------
+    path : Path
+    n_rows, n_bytes, blake3 : int, int and str, optional
+        As the manifest says. Manifests of earlier versions say less.
+    master : Path, optional
+        The master file that stacks this one.
+    dataset : str, optional
+        The dataset that the master stacks.
+    shape : tuple of int, optional
+        The shape of that dataset according to the master; an external link tells none.
+    """
 
     path: Path
-    n_rows: int | None = None  # this and the next two as the manifest says; an older one says less
+    n_rows: int | None = None
     n_bytes: int | None = None
     blake3: str | None = None
-    master: Path | None = None  # the file that stacks this one, and of it this dataset; a link tells no shape
+    master: Path | None = None
     dataset: str | None = None
     shape: tuple[int, ...] | None = None
 
 
 def find(patterns: Sequence[str]) -> list[Source]:
-    """Files that patterns name, in the order given, and in natural order of the names (9 before 10) within each.
+    """Return the files of patterns, in the order of these, and in natural order of the names (9 before 10) within each.
 
     Parameters
     ----------
     patterns : sequence of str
-        Files, globs, and directories: of these every file that begins like HDF5, or whose name ends like it, but none
-        further down and no hidden one. An output directory of shardpress, or the index in it, stands for the parts
-        that its manifest names.
+        Files, globs, and directories. A directory means every file in it that begins like HDF5 or whose name ends like
+        it, but no hidden file and none in a subdirectory. An output directory of shardpress, or the index in it, means
+        the parts that its manifest lists.
 
     Raises
     ------
     NoInput
-        When one of them matches nothing, or a directory holds no such file.
+        If a pattern matches nothing, or a directory holds no such file.
     NotPermitted
-        When a directory may not be entered or listed, or a link in it leads elsewhere.
+        If a directory must not be entered or listed, or a link in it leads out of it.
     DataError
-        When one file is found twice, since its rows would count double.
+        If a file is found twice, since its rows would count twice.
     """
     return distinct((source, pattern) for pattern in patterns for source in _matches(pattern))
 
 
 def distinct(named: Iterable[tuple[Source, str]]) -> list[Source]:
-    """The sources, each given with what names it; raises `DataError` where a file is found twice."""
+    """Return the sources, each given with the pattern that names it; raise `DataError` if a file is found twice."""
     names: dict[object, str] = {}
     sources = []
     for source, name in named:
-        key = _same_file(source.path)
+        key = _file_key(source.path)
         if key in names:
             raise DataError(
                 f"file={shown(source.path)}: found twice (as {shown(names[key])} and by {shown(name)}), "
@@ -80,25 +94,25 @@ def distinct(named: Iterable[tuple[Source, str]]) -> list[Source]:
     return sources
 
 
-def _same_file(path: Path) -> object:
-    """What is equal for two names of one file: links of both kinds."""
+def _file_key(path: Path) -> object:
+    """Return a key that is equal for all names of one file: hard links and symbolic links."""
     try:
         status = os.stat(path)
     except OSError:
-        return os.path.realpath(path)  # what is wrong with it is said when it is opened
+        return os.path.realpath(path)  # the failure is reported when the file is opened
     return status.st_dev, status.st_ino
 
 
 def _matches(pattern: str) -> list[Source]:
     path = Path(pattern)
     directory = path.parent if path.name == _INDEX else path
-    # The marker exists from the first moment on: of an unfinished run nothing is read.
+    # The marker exists from the start of a run, so nothing is read from an unfinished one.
     if os.path.lexists(directory / _MARKER):
         return _parts(directory)
     matches = _files(pattern)
     if not matches:
         _check_reachable(pattern)
-        raise NoInput(f"input={shown(pattern)}: {_nothing(pattern)}")
+        raise NoInput(f"input={shown(pattern)}: {_no_match(pattern)}")
     return [Source(match) for match in sorted(matches, key=lambda match: natural_key(str(match)))]
 
 
@@ -106,15 +120,20 @@ def _files(pattern: str) -> list[Path]:
     """Return the files that a directory, a path or a glob names."""
     path = Path(pattern)
     if os.path.isdir(pattern):
-        return _kept_inside(pattern, [path / name for name in _listed(pattern)])
+        entries = [path / name for name in _listed(pattern)]
+        _check_inside(pattern, entries)
+        return entries
     if os.path.lexists(pattern):  # before globs, since files may have names such as a[1].h5
         return [path]  # also a link that leads elsewhere, since the user has named it
-    root = os.path.dirname(re.split(r"[*?[]", pattern, maxsplit=1)[0])  # the user has named it, link or not
-    return _kept_inside(root, [Path(name) for name in glob.glob(pattern)])
+    entries = [Path(name) for name in glob.glob(pattern)]
+    # The user has named the part before the first wildcard, link or not.
+    root = os.path.dirname(re.split(r"[*?[]", pattern, maxsplit=1)[0])
+    _check_inside(root, entries)
+    return entries
 
 
 def _check_reachable(pattern: str) -> None:
-    """Do not say of what lies where we may not look that it is not there."""
+    """Raise `NotPermitted` if a directory above a path must not be entered: then it is unknown whether it exists."""
     try:
         os.lstat(pattern)
     except PermissionError as error:
@@ -126,22 +145,25 @@ def _check_reachable(pattern: str) -> None:
         return
 
 
-def _nothing(pattern: str) -> str:
-    """Why there is nothing to read, and what may have been meant."""
+def _no_match(pattern: str) -> str:
+    """Return why a pattern matches nothing, and what may have been meant."""
     if glob.has_magic(pattern):
         advice = "Check --input (scripts/make_data.py writes sample shards to data/)."
         return f"no file matches, expected at least one HDF5 file. {advice}"
     folder, name = os.path.split(pattern.rstrip("/"))
-    try:
-        with os.scandir(folder or ".") as entries:
-            names = [entry.name for entry in islice(entries, _MOST_NAMES)]
-    except (OSError, ValueError):
-        names = []
-    near = get_close_matches(name, names, n=1)
+    near = get_close_matches(name, _names_in(folder), n=1)
     advice = "Check --input."
     if near:
         advice = f"Did you mean {shown(os.path.join(folder, near[0]))}?"
     return f"there is no such file or directory. {advice}"
+
+
+def _names_in(folder: str) -> list[str]:
+    try:
+        with os.scandir(folder or ".") as entries:
+            return [entry.name for entry in islice(entries, _MOST_NAMES)]
+    except (OSError, ValueError):
+        return []
 
 
 # -- directories -------------------------------------------------------------------------------------------------
@@ -196,7 +218,7 @@ def _begins_like_hdf5(entry: os.DirEntry[str], inside: str) -> bool:
     except OSError as error:
         failure = stand_in(error, where)
         if not isinstance(failure, (NoInput, NotPermitted)):
-            raise failure from error  # a failing disk would look like other content
+            raise failure from error  # otherwise a failing disk would look like other content
         log.warning("%s: %s, left out", where, error.strerror)
         return False
 
@@ -211,12 +233,12 @@ def _has_signature(path: str) -> bool:
 
 
 def lies_in(directory: str, path: str) -> bool:
-    """Whether a path lies in a directory or below, both as `os.path.realpath` has them."""
+    """Return whether a path lies in a directory or below, both as from `os.path.realpath`."""
     return os.path.commonpath([directory, path]) == directory
 
 
-def _kept_inside(directory: str, entries: list[Path]) -> list[Path]:
-    """The entries, unless a link leads out of the directory: whoever may write there would choose what is read."""
+def _check_inside(directory: str, entries: Sequence[Path]) -> None:
+    """Refuse links out of the directory: otherwise a user who writes to it would choose what another one reads."""
     inside = os.path.realpath(directory)
     for entry in entries:
         place = os.path.realpath(entry)
@@ -225,29 +247,47 @@ def _kept_inside(directory: str, entries: list[Path]) -> list[Path]:
                 f"file={shown(entry)}: a link out of the directory {shown(directory or '.')} to {shown(place)}, "
                 "expected files that lie in it. If it is meant, name the file itself with --input."
             )
-    return entries
+
+
+# -- output directories ------------------------------------------------------------------------------------------
 
 
 def _parts(directory: Path) -> list[Source]:
-    """What an output directory's manifest names: whatever else lies there was never finished."""
+    """Return the parts that an output directory's manifest lists; other files there are unfinished."""
     where = f"input={shown(directory)}"
     try:
-        lines = read_manifest(directory)["parts"]
-        parts = [Source(directory / line["file"], *map(line.get, ("n_rows", "n_bytes", "blake3"))) for line in lines]
+        parts = [_part(directory, line) for line in read_manifest(directory)["parts"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{where}: its manifest names no proper parts: {error!r}") from error
     for part in parts:
-        # A manifest may have been forged, and parts been put in the place of ours: nothing outside is read by it.
-        inside = part.path.relative_to(directory)
-        if ".." in inside.parts or any(os.path.islink(directory / each) for each in (inside, *inside.parents[:-1])):
-            raise NotPermitted(f"{where}: its part {shown(inside)} leads elsewhere, expected a file in the directory")
+        _check_in_directory(part.path.relative_to(directory), directory, where)
     if not parts:
         raise DataError(f"{where}: its manifest names no parts, expected one at least")
     return parts
 
 
+def _part(directory: Path, line: dict[str, Any]) -> Source:
+    return Source(
+        path=directory / line["file"],
+        n_rows=line.get("n_rows"),
+        n_bytes=line.get("n_bytes"),
+        blake3=line.get("blake3"),
+    )
+
+
+def _check_in_directory(part: Path, directory: Path, where: str) -> None:
+    """Refuse a part outside the directory: the manifest may be forged, and parts may have been replaced by links."""
+    leads_out = ".." in part.parts
+    if leads_out or any(os.path.islink(directory / each) for each in (part, *part.parents[:-1])):
+        raise NotPermitted(f"{where}: its part {shown(part)} leads elsewhere, expected a file in the directory")
+
+
 def natural_key(name: str) -> list[tuple[bool, int, str]]:
-    """Sort key under which digits count as numbers."""
-    # Whether it is a number comes first, so that numbers are compared with numbers; its spelling last (010, 10).
-    parts = re.split(r"(\d+)", name)
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+    """Return a sort key under which digits count as numbers."""
+    return [_natural_part(part) for part in re.split(r"(\d+)", name)]
+
+
+def _natural_part(part: str) -> tuple[bool, int, str]:
+    # Numbers are compared with numbers only, hence the flag. The spelling is last, to tell 010 from 10.
+    is_number = part.isdecimal()
+    return is_number, int(part) if is_number else 0, part

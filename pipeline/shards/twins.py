@@ -13,7 +13,7 @@ from pipeline.shards.shard import Block, Shard
 __all__ = ["Twins", "find_twins"]
 
 _SAMPLED_ROWS = 16  # rows of a shard that are compared before all of them are
-_SAMPLED_BYTES = 2**16  # of these rows, though one row may be larger
+_SAMPLED_BYTES = 2**16  # bytes of these rows, though one row may be larger
 _BLOCK_BYTES = 2**23
 
 
@@ -24,9 +24,9 @@ class Twins:
     Attributes
     ----------
     first, second : Shard
-        In the order of the input.
+        The shards in the order of the input.
     n_compared : int
-        Rows of each that were compared.
+        Number of rows of each that were compared.
     """
 
     first: Shard
@@ -54,9 +54,9 @@ def find_twins(
     Parameters
     ----------
     most_bytes : int, optional
-        Rows of at most this size are compared completely, over all shards; of further ones only the sample is.
+        Bytes of rows to compare completely, over all shards. Of further shards only a sample is compared.
     most_shards : int, optional
-        Shards of one shape of which rows are read.
+        Number of shards of one shape to read.
 
     Yields
     ------
@@ -68,19 +68,24 @@ def find_twins(
         n_bytes = len(sampled) * sampled[0].n_rows * sampled[0].row_bytes
         if n_left is not None and n_bytes > n_left:
             n_compared = len(_sample(sampled[0]))
-            yield from (Twins(sampled[0], other, n_compared) for other in sampled[1:])
+            yield from _pairs(sampled, n_compared)
             continue
         if n_left is not None:
             n_left -= n_bytes
-        all_rows = [_digest_of(shard, Block(shard, 0, shard.n_rows)) for shard in sampled]
-        for equal in _grouped(sampled, all_rows):
-            yield from (Twins(equal[0], other, other.n_rows) for other in equal[1:])
+        digests = [_digest_of(shard, Block(shard, 0, shard.n_rows)) for shard in sampled]
+        for equal in _grouped(sampled, digests):
+            yield from _pairs(equal, equal[0].n_rows)
+
+
+def _pairs(equal: Sequence[Shard], n_compared: int) -> Iterator[Twins]:
+    for other in equal[1:]:
+        yield Twins(equal[0], other, n_compared)
 
 
 def _with_equal_samples(shards: Sequence[Shard], most_shards: int | None) -> Iterator[list[Shard]]:
     """Yield groups of shards that agree in a few of their rows."""
     filled = [shard for shard in shards if shard.n_rows]
-    for alike in _grouped(filled, [_make(shard) for shard in filled]):
+    for alike in _grouped(filled, [_stored_key(shard) for shard in filled]):
         compared = alike[:most_shards]
         yield from _grouped(compared, [_digest_of(shard, _sample(shard)) for shard in compared])
 
@@ -94,11 +99,14 @@ def _grouped(shards: Sequence[Shard], keys: Sequence[Hashable]) -> list[list[Sha
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _make(shard: Shard) -> Hashable:
+def _stored_key(shard: Shard) -> Hashable:
     """Return what shards with equal rows have in common, as far as it is known without reading any."""
     n_stored = 0
     for layout in shard.layouts:
-        n_stored += layout.n_bytes if layout.index is None else int(layout.index[1].sum())
+        if layout.index is None:
+            n_stored += layout.n_bytes
+        else:
+            n_stored += int(layout.index[1].sum())
     return shard.shape, shard.stored_dtype, shard.form, n_stored
 
 

@@ -1,11 +1,11 @@
-"""From a file to a shard: whether it is one, and if not, why, before anything of its rows is read.
+"""Check whether a file is a shard, and describe it, before any of its rows are read.
 
 A shard is one HDF5 file with a numeric dataset, rows first, whose further axes are flattened per row; or with rows in
 another of the forms that `pipeline.hdf5.forms` lists.
 
-No input file is trusted, and this process never runs libhdf5 on one. It opens the file, looks at the first bytes by
-itself, and if the file is not plain (`pipeline.hdf5.plain`), has a child say where the rows lie. What it says is
-checked here, since a forged file may have made it say anything; then the rows can be read without HDF5.
+No input file is trusted, and this process never runs libhdf5 on one. It opens the file and reads the first bytes by
+itself. If the file is not plain (`pipeline.hdf5.plain`), it asks a child where the rows lie. The answer is checked
+here, since a forged file may have produced any answer. Then the rows can be read without HDF5.
 """
 
 from __future__ import annotations
@@ -31,56 +31,69 @@ from pipeline.hdf5.limits import MOST_COLUMN_NAMES, MOST_LEFT_OUT, MOST_RIDERS, 
 from pipeline.hdf5.plain.describe import describe_plain
 from pipeline.hdf5.superblock import check_superblock
 from pipeline.hdf5.values import text_lengths
-from pipeline.shards.shard import LeftOut, Rider, Shard, read_dtype, without
+from pipeline.shards.shard import LeftOut, Rider, Shard, leave_out_riders, read_dtype
 
-__all__ = ["Wanted", "code_dtype", "look_at", "vet"]
+__all__ = ["Selection", "code_dtype", "read_structure", "vet"]
 
 log = logging.getLogger(__name__)
 
 _LONGEST = 400  # characters of a name or reason
-_GROUP_ROWS = 1024  # whose texts are added up: parts hold a multiple of so many rows
-_PAGE = 2**12  # bytes that are read at once of one column
-_MOST_READ = 2**23  # bytes that are read at once of all columns
+_GROUP_ROWS = 1024  # rows whose texts are added up: parts hold a multiple of this number
+_PAGE = 2**12  # bytes that are read of one column at once
+_MOST_READ = 2**23  # bytes that are read of all columns at once
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What to look for in a file."""
+class Selection:
+    """Datasets to read from a file.
 
-    dataset: str | None = None  # that holds the rows; with none `X`, else the only candidate
-    orientation: str | None = None  # along which of its axes they lie: `rows`, the first, or `columns`, the last
-    carry: tuple[str, ...] = ()  # paths, from the root, of what rides along wherever it lies
+    Attributes
+    ----------
+    dataset : str, optional
+        The dataset with the rows. By default ``X``, or the only one that can hold rows.
+    orientation : str, optional
+        Axis of the rows: ``rows`` (the first one) or ``columns`` (the last one).
+    carry : tuple of str
+        Paths, from the root, of extras that may lie anywhere.
+    """
+
+    dataset: str | None = None
+    orientation: str | None = None
+    carry: tuple[str, ...] = ()
 
 
-def vet(path: Path, wanted: Wanted = Wanted()) -> Shard:
-    """Look at a file's structure, not at its rows.
+def vet(path: Path, wanted: Selection = Selection()) -> Shard:
+    """Return a file as a shard, after a look at its structure and none at its rows.
 
     Raises
     ------
     DataError
-        When it is no shard, in words that say why.
+        If it is no shard. The message says why.
     NoInput, NotPermitted, ReadFailed, SystemLimit
-        When it cannot be looked at.
+        If it cannot be read.
     """
     where = f"file={shown(path)}"
 
-    def look(descriptor: int, identity: Identity, base: int) -> Shard:
+    def read(descriptor: int, identity: Identity, base: int) -> Shard:
         facts, arrays = _described(descriptor, identity, base, wanted, where)
         with believed(where, " about it"):
-            shard = _shard(facts, arrays, str(path), identity)
+            shard = _shard_of(facts, arrays, str(path), identity)
             _check_riders(shard, wanted)
-        shard = without(shard, _misplaced(shard, where, base))
+        shard = leave_out_riders(shard, _reasons_of_misplaced(shard, where, base))
         return _with_measured_texts(shard, descriptor)
 
-    return look_at(path, look)
+    return read_structure(path, read)
 
 
-def look_at(path: Path, look: Callable[[int, Identity, int], T]) -> T:
-    """What `look` finds in a file, given its descriptor, its identity and where in it HDF5 begins; raises like `vet`.
+def read_structure(path: Path, read: Callable[[int, Identity, int], T]) -> T:
+    """Return what `read` returns for an opened file; repeat it if the storage fails. Raises like `vet`.
 
-    There are more tries when the storage fails.
+    Parameters
+    ----------
+    read : callable
+        Called with the descriptor, the file's identity and the offset at which HDF5 begins.
     """
     where = f"file={shown(path)}"
 
@@ -88,7 +101,7 @@ def look_at(path: Path, look: Callable[[int, Identity, int], T]) -> T:
         try:
             with opened(str(path)) as (descriptor, identity):
                 base = check_superblock(descriptor, identity.size, where)
-                return look(descriptor, identity, base)
+                return read(descriptor, identity, base)
         except OSError as error:
             failure = stand_in(error, where)
             if isinstance(failure, ReadFailed):
@@ -99,15 +112,15 @@ def look_at(path: Path, look: Callable[[int, Identity, int], T]) -> T:
 
 
 def _described(
-    descriptor: int, identity: Identity, base: int, wanted: Wanted, where: str
+    descriptor: int, identity: Identity, base: int, wanted: Selection, where: str
 ) -> tuple[Any, list[np.ndarray]]:
-    """What lies where in the file: understood here if it is plain, else as the child says."""
+    """Return the description of a file: by the plain reader if the file is plain, otherwise by the child."""
     try:
         if not wanted.carry:  # these extras may lie anywhere, and the plain reader looks at one group only
             plain = describe_plain(descriptor, identity.size, wanted.dataset, wanted.orientation, base)
             if plain is not None:
                 return plain
-        return _asked(descriptor, [wanted.dataset, wanted.orientation, list(wanted.carry)], where)
+        return _ask_child(descriptor, [wanted.dataset, wanted.orientation, list(wanted.carry)], where)
     except DataError:
         # The child opens the file by its descriptor's name, under which nothing is found once it is deleted.
         if not os.fstat(descriptor).st_nlink:
@@ -115,8 +128,8 @@ def _described(
         raise
 
 
-def _asked(descriptor: int, arguments: list[Any], where: str) -> tuple[Any, list[np.ndarray]]:
-    """Ask the child; without the extras if it does not survive them, since they never cost the file."""
+def _ask_child(descriptor: int, arguments: list[Any], where: str) -> tuple[Any, list[np.ndarray]]:
+    """Return the child's description; if it does not survive the extras, that of the rows alone."""
     try:
         return ask("describe", descriptor, arguments, where)
     except DataError as error:
@@ -131,36 +144,39 @@ def _asked(descriptor: int, arguments: list[Any], where: str) -> tuple[Any, list
         return facts, arrays
 
 
-def _misplaced(shard: Shard, where: str, base: int) -> dict[str, str]:
-    """Return why extras lie outside the file or unfold to too much, by name.
+def _reasons_of_misplaced(shard: Shard, where: str, base: int) -> dict[str, str]:
+    """Return, by name, why extras lie outside the file or unfold to too much.
 
     Raises
     ------
     DataError
-        If the rows do, or if values overlap: then it is unknown whose they are.
+        If the rows do, or if values overlap: then it is unknown which values are damaged.
     """
     size = shard.identity.size
     layouts = {rider.name: rider.layout for rider in shard.riders if rider.layout}
-    try:
-        check_places([*shard.layouts, *layouts.values()], size, where, base)
-    except DataError:
-        pass
-    else:
+    if _places_objection([*shard.layouts, *layouts.values()], size, where, base) is None:
         return {}
     check_places(shard.layouts, size, where, base)
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for name, layout in layouts.items():
-        try:
-            check_places([layout], size, where, base)
-        except DataError as error:
-            found[name] = str(error)
-    others = [layout for name, layout in layouts.items() if name not in found]
+        objection = _places_objection([layout], size, where, base)
+        if objection is not None:
+            reasons[name] = objection
+    others = [layout for name, layout in layouts.items() if name not in reasons]
     check_places([*shard.layouts, *others], size, where, base)
-    return found
+    return reasons
+
+
+def _places_objection(layouts: Sequence[Layout], size: int, where: str, base: int) -> str | None:
+    try:
+        check_places(layouts, size, where, base)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def _with_measured_texts(shard: Shard, descriptor: int) -> Shard:
-    """Return the shard with the lengths of its texts, without those extras that hold one that is too long."""
+    """Return the shard with the lengths of its texts, and without the extras that hold too long ones."""
     riders: list[Rider] = []
     reasons: dict[str, str] = {}
     for rider in shard.riders:
@@ -168,7 +184,7 @@ def _with_measured_texts(shard: Shard, descriptor: int) -> Shard:
         if measured.layout is not None and measured.layout.longest > MOST_TEXT_BYTES:
             reasons[rider.name] = f"a text of {measured.layout.longest} bytes, expected {MOST_TEXT_BYTES} at most"
         riders.append(measured)
-    return without(replace(shard, riders=tuple(riders)), reasons)
+    return leave_out_riders(replace(shard, riders=tuple(riders)), reasons)
 
 
 def _measured(rider: Rider, shard: Shard, descriptor: int) -> Rider:
@@ -187,7 +203,7 @@ def _measured(rider: Rider, shard: Shard, descriptor: int) -> Rider:
 
 
 def _longest_and_most(pieces: Iterator[np.ndarray], group_rows: int) -> tuple[int, int]:
-    """Return the largest of some lengths, and the largest sum of one of the groups of rows."""
+    """Return the largest of some lengths, and the largest sum over one group of rows."""
     longest = 0
     most = 0
     rest = np.empty(0, dtype=np.int64)
@@ -201,21 +217,19 @@ def _longest_and_most(pieces: Iterator[np.ndarray], group_rows: int) -> tuple[in
     return longest, max(most, int(rest.sum()))
 
 
-# -- from what is said to a shard, once it is of the right form ----------------------------------------------------
+# -- from a description to a shard, with checks ----------------------------------------------------------------------
 
 
-def _shard(facts: Any, arrays: list[np.ndarray], path: str, identity: Identity) -> Shard:
-    left = iter(arrays)  # which are in the order of the layouts
-    # Lists, out of which StopIteration comes as it is where arrays are missing.
+def _shard_of(facts: Any, arrays: list[np.ndarray], path: str, identity: Identity) -> Shard:
+    left = iter(arrays)  # in the order of the layouts
+    # Lists, since a generator would turn the StopIteration of missing arrays into RuntimeError.
     layouts = [layout_of(claim, left) for claim in facts["rows"]]
-    riders = [_rider(claim, layout_of(claim["layout"], left)) for claim in facts["riders"]]
+    riders = [_rider_of(claim, layout_of(claim["layout"], left)) for claim in facts["riders"]]
     form = facts["form"]
-    shapes = [layout.shape for layout in layouts]
-    dtypes = [layout.dtype for layout in layouts]
-    shape, stored = rows_of(form, shapes, dtypes, facts["shape"])
+    shape, stored = _rows_of_layouts(form, layouts, facts["shape"])
     if not isinstance(facts["dataset"], str):
         raise ValueError("names")
-    columns = _columns(facts["columns"], dtypes[0], prod(shape[1:]), left)
+    columns = _columns(facts["columns"], layouts[0].dtype, prod(shape[1:]), left)
     return Shard(
         path=path,
         dataset=facts["dataset"],
@@ -227,16 +241,22 @@ def _shard(facts: Any, arrays: list[np.ndarray], path: str, identity: Identity) 
         riders=tuple(riders),
         identity=identity,
         columns=columns,
-        fill_value=_finite(facts["fill_value"]),
+        fill_value=_finite_number(facts["fill_value"]),
         layouts=tuple(layouts),
         left_out=_left_out(facts["left_out"]),
     )
 
 
-def _check_riders(shard: Shard, wanted: Wanted) -> None:
+def _rows_of_layouts(form: Any, layouts: Sequence[Layout], shape: Any) -> tuple[tuple[int, ...], np.dtype]:
+    shapes = [layout.shape for layout in layouts]
+    dtypes = [layout.dtype for layout in layouts]
+    return rows_of(form, shapes, dtypes, shape)
+
+
+def _check_riders(shard: Shard, wanted: Selection) -> None:
     riders = shard.riders
     n_rows = shard.n_rows
-    # The same number again may be named. Their layouts are claims, too, and are checked like those of the rows.
+    # Each of them may be named by the user as well, hence twice the number. Their layouts are claims, too.
     if len(riders) > 2 * MOST_RIDERS or not all(rider.layout and _fits(rider.layout, n_rows) for rider in riders):
         raise ValueError("riders")
     if len({(rider.name, rider.is_carried) for rider in riders}) < len(riders):
@@ -262,9 +282,7 @@ def _column_names(claim: Any, dtype: np.dtype, n_inputs: int) -> Columns:
     names = claim["names"]
     names_from = claim["names_from"]
     if names is None:
-        numbers = numbers_of(dtype)
-        names = list(numbers.names) if numbers else []
-        names_from = "the fields of the table" if names else ""
+        names, names_from = _names_of_fields(dtype)
     texts = [names_from, claim["note"], *names]
     if not isinstance(names, list) or not all(isinstance(each, str) for each in texts):
         raise ValueError("columns")
@@ -273,15 +291,27 @@ def _column_names(claim: Any, dtype: np.dtype, n_inputs: int) -> Columns:
     return Columns(tuple(names), names_from[:_LONGEST], note=claim["note"][:_LONGEST])
 
 
-def _rider(claim: Any, layout: Layout) -> Rider:
+def _names_of_fields(dtype: np.dtype) -> tuple[list[str], str]:
+    """Return the names of a table's number fields, and where they are from; nothing for other dtypes."""
+    numbers = numbers_of(dtype)
+    if numbers is None or not numbers.names:
+        return [], ""
+    return list(numbers.names), "the fields of the table"
+
+
+def _rider_of(claim: Any, layout: Layout) -> Rider:
     name = claim["name"]
     is_carried = claim["is_carried"]
-    categories = claim["categories"]
     if not isinstance(name, str) or is_carried not in (True, False) or ("/" in name and not is_carried):
         raise ValueError("rider")
-    name.encode()  # an error where it could not be written
+    name.encode()  # raises an error if it could not be written
     rider = Rider(name, layout.dtype, layout, is_carried=bool(is_carried))
-    if categories is None or layout.dtype.kind not in "iu":
+    return _with_categories(rider, claim["categories"])
+
+
+def _with_categories(rider: Rider, categories: Any) -> Rider:
+    """Return an extra with the claimed categories, after checks; unchanged if it has none."""
+    if categories is None or rider.dtype.kind not in "iu":
         return rider
     if not isinstance(categories, list) or not _are_categories(categories) or not are_few(categories):
         raise ValueError("categories")
@@ -290,41 +320,45 @@ def _rider(claim: Any, layout: Layout) -> Rider:
 
 
 def code_dtype(categories: Sequence[Any]) -> np.dtype:
-    """The smallest dtype of codes for so many categories, and for -1: in a file they may be unsigned."""
+    """Return the smallest dtype for the codes of these categories and for -1; codes in a file may be unsigned."""
     return np.min_scalar_type(-max(1, len(categories)))
 
 
 def _are_categories(claims: list[Any]) -> bool:
-    """Whether they are texts that can be written, not too long in all, or numbers that NumPy has."""
+    """Return whether these are texts that can be written and are not too long in all, or numbers that NumPy has."""
     if all(isinstance(each, str) for each in claims):
         return sum(len(each.encode("utf-8", "surrogateescape")) for each in claims) <= MOST_WORDS
     return all(type(each) in (float, bool) or (type(each) is int and abs(each) < 2**63) for each in claims)
 
 
 def _fits(layout: Layout, n_rows: int) -> bool:
-    """Whether it rides along; of an array for each row only rows first."""
+    """Return whether a layout has a value for each row; arrays as values must have the rows first."""
     return rides(layout.shape, n_rows) and (layout.dtype.subdtype is None or layout.shape[0] == n_rows)
 
 
-def _finite(claim: Any) -> float | None:
+def _finite_number(claim: Any) -> float | None:
     if claim is not None and (type(claim) not in (int, float) or not isfinite(claim)):
         raise ValueError("fill value")
     return claim
 
 
 def _chunk_rows(form: str, first: Layout, shape: tuple[int, ...]) -> int:
-    """How many rows are cheapest to read together, by the first of the datasets that make them up."""
+    """Return how many rows are cheapest to read together, by the layout of the first dataset with rows."""
     if first.chunks and form == "sparse":  # about the rows of one chunk of values
         return max(1, first.chunks[0] * shape[0] // max(1, first.shape[0]))
     if first.chunks:
-        return first.chunks[-1 if form == "columns" else 0]
+        axis = -1 if form == "columns" else 0
+        return first.chunks[axis]
     if form == "columns":  # a piece of each column is read, and a page takes as long as a number
-        return max(1, min(_PAGE, _MOST_READ // prod(shape[1:])) // first.dtype.itemsize)
+        piece_bytes = min(_PAGE, _MOST_READ // prod(shape[1:]))
+        return max(1, piece_bytes // first.dtype.itemsize)
     return 1
 
 
 def _left_out(claims: Any) -> tuple[LeftOut, ...]:
-    left_out = tuple(LeftOut(name[:_LONGEST], reason[:_LONGEST], bool(is_missed)) for name, reason, is_missed in claims)
+    left_out = []
+    for name, reason, is_missed in claims:
+        left_out.append(LeftOut(name[:_LONGEST], reason[:_LONGEST], bool(is_missed)))
     if len(left_out) > MOST_LEFT_OUT or not all(isinstance(each.name + each.reason, str) for each in left_out):
         raise ValueError("left out")
-    return left_out
+    return tuple(left_out)

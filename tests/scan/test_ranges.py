@@ -11,7 +11,7 @@ from pipeline.cluster.executor import reduce
 from pipeline.formats import pack
 from pipeline.hdf5.files import FILES
 from pipeline.scan import ranges as module
-from pipeline.scan.blocks import ScanSettings, look_at, merged
+from pipeline.scan.blocks import ScanSettings, merge_stats, scan_pieces
 from pipeline.scan.ranges import Scan, check_usable, describe_bad_rows, readable
 from pipeline.scan.scaler import bad_entries, bad_rows
 from pipeline.shards.open import open_shards
@@ -85,8 +85,8 @@ def test_results_of_a_task_do_not_depend_on_later_blocks(tmp_path):
     shards, firsts = shards_of(tmp_path, *arrays), (0, 5, 12)
     pieces = [(i, firsts[i], block) for i, shard in enumerate(shards) for block in blocks([shard], 2)]
     together, alone = (
-        look_at(ScanSettings(2), 1, pieces),
-        merged([look_at(ScanSettings(2), 1, [piece]) for piece in pieces]),
+        scan_pieces(ScanSettings(2), 1, pieces),
+        merge_stats([scan_pieces(ScanSettings(2), 1, [piece]) for piece in pieces]),
     )
     for name in ("minimum", "maximum", "bad_rows", "sample"):
         np.testing.assert_array_equal(getattr(together, name), getattr(alone, name), name)
@@ -320,7 +320,7 @@ def test_clipped_ranges_are_quantiles_and_contain_the_fill(tmp_path):
 
 def test_quantiles_of_a_sample_are_within_five_standard_errors(tmp_path, monkeypatch):
     """Five standard errors of the rank, of columns that are in order, in waves and in none."""
-    monkeypatch.setattr(module, "MANY", 3 * 2000)
+    monkeypatch.setattr(module, "LARGE_SAMPLE", 3 * 2000)
     n, q = 100_000, 0.02
     values = np.arange(n) / n
     rows = np.stack([values, (values * 16) % 1, np.random.default_rng(0).permutation(values)], axis=1)

@@ -5,32 +5,32 @@ import itertools
 import numpy as np
 import pytest
 
-from pipeline.scan.sample import between, sampled, stride_of
+from pipeline.scan.sample import quantiles, sample_positions, stride_of
 
 
 @pytest.mark.parametrize("stride", [1, 2, 7, 1000])
 def test_the_sample_does_not_depend_on_the_blocks(stride):
     n = 3001
-    whole = sampled(0, n, stride)
+    whole = sample_positions(0, n, stride)
     rng = np.random.default_rng(0)
     for n_cuts in (1, 5, 60):
         cuts = np.unique([0, *rng.integers(0, n, n_cuts), n])
-        pieces = [first + sampled(first, stop - first, stride) for first, stop in itertools.pairwise(cuts)]
+        pieces = [first + sample_positions(first, stop - first, stride) for first, stop in itertools.pairwise(cuts)]
         np.testing.assert_array_equal(np.concatenate(pieces), whole)
 
 
 def test_each_stratum_gives_one_row_at_a_uniform_place():
-    rows = sampled(0, 50_000, 10)
+    rows = sample_positions(0, 50_000, 10)
     assert (rows // 10).tolist() == list(range(5000))
     counts = np.bincount(rows % 10, minlength=10)
     assert abs(counts - 500).max() < 5 * np.sqrt(500)
 
 
 def test_the_sample_holds_all_of_few_rows_and_is_bounded():
-    assert sampled(3, 5, 1).tolist() == [0, 1, 2, 3, 4]
-    assert sampled(3, 0, 1).tolist() == []
+    assert sample_positions(3, 5, 1).tolist() == [0, 1, 2, 3, 4]
+    assert sample_positions(3, 0, 1).tolist() == []
     for n_rows, n_inputs, n_values in ((100, 8, 800), (101, 8, 800), (10**7, 784, 2**18), (10**5, 10**5, 2**18)):
-        n, most = len(sampled(0, n_rows, stride_of(n_rows, n_inputs, n_values))), max(32, n_values // n_inputs)
+        n, most = len(sample_positions(0, n_rows, stride_of(n_rows, n_inputs, n_values))), max(32, n_values // n_inputs)
         assert n <= most
         assert n == n_rows or n >= most // 2
 
@@ -43,7 +43,7 @@ def test_quantiles_equal_numpy(n):
     rows[rng.random(n) < 0.3, 2] = np.nan
     rows[:, 3] = np.nan
     for q in (0.0, 0.001, 0.01, 0.25, 0.499):
-        found = between(rows, q)
+        found = quantiles(rows, q)
         for column, values in enumerate(rows.T):
             values = values[~np.isnan(values)]
             if not len(values):

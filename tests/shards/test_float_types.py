@@ -12,7 +12,7 @@ from h5py import h5t
 
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block
-from pipeline.shards.vet import Wanted, vet
+from pipeline.shards.vet import Selection, vet
 from tests.support.cases import case
 from tests.support.helpers import refused
 
@@ -61,7 +61,7 @@ def test_float_types_of_up_to_64_bits_are_read(tmp_path: Path) -> None:
         for chunks in (None, (7, 4)):
             with case(name, chunks):
                 path = write(tmp_path / f"{name} {chunks is None}.h5", stored, chunks=chunks)
-                shard = vet(path, Wanted(None))
+                shard = vet(path, Selection(None))
                 found = read(Block(shard, 0, len(ROWS)))
                 tolerance = 2.0**-4 if name == "8 bits" else 0.0
                 np.testing.assert_allclose(found, ROWS, rtol=tolerance, atol=0)
@@ -70,7 +70,7 @@ def test_float_types_of_up_to_64_bits_are_read(tmp_path: Path) -> None:
 def test_unwritten_values_of_any_float_type_are_refused(tmp_path: Path) -> None:
     for number, chunks in enumerate((None, (5, 4))):
         with case(chunks), refused(65, "dataset=X", "never written"):
-            vet(write(tmp_path / f"{number}.h5", BFLOAT16, rows=None, chunks=chunks), Wanted(None))
+            vet(write(tmp_path / f"{number}.h5", BFLOAT16, rows=None, chunks=chunks), Selection(None))
 
 
 def test_wider_float_types_are_named(tmp_path: Path) -> None:
@@ -80,4 +80,4 @@ def test_wider_float_types_are_named(tmp_path: Path) -> None:
         ("wide", float_type(20, 19, 140), ("160 bits", "19 exponent bits")),
     ]:
         with case(name), refused(65, "dataset=X", *words):
-            vet(write(tmp_path / f"{name}.h5", stored, rows=None), Wanted(None))
+            vet(write(tmp_path / f"{name}.h5", stored, rows=None), Selection(None))

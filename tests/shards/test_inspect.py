@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.shards.inspect import Inspected, inspected
-from pipeline.shards.vet import Wanted
+from pipeline.shards.inspect import Inspection, inspect_files
+from pipeline.shards.vet import Selection
 from tests.support import hostile
 from tests.support.cases import case, each
 from tests.support.helpers import csr, numbered, some_rows, write_csr, write_shard
@@ -18,8 +18,8 @@ from tests.support.helpers import csr, numbered, some_rows, write_csr, write_sha
 pytestmark = pytest.mark.process
 
 
-def look(*paths: Path | str, dataset: str | None = None, orientation: str | None = None) -> Inspected:
-    return inspected([str(path) for path in paths], Wanted(dataset, orientation))
+def look(*paths: Path | str, dataset: str | None = None, orientation: str | None = None) -> Inspection:
+    return inspect_files([str(path) for path in paths], Selection(dataset, orientation))
 
 
 def test_every_dataset_is_listed_as_h5py_has_it(tmp_path: Path) -> None:

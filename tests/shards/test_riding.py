@@ -104,7 +104,7 @@ def test_mask_of_an_extra_takes_an_unused_name(shards):
 
 def test_shards_with_equal_extras_are_unchanged(shards):
     opened = shards({"y": range(3)}, {"y": range(3)})
-    assert riding.alike(opened) == opened
+    assert riding.unify_riders(opened) == opened
 
 
 # -- dtypes --------------------------------------------------------------------------------------------------------

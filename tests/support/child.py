@@ -50,7 +50,7 @@ import os, sys
 from pathlib import Path
 from pipeline.hdf5.child import ask as gatekeeper
 from pipeline.errors import DataError
-from pipeline.shards.vet import Wanted, vet
+from pipeline.shards.vet import Selection, vet
 vet(Path(sys.argv[1]))
 print(gatekeeper._idle[0]._process.pid, flush=True)
 sys.stdin.read()

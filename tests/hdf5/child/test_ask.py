@@ -17,7 +17,7 @@ from pipeline.hdf5.child.ask import LIMITS, ask
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block
-from pipeline.shards.vet import Wanted, vet
+from pipeline.shards.vet import Selection, vet
 from tests.support.child import DRIVER, ROOT, child_pid, plant, unusual
 from tests.support.helpers import numbered, refused, write_shard
 
@@ -76,7 +76,7 @@ def test_child_that_only_sleeps_is_stopped(path, evil, monkeypatch):
         impatient.setattr(LIMITS, "patience", 0.5)
         impatient.setattr(gatekeeper, "_GRACE", 10**6)  # the child itself may take any time to start
         with refused(65, f"file={path}", "0.5 s"):
-            vet(Path(path), Wanted("evil"))
+            vet(Path(path), Selection("evil"))
     assert vet(Path(path)).shape == (3, 2)
 
 
@@ -131,7 +131,7 @@ def test_killed_child_is_restarted(path, fresh):
 def test_killed_fork_is_a_system_limit_and_no_fault_of_the_file(path, evil, tmp_path):
     evil("if dataset == 'evil': os.kill(os.getpid(), 9)", "return honest(file, dataset, *wanted)")
     with refused(71, f"file={path}", "twice"):
-        vet(Path(path), Wanted("evil"))
+        vet(Path(path), Selection("evil"))
     assert vet(Path(path)).shape == (3, 2)
 
 
@@ -184,7 +184,7 @@ def test_answer_to_an_interrupted_question_is_discarded(path, evil):
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
         with pytest.raises(KeyboardInterrupt):
-            vet(Path(path), Wanted("slow"))
+            vet(Path(path), Selection("slow"))
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert vet(Path(path)).shape == (3, 2)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.scan.blocks import ScanSettings
-from pipeline.scan.some import Look, look_at_rows, smaller_dtype
+from pipeline.scan.preview import Preview, preview_rows, smaller_dtypes
 from pipeline.shards.open import open_shards
 from tests.support.cases import case
 from tests.support.helpers import write_shard
@@ -17,15 +17,15 @@ ROWS[:, 2] = 7
 ROWS[[3, 500], [0, 1]] = np.nan, np.inf
 
 
-def look(folder: Path, n_bytes: int | None, seed: int = 0) -> Look:
+def look(folder: Path, n_bytes: int | None, seed: int = 0) -> Preview:
     paths = [write_shard(folder / f"{i}.h5", part) for i, part in enumerate(np.split(ROWS, [300, 310]))]
-    return look_at_rows(open_shards(paths), ScanSettings(16), 2, n_bytes, seed)
+    return preview_rows(open_shards(paths), ScanSettings(16), 2, n_bytes, seed)
 
 
 def test_a_look_at_all_rows_equals_numpy(tmp_path: Path) -> None:
     found = look(tmp_path, None)
     good = np.delete(ROWS, [3, 500], axis=0)
-    assert found.is_all
+    assert found.has_all_rows
     assert found.scan.bad_rows.tolist() == [3, 500]
     assert found.scan.constant.tolist() == [False, False, True, False]
     np.testing.assert_array_equal(found.scan.minimum, good.min(axis=0))
@@ -35,7 +35,7 @@ def test_a_look_at_all_rows_equals_numpy(tmp_path: Path) -> None:
 def test_a_look_at_some_rows_is_bounded_and_reproducible(tmp_path: Path) -> None:
     found = look(tmp_path, 16 * 100)
     assert found.n_rows == 1000
-    assert not found.is_all
+    assert not found.has_all_rows
     assert 0 < found.scan.n_rows <= 100
     again, other = look(tmp_path, 16 * 100), look(tmp_path, 16 * 100, seed=1)
     np.testing.assert_array_equal(found.scan.minimum, again.scan.minimum)
@@ -54,18 +54,18 @@ def test_smaller_dtypes_are_all_that_hold_every_value() -> None:
                 fewer = [name for name in fewer if name != "float32" or rows.dtype.kind == "f"]
                 with np.errstate(invalid="ignore"):
                     exact = {name for name in fewer if (rows.astype(name).astype(dtype) == rows).all()}
-                assert smaller_dtype(rows) == exact
-    assert smaller_dtype(np.array([[0.5, 1e300]])) == set()
-    assert smaller_dtype(np.array([[0.5, np.nan]])) == {"float32"}
-    assert smaller_dtype(np.array([[0.1]])) == set()
+                assert smaller_dtypes(rows) == exact
+    assert smaller_dtypes(np.array([[0.5, 1e300]])) == set()
+    assert smaller_dtypes(np.array([[0.5, np.nan]])) == {"float32"}
+    assert smaller_dtypes(np.array([[0.1]])) == set()
 
 
 def test_the_error_of_float32_is_estimated(tmp_path: Path) -> None:
     for offset, is_fine in ((0.0, True), (1e9, False)):
         rows = offset + np.random.default_rng(0).random((100, 2))
         shards = open_shards([write_shard(tmp_path / f"{offset}.h5", rows)])
-        found = look_at_rows(shards, ScanSettings(64), 1, None)
+        found = preview_rows(shards, ScanSettings(64), 1, None)
         with case(offset):
             error = abs(rows.astype(np.float32) - rows).max() / np.ptp(rows, axis=0).min()
-            assert error <= found.in_float32
-            assert (found.in_float32 < 1e-5) == is_fine
+            assert error <= found.float32_error
+            assert (found.float32_error < 1e-5) == is_fine

@@ -1,0 +1,155 @@
+"""A scan of some rows, or of all of them, for `inspect`; and smaller dtypes that would hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pipeline.cluster.executor import compute
+from pipeline.cluster.threads import threads
+from pipeline.errors import DataError
+from pipeline.scan.blocks import BlockStats, Piece, ScanSettings, merge_stats
+from pipeline.scan.ranges import Scan, scan_from_stats, scan_task
+from pipeline.shards.rows import read
+from pipeline.shards.shard import Block, Shard, first_rows, row_dtype
+
+__all__ = ["Preview", "preview_rows", "smaller_dtypes"]
+
+_FLOATS = ("float32",)
+_INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
+_TRIED = 4096  # rows of a block that are tried in smaller dtypes
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A scan of some rows, and a smaller dtype for them.
+
+    Attributes
+    ----------
+    scan : Scan
+        The scan of these rows.
+    n_rows : int
+        Number of all rows.
+    smaller : str or None
+        A dtype of fewer bytes that holds every value that was tried.
+    """
+
+    scan: Scan
+    n_rows: int
+    smaller: str | None
+
+    @property
+    def float32_error(self) -> float:
+        """The coarsest step of float32 within a column, as a share of the column's range; 0 without any range."""
+        scan = self.scan
+        largest = np.maximum(abs(scan.minimum), abs(scan.maximum))
+        width = scan.maximum - scan.minimum
+        varies = np.isfinite(width) & (width > 0)
+        steps = largest[varies] * 2.0**-23 / width[varies]
+        return float(steps.max(initial=0.0))
+
+    @property
+    def has_all_rows(self) -> bool:
+        """True if every row was scanned."""
+        return self.scan.n_rows == self.n_rows
+
+
+def preview_rows(
+    shards: Sequence[Shard],
+    settings: ScanSettings,
+    n_threads: int,
+    n_bytes: int | None,
+    seed: int = 0,
+    advance: Callable[[int], object] = lambda n_rows: None,
+) -> Preview:
+    """Scan random blocks of the input.
+
+    Parameters
+    ----------
+    n_bytes : int or None
+        Size of these blocks, about. With None, all rows are scanned.
+    advance : callable
+        Called with the number of rows of each finished task.
+
+    Raises
+    ------
+    ReadFailed, NotPermitted, SystemLimit
+        If the system fails. Unreadable shards are listed in the scan instead.
+    """
+    settings = replace(settings, max_unreadable=len(shards))
+    task = scan_task(shards, settings)
+    tasks = [(_scan_piece, (task, piece)) for piece in _chosen(shards, settings.block_rows, n_bytes, seed)]
+    with threads(n_threads) as pool:
+        results = compute(tasks, pool, n_threads, lambda result: advance(result[0].n_rows))
+    stats = merge_stats([each for each, _ in results])
+    return Preview(
+        scan=scan_from_stats(stats, settings, row_dtype(shards)),
+        n_rows=sum(shard.n_rows for shard in shards),
+        smaller=_first_common([dtypes for _, dtypes in results]),
+    )
+
+
+def _first_common(dtypes_of_blocks: Sequence[set[str]]) -> str | None:
+    """Return the first dtype that holds the rows of all blocks, or None."""
+    common = set.intersection(*dtypes_of_blocks)
+    for name in (*_INTEGERS, *_FLOATS):
+        if name in common:
+            return name
+    return None
+
+
+def _chosen(shards: Sequence[Shard], block_rows: int, n_bytes: int | None, seed: int) -> list[Piece]:
+    """Return random pieces with about `n_bytes` bytes of rows, in their order; all pieces with None."""
+    pieces = _pieces(shards, block_rows)
+    if n_bytes is None:
+        return pieces
+    n_pieces = max(1, n_bytes // (block_rows * shards[0].row_bytes))
+    chosen = np.random.default_rng(seed).permutation(len(pieces))[:n_pieces]
+    return [pieces[i] for i in np.sort(chosen)]
+
+
+def _pieces(shards: Sequence[Shard], block_rows: int) -> list[Piece]:
+    starts = first_rows(shards)[:-1].tolist()
+    pieces = []
+    for number, (shard, first) in enumerate(zip(shards, starts, strict=True)):
+        pieces += [(number, first, block) for block in Block(shard, 0, shard.n_rows).cut(block_rows)]
+    return pieces
+
+
+def _scan_piece(task: tuple[Callable[[Sequence[Piece]], BlockStats], Piece]) -> tuple[BlockStats, set[str]]:
+    """Return the statistics of a piece, and the smaller dtypes that hold its first rows."""
+    scan, piece = task
+    block = piece[2]
+    tried = Block(block.shard, block.start, min(block.stop, block.start + _TRIED))
+    try:
+        dtypes = smaller_dtypes(read(tried))
+    except DataError:  # reported by the scan, which meets it as well
+        dtypes = set(_INTEGERS + _FLOATS)
+    return scan([piece]), dtypes
+
+
+def smaller_dtypes(rows: np.ndarray) -> set[str]:
+    """Return the dtypes of fewer bytes that hold all values of rows exactly; only floats hold NaN and Inf."""
+    is_finite = np.isfinite(rows)
+    values = rows[is_finite]
+    names: list[str] = []
+    if rows.dtype.kind != "f":
+        names += _INTEGERS
+    else:
+        if is_finite.all() and (values == np.rint(values)).all():
+            names += _INTEGERS
+        names += _FLOATS
+    dtypes = [np.dtype(name) for name in names]
+    return {dtype.name for dtype in dtypes if dtype.itemsize < rows.dtype.itemsize and _holds(dtype, values)}
+
+
+def _holds(dtype: np.dtype, values: np.ndarray) -> bool:
+    if not values.size:
+        return True
+    if dtype.kind == "f":
+        with np.errstate(over="ignore", under="ignore"):
+            return bool((values.astype(dtype) == values).all())
+    limits = np.iinfo(dtype)
+    return bool(values.min() >= limits.min and values.max() <= limits.max)
