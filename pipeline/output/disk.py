@@ -1,9 +1,9 @@
-"""Every change that a run makes to the file system goes through one small object, and is durable before it counts.
+"""All changes to the file system, and the order that makes them durable.
 
-A file is written whole under a temporary name beside its target, synced, and only then given its name; the directory is
-synced after it. So under its own name a file is either not there or complete, whenever the power goes. Tests hand in a
-`Disk` that fails, and one that forgets what was not synced. Two files that no result depends on are written past it:
-the lock's words and the log.
+A file is written under a temporary name in the same directory, synced and then renamed; the directory is synced last.
+A file is therefore either absent or complete under its own name, even after a power cut. Tests pass a `Disk` that
+fails, or one that loses what was not synced. Two files that no result depends on are written without it: the text in
+the lock file, and the log.
 """
 
 from __future__ import annotations
@@ -46,46 +46,47 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TEMPORARY = ".writing"
-PAGE = 4096  # bytes: what begins in memory at a multiple of it can be written past the page cache
-_WORTH_BYPASSING = 2**17  # bytes: of less, the copy costs little
-# What file systems answer that know no reservation, no syncing of directories, no links, or no way past the cache.
+PAGE = 4096
+"""Alignment in bytes, in memory and in files, of direct I/O."""
+_MIN_DIRECT_BYTES = 2**17  # for smaller writes the copy into the page cache costs little
+# Errors of file systems without reservation, sync of directories, links or direct I/O.
 UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM)
 
 
 class Disk:
-    """The system calls that change something, one method each; all of them raise `OSError`."""
+    """System calls that change the file system, one in each method. All of them raise `OSError`."""
 
     def create(self, path: Path) -> int:
-        """Open a file that is not there yet, for writing; nothing that lies in its place is followed or emptied."""
+        """Create a file and open it for writing. An existing file or link of this name is an error."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
     def reserve(self, descriptor: int, n_bytes: int) -> None:
-        """Have the space before the first byte."""
+        """Reserve disk space for a file before it is written."""
         os.posix_fallocate(descriptor, 0, n_bytes)
 
     def bypass_cache(self, descriptor: int, bypasses: bool) -> None:
-        """Have what is written from now on go past the page cache, or through it again."""
-        # Of the flags that can be changed later, `create` sets none.
+        """Switch direct I/O, which bypasses the page cache, on or off for an open file."""
+        # F_SETFL sets all changeable flags at once; `create` has set none.
         fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_DIRECT if bypasses else 0)
 
     def write(self, descriptor: int, data: memoryview) -> int:
-        """Write some of it; how many bytes."""
+        """Write a part of the data, and return its number of bytes."""
         return os.write(descriptor, data)
 
     def sync(self, descriptor: int) -> None:
-        """Bring a file's content to the disk."""
+        """Flush the content of a file to the disk."""
         os.fsync(descriptor)
 
     def close(self, descriptor: int) -> None:
-        """Let go of a file."""
+        """Close a file descriptor."""
         os.close(descriptor)
 
     def replace(self, source: Path, target: Path) -> None:
-        """Rename a file, over whatever has the name."""
+        """Rename a file, and replace an existing one."""
         os.replace(source, target)
 
     def remove(self, path: Path) -> None:
-        """Take a file's name away."""
+        """Remove the name of a file."""
         os.unlink(path)
 
     def link(self, source: Path, path: Path) -> None:
@@ -93,7 +94,7 @@ class Disk:
         os.link(source, path, follow_symlinks=False)
 
     def symlink(self, target: str, path: Path) -> None:
-        """Make a symbolic link; nothing that has the name is replaced."""
+        """Make a symbolic link. An existing file of this name is an error."""
         os.symlink(target, path)
 
     def make_directory(self, path: Path) -> None:
@@ -105,7 +106,7 @@ class Disk:
         os.rmdir(path)
 
     def sync_directory(self, path: Path) -> None:
-        """Bring a directory's names to the disk."""
+        """Flush the names in a directory to the disk."""
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
@@ -113,19 +114,19 @@ class Disk:
             os.close(descriptor)
 
     def free_bytes(self, path: Path) -> int:
-        """What may still be written there."""
+        """Return how many bytes can still be written to the file system."""
         return shutil.disk_usage(path).free
 
     def free_inodes(self, path: Path) -> int | None:
-        """Return how many files may still be created; None where the file system has no such limit."""
+        """Return how many files can still be created, or None if the file system has no such limit."""
         return free_inodes(path)
 
     def check(self) -> None:
-        """Raise `TryAgain` if nothing may be changed any more; a plain disk always allows changes."""
+        """Raise `TryAgain` if changes are no longer allowed. A plain disk allows all changes."""
 
 
 class GuardedDisk(Disk):
-    """A disk that calls `check` before each change of a name.
+    """A disk that calls `check` before each change of a directory.
 
     Parameters
     ----------
@@ -140,7 +141,7 @@ class GuardedDisk(Disk):
         self._check = check
 
     def check(self) -> None:
-        """Raise `TryAgain` if nothing may be changed any more."""
+        """Raise `TryAgain` if changes are no longer allowed."""
         self._disk.check()
         self._check()
 
@@ -153,7 +154,7 @@ class GuardedDisk(Disk):
         self._disk.reserve(descriptor, n_bytes)
 
     def bypass_cache(self, descriptor: int, bypasses: bool) -> None:
-        """Write past the page cache, or through it again."""
+        """Switch direct I/O on or off for an open file."""
         self._disk.bypass_cache(descriptor, bypasses)
 
     def write(self, descriptor: int, data: memoryview) -> int:
@@ -193,7 +194,7 @@ class GuardedDisk(Disk):
         self._guarded(self._disk.remove_directory, path)
 
     def sync_directory(self, path: Path) -> None:
-        """Sync a directory."""
+        """Check, then sync a directory."""
         self._guarded(self._disk.sync_directory, path)
 
     def free_bytes(self, path: Path) -> int:
@@ -201,7 +202,7 @@ class GuardedDisk(Disk):
         return self._disk.free_bytes(path)
 
     def free_inodes(self, path: Path) -> int | None:
-        """Return how many files can still be created; None where the file system has no such limit."""
+        """Return how many files can still be created, or None if the file system has no such limit."""
         return self._disk.free_inodes(path)
 
     def _guarded(self, call: Callable[..., T], *arguments: object) -> T:
@@ -215,7 +216,15 @@ class GuardedDisk(Disk):
 
 @dataclass(frozen=True)
 class Pieces:
-    """The content of a file that may be larger than memory: its size, and its pieces in their order."""
+    """Content of a file that may be larger than memory.
+
+    Attributes
+    ----------
+    n_bytes : int
+        Size of the file.
+    pieces : iterable of bytes or memoryview
+        Consecutive pieces of the content. A piece is used before the next one is read.
+    """
 
     n_bytes: int
     pieces: Iterable[bytes | memoryview]
@@ -225,26 +234,28 @@ class Pieces:
 
 
 def publish(disk: Disk, path: Path, data: bytes | memoryview | Pieces, name_is_synced: bool = True) -> None:
-    """Put a whole file at `path`, in place of whatever has that name.
+    """Write a complete file, or replace an existing one atomically.
 
     Parameters
     ----------
+    disk : Disk
+    path : Path
     data : bytes, memoryview or Pieces
-        An error of ours that a piece raises goes through.
+        Content. Errors from reading the pieces are passed on.
     name_is_synced : bool
-        Otherwise only the content is on the disk for good, and whoever counts on the name syncs the directory first.
+        Sync the directory, too. If False, the caller must sync it before it relies on the name.
 
     Raises
     ------
     WriteFailed, SystemLimit, NotPermitted
-        When it cannot be written; nothing stands at `path` then that was not there before, or the whole new file.
+        If the file cannot be written. Then `path` is unchanged or holds the complete new file.
     """
     temporary = temporary_name(path)
     try:
         try:
             _fill(disk, temporary, data)
             disk.replace(temporary, path)
-        except BaseException:  # of a signal, too: nobody else knows its name until the next run sweeps
+        except BaseException:  # also after a signal: no other process knows the name
             with suppress(OSError, TryAgain):
                 disk.remove(temporary)
             raise
@@ -255,7 +266,7 @@ def publish(disk: Disk, path: Path, data: bytes | memoryview | Pieces, name_is_s
 
 
 def publish_link(disk: Disk, target: str, path: Path) -> None:
-    """Make `path` a symbolic link to `target`, in place of whatever has that name; its name is not synced.
+    """Make `path` a symbolic link, and replace an existing file atomically. The directory is not synced.
 
     Raises
     ------
@@ -272,7 +283,9 @@ def publish_link(disk: Disk, target: str, path: Path) -> None:
 
 
 def publish_copy(disk: Disk, source: Path, path: Path) -> None:
-    """Give a finished file a second name that is not taken yet; without hard links, copy it. The name is not synced.
+    """Make a hard link to a finished file, or a copy if the file system has no hard links. `path` must not exist.
+
+    The directory is not synced.
 
     Raises
     ------
@@ -296,12 +309,12 @@ def _content(path: Path) -> Pieces:
 
 
 def temporary_name(path: Path) -> Path:
-    """Return a unique name beside `path`, for a file that will be renamed to it."""
+    """Return a unique name in the directory of `path`, for a file that will be renamed to `path`."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
 
 
 def remove(disk: Disk, path: Path) -> None:
-    """Take a file away; what is not there is no error. Raises like `publish`."""
+    """Remove a file if it exists. Raises like `publish`."""
     try:
         disk.remove(path)
     except FileNotFoundError:
@@ -314,10 +327,15 @@ _warned: set[int] = set()
 
 
 def sync_directory(disk: Disk, directory: Path) -> None:
-    """Bring a directory's names to the disk, or raise `OSError`; where the file system cannot do that, say so once."""
+    """Flush the names in a directory to the disk; warn once if the file system cannot do that.
+
+    Raises
+    ------
+    OSError
+    """
     if _is_supported(disk.sync_directory, directory):
         return
-    file_system = os.stat(directory).st_dev  # for which it is said once, not for each part
+    file_system = os.stat(directory).st_dev
     if file_system not in _warned:
         _warned.add(file_system)
         log.warning(
@@ -327,7 +345,7 @@ def sync_directory(disk: Disk, directory: Path) -> None:
 
 
 def _is_supported(call: Callable[..., object], *arguments: object) -> bool:
-    """Whether the file system knows a call, which is done then."""
+    """Make a call, and return whether the file system supports it."""
     try:
         call(*arguments)
     except OSError as error:
@@ -338,7 +356,7 @@ def _is_supported(call: Callable[..., object], *arguments: object) -> bool:
 
 
 def write_error(error: OSError, path: Path, doing: str) -> ShardpressError:
-    """The error of ours that says what it means that `doing` something failed, and what to do."""
+    """Return the error for a failed change, which says what was being done and what the user can do."""
     where = f"file={shown(path)}: {error.strerror} while {doing}"
     again = "then type the same command again: what was finished stays."
     if isinstance(error, PermissionError):
@@ -346,16 +364,17 @@ def write_error(error: OSError, path: Path, doing: str) -> ShardpressError:
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return SystemLimit(f"{where}. Raise the limit (ulimit -n 4096), {again}")
     advice = {
-        errno.ENOSPC: _full(path),
+        errno.ENOSPC: _advice_when_full(path),
         errno.EDQUOT: "Your disk quota is used up. Free some space",
         errno.EFBIG: "The file-size limit is too low. Raise it (ulimit -f unlimited)",
         errno.EROFS: "The file system is read-only. Make it writable",
-    }.get(error.errno or 0, "Check the disk")
-    return WriteFailed(f"{where}. {advice}, {again}")
+    }
+    first_step = advice.get(error.errno or 0, "Check the disk")
+    return WriteFailed(f"{where}. {first_step}, {again}")
 
 
 def free_inodes(path: Path) -> int | None:
-    """Return how many files may still be created at a path; None where the file system has no such limit.
+    """Return how many files can still be created at a path, or None if the file system has no such limit.
 
     Raises
     ------
@@ -367,8 +386,8 @@ def free_inodes(path: Path) -> int | None:
     return status.f_favail if status.f_files > 0 else None
 
 
-def _full(path: Path) -> str:
-    """Return what is used up on the file system of `path`, inodes or bytes, and what to do about it."""
+def _advice_when_full(path: Path) -> str:
+    """Return whether inodes or bytes are used up, and what the user can do."""
     try:
         n_files = os.statvfs(path.parent).f_files
         if free_inodes(path.parent) == 0:
@@ -379,15 +398,14 @@ def _full(path: Path) -> str:
 
 
 def _fill(disk: Disk, path: Path, data: bytes | memoryview | Pieces) -> None:
+    """Create a file, write its content and sync it."""
+    pieces = data.pieces if isinstance(data, Pieces) else [data]
     descriptor = disk.create(path)
     try:
-        _is_supported(disk.reserve, descriptor, len(data))  # else, and of nothing at all, the writes will tell
-        for piece in data.pieces if isinstance(data, Pieces) else [data]:
-            rest = memoryview(piece)
-            rest = rest[_written_past_cache(disk, descriptor, rest) :]
-            while rest:
-                rest = rest[_written(disk, descriptor, rest) :]
-        # Once: after a failed fsync the kernel may have dropped the pages, and a second one would say all is well.
+        _is_supported(disk.reserve, descriptor, len(data))  # without support a write reports that the disk is full
+        for piece in pieces:
+            _write_all(disk, descriptor, memoryview(piece))
+        # Never again after a failure: the kernel may have dropped the pages, and a second sync would succeed.
         disk.sync(descriptor)
     except BaseException:
         with suppress(OSError):
@@ -396,8 +414,14 @@ def _fill(disk: Disk, path: Path, data: bytes | memoryview | Pieces) -> None:
     disk.close(descriptor)
 
 
-def _written(disk: Disk, descriptor: int, data: memoryview) -> int:
-    """How many bytes were taken, one at least."""
+def _write_all(disk: Disk, descriptor: int, data: memoryview) -> None:
+    rest = data[_write_directly(disk, descriptor, data) :]
+    while rest:
+        rest = rest[_write_some(disk, descriptor, rest) :]
+
+
+def _write_some(disk: Disk, descriptor: int, data: memoryview) -> int:
+    """Write at least one byte, and return how many were written."""
     while True:
         try:
             n_written = disk.write(descriptor, data)
@@ -408,23 +432,27 @@ def _written(disk: Disk, descriptor: int, data: memoryview) -> int:
         return n_written
 
 
-def _written_past_cache(disk: Disk, descriptor: int, data: memoryview) -> int:
-    """Write whole pages straight to the disk, as many as the file system takes that way; how many bytes.
+def _write_directly(disk: Disk, descriptor: int, data: memoryview) -> int:
+    """Write whole pages by direct I/O as far as the file system supports it, and return the number of bytes.
 
-    A large file's copy into the page cache, and the way from there to the disk, cost the processor several times as
-    much as this does.
+    For large files the copy into the page cache, and writing from there, take several times as much processor time.
     """
     n_bytes = len(data) // PAGE * PAGE
-    if n_bytes < _WORTH_BYPASSING or np.frombuffer(data, dtype=np.uint8).ctypes.data % PAGE:
+    if n_bytes < _MIN_DIRECT_BYTES or not _is_aligned(data):
         return 0
     if not _is_supported(disk.bypass_cache, descriptor, True):
         return 0
     n_written = 0
     try:
-        while n_written < n_bytes and not n_written % PAGE:
-            n_written += _written(disk, descriptor, data[n_written:n_bytes])
+        while n_written < n_bytes and n_written % PAGE == 0:
+            n_written += _write_some(disk, descriptor, data[n_written:n_bytes])
     except OSError as error:
-        if error.errno != errno.EINVAL:  # it wants other multiples
+        if error.errno != errno.EINVAL:  # which means another alignment than that of pages
             raise
     disk.bypass_cache(descriptor, False)
     return n_written
+
+
+def _is_aligned(data: memoryview) -> bool:
+    address = np.frombuffer(data, dtype=np.uint8).ctypes.data
+    return address % PAGE == 0

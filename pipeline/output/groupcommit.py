@@ -1,7 +1,7 @@
-"""Results that are finished close together are committed together, as databases do it.
+"""Group commit: results that are finished within a short time are committed together, as in databases.
 
-A commit record takes four syncs. A part of a small shard is finished sooner than that, and would wait for its record
-longer than for its rows.
+A commit takes four syncs. A part of a small shard can take less time than that, so commits of single parts would take
+longer than encoding.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ log = logging.getLogger(__name__)
 
 
 def _pause(seconds: float) -> float:
-    """How long no other commit follows one that took so many seconds.
+    """Return how long to wait before the next commit, after one that took `seconds`.
 
-    Commits take a tenth of the time at most, on a slow disk, too, and a kill costs no more than a second of what was
-    finished.
+    Commits then take a tenth of the time at most, even on a slow disk, and a killed run loses at most a second of
+    finished results.
     """
     return min(10 * seconds, 1.0)
 
 
 class GroupCommit:
-    """Commits results at once while they come slowly, and some together while they come faster than the disk is.
+    """Context that commits single results, or groups of them if they are finished faster than the disk can commit.
 
-    A context: when it ends, by an error too, everything that was added is committed.
+    At its end, even after an error, everything that was added is committed.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._waiting: list[Record] = []
-        self._next = -math.inf  # not before then
+        self._next = -math.inf  # earliest time of the next commit
 
     def __enter__(self) -> GroupCommit:
         return self
@@ -48,17 +48,17 @@ class GroupCommit:
         except ShardpressError as failed:
             if error is None:
                 raise
-            log.warning("%s", failed)  # what ended the run was there first
+            log.warning("%s", failed)  # `error` is the cause, and is raised
 
     def add(self, record: Record) -> None:
-        """Have a result committed, now or soon; raises like `Ledger.commit`, for this one or an earlier one."""
+        """Commit a result now or within a second. Errors of `Ledger.commit` may concern this result or earlier ones."""
         self._waiting.append(record)
         if time.monotonic() >= self._next:
             self._commit()
 
     def _commit(self) -> None:
         waiting = self._waiting
-        self._waiting = []  # none is tried twice: a record that failed to sync once is not on the disk
+        self._waiting = []  # never retried, because a second sync would succeed without writing
         if waiting:
             start = time.monotonic()
             self._ledger.commit(*waiting)

@@ -3,7 +3,7 @@
 ::
 
     .shardpress  .lock       mark the directory as an output; the kernel's lock on .lock admits one run at a time
-    run.json                 what the last run was asked for
+    run.json                 request of the last run: its inputs and settings
     stages/                  results of the scan and the training, and checkpoints
     parts/                   features
     commits/                 commit records
@@ -17,10 +17,10 @@ The commit protocol:
 1. The run that holds the lock is the driver, and only the driver commits. Before each change it compares ``.lock``
    with the file that it has locked. If they differ, the directory was moved away or its lock was replaced; then the
    run ends with `TryAgain` and changes nothing.
-2. Results (parts, and what the scan and the training leave) have unique names and are never overwritten. Tasks may
-   write them; a result exists from the moment at which a commit record names it.
-3. A commit record holds the size and the BLAKE3 of the file, and the fingerprint of everything that the result was
-   made from. Files ``commits/<kind>-<unique>.json`` hold one record or several, and are written once.
+2. Results (parts, the scan, models and checkpoints) have unique names and are never overwritten. Tasks may write them;
+   a result exists as soon as a commit record names it.
+3. A commit record holds the size and the BLAKE3 of the file, and the fingerprint of everything that determines the
+   result. Files ``commits/<kind>-<unique>.json`` hold one or more records, and are written once.
 4. A finished run is published in one step (`pipeline.output.publication`). Readers follow its manifest and never list
    a directory.
 
@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,92 +73,110 @@ _REQUEST = "run.json"
 
 
 class Ledger:
-    """The output directory that is ours, for as long as its lock is held."""
+    """An output directory while this process holds its lock.
+
+    Parameters
+    ----------
+    directory : Path
+        The output directory.
+    disk : Disk
+        Makes all changes to the file system.
+    """
 
     def __init__(self, directory: Path, disk: Disk) -> None:
         self.directory = directory
         self.disk = disk
-        self._files: dict[str, list[Record]] = {}  # each file of records, and what it holds
+        self._files: dict[str, list[Record]] = {}  # records by the file that holds them
         for name in sorted(os.listdir(directory / "commits")):
-            self._look_into(f"commits/{name}")
-        self._records = {record.identity: record for held in self._files.values() for record in held}
+            self._read_records(f"commits/{name}")
+        self._records: dict[tuple[str, str], Record] = {}
+        for held in self._files.values():
+            self._records |= _by_identity(held)
 
     # -- writing --
 
     def write(self, stem: str, suffix: str, data: bytes | memoryview) -> Entry:
-        """Put a result's file there, as `pipeline.output.records.write_result` does."""
+        """Write the file of a result, as `pipeline.output.records.write_result` does."""
         return write_result(self.directory, self.disk, stem, suffix, data)
 
     def check(self) -> None:
         """Raise `TryAgain` unless the path still leads to the directory whose lock is held.
 
-        Changes check by themselves. What was only read is checked before it decides anything.
+        Every change makes this check. Callers make it before they rely on what they have read.
         """
         self.disk.check()
 
     def replace(self, name: str, data: bytes) -> None:
-        """Write a file of a fixed name that is not published, in place of an earlier one."""
+        """Write or replace a file that has a fixed name and is not published."""
         publish(self.disk, self.directory / name, data)
 
     def publication(self) -> Publication:
-        """Begin the publication of a finished run: files that become visible with its manifest."""
+        """Begin to publish a finished run, whose files become visible together with its manifest."""
         return Publication(self.directory, self.disk)
 
     def commit(self, *records: Record) -> None:
-        """Make results exist, all in one moment. Of one that exists already the first stays, and this one's file goes.
+        """Commit results together. If a result has been committed before, that one is kept and the new file is removed.
 
         Parameters
         ----------
         records : Record
-            Of one kind, of files that `write` has put there. Any number of them take four syncs.
+            Records of one kind, with files that `write` has written. Any number of them takes four syncs.
 
         Raises
         ------
         WriteFailed, SystemLimit, NotPermitted
-            When the records cannot be written; a later run finds all of them, or none.
+            If the records cannot be written. Later runs find all of them or none.
         """
         new: dict[tuple[str, str], Record] = {}
         for record in records:
             if record.identity not in self._records:
                 new.setdefault(record.identity, record)
         if new:
-            held = list(new.values())
-            for folder in sorted({os.path.dirname(record.entry.file) for record in held}):
-                self._sync(folder)  # what a record names is there for good before it
-            entry = self.write(f"commits/{held[0].kind}", ".json", sealed(held))
-            self._sync("commits")
-            # Only now: of what fails before, a later run finds out whether it exists.
-            self._files[entry.file] = held
-            self._records |= new
+            self._write_records(list(new.values()))
         for record in records:
             if record.entry.file != self._records[record.identity].entry.file:
                 self._remove(record.entry.file)
 
+    def _write_records(self, records: Sequence[Record]) -> None:
+        folders = {os.path.dirname(record.entry.file) for record in records}
+        for folder in sorted(folders):
+            self._sync(folder)  # a record must not be on the disk before the file that it names
+        entry = self.write(f"commits/{records[0].kind}", ".json", sealed(records))
+        self._sync("commits")
+        # Only now: after a failure it is open whether the records exist, and a later run finds out.
+        self._files[entry.file] = list(records)
+        self._records |= _by_identity(records)
+
     def drop(self, *records: Record) -> None:
-        """Take results back: their records first, for good, and only then their files."""
-        gone = {record.identity for record in records}
-        for name, held in list(self._files.items()):
-            rest = [record for record in held if record.identity not in gone]
-            if not rest:
-                self._remove(name)
-                del self._files[name]
-            elif len(rest) < len(held):
-                publish(self.disk, self.directory / name, sealed(rest), name_is_synced=False)  # with all others, below
-                self._files[name] = rest
+        """Remove results: first their records, then, when the disk no longer has these, their files."""
+        dropped = {record.identity for record in records}
+        for name in list(self._files):
+            self._drop_from(name, dropped)
         if records:
-            self._sync("commits")  # else a power cut could bring back a record whose file is gone
+            self._sync("commits")  # otherwise a power cut could restore a record without its file
         for record in records:
             self._records.pop(record.identity, None)
             self._remove(record.entry.file)
 
+    def _drop_from(self, name: str, dropped: set[tuple[str, str]]) -> None:
+        """Remove records from one file of records, which is removed if it holds no others."""
+        held = self._files[name]
+        rest = [record for record in held if record.identity not in dropped]
+        if not rest:
+            self._remove(name)
+            del self._files[name]
+        elif len(rest) < len(held):
+            publish(self.disk, self.directory / name, sealed(rest), name_is_synced=False)  # `drop` syncs all names
+            self._files[name] = rest
+
     def forget(self) -> None:
-        """Discard every result. The finished run is taken back first, in one step, so that no reader sees a mixture."""
+        """Discard all results. The finished run is withdrawn first, in one step, so that no reader sees a mixture."""
         names = [name for name in NAMES if os.path.lexists(self.directory / name)]
         if names:
             try:
                 settle(self.directory, self.disk, names)
             except (WriteFailed, NotPermitted) as error:
-                # Without links, or without space for them, files go one by one.
+                # Without links, or without space for them, files are removed one by one.
                 log.debug("%s", error)
         withdraw(self.directory, self.disk)
         self._remove(_REQUEST)
@@ -170,58 +188,70 @@ class Ledger:
     def finish(
         self, request: Mapping[str, Any], manifest: Mapping[str, Any], publication: Publication | None = None
     ) -> None:
-        """Publish the manifest with the files of `publication`: from here on the run is complete."""
+        """Publish the manifest together with the files of `publication`, which completes the run."""
         publication = publication or self.publication()
         publication.finish({**manifest, "request": request})
 
     def sweep(self, *keep: str) -> None:
-        """Remove files that half-written and uncommitted results left behind, and nothing of anybody else's.
+        """Remove files of interrupted writes and of results that are not committed. Files of users are never removed.
 
         Parameters
         ----------
         keep : str
-            Fingerprints; with any given, results of all others go too.
+            Fingerprints. If any are given, results with all other fingerprints are removed, too.
         """
         if keep:
             self.drop(*(record for record in self.records() if record.fingerprint not in keep))
-        # A manifest's parts stay without their records, too: its readers count on them.
+        # The manifest's files are kept even if their records are gone, because readers rely on the manifest.
         published = files_of(self.manifest(warn=False) or {})
-        named = {record.entry.file for record in self.records()} | set(published) | set(map(plain_name, published))
-        folders = [*FOLDERS, PUBLISHED] if self._has_publications() else FOLDERS
-        for folder in ("", *folders):
-            for name in sorted(os.listdir(self.directory / folder)):
-                path = os.path.join(folder, name)
-                if is_left(path, is_replaced=bool(keep)) and path not in named:
-                    self._remove(path)
-        # Only after publications: without any link, the only one of them would be taken for a finished run.
+        named = {record.entry.file for record in self.records()}
+        named.update(published, map(plain_name, published))
+        for path in self._paths():
+            if is_left(path, is_replaced=bool(keep)) and path not in named:
+                self._remove(path)
+        # Before links: without any link, a publication that is alone would be taken for that of a finished run.
         sweep_publications(self.directory, self.disk, named)
         sweep_links(self.directory, self.disk)
 
+    def _paths(self) -> Iterator[str]:
+        """Yield the names of all files in the directory and its own folders, relative to the directory."""
+        published = self.directory / PUBLISHED
+        has_publications = published.is_dir() and not published.is_symlink()
+        folders = [*FOLDERS, PUBLISHED] if has_publications else FOLDERS
+        for folder in ("", *folders):
+            for name in sorted(os.listdir(self.directory / folder)):
+                yield os.path.join(folder, name)
+
     def set_request(self, request: Mapping[str, Any], deadline: Mapping[str, Any] | None = None) -> None:
-        """Leave word of what this run is asked for, and of when it is to be over."""
-        if (self.request(), self.deadline()) != (request, deadline):  # else the file keeps its time, see `has_diverged`
-            more = {"deadline": deadline, "contents": self.contents()}
-            self.replace(_REQUEST, seal(OUTPUT, {**request, **{name: each for name, each in more.items() if each}}))
+        """Store the request of this run, and its deadline."""
+        if self.request() == request and self.deadline() == deadline:
+            return  # the file keeps its modification time, which `has_diverged` compares
+        content = dict(request)
+        if deadline:
+            content["deadline"] = deadline
+        contents = self.contents()
+        if contents:
+            content["contents"] = contents
+        self.replace(_REQUEST, seal(OUTPUT, content))
 
     def set_contents(self, contents: Sequence[Mapping[str, Any]]) -> None:
-        """Store what is known of the input files' contents next to the request, which has to be there."""
-        before = self._told()
+        """Store facts about the content of the input files next to the request, which must exist."""
+        before = self._read_request()
         if before is not None and before.get("contents", []) != list(contents):
             self.replace(_REQUEST, seal(OUTPUT, {**before, "contents": list(contents)}))
 
     # -- reading --
 
     def records(self, kind: str | None = None, fingerprint: str | None = None) -> list[Record]:
-        """Committed results in the order of their keys; of a kind (``part``, ``scan``), or made from `fingerprint`."""
-        found = [
-            record
-            for record in self._records.values()
-            if kind in (None, record.kind) and fingerprint in (None, record.fingerprint)
-        ]
+        """Return committed results sorted by key; only those of a kind (``part``, ``scan``) or fingerprint if given."""
+        found = []
+        for record in self._records.values():
+            if kind in (None, record.kind) and fingerprint in (None, record.fingerprint):
+                found.append(record)
         return sorted(found, key=lambda record: record.key)
 
     def load(self, record: Record) -> bytes:
-        """The content of a committed result, or `ValueError` when it is not what was committed."""
+        """Return the content of a committed result; raise `ValueError` if it is damaged."""
         path = self.directory / record.entry.file
         try:
             data = path.read_bytes()
@@ -233,7 +263,7 @@ class Ledger:
         return data
 
     def manifest(self, warn: bool = True) -> dict[str, Any] | None:
-        """What a finished run says of itself; None without one that can be read."""
+        """Return the manifest of a finished run; None if there is none or it is damaged."""
         try:
             return read_manifest(self.directory)
         except NoInput:
@@ -244,36 +274,42 @@ class Ledger:
             return None
 
     def request(self) -> dict[str, Any] | None:
-        """What the last run here was asked for."""
-        told = self._told()
-        return told and {name: value for name, value in told.items() if name not in ("deadline", "contents")}
+        """Return the request of the last run in this directory; None if there is none."""
+        content = self._read_request()
+        if content is None:
+            return None
+        return {name: value for name, value in content.items() if name not in ("deadline", "contents")}
 
     def deadline(self) -> dict[str, Any] | None:
-        """When it was to be over; None where it could take its time."""
-        return (self._told() or {}).get("deadline")
+        """Return the deadline of the last run; None if it had none."""
+        content = self._read_request() or {}
+        return content.get("deadline")
 
     def contents(self) -> list[dict[str, Any]]:
-        """What is known of the input files' contents; empty where an earlier version or no run was here."""
-        return list((self._told() or {}).get("contents", []))
+        """Return the stored facts about the content of the input files; empty if there are none."""
+        content = self._read_request() or {}
+        return list(content.get("contents", []))
 
     def has_diverged(self) -> bool:
-        """Whether the training of the last run here has diverged, and not that of one before it."""
+        """Return whether the training of the last run has diverged."""
         try:
-            model, request = ((self.directory / name).stat() for name in (LAST_GOOD, _REQUEST))
+            model = os.stat(self.directory / LAST_GOOD)
+            request = os.stat(self.directory / _REQUEST)
         except OSError:
             return False
-        return model.st_mtime_ns >= request.st_mtime_ns  # a run leaves word of its request before it trains
+        # A run stores its request before it trains, so an older model is that of an earlier run.
+        return model.st_mtime_ns >= request.st_mtime_ns
 
     # -- inside --
 
-    def _told(self) -> dict[str, Any] | None:
+    def _read_request(self) -> dict[str, Any] | None:
         try:
             return unsealed(self.directory / _REQUEST)
         except (OSError, ValueError):
             return None
 
-    def _look_into(self, name: str) -> None:
-        """Remember what a file of records holds. A damaged one goes: what it stood for counts as never made."""
+    def _read_records(self, name: str) -> None:
+        """Read a file of records. A damaged one is removed, and its results are computed again."""
         if not RECORDS.fullmatch(name):
             return
         try:
@@ -283,17 +319,13 @@ class Ledger:
             log.warning("file=%s: no valid commit record (%s); what it stood for is made anew", path, error)
             self._remove(name)
 
-    def _has_publications(self) -> bool:
-        path = self.directory / PUBLISHED
-        return path.is_dir() and not path.is_symlink()
-
     def _remove(self, name: str) -> None:
         path = self.directory / name
         try:
             is_file = path.is_symlink() or not path.is_dir()
         except OSError as error:
             raise write_error(error, path, "removing it") from error
-        if is_file:  # whatever its name, a directory is somebody else's
+        if is_file:  # a directory of such a name is not of shardpress
             remove(self.disk, path)
 
     def _sync(self, folder: str) -> None:
@@ -301,3 +333,7 @@ class Ledger:
             sync_directory(self.disk, self.directory / folder)
         except OSError as error:
             raise write_error(error, self.directory / folder, "syncing it") from error
+
+
+def _by_identity(records: Sequence[Record]) -> dict[tuple[str, str], Record]:
+    return {record.identity: record for record in records}

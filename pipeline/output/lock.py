@@ -1,4 +1,4 @@
-"""Whose an output directory is: made, marked as ours, and held by one run at a time."""
+"""Ownership of an output directory: it is created, marked, and locked by one run at a time."""
 
 from __future__ import annotations
 
@@ -29,34 +29,40 @@ _MARKER = ".shardpress"
 
 @contextmanager
 def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
-    """Make `directory` ours for as long as the context lasts, or refuse before anything is read.
+    """Create, mark and lock an output directory for as long as the context lasts.
 
-    The kernel holds the lock, and frees it when the process ends, however it ends: no lock is ever stale.
+    The kernel holds the lock and releases it when the process ends, however it ends, so no lock is ever stale.
 
     Parameters
     ----------
     directory : Path
-        Made with its parents when it is not there.
+        Output directory. It is created with its parents if it does not exist.
+    disk : Disk, optional
+        Makes all changes to the file system.
+
+    Yields
+    ------
+    Ledger
 
     Raises
     ------
     CannotCreate
-        When it cannot be made, is no directory, or holds files that are not ours.
+        If it cannot be created, is not a directory, or holds files that are not of shardpress.
     NotPermitted
-        When nothing can be written there.
+        If it cannot be written.
     NewerFormat
-        When a later version of shardpress has written there.
+        If a later version of shardpress has written to it.
     TryAgain
-        When another run holds it, or its file system knows no locks. Also within the context, before anything is
-        changed, when the path no longer leads to the directory that was locked.
+        If another run holds the lock, or the file system does not support locks. Also within the context, before any
+        change, if the path no longer leads to the directory that was locked.
     SystemLimit
-        When too many files are open.
+        If too many files are open.
     """
     disk = disk or Disk()
     where = f"output={shown(directory)}"
     try:
-        _make(directory, disk)
-        _mark(directory, disk)  # first, so that nothing is put where others' files lie
+        _make_directory(directory, disk)
+        _mark(directory, disk)  # before anything else is written, because it refuses directories with other files
         _make_folders(directory, disk)
         descriptor = _lock(directory)
     except (PermissionError, NotPermitted) as error:
@@ -64,37 +70,38 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
     except (OSError, CannotCreate, WriteFailed) as error:
         if isinstance(error, OSError):
             check_limits(error, directory)
-        words = str(error).removesuffix(".")  # a sentence, or what the system calls it
+        words = str(error).removesuffix(".")
         raise CannotCreate(f"{where}: {words}. Choose another --output.") from error
     check = partial(_check_held, directory, descriptor)
     try:
         yield Ledger(directory, GuardedDisk(disk, check))
     except ShardpressError as error:
-        # What was read from another directory that lies there now looks like damage.
+        # If another directory has taken the place of this one, its files may have looked damaged.
         with _notes_of(error):
             check()
         raise
     finally:
-        # The lock goes with the descriptor, even when a failing disk says that closing it failed.
+        # The kernel releases the lock even if a failing disk makes `close` fail.
         with suppress(OSError):
             os.close(descriptor)
 
 
 def objection(directory: Path) -> ShardpressError | None:
-    """What would keep a run out of a directory, as far as a look can tell that changes nothing.
+    """Return the error that a run would raise for an output directory, as far as one can know without changing it.
 
-    Whether another run is at work there is not among it: to try the lock could keep that one out for a moment.
+    Whether another run holds the lock is not checked: trying the lock could make that run fail.
     """
     where = f"output={shown(directory)}"
-    there = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
-    if not there.is_dir():
-        return CannotCreate(f"{where}: {shown(there)} is no directory. Choose another --output.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        return NotPermitted(f"{where}: {shown(there)} may not be written. Choose an --output that you may write to.")
-    if there != directory:
+    existing = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        return CannotCreate(f"{where}: {shown(existing)} is no directory. Choose another --output.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        advice = "Choose an --output that you may write to."
+        return NotPermitted(f"{where}: {shown(existing)} may not be written. {advice}")
+    if existing != directory:
         return None
     try:
-        _check_ours(directory)
+        _is_marked(directory)
     except CannotCreate as error:
         return CannotCreate(f"{where}: {error}. Choose another --output.")
     except NewerFormat as error:
@@ -102,11 +109,11 @@ def objection(directory: Path) -> ShardpressError | None:
     return None
 
 
-def _make(directory: Path, disk: Disk) -> None:
-    """A directory with its parents, each on the disk before the next."""
+def _make_directory(directory: Path, disk: Disk) -> None:
+    """Create a directory and its parents, each synced before the next is created."""
     if directory.is_dir():
         return
-    _make(directory.parent, disk)
+    _make_directory(directory.parent, disk)
     try:
         disk.make_directory(directory)
     except FileExistsError:
@@ -120,30 +127,31 @@ def _make(directory: Path, disk: Disk) -> None:
 
 def _make_folders(directory: Path, disk: Disk) -> None:
     for name in (*FOLDERS, PUBLISHED):
-        # What a run removes lies inside: a link would lead it to files of others.
+        # A run removes files in it, which must not be those of another directory.
         if (directory / name).is_symlink():
             raise CannotCreate(f"its {name} is a link, expected a directory")
     for name in FOLDERS:
-        _make(directory / name, disk)
+        _make_directory(directory / name, disk)
 
 
 def _mark(directory: Path, disk: Disk) -> None:
-    """Refuse what is not ours, and leave the sign that it is."""
+    """Mark a directory as an output of shardpress, or refuse one that holds other files."""
+    if _is_marked(directory):
+        return
     path = directory / _MARKER
-    if not _check_ours(directory):  # empty, or a run died here before it had left its sign
-        try:
-            publish(disk, path, seal(OUTPUT, {}))
-        except WriteFailed as error:
-            # Another run may have left the sign by now, and swept this one away half-written.
-            if not isinstance(error.__cause__, FileNotFoundError) or not path.exists():
-                raise
+    try:
+        publish(disk, path, seal(OUTPUT, {}))
+    except WriteFailed as error:
+        # Another run may have written the marker meanwhile, and removed the temporary file of this one.
+        if not isinstance(error.__cause__, FileNotFoundError) or not path.exists():
+            raise
 
 
-def _check_ours(directory: Path) -> bool:
-    """Whether the sign that it is ours is there; raises `CannotCreate` where it is not, and others' files are."""
+def _is_marked(directory: Path) -> bool:
+    """Return whether a directory has the marker; raise `CannotCreate` if not and it holds files of users."""
     path = directory / _MARKER
-    names = os.listdir(directory)  # first: another run may be leaving the sign just now, and its folders after it
-    if path.exists():  # a damaged one, too, says whose directory it is
+    names = os.listdir(directory)  # first, because another run may be writing the marker and its folders now
+    if path.exists():
         try:
             unsealed(path)
         except ValueError:
@@ -155,18 +163,18 @@ def _check_ours(directory: Path) -> bool:
 
 
 def _lock(directory: Path) -> int:
-    """Hold the run's lock. What the file says is for people; only the kernel's lock decides."""
-    # No child inherits it: a child that outlives the run would keep the lock.
+    """Return the descriptor that holds the lock. The text in the file only informs users."""
+    # O_CLOEXEC: a child process that outlives the run must not keep the lock.
     descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-            # It is emptied below.
+            # Truncating it would destroy that file.
             raise CannotCreate(f"its {LOCK} is a second name of another file, expected a file of its own")
-        _take(directory, descriptor)
+        _flock(directory, descriptor)
         _check_held(directory, descriptor)  # another run may have replaced the file before it was locked
         who = f"pid {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
-        with suppress(OSError):  # a full disk is no reason not to look what is there
+        with suppress(OSError):  # a full disk must not keep a run from reading what it needs
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, who.encode(), 0)
     except BaseException:
@@ -175,7 +183,7 @@ def _lock(directory: Path) -> int:
     return descriptor
 
 
-def _take(directory: Path, descriptor: int) -> None:
+def _flock(directory: Path, descriptor: int) -> None:
     """Lock an open file, or raise `TryAgain`."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -210,7 +218,7 @@ def _check_held(directory: Path, descriptor: int) -> None:
 
 @contextmanager
 def _notes_of(error: ShardpressError) -> Iterator[None]:
-    """Give the notes of `error` to the error that takes its place."""
+    """Copy the notes of `error` to a `TryAgain` that is raised in the context, and chain the two."""
     try:
         yield
     except TryAgain as lost:

@@ -8,15 +8,15 @@ through it::
     published/current  ->  0123456789abcdef0123456789abcdef
 
 Renaming a new link over ``published/current`` therefore switches all files at the same moment. The steps before it
-change nothing that a reader sees, and the step after it removes what is no longer named.
+change nothing that a reader sees, and the step after it removes files that are no longer named.
 
-``index.h5`` is a view of files in ``parts/``, which HDF5 looks for beside the name that was opened and beside the file
-itself. So the file lies in the output directory, as ``index-<digest>.h5``, and the publication holds a link to it. It
-works by any name, also by that which ``os.path.realpath`` returns.
+``index.h5`` is a view of files in ``parts/``, which HDF5 looks for relative to the opened name and to the file itself.
+Therefore the file is in the output directory, as ``index-<digest>.h5``, and the publication holds a link to it. It
+can be opened by any name, including the one that ``os.path.realpath`` returns.
 
 Version 0.1.0 wrote regular files under the plain names; so does a copy that follows links (``cp -rL``). Before such
-results are replaced, `settle` puts links in the place of the files, in an order in which every state is consistent.
-A file system without symbolic links is written to as in version 0.1.0: plain files, the manifest last.
+results are replaced, `settle` replaces the files by links, in an order in which every state is consistent.
+On a file system without symbolic links, files are written as in version 0.1.0: plain files, the manifest last.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Publication:
     WriteFailed, SystemLimit, NotPermitted
         Also from all methods.
     CannotCreate
-        When ``published`` is not a directory of its own.
+        If ``published`` is a link.
     """
 
     def __init__(self, directory: Path, disk: Disk) -> None:
@@ -96,7 +96,7 @@ class Publication:
         self._has_links = _do(directory / PUBLISHED, "making it", self._begin)
 
     def write(self, name: str, data: bytes | Pieces) -> Entry:
-        """Write a file that readers will find under its plain name, or a view that only the index names."""
+        """Write a file that readers find under its plain name, or a view that only the index names."""
         if not self._has_links or name not in NAMES:
             return self._write(name, data)
         self._names.append(name)
@@ -109,7 +109,7 @@ class Publication:
         return entry
 
     def reuse(self, name: str, entry: Entry) -> Entry:
-        """Publish a file of the publication before once more, without writing it again where hard links exist."""
+        """Publish a file of the previous publication again, by a hard link if the file system has them."""
         if not self._has_links:
             return entry
         file = f"{self._folder}/{name}"
@@ -123,7 +123,7 @@ class Publication:
         if not self._has_links:
             self._write(MANIFEST, data)
             return
-        # All that the manifest names is on the disk before the manifest is.
+        # The manifest must not be on the disk before the files that it names.
         self._sync(self._folder)
         settle(self._directory, self._disk, self._names)
         self._write(f"{self._folder}/{MANIFEST}", data)
@@ -134,7 +134,7 @@ class Publication:
         _make_published(self._directory, self._disk)
         self._disk.make_directory(self._directory / self._folder)
         sync_directory(self._disk, self._directory / PUBLISHED)
-        # Tried with a link that the next sweep would remove.
+        # A sweep removes this link if the run is killed here.
         attempt = temporary_name(self._directory / CURRENT)
         try:
             self._disk.symlink(Path(self._folder).name, attempt)
@@ -148,7 +148,7 @@ class Publication:
         return True
 
     def _write(self, file: str, data: bytes | Pieces, name_is_synced: bool = True) -> Entry:
-        # The digest is computed while the data passes, since a single file need not fit in memory.
+        # The digest is computed piece by piece, because a single file can be larger than memory.
         passing = Digested(data.pieces if isinstance(data, Pieces) else [data])
         publish(self._disk, self._directory / file, Pieces(len(data), passing), name_is_synced)
         return Entry(file, len(data), passing.blake3)
@@ -171,7 +171,7 @@ def settle(directory: Path, disk: Disk, names: Iterable[str] = ()) -> None:
     Parameters
     ----------
     names : iterable of str
-        Plain names that the next publication will hold, besides the manifest.
+        Plain names of the next publication, in addition to the manifest.
 
     Raises
     ------
@@ -189,7 +189,7 @@ def _settle(directory: Path, disk: Disk, names: set[str]) -> None:
         names |= _adopt(directory, disk)
     else:
         names |= _not_yet_linked(directory)
-    # The manifest first: from then on it is the rewritten one, which does not name files by their plain names.
+    # The manifest first: the new one does not name files by their plain names.
     for group in ([MANIFEST], sorted(names - {MANIFEST})):
         changed = [name for name in group if not _is_our_link(directory / name)]
         for name in changed:
@@ -204,10 +204,10 @@ def _not_yet_linked(directory: Path) -> set[str]:
 
 
 def _settle_without_manifest(directory: Path, disk: Disk) -> None:
-    """Keep a link that is about to be made from bringing back a run that has no manifest any more."""
+    """Keep a new link from restoring a run whose manifest is gone."""
     found = manifest_path(directory)
     if found.parent != directory:
-        # A copy that has lost its links: readers have found this publication without them, and find it meanwhile.
+        # A copy without its links: readers have found this publication without them, and must still find it.
         publish_link(disk, f"{PUBLISHED}/{found.parent.name}/{MANIFEST}", directory / MANIFEST)
         sync_directory(disk, directory)
         _switch(directory, disk, f"{PUBLISHED}/{found.parent.name}")
@@ -218,7 +218,7 @@ def _settle_without_manifest(directory: Path, disk: Disk) -> None:
 
 
 def _move_copy_aside(directory: Path, disk: Disk) -> None:
-    """Rename ``current`` where a copy that followed links has made it a directory. The next sweep removes it."""
+    """Rename ``current`` if a copy that followed links has made it a directory. The next sweep removes it."""
     current = directory / CURRENT
     if current.is_dir() and not current.is_symlink():
         disk.replace(current, directory / PUBLISHED / uuid.uuid4().hex)
@@ -236,11 +236,13 @@ def _adopt(directory: Path, disk: Disk) -> set[str]:
     disk.make_directory(directory / folder)
     sync_directory(disk, directory / PUBLISHED)
     places = _adopt_files(directory, disk, folder, manifest)
-    # A copy that followed links has regular files under plain names that its manifest names elsewhere.
+    # In a copy that followed links, the manifest names the files of other plain names in a publication.
     others = [name for name in NAMES if name != MANIFEST and name not in places and _is_regular(directory / name)]
     for name in others:
         _adopt_other(directory, disk, folder, name, manifest)
-    files = [{**line, "file": places.get(line["file"], line["file"])} for line in manifest.get("files", [])]
+    files = []
+    for line in manifest.get("files", []):
+        files.append({**line, "file": places.get(line["file"], line["file"])})
     sync_directory(disk, directory / folder)
     sync_directory(disk, directory)
     publish(disk, directory / folder / MANIFEST, seal(OUTPUT, {**manifest, "files": files}))
@@ -249,7 +251,7 @@ def _adopt(directory: Path, disk: Disk) -> set[str]:
 
 
 def _adopt_files(directory: Path, disk: Disk, folder: str, manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Put the files that a manifest lists under plain names into a publication; return their new places by name."""
+    """Add the files that a manifest lists under plain names to a publication; return their new paths by name."""
     places = {}
     for line in manifest.get("files", []):
         name = str(line["file"])
@@ -259,7 +261,7 @@ def _adopt_files(directory: Path, disk: Disk, folder: str, manifest: Mapping[str
 
 
 def _adopt_file(directory: Path, disk: Disk, folder: str, name: str, blake3: str) -> str:
-    """Put a file into a publication; return its new place."""
+    """Add a file to a publication; return its new path."""
     if name != INDEX:
         place = f"{folder}/{name}"
         publish_copy(disk, directory / name, directory / place)
@@ -289,7 +291,7 @@ def _have_equal_content(path: Path, other: Path) -> bool:
 
 
 def withdraw(directory: Path, disk: Disk) -> None:
-    """Take back the finished run, in one step for all readers, and remove the plain names.
+    """Unpublish the finished run, in one step for all readers.
 
     Raises
     ------
@@ -302,7 +304,7 @@ def _withdraw(directory: Path, disk: Disk) -> None:
     current = directory / CURRENT
     is_link = (directory / MANIFEST).is_symlink()
     published = os.readlink(current) if is_link and current.is_symlink() else None
-    # Once the manifest is gone, a publication that has one would be taken for that of a copy that has lost its links.
+    # Once the manifest is gone, a publication that has one would be taken for that of a copy without its links.
     for folder in publications(directory):
         if folder.name != published:
             remove(disk, folder / MANIFEST)
@@ -316,7 +318,7 @@ def _withdraw(directory: Path, disk: Disk) -> None:
 
 
 def sweep_publications(directory: Path, disk: Disk, named: set[str]) -> None:
-    """Remove publications that neither ``published/current`` nor a file in `named` belongs to, and nothing else.
+    """Remove publications except the current one and those with a file in `named`.
 
     Parameters
     ----------
@@ -351,7 +353,7 @@ def _remove_publication(disk: Disk, folder: Path) -> None:
         try:
             disk.remove_directory(folder)
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # it holds a file of somebody else
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # it holds a file of the user
                 raise
 
 
@@ -376,7 +378,11 @@ def misplaced_names(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
         name = INDEX if is_index(file) else plain_name(file)
         if name != file and name in NAMES:
             entries.setdefault(name, []).append(Entry(file, line["n_bytes"], line["blake3"]))
-    return [name for name, found in entries.items() if not any(_leads_to(directory, name, entry) for entry in found)]
+    misplaced = []
+    for name, candidates in entries.items():
+        if not any(_leads_to(directory, name, entry) for entry in candidates):
+            misplaced.append(name)
+    return misplaced
 
 
 def _leads_to(directory: Path, name: str, entry: Entry) -> bool:
@@ -385,12 +391,12 @@ def _leads_to(directory: Path, name: str, entry: Entry) -> bool:
             return True
     except OSError:
         return False
-    # A copy that followed links has a second file.
+    # In a copy that followed links, the two are different files.
     return fault_of(directory, Entry(name, entry.n_bytes, entry.blake3)) is None
 
 
 def _switch(directory: Path, disk: Disk, folder: str) -> None:
-    """Make a publication the one that readers see: one rename."""
+    """Make a publication the current one, by one rename."""
     path = directory / CURRENT
 
     def switch() -> None:
@@ -403,7 +409,7 @@ def _switch(directory: Path, disk: Disk, folder: str) -> None:
 def _make_published(directory: Path, disk: Disk) -> None:
     folder = directory / PUBLISHED
     if folder.is_symlink():
-        # What a sweep removes lies inside: a link would lead it to the files of others.
+        # A sweep removes files in it, which must not be those of another directory.
         raise CannotCreate(f"output={shown(directory)}: its {PUBLISHED} is a link, expected a directory")
     if not folder.is_dir():
         disk.make_directory(folder)
@@ -411,7 +417,7 @@ def _make_published(directory: Path, disk: Disk) -> None:
 
 
 def _index_name(blake3: str) -> str:
-    """Return the name of an index: of what it holds, so that it never replaces another one."""
+    """Return the name of an index, which depends on its content, so that it never replaces another index."""
     return f"index-{blake3[:32]}.h5"
 
 
@@ -442,7 +448,7 @@ def _warn_of_missing_links(directory: Path) -> None:
 
 
 def _do(path: Path, doing: str, act: Callable[[], Any]) -> Any:
-    """Do something and turn what the system answers into an error of ours."""
+    """Call a function, and turn an `OSError` into the error for a failed change."""
     try:
         return act()
     except OSError as error:

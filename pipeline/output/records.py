@@ -1,4 +1,4 @@
-"""What stands in an output directory: results and their commit records, the manifest, and the names of all of them."""
+"""Contents of an output directory: results, commit records, the manifest, and the names of these files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline.errors import DataError, NewerFormat, NoInput, NotPermitted, ReadFailed, shown
 from pipeline.formats import Digested, digest, seal, unseal
@@ -49,14 +49,21 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
-LAST_GOOD = "model-last-good.h5"  # of a training that diverged
+LAST_GOOD = "model-last-good.h5"
+"""Model of the last finite parameters of a training that diverged."""
 INDEX = "index.h5"
 SINGLE_FILE = "single.h5"
 NAMES = (
-    *(MANIFEST, "model.h5", "encoder.npz", INDEX, "report.json", "report.html"),
-    *("quarantine.jsonl", SINGLE_FILE),
+    MANIFEST,
+    "model.h5",
+    "encoder.npz",
+    INDEX,
+    "report.json",
+    "report.html",
+    "quarantine.jsonl",
+    SINGLE_FILE,
 )
-"""Plain names, in the output directory itself, of the files that a finished run publishes together."""
+"""Names in the output directory of the files that a finished run publishes together."""
 PUBLISHED = "published"
 CURRENT = f"{PUBLISHED}/current"
 """The symbolic link whose target is the publication that readers see."""
@@ -75,28 +82,32 @@ _ABOUT_THE_FILE = (
 )
 _PIECE = 2**20  # bytes read at once, so that verifying large parts takes no memory
 
-# Only files of these names are ever removed: whatever else lies in the directory is somebody else's.
-_OPTIONAL = (LAST_GOOD, "single.h5", "quarantine.jsonl")  # what not every run leaves
+# Only files with these names are ever removed. All others belong to the user.
+_OPTIONAL = (LAST_GOOD, "single.h5", "quarantine.jsonl")  # written by some runs only
 _TOP = (
     r"\.shardpress|(manifest|run|report)\.json|report\.html|(model|model-last-good|index|single)\.h5|encoder\.npz"
     r"|quarantine\.jsonl"
 )
 _RESULT = re.compile(r"(parts/part|index|stages/(scan|checkpoint|model|probe))-[0-9-]*[0-9a-f]{32}\.(h5|npz|txt)")
 RECORDS = re.compile(r"commits/[a-z]+-[0-9a-f]{32}\.json")
-"""Names of files of commit records."""
-_HALF = re.compile(rf"({_TOP}|{CURRENT}|{_RESULT.pattern}|{RECORDS.pattern})\.[0-9a-f]{{32}}\{TEMPORARY}")
+"""Pattern for the names of files of commit records."""
+_TEMPORARY = re.compile(rf"({_TOP}|{CURRENT}|{_RESULT.pattern}|{RECORDS.pattern})\.[0-9a-f]{{32}}\{TEMPORARY}")
 _PUBLICATION = re.compile(rf"{PUBLISHED}/[0-9a-f]{{32}}")
 _IDENTITY = re.compile(r"[a-z]+(-[0-9]+)* [0-9a-f]{64}")  # key and fingerprint
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file that stands in the output directory.
+    """A file in the output directory.
 
     Attributes
     ----------
     file : str
-        Relative to the directory.
+        Path relative to the directory.
+    n_bytes : int
+        Size.
+    blake3 : str
+        BLAKE3 digest of the content, in hexadecimal digits.
     """
 
     file: str
@@ -106,16 +117,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Record:
-    """What makes a result exist.
+    """Commit record of one result.
 
     Attributes
     ----------
     key : str
-        What the result is: ``scan``, ``model``, ``checkpoint-<step>``, ``part-<shard>-<row>``.
+        Name of the result: ``scan``, ``model``, ``checkpoint-<step>``, ``part-<shard>-<row>``.
     fingerprint : str
-        Of everything it was made from.
+        Fingerprint of everything that determines the result.
+    entry : Entry
+        The file of the result.
     facts : dict
-        Plain values.
+        Plain values that are stored with it.
     """
 
     key: str
@@ -125,23 +138,23 @@ class Record:
 
     @property
     def kind(self) -> str:
-        """The key's first word."""
+        """First word of the key."""
         return self.key.partition("-")[0]
 
     @property
     def identity(self) -> tuple[str, str]:
-        """There is one result of each."""
+        """Unique key of a result."""
         return self.key, self.fingerprint
 
 
 def write_result(directory: Path, disk: Disk, stem: str, suffix: str, data: bytes | memoryview | Pieces) -> Entry:
-    """Put a file there under a name that nothing else ever has. It does not exist until a record names it.
+    """Write the file of a result under a unique name. The result exists only when a commit record names the file.
 
-    May be called from any thread or process; raises like `pipeline.output.disk.publish`.
+    Any thread or process can call this. It raises like `pipeline.output.disk.publish`.
     """
-    name = f"{stem}-{uuid.uuid4().hex}{suffix}"  # of no clock, which may jump back, and no seed
-    # Its name is synced right before its record is written: once for all results of a group.
-    if isinstance(data, Pieces):  # it need not fit in memory
+    name = f"{stem}-{uuid.uuid4().hex}{suffix}"  # independent of clocks and seeds
+    # The directory is synced before the record is written, once for a group of results.
+    if isinstance(data, Pieces):
         passing = Digested(data.pieces)
         publish(disk, directory / name, Pieces(len(data), passing), name_is_synced=False)
         return Entry(name, len(data), passing.blake3)
@@ -150,19 +163,22 @@ def write_result(directory: Path, disk: Disk, stem: str, suffix: str, data: byte
 
 
 def sealed(records: Sequence[Record]) -> bytes:
-    """The content of a file of records."""
-    return seal(_COMMITS, {"records": [{**vars(record), "entry": vars(record.entry)} for record in records]})
+    """Return the content of a file of records."""
+    content = [{**vars(record), "entry": vars(record.entry)} for record in records]
+    return seal(_COMMITS, {"records": content})
 
 
 def unsealed(path: Path, form: str = OUTPUT) -> dict[str, Any]:
-    """What a file of ours holds.
+    """Return the content of a sealed file.
 
     Raises
     ------
     OSError, ValueError
-        When it cannot be read, or is not as it was written.
-    NewerFormat, ReadFailed, SystemLimit
-        Which say nothing against it: it is of a later version, the storage failed, or too many others are open.
+        If it cannot be read or is damaged.
+    NewerFormat
+        If a later version of shardpress has written it.
+    ReadFailed, SystemLimit
+        If the storage or the system fails, which does not mean that the file is damaged.
     """
     try:
         return unseal(form, path.read_bytes())
@@ -174,7 +190,7 @@ def unsealed(path: Path, form: str = OUTPUT) -> dict[str, Any]:
 
 
 def check_limits(error: OSError, path: Path) -> None:
-    """Raise what says nothing about a file: that this process, or the system, has too many open."""
+    """Raise `SystemLimit` if a file could not be read because too many files are open."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         raise write_error(error, path, "reading it") from error
 
@@ -206,36 +222,46 @@ def records_of(directory: Path, name: str) -> list[Record]:
 
 def _record(content: dict[str, Any]) -> Record:
     record = Record(**{**content, "entry": Entry(**content["entry"])})
-    # What is dropped is removed, and what is swept is what no record names: so a record may name nothing but results.
+    # The files of dropped records are removed, so a record must not name any other file.
     if not _IDENTITY.fullmatch(" ".join(record.identity)) or not _RESULT.fullmatch(record.entry.file):
         raise ValueError("names what is no result")
     return record
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """What a finished run says of itself.
+    """Return the manifest of a finished run.
 
     Raises
     ------
     NoInput
-        When `directory` holds no finished run.
+        If `directory` does not hold a finished run.
     ReadFailed, SystemLimit
-        When the storage or the system fails.
+        If the storage or the system fails.
     DataError
-        When its manifest is damaged or of another format.
+        If the manifest is damaged or has another format.
     NewerFormat
+        If a later version of shardpress has written it.
     NotPermitted
-        When it may not be read, or names files outside the directory.
+        If it cannot be read for lack of permission, or names files outside the directory.
     """
     path = manifest_path(directory)
+    manifest, names = _load_manifest(path)
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts or not _is_allowed(name):
+            found = f"names the file {shown(name)}, expected names inside the directory only"
+            raise NotPermitted(f"file={shown(path)}: {found}. Do not use this output.")
+    return manifest
+
+
+def _load_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return a manifest and the files that it names."""
     where = f"file={shown(path)}"
     try:
         manifest = unsealed(path)
-        names = files_of(manifest)
+        return manifest, files_of(manifest)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise NoInput(
-            f"{where}: no finished run ({error.strerror}), expected the output directory of a finished run"
-        ) from error
+        expected = "expected the output directory of a finished run"
+        raise NoInput(f"{where}: no finished run ({error.strerror}), {expected}") from error
     except PermissionError as error:
         raise NotPermitted(f"{where}: {error.strerror}, expected a file that you may read") from error
     except OSError as error:
@@ -246,15 +272,10 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise DataError(f"{where}: not JSON of ours: {error}") from error
     except (KeyError, TypeError) as error:
         raise DataError(f"{where}: names no proper parts: {error!r}") from error
-    for name in names:
-        if Path(name).is_absolute() or ".." in Path(name).parts or not _is_in_its_place(name):
-            found = f"names the file {shown(name)}, expected names inside the directory only"
-            raise NotPermitted(f"{where}: {found}. Do not use this output.")
-    return manifest
 
 
-def _is_in_its_place(name: str) -> bool:
-    """Whether a file in `PUBLISHED` is one of a publication, and not one that a link there leads to."""
+def _is_allowed(name: str) -> bool:
+    """Return whether a manifest may name a file. In `PUBLISHED` it may name files of publications only, not links."""
     if Path(name).parts[:1] != (PUBLISHED,):
         return True
     folder, _, plain = name.rpartition("/")
@@ -264,8 +285,8 @@ def _is_in_its_place(name: str) -> bool:
 def manifest_path(directory: Path) -> Path:
     """Return the path of a run's manifest, which need not exist.
 
-    Some tools leave out symbolic links when they copy a directory. In such a copy there is neither ``manifest.json``
-    nor ``published/current``, and the only publication is the one that they led to.
+    Some programs skip symbolic links when they copy a directory. Such a copy has neither ``manifest.json`` nor
+    ``published/current``, and its only publication is the one that they led to.
     """
     path = directory / MANIFEST
     if os.path.lexists(path) or os.path.lexists(directory / CURRENT):
@@ -275,7 +296,7 @@ def manifest_path(directory: Path) -> Path:
 
 
 def publications(directory: Path) -> list[Path]:
-    """Return the directories of all publications, finished or not. No link is followed."""
+    """Return the directories of all publications, finished or not. Links are not followed."""
     folder = directory / PUBLISHED
     if folder.is_symlink():
         return []
@@ -288,7 +309,7 @@ def publications(directory: Path) -> list[Path]:
 
 
 def published_file(directory: Path, name: str) -> Path:
-    """Return the path of a published file by its plain name, also where a copy has lost its links."""
+    """Return the path of a published file by its plain name, also in a copy without its links."""
     path = directory / name
     if os.path.lexists(path):
         return path
@@ -302,49 +323,71 @@ def plain_name(file: str) -> str:
 
 
 def files_of(manifest: Mapping[str, Any]) -> list[str]:
-    """Every file that a manifest names."""
-    return [str(line["file"]) for key in ("parts", "files") for line in manifest.get(key, [])]
+    """Return all files that a manifest names."""
+    lines = [*manifest.get("parts", []), *manifest.get("files", [])]
+    return [str(line["file"]) for line in lines]
 
 
 def is_index(path: str) -> bool:
-    """Whether it is the name under which an index, or a view that one names, is stored."""
+    """Return whether a path is that of an index, or of a view that an index names."""
     return path.startswith("index-") and bool(_RESULT.fullmatch(path))
 
 
 def is_left(path: str, is_replaced: bool = False) -> bool:
-    """Whether it is the name of a result or of something half-written; if `is_replaced` also of what some runs add."""
-    return bool(_HALF.fullmatch(path) or _RESULT.fullmatch(path)) or (is_replaced and path in _OPTIONAL)
-
-
-def fault_of(directory: Path, entry: Entry, digests: bool = True) -> str | None:
-    """What is wrong with a file of ours; None when it is as it was written.
+    """Return whether a path is that of a result or a temporary file.
 
     Parameters
     ----------
+    path : str
+        Path relative to the output directory.
+    is_replaced : bool
+        Whether the finished run is being replaced. Then files that only some runs write are included.
+    """
+    if _TEMPORARY.fullmatch(path) or _RESULT.fullmatch(path):
+        return True
+    return is_replaced and path in _OPTIONAL
+
+
+def fault_of(directory: Path, entry: Entry, digests: bool = True) -> str | None:
+    """Return what is wrong with a file; None if it is as it was written.
+
+    Parameters
+    ----------
+    directory : Path
+        Output directory.
+    entry : Entry
+        Size and digest of the file when it was written.
     digests : bool
-        Read it and compare its BLAKE3, instead of its size only.
+        Whether to read the file and compare its digest, or only its size.
 
     Raises
     ------
     ReadFailed
-        When the storage fails.
+        If the storage fails.
     SystemLimit
-        When too many files are open.
+        If too many files are open.
     """
     path = directory / entry.file
-    where = f"file={shown(path)}"
     try:
-        # No link is followed, and a fifo that lies in its place keeps nobody waiting.
+        # Links are not followed, and opening a FIFO does not wait.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                return f"{where}: no regular file any more"
-            if status.st_size != entry.n_bytes:
-                return f"{where}: {status.st_size} bytes, expected {entry.n_bytes} as committed"
-            if digests and digest(iter(partial(file.read, _PIECE), b"")) != entry.blake3:
-                return f"{where}: its BLAKE3 is not the one committed: the content has changed"
+            fault = _difference(file, entry, digests)
     except OSError as error:
         check_storage(error, path)
-        return f"{where}: committed, but cannot be read: {error.strerror}"
+        fault = f"committed, but cannot be read: {error.strerror}"
+    return None if fault is None else f"file={shown(path)}: {fault}"
+
+
+def _difference(file: BinaryIO, entry: Entry, digests: bool) -> str | None:
+    """Return how an open file differs from its entry."""
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        return "no regular file any more"
+    if status.st_size != entry.n_bytes:
+        return f"{status.st_size} bytes, expected {entry.n_bytes} as committed"
+    if digests:
+        pieces = iter(partial(file.read, _PIECE), b"")
+        if digest(pieces) != entry.blake3:
+            return "its BLAKE3 is not the one committed: the content has changed"
     return None

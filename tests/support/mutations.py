@@ -132,8 +132,8 @@ _OUTPUT = (
     Mutation(
         "commit-does-not-sync-its-record",
         "pipeline/output/ledger.py",
-        'sealed(held))\n            self._sync("commits")',
-        "sealed(held))",
+        'sealed(records))\n        self._sync("commits")',
+        "sealed(records))",
         ("tests/output/test_ledger.py::test_files_are_synced_before_their_record_is_written",),
     ),
     Mutation(
