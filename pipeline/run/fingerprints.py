@@ -22,7 +22,7 @@ from pipeline.errors import shown
 from pipeline.formats import fingerprint
 from pipeline.model import Model
 from pipeline.run.budget import Budget
-from pipeline.settings.config import deciding, named_today
+from pipeline.settings.config import current_name, fingerprint_values
 from pipeline.settings.resolve import Settings
 from pipeline.shards.shard import Shard
 
@@ -97,7 +97,7 @@ def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None,
     n_rows = sum(shard.n_rows for shard in shards)
     n_validated = round(settings.validation.validation_fraction * n_rows)
     training = {
-        **deciding(settings, "model"),
+        **fingerprint_values(settings, "model"),
         # A budget that holds all of them may change.
         "window_rows": budget.window_rows if budget.window_rows < n_rows else None,
         "validation_rows": budget.max_validation_rows if budget.max_validation_rows < n_validated else None,
@@ -112,9 +112,9 @@ def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None,
         training["sample_rows"] = budget.max_sample_rows if budget.max_sample_rows < n_rows else None
     return Request(
         inputs={"shards": [_identity(shard) for shard in shards]},
-        scan={**deciding(settings, "scan"), **_filled(model), "format": _SCAN},
+        scan={**fingerprint_values(settings, "scan"), **_filled(model), "format": _SCAN},
         training=training if model is None else {"model": model.fingerprint},
-        encoding={**deciding(settings, "features"), "format": _ENCODING},
+        encoding={**fingerprint_values(settings, "features"), "format": _ENCODING},
         folders=sorted({os.path.realpath(folder) for folder in {os.path.dirname(shard.path) for shard in shards}}),
     )
 
@@ -215,8 +215,8 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
         if was != is_now and name == CONTENTS:
             yield "its contents changed although its modification time did not"
         elif was != is_now:
-            today, was = named_today(name, was)
-            _, is_now = named_today(name, is_now)
+            today, was = current_name(name, was)
+            _, is_now = current_name(name, is_now)
             words = _time if name == "changed" else shown
             yield f"{today} {words(was)} -> {words(is_now)}"
 

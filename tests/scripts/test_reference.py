@@ -13,7 +13,7 @@ import pytest
 
 from kernels.network import Network
 from pipeline.features import open_features
-from pipeline.settings.config import SETTINGS, deciding
+from pipeline.settings.config import SETTINGS, fingerprint_values
 from pipeline.settings.flags import parse
 from pipeline.settings.resolve import network_of, resolve
 from scripts import make_data, reference
@@ -75,7 +75,7 @@ def test_the_flags_leave_nothing_of_the_model_to_a_default() -> None:
     settings = resolve(parse(reference.FLAGS, {}, ""), 2000, 4)
     assert network_of(settings.network, 4) == Network((4, 2))
     since = {each.name for each in SETTINGS.values() if each.before != ()} | {"hidden"}
-    assert since & set(deciding(settings, "model")) == set(), "and runs of the first version are taken over"
+    assert since & set(fingerprint_values(settings, "model")) == set(), "and runs of the first version are taken over"
 
 
 def test_without_donuts_it_says_how_to_make_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from pipeline.settings.config import SETTINGS, Config, Setting, problems
 from pipeline.settings.flags import _STAGES, parse
 from pipeline.settings.kinds import DEVICES, EXACT_NUMBER, LIMIT, TIME, WIDTHS, YES_OR_NO
-from pipeline.settings.printed import as_yaml, given
+from pipeline.settings.printed import as_yaml, summary_line
 
 # What YAML would take for something else than a text, or cannot write as it is.
 TEXTS = [
@@ -100,8 +100,9 @@ def test_only_what_is_not_as_by_default_is_no_comment(capsys: pytest.CaptureFixt
 
 
 def test_a_line_tells_what_is_not_as_by_default() -> None:
-    assert given(Config()) == "input data/*.h5, output features"
+    assert summary_line(Config()) == "input data/*.h5, output features"
     config = Config.of(input=("a", "b", "c", "d"), hidden=(), seed=2**20, memory_budget=2**32, quiet=True)
     assert (
-        given(config) == "input a, b, c and 1 more, output features, hidden none, seed 1048576, memory_budget 4096MiB"
+        summary_line(config)
+        == "input a, b, c and 1 more, output features, hidden none, seed 1048576, memory_budget 4096MiB"
     )
