@@ -82,10 +82,10 @@ def test_packages_that_do_not_fit_end_a_run_before_they_are_loaded(tmp_path):
 
 def test_every_requirement_of_ours_is_looked_at_and_this_environment_meets_them():
     found = packages.installed()
-    assert packages.misfits(found) == []
+    assert packages.unmet_requirements(found) == []
     all_of_ours = [Requirement(text) for text in importlib.metadata.requires("shardpress") or []]
     needed = [each for each in all_of_ours if each.marker is None or each.marker.evaluate({"extra": ""})]
-    nothing = packages.misfits({"shardpress": found["shardpress"]})
+    nothing = packages.unmet_requirements({"shardpress": found["shardpress"]})
     assert len(nothing) == len(needed) > 10
     assert all(" is not installed, expected " in text for text in nothing)
 
@@ -100,7 +100,7 @@ Requires-Dist: five; extra == "test"
 Requires-Dist: six>=6; python_version < "3.12" and extra == "test"
 """
     )
-    wrong = packages.misfits({"shardpress": str(tmp_path), "three": "three-2.0.dist-info"})
+    wrong = packages.unmet_requirements({"shardpress": str(tmp_path), "three": "three-2.0.dist-info"})
     assert [line.partition(": ")[0] for line in wrong] == [
         "one is not installed, expected >=1",
         "two is not installed, expected >=2,<3",
@@ -127,7 +127,7 @@ def test_versions_are_compared_by_their_numbers(version, ranges, fits):
 
 
 def test_a_checkout_that_is_not_installed_is_taken_as_it_is():
-    assert packages.misfits({}) == []
+    assert packages.unmet_requirements({}) == []
 
 
 def test_what_is_to_be_typed_can_be_pasted_whatever_the_folders_name(monkeypatch, tmp_path):
@@ -140,7 +140,7 @@ def test_what_is_to_be_typed_can_be_pasted_whatever_the_folders_name(monkeypatch
     assert packages._what_to_type() == "Type: 'my files/.venv/bin/python' 'my files/scripts/extract.py'"
     monkeypatch.setattr(sys, "executable", str(python))
     needs_one = {"shardpress": packages.installed()["shardpress"]}
-    assert f": '{python}' -m pip install " in packages.misfits(needs_one)[0]
+    assert f": '{python}' -m pip install " in packages.unmet_requirements(needs_one)[0]
 
 
 def test_packages_of_a_distribution_and_folders_that_cannot_be_read_do_no_harm(monkeypatch, tmp_path):
@@ -158,7 +158,7 @@ def test_packages_of_a_distribution_and_folders_that_cannot_be_read_do_no_harm(m
     monkeypatch.setattr(sys, "path", ["/refused", str(tmp_path)])
     there = packages.installed()
     assert list(there) == ["pyyaml"]
-    assert packages.misfits(found | there) == []
+    assert packages.unmet_requirements(found | there) == []
 
 
 def test_the_first_of_two_on_the_path_counts(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.doctor import cuda
 from pipeline.doctor.check import Check
-from pipeline.doctor.cuda import newest_ptx, rungs
+from pipeline.doctor.cuda import cuda_checks, newest_ptx
 
 CARD = {"name": "NVIDIA T4", "place": "0000:01:00.0", "capability": [7, 5], "free": 14 * 10**9, "total": 16 * 10**9}
 WHOLE: dict[str, Any] = {
@@ -27,13 +27,13 @@ NOT_THERE = {"error": "libcuda.so: cannot open shared object file"}
 def no_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing of this one's."""
     monkeypatch.delenv("CUDA_DISABLE_PTX_JIT", raising=False)
-    monkeypatch.setattr(cuda, "_SEEN", str(tmp_path))
+    monkeypatch.setattr(cuda, "_PCI_DEVICES", str(tmp_path))
     monkeypatch.setattr(cuda, "_users", list)
 
 
 def found_of(is_wanted: bool = True, **changed: Any) -> dict[str, Check]:
     found = deepcopy(WHOLE) | changed
-    checks = {each.name: each for each in rungs(found, is_wanted) if each.name != "pygpu"}
+    checks = {each.name: each for each in cuda_checks(found, is_wanted) if each.name != "pygpu"}
     assert all(each.fix for each in checks.values() if each.status in ("fail", "warn"))
     return checks
 
@@ -71,14 +71,15 @@ def test_ptx_newer_than_the_driver_is_a_fault(driver: list[int]) -> None:
 def test_without_a_driver_that_alone_is_said_unless_a_run_asks_for_it(tmp_path: Path) -> None:
     missing = {"driver": NOT_THERE, "nvrtc": NOT_THERE, "cublas": NOT_THERE, "card0": None}
     nothing = {name: value for name, value in {**WHOLE, **missing}.items() if value}
-    found = {each.name: each for each in rungs(nothing, is_wanted=False) if each.name not in ("pygpu", "libgpuarray")}
+    checks = cuda_checks(nothing, is_wanted=False)
+    found = {each.name: each for each in checks if each.name not in ("pygpu", "libgpuarray")}
     words = "no NVIDIA driver: there is no libcuda.so.1, nor an NVIDIA card on the PCI bus"
     assert found == {"driver": Check("driver", "absent", words)}
     card = tmp_path / "0000:01:00.0"
     card.mkdir()
     (card / "class").write_text("0x030200\n")
     (card / "vendor").write_text("0x10de\n")
-    found = {each.name: each for each in rungs(nothing, is_wanted=True)}
+    found = {each.name: each for each in cuda_checks(nothing, is_wanted=True)}
     assert found["driver"].found.endswith("though the PCI bus shows an NVIDIA card (0000:01:00.0)")
     assert "apt-get install nvidia-driver" in found["driver"].fix
     assert {found[name].status for name in ("driver", "nvrtc", "cublas")} == {"fail"}
@@ -149,7 +150,7 @@ def test_who_computes_on_a_card_is_named_as_far_as_nvidia_smi_tells(
     program.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    check = {each.name: each for each in rungs(WHOLE, is_wanted=True)}["card0"]
+    check = {each.name: each for each in cuda_checks(WHOLE, is_wanted=True)}["card0"]
     assert check.found.endswith("14.0 of 16.0 GB free; python3 (4711) has 2000 MiB")
     program.write_text("#!/bin/sh\nexit 9\n")
     assert cuda._users() == []

@@ -185,7 +185,7 @@ def test_each_device_is_tried_once(
 ) -> None:
     monkeypatch.setattr(devices, "find_spec", lambda name: name)
     monkeypatch.setattr(devices, "_can_be_loaded", lambda library: True)
-    assert list(devices._others(CARDS, chosen, place)) == others
+    assert list(devices._other_devices(CARDS, chosen, place)) == others
 
 
 @pytest.mark.parametrize(
@@ -205,16 +205,16 @@ def test_the_device_of_the_settings_is_known_without_theano(
     (tmp_path / "rc").write_text(f"[global]\n{file}\n")
     monkeypatch.setenv("THEANO_FLAGS", flags)
     monkeypatch.setenv("THEANORC", f"/nowhere:{tmp_path / 'rc'}")
-    assert devices.wished() == device
+    assert devices.chosen_device() == device
 
 
 def test_a_card_says_how_fast_it_is_and_a_processor_what_it_multiplies_with() -> None:
     found = {"name": "Card", "seconds": 2.0, "difference": 1e-7, "flops": 5e13}
     card = {**found, "bytes_per_second": {"there": 1.2e10, "back": 6e9}}
-    ((check, _),) = devices._of(card, "cuda0", "cpu")
+    ((check, _),) = devices._checks_of(card, "cuda0", "cpu")
     proof = "Card: compiled anew in 2.0 s; features are NumPy's but for 1e-07"
     assert check.found == f"{proof}; 50,000 GFLOP/s; 12.0 GB/s there and 6.0 back; THEANO_FLAGS=device=cuda0 takes it"
-    (blas, _), (check, _) = devices._of({**found, "blas": ""}, "cpu", "cpu")
+    (blas, _), (check, _) = devices._checks_of({**found, "blas": ""}, "cpu", "cpu")
     assert (blas.status, blas.found) == ("warn", "none is linked, so NumPy's own is called: 50,000 GFLOP/s in float32")
     assert check.found == f"{proof}; a run takes it"
 
@@ -246,7 +246,7 @@ def test_a_place_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch,
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(machine.tempfile, "TemporaryFile", refuse)
-    found = {each.name: each for each in machine.the_machine(str(tmp_path / "new/features"))}["output"]
+    found = {each.name: each for each in machine.machine_checks(str(tmp_path / "new/features"))}["output"]
     assert (found.status, found.fix) == ("fail", "--output elsewhere")
     assert found.found == f"{tmp_path}: cannot be written, synced or locked: Read-only file system"
 
@@ -257,8 +257,8 @@ def test_what_cannot_be_looked_at_does_not_hide_the_rest(monkeypatch: pytest.Mon
         raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
 
     monkeypatch.setattr(machine, "_filters", broken)
-    monkeypatch.setattr(machine, "_place", broken)
-    found = {each.name: each for each in (*machine.the_python(), *machine.the_machine(str(tmp_path)))}
+    monkeypatch.setattr(machine, "_folder", broken)
+    found = {each.name: each for each in (*machine.python_checks(), *machine.machine_checks(str(tmp_path)))}
     for name in ("broken", "output", "temporary"):
         assert "cannot be looked at: UnicodeDecodeError" in found[name].found
     assert {"python", "packages", "compiler", "memory", "open files"} <= set(found)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.childprocess import collect_reports
-from pipeline.doctor.cuda import rungs
+from pipeline.doctor.cuda import cuda_checks
 
 pytestmark = [pytest.mark.process, pytest.mark.compiler]
 
@@ -130,7 +130,7 @@ def test_a_driver_by_another_name_than_libgpuarrays_is_found(folder: Path) -> No
     driver = told()["driver"]
     assert driver["beside"] == str(folder / "libcuda.so.1")
     assert "libcuda.so: cannot open shared object file" in driver["error"]
-    (check,) = (each for each in rungs({"driver": driver}, is_wanted=True) if each.name == "driver")
+    (check,) = (each for each in cuda_checks({"driver": driver}, is_wanted=True) if each.name == "driver")
     assert check.found == f"{folder / 'libcuda.so.1'} is there, but not libcuda.so, which libgpuarray opens"
 
 
@@ -145,7 +145,7 @@ def test_of_a_library_that_passes_calls_on_both_files_are_named(folder: Path, li
     subprocess.run(command, input=source, text=True, check=True)
     found = told()
     assert found["driver"]["files"] == [str(folder / "libcuda.so"), str(real)]
-    (check,) = (each for each in rungs(found, is_wanted=True) if each.name == "driver")
+    (check,) = (each for each in cuda_checks(found, is_wanted=True) if each.name == "driver")
     assert check.found.endswith(f": {folder / 'libcuda.so'}, which passes on to {real}")
 
 
