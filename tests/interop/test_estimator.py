@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 
 from pipeline import TiedAutoencoder, load_model, open_features
 from pipeline.interop import applying
-from pipeline.interop.applying import computed
+from pipeline.interop.applying import compute
 from pipeline.run.engine import run
 from pipeline.settings.config import SETTINGS, Config
 from tests.support.cases import case, each
@@ -257,7 +257,7 @@ def test_a_disk_without_room_for_a_lazy_array_is_told_of_before_anything_is_comp
     lazy = da.from_array(rows(), chunks=(40, 9)).map_blocks(pytest.fail, dtype=np.float64, meta=np.empty((0, 0)))
     monkeypatch.setattr(os, "posix_fallocate", full)
     with refused(74, "no room for 8640 bytes of a Dask array", "No space left on device. Set TMPDIR"):
-        computed(lazy, 8639)
+        compute(lazy, 8639)
 
 
 def test_frames_give_their_names_and_any_order_in_memory_the_same_bits() -> None:
