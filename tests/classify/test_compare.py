@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from pipeline.classify import classifiers
-from pipeline.classify.rows import LEFT_OUT, Rows, classes_of, held_out, pieces, present
+from pipeline.classify.rows import LEFT_OUT, Rows, classes_of, cut_into_pieces, has_label, held_out
 from pipeline.columns import NO_COLUMNS
 from pipeline.features import Features, open_features
 from pipeline.model import load_model
@@ -185,12 +185,12 @@ def test_rows_of_shards_that_lack_the_labels_count_as_unlabelled(
 def test_the_mask_of_labels_counts_where_its_name_was_taken() -> None:
     masks = {"y_present": np.ones(2, bool), "y_present_": np.array([True, False])}
     arrays = {name: da.from_array(values) for name, values in {"y": np.array([1, 255], "u1"), **masks}.items()}
-    assert present(Features(None, None, arrays, {}), "y").tolist() == [True, False]
+    assert has_label(Features(None, None, arrays, {}), "y").tolist() == [True, False]
 
 
 def test_a_label_that_could_not_be_read_is_none() -> None:
     labels = da.from_array(np.array([0, -(2**15), 1], "<i2"))
-    assert present(Features(None, None, {"y": labels}, {}), "y").tolist() == [True, False, True]
+    assert has_label(Features(None, None, {"y": labels}, {}), "y").tolist() == [True, False, True]
 
 
 @pytest.mark.compiler
@@ -326,7 +326,7 @@ def test_a_row_is_read_once_whatever_the_pieces(folder: Path, monkeypatch: pytes
     as_scaled = replace(model, scaler=Scaler(np.zeros(model.n_inputs), np.ones(model.n_inputs)))
     seen: list[Any] = []
     for most_bytes in (1, 1000, 10**6):
-        cut = pieces(found, str(folder / "a"), NO_COLUMNS, most_bytes)
+        cut = cut_into_pieces(found, str(folder / "a"), NO_COLUMNS, most_bytes)
         rows = Rows(cut, model, np.zeros(500, dtype=int), np.zeros(500, dtype=bool))
         blocks = [*rows.read(np.arange(500) % 3 == 0)]
         seen.append([np.concatenate(arrays) for arrays in zip(*blocks, strict=True)])

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.classify.rows import present
+from pipeline.classify.rows import has_label
 from pipeline.cli import main
 from pipeline.features import Features, open_features
 from pipeline.hdf5 import limits
@@ -285,7 +285,7 @@ def test_categories_that_could_not_be_written_are_not_believed(tmp_path, monkeyp
 def test_a_code_that_is_none_is_no_label():
     codes = da.from_array(np.array([0, -1, 1], "i1"))
     found = Features(None, None, {"kind": codes}, {}, {"kind": np.array(["a", "b"])})
-    assert present(found, "kind").tolist() == [True, False, True]
+    assert has_label(found, "kind").tolist() == [True, False, True]
 
 
 # -- in the output -------------------------------------------------------------------------------------------------
