@@ -7,7 +7,7 @@ from packaging.requirements import Requirement
 
 from pipeline.errors import DeviceError, UsageError
 from pipeline.gpu.driver import Driver
-from pipeline.gpu.fitting import fitting, parse_version
+from pipeline.gpu.fitting import choose_packages, parse_version
 
 # What there is of either.
 NVRTC = {"-cu12": "12.0.76 12.0.140 12.1.105 12.2.140 12.4.127 12.6.85 12.8.93 12.9.86", "": "13.0.88 13.1.115 13.5.37"}
@@ -46,37 +46,37 @@ def taken(requirements: tuple[str, ...]) -> list[str]:
 def test_it_is_the_newest_that_is_not_newer_than_the_drivers(
     cuda: tuple[int, int], card: tuple[int, int], nvrtc: str, cublas: str
 ) -> None:
-    fits = fitting(Driver("/lib/libcuda.so.1", cuda, (card,)))
+    fits = choose_packages(Driver("/lib/libcuda.so.1", cuda, (card,)))
     assert taken(fits.requirements) == [nvrtc, cublas]
     assert f"for the driver's CUDA {cuda[0]}.{cuda[1]} (/lib/libcuda.so.1)" in fits.why
 
 
 def test_of_several_cards_the_oldest_decides_and_a_driver_that_opens_none_is_taken_at_its_word() -> None:
-    several = fitting(Driver("", (13, 0), ((12, 0), (7, 0), (9, 0))))
+    several = choose_packages(Driver("", (13, 0), ((12, 0), (7, 0), (9, 0))))
     assert taken(several.requirements)[0] == "12.9.86"
     assert several.why.endswith("but of CUDA 12: later ones do not compile for the card of capability 7.0")
-    assert taken(fitting(Driver("", (13, 0))).requirements)[0] == "13.0.88"
+    assert taken(choose_packages(Driver("", (13, 0))).requirements)[0] == "13.0.88"
 
 
 def test_without_a_driver_every_driver_of_cuda_12_takes_it_and_cublas_knows_the_latest_cards() -> None:
-    fits = fitting(None)
+    fits = choose_packages(None)
     assert taken(fits.requirements) == ["12.0.140", "12.9.3.13"]
     assert fits.why == "no driver here, so what every driver of CUDA 12.0 or later takes"
 
 
 def test_what_is_asked_for_wins_and_what_the_driver_here_would_refuse_is_said() -> None:
     driver = Driver("", (12, 2), ((8, 0),))
-    assert taken(fitting(None, (12, 4)).requirements) == ["12.4.127", "12.4.5.8"]
-    assert fitting(driver, (12, 0)).why == "for CUDA 12.0, as asked for"
-    late = fitting(driver, (13, 0))
+    assert taken(choose_packages(None, (12, 4)).requirements) == ["12.4.127", "12.4.5.8"]
+    assert choose_packages(driver, (12, 0)).why == "for CUDA 12.0, as asked for"
+    late = choose_packages(driver, (13, 0))
     assert taken(late.requirements)[0] == "13.0.88"
     assert late.why == "for CUDA 13.0, as asked for; the driver here takes code of CUDA 12.2 at most"
-    assert fitting(Driver("", (11, 4)), (12, 0)).requirements == fitting(None, (12, 0)).requirements
+    assert choose_packages(Driver("", (11, 4)), (12, 0)).requirements == choose_packages(None, (12, 0)).requirements
 
 
 def test_a_driver_older_than_any_wheel_is_told_with_the_one_that_is_needed() -> None:
     with pytest.raises(DeviceError) as raised:
-        fitting(Driver("/usr/lib/libcuda.so.1", (11, 8), ((8, 0),)))
+        choose_packages(Driver("/usr/lib/libcuda.so.1", (11, 8), ((8, 0),)))
     assert str(raised.value) == (
         "/usr/lib/libcuda.so.1: the driver takes code of CUDA 11.8, expected 12.0 or more. Install NVIDIA's driver "
         "525.60.13 or later, then type the same command again."
