@@ -22,6 +22,7 @@ from sklearn.preprocessing import StandardScaler
 
 from pipeline.classify.rows import Map, Rows, RowsRead
 from pipeline.errors import DataError
+from pipeline.model import Model
 from pipeline.progress import Progress
 
 __all__ = ["Outcome", "compare", "fits_in_memory"]
@@ -107,15 +108,18 @@ def _load(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     numbers = np.concatenate([rows.train, rows.test])
     position = np.full(len(rows.codes), -1)
     position[numbers] = np.arange(len(numbers))
-    n_inputs = rows.model.n_inputs
-    dtype = _dtype(len(numbers) * n_inputs)
-    features = np.empty((len(numbers), rows.model.n_features), dtype)
-    raw = np.empty((len(numbers), n_inputs), dtype)
-    with Progress("reading", len(numbers), "rows", 4 * n_inputs) as progress:
+    features, raw = _empty_tables(len(numbers), rows.model)
+    with Progress("reading", len(numbers), "rows", 4 * rows.model.n_inputs) as progress:
         for each in rows.read(position >= 0, advance=progress.advance):
             features[position[each.numbers]] = each.features
             raw[position[each.numbers]] = each.raw
     return features, raw, rows.codes[numbers]
+
+
+def _empty_tables(n_rows: int, model: Model) -> tuple[np.ndarray, np.ndarray]:
+    """Return tables for features and raw rows."""
+    dtype = _dtype(n_rows * model.n_inputs)
+    return np.empty((n_rows, model.n_features), dtype), np.empty((n_rows, model.n_inputs), dtype)
 
 
 def _fit_and_test(
@@ -163,24 +167,54 @@ def _out_of_core(rows: Rows, n_classes: int, memory_budget: int, max_passes: int
     maps, validation_rows = _first_pass(rows, is_train, validation, memory_budget)
     is_train[validation] = False
     learners = {name: _Learner(n_classes, int(is_train.sum()), seed) for name in maps}
+    training = _Training(rows, is_train, validation_rows, maps, learners)
     rng = np.random.default_rng(seed)
     for number in range(1, max_passes + 1):
-        active = {name: learner for name, learner in learners.items() if not learner.has_converged}
-        if not active:
+        if not training.active():
             break
-        with Progress(f"pass {number}", int(is_train.sum()), "rows", 4 * rows.model.n_inputs) as progress:
-            _learn(_windows(rows, is_train, rng, progress.advance), rows.codes, maps, active)
-            for name, learner in active.items():
-                learner.end_pass(validation_rows.table(maps[name]), rows.codes[validation])
-            progress.advance(0, "loss " + ", ".join(f"{learner.loss:.4f}" for learner in learners.values()))
+        training.run_pass(number, rng)
     return _test(rows, maps, learners)
 
 
-def _learn(windows: Iterator[RowsRead], codes: np.ndarray, maps: Maps, learners: Mapping[str, _Learner]) -> None:
-    """Train on all windows of a pass."""
-    for window in windows:
-        for name, learner in learners.items():
-            learner.learn(window.table(maps[name]), codes[window.numbers])
+@dataclass(frozen=True)
+class _Training:
+    """Training of classifiers on all representations.
+
+    Attributes
+    ----------
+    is_train : ndarray of shape (n_rows,), bool
+        Which rows are trained on.
+    validation : RowsRead
+        Rows that decide when to stop.
+    """
+
+    rows: Rows
+    is_train: np.ndarray
+    validation: RowsRead
+    maps: Maps
+    learners: Mapping[str, _Learner]
+
+    def active(self) -> dict[str, _Learner]:
+        """Return the learners that have not converged."""
+        return {name: learner for name, learner in self.learners.items() if not learner.has_converged}
+
+    def run_pass(self, number: int, rng: np.random.Generator) -> None:
+        """Train on all windows once, and evaluate the result."""
+        active = self.active()
+        n_train = int(self.is_train.sum())
+        with Progress(f"pass {number}", n_train, "rows", 4 * self.rows.model.n_inputs) as progress:
+            for window in _windows(self.rows, self.is_train, rng, progress.advance):
+                for name, learner in active.items():
+                    learner.learn(window.table(self.maps[name]), self._codes(window))
+            for name, learner in active.items():
+                learner.end_pass(self.validation.table(self.maps[name]), self._codes(self.validation))
+            progress.advance(0, self._losses())
+
+    def _codes(self, rows: RowsRead) -> np.ndarray:
+        return self.rows.codes[rows.numbers]
+
+    def _losses(self) -> str:
+        return "loss " + ", ".join(f"{learner.loss:.4f}" for learner in self.learners.values())
 
 
 def _mask(rows: Rows, numbers: np.ndarray) -> np.ndarray:
@@ -326,7 +360,12 @@ class _Learner:
 
     @property
     def has_converged(self) -> bool:
+        """True if the loss has stopped falling."""
         return self._n_stale_passes >= _PATIENCE
+
+    def outcome(self, accuracy: float) -> Outcome:
+        """Return the outcome, given the accuracy of the best classifier."""
+        return Outcome(accuracy, self.n_passes, self.has_converged)
 
     def learn(self, table: np.ndarray, codes: np.ndarray) -> None:
         """Train on a window."""
@@ -363,15 +402,11 @@ class _Learner:
 
 def _test(rows: Rows, maps: Maps, learners: Mapping[str, _Learner]) -> dict[str, Outcome]:
     """Return the accuracies on the test rows."""
-    is_test = _mask(rows, rows.test)
-    n_test = int(is_test.sum())
+    n_test = len(rows.test)
     n_right = dict.fromkeys(learners, 0)
     with Progress("test", n_test, "rows", 4 * rows.model.n_inputs) as progress:
-        for piece in rows.read(is_test, advance=progress.advance):
+        for piece in rows.read(_mask(rows, rows.test), advance=progress.advance):
             for name, learner in learners.items():
                 predicted = learner.best.predict(piece.table(maps[name]))
                 n_right[name] += int((predicted == rows.codes[piece.numbers]).sum())
-    outcomes = {}
-    for name, learner in learners.items():
-        outcomes[name] = Outcome(n_right[name] / max(1, n_test), learner.n_passes, learner.has_converged)
-    return outcomes
+    return {name: learner.outcome(n_right[name] / max(1, n_test)) for name, learner in learners.items()}

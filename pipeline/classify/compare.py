@@ -100,10 +100,7 @@ def compare_representations(options: Options) -> Comparison:
     DataError
         For labels that cannot be used, features of another model, or rows that have changed.
     """
-    runs = [_open(directory) for directory in options.directories]
-    model = load_model(options.features)
-    for directory, run in zip(options.directories, runs, strict=True):
-        _check_model(directory, run, model, options.features)
+    model, runs = _open_runs(options)
     codes = _codes(options, runs)
     is_valid = np.concatenate([run.valid.compute() for run in runs])
     n_unlabelled = int((codes[is_valid] == LEFT_OUT).sum())
@@ -111,15 +108,23 @@ def compare_representations(options: Options) -> Comparison:
     is_test = _test_rows(options, runs, codes)
     n_classes = _check_classes(options, codes, is_test)
     rows = Rows(_pieces(options, runs, model), model, codes, is_test)
-    outcomes = compare(rows, int(codes.max()) + 1, options.memory_budget, options.passes, options.seed)
     return Comparison(
-        outcomes=outcomes,
+        outcomes=compare(rows, int(codes.max()) + 1, options.memory_budget, options.passes, options.seed),
         tested_on=_describe_test_rows(len(rows.test), options.test),
         n_classes=n_classes,
         n_train=len(rows.train),
         n_bad=int((~is_valid).sum()),
         n_unlabelled=n_unlabelled,
     )
+
+
+def _open_runs(options: Options) -> tuple[Model, list[Features]]:
+    """Open the runs, which must all have the same model."""
+    runs = [_open(directory) for directory in options.directories]
+    model = load_model(options.features)
+    for directory, run in zip(options.directories, runs, strict=True):
+        _check_model(directory, run, model, options.features)
+    return model, runs
 
 
 def _describe_test_rows(n: int, directory: str | None) -> str:

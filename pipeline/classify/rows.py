@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -133,8 +133,7 @@ def classes_of(labels: Sequence[np.ndarray]) -> tuple[list[object], np.ndarray]:
         distinct, inverse = _distinct(values)
         found = [numbers.setdefault(value, len(numbers)) for value in distinct]
         rows.append(np.array(found, dtype=np.int64)[inverse])
-    classes = [value for value in numbers if value is not None]
-    classes.sort(key=lambda value: (str(type(value)), value))
+    classes = sorted(numbers.keys() - {None}, key=lambda value: (str(type(value)), value))
     ranks = {value: rank for rank, value in enumerate(classes)}
     rank_of_number = np.array([ranks.get(value, LEFT_OUT) for value in numbers], dtype=np.int64)
     return classes, rank_of_number[np.concatenate(rows)]
@@ -144,12 +143,18 @@ def _distinct(values: np.ndarray) -> tuple[list[object], np.ndarray]:
     """Return the distinct values as plain ones, None for a missing one, and the index of each row's value."""
     if values.dtype.kind in "biuf":
         found, inverse = np.unique(values, return_inverse=True)
-        return [None if math.isnan(value) else int(value) for value in found.tolist()], inverse
+        return [_whole_number(value) for value in found.tolist()], inverse
     # A dictionary, since an array of text would be as wide as the longest one.
     numbers: dict[object, int] = {}
     indices = (numbers.setdefault(value, len(numbers)) for value in values.tolist())
     inverse = np.fromiter(indices, np.int64, len(values))
     return [_text(value).strip() or None for value in numbers], inverse
+
+
+def _whole_number(value: float) -> int | None:
+    if math.isnan(value):
+        return None
+    return int(value)
 
 
 def _text(value: object) -> str:
@@ -192,6 +197,21 @@ class Piece:
     encoded: Block
     first: int
     missing: float | None = None
+
+    def cut(self, n_rows: int) -> Iterator[Piece]:
+        """Cut the rows into pieces of at most `n_rows`."""
+        for start in range(0, len(self.raw), n_rows):
+            stop = min(start + n_rows, len(self.raw))
+            yield Piece(
+                raw=_part_of_block(self.raw, start, stop),
+                encoded=_part_of_block(self.encoded, start, stop),
+                first=self.first + start,
+                missing=self.missing,
+            )
+
+
+def _part_of_block(block: Block, start: int, stop: int) -> Block:
+    return Block(block.shard, block.start + start, block.start + stop)
 
 
 class RowsRead(NamedTuple):
@@ -306,24 +326,21 @@ def cut_into_pieces(
     first : int
         Number of the first row.
     """
+    config = run.manifest["config"]
+    expected = columns if config.get("match_columns") == "name" else None
     pieces: list[Piece] = []
     for part in run.manifest["parts"]:
-        pieces += _pieces_of_part(run.manifest["config"], part, Path(directory), columns, max_bytes, first)
+        raw = _shard(part["path"], part["dataset"], config.get("orientation"), expected)
+        encoded = _shard(str(Path(directory) / part["file"]), "features", None)
+        whole = Piece(
+            raw=Block(raw, part["start"], part["start"] + part["n_rows"]),
+            encoded=Block(encoded, 0, part["n_rows"]),
+            first=first,
+            missing=config.get("missing_value"),
+        )
+        pieces += whole.cut(max(1, min(_MAX_ROWS, max_bytes // (4 * raw.n_inputs))))
         first += part["n_rows"]
     return tuple(pieces)
-
-
-def _pieces_of_part(
-    config: Mapping[str, Any], part: Mapping[str, Any], directory: Path, columns: Columns, max_bytes: int, first: int
-) -> Iterator[Piece]:
-    expected = columns if config.get("match_columns") == "name" else None
-    raw = _shard(part["path"], part["dataset"], config.get("orientation"), expected)
-    encoded = _shard(str(directory / part["file"]), "features", None)
-    n_rows = max(1, min(_MAX_ROWS, max_bytes // (4 * raw.n_inputs)))
-    for start in range(0, part["n_rows"], n_rows):
-        stop = min(start + n_rows, part["n_rows"])
-        raw_block = Block(raw, part["start"] + start, part["start"] + stop)
-        yield Piece(raw_block, Block(encoded, start, stop), first + start, config.get("missing_value"))
 
 
 @cache

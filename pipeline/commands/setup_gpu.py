@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Install, and print each step."""
+    """Install the libraries, and print each step."""
     import pipeline.installed  # noqa: F401  it exits with a message if this Python cannot run Theano
     from pipeline.gpu.install import SetupOptions, set_up
 

@@ -1,6 +1,6 @@
 """The NVRTC and cuBLAS of PyPI that fit a driver.
 
-libgpuarray passes code of NVRTC (PTX) to the driver, which refuses code of a later CUDA than its own with error 222.
+libgpuarray passes code of NVRTC (PTX) to the driver, which refuses code of a CUDA later than its own with error 222.
 cuBLAS contains machine code, which a driver accepts from every release of its own major version.
 """
 

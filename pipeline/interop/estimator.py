@@ -149,8 +149,8 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         Parameters
         ----------
         X : array-like of shape (n_rows, n_inputs)
-            Rows in an array of NumPy or pandas, in its own dtype; or in an array of Dask, of which each block is
-            computed once. If it does not fit in half the memory budget, it is kept in a temporary file (``TMPDIR``).
+            Rows in an array of NumPy or pandas, in its own dtype; or in an array of Dask, whose blocks are computed
+            once. If it does not fit in half the memory budget, it is kept in a temporary file (``TMPDIR``).
         y : object
             Ignored.
 

@@ -239,7 +239,7 @@ def _scan_settings(budget: Budget, clip_quantile: float, impute: str | None) -> 
 
 
 def _scan(shards: tuple[Shard, ...], how: ScanSettings, budget: Budget) -> Scan:
-    """Scan the rows, all of which must be good."""
+    """Scan the rows; raise `DataError` if one of them is bad."""
     with threads(budget.n_threads) as pool:
         result = scan(shards, how, pool, budget.n_threads)
     if len(result.bad_rows):

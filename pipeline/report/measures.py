@@ -132,7 +132,7 @@ def _error_of_mean(rows: np.ndarray) -> float:
 
 
 def _distribution(errors: np.ndarray) -> dict[str, Any]:
-    """Return quantiles and a histogram, of which the last bin has all errors above the 99th percentile."""
+    """Return quantiles and a histogram; its last bin contains all errors above the 99th percentile."""
     low = errors.min()
     high = max(np.quantile(errors, 0.99), low + 1e-12)
     edges = np.linspace(low, high, _N_BINS + 1)

@@ -52,7 +52,7 @@ PartLine = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What happens to input rows before they are encoded.
+    """Preprocessing of input rows before they are encoded.
 
     Attributes
     ----------

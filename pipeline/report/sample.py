@@ -39,7 +39,7 @@ class PartSource:
 
 @dataclass(frozen=True)
 class SampleSpec(Preprocessing):
-    """How rows are sampled, in addition to how they were encoded.
+    """Options of sampling, in addition to those of encoding.
 
     Attributes
     ----------

@@ -84,7 +84,7 @@ class Setting:
     type : str
         Annotation of its field.
     default : object
-        None if it depends on other facts; a tuple if the setting takes several values, each of which is read by itself.
+        None if it depends on other facts; a tuple if the setting takes several values.
     kind : Kind
         How its values are read, and which are valid.
     affects : str
@@ -131,7 +131,7 @@ def _switch(help: str) -> Any:
 
 @dataclass(frozen=True)
 class InputSettings:
-    """Which files are read, and how their rows and columns are found in them."""
+    """Input files, and the location of rows and columns in them."""
 
     input: tuple[str, ...] = _setting(
         ("data/*.h5",), FILES, "inputs", "HDF5 shards: files, directories or globs, one or more"
@@ -197,7 +197,7 @@ class NetworkSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How the weights start, and how they are updated."""
+    """Start of the weights, and their updates."""
 
     start: str = _setting(
         "components",
@@ -266,7 +266,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class ValidationSettings:
-    """How the progress of the training is measured."""
+    """Measurement of the progress of the training."""
 
     validation_fraction: float = _setting(
         0.05,
@@ -288,7 +288,7 @@ class ValidationSettings:
 
 @dataclass(frozen=True)
 class MachineSettings:
-    """How memory and processors of this machine are used."""
+    """Use of memory and processors of this machine."""
 
     # The encoder works in tiles of one height, so neither blocks nor threads change any result.
     block_rows: int | None = _setting(None, whole(1), "nothing", "rows read at once (default: about 8 MiB of them)")
@@ -309,7 +309,7 @@ class MachineSettings:
 
 @dataclass(frozen=True)
 class BadDataSettings:
-    """Which rows and files are bad, and how they, missing values and outliers are handled."""
+    """Handling of bad rows and files, missing values and outliers."""
 
     on_bad_data: str = _setting(
         "raise",
@@ -353,7 +353,7 @@ class BadDataSettings:
 
 @dataclass(frozen=True)
 class StorageSettings:
-    """How features are stored."""
+    """Storage of features."""
 
     storage_dtype: str | None = _setting(
         None,
@@ -380,7 +380,7 @@ class StorageSettings:
 
 @dataclass(frozen=True)
 class ClusterSettings:
-    """Which processes do the work."""
+    """Processes that do the work."""
 
     workers: int = _setting(0, whole(0), "nothing", "processes of this machine that do the work (0: threads of one do)")
     devices: tuple[str, ...] | None = _setting(
@@ -397,7 +397,7 @@ class ClusterSettings:
 
 @dataclass(frozen=True)
 class TimingSettings:
-    """When checkpoints are written, and when the run ends."""
+    """Times of checkpoints, and the end of the run."""
 
     checkpoint_minutes: float = _setting(
         5.0,

@@ -215,7 +215,7 @@ def _convert(setting: Setting, value: Any) -> Any:
 def _text(kind: Kind, value: Any) -> str:
     """Return one value as a flag would spell it.
 
-    A name that looks like a number is refused, since YAML keeps the number alone: 2024_01 is 202401.
+    A name that looks like a number is refused, since YAML reads it as a number: 2024_01 is 202401.
     """
     if value is None:
         return ""

@@ -39,7 +39,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Kind:
-    """How the values of a setting are read, and which of them are valid.
+    """Reading and validity of the values of a setting.
 
     Attributes
     ----------

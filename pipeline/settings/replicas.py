@@ -1,4 +1,4 @@
-"""How many replicas train a model, and how often they are averaged: from sizes alone, so the same on any machine."""
+"""Number of replicas and of their averages: they depend on sizes only, so they are the same on any machine."""
 
 from __future__ import annotations
 
@@ -67,5 +67,5 @@ def _has_enough_steps(replicas: int, batch_size: int, sizes: TrainingSizes) -> b
 
 
 def _steps(replicas: int, batch_size: int, sizes: TrainingSizes) -> int:
-    """Return the steps per replica after the first epoch, which one replica trains alone."""
+    """Return the steps per replica after the first epoch, which only one replica trains."""
     return (sizes.epochs - 1) * sizes.n_rows // (replicas * batch_size)

@@ -61,7 +61,7 @@ class ResolvedTraining(TrainingSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedStorage(StorageSettings):
-    """How features are stored; `storage_dtype` is None if it depends on the features."""
+    """Storage of features; `storage_dtype` is None if it depends on the features."""
 
     compression: str
 
