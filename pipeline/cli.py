@@ -15,7 +15,7 @@ from pipeline.errors import ShardpressError, VerificationFailed, system_failures
 from pipeline.runlog import RunLog, Terminal
 from pipeline.settings.config import Config
 from pipeline.settings.flags import parse
-from pipeline.settings.printed import given
+from pipeline.settings.printed import summary_line
 from pipeline.signals import Stopped, stoppable
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _failed(error: ShardpressError, run_log: RunLog) -> int:
 
 def _run(config: Config, command: Sequence[str], disk: Disk | None, run_log: RunLog) -> Summary:
     # Before slow imports, so that the user soon sees that the run has begun, and with which settings.
-    log.info("shardpress %s: %s; the rest by default (--verbose lists it)", version("shardpress"), given(config))
+    log.info("shardpress %s: %s; the rest by default (--verbose lists it)", version("shardpress"), summary_line(config))
     import dask
 
     from pipeline.run.engine import run

@@ -84,10 +84,10 @@ def test_unsuitable_packages_end_a_run_before_being_imported(tmp_path):
 
 def test_this_environment_meets_every_requirement():
     found = packages.installed()
-    assert packages.misfits(found) == []
+    assert packages.unmet_requirements(found) == []
     all_of_ours = [Requirement(text) for text in importlib.metadata.requires("shardpress") or []]
     needed = [each for each in all_of_ours if each.marker is None or each.marker.evaluate({"extra": ""})]
-    nothing = packages.misfits({"shardpress": found["shardpress"]})
+    nothing = packages.unmet_requirements({"shardpress": found["shardpress"]})
     assert len(nothing) == len(needed) > 10
     assert all(mentions(text, "not installed") for text in nothing)
 
@@ -102,7 +102,7 @@ Requires-Dist: five; extra == "test"
 Requires-Dist: six>=6; python_version < "3.12" and extra == "test"
 """
     )
-    wrong = packages.misfits({"shardpress": str(tmp_path), "three": "three-2.0.dist-info"})
+    wrong = packages.unmet_requirements({"shardpress": str(tmp_path), "three": "three-2.0.dist-info"})
     expected = [("one", ">=1"), ("two", ">=2,<3"), ("three 2.0", "==3.0")]
     assert all(mentions(line, *facts) for line, facts in zip(wrong, expected, strict=True))
 
@@ -126,7 +126,7 @@ def test_versions_are_compared_by_their_numbers(version, ranges, fits):
 
 
 def test_a_checkout_that_is_not_installed_is_not_checked():
-    assert packages.misfits({}) == []
+    assert packages.unmet_requirements({}) == []
 
 
 def test_advised_commands_are_quoted(monkeypatch, tmp_path):
@@ -139,7 +139,7 @@ def test_advised_commands_are_quoted(monkeypatch, tmp_path):
     assert packages._what_to_type().endswith(": 'my files/.venv/bin/python' 'my files/scripts/extract.py'")
     monkeypatch.setattr(sys, "executable", str(python))
     needs_one = {"shardpress": packages.installed()["shardpress"]}
-    assert f": '{python}' -m pip install " in packages.misfits(needs_one)[0]
+    assert f": '{python}' -m pip install " in packages.unmet_requirements(needs_one)[0]
 
 
 def test_system_packages_and_unreadable_folders_are_harmless(monkeypatch, tmp_path):
@@ -157,7 +157,7 @@ def test_system_packages_and_unreadable_folders_are_harmless(monkeypatch, tmp_pa
     monkeypatch.setattr(sys, "path", ["/refused", str(tmp_path)])
     there = packages.installed()
     assert list(there) == ["pyyaml"]
-    assert packages.misfits(found | there) == []
+    assert packages.unmet_requirements(found | there) == []
 
 
 def test_the_first_of_two_versions_on_the_path_counts(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ each is trained until its loss on held-out rows stops falling.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -20,8 +20,9 @@ from sklearn.metrics import log_loss
 from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.classify.rows import Rows
+from pipeline.classify.rows import Map, Rows, RowsRead
 from pipeline.errors import DataError
+from pipeline.model import Model
 from pipeline.progress import Progress
 
 __all__ = ["Outcome", "compare", "fits_in_memory"]
@@ -41,20 +42,20 @@ _MIN_FALL = 1e-3
 _STEPS_PER_PASS = 50
 _MAX_BATCH_ROWS = 200
 
-Maps = Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]
-"""For each representation, a function from features and scaled raw rows to standardized columns."""
+Maps = Mapping[str, Map]
+"""Functions that return the standardized columns of each representation."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Accuracy on the test rows, and the number of passes until the classifier has converged or stopped."""
+    """Accuracy on the test rows, and the number of passes after which the training converged or stopped."""
 
     accuracy: float
     n_passes: int
     converged: bool
 
 
-def compare(rows: Rows, n_classes: int, memory_budget: int, most_passes: int, seed: int) -> dict[str, Outcome]:
+def compare(rows: Rows, n_classes: int, memory_budget: int, max_passes: int, seed: int) -> dict[str, Outcome]:
     """Train on the training rows of all three representations, and test on the test rows.
 
     Raises
@@ -63,8 +64,8 @@ def compare(rows: Rows, n_classes: int, memory_budget: int, most_passes: int, se
         When the budget is too small even out of core.
     """
     if fits_in_memory(rows, n_classes, memory_budget):
-        return _in_memory(rows, most_passes, seed)
-    return _out_of_core(rows, n_classes, memory_budget, most_passes, seed)
+        return _in_memory(rows, max_passes, seed)
+    return _out_of_core(rows, n_classes, memory_budget, max_passes, seed)
 
 
 def fits_in_memory(rows: Rows, n_classes: int, memory_budget: int) -> bool:
@@ -76,7 +77,9 @@ def fits_in_memory(rows: Rows, n_classes: int, memory_budget: int) -> bool:
 
 
 def _dtype(n_values: int) -> np.dtype:
-    return np.dtype(np.float64 if n_values <= _MAX_VALUES_IN_FLOAT64 else np.float32)
+    if n_values <= _MAX_VALUES_IN_FLOAT64:
+        return np.dtype(np.float64)
+    return np.dtype(np.float32)
 
 
 def _names(rows: Rows, n_components: int) -> tuple[str, str, str]:
@@ -87,44 +90,48 @@ def _names(rows: Rows, n_components: int) -> tuple[str, str, str]:
 # -- in memory -----------------------------------------------------------------------------------------------------
 
 
-def _in_memory(rows: Rows, most_passes: int, seed: int) -> dict[str, Outcome]:
+def _in_memory(rows: Rows, max_passes: int, seed: int) -> dict[str, Outcome]:
     n_train = len(rows.train)
-    encoded, raw, codes = _load(rows)
+    features, raw, codes = _load(rows)
     n_components = min(rows.model.n_features, n_train)  # no more than there are training rows
     pca = PCA(n_components, random_state=seed).fit(raw[:n_train])
-    tables = (encoded, pca.transform(raw), raw)
+    tables = (features, pca.transform(raw), raw)
     tolerance = 1e-4 if raw.dtype == np.float64 else 1e-3
-    return {
-        name: _fit_and_test(name, table, codes, n_train, tolerance, most_passes)
-        for name, table in zip(_names(rows, pca.n_components_), tables, strict=True)
-    }
+    outcomes = {}
+    for name, table in zip(_names(rows, pca.n_components_), tables, strict=True):
+        outcomes[name] = _fit_and_test(name, table, codes, n_train, tolerance, max_passes)
+    return outcomes
 
 
 def _load(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return features, raw rows and classes, the training rows first."""
     numbers = np.concatenate([rows.train, rows.test])
-    place = np.full(len(rows.codes), -1)
-    place[numbers] = np.arange(len(numbers))
-    n_inputs = rows.model.n_inputs
-    dtype = _dtype(len(numbers) * n_inputs)
-    encoded = np.empty((len(numbers), rows.model.n_features), dtype)
-    raw = np.empty((len(numbers), n_inputs), dtype)
-    with Progress("reading", len(numbers), "rows", 4 * n_inputs) as progress:
-        for here, features, values in rows.read(place >= 0, advance=progress.advance):
-            encoded[place[here]] = features
-            raw[place[here]] = values
-    return encoded, raw, rows.codes[numbers]
+    position = np.full(len(rows.codes), -1)
+    position[numbers] = np.arange(len(numbers))
+    features, raw = _empty_tables(len(numbers), rows.model)
+    with Progress("reading", len(numbers), "rows", 4 * rows.model.n_inputs) as progress:
+        for each in rows.read(position >= 0, advance=progress.advance):
+            features[position[each.numbers]] = each.features
+            raw[position[each.numbers]] = each.raw
+    return features, raw, rows.codes[numbers]
+
+
+def _empty_tables(n_rows: int, model: Model) -> tuple[np.ndarray, np.ndarray]:
+    """Return tables for features and raw rows."""
+    dtype = _dtype(n_rows * model.n_inputs)
+    return np.empty((n_rows, model.n_features), dtype), np.empty((n_rows, model.n_inputs), dtype)
 
 
 def _fit_and_test(
-    name: str, table: np.ndarray, codes: np.ndarray, n_train: int, tolerance: float, most_passes: int
+    name: str, table: np.ndarray, codes: np.ndarray, n_train: int, tolerance: float, max_passes: int
 ) -> Outcome:
     """Fit a classifier to the first rows and test it on the others; the table is standardized in place."""
     scaler = StandardScaler(copy=False).fit(table[:n_train])
     table = scaler.transform(table)
+    classifier = LogisticRegression(tol=tolerance, max_iter=max_passes)
     with Progress(name, None, "steps") as progress, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
-        classifier = LogisticRegression(tol=tolerance, max_iter=most_passes).set_callbacks(_Steps(progress))
+        classifier.set_callbacks(_Steps(progress))
         classifier.fit(table[:n_train], codes[:n_train])
     accuracy = classifier.score(table[n_train:], codes[n_train:])
     has_warning = any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
@@ -154,36 +161,60 @@ class _Steps:
 # -- out of core ---------------------------------------------------------------------------------------------------
 
 
-def _out_of_core(rows: Rows, n_classes: int, memory_budget: int, most_passes: int, seed: int) -> dict[str, Outcome]:
+def _out_of_core(rows: Rows, n_classes: int, memory_budget: int, max_passes: int, seed: int) -> dict[str, Outcome]:
     is_train = _mask(rows, rows.train)
     validation = _validation_rows(rows, memory_budget, seed)
-    maps, held_out = _standardizing(rows, is_train, validation, memory_budget)
+    maps, validation_rows = _first_pass(rows, is_train, validation, memory_budget)
     is_train[validation] = False
-    n_train = int(is_train.sum())
-    learners = {name: _Learner(n_classes, n_train, seed) for name in maps}
+    learners = {name: _Learner(n_classes, int(is_train.sum()), seed) for name in maps}
+    training = _Training(rows, is_train, validation_rows, maps, learners)
     rng = np.random.default_rng(seed)
-    for n_passes in range(1, most_passes + 1):
-        learning = {name: learner for name, learner in learners.items() if not learner.has_converged}
-        if not learning:
+    for number in range(1, max_passes + 1):
+        if not training.active():
             break
-        with Progress(f"pass {n_passes}", n_train, "rows", 4 * rows.model.n_inputs) as progress:
-            _learn(_windows(rows, is_train, rng, progress.advance), rows.codes, maps, learning)
-            for name, learner in learning.items():
-                learner.end_pass(maps[name](*held_out), rows.codes[validation])
-            progress.advance(0, "loss " + ", ".join(f"{learner.loss:.4f}" for learner in learners.values()))
+        training.run_pass(number, rng)
     return _test(rows, maps, learners)
 
 
-def _learn(
-    windows: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]],
-    codes: np.ndarray,
-    maps: Maps,
-    learners: Mapping[str, _Learner],
-) -> None:
-    """Train on all windows of a pass."""
-    for numbers, features, raw in windows:
-        for name, learner in learners.items():
-            learner.learn(maps[name](features, raw), codes[numbers])
+@dataclass(frozen=True)
+class _Training:
+    """Training of classifiers on all representations.
+
+    Attributes
+    ----------
+    is_train : ndarray of shape (n_rows,), bool
+        Which rows are trained on.
+    validation : RowsRead
+        Rows that decide when to stop.
+    """
+
+    rows: Rows
+    is_train: np.ndarray
+    validation: RowsRead
+    maps: Maps
+    learners: Mapping[str, _Learner]
+
+    def active(self) -> dict[str, _Learner]:
+        """Return the learners that have not converged."""
+        return {name: learner for name, learner in self.learners.items() if not learner.has_converged}
+
+    def run_pass(self, number: int, rng: np.random.Generator) -> None:
+        """Train on all windows once, and evaluate the result."""
+        active = self.active()
+        n_train = int(self.is_train.sum())
+        with Progress(f"pass {number}", n_train, "rows", 4 * self.rows.model.n_inputs) as progress:
+            for window in _windows(self.rows, self.is_train, rng, progress.advance):
+                for name, learner in active.items():
+                    learner.learn(window.table(self.maps[name]), self._codes(window))
+            for name, learner in active.items():
+                learner.end_pass(self.validation.table(self.maps[name]), self._codes(self.validation))
+            progress.advance(0, self._losses())
+
+    def _codes(self, rows: RowsRead) -> np.ndarray:
+        return self.rows.codes[rows.numbers]
+
+    def _losses(self) -> str:
+        return "loss " + ", ".join(f"{learner.loss:.4f}" for learner in self.learners.values())
 
 
 def _mask(rows: Rows, numbers: np.ndarray) -> np.ndarray:
@@ -201,33 +232,27 @@ def _validation_rows(rows: Rows, memory_budget: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(rows.train, n_rows, replace=False))
 
 
-def _standardizing(
-    rows: Rows, is_train: np.ndarray, validation: np.ndarray, memory_budget: int
-) -> tuple[Maps, tuple[np.ndarray, np.ndarray]]:
-    """Make one pass over the training rows.
+def _first_pass(rows: Rows, is_train: np.ndarray, validation: np.ndarray, memory_budget: int) -> tuple[Maps, RowsRead]:
+    """Read the training rows once.
 
     Returns
     -------
     maps : mapping
         Functions that standardize each representation.
-    held_out : tuple of ndarray
-        Features and raw rows of the validation rows.
+    validation_rows : RowsRead
     """
     n_inputs = rows.model.n_inputs
     _check_budget(n_inputs, memory_budget)
     scaler = StandardScaler()
     moments = _Moments(n_inputs)
     is_validation = _mask(rows, validation)
-    held_out_features = []
-    held_out_raw = []
+    found = []
     with Progress("means", int(is_train.sum()), "rows", 4 * n_inputs) as progress:
-        for numbers, features, raw in rows.read(is_train, advance=progress.advance):
-            scaler.partial_fit(features)
-            moments.add(raw)
-            held_out_features.append(features[is_validation[numbers]])
-            held_out_raw.append(raw[is_validation[numbers]])
-    maps = _maps(rows, scaler, moments)
-    return maps, (np.concatenate(held_out_features), np.concatenate(held_out_raw))
+        for piece in rows.read(is_train, advance=progress.advance):
+            scaler.partial_fit(piece.features)
+            moments.add(piece.raw)
+            found.append(piece.at(is_validation[piece.numbers]))
+    return _maps(rows, scaler, moments), RowsRead.joined(found)
 
 
 def _check_budget(n_inputs: int, memory_budget: int) -> None:
@@ -243,10 +268,7 @@ def _maps(rows: Rows, scaler: StandardScaler, moments: _Moments) -> Maps:
     """Return functions that standardize features, principal components and raw columns."""
     mean, covariance = moments.result()
     n_components = min(rows.model.n_features, moments.n_rows)
-    variances, axes = np.linalg.eigh(covariance)
-    variances = variances[::-1][:n_components]
-    axes = axes[:, ::-1][:, :n_components]
-    to_components = (axes * _inverse_root(variances)).astype(np.float32)
+    to_components = _largest_components(covariance, n_components).astype(np.float32)
     to_columns = _inverse_root(np.diagonal(covariance)).astype(np.float32)
     mean = mean.astype(np.float32)
     of_features, of_components, of_columns = _names(rows, n_components)
@@ -255,6 +277,13 @@ def _maps(rows: Rows, scaler: StandardScaler, moments: _Moments) -> Maps:
         of_components: lambda features, raw: (raw - mean) @ to_components,
         of_columns: lambda features, raw: (raw - mean) * to_columns,
     }
+
+
+def _largest_components(covariance: np.ndarray, n: int) -> np.ndarray:
+    """Return a matrix (n_inputs, n) that maps centred rows to standardized principal components."""
+    variances, axes = np.linalg.eigh(covariance)
+    largest = variances[::-1][:n]
+    return np.asarray(axes[:, ::-1][:, :n] * _inverse_root(largest))
 
 
 def _inverse_root(variances: np.ndarray) -> np.ndarray:
@@ -291,21 +320,16 @@ class _Moments:
 
 def _windows(
     rows: Rows, wanted: np.ndarray, rng: np.random.Generator, advance: Callable[[int], object]
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+) -> Iterator[RowsRead]:
     """Yield several pieces from all over the files together, in case the files are sorted by class."""
     window = []
     for piece in rows.read(wanted, rng.permutation(len(rows.pieces)).tolist(), advance):
         window.append(piece)
         if len(window) == _PIECES_PER_WINDOW:
-            yield _joined(window)
+            yield RowsRead.joined(window)
             window = []
     if window:
-        yield _joined(window)
-
-
-def _joined(window: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    numbers, features, raw = (np.concatenate(arrays) for arrays in zip(*window, strict=True))
-    return numbers, features, raw
+        yield RowsRead.joined(window)
 
 
 class _Learner:
@@ -336,7 +360,12 @@ class _Learner:
 
     @property
     def has_converged(self) -> bool:
+        """True if the loss has stopped falling."""
         return self._n_stale_passes >= _PATIENCE
+
+    def outcome(self, accuracy: float) -> Outcome:
+        """Return the outcome, given the accuracy of the best classifier."""
+        return Outcome(accuracy, self.n_passes, self.has_converged)
 
     def learn(self, table: np.ndarray, codes: np.ndarray) -> None:
         """Train on a window."""
@@ -349,11 +378,8 @@ class _Learner:
         self._n_windows += 1
 
     def end_pass(self, table: np.ndarray, codes: np.ndarray) -> None:
-        """End a pass: its mean weights, which are better than its last ones, are kept if they are the best so far."""
-        mean = deepcopy(self._classifier)
-        coefficients, intercepts = self._sums
-        mean.coefs_ = [coefficients / self._n_windows]
-        mean.intercepts_ = [intercepts / self._n_windows]
+        """End a pass, and keep its mean weights, which are better than its last ones, if they are the best so far."""
+        mean = self._mean_classifier()
         loss = log_loss(codes, mean.predict_proba(table), labels=self._classes)
         if loss < self.loss - _MIN_FALL * max(self.loss, 0.1):
             self._n_stale_passes = 0
@@ -365,18 +391,22 @@ class _Learner:
         self._n_windows = 0
         self.n_passes += 1
 
+    def _mean_classifier(self) -> MLPClassifier:
+        """Return a classifier with the mean of the weights after each window."""
+        mean = deepcopy(self._classifier)
+        coefficients, intercepts = self._sums
+        mean.coefs_ = [coefficients / self._n_windows]
+        mean.intercepts_ = [intercepts / self._n_windows]
+        return mean
+
 
 def _test(rows: Rows, maps: Maps, learners: Mapping[str, _Learner]) -> dict[str, Outcome]:
     """Return the accuracies on the test rows."""
-    is_test = _mask(rows, rows.test)
-    n_test = int(is_test.sum())
+    n_test = len(rows.test)
     n_right = dict.fromkeys(learners, 0)
     with Progress("test", n_test, "rows", 4 * rows.model.n_inputs) as progress:
-        for numbers, features, raw in rows.read(is_test, advance=progress.advance):
+        for piece in rows.read(_mask(rows, rows.test), advance=progress.advance):
             for name, learner in learners.items():
-                predicted = learner.best.predict(maps[name](features, raw))
-                n_right[name] += int((predicted == rows.codes[numbers]).sum())
-    return {
-        name: Outcome(n_right[name] / max(1, n_test), learner.n_passes, learner.has_converged)
-        for name, learner in learners.items()
-    }
+                predicted = learner.best.predict(piece.table(maps[name]))
+                n_right[name] += int((predicted == rows.codes[piece.numbers]).sum())
+    return {name: learner.outcome(n_right[name] / max(1, n_test)) for name, learner in learners.items()}

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.classify.classifiers import Outcome, compare
-from pipeline.classify.rows import LEFT_OUT, Piece, Rows, classes_of, held_out, labels_of, pieces, present
+from pipeline.classify.rows import LEFT_OUT, Piece, Rows, classes_of, cut_into_pieces, has_label, held_out, labels_of
 from pipeline.errors import DataError, counted, shown
 from pipeline.features import Features, open_features
 from pipeline.model import Model, load_model
 
-__all__ = ["Asked", "Comparison", "compared"]
+__all__ = ["Comparison", "Options", "compare_representations"]
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ _PIECES_PER_BUDGET = 128
 
 
 @dataclass(frozen=True)
-class Asked:
+class Options:
     """Options of a comparison.
 
     Attributes
@@ -33,7 +33,7 @@ class Asked:
     test : str or None
         Output directory with the test rows. By default a fifth of the rows of each class is held out.
     labels : str
-        Name of the rider with the labels.
+        Name of the extra dataset with the labels.
     passes : int
         Largest number of passes over the training rows.
     memory_budget : int
@@ -50,7 +50,9 @@ class Asked:
     @property
     def directories(self) -> list[str]:
         """Output directories of one or two runs."""
-        return [self.features, self.test] if self.test else [self.features]
+        if self.test:
+            return [self.features, self.test]
+        return [self.features]
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Comparison:
     Attributes
     ----------
     outcomes : dict of str to Outcome
-        By the name of each representation.
+        Outcomes by the names of the representations.
     tested_on : str
         Description of the test rows.
     n_bad, n_unlabelled : int
@@ -77,16 +79,18 @@ class Comparison:
     def __str__(self) -> str:
         head = f"Accuracy of a logistic regression on {self.tested_on}, {self.n_classes} classes, "
         lines = [f"{head}{self.n_train} training rows:"]
-        for name, found in self.outcomes.items():
-            doubt = "" if found.converged else f" (not converged: raise --passes from {found.n_passes})"
-            lines.append(f"  {found.accuracy:.4f}  on {name}{doubt}")
+        for name, outcome in self.outcomes.items():
+            doubt = ""
+            if not outcome.converged:
+                doubt = f" (not converged: raise --passes from {outcome.n_passes})"
+            lines.append(f"  {outcome.accuracy:.4f}  on {name}{doubt}")
         if self.n_bad or self.n_unlabelled:
             left_out = f"{counted(self.n_bad, 'bad row')}, {counted(self.n_unlabelled, 'row')} without a label"
             lines.append(f"Left out: {left_out}.")
         return "\n".join(lines)
 
 
-def compared(asked: Asked) -> Comparison:
+def compare_representations(options: Options) -> Comparison:
     """Train a classifier on three representations of the same rows.
 
     Raises
@@ -96,22 +100,17 @@ def compared(asked: Asked) -> Comparison:
     DataError
         For labels that cannot be used, features of another model, or rows that have changed.
     """
-    runs = [_open(directory) for directory in asked.directories]
-    model = load_model(asked.features)
-    for directory, run in zip(asked.directories, runs, strict=True):
-        _check_model(directory, run, model, asked.features)
-    codes = _codes(asked, runs)
+    model, runs = _open_runs(options)
+    codes = _codes(options, runs)
     is_valid = np.concatenate([run.valid.compute() for run in runs])
     n_unlabelled = int((codes[is_valid] == LEFT_OUT).sum())
     codes[~is_valid] = LEFT_OUT
-    is_test = _test_rows(asked, runs, codes)
-    n_classes = _check_classes(asked, codes, is_test)
-    rows = Rows(_pieces(asked, runs, model), model, codes, is_test)
-    outcomes = compare(rows, int(codes.max()) + 1, asked.memory_budget, asked.passes, asked.seed)
-    n_test = len(rows.test)
+    is_test = _test_rows(options, runs, codes)
+    n_classes = _check_classes(options, codes, is_test)
+    rows = Rows(_pieces(options, runs, model), model, codes, is_test)
     return Comparison(
-        outcomes=outcomes,
-        tested_on=f"the {n_test} rows of {asked.test}" if asked.test else f"{n_test} held-out rows",
+        outcomes=compare(rows, int(codes.max()) + 1, options.memory_budget, options.passes, options.seed),
+        tested_on=_describe_test_rows(len(rows.test), options.test),
         n_classes=n_classes,
         n_train=len(rows.train),
         n_bad=int((~is_valid).sum()),
@@ -119,33 +118,51 @@ def compared(asked: Asked) -> Comparison:
     )
 
 
-def _test_rows(asked: Asked, runs: Sequence[Features], codes: np.ndarray) -> np.ndarray:
+def _open_runs(options: Options) -> tuple[Model, list[Features]]:
+    """Open the runs, which must all have the same model."""
+    runs = [_open(directory) for directory in options.directories]
+    model = load_model(options.features)
+    for directory, run in zip(options.directories, runs, strict=True):
+        _check_model(directory, run, model, options.features)
+    return model, runs
+
+
+def _describe_test_rows(n: int, directory: str | None) -> str:
+    if directory:
+        return f"the {n} rows of {directory}"
+    return f"{n} held-out rows"
+
+
+def _test_rows(options: Options, runs: Sequence[Features], codes: np.ndarray) -> np.ndarray:
     """Return which rows test, bool (n_rows,)."""
-    if not asked.test:
-        return held_out(codes, asked.seed)
+    if not options.test:
+        return held_out(codes, options.seed)
     n_train = len(runs[0].valid)
     return np.arange(len(codes)) >= n_train
 
 
-def _codes(asked: Asked, runs: Sequence[Features]) -> np.ndarray:
+def _codes(options: Options, runs: Sequence[Features]) -> np.ndarray:
     """Return each row's class, LEFT_OUT for a row without a label."""
-    labels = [labels_of(directory, run, asked.labels) for directory, run in zip(asked.directories, runs, strict=True)]
-    masks = [present(run, asked.labels) for run in runs]
+    labels = []
+    masks = []
+    for directory, run in zip(options.directories, runs, strict=True):
+        labels.append(labels_of(directory, run, options.labels))
+        masks.append(has_label(run, options.labels))
+    _, classes = classes_of([values[mask] for values, mask in zip(labels, masks, strict=True)])
     codes = np.full(sum(map(len, labels)), LEFT_OUT, dtype=np.int64)
-    _, found = classes_of([values[mask] for values, mask in zip(labels, masks, strict=True)])
-    codes[np.concatenate(masks)] = found
+    codes[np.concatenate(masks)] = classes
     return codes
 
 
-def _pieces(asked: Asked, runs: Sequence[Features], model: Model) -> tuple[Piece, ...]:
-    """Cut the rows of all runs into pieces, numbered through."""
-    most_bytes = asked.memory_budget // _PIECES_PER_BUDGET
-    found: tuple[Piece, ...] = ()
+def _pieces(options: Options, runs: Sequence[Features], model: Model) -> tuple[Piece, ...]:
+    """Cut the rows of all runs into pieces with consecutive numbers."""
+    max_bytes = options.memory_budget // _PIECES_PER_BUDGET
+    pieces: tuple[Piece, ...] = ()
     first = 0
-    for directory, run in zip(asked.directories, runs, strict=True):
-        found += pieces(run, directory, model.columns, most_bytes, first)
+    for directory, run in zip(options.directories, runs, strict=True):
+        pieces += cut_into_pieces(run, directory, model.columns, max_bytes, first)
         first += len(run.valid)
-    return found
+    return pieces
 
 
 def _open(directory: str) -> Features:
@@ -166,12 +183,21 @@ def _check_model(directory: str, run: Features, model: Model, features: str) -> 
         )
 
 
-def _check_classes(asked: Asked, codes: np.ndarray, is_test: np.ndarray) -> int:
+def _check_classes(options: Options, codes: np.ndarray, is_test: np.ndarray) -> int:
     """Return the number of classes in the training rows, and check that there are enough rows of them."""
-    where = f"features={shown(asked.features)} dataset={asked.labels}"
-    has_label = codes != LEFT_OUT
-    n_train = int((has_label & ~is_test).sum())
-    n_classes = len(np.unique(codes[has_label & ~is_test]))
+    is_labelled = codes != LEFT_OUT
+    train_codes = codes[is_labelled & ~is_test]
+    n_classes = len(np.unique(train_codes))
+    _check_training_rows(options, n_classes, len(train_codes))
+    if not (is_labelled & is_test).any():
+        raise DataError(f"features={shown(options.test)} dataset={options.labels}: no row with a label, expected some")
+    if len(np.unique(codes[is_labelled])) > n_classes:
+        log.warning("some test rows have labels that no training row has; they count as mistakes")
+    return n_classes
+
+
+def _check_training_rows(options: Options, n_classes: int, n_train: int) -> None:
+    where = f"features={shown(options.features)} dataset={options.labels}"
     if n_classes < 2:
         raise DataError(f"{where}: {('no', 'one')[n_classes]} class only among the training rows, expected two or more")
     if 2 * n_classes > n_train:
@@ -179,8 +205,3 @@ def _check_classes(asked: Asked, codes: np.ndarray, is_test: np.ndarray) -> int:
             f"{where}: {n_classes} different values in {n_train} training rows, expected a class to have a few "
             "rows. Name the labels with --labels."
         )
-    if not (has_label & is_test).any():
-        raise DataError(f"features={shown(asked.test)} dataset={asked.labels}: no row with a label, expected some")
-    if len(np.unique(codes[has_label])) > n_classes:
-        log.warning("some test rows have labels that no training row has; they count as mistakes")
-    return n_classes

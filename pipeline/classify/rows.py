@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,10 +22,24 @@ from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard, with_offset
 from pipeline.shards.vet import Selection, vet
 
-__all__ = ["LEFT_OUT", "Piece", "Rows", "classes_of", "held_out", "labels_of", "pieces", "present"]
+__all__ = [
+    "LEFT_OUT",
+    "Map",
+    "Piece",
+    "Rows",
+    "RowsRead",
+    "classes_of",
+    "cut_into_pieces",
+    "has_label",
+    "held_out",
+    "labels_of",
+]
 
 LEFT_OUT = -1
 """Class of a row that is not used."""
+Map = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""A function from features and scaled raw rows to columns of a representation."""
+
 _HELD_OUT = 0.2
 _MAX_ROWS = 65536  # of a piece
 _TOLERANCE = 0.01  # processors and devices round features differently, but their differences are smaller
@@ -34,18 +49,18 @@ _TOLERANCE = 0.01  # processors and devices round features differently, but thei
 
 
 def labels_of(directory: str, run: Features, name: str) -> np.ndarray:
-    """Return the labels in a rider, one for each row: numbers or texts.
+    """Return the labels in an extra dataset, one for each row: numbers or texts.
 
     Raises
     ------
     DataError
-        When there is no such rider, or when it holds something else.
+        When there is no such dataset, or when it holds values of another kind.
     """
     if name not in run.riders:
         raise _no_such_rider(directory, run, name)
     labels = run.riders[name].compute()
     if name in run.categories:
-        labels = _decoded(labels, run.categories[name])
+        labels = _decode(labels, run.categories[name])
     where = f"features={shown(directory)} dataset={name}"
     if labels.dtype.kind not in "biufOSU":
         raise DataError(f"{where}: {labels.dtype}, expected numbers or text")
@@ -77,8 +92,8 @@ def _check_whole_numbers(where: str, labels: np.ndarray) -> None:
         )
 
 
-def _decoded(codes: np.ndarray, categories: np.ndarray) -> np.ndarray:
-    """Return the meaning of codes, since each run has its own codes; anything for -1, which `present` leaves out."""
+def _decode(codes: np.ndarray, categories: np.ndarray) -> np.ndarray:
+    """Return the meaning of codes, which differ between runs; that of -1 is arbitrary, see `has_label`."""
     if not len(categories):
         return codes
     if categories.dtype.kind not in "biu":
@@ -86,24 +101,25 @@ def _decoded(codes: np.ndarray, categories: np.ndarray) -> np.ndarray:
     return categories[codes]
 
 
-def present(run: Features, name: str) -> np.ndarray:
+def has_label(run: Features, name: str) -> np.ndarray:
     """Return which rows have a label, bool (n_rows,).
 
-    If some shards have no such dataset, a mask accompanies it. Codes of -1 mean no label.
+    If some shards lack the dataset, a mask accompanies it. Codes of -1 mean no label.
     """
+    labels = run.riders[name]
     if name in run.categories:
-        return np.asarray(run.riders[name].compute()) >= 0
-    # If the input had a dataset with the name of the mask, the mask has one more underscore.
-    masks = []
-    for other, values in run.riders.items():
-        if other.rstrip("_") == f"{name}_present" and values.dtype == bool:
-            masks.append(values.compute())
+        return np.asarray(labels.compute()) >= 0
+    masks = [values.compute() for other, values in run.riders.items() if _is_mask(other, values.dtype, name)]
     if masks:
         return np.asarray(np.logical_and.reduce(masks))
-    labels = run.riders[name]
     if labels.dtype.kind != "i":
         return np.ones(len(labels), dtype=bool)
     return np.asarray(labels.compute() != missing_value(labels.dtype))  # stored for labels that could not be read
+
+
+def _is_mask(other: str, dtype: np.dtype, name: str) -> bool:
+    # If the input had a dataset with the name of the mask, the mask has one more underscore.
+    return other.rstrip("_") == f"{name}_present" and dtype.kind == "b"
 
 
 def classes_of(labels: Sequence[np.ndarray]) -> tuple[list[object], np.ndarray]:
@@ -112,28 +128,33 @@ def classes_of(labels: Sequence[np.ndarray]) -> tuple[list[object], np.ndarray]:
     Texts are equal in any storage, and numbers in any dtype.
     """
     numbers: dict[object, int] = {}  # of the distinct labels, in the order in which they are found
-    places = []
+    rows = []
     for values in labels:
         distinct, inverse = _distinct(values)
         found = [numbers.setdefault(value, len(numbers)) for value in distinct]
-        places.append(np.array(found, dtype=np.int64)[inverse])
-    classes = [value for value in numbers if value is not None]
-    classes.sort(key=lambda value: (str(type(value)), value))
+        rows.append(np.array(found, dtype=np.int64)[inverse])
+    classes = sorted(numbers.keys() - {None}, key=lambda value: (str(type(value)), value))
     ranks = {value: rank for rank, value in enumerate(classes)}
     rank_of_number = np.array([ranks.get(value, LEFT_OUT) for value in numbers], dtype=np.int64)
-    return classes, rank_of_number[np.concatenate(places)]
+    return classes, rank_of_number[np.concatenate(rows)]
 
 
 def _distinct(values: np.ndarray) -> tuple[list[object], np.ndarray]:
     """Return the distinct values as plain ones, None for a missing one, and the index of each row's value."""
     if values.dtype.kind in "biuf":
         found, inverse = np.unique(values, return_inverse=True)
-        return [None if math.isnan(value) else int(value) for value in found.tolist()], inverse
+        return [_whole_number(value) for value in found.tolist()], inverse
     # A dictionary, since an array of text would be as wide as the longest one.
     numbers: dict[object, int] = {}
     indices = (numbers.setdefault(value, len(numbers)) for value in values.tolist())
     inverse = np.fromiter(indices, np.int64, len(values))
     return [_text(value).strip() or None for value in numbers], inverse
+
+
+def _whole_number(value: float) -> int | None:
+    if math.isnan(value):
+        return None
+    return int(value)
 
 
 def _text(value: object) -> str:
@@ -147,11 +168,11 @@ def held_out(codes: np.ndarray, seed: int) -> np.ndarray:
     order = np.random.default_rng(seed).permutation(np.flatnonzero(codes != LEFT_OUT))
     order = order[np.argsort(codes[order], kind="stable")]
     sizes = np.bincount(codes[order])
-    n_wanted = np.where(sizes > 1, np.maximum(1, np.round(_HELD_OUT * sizes)), 0)
+    n_test = np.where(sizes > 1, np.maximum(1, np.round(_HELD_OUT * sizes)), 0)
     first_of_class = np.cumsum(sizes) - sizes
-    place_in_class = np.arange(len(order)) - np.repeat(first_of_class, sizes)
+    rank_in_class = np.arange(len(order)) - np.repeat(first_of_class, sizes)
     is_test = np.zeros(len(codes), dtype=bool)
-    is_test[order[place_in_class < n_wanted[codes[order]]]] = True
+    is_test[order[rank_in_class < n_test[codes[order]]]] = True
     return is_test
 
 
@@ -177,10 +198,58 @@ class Piece:
     first: int
     missing: float | None = None
 
+    def cut(self, n_rows: int) -> Iterator[Piece]:
+        """Cut the rows into pieces of at most `n_rows`."""
+        for start in range(0, len(self.raw), n_rows):
+            stop = min(start + n_rows, len(self.raw))
+            yield Piece(
+                raw=_part_of_block(self.raw, start, stop),
+                encoded=_part_of_block(self.encoded, start, stop),
+                first=self.first + start,
+                missing=self.missing,
+            )
+
+
+def _part_of_block(block: Block, start: int, stop: int) -> Block:
+    return Block(block.shard, block.start + start, block.start + stop)
+
+
+class RowsRead(NamedTuple):
+    """Rows in memory.
+
+    Attributes
+    ----------
+    numbers : ndarray of shape (n_rows,), int64
+    features : ndarray of shape (n_rows, n_features), float32
+    raw : ndarray of shape (n_rows, n_inputs), float32
+        Scaled.
+    """
+
+    numbers: np.ndarray
+    features: np.ndarray
+    raw: np.ndarray
+
+    def at(self, rows: np.ndarray) -> RowsRead:
+        """Return some of the rows, given by positions or a mask."""
+        return RowsRead(self.numbers[rows], self.features[rows], self.raw[rows])
+
+    def table(self, function: Map) -> np.ndarray:
+        """Return a representation of the rows."""
+        return function(self.features, self.raw)
+
+    @classmethod
+    def joined(cls, pieces: Sequence[RowsRead]) -> RowsRead:
+        """Return the rows of several pieces."""
+        return cls(
+            numbers=np.concatenate([piece.numbers for piece in pieces]),
+            features=np.concatenate([piece.features for piece in pieces]),
+            raw=np.concatenate([piece.raw for piece in pieces]),
+        )
+
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one or two runs, numbered through.
+    """Rows of one or two runs, with consecutive numbers.
 
     Attributes
     ----------
@@ -208,8 +277,8 @@ class Rows:
 
     def read(
         self, wanted: np.ndarray, order: Sequence[int] | None = None, advance: Callable[[int], object] = lambda n: None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield row numbers, features and scaled raw rows (both float32), piece by piece.
+    ) -> Iterator[RowsRead]:
+        """Yield rows piece by piece.
 
         Parameters
         ----------
@@ -234,40 +303,44 @@ class Rows:
                 yield self._read_piece(piece, chosen)
             advance(len(chosen))
 
-    def _read_piece(self, piece: Piece, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _read_piece(self, piece: Piece, chosen: np.ndarray) -> RowsRead:
+        scaler = self.model.scaler
         block = replace(piece.raw, shard=with_offset(piece.raw.shard, self.model.offset))
-        raw = Cleaning(self.model.scaler, piece.missing).cleaned(block, read(block))[chosen]
-        encoded = read(piece.encoded)[chosen]
-        _check(self.model, piece, raw[:1], encoded[:1])
-        return piece.first + chosen, encoded, self.model.scaler.transform(raw)
+        raw = Cleaning(scaler, piece.missing).cleaned(block, read(block))[chosen]
+        features = read(piece.encoded)[chosen]
+        _check(self.model, piece, raw[:1], features[:1])
+        return RowsRead(piece.first + chosen, features, scaler.transform(raw))
 
 
-def pieces(found: Features, directory: str, columns: Columns, most_bytes: int, first: int = 0) -> tuple[Piece, ...]:
+def cut_into_pieces(
+    run: Features, directory: str, columns: Columns, max_bytes: int, first: int = 0
+) -> tuple[Piece, ...]:
     """Cut a run's rows into pieces.
 
     Parameters
     ----------
     columns : Columns
-        Columns of the model. They are read in this order if the run has matched them by name.
-    most_bytes : int
-        Of scaled raw rows in a piece.
+        Columns of the model. Rows are read in this order if the run has matched columns by name.
+    max_bytes : int
+        Largest size of the scaled raw rows of a piece.
     first : int
         Number of the first row.
     """
-    config = found.manifest["config"]
+    config = run.manifest["config"]
     expected = columns if config.get("match_columns") == "name" else None
-    found_pieces: list[Piece] = []
-    for part in found.manifest["parts"]:
+    pieces: list[Piece] = []
+    for part in run.manifest["parts"]:
         raw = _shard(part["path"], part["dataset"], config.get("orientation"), expected)
         encoded = _shard(str(Path(directory) / part["file"]), "features", None)
-        n_rows = max(1, min(_MAX_ROWS, most_bytes // (4 * raw.n_inputs)))
-        for start in range(0, part["n_rows"], n_rows):
-            stop = min(start + n_rows, part["n_rows"])
-            raw_block = Block(raw, part["start"] + start, part["start"] + stop)
-            encoded_block = Block(encoded, start, stop)
-            found_pieces.append(Piece(raw_block, encoded_block, first + start, config.get("missing_value")))
+        whole = Piece(
+            raw=Block(raw, part["start"], part["start"] + part["n_rows"]),
+            encoded=Block(encoded, 0, part["n_rows"]),
+            first=first,
+            missing=config.get("missing_value"),
+        )
+        pieces += whole.cut(max(1, min(_MAX_ROWS, max_bytes // (4 * raw.n_inputs))))
         first += part["n_rows"]
-    return tuple(found_pieces)
+    return tuple(pieces)
 
 
 @cache
@@ -278,12 +351,12 @@ def _shard(path: str, dataset: str, orientation: str | None, columns: Columns | 
     return reordered(shard, columns)
 
 
-def _check(model: Model, piece: Piece, raw: np.ndarray, encoded: np.ndarray) -> None:
+def _check(model: Model, piece: Piece, raw: np.ndarray, features: np.ndarray) -> None:
     """Check that features were made from a raw row, as it is or clipped to the model's range."""
     low = model.scaler.minimum.astype(np.float64)
     high = model.scaler.maximum.astype(np.float64)
     clipped = np.clip(raw.astype(np.float64), low, high)
-    if not any(np.allclose(model.encode(rows), encoded, atol=_TOLERANCE) for rows in (raw, clipped)):
+    if not any(np.allclose(model.encode(rows), features, atol=_TOLERANCE) for rows in (raw, clipped)):
         raise DataError(
             f"{piece.raw}: not the rows that file={shown(piece.encoded.shard.path)} was made from, expected them "
             "unchanged. Type shardpress run again."

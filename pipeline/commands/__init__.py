@@ -1,1 +1,1 @@
-"""What `shardpress NAME` does, a file for each name: flags in, an answer on standard output, an exit code."""
+"""The commands `shardpress NAME`, one module each: they parse flags, print an answer and return an exit code."""

@@ -1,4 +1,4 @@
-"""`shardpress classify`: how good features are for a classifier."""
+"""`shardpress classify`: measure how useful features are for a classifier."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import sys
 from dataclasses import asdict
 
-from pipeline.commands.parsing import add_json_flag, byte_count, print_json, progress_shown, whole_number
+from pipeline.commands.parsing import add_json_flag, byte_count, log_progress, print_json, whole_number
 from pipeline.signals import Stopped, stoppable
 
 __all__ = ["DESCRIPTION", "configure", "run"]
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     from pipeline.runlog import Terminal
 
     logging.basicConfig(handlers=[Terminal()])
-    with stoppable(), progress_shown():
+    with stoppable(), log_progress():
         try:
             _compare(options)
         except Stopped as stopped:
@@ -70,9 +70,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from pipeline.classify.compare import Asked, compared
+    from pipeline.classify.compare import Options, compare_representations
 
-    asked = Asked(
+    comparison = Options(
         features=options.features,
         test=options.test,
         labels=options.labels,
@@ -80,8 +80,8 @@ def _compare(options: argparse.Namespace) -> None:
         memory_budget=options.memory_budget,
         seed=options.seed,
     )
-    found = compared(asked)
+    result = compare_representations(comparison)
     if options.json:
-        print_json(asdict(found))
+        print_json(asdict(result))
     else:
-        print(found)
+        print(result)

@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compare two outputs; the exit code is 0 whatever the answer."""
+    """Compare two outputs; the exit code is 0 for any result."""
     from pipeline.report.compare import compare
 
     found = compare(options.a, options.b, options.rows)

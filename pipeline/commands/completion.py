@@ -1,4 +1,4 @@
-"""`shardpress completion`: a script that completes commands, flags and values in a shell without starting Python."""
+"""`shardpress completion`: write a script that completes commands, flags and values in a shell."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _parser_of_all(file: Any, folder: Any) -> argparse.ArgumentParser:
     Parameters
     ----------
     file, folder : dict
-        How each shell completes a file and a directory.
+        The completion of files and directories in each shell.
     """
     parser = argparse.ArgumentParser("shardpress")
     commands = parser.add_subparsers(parser_class=Parser)
@@ -55,7 +55,7 @@ def _parser_of_all(file: Any, folder: Any) -> argparse.ArgumentParser:
 
 
 def _complete_values(action: Any, file: Any, folder: Any) -> None:
-    """Set what completes the value of one argument."""
+    """Set the completion of the value of one argument."""
     metavar = str(action.metavar or "")
     is_positional = not action.option_strings
     if metavar.startswith("{"):

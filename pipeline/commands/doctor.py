@@ -33,18 +33,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what was found; the exit code is that of `pipeline.doctor.check.exit_code`."""
+    """Print all checks; the exit code is that of `pipeline.doctor.check.exit_code`."""
     from pipeline.doctor.check import exit_code, page, verdict
-    from pipeline.doctor.devices import tried
-    from pipeline.doctor.machine import the_machine, the_python
+    from pipeline.doctor.devices import device_checks
+    from pipeline.doctor.machine import machine_checks, python_checks
 
     print("shardpress doctor: looking; each device takes some seconds, the first time half a minute.", file=sys.stderr)
-    checks = list(the_python())
+    checks = list(python_checks())
     libraries: dict[str, list[str]] = {}
-    for check, loaded in tried(options.seconds):
+    for check, loaded in device_checks(options.seconds):
         checks.append(check)
         libraries |= loaded
-    checks += the_machine(options.output)
+    checks += machine_checks(options.output)
     if options.json:
         print_json({"verdict": verdict(checks), "checks": [asdict(each) for each in checks], "libraries": libraries})
     else:

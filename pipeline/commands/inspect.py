@@ -1,4 +1,4 @@
-"""`shardpress inspect`: describe input files, and what a run would read from them."""
+"""`shardpress inspect`: describe input files, and the rows that a run would read from them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.commands.parsing import add_json_flag, byte_count, print_json, progress_shown
+from pipeline.commands.parsing import add_json_flag, byte_count, log_progress, print_json
 from pipeline.errors import DataError, counted, shown, some
 from pipeline.settings.kinds import DATASET, EXACT_NUMBER
 
 if TYPE_CHECKING:
+    from pipeline.columns import Columns
     from pipeline.scan.preview import Preview
+    from pipeline.scan.ranges import Scan
     from pipeline.shards.inspect import FileGroup, Inspection
     from pipeline.shards.twins import Twins
 
@@ -31,10 +33,10 @@ Of the rows, 256 MB from all over the files are looked at, or all with --all. Wh
 is 65.
 """
 _BLOCK_BYTES = 2**23
-_MOST_NUMBERS = 2**16  # columns whose ranges stand in the JSON
+_MAX_NUMBERS = 2**16  # columns whose ranges are part of the JSON
 _FEW = 20  # columns whose ranges are listed one by one
 _LISTED = 10
-_FLOAT32_DOES = 1e-5  # of a column's range, by which float32 may be coarser: as fine as sensors are
+_FLOAT32_IS_ENOUGH = 1e-5  # resolution relative to a column's range: sensors are not finer
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what is in the files; the exit code is 65 if a file is refused."""
+    """Describe the files; the exit code is 65 if a file is refused."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s")  # warnings are part of the answer
     from pipeline.shards.columns import ColumnRule
     from pipeline.shards.inspect import inspect_files
@@ -70,49 +72,45 @@ def run(options: argparse.Namespace) -> int:
     found = inspect_files(options.shards or ["data/*.h5"], wanted, options.follow, rule)
     look = None
     if found.shards:
-        with progress_shown():
-            look = _looked(found, options)
-    twins = list(find_twins(found.shards)) if options.all else []
+        with log_progress():
+            look = _look_at_rows(found, options)
+    twins: list[Twins] = []
+    if options.all:
+        twins = list(find_twins(found.shards))
     if options.json:
-        print_json(_plain(found, look, twins))
+        print_json(_as_json(found, look, twins))
     else:
         print("\n".join(_lines(found, look, twins)))
     return DataError.exit_code if found.refused else 0
 
 
-def _looked(found: Inspection, options: argparse.Namespace) -> Preview:
+def _look_at_rows(found: Inspection, options: argparse.Namespace) -> Preview:
+    """Scan some of the rows, or all of them with ``--all``."""
     from pipeline.progress import Progress
     from pipeline.scan.blocks import ScanSettings
     from pipeline.scan.preview import preview_rows
 
-    block_rows = max(1, _BLOCK_BYTES // found.shards[0].row_bytes)
-    settings = ScanSettings(block_rows, options.missing_value)
+    row_bytes = found.shards[0].row_bytes
+    settings = ScanSettings(max(1, _BLOCK_BYTES // row_bytes), options.missing_value)
     n_threads = len(os.sched_getaffinity(0))
     if not options.all:
         return preview_rows(found.shards, settings, n_threads, options.most)
     n_rows = sum(shard.n_rows for shard in found.shards)
-    with Progress("looking at rows", n_rows, "rows", found.shards[0].row_bytes) as progress:
+    with Progress("looking at rows", n_rows, "rows", row_bytes) as progress:
         return preview_rows(found.shards, settings, n_threads, None, advance=progress.advance)
 
 
-# -- for programs --------------------------------------------------------------------------------------------------
+# -- JSON ---------------------------------------------------------------------------------------------------------
 
 
-def _plain(found: Inspection, look: Preview | None, twins: Sequence[Twins]) -> dict[str, Any]:
-    rows = None if look is None else _plain_rows(found, look)
+def _as_json(found: Inspection, look: Preview | None, twins: Sequence[Twins]) -> dict[str, Any]:
+    rows = None if look is None else _rows_as_json(found, look)
     equal = [[each.first.path, each.second.path] for each in twins]
     return {"files": [vars(each) for each in found.files], "refused": found.refused, "rows": rows, "equal": equal}
 
 
-def _plain_rows(found: Inspection, look: Preview) -> dict[str, Any]:
+def _rows_as_json(found: Inspection, look: Preview) -> dict[str, Any]:
     scan = look.scan
-    constant: list[int] = []
-    minimum: list[float] = []
-    maximum: list[float] = []
-    if scan.n_good:
-        constant = scan.constant.nonzero()[0].tolist()
-        minimum = scan.minimum[:_MOST_NUMBERS].tolist()
-        maximum = scan.maximum[:_MOST_NUMBERS].tolist()
     return {
         "n_rows": look.n_rows,
         "n_looked_at": scan.n_rows,
@@ -120,24 +118,35 @@ def _plain_rows(found: Inspection, look: Preview) -> dict[str, Any]:
         "n_bad": len(scan.bad_rows),
         "bad_rows": scan.bad_rows[:_LISTED].tolist(),
         "unreadable": {found.shards[i].path: why for i, why in scan.unreadable.items()},
-        "constant_columns": constant,
-        "narrow_columns": scan.narrow.tolist(),
-        "minimum": minimum,
-        "maximum": maximum,
+        **_columns_as_json(scan),
         "smaller_dtype": look.smaller,
     }
 
 
-# -- for people ----------------------------------------------------------------------------------------------------
+def _columns_as_json(scan: Scan) -> dict[str, Any]:
+    """Return constant and narrow columns, and their ranges, which are unknown without good rows."""
+    narrow = scan.narrow.tolist()
+    if not scan.n_good:
+        return {"constant_columns": [], "narrow_columns": narrow, "minimum": [], "maximum": []}
+    return {
+        "constant_columns": scan.constant.nonzero()[0].tolist(),
+        "narrow_columns": narrow,
+        "minimum": scan.minimum[:_MAX_NUMBERS].tolist(),
+        "maximum": scan.maximum[:_MAX_NUMBERS].tolist(),
+    }
+
+
+# -- text ---------------------------------------------------------------------------------------------------------
 
 
 def _lines(found: Inspection, look: Preview | None, twins: Sequence[Twins]) -> Iterator[str]:
     for files in found.files:
-        yield from _of_files(files)
+        yield from _lines_of_files(files)
         yield ""
     if look is not None:
-        yield from _of_rows(found, look)
-    yield from (f"EQUAL ROWS  {each}" for each in twins[:_LISTED])
+        yield from _lines_of_rows(found, look)
+    for each in twins[:_LISTED]:
+        yield f"EQUAL ROWS  {each}"
     if len(twins) > _LISTED:
         yield f"EQUAL ROWS  {len(twins) - _LISTED} files more hold the same rows as another one"
     for refused in found.refused[:_LISTED]:
@@ -147,23 +156,29 @@ def _lines(found: Inspection, look: Preview | None, twins: Sequence[Twins]) -> I
         yield f"REFUSED  {len(found.refused) - _LISTED} files more"
 
 
-def _of_files(files: FileGroup) -> Iterator[str]:
-    names = shown(os.path.basename(files.names[0]))
-    if len(files.names) > 1:
-        last = shown(os.path.basename(files.names[-1]))
-        names = f"{names} ... {last}"
-    yield f"{counted(len(files.names), 'file')} ({names}), {counted(files.n_rows, 'row')}"
+def _lines_of_files(files: FileGroup) -> Iterator[str]:
+    yield f"{counted(len(files.names), 'file')} ({_names(files)}), {counted(files.n_rows, 'row')}"
     yield from _table(files.datasets, files.taken)
-    yield f"  taken: {_taken(files)}"
+    yield f"  taken: {_chosen_dataset(files)}"
     yield f"  columns: {files.columns}"
     yield f"  riding along: {some(map(shown, files.riding), _LISTED)}"
     if files.left_out:
         words = [f"{name} ({why})" for name, why in files.left_out.items()]
         yield f"  left out: {some(words, _LISTED)}"
-    yield from (f"  would read faster: {words}" for words in files.faster)
+    for advice in files.faster:
+        yield f"  would read faster: {advice}"
 
 
-def _taken(files: FileGroup) -> str:
+def _names(files: FileGroup) -> str:
+    """Return the names of the first and of the last file."""
+    first = shown(os.path.basename(files.names[0]))
+    if len(files.names) == 1:
+        return first
+    last = shown(os.path.basename(files.names[-1]))
+    return f"{first} ... {last}"
+
+
+def _chosen_dataset(files: FileGroup) -> str:
     """Return the dataset with the rows, and why it was chosen."""
     words = shown(files.taken)
     if files.form != "dense":
@@ -174,26 +189,27 @@ def _taken(files: FileGroup) -> str:
     return words
 
 
-def _table(datasets: Sequence[dict[str, Any]], taken: str) -> Iterator[str]:
-    rows = [_row(each) for each in datasets]
-    if not rows:
+def _table(datasets: Sequence[dict[str, Any]], chosen: str) -> Iterator[str]:
+    """Yield the lines of a table of datasets, in which the chosen one is marked."""
+    if not datasets:
         return
-    rows.insert(0, ["dataset", "shape", "dtype", "stored", "filters", "bytes"])
+    rows = [["dataset", "shape", "dtype", "stored", "filters", "bytes"], *map(_row, datasets)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        mark = "*" if row[0] == shown(taken) else " "
-        yield f"  {mark} " + "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
+        mark = "*" if row[0] == shown(chosen) else " "
+        cells = [word.ljust(width) for word, width in zip(row, widths, strict=True)]
+        yield f"  {mark} {'  '.join(cells).rstrip()}"
 
 
-def _row(its: dict[str, Any]) -> list[str]:
-    if its["what"]:  # not a dataset of numbers
-        shape = _shape_in_words(its["shape"]) if its["shape"] else ""
-        return [its["name"], shape, "", its["what"], "", ""]
-    stored = its["layout"]
-    if its["chunks"] is not None:
-        stored = f"chunks {_times(its['chunks'])}"
-    filters = ", ".join(its["filters"]) or "-"
-    return [its["name"], _shape_in_words(its["shape"]), its["dtype"], stored, filters, f"{its['n_bytes']:,}"]
+def _row(dataset: dict[str, Any]) -> list[str]:
+    shape = dataset["shape"]
+    if dataset["what"]:  # not a dataset of numbers
+        return [dataset["name"], _shape_in_words(shape) if shape else "", "", dataset["what"], "", ""]
+    stored = dataset["layout"]
+    if dataset["chunks"] is not None:
+        stored = f"chunks {_times(dataset['chunks'])}"
+    filters = ", ".join(dataset["filters"]) or "-"
+    return [dataset["name"], _shape_in_words(shape), dataset["dtype"], stored, filters, f"{dataset['n_bytes']:,}"]
 
 
 def _shape_in_words(shape: Sequence[int] | None) -> str:
@@ -206,7 +222,7 @@ def _times(lengths: Sequence[int]) -> str:
     return " x ".join(map(str, lengths))
 
 
-def _of_rows(found: Inspection, look: Preview) -> Iterator[str]:
+def _lines_of_rows(found: Inspection, look: Preview) -> Iterator[str]:
     from pipeline.scan.ranges import describe_bad_rows
 
     scan = look.scan
@@ -216,16 +232,14 @@ def _of_rows(found: Inspection, look: Preview) -> Iterator[str]:
         yield f"  CANNOT BE READ: {shown(found.shards[i].path)}: {why}"
     if len(scan.bad_rows):
         yield f"  BAD ROWS: {describe_bad_rows(found.shards, replace(scan, unreadable={}))}"
-    if not scan.n_good:
-        return
-    yield f"  values from {scan.minimum.min():g} to {scan.maximum.max():g}; bad rows: {len(scan.bad_rows) or 'none'}"
-    yield from _of_columns(found, look)
-    yield from _of_dtypes(found, look)
+    if scan.n_good:
+        n_bad = len(scan.bad_rows) or "none"
+        yield f"  values from {scan.minimum.min():g} to {scan.maximum.max():g}; bad rows: {n_bad}"
+        yield from _lines_of_columns(found.shards[0].columns, scan)
+        yield from _lines_of_dtypes(found, look)
 
 
-def _of_columns(found: Inspection, look: Preview) -> Iterator[str]:
-    scan = look.scan
-    columns = found.shards[0].columns
+def _lines_of_columns(columns: Columns, scan: Scan) -> Iterator[str]:
     constant = columns.listed(scan.constant.nonzero()[0])
     yield f"  constant columns: {some(constant, _LISTED) if constant else 'none'}"
     if len(scan.narrow):
@@ -236,7 +250,8 @@ def _of_columns(found: Inspection, look: Preview) -> Iterator[str]:
             yield f"    column {columns.numbered(i)}: {low:g} to {high:g}"
 
 
-def _of_dtypes(found: Inspection, look: Preview) -> Iterator[str]:
+def _lines_of_dtypes(found: Inspection, look: Preview) -> Iterator[str]:
+    """Yield a line if a smaller dtype would be sufficient."""
     import numpy as np
 
     stored = np.dtype(found.shards[0].stored_dtype)
@@ -246,7 +261,7 @@ def _of_dtypes(found: Inspection, look: Preview) -> Iterator[str]:
             f"  would read faster: {look.smaller} holds every value that was looked at, in "
             f"{smaller.itemsize} of {stored.itemsize} bytes"
         )
-    elif stored == np.float64 and look.float32_error < _FLOAT32_DOES:
+    elif stored == np.float64 and look.float32_error < _FLOAT32_IS_ENOUGH:
         yield (
             f"  would read faster: float32, in half the bytes, tells {look.float32_error:.1g} of every column's range "
             "apart, and training computes in it"

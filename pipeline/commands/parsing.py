@@ -1,4 +1,4 @@
-"""Values of arguments, answers as JSON, and progress lines, which several commands share."""
+"""Types of arguments, JSON output and progress lines that several commands share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.settings.kinds import parse_bytes
 
-__all__ = ["add_json_flag", "byte_count", "print_json", "progress_shown", "whole_number"]
+__all__ = ["add_json_flag", "byte_count", "log_progress", "print_json", "whole_number"]
 
 
 def whole_number(text: str) -> int:
@@ -30,17 +30,17 @@ def byte_count(text: str) -> int:
 
 
 def add_json_flag(parser: argparse.ArgumentParser) -> None:
-    """Add ``--json``, which prints the answer for programs."""
+    """Add ``--json``, which prints the answer as JSON."""
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def print_json(answer: Any) -> None:
-    """Write an answer as JSON, alone on standard output."""
+    """Write an answer as JSON to standard output."""
     print(json.dumps(answer, indent=1, ensure_ascii=False))
 
 
 @contextmanager
-def progress_shown() -> Iterator[None]:
+def log_progress() -> Iterator[None]:
     """Log the progress of passes within the context."""
     logger = logging.getLogger("pipeline.progress")
     level = logger.level

@@ -1,4 +1,4 @@
-"""`shardpress plan`: time, memory, disk space and problems of a run, without a run."""
+"""`shardpress plan`: estimate time, memory and disk space of a run, and list its problems."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ taken over, and everything that would stop it. Some rows are read, trained on an
 The exit code is 0, or that of the first problem. All settings of `shardpress run` may stand here, and --json: the
 answer as JSON, alone on standard output.
 """
-_OWN_FLAGS = ("--json", "--dry-run")  # `run --dry-run` arrives here, too
+_OWN_FLAGS = ("--json", "--dry-run")  # `run --dry-run` calls this command, too
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the plan; return 0, or the exit code of the first problem."""
-    _report_step("loading")  # before the imports, which take their time
-    import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
+    _report_step("loading")  # before the imports, which take a second or two
+    import pipeline.installed  # noqa: F401  it exits with a message if no run is possible here
 
     # isort: split
     from pipeline.run.plan.plan import make_plan
@@ -49,7 +49,9 @@ def run(options: argparse.Namespace) -> int:
         print_json(plan.summary())
     else:
         print(in_words(plan, config.results.output))
-    return plan.problems[0]["exit_code"] if plan.problems else 0
+    if plan.problems:
+        return plan.problems[0]["exit_code"]
+    return 0
 
 
 def _report_step(words: str) -> None:

@@ -1,4 +1,4 @@
-"""`shardpress report`: the report of a finished run, from its output directory."""
+"""`shardpress report`: write the report of a finished run."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
         from pipeline.commands.plan import run as plan
 
         return plan(options)
-    import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
+    import pipeline.installed  # noqa: F401  it exits with a message if no run is possible here
 
     # isort: split
     from pipeline.cli import main

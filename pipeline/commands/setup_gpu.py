@@ -1,4 +1,4 @@
-"""`shardpress setup-gpu`: install what a CUDA card needs in addition to its driver."""
+"""`shardpress setup-gpu`: install the libraries that a CUDA card needs in addition to its driver."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Install, and print each step."""
-    import pipeline.installed  # noqa: F401  a Python that cannot run Theano needs no card
-    from pipeline.gpu.install import Wanted, set_up
+    """Install the libraries, and print each step."""
+    import pipeline.installed  # noqa: F401  it exits with a message if this Python cannot run Theano
+    from pipeline.gpu.install import SetupOptions, set_up
 
-    for line in set_up(Wanted(options.cuda, options.source, options.mirror)):
+    for line in set_up(SetupOptions(options.cuda, options.source, options.mirror)):
         print(line, flush=True)
     print("next         THEANO_FLAGS=device=cuda shardpress doctor")
     return 0

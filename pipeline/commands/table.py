@@ -32,7 +32,7 @@ class Command:
     Attributes
     ----------
     group : str
-        When it is used; the page of all commands is ordered by it.
+        Heading of the command on the page of all commands.
     summary : str
         What it does, in half a line.
     takes_settings : bool
@@ -103,7 +103,7 @@ def load_command(name: str) -> ModuleType:
 
 
 def _exit_code(action: Callable[[], int]) -> int:
-    """Return what an action returns, or the exit code of its error, which is printed."""
+    """Call a function and return its result; if it raises an error, print the error and return its exit code."""
     try:
         return action()
     except ShardpressError as error:
@@ -138,13 +138,16 @@ def _run(name: str, arguments: Sequence[str], prog: str = "", description: str =
 
 
 def _known(name: str) -> str:
+    """Return the name of a command; raise `UsageError` if there is none."""
     if name == "--version":
         return "version"
     if name in COMMANDS:
         return name
+    suggestion = ""
     near = get_close_matches(name, COMMANDS, 1)
-    meant = f" Did you mean {near[0]}?" if near else ""
-    raise UsageError(f"shardpress has no command {shown(name)}.{meant} See shardpress --help.")
+    if near:
+        suggestion = f" Did you mean {near[0]}?"
+    raise UsageError(f"shardpress has no command {shown(name)}.{suggestion} See shardpress --help.")
 
 
 def _page() -> str:

@@ -1,1 +1,1 @@
-"""What is wrong with this machine, this Python and its packages, and what to do about it."""
+"""Checks of this machine, this Python and its packages, with advice."""

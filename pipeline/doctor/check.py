@@ -1,4 +1,4 @@
-"""The checks of the doctor, and its page: what to do comes first, then every check."""
+"""Checks of `shardpress doctor`, and the page that lists what to do and all checks."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def exit_code(checks: Sequence[Check]) -> int:
     failed = [each for each in checks if each.status == "fail"]
     if any(each.is_setting for each in failed):
         return ConfigError.exit_code
-    return 1 if failed else 0
+    return int(bool(failed))
 
 
 def verdict(checks: Sequence[Check]) -> str:
@@ -63,12 +63,12 @@ def verdict(checks: Sequence[Check]) -> str:
 
 
 def page(checks: Sequence[Check], libraries: Mapping[str, Sequence[str]]) -> str:
-    """Return a page for people.
+    """Return the page: what to do, all checks, and other libraries that were loaded.
 
     Parameters
     ----------
     checks : sequence of Check
-        In an order in which each check comes after those that it depends on.
+        The checks, each after those that it depends on.
     libraries : mapping
         Files of loaded libraries by name; those that no check names are listed.
     """
@@ -77,17 +77,20 @@ def page(checks: Sequence[Check], libraries: Mapping[str, Sequence[str]]) -> str
         lines += _wrapped(f"{_LABELS[each.status]:5}{each.name:12}", each.found)
         if each.fix and each.status == "absent":
             lines += _wrapped("     -> ", each.fix)
+    return "\n".join([*lines, *_other_libraries(checks, libraries)])
+
+
+def _other_libraries(checks: Sequence[Check], libraries: Mapping[str, Sequence[str]]) -> list[str]:
     words = " ".join(each.found for each in checks)
     others = [path for paths in libraries.values() for path in paths if path not in words]
-    if others:
-        lines += ["", "Other libraries that were loaded:"]
-        lines += [f"     {shown(path)}" for path in others]
-    return "\n".join(lines)
+    if not others:
+        return []
+    return ["", "Other libraries that were loaded:", *(f"     {shown(path)}" for path in others)]
 
 
 def _steps(checks: Sequence[Check]) -> list[str]:
-    """Return what to do, in order."""
-    # Failures first, since doubts may disappear with them; of each kind the first check, on which others depend.
+    """Return the lines about what to do, in order."""
+    # Failures first, since warnings may disappear with them; within each kind, checks on which others depend.
     steps = [each for each in checks if each.status == "fail" and each.fix]
     steps += [each for each in checks if each.status == "warn" and each.fix]
     if not steps:
@@ -98,8 +101,8 @@ def _steps(checks: Sequence[Check]) -> list[str]:
     return [*lines, ""]
 
 
-def _wrapped(head: str, text: str) -> Iterator[str]:
-    wrapper = textwrap.TextWrapper(_WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
+def _wrapped(prefix: str, text: str) -> Iterator[str]:
+    wrapper = textwrap.TextWrapper(_WIDTH, initial_indent=prefix, subsequent_indent=" " * len(prefix))
     wrapper.break_on_hyphens = False  # a path stays one word, so that it can be copied
     wrapper.break_long_words = False
     yield from wrapper.wrap(shown(text))

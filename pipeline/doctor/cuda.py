@@ -1,7 +1,7 @@
-"""Checks of what a CUDA device needs, from libgpuarray to each card.
+"""Checks of the libraries that a CUDA device needs, from libgpuarray to each card.
 
-A child process opens each library as libgpuarray does, and this process judges what it reports. The child needs the
-standard library alone, since other packages may be broken.
+A child process opens each library as libgpuarray does, and this process judges what it reports. The child uses the
+standard library only, since other packages may be broken.
 """
 
 from __future__ import annotations
@@ -25,51 +25,66 @@ from pipeline.childprocess import report
 from pipeline.doctor.check import Check, Status
 from pipeline.gpu.driver import capability_of, count_cards, cuda_version, dotted, files_of
 
-__all__ = ["main", "newest_ptx", "rungs"]
+__all__ = ["cuda_checks", "main", "newest_ptx"]
 
 _INSTALL = "shardpress setup-gpu (in a checkout: make gpu), without root: docs/gpu.md"
 _DRIVER = "NVIDIA's driver (Debian: apt-get install nvidia-driver; Ubuntu: ubuntu-drivers install)"
 _IN_CONTAINERS = "in a container: --gpus all, NVIDIA_DRIVER_CAPABILITIES=compute,utility"
 _NO_JIT = f"the driver's package with libnvidia-ptxjitcompiler.so.1; {_IN_CONTAINERS}"
 _ALLOW_JIT = "unset CUDA_DISABLE_PTX_JIT: NVRTC's kernels are made for a card by the driver"
-# Errors of cuda.h for the first kernel. Any other error is a matter of the card or the driver.
+# Errors of cuda.h for the first kernel. All others are faults of the card or the driver.
 _ADVICE = {
     221: _NO_JIT,
     222: f"a newer driver, or the NVRTC that fits this one: {_INSTALL}",
     223: _ALLOW_JIT,
 }
-_SEEN = "/sys/bus/pci/devices"
+_PCI_DEVICES = "/sys/bus/pci/devices"
 _SECONDS = 20.0  # of nvidia-smi
 _NO_REPORT = {"error": "the process that looked for it has not told"}
 _USERS = "pid,process_name,used_memory,gpu_bus_id"
-_NOTHING = b'extern "C" __global__ void nothing() {}\n'
+_EMPTY_KERNEL = b'extern "C" __global__ void nothing() {}\n'
 _PTX = 1  # CU_JIT_INPUT_PTX
 # Directories of the environment in which libgpuarray looks first, see install_pygpu.sh.
 _FOLDERS = ("lib/shardpress-gpu", "lib")
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE: the driver works, but sees no card
-_JIT = "libnvidia-ptxjitcompiler.so.1"  # which the driver opens for the first kernel
+_JIT = "libnvidia-ptxjitcompiler.so.1"  # the driver opens it for the first kernel
 
 
-def rungs(found: Mapping[str, Any], is_wanted: bool) -> Iterator[Check]:
-    """Yield one check after the other, each after those that it depends on.
+def cuda_checks(found: Mapping[str, Any], is_wanted: bool) -> Iterator[Check]:
+    """Yield the checks, each after those that it depends on.
 
     Parameters
     ----------
     found : mapping
-        What the child has reported.
+        The reports of the child.
     is_wanted : bool
         Whether a run would use CUDA. If not, missing parts are no failure.
     """
-    driver = found.get("driver", {})
-    is_there = "files" in driver or "beside" in driver
-    bad: Status = "absent"
-    if is_wanted:
-        bad = "fail"
-    elif is_there:
-        bad = "warn"
     yield _pygpu("fail" if is_wanted else "absent")
     if "failed" in found:
         yield Check("cuda", "fail" if is_wanted else "warn", found["failed"], _DRIVER)
+    driver = found.get("driver", {})
+    bad = _bad_status(driver, is_wanted)
+    yield from _library_checks(found, bad)
+    users = []
+    if driver.get("n_cards"):
+        users = _users()
+    cards = [name for name in found if name.startswith("card")]
+    for name in sorted(cards, key=_card_number):
+        yield _card(name, found[name], bad, users)
+
+
+def _bad_status(driver: Mapping[str, Any], is_wanted: bool) -> Status:
+    """Return the status of a library or card that cannot be used."""
+    if is_wanted:
+        return "fail"
+    if "files" in driver or "beside" in driver:
+        return "warn"
+    return "absent"
+
+
+def _library_checks(found: Mapping[str, Any], bad: Status) -> Iterator[Check]:
+    driver = found.get("driver", {})
     checks = [
         _library("libgpuarray", found, bad),
         _driver(driver, bad),
@@ -82,10 +97,6 @@ def rungs(found: Mapping[str, Any], is_wanted: bool) -> Iterator[Check]:
             yield check
         elif check.name == "driver":  # without a driver the others are not needed
             yield Check("driver", "absent", check.found)
-    users = _users() if driver.get("n_cards") else []
-    cards = [name for name in found if name.startswith("card")]
-    for name in sorted(cards, key=_card_number):
-        yield _card(name, found[name], bad, users)
 
 
 def _card_number(name: str) -> int:
@@ -93,9 +104,10 @@ def _card_number(name: str) -> int:
 
 
 def newest_ptx(cuda: Sequence[int]) -> tuple[int, int]:
-    """Return the newest PTX that a driver takes, by its version of CUDA (release notes of NVIDIA's "PTX ISA").
+    """Return the newest PTX that a driver accepts, given its version of CUDA.
 
-    CUDA 11 and 13 count it as themselves, four less; of CUDA 12, 12.5 and 12.6 have one version in common.
+    Source: release notes of NVIDIA's "PTX ISA". The major version is that of CUDA less four. The minor versions are
+    equal, except that CUDA 12.5 and 12.6 have the same one.
     """
     major, minor = cuda
     return major - 4, minor - (major == 12 and minor > 5)
@@ -105,10 +117,10 @@ def _pygpu(bad: Status) -> Check:
     spec = find_spec("pygpu")
     if spec is None or spec.origin is None:
         return Check("pygpu", bad, "is not installed", _INSTALL)
-    number = "of unknown version"
+    installed = "of unknown version"
     with suppress(PackageNotFoundError):
-        number = version("pygpu")
-    return Check("pygpu", "pass", f"{number}: {os.path.dirname(spec.origin)}")
+        installed = version("pygpu")
+    return Check("pygpu", "pass", f"{installed}: {os.path.dirname(spec.origin)}")
 
 
 def _library(name: str, found: Mapping[str, Any], bad: Status) -> Check:
@@ -124,7 +136,9 @@ def _library(name: str, found: Mapping[str, Any], bad: Status) -> Check:
 def _driver(facts: Mapping[str, Any], bad: Status) -> Check:
     if "files" not in facts:
         return _no_driver(facts, bad)
-    takes = f"takes code of CUDA {dotted(facts['version'])}" if "version" in facts else "does not say its version"
+    takes = "does not say its version"
+    if "version" in facts:
+        takes = f"takes code of CUDA {dotted(facts['version'])}"
     place = _files(facts)
     if "module" in facts:
         place += f"; {facts['module']}"
@@ -139,32 +153,35 @@ def _driver(facts: Mapping[str, Any], bad: Status) -> Check:
 
 def _no_driver(facts: Mapping[str, Any], bad: Status) -> Check:
     if "beside" in facts:
-        return Check(
-            "driver", bad, f"{facts['beside']} is there, but not libcuda.so, which libgpuarray opens", _INSTALL
-        )
-    cards = _seen()
-    hint = f"though the PCI bus shows an NVIDIA card ({cards[0]})" if cards else "nor an NVIDIA card on the PCI bus"
+        found = f"{facts['beside']} is there, but not libcuda.so, which libgpuarray opens"
+        return Check("driver", bad, found, _INSTALL)
+    cards = _pci_cards()
+    hint = "nor an NVIDIA card on the PCI bus"
+    if cards:
+        hint = f"though the PCI bus shows an NVIDIA card ({cards[0]})"
     return Check("driver", bad, f"no NVIDIA driver: there is no libcuda.so.1, {hint}", f"{_DRIVER}, or device=cpu")
 
 
 def _nvrtc(found: Mapping[str, Any], bad: Status) -> Check:
     facts = found.get("nvrtc", _NO_REPORT)
-    driver = found.get("driver", {})
     if "ptx" not in facts:
-        what = f"compiles nothing: {_files(facts)}" if "files" in facts else "is not found"
+        what = "is not found"
+        if "files" in facts:
+            what = f"compiles nothing: {_files(facts)}"
         return Check("nvrtc", bad, f"{what}: {facts.get('error')}", _INSTALL)
     writes = f"{dotted(facts['version'])} writes PTX {dotted(facts['ptx'])}"
+    driver = found.get("driver", {})
     if "version" not in driver:
         return Check("nvrtc", "pass", f"{writes}: {_files(facts)}")
-    takes = newest_ptx(driver["version"])
-    both = f"{writes}, the driver takes up to {dotted(takes)}: {_files(facts)}"
-    if tuple(facts["ptx"]) <= takes:
+    newest = newest_ptx(driver["version"])
+    both = f"{writes}, the driver takes up to {dotted(newest)}: {_files(facts)}"
+    if tuple(facts["ptx"]) <= newest:
         return Check("nvrtc", "pass", both)
     return Check("nvrtc", bad, both, _ADVICE[222])
 
 
 def _kernels(driver: Mapping[str, Any], bad: Status) -> Iterator[Check]:
-    """Yield what keeps a driver from compiling PTX."""
+    """Yield a check if the driver cannot compile PTX."""
     if "files" not in driver:
         return
     if os.environ.get("CUDA_DISABLE_PTX_JIT", "0") not in ("", "0"):
@@ -176,19 +193,27 @@ def _kernels(driver: Mapping[str, Any], bad: Status) -> Iterator[Check]:
 
 
 def _card(name: str, facts: Mapping[str, Any], bad: Status, users: Sequence[Mapping[str, str]]) -> Check:
-    head = f"{facts['name']}, capability {dotted(facts['capability'])}, at {facts['place']}"
-    if "free" in facts:
-        head += f", {facts['free'] / 1e9:.1f} of {facts['total'] / 1e9:.1f} GB free"
-    place = facts["place"].lower()
-    for each in users:
-        if each["gpu_bus_id"].lower().endswith(place):  # nvidia-smi writes eight digits of the domain, the driver four
-            head += f"; {each['process_name']} ({each['pid']}) has {each['used_memory']}"
+    found = _describe_card(facts, users)
     if "error" not in facts:
-        return Check(name, "pass", head)
+        return Check(name, "pass", found)
     fix = _ADVICE.get(facts.get("code", 0), "nvidia-smi says more; another card: THEANO_FLAGS=device=cuda1")
     if "NVRTC" in facts["error"] and "code" not in facts:
         fix = f"an NVRTC that knows this card: {_INSTALL}"
-    return Check(name, bad, f"{head}: {facts['error']}", fix)
+    return Check(name, bad, f"{found}: {facts['error']}", fix)
+
+
+def _describe_card(facts: Mapping[str, Any], users: Sequence[Mapping[str, str]]) -> str:
+    """Return name, capability, address and free memory of a card, and the processes that use it."""
+    text = f"{facts['name']}, capability {dotted(facts['capability'])}, at {facts['place']}"
+    if "free" in facts:
+        text += f", {facts['free'] / 1e9:.1f} of {facts['total'] / 1e9:.1f} GB free"
+    address = facts["place"].lower()
+    for each in users:
+        if (
+            each["gpu_bus_id"].lower().endswith(address)
+        ):  # nvidia-smi writes eight digits of the domain, the driver four
+            text += f"; {each['process_name']} ({each['pid']}) has {each['used_memory']}"
+    return text
 
 
 def _users() -> list[dict[str, str]]:
@@ -206,57 +231,68 @@ def _users() -> list[dict[str, str]]:
     return [dict(zip(names, row, strict=True)) for row in rows if len(row) == len(names)]
 
 
-def _seen() -> list[str]:
+def _pci_cards() -> list[str]:
     """Return the addresses of NVIDIA's cards on the PCI bus, with or without a driver."""
-    found = []
-    for folder in sorted(Path(_SEEN).glob("*")):
+    addresses = []
+    for folder in sorted(Path(_PCI_DEVICES).glob("*")):
         with suppress(OSError):
             is_display = (folder / "class").read_text().startswith("0x03")
             if is_display and (folder / "vendor").read_text().strip() == "0x10de":
-                found.append(folder.name)
-    return found
+                addresses.append(folder.name)
+    return addresses
 
 
 def _files(facts: Mapping[str, Any]) -> str:
-    """Return the file of a library, and the files that it passes all calls on to."""
+    """Return the file of a library, and the files to which it forwards all calls."""
     first, *others = facts["files"] or ["its file is not known"]
-    return f"{first}, which passes on to {', '.join(others)}" if others else str(first)
+    if others:
+        return f"{first}, which passes on to {', '.join(others)}"
+    return str(first)
 
 
 # -- in the child ------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    """Report what each library says; reports before a hanging or crashing call are kept."""
+    """Report facts about each library; reports before a hanging or crashing call are kept."""
     _, facts = _open("libgpuarray.so.3", "libgpuarray.")
     report(libgpuarray=facts)
     cublas, facts = _open("libcublas.so", "libcublas.")
-    report(cublas={**facts, **_ask(_cublas_version, cublas)})
+    report(cublas={**facts, **_facts_of(cublas, _cublas_version)})
     nvrtc, facts = _open("libnvrtc.so", "libnvrtc.")
-    report(nvrtc={**facts, **_ask(_compiler, nvrtc)})
-    cuda, facts = _open("libcuda.so", "libcuda.")
-    if cuda is None and _load("libcuda.so.1") is not None:  # a name that libgpuarray does not know
-        files = files_of("libcuda.")
-        facts["beside"] = files[0] if files else "libcuda.so.1"
-    report(driver=facts)
-    report(driver={**facts, **_ask(_driver_facts, cuda), "jit": _load(_JIT) is not None})
+    report(nvrtc={**facts, **_facts_of(nvrtc, _compiler)})
+    cuda = _report_driver()
     if cuda is not None:
         for number, card in enumerate(_cards(cuda, nvrtc)):
             report(**{f"card{number}": card})
     report(done=True)
 
 
-def _open(name: str, begins: str) -> tuple[ctypes.CDLL | None, dict[str, Any]]:
-    """Open a library as libgpuarray does, which also looks next to itself; return its files, or the error."""
+def _report_driver() -> ctypes.CDLL | None:
+    cuda, facts = _open("libcuda.so", "libcuda.")
+    if cuda is None and _load("libcuda.so.1") is not None:  # a name that libgpuarray does not know
+        files = files_of("libcuda.")
+        facts["beside"] = (files or ["libcuda.so.1"])[0]
+    report(driver=facts)
+    report(driver={**facts, **_facts_of(cuda, _driver_facts), "jit": _load(_JIT) is not None})
+    return cuda
+
+
+def _open(name: str, prefix: str) -> tuple[ctypes.CDLL | None, dict[str, Any]]:
+    """Open a library as libgpuarray does; return its files, whose names have a prefix, or the error."""
+    try:
+        library = ctypes.CDLL(_find(name))
+    except OSError as error:
+        return None, {"error": str(error)}
+    return library, {"files": files_of(prefix)}
+
+
+def _find(name: str) -> str:
+    """Return the path of a library in the directories where libgpuarray looks, or else its name."""
     folders = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     folders += [os.path.join(sys.exec_prefix, folder) for folder in _FOLDERS]
     paths = [os.path.join(folder, name) for folder in folders if folder]
-    found = next(filter(os.path.lexists, paths), name)
-    try:
-        library = ctypes.CDLL(found)
-    except OSError as error:
-        return None, {"error": str(error)}
-    return library, {"files": files_of(begins)}
+    return next(filter(os.path.lexists, paths), name)
 
 
 def _load(name: str) -> ctypes.CDLL | None:
@@ -265,12 +301,12 @@ def _load(name: str) -> ctypes.CDLL | None:
     return None
 
 
-def _ask(question: Callable[[ctypes.CDLL], dict[str, Any]], library: ctypes.CDLL | None) -> dict[str, Any]:
+def _facts_of(library: ctypes.CDLL | None, ask: Callable[[ctypes.CDLL], dict[str, Any]]) -> dict[str, Any]:
     """Return the facts about a library, or the name of a function that it lacks."""
     if library is None:
         return {}
     try:
-        return question(library)
+        return ask(library)
     except AttributeError as error:
         return {"error": str(error)}
 
@@ -279,12 +315,14 @@ def _cublas_version(cublas: ctypes.CDLL) -> dict[str, Any]:
     """Return the version by the one function that needs no card; some libraries lack it."""
     version = []
     with suppress(AttributeError):
-        for kind in range(3):
+        for part in range(3):
             number = c_int()
-            if cublas.cublasGetProperty(kind, byref(number)):
+            if cublas.cublasGetProperty(part, byref(number)):
                 return {}
             version.append(number.value)
-    return {"version": version} if version else {}
+    if not version:
+        return {}
+    return {"version": version}
 
 
 def _compiler(nvrtc: ctypes.CDLL) -> dict[str, Any]:
@@ -293,21 +331,19 @@ def _compiler(nvrtc: ctypes.CDLL) -> dict[str, Any]:
     minor = c_int()
     nvrtc.nvrtcVersion(byref(major), byref(minor))
     ptx, error = _compile(nvrtc)
-    found = re.search(rb"\.version (\d+)\.(\d+)", ptx)
-    if found is None:
+    match = re.search(rb"\.version (\d+)\.(\d+)", ptx)
+    if match is None:
         return {"error": error}
-    return {"version": [major.value, minor.value], "ptx": [int(each) for each in found.groups()]}
+    return {"version": [major.value, minor.value], "ptx": [int(each) for each in match.groups()]}
 
 
 def _compile(nvrtc: ctypes.CDLL, *options: bytes) -> tuple[bytes, str]:
-    """Return the PTX of a kernel that does nothing, or the error."""
+    """Return the PTX of an empty kernel, or the error."""
     program = c_void_p()
-    nvrtc.nvrtcCreateProgram(byref(program), _NOTHING, b"nothing.cu", 0, None, None)
+    nvrtc.nvrtcCreateProgram(byref(program), _EMPTY_KERNEL, b"nothing.cu", 0, None, None)
     code = nvrtc.nvrtcCompileProgram(program, len(options), (c_char_p * len(options))(*options))
     if code:
-        nvrtc.nvrtcGetErrorString.restype = c_char_p
-        words = nvrtc.nvrtcGetErrorString(code) or b""
-        return b"", words.decode(errors="replace") or f"error {code}"
+        return b"", _error_text(nvrtc, code)
     size = c_size_t()
     nvrtc.nvrtcGetPTXSize(program, byref(size))
     ptx = ctypes.create_string_buffer(size.value)
@@ -315,18 +351,24 @@ def _compile(nvrtc: ctypes.CDLL, *options: bytes) -> tuple[bytes, str]:
     return ptx.value, ""
 
 
+def _error_text(nvrtc: ctypes.CDLL, code: int) -> str:
+    nvrtc.nvrtcGetErrorString.restype = c_char_p
+    text = nvrtc.nvrtcGetErrorString(code) or b""
+    return text.decode(errors="replace") or f"error {code}"
+
+
 def _driver_facts(cuda: ctypes.CDLL) -> dict[str, Any]:
-    """Return the version of CUDA whose code a driver takes, its kernel module, and the number of its cards."""
-    found: dict[str, Any] = {}
+    """Return the newest version of CUDA that a driver supports, its kernel module, and the number of its cards."""
+    facts: dict[str, Any] = {}
     version = cuda_version(cuda)
     if version is not None:
-        found["version"] = list(version)
+        facts["version"] = list(version)
     with suppress(OSError), open("/proc/driver/nvidia/version") as file:  # some containers have none
-        found["module"] = file.readline().strip()
+        facts["module"] = file.readline().strip()
     code, n_cards = count_cards(cuda)
     if code not in (0, _NO_DEVICE):
-        return {**found, "error": f"cuInit: {_name_of(cuda, code)}"}
-    return {**found, "n_cards": n_cards}
+        return {**facts, "error": f"cuInit: {_name_of(cuda, code)}"}
+    return {**facts, "n_cards": n_cards}
 
 
 def _name_of(cuda: ctypes.CDLL, code: int) -> str:
@@ -346,43 +388,51 @@ def _cards(cuda: ctypes.CDLL, nvrtc: ctypes.CDLL | None) -> Iterator[dict[str, A
 
 
 def _card_facts(cuda: ctypes.CDLL, card: int, nvrtc: ctypes.CDLL | None) -> dict[str, Any]:
-    """Return what a card is, how much of its memory is free, and whether it takes what NVRTC compiles for it."""
+    """Return facts about a card and its memory, and an error if it does not accept what NVRTC compiles for it."""
+    facts = _card_identity(cuda, card)
+    context = c_void_p()
+    code = cuda.cuDevicePrimaryCtxRetain(byref(context), card) or cuda.cuCtxPushCurrent_v2(context)
+    if code:
+        return {**facts, "error": f"cannot be opened: {_name_of(cuda, code)}"}
+    free = c_size_t()
+    total = c_size_t()
+    cuda.cuMemGetInfo_v2(byref(free), byref(total))
+    facts |= {"free": free.value, "total": total.value}
+    if nvrtc is not None:
+        facts |= _kernel_error(cuda, nvrtc, facts["capability"])
+    cuda.cuCtxPopCurrent_v2(byref(context))
+    return facts
+
+
+def _card_identity(cuda: ctypes.CDLL, card: int) -> dict[str, Any]:
     name = ctypes.create_string_buffer(256)
     place = ctypes.create_string_buffer(16)
     cuda.cuDeviceGetName(name, len(name), card)
     cuda.cuDeviceGetPCIBusId(place, len(place), card)
-    found: dict[str, Any] = {
+    return {
         "name": name.value.decode(errors="replace"),
         "place": place.value.decode(),
         "capability": capability_of(cuda, card),
     }
-    context = c_void_p()
-    code = cuda.cuDevicePrimaryCtxRetain(byref(context), card) or cuda.cuCtxPushCurrent_v2(context)
-    if code:
-        return {**found, "error": f"cannot be opened: {_name_of(cuda, code)}"}
-    free = c_size_t()
-    total = c_size_t()
-    cuda.cuMemGetInfo_v2(byref(free), byref(total))
-    found["free"] = free.value
-    found["total"] = total.value
-    if nvrtc is not None:
-        found |= _refusal(cuda, nvrtc, found["capability"])
-    cuda.cuCtxPopCurrent_v2(byref(context))
-    return found
 
 
-def _refusal(cuda: ctypes.CDLL, nvrtc: ctypes.CDLL, capability: list[int]) -> dict[str, Any]:
-    """Return why no kernel can be compiled for a card as libgpuarray does it; nothing if it can."""
+def _kernel_error(cuda: ctypes.CDLL, nvrtc: ctypes.CDLL, capability: list[int]) -> dict[str, Any]:
+    """Return why no kernel can be compiled for a card as libgpuarray does it; an empty dict if it can."""
     architecture = "compute_{}{}".format(*capability)[:10]  # libgpuarray cuts it like this
     ptx, error = _compile(nvrtc, b"-arch", architecture.encode())
     if error:
         return {"error": f"NVRTC makes no kernel of {architecture}: {error}"}
+    code = _link(cuda, ptx)
+    if not code:
+        return {}
+    return {"error": f"the driver refuses NVRTC's kernel: {_name_of(cuda, code)}", "code": code}
+
+
+def _link(cuda: ctypes.CDLL, ptx: bytes) -> int:
+    """Compile PTX for the current card, and return the driver's error code."""
     state = c_void_p()
     binary = c_void_p()
     size = c_size_t()
     code = cuda.cuLinkCreate(0, None, None, byref(state))
     code = code or cuda.cuLinkAddData(state, _PTX, ptx + b"\0", c_size_t(len(ptx) + 1), b"nothing", 0, None, None)
-    code = code or cuda.cuLinkComplete(state, byref(binary), byref(size))
-    if not code:
-        return {}
-    return {"error": f"the driver refuses NVRTC's kernel: {_name_of(cuda, code)}", "code": code}
+    return code or cuda.cuLinkComplete(state, byref(binary), byref(size))

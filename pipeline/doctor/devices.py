@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.childprocess import collect_reports, report
 from pipeline.doctor.check import Check, Status
-from pipeline.doctor.cuda import rungs
+from pipeline.doctor.cuda import cuda_checks
 from pipeline.doctor.packages import complaint, missing_proc
 from pipeline.errors import ConfigError
 from pipeline.gpu.driver import files_of
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
     from pipeline.model import Model
 
-__all__ = ["main", "tried", "wished"]
+__all__ = ["chosen_device", "device_checks", "main"]
 
-_SECONDS = 60.0  # of the libraries, which only have to be loaded
-# libgpuarray opens the bare name, which may lie in the environment's lib/ alone.
+_SECONDS = 60.0  # for the libraries, which only have to be loaded
+# libgpuarray opens the name without a version, which may exist only in the environment's lib/.
 _OPENCL = ("libOpenCL.so.1", "libOpenCL.so")
 _WIDTHS = (96, 32, 8)
-# For float32 on any device, see docs/devices.md. A wrong library or kernel is off by far more.
+# For float32 on any device, see docs/devices.md. A wrong library or kernel causes far larger differences.
 _TOLERANCE = 1e-4
 # Libraries that decide how products are computed and files are read.
 _LIBRARIES = {
@@ -46,49 +46,56 @@ _LIBRARIES = {
     "hdf5": ("libhdf5",),
 }
 
-Found = tuple[Check, dict[str, list[str]]]
+CheckAndFiles = tuple[Check, dict[str, list[str]]]
+"""A check, and the files of loaded libraries by their kind."""
 
 
-def tried(seconds: float) -> Iterator[Found]:
-    """Yield checks of each device, and of what it depends on, with the files of its libraries.
+def device_checks(seconds: float) -> Iterator[CheckAndFiles]:
+    """Yield checks of each device, and of the libraries that it needs, with the files of these libraries.
 
     Parameters
     ----------
     seconds : float
-        Time limit of each device.
+        Time limit for each device.
     """
-    if missing_proc():  # Theano could not read our settings; `the_machine` reports it
+    if missing_proc():  # Theano could not read our settings; `machine_checks` reports it
         return
-    chosen = wished()
-    cpu = _try(device="cpu", chosen=chosen, seconds=seconds)
-    yield from _of(cpu, "cpu", chosen)
+    chosen = chosen_device()
+    cpu = _probe_in_child(device="cpu", chosen=chosen, seconds=seconds)
+    yield from _checks_of(cpu, "cpu", chosen)
     libraries = collect_reports("pipeline.doctor.cuda", min(seconds, _SECONDS))
-    for check in rungs(libraries, chosen.startswith("cuda")):
+    for check in cuda_checks(libraries, chosen.startswith("cuda")):
         yield check, {}
     if cpu is None or cpu.get("code") == ConfigError.exit_code:  # the other devices would report the same
         return
-    first: dict[str, Any] = {}
+    yield from _checks_of_others(libraries, chosen, seconds)
+
+
+def _checks_of_others(libraries: Mapping[str, Any], chosen: str, seconds: float) -> Iterator[CheckAndFiles]:
+    """Yield checks of all devices except the CPU; the chosen one comes first."""
+    reports: dict[str, Any] = {}
     if chosen != "cpu":
-        first = _try(chosen, chosen, seconds) or {}
-    if first:
-        yield from _of(first, chosen, chosen)
-    for device in _others(libraries, chosen, first.get("place")):
-        yield from _of(_try(device, chosen, seconds), device, chosen)
+        reports = _probe_in_child(chosen, chosen, seconds) or {}
+    if reports:
+        yield from _checks_of(reports, chosen, chosen)
+    for device in _other_devices(libraries, chosen, reports.get("place")):
+        yield from _checks_of(_probe_in_child(device, chosen, seconds), device, chosen)
 
 
-def wished() -> str:
+def chosen_device() -> str:
     """Return the device of THEANO_FLAGS or .theanorc, read without Theano."""
     in_flags = re.findall(r"(?:^|[,\s])device\s*=\s*([^,\s]+)", os.environ.get("THEANO_FLAGS", ""))
     if in_flags:
         return str(in_flags[-1])
-    files = configparser.ConfigParser(strict=False, interpolation=None)
+    paths = os.environ.get("THEANORC", "~/.theanorc").split(os.pathsep)
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
     with suppress(configparser.Error, UnicodeDecodeError):
-        files.read(map(os.path.expanduser, os.environ.get("THEANORC", "~/.theanorc").split(os.pathsep)))
-    return files.get("global", "device", fallback="cpu")
+        parser.read(map(os.path.expanduser, paths))
+    return parser.get("global", "device", fallback="cpu")
 
 
-def _try(device: str, chosen: str, seconds: float) -> dict[str, Any] | None:
-    """Return what a child reports about a device; None without Theano."""
+def _probe_in_child(device: str, chosen: str, seconds: float) -> dict[str, Any] | None:
+    """Return the reports of a child about a device; None without Theano."""
     if find_spec("theano") is None:
         return None
     flags = [os.environ.get("THEANO_FLAGS")]
@@ -101,7 +108,7 @@ def _try(device: str, chosen: str, seconds: float) -> dict[str, Any] | None:
     return collect_reports(__name__, seconds, environment)
 
 
-def _others(libraries: Mapping[str, Any], chosen: str, place: str | None) -> Iterator[str]:
+def _other_devices(libraries: Mapping[str, Any], chosen: str, place: str | None) -> Iterator[str]:
     """Yield available devices in addition to that of the settings."""
     if find_spec("pygpu") is None:
         return
@@ -122,87 +129,101 @@ def _can_be_loaded(library: str) -> bool:
     return True
 
 
-def _of(found: dict[str, Any] | None, device: str, chosen: str) -> Iterator[Found]:
-    if found is None:
+def _checks_of(reports: dict[str, Any] | None, device: str, chosen: str) -> Iterator[CheckAndFiles]:
+    if reports is None:
         yield _without_theano(device), {}
         return
-    if "blas" in found:
-        yield _blas(found), {}
-    if device == "cpu" and found.get("cache"):
-        yield Check("cache", "pass", f"{found['cache']}: what is compiled is kept there"), {}
-    yield _judged(device, found, device == chosen), found.get("libraries", {})
+    if "blas" in reports:
+        yield _blas(reports), {}
+    if device == "cpu" and reports.get("cache"):
+        yield Check("cache", "pass", f"{reports['cache']}: what is compiled is kept there"), {}
+    yield _device(device, reports, device == chosen), reports.get("libraries", {})
 
 
 def _without_theano(device: str) -> Check:
     found = "there is no Theano in this Python, so nothing is computed here"
     if sys.version_info[:2] == (3, 11):
         return Check(device, "fail", found, complaint(), is_setting=True)
-    return Check(device, "absent", found)  # there is no Theano for later Pythons, which can read features
+    return Check(device, "absent", found)  # later Pythons have no Theano, but they can read features
 
 
-def _blas(found: Mapping[str, Any]) -> Check:
-    """Check what computes products on the processor."""
-    speed = f"{found['flops'] / 1e9:,.0f} GFLOP/s in float32"
-    if not found["blas"]:
+def _blas(reports: Mapping[str, Any]) -> Check:
+    """Check the library that computes products on the processor."""
+    speed = f"{reports['flops'] / 1e9:,.0f} GFLOP/s in float32"
+    if not reports["blas"]:
         fix = "take blas.ldflags= out of THEANO_FLAGS and .theanorc"
         return Check("blas", "warn", f"none is linked, so NumPy's own is called: {speed}", fix)
-    files = [path for path in found.get("libraries", {}).get("blas", []) if ".libs" not in path]  # which are NumPy's
-    return Check("blas", "pass", f"{speed}: {', '.join(files) or found['blas']}")
+    files = reports.get("libraries", {}).get("blas", [])
+    linked = [path for path in files if ".libs" not in path]  # those are NumPy's
+    return Check("blas", "pass", f"{speed}: {', '.join(linked) or reports['blas']}")
 
 
-def _judged(device: str, found: Mapping[str, Any], is_chosen: bool) -> Check:
-    if "failed" in found:
+def _device(device: str, reports: Mapping[str, Any], is_chosen: bool) -> Check:
+    if "failed" in reports:
         status: Status = "fail" if is_chosen or device == "cpu" else "warn"
-        return Check(device, status, found["failed"], is_setting=found.get("code") == ConfigError.exit_code)
+        return Check(device, status, reports["failed"], is_setting=reports.get("code") == ConfigError.exit_code)
     words = [
-        f"{found['name']}: compiled anew in {found['seconds']:.1f} s",
-        f"features are NumPy's but for {found['difference']:.0e}",
+        f"{reports['name']}: compiled anew in {reports['seconds']:.1f} s",
+        f"features are NumPy's but for {reports['difference']:.0e}",
     ]
     if device != "cpu":
-        there = found["bytes_per_second"]["there"] / 1e9
-        back = found["bytes_per_second"]["back"] / 1e9
-        words.append(f"{found['flops'] / 1e9:,.0f} GFLOP/s")
-        words.append(f"{there:.1f} GB/s there and {back:.1f} back")
-    use = "a run takes it" if is_chosen else f"THEANO_FLAGS=device={device} takes it"
-    return Check(device, "pass", "; ".join([*words, use]))
+        words += _speeds(reports)
+    if is_chosen:
+        words.append("a run takes it")
+    else:
+        words.append(f"THEANO_FLAGS=device={device} takes it")
+    return Check(device, "pass", "; ".join(words))
+
+
+def _speeds(reports: Mapping[str, Any]) -> list[str]:
+    there = reports["bytes_per_second"]["there"] / 1e9
+    back = reports["bytes_per_second"]["back"] / 1e9
+    return [f"{reports['flops'] / 1e9:,.0f} GFLOP/s", f"{there:.1f} GB/s there and {back:.1f} back"]
 
 
 # -- in the child ------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    """Report what the device of THEANO_FLAGS does."""
+    """Report facts about the device of THEANO_FLAGS."""
     logging.disable(logging.CRITICAL)
     from pipeline.device import theanos_errors
     from pipeline.errors import ShardpressError
 
     try:
         with theanos_errors():
-            for found in _probe():
-                report(**found)
+            for facts in _probe():
+                report(**facts)
     except ShardpressError as error:
         report(failed=str(error), code=error.exit_code)
-    loaded = {name: files_of(*begins) for name, begins in _LIBRARIES.items()}
+    loaded = {name: files_of(*prefixes) for name, prefixes in _LIBRARIES.items()}
     report(libraries={name: files for name, files in loaded.items() if files}, done=True)
 
 
 def _probe() -> Iterator[dict[str, Any]]:
-    import numpy as np
-
-    from pipeline.device import autoencoder_of, compile_anew, device_speeds, start_device
+    """Compile, compare features with NumPy's, and measure speeds; yield facts after each step."""
+    from pipeline.device import compile_anew, device_speeds, start_device
 
     device = start_device(is_required=True)
     yield {"device": device.used, "name": device.name, "place": device.place}
     seconds, cache = compile_anew()
     yield {"seconds": seconds, "cache": cache}
-    model, rows = _model_and_rows()
-    autoencoder = autoencoder_of(model.scaler, model.network, rows.dtype)
-    autoencoder.set_parameters(model.parameters)
-    difference = float(np.abs(autoencoder.encode(rows) - model.encode(rows)).max())
+    difference = _difference_from_numpy()
     yield {"difference": difference}
     if not difference <= _TOLERANCE:
         yield {"failed": f"its features differ from NumPy's by {difference:.1g}, expected {_TOLERANCE} at most"}
     yield device_speeds(device)
+
+
+def _difference_from_numpy() -> float:
+    import numpy as np
+
+    from pipeline.device import autoencoder_of
+
+    model, rows = _model_and_rows()
+    autoencoder = autoencoder_of(model.scaler, model.network, rows.dtype)
+    autoencoder.set_parameters(model.parameters)
+    return float(np.abs(autoencoder.encode(rows) - model.encode(rows)).max())
 
 
 def _model_and_rows() -> tuple[Model, np.ndarray]:

@@ -1,6 +1,6 @@
-"""Checks of Python, packages and compiler, and of memory, limits and places to write to.
+"""Checks of Python, packages and compiler, and of memory, limits and directories.
 
-They use the standard library alone, since other packages may be broken.
+They use the standard library only, since other packages may be broken.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.doctor.check import Check
-from pipeline.doctor.packages import HOW_TO_GET_IT, installed, misfits, missing_proc, too_little_memory
+from pipeline.doctor.packages import HOW_TO_GET_IT, installed, missing_proc, too_little_memory, unmet_requirements
 
-__all__ = ["the_machine", "the_python"]
+__all__ = ["machine_checks", "python_checks"]
 
 _IMPORTED = {"numpy": "numpy", "Theano": "theano", "pygpu": "pygpu", "dask": "dask", "h5py": "h5py"}
 _IMPORTED |= {"scikit-learn": "sklearn", "scipy": "scipy"}
 _FILTERS = {"zstandard": "zstandard", "lz4": "lz4", "blosc": "blosc"}
-# It says of which Python the headers are that it was compiled with.
+# It prints the version of Python whose headers it was compiled with.
 _PROGRAM = "#include <Python.h>\n#include <cstdio>\nint main() { std::puts(PY_VERSION); }\n"
-_SECONDS = 60  # of the compiler, and of what it has made
-_LITTLE_ROOM = 10**9  # bytes
+_SECONDS = 60  # for the compiler, and for the program that it made
+_MIN_FREE_BYTES = 10**9
 _FEW_FILES = 256
 
 
-def the_python() -> Iterator[Check]:
+def python_checks() -> Iterator[Check]:
     """Yield the checks of Python, packages and compiler."""
-    yield from map(_looked_at, (_python, _packages, _filters, _compiler))
+    yield from map(_try, (_python, _packages, _filters, _compiler))
 
 
-def the_machine(output: str) -> Iterator[Check]:
-    """Yield the checks of the machine, and of the places where a run writes."""
-    yield from map(_looked_at, (_proc, _semaphores, _memory, _open_files))
+def machine_checks(output: str) -> Iterator[Check]:
+    """Yield the checks of the machine, and of the directories where a run writes."""
+    yield from map(_try, (_proc, _semaphores, _memory, _open_files))
     for name, folder in (("output", output), ("temporary", tempfile.gettempdir())):
-        yield _looked_at(partial(_place, name, folder), name)
+        yield _try(partial(_folder, name, folder), name)
 
 
-def _looked_at(look: Callable[[], Check], name: str = "") -> Check:
-    """Return a check; one that raises an error is a failed check, and the others are made."""
+def _try(check: Callable[[], Check], name: str = "") -> Check:
+    """Return a check; one that raises an error is a failed check, so that it does not hide the others."""
     try:
-        return look()
+        return check()
     except Exception as error:
-        name = name or look.__name__.strip("_").replace("_", " ")
+        name = name or check.__name__.strip("_").replace("_", " ")
         return Check(name, "fail", f"cannot be looked at: {type(error).__name__}: {error}")
 
 
@@ -66,18 +66,18 @@ def _python() -> Check:
 
 
 def _packages() -> Check:
-    there = installed()
-    if "shardpress" not in there:
+    distributions = installed()
+    if "shardpress" not in distributions:
         return Check("packages", "warn", "shardpress is not installed, so nobody knows what it needs", "pip install .")
-    wrong = misfits(there)
+    wrong = unmet_requirements(distributions)
     if wrong:
         found = [each.partition(": ")[0] for each in wrong]
         fixes = [each.partition(": ")[2] for each in wrong]
         return Check("packages", "fail", "; ".join(found), "; ".join(fixes), is_setting=True)
-    return Check("packages", "pass", ", ".join(_described(name, module) for name, module in _IMPORTED.items()))
+    return Check("packages", "pass", ", ".join(_version_of(name, module) for name, module in _IMPORTED.items()))
 
 
-def _described(name: str, module: str) -> str:
+def _version_of(name: str, module: str) -> str:
     """Return a package's version, with its directory if that is not this Python's own."""
     spec = find_spec(module)
     if spec is None:
@@ -102,47 +102,65 @@ def _filters() -> Check:
 
 def _compiler() -> Check:
     """Check that there is a compiler with this Python's headers, and that its programs run."""
+    try:
+        path = _find_compiler()
+        headers = _find_headers()
+        python = _compile_and_run(path, headers)
+    except _CompilerError as error:
+        return Check("compiler", "fail", str(error), error.fix)
+    if python != platform.python_version():
+        found = f"{path}: {headers} has headers of Python {python or '(nothing was said)'}"
+        return Check("compiler", "fail", found, f"headers of {platform.python_version()}: python3.11-dev")
+    name = _call([path, "--version"]).stdout.partition("\n")[0]
+    return Check("compiler", "pass", f"{path}: {name}; compiles with this Python's headers, and what it makes runs")
+
+
+class _CompilerError(Exception):
+    """A fault of the compiler, and what to do about it."""
+
+    def __init__(self, message: str, fix: str) -> None:
+        super().__init__(message)
+        self.fix = fix
+
+
+def _find_compiler() -> str:
     flags = dict(re.findall(r"(?:^|,)\s*(cxx)\s*=\s*([^,]*)", os.environ.get("THEANO_FLAGS", "")))
     name = flags.get("cxx", "g++")
     path = shutil.which(name)
     if path is None:
         where = f"not found in PATH={os.environ.get('PATH', '')}"
-        return Check("compiler", "fail", f"{name}: {where}", "apt-get install g++, or THEANO_FLAGS=cxx=NAME")
-    path = os.path.abspath(path)
+        raise _CompilerError(f"{name}: {where}", "apt-get install g++, or THEANO_FLAGS=cxx=NAME")
+    return os.path.abspath(path)
+
+
+def _find_headers() -> str:
     headers = sysconfig.get_path("include")
     if not os.path.exists(os.path.join(headers, "Python.h")):
-        return Check("compiler", "fail", f"{headers}/Python.h is not there", "apt-get install python3.11-dev")
-    said = _compiled_and_run(path, headers)
-    if isinstance(said, Check):
-        return said
-    if said != platform.python_version():
-        found = f"{path}: {headers} has headers of Python {said or '(nothing was said)'}"
-        return Check("compiler", "fail", found, f"headers of {platform.python_version()}: python3.11-dev")
-    what = _done([path, "--version"]).stdout.partition("\n")[0]
-    return Check("compiler", "pass", f"{path}: {what}; compiles with this Python's headers, and what it makes runs")
+        raise _CompilerError(f"{headers}/Python.h is not there", "apt-get install python3.11-dev")
+    return headers
 
 
-def _compiled_and_run(path: str, headers: str) -> str | Check:
-    """Compile a program and return its output, or the check that failed."""
+def _compile_and_run(path: str, headers: str) -> str:
+    """Compile a program and return its output: the version of Python in the headers."""
     with tempfile.TemporaryDirectory(prefix="shardpress-doctor-") as folder:
         program = os.path.join(folder, "program")
         # The linker would take libgcc_s.so.1 from the current directory.
-        made = _done([path, "-x", "c++", f"-I{headers}", "-o", program, "-"], _PROGRAM, folder)
-        if made.returncode:
-            lines = made.stderr.strip().splitlines() or [f"it ended with {made.returncode}"]
+        compiling = _call([path, "-x", "c++", f"-I{headers}", "-o", program, "-"], _PROGRAM, folder)
+        if compiling.returncode:
+            lines = compiling.stderr.strip().splitlines() or [f"it ended with {compiling.returncode}"]
             fix = "apt-get install g++ binutils libc6-dev, or THEANO_FLAGS=cxx=NAME"
-            return Check("compiler", "fail", f"{path} cannot compile: {lines[0]}", fix)
+            raise _CompilerError(f"{path} cannot compile: {lines[0]}", fix)
         try:
-            return _done([program]).stdout.strip()
+            return _call([program]).stdout.strip()
         except OSError as error:
             found = f"{path} compiles, but what it has made cannot be started in {folder}: {error.strerror}"
-            return Check("compiler", "fail", found, "TMPDIR=elsewhere, where programs may run (no noexec)")
+            raise _CompilerError(found, "TMPDIR=elsewhere, where programs may run (no noexec)") from error
 
 
-def _done(command: list[str], given: str = "", folder: str | None = None) -> subprocess.CompletedProcess[str]:
+def _call(command: list[str], standard_input: str = "", folder: str | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
-        input=given,
+        input=standard_input,
         capture_output=True,
         text=True,
         errors="replace",
@@ -153,14 +171,14 @@ def _done(command: list[str], given: str = "", folder: str | None = None) -> sub
 
 
 def _proc() -> Check:
-    """Check that the kernel's own files are mounted."""
+    """Check that ``/proc`` is mounted."""
     if complaint := missing_proc():
         return Check("/proc", "fail", complaint, "mount -t proc proc /proc")
     return Check("/proc", "pass", "is mounted")
 
 
 def _semaphores() -> Check:
-    """Check that semaphores can be made; processes of a run with --workers share them."""
+    """Check that semaphores can be created; processes of a run with --workers share them."""
     try:
         multiprocessing.get_context("fork").Lock()
     except OSError as error:
@@ -172,9 +190,9 @@ def _semaphores() -> Check:
 def _memory() -> Check:
     if complaint := too_little_memory():
         return Check("memory", "fail", complaint, "ulimit -v unlimited")
-    there = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    n_free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     n_cores = len(os.sched_getaffinity(0))
-    return Check("memory", "pass", f"{there / 1e9:.1f} GB are free; {n_cores} cores may be used")
+    return Check("memory", "pass", f"{n_free / 1e9:.1f} GB are free; {n_cores} cores may be used")
 
 
 def _open_files() -> Check:
@@ -185,21 +203,25 @@ def _open_files() -> Check:
     return Check("open files", "pass", found)
 
 
-def _place(name: str, folder: str) -> Check:
+def _folder(name: str, folder: str) -> Check:
     """Check that a directory can be written, synced and locked, and has free space."""
     path = Path(folder).absolute()
-    there = next(each for each in (path, *path.parents) if each.exists())
+    existing = next(each for each in (path, *path.parents) if each.exists())
     try:
-        with tempfile.TemporaryFile(dir=there) as file:
-            file.write(bytes(4096))
-            file.flush()
-            os.fsync(file.fileno())
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _write_sync_and_lock(existing)
     except OSError as error:
         advice = "--output elsewhere" if name == "output" else "TMPDIR=elsewhere"
-        return Check(name, "fail", f"{there}: cannot be written, synced or locked: {error.strerror}", advice)
-    n_free = shutil.disk_usage(there).free
+        return Check(name, "fail", f"{existing}: cannot be written, synced or locked: {error.strerror}", advice)
+    n_free = shutil.disk_usage(existing).free
     found = f"{path}: can be written, synced and locked; {n_free / 1e9:.1f} GB are free there"
-    if n_free < _LITTLE_ROOM:
+    if n_free < _MIN_FREE_BYTES:
         return Check(name, "warn", found, "free some space")
     return Check(name, "pass", found)
+
+
+def _write_sync_and_lock(folder: Path) -> None:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(4096))
+        file.flush()
+        os.fsync(file.fileno())
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
-"""Whether this Python, its packages and its memory will do: told in a sentence, before anything is loaded.
+"""Check of Python, packages and memory before anything is loaded.
 
-Python 3.6 has to be able to read and run this file, and it must cost next to nothing: `packaging` and
-`importlib.metadata` would take 60 ms to say the same.
+Python 3.6 must be able to run this file, and it must take almost no time: importing `packaging` and
+`importlib.metadata` would take 60 ms.
 """
 
 import importlib.util
@@ -12,16 +12,16 @@ import resource
 import shlex
 import sys
 
-__all__ = ["HOW_TO_GET_IT", "complaint", "installed", "misfits", "missing_proc", "too_little_memory"]
+__all__ = ["HOW_TO_GET_IT", "complaint", "installed", "missing_proc", "too_little_memory", "unmet_requirements"]
 
-# A run over a hundred rows takes 350 MiB, which its two threads and the libraries do. With less, HDF5 has crashed.
-_LEAST_ADDRESSES = 360 * 2**20
+# A run over a hundred rows takes 350 MiB for two threads and the libraries. With less, HDF5 has crashed.
+_MIN_ADDRESS_SPACE = 360 * 2**20
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _COMPARED = {"<": operator.lt, ">=": operator.ge, "==": operator.eq}
-# Those with a marker of another kind are what an extra asks for.
+# Lines with markers of other kinds belong to extras.
 _MARKER = r"(?: *; *python_version *([<>=]+) *.([\d.]+).)?"
 _REQUIREMENT = r"^Requires-Dist: ([\w.-]+)(?:\[.*?\])? *\(?([^ ;()\n]*)\)?" + _MARKER + "$"
-# As of scripts/setup.sh, which a wheel has not.
+# The same advice as in scripts/setup.sh, which is not part of a wheel.
 HOW_TO_GET_IT = (
     "Python 3.11 comes from Debian 12 (apt-get install python3.11-venv python3.11-dev g++), pyenv "
     "(PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install 3.11) or uv (uv python install 3.11); install the same wheel "
@@ -31,32 +31,35 @@ HOW_TO_GET_IT = (
 
 
 def complaint() -> str:
-    """What is wrong with this Python and what to do, in one sentence; empty when nothing is."""
+    """Return the fault of this Python and what to do, in one sentence; empty if there is none."""
     if sys.version_info[:2] == (3, 11):
-        wrong = misfits(installed())
+        wrong = unmet_requirements(installed())
         if wrong or importlib.util.find_spec("theano"):
             return "; ".join(wrong)
     version = ".".join(str(part) for part in sys.version_info[:3])
-    needed = "3.11 with what make setup installs" if _in_checkout() else "3.11: Theano runs on no later one"
+    needed = "3.11: Theano runs on no later one"
+    advice = HOW_TO_GET_IT
+    if _in_checkout():
+        needed = "3.11 with what make setup installs"
+        advice = _what_to_type()
     return (
-        f"{_program()} cannot run in this Python ({version} at {sys.executable}): shardpress needs "
-        f"{needed}. {_what_to_type() if _in_checkout() else HOW_TO_GET_IT}"
+        f"{_program()} cannot run in this Python ({version} at {sys.executable}): shardpress needs {needed}. {advice}"
     )
 
 
 def too_little_memory() -> str:
-    """Which limit on the process's memory no run fits into; empty when there is none."""
+    """Return the fault of a limit on memory that is too low for any run; empty if there is none."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit == resource.RLIM_INFINITY or limit >= _LEAST_ADDRESSES:
+    if limit == resource.RLIM_INFINITY or limit >= _MIN_ADDRESS_SPACE:
         return ""
     return (
-        f"the process may have {limit >> 10} KiB of address space (ulimit -v), expected {_LEAST_ADDRESSES >> 10} at "
+        f"the process may have {limit >> 10} KiB of address space (ulimit -v), expected {_MIN_ADDRESS_SPACE >> 10} at "
         "least: Python and its libraries alone need that. Raise the limit."
     )
 
 
 def missing_proc() -> str:
-    """Return what to do about a machine without ``/proc``; empty when it is mounted."""
+    """Return the advice for a machine without ``/proc``; empty if it is mounted."""
     if os.path.isdir("/proc/self/fd"):
         return ""
     return (
@@ -66,9 +69,11 @@ def missing_proc() -> str:
 
 
 def _program() -> str:
-    """As it was typed: of `shardpress` not every command needs Theano."""
+    """Return the program as it was typed; of `shardpress` with the command, since not all of them need Theano."""
     name = os.path.basename(sys.argv[0])
-    return " ".join([name, *sys.argv[1:2]]) if name == "shardpress" else name
+    if name == "shardpress":
+        return " ".join([name, *sys.argv[1:2]])
+    return name
 
 
 def _in_checkout() -> bool:
@@ -84,12 +89,15 @@ def _what_to_type() -> str:
 
 
 def installed() -> "dict[str, str]":
-    """What is known of each distribution (Debian's lie in .egg-info), by its normalized name; the first one wins."""
+    """Return the metadata directories of all distributions, by normalized names; the first one of each is used.
+
+    Those of Debian are in .egg-info directories.
+    """
     found: dict[str, str] = {}
     for folder in sys.path:
         try:
             names = os.listdir(folder or ".")
-        except OSError:  # imports pass over it, too
+        except OSError:  # imports ignore it, too
             continue
         for name in names:
             if re.fullmatch(r"[^-]+-.*\.(dist|egg)-info", name):
@@ -97,22 +105,36 @@ def installed() -> "dict[str, str]":
     return found
 
 
-def misfits(found: "dict[str, str]") -> "list[str]":
-    """Of each requirement of ours that is not met, what is there and what to do."""
+def unmet_requirements(found: "dict[str, str]") -> "list[str]":
+    """Return a sentence for each requirement of shardpress that is not met, with what to do.
+
+    Parameters
+    ----------
+    found : dict of str to str
+        Installed distributions, see `installed`.
+    """
     if "shardpress" not in found:
-        return []  # run from a checkout alone: nobody has said which versions these are
-    wrong = []
-    with open(os.path.join(found["shardpress"], "METADATA"), encoding="utf-8") as file:
-        requirements = re.findall(_REQUIREMENT, file.read(), re.M)
-    for name, ranges, how, bound in requirements:
-        if how and not _COMPARED[how](sys.version_info[:2], _numbers(bound)):
-            continue
+        return []  # a checkout that is not installed has no list of versions
+    sentences = []
+    for name, ranges in _requirements(found["shardpress"]):
         version = os.path.basename(found.get(_normal(name), "")).rpartition(".")[0].partition("-")[2]
-        if not version or not _fits(version, ranges):
-            state = f"{version} is installed" if version else "is not installed"
-            command = f"{shlex.quote(sys.executable)} -m pip install '{name}{ranges}'"
-            wrong.append(f"{name} {state}, expected {ranges}: {command}")
-    return wrong
+        if version and _fits(version, ranges):
+            continue
+        state = f"{version} is installed" if version else "is not installed"
+        command = f"{shlex.quote(sys.executable)} -m pip install '{name}{ranges}'"
+        sentences.append(f"{name} {state}, expected {ranges}: {command}")
+    return sentences
+
+
+def _requirements(metadata: str) -> "list[tuple[str, str]]":
+    """Return the names and version ranges that a distribution requires in this Python."""
+    with open(os.path.join(metadata, "METADATA"), encoding="utf-8") as file:
+        lines = re.findall(_REQUIREMENT, file.read(), re.M)
+    requirements = []
+    for name, ranges, operation, bound in lines:
+        if not operation or _COMPARED[operation](sys.version_info[:2], _numbers(bound)):
+            requirements.append((name, ranges))
+    return requirements
 
 
 def _normal(name: str) -> str:
@@ -120,9 +142,9 @@ def _normal(name: str) -> str:
 
 
 def _fits(version: str, ranges: str) -> bool:
-    """Whether a version lies in ranges of the kinds that setup.py uses."""
+    """Return whether a version is in ranges of the kinds that setup.py uses."""
     bounds = re.findall(r"([<>=]+) *([\d.]+)", ranges)
-    return all(_COMPARED[how](_numbers(version), _numbers(bound)) for how, bound in bounds)
+    return all(_COMPARED[operation](_numbers(version), _numbers(bound)) for operation, bound in bounds)
 
 
 def _numbers(version: str) -> "tuple[int, ...]":

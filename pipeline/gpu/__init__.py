@@ -1,1 +1,1 @@
-"""What a CUDA card needs beside its driver, and how it gets into this environment; the standard library alone."""
+"""Libraries that a CUDA card needs in addition to its driver, and their installation; standard library only."""

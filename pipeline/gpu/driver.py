@@ -1,4 +1,4 @@
-"""NVIDIA's driver, called by ctypes in a child process: a driver may hang or crash the process that calls it."""
+"""Facts about NVIDIA's driver, from ctypes in a child process: a driver may hang or crash the process that calls it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Driver:
     file : str
         The file of libcuda.so.1.
     cuda : tuple of int
-        The latest version of CUDA whose code it takes.
+        The latest version of CUDA whose code it accepts.
     capabilities : tuple of tuple of int
         Compute capability of each card; empty if it opens none.
     """
@@ -50,8 +50,8 @@ class Driver:
 
 
 def find_driver(seconds: float = _SECONDS) -> Driver | None:
-    """Return the driver of this machine, or None if there is none that answers within some seconds."""
-    # It reports its version before it opens the cards: the version counts even if it hangs or crashes then.
+    """Return the driver of this machine, or None if none answers within some seconds."""
+    # The child reports the version before it opens the cards, where the driver may hang or crash.
     found = collect_reports(__name__, seconds)
     if "cuda" not in found:
         return None
@@ -60,7 +60,7 @@ def find_driver(seconds: float = _SECONDS) -> Driver | None:
 
 
 def dotted(version: Sequence[int]) -> str:
-    """Return a version in words, such as ``12.4``."""
+    """Return a version as text, such as ``12.4``."""
     return ".".join(map(str, version))
 
 
@@ -68,7 +68,7 @@ def dotted(version: Sequence[int]) -> str:
 
 
 def main() -> None:
-    """Report what the driver says, as far as it comes."""
+    """Report facts about the driver; if it hangs or crashes, the reports before that remain."""
     try:
         library = ctypes.CDLL(_NAME)
     except OSError:
@@ -76,17 +76,18 @@ def main() -> None:
     cuda = cuda_version(library)
     if cuda is None:  # a toolkit's stub for linking answers with an error
         return
-    files = files_of("libcuda.")
-    report(file=files[0] if files else _NAME, cuda=cuda)
+    files = files_of("libcuda.") or [_NAME]
+    report(file=files[0], cuda=cuda)
     with suppress(AttributeError):
         code, n_cards = count_cards(library)
-        cards = range(n_cards) if code == 0 else ()
-        report(capabilities=[capability_of(library, card) for card in cards])
+        if code:
+            n_cards = 0
+        report(capabilities=[capability_of(library, card) for card in range(n_cards)])
     report(done=True)
 
 
 def cuda_version(library: ctypes.CDLL) -> Version | None:
-    """Return the latest version of CUDA whose code a driver takes, or None if it does not answer."""
+    """Return the latest version of CUDA whose code a driver accepts, or None if it does not answer."""
     number = c_int()
     if library.cuDriverGetVersion(byref(number)):
         return None
@@ -102,20 +103,20 @@ def count_cards(library: ctypes.CDLL) -> tuple[int, int]:
 
 def capability_of(library: ctypes.CDLL, card: int) -> list[int]:
     """Return the compute capability of a card, whose number is also its handle."""
-    found = []
+    capability = []
     for attribute in _CAPABILITY:
         number = c_int()
         library.cuDeviceGetAttribute(byref(number), attribute, card)
-        found.append(number.value)
-    return found
+        capability.append(number.value)
+    return capability
 
 
-def files_of(*names: str) -> list[str]:
-    """Return the files of this process whose names begin like that.
+def files_of(*prefixes: str) -> list[str]:
+    """Return the files in this process's memory map whose names have one of some prefixes.
 
-    A library that passes calls on to another one comes before it.
+    A library that forwards calls to another one comes before it.
     """
     with open("/proc/self/maps") as maps:
         paths = {line.split(maxsplit=5)[5].strip() for line in maps if line.count("/")}
-    found = [path for path in paths if os.path.basename(path).startswith(names)]
-    return sorted(found, key=lambda path: (not path.endswith(".so"), path))  # NVIDIA's own names end with a version
+    files = [path for path in paths if os.path.basename(path).startswith(prefixes)]
+    return sorted(files, key=lambda path: (not path.endswith(".so"), path))  # NVIDIA's own names end with a version

@@ -1,7 +1,7 @@
 """The NVRTC and cuBLAS of PyPI that fit a driver.
 
-libgpuarray passes code of NVRTC (PTX) to the driver, which refuses code of a later CUDA than its own with error 222.
-cuBLAS holds machine code, which a driver takes from every release of its own major version.
+libgpuarray passes code of NVRTC (PTX) to the driver, which refuses code of a CUDA later than its own with error 222.
+cuBLAS contains machine code, which a driver accepts from every release of its own major version.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from dataclasses import dataclass
 from pipeline.errors import DeviceError, UsageError
 from pipeline.gpu.driver import Driver, Version, dotted
 
-__all__ = ["OLDEST", "Fitting", "fitting", "parse_version"]
+__all__ = ["OLDEST", "CudaPackages", "choose_packages", "parse_version"]
 
-OLDEST = (12, 0)  # the first whose NVRTC compiles every kernel that libgpuarray 0.7.6 asks for up to Hopper
+OLDEST = (12, 0)  # the first whose NVRTC compiles all kernels of libgpuarray 0.7.6 up to Hopper
 _OLDEST_DRIVER = "525.60.13"
-_LATEST_MAJOR = 13  # what a later one no longer compiles is not known; a driver takes the code of all earlier ones
+_LATEST_MAJOR = 13  # a later one may not compile for some cards; a driver accepts the code of all earlier ones
 _OLDEST_CARD_OF_13 = (7, 5)  # Turing: for Volta there is no compiler after 12
 _NAMES = ("nvidia-cuda-nvrtc", "nvidia-cublas")
 
 
 @dataclass(frozen=True)
-class Fitting:
+class CudaPackages:
     """Packages that fit a driver.
 
     Attributes
     ----------
     requirements : tuple of str
-        Requirements of NVRTC and of cuBLAS for pip, which takes the newest versions that meet them.
+        Requirements of NVRTC and of cuBLAS for pip, which installs the newest versions that meet them.
     why : str
         Reason for these versions, for the output of set-up.
     """
@@ -36,36 +36,40 @@ class Fitting:
     why: str
 
 
-def fitting(driver: Driver | None, asked: Version | None = None) -> Fitting:
+def choose_packages(driver: Driver | None, requested: Version | None = None) -> CudaPackages:
     """Return the newest NVRTC and cuBLAS that are not newer than the CUDA of the driver, or than the requested one.
 
     Raises
     ------
     DeviceError
-        If the driver is older than anything that could be installed.
+        If the driver is older than any package that could be installed.
     """
-    if asked is not None:
-        why = f"for CUDA {dotted(asked)}, as asked for"
-        if driver is not None and asked > driver.cuda:
+    if requested is not None:
+        why = f"for CUDA {dotted(requested)}, as asked for"
+        if driver is not None and requested > driver.cuda:
             why += f"; the driver here takes code of CUDA {dotted(driver.cuda)} at most"
-        return Fitting(_not_newer(asked), why)
+        return CudaPackages(_not_newer(requested), why)
     if driver is None:
-        # The code of 12.0 is taken by every driver since 2022, and nothing that libgpuarray compiles needs a later one.
+        # Every driver since 2022 accepts the code of 12.0, and nothing that libgpuarray compiles needs a later one.
         # Blackwell needs a cuBLAS of 12.8 or later.
         nvrtc, _ = _not_newer(OLDEST)
         _, cublas = _not_newer((12, None))
-        return Fitting((nvrtc, cublas), "no driver here, so what every driver of CUDA 12.0 or later takes")
+        return CudaPackages((nvrtc, cublas), "no driver here, so what every driver of CUDA 12.0 or later takes")
+    return _packages_of(driver)
+
+
+def _packages_of(driver: Driver) -> CudaPackages:
     if driver.cuda < OLDEST:
         raise DeviceError(
             f"{driver.file}: the driver takes code of CUDA {dotted(driver.cuda)}, expected {dotted(OLDEST)} or more. "
             f"Install NVIDIA's driver {_OLDEST_DRIVER} or later, then type the same command again."
         )
-    its = f"for the driver's CUDA {dotted(driver.cuda)} ({driver.file})"
+    why = f"for the driver's CUDA {dotted(driver.cuda)} ({driver.file})"
     oldest_card = min(driver.capabilities, default=_OLDEST_CARD_OF_13)
     if driver.cuda >= (13, 0) and oldest_card < _OLDEST_CARD_OF_13:
         card = f"the card of capability {dotted(oldest_card)}"
-        return Fitting(_not_newer((12, None)), f"{its}, but of CUDA 12: later ones do not compile for {card}")
-    return Fitting(_not_newer(driver.cuda), its)
+        return CudaPackages(_not_newer((12, None)), f"{why}, but of CUDA 12: later ones do not compile for {card}")
+    return CudaPackages(_not_newer(driver.cuda), why)
 
 
 def parse_version(text: str) -> Version:
@@ -74,7 +78,7 @@ def parse_version(text: str) -> Version:
     Raises
     ------
     UsageError
-        If it is not a version, or older than anything that could be installed.
+        If it is not a version, or older than any package that could be installed.
     """
     major, _, minor = text.partition(".")
     if not all(each.isascii() and each.isdigit() and len(each) < 4 for each in (major, minor)):
@@ -91,6 +95,8 @@ def _not_newer(cuda: tuple[int, int | None]) -> tuple[str, ...]:
     if major > _LATEST_MAJOR:
         major = _LATEST_MAJOR
         minor = None
-    below = f"{major + 1}" if minor is None else f"{major}.{minor + 1}"
+    end = f"{major + 1}"
+    if minor is not None:
+        end = f"{major}.{minor + 1}"
     suffix = f"-cu{major}" if major == 12 else ""  # from 13 on the names have none
-    return tuple(f"{name}{suffix}>={major},<{below}" for name in _NAMES)
+    return tuple(f"{name}{suffix}>={major},<{end}" for name in _NAMES)

@@ -1,12 +1,12 @@
 """Set-up for a CUDA card: pygpu, and a directory of the environment with CUDA's libraries.
 
-Each step does what is missing, so that a repeated set-up completes an interrupted one.
+Steps that are complete are skipped, so that a repeated set-up completes an interrupted one.
 
-libgpuarray opens libcuda.so, libnvrtc.so and libcublas.so by these names, and install_pygpu.sh has it look first in
-``lib/shardpress-gpu`` of the environment. That directory holds unpacked wheels of PyPI and links. The wheels are apart
-from the environment's packages, among which another package may want other versions of them. libcuda.so and libnvrtc.so
-are libraries of ours in front of NVIDIA's driver and NVRTC: they repair faults of libgpuarray 0.7.6, which
-``kernels/native/libcuda.c`` and ``libnvrtc.c`` describe.
+libgpuarray opens libcuda.so, libnvrtc.so and libcublas.so by these names; with install_pygpu.sh it looks first in
+``lib/shardpress-gpu`` of the environment. That directory contains unpacked wheels of PyPI and links. The wheels are not
+installed as packages of the environment, because another package may require other versions. libcuda.so and libnvrtc.so
+are libraries of this project that forward calls to NVIDIA's driver and NVRTC: they work around faults of libgpuarray
+0.7.6, which ``kernels/native/libcuda.c`` and ``libnvrtc.c`` describe.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from tempfile import TemporaryDirectory
 from pipeline.childprocess import ChildProcess
 from pipeline.errors import DeviceError, NotPermitted
 from pipeline.gpu.driver import Version, find_driver
-from pipeline.gpu.fitting import fitting
+from pipeline.gpu.fitting import choose_packages
 
-__all__ = ["Wanted", "build_forwarders", "main", "set_up"]
+__all__ = ["SetupOptions", "build_forwarders", "main", "set_up"]
 
 _SCRIPT = "install_pygpu.sh"
-# In the child each is opened by itself, as libgpuarray does: what it needs in turn has to be found from its directory.
+# The child opens each one directly, as libgpuarray does: the libraries that it needs are found from its directory.
 _OPENED = ("libnvrtc.so", "libcublas.so")
 _LOAD = "load"  # tasks of the child
 _PIP = "pip"
-_REQUIREMENTS = "requirements.txt"  # what the unpacked wheels meet; written last
+_REQUIREMENTS = "requirements.txt"  # the requirements that the unpacked wheels meet; written last
 _ROOT = Path(__file__).resolve().parents[2]
 _SOURCES = _ROOT / "kernels" / "native"
-_DRIVER = "libcuda.so.1"  # the name that every version of it has
+_DRIVER = "libcuda.so.1"  # the same name in all versions
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SetupOptions:
     """Options of set-up.
 
     Attributes
@@ -63,7 +63,7 @@ class Wanted:
     mirror: str | None = None
 
 
-def set_up(wanted: Wanted) -> Iterator[str]:
+def set_up(options: SetupOptions) -> Iterator[str]:
     """Install into this environment step by step, and yield a line about each step.
 
     Raises
@@ -76,29 +76,33 @@ def set_up(wanted: Wanted) -> Iterator[str]:
     environment = Path(sys.prefix)
     if not os.access(environment / "lib", os.W_OK):
         raise NotPermitted(f"{environment / 'lib'} cannot be written, expected a virtual environment of one's own")
-    fits = fitting(find_driver(), wanted.cuda)  # before anything is installed, since it may be that nothing fits
+    packages = choose_packages(find_driver(), options.cuda)  # first, since it raises an error if no package fits
     yield f"environment  {environment}"
-    yield f"CUDA         {fits.why}"
-    _install_pygpu(environment, wanted)
+    yield f"CUDA         {packages.why}"
+    _install_pygpu(environment, options)
     yield f"pygpu        {version('pygpu')}, with libgpuarray"
     folder = environment / "lib" / "shardpress-gpu"
-    if not _is_whole(folder, fits.requirements):
-        yield f"installing   {' and '.join(fits.requirements)}: hundreds of megabytes"
-        _unpack(folder, fits.requirements, wanted.source)
-    versions = {each.metadata["Name"]: each.version for each in distributions(path=[str(folder)])}
-    names = " and ".join(f"{name} {number}" for name, number in sorted(versions.items()))
-    yield f"libraries    {names}, in {folder}"
+    if not _is_complete(folder, packages.requirements):
+        yield f"installing   {' and '.join(packages.requirements)}: hundreds of megabytes"
+        _unpack(folder, packages.requirements, options.source)
+    yield f"libraries    {_installed_in(folder)}, in {folder}"
     yield from _warnings()
 
 
-def _install_pygpu(environment: Path, wanted: Wanted) -> None:
+def _installed_in(folder: Path) -> str:
+    """Return names and versions of the packages in a directory."""
+    versions = {each.metadata["Name"]: each.version for each in distributions(path=[str(folder)])}
+    return " and ".join(f"{name} {number}" for name, number in sorted(versions.items()))
+
+
+def _install_pygpu(environment: Path, options: SetupOptions) -> None:
     """Install pygpu by the script, which also works alone."""
-    options: list[str | Path] = []
-    if wanted.source is not None:
-        options += ["--from", wanted.source]
-    if wanted.mirror is not None:
-        options += ["--mirror", wanted.mirror]
-    done = subprocess.run([_script(), *options, environment], stdout=subprocess.DEVNULL, check=False)
+    arguments: list[str | Path] = []
+    if options.source is not None:
+        arguments += ["--from", options.source]
+    if options.mirror is not None:
+        arguments += ["--mirror", options.mirror]
+    done = subprocess.run([_script(), *arguments, environment], stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
         raise DeviceError("pygpu could not be installed: the lines above say why.")
 
@@ -112,7 +116,7 @@ def _script() -> Path:
 
 
 def _warnings() -> Iterator[str]:
-    """Yield warnings of libraries that come before ours in processes of this environment."""
+    """Yield warnings about libraries that are found before ours by processes of this environment."""
     for folder in filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")):
         if any(Path(folder, f"lib{name}.so").exists() for name in ("cuda", "nvrtc", "cublas")):
             yield f"warning      LD_LIBRARY_PATH has libraries in {folder} that come before these: take it out"
@@ -121,10 +125,10 @@ def _warnings() -> Iterator[str]:
 # -- the directory of libraries ----------------------------------------------------------------------------------------
 
 
-def _is_whole(folder: Path, requirements: Sequence[str]) -> bool:
+def _is_complete(folder: Path, requirements: Sequence[str]) -> bool:
     """Return whether a directory has libraries that meet these requirements and can be loaded."""
-    wanted = folder / _REQUIREMENTS
-    if not wanted.exists() or wanted.read_text().split() != list(requirements):
+    installed = folder / _REQUIREMENTS
+    if not installed.exists() or installed.read_text().split() != list(requirements):
         return False
     _link_all(folder)
     paths = [str(folder / name) for name in _OPENED]
@@ -136,15 +140,26 @@ def _is_whole(folder: Path, requirements: Sequence[str]) -> bool:
 def _unpack(folder: Path, requirements: Sequence[str], source: Path | None) -> None:
     """Replace a directory by one whose wheels meet the requirements.
 
-    The directory appears by one rename: after an interruption there is the complete earlier one, or none.
+    The directory is replaced by a rename: after an interruption either the complete earlier one exists, or none.
     """
-    if find_spec("pip") is None:
-        raise DeviceError(f"there is no pip here: type {sys.executable} -m ensurepip, then the same command again")
     new = folder.with_name(f"{folder.name}.new")
     old = folder.with_name(f"{folder.name}.old")
+    if find_spec("pip") is None:
+        raise DeviceError(f"there is no pip here: type {sys.executable} -m ensurepip, then the same command again")
     shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
-    command = ["--disable-pip-version-check", "install", "--no-deps", "--target", str(new)]
+    _install_wheels(new, requirements, source)
+    (new / _REQUIREMENTS).write_text("\n".join(requirements) + "\n")
+    if not _is_complete(new, requirements):
+        raise DeviceError(f"{new}: {' or '.join(_OPENED)} was installed, but cannot be loaded")
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _install_wheels(folder: Path, requirements: Sequence[str], source: Path | None) -> None:
+    command = ["--disable-pip-version-check", "install", "--no-deps", "--target", str(folder)]
     if not sys.stderr.isatty():  # a terminal shows the progress of hundreds of megabytes
         command.append("--quiet")
     if source is not None:
@@ -153,19 +168,12 @@ def _unpack(folder: Path, requirements: Sequence[str], source: Path | None) -> N
     pip.answer()
     if pip.returncode:
         raise DeviceError(f"pip could not install {' and '.join(requirements)}: its words stand above.")
-    (new / _REQUIREMENTS).write_text("\n".join(requirements) + "\n")
-    if not _is_whole(new, requirements):
-        raise DeviceError(f"{new}: {' or '.join(_OPENED)} was installed, but cannot be loaded")
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _link_all(folder: Path) -> None:
     """Link the libraries by their names with a version, and by the names that libgpuarray opens.
 
-    NVRTC and cuBLAS look for what they need in turn (builtins, cublasLt) in the directory that they were opened from.
+    NVRTC and cuBLAS look for other libraries (builtins, cublasLt) in the directory that they were opened from.
     """
     for path in sorted(folder.glob("nvidia/*/lib/lib*.so.*")):
         _link(folder / path.name, Path(os.path.relpath(path, folder)))
@@ -175,7 +183,7 @@ def _link_all(folder: Path) -> None:
 
 
 def _link(name: Path, target: Path) -> None:
-    """Make a link, which replaces a link but never a file."""
+    """Create a link, which may replace a link but not a file."""
     if name.is_symlink():
         name.unlink()
     if not name.exists():
@@ -183,35 +191,36 @@ def _link(name: Path, target: Path) -> None:
 
 
 def build_forwarders(folder: Path) -> None:
-    """Build ``libcuda.so`` in a directory, and ``libnvrtc.so`` in front of an NVRTC there.
+    """Build ``libcuda.so`` in a directory, and ``libnvrtc.so`` if there is an NVRTC.
 
-    The driver need not be installed yet: it is looked for when the library is opened.
+    The driver may be missing: it is searched when the library is opened.
 
     Raises
     ------
     DeviceError
         If there is no compiler, or it fails.
     """
-    reals = [_DRIVER, *sorted(path.name for path in folder.glob("libnvrtc.so.*"))]
-    for real in reals:
-        _build_forwarder(folder, real)
+    libraries = [_DRIVER, *sorted(path.name for path in folder.glob("libnvrtc.so.*"))]
+    for library in libraries:
+        _build_forwarder(folder, library)
 
 
-def _build_forwarder(folder: Path, real: str) -> None:
-    name = real.partition(".so.")[0]
+def _build_forwarder(folder: Path, library: str) -> None:
+    """Build a library that forwards calls to another one."""
+    name = library.partition(".so.")[0]
     target = folder / f"{name}.so"
     with TemporaryDirectory(dir=folder) as scratch:
         # The linker records the name of the library that is needed, for which an empty one is enough.
-        empty = Path(scratch, real)
+        empty = Path(scratch, library)
         new = Path(scratch, target.name)
-        _compile(scratch, "/dev/null", f"-Wl,-soname,{real}", "-o", str(empty))
+        _compile(scratch, "/dev/null", f"-Wl,-soname,{library}", "-o", str(empty))
         needs = ["-Wl,--no-as-needed", str(empty), "-Wl,--as-needed", "-ldl", "-Wl,--enable-new-dtags,-rpath,$ORIGIN"]
-        _compile(scratch, str(_SOURCES / f"{name}.c"), f'-DREAL="{real}"', "-x", "none", *needs, "-o", str(new))
+        _compile(scratch, str(_SOURCES / f"{name}.c"), f'-DREAL="{library}"', "-x", "none", *needs, "-o", str(new))
         os.replace(new, target)  # also replaces a link of that name
 
 
 def _compile(folder: str, source: str, *options: str) -> None:
-    # Theano needs a C++ compiler, and every one takes C.
+    # Theano needs a C++ compiler, and all of them compile C.
     command = [*shlex.split(os.environ.get("CXX") or "g++"), "-O2", "-fPIC", "-shared", "-x", "c", source, *options]
     try:
         # The linker would take libgcc_s.so.1 from the current directory.

@@ -21,7 +21,7 @@ from pipeline.shards.shard import read_dtype
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
 
-__all__ = ["computed", "decoded", "encoded", "errors", "has_theano", "is_lazy", "keep"]
+__all__ = ["compute", "decode", "encode", "has_theano", "is_lazy", "keep_compiled", "reconstruction_errors"]
 
 _BLOCK_ROWS = 8 * TILE_ROWS  # whole tiles, as a run encodes them
 _MAX_COMPILED = 4
@@ -61,27 +61,27 @@ def has_theano() -> bool:
     return find_spec("theano") is not None
 
 
-def keep(model: Model, dtype: np.dtype, autoencoder: Autoencoder) -> None:
-    """Keep what has trained a model on rows of `dtype`, since it is compiled already."""
+def keep_compiled(model: Model, dtype: np.dtype, autoencoder: Autoencoder) -> None:
+    """Keep the autoencoder that was compiled to train a model on rows of `dtype`."""
     _compiled.put(model, dtype, autoencoder)
 
 
 def _on_device(model: Model, stored: np.dtype) -> Autoencoder:
     """Return a model, compiled for rows of a dtype."""
     dtype = np.dtype(read_dtype(stored))
-    found = _compiled.get(model, dtype)
-    if found is None:
+    autoencoder = _compiled.get(model, dtype)
+    if autoencoder is None:
         start_device()
-        found = autoencoder_of(model.scaler, model.network, dtype)
-        found.set_parameters(model.parameters)
-        keep(model, dtype, found)
-    return found
+        autoencoder = autoencoder_of(model.scaler, model.network, dtype)
+        autoencoder.set_parameters(model.parameters)
+        keep_compiled(model, dtype, autoencoder)
+    return autoencoder
 
 
-# -- what a model computes -----------------------------------------------------------------------------------------
+# -- features and rows ---------------------------------------------------------------------------------------------
 
 
-def encoded(model: Model, rows: Any) -> Any:
+def encode(model: Model, rows: Any) -> Any:
     """Return features of rows.
 
     Parameters
@@ -95,35 +95,35 @@ def encoded(model: Model, rows: Any) -> Any:
         On the device the same bits that a run computes for them.
     """
     if is_lazy(rows):
-        return _apply_lazily(partial(_apply_to_block, encoded, model), rows, model.n_features, np.float32)
-    found = np.empty((len(rows), model.n_features), dtype=np.float32)
+        return _apply_lazily(partial(_apply_to_block, encode, model), rows, model.n_features, np.float32)
+    features = np.empty((len(rows), model.n_features), dtype=np.float32)
     if not has_theano():
-        return _by_blocks(partial(_encode_in_numpy, model), rows, found)
+        return _by_blocks(partial(_encode_in_numpy, model), rows, features)
     with theanos_errors():
-        encode = _on_device(model, rows.dtype).encode_checked  # as in a run, so nothing else has to be compiled
-        return _by_blocks(lambda block, out: encode(model.scaler.cleaned(block), out), rows, found)
+        encode_block = _on_device(model, rows.dtype).encode_checked  # as in a run, so nothing else has to be compiled
+        return _by_blocks(lambda block, out: encode_block(model.scaler.cleaned(block), out), rows, features)
 
 
-def errors(model: Model, rows: Any) -> Any:
-    """Return each row's mean squared reconstruction error in scaled units, (n_rows,) float32; lazily like `encoded`."""
+def reconstruction_errors(model: Model, rows: Any) -> Any:
+    """Return each row's mean squared reconstruction error in scaled units, (n_rows,) float32; lazily like `encode`."""
     if is_lazy(rows):
-        return _apply_lazily(partial(_apply_to_block, errors, model), rows, None, np.float32)
-    found = np.empty(len(rows), dtype=np.float32)
+        return _apply_lazily(partial(_apply_to_block, reconstruction_errors, model), rows, None, np.float32)
+    errors = np.empty(len(rows), dtype=np.float32)
     if not has_theano():
-        return _by_blocks(partial(_errors_in_numpy, model), rows, found)
+        return _by_blocks(partial(_errors_in_numpy, model), rows, errors)
     with theanos_errors():
-        compute = _on_device(model, rows.dtype).errors
-        return _by_blocks(lambda block, out: np.copyto(out, compute(model.scaler.cleaned(block))), rows, found)
+        errors_of_block = _on_device(model, rows.dtype).errors
+        return _by_blocks(lambda block, out: np.copyto(out, errors_of_block(model.scaler.cleaned(block))), rows, errors)
 
 
-def decoded(model: Model, features: Any) -> Any:
-    """Return the unscaled rows (n_rows, n_inputs), float64, of features (n_rows, n_features); lazily like `encoded`."""
+def decode(model: Model, features: Any) -> Any:
+    """Return the unscaled rows (n_rows, n_inputs), float64, of features (n_rows, n_features); lazily like `encode`."""
     if is_lazy(features):
-        return _apply_lazily(partial(decoded, model), features, model.n_inputs, np.float64)
-    found = np.empty((len(features), model.n_inputs))
+        return _apply_lazily(partial(decode, model), features, model.n_inputs, np.float64)
+    rows = np.empty((len(features), model.n_inputs))
     low = model.scaler.minimum
     width = model.scaler.maximum - low
-    return _by_blocks(lambda block, out: np.copyto(out, model.decode(block) * width + low), features, found)
+    return _by_blocks(lambda block, out: np.copyto(out, model.decode(block) * width + low), features, rows)
 
 
 def _encode_in_numpy(model: Model, rows: np.ndarray, out: np.ndarray) -> None:
@@ -145,22 +145,22 @@ def _by_blocks(fill: Callable[[np.ndarray, np.ndarray], object], rows: np.ndarra
     return out
 
 
-# -- arrays of Dask, which are recognized without loading it -------------------------------------------------------
+# -- arrays of Dask ------------------------------------------------------------------------------------------------
 
 
 def is_lazy(rows: object) -> bool:
-    """Return whether rows are an array of Dask."""
+    """Return whether rows are an array of Dask, without importing it."""
     return type(rows).__module__.startswith("dask.array")
 
 
-def computed(rows: Any, most_bytes: float = np.inf) -> Any:
+def compute(rows: Any, max_bytes: float = np.inf) -> Any:
     """Compute an array of Dask, each block once; other arrays are returned as they are.
 
     Parameters
     ----------
     rows : array of shape (n_rows, n_inputs)
-    most_bytes : float
-        A larger array is written to a temporary file, and mapped.
+    max_bytes : float
+        A larger array is written to a temporary file, and mapped into memory.
 
     Raises
     ------
@@ -173,12 +173,12 @@ def computed(rows: Any, most_bytes: float = np.inf) -> Any:
         return rows
     if np.isnan(rows.shape[0]):
         raise ValueError("a Dask array of an unknown number of rows: X.compute_chunk_sizes() finds it out")
-    if rows.nbytes > most_bytes:
-        return _spooled(rows)
+    if rows.nbytes > max_bytes:
+        return _compute_to_file(rows)
     return rows.compute()
 
 
-def _spooled(rows: Any) -> np.ndarray:
+def _compute_to_file(rows: Any) -> np.ndarray:
     """Compute rows into a temporary file, which is deleted with the array."""
     with tempfile.TemporaryFile() as file:
         try:
@@ -188,9 +188,9 @@ def _spooled(rows: Any) -> np.ndarray:
                 f"{shown(tempfile.gettempdir())}: no room for {rows.nbytes} bytes of a Dask array that is larger than "
                 f"half the memory budget: {error.strerror}. Set TMPDIR to another place, or write shards of it."
             ) from error
-        found: np.ndarray = np.memmap(file, rows.dtype, "r+", shape=rows.shape)
-        rows.store(found, lock=False)  # blocks do not overlap
-    return found
+        array: np.ndarray = np.memmap(file, rows.dtype, "r+", shape=rows.shape)
+        rows.store(array, lock=False)  # blocks do not overlap
+    return array
 
 
 def _apply_lazily(function: Callable[[np.ndarray], np.ndarray], rows: Any, width: int | None, dtype: type) -> Any:

@@ -1,9 +1,9 @@
-"""The autoencoder as a transformer of scikit-learn's."""
+"""The autoencoder as a transformer of scikit-learn."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from pipeline.columns import Columns
 from pipeline.doctor.packages import HOW_TO_GET_IT
 from pipeline.errors import ConfigError, DataError, DeviceError, shown
-from pipeline.interop.applying import computed, decoded, encoded, errors, has_theano, is_lazy
+from pipeline.interop.applying import compute, decode, encode, has_theano, is_lazy, reconstruction_errors
 from pipeline.model import Model, load_model
 from pipeline.settings.config import Config
 from pipeline.settings.flags import converted
@@ -32,80 +32,81 @@ __all__ = ["TiedAutoencoder"]
 _CallbackSupportMixin: Any = _callback.CallbackSupportMixin if _callback else object
 _with_callbacks: Any = _callback.with_callbacks if _callback else lambda method: method
 
-# What rows may be, as in files; of any other the first is made.
+# Supported dtypes of rows, as in files; others are converted to the first one.
 _CODES = ("f8", "f4", "f2", "?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")
 _DTYPES = [np.dtype(order + code) for order in "=<>" for code in _CODES]
 
 
 @dataclass(eq=False, repr=False)
 class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """An autoencoder with tied weights, which makes compact features of rows: the very model of ``shardpress run``.
+    """An autoencoder with tied weights that computes compact features of rows: the model of ``shardpress run``.
 
-    Rows that are fitted with it give, for the same settings and seed, the bits that a run on a shard of them has.
-    It is trained by Theano, on the device that ``THEANO_FLAGS`` names; where there is no Theano, a fitted one still
-    transforms, in NumPy. It pickles as arrays.
+    For the same settings and seed, a fit gives the same bits as a run on one shard with the same rows. Theano trains it
+    on the device that ``THEANO_FLAGS`` names. Without Theano, a fitted estimator still transforms, in NumPy. Pickles
+    contain plain arrays.
 
     Parameters
     ----------
     n_features : int, optional
-        Columns out; 64, or half the columns where there are fewer than 128.
+        Number of features; by default 64, or half the columns if there are fewer than 128.
     hidden : tuple of int, optional
-        Units of each hidden layer; one of 512 by default, of fewer for narrow data or few rows. ``()`` for none.
+        Units of each hidden layer; by default one layer of 512, or fewer for narrow data or few rows. ``()`` for none.
     activation : {"relu", "leaky-relu"}
-        Of the hidden layers.
+        Activation of the hidden layers.
     code_activation : {"sigmoid", "linear"}, optional
-        Of the features; sigmoid, or linear of fewer than 256 columns.
+        Activation of the features; by default sigmoid, or linear for fewer than 256 columns.
     decoder_gain : bool, optional
-        Whether the decoder learns a factor for each feature; with a sigmoid code it does.
+        Whether the decoder learns a factor for each feature; by default if the features are sigmoids.
     start : {"components", "random"}
-        Start of the weights: the rows' principal components, or random.
+        Start of the weights: principal components of the rows, or random.
     epochs : int, optional
-        Passes over the rows, at most; 20, or as many as make 2,000 steps.
+        Largest number of passes over the rows; by default 20, or more if these are fewer than 2,000 steps.
     batch_size : int, optional
-        Rows of one step; 128, or a fiftieth of the rows, at least 16.
+        Rows of one step; by default 128, or a fiftieth of the rows, at least 16.
     optimizer : {"adam", "momentum", "nesterov", "rmsprop"}
         Update rule.
     learning_rate : float, optional
-        Size of a step; the update rule's own.
+        Size of a step; the default depends on the update rule.
     schedule : {"linear", "constant"}
-        Of the learning rate; `partial_fit`, which does not know the end, has a constant one.
+        Schedule of the learning rate; that of `partial_fit`, which does not know the last step, is constant.
     biases : {"mean", "zero"}
         Start of the biases of random weights.
     momentum : float
         Decay of the update rule's running average.
     corruption : float, optional
-        Share of the entries that training hides; 0.0625 with a hidden layer and 256 columns or more, else 0.
+        Share of the entries that training hides; by default 0.0625 with a hidden layer and 256 columns or more, else 0.
     weight_decay : float
-        By how much a step shrinks the weights, times its learning rate.
+        Factor by which a step shrinks the weights, relative to its learning rate.
     replicas : int, optional
-        Copies of the model that train apart and meet many times an epoch; 1, or 8 where one device would take hours.
-        `partial_fit` has one.
+        Copies of the model that train separately and are averaged many times an epoch; by default 1, or 8 if one device
+        would take hours. `partial_fit` has one.
     validation_fraction : float
-        Share of the rows that are kept out of training to watch its progress.
+        Share of the rows that are kept out of training to measure its progress.
     patience : int
-        Stop after so many epochs without a better validation cost; 0 for never.
+        Stop after this number of epochs without a better validation cost; 0 for never.
     impute : {"mean", "median"}, optional
-        Fill in NaN, which is refused by default.
+        Statistic that replaces NaN, which is refused by default.
     clip_quantile : float
-        Share of each column's values, at either end, that its range leaves out and that are moved to its edge.
+        Share of each column's values, at either end, that are outside its range and are moved to its edge.
     shuffle_window, memory_budget, device_memory_budget : int or str
-        Bytes of rows that are shuffled together, held in the host's memory and in a device's own (half of what is free
-        there). Texts like ``"4GiB"`` do as well.
+        Bytes of rows that are shuffled together, that are held in the host's memory, and in the device's memory (by
+        default half of what is free). Texts like ``"4GiB"`` are allowed.
     random_state : int, RandomState instance or None
-        Where all randomness starts; an integer is the ``seed`` of a run.
+        Seed of all random numbers; an integer is the ``seed`` of a run.
 
     Attributes
     ----------
     model_ : Model
         Scaling, network, parameters, and in ``about["training"]`` the cost of every epoch.
-        ``Path("model.h5").write_bytes(model_.to_hdf5())`` is what ``shardpress run --model model.h5`` takes.
+        ``Path("model.h5").write_bytes(model_.to_hdf5())`` writes a file for ``shardpress run --model model.h5``.
     n_iter_ : int
-        Epochs that were made.
+        Number of epochs of the training.
     complaints_ : list of str
-        What a run would warn of, such as features that say less than principal components.
+        Warnings of a run, for example about features that are worse than principal components.
     n_features_in_ : int
+        Number of columns.
     feature_names_in_ : ndarray of shape (n_features_in_,)
-        Where all columns had names that are texts.
+        Names of the columns, if all of them are texts.
 
     Examples
     --------
@@ -143,72 +144,74 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
 
     @_with_callbacks
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Learn from rows, and forget what was learnt before.
+        """Train a new model.
 
         Parameters
         ----------
         X : array-like of shape (n_rows, n_inputs)
-            Of NumPy or pandas, in their own dtype; or of Dask: each block is computed once, and what does not fit in
-            half the memory budget lies in a temporary file (``TMPDIR``) meanwhile.
+            Rows in an array of NumPy or pandas, in its own dtype; or in an array of Dask, whose blocks are computed
+            once. If it does not fit in half the memory budget, it is kept in a temporary file (``TMPDIR``).
         y : object
-            Not looked at.
+            Ignored.
 
         Raises
         ------
         ValueError
             For parameters or rows that cannot work; when the training diverges.
         DeviceError
-            Where there is no Theano, or the device or a compiler cannot be used.
+            When Theano is not installed, or the device or a compiler cannot be used.
         """
         _check_for_theano()
-        from pipeline.interop.fitting import Epochs, begin
+        from pipeline.interop.fitting import Epochs, prepare_fit
 
-        with _as_scikit_learns():
+        with _as_value_errors():
             config = self._config()
-            rows = self._rows(computed(X, config.machine.memory_budget // 2), reset=True, least=2)
-            fit = begin(rows, config)
-            return self._take(fit, Epochs(self, fit, {"X": X, "y": y}).run())
+            rows = self._rows(compute(X, config.machine.memory_budget // 2), reset=True, min_rows=2)
+            fit = prepare_fit(rows, config)
+            return self._set_fitted(fit, Epochs(self, fit, {"X": X, "y": y}).run())
 
     @_with_callbacks
     def partial_fit(self, X: Any, y: Any = None) -> Self:
-        """Learn from one more pass over some rows, at a constant rate.
+        """Train the model by one more pass over some rows, at a constant rate.
 
-        The first rows decide the network and the range that columns are scaled by. So many calls with all rows are as
-        many epochs of `fit` at a constant rate without validation, bit for bit. Parameters are as `fit` or `from_run`
-        has left them, if they have.
+        The first rows determine the network and the ranges of the columns. A number of calls with all rows gives the
+        same bits as the same number of epochs of `fit` at a constant rate without validation. After `fit` or
+        `from_run`, the training continues with their parameters.
 
         Parameters
         ----------
         X : array-like of shape (n_rows, n_inputs)
-            Two rows at least in the first call.
+            Rows; at least two in the first call.
         y : object
-            Not looked at.
+            Ignored.
         """
         _check_for_theano()
-        from pipeline.interop.fitting import Epochs, go_on
+        from pipeline.interop.fitting import Epochs, prepare_partial_fit
         from pipeline.training.checkpoint import Checkpoint
 
-        given: Model | None = getattr(self, "model_", None)
-        with _as_scikit_learns():
-            is_first = given is None
-            rows = self._rows(computed(X), reset=is_first, least=2 if is_first else 1)
+        model: Model | None = getattr(self, "model_", None)
+        with _as_value_errors():
+            is_first = model is None
+            rows = self._rows(compute(X), reset=is_first, min_rows=2 if is_first else 1)
             state = getattr(self, "_checkpoint", None)
-            checkpoint = None if state is None else Checkpoint.from_npz(state)
-            fit = go_on(rows, self._config(), given, checkpoint)
-            self._take(fit, Epochs(self, fit, {"X": X, "y": y}).run())
+            checkpoint = None
+            if state is not None:
+                checkpoint = Checkpoint.from_npz(state)
+            fit = prepare_partial_fit(rows, self._config(), model, checkpoint)
+            self._set_fitted(fit, Epochs(self, fit, {"X": X, "y": y}).run())
             self._checkpoint = fit.training.checkpoint().to_npz()
         return self
 
     @classmethod
     def from_run(cls, path: str | Path) -> Self:
-        """The model of a finished run, or a ``model.h5``, as a fitted estimator; no Theano is needed.
+        """Return a fitted estimator with the model of a finished run or of a ``model.h5``; Theano is not needed.
 
-        A value that a run takes for a missing one (``--missing-value``) must be NaN here.
+        Values that the run treated as missing (``--missing-value``) must be NaN here.
 
         Raises
         ------
         NoInput, DataError
-            When there is no model, or none that can be read.
+            When the model does not exist or cannot be read.
         """
         model = load_model(path)
         if model.offset is not None:
@@ -216,26 +219,16 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
                 f"model={shown(path)}: trained on whole numbers above 2^53, which an estimator would round. Encode "
                 "such rows with `shardpress run --model`."
             )
-        network = model.network
-        config = model.about.get("config", {})
-        known = {name: config[name] for name in cls().get_params() if name in config}
-        of_network = {
-            "n_features": network.n_features,
-            "hidden": network.widths[1:-1],
-            "activation": network.activation,
-            "code_activation": network.code,
-            "decoder_gain": network.gain,
-        }
-        estimator = cls(**{**known, **of_network, "random_state": config.get("seed", 0)})
-        estimator._set(**estimator._learned(model), n_features_in_=model.n_inputs)
+        estimator = cls(**_parameters_of(model, cls().get_params()))
+        estimator._set(**estimator._fitted_attributes(model), n_features_in_=model.n_inputs)
         if model.columns.names:  # scikit-learn compares them with those of a data frame
             estimator._set(feature_names_in_=np.array(model.columns.names, dtype=object))
         return estimator
 
-    # -- what was learnt --
+    # -- applying the model --
 
     def transform(self, X: Any) -> Any:
-        """Features of rows.
+        """Return features of rows.
 
         Parameters
         ----------
@@ -246,10 +239,10 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         -------
         array of shape (n_rows, n_features), float32
         """
-        return self._applied(encoded, X)
+        return self._apply(encode, X)
 
     def inverse_transform(self, X: Any) -> Any:
-        """Rows (n_rows, n_inputs), float64, that features (n_rows, n_features) stand for; of Dask, lazily."""
+        """Return the rows (n_rows, n_inputs), float64, of features (n_rows, n_features); of Dask, lazily."""
         check_is_fitted(self)
         features = X
         if not is_lazy(X):
@@ -257,20 +250,20 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         expected = self.model_.n_features
         if features.shape[1] != expected:
             raise ValueError(f"X has {features.shape[1]} columns, expected the {expected} features of transform")
-        return decoded(self.model_, features)
+        return decode(self.model_, features)
 
     def score_samples(self, X: Any) -> Any:
-        """How well each row is told by its features: minus the mean squared error of its scaled columns, (n_rows,)."""
-        return -self._applied(errors, X)
+        """Return minus the mean squared reconstruction error of each row's scaled columns, (n_rows,)."""
+        return -self._apply(reconstruction_errors, X)
 
     def score(self, X: Any, y: Any = None) -> float:
-        """The mean of `score_samples`: 0 at best."""
+        """Return the mean of `score_samples`, which is 0 for perfect reconstructions."""
         return float(np.mean(self.score_samples(X), dtype=np.float64))
 
     # -- inside --
 
     def __sklearn_tags__(self) -> Any:
-        """What scikit-learn may expect."""
+        """Return the abilities of this estimator."""
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = self.impute is not None
         tags.transformer_tags.preserves_dtype = ["float32"]
@@ -281,15 +274,16 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         return int(self.model_.n_features)
 
     def _config(self) -> Config:
-        """The parameters as the settings of a run, read as a configuration file's are."""
-        given = self.get_params(deep=False)
-        seed = given.pop("random_state")
+        """Return the parameters as the settings of a run, converted like those of a configuration file."""
+        parameters = self.get_params(deep=False)
+        seed = parameters.pop("random_state")
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31 - 1)
-        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}
         return Config.of(**converted({**plain, "seed": seed}, "", ConfigError))
 
-    def _rows(self, X: Any, reset: bool, least: int = 1) -> Any:
+    def _rows(self, X: Any, reset: bool, min_rows: int = 1) -> Any:
+        """Return rows after the checks of scikit-learn."""
         if is_lazy(X):  # its values are checked block by block
             return validate_data(self, X, reset=reset, skip_check_array=True)
         return validate_data(
@@ -298,36 +292,54 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
             reset=reset,
             dtype=_DTYPES,
             ensure_all_finite="allow-nan" if self._fills(reset) else True,
-            ensure_min_samples=least,
+            ensure_min_samples=min_rows,
             ensure_min_features=2 if reset else 1,  # a single column cannot be compressed
         )
 
     def _fills(self, reset: bool) -> bool:
+        """Return whether missing values are filled in."""
         if reset:
             return self.impute is not None
         return self.model_.scaler.fill is not None
 
-    def _applied(self, apply: Any, X: Any) -> Any:
+    def _apply(self, function: Any, X: Any) -> Any:
         check_is_fitted(self)
-        with _as_scikit_learns():
-            return apply(self.model_, self._rows(X, reset=False))
+        with _as_value_errors():
+            return function(self.model_, self._rows(X, reset=False))
 
-    def _learned(self, model: Model) -> dict[str, Any]:
+    def _fitted_attributes(self, model: Model) -> dict[str, Any]:
         history = model.about.get("training", {}).get("history", [])
         return {"model_": model, "n_iter_": len(history)}
 
-    def _take(self, fit: Any, model: Model) -> Self:
+    def _set_fitted(self, fit: Any, model: Model) -> Self:
+        """Set the attributes after a training."""
         names = getattr(self, "feature_names_in_", None)
         if names is not None:
             model = replace(model, columns=Columns(tuple(names), "feature_names_in_"))
         if hasattr(self, "_checkpoint"):  # of another training
             del self._checkpoint
-        return self._set(**self._learned(model), complaints_=fit.complaints(model))
+        return self._set(**self._fitted_attributes(model), complaints_=fit.complaints(model))
 
-    def _set(self, **learned: Any) -> Self:
-        for name, value in learned.items():
+    def _set(self, **attributes: Any) -> Self:
+        for name, value in attributes.items():
             setattr(self, name, value)
         return self
+
+
+def _parameters_of(model: Model, names: Iterable[str]) -> dict[str, Any]:
+    """Return the parameters of an estimator with this model: those of its run, as far as they are stored."""
+    network = model.network
+    config = model.about.get("config", {})
+    stored = {name: config[name] for name in names if name in config}
+    return {
+        **stored,
+        "n_features": network.n_features,
+        "hidden": network.widths[1:-1],
+        "activation": network.activation,
+        "code_activation": network.code,
+        "decoder_gain": network.gain,
+        "random_state": config.get("seed", 0),
+    }
 
 
 def _check_for_theano() -> None:
@@ -339,8 +351,8 @@ def _check_for_theano() -> None:
 
 
 @contextmanager
-def _as_scikit_learns() -> Iterator[None]:
-    """Errors about parameters and rows as the `ValueError` that its users expect, flags by their parameters' names."""
+def _as_value_errors() -> Iterator[None]:
+    """Raise errors about parameters and rows as `ValueError`, with the names of parameters instead of flags."""
     try:
         yield
     except (ConfigError, DataError) as error:

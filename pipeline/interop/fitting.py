@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.cluster.threads import threads
 from pipeline.device import TILE_ROWS, autoencoder_of, start_device, theanos_errors
 from pipeline.errors import ConfigError, DataError
-from pipeline.interop.applying import keep
+from pipeline.interop.applying import keep_compiled
 from pipeline.model import Model
 from pipeline.run.budget import Budget, make_budget
 from pipeline.scan.blocks import ScanSettings
@@ -30,7 +30,7 @@ from pipeline.training.fit import prepared
 from pipeline.training.loop import training_loop
 from pipeline.training.verdict import complaints, measured
 
-__all__ = ["Epochs", "Fit", "begin", "go_on"]
+__all__ = ["Epochs", "Fit", "prepare_fit", "prepare_partial_fit"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Fit:
                     if step.epoch is not None and stops_after_epoch():
                         break
             model = self.model(measured(self.training))
-        keep(model, self.dtype, self.training.autoencoder)
+        keep_compiled(model, self.dtype, self.training.autoencoder)
         return model
 
     def model(self, about: dict[str, Any] | None = None) -> Model:
@@ -71,12 +71,12 @@ class Fit:
         return Model(self.scaler, training.autoencoder.network, training.best, facts)
 
     def complaints(self, model: Model) -> list[str]:
-        """Return what a run would warn about."""
+        """Return the warnings of a run about this model."""
         return list(complaints(model.about["training"], self.config.training, model.network))
 
 
 class Epochs:
-    """Calls an estimator's callbacks for its training and for each epoch.
+    """Training of an estimator that calls its callbacks for the whole task and for each epoch.
 
     Parameters
     ----------
@@ -115,14 +115,16 @@ class Epochs:
     def _end(self, context: Any) -> bool:
         """End a task; return whether a callback asks to stop."""
 
-        def fitted() -> Any:  # called only if a callback needs it
-            return self._estimator._learned(self._fit.model())
+        def attributes() -> Any:  # called only if a callback needs it
+            return self._estimator._fitted_attributes(self._fit.model())
 
-        stops = context.call_on_fit_task_end(estimator=self._estimator, **self._data, reconstruction_attributes=fitted)
-        return bool(stops)
+        must_stop = context.call_on_fit_task_end(
+            estimator=self._estimator, **self._data, reconstruction_attributes=attributes
+        )
+        return bool(must_stop)
 
 
-def begin(rows: np.ndarray, config: Config) -> Fit:
+def prepare_fit(rows: np.ndarray, config: Config) -> Fit:
     """Prepare a training.
 
     Parameters
@@ -142,12 +144,13 @@ def begin(rows: np.ndarray, config: Config) -> Fit:
     settings = resolve(config, n_rows, n_inputs)
     _refuse([*misfits(settings, n_rows, n_inputs)])
     budget = _budget(settings, shards)
-    found = _scanned(shards, settings, budget)
-    check_usable(shards, found)
-    return _fit(shards, found, settings, budget)
+    how = _scan_settings(budget, settings.bad_data.clip_quantile, settings.bad_data.impute)
+    ranges = _scan(shards, how, budget)
+    check_usable(shards, ranges)
+    return _fit(shards, ranges, settings, budget)
 
 
-def go_on(rows: np.ndarray, config: Config, given: Model | None, checkpoint: Checkpoint | None) -> Fit:
+def prepare_partial_fit(rows: np.ndarray, config: Config, given: Model | None, checkpoint: Checkpoint | None) -> Fit:
     """Prepare one more pass over these rows, at a constant learning rate.
 
     Parameters
@@ -157,7 +160,9 @@ def go_on(rows: np.ndarray, config: Config, given: Model | None, checkpoint: Che
     checkpoint : Checkpoint or None
         State of the training. Without it a given model was trained in another way, and the states begin at zero.
     """
-    n_epochs = checkpoint.state.epoch if checkpoint else 0
+    n_epochs = 0
+    if checkpoint is not None:
+        n_epochs = checkpoint.state.epoch
     config = config.changed(
         epochs=n_epochs + 1,
         schedule="constant",
@@ -167,70 +172,77 @@ def go_on(rows: np.ndarray, config: Config, given: Model | None, checkpoint: Che
         baseline=False,
     )
     if given is None:
-        return begin(rows, config)
+        return prepare_fit(rows, config)
     _refuse(problems(config))
-    fit = _again(rows, config, given)
+    fit = _fit_from(given, rows, config)
     if checkpoint is not None:
         fit.training.resume(checkpoint)
     return fit
 
 
-def _again(rows: np.ndarray, config: Config, given: Model) -> Fit:
+def _fit_from(given: Model, rows: np.ndarray, config: Config) -> Fit:
     """Prepare a training that begins with a model's parameters, and scales as it does."""
     shards = (array_shard(rows),)
-    network = given.network
-    batch_size = config.training.batch_size
-    if batch_size is not None:
-        batch_size = min(batch_size, len(rows))
-    # The start is the cheapest one, since its parameters are replaced.
-    config = config.changed(
-        n_features=network.n_features,
-        hidden=network.widths[1:-1],
-        batch_size=batch_size,
-        start="random",
-        biases="zero",
-    )
-    settings = resolve(config, len(rows), network.n_inputs, network)
+    config = _like_model(config, given, len(rows))
+    settings = resolve(config, len(rows), given.n_inputs, given.network)
     budget = _budget(settings, shards)
-    found = _scanned(shards, settings, budget, given.scaler)
-    fit = _fit(shards, found, settings, budget)
+    fit = _fit(shards, _scan_with(given.scaler, shards, settings, budget), settings, budget)
     fit.training.autoencoder.set_parameters(given.parameters)
     fit.training.best = fit.training.autoencoder.parameters()
     return fit
 
 
-def _fit(shards: tuple[Shard, ...], found: Scan, settings: Settings, budget: Budget) -> Fit:
+def _like_model(config: Config, given: Model, n_rows: int) -> Config:
+    """Return settings with the network of a model; the start is the cheapest one, since its parameters are replaced."""
+    batch_size = config.training.batch_size
+    if batch_size is not None:
+        batch_size = min(batch_size, n_rows)
+    return config.changed(
+        n_features=given.n_features,
+        hidden=given.network.widths[1:-1],
+        batch_size=batch_size,
+        start="random",
+        biases="zero",
+    )
+
+
+def _fit(shards: tuple[Shard, ...], ranges: Scan, settings: Settings, budget: Budget) -> Fit:
     device = start_device()
     dtype = row_dtype(shards)
     with theanos_errors():
-        autoencoder = autoencoder_of(found.scaler, network_of(settings.network, len(found.minimum)), dtype)
+        autoencoder = autoencoder_of(ranges.scaler, network_of(settings.network, len(ranges.minimum)), dtype)
         training = prepared(
             autoencoder,
             shards,
-            found,
+            ranges,
             settings.training,
             settings.validation,
             settings.bad_data.missing_value,
             budget.sizes(device),
         )
-    return Fit(training, settings, found.scaler, dtype, str(device))
+    return Fit(training, settings, ranges.scaler, dtype, str(device))
 
 
-def _scanned(shards: tuple[Shard, ...], settings: Settings, budget: Budget, given: Scaler | None = None) -> Scan:
-    """Scan the rows, all of which must be good; ranges and fills are those of a given scaler."""
-    impute = settings.bad_data.impute
-    if given is not None:
-        impute = None if given.fill is None else "median"
-    how = ScanSettings(
-        budget.block_rows, clip_quantile=settings.bad_data.clip_quantile, impute=impute, chunk_bytes=budget.chunk_bytes
-    )
+def _scan_with(scaler: Scaler, shards: tuple[Shard, ...], settings: Settings, budget: Budget) -> Scan:
+    """Scan the rows, and return the result with the ranges and fills of a given scaler."""
+    impute = None if scaler.fill is None else "median"
+    result = _scan(shards, _scan_settings(budget, settings.bad_data.clip_quantile, impute), budget)
+    return replace(result, minimum=scaler.minimum, maximum=scaler.maximum, fill=scaler.fill, clips=scaler.clips)
+
+
+def _scan_settings(budget: Budget, clip_quantile: float, impute: str | None) -> ScanSettings:
+    return ScanSettings(budget.block_rows, clip_quantile=clip_quantile, impute=impute, chunk_bytes=budget.chunk_bytes)
+
+
+def _scan(shards: tuple[Shard, ...], how: ScanSettings, budget: Budget) -> Scan:
+    """Scan the rows; raise `DataError` if one of them is bad."""
     with threads(budget.n_threads) as pool:
-        found = scan(shards, how, pool, budget.n_threads)
-    if len(found.bad_rows):
-        raise DataError(f"{describe_bad_rows(shards, found)}, expected finite numbers. Leave such rows out, or impute.")
-    if given is None:
-        return found
-    return replace(found, minimum=given.minimum, maximum=given.maximum, fill=given.fill, clips=given.clips)
+        result = scan(shards, how, pool, budget.n_threads)
+    if len(result.bad_rows):
+        raise DataError(
+            f"{describe_bad_rows(shards, result)}, expected finite numbers. Leave such rows out, or impute."
+        )
+    return result
 
 
 def _budget(settings: Settings, shards: tuple[Shard, ...]) -> Budget:

@@ -209,6 +209,13 @@ class _Piece:
             n_rows=stop - start,
         )
 
+    def read(self, a: Path, b: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Read some rows of both runs: those that are valid in both."""
+        features_a, valid_a = read_features(a / self.parts[0], rows + self.starts[0])
+        features_b, valid_b = read_features(b / self.parts[1], rows + self.starts[1])
+        is_valid = valid_a & valid_b
+        return features_a[is_valid], features_b[is_valid]
+
 
 def _common(a: Sequence[PartLine], b: Sequence[PartLine]) -> Iterator[_Piece]:
     """Yield pieces of all rows that both have, in the order of A."""
@@ -255,20 +262,11 @@ def _file_states(manifest: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 
 def _read_pieces(a: str, b: str, pieces: Sequence[_Piece], n_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Read up to `n_rows` rows of the features of A and of B: those that are valid in both."""
-    of_a = []
-    of_b = []
     selection = select_rows([piece.n_rows for piece in pieces], n_rows)
-    for piece, rows in zip(pieces, selection, strict=True):
-        if not len(rows):
-            continue
-        features_a, valid_a = read_features(Path(a) / piece.parts[0], rows + piece.starts[0])
-        features_b, valid_b = read_features(Path(b) / piece.parts[1], rows + piece.starts[1])
-        is_valid = valid_a & valid_b
-        of_a.append(features_a[is_valid])
-        of_b.append(features_b[is_valid])
-    if not of_a:
+    found = [piece.read(Path(a), Path(b), rows) for piece, rows in zip(pieces, selection, strict=True) if len(rows)]
+    if not found:
         return np.empty((0, 0)), np.empty((0, 0))
-    return np.concatenate(of_a), np.concatenate(of_b)
+    return np.concatenate([of_a for of_a, _ in found]), np.concatenate([of_b for _, of_b in found])
 
 
 # -- similarity ----------------------------------------------------------------------------------------------------

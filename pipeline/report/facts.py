@@ -63,18 +63,18 @@ def bad_data_facts(
         A value that stands for a missing one.
     """
     bad_shards = list(refused)
-    if scan is None:
-        return {"shards": _first(len(bad_shards), bad_shards), "rows": _first(0, [])}
-    for i, reason in sorted(scan.unreadable.items()):
-        bad_shards.append({"file": shards[i].path, "reason": reason})
+    bad_rows: dict[str, Any] = {"n": 0, "first": []}
+    if scan is not None:
+        unreadable = sorted(scan.unreadable.items())
+        bad_shards += [{"file": shards[i].path, "reason": reason} for i, reason in unreadable]
+        bad_rows = _bad_row_facts(shards, scan, missing)
+    return {"shards": {"n": len(bad_shards), "first": bad_shards[:_MAX_LISTED]}, "rows": bad_rows}
+
+
+def _bad_row_facts(shards: Sequence[Shard], scan: Scan, missing: float | None) -> dict[str, Any]:
     numbers = _bad_rows_of_good_shards(shards, scan)
-    rows = [_bad_row(shards, number, scan, missing) for number in numbers[:_MAX_LISTED].tolist()]
-    return {"shards": _first(len(bad_shards), bad_shards), "rows": _first(len(numbers), rows)}
-
-
-def _first(n: int, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a number of shards or rows, and facts about the first ones."""
-    return {"n": n, "first": list(facts[:_MAX_LISTED])}
+    first = [_bad_row(shards, number, scan, missing) for number in numbers[:_MAX_LISTED].tolist()]
+    return {"n": len(numbers), "first": first}
 
 
 def _bad_rows_of_good_shards(shards: Sequence[Shard], scan: Scan) -> np.ndarray:

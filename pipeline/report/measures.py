@@ -132,7 +132,7 @@ def _error_of_mean(rows: np.ndarray) -> float:
 
 
 def _distribution(errors: np.ndarray) -> dict[str, Any]:
-    """Return quantiles and a histogram, of which the last bin has all errors above the 99th percentile."""
+    """Return quantiles and a histogram; its last bin contains all errors above the 99th percentile."""
     low = errors.min()
     high = max(np.quantile(errors, 0.99), low + 1e-12)
     edges = np.linspace(low, high, _N_BINS + 1)
@@ -209,23 +209,32 @@ class _Plane:
 
 def _pairs(decoded: _Reconstruction) -> dict[str, Any]:
     """Return a few rows, their features and their reconstructions: as images, if the rows are images."""
-    sample = decoded.sample
     shape = _image_shape(decoded.shard)
-    scaled_features = _scaled_to_range(sample.features)
-    pairs = []
-    for i in _typical_rows(decoded.errors, decoded.labels):
-        if shape is None:
-            drawing: dict[str, Any] = {"input": _line(sample.scaled[i]), "again": _line(decoded.rows[i])}
-        else:
-            drawing = {
-                "input": _image(sample.scaled[i], shape),
-                "again": _image(decoded.rows[i], shape),
-                "code": _square_image(scaled_features[i]),
-            }
-        pairs.append({**decoded.location(i), "error": float(decoded.errors[i]), **drawing})
+    numbers = _typical_rows(decoded.errors, decoded.labels)
     if shape is None:
-        return {"shape": None, "rows": pairs}
-    return {"shape": list(_shrunk(np.zeros(shape)).shape), "rows": pairs}
+        lines = [{"input": _line(decoded.sample.scaled[i]), "again": _line(decoded.rows[i])} for i in numbers]
+        return {"shape": None, "rows": _with_locations(lines, numbers, decoded)}
+    images = _images_of_rows(numbers, decoded, shape)
+    return {"shape": list(_shrunk(np.zeros(shape)).shape), "rows": _with_locations(images, numbers, decoded)}
+
+
+def _images_of_rows(numbers: Sequence[int], decoded: _Reconstruction, shape: tuple[int, ...]) -> list[dict[str, Any]]:
+    features = _scaled_to_range(decoded.sample.features)
+    images = []
+    for i in numbers:
+        row = _image(decoded.sample.scaled[i], shape)
+        images.append({"input": row, "again": _image(decoded.rows[i], shape), "code": _square_image(features[i])})
+    return images
+
+
+def _with_locations(
+    pairs: Sequence[Mapping[str, Any]], numbers: Sequence[int], decoded: _Reconstruction
+) -> list[dict[str, Any]]:
+    """Return pairs with the location and the error of each row."""
+    located = []
+    for i, pair in zip(numbers, pairs, strict=True):
+        located.append({**decoded.location(i), "error": float(decoded.errors[i]), **pair})
+    return located
 
 
 def _scaled_to_range(features: np.ndarray) -> np.ndarray:
@@ -285,10 +294,10 @@ def _square_image(values: np.ndarray) -> str:
 def _shrunk(pixels: np.ndarray) -> np.ndarray:
     """Return an image of at most `_MAX_SIDE` pixels along a side: means of squares, without incomplete ones."""
     factor = -(-max(pixels.shape[:2]) // _MAX_SIDE)
-    height = pixels.shape[0] // factor or 1
-    width = pixels.shape[1] // factor or 1
-    cut = pixels[: height * factor, : width * factor]
-    squares = cut.reshape(height, cut.shape[0] // height, width, cut.shape[1] // width, *cut.shape[2:])
+    height, width = (n // factor or 1 for n in pixels.shape[:2])
+    whole = pixels[: height * factor, : width * factor]
+    n_rows, n_columns = whole.shape[:2]
+    squares = whole.reshape(height, n_rows // height, width, n_columns // width, *whole.shape[2:])
     return squares.mean(axis=(1, 3))
 
 
@@ -317,29 +326,41 @@ def _probe(sample: Sample, components: Components, labels: Labels, is_test: np.n
     None if there are too few rows, or only one label.
     """
     has_label = labels.codes != NONE
-    codes = labels.codes[has_label]
-    is_test = is_test[has_label]
-    n_test = int(is_test.sum())
-    n_train = len(codes) - n_test
-    if n_test < _MIN_TEST_ROWS or len(np.unique(codes[~is_test])) < 2:
+    split = _Split(labels.codes[has_label], is_test[has_label])
+    if split.n_test < _MIN_TEST_ROWS or len(np.unique(split.train_codes)) < 2:
         return None
     rows = sample.scaled[has_label]
     features = sample.features[has_label]
-    n_components = min(features.shape[1], components.components.shape[1], n_train)
+    n_components = min(features.shape[1], components.components.shape[1], len(split.train_codes))
     projected = (rows - components.mean) @ components.components[:, :n_components]
     return {
         "labels": labels.name,
-        "n_train": n_train,
-        "n_test": n_test,
+        "n_train": len(split.train_codes),
+        "n_test": split.n_test,
         "n_components": n_components,
-        "commonest": _share_of_commonest(codes, is_test),
-        "features": accuracy(features, codes, is_test),
-        "components": accuracy(projected, codes, is_test),
-        "columns": accuracy(rows, codes, is_test),
+        "commonest": split.share_of_commonest(),
+        "features": accuracy(features, split.codes, split.is_test),
+        "components": accuracy(projected, split.codes, split.is_test),
+        "columns": accuracy(rows, split.codes, split.is_test),
     }
 
 
-def _share_of_commonest(codes: np.ndarray, is_test: np.ndarray) -> float:
-    """Return the share of test rows in the class that most of the training rows have."""
-    commonest = np.bincount(codes[~is_test]).argmax()
-    return float((codes[is_test] == commonest).mean())
+@dataclass(frozen=True)
+class _Split:
+    """Classes (n_rows,) of rows, and which of them test (n_rows,)."""
+
+    codes: np.ndarray
+    is_test: np.ndarray
+
+    @property
+    def train_codes(self) -> np.ndarray:
+        return self.codes[~self.is_test]
+
+    @property
+    def n_test(self) -> int:
+        return int(self.is_test.sum())
+
+    def share_of_commonest(self) -> float:
+        """Return the share of test rows in the class that most of the training rows have."""
+        commonest = np.bincount(self.train_codes).argmax()
+        return float((self.codes[self.is_test] == commonest).mean())

@@ -52,7 +52,7 @@ PartLine = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What happens to input rows before they are encoded.
+    """Preprocessing of input rows before they are encoded.
 
     Attributes
     ----------
@@ -349,14 +349,18 @@ def _read_rows(part: PartLine, shard: Shard, numbers: np.ndarray) -> tuple[np.nd
     chunk_of_row = rows_of_shard // shard.chunk_rows
     for chunk in np.unique(chunk_of_row):  # each is decompressed once
         positions = np.flatnonzero(chunk_of_row == chunk)
-        wanted = rows_of_shard[positions]
-        first = int(wanted[0])
         try:
-            values = read(Block(shard, first, int(wanted[-1]) + 1))
-            rows[positions] = values[wanted - first]
+            rows[positions] = _read_sorted(shard, rows_of_shard[positions])
         except DataError as error:
             failures |= dict.fromkeys(positions.tolist(), str(error))
     return rows, failures
+
+
+def _read_sorted(shard: Shard, numbers: np.ndarray) -> np.ndarray:
+    """Read rows with sorted numbers by one read from the first to the last one."""
+    first = int(numbers[0])
+    values = read(Block(shard, first, int(numbers[-1]) + 1))
+    return values[numbers - first]
 
 
 # -- comparing them ------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ class PartSource:
 
 @dataclass(frozen=True)
 class SampleSpec(Preprocessing):
-    """How rows are sampled, in addition to how they were encoded.
+    """Options of sampling, in addition to those of encoding.
 
     Attributes
     ----------
@@ -127,15 +127,15 @@ def draw_sample(parts: Sequence[PartSource], spec: SampleSpec) -> Sample | None:
 
 def _joined(samples: Sequence[Sample]) -> Sample:
     """Return one sample of several, with the extra datasets that all of them have."""
+    join = np.concatenate
     names = set.intersection(*(set(sample.riders) for sample in samples))
-    riders = {name: np.concatenate([sample.riders[name] for sample in samples]) for name in sorted(names)}
     return Sample(
-        scaled=np.concatenate([sample.scaled for sample in samples]),
-        features=np.concatenate([sample.features for sample in samples]),
-        riders=riders,
-        sources=np.concatenate([sample.sources for sample in samples]),
-        rows=np.concatenate([sample.rows for sample in samples]),
-        stretches=np.concatenate([sample.stretches for sample in samples]),
+        scaled=join([sample.scaled for sample in samples]),
+        features=join([sample.features for sample in samples]),
+        riders={name: join([sample.riders[name] for sample in samples]) for name in sorted(names)},
+        sources=join([sample.sources for sample in samples]),
+        rows=join([sample.rows for sample in samples]),
+        stretches=join([sample.stretches for sample in samples]),
     )
 
 
@@ -178,12 +178,16 @@ def _stretches(n_rows: int, parts: Sequence[PartSource], spec: SampleSpec) -> It
     n_wanted = min(spec.n_rows, n_rows)
     n_stretches = _n_stretches(n_wanted, parts)
     rng = np.random.default_rng((spec.seed, 7))
-    edges = np.linspace(0, n_rows, n_stretches + 1).astype(int).tolist()
-    lengths = np.diff(np.linspace(0, n_wanted, n_stretches + 1).astype(int)).tolist()
-    for (low, high), length in zip(pairwise(edges), lengths, strict=True):
+    lengths = np.diff(_edges(n_wanted, n_stretches)).tolist()
+    for (low, high), length in zip(pairwise(_edges(n_rows, n_stretches)), lengths, strict=True):
         n = min(high - low, length)
         first = low + int(rng.integers(0, high - low - n + 1))
         yield first, first + n
+
+
+def _edges(n: int, n_ranges: int) -> list[int]:
+    """Return the edges of equal ranges of `n` rows."""
+    return np.linspace(0, n, n_ranges + 1).astype(int).tolist()
 
 
 def _n_stretches(n_rows: int, parts: Sequence[PartSource]) -> int:

@@ -22,7 +22,7 @@ from pipeline.errors import shown
 from pipeline.formats import fingerprint
 from pipeline.model import Model
 from pipeline.run.budget import Budget
-from pipeline.settings.config import deciding, named_today
+from pipeline.settings.config import current_name, fingerprint_values
 from pipeline.settings.resolve import Settings
 from pipeline.shards.shard import Shard
 
@@ -100,7 +100,7 @@ def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None,
     budget : Budget
         Sizes that keep the run within its memory; some of them affect the results.
     """
-    scan = {**deciding(settings, "scan"), "format": _SCAN}
+    scan = {**fingerprint_values(settings, "scan"), "format": _SCAN}
     training = {"model": model.fingerprint} if model is not None else _training_request(settings, shards, budget)
     if model is not None and model.scaler.fill is not None:
         scan["filled"] = True  # rows with missing values are not bad if the model fills these in
@@ -108,7 +108,7 @@ def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None,
         inputs={"shards": [_identity(shard) for shard in shards]},
         scan=scan,
         training=training,
-        encoding={**deciding(settings, "features"), "format": _ENCODING},
+        encoding={**fingerprint_values(settings, "features"), "format": _ENCODING},
         folders=sorted({os.path.realpath(os.path.dirname(shard.path)) for shard in shards}),
     )
 
@@ -117,7 +117,7 @@ def _training_request(settings: Settings, shards: Sequence[Shard], budget: Budge
     """Return everything that determines the model, except for the scan."""
     n_rows = sum(shard.n_rows for shard in shards)
     n_validated = round(settings.validation.validation_fraction * n_rows)
-    training = deciding(settings, "model")
+    training = fingerprint_values(settings, "model")
     # Budgets that hold all of the rows do not affect the model.
     training["window_rows"] = budget.window_rows if budget.window_rows < n_rows else None
     training["validation_rows"] = budget.max_validation_rows if budget.max_validation_rows < n_validated else None
@@ -240,8 +240,8 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
         if key == CONTENTS:
             yield "its contents changed although its modification time did not"
             continue
-        name, value_before = named_today(key, value_before)
-        _, value_now = named_today(key, value_now)
+        name, value_before = current_name(key, value_before)
+        _, value_now = current_name(key, value_now)
         in_words = _time if key == "changed" else shown
         yield f"{name} {in_words(value_before)} -> {in_words(value_now)}"
 

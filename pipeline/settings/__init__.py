@@ -1,1 +1,1 @@
-"""Settings: what they are, and where they come from."""
+"""Settings of a run, from defaults, a file, the environment and flags."""

@@ -49,25 +49,26 @@ __all__ = [
     "TimingSettings",
     "TrainingSettings",
     "ValidationSettings",
-    "deciding",
-    "named_today",
+    "current_name",
+    "fingerprint_values",
     "problems",
 ]
 
 Affected = Literal["inputs", "budget", "scan", "model", "features", "nothing"]
-"""What a setting changes first; what is made from that follows.
+"""The first result that a setting changes; results that are made from it change as well.
 
-``scan``, ``model`` or ``features`` are made anew when its value changes. What chooses ``inputs`` or a ``budget`` counts
-by what comes of it: the files that are read; how many rows are shuffled together or watched, where that is not all;
-that only as many epochs are made as fit into a time.
+``scan``, ``model`` and ``features`` are recomputed when the value changes. A setting of ``inputs`` or of a ``budget``
+matters only by its effect: the files that are read; the rows that are shuffled together or used for validation, if not
+all of them; the epochs that fit into a time.
 """
 
 
-_ONE_OF_TWO = (
+_EXCLUSIVE = (
     *(("overwrite", "restart"), ("quiet", "verbose"), ("storage_dtype", "max_feature_error")),
     *(("workers", "scheduler"), ("workers", "scheduler_file"), ("scheduler", "scheduler_file")),
-    *(("devices", "scheduler"), ("devices", "scheduler_file")),  # whose workers have theirs
+    *(("devices", "scheduler"), ("devices", "scheduler_file")),  # workers of a scheduler have their own devices
 )
+"""Pairs of settings that exclude each other."""
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,17 @@ class Setting:
     Attributes
     ----------
     name : str
-        Name of the setting: of its flag, its key and its field.
+        Name of the setting, its flag, its key and its field.
     slice : str
         Field of `Config` that holds it.
     type : str
         Annotation of its field.
     default : object
-        None for a setting that may stay open; a tuple for one that takes several values, each read by itself.
+        None if it depends on other facts; a tuple if the setting takes several values.
     kind : Kind
-        How its values are read, and which are possible.
+        How its values are read, and which are valid.
     affects : str
-        What a change recomputes first, see `Affected`.
+        The first result that a change recomputes, see `Affected`.
     help : str
         Description of its flag.
     before : object
@@ -117,7 +118,8 @@ def _setting(
     formerly: tuple[str, Mapping[str, str]] | None = None,
 ) -> Any:
     """Return a field with the facts of its setting, see `Setting`."""
-    kind = kind.or_none() if default is None else kind
+    if default is None:
+        kind = kind.or_none()
     facts = {"kind": kind, "affects": affects, "help": help, "before": before, "formerly": formerly}
     return field(default=default, metadata=facts)
 
@@ -129,7 +131,7 @@ def _switch(help: str) -> Any:
 
 @dataclass(frozen=True)
 class InputSettings:
-    """Which files are read, and how their rows and columns are found in them."""
+    """Input files, and the location of rows and columns in them."""
 
     input: tuple[str, ...] = _setting(
         ("data/*.h5",), FILES, "inputs", "HDF5 shards: files, directories or globs, one or more"
@@ -152,7 +154,7 @@ class InputSettings:
         "how the columns of all files, and of --model, are compared where files name them: refuse names in another "
         "order (order), reorder the columns by their names (name), or do not compare them (ignore)",
     )
-    carry: tuple[str, ...] = _setting(  # what rides along is not looked at by scan or training
+    carry: tuple[str, ...] = _setting(  # extra datasets are not used by scan or training
         (),
         DATASET,
         "features",
@@ -165,7 +167,7 @@ class InputSettings:
 class NetworkSettings:
     """The layers of the autoencoder."""
 
-    n_features: int | None = _setting(  # open until the inputs are known: see `resolve`
+    n_features: int | None = _setting(  # the default depends on the inputs: see `resolve`
         None, whole(1), "model", "columns out (default: 64, or half the columns where there are fewer than 128)"
     )
     hidden: tuple[int, ...] | None = _setting(
@@ -195,7 +197,7 @@ class NetworkSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How the weights start, and how they are updated."""
+    """Start of the weights, and their updates."""
 
     start: str = _setting(
         "components",
@@ -236,7 +238,7 @@ class TrainingSettings:
         "model",
         "decay of the update rule's running average",
     )
-    corruption: float | None = _setting(  # in steps of 1/256, of which neither none nor all would be what was asked for
+    corruption: float | None = _setting(  # in steps of 1/256: smaller shares would become 0, larger ones 1
         None,
         number(lambda share: share == 0 or 0.004 <= share <= 0.998, "0, or from 0.004 to 0.998"),
         "model",
@@ -264,7 +266,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class ValidationSettings:
-    """How the progress of the training is measured."""
+    """Measurement of the progress of the training."""
 
     validation_fraction: float = _setting(
         0.05,
@@ -279,22 +281,22 @@ class ValidationSettings:
         "stop after so many epochs, or hundreds of steps where these are longer, without a better validation cost "
         "(0: never)",
     )
-    baseline: bool = _setting(  # what is told of a model, not what is in it
+    baseline: bool = _setting(  # it is part of the report, not of the model
         True, YES_OR_NO, "nothing", "compare the features with as many principal components, and with the columns' mean"
     )
 
 
 @dataclass(frozen=True)
 class MachineSettings:
-    """How memory and processors of this machine are used."""
+    """Use of memory and processors of this machine."""
 
-    # The encoder works in tiles of one height, so neither blocks nor threads change a bit.
+    # The encoder works in tiles of one height, so neither blocks nor threads change any result.
     block_rows: int | None = _setting(None, whole(1), "nothing", "rows read at once (default: about 8 MiB of them)")
     threads: int | None = _setting(None, whole(1), "nothing", "Dask threads (default: one for each processor core)")
     memory_budget: int = _setting(
         2 * 2**30, size(2**24, "16MiB or more"), "budget", "host memory for rows and features, like 4GiB"
     )
-    # Whether rows are kept or streamed, and where, trains the same model.
+    # Rows that are kept in memory and rows that are streamed train the same model.
     device_memory_budget: int | None = _setting(
         None,
         size(0),
@@ -307,7 +309,7 @@ class MachineSettings:
 
 @dataclass(frozen=True)
 class BadDataSettings:
-    """Which rows and files are bad, and what is done with them, missing values and outliers."""
+    """Handling of bad rows and files, missing values and outliers."""
 
     on_bad_data: str = _setting(
         "raise",
@@ -316,11 +318,11 @@ class BadDataSettings:
         "rows with NaN or Inf, and shards that cannot be read: raise stops, skip leaves them out (NaN features), "
         "quarantine also lists them in quarantine.jsonl",
     )
-    max_bad_rows: str = _setting(  # ends a run or lets it pass, and is asked again of a finished one
+    max_bad_rows: str = _setting(  # checked again even if all results are reused
         "1%", LIMIT, "nothing", "bad rows that skip and quarantine let pass, a number or a percentage"
     )
     max_bad_shards: str = _setting("1%", LIMIT, "nothing", "the same for shards")
-    missing_value: float | None = _setting(  # its rows count in no range, so the scaling changes
+    missing_value: float | None = _setting(  # its rows belong to no range, so the scaling changes
         None, EXACT_NUMBER, "scan", "a value that stands for a missing one, like -9999, as NaN does"
     )
     impute: str | None = _setting(
@@ -351,7 +353,7 @@ class BadDataSettings:
 
 @dataclass(frozen=True)
 class StorageSettings:
-    """How features are stored."""
+    """Storage of features."""
 
     storage_dtype: str | None = _setting(
         None,
@@ -378,7 +380,7 @@ class StorageSettings:
 
 @dataclass(frozen=True)
 class ClusterSettings:
-    """Which processes do the work."""
+    """Processes that do the work."""
 
     workers: int = _setting(0, whole(0), "nothing", "processes of this machine that do the work (0: threads of one do)")
     devices: tuple[str, ...] | None = _setting(
@@ -395,7 +397,7 @@ class ClusterSettings:
 
 @dataclass(frozen=True)
 class TimingSettings:
-    """When checkpoints are written, and when the run ends."""
+    """Times of checkpoints, and the end of the run."""
 
     checkpoint_minutes: float = _setting(
         5.0,
@@ -455,10 +457,11 @@ class Config:
 
     def changed(self, **values: Any) -> Self:
         """Return a copy with other values of some settings, given by their names."""
-        parts: dict[str, dict[str, Any]] = {}
+        changes: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
-            parts.setdefault(SETTINGS[name].slice, {})[name] = value
-        return replace(self, **{name: replace(getattr(self, name), **part) for name, part in parts.items()})
+            changes.setdefault(SETTINGS[name].slice, {})[name] = value
+        slices = {name: replace(getattr(self, name), **change) for name, change in changes.items()}
+        return replace(self, **slices)
 
     def flat(self) -> dict[str, Any]:
         """Return all values by the names of the settings."""
@@ -467,20 +470,20 @@ class Config:
 
 def _known_settings() -> dict[str, Setting]:
     """Return all settings by their names, slice by slice."""
-    found = {}
+    settings = {}
     defaults = Config()
     for part in fields(Config):
         for each in fields(getattr(defaults, part.name)):
-            found[each.name] = Setting(each.name, part.name, str(each.type), each.default, **each.metadata)
-    return found
+            settings[each.name] = Setting(each.name, part.name, str(each.type), each.default, **each.metadata)
+    return settings
 
 
 SETTINGS: Mapping[str, Setting] = _known_settings()
 """All settings by their names."""
 
 
-def deciding(config: Config, result: Affected) -> dict[str, Any]:
-    """Return the settings that decide a result by their own values, as fingerprints name them."""
+def fingerprint_values(config: Config, result: Affected) -> dict[str, Any]:
+    """Return the settings whose values determine a result, by their names in fingerprints."""
     values = config.flat()
     found = {}
     for name, setting in SETTINGS.items():
@@ -494,27 +497,27 @@ def deciding(config: Config, result: Affected) -> dict[str, Any]:
     return found
 
 
-def named_today(key: str, value: object) -> tuple[str, object]:
-    """Return the name and the value of a setting that a fingerprint may call by its former name."""
+def current_name(key: str, value: object) -> tuple[str, object]:
+    """Return the current name and value of a setting, given its key and value in a fingerprint."""
     for setting in SETTINGS.values():
         if setting.formerly is None or setting.formerly[0] != key:
             continue
-        for today, spelled in setting.formerly[1].items():
-            if value == spelled:
-                return setting.name, today
+        for current, former in setting.formerly[1].items():
+            if value == former:
+                return setting.name, current
         return setting.name, value
     return key, value
 
 
 def problems(config: Config) -> list[str]:
-    """Return everything that is wrong with the settings in themselves, one sentence each."""
+    """Return a sentence for each setting that cannot work, whatever the inputs are."""
     values = config.flat()
     wrong = []
     for name, value in values.items():
         kind = SETTINGS[name].kind
         if not kind.holds(value):
             wrong.append(f"{name}: {value}, expected {kind.expected}")
-    for pair in _ONE_OF_TWO:
+    for pair in _EXCLUSIVE:
         if all(values[name] for name in pair):
             wrong.append(f"{' and '.join(pair)}: both, expected at most one of them")
     return wrong + _without_cluster(config.cluster)

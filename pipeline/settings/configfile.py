@@ -1,7 +1,7 @@
-"""A configuration file: YAML of plain values, a key only once, read in bounded memory and work.
+"""Configuration files: YAML of plain values without duplicate keys, read in bounded memory and time.
 
-libyaml looks at the file first, one event at a time, so that nothing is made of a file that asks for more than a
-configuration needs. PyYAML's own scanner, in Python, would take seconds for what libyaml does in a tenth of one.
+libyaml parses the file first, one event at a time, so that no objects are built from a file that is larger than a
+configuration needs. PyYAML's own scanner, in Python, would take seconds where libyaml takes a tenth of one.
 """
 
 from __future__ import annotations
@@ -14,41 +14,46 @@ from pipeline.errors import ConfigError, shown
 
 __all__ = ["read_configuration"]
 
-_MOST_BYTES = 2**18
-_MOST_VALUES = 2**16  # keys, values and brackets; a list of inputs may be long
-_MOST_DEPTH = 16  # of lists and mappings in each other: settings need two
+_MAX_BYTES = 2**18
+_MAX_VALUES = 2**16  # keys, values and brackets; a list of inputs may be long
+_MAX_DEPTH = 16  # of nested lists and mappings: settings need two
 
 _SafeLoader: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 
 
 def read_configuration(path: str) -> dict[str, Any]:
-    """What a file says, by its keys; nothing where it is empty.
+    """Return the values of a file by their keys; an empty dict for an empty file.
 
     Raises
     ------
     ConfigError
-        When it cannot be read, is too long, or is no YAML of plain values.
+        When it cannot be read, is too long, or is not YAML of plain values.
     """
     where = f"config={shown(path)}"
     try:
-        with open(path, "rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
-            raise ConfigError(f"{where}: too long, expected {_MOST_BYTES} bytes at most")
-        text = data.decode()
+        text = _read(path, where).decode()
         _check_events(yaml.parse(text, _SafeLoader))
-        found = yaml.load(text, _Loader)
-    except OSError as error:
-        raise ConfigError(f"{where}: {error.strerror}, expected a YAML file") from error
+        values = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and numbers out of range are ValueErrors
         raise ConfigError(f"{where}: not YAML: {shown(' '.join(str(error).split()))}") from error
-    if not isinstance(found, dict | None):
-        raise ConfigError(f"{where}: a {type(found).__name__}, expected lines like `epochs: 20`")
-    return {str(key): value for key, value in (found or {}).items()}
+    if not isinstance(values, dict | None):
+        raise ConfigError(f"{where}: a {type(values).__name__}, expected lines like `epochs: 20`")
+    return {str(key): value for key, value in (values or {}).items()}
+
+
+def _read(path: str, where: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{where}: {error.strerror}, expected a YAML file") from error
+    if len(data) > _MAX_BYTES:
+        raise ConfigError(f"{where}: too long, expected {_MAX_BYTES} bytes at most")
+    return data
 
 
 class _Loader(_SafeLoader):
-    """A key that stands twice is a mistake."""
+    """A loader that refuses duplicate keys."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         self.flatten_mapping(node)  # `<<` brings keys in
@@ -63,17 +68,22 @@ class _Loader(_SafeLoader):
 
 
 def _check_events(events: Any) -> None:
-    """Refuse what stands for more than is written, and more than any configuration holds, at its first event."""
-    depth = n_values = 0
+    """Refuse references, tags, deep nesting and too many values, before any of them is built."""
+    depth = 0
+    n_values = 0
     for event in events:
-        if isinstance(event, yaml.AliasEvent):
-            raise yaml.YAMLError(f"a reference (*{event.anchor}), expected plain values")
-        if isinstance(event, yaml.NodeEvent):
-            if event.tag is not None:
-                raise yaml.YAMLError(f"a tag ({event.tag}), expected plain values")
-            n_values += 1
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _MOST_DEPTH:
-            raise yaml.YAMLError(f"lists or mappings in each other, more than {_MOST_DEPTH}, expected plain values")
-        if n_values > _MOST_VALUES:
-            raise yaml.YAMLError(f"more than {_MOST_VALUES} keys and values, expected fewer")
+        _check_event(event)
+        n_values += isinstance(event, yaml.NodeEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise yaml.YAMLError(f"lists or mappings in each other, more than {_MAX_DEPTH}, expected plain values")
+        if n_values > _MAX_VALUES:
+            raise yaml.YAMLError(f"more than {_MAX_VALUES} keys and values, expected fewer")
+
+
+def _check_event(event: Any) -> None:
+    if isinstance(event, yaml.AliasEvent):
+        raise yaml.YAMLError(f"a reference (*{event.anchor}), expected plain values")
+    if isinstance(event, yaml.NodeEvent) and event.tag is not None:
+        raise yaml.YAMLError(f"a tag ({event.tag}), expected plain values")

@@ -1,4 +1,4 @@
-"""The numbers that defaults are made of, where these follow from the inputs; docs/training.md has the measurements."""
+"""The numbers in defaults that depend on the inputs; docs/training.md has the measurements."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ __all__ = [
     "UNITS_PER_INPUT",
 ]
 
-# Units of the hidden layer, where none are asked for: see `resolve._hidden_of`.
+# Default units of the hidden layer: see `resolve._default_hidden`.
 MOST_UNITS = 512
 UNITS_PER_INPUT = 8
 ROWS_PER_UNIT = 4
 
-# Each rule's own good start; see docs/training.md for the measurements. Of more columns than `RATED_INPUTS` the rate
-# falls as their number grows: all weights of a unit move at once, and what it takes in by the sum of a row times that.
+# Default learning rates. With more columns than `RATED_INPUTS` the rate is proportionally smaller, because all weights
+# of a unit move at once, and its input changes by the sum over all columns.
 RATED_INPUTS = 784
 LEARNING_RATES = {"momentum": 0.1, "nesterov": 0.1, "adam": 0.001, "rmsprop": 0.001}
 
-# Of a network: parameters, adam's states, what follows on each, gradients, the best ones; a checkpoint, its file twice.
+# Copies of a network: parameters, adam's states, the next values of each, gradients, the best parameters, a checkpoint,
+# and its file twice.
 COPIES_IN_TRAINING = 18
 
-# Where so many columns say much of each other, a few that are hidden cost little error, and classifiers gain by it; and
-# by sigmoids. Of fewer each is a large part of the row: missed where it is hidden, and far outside the end of sigmoids.
+# With this many columns, which are usually correlated, hiding a few costs little error, and it improves classifiers; so
+# do sigmoids. With fewer, each column is a large part of the row, and sigmoids saturate.
 MANY_INPUTS = 256
 MASKED = 0.0625
 
-# So many epochs do for large data; of small data they would be too few steps, however many rows see each of them.
+# These epochs are enough for large data; for small data they would be too few steps.
 EPOCHS = 20
 LEAST_STEPS = 2000

@@ -21,9 +21,9 @@ __all__ = ["add_settings", "converted", "parse", "parser_of_settings"]
 
 ENVIRONMENT_PREFIX = "SHARDPRESS_"
 
-_COMPLAINTS_LISTED = 50  # of a file that is no configuration every line may be one
+_COMPLAINTS_LISTED = 50  # each line of a file that is not a configuration may cause one
 
-# The settings under --help, by what they are about.
+# Groups of settings in --help.
 _STAGES = {
     "input": ("input", "follow", "dataset", "orientation", "match_columns", "carry"),
     "bad data": ("on_bad_data", "max_bad_rows", "max_bad_shards", "missing_value", "impute"),
@@ -50,43 +50,33 @@ _STAGES = {
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str], description: str) -> Config:
-    """Settings from every source: default < configuration file < environment < flag.
+    """Return the settings from all sources: flags override the environment, that the file, that the defaults.
 
     Parameters
     ----------
     arguments : sequence of str
         Flags, without the program's name.
     environment : mapping
-        Variables; those that start with ``SHARDPRESS_`` count.
+        Variables; only those that start with ``SHARDPRESS_`` are used.
     description : str
-        The head of the ``--help`` page.
+        First part of the ``--help`` page.
 
     Raises
     ------
     SystemExit
-        Once ``--help``, ``--version`` or ``--print-config`` has been answered.
+        After ``--help``, ``--version`` or ``--print-config``.
     UsageError
         For an unknown flag, or a flag's value that cannot be read or cannot work.
     ConfigError
-        For what cannot be read in the file or the environment.
+        For values of the file or the environment that cannot be read.
     """
     flags = _parse_flags(arguments, description)
     is_printed = flags.pop("print_config", False)
-    variables = {
-        name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
-        for name, value in environment.items()
-        if name.startswith(ENVIRONMENT_PREFIX)
-    }
-    path = os.path.expanduser(flags.pop("config", None) or variables.pop("config", None) or "")
-    values: dict[str, Any] = {}
-    if path:
-        values |= converted(read_configuration(path), f"config={shown(path)}: key ", ConfigError)
-    values |= converted(variables, "environment: ", ConfigError, lambda name: ENVIRONMENT_PREFIX + name.upper())
-    values |= converted(flags, "", UsageError, _flag)
-    config = Config.of(**values)
+    config = _merge(flags, _variables(environment))
     wrong = problems(config)
     # So that --epochs 0 ends as --epochs ten does.
-    if any(name in flags for line in wrong for name in line.split(":")[0].split(" and ")):
+    wrong_names = {name for line in wrong for name in line.split(":")[0].split(" and ")}
+    if wrong_names & flags.keys():
         raise UsageError("; ".join(wrong))
     if is_printed:
         sys.stdout.write(as_yaml(config, _STAGES))
@@ -94,57 +84,83 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], description:
     return config
 
 
+def _variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that are settings, by the names of the settings."""
+    return {
+        name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
+        for name, value in environment.items()
+        if name.startswith(ENVIRONMENT_PREFIX)
+    }
+
+
+def _merge(flags: dict[str, Any], variables: dict[str, str]) -> Config:
+    """Return the settings of all sources; the key ``config`` is removed from flags and variables."""
+    path = flags.pop("config", None) or variables.pop("config", None) or ""
+    path = os.path.expanduser(path)
+    values: dict[str, Any] = {}
+    if path:
+        values |= converted(read_configuration(path), f"config={shown(path)}: key ", ConfigError)
+    values |= converted(variables, "environment: ", ConfigError, _variable)
+    values |= converted(flags, "", UsageError, _flag)
+    return Config.of(**values)
+
+
+def _variable(name: str) -> str:
+    return ENVIRONMENT_PREFIX + name.upper()
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
 def parser_of_settings(description: str) -> argparse.ArgumentParser:
-    """What reads the flags, each setting under its stage."""
+    """Return a parser of all flags, with the settings in groups."""
     parser = Parser(description=description, argument_default=argparse.SUPPRESS)  # other sources give the rest
     add_settings(parser)
     return parser
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for each setting to a parser, in groups by stage."""
+    """Add a flag for each setting to a parser, in groups by subject."""
     parser.add_argument("--version", action="version", version=f"shardpress {version('shardpress')}")
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below, spelled with _")
     parser.add_argument(
         "--print-config", action="store_true", help="print all settings as a YAML file for --config, and do no more"
     )
-    titled = {title: parser.add_argument_group(title) for title in _STAGES}
-    group_of = {name: titled[title] for title, names in _STAGES.items() for name in names}
+    group_of: dict[str, Any] = {}
+    for title, names in _STAGES.items():
+        group_of |= dict.fromkeys(names, parser.add_argument_group(title))
     for name, setting in SETTINGS.items():
-        group_of[name].add_argument(_flag(name), **_described(setting))
+        group_of[name].add_argument(_flag(name), **_argument(setting))
 
 
 def _parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
-    # Not parse_args, which suggests nothing.
+    # parse_args would not suggest a similar flag.
     known, unknown = parser_of_settings(description).parse_known_args(arguments)
     if unknown:
-        flag = unknown[0].split("=")[0]
-        is_flag = flag.startswith("-")
-        meant = (
-            _nearest(flag, _flag, "help", "version", "print_config")
-            if is_flag
-            else f" Did you mean --input {shown(unknown[0])}?"
-        )
-        raise UsageError(f"unknown argument {shown(flag)}.{meant} See --help.")
+        argument = unknown[0]
+        name = argument.split("=")[0]
+        suggestion = f" Did you mean --input {shown(argument)}?"
+        if name.startswith("-"):
+            suggestion = _suggestion(name, _flag, "help", "version", "print_config")
+        raise UsageError(f"unknown argument {shown(name)}.{suggestion} See --help.")
     return vars(known)
 
 
-def _described(setting: Setting) -> dict[str, Any]:
-    """What argparse is told of a setting."""
-    text = setting.help.replace("%", "%%")
+def _argument(setting: Setting) -> dict[str, Any]:
+    """Return the arguments of `add_argument` for a setting."""
+    text = setting.help
     if setting.default not in (None, ()) and setting.default is not False:
-        text += f" (default: {plain(setting.default)})".replace("%", "%%")
-    kind = setting.kind
-    if kind is SWITCH:
+        text += f" (default: {plain(setting.default)})"
+    text = text.replace("%", "%%")
+    if setting.kind is SWITCH:
         return {"action": argparse.BooleanOptionalAction, "help": text}
-    how: dict[str, Any] = {"nargs": "+", "action": "extend"} if isinstance(setting.default, tuple) else {}
-    if setting.type.startswith("bool"):  # by itself the flag is a yes
-        how = {"nargs": "?", "const": "yes"}
-    return {"metavar": kind.metavar, "help": text, **how}
+    arguments = {"metavar": setting.kind.metavar, "help": text}
+    if setting.type.startswith("bool"):  # the flag alone means yes
+        return {**arguments, "nargs": "?", "const": "yes"}
+    if isinstance(setting.default, tuple):
+        return {**arguments, "nargs": "+", "action": "extend"}
+    return arguments
 
 
 def converted(
@@ -153,49 +169,56 @@ def converted(
     error: type[UsageError | ConfigError],
     spelled: Callable[[str], str] = str,
 ) -> dict[str, Any]:
-    """Settings' values of the right types, from whatever texts or plain values stand for them.
+    """Return settings as values of the right types, given texts or plain values.
 
     Parameters
     ----------
     where : str
-        What stands before each complaint.
+        Beginning of each complaint.
     error : type
-        Raised with all complaints.
+        Error to raise with all complaints.
     spelled : callable
-        How whoever gave them spells a setting's name.
+        Returns the spelling of a setting's name in the source of the values.
     """
     complaints: list[str] = []
-    found = {}
+    settings = {}
     for name, value in values.items():
         if len(complaints) == _COMPLAINTS_LISTED:
             complaints.append("and more")
             break
         if name not in SETTINGS:
-            complaints.append(f"{where}{shown(spelled(name))} is unknown.{_nearest(name, spelled)}")
+            complaints.append(f"{where}{shown(spelled(name))} is unknown.{_suggestion(name, spelled)}")
             continue
         try:
-            found[name] = _convert(SETTINGS[name], value)
+            settings[name] = _convert(SETTINGS[name], value)
         except ValueError as complaint:
             complaints.append(f"{where}{spelled(name)}: {complaint}")
     if complaints:
         raise error("; ".join(complaints))
-    return found
+    return settings
 
 
 def _convert(setting: Setting, value: Any) -> Any:
     kind = setting.kind
     if not isinstance(setting.default, tuple):
-        return kind.read(_typed(kind, value))
-    values = value.split(os.pathsep) if isinstance(value, str) else value
-    if values in (None, [], [""]) and not setting.default:  # as a report spells its settings
+        return kind.read(_text(kind, value))
+    values = value
+    if isinstance(value, str):
+        values = value.split(os.pathsep)
+    if values in (None, [], [""]) and not setting.default:  # the spellings of an empty list in all sources
         return ()
     if not isinstance(values, list) or not values:
         raise ValueError(f"{value!r}, expected one value or more")
-    return tuple(kind.read(_typed(kind, item)) for item in values)
+    return tuple(kind.read(_text(kind, item)) for item in values)
 
 
-def _typed(kind: Kind, value: Any) -> str:
-    """One value as a flag would have it. Of a name like a number YAML keeps the number alone: 2024_01 is 202401."""
+def _text(kind: Kind, value: Any) -> str:
+    """Return one value as a flag would spell it.
+
+    A name that looks like a number is refused, since YAML reads it as a number: 2024_01 is 202401.
+    """
+    if value is None:
+        return ""
     if isinstance(value, list) and kind.is_list:
         value = ",".join(map(str, value)) or "none"
     if isinstance(value, (list, dict)):
@@ -204,13 +227,19 @@ def _typed(kind: Kind, value: Any) -> str:
         raise ValueError(f"{value!r} to YAML, expected a text. Put it in quotes.")
     if "\0" in str(value):
         raise ValueError(f"{value!r}, expected a text without the character 0")  # which would end a path in C
-    return "" if value is None else str(value)
+    return str(value)
 
 
-def _nearest(name: str, spelled: Callable[[str], str], *more: str) -> str:
-    """A question after the setting that looks like `name` or begins with it, if there is one."""
+def _suggestion(name: str, spelled: Callable[[str], str], *more: str) -> str:
+    """Return a question about the setting that looks like `name` or begins with it; empty if there is none."""
     name = name.strip("-").replace("-", "_")
+    if not name:
+        return ""
     known = [*more, *SETTINGS]
-    known += ["config"] if name != "config" else []  # which is unknown in the file that it names
-    near = get_close_matches(name, known, n=1, cutoff=0.7) or [other for other in known if other.startswith(name)]
-    return f" Did you mean {spelled(near[0])}?" if near and name else ""
+    if name != "config":  # a file cannot name another file
+        known.append("config")
+    near = get_close_matches(name, known, n=1, cutoff=0.7)
+    near += [other for other in known if other.startswith(name)]
+    if not near:
+        return ""
+    return f" Did you mean {spelled(near[0])}?"

@@ -1,4 +1,4 @@
-"""The kinds of values that settings have: how each is read from a text, and spelled as one."""
+"""Kinds of values of settings: how each is read from a text and written as one."""
 
 from __future__ import annotations
 
@@ -39,46 +39,69 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Kind:
-    """How the values of a setting are written, and which of them can work."""
+    """Reading and validity of the values of a setting.
 
-    read: Callable[[str], Any]  # makes a value of a text; a `ValueError` says what was expected
-    metavar: str = "NAME"  # what stands for a value in --help
-    is_text: bool = False  # a name: one that YAML takes for a number must stand in quotes
-    holds: Callable[[Any], bool] = lambda value: True  # whether a value can work
-    expected: str = ""  # which can, in words
-    leaves_open: tuple[str, ...] = ("", "none", "auto")  # where it may be left open, by these
-    is_list: bool = False  # in YAML a list stands for what commas part in a text
+    Attributes
+    ----------
+    read : callable
+        Returns the value of a text; raises `ValueError` that says what was expected.
+    metavar : str
+        Placeholder of a value in ``--help``.
+    is_text : bool
+        Whether values are names; one that looks like a number needs quotes in YAML.
+    holds : callable
+        Returns whether a value is valid.
+    expected : str
+        Description of valid values.
+    leaves_open : tuple of str
+        Texts that are read as None, if the default is None.
+    is_list : bool
+        Whether a value is a list in YAML, and a text with commas elsewhere.
+    """
+
+    read: Callable[[str], Any]
+    metavar: str = "NAME"
+    is_text: bool = False
+    holds: Callable[[Any], bool] = lambda value: True
+    expected: str = ""
+    leaves_open: tuple[str, ...] = ("", "none", "auto")
+    is_list: bool = False
 
     def or_none(self) -> Kind:
-        """The same, or None for a text that leaves it open."""
-        return replace(
-            self,
-            read=lambda text: None if text in self.leaves_open else self.read(text),
-            holds=lambda value: value is None or self.holds(value),
-        )
+        """Return the kind of a setting whose value may also be None."""
+
+        def read(text: str) -> Any:
+            if text in self.leaves_open:
+                return None
+            return self.read(text)
+
+        return replace(self, read=read, holds=lambda value: value is None or self.holds(value))
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of ``4GiB``, ``500 MB``, ``1.5G`` or ``1048576``.
+    """Return the number of bytes of ``4GiB``, ``500 MB``, ``1.5G`` or ``1048576``.
 
-    ``KB`` and its kin are powers of 1000, all other units powers of 1024.
+    ``KB``, ``MB``, ``GB`` and ``TB`` are powers of 1000, all other units powers of 1024.
     """
-    # No more digits than any size has: Python refuses to make numbers of thousands of them.
+    # No more digits than any size has: Python refuses to convert thousands of them.
     match = re.fullmatch(r"\s*([0-9]{0,18}\.?[0-9]{1,18})\s*([KMGT]?)(i?)(B?)\s*", text, re.IGNORECASE)
     if not match or (match[3] and not match[2]):
         raise ValueError(f"{text!r}, expected bytes with a unit, like 4GiB or 500MB")
     base = 1024 if match[3] or not match[4] else 1000
-    return int(float(match[1]) * base ** "_KMGT".index(match[2].upper() or "_"))
+    exponent = "_KMGT".index(match[2].upper() or "_")
+    return int(float(match[1]) * base**exponent)
 
 
 def allowed(limit: str, total: int) -> int:
-    """How many of `total` a limit like ``25`` or ``1%`` allows."""
-    # Exactly: in floats, 29 % of 100 are 28.999999999999996.
-    return int(Fraction(limit[:-1]) * total / 100) if limit.endswith("%") else int(limit)
+    """Return how many of `total` a limit like ``25`` or ``1%`` allows."""
+    if not limit.endswith("%"):
+        return int(limit)
+    # As a fraction, since 29 % of 100 are 28.999999999999996 in floats.
+    return int(Fraction(limit[:-1]) * total / 100)
 
 
 def plain(value: object) -> str:
-    """A setting's value as a user would type it."""
+    """Return a setting's value as a user would type it."""
     if isinstance(value, tuple):
         return " ".join(shown(item) for item in value) or "None"
     if isinstance(value, int) and value >= 2**20 and value % 2**20 == 0:
@@ -87,19 +110,19 @@ def plain(value: object) -> str:
 
 
 def _by(convert: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
-    """`convert`, with what was expected where it fails."""
+    """Return `convert` with an error that says what was expected."""
 
     def read(text: str) -> Any:
         try:
             return convert(text)
-        except (KeyError, ValueError):  # whose own words speak of literals and bases
+        except (KeyError, ValueError):  # their messages are about literals and bases
             raise ValueError(f"{text!r}, expected {expected}") from None
 
     return read
 
 
 def one_of(*choices: str) -> Kind:
-    """One of a few words."""
+    """Return the kind of a setting that is one of a few words."""
     known = {choice: choice for choice in choices}
     leaves_open = tuple(word for word in Kind.leaves_open if word not in known)
     read = _by(known.__getitem__, f"one of {', '.join(choices)}")
@@ -107,9 +130,12 @@ def one_of(*choices: str) -> Kind:
 
 
 def _time(text: str) -> str:
-    """A time of day, or a date with one; as it was typed, since only a run knows which day it is."""
+    """Check a time of day, or a date with one; it stays a text, since only a run knows which day it is."""
+    moment = text
+    if "-" not in text:
+        moment = f"2000-01-01T{text.strip()}"
     try:
-        datetime.fromisoformat(text if "-" in text else f"2000-01-01T{text.strip()}")
+        datetime.fromisoformat(moment)
     except ValueError:
         raise ValueError(f"{text!r}, expected a time like 06:00, or 2030-01-31 06:00") from None
     return text.strip()
@@ -123,28 +149,28 @@ def _limit(text: str) -> str:
 
 
 def _exact_number(text: str) -> float:
-    """A number; a whole one as an integer, since float64 does not hold all of int64."""
-    found: float = _by(float, "a number")(text)
-    if not found.is_integer():
-        return found
+    """Read a number; a whole one as an integer, since float64 does not hold all of int64."""
+    value: float = _by(float, "a number")(text)
+    if not value.is_integer():
+        return value
     try:
         return int(text)
     except ValueError:  # 1e3
-        return int(found)
+        return int(value)
 
 
 def _path(text: str) -> str:
-    """Of a leading ``~`` the home directory: no shell has expanded it behind ``--output=``, in a file or in quotes."""
+    """Expand ``~``, which shells leave alone after ``--output=``, in files and in quotes."""
     if not text:
         raise ValueError("found nothing, expected a name")
-    found = os.path.expanduser(text)
-    if found.startswith("~"):
+    path = os.path.expanduser(text)
+    if path.startswith("~"):
         raise ValueError(f"{text!r}, expected a user whose home is known behind ~ (a name that begins so: ./{text})")
-    return found
+    return path
 
 
 def _dataset(text: str) -> str:
-    """The path of a dataset, without slashes that say nothing."""
+    """Normalize the path of a dataset, without redundant slashes."""
     parts = [part for part in text.split("/") if part not in ("", ".")]
     if not parts:
         raise ValueError(f"{text!r}, expected the path of a dataset, like obs/cell_type")
@@ -152,38 +178,41 @@ def _dataset(text: str) -> str:
 
 
 def _devices(text: str) -> tuple[str, ...]:
-    """Devices as Theano names them, one each: ``cuda`` alone could be any."""
-    found = tuple(each.strip() for each in text.split(","))
-    if found != ("all",) and not all(
-        re.fullmatch(r"cpu|cuda[0-9]{1,4}|opencl[0-9]{1,4}:[0-9]{1,4}", each) for each in found
-    ):
-        raise ValueError(text)
-    return found
+    """Read the names of devices in Theano, each of a single one: ``cuda`` alone could be any."""
+    names = tuple(each.strip() for each in text.split(","))
+    if names == ("all",):
+        return names
+    for name in names:
+        if not re.fullmatch(r"cpu|cuda[0-9]{1,4}|opencl[0-9]{1,4}:[0-9]{1,4}", name):
+            raise ValueError(text)
+    return names
 
 
 def _widths(text: str) -> tuple[int, ...]:
-    return () if text == "none" else tuple(int(each) for each in text.split(","))
+    if text == "none":
+        return ()
+    return tuple(int(each) for each in text.split(","))
 
 
 def whole(least: int) -> Kind:
-    """Whole numbers of `least` or more."""
+    """Return the kind of a whole number of `least` or more."""
     return Kind(_by(int, "a whole number"), "N", False, lambda value: value >= least, f"{least} or more")
 
 
 def number(holds: Callable[[float], bool], expected: str) -> Kind:
-    """Numbers for which `holds`."""
+    """Return the kind of a number for which `holds` returns True."""
     return Kind(_by(float, "a number"), "X", False, holds, expected)
 
 
 def size(least: int, words: str = "") -> Kind:
-    """Bytes, `least` or more."""
+    """Return the kind of a number of bytes, `least` or more."""
     return Kind(parse_bytes, "BYTES", False, lambda value: value >= least, words or f"{least} or more")
 
 
 # As YAML, environment variables and Python spell them.
 _ANSWERS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
-NAME = Kind(str, is_text=True)  # may be empty, which is none where that is the default
+NAME = Kind(str, is_text=True)  # an empty one is None if that is the default
 DATASET = Kind(_dataset, is_text=True)
 FILES = Kind(_path, "PATH", is_text=True)
 FOLDERS = Kind(_path, "DIR", is_text=True)
@@ -194,7 +223,7 @@ TIME = Kind(_time, "TIME", is_text=True)
 SWITCH = Kind(_by(lambda text: _ANSWERS[text.lower()], "true or false"))
 YES_OR_NO = Kind(_by(lambda text: _ANSWERS[text.lower()], "yes or no"), "{yes,no}")
 DEVICES = Kind(_by(_devices, "all, or names like cuda0,cuda1 or opencl0:0"), "NAME,NAME", is_text=True, is_list=True)
-WIDTHS = Kind(  # none is a value here
+WIDTHS = Kind(  # here, "none" is a value
     _by(_widths, "whole numbers, like 512 or 512,256, or none"),
     "N,N",
     holds=lambda value: all(n >= 1 for n in value),

@@ -1,4 +1,4 @@
-"""Settings in writing: what was given, in a line, and all of them as a commented file that ``--config`` takes back."""
+"""Settings as text: a line of those that differ from their defaults, and a commented file for ``--config``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.errors import shown, some
 from pipeline.settings.config import SETTINGS, Config, Setting
 from pipeline.settings.kinds import Kind, plain
 
-__all__ = ["as_yaml", "given"]
+__all__ = ["as_yaml", "summary_line"]
 
 _HEAD = """\
 # All settings of a run, for shardpress run --config FILE. Those behind a # have their default, which is left to the
@@ -23,24 +23,24 @@ _WIDTH = 120
 
 _VALUES_SHOWN = 3
 _ALWAYS = ("input", "output")
-_OF_THE_LINE_ITSELF = ("quiet", "verbose")
+_NEVER = ("quiet", "verbose")
 
 
-def given(config: Config) -> str:
+def summary_line(config: Config) -> str:
     """Return the inputs, the output, and all other settings that differ from their defaults, in a line."""
     values = config.flat()
-    hidden = {*_ALWAYS, *_OF_THE_LINE_ITSELF}
+    hidden = {*_ALWAYS, *_NEVER}
     changed = [name for name, value in values.items() if value != SETTINGS[name].default and name not in hidden]
     return ", ".join(f"{name} {_brief(SETTINGS[name], values[name])}" for name in [*_ALWAYS, *changed])
 
 
 def as_yaml(config: Config, stages: Mapping[str, Sequence[str]]) -> str:
-    """Every setting with what it is for; as a comment where it has its default.
+    """Return a YAML file of all settings with their help texts; those with their defaults are comments.
 
     Parameters
     ----------
     stages : mapping
-        Names of settings, by the headings under which they stand.
+        Names of settings, by their headings.
     """
     values = config.flat()
     lines = [_HEAD]
@@ -52,28 +52,40 @@ def as_yaml(config: Config, stages: Mapping[str, Sequence[str]]) -> str:
 
 
 def _brief(setting: Setting, value: Any) -> str:
+    if value == ():
+        return "none"
     if isinstance(value, tuple):
-        return some(map(shown, value), _VALUES_SHOWN) if value else "none"
+        return some(map(shown, value), _VALUES_SHOWN)
     return shown(_spelled(setting.kind, value))
 
 
 def _explained(setting: Setting, value: Any) -> Iterator[str]:
-    kind = setting.kind
-    choices = f" {kind.metavar}" if kind.metavar.startswith("{") else ""
+    text = setting.help
+    if setting.kind.metavar.startswith("{"):
+        text = f"{text} {setting.kind.metavar}"
     yield "\n"
-    yield from (f"## {line}\n" for line in textwrap.wrap(setting.help + choices, _WIDTH - 3))
-    lines = _dumped(setting.name, _spelled(kind, value))
-    yield from (line if value != setting.default else f"# {line}" for line in lines)
+    for line in textwrap.wrap(text, _WIDTH - 3):
+        yield f"## {line}\n"
+    prefix = ""
+    if value == setting.default:
+        prefix = "# "
+    for line in _dumped(setting.name, _spelled(setting.kind, value)):
+        yield prefix + line
 
 
 def _dumped(name: str, value: Any) -> list[str]:
-    """Lines of YAML; libyaml takes some characters for the end of a line unless they are escaped."""
-    is_plain = all(str(each).isprintable() for each in (value if isinstance(value, list) else [value]))
+    """Return lines of YAML; characters that libyaml may take for the end of a line are escaped."""
+    values = value if isinstance(value, list) else [value]
+    is_plain = all(str(each).isprintable() for each in values)
     return yaml.safe_dump({name: value}, allow_unicode=is_plain, width=math.inf).splitlines(keepends=True)
 
 
 def _spelled(kind: Kind, value: Any) -> Any:
-    """A value as a user would write it into a file."""
+    """Return a value as a user would write it into a file."""
+    if value == () and kind.is_list:
+        return "none"
     if isinstance(value, tuple):
-        return list(value) if value or not kind.is_list else "none"
-    return plain(value) if kind.metavar == "BYTES" and value is not None else value
+        return list(value)
+    if kind.metavar == "BYTES" and value is not None:
+        return plain(value)
+    return value

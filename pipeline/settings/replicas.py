@@ -1,4 +1,4 @@
-"""How many replicas train a model, and how often they meet: from sizes alone, so that it is the same everywhere."""
+"""Number of replicas and of their averages: they depend on sizes only, so they are the same on any machine."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from dataclasses import dataclass
 
 __all__ = ["TrainingSizes", "fitting_replicas", "rounds_in_epoch", "usual_replicas"]
 
-# Weights x rows x epochs that one device trains in minutes, where it is a card; two cores take an hour.
+# Weights x rows x epochs that a GPU trains in minutes; two cores take an hour.
 _ONE_DEVICE = 10**14
 _MANY = 8
 
-# What replicas need to end as well as one does, see docs/training.md: meetings, and steps of each between them in all.
-_LEAST_ROUNDS = 70
-_LEAST_STEPS = 2000
+# Replicas need these numbers of averages and of steps each to be as good as one model, see docs/training.md.
+_MIN_ROUNDS = 70
+_MIN_STEPS = 2000
 
-# Steps between two meetings. Of fewer, moves are still those of the update rule's momentum, and the momentum of common
-# steps adds up what has been added up already: with three of them a training has diverged. Of more, a task would take
-# longer than a second or two, all of which is lost with a worker.
-_FEWEST_STEPS = 16
-_MOST_STEPS = 512
+# Steps between two averages. With fewer, the momentum of the update rule still dominates, and momentum is added to the
+# averages twice: with three steps a training has diverged. With more, a task would take longer than a second or two,
+# and all of it is lost with a worker.
+_MIN_STEPS_PER_ROUND = 16
+_MAX_STEPS_PER_ROUND = 512
 
 
 @dataclass(frozen=True)
 class TrainingSizes:
-    """What the replicas of a training follow from.
+    """Sizes of a training that decide how many replicas it has.
 
     Attributes
     ----------
     n_rows : int
-        That an epoch trains on.
+        Rows that an epoch trains on.
     window_rows : int
-        That a replica may hold at a time.
+        Rows that a replica can hold at a time.
     """
 
     n_rows: int
@@ -39,29 +39,33 @@ class TrainingSizes:
 
 
 def usual_replicas(n_weights: int, sizes: TrainingSizes) -> int:
-    """How many there are, where none are asked for."""
-    return 1 if n_weights * sizes.n_rows * sizes.epochs <= _ONE_DEVICE else _MANY
+    """Return the default number of replicas."""
+    if n_weights * sizes.n_rows * sizes.epochs <= _ONE_DEVICE:
+        return 1
+    return _MANY
 
 
-def fitting_replicas(asked: int, batch_size: int, sizes: TrainingSizes) -> int:
-    """As many of the replicas that were asked for as all have steps enough: half of them, a quarter, or one."""
-    while asked > 1 and not _suits(asked, batch_size, sizes):
-        asked //= 2
-    return asked
+def fitting_replicas(requested: int, batch_size: int, sizes: TrainingSizes) -> int:
+    """Return a number of replicas that all have enough steps: the requested one, half of it, a quarter and so on."""
+    n = requested
+    while n > 1 and not _has_enough_steps(n, batch_size, sizes):
+        n //= 2
+    return n
 
 
 def rounds_in_epoch(replicas: int, batch_size: int, sizes: TrainingSizes) -> int:
-    """How often they meet in each epoch behind the first."""
-    steps = _steps(replicas, batch_size, sizes) // _LEAST_ROUNDS
-    steps = min(max(steps, _FEWEST_STEPS), _MOST_STEPS)
-    return -(-sizes.n_rows // (replicas * min(steps * batch_size, sizes.window_rows)))
+    """Return how often the replicas are averaged in each epoch after the first."""
+    steps = _steps(replicas, batch_size, sizes) // _MIN_ROUNDS
+    steps = min(max(steps, _MIN_STEPS_PER_ROUND), _MAX_STEPS_PER_ROUND)
+    rows_per_round = replicas * min(steps * batch_size, sizes.window_rows)
+    return -(-sizes.n_rows // rows_per_round)
 
 
-def _suits(replicas: int, batch_size: int, sizes: TrainingSizes) -> bool:
-    has_steps = _steps(replicas, batch_size, sizes) >= _LEAST_STEPS
-    return has_steps and _FEWEST_STEPS * batch_size <= sizes.window_rows
+def _has_enough_steps(replicas: int, batch_size: int, sizes: TrainingSizes) -> bool:
+    has_steps = _steps(replicas, batch_size, sizes) >= _MIN_STEPS
+    return has_steps and _MIN_STEPS_PER_ROUND * batch_size <= sizes.window_rows
 
 
 def _steps(replicas: int, batch_size: int, sizes: TrainingSizes) -> int:
-    """Of each of them, over all epochs but the first, which one trains alone."""
+    """Return the steps per replica after the first epoch, which only one replica trains."""
     return (sizes.epochs - 1) * sizes.n_rows // (replicas * batch_size)

@@ -1,4 +1,4 @@
-"""What follows from the inputs and from other settings, where a setting was left open."""
+"""Defaults that depend on the inputs and on other settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kernels.network import ACTIVATIONS, Network
-from pipeline.settings.config import Config, NetworkSettings, StorageSettings, TrainingSettings
+from pipeline.settings.config import Config, MachineSettings, NetworkSettings, StorageSettings, TrainingSettings
 from pipeline.settings.defaults import (
     COPIES_IN_TRAINING,
     EPOCHS,
@@ -35,7 +35,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedNetwork(NetworkSettings):
-    """The layers of the autoencoder, of which none is left open."""
+    """The layers of the autoencoder, all of them with a value."""
 
     n_features: int
     hidden: tuple[int, ...]
@@ -45,7 +45,7 @@ class ResolvedNetwork(NetworkSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedTraining(TrainingSettings):
-    """The settings of the training, none of which is left open."""
+    """The settings of the training, all of them with a value."""
 
     epochs: int
     batch_size: int
@@ -55,13 +55,13 @@ class ResolvedTraining(TrainingSettings):
 
     @property
     def hides_much(self) -> bool:
-        """True if training hides so much that its features are not meant to be those of the least error."""
+        """True if training hides so much that its features are not meant to be those of the smallest error."""
         return self.corruption > MASKED
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedStorage(StorageSettings):
-    """How features are stored; `storage_dtype` is None if the features decide it."""
+    """Storage of features; `storage_dtype` is None if it depends on the features."""
 
     compression: str
 
@@ -85,107 +85,148 @@ def resolve(config: Config, n_rows: int, n_inputs: int, given: Network | None = 
     given : Network, optional
         The network of a given model.
     """
-    network = _resolved_network(config, n_rows, n_inputs, given)
-    training = _resolved_training(config, network, n_rows, n_inputs)
-    storage = _resolved_storage(config.storage)
+    if given is None:
+        network = _resolved_network(config, n_rows, n_inputs)
+    else:
+        network = _network_of_model(config.network, given)
     return Settings(
         inputs=config.inputs,
         network=network,
-        training=training,
+        training=_resolved_training(config, network, n_rows, n_inputs),
         validation=config.validation,
         machine=config.machine,
         bad_data=config.bad_data,
-        storage=storage,
+        storage=_resolved_storage(config.storage),
         cluster=config.cluster,
         timing=config.timing,
         results=config.results,
     )
 
 
-def _resolved_network(config: Config, n_rows: int, n_inputs: int, given: Network | None) -> ResolvedNetwork:
-    asked = config.network
-    code = asked.code_activation or ("sigmoid" if n_inputs >= MANY_INPUTS else "linear")
-    if given is not None:
-        # Settings that contradict the given model are reported when both are known.
-        return ResolvedNetwork(
-            n_features=asked.n_features or given.n_features,
-            hidden=given.widths[1:-1] if asked.hidden is None else asked.hidden,
-            activation=given.activation,
-            code_activation=asked.code_activation or given.code,
-            decoder_gain=given.gain if asked.decoder_gain is None else asked.decoder_gain,
-        )
-    n_features = asked.n_features or min(64, max(1, n_inputs // 2))
-    hidden = asked.hidden
+def _resolved_network(config: Config, n_rows: int, n_inputs: int) -> ResolvedNetwork:
+    """Return the network of a run that trains one."""
+    requested = config.network
+    n_features = requested.n_features or min(64, max(1, n_inputs // 2))
+    hidden = requested.hidden
     if hidden is None:
-        hidden = _hidden_of(config.machine.memory_budget, n_rows, n_inputs, n_features)
+        hidden = _default_hidden(config.machine.memory_budget, n_rows, n_inputs, n_features)
+    code_activation = requested.code_activation
+    if code_activation is None:
+        code_activation = "sigmoid" if n_inputs >= MANY_INPUTS else "linear"
+    decoder_gain = requested.decoder_gain
+    if decoder_gain is None:
+        decoder_gain = code_activation == "sigmoid"
     return ResolvedNetwork(
         n_features=n_features,
         hidden=hidden,
-        activation=asked.activation,
-        code_activation=code,
-        decoder_gain=code == "sigmoid" if asked.decoder_gain is None else asked.decoder_gain,
+        activation=requested.activation,
+        code_activation=code_activation,
+        decoder_gain=decoder_gain,
+    )
+
+
+def _network_of_model(requested: NetworkSettings, given: Network) -> ResolvedNetwork:
+    """Return the network of a given model; settings that contradict it are kept, and reported later."""
+    hidden = requested.hidden
+    if hidden is None:
+        hidden = given.widths[1:-1]
+    decoder_gain = requested.decoder_gain
+    if decoder_gain is None:
+        decoder_gain = given.gain
+    return ResolvedNetwork(
+        n_features=requested.n_features or given.n_features,
+        hidden=hidden,
+        activation=given.activation,
+        code_activation=requested.code_activation or given.code,
+        decoder_gain=decoder_gain,
     )
 
 
 def _resolved_training(config: Config, network: ResolvedNetwork, n_rows: int, n_inputs: int) -> ResolvedTraining:
-    asked = config.training
+    requested = config.training
     n_trained = n_rows - round(config.validation.validation_fraction * n_rows)
-    # A fiftieth, so that few rows still make some fifty steps an epoch; never more rows than there are.
-    usual_batch = min(128, max(16, n_rows // 50), n_rows)
-    batch_size = usual_batch if asked.batch_size is None else asked.batch_size
-    # Steps of the usual minibatches, whichever are requested: larger ones must not make a training longer.
-    n_steps = math.ceil(n_trained / usual_batch)
-    epochs = asked.epochs
+    batch_size = requested.batch_size
+    if batch_size is None:
+        batch_size = _default_batch_size(n_rows)
+    epochs = requested.epochs
     if epochs is None:
-        epochs = max(EPOCHS, math.ceil(LEAST_STEPS / max(1, n_steps)))
-    learning_rate = asked.learning_rate
+        epochs = _default_epochs(n_rows, n_trained)
+    learning_rate = requested.learning_rate
     if learning_rate is None:
-        learning_rate = LEARNING_RATES[asked.optimizer] * min(1.0, RATED_INPUTS / n_inputs)
-    corruption = asked.corruption
+        learning_rate = LEARNING_RATES[requested.optimizer] * min(1.0, RATED_INPUTS / n_inputs)
+    corruption = requested.corruption
     if corruption is None:
-        corruption = MASKED if network.hidden and n_inputs >= MANY_INPUTS else 0.0
-    # For the widest numbers that rows can have, since their dtype is not known here.
-    window_bytes = min(config.machine.shuffle_window, config.machine.memory_budget // 8)
-    sizes = TrainingSizes(n_trained, epochs, window_bytes // (8 * n_inputs))
-    n_weights = Network((n_inputs, *network.hidden, network.n_features)).n_weights
-    replicas = fitting_replicas(asked.replicas or usual_replicas(n_weights, sizes), batch_size, sizes)
+        corruption = _default_corruption(network, n_inputs)
+    sizes = TrainingSizes(n_trained, epochs, _window_rows(config.machine, n_inputs))
     return ResolvedTraining(
-        start=asked.start,
+        start=requested.start,
         epochs=epochs,
         batch_size=batch_size,
-        optimizer=asked.optimizer,
+        optimizer=requested.optimizer,
         learning_rate=learning_rate,
-        schedule=asked.schedule,
-        biases=asked.biases,
-        momentum=asked.momentum,
+        schedule=requested.schedule,
+        biases=requested.biases,
+        momentum=requested.momentum,
         corruption=corruption,
-        weight_decay=asked.weight_decay,
-        replicas=replicas,
-        seed=asked.seed,
+        weight_decay=requested.weight_decay,
+        replicas=_replicas(requested.replicas, network, n_inputs, batch_size, sizes),
+        seed=requested.seed,
     )
 
 
-def _resolved_storage(asked: StorageSettings) -> ResolvedStorage:
-    dtype = asked.storage_dtype
-    compression = asked.compression
-    if asked.max_feature_error is None:
+def _default_batch_size(n_rows: int) -> int:
+    """Return a fiftieth of the rows within limits, so that few rows still make about fifty steps an epoch."""
+    return min(128, max(16, n_rows // 50), n_rows)
+
+
+def _default_epochs(n_rows: int, n_trained: int) -> int:
+    """Return the epochs for steps of the default batch size: larger batches must not make a training longer."""
+    steps_per_epoch = math.ceil(n_trained / _default_batch_size(n_rows))
+    return max(EPOCHS, math.ceil(LEAST_STEPS / max(1, steps_per_epoch)))
+
+
+def _default_corruption(network: ResolvedNetwork, n_inputs: int) -> float:
+    if network.hidden and n_inputs >= MANY_INPUTS:
+        return MASKED
+    return 0.0
+
+
+def _window_rows(machine: MachineSettings, n_inputs: int) -> int:
+    """Return the rows that are shuffled together, of the widest numbers, since their dtype is not known here."""
+    window_bytes = min(machine.shuffle_window, machine.memory_budget // 8)
+    return window_bytes // (8 * n_inputs)
+
+
+def _replicas(
+    requested: int | None, network: ResolvedNetwork, n_inputs: int, batch_size: int, sizes: TrainingSizes
+) -> int:
+    if not requested:
+        n_weights = Network((n_inputs, *network.hidden, network.n_features)).n_weights
+        requested = usual_replicas(n_weights, sizes)
+    return fitting_replicas(requested, batch_size, sizes)
+
+
+def _resolved_storage(requested: StorageSettings) -> ResolvedStorage:
+    dtype = requested.storage_dtype
+    compression = requested.compression
+    if requested.max_feature_error is None:
         dtype = dtype or "float32"
         compression = compression or "none"
     return ResolvedStorage(
         storage_dtype=dtype,
         compression=compression or "gzip",
-        max_feature_error=asked.max_feature_error,
+        max_feature_error=requested.max_feature_error,
     )
 
 
-def _hidden_of(memory_budget: int, n_rows: int, n_inputs: int, n_features: int) -> tuple[int, ...]:
+def _default_hidden(memory_budget: int, n_rows: int, n_inputs: int, n_features: int) -> tuple[int, ...]:
     """Return one hidden layer, or none if rows or memory are too few for one that can start as principal components."""
-    held = memory_budget // 2 // (4 * COPIES_IN_TRAINING * (n_inputs + n_features))
-    most = min(UNITS_PER_INPUT * n_inputs, n_rows // ROWS_PER_UNIT, held)
-    least = 2 * n_features
-    if most < least:
+    fits_in_memory = memory_budget // 2 // (4 * COPIES_IN_TRAINING * (n_inputs + n_features))
+    largest = min(UNITS_PER_INPUT * n_inputs, n_rows // ROWS_PER_UNIT, fits_in_memory)
+    smallest = 2 * n_features
+    if largest < smallest:
         return ()
-    return (min(most, max(MOST_UNITS, least)),)
+    return (min(largest, max(MOST_UNITS, smallest)),)
 
 
 def misfits(settings: Settings, n_rows: int, n_inputs: int) -> Iterator[str]:
@@ -201,6 +242,7 @@ def misfits(settings: Settings, n_rows: int, n_inputs: int) -> Iterator[str]:
 def network_of(settings: ResolvedNetwork, n_inputs: int) -> Network:
     """Return the network that is trained on rows of `n_inputs` columns."""
     widths = (n_inputs, *settings.hidden, settings.n_features)
-    # Without hidden layers their activation makes no difference.
-    activation = settings.activation if settings.hidden else ACTIVATIONS[0]
+    activation = settings.activation
+    if not settings.hidden:
+        activation = ACTIVATIONS[0]  # the activation of hidden layers makes no difference without them
     return Network(widths, activation, settings.code_activation, settings.decoder_gain)

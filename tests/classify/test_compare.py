@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from pipeline.classify import classifiers
-from pipeline.classify.rows import LEFT_OUT, Rows, classes_of, held_out, pieces, present
+from pipeline.classify.rows import LEFT_OUT, Rows, classes_of, cut_into_pieces, has_label, held_out
 from pipeline.columns import NO_COLUMNS
 from pipeline.features import Features, open_features
 from pipeline.model import load_model
@@ -183,12 +183,12 @@ def test_rows_of_shards_without_labels_are_unlabelled(tmp_path: Path, capsys: py
 def test_renamed_mask_of_labels_is_used() -> None:
     masks = {"y_present": np.ones(2, bool), "y_present_": np.array([True, False])}
     arrays = {name: da.from_array(values) for name, values in {"y": np.array([1, 255], "u1"), **masks}.items()}
-    assert present(Features(None, None, arrays, {}), "y").tolist() == [True, False]
+    assert has_label(Features(None, None, arrays, {}), "y").tolist() == [True, False]
 
 
 def test_unreadable_label_is_no_label() -> None:
     labels = da.from_array(np.array([0, -(2**15), 1], "<i2"))
-    assert present(Features(None, None, {"y": labels}, {}), "y").tolist() == [True, False, True]
+    assert has_label(Features(None, None, {"y": labels}, {}), "y").tolist() == [True, False, True]
 
 
 @pytest.mark.compiler
@@ -320,7 +320,7 @@ def test_each_row_is_read_once_for_any_piece_size(folder: Path, monkeypatch: pyt
     as_scaled = replace(model, scaler=Scaler(np.zeros(model.n_inputs), np.ones(model.n_inputs)))
     seen: list[Any] = []
     for most_bytes in (1, 1000, 10**6):
-        cut = pieces(found, str(folder / "a"), NO_COLUMNS, most_bytes)
+        cut = cut_into_pieces(found, str(folder / "a"), NO_COLUMNS, most_bytes)
         rows = Rows(cut, model, np.zeros(500, dtype=int), np.zeros(500, dtype=bool))
         blocks = [*rows.read(np.arange(500) % 3 == 0)]
         seen.append([np.concatenate(arrays) for arrays in zip(*blocks, strict=True)])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.doctor import packages
-from pipeline.doctor.devices import tried
+from pipeline.doctor.devices import device_checks
 from tests.support.helpers import numbered, write_shard
 from tests.support.interpreters import REPOSITORY, environment
 
@@ -34,4 +34,4 @@ def test_commands_without_proc_end_with_an_error(tmp_path: Path, command: str) -
 def test_the_doctor_tries_no_device_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages.os.path, "isdir", lambda path: False)
     assert packages.missing_proc()
-    assert list(tried(1.0)) == []
+    assert list(device_checks(1.0)) == []

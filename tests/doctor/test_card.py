@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.childprocess import collect_reports
 from pipeline.doctor import cuda
-from pipeline.doctor.cuda import rungs
+from pipeline.doctor.cuda import cuda_checks
 from tests.support.cuda.stub import variables
 from tests.support.interpreters import environment
 
@@ -45,7 +45,7 @@ def rungs_of(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> dict[str, Any]
     monkeypatch.delenv("CUDA_DISABLE_PTX_JIT", raising=False)
     for name, value in variables(**settings).items():
         monkeypatch.setenv(name, str(value))
-    return {each.name: each for each in rungs(collect_reports("pipeline.doctor.cuda", 120), is_wanted=True)}
+    return {each.name: each for each in cuda_checks(collect_reports("pipeline.doctor.cuda", 120), is_wanted=True)}
 
 
 def test_too_new_nvrtc_is_predicted_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:

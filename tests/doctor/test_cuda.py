@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.doctor import cuda
 from pipeline.doctor.check import Check
-from pipeline.doctor.cuda import newest_ptx, rungs
+from pipeline.doctor.cuda import cuda_checks, newest_ptx
 
 CARD = {"name": "NVIDIA T4", "place": "0000:01:00.0", "capability": [7, 5], "free": 14 * 10**9, "total": 16 * 10**9}
 WHOLE: dict[str, Any] = {
@@ -27,13 +27,13 @@ NOT_THERE = {"error": "libcuda.so: cannot open shared object file"}
 def no_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing of this one's."""
     monkeypatch.delenv("CUDA_DISABLE_PTX_JIT", raising=False)
-    monkeypatch.setattr(cuda, "_SEEN", str(tmp_path))
+    monkeypatch.setattr(cuda, "_PCI_DEVICES", str(tmp_path))
     monkeypatch.setattr(cuda, "_users", list)
 
 
 def found_of(is_wanted: bool = True, **changed: Any) -> dict[str, Check]:
     found = deepcopy(WHOLE) | changed
-    checks = {each.name: each for each in rungs(found, is_wanted) if each.name != "pygpu"}
+    checks = {each.name: each for each in cuda_checks(found, is_wanted) if each.name != "pygpu"}
     assert all(each.fix for each in checks.values() if each.status in ("fail", "warn"))
     return checks
 
@@ -76,14 +76,16 @@ def test_ptx_newer_than_the_driver_is_a_fault(driver: list[int]) -> None:
 def test_missing_driver_is_the_only_finding_unless_requested(tmp_path: Path) -> None:
     missing = {"driver": NOT_THERE, "nvrtc": NOT_THERE, "cublas": NOT_THERE, "card0": None}
     nothing = {name: value for name, value in {**WHOLE, **missing}.items() if value}
-    found = {each.name: each for each in rungs(nothing, is_wanted=False) if each.name not in ("pygpu", "libgpuarray")}
+    found = {
+        each.name: each for each in cuda_checks(nothing, is_wanted=False) if each.name not in ("pygpu", "libgpuarray")
+    }
     assert found == {"driver": Check("driver", "absent", found["driver"].found)}
     assert "libcuda.so.1" in found["driver"].found
     card = tmp_path / "0000:01:00.0"
     card.mkdir()
     (card / "class").write_text("0x030200\n")
     (card / "vendor").write_text("0x10de\n")
-    found = {each.name: each for each in rungs(nothing, is_wanted=True)}
+    found = {each.name: each for each in cuda_checks(nothing, is_wanted=True)}
     assert "(0000:01:00.0)" in found["driver"].found
     assert "apt-get install nvidia-driver" in found["driver"].fix
     assert {found[name].status for name in ("driver", "nvrtc", "cublas")} == {"fail"}
@@ -154,7 +156,7 @@ def test_processes_on_a_card_are_named_by_nvidia_smi(monkeypatch: pytest.MonkeyP
     program.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    check = {each.name: each for each in rungs(WHOLE, is_wanted=True)}["card0"]
+    check = {each.name: each for each in cuda_checks(WHOLE, is_wanted=True)}["card0"]
     for part in ("16.0 GB", "python3 (4711)", "2000 MiB"):
         assert part in check.found
     assert "4712" not in check.found

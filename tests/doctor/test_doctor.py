@@ -184,7 +184,7 @@ def test_each_device_is_checked_once(
 ) -> None:
     monkeypatch.setattr(devices, "find_spec", lambda name: name)
     monkeypatch.setattr(devices, "_can_be_loaded", lambda library: True)
-    assert list(devices._others(CARDS, chosen, place)) == others
+    assert list(devices._other_devices(CARDS, chosen, place)) == others
 
 
 @pytest.mark.parametrize(
@@ -204,16 +204,16 @@ def test_requested_device_is_known_without_theano(
     (tmp_path / "rc").write_text(f"[global]\n{file}\n")
     monkeypatch.setenv("THEANO_FLAGS", flags)
     monkeypatch.setenv("THEANORC", f"/nowhere:{tmp_path / 'rc'}")
-    assert devices.wished() == device
+    assert devices.chosen_device() == device
 
 
 def test_speed_of_cards_and_blas_of_processors_are_reported() -> None:
     found = {"name": "Card", "seconds": 2.0, "difference": 1e-7, "flops": 5e13}
     card = {**found, "bytes_per_second": {"there": 1.2e10, "back": 6e9}}
-    ((check, _),) = devices._of(card, "cuda0", "cpu")
+    ((check, _),) = devices._checks_of(card, "cuda0", "cpu")
     for part in ("Card: ", "2.0 s", "1e-07", "50,000 GFLOP/s", "12.0 GB/s", "6.0", "THEANO_FLAGS=device=cuda0"):
         assert part in check.found
-    (blas, _), (check, _) = devices._of({**found, "blas": ""}, "cpu", "cpu")
+    (blas, _), (check, _) = devices._checks_of({**found, "blas": ""}, "cpu", "cpu")
     assert blas.status == "warn"
     assert "50,000 GFLOP/s" in blas.found
     assert "GFLOP/s" not in check.found
@@ -246,7 +246,7 @@ def test_unwritable_output_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path:
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(machine.tempfile, "TemporaryFile", refuse)
-    found = {each.name: each for each in machine.the_machine(str(tmp_path / "new/features"))}["output"]
+    found = {each.name: each for each in machine.machine_checks(str(tmp_path / "new/features"))}["output"]
     assert (found.status, found.fix) == ("fail", "--output elsewhere")
     assert found.found.startswith(f"{tmp_path}: ")
     assert found.found.endswith("Read-only file system")
@@ -258,8 +258,8 @@ def test_failing_check_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch,
         raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
 
     monkeypatch.setattr(machine, "_filters", broken)
-    monkeypatch.setattr(machine, "_place", broken)
-    found = {each.name: each for each in (*machine.the_python(), *machine.the_machine(str(tmp_path)))}
+    monkeypatch.setattr(machine, "_folder", broken)
+    found = {each.name: each for each in (*machine.python_checks(), *machine.machine_checks(str(tmp_path)))}
     for name in ("broken", "output", "temporary"):
         assert "UnicodeDecodeError" in found[name].found
     assert {"python", "packages", "compiler", "memory", "open files"} <= set(found)

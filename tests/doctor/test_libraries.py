@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.childprocess import collect_reports
-from pipeline.doctor.cuda import rungs
+from pipeline.doctor.cuda import cuda_checks
 
 pytestmark = [pytest.mark.process, pytest.mark.compiler]
 
@@ -132,7 +132,7 @@ def test_driver_with_a_versioned_name_only_is_found(folder: Path) -> None:
     driver = told()["driver"]
     assert driver["beside"] == str(folder / "libcuda.so.1")
     assert driver["error"].startswith("libcuda.so: ")
-    (check,) = (each for each in rungs({"driver": driver}, is_wanted=True) if each.name == "driver")
+    (check,) = (each for each in cuda_checks({"driver": driver}, is_wanted=True) if each.name == "driver")
     assert check.found.startswith(f"{folder / 'libcuda.so.1'} ")
     assert " libcuda.so" in check.found
 
@@ -148,7 +148,7 @@ def test_both_files_of_a_forwarding_library_are_named(folder: Path, library: Pat
     subprocess.run(command, input=source, text=True, check=True)
     found = told()
     assert found["driver"]["files"] == [str(folder / "libcuda.so"), str(real)]
-    (check,) = (each for each in rungs(found, is_wanted=True) if each.name == "driver")
+    (check,) = (each for each in cuda_checks(found, is_wanted=True) if each.name == "driver")
     assert f": {folder / 'libcuda.so'}" in check.found
     assert check.found.endswith(str(real))
 

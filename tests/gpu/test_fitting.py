@@ -7,7 +7,7 @@ from packaging.requirements import Requirement
 
 from pipeline.errors import DeviceError, UsageError
 from pipeline.gpu.driver import Driver
-from pipeline.gpu.fitting import fitting, parse_version
+from pipeline.gpu.fitting import choose_packages, parse_version
 
 # What there is of either.
 NVRTC = {"-cu12": "12.0.76 12.0.140 12.1.105 12.2.140 12.4.127 12.6.85 12.8.93 12.9.86", "": "13.0.88 13.1.115 13.5.37"}
@@ -46,41 +46,41 @@ def taken(requirements: tuple[str, ...]) -> list[str]:
 def test_newest_libraries_that_the_driver_accepts_are_chosen(
     cuda: tuple[int, int], card: tuple[int, int], nvrtc: str, cublas: str
 ) -> None:
-    fits = fitting(Driver("/lib/libcuda.so.1", cuda, (card,)))
+    fits = choose_packages(Driver("/lib/libcuda.so.1", cuda, (card,)))
     assert taken(fits.requirements) == [nvrtc, cublas]
     assert f"CUDA {cuda[0]}.{cuda[1]} (/lib/libcuda.so.1)" in fits.why
 
 
 def test_oldest_card_decides_the_version_of_cuda() -> None:
-    several = fitting(Driver("", (13, 0), ((12, 0), (7, 0), (9, 0))))
+    several = choose_packages(Driver("", (13, 0), ((12, 0), (7, 0), (9, 0))))
     assert taken(several.requirements)[0] == "12.9.86"
     assert "CUDA 12" in several.why
     assert "capability 7.0" in several.why
-    assert taken(fitting(Driver("", (13, 0))).requirements)[0] == "13.0.88"
+    assert taken(choose_packages(Driver("", (13, 0))).requirements)[0] == "13.0.88"
 
 
 def test_no_driver_selects_libraries_for_every_cuda_12() -> None:
-    fits = fitting(None)
+    fits = choose_packages(None)
     assert taken(fits.requirements) == ["12.0.140", "12.9.3.13"]
     assert "CUDA 12.0" in fits.why
 
 
 def test_requested_version_overrides_the_driver() -> None:
     driver = Driver("", (12, 2), ((8, 0),))
-    assert taken(fitting(None, (12, 4)).requirements) == ["12.4.127", "12.4.5.8"]
-    early = fitting(driver, (12, 0))
+    assert taken(choose_packages(None, (12, 4)).requirements) == ["12.4.127", "12.4.5.8"]
+    early = choose_packages(driver, (12, 0))
     assert "CUDA 12.0" in early.why
     assert "CUDA 12.2" not in early.why
-    late = fitting(driver, (13, 0))
+    late = choose_packages(driver, (13, 0))
     assert taken(late.requirements)[0] == "13.0.88"
     assert "CUDA 13.0" in late.why
     assert "CUDA 12.2" in late.why  # the driver, which would refuse it
-    assert fitting(Driver("", (11, 4)), (12, 0)).requirements == fitting(None, (12, 0)).requirements
+    assert choose_packages(Driver("", (11, 4)), (12, 0)).requirements == choose_packages(None, (12, 0)).requirements
 
 
 def test_too_old_driver_is_refused_with_the_required_one() -> None:
     with pytest.raises(DeviceError) as raised:
-        fitting(Driver("/usr/lib/libcuda.so.1", (11, 8), ((8, 0),)))
+        choose_packages(Driver("/usr/lib/libcuda.so.1", (11, 8), ((8, 0),)))
     for part in ("/usr/lib/libcuda.so.1: ", "CUDA 11.8", "expected 12.0", "525.60.13"):
         assert part in str(raised.value)
 

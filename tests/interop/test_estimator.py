@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 
 from pipeline import TiedAutoencoder, load_model, open_features
 from pipeline.interop import applying
-from pipeline.interop.applying import computed
+from pipeline.interop.applying import compute
 from pipeline.run.engine import run
 from pipeline.settings.config import SETTINGS, Config
 from tests.support.cases import case, each
@@ -257,7 +257,7 @@ def test_full_disk_is_found_before_computing_a_lazy_array(
     lazy = da.from_array(rows(), chunks=(40, 9)).map_blocks(pytest.fail, dtype=np.float64, meta=np.empty((0, 0)))
     monkeypatch.setattr(os, "posix_fallocate", full)
     with refused(74, "8640 bytes", "No space left on device", "TMPDIR"):
-        computed(lazy, 8639)
+        compute(lazy, 8639)
 
 
 def test_frames_and_any_memory_order_give_the_same_bits() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from kernels.network import Network
 from pipeline.features import open_features
-from pipeline.settings.config import SETTINGS, deciding
+from pipeline.settings.config import SETTINGS, fingerprint_values
 from pipeline.settings.flags import parse
 from pipeline.settings.resolve import network_of, resolve
 from scripts import make_data, reference
@@ -75,7 +75,7 @@ def test_reference_flags_set_every_model_setting() -> None:
     settings = resolve(parse(reference.FLAGS, {}, ""), 2000, 4)
     assert network_of(settings.network, 4) == Network((4, 2))
     since = {each.name for each in SETTINGS.values() if each.before != ()} | {"hidden"}
-    assert since & set(deciding(settings, "model")) == set(), "and runs of the first version are taken over"
+    assert since & set(fingerprint_values(settings, "model")) == set(), "and runs of the first version are taken over"
 
 
 def test_missing_donuts_are_reported_with_the_script_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

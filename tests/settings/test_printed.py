@@ -12,7 +12,7 @@ import pytest
 from pipeline.settings.config import SETTINGS, Config, Setting, problems
 from pipeline.settings.flags import _STAGES, parse
 from pipeline.settings.kinds import DEVICES, EXACT_NUMBER, LIMIT, TIME, WIDTHS, YES_OR_NO
-from pipeline.settings.printed import as_yaml, given
+from pipeline.settings.printed import as_yaml, summary_line
 from tests.support.logged import mentions
 
 # What YAML would take for something else than a text, or cannot write as it is.
@@ -101,7 +101,7 @@ def test_printed_defaults_are_comments(capsys: pytest.CaptureFixture[str], tmp_p
 
 
 def test_a_line_lists_settings_that_differ_from_the_defaults() -> None:
-    assert given(Config()) == "input data/*.h5, output features"
+    assert summary_line(Config()) == "input data/*.h5, output features"
     config = Config.of(input=("a", "b", "c", "d"), hidden=(), seed=2**20, memory_budget=2**32, quiet=True)
-    assert mentions(given(config), "input a, b, c", 1, "output features", "hidden none", "seed 1048576")
-    assert given(config).endswith(", memory_budget 4096MiB")
+    assert mentions(summary_line(config), "input a, b, c", 1, "output features", "hidden none", "seed 1048576")
+    assert summary_line(config).endswith(", memory_budget 4096MiB")

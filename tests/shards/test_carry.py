@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.classify.rows import present
+from pipeline.classify.rows import has_label
 from pipeline.cli import main
 from pipeline.features import Features, open_features
 from pipeline.hdf5 import limits
@@ -287,7 +287,7 @@ def test_forged_categories_in_an_answer_are_refused(tmp_path, monkeypatch):
 def test_negative_code_is_no_label():
     codes = da.from_array(np.array([0, -1, 1], "i1"))
     found = Features(None, None, {"kind": codes}, {}, {"kind": np.array(["a", "b"])})
-    assert present(found, "kind").tolist() == [True, False, True]
+    assert has_label(found, "kind").tolist() == [True, False, True]
 
 
 # -- in the output -------------------------------------------------------------------------------------------------

@@ -412,8 +412,8 @@ _INTEROP = (
     Mutation(
         "score-has-the-wrong-sign",
         "pipeline/interop/estimator.py",
-        "return -self._applied(errors, X)",
-        "return self._applied(errors, X)",
+        "return -self._apply(reconstruction_errors, X)",
+        "return self._apply(reconstruction_errors, X)",
         ("tests/interop/test_applying.py::test_scores_are_negative_mean_squared_errors",),
     ),
     Mutation(

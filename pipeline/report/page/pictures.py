@@ -56,6 +56,11 @@ def _figure(
 
 def curves(title: str, lines: Mapping[str, Sequence[float]], levels: Mapping[str, float]) -> Figure:
     """Draw values over epochs, and constant levels to compare them with."""
+    elements = _draw_curves(lines, levels)
+    return _figure(title, _describe_curves(lines, levels), elements, _table_of_curves(title, lines))
+
+
+def _draw_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, float]) -> list[Element]:
     n_epochs = max(map(len, lines.values()))
     x = Scale(0.5, n_epochs + 0.5, _LEFT, _RIGHT, is_whole=True)
     values = [value for line in lines.values() for value in line]
@@ -64,8 +69,7 @@ def curves(title: str, lines: Mapping[str, Sequence[float]], levels: Mapping[str
     for i, (name, line) in enumerate(lines.items()):
         elements += _curve(line, x, y, colour(i))
         elements += _legend(x.start + 90 * i, _TOP - 10, name, colour(i))
-    elements += _levels(levels, x, y)
-    return _figure(title, _describe_curves(lines, levels), elements, _table_of_curves(title, lines))
+    return [*elements, *_levels(levels, x, y)]
 
 
 def _curve(line: Sequence[float], x: Scale, y: Scale, stroke: str) -> list[Element]:
@@ -113,16 +117,19 @@ def _table_of_curves(title: str, lines: Mapping[str, Sequence[float]]) -> Table:
 
 def bars(title: str, values: Mapping[str, float], spelled: Callable[[float], str] = number, note: str = "") -> Figure:
     """Draw a bar for each value, from 0."""
+    texts = [(name, spelled(value)) for name, value in values.items()]
+    description = "; ".join(f"{name}: {value}" for name, value in texts) + "."
+    size = (_WIDTH, 16 + 30.0 * len(values))
+    return _figure(title, description, _draw_bars(values, texts), Table.of(title, "what, value", texts), note, size)
+
+
+def _draw_bars(values: Mapping[str, float], texts: Sequence[tuple[str, str]]) -> list[Element]:
     left = 10 + 7.2 * max(len(name) for name in values)
     x = Scale(0, max(values.values()) or 1, left, _WIDTH - 66)
     elements: list[Element] = []
-    rows = []
-    for i, (name, value) in enumerate(values.items()):
-        elements += _bar(name, spelled(value), (x.start, x(value)), i)
-        rows.append((name, spelled(value)))
-    description = "; ".join(f"{name}: {value}" for name, value in rows) + "."
-    table = Table.of(title, "what, value", rows)
-    return _figure(title, description, elements, table, note, (_WIDTH, 16 + 30.0 * len(values)))
+    for i, (name, text_of_value) in enumerate(texts):
+        elements += _bar(name, text_of_value, (x.start, x(values[name])), i)
+    return elements
 
 
 def _bar(name: str, value: str, ends: tuple[float, float], i: int) -> list[Element]:
@@ -145,15 +152,19 @@ def histogram(title: str, edges: Sequence[float], counts: Sequence[int], x_name:
     table : Table
         Quantiles of the values.
     """
+    fullest = int(np.argmax(counts))
+    between = f"between {number(edges[fullest])} and {number(edges[fullest + 1])}"
+    description = f"{count(sum(counts))} rows, most often {between}."
+    return _figure(title, description, _draw_bins(edges, counts, x_name), table)
+
+
+def _draw_bins(edges: Sequence[float], counts: Sequence[int], x_name: str) -> list[Element]:
     x = Scale(edges[0], edges[-1], _LEFT, _RIGHT)
     y = Scale(0, max(counts) * 1.05 or 1, _BOTTOM, _TOP)
     elements = axes(x, y, x_name, number)
     for i, n in enumerate(counts):
         elements.append(_bin(x(edges[i]), x(edges[i + 1]), y(n), y.start))
-    fullest = int(np.argmax(counts))
-    between = f"between {number(edges[fullest])} and {number(edges[fullest + 1])}"
-    description = f"{count(sum(counts))} rows, most often {between}."
-    return _figure(title, description, elements, table)
+    return elements
 
 
 def _bin(left: float, right: float, top: float, bottom: float) -> Element:
@@ -180,8 +191,8 @@ def scatter(title: str, points: np.ndarray, codes: np.ndarray, names: Sequence[s
 def _draw_groups(groups: Sequence[_Group], points: np.ndarray, has_names: bool) -> list[Element]:
     x = Scale.over(points[:, 0].tolist(), 8, _WIDTH - 8)
     y = Scale.over(points[:, 1].tolist(), _HEIGHT - 8, 8)
-    elements = [element("rect", x=1, y=1, width=_WIDTH - 2, height=_HEIGHT - 2, class_="axis", fill="none")]
-    elements += [group.dots(x, y) for group in groups]
+    frame = element("rect", x=1, y=1, width=_WIDTH - 2, height=_HEIGHT - 2, class_="axis", fill="none")
+    elements = [frame, *(group.dots(x, y) for group in groups)]
     if has_names:
         elements += [group.name_at_median(x, y) for group in groups]
     return elements
@@ -250,17 +261,20 @@ def images(title: str, pairs: Sequence[Mapping[str, Any]], shape: Sequence[int],
         elements.append(text(0, top - 4, name))
         elements += _tiles([pair[key] for pair in pairs], None if key == "code" else shape, top)
         top += _TILE_STEP + 16
-    for i, pair in enumerate(pairs):
-        elements.append(text(i * _TILE_STEP + _TILE / 2, top - 8, _short_label(pair), "middle"))
+    elements += _short_labels(pairs, top - 8)
     description = f"{len(pairs)} rows as images, above what their features give back; errors in the table."
     return _figure(title, description, elements, _table_of_pairs(title, pairs), size=(len(pairs) * _TILE_STEP, top))
 
 
-def _short_label(pair: Mapping[str, Any]) -> str:
-    """Return the label of a row; its error if it has none."""
-    if pair.get("label") is None:
-        return number(pair["error"])
-    return cut(pair["label"], 9)
+def _short_labels(pairs: Sequence[Mapping[str, Any]], y: float) -> list[Element]:
+    """Draw the labels of rows; errors of rows without labels."""
+    elements = []
+    for i, pair in enumerate(pairs):
+        label = number(pair["error"])
+        if pair.get("label") is not None:
+            label = cut(pair["label"], 9)
+        elements.append(text(i * _TILE_STEP + _TILE / 2, y, label, "middle"))
+    return elements
 
 
 def _tiles(data: Sequence[str], shape: Sequence[int] | None, top: float) -> list[Element]:
@@ -281,9 +295,8 @@ def profiles(title: str, pairs: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw rows as lines over their columns, and their reconstructions."""
     elements: list[Element] = []
     for i, pair in enumerate(pairs):
-        left = (i % 2) * (_PROFILE_WIDTH + 20)
-        top = (i // 2) * _PROFILE_STEP + 14
-        elements += _profile(pair, left, top)
+        line, side = divmod(i, 2)
+        elements += _profile(pair, left=side * (_PROFILE_WIDTH + 20), top=line * _PROFILE_STEP + 14)
     n_lines = -(-len(pairs) // 2)
     bottom = n_lines * _PROFILE_STEP + 20
     elements += _legend(0, bottom - 4, "the row, scaled", colour(_PROFILE_COLOURS["input"]))
@@ -299,10 +312,9 @@ def _profile(pair: Mapping[str, Any], left: float, top: float) -> list[Element]:
     if pair.get("label") is not None:
         words = f"{cut(pair['label'], 14)}, {words}"
     width = _PROFILE_WIDTH
-    elements = [element("rect", x=left, y=top, width=width, height=_PROFILE_HEIGHT, class_="axis", fill="none")]
-    for key, i in _PROFILE_COLOURS.items():
-        elements.append(_profile_line(pair[key], left, top, colour(i)))
-    return [*elements, text(left, top - 4, words)]
+    frame = element("rect", x=left, y=top, width=width, height=_PROFILE_HEIGHT, class_="axis", fill="none")
+    lines = [_profile_line(pair[key], left, top, colour(i)) for key, i in _PROFILE_COLOURS.items()]
+    return [frame, *lines, text(left, top - 4, words)]
 
 
 def _profile_line(values: Sequence[float], left: float, top: float, stroke: str) -> Element:

@@ -56,16 +56,14 @@ def _errors(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[It
     """Yield the reconstruction error: on validation rows, or on the sample if none were left out."""
     summary = report["summary"]
     title = "Mean squared error in scaled units"
-    n_features = summary["n_features"]
-    cost = summary.get("cost")
-    components = summary.get("components")
-    mean = summary.get("mean")
-    if None not in (cost, components, mean):
-        errors = {f"{n_features} features": cost, f"{n_features} components": components, "the mean": mean}
+    features = f"{summary['n_features']} features"
+    values = [summary.get(key) for key in ("cost", "components", "mean")]
+    if None not in values:
+        names = (features, f"{summary['n_features']} components", "the mean")
         note = "On rows that were kept out of the training: the lower, the more of a row its features still know."
-        yield bars(title, errors, note=note)
+        yield bars(title, dict(zip(names, values, strict=True)), note=note)
     elif sample:
-        errors = {f"{n_features} features": sample["mean_error"], "the mean": sample["of_mean"]}
+        errors = {features: sample["mean_error"], "the mean": sample["of_mean"]}
         yield bars(title, errors, note=f"On {count(sample['n_rows'])} of the rows.")
 
 

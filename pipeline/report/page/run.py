@@ -79,17 +79,20 @@ def _changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list
 
 def time_spent(report: Mapping[str, Any]) -> Section:
     """Return the section about times: of stages, of workers, and of this run before it was resumed."""
-    items: list[Item] = []
     seconds = report["summary"]["seconds"]
+    cluster = report.get("cluster") or {}
+    items: list[Item] = []
     if seconds:
         items.append(bars("Time by stage", seconds, exact_duration))
-    cluster = report.get("cluster") or {}
     items += _rates_of_stages(report, has_workers=bool(cluster.get("workers")))
     items += _workers(cluster)
-    for sitting in report.get("sittings", []):
-        title = f"The sitting before, that ended {cut(sitting['made'], 30)}"
-        items.append(Table.of(title, _HEADS, [*_stages(sitting["stages"])]))
+    items += map(_earlier_times, report.get("sittings", []))
     return Section("Where the night went", tuple(items))
+
+
+def _earlier_times(run: Mapping[str, Any]) -> Table:
+    title = f"The sitting before, that ended {cut(run['made'], 30)}"
+    return Table.of(title, _HEADS, [*_stages(run["stages"])])
 
 
 def _rates_of_stages(report: Mapping[str, Any], has_workers: bool) -> Iterator[Item]:
@@ -120,12 +123,11 @@ def _epochs(report: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     inputs = report.get("inputs")
     if not history or not inputs:
         return
-    n_passes = len(history) * (1 - report["config"]["validation_fraction"])
+    n_epochs = len(history)
+    n_passes = n_epochs * (1 - report["config"]["validation_fraction"])
     seconds = sum(epoch["seconds"] for epoch in history)
     rates = _rates(n_passes * inputs["n_rows"], n_passes * inputs["n_bytes"], seconds)
-    name = f"{count(len(history))} epochs"
-    if len(history) == 1:
-        name = "1 epoch"
+    name = "1 epoch" if n_epochs == 1 else f"{count(n_epochs)} epochs"
     yield name, exact_duration(seconds), *rates, "-", "-"
 
 
@@ -157,10 +159,14 @@ def _workers(cluster: Mapping[str, Any]) -> Iterator[Table]:
     last_stage = (stages or [""])[-1]
     slowest_first = sorted(workers, key=lambda worker: _pace(worker["stages"].get(last_stage)))
     rows = [_worker(worker, stages) for worker in slowest_first[:_MAX_WORKERS]]
+    yield Table.of(_title_of_workers(len(workers)), ", ".join(["worker, device, tasks", *stages]), rows)
+
+
+def _title_of_workers(n: int) -> str:
     title = "Workers, and their rows a second"
-    if len(workers) > _MAX_WORKERS:
-        title = f"{title}: the {_MAX_WORKERS} slowest of {count(len(workers))}"
-    yield Table.of(title, ", ".join(["worker, device, tasks", *stages]), rows)
+    if n > _MAX_WORKERS:
+        title = f"{title}: the {_MAX_WORKERS} slowest of {count(n)}"
+    return title
 
 
 def _worker(worker: Mapping[str, Any], stages: Sequence[str]) -> tuple[str, ...]:
@@ -191,10 +197,14 @@ def steps(report: Mapping[str, Any]) -> Section:
     if config.get("model") is None:
         line = f"shardpress run --model {output} --input NEW --output {output}-new"
         commands.append(Command("Encode other shards with this model", line))
-    directory = json.dumps(cut(config["output"]))
-    program = f"from shardpress import open_features; print(open_features({directory}))"
-    commands.append(Command("Open the features", f"python -c {shlex.quote(program)}"))
+    commands.append(Command("Open the features", _command_to_open(config["output"])))
     return Section("The next step", tuple(commands))
+
+
+def _command_to_open(output: str) -> str:
+    directory = json.dumps(cut(output))
+    program = f"from shardpress import open_features; print(open_features({directory}))"
+    return f"python -c {shlex.quote(program)}"
 
 
 # -- settings and digests ------------------------------------------------------------------------------------------
@@ -209,6 +219,8 @@ def settings(report: Mapping[str, Any]) -> Section:
 def _inputs(inputs: Mapping[str, Any] | None) -> Iterator[Item]:
     if not inputs:
         return
+    extras = ", ".join(inputs["riders"]) or "nothing"
+    files = ", ".join(path(file) for file in inputs["files"])
     rows = [
         ("shards", count(inputs["n_shards"])),
         ("rows", count(inputs["n_rows"])),
@@ -216,8 +228,8 @@ def _inputs(inputs: Mapping[str, Any] | None) -> Iterator[Item]:
         ("dataset", cut(inputs["dataset"], 80)),
         ("columns", cut(inputs.get("columns", "-"), 120)),
         ("stored as", cut(inputs["dtype"], 40)),
-        ("riding along", cut(", ".join(inputs["riders"]) or "nothing", 200)),
-        ("files", cut(", ".join(path(file) for file in inputs["files"]), 300)),
+        ("riding along", cut(extras, 200)),
+        ("files", cut(files, 300)),
     ]
     yield Table.of("Input", "what, value", rows)
 
@@ -257,13 +269,16 @@ def _provenance(report: Mapping[str, Any]) -> Iterator[Item]:
 
 
 def _versions_and_digests(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    versions = list(report.get("versions", {}).items())
-    fingerprints = list(report.get("fingerprints", {}).items())
-    rows = [("device", cut(report["summary"]["device"], 200))]
-    rows += [(name, cut(version, 40)) for name, version in versions[:_MAX_ROWS]]
-    rows += [(name, cut(digest, 80)) for name, digest in fingerprints[:_MAX_ROWS]]
-    rows += [(key, cut(report[key], 300)) for key in ("command", "made") if key in report]
-    return rows
+    return [
+        ("device", cut(report["summary"]["device"], 200)),
+        *_cut_values(report.get("versions", {}), 40),
+        *_cut_values(report.get("fingerprints", {}), 80),
+        *_cut_values({key: report[key] for key in ("command", "made") if key in report}, 300),
+    ]
+
+
+def _cut_values(values: Mapping[str, object], most: int) -> list[tuple[str, str]]:
+    return [(name, cut(value, most)) for name, value in list(values.items())[:_MAX_ROWS]]
 
 
 def _storage(stored: Mapping[str, Any]) -> str:

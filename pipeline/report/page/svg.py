@@ -119,9 +119,7 @@ class Scale:
     def _log_ticks(self) -> list[float]:
         first = math.floor(math.log10(self.low))
         last = math.ceil(math.log10(self.high))
-        factors = [1]
-        if last - first < 3:
-            factors = [1, 2, 5]
+        factors = [1, 2, 5] if last - first < 3 else [1]
         ticks = [factor * 10.0**exponent for exponent in range(first, last + 1) for factor in factors]
         inside = [tick for tick in ticks if self.low <= tick <= self.high]
         return inside[:: max(1, (last - first) // 5)]
@@ -142,14 +140,16 @@ def axes(x: Scale, y: Scale, x_name: str, spelled: Callable[[float], str] = "{:.
     corner = _path((x.start, y.end), (x.start, y.start), (x.end, y.start))
     elements = [element("path", d=corner, class_="axis", fill="none")]
     for tick in y.ticks():
-        height = y(tick)
-        line = _path((x.start, height), (x.end, height))
-        elements.append(element("path", d=line, class_="grid"))
-        elements.append(text(x.start - 5, height + 4, spelled(tick), "end"))
+        elements += _grid_line(x, y(tick), spelled(tick))
     for tick in x.ticks():
         elements.append(text(x(tick), y.start + 15, spelled(tick), "middle"))
     elements.append(text(x.end, y.start + 29, x_name, "end"))
     return elements
+
+
+def _grid_line(x: Scale, height: float, label: str) -> list[Element]:
+    line = _path((x.start, height), (x.end, height))
+    return [element("path", d=line, class_="grid"), text(x.start - 5, height + 4, label, "end")]
 
 
 def _path(*points: tuple[float, float]) -> str:

@@ -101,11 +101,15 @@ def needs(report: Mapping[str, Any]) -> Section:
         items.append(cut(gave_up))
     if not items:
         items.append("Nothing.")
+    items += _reused_results(report)
+    return Section("What needs a person", tuple(items))
+
+
+def _reused_results(report: Mapping[str, Any]) -> Iterator[Item]:
     reused = report.get("taken_over")
     if reused:
         names = "; ".join(cut(each) for each in reused[:_MAX_LISTED])
-        items.append(f"Taken over from an earlier sitting: {names}.")
-    return Section("What needs a person", tuple(items))
+        yield f"Taken over from an earlier sitting: {names}."
 
 
 def _warnings(report: Mapping[str, Any]) -> Iterator[Item]:
@@ -119,12 +123,15 @@ def _bad_data(bad: Mapping[str, Any]) -> Iterator[Item]:
     rows = bad.get("rows", {}).get("first")
     if rows:
         title = f"Bad rows: {_first(rows, bad['rows']['n'])}"
-        cells = [(path(each["file"]), count(each["row"]), column(each), cut(each["value"], 24)) for each in rows]
-        yield Table.of(title, "file, row, column, value", cells)
+        yield Table.of(title, "file, row, column, value", [_bad_row(each) for each in rows])
     shards = bad.get("shards", {}).get("first")
     if shards:
         title = f"Bad shards: {_first(shards, bad['shards']['n'])}"
         yield Table.of(title, "file, why", [(path(each["file"]), cut(each["reason"], 200)) for each in shards])
+
+
+def _bad_row(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    return path(facts["file"]), count(facts["row"]), column(facts), cut(facts["value"], 24)
 
 
 def _first(listed: Sequence[object], n: int) -> str:
