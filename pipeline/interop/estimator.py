@@ -51,10 +51,10 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         Columns out; 64, or half the columns where there are fewer than 128.
     hidden : tuple of int, optional
         Units of each hidden layer; one of 512 by default, of fewer for narrow data or few rows. ``()`` for none.
-    activation : {"relu", "leaky-relu"}
-        Of the hidden layers.
-    code_activation : {"sigmoid", "linear"}, optional
-        Of the features; sigmoid, or linear of fewer than 256 columns.
+    activation : str
+        Activation of the hidden layers; ``shardpress run --help`` lists the values.
+    code_activation : str, optional
+        Activation of the features; by default "sigmoid", or "linear" for fewer than 256 columns.
     decoder_gain : bool, optional
         Whether the decoder learns a factor for each feature; with a sigmoid code it does.
     start : {"components", "random"}
@@ -63,8 +63,8 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         Passes over the rows, at most; 20, or as many as make 2,000 steps.
     batch_size : int, optional
         Rows of one step; 128, or a fiftieth of the rows, at least 16.
-    optimizer : {"adam", "momentum", "nesterov", "rmsprop"}
-        Update rule.
+    optimizer : str
+        Update rule; ``shardpress run --help`` lists the values.
     learning_rate : float, optional
         Size of a step; the update rule's own.
     schedule : {"linear", "constant"}

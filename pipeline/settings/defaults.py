@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kernels.rules import RULES
+
 __all__ = [
     "COPIES_IN_TRAINING",
     "EPOCHS",
@@ -20,10 +22,10 @@ MOST_UNITS = 512
 UNITS_PER_INPUT = 8
 ROWS_PER_UNIT = 4
 
-# Each rule's own good start; see docs/training.md for the measurements. Of more columns than `RATED_INPUTS` the rate
-# falls as their number grows: all weights of a unit move at once, and what it takes in by the sum of a row times that.
+# Of more columns than `RATED_INPUTS` the rate falls as their number grows: all weights of a unit move at once, and what
+# it takes in by the sum of a row times that.
 RATED_INPUTS = 784
-LEARNING_RATES = {"momentum": 0.1, "nesterov": 0.1, "adam": 0.001, "rmsprop": 0.001}
+LEARNING_RATES = {name: rule.learning_rate for name, rule in RULES.items()}
 
 # Of a network: parameters, adam's states, what follows on each, gradients, the best ones; a checkpoint, its file twice.
 COPIES_IN_TRAINING = 18

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kernels.network import ACTIVATIONS, Network
+from kernels.activations import ACTIVATIONS, HIDDEN
+from kernels.network import Network
 from pipeline.settings.config import Config, NetworkSettings, StorageSettings, TrainingSettings
 from pipeline.settings.defaults import (
     COPIES_IN_TRAINING,
@@ -118,12 +119,15 @@ def _resolved_network(config: Config, n_rows: int, n_inputs: int, given: Network
     hidden = asked.hidden
     if hidden is None:
         hidden = _hidden_of(config.machine.memory_budget, n_rows, n_inputs, n_features)
+    decoder_gain = asked.decoder_gain
+    if decoder_gain is None:
+        decoder_gain = ACTIVATIONS[code].limits is not None  # so that its units need not saturate
     return ResolvedNetwork(
         n_features=n_features,
         hidden=hidden,
         activation=asked.activation,
         code_activation=code,
-        decoder_gain=code == "sigmoid" if asked.decoder_gain is None else asked.decoder_gain,
+        decoder_gain=decoder_gain,
     )
 
 
@@ -202,5 +206,5 @@ def network_of(settings: ResolvedNetwork, n_inputs: int) -> Network:
     """Return the network that is trained on rows of `n_inputs` columns."""
     widths = (n_inputs, *settings.hidden, settings.n_features)
     # Without hidden layers their activation makes no difference.
-    activation = settings.activation if settings.hidden else ACTIVATIONS[0]
+    activation = settings.activation if settings.hidden else HIDDEN[0]
     return Network(widths, activation, settings.code_activation, settings.decoder_gain)

@@ -205,7 +205,7 @@ BAD_VALUES = [
     ("missing_value", "NA", "'NA', expected a number"),
     ("hidden", "wide", "'wide', expected whole numbers, like 512 or 512,256, or none"),
     ("hidden", "512,", "'512,', expected whole numbers"),
-    ("activation", "tanh", "'tanh', expected one of relu, leaky-relu"),
+    ("activation", "nonsense", "'nonsense', expected one of relu, leaky-relu"),
     ("decoder_gain", "perhaps", "'perhaps', expected yes or no"),
 ]
 
