@@ -11,22 +11,26 @@ from typing import Any
 import numpy as np
 
 from kernels import backend
-from kernels.network import SLOPES, Network
+from kernels.activations import ACTIVATIONS, Math
+from kernels.network import Network
 from kernels.reference import threshold
 
 theano = backend.load()
 tensor = theano.tensor
 
-__all__ = ["code", "cost_and_gradients", "forward", "masked", "reconstruction", "row_errors"]
+__all__ = ["MATH", "code", "cost_and_gradients", "forward", "masked", "reconstruction", "row_errors"]
 
 Variables = Mapping[str, Any]
+
+MATH = Math(tensor.switch, tensor.exp, tensor.log1p, tensor.tanh, tensor.nnet.sigmoid)
 
 
 def forward(network: Network, x: Any, variables: Variables) -> list[Any]:
     """Every layer's output on the way in of symbolic scaled rows, from these on to the features."""
     a = [x]
     for (W, b_hidden, _), kind in zip(network.layers, network.activations, strict=True):
-        a.append(_activated(kind, tensor.dot(a[-1], variables[W]) + variables[b_hidden]))
+        z = tensor.dot(a[-1], variables[W]) + variables[b_hidden]
+        a.append(ACTIVATIONS[kind].value(MATH, z))
     return a
 
 
@@ -72,14 +76,14 @@ def cost_and_gradients(
     cost = tensor.mean(_row_means(d**2), acc_dtype="float32")
     found: dict[str, Any] = {}
     for i, ((W, _, b_output), kind) in enumerate(zip(network.layers, network.mirrors, strict=True)):
-        d = _derived(kind, d, s[i])
+        d = ACTIVATIONS[kind].gradient(MATH, d, s[i])
         found |= {W: tensor.dot(d.T, s[i + 1]), b_output: _sum_rows(d)}
         d = tensor.dot(d, variables[W])
     if network.gain:
         found["gain"] = _sum_rows(d * (a[-1] - np.float32(network.center)))
         d = d * variables["gain"]
     for i, (W, b_hidden, _) in reversed(list(enumerate(network.layers))):
-        d = _derived(network.activations[i], d, a[i + 1])
+        d = ACTIVATIONS[network.activations[i]].gradient(MATH, d, a[i + 1])
         found |= {W: tensor.dot(a[i].T, d) + found[W], b_hidden: _sum_rows(d)}
         d = tensor.dot(d, variables[W].T)
     c = np.float32(2 / network.n_inputs) / (x.shape[0].astype("float32") if n_rows is None else n_rows)
@@ -90,23 +94,9 @@ def _back(network: Network, h: Any, variables: Variables) -> list[Any]:
     """What each layer's mirror makes of symbolic features, from the reconstruction on to what enters the last layer."""
     s = [(h - np.float32(network.center)) * variables["gain"] if network.gain else h]
     for (W, _, b_output), kind in reversed(list(zip(network.layers, network.mirrors, strict=True))):
-        s.insert(0, _activated(kind, tensor.dot(s[0], variables[W].T) + variables[b_output]))
+        z = tensor.dot(s[0], variables[W].T) + variables[b_output]
+        s.insert(0, ACTIVATIONS[kind].value(MATH, z))
     return s
-
-
-def _activated(kind: str, z: Any) -> Any:
-    if kind == "sigmoid":
-        return tensor.nnet.sigmoid(z)
-    # Compared so, NaN stays what it is.
-    return z if kind == "linear" else tensor.switch(z < np.float32(0), np.float32(SLOPES[kind]) * z, z)
-
-
-def _derived(kind: str, d: Any, a: Any) -> Any:
-    """Of the cost's derivative by an activation's output `a`, that by its input."""
-    if kind == "sigmoid":
-        return d * a * (np.float32(1) - a)
-    # A switch between numbers: of one between d and a part of it, which is a product, Theano makes two products.
-    return d if kind == "linear" else d * tensor.switch(a > np.float32(0), np.float32(1), np.float32(SLOPES[kind]))
 
 
 def _row_means(matrix: Any) -> Any:

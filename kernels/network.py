@@ -16,13 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-__all__ = ["ACTIVATIONS", "CODES", "SLOPES", "Network"]
+from kernels.activations import ACTIVATIONS
 
-SLOPES = {"relu": 0.0, "leaky-relu": 0.1}
-"""Of the hidden layers' activations below 0; above it they are linear."""
-
-ACTIVATIONS = tuple(SLOPES)
-CODES = ("sigmoid", "linear")
+__all__ = ["Network"]
 
 
 @dataclass(frozen=True)
@@ -34,9 +30,9 @@ class Network:
     widths : tuple of int
         Columns in, each hidden layer's units, features out: one layer of weights between each two.
     activation : str
-        Of the hidden layers and their mirrors, one of `ACTIVATIONS`.
+        Of the hidden layers and their mirrors, one of `kernels.activations.HIDDEN`.
     code : str
-        Of the features, one of `CODES`.
+        Of the features, one of `kernels.activations.CODES`.
     gain : bool
         Whether the decoder learns a factor for each feature, so that the encoder's size is its own: a sigmoid need not
         saturate to reach the range of the data.
@@ -64,8 +60,8 @@ class Network:
 
     @property
     def center(self) -> float:
-        """What the gain takes as the middle of a feature: a sigmoid's value at 0, or 0."""
-        return 0.5 if self.code == "sigmoid" else 0.0
+        """What the gain takes as the middle of a feature: the code's output for the input 0."""
+        return ACTIVATIONS[self.code].middle
 
     @property
     def activations(self) -> tuple[str, ...]:

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from kernels import backend, reference
-from kernels.network import SLOPES, Network
-from kernels.updates import ROLES, RULES, Rule
+from kernels.activations import ACTIVATIONS
+from kernels.network import Network
+from kernels.rules import RULES
+from kernels.updates import Rule
 
 theano: Any = backend.load()
 tensor = theano.tensor
@@ -32,7 +34,7 @@ _HEADERS = (
     "vectors",
     "transpose",
     "products",
-    "sigmoid",
+    "activations",
     "team",
     "memory",
     "rows",
@@ -41,7 +43,6 @@ _HEADERS = (
     "folded",
     "quantized",
     "int8_products",
-    "updates",
     "arrays",
 )
 
@@ -125,10 +126,16 @@ class _Native(theano.Op):
 
     def macros(self) -> dict[str, Any]:
         """What of the network the code is compiled for: widths are not among it."""
+        hidden = ACTIVATIONS[self.network.activation]
+        code = ACTIVATIONS[self.network.code]
         return {
             "N_LAYERS": self.network.n_layers,
-            "SLOPE": f"{SLOPES[self.network.activation]}f",
-            "CODE_IS_SIGMOID": int(self.network.code == "sigmoid"),
+            "HIDDEN_VALUE(z)": f"({hidden.c_value})",
+            "HIDDEN_GRADIENT(gradient, out)": f"({hidden.c_gradient})",
+            "CODE_VALUE(z)": f"({code.c_value})",
+            "CODE_GRADIENT(gradient, out)": f"({code.c_gradient})",
+            "CODE_IS_BOUNDED": int(code.limits is not None),
+            "CENTER": f"{code.middle}f",
             "HAS_GAIN": int(self.network.gain),
             "NAMES": ", ".join(f'"{name}"' for name in self.network.shapes),
         }
@@ -149,7 +156,9 @@ class _Native(theano.Op):
 
     def c_code_cache_version(self) -> tuple[str, ...]:
         """Another one for other code."""
-        return (sha256(_source(self.file).encode()).hexdigest(), "1")  # of the C code above
+        macros = repr(sorted(self.macros().items()))
+        source = macros + _source(self.file)
+        return (sha256(source.encode()).hexdigest(), "1")  # of the C code above
 
     def c_compile_args(self) -> list[str]:
         """What the team of threads needs; and square roots of vectors, where each would have to set errno by itself."""
@@ -235,7 +244,7 @@ class Step(_Native):
     """A step of training: ``(rows, *numbers, *noise, learning_rate, rate, n_threads, *parameters, *states, *scaling)``.
 
     Its outputs are the minibatch's cost before the step and what is changed: parameters, and states in the order of
-    the parameters and of `kernels.updates.ROLES`. All is the same bits for any number of threads.
+    the parameters and of the rule's. All is the same bits for any number of threads.
 
     Parameters
     ----------
@@ -257,13 +266,15 @@ class Step(_Native):
         self.corruption = float(corruption)
         self.resident = resident
         self._first = 4 + bool(corruption) + resident
-        n_changed = len(network.shapes) * (1 + len(ROLES[rule.name]))
+        n_changed = len(network.shapes) * (1 + len(RULES[rule.name].states))
         end = self._first + n_changed
         super().__init__(network, end, range(self._first, end), inplace)
 
     def macros(self) -> dict[str, Any]:
         """The rule as well."""
-        return super().macros() | {"UPDATE": self.rule.name}
+        rule = RULES[self.rule.name]
+        names = [*rule.states, "unused", "unused_too"]
+        return super().macros() | {"STATE_0": names[0], "STATE_1": names[1], "UPDATE": " ".join(rule.c.split())}
 
     def _minibatch(self, given: Sequence[Any]) -> tuple[Any, Any, Any, Any, Any, Any]:
         """Rows, numbers and noise or None, learning rate, rate, number of threads."""
@@ -278,12 +289,13 @@ class Step(_Native):
         x = reference.scaled(rows if numbers is None else rows[numbers], scaling)
         seen = x if noise is None else reference.masked(x, noise, self.corruption)
         cost, gradients = reference.gradients(self.network, x, seen, parameters)
-        n = len(ROLES[self.rule.name])
+        rule = RULES[self.rule.name]
+        n = len(rule.states)
         kept = 1 - float(learning_rate) * self.rule.weight_decay
         for i, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
             own = states[i * n : i * n + n]
             start = parameter * (kept if parameter.ndim == 2 else 1)
-            following = RULES[self.rule.name](start, gradient, float(rate), self.rule.momentum, *own)
+            following = rule.update(start, gradient, float(rate), self.rule.momentum, *own)
             for array, values in zip([parameter, *own], following, strict=True):
                 array[...] = values
         return [np.array(cost, dtype=np.float32)]
@@ -295,7 +307,7 @@ class Step(_Native):
         (cost,) = outputs
         taken = [
             f"take_rows(&step.rows, {rows}, {numbers or 'NULL'}, {', '.join(scaling)})",
-            f"take_parameters(&step, parameters, states, {len(ROLES[self.rule.name])})",
+            f"take_parameters(&step, parameters, states, {len(RULES[self.rule.name].states)})",
         ]
         if noise:
             taken.append(f"take_noise(&step, {noise}, {reference.threshold(self.corruption)})")

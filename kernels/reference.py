@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from kernels.network import SLOPES, Network
+from kernels.activations import ACTIVATIONS, Math
+from kernels.network import Network
 
-__all__ = ["code", "forward", "gradients", "lie_in", "masked", "row_errors", "scaled", "threshold"]
+__all__ = ["MATH", "activated", "code", "forward", "gradients", "lie_in", "masked", "row_errors", "scaled", "threshold"]
 
 Parameters = Mapping[str, np.ndarray] | Sequence[np.ndarray]
 
@@ -53,10 +54,10 @@ def forward(network: Network, x: np.ndarray, parameters: Parameters) -> tuple[li
     given = _named(network, parameters)
     a = [x]
     for (W, b_hidden, _), kind in zip(network.layers, network.activations, strict=True):
-        a.append(_activated(kind, a[-1] @ given[W] + given[b_hidden]))
+        a.append(activated(kind, a[-1] @ given[W] + given[b_hidden]))
     s = [(a[-1] - network.center) * given["gain"] if network.gain else a[-1]]
     for (W, _, b_output), kind in reversed(list(zip(network.layers, network.mirrors, strict=True))):
-        s.insert(0, _activated(kind, s[0] @ given[W].T + given[b_output]))
+        s.insert(0, activated(kind, s[0] @ given[W].T + given[b_output]))
     return a, s
 
 
@@ -80,14 +81,14 @@ def gradients(
     cost = float(np.mean(d**2))
     found: dict[str, np.ndarray] = {}
     for i, ((W, _, b_output), kind) in enumerate(zip(network.layers, network.mirrors, strict=True)):
-        d = d * _slopes(kind, s[i])
+        d = d * _derivatives(kind, s[i])
         found |= {W: d.T @ s[i + 1], b_output: d.sum(axis=0)}
         d = d @ given[W]
     if network.gain:
         found["gain"] = (d * (a[-1] - network.center)).sum(axis=0)
         d = d * given["gain"]
     for i, (W, b_hidden, _) in reversed(list(enumerate(network.layers))):
-        d = d * _slopes(network.activations[i], a[i + 1])
+        d = d * _derivatives(network.activations[i], a[i + 1])
         found |= {W: found[W] + a[i].T @ d, b_hidden: d.sum(axis=0)}
         d = d @ given[W].T
     c = 2 / x.size  # of the mean's derivative
@@ -100,15 +101,19 @@ def _named(network: Network, parameters: Parameters) -> Mapping[str, np.ndarray]
     return dict(zip(network.shapes, parameters, strict=True))
 
 
-def _activated(kind: str, z: np.ndarray) -> np.ndarray:
-    if kind == "sigmoid":
-        with np.errstate(over="ignore"):  # exp(-z) is Inf far below 0, where the sigmoid is 0
-            return 1 / (1 + np.exp(-z))
-    return z if kind == "linear" else np.where(z < 0, SLOPES[kind] * z, z)
+def _sigmoid(z: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-z))
 
 
-def _slopes(kind: str, a: np.ndarray) -> np.ndarray:
+MATH = Math(np.where, np.exp, np.log1p, np.tanh, _sigmoid)
+
+
+def activated(kind: str, z: np.ndarray) -> np.ndarray:
+    """Outputs of an activation for inputs `z` of any shape, in their dtype."""
+    with np.errstate(over="ignore"):  # exp(-z) is Inf far below 0, where the sigmoid is 0
+        return np.asarray(ACTIVATIONS[kind].value(MATH, z))
+
+
+def _derivatives(kind: str, a: np.ndarray) -> np.ndarray:
     """Derivatives of an activation, by its outputs."""
-    if kind == "sigmoid":
-        return a * (1 - a)
-    return np.ones_like(a) if kind == "linear" else np.where(a > 0, 1, SLOPES[kind])
+    return np.asarray(ACTIVATIONS[kind].gradient(MATH, np.ones_like(a), a))

@@ -19,7 +19,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from kernels.network import SLOPES, Network
+from kernels.activations import ACTIVATIONS
+from kernels.network import Network
+from kernels.reference import activated
 from pipeline.columns import NO_COLUMNS, Columns
 from pipeline.errors import DataError, NoInput, shown
 from pipeline.modelfile import COLUMNS, FORMAT, listed_model, read_model_file
@@ -83,7 +85,7 @@ class Model:
         """
         a = self.scaler.transform(rows).astype(np.float64)
         for (W, b_hidden, _), kind in zip(self.network.layers, self.network.activations, strict=True):
-            a = _activated(kind, a @ self._wide(W) + self._wide(b_hidden))
+            a = activated(kind, a @ self._wide(W) + self._wide(b_hidden))
         return a
 
     def decode(self, features: np.ndarray) -> np.ndarray:
@@ -93,7 +95,7 @@ class Model:
         if network.gain:
             s = (s - network.center) * self._wide("gain")
         for (W, _, b_output), kind in reversed(list(zip(network.layers, network.mirrors, strict=True))):
-            s = _activated(kind, s @ self._wide(W).T + self._wide(b_output))
+            s = activated(kind, s @ self._wide(W).T + self._wide(b_output))
         return s
 
     def folded(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -128,7 +130,8 @@ class Model:
         ``high`` (all three (n_inputs,)), which are infinite where nothing is clipped.
         Where the model has an ``offset`` (n_inputs,), it is subtracted from the integers of the rows before all that.
         ``slopes`` (n_layers,) are those of the layers' activations below 0, which are 1 where there is none, and
-        ``is_sigmoid`` says whether sigmoids follow the last one.
+        ``is_sigmoid`` says whether sigmoids follow the last one. If other activations are among the layers', their
+        names, ``activations`` (n_layers,), take the place of both, so that a reader of slopes fails.
         """
         scaler = self.scaler
         endless = np.full(self.n_inputs, np.inf)
@@ -139,10 +142,20 @@ class Model:
             arrays |= {f"W_{i}": W, f"b_{i}": b}
         if self.offset is not None:
             arrays["offset"] = self.offset
-        slopes = np.array([SLOPES.get(kind, 1.0) for kind in self.network.activations])
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays, slopes=slopes, is_sigmoid=np.array(self.network.code == "sigmoid"))
+        np.savez(buffer, **arrays, **self._activations())
         return buffer.getvalue()
+
+    def _activations(self) -> dict[str, np.ndarray]:
+        """Return the arrays of ``encoder.npz`` that describe the activations."""
+        *hidden, code = [ACTIVATIONS[kind].slope for kind in self.network.activations]
+        is_sigmoid = self.network.code == "sigmoid"
+        if is_sigmoid:
+            code = 1.0  # of what the sigmoids take in
+        slopes = [*hidden, code]
+        if None in slopes:
+            return {"activations": np.array(self.network.activations)}
+        return {"slopes": np.array(slopes), "is_sigmoid": np.array(is_sigmoid)}
 
     def _arrays(self) -> dict[str, np.ndarray]:
         weights = {name: self.parameters[name] for name in self.network.shapes}
@@ -157,13 +170,6 @@ class Model:
 
     def _wide(self, name: str) -> np.ndarray:
         return np.asarray(self.parameters[name], dtype=np.float64)
-
-
-def _activated(kind: str, z: np.ndarray) -> np.ndarray:
-    if kind == "sigmoid":
-        with np.errstate(over="ignore"):  # beyond -709 the exponential is Inf and the feature 0, as it should be
-            return np.asarray(1 / (1 + np.exp(-z)))
-    return np.where(z > 0, z, SLOPES[kind] * z) if kind in SLOPES else z
 
 
 def _described(network: Network) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from kernels.network import ACTIVATIONS, CODES, Network
+from kernels.activations import CODES, HIDDEN
+from kernels.network import Network
 from pipeline.columns import NO_COLUMNS, Columns
 from pipeline.errors import DataError, NewerFormat, NoInput, ReadFailed, ShardpressError, shown, some
 from pipeline.formats import MOST_JSON_BYTES, digest, parse_bounded
@@ -234,11 +235,11 @@ def _network(contents: Contents, where: str) -> Network:
     activation = _text(contents, "activation", where)
     code = _text(contents, "code", where)
     network = Network(tuple(widths.tolist()), activation, code, bool(gain))
-    known = activation in ACTIVATIONS and code in CODES
+    known = activation in HIDDEN and code in CODES
     if not known or not 2 <= len(widths) <= _MOST_WIDTHS or min(network.widths) < 1:
         raise DataError(
             f"{where}: network {shown(network)[:_LONGEST]}, expected two widths or more ({_MOST_WIDTHS} at most), each "
-            f"1 or more, an activation of {ACTIVATIONS} and a code of {CODES}"
+            f"1 or more, an activation of {HIDDEN} and a code of {CODES}"
         )
     return network
 

@@ -17,7 +17,8 @@ COMMON = [
     *("childprocess", "columns", "commandline", "errors", "formats", "processcache", "runlog", "settings", "signals"),
     "text",
 ]
-PLAIN = ["kernels.network", "kernels.trust"]  # these need no Theano: all of the pipeline may import them
+# These need no Theano: all of the pipeline may import them.
+PLAIN = ["kernels.activations", "kernels.network", "kernels.reference", "kernels.rules", "kernels.trust"]
 MAY_IMPORT = {
     **{each: [] for each in ("progress", "watch", *COMMON, "gpu", "hdf5", "output")},
     "cluster": ["gpu.driver"],

@@ -15,8 +15,9 @@ typedef struct {
     Share share;
 } Encoding;
 
-/* A sum of one layer may pass what a float can hold, which its sigmoid makes 0 or 1; beyond that nothing does. */
-#define IS_ALWAYS_FINITE (N_LAYERS == 1 && CODE_IS_SIGMOID)
+/* A sum of one layer may pass what a float can hold, of which a bounded code makes one of its ends; beyond that nothing
+ * does. */
+#define IS_ALWAYS_FINITE (N_LAYERS == 1 && CODE_IS_BOUNDED)
 
 static int may_fold(const Encoding *e) { return ROWS_ARE_FLOATS && e->model.layers[0].n_features <= MOST_FOLDED; }
 

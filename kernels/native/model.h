@@ -1,9 +1,9 @@
 /* The model: its layers packed for products, and at each level of units between them what rows become there.
  *
  * kernels/network.py has the mathematics. Level 0 is the columns, level l what layer l makes of them, level N_LAYERS the
- * features. N_LAYERS, SLOPE, CODE_IS_SIGMOID and HAS_GAIN say which network is compiled.
+ * features. Macros say which network is compiled: N_LAYERS and HAS_GAIN; HIDDEN_VALUE, HIDDEN_GRADIENT, CODE_VALUE and
+ * CODE_GRADIENT, the expressions of kernels/activations.py; CENTER, the code's value at 0; CODE_IS_BOUNDED.
  */
-#define CENTER (CODE_IS_SIGMOID ? 0.5f : 0.0f)
 
 /* Tiles of rows that go through a panel one after another: more where a layer does not stay in the second cache beside
  * all else, and comes from afar for each batch; but not where it is so narrow that the batch itself would leave that. */
@@ -52,16 +52,16 @@ typedef struct {
 static inline Vector activate(int level, Vector z)
 {
     if (level < N_LAYERS)
-        return choose(z > 0.0f, z, z * SLOPE);
-    return CODE_IS_SIGMOID ? sigmoid(z) : z;
+        return HIDDEN_VALUE(z);
+    return CODE_VALUE(z);
 }
 
 /* A gradient at what units put out becomes one at what they take in. */
 static inline Vector times_slope(int level, Vector gradient, Vector out)
 {
     if (level < N_LAYERS)
-        return choose(out > 0.0f, gradient, gradient * SLOPE);
-    return CODE_IS_SIGMOID ? gradient * out * (1.0f - out) : gradient;
+        return HIDDEN_GRADIENT(gradient, out);
+    return CODE_GRADIENT(gradient, out);
 }
 
 /* -- packing -------------------------------------------------------------------------------------------------- */

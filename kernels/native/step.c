@@ -213,6 +213,16 @@ static void rows_some(void *job)
 
 /* -- the second phase ----------------------------------------------------------------------------------------- */
 
+/* Update n elements of a parameter and of its states, which STATE_0 and STATE_1 name, by UPDATE: the rule's statements of
+ * kernels/rules.py. Without a state its place is NULL. */
+static inline void update(float *__restrict p, float *__restrict STATE_0, float *__restrict STATE_1,
+                          const float *__restrict g, long n, float rate, float decay)
+{
+    for (long i = 0; i < n; i++) {
+        UPDATE
+    }
+}
+
 /* Add sums to those of the blocks before; after the last block they are the gradients, and used. */
 static void add_or_update(const Step *s, const Parameter *parameter, long at, float *sums, long n)
 {
@@ -230,7 +240,7 @@ static void add_or_update(const Step *s, const Parameter *parameter, long at, fl
     if (parameter->is_matrix && s->shrinks != 0)
         for (long i = 0; i < n; i++)
             values[i] *= 1 - s->shrinks;
-    UPDATE(values, parameter->state[0] + at, parameter->state[1] + at, sums, n, s->rate, s->decay);
+    update(values, parameter->state[0] + at, parameter->state[1] + at, sums, n, s->rate, s->decay);
 }
 
 /* Tiles of rows of W, at TILE_WIDTH of its columns. */

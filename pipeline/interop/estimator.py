@@ -51,10 +51,10 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         Number of features; by default 64, or half the columns if there are fewer than 128.
     hidden : tuple of int, optional
         Units of each hidden layer; by default one layer of 512, or fewer for narrow data or few rows. ``()`` for none.
-    activation : {"relu", "leaky-relu"}
-        Activation of the hidden layers.
-    code_activation : {"sigmoid", "linear"}, optional
-        Activation of the features; by default sigmoid, or linear for fewer than 256 columns.
+    activation : str
+        Activation of the hidden layers; ``shardpress run --help`` lists the values.
+    code_activation : str, optional
+        Activation of the features; by default "sigmoid", or "linear" for fewer than 256 columns.
     decoder_gain : bool, optional
         Whether the decoder learns a factor for each feature; by default if the features are sigmoids.
     start : {"components", "random"}
@@ -63,8 +63,8 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         Largest number of passes over the rows; by default 20, or more if these are fewer than 2,000 steps.
     batch_size : int, optional
         Rows of one step; by default 128, or a fiftieth of the rows, at least 16.
-    optimizer : {"adam", "momentum", "nesterov", "rmsprop"}
-        Update rule.
+    optimizer : str
+        Update rule; ``shardpress run --help`` lists the values.
     learning_rate : float, optional
         Size of a step; the default depends on the update rule.
     schedule : {"linear", "constant"}

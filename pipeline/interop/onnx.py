@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.network import SLOPES
+from kernels.activations import ACTIVATIONS
 from pipeline.errors import DataError, DeviceError
 from pipeline.model import Model
 
@@ -129,9 +129,8 @@ def _add_layers(graph: _Graph, model: Model, x: str) -> str:
         name = "features" if i == network.n_layers else None
         W = np.asarray(model.parameters[weights], np.float32)
         b = np.asarray(model.parameters[bias], np.float32)
-        x = graph.add("Gemm", x, W, b, named=name if kind == "linear" else None)
-        if kind == "sigmoid":
-            x = graph.add("Sigmoid", x, named=name)
-        elif kind in SLOPES:
-            x = graph.add("LeakyRelu", x, named=name, alpha=SLOPES[kind])
+        activation = ACTIVATIONS[kind]
+        x = graph.add("Gemm", x, W, b, named=name if activation.onnx is None else None)
+        if activation.onnx is not None:
+            x = graph.add(activation.onnx, x, named=name, **activation.onnx_attributes)
     return x

@@ -16,7 +16,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from kernels.network import SLOPES
+from kernels.activations import ACTIVATIONS
+from kernels.reference import activated
 from pipeline.errors import DataError, NoInput, NotPermitted, shown
 from pipeline.features import FAILURES, FEATURES, VALID, reading
 from pipeline.model import Model
@@ -44,7 +45,6 @@ _HUGE = 1e15  # scaled values whose sums may overflow float32; rows with larger 
 _EPS = 2.0**-24  # largest relative rounding error of float32
 _SAFETY = 4.0  # see `rounding_bound`
 _MIN_ERROR = 1e-30  # for units whose weights are all 0
-_SIGMOID_ERROR = 16 * _EPS  # polynomials and the exponentials of libraries have smaller errors
 
 PartLine = Mapping[str, Any]
 """The line of a part in the manifest."""
@@ -493,17 +493,15 @@ def rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:
             W = model.parameters[weights]
             b = model.parameters[bias]
             error = np.hypot(np.sqrt(error**2 @ W**2), _error_of_layer(a, W, b))
-            if kind == "sigmoid":
-                error = error / 4 + np.float32(_SIGMOID_ERROR)  # its slope is at most a quarter
-            a = _activated(a @ W + b, kind)
+            a = activated(kind, a @ W + b)
+            activation = ACTIVATIONS[kind]
+            error = error * np.float32(activation.largest_slope)
+            if activation.n_roundings > 0:
+                sizes = np.abs(a)
+                if activation.limits is not None:
+                    sizes = np.float32(max(map(abs, activation.limits)))
+                error = error + np.float32(activation.n_roundings * _EPS) * sizes
     return np.maximum(error, _MIN_ERROR).astype(np.float64)
-
-
-def _activated(a: np.ndarray, kind: str) -> np.ndarray:
-    """Return the values of a hidden layer; those of a sigmoid, which is always the last layer, are not needed."""
-    if kind in SLOPES:
-        return np.where(a > 0, a, np.float32(SLOPES[kind]) * a)
-    return a
 
 
 def _error_of_layer(a: np.ndarray, W: np.ndarray, b: np.ndarray) -> np.ndarray:

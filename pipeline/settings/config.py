@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
-from kernels.network import ACTIVATIONS, CODES
+from kernels.activations import CODES, HIDDEN
+from kernels.rules import RULES
 from pipeline.settings.defaults import EPOCHS, LEARNING_RATES, LEAST_STEPS, MANY_INPUTS, MASKED, RATED_INPUTS
 from pipeline.settings.kinds import (
     DATASET,
@@ -177,7 +178,7 @@ class NetworkSettings:
         "units of each hidden layer between the columns and the features, or none (default: one layer of 512, of fewer "
         "for narrow data or few rows)",
     )
-    activation: str = _setting("relu", one_of(*ACTIVATIONS), "model", "of the hidden layers", before="relu")
+    activation: str = _setting("relu", one_of(*HIDDEN), "model", "of the hidden layers", before="relu")
     code_activation: str | None = _setting(
         None,
         one_of(*CODES),
@@ -215,7 +216,7 @@ class TrainingSettings:
     batch_size: int | None = _setting(
         None, whole(1), "model", "rows of one training step (default: 128, or a fiftieth of the rows, at least 16)"
     )
-    optimizer: str = _setting("adam", one_of(*LEARNING_RATES), "model", "update rule")
+    optimizer: str = _setting("adam", one_of(*RULES), "model", "update rule")
     learning_rate: float | None = _setting(
         None,
         number(lambda rate: 0 < rate < math.inf, "a finite number above 0"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kernels.rules import RULES
+
 __all__ = [
     "COPIES_IN_TRAINING",
     "EPOCHS",
@@ -23,7 +25,7 @@ ROWS_PER_UNIT = 4
 # Default learning rates. With more columns than `RATED_INPUTS` the rate is proportionally smaller, because all weights
 # of a unit move at once, and its input changes by the sum over all columns.
 RATED_INPUTS = 784
-LEARNING_RATES = {"momentum": 0.1, "nesterov": 0.1, "adam": 0.001, "rmsprop": 0.001}
+LEARNING_RATES = {name: rule.learning_rate for name, rule in RULES.items()}
 
 # Copies of a network: parameters, adam's states, the next values of each, gradients, the best parameters, a checkpoint,
 # and its file twice.

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kernels.network import ACTIVATIONS, Network
+from kernels.activations import ACTIVATIONS, HIDDEN
+from kernels.network import Network
 from pipeline.settings.config import Config, MachineSettings, NetworkSettings, StorageSettings, TrainingSettings
 from pipeline.settings.defaults import (
     COPIES_IN_TRAINING,
@@ -115,7 +116,7 @@ def _resolved_network(config: Config, n_rows: int, n_inputs: int) -> ResolvedNet
         code_activation = "sigmoid" if n_inputs >= MANY_INPUTS else "linear"
     decoder_gain = requested.decoder_gain
     if decoder_gain is None:
-        decoder_gain = code_activation == "sigmoid"
+        decoder_gain = ACTIVATIONS[code_activation].limits is not None  # so that its units need not saturate
     return ResolvedNetwork(
         n_features=n_features,
         hidden=hidden,
@@ -244,5 +245,5 @@ def network_of(settings: ResolvedNetwork, n_inputs: int) -> Network:
     widths = (n_inputs, *settings.hidden, settings.n_features)
     activation = settings.activation
     if not settings.hidden:
-        activation = ACTIVATIONS[0]  # the activation of hidden layers makes no difference without them
+        activation = HIDDEN[0]  # the activation of hidden layers makes no difference without them
     return Network(widths, activation, settings.code_activation, settings.decoder_gain)

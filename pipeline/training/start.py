@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kernels.network import SLOPES, Network
+from kernels.activations import ACTIVATIONS
+from kernels.network import Network
+from kernels.reference import activated
 
 if TYPE_CHECKING:
     from pipeline.training.components import Components
@@ -15,7 +17,7 @@ __all__ = ["has_room", "start_of"]
 
 Arrays = dict[str, np.ndarray]
 
-# A sigmoid's argument along a unit's direction has this standard deviation: so small that it is nearly linear (2 % off
+# The input of a unit that is not linear has this standard deviation: so small that a sigmoid is nearly linear (2 % off
 # at two of them), and so large that weights and gains are of a size that steps of one rate can move.
 _NEARLY_LINEAR = 0.25
 
@@ -55,67 +57,75 @@ def _completed(network: Network, weights: list[np.ndarray], mean: np.ndarray | N
     found = {name: np.zeros(shape) for name, shape in network.shapes.items()}
     found |= {W: array for (W, _, _), array in zip(network.layers, weights, strict=True)}
     if network.gain:
-        found["gain"] = 1 / (_steepness(network) * scales**2)
+        found["gain"] = 1 / (ACTIVATIONS[network.code].steepness * scales**2)
     if mean is not None:
         (_, b_hidden, b_output), (_, _, b_last) = network.layers[0], network.layers[-1]
         found[b_hidden] = -mean @ weights[0]
         found[b_last] = -weights[-1].sum(axis=1) * (0 if network.gain else network.center)
+        _undo_middles(network, weights, found)
         found[b_output] = mean + found[b_output]
     return found
 
 
-def _steepness(network: Network) -> float:
-    """The derivative of the code's activation at the middle."""
-    return 0.25 if network.code == "sigmoid" else 1.0
+def _undo_middles(network: Network, weights: list[np.ndarray], found: Arrays) -> None:
+    """Subtract from biases what hidden units at the middle of their activation hand on, on either way."""
+    middle = ACTIVATIONS[network.activation].middle
+    if middle == 0:
+        return
+    last = network.n_layers - 1
+    for i, (_, b_hidden, b_output) in enumerate(network.layers):
+        if i > 0:
+            found[b_hidden] = found[b_hidden] - middle * weights[i].sum(axis=0)
+        if i < last:
+            found[b_output] = found[b_output] - middle * weights[i].sum(axis=1)
 
 
 def _random(network: Network, rng: np.random.Generator, layer: int) -> np.ndarray:
-    """Weights of a layer, drawn from a normal distribution around 0.
-
-    Source of the deviations: Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural
-    networks", 2010, section 4.2, and He et al., "Delving deep into rectifiers", 2015, equations 10 and 15. There it is
-    the units before a layer that count, or those behind it on the way back; as the same weights lead there and back
-    here, it is the more of both: what a layer and its mirror make of a row is then of the row's own size.
-    """
-    shape = network.widths[layer : layer + 2]
-    kind = network.activations[layer]
-    weights = rng.standard_normal(shape)  # in float64: float32 would draw other numbers
-    if kind == "sigmoid":  # as in the reference
-        return weights / np.sqrt(sum(shape))
-    halved = 2 / (1 + SLOPES[kind] ** 2) if kind in SLOPES else 1.0
-    return np.asarray(weights * np.sqrt(halved / max(shape)))
+    """Weights of a layer, drawn from a normal distribution around 0."""
+    n, m = network.widths[layer : layer + 2]
+    weights = rng.standard_normal((n, m))  # in float64: float32 would draw other numbers
+    activation = ACTIVATIONS[network.activations[layer]]
+    return np.asarray(activation.scale_weights(weights, n, m))
 
 
 def _code(network: Network, rng: np.random.Generator, deviations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What makes features of components: a matrix (n_features, n_features) with columns of these lengths (n_features,).
 
-    Of linear features each is a component. Before sigmoids the components are turned at random, so that each feature
+    Of linear features each is a component. Before other codes the components are turned at random, so that each feature
     has about the same share of the variance: their sizes, and those of the gains, would else differ a hundredfold.
     """
     k = network.n_features
-    if network.code == "linear":
+    activation = ACTIVATIONS[network.code]
+    if activation.slope == 1:
         return np.eye(k), np.ones(k)
     turn = np.linalg.qr(rng.standard_normal((k, k)))[0]
     turned = np.sqrt(np.square(deviations) @ np.square(turn))
     lengths = np.divide(_NEARLY_LINEAR, turned, out=np.ones(k), where=turned > 0)
     # Without a gain it is the length itself that has to undo the steepness, on the way in and back.
-    scales = lengths if network.gain else np.minimum(4 * lengths, 2.0)
+    scales = lengths if network.gain else np.minimum(lengths / activation.steepness, 2.0)
     return turn * scales, scales
 
 
 def _chained(network: Network, rng: np.random.Generator, components: np.ndarray, code: np.ndarray) -> list[np.ndarray]:
     """Weights by which every layer hands on the components, up to the code.
 
-    A rectifier lets half of a number through, but ``f(c) - f(-c) = (1 + slope) c``. So the components and their
-    negatives have a unit each, which hidden layers behind the first hand on as they are, on the way back as well: there
-    the slope counts once more in each. Further units are random, and count only when the last layer's weights, 0 for
-    them, have grown.
+    A rectifier lets half of a number through, but ``f(c) - f(-c) = (1 + slope) c``; other activations have such a
+    factor for small numbers. So the components and their negatives have a unit each, which hidden layers behind the
+    first hand on as they are, on the way back as well. Further units are random, and count only when the last layer's
+    weights, 0 for them, have grown.
     """
     k = network.n_features
-    slope = SLOPES[network.activation] ** (network.n_layers - 1)
     pairs = [np.hstack([components, -components]), *[np.eye(2 * k)] * (network.n_layers - 2)]
-    cores = [*pairs, np.vstack([code, -code]) / (1 + slope)] if network.n_layers > 1 else [components @ code]
+    cores = [*pairs, np.vstack([code, -code]) / _pair_factor(network)] if network.n_layers > 1 else [components @ code]
     return [_filled(core, _REST * _random(network, rng, layer), layer) for layer, core in enumerate(cores)]
+
+
+def _pair_factor(network: Network) -> float:
+    """Return the factor by which pairs of units hand on a number of usual size through all hidden layers."""
+    pair = np.array([_NEARLY_LINEAR, -_NEARLY_LINEAR])
+    for _ in range(network.n_layers - 1):
+        pair = activated(network.activation, pair)
+    return float(pair[0] - pair[1]) / _NEARLY_LINEAR
 
 
 def _filled(core: np.ndarray, rest: np.ndarray, layer: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kernels.activations import ACTIVATIONS
 from kernels.network import Network
 from pipeline.settings.resolve import ResolvedTraining
 from pipeline.training.components import NOTHING
@@ -30,9 +31,9 @@ _LEAST_EPOCHS = 10
 # A feature is dead when it varies less than this share of what the liveliest one does, or than by rounding alone.
 _DEAD = 1e-3
 _ROUNDING = 1e-6
-# A sigmoid outside these values is saturated: its slope is below a twenty-fifth of the steepest.
-_LOW = 0.01
-_HIGH = 0.99
+# A unit is saturated within this share of the range of its activation's outputs from either end: there the slope of a
+# sigmoid is below a twenty-fifth of the steepest.
+_END = 0.01
 _SAME = 0.999  # correlation
 _COLUMNS = 256  # features that are compared with all before them at once
 
@@ -46,7 +47,7 @@ class Units:
     dead : int
         Features that hardly vary.
     saturated : int
-        Features of which more than half of the activations are saturated; only sigmoids can be.
+        Features of which more than half of the activations are saturated; only those of a bounded code can be.
     duplicate : int
         Features that repeat an earlier one up to sign, scale and offset.
     saturated_share : float
@@ -97,7 +98,7 @@ def _remedies(settings: ResolvedTraining, network: Network) -> str:
     """The options that are not in use yet and bring features to the level of components, or beyond."""
     options = {
         "--start components": settings.start == "components",
-        "--decoder-gain": network.gain or network.code != "sigmoid",
+        "--decoder-gain": network.gain or ACTIVATIONS[network.code].limits is None,
         "a hidden layer (--hidden 512)": len(network.widths) > 2,
     }
     words = [*(option for option, is_used in options.items() if not is_used), "more --epochs"]
@@ -150,8 +151,11 @@ def count_units(features: np.ndarray, code: str) -> Units:
     """Count the units of features (n_rows, n_features), float32, of two rows or more, by the code's activation."""
     n_rows, n_features = features.shape
     ends = np.zeros(n_features)
-    if code == "sigmoid":
-        ends = ((features < _LOW) | (features > _HIGH)).mean(axis=0)
+    limits = ACTIVATIONS[code].limits
+    if limits is not None:
+        low, high = limits
+        margin = _END * (high - low)
+        ends = ((features < low + margin) | (features > high - margin)).mean(axis=0)
     deviations = features.std(axis=0, dtype=np.float64)
     is_dead = deviations <= max(_DEAD * deviations.max(), _ROUNDING)
     return Units(

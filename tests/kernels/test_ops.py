@@ -15,8 +15,9 @@ import pytest
 from kernels import ops, reference
 from kernels.autoencoder import Autoencoder, theano
 from kernels.network import Network
+from kernels.rules import RULES
 from kernels.step import TrainingStep
-from kernels.updates import ROLES, RULES, Rule
+from kernels.updates import Rule
 from tests.support.cases import case, crossed, each
 from tests.support.compiler import macros
 from tests.support.interpreters import fresh
@@ -135,7 +136,7 @@ def test_training_on_every_dtype_equals_numpy(rng, dtype, working):
 def test_every_rule_equals_its_numpy_reference(rng, rule):
     parameters = random_parameters(rng, 70, 33)
     expected = float64(parameters)
-    states = [[np.zeros_like(array) for _ in ROLES[rule]] for array in expected]
+    states = [[np.zeros_like(array) for _ in RULES[rule].states] for array in expected]
     autoencoder = autoencoder_of(parameters)
     step = TrainingStep(autoencoder, Rule(rule, 0.9), np.dtype("f4"))
     for count in range(1, 13):
@@ -145,12 +146,14 @@ def test_every_rule_equals_its_numpy_reference(rng, rule):
         rate = 0.01 / count * (np.sqrt(1 - 0.999**count) / (1 - 0.9**count) if rule == "adam" else 1)
         _, gradients = gradients_of(minibatch.astype(np.float64), expected)
         for parameter, gradient, own in zip(expected, gradients, states, strict=True):
-            for array, values in zip([parameter, *own], RULES[rule](parameter, gradient, rate, 0.9, *own), strict=True):
+            for array, values in zip(
+                [parameter, *own], RULES[rule].update(parameter, gradient, rate, 0.9, *own), strict=True
+            ):
                 array[...] = values
     for found, array in zip(autoencoder.parameters().values(), expected, strict=True):
         assert_close(found, array, "cpu", "float32", "parameters")
     found = {name: array for name, array in step.state().items() if name != "step"}
-    roles = [f"{name}.{role}" for name in parameters for role in ROLES[rule]]
+    roles = [f"{name}.{role}" for name in parameters for role in RULES[rule].states]
     for name, array in zip(roles, [array for own in states for array in own], strict=True):
         assert_close(found.pop(name), array, "cpu", "float32", "parameters")
     assert found == {}
@@ -198,7 +201,7 @@ def test_numpy_and_c_versions_of_each_op_agree(rng, network, inplace):
     parameters = [rng.normal(0, 1 / 3, shape).astype(np.float32) for shape in network.shapes.values()]
     rows, noise = rng.random((20, 9), dtype=np.float32), rng.integers(0, 256, (14, 9), dtype=np.uint8)
     one, rates = np.array(1, dtype=np.int64), [np.array(rate, dtype=np.float32) for rate in (0.1, 0.2)]
-    states = [np.zeros_like(array) for array in parameters for _ in ROLES["adam"]]
+    states = [np.zeros_like(array) for array in parameters for _ in RULES["adam"].states]
     scaling = scaling_of(rows, "float32")
     numbers, edge = np.arange(3, 17), np.full(9, 0.9, np.float32)
     checked, rule = [np.empty((20, 4), np.float32), np.empty(20, bool)], Rule("adam", 0.9, weight_decay=0.1)

@@ -9,8 +9,9 @@ import pytest
 from kernels import reference
 from kernels.autoencoder import Autoencoder
 from kernels.network import Network
+from kernels.rules import RULES
 from kernels.step import TrainingStep
-from kernels.updates import ROLES, RULES, Rule
+from kernels.updates import Rule
 from tests.support.cases import crossed, each
 from tests.support.tolerances import assert_close
 
@@ -118,7 +119,7 @@ def test_every_rule_equals_its_numpy_reference(rng, rule, decay):
     network = Network((70, 40, 9), "leaky-relu", gain=True)
     parameters = random_parameters(rng, network)
     expected = float64(parameters)
-    states = [[np.zeros_like(array) for _ in ROLES[rule]] for array in expected.values()]
+    states = [[np.zeros_like(array) for _ in RULES[rule].states] for array in expected.values()]
     autoencoder = autoencoder_of(network, parameters)
     step = TrainingStep(autoencoder, Rule(rule, 0.9, decay), np.dtype("f4"))
     for count in range(1, 9):
@@ -129,7 +130,9 @@ def test_every_rule_equals_its_numpy_reference(rng, rule, decay):
         _, gradients = reference.gradients(network, x, x, expected)
         for parameter, gradient, own in zip(expected.values(), gradients, states, strict=True):
             start = parameter * (1 - 0.01 / count * decay) if parameter.ndim == 2 else parameter
-            for array, values in zip([parameter, *own], RULES[rule](start, gradient, rate, 0.9, *own), strict=True):
+            for array, values in zip(
+                [parameter, *own], RULES[rule].update(start, gradient, rate, 0.9, *own), strict=True
+            ):
                 array[...] = values
     for found, array in zip(autoencoder.parameters().values(), expected.values(), strict=True):
         assert_close(found, array, "cpu", "float32", "parameters")

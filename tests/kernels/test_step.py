@@ -6,8 +6,9 @@ import pytest
 from kernels import reference
 from kernels.autoencoder import Autoencoder
 from kernels.network import Network
+from kernels.rules import RULES
 from kernels.step import TrainingStep
-from kernels.updates import RULES, Rule
+from kernels.updates import Rule
 from tests.support.cases import each
 from tests.support.models import (
     N_FEATURES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kernels.network import SLOPES, Network
+from kernels.network import Network
 from pipeline.model import Model
 from pipeline.report.rows import rounding_bound
 from pipeline.scan.scaler import Scaler
@@ -32,7 +32,8 @@ def in_one_chain(model: Model, rows: np.ndarray) -> np.ndarray:
     for (weights, bias, _), kind in zip(model.network.layers, model.network.activations, strict=True):
         W, b = model.parameters[weights], model.parameters[bias]
         z = np.stack([np.cumsum(row[:, None] * W, axis=0, dtype=np.float32)[-1] for row in a]) + b
-        a = 1 / (1 + np.exp(-z)) if kind == "sigmoid" else np.where(z > 0, z, np.float32(SLOPES.get(kind, 1)) * z)
+        slope = {"relu": 0.0, "leaky-relu": 0.1}.get(kind, 1.0)
+        a = 1 / (1 + np.exp(-z)) if kind == "sigmoid" else np.where(z > 0, z, np.float32(slope) * z)
     return a
 
 

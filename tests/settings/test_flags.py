@@ -205,7 +205,7 @@ BAD_VALUES = [
     ("missing_value", "NA", "number"),
     ("hidden", "wide", "512,256"),
     ("hidden", "512,", "512,256"),
-    ("activation", "tanh", "relu, leaky-relu"),
+    ("activation", "nonsense", "relu, leaky-relu"),
     ("decoder_gain", "perhaps", "yes or no"),
 ]
 

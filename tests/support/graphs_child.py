@@ -16,8 +16,9 @@ from kernels.autoencoder import Autoencoder
 from kernels.graph import reconstruction
 from kernels.network import Network
 from kernels.ops import DTYPES
+from kernels.rules import RULES
 from kernels.step import TrainingStep
-from kernels.updates import RULES, Rule
+from kernels.updates import Rule
 from tests.support.networks import DECAY, NETWORKS, random_parameters
 
 _N_ROWS = 24
