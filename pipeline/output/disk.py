@@ -23,6 +23,7 @@ from typing import TypeVar
 import numpy as np
 
 from pipeline.errors import NotPermitted, ShardpressError, SystemLimit, TryAgain, WriteFailed, shown
+from pipeline.processcache import ProcessCache
 
 __all__ = [
     "PAGE",
@@ -310,16 +311,15 @@ def remove(disk: Disk, path: Path) -> None:
         raise write_error(error, path, "removing it") from error
 
 
-_warned: set[int] = set()
+_warned = ProcessCache[int, bool]()  # by file system: whether its warning was logged
 
 
 def sync_directory(disk: Disk, directory: Path) -> None:
     """Bring a directory's names to the disk, or raise `OSError`; where the file system cannot do that, say so once."""
     if _is_supported(disk.sync_directory, directory):
         return
-    file_system = os.stat(directory).st_dev  # for which it is said once, not for each part
-    if file_system not in _warned:
-        _warned.add(file_system)
+    file_system = os.stat(directory).st_dev
+    if _warned.put_if_new(file_system, True):  # once, not for each part
         log.warning(
             "output=%s: this file system cannot sync a directory: durability after a power cut is not guaranteed",
             shown(directory),

@@ -15,6 +15,7 @@ import pytest
 from pipeline.errors import ShardpressError
 from pipeline.output import disk
 from pipeline.output.disk import PAGE, Disk, publish, remove
+from pipeline.processcache import ProcessCache
 from tests.support.faulty import Broken, Watched, forked, small_disk
 from tests.support.helpers import as_nobody, refused
 
@@ -224,7 +225,7 @@ def test_d9_a_file_system_that_syncs_no_directories_is_warned_of_once(
 ) -> None:
     (tmp_path / "parts").mkdir()
     for code in UNSUPPORTED:
-        monkeypatch.setattr(disk, "_warned", set())
+        monkeypatch.setattr(disk, "_warned", ProcessCache())
         caplog.clear()
         for name in ("parts/1.h5", "2.h5", "parts/3.h5"):
             publish(Broken(code, "sync_directory"), tmp_path / name, b"data")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -46,7 +47,7 @@ pytestmark = pytest.mark.process
     ],
 )
 def test_p10_whatever_happens_to_the_child_costs_this_file_only(path, evil, monkeypatch, act, phrase):
-    monkeypatch.setattr(LIMITS, "seconds", 1)
+    monkeypatch.setattr(gatekeeper, "LIMITS", replace(LIMITS, seconds=1))
     evil("if dataset == 'evil':", f"    {act}", "return {}, []")
     with refused(65, f"file={path}", phrase):
         vet(Path(path), Wanted("evil"))
@@ -65,7 +66,7 @@ def test_p10_a_child_that_only_waits_is_not_waited_for(path, evil, monkeypatch):
     """Though the clock alone says little: a busy machine takes its time for sound files as well."""
     evil("if dataset == 'evil':", "    time.sleep(10**6)", "return honest(file, dataset, *wanted)")
     with monkeypatch.context() as impatient:
-        impatient.setattr(LIMITS, "patience", 0.5)
+        impatient.setattr(gatekeeper, "LIMITS", replace(LIMITS, patience=0.5))
         impatient.setattr(gatekeeper, "_GRACE", 10**6)  # the child itself may take any time to start
         with refused(65, f"file={path}", "took more than 0.5 s for this file"):
             vet(Path(path), Wanted("evil"))
@@ -159,7 +160,7 @@ def test_d14_a_child_without_descriptors_is_a_fault_of_the_system(path, fresh, m
 def test_a_child_that_is_stuck_is_taken_down(path, fresh, monkeypatch, tmp_path):
     plant(monkeypatch, tmp_path, "import time; time.sleep(1000)")
     monkeypatch.setattr(gatekeeper, "_GRACE", 0.1)
-    monkeypatch.setattr(LIMITS, "patience", 0.1)
+    monkeypatch.setattr(gatekeeper, "LIMITS", replace(LIMITS, patience=0.1))
     with refused(71, f"file={path}", "killed or got stuck twice"):
         vet(Path(path))
 
