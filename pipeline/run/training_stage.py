@@ -26,7 +26,7 @@ from pipeline.settings.resolve import network_of
 from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.epochs import Training
-from pipeline.training.fit import prepared
+from pipeline.training.fit import prepare_training
 from pipeline.training.loop import CheckpointPolicy, training_loop
 from pipeline.training.replica import RoundRunner, runner_on
 from pipeline.training.verdict import complaints, measured
@@ -104,21 +104,18 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
 
 def _train(job: Job, fingerprint: str, training: Training, deadline: DeadlinePolicy | None) -> None:
     """Take all steps that are left, and show their progress."""
-    checkpoints = CheckpointPolicy(
-        partial(_save, job, fingerprint),
-        60 * job.config.timing.checkpoint_minutes,
-    )
     row_bytes = job.shards[0].row_bytes
     with (
         Progress("training", training.n_rows_planned, "rows", row_bytes, training.n_rows_done) as progress,
         _runner(job) as runner,
-        training_loop(training, deadline, checkpoints, runner) as steps,
+        training_loop(training, deadline, _checkpoints(job, fingerprint), runner) as steps,
     ):
         place: object = training
         if runner is not None:
             place = _Place(training, job.crew.tally)
         for step in steps:
-            progress.expect(training.n_rows_planned)  # a deadline may have changed it
+            if deadline is not None:  # it may have changed the number of epochs
+                progress.expect(training.n_rows_planned)
             progress.advance(step.n_rows, place)
 
 
@@ -126,7 +123,7 @@ def _prepared_training(job: Job, autoencoder: Autoencoder, scan: Scan) -> Traini
     sizes = job.budget.sizes(job.device)
     if _uses_workers(job):  # which read their rows themselves
         sizes = replace(sizes, resident=False, on_device=False)
-    return prepared(
+    return prepare_training(
         autoencoder,
         job.shards,
         scan,
@@ -234,6 +231,12 @@ def _runner(job: Job) -> Iterator[RoundRunner | None]:
     with job.crew.executor(job.budget.n_threads) as (executor, n_at_once):
         job.crew.tally.begin("training")
         yield runner_on(executor, n_at_once)
+
+
+def _checkpoints(job: Job, fingerprint: str) -> CheckpointPolicy:
+    """Return the policy that commits checkpoints."""
+    seconds_between = 60 * job.config.timing.checkpoint_minutes
+    return CheckpointPolicy(partial(_save, job, fingerprint), seconds_between)
 
 
 def _save(job: Job, fingerprint: str, checkpoint: Checkpoint) -> None:
