@@ -10,12 +10,13 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 __all__ = [
     "CompilerFailed",
     "CompilerMissing",
+    "WatchedCompiler",
     "check_compiler",
     "check_processor_flags",
     "hush_compiler",
@@ -28,8 +29,7 @@ log = logging.getLogger(__name__)
 
 _LONGEST = 300  # characters of a compiler's line that are quoted
 
-_seconds: list[float] = []  # that each compilation of this process has taken
-_begun: list[float] = []  # when each began, as long as it is under way
+_WINDOWS = "theano.misc.windows"  # the module from which Theano takes its function to run programs
 
 
 class CompilerMissing(RuntimeError):
@@ -56,40 +56,77 @@ def check_compiler(config: Any) -> None:
         raise CompilerMissing(f"cxx={config.cxx}: no such program")
 
 
+class WatchedCompiler:
+    """The function by which Theano runs the compiler, with the time that it has taken.
+
+    A process has one, in the place of Theano's own function. Theano compiles one module at a time, under a lock.
+
+    Parameters
+    ----------
+    run : callable
+        Theano's own function.
+    config : object
+        Theano's, whose ``compiledir`` is private by the time of the first call.
+
+    Attributes
+    ----------
+    seconds : float
+        Duration of all compilations so far.
+    n_running : int
+        Number of compilations that are under way.
+    """
+
+    def __init__(self, run: Callable[..., Any], config: Any) -> None:
+        self.seconds = 0.0
+        self.n_running = 0
+        self._n_done = 0
+        self._run = run
+        self._config = config
+
+    def __call__(self, command: Sequence[str], **how: Any) -> Any:
+        """Run a command; raise `CompilerFailed` if it was to make a library and fails."""
+        if "-shared" not in command:  # a question, and a failure is an answer
+            return self._call(command, **how)
+        if not self._n_done:
+            log.info("compiling for this machine, once: what is compiled is kept for later runs")
+        self.n_running += 1
+        start = time.monotonic()
+        try:
+            out, err, status = self._call(command, **how)
+        finally:
+            self.seconds += time.monotonic() - start
+            self.n_running -= 1
+            self._n_done += 1
+        if status:
+            raise CompilerFailed(command, err.decode(errors="replace"))
+        return out, err, status
+
+    def _call(self, command: Sequence[str], **how: Any) -> Any:
+        program, *arguments = command
+        if os.sep in program:
+            program = os.path.abspath(program)
+        # Not in the current directory: the linker takes libgcc_s.so.1 from there, if another user has put one.
+        return self._run([program, *arguments], env=_environment(), cwd=self._config.compiledir, **how)
+
+
 def watch_compiler(windows: Any, config: Any) -> None:
-    """Have Theano compile through us.
+    """Have Theano compile through a `WatchedCompiler`.
 
     Parameters
     ----------
     windows : module
         ``theano.misc.windows``, before ``theano.gof.cmodule`` takes its function to run programs from there.
     config : object
-        Theano's, whose ``compiledir`` is private by the time of the first call.
+        Theano's.
     """
-    run = windows.output_subprocess_Popen
+    windows.output_subprocess_Popen = WatchedCompiler(windows.output_subprocess_Popen, config)
 
-    def call(command: Sequence[str], **how: Any) -> Any:
-        program, *arguments = command
-        if os.sep in program:
-            program = os.path.abspath(program)
-        # Not in the current directory: the linker takes libgcc_s.so.1 from there, if another user has put one.
-        return run([program, *arguments], env=_environment(), cwd=config.compiledir, **how)
 
-    def compile_or_raise(command: Sequence[str], **how: Any) -> Any:
-        if "-shared" not in command:  # a question, and a failure is an answer
-            return call(command, **how)
-        if not _seconds:
-            log.info("compiling for this machine, once: what is compiled is kept for later runs")
-        _begun.append(time.monotonic())
-        try:
-            out, err, status = call(command, **how)
-        finally:
-            _seconds.append(time.monotonic() - _begun.pop())
-        if status:
-            raise CompilerFailed(command, err.decode(errors="replace"))
-        return out, err, status
-
-    windows.output_subprocess_Popen = compile_or_raise
+def _watched() -> WatchedCompiler | None:
+    """Return the compiler of this process; None before Theano is loaded."""
+    windows = sys.modules.get(_WINDOWS)
+    found = getattr(windows, "output_subprocess_Popen", None)
+    return found if isinstance(found, WatchedCompiler) else None
 
 
 def check_processor_flags(cmodule: Any, config: Any) -> None:
@@ -126,13 +163,15 @@ def check_processor_flags(cmodule: Any, config: Any) -> None:
 
 
 def is_at_work() -> bool:
-    """Whether this process waits for it."""
-    return bool(_begun)
+    """Return whether this process waits for the compiler."""
+    compiler = _watched()
+    return compiler is not None and compiler.n_running > 0
 
 
 def seconds_spent() -> float:
-    """How long this process has waited for the compiler."""
-    return sum(_seconds)
+    """Return how long this process has waited for the compiler."""
+    compiler = _watched()
+    return 0.0 if compiler is None else compiler.seconds
 
 
 def hush_compiler(cmodule: Any) -> None:

@@ -15,6 +15,7 @@ from distributed import Client, Future, Reschedule, Worker, get_worker
 from pipeline.cluster.connection import waited
 from pipeline.cluster.stats import who
 from pipeline.errors import DeviceLost, counted, shown
+from pipeline.processcache import ProcessCache
 
 __all__ = ["Proof", "at_work", "proofs", "wait_for_answers", "workers_of"]
 
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 _SOON = 0.1  # seconds
 
-_leaving: set[str] = set()  # addresses of this process's workers
+_leaving = ProcessCache[str, bool]()  # by address of a worker of this process: whether it is leaving
 
 
 class _Device(Protocol):
@@ -148,8 +149,7 @@ def at_work(function: Callable[..., Any], *arguments: Any) -> Any:
     except DeviceLost as error:
         worker = get_worker()
         # Tasks of other threads meet with the same, and so may one that comes before the scheduler has heard of it.
-        if worker.address not in _leaving:
-            _leaving.add(worker.address)
+        if _leaving.put_if_new(worker.address, True):
             name = shown(worker.name)
             why = shown(error.why)
             log.warning("cluster: worker %s leaves, its work goes to the others: %s", name, why)

@@ -26,6 +26,7 @@ from pipeline.errors import ReadFailed, TryAgain, shown
 from pipeline.model import Model, load_model
 from pipeline.output.disk import Disk
 from pipeline.output.records import Entry, fault_of
+from pipeline.processcache import ProcessCache
 from pipeline.shards.shard import Block, Shard
 
 __all__ = ["IN_MEMORY", "EncodeSettings", "Encoder", "Worker", "check_place", "serving", "worker_of"]
@@ -133,8 +134,7 @@ class Worker:
         return memory
 
 
-_workers: dict[object, Worker] = {}  # one at most: a model and its memory are large
-_making = threading.Lock()  # a model compiles once, however many threads begin with it
+_workers = ProcessCache[object, Worker](max_size=1)  # a model and its memory are large
 
 
 def worker_of(settings: EncodeSettings) -> Worker:
@@ -147,15 +147,16 @@ def worker_of(settings: EncodeSettings) -> Worker:
     DeviceError, ConfigError, NotPermitted, WriteFailed
         As `pipeline.device.start_device`.
     """
-    with _making:  # held while it compiles: the others could do nothing but the same
-        if settings.key not in _workers:
-            model = _load_model(settings)
-            start_device()
-            autoencoder = autoencoder_of(model.scaler, model.network, np.dtype(settings.dtype))
-            autoencoder.set_parameters(model.parameters)
-            _workers.clear()  # another run's, in a process that serves several
-            _workers[settings.key] = Worker(settings, model, autoencoder.encode_checked, Disk())
-        return _workers[settings.key]
+    return _workers.get_or_make(settings.key, lambda: _new_worker(settings))
+
+
+def _new_worker(settings: EncodeSettings) -> Worker:
+    """Return a worker with a model that is compiled for this process."""
+    model = _load_model(settings)
+    start_device()
+    autoencoder = autoencoder_of(model.scaler, model.network, np.dtype(settings.dtype))
+    autoencoder.set_parameters(model.parameters)
+    return Worker(settings, model, autoencoder.encode_checked, Disk())
 
 
 def _load_model(settings: EncodeSettings) -> Model:
@@ -189,8 +190,7 @@ def check_place(settings: EncodeSettings) -> None:
 @contextmanager
 def serving(settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk) -> Iterator[None]:
     """Let this process encode with the given model and encoder within the context, so that nothing compiles twice."""
-    _workers.clear()
-    _workers[settings.key] = Worker(settings, model, encode, disk)
+    _workers.put(settings.key, Worker(settings, model, encode, disk))
     try:
         yield
     finally:

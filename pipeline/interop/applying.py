@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.util import find_spec
@@ -16,6 +14,7 @@ import numpy as np
 from pipeline.device import TILE_ROWS, autoencoder_of, start_device, theanos_errors
 from pipeline.errors import WriteFailed, shown
 from pipeline.model import Model
+from pipeline.processcache import ProcessCache
 from pipeline.shards.shard import read_dtype
 
 if TYPE_CHECKING:
@@ -27,32 +26,8 @@ _BLOCK_ROWS = 8 * TILE_ROWS  # whole tiles, as a run encodes them
 _MAX_COMPILED = 4
 
 
-class _CompiledModels:
-    """Cache of this process: the models that were used last, compiled for the device."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._lock = threading.Lock()
-        self._found: OrderedDict[tuple[str, str], Autoencoder] = OrderedDict()
-
-    def get(self, model: Model, dtype: np.dtype) -> Autoencoder | None:
-        """Return a compiled model for rows of a dtype."""
-        key = (model.fingerprint, dtype.name)
-        with self._lock:
-            found = self._found.get(key)
-            if found is not None:
-                self._found.move_to_end(key)
-            return found
-
-    def put(self, model: Model, dtype: np.dtype, autoencoder: Autoencoder) -> None:
-        """Keep a compiled model, and drop the one that was used least recently."""
-        with self._lock:
-            self._found[model.fingerprint, dtype.name] = autoencoder
-            while len(self._found) > self._most:
-                self._found.popitem(last=False)
-
-
-_compiled = _CompiledModels(_MAX_COMPILED)
+# Models that are compiled for the device, by fingerprint and dtype of the rows.
+_compiled: ProcessCache[tuple[str, str], Autoencoder] = ProcessCache(_MAX_COMPILED)
 
 
 @cache
@@ -63,13 +38,13 @@ def has_theano() -> bool:
 
 def keep_compiled(model: Model, dtype: np.dtype, autoencoder: Autoencoder) -> None:
     """Keep the autoencoder that was compiled to train a model on rows of `dtype`."""
-    _compiled.put(model, dtype, autoencoder)
+    _compiled.put((model.fingerprint, dtype.name), autoencoder)
 
 
 def _on_device(model: Model, stored: np.dtype) -> Autoencoder:
     """Return a model, compiled for rows of a dtype."""
     dtype = np.dtype(read_dtype(stored))
-    autoencoder = _compiled.get(model, dtype)
+    autoencoder = _compiled.get((model.fingerprint, dtype.name))
     if autoencoder is None:
         start_device()
         autoencoder = autoencoder_of(model.scaler, model.network, dtype)

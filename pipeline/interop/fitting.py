@@ -26,7 +26,7 @@ from pipeline.settings.resolve import Settings, misfits, network_of, resolve
 from pipeline.shards.shard import Shard, array_shard, row_dtype
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.epochs import Training
-from pipeline.training.fit import prepared
+from pipeline.training.fit import prepare_training
 from pipeline.training.loop import training_loop
 from pipeline.training.verdict import complaints, measured
 
@@ -211,7 +211,7 @@ def _fit(shards: tuple[Shard, ...], ranges: Scan, settings: Settings, budget: Bu
     dtype = row_dtype(shards)
     with theanos_errors():
         autoencoder = autoencoder_of(ranges.scaler, network_of(settings.network, len(ranges.minimum)), dtype)
-        training = prepared(
+        training = prepare_training(
             autoencoder,
             shards,
             ranges,

@@ -23,6 +23,7 @@ from typing import TypeVar
 import numpy as np
 
 from pipeline.errors import NotPermitted, ShardpressError, SystemLimit, TryAgain, WriteFailed, shown
+from pipeline.processcache import ProcessCache
 
 __all__ = [
     "PAGE",
@@ -323,7 +324,7 @@ def remove(disk: Disk, path: Path) -> None:
         raise write_error(error, path, "removing it") from error
 
 
-_warned: set[int] = set()
+_warned = ProcessCache[int, bool]()  # by file system: whether its warning was logged
 
 
 def sync_directory(disk: Disk, directory: Path) -> None:
@@ -336,8 +337,7 @@ def sync_directory(disk: Disk, directory: Path) -> None:
     if _is_supported(disk.sync_directory, directory):
         return
     file_system = os.stat(directory).st_dev
-    if file_system not in _warned:
-        _warned.add(file_system)
+    if _warned.put_if_new(file_system, True):  # once, not for each part
         log.warning(
             "output=%s: this file system cannot sync a directory: durability after a power cut is not guaranteed",
             shown(directory),

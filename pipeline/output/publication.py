@@ -63,12 +63,13 @@ from pipeline.output.records import (
     publications,
     read_manifest,
 )
+from pipeline.processcache import ProcessCache
 
 __all__ = ["Publication", "misplaced_names", "settle", "sweep_links", "sweep_publications", "withdraw"]
 
 log = logging.getLogger(__name__)
 
-_warned: set[int] = set()
+_warned = ProcessCache[int, bool]()  # by file system: whether its warning was logged
 
 
 class Publication:
@@ -437,9 +438,8 @@ def _is_regular(path: Path) -> bool:
 
 def _warn_of_missing_links(directory: Path) -> None:
     file_system = os.stat(directory).st_dev
-    if file_system in _warned:
+    if not _warned.put_if_new(file_system, True):
         return
-    _warned.add(file_system)
     log.warning(
         "output=%s: this file system has no symbolic links, so files are replaced one by one: a reader may see files "
         "of two runs while a finished run is replaced",

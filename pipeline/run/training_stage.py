@@ -31,7 +31,7 @@ from pipeline.settings.resolve import network_of
 from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.epochs import Training
-from pipeline.training.fit import prepared as prepare_training
+from pipeline.training.fit import prepare_training
 from pipeline.training.loop import CheckpointPolicy, training_loop
 from pipeline.training.replica import RoundRunner, runner_on
 from pipeline.training.verdict import complaints, measured
@@ -241,21 +241,18 @@ def _train(
     prepared: Prepared, context: RunContext, key: str, training: Training, deadline: DeadlinePolicy | None
 ) -> None:
     """Take all steps that are left, and show their progress."""
-    checkpoints = CheckpointPolicy(
-        partial(_save, prepared, context, key),
-        60 * prepared.config.timing.checkpoint_minutes,
-    )
     row_bytes = prepared.shards[0].row_bytes
     with (
         Progress("training", training.n_rows_planned, "rows", row_bytes, training.n_rows_done) as progress,
         _runner(prepared, context) as runner,
-        training_loop(training, deadline, checkpoints, runner) as steps,
+        training_loop(training, deadline, _checkpoints(prepared, context, key), runner) as steps,
     ):
         place: object = training
         if runner is not None:
             place = _Place(training, context.crew.tally)
         for step in steps:
-            progress.expect(training.n_rows_planned)  # a deadline may have changed it
+            if deadline is not None:  # it may have changed the number of epochs
+                progress.expect(training.n_rows_planned)
             progress.advance(step.n_rows, place)
 
 
@@ -364,6 +361,12 @@ def _runner(prepared: Prepared, context: RunContext) -> Iterator[RoundRunner | N
     with context.crew.executor(prepared.budget.n_threads) as (executor, n_at_once):
         context.crew.tally.begin("training")
         yield runner_on(executor, n_at_once)
+
+
+def _checkpoints(prepared: Prepared, context: RunContext, key: str) -> CheckpointPolicy:
+    """Return the policy that commits checkpoints."""
+    seconds_between = 60 * prepared.config.timing.checkpoint_minutes
+    return CheckpointPolicy(partial(_save, prepared, context, key), seconds_between)
 
 
 def _save(prepared: Prepared, context: RunContext, key: str, checkpoint: Checkpoint) -> None:

@@ -111,12 +111,20 @@ def outer_step(
     dict
         The next velocity, rounded to float32 as in a checkpoint.
     """
-    parameters = dict[str, np.ndarray]()
-    following = dict[str, np.ndarray]()
     momentum = _momentum_of(n_replicas)
+    parameters: dict[str, np.ndarray] = {}
+    following: dict[str, np.ndarray] = {}
     for name, before in start.parameters.items():
-        move = mean.parameters[name].astype(np.float64) - before
-        v = momentum * velocity[name].astype(np.float64) + move
-        parameters[name] = (before + _RATE * (move + momentum * v)).astype(np.float32)
+        after, v = _nesterov(before, mean.parameters[name], velocity[name], momentum)
+        parameters[name] = after.astype(np.float32)
         following[name] = v.astype(np.float32)
     return replace(mean, parameters=parameters), following
+
+
+def _nesterov(
+    before: np.ndarray, mean: np.ndarray, velocity: np.ndarray, momentum: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a parameter after the step of `outer_step`, and its velocity, both float64."""
+    move = mean.astype(np.float64) - before
+    v = momentum * velocity.astype(np.float64) + move
+    return before + _RATE * (move + momentum * v), v

@@ -87,6 +87,14 @@ class TrainingState:
     n_epochs: int | None = None
     ended_at: int | None = None
 
+    def turn_to_next(self, finished: Epoch) -> None:
+        """Add a finished epoch to the history, and begin to count the steps of the next one."""
+        self.history.append(finished)
+        self.epoch += 1
+        self.n_done = 0
+        self.costs = []
+        self.seconds = 0.0
+
     def summary(self) -> dict[str, Any]:
         """Return plain values for reports."""
         return {"best_epoch": self.best_epoch, "history": [asdict(epoch) for epoch in self.history]}

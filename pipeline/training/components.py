@@ -1,13 +1,13 @@
-"""Principal components of a bounded sample of the training rows, in plain NumPy, as start of the weights and baseline.
+"""Principal components of a sample of the training rows, for the initial weights and as a baseline.
 
 Halko, Martinsson and Tropp, "Finding structure with randomness: probabilistic algorithms for constructing approximate
-matrix decompositions", SIAM Review 53 (2011), algorithms 4.4 and 5.3: where neither side of the sample is small, a few
+matrix decompositions", SIAM Review 53 (2011), algorithms 4.4 and 5.3: if neither side of the sample is small, a few
 products with it find the subspace of its largest components.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,34 +20,32 @@ from pipeline.training.rows import Rows
 __all__ = ["NOTHING", "Baseline", "Components", "baseline_of", "blocks", "principal_components", "sampled"]
 
 NOTHING = 1e-3
-"""Share of the mean's error below which an error is treated as none: rows of low rank leave about as much."""
+"""Share of the error of the mean below which an error is negligible: rows of low rank leave about as much."""
 
-_MARGIN = 0.02  # of the components' error: trainings that differ in nothing but their seed differ by as much
-_STANDARD_ERRORS = 2  # the mean error of a few rows is not exact
-_SMALL = 1024  # a side of which the whole Gram matrix is made: its eigenvectors take a fifth of a second
+_MARGIN = 0.02  # of the error of components: trainings with different seeds differ by as much
+_STANDARD_ERRORS = 2  # of a mean error, which is not exact for few rows
+_SMALL = 1024  # side up to which the Gram matrix is computed; its eigenvectors then take a fifth of a second
 _BLOCK_BYTES = 2**23  # of rows in float64, while they are scaled or multiplied
 
-# Products with the sample, and directions beyond the `k` asked for: as many again, or these. With variances that fall
-# like 1 / i the reconstruction's error is within 0.02 % of the exact one by that, with half of it within 0.2 %.
+# Number of products with the sample, and number of directions in addition to the `k` wanted ones, if `k` is smaller.
+# With `k` additional directions, and variances that fall like 1 / i, the error of the reconstruction is within 0.02 %
+# of the exact one; with half as many it is within 0.2 %.
 _N_ITERATIONS = 4
 _OVERSAMPLING = 16
 
 
-Product = Callable[[np.ndarray], np.ndarray]
-
-
 @dataclass(frozen=True)
 class Components:
-    """The directions in which rows vary most.
+    """Directions in which rows vary most.
 
     Attributes
     ----------
     mean : ndarray of shape (n_inputs,), float64
     components : ndarray of shape (n_inputs, k), float64
-        Orthonormal columns, the one of the largest deviation first; each one's largest entry is positive.
+        Orthonormal columns, by decreasing deviation. The largest entry of each is positive.
     deviations : ndarray of shape (k,), float64
-        Standard deviation of the sample along each. 0, but for rounding, where it does not vary: there the direction
-        means nothing.
+        Standard deviation of the sample along each direction. It is 0, apart from rounding, if the sample does not vary
+        there; the direction is then arbitrary.
     """
 
     mean: np.ndarray
@@ -56,12 +54,12 @@ class Components:
 
 
 def sampled(rows: Rows, order: Order, scaler: Scaler, most: int) -> np.ndarray:
-    """A sample of the rows that are trained on, which depends on nothing but the seed and the size.
+    """Return a sample of the rows that are trained on. It depends only on the seed and on its size.
 
     Parameters
     ----------
     most : int
-        The sample's size, 1 or more, where there are so many rows.
+        Size of the sample, 1 or more; if there are fewer rows, all of them.
 
     Returns
     -------
@@ -70,79 +68,116 @@ def sampled(rows: Rows, order: Order, scaler: Scaler, most: int) -> np.ndarray:
     """
     numbers = order.sample(most)
     scaled = np.empty((len(numbers), len(scaler.minimum)), dtype=np.float32)
-    for block in blocks(*scaled.shape):  # beside the sample there is no room for all of its rows in their own dtype
+    for block in blocks(*scaled.shape):  # the memory does not hold the sample in its own dtype as well
         scaled[block] = scaler.transform(rows.take(numbers[block]))
     return scaled
 
 
 def principal_components(x: np.ndarray, k: int, rng: np.random.Generator) -> Components:
-    """The first `k` principal components of rows.
+    """Return the first `k` principal components of rows.
 
-    The same for the same rows and generator, up to the rounding of BLAS, which may depend on how many threads it has.
+    They depend only on the rows and the generator, except for the rounding of BLAS, which may depend on the number of
+    its threads.
 
     Parameters
     ----------
     x : ndarray of shape (n_rows, n_inputs), float32
-        At least one row, scaled; fewer than `k` give orthonormal directions all the same.
+        At least one row, scaled. The directions are orthonormal even if there are fewer than `k` rows.
     k : int
         From 1 to n_inputs.
     """
     mean = x.mean(axis=0, dtype=np.float64)
-    times_gram = _times_gram(x, mean)
+    gram = _Gram(x, mean)
     if len(x) <= _SMALL < x.shape[1]:
-        directions = _of_few_rows(x, mean, k)
+        directions = _directions_of_few_rows(x, mean, k)
+    elif gram.matrix is not None:
+        directions = np.linalg.eigh(gram.matrix)[1][:, -k:]
     else:
-        directions = _directions(times_gram, x.shape[1], k, rng)
-    # Once more within their span: orders them, and takes along what rounding has mixed.
-    variances, turn = np.linalg.eigh(directions.T @ times_gram(directions))
+        directions = _directions_of_products(gram, x.shape[1], k, rng)
+    return _components_within(directions, gram, k)
+
+
+def _components_within(directions: np.ndarray, gram: _Gram, k: int) -> Components:
+    """Return the first `k` components within the span of orthonormal columns, which rounding may have mixed."""
+    variances, turn = np.linalg.eigh(directions.T @ gram.times(directions))
     components = directions @ turn[:, ::-1][:, :k]
     largest = components[np.abs(components).argmax(axis=0), np.arange(k)]
-    deviations = np.sqrt(np.maximum(variances[::-1][:k], 0) / len(x))
-    return Components(mean, components * np.where(largest < 0, -1.0, 1.0), deviations)
+    signs = np.where(largest < 0, -1.0, 1.0)
+    deviations = np.sqrt(np.maximum(variances[::-1][:k], 0) / gram.n_rows)
+    return Components(gram.mean, components * signs, deviations)
 
 
-def _directions(times_gram: Product, n_inputs: int, k: int, rng: np.random.Generator) -> np.ndarray:
-    """Orthonormal columns (n_inputs, k or more) whose span holds the first `k` components, almost or exactly."""
-    if n_inputs <= _SMALL:
-        return np.asarray(np.linalg.eigh(times_gram(np.eye(n_inputs)))[1][:, -k:])
-    found = rng.standard_normal((n_inputs, min(k + max(k, _OVERSAMPLING), n_inputs)))
+def _directions_of_products(gram: _Gram, n_inputs: int, k: int, rng: np.random.Generator) -> np.ndarray:
+    """Return orthonormal columns (n_inputs, k or more) whose span holds almost all of the first `k` components."""
+    n_columns = min(k + max(k, _OVERSAMPLING), n_inputs)
+    found = rng.standard_normal((n_inputs, n_columns))
     for _ in range(_N_ITERATIONS):
-        found = np.linalg.qr(times_gram(found))[0]
+        found = np.linalg.qr(gram.times(found))[0]
     return found
 
 
-def _of_few_rows(x: np.ndarray, mean: np.ndarray, k: int) -> np.ndarray:
-    """As `_directions`, from the products of each two rows."""
-    columns = list(blocks(len(mean), len(x)))
-    gram = np.zeros((len(x), len(x)))
-    for block in columns:
-        centred = x[:, block] - mean[block]
-        gram += centred @ centred.T
-    weights = np.linalg.eigh(gram)[1][:, ::-1][:, :k]
+def _directions_of_few_rows(x: np.ndarray, mean: np.ndarray, k: int) -> np.ndarray:
+    """Return orthonormal columns (n_inputs, k) that span the first `k` components, from the products of rows."""
+    weights = np.linalg.eigh(_products_of_rows(x, mean))[1][:, ::-1][:, :k]
     found = np.zeros((len(mean), k))
-    for block in columns:
-        found[block, : weights.shape[1]] = (x[:, block] - mean[block]).T @ weights
-    return np.linalg.qr(found)[0]  # which makes up directions where there are fewer rows than are asked for
+    for block in blocks(len(mean), len(x)):
+        centred = x[:, block] - mean[block]
+        found[block, : weights.shape[1]] = centred.T @ weights
+    return np.linalg.qr(found)[0]  # adds any directions if there are fewer rows than components
 
 
-def _times_gram(x: np.ndarray, mean: np.ndarray) -> Product:
-    """What multiplies columns by the centred rows' Gram matrix (n_inputs, n_inputs), which is made if it is small."""
-    n_inputs = x.shape[1]
-    if n_inputs <= _SMALL:
-        gram = sum((block.T @ block for block in _centred(x, mean)), np.zeros((n_inputs, n_inputs)))
-        return lambda columns: gram @ columns
-    return lambda columns: sum((block.T @ (block @ columns) for block in _centred(x, mean)), np.zeros_like(columns))
+def _products_of_rows(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Return the scalar products (n_rows, n_rows) of each two centred rows."""
+    products = np.zeros((len(x), len(x)))
+    for block in blocks(len(mean), len(x)):
+        centred = x[:, block] - mean[block]
+        products += centred @ centred.T
+    return products
 
 
-def _centred(x: np.ndarray, mean: np.ndarray) -> Iterator[np.ndarray]:
-    """The rows less their mean, block by block, in float64: float32 would lose components of small deviation."""
-    return (x[block] - mean for block in blocks(*x.shape))
+class _Gram:
+    """Gram matrix (n_inputs, n_inputs) of the centred rows.
+
+    Attributes
+    ----------
+    mean : ndarray of shape (n_inputs,), float64
+        Mean of the rows.
+    n_rows : int
+    matrix : ndarray or None
+        The matrix, which is computed only if it is small.
+    """
+
+    def __init__(self, x: np.ndarray, mean: np.ndarray) -> None:
+        self.mean = mean
+        self.n_rows = len(x)
+        self.matrix: np.ndarray | None = None
+        self._x = x
+        n_inputs = x.shape[1]
+        if n_inputs <= _SMALL:
+            self.matrix = np.zeros((n_inputs, n_inputs))
+            for block in self._centred():
+                self.matrix += block.T @ block
+
+    def times(self, columns: np.ndarray) -> np.ndarray:
+        """Return the product of the matrix with columns (n_inputs, n)."""
+        if self.matrix is not None:
+            return np.asarray(self.matrix @ columns)
+        product = np.zeros_like(columns)
+        for block in self._centred():
+            product += block.T @ (block @ columns)
+        return product
+
+    def _centred(self) -> Iterator[np.ndarray]:
+        """Yield blocks of rows minus their mean in float64: float32 would lose components of small deviation."""
+        for block in blocks(*self._x.shape):
+            yield self._x[block] - self.mean
 
 
 def blocks(n: int, width: int) -> Iterator[slice]:
-    """Slices of `n` rows, each of so many float64 numbers that not too many are in memory at once."""
+    """Yield slices of `n` rows, each of so few float64 numbers that they take little memory."""
     size = max(1, _BLOCK_BYTES // (8 * width))
-    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from pipeline.training.averaging import Average, Weights, outer_step
 from pipeline.training.checkpoint import Checkpoint, Epoch, TrainingState, grouped
 from pipeline.training.components import Baseline
 from pipeline.training.order import Order, learning_rate, long_epoch
-from pipeline.training.replica import Replicas, RoundRunner
+from pipeline.training.replica import ReplicaResult, Replicas, RoundRunner
 from pipeline.training.rounds import Share
 from pipeline.training.rows import Rows, StepFeed
 
@@ -56,8 +57,7 @@ class Limit:
     ends_here: bool = False
 
 
-@dataclass(frozen=True)
-class StepResult:
+class StepResult(NamedTuple):
     """Steps that have just been taken, or the end of an epoch.
 
     Attributes
@@ -134,16 +134,20 @@ class Training:
     def __str__(self) -> str:
         state = self.state
         n_epochs = self.n_epochs
-        costs = f", {state.history[-1]}" if state.history else ""
+        costs = ""
+        if state.history:
+            costs = f", {state.history[-1]}"
         step = f"step {self.n_steps_done}/{n_epochs * self.steps_per_epoch}"
         return f"epoch {min(state.epoch + 1, n_epochs)}/{n_epochs}, {step}{costs}"
 
     @property
     def n_epochs(self) -> int:
         """Number of epochs of the training: that of the settings, unless a deadline has limited it."""
-        return self.settings.epochs if self.state.n_epochs is None else self.state.n_epochs
+        if self.state.n_epochs is not None:
+            return self.state.n_epochs
+        return self.settings.epochs
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Number of minibatches, of which the last one may be smaller."""
         return -(-self.order.n_rows // self.settings.batch_size)
@@ -200,8 +204,7 @@ class Training:
         if state.ended_at is None:
             return state.epoch, state.n_done
         is_evaluated = state.n_done == 0
-        epoch = state.epoch - 1 if is_evaluated else state.epoch
-        return epoch, state.ended_at
+        return state.epoch - is_evaluated, state.ended_at
 
     @property
     def is_watched(self) -> bool:
@@ -234,7 +237,9 @@ class Training:
         if not self.is_watched:
             return None
         cost = self.autoencoder.cost(self.validation)
-        return cost if math.isfinite(cost) else None
+        if not math.isfinite(cost):
+            return None
+        return cost
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -270,7 +275,9 @@ class Training:
 
     def _check_progress(self, state: TrainingState) -> None:
         """Raise `ValueError` for a state that this training cannot have reached."""
-        n_epochs = self.settings.epochs if state.n_epochs is None else state.n_epochs
+        n_epochs = self.settings.epochs
+        if state.n_epochs is not None:
+            n_epochs = state.n_epochs
         if not state.epoch <= n_epochs <= self.settings.epochs:
             raise ValueError(f"is in epoch {state.epoch} of {n_epochs}, expected {self.settings.epochs} at most")
         n_pieces = self._n_pieces
@@ -335,16 +342,17 @@ class Training:
         validation_cost = self._validate()
         seconds = state.seconds + time.monotonic() - start
         epoch = Epoch(state.epoch, float(np.mean(state.costs)), validation_cost, seconds)
-        state.history.append(epoch)
-        if not self.is_watched or state.best_cost is None or (validation_cost or 0.0) < state.best_cost:
+        if self._is_best(validation_cost):
             self.best = self.autoencoder.parameters()
             state.best_epoch = state.epoch
             state.best_cost = validation_cost
-        state.epoch += 1
-        state.n_done = 0
-        state.costs = []
-        state.seconds = 0.0
+        state.turn_to_next(epoch)
         return epoch
+
+    def _is_best(self, validation_cost: float | None) -> bool:
+        """Return whether an epoch of this cost is the best one so far."""
+        state = self.state
+        return not self.is_watched or state.best_cost is None or (validation_cost or 0.0) < state.best_cost
 
     def _validate(self) -> float | None:
         """Return the cost of the validation rows; None without any."""
@@ -374,55 +382,93 @@ def _check_cost(state: TrainingState, cost: float, where: str) -> None:
 
 def steps_of(training: Training, order: Order, epoch: int, n_done: int) -> Iterator[StepResult]:
     """Take the steps of an epoch from number `n_done` on, several at a time where no cost is computed."""
-    settings = training.settings
-    n_steps = training.steps_per_epoch
-    stride = max(1, n_steps // _COSTS_PER_EPOCH)
-
-    def pieces(n_each: int) -> Iterator[np.ndarray]:
-        return training.rows.minibatches(order, epoch, settings.batch_size, n_done, n_each)
-
-    first = epoch * n_steps
-    feed = StepFeed(training.step, pieces, settings, training.validation.shape[1], first + n_done)
+    first = epoch * training.steps_per_epoch
+    stride = max(1, training.steps_per_epoch // _COSTS_PER_EPOCH)
+    feed = _feed_from(training, order, epoch, n_done)
     number = n_done
     while n_ready := feed.n_ready():
         with_cost = number % stride == 0
-        n_taken = 1 if with_cost else min(n_ready, stride - number % stride)
-        numbers = range(first + number, first + number + n_taken)
-        rates = [learning_rate(settings, each, n_steps, training.n_epochs) for each in numbers]
+        n_steps = 1
+        if not with_cost:
+            n_steps = min(n_ready, stride - number % stride)
+        rates = _learning_rates(training, first + number, n_steps)
         signals.check()  # now, because steps that have been taken are counted at once
         n_rows, cost = feed.take(rates, with_cost)
-        yield StepResult(n_taken, n_rows, cost)
-        number += n_taken
+        yield StepResult(n_steps, n_rows, cost)
+        number += n_steps
+
+
+def _feed_from(training: Training, order: Order, epoch: int, n_done: int) -> StepFeed:
+    """Return the minibatches of an epoch from number `n_done` on."""
+    batch_size = training.settings.batch_size
+
+    def pieces(n_each: int) -> Iterator[np.ndarray]:
+        return training.rows.minibatches(order, epoch, batch_size, n_done, n_each)
+
+    first_step = epoch * training.steps_per_epoch + n_done
+    return StepFeed(training.step, pieces, training.settings, training.validation.shape[1], first_step)
+
+
+def _learning_rates(training: Training, first: int, n_steps: int) -> list[float]:
+    """Return the learning rates of some steps, which are counted from 0 over all epochs."""
+    settings = training.settings
+    steps_per_epoch = training.steps_per_epoch
+    n_epochs = training.n_epochs
+    return [learning_rate(settings, first + i, steps_per_epoch, n_epochs) for i in range(n_steps)]
+
+
+# -- replicas ------------------------------------------------------------------------------------------------------
 
 
 def rounds_of_epoch(training: Training, replicas: Replicas, runner: RoundRunner | None) -> Iterator[StepResult]:
     """Train the replicas on the shares that are left of the current epoch, round by round."""
     epoch = training.state.epoch
     n_done = training.state.n_done
-    context = replicas.runner_here(epoch, n_done) if runner is None else nullcontext(runner)
+    context: AbstractContextManager[RoundRunner]
+    if runner is None:
+        context = replicas.runner_here(epoch, n_done)
+    else:
+        context = nullcontext(runner)
     with context as run:
         for shares in replicas.rounds.rounds(epoch, n_done):
             signals.check()
             yield _round(training, replicas, run, shares)
 
 
+class _RoundSum:
+    """Results of one round, which are added one after the other: many models would not fit into the memory."""
+
+    def __init__(self, start: Weights) -> None:
+        self.average = Average()
+        self.last = start
+        self._costs: list[float] = []
+
+    def add(self, result: ReplicaResult) -> None:
+        self.average.add(result.weights, result.n_rows)
+        self.last = result.weights
+        self._costs += result.costs
+
+    @property
+    def cost(self) -> float | None:
+        if not self._costs:
+            return None
+        return float(np.mean(self._costs))
+
+
 def _round(training: Training, replicas: Replicas, run: RoundRunner, shares: Sequence[Share]) -> StepResult:
     """Train on these shares at the same time, and continue from the mean of the replicas."""
     start = training.weights()
-    last = start
-    average = Average()
-    costs: list[float] = []
+    results = _RoundSum(start)
     tasks = [replicas.task(share, start, training.n_epochs, training.steps_per_epoch) for share in shares]
     try:
         for result in run(tasks):
-            average.add(result.weights, result.n_rows)
-            last = result.weights
-            costs += result.costs
+            results.add(result)
     except BaseException:  # in the middle of a round, which is then trained again
         training.set_weights(start)
         raise
-    if len(shares) > 1 and average.n_rows:  # a single replica is not averaged
-        last, training.outer = outer_step(start, average.mean(), training.outer, len(shares))
-    training.set_weights(last)
-    cost = float(np.mean(costs)) if costs else None
-    return StepResult(len(shares), average.n_rows, cost)
+    average = results.average
+    weights = results.last  # a single replica is not averaged
+    if len(shares) > 1 and average.n_rows:
+        weights, training.outer = outer_step(start, average.mean(), training.outer, len(shares))
+    training.set_weights(weights)
+    return StepResult(len(shares), average.n_rows, results.cost)

@@ -1,4 +1,4 @@
-"""What a training begins with: which rows it sees, what is kept of them, and where the parameters start."""
+"""Preparation of a training: choice and reading of its rows, initial parameters, and the compiled step."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from kernels.network import Network
 from pipeline.device import training_step_of
 from pipeline.errors import DataError, counted
 from pipeline.scan.ranges import Scan, readable
-from pipeline.scan.scaler import Cleaning, Scaler
+from pipeline.scan.scaler import Cleaning
 from pipeline.settings.config import ValidationSettings
 from pipeline.settings.resolve import ResolvedTraining
 from pipeline.shards.shard import Shard, row_dtype
-from pipeline.training.components import Components, baseline_of, principal_components, sampled
+from pipeline.training.components import Baseline, Components, baseline_of, principal_components, sampled
 from pipeline.training.epochs import Training
 from pipeline.training.order import Order, slab_starts, spread_rows
 from pipeline.training.replica import Replica, Replicas, ReplicaSettings
@@ -27,25 +27,31 @@ from pipeline.training.start import has_room, start_of
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
+    from kernels.step import TrainingStep
 
-__all__ = ["Sizes", "prepared"]
+__all__ = ["Sizes", "prepare_training"]
 
 log = logging.getLogger(__name__)
 
-_COMPONENTS = 5  # a generator of their own, beside those of `pipeline.training.order`
-_MEAN_BYTES = 2**22  # of rows in float64, whose mean the biases start with
+_COMPONENTS = 5  # number of the generator for components, in addition to those of `pipeline.training.order`
+_MEAN_BYTES = 2**22  # size, in float64, of the rows from whose mean the biases are initialized
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What keeps a training within its memory.
+    """Sizes that keep a training within its memory.
 
     Attributes
     ----------
     resident : bool
         Whether all rows are kept in the host's memory.
     window_rows : int
-        Rows shuffled together, of which streaming holds two windows.
+        Number of rows that are shuffled together. Streaming holds two such windows.
+    max_validation_rows : int
+    max_sample_rows : int
+        Number of rows from which principal components are computed.
+    n_threads : int
+        Number of threads that read rows.
     on_device : bool
         Whether all rows are kept in a device's own memory, and not in the host's.
     """
@@ -58,11 +64,44 @@ class Sizes:
     on_device: bool = False
 
     def where(self) -> str:
-        """Where the rows of the training come from, in words."""
-        return "on the device" if self.on_device else "in memory" if self.resident else "streamed"
+        """Return where the rows of the training come from, in words."""
+        if self.on_device:
+            return "on the device"
+        return "in memory" if self.resident else "streamed"
 
 
-def prepared(
+@dataclass(frozen=True)
+class _Data:
+    """Rows of a training.
+
+    Attributes
+    ----------
+    shards : tuple of Shard
+        Shards that can be read.
+    scan : Scan
+        Scan of these shards alone.
+    order : Order
+        Order of the rows that the model is trained on.
+    rows : Rows
+        Source of the rows.
+    validation : ndarray of shape (n_validation, n_inputs)
+        Rows that are not trained on.
+    """
+
+    shards: tuple[Shard, ...]
+    scan: Scan
+    cleaning: Cleaning
+    order: Order
+    rows: Rows
+    validation: np.ndarray
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype that holds the rows of all shards."""
+        return row_dtype(self.shards)
+
+
+def prepare_training(
     autoencoder: Autoencoder,
     shards: Sequence[Shard],
     scan: Scan,
@@ -71,87 +110,94 @@ def prepared(
     missing_value: float | None,
     sizes: Sizes,
 ) -> Training:
-    """Choose the rows, read what is kept of them, set the parameters that it starts with, and compile the step.
+    """Choose the rows, read those that are kept, initialize the parameters, and compile the step.
 
     Raises
     ------
     DataError
         When no row is left to train on, or rows cannot be read.
     """
-    shards, scan = readable(shards, scan)
-    n_wanted = round(validation_settings.validation_fraction * scan.n_rows)  # of all rows: bad ones are dropped
-    watched = _watched(scan, n_wanted, sizes.max_validation_rows, settings.seed)
+    readable_shards, readable_scan = readable(shards, scan)
+    data = _read_data(readable_shards, readable_scan, settings.seed, validation_settings, missing_value, sizes)
+    _log_data(data, settings, sizes)
+    has_baseline = validation_settings.baseline and len(data.validation) > 0
+    starts_from_components = _starts_from_components(autoencoder.network, settings)
+    components = None
+    if starts_from_components or has_baseline:
+        components = _components(data, autoencoder.network.n_features, sizes.max_sample_rows)
+    _initialize(autoencoder, data, settings, components if starts_from_components else None)
+    step = training_step_of(autoencoder, settings, data.dtype, data.rows.resident)
+    autoencoder.errors(data.validation[:0])  # compiles it, before the training's time begins
+    return Training(
+        autoencoder=autoencoder,
+        step=step,
+        rows=data.rows,
+        order=data.order,
+        validation=data.validation,
+        settings=settings,
+        patience=validation_settings.patience,
+        baseline=_baseline(data, components) if has_baseline else None,
+        replicas=_replicas(autoencoder, step, data, settings, sizes.n_threads),
+    )
+
+
+# -- rows ----------------------------------------------------------------------------------------------------------
+
+
+def _read_data(
+    shards: tuple[Shard, ...],
+    scan: Scan,
+    seed: int,
+    validation_settings: ValidationSettings,
+    missing_value: float | None,
+    sizes: Sizes,
+) -> _Data:
+    """Choose the rows of a training and of its validation, and read those that are kept."""
+    watched = _validation_numbers(scan, validation_settings.validation_fraction, sizes.max_validation_rows, seed)
     left_out = np.union1d(scan.bad_rows, watched)  # sorted, as Order needs it
     # A window takes whole slabs: with four or more of them it mixes rows from all over the data set.
-    order = Order(slab_starts(shards, sizes.window_rows // 4), left_out, sizes.window_rows, settings.seed)
+    starts = slab_starts(shards, sizes.window_rows // 4)
+    order = Order(starts, left_out, sizes.window_rows, seed)
     if not order.n_rows:
         counts = f"{scan.n_rows} rows, {len(scan.bad_rows)} bad, {len(watched)} for validation"
         raise DataError(f"no rows to train on: {counts}. Lower --validation-fraction.")
     cleaning = Cleaning(scan.scaler, missing_value)
     rows = _rows(shards, cleaning, sizes)
-    validation = rows.take(watched)
-    log.info(
-        "training: %s %s, %d for validation, minibatches of %d",
-        *(counted(order.n_rows, "row"), sizes.where()),
-        *(len(watched), settings.batch_size),
-    )
-    is_compared = validation_settings.baseline and len(validation) > 0
-    is_start = _starts_from_components(autoencoder.network, settings)
-    most = sizes.max_sample_rows
-    found = None
-    if is_start or is_compared:
-        found = _components(rows, order, scan.scaler, autoencoder.network.n_features, most)
-    if found is not None and is_start:
-        mean: np.ndarray | None = found.mean
-        start: Components | None = found
-    else:
-        mean = _mean(rows, scan, settings)
-        start = None
-    autoencoder.set_parameters(start_of(autoencoder.network, np.random.default_rng(settings.seed), mean, start))
-    step = training_step_of(autoencoder, settings, row_dtype(shards), rows.resident)
-    autoencoder.errors(validation[:0])  # compiles it, before the training's time begins
-    baseline = baseline_of(found, validation, scan.scaler) if found and is_compared else None
-    replicas = None
-    if settings.replicas > 1:
-        common = ReplicaSettings(settings, autoencoder.network, cleaning, row_dtype(shards).str, sizes.n_threads)
-        replicas = _replicas(Replica(autoencoder, step, rows.resident is not None), order, shards, common)
-    return Training(
-        autoencoder=autoencoder,
-        step=step,
-        rows=rows,
-        order=order,
-        validation=validation,
-        settings=settings,
-        patience=validation_settings.patience,
-        baseline=baseline,
-        replicas=replicas,
-    )
+    return _Data(shards, scan, cleaning, order, rows, validation=rows.take(watched))
+
+
+def _validation_numbers(scan: Scan, fraction: float, most: int, seed: int) -> np.ndarray:
+    """Return the numbers of the validation rows."""
+    n_wanted = round(fraction * scan.n_rows)  # a part of all rows: bad ones are then dropped
+    if n_wanted > most:
+        log.info("validation: %s instead of %d, to stay in the memory budget", counted(most, "row"), n_wanted)
+    return spread_rows(scan.n_rows, scan.bad_rows, min(n_wanted, most), seed)
 
 
 def _rows(shards: Sequence[Shard], cleaning: Cleaning, sizes: Sizes) -> Rows:
+    """Return the source of the rows."""
     if sizes.on_device:
         return DeviceRows(shards, sizes.n_threads, cleaning, sizes.window_rows)
-    return (ResidentRows.of if sizes.resident else StreamedRows)(shards, sizes.n_threads, cleaning)
+    if sizes.resident:
+        return ResidentRows.of(shards, sizes.n_threads, cleaning)
+    return StreamedRows(shards, sizes.n_threads, cleaning)
 
 
-def _replicas(here: Replica, order: Order, shards: Sequence[Shard], common: ReplicaSettings) -> Replicas:
-    """Return how several replicas share the rows."""
-    rounds = rounds_of(order, shards, common.training)
+def _log_data(data: _Data, settings: ResolvedTraining, sizes: Sizes) -> None:
     log.info(
-        "training: one replica in the first epoch, then %d that meet %s an epoch",
-        common.training.replicas,
-        counted(rounds.n_rounds, "time"),
+        "training: %s %s, %d for validation, minibatches of %d",
+        counted(data.order.n_rows, "row"),
+        sizes.where(),
+        len(data.validation),
+        settings.batch_size,
     )
-    return Replicas.of(rounds, shards, common, here)
 
 
-def _components(rows: Rows, order: Order, scaler: Scaler, k: int, max_rows: int) -> Components:
-    """The first principal components of the rows that are trained on."""
-    sample = sampled(rows, order, scaler, max_rows)
-    return principal_components(sample, k, np.random.default_rng((order.seed, _COMPONENTS)))
+# -- initial parameters --------------------------------------------------------------------------------------------
 
 
 def _starts_from_components(network: Network, settings: ResolvedTraining) -> bool:
+    """Return whether the weights are initialized from principal components, for which the layers must have room."""
     if settings.start != "components":
         return False
     if not has_room(network):
@@ -163,23 +209,61 @@ def _starts_from_components(network: Network, settings: ResolvedTraining) -> boo
     return True
 
 
-def _watched(scan: Scan, n_wanted: int, most: int, seed: int) -> np.ndarray:
-    """Return the numbers of the validation rows."""
-    if n_wanted > most:
-        log.info("validation: %s instead of %d, to stay in the memory budget", counted(most, "row"), n_wanted)
-    return spread_rows(scan.n_rows, scan.bad_rows, min(n_wanted, most), seed)
+def _components(data: _Data, k: int, max_rows: int) -> Components:
+    """Return the first principal components of the rows that are trained on."""
+    sample = sampled(data.rows, data.order, data.scan.scaler, max_rows)
+    return principal_components(sample, k, np.random.default_rng((data.order.seed, _COMPONENTS)))
 
 
-def _mean(rows: Rows, scan: Scan, settings: ResolvedTraining) -> np.ndarray | None:
-    """Return the mean of the scaled rows, with which the biases start.
+def _initialize(
+    autoencoder: Autoencoder, data: _Data, settings: ResolvedTraining, components: Components | None
+) -> None:
+    """Set the initial parameters, from components if there are any."""
+    if components is None:
+        mean = _mean(data, settings)
+    else:
+        mean = components.mean
+    rng = np.random.default_rng(settings.seed)
+    autoencoder.set_parameters(start_of(autoencoder.network, rng, mean, components))
 
-    It is that of rows that do not depend on blocks, threads or budgets.
+
+def _baseline(data: _Data, components: Components | None) -> Baseline | None:
+    """Return the errors of the validation rows by components."""
+    if components is None:
+        return None
+    return baseline_of(components, data.validation, data.scan.scaler)
+
+
+def _mean(data: _Data, settings: ResolvedTraining) -> np.ndarray | None:
+    """Return the mean of scaled rows, from which the biases are initialized.
+
+    It is the mean of rows that do not depend on blocks, threads or budgets. It is None if the biases start at 0.
     """
     if settings.biases == "zero":
         return None  # as in the reference
-    scaler = scan.scaler
-    n_wanted = min(scan.n_rows, max(1, _MEAN_BYTES // (8 * len(scaler.minimum))))
-    sample = rows.take(spread_rows(scan.n_rows, scan.bad_rows, n_wanted, settings.seed))
+    scan = data.scan
+    n_wanted = min(scan.n_rows, max(1, _MEAN_BYTES // (8 * len(scan.scaler.minimum))))
+    sample = data.rows.take(spread_rows(scan.n_rows, scan.bad_rows, n_wanted, settings.seed))
     if not len(sample):
         return None
-    return np.asarray(scaler.transform(sample).mean(axis=0, dtype=np.float64))
+    return np.asarray(scan.scaler.transform(sample).mean(axis=0, dtype=np.float64))
+
+
+# -- replicas ------------------------------------------------------------------------------------------------------
+
+
+def _replicas(
+    autoencoder: Autoencoder, step: TrainingStep, data: _Data, settings: ResolvedTraining, n_threads: int
+) -> Replicas | None:
+    """Return how several replicas share the rows; None for one replica."""
+    if settings.replicas <= 1:
+        return None
+    common = ReplicaSettings(settings, autoencoder.network, data.cleaning, data.dtype.str, n_threads)
+    rounds = rounds_of(data.order, data.shards, settings)
+    log.info(
+        "training: one replica in the first epoch, then %d that meet %s an epoch",
+        settings.replicas,
+        counted(rounds.n_rounds, "time"),
+    )
+    here = Replica(autoencoder, step, is_resident=data.rows.resident is not None)
+    return Replicas.of(rounds, data.shards, common, here)

@@ -70,15 +70,15 @@ class Order:
         return int(self.starts[-1]) - len(self.left_out)
 
     def windows(self, epoch: int, n_skipped: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The windows of an epoch, each as (slab numbers, row numbers in training order), both int64.
+        """Yield the windows of an epoch, each as (slab numbers, row numbers in training order), both int64.
 
-        Without the first `n_skipped` rows of the epoch: an interrupted training goes on behind them.
+        The first `n_skipped` rows of the epoch are left out, because an interrupted training continues after them.
         """
         rng = np.random.default_rng((self.seed, _EPOCHS, epoch))
-        # A generator of their own: how many slabs there are must not shift the shuffling of the rows.
+        # Another generator: the number of slabs must not change how rows are shuffled.
         slabs = np.random.default_rng((self.seed, _SLABS, epoch)).permutation(len(self.starts) - 1)
         for window in self._fill(slabs):
-            rows = np.concatenate([np.arange(self.starts[slab], self.starts[slab + 1]) for slab in window])
+            rows = self._rows_of(window)
             rows = rng.permutation(rows[~np.isin(rows, self.left_out)])
             if n_skipped >= len(rows):
                 n_skipped -= len(rows)
@@ -86,10 +86,14 @@ class Order:
             yield window, rows[n_skipped:]
             n_skipped = 0
 
+    def _rows_of(self, slabs: np.ndarray) -> np.ndarray:
+        """Return the numbers of all rows of some slabs."""
+        return np.concatenate([np.arange(self.starts[slab], self.starts[slab + 1]) for slab in slabs])
+
     def sample(self, most: int) -> np.ndarray:
-        """Sorted numbers (n,) of rows that stand for all that are trained on: `most`, where there are so many."""
+        """Return sorted numbers (n,) of rows that represent all training rows: `most`, or all if there are fewer."""
         found = spread_rows(self.n_rows, np.empty(0, dtype=np.int64), min(most, self.n_rows), self.seed, _SAMPLED)
-        # Counted without the rows that are left out; so many of those lie before each.
+        # These numbers do not count the rows that are left out. Add how many of them are before each row.
         n_before = np.searchsorted(self.left_out - np.arange(len(self.left_out)), found, side="right")
         return np.asarray(found + n_before)
 
@@ -99,16 +103,16 @@ class Order:
         n_taken = 0
         while first < len(slabs):
             last = max(first + 1, int(np.searchsorted(ends, n_taken + self.window_rows, side="right")))
-            # Sorted, so that a window over everything shuffles alike however the slabs were cut.
+            # Sorted, so that the order of a window over all rows does not depend on how the slabs were cut.
             yield np.sort(slabs[first:last])
             first = last
             n_taken = int(ends[last - 1])
 
 
 def slab_starts(shards: Sequence[Shard], max_rows: int | None = None) -> np.ndarray:
-    """Cut every shard into slabs of about a megabyte, in whole HDF5 chunks where those are not too large.
+    """Cut every shard into slabs of about a megabyte, in whole HDF5 chunks unless those are too large.
 
-    A window takes whole slabs: for one that holds few rows, `max_rows` keeps them small beside it.
+    A window takes whole slabs. If it holds few rows, `max_rows` keeps the slabs small compared with it.
 
     Returns
     -------
@@ -118,9 +122,7 @@ def slab_starts(shards: Sequence[Shard], max_rows: int | None = None) -> np.ndar
     starts = []
     first_row = 0
     for shard in shards:
-        slab_rows = max(1, _SLAB_BYTES // shard.row_bytes)
-        if shard.chunk_rows * shard.row_bytes <= MAX_CHUNK_BYTES:
-            slab_rows = -(-slab_rows // shard.chunk_rows) * shard.chunk_rows
+        slab_rows = _slab_rows(shard)
         if max_rows is not None:
             slab_rows = min(slab_rows, max(1, max_rows))
         starts.append(first_row + np.arange(0, shard.n_rows, slab_rows, dtype=np.int64))
@@ -128,37 +130,54 @@ def slab_starts(shards: Sequence[Shard], max_rows: int | None = None) -> np.ndar
     return np.concatenate([*starts, [first_row]])
 
 
-def spread_rows(n_rows: int, left_out: np.ndarray, n_wanted: int, seed: int, purpose: int = _WATCHED) -> np.ndarray:
-    """Sorted numbers of good rows that stand for all: short runs, evenly spread over the data set.
+def _slab_rows(shard: Shard) -> int:
+    """Return the number of rows of a slab, in whole chunks unless those are too large."""
+    slab_rows = max(1, _SLAB_BYTES // shard.row_bytes)
+    if shard.chunk_rows * shard.row_bytes > MAX_CHUNK_BYTES:
+        return slab_rows
+    n_chunks = -(-slab_rows // shard.chunk_rows)
+    return n_chunks * shard.chunk_rows
 
-    Runs are cheap to read from a file. For validation it also helps that a row's neighbours in time, which resemble it,
-    are mostly chosen with it.
+
+def spread_rows(n_rows: int, left_out: np.ndarray, n_wanted: int, seed: int, purpose: int = _WATCHED) -> np.ndarray:
+    """Return sorted numbers of good rows that represent all rows: short runs, evenly spread over the data set.
+
+    Runs are cheap to read from a file. For validation they have another advantage: the neighbours of a row in time,
+    which resemble it, are mostly chosen together with it.
 
     Parameters
     ----------
     n_rows : int
-        All rows, bad ones among them.
+        Number of all rows, including bad ones.
     left_out : ndarray of int64
-        Dropped from the `n_wanted` rows that are chosen of all.
+        Rows that are dropped from the `n_wanted` rows chosen from all of them.
     purpose : int
-        Of which choices do not depend on each other.
+        Number of the random generator. Choices for different purposes do not depend on each other.
     """
     n_runs = min(n_wanted, _MAX_RUNS)
-    # Each run lies somewhere in a stratum of its own, which is the run and its share of the rows that stay out.
-    lengths, gaps = (np.diff(np.linspace(0, n, n_runs + 1).astype(np.int64)) for n in (n_wanted, n_rows - n_wanted))
+    # Each run is somewhere in its stratum, which consists of the run and its share of the rows that are not chosen.
+    lengths = _divided_evenly(n_wanted, n_runs)
+    gaps = _divided_evenly(n_rows - n_wanted, n_runs)
     strata = np.cumsum(lengths + gaps) - (lengths + gaps)
-    firsts = strata + np.random.default_rng((seed, purpose)).integers(0, gaps + 1)
+    rng = np.random.default_rng((seed, purpose))
+    firsts = strata + rng.integers(0, gaps + 1)
     runs = [np.arange(first, first + n) for first, n in zip(firsts, lengths, strict=True)]
     return np.setdiff1d(np.concatenate([np.empty(0, dtype=np.int64), *runs]), left_out)
 
 
-def noise_of(seed: int, step: int, shape: tuple[int, int]) -> np.ndarray:
-    """Random bytes for a step, counted from 0 over all epochs: of this shape, uint8.
+def _divided_evenly(n: int, n_parts: int) -> np.ndarray:
+    """Return sizes (n_parts,), int64, that add up to `n` and are almost equal."""
+    edges = np.linspace(0, n, n_parts + 1).astype(np.int64)
+    return np.diff(edges)
 
-    They depend on nothing else, so that an interrupted training goes on with the same.
+
+def noise_of(seed: int, step: int, shape: tuple[int, int]) -> np.ndarray:
+    """Return random bytes for a step, counted from 0 over all epochs: of this shape, uint8.
+
+    They depend on nothing else, so an interrupted training continues with the same bytes.
     """
     n_bytes = math.prod(shape)
-    # As they come from the generator: drawing numbers below 256 takes twice as long, and a step little more.
+    # Raw output of the generator: drawing numbers below 256 takes twice as long, and a step takes little more.
     drawn = np.random.SFC64((seed, _NOISE, step)).random_raw(-(-n_bytes // 8))
     return drawn.view(np.uint8)[:n_bytes].reshape(shape)
 

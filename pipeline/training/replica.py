@@ -159,23 +159,28 @@ class Replica:
 
     def _take_steps(self, task: ReplicaTask, values: np.ndarray) -> tuple[float, ...]:
         """Take the steps; return the cost of the first one, if there is one."""
-        training = task.settings.training
-
-        def pieces(n_each: int) -> Iterator[np.ndarray]:
-            return cut([(values, task.share.places())], n_each * training.batch_size)
-
-        feed = StepFeed(self._step, pieces, training, task.settings.n_inputs, task.first_noise)
-        costs: tuple[float, ...] = ()
+        feed = self._feed(task, values)
+        first_costs = []
         n_done = 0
         while n_ready := feed.n_ready():
             check()
             is_first = n_done == 0
             n_steps = 1 if is_first else n_ready
-            _n_rows, cost = feed.take(task.rates[n_done : n_done + n_steps], with_cost=is_first)
+            rates = task.rates[n_done : n_done + n_steps]
+            _n_rows, cost = feed.take(rates, with_cost=is_first)
             if cost is not None:
-                costs = (cost,)
+                first_costs.append(cost)
             n_done += n_steps
-        return costs
+        return tuple(first_costs)
+
+    def _feed(self, task: ReplicaTask, values: np.ndarray) -> StepFeed:
+        """Return the minibatches of a task."""
+        training = task.settings.training
+
+        def pieces(n_each: int) -> Iterator[np.ndarray]:
+            return cut([(values, task.share.places())], n_each * training.batch_size)
+
+        return StepFeed(self._step, pieces, training, task.settings.n_inputs, task.first_noise)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Which rows each replica trains on in each round: pure arithmetic.
+"""The rows of each replica in each round: pure arithmetic.
 
-An epoch's slabs, in random order, are cut into shares of about as many rows: one for each replica in each round. Every
-row lies in one share. A replica shuffles the rows of its share, so it reads no others and knows nothing of those before
-it; and no two replicas read the same ones.
+The slabs of an epoch, in random order, are cut into shares of about the same number of rows: one share for each
+replica in each round. Every row is in one share. A replica shuffles the rows of its share. So it reads no other rows,
+depends on no earlier shares, and no two replicas read the same rows.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pipeline.training.order import Order, slab_starts
 
 __all__ = ["Rounds", "Share", "rounds_of"]
 
-# Generators of their own, beside those of `pipeline.training.order`.
+# Numbers of random generators, in addition to those of `pipeline.training.order`.
 _DEALT = 7
 _SHUFFLED = 8
 
-_SLABS = 16  # in a share: rows from so many places of the data set
+_SLABS = 16  # of a share, so that its rows come from many places of the data set
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Share:
     Attributes
     ----------
     pieces : tuple of (int, int)
-        First row of each slab and the one behind its last, as rows are numbered over all shards.
+        First row of each slab and the row after its last one, numbered over all shards.
     left_out : ndarray of int64
-        Sorted numbers of the rows among them that are not trained on.
+        Sorted numbers of those rows that are not trained on.
     seed : int
-        Of the whole training.
+        Seed of the whole training.
     epoch, number : int
-        Which share it is: its rows have an order of their own.
+        Epoch and number of the share, which decide the order of its rows.
     """
 
     pieces: tuple[tuple[int, int], ...]
@@ -54,29 +54,31 @@ class Share:
 
     @property
     def n_rows(self) -> int:
-        """That are trained on."""
+        """Number of rows that are trained on."""
         return sum(stop - start for start, stop in self.pieces) - len(self.left_out)
 
     def numbers(self) -> np.ndarray:
-        """Of all rows of the pieces, one piece after the other: int64."""
-        return np.concatenate([np.arange(0), *(np.arange(start, stop) for start, stop in self.pieces)])
+        """Return the numbers of all rows of the pieces, one piece after the other: int64."""
+        ranges = [np.arange(start, stop) for start, stop in self.pieces]
+        return np.concatenate([np.arange(0), *ranges])
 
     def places(self) -> np.ndarray:
-        """Where among those the rows lie that are trained on, in the order of the training: (n_rows,), int64."""
+        """Return the indices into `numbers` of the training rows, in the order of the training: (n_rows,), int64."""
         kept = np.flatnonzero(~np.isin(self.numbers(), self.left_out))
-        return np.random.default_rng((self.seed, _SHUFFLED, self.epoch, self.number)).permutation(kept)
+        rng = np.random.default_rng((self.seed, _SHUFFLED, self.epoch, self.number))
+        return rng.permutation(kept)
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """How the epochs of a training are shared out among its replicas.
+    """Distribution of the rows of a training among its replicas.
 
     Attributes
     ----------
     order : Order
-        Whose slabs are dealt, in small ones.
+        Order of the rows, with small slabs.
     n_rounds : int
-        In each epoch but the first: that one is trained by one replica, one share after the other.
+        Rounds of each epoch except the first, which one replica trains, one share after the other.
     """
 
     order: Order
@@ -85,39 +87,52 @@ class Rounds:
 
     @property
     def n_shares(self) -> int:
-        """In every epoch."""
+        """Number of shares in every epoch."""
         return self.n_replicas * self.n_rounds
 
     def at_once(self, epoch: int) -> int:
-        """How many replicas train at a time."""
+        """Return how many replicas train at a time."""
         return self.n_replicas if epoch else 1
 
     def shares(self, epoch: int) -> Iterator[Share]:
-        """All of them, those of a round side by side."""
+        """Yield all shares of an epoch, those of a round next to each other."""
+        for number, slabs in enumerate(self._deal_slabs(epoch)):
+            yield self._share(epoch, number, slabs)
+
+    def _deal_slabs(self, epoch: int) -> list[np.ndarray]:
+        """Return the numbers of the slabs of each share, in random order."""
         starts = self.order.starts
-        left_out = self.order.left_out
-        seed = self.order.seed
-        slabs = np.random.default_rng((seed, _DEALT, epoch)).permutation(len(starts) - 1)
+        rng = np.random.default_rng((self.order.seed, _DEALT, epoch))
+        slabs = rng.permutation(len(starts) - 1)
         ends = np.cumsum(np.diff(starts)[slabs])
         cuts = np.searchsorted(ends, np.linspace(0, starts[-1], self.n_shares + 1)[1:-1])
-        for number, dealt in enumerate(np.split(slabs, cuts)):
-            pieces = tuple((int(starts[slab]), int(starts[slab + 1])) for slab in np.sort(dealt))
-            without = [left_out[slice(*np.searchsorted(left_out, piece))] for piece in pieces]
-            yield Share(pieces, np.concatenate([left_out[:0], *without]), seed, epoch, number)
+        return np.split(slabs, cuts)
+
+    def _share(self, epoch: int, number: int, dealt: np.ndarray) -> Share:
+        """Return the share that consists of some slabs."""
+        starts = self.order.starts
+        pieces = tuple((int(starts[slab]), int(starts[slab + 1])) for slab in np.sort(dealt))
+        left_out = [self._left_out_of(piece) for piece in pieces]
+        return Share(pieces, np.concatenate([self.order.left_out[:0], *left_out]), self.order.seed, epoch, number)
+
+    def _left_out_of(self, piece: tuple[int, int]) -> np.ndarray:
+        """Return the numbers of the rows of a piece that are not trained on."""
+        first, stop = np.searchsorted(self.order.left_out, piece)
+        return self.order.left_out[first:stop]
 
     def n_rows_of(self, epoch: int, n_shares: int) -> int:
-        """Rows of the first shares of an epoch."""
+        """Return the number of rows of the first shares of an epoch."""
         return sum(share.n_rows for share in islice(self.shares(epoch), n_shares))
 
     def rounds(self, epoch: int, n_done: int = 0) -> Iterator[Sequence[Share]]:
-        """What is trained on at the same time, without the first `n_done` shares of the epoch."""
+        """Yield the shares of each round of an epoch, without its first `n_done` shares."""
         shares = islice(self.shares(epoch), n_done, None)
         while together := list(islice(shares, self.at_once(epoch))):
             yield together
 
 
 def rounds_of(order: Order, shards: Sequence[Shard], settings: ResolvedTraining) -> Rounds:
-    """How such an order of rows is shared out."""
+    """Return the rounds of a training."""
     sizes = TrainingSizes(order.n_rows, settings.epochs, order.window_rows)
     n_rounds = rounds_in_epoch(settings.replicas, settings.batch_size, sizes)
     max_rows = min(order.window_rows // 4, order.n_rows // (settings.replicas * n_rounds * _SLABS))

@@ -39,23 +39,23 @@ class ResidentRows:
 
     @classmethod
     def of(cls, shards: Sequence[Shard], n_threads: int, cleaning: Cleaning | None = None) -> ResidentRows:
-        """Read all rows of shards, once."""
+        """Read all rows of the shards."""
         starts = slab_starts(shards)
         return cls(_Reader(shards, n_threads, cleaning).slabs(starts, np.arange(len(starts) - 1)))
 
     def minibatches(
         self, order: Order, epoch: int, batch_size: int, first: int = 0, n_each: int = 1
     ) -> Iterator[np.ndarray]:
-        """An epoch's minibatches from number `first` on, as row numbers: `n_each` at a time, of shape (n,), int64."""
+        """Yield the minibatches of an epoch from number `first` on, `n_each` at a time: row numbers (n,), int64."""
         return _numbers(order, epoch, batch_size, first, n_each)
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
-        """Single rows (n, n_inputs), unscaled, by their numbers (n,)."""
+        """Return single rows (n, n_inputs), unscaled, by their numbers (n,)."""
         return self.resident[numbers]
 
 
 class StreamedRows:
-    """Rows read window by window, the next while one is trained on: two windows in memory."""
+    """Rows that are read window by window, each while the one before it is trained on: two windows are in memory."""
 
     resident: DeviceRows | None = None
 
@@ -66,14 +66,14 @@ class StreamedRows:
     def minibatches(
         self, order: Order, epoch: int, batch_size: int, first: int = 0, n_each: int = 1
     ) -> Iterator[np.ndarray]:
-        """An epoch's minibatches from number `first` on, as rows: `n_each` at a time, of shape (n, n_inputs)."""
+        """Yield the minibatches of an epoch from number `first` on, `n_each` at a time: rows (n, n_inputs)."""
         return cut(self._windows(order, epoch, first * batch_size), n_each * batch_size)
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
-        """Single rows (n, n_inputs), unscaled, by their sorted numbers (n,)."""
+        """Return single rows (n, n_inputs), unscaled, by their sorted numbers (n,)."""
         firsts = first_rows(self._shards)
         shard_of = np.searchsorted(firsts, numbers, side="right")
-        # Neighbours are read at once, but no piece lies in two shards.
+        # Adjacent rows are read at once, but no piece spans two shards.
         breaks = np.flatnonzero((np.diff(numbers) != 1) | (np.diff(shard_of) != 0)) + 1
         runs = [run for run in np.split(numbers, breaks) if len(run)]
         return self._reader.pieces([(int(run[0]), int(run[-1]) + 1) for run in runs])
@@ -91,9 +91,9 @@ class StreamedRows:
 
 
 class DeviceRows(StreamedRows):
-    """Rows that a device is to keep in its own memory: they go there once, a window at a time, while the next is read.
+    """Rows that a device keeps in its own memory. They are uploaded once, window by window, while the next is read.
 
-    Iterated over, they are `kernels.upload.Pieces`.
+    An instance is iterable, as `kernels.upload.Pieces` of the rows.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class DeviceRows(StreamedRows):
 
     def __iter__(self) -> Iterator[np.ndarray]:
         starts = slab_starts(self._shards, max(1, self._window_rows // 4))
-        # A window takes the slabs that begin in as many rows.
+        # A window consists of the slabs that begin in its rows.
         begins = np.searchsorted(starts, np.arange(0, len(self), self._window_rows))
         edges = np.unique([*np.minimum(begins, len(starts) - 1), len(starts) - 1])
         windows = (np.arange(first, last) for first, last in pairwise(edges))
@@ -120,12 +120,12 @@ class DeviceRows(StreamedRows):
     def minibatches(
         self, order: Order, epoch: int, batch_size: int, first: int = 0, n_each: int = 1
     ) -> Iterator[np.ndarray]:
-        """An epoch's minibatches from number `first` on, as row numbers: `n_each` at a time, of shape (n,), int64."""
+        """Yield the minibatches of an epoch from number `first` on, `n_each` at a time: row numbers (n,), int64."""
         return _numbers(order, epoch, batch_size, first, n_each)
 
 
 Rows = ResidentRows | StreamedRows
-"""Where training rows come from: classes of one face."""
+"""Source of training rows. The classes have the same methods."""
 
 
 def _numbers(order: Order, epoch: int, batch_size: int, first: int, n_each: int) -> Iterator[np.ndarray]:
@@ -178,6 +178,7 @@ class StepFeed:
         self._step = step
         self._pieces = iter(pieces(step.n_at_once(settings.batch_size)))
         self._settings = settings
+        self._batch_size = settings.batch_size
         self._n_inputs = n_inputs
         self._next_step = first  # number of the first step on minibatches that are not loaded yet
         self._lengths: list[int] = []  # rows of each loaded minibatch that was not trained on yet
@@ -209,17 +210,23 @@ class StepFeed:
         piece = next(self._pieces, None)
         if piece is None:
             return
-        size = self._settings.batch_size
-        lengths = [min(size, len(piece) - start) for start in range(0, len(piece), size)]
-        noise = self._noise(lengths) if self._settings.corruption else None
+        size = self._batch_size
+        n_rows = len(piece)
+        self._lengths = [min(size, n_rows - start) for start in range(0, n_rows, size)]
+        noise = None
+        if self._settings.corruption:
+            noise = self._noise()
         self._step.begin(piece, noise, size)
-        self._lengths = lengths
-        self._next_step += len(lengths)
+        self._next_step += len(self._lengths)
 
-    def _noise(self, lengths: Sequence[int]) -> np.ndarray:
-        """Return the noise of the next minibatches."""
-        each = [noise_of(self._settings.seed, self._next_step + i, (n, self._n_inputs)) for i, n in enumerate(lengths)]
-        return each[0] if len(each) == 1 else np.concatenate(each)
+    def _noise(self) -> np.ndarray:
+        """Return the noise of the loaded minibatches."""
+        each = [
+            noise_of(self._settings.seed, self._next_step + i, (n, self._n_inputs)) for i, n in enumerate(self._lengths)
+        ]
+        if len(each) == 1:
+            return each[0]
+        return np.concatenate(each)
 
 
 def cut(windows: Iterable[tuple[np.ndarray, np.ndarray]], batch_size: int) -> Iterator[np.ndarray]:
@@ -243,7 +250,7 @@ def cut(windows: Iterable[tuple[np.ndarray, np.ndarray]], batch_size: int) -> It
 
 
 def _places(starts: np.ndarray, slabs: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Where rows lie in a buffer that holds `slabs` one after the other."""
+    """Return the positions of rows in a buffer that holds `slabs` one after the other."""
     offsets = np.cumsum([0, *np.diff(starts)[slabs][:-1]])
     slab = np.searchsorted(starts[slabs], rows, side="right") - 1
     return np.asarray(offsets[slab] + rows - starts[slabs][slab])
@@ -258,11 +265,11 @@ class _Reader:
     cleaning: Cleaning | None
 
     def slabs(self, starts: np.ndarray, slabs: np.ndarray) -> np.ndarray:
-        """The rows of `slabs`, one after the other."""
+        """Return the rows of `slabs`, one after the other."""
         return self.pieces(list(zip(starts[slabs].tolist(), starts[slabs + 1].tolist(), strict=True)))
 
     def pieces(self, pieces: Sequence[tuple[int, int]]) -> np.ndarray:
-        """Row ranges, each within one shard, one after the other."""
+        """Return the rows of ranges, each within one shard, one after the other."""
         numbers = first_rows(self.shards)
         blocks = [block_of(self.shards, numbers, *piece) for piece in pieces]
         return rows_of(blocks, row_dtype(self.shards), self.shards[0].n_inputs, self.cleaning, self.n_threads)
@@ -271,15 +278,21 @@ class _Reader:
 def rows_of(
     blocks: Sequence[Block], dtype: np.dtype, n_inputs: int, cleaning: Cleaning | None, n_threads: int
 ) -> np.ndarray:
-    """Blocks, one after the other, read by Dask's threads straight into one array, and cleaned."""
+    """Return the cleaned rows of blocks, one after the other, which Dask's threads read into one array."""
     offsets = np.cumsum([0, *map(len, blocks)])
     buffer = np.empty((int(offsets[-1]), n_inputs), dtype=dtype)
 
     def read_into(i: int) -> None:
         # In place: a window that is put together from pieces would need its memory twice.
-        rows = read(blocks[i])
-        buffer[offsets[i] : offsets[i + 1]] = rows if cleaning is None else cleaning.cleaned(blocks[i], rows)
+        buffer[offsets[i] : offsets[i + 1]] = _clean_rows(blocks[i], cleaning)
 
     with threads(n_threads) as pool:
         compute([(read_into, i) for i in range(len(blocks))], pool, n_threads)
     return buffer
+
+
+def _clean_rows(block: Block, cleaning: Cleaning | None) -> np.ndarray:
+    rows = read(block)
+    if cleaning is None:
+        return rows
+    return cleaning.cleaned(block, rows)

@@ -22,13 +22,14 @@ _MOST_ROWS = 4096  # rows whose features are examined
 _BYTES = 2**25  # of these rows, and of their features
 _MANY = 0.1  # of the features
 
-# As many epochs again make about as much better as the second half of them did: so the histories of wine, digits and
-# breast cancer have it (40 to 240 epochs, with and without hidden layers). Below ten, the rate's fall is all there is.
+# The same number of epochs again improves the error about as much as the second half of them did, in the histories of
+# wine, digits and breast cancer (40 to 240 epochs, with and without hidden layers). With fewer than ten epochs the
+# history shows only the fall of the learning rate.
 _STILL_IMPROVING = 0.1
 _LEAST_EPOCHS = 10
 
 
-# A feature is dead when it varies less than this share of what the liveliest one does, or than by rounding alone.
+# A feature is dead if it varies less than this share of the most variable one, or no more than by rounding.
 _DEAD = 1e-3
 _ROUNDING = 1e-6
 # A unit is saturated within this share of the range of its activation's outputs from either end: there the slope of a
@@ -40,7 +41,7 @@ _COLUMNS = 256  # features that are compared with all before them at once
 
 @dataclass(frozen=True)
 class Units:
-    """Counts of features that carry little information, by their values for some rows.
+    """Numbers of features that carry little information, found from their values for some rows.
 
     Attributes
     ----------
@@ -63,20 +64,21 @@ class Units:
 
 
 def measured(training: Training) -> dict[str, Any]:
-    """Plain values about the trained parameters, for reports."""
-    baseline = training.baseline
-    errors = training.autoencoder.errors
-    beside = None if baseline is None else baseline.beside(errors(training.validation))
-    return {"start_cost": training.start_cost, "baseline": beside, "units": asdict(_units(training))}
+    """Return plain values about the trained parameters, for reports."""
+    comparison = None
+    if training.baseline is not None:
+        errors = training.autoencoder.errors(training.validation)
+        comparison = training.baseline.beside(errors)
+    return {"start_cost": training.start_cost, "baseline": comparison, "units": asdict(_units(training))}
 
 
 def complaints(about: Mapping[str, Any], settings: ResolvedTraining, network: Network) -> Iterator[str]:
-    """What a user should know of a training, each with what usually mends it.
+    """Yield warnings about a training, each with advice.
 
     Parameters
     ----------
     about : mapping
-        What `measured` has found, and the history. Of a model that an earlier version has trained it may be less.
+        Facts from `measured`, and the history. For a model of an earlier version some may be missing.
     """
     beside = about.get("baseline")
     if beside and beside["is_worse"] and not settings.hides_much:  # which is to make other features, not nearer ones
@@ -95,7 +97,7 @@ def complaints(about: Mapping[str, Any], settings: ResolvedTraining, network: Ne
 
 
 def _remedies(settings: ResolvedTraining, network: Network) -> str:
-    """The options that are not in use yet and bring features to the level of components, or beyond."""
+    """Return the unused options that bring features to the level of components, or beyond it."""
     options = {
         "--start components": settings.start == "components",
         "--decoder-gain": network.gain or ACTIVATIONS[network.code].limits is None,
@@ -107,18 +109,30 @@ def _remedies(settings: ResolvedTraining, network: Network) -> str:
 
 
 def _gained_at_last(history: Sequence[Mapping[str, Any]], settings: ResolvedTraining, mean: float) -> float:
-    """By which share of itself the error has fallen over the second half of the epochs; 0 unless all were made.
+    """Return the relative decrease of the error over the second half of the epochs.
 
-    Nor is it told of an error that is almost nothing beside the mean's.
+    It is 0 unless all epochs were trained, and for an error that is negligible compared with that of the mean.
     """
     n = settings.epochs
     if len(history) < max(n, _LEAST_EPOCHS):
         return 0.0
-    # The validation's rows, though few, are the same in every epoch; but they are whole where the others are corrupted.
-    is_told = history[-1]["validation_cost"] is not None and not settings.hides_much
-    costs = [epoch["validation_cost" if is_told else "cost"] for epoch in history]
-    before, after = (float(np.mean(costs[end - n // 10 : end])) for end in (n // 2, n))
-    return 1 - after / before if before > NOTHING * mean else 0.0
+    costs = _comparable_costs(history, settings)
+    before = float(np.mean(costs[n // 2 - n // 10 : n // 2]))
+    after = float(np.mean(costs[n - n // 10 : n]))
+    if before <= NOTHING * mean:
+        return 0.0
+    return 1 - after / before
+
+
+def _comparable_costs(history: Sequence[Mapping[str, Any]], settings: ResolvedTraining) -> list[float]:
+    """Return the cost of each epoch: that of the validation rows, which are the same in every epoch, if there are any.
+
+    Validation rows are whole, so their costs say little if the training rows are corrupted.
+    """
+    has_validation = history[-1]["validation_cost"] is not None
+    if has_validation and not settings.hides_much:
+        return [epoch["validation_cost"] for epoch in history]
+    return [epoch["cost"] for epoch in history]
 
 
 def _of_units(units: Units, network: Network) -> Iterator[str]:
@@ -133,18 +147,24 @@ def _of_units(units: Units, network: Network) -> Iterator[str]:
 
 
 def _units(training: Training) -> Units:
-    watched = training.validation
+    """Count the units of the trained model, by their values for some rows."""
     network = training.autoencoder.network
-    row_bytes = max(watched.itemsize * watched.shape[1], 4 * network.n_features)
-    most = min(_MOST_ROWS, max(2, _BYTES // row_bytes))
-    if training.is_watched:  # these are in memory
-        rows = watched[:: -(-len(watched) // most)]
-    else:
-        rows = training.rows.take(training.order.sample(most))
+    rows = _sample(training)
     features = np.empty((len(rows), network.n_features), dtype=np.float32)
-    # As the rows of the shards are going to be encoded: nothing more has to be compiled.
+    # By the function that will encode the rows of the shards, so that nothing else has to be compiled.
     training.autoencoder.encode_checked(np.ascontiguousarray(rows), features)
     return count_units(features, network.code)
+
+
+def _sample(training: Training) -> np.ndarray:
+    """Return some rows, of the validation if it has enough."""
+    watched = training.validation
+    row_bytes = max(watched.itemsize * watched.shape[1], 4 * training.autoencoder.network.n_features)
+    most = min(_MOST_ROWS, max(2, _BYTES // row_bytes))
+    if training.is_watched:  # these are in memory
+        stride = -(-len(watched) // most)
+        return watched[::stride]
+    return training.rows.take(training.order.sample(most))
 
 
 def count_units(features: np.ndarray, code: str) -> Units:

@@ -24,6 +24,7 @@ from pipeline.errors import ReadFailed
 from pipeline.model import Model
 from pipeline.output.disk import Disk
 from pipeline.output.records import Entry, write_result
+from pipeline.processcache import ProcessCache
 from pipeline.scan.scaler import Scaler
 from pipeline.shards.shard import Block, Shard
 
@@ -55,7 +56,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         found.append(what)
         return SimpleNamespace(set_parameters=found.append, encode_checked=nothing)
 
-    monkeypatch.setattr(module, "_workers", {})
+    monkeypatch.setattr(module, "_workers", ProcessCache(max_size=1))
     monkeypatch.setattr(module, "start_device", lambda: None)
     monkeypatch.setattr(module, "autoencoder_of", make)
     return found
@@ -110,7 +111,7 @@ def test_a_served_model_is_used_and_dropped_at_the_end(made: list[Any]) -> None:
     with serving(settings, MODEL, nothing, disk):
         found = worker_of(settings)
         assert (found.model, found.encode, found.disk, made) == (MODEL, nothing, disk, [])
-    assert module._workers == {}
+    assert len(module._workers) == 0
 
 
 @pytest.mark.parametrize(("asked", "n"), [(2, 2), (0, 3)])

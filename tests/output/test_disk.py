@@ -15,6 +15,7 @@ import pytest
 from pipeline.errors import ShardpressError
 from pipeline.output import disk
 from pipeline.output.disk import PAGE, Disk, publish, remove
+from pipeline.processcache import ProcessCache
 from tests.support.faulty import Broken, Watched, forked, small_disk
 from tests.support.helpers import as_nobody, refused
 from tests.support.logged import mentions
@@ -223,7 +224,7 @@ def test_unsupported_directory_syncs_cause_one_warning(
 ) -> None:
     (tmp_path / "parts").mkdir()
     for code in UNSUPPORTED:
-        monkeypatch.setattr(disk, "_warned", set())
+        monkeypatch.setattr(disk, "_warned", ProcessCache())
         caplog.clear()
         for name in ("parts/1.h5", "2.h5", "parts/3.h5"):
             publish(Broken(code, "sync_directory"), tmp_path / name, b"data")

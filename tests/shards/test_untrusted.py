@@ -1,11 +1,13 @@
 """Files that lead elsewhere, ask for too much or are forged: refused by name, and nothing outside is opened."""
 
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pytest
 
 from pipeline.hdf5 import layout
-from pipeline.hdf5.child.ask import LIMITS
+from pipeline.hdf5.child import ask
 from pipeline.hdf5.layout import Layout, check_places
 from pipeline.shards import vet
 from pipeline.shards.open import open_shards
@@ -283,7 +285,7 @@ def test_index_of_more_chunks_than_bytes_is_refused(tmp_path):
 @pytest.mark.process
 def test_index_without_chunks_is_stopped_by_the_time_limit(tmp_path, monkeypatch):
     """HDF5 goes through all of its nodes, and says nothing."""
-    monkeypatch.setattr(LIMITS, "seconds", 1)
+    monkeypatch.setattr(ask, "LIMITS", replace(ask.LIMITS, seconds=1))
     path = hostile.shared_chunk_nodes(tmp_path, 6, n_in_leaf=0)
     with refused(65, f"file={path}", "1 s"):
         open_shards([str(path)])

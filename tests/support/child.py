@@ -41,7 +41,9 @@ def unusual(path, n_rows=3):
 
 
 def child_pid():
-    (keeper,) = gatekeeper._idle
+    assert len(gatekeeper._idle) == 1
+    keeper = gatekeeper._idle.pop_last()
+    gatekeeper._idle.put(id(keeper), keeper)
     return keeper._process.pid
 
 
@@ -52,6 +54,8 @@ from pipeline.hdf5.child import ask as gatekeeper
 from pipeline.errors import DataError
 from pipeline.shards.vet import Selection, vet
 vet(Path(sys.argv[1]))
-print(gatekeeper._idle[0]._process.pid, flush=True)
+keeper = gatekeeper._idle.pop_last()
+gatekeeper._idle.put(id(keeper), keeper)
+print(keeper._process.pid, flush=True)
 sys.stdin.read()
 """

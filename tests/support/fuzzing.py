@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ import h5py
 import numpy as np
 
 from pipeline.errors import ShardpressError
-from pipeline.hdf5.child.ask import LIMITS, ask
+from pipeline.hdf5.child import ask as gatekeeper
+from pipeline.hdf5.child.ask import ask
 from pipeline.hdf5.plain.describe import describe_plain
 from pipeline.hdf5.superblock import signature_at
 from pipeline.shards.open import open_shards
@@ -76,7 +77,8 @@ def fuzz(n: int, seed: int = 0, in_structures: bool = False) -> Outcome:
         Damage structures that have a checksum, and repair it, so that every change reaches the parser.
     """
     outcome = Outcome()
-    before, LIMITS.seconds = LIMITS.seconds, SECONDS
+    before = gatekeeper.LIMITS
+    gatekeeper.LIMITS = replace(before, seconds=SECONDS)
     try:
         with tempfile.TemporaryDirectory(prefix="shardpress-fuzz-") as folder:
             secret = hostile.secret(Path(folder))
@@ -93,7 +95,7 @@ def fuzz(n: int, seed: int = 0, in_structures: bool = False) -> Outcome:
             outcome.n_opens = opens[0]
             outcome.n_bytes = _peak() - at_start
     finally:
-        LIMITS.seconds = before
+        gatekeeper.LIMITS = before
     return outcome
 
 

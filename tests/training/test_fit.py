@@ -18,7 +18,7 @@ from pipeline.settings.resolve import Settings, network_of
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
 from pipeline.training.epochs import Training
-from pipeline.training.fit import Sizes, prepared
+from pipeline.training.fit import Sizes, prepare_training
 from tests.support.helpers import write_shard
 from tests.support.logged import mentions
 from tests.support.loops import train
@@ -57,7 +57,7 @@ def ready(shards: tuple[Shard, ...], scan: Scan, config: Settings = CONFIG, size
     network = network_of(config.network, len(scan.minimum))
     autoencoder = autoencoder_of(Scaler(scan.minimum, scan.maximum), network, np.dtype(np.float32))
     missing_value = config.bad_data.missing_value
-    return prepared(autoencoder, shards, scan, config.training, config.validation, missing_value, sizes)
+    return prepare_training(autoencoder, shards, scan, config.training, config.validation, missing_value, sizes)
 
 
 @pytest.mark.process

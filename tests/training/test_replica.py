@@ -34,7 +34,7 @@ from pipeline.signals import Stopped, stoppable
 from pipeline.training import replica as module
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.epochs import Training
-from pipeline.training.fit import Sizes, prepared
+from pipeline.training.fit import Sizes, prepare_training
 from pipeline.training.replica import RoundRunner, runner_on
 from tests.support import standin
 from tests.support.clusters import Cluster
@@ -70,7 +70,7 @@ def ready(shards: tuple[Shard, ...], config: Settings = CONFIG, **sizes: Any) ->
         Scaler(scan.minimum, scan.maximum), network_of(config.network, 5), np.dtype(np.float32)
     )
     missing_value = config.bad_data.missing_value
-    return prepared(
+    return prepare_training(
         autoencoder, shards, scan, config.training, config.validation, missing_value, replace(SIZES, **sizes)
     )
 

@@ -25,8 +25,9 @@ from pipeline.childprocess import ChildProcess
 from pipeline.errors import STORAGE, DataError, ReadFailed, SystemLimit, shown
 from pipeline.hdf5.child.find import Refused
 from pipeline.hdf5.limits import MOST_ANSWER_BYTES
+from pipeline.processcache import ProcessCache
 
-__all__ = ["LIMITS", "ask", "believed", "retire"]
+__all__ = ["LIMITS", "Limits", "ask", "believed", "retire"]
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +41,8 @@ _SILENT = 5.0  # seconds that a question may take before the log says what is wa
 _GRACE = 10.0  # seconds beyond its own patience, after which the child itself counts as stuck
 
 
-@dataclass
-class _Limits:
+@dataclass(frozen=True)
+class Limits:
     """What one answer may cost, about a file of 110 MiB or more; see `_limits_of` for smaller ones."""
 
     seconds: float = 120  # of processor time
@@ -52,7 +53,7 @@ class _Limits:
     memory: int = 2**29
 
 
-LIMITS = _Limits()
+LIMITS = Limits()
 
 
 class _Died(Exception):
@@ -166,7 +167,7 @@ def _drain(reader: int, body: bytearray) -> None:
             body += data
 
 
-_idle: list[_Keeper] = []  # taking one out and putting one back are atomic
+_idle = ProcessCache[int, _Keeper]()  # children that wait for a question, by `id`
 
 
 def ask(what: str, descriptor: int, arguments: Sequence[Any], where: str) -> tuple[Any, list[np.ndarray]]:
@@ -226,7 +227,7 @@ def _asked(request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearr
         except BaseException:
             keeper.end()  # the rest of its answer would be taken for the next one
             raise
-        _idle.append(keeper)
+        _idle.put(id(keeper), keeper)
         head, _ = answer
         if (head["end"], head["detail"]) != ("signal", signal.SIGKILL):  # which comes from outside: out of memory?
             return answer
@@ -237,8 +238,7 @@ def _asked(request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearr
 
 
 def _taken(where: str) -> _Keeper:
-    while _idle:
-        keeper = _idle.pop()
+    while (keeper := _idle.pop_last()) is not None:
         if keeper.usable:
             return keeper
         keeper.end()
@@ -267,7 +267,9 @@ def believed(where: str, about: str = "") -> Iterator[None]:
 def retire(n_kept: int = 0) -> None:
     """End idle children, which take some 20 MB each, but for a few."""
     while len(_idle) > n_kept:
-        _idle.pop().end()
+        keeper = _idle.pop_last()
+        if keeper is not None:  # another thread may have taken the last one
+            keeper.end()
 
 
 def _environment() -> dict[str, str]:

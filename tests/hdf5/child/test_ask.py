@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -55,7 +56,7 @@ def answer_about(path, dataset=None):
     ],
 )
 def test_failure_of_the_child_costs_this_file_alone(path, evil, monkeypatch, act, phrase):
-    monkeypatch.setattr(LIMITS, "seconds", 1)
+    monkeypatch.setattr(gatekeeper, "LIMITS", replace(LIMITS, seconds=1))
     evil("if dataset == 'evil':", f"    {act}", "return {}, []")
     with refused(65, f"file={path}", phrase):
         answer_about(path, "evil")
@@ -73,7 +74,7 @@ def test_child_that_only_sleeps_is_stopped(path, evil, monkeypatch):
     """Though the clock alone says little: a busy machine takes its time for sound files as well."""
     evil("if dataset == 'evil':", "    time.sleep(10**6)", "return honest(file, dataset, *wanted)")
     with monkeypatch.context() as impatient:
-        impatient.setattr(LIMITS, "patience", 0.5)
+        impatient.setattr(gatekeeper, "LIMITS", replace(LIMITS, patience=0.5))
         impatient.setattr(gatekeeper, "_GRACE", 10**6)  # the child itself may take any time to start
         with refused(65, f"file={path}", "0.5 s"):
             vet(Path(path), Selection("evil"))
@@ -167,7 +168,7 @@ def test_child_without_descriptors_is_a_system_limit(path, fresh, monkeypatch, t
 def test_hanging_child_is_stopped(path, fresh, monkeypatch, tmp_path):
     plant(monkeypatch, tmp_path, "import time; time.sleep(1000)")
     monkeypatch.setattr(gatekeeper, "_GRACE", 0.1)
-    monkeypatch.setattr(LIMITS, "patience", 0.1)
+    monkeypatch.setattr(gatekeeper, "LIMITS", replace(LIMITS, patience=0.1))
     with refused(71, f"file={path}", "twice"):
         vet(Path(path))
 

@@ -3,6 +3,7 @@
 import os
 import struct
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -355,7 +356,7 @@ def with_few_bytes_changed(content, rng):
 
 def test_reader_answers_damaged_files_as_the_child_or_not_at_all(tmp_path, monkeypatch):
     """Of 57,000 such files, none was answered otherwise than by the child; here are some of them."""
-    monkeypatch.setattr(LIMITS, "seconds", fuzzing.SECONDS)
+    monkeypatch.setattr(gatekeeper, "LIMITS", replace(LIMITS, seconds=fuzzing.SECONDS))
     corpus = plain_corpus(tmp_path)
     counts = Counter()
     path = tmp_path / "x.h5"
@@ -453,7 +454,7 @@ def test_plain_files_need_no_child(tmp_path, monkeypatch):
     gatekeeper.retire()
     monkeypatch.setattr(gatekeeper, "_Keeper", none)
     assert sum(shard.n_rows for shard in open_shards([str(tmp_path)])) == 750
-    assert gatekeeper._idle == []
+    assert len(gatekeeper._idle) == 0
 
 
 @pytest.mark.process
