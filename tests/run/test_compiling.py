@@ -78,7 +78,7 @@ def test_the_log_keeps_the_compiler_output_that_is_not_shown(small: Small, tmp_p
     ended = program.run(tmp_path / "out")
     assert ended.code == 69, ended.lines
     assert ended.says(r"DeviceError: .* x\.cpp:0: error: number 0\. .*\brun\.log\b")
-    assert not ended.says("number 1|temporary|command")
+    assert not ended.says("number 1|temporary file|command line")
     assert "number 499" in (tmp_path / "out" / "run.log").read_text()
     assert [path.name for path in broken.parent.iterdir()] == ["g++"], "nothing is left among temporary files"
 
