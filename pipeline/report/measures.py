@@ -339,9 +339,9 @@ def _probe(sample: Sample, components: Components, labels: Labels, is_test: np.n
         "n_test": split.n_test,
         "n_components": n_components,
         "commonest": split.share_of_commonest(),
-        "features": accuracy(features, split.codes, split.is_test),
-        "components": accuracy(projected, split.codes, split.is_test),
-        "columns": accuracy(rows, split.codes, split.is_test),
+        "features": split.accuracy(features),
+        "components": split.accuracy(projected),
+        "columns": split.accuracy(rows),
     }
 
 
@@ -364,3 +364,7 @@ class _Split:
         """Return the share of test rows in the class that most of the training rows have."""
         commonest = np.bincount(self.train_codes).argmax()
         return float((self.codes[self.is_test] == commonest).mean())
+
+    def accuracy(self, rows: np.ndarray) -> float:
+        """Return the accuracy of a linear classifier on rows (n_rows, n_columns)."""
+        return accuracy(rows, self.codes, self.is_test)

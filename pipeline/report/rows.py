@@ -460,9 +460,12 @@ def _fault(i: int, stored: _Stored, expected: _Expected, shares: np.ndarray) -> 
     if not stored.valid[i]:
         return f"{where}: counts as a bad row, though its input row is a good one"
     worst = int(np.argmax(np.where(np.isnan(shares[i]), np.inf, shares[i])))
-    feature = stored.features[i, worst]
-    right = f"{expected.features[i, worst]:.7g} within {expected.allowed[i, worst]:.2g}"
-    return f"{where}: feature {worst} is {feature:.7g}, expected {right}, as its input row encodes in float64"
+    return f"{where}: {_difference(stored.features[i], expected.features[i], expected.allowed[i], worst)}"
+
+
+def _difference(stored: np.ndarray, expected: np.ndarray, allowed: np.ndarray, j: int) -> str:
+    right = f"{expected[j]:.7g} within {allowed[j]:.2g}"
+    return f"feature {j} is {stored[j]:.7g}, expected {right}, as its input row encodes in float64"
 
 
 def rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:

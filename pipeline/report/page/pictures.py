@@ -61,15 +61,19 @@ def curves(title: str, lines: Mapping[str, Sequence[float]], levels: Mapping[str
 
 
 def _draw_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, float]) -> list[Element]:
-    n_epochs = max(map(len, lines.values()))
-    x = Scale(0.5, n_epochs + 0.5, _LEFT, _RIGHT, is_whole=True)
-    values = [value for line in lines.values() for value in line]
-    y = Scale.over([*values, *levels.values()], _BOTTOM, _TOP, may_log=True)
+    x, y = _scales_of_curves(lines, levels)
     elements = axes(x, y, "epoch", number)
     for i, (name, line) in enumerate(lines.items()):
         elements += _curve(line, x, y, colour(i))
         elements += _legend(x.start + 90 * i, _TOP - 10, name, colour(i))
     return [*elements, *_levels(levels, x, y)]
+
+
+def _scales_of_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, float]) -> tuple[Scale, Scale]:
+    n_epochs = max(map(len, lines.values()))
+    values = [value for line in lines.values() for value in line]
+    x = Scale(0.5, n_epochs + 0.5, _LEFT, _RIGHT, is_whole=True)
+    return x, Scale.over([*values, *levels.values()], _BOTTOM, _TOP, may_log=True)
 
 
 def _curve(line: Sequence[float], x: Scale, y: Scale, stroke: str) -> list[Element]:
@@ -299,11 +303,16 @@ def profiles(title: str, pairs: Sequence[Mapping[str, Any]]) -> Figure:
         elements += _profile(pair, left=side * (_PROFILE_WIDTH + 20), top=line * _PROFILE_STEP + 14)
     n_lines = -(-len(pairs) // 2)
     bottom = n_lines * _PROFILE_STEP + 20
-    elements += _legend(0, bottom - 4, "the row, scaled", colour(_PROFILE_COLOURS["input"]))
-    elements += _legend(140, bottom - 4, "and again, from its features", colour(_PROFILE_COLOURS["again"]))
+    elements += _legend_of_profiles(bottom - 4)
     description = f"{len(pairs)} rows over their columns, and what their features give back; errors in the table."
     size = (2 * _PROFILE_WIDTH + 20, bottom)
     return _figure(title, description, elements, _table_of_pairs(title, pairs), size=size)
+
+
+def _legend_of_profiles(y: float) -> list[Element]:
+    row = _legend(0, y, "the row, scaled", colour(_PROFILE_COLOURS["input"]))
+    reconstruction = _legend(140, y, "and again, from its features", colour(_PROFILE_COLOURS["again"]))
+    return [*row, *reconstruction]
 
 
 def _profile(pair: Mapping[str, Any], left: float, top: float) -> list[Element]:
