@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
+from tests.support.cuda import stub
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, Ended, fresh
 
@@ -69,10 +70,10 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def in_tree(tree: Path, code: str, warnings: str = "error") -> Ended:
+def in_tree(tree: Path, code: str, warnings: str = "error", **variables: str | None) -> Ended:
     """What a program does with the copy."""
     path = f"{tree}:{REPOSITORY}"  # the second has what tests share
-    ended = fresh(code, warnings, PYTHONPATH=path)
+    ended = fresh(code, warnings, PYTHONPATH=path, **variables)
     assert ended.code == 0, ended.stderr
     return ended
 
@@ -240,6 +241,41 @@ def test_a_new_optimizer_takes_steps_as_numpy_does(tree: Path) -> None:
     for how in ("C code", "graph"):
         assert found[how] < 1e-5
         assert found[f"states of the {how}"] == ["W.square", "b_hidden.square", "b_output.square"]
+
+
+# -- both on devices ---------------------------------------------------------------------------------------------
+
+ON_DEVICE = """
+    import numpy as np
+    from kernels import backend, graph, reference
+    from kernels.activations import ACTIVATIONS
+    from kernels.updates import Rule, updates_of
+
+    facts["device"] = backend.start(require=True).used
+    theano = backend.load()
+    tanh, z, d = ACTIVATIONS["tanh"], np.linspace(-3, 3, 50, dtype=np.float32), np.float32(0.5)
+    p, g = backend.shared(z, name="p"), backend.shared(z[::-1].copy(), name="g")
+    a = tanh.value(graph.MATH, p)
+    updates = updates_of(Rule("adagrad", 0.9), [g], [p], np.float32(0.1))
+    function = backend.compiled([], [a, tanh.gradient(graph.MATH, d * g, a)], updates=updates)
+    facts["operations"] = [type(node.op).__name__ for node in function.maker.fgraph.toposort()]
+    value, gradient = map(np.asarray, function())
+    expected = np.tanh(z.astype(np.float64))
+    moved = z - 0.1 * z[::-1] / np.sqrt(z[::-1].astype(np.float64) ** 2 + 1e-6)
+    pairs = [(value, expected), (gradient, 0.5 * z[::-1] * (1 - expected**2)), (p.get_value(), moved)]
+    facts["errors"] = [float(np.abs(found - right).max()) for found, right in pairs]
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("device", ["cuda", "opencl0:0"])
+def test_new_records_compile_for_devices(tree: Path, device: str, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue("pygpu" if device == "cuda" else "opencl")
+    card = stub.card() if device == "cuda" else {}
+    found = in_tree(tree, ON_DEVICE, THEANO_FLAGS=f"device={device}", **card).facts
+    assert found["device"] == device
+    assert "GpuElemwise" in found["operations"]
+    assert max(found["errors"]) < 1e-5
 
 
 # -- a filter ----------------------------------------------------------------------------------------------------
