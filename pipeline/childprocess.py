@@ -1,8 +1,8 @@
 """Start Python child processes: where they import from, what they inherit, and when they end.
 
-A child imports from the same places as this process, except from the current directory, from the folder of the script
-that was started and from scratch directories of Dask: files that another user has put there must not run. It ends when
-this process does, however that comes about, in every phase of its life.
+A child imports from the same directories as this process, except the current directory, the directory of the started
+script and scratch directories of Dask, where other users may have put files that must not run. It ends when this
+process ends, for whatever reason and at any time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["ChildProcess", "collect_reports", "environment_of_child", "import_pa
 
 _ROOT = str(Path(__file__).resolve().parents[1])
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from pipeline.childprocess import main; main()"
-_SCRATCH = "dask-scratch-space"  # the name that Dask gives to directories which it puts into `sys.path`
+_SCRATCH = "dask-scratch-space"  # name of directories that Dask adds to `sys.path`
 
 
 def _current_directory() -> str | None:
@@ -37,11 +37,11 @@ def _current_directory() -> str | None:
         return None
 
 
-_STARTED_IN = _current_directory()  # a worker of Dask goes to the driver's directory later
+_STARTED_IN = _current_directory()  # a Dask worker changes to the driver's directory later
 
 
 class ChildProcess(subprocess.Popen[bytes]):
-    """A Python process that runs ``main()`` of one module, and that the kernel ends when this process ends.
+    """Python process that runs ``main()`` of a module, and that the kernel ends when this process ends.
 
     Both ends of a pipe, the lifeline, are held by this process and by the child. Nothing is ever written to it. When
     this process ends, the kernel closes its end and kills the child with its whole process group. This needs no thread
@@ -54,7 +54,7 @@ class ChildProcess(subprocess.Popen[bytes]):
     arguments : str
         Its ``sys.argv[1:]``.
     environment : mapping of str to str, optional
-        Variables of the child, instead of those of this process. Those of Python are left out in any case.
+        Variables of the child, by default those of this process. Variables of Python are always left out.
     scratch : Path, optional
         A directory that the child removes when this process has ended.
     bufsize, stdin, stdout, stderr : int
@@ -112,9 +112,9 @@ class ChildProcess(subprocess.Popen[bytes]):
         Returns
         -------
         stdout, stderr : bytes
-            What it wrote, as far as these are pipes.
+            Its output, as far as these are pipes.
         is_in_time : bool
-            Whether it ended by itself.
+            Whether it has ended without being killed.
         """
         is_in_time = True
         try:
@@ -132,8 +132,8 @@ class ChildProcess(subprocess.Popen[bytes]):
 def collect_reports(module: str, seconds: float, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Run the ``main`` of a module in a child process, and return everything that it reports.
 
-    The child may hang or crash: what it has reported before is returned nevertheless. The last thing that it reports
-    should be ``done=True``.
+    The child may hang or crash: its reports up to then are returned nevertheless. Its last report should be
+    ``done=True``.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ def collect_reports(module: str, seconds: float, environment: Mapping[str, str] 
     found = _reports_in(stdout)
     if not is_in_time:
         return {**found, "failed": f"no answer within {seconds:.0f} s"}
-    if not found.pop("done", False):  # a crash after that loses nothing
+    if not found.pop("done", False):  # if it crashes after that, nothing is lost
         lines = stderr.decode(errors="replace").strip().splitlines()
         last = lines[-1] if lines else "it said nothing"
         found["failed"] = f"the process that tried it ended with {child.returncode}: {last}"
@@ -165,11 +165,11 @@ def _reports_in(output: bytes) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for line in output.decode(errors="replace").splitlines():
         try:
-            told = json.loads(line)
+            reported = json.loads(line)
         except ValueError:  # a line of a library
             continue
-        if isinstance(told, dict):
-            found |= told
+        if isinstance(reported, dict):
+            found |= reported
     return found
 
 
@@ -181,17 +181,14 @@ def environment_of_child(environment: Mapping[str, str]) -> dict[str, str]:
 def import_path() -> list[str]:
     """Return the directories that a child imports from.
 
-    They are those of this process, so that both import the same packages, wherever these are installed. The packages of
-    shardpress come directly after the standard library.
+    They are those of this process, so that both import the same packages wherever these are installed. The packages of
+    shardpress follow the standard library.
     """
-    script = getattr(sys.modules.get("__main__"), "__file__", None)
-    left_out = {_STARTED_IN, _current_directory()}
-    if script is not None:
-        left_out.add(os.path.realpath(os.path.dirname(os.path.abspath(script))))
+    unsafe = {_STARTED_IN, _current_directory(), _script_directory()}
     standard = os.path.dirname(os.__file__)
     found = []
     for entry in sys.path:
-        is_safe = os.path.isabs(entry) and os.path.realpath(entry) not in left_out and _SCRATCH not in entry
+        is_safe = os.path.isabs(entry) and os.path.realpath(entry) not in unsafe and _SCRATCH not in entry
         if entry == standard or (is_safe and entry != _ROOT):
             found.append(entry)
     position = found.index(standard) + 1 if standard in found else 0
@@ -199,12 +196,18 @@ def import_path() -> list[str]:
     return found
 
 
+def _script_directory() -> str | None:
+    """Return the directory of the script that this process runs, or None if it runs no script."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    return None if script is None else os.path.realpath(os.path.dirname(os.path.abspath(script)))
+
+
 # -- in the child ------------------------------------------------------------------------------------------------------
 
 
 def report(**found: Any) -> None:
-    """Report to `collect_reports` what was found so far."""
-    print("\n" + json.dumps(found), flush=True)  # a library may have left its own line unfinished
+    """Send results to `collect_reports`."""
+    print("\n" + json.dumps(found), flush=True)  # a library may have written an incomplete line
 
 
 def main() -> None:
@@ -226,7 +229,7 @@ def _end_with_parent(lifeline: int) -> None:
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC)
-    if _has_hung_up(lifeline, 0.0):  # before the kernel was asked to watch it
+    if _has_hung_up(lifeline, 0.0):  # before the kernel began to watch it
         os.killpg(0, signal.SIGKILL)
 
 

@@ -1,4 +1,4 @@
-"""The command line of a run: its log, its exit code, and its last line."""
+"""The command line of a run: its log, exit code and last line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _AGAIN = "Type the same command again to go on; what was finished stays."
 _MEND = "Mend what the line above says, then type the same command again: what was finished stays."
-# By exit code: after a failure of the system or the storage, the same command may succeed.
+# By exit code: after a failure of the system or the storage, the same command can succeed.
 _ADVICE = {
     os.EX_OSERR: _AGAIN,
     os.EX_IOERR: _AGAIN,
@@ -47,11 +47,11 @@ def main(
     description : str
         First part of the ``--help`` page.
     argv : sequence of str, optional
-        Flags; by default those of the process.
+        Arguments without the program; by default those of the process.
     disk : Disk, optional
         Makes every change to the file system.
     program : str
-        Words of the command before the flags, for attributes of the outputs.
+        Command before the arguments, for attributes of the outputs.
 
     Returns
     -------
@@ -59,13 +59,13 @@ def main(
         0, or the exit code of an error, which is logged with the progress of the run; for a signal, 128 and its number.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _open_streams()  # before anything is logged, or opened
+    _open_streams()  # before anything is logged or opened
     logging.basicConfig(handlers=[Terminal()])
     logging.raiseExceptions = False  # a log that is no longer read does not stop a run
     run_log = RunLog()
     logging.getLogger().addHandler(run_log)
     try:
-        with stoppable():  # until the last line: a second signal ends the process at once, without a traceback
+        with stoppable():  # until the last line, so that a second signal ends the process without a traceback
             return _main(description, [program, *arguments], disk, run_log)
     finally:
         logging.getLogger().removeHandler(run_log)
@@ -82,15 +82,16 @@ def _main(description: str, command: Sequence[str], disk: Disk | None, run_log: 
     except ShardpressError as error:
         return _failed(error, run_log)
     except KeyboardInterrupt as stopped:
-        log.error("%s: no half-written file is left behind", stopped or "stopped")  # Python's own has no text
+        log.error("%s: no half-written file is left behind", stopped or "stopped")  # one of Python has no text
         _last_line(stopped, _AGAIN)
-        return 128 + (stopped.number if isinstance(stopped, Stopped) else signal.SIGINT)
+        number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
+        return 128 + number
     except Exception as error:
         log.critical("a fault of shardpress itself; please report it with these lines", exc_info=True)
         _last_line(error, _AGAIN)
         return ShardpressError.exit_code
     run_log.say(str(summary))
-    with suppress(OSError):  # the reader has closed standard output
+    with suppress(OSError):  # standard output may be closed
         print(summary, flush=True)
     return 0
 
@@ -110,7 +111,7 @@ def _failed(error: ShardpressError, run_log: RunLog) -> int:
     log.error("%s: %s", type(error).__name__, error)
     if error.details:
         run_log.say(error.details)
-    if error.exit_code not in (os.EX_USAGE, os.EX_CONFIG):  # then nothing has begun, and one line is enough
+    if error.exit_code not in (os.EX_USAGE, os.EX_CONFIG):  # otherwise no work has begun, and one line is enough
         _last_line(error, _ADVICE.get(error.exit_code, _MEND))
     return error.exit_code
 
@@ -122,13 +123,13 @@ def _run(config: Config, command: Sequence[str], disk: Disk | None, run_log: Run
 
     from pipeline.run.engine import run
 
-    # Otherwise any variable DASK_... could change what Dask does.
+    # Otherwise files and variables of the user could change how Dask works.
     dask.config.refresh(paths=[], env={})
     return run(config, command, disk, run_log.start)
 
 
 def _open_streams() -> None:
-    """Open missing standard streams: otherwise the next files would get their numbers, and their output."""
+    """Open missing standard streams. Otherwise the next files would get their descriptors, and their output."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -140,15 +141,15 @@ def _open_streams() -> None:
 
 
 def _last_line(error: BaseException, advice: str) -> None:
-    """Log how far the run came, and what to do."""
+    """Log how far the run came, and what the user can do."""
     with suppress(OSError):
-        sys.stdout.flush()  # output of libraries comes before the last line
+        sys.stdout.flush()  # so that output of libraries comes before the last line
     for note in getattr(error, "__notes__", ["Nothing was started."]):
         log.error("%s %s", note, advice)
 
 
 def _empty_streams() -> None:
-    """Discard output that cannot be written: Python would try again at its end, and exit with 120."""
+    """Discard output that cannot be written. Python would try again at exit, and return 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

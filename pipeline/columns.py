@@ -74,8 +74,9 @@ class Columns:
     def numbered(self, column: int) -> str:
         """Return a column's number with its name, for example ``17 (GAPDH)``."""
         name = self.name_of(column)
-        # Files that number their columns as names add nothing.
-        return str(column) if name in (None, str(column)) else f"{column} ({name})"
+        if name in (None, str(column)):  # some files have the numbers of the columns as names
+            return str(column)
+        return f"{column} ({name})"
 
     def listed(self, columns: Iterable[int]) -> list[str]:
         """Return the numbers of several columns with their names."""
@@ -88,7 +89,7 @@ class Columns:
         return Columns(names, self.names_from, values, self.values_from, self.note)
 
     def first_difference(self, expected: Columns) -> Difference | None:
-        """Return the first column whose name or number is another one; None if all agree or cannot be compared.
+        """Return the first column whose name or number differs; None if all agree or cannot be compared.
 
         Numbers are compared if both datasets have the same name. They are equal if they agree in float32.
         """
@@ -97,7 +98,7 @@ class Columns:
         if self.values is None or expected.values is None or self.values_from != expected.values_from:
             return None
         if len(self.values) != len(expected.values):
-            return None  # the number of columns differs, which has an error of its own
+            return None  # another error reports that the number of columns differs
         is_same = np.isclose(self.values, expected.values, rtol=_ROUNDING, atol=0, equal_nan=True)
         if is_same.all():
             return None
@@ -157,8 +158,11 @@ def _first_name(found: tuple[str, ...], expected: tuple[str, ...]) -> Difference
         if name != other:
             return Difference(column, _quoted(name), _quoted(other))
     column = min(len(found), len(expected))
-    names = [_quoted(each[column]) if column < len(each) else "no column" for each in (found, expected)]
-    return Difference(column, names[0], names[1])
+    return Difference(column, _quoted_or_none(found, column), _quoted_or_none(expected, column))
+
+
+def _quoted_or_none(names: tuple[str, ...], column: int) -> str:
+    return _quoted(names[column]) if column < len(names) else "no column"
 
 
 def _quoted(name: str) -> str:
@@ -166,4 +170,6 @@ def _quoted(name: str) -> str:
 
 
 def _cut(name: str) -> str:
-    return shown(name if len(name) <= _LONGEST else name[: _LONGEST - 3] + "...")
+    if len(name) > _LONGEST:
+        name = name[: _LONGEST - 3] + "..."
+    return shown(name)

@@ -1,7 +1,7 @@
-"""The one door from the pipeline to the kernels: the device, what computes on it, and its troubles in our words.
+"""The only interface between the pipeline and the kernels: the device, encoders and training steps, and its errors.
 
-Kernels are imported where they are called for: Theano takes a second to load, which a typing error in a command line
-need not wait for.
+Kernels are imported inside the functions that need them: Theano takes a second to load, which a typing error in a
+command line need not wait for.
 """
 
 from __future__ import annotations
@@ -58,20 +58,21 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-TILE_ROWS = kernels.TILE_ROWS  # what the pipeline rounds its blocks up to
-MOST_RESIDENT = kernels.MOST_RESIDENT  # bytes of rows that a device may keep
+TILE_ROWS = kernels.TILE_ROWS
+"""The pipeline rounds the sizes of its blocks up to a multiple of this number of rows."""
+MOST_RESIDENT = kernels.MOST_RESIDENT
+"""Largest number of bytes of rows that a device may keep."""
 
-# What changes a run from outside and stands in no setting.
-_VARIABLES = ("THEANO_FLAGS", "THEANORC", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+_VARIABLES = ("THEANO_FLAGS", "THEANORC", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")  # change a run like settings
 _COMPILE_CACHE = "the compile cache (base_compiledir in THEANO_FLAGS, else ~/.cache/shardpress)"
-# What ours would have said in its own words, Theano and the compiler say in these.
+# Texts of errors of Theano and the compiler, which report a full disk in many ways.
 _DISK_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _DOCTOR = "`shardpress doctor` says what is missing"
 _WITHOUT = "a hundred times as long"
 
 
 def autoencoder_of(scaler: Scaler, network: Network, dtype: np.dtype) -> Autoencoder:
-    """An autoencoder of rows of `dtype` on the device, its parameters not yet set."""
+    """Return an autoencoder for rows of `dtype` on the device, whose parameters are not set yet."""
     from kernels.autoencoder import Autoencoder
 
     minimum, scale = scaler.arrays(dtype)
@@ -81,34 +82,42 @@ def autoencoder_of(scaler: Scaler, network: Network, dtype: np.dtype) -> Autoenc
 def training_step_of(
     autoencoder: Autoencoder, settings: ResolvedTraining, dtype: np.dtype, resident: np.ndarray | Pieces | None
 ) -> TrainingStep:
-    """A compiled step of its training, by the rule that the settings name.
+    """Return a compiled training step.
 
-    Given all rows, of shape (n_rows, n_inputs) and `dtype`, the device keeps them, and minibatches are their numbers.
-    To one that has memory of its own they may come in pieces.
+    Parameters
+    ----------
+    autoencoder : Autoencoder
+    settings : ResolvedTraining
+        Optimizer, momentum, weight decay and corruption.
+    dtype : dtype
+        Dtype of the rows.
+    resident : ndarray of shape (n_rows, n_inputs), Pieces or None
+        All rows, which the device then keeps; minibatches are given as row numbers. A device with memory of its own
+        can receive them in pieces.
     """
     from kernels.step import TrainingStep
     from kernels.updates import Rule
 
     rule = Rule(settings.optimizer, settings.momentum, settings.weight_decay)
     step = TrainingStep(autoencoder, rule, dtype, resident, settings.corruption)
-    step.compile()  # now, so that a training's time and rate are its own
+    step.compile()  # now, so that the measured time of the training does not include it
     return step
 
 
 def n_cores() -> int:
-    """How many of them this process may take for its products."""
+    """Return how many cores this process uses for matrix products."""
     from kernels import backend
 
     return backend.n_cores()
 
 
 def compile_anew() -> tuple[float, str]:
-    """Compile and run something that no cache holds: how many seconds that took, and where the cache is.
+    """Compile and run a function that is in no cache; return the seconds that this took, and the cache's path.
 
     Raises
     ------
     kernels.compiler.CompilerFailed
-        And what else Theano raises: see `theanos_errors`.
+        And other errors of Theano: see `theanos_errors`.
     """
     from kernels import backend, trial
 
@@ -116,112 +125,131 @@ def compile_anew() -> tuple[float, str]:
 
 
 def device_speeds(device: Device) -> dict[str, Any]:
-    """How fast the device is that was started.
+    """Measure the speed of a device that has been started.
 
     Returns
     -------
     dict
-        ``flops``, a second; of another one than the CPU ``bytes_per_second``, ``there`` and ``back``; of the CPU
-        ``blas``, what Theano links its products with.
+        ``flops`` per second. For the CPU also ``blas``, the library that Theano links its products with; for another
+        device ``bytes_per_second``, ``there`` and ``back``.
     """
     from kernels import backend, trial
 
-    found: dict[str, Any] = {"flops": trial.flops()}
+    speeds: dict[str, Any] = {"flops": trial.flops()}
     if device.used == "cpu":
-        return {**found, "blas": str(backend.load().config.blas.ldflags)}
-    return {**found, "bytes_per_second": dict(zip(("there", "back"), trial.bytes_per_second(), strict=True))}
+        speeds["blas"] = str(backend.load().config.blas.ldflags)
+    else:
+        there, back = trial.bytes_per_second()
+        speeds["bytes_per_second"] = {"there": there, "back": back}
+    return speeds
 
 
 def seconds_compiling() -> float:
-    """How long this process has waited for the compiler so far."""
+    """Return the seconds that this process has waited for the compiler so far."""
     return compiler.seconds_spent()
 
 
 def is_compiling() -> bool:
-    """Whether this process waits for the compiler now."""
+    """Return whether this process is waiting for the compiler."""
     return compiler.is_at_work()
 
 
 def n_device_calls() -> int:
-    """How many calls a device other than the CPU is at work on."""
+    """Return the number of calls in progress on a device other than the CPU."""
     return on_device.n
 
 
 @contextmanager
 def theanos_errors() -> Iterator[None]:
-    """Say of what Theano raises what has run out or failed, and what to do about it."""
+    """Turn errors of Theano and the kernels into errors of shardpress, which say what the user can do."""
     try:
         yield
     except ShardpressError:
         raise
     except Exception as error:
-        found = _in_our_words(error)
-        if found is None:
+        translated = _by_class(error) or _by_message(error)
+        if translated is None:
             raise
-        raise found from error
+        raise translated from error
 
 
-def _if_storage_failed(error: BaseException) -> ShardpressError | None:
-    """Return an error of ours for a failure of the storage, in whose place Theano may have raised another error."""
-    each: BaseException | None = error
-    while each is not None:
-        if isinstance(each, OSError) and each.errno in STORAGE:
-            where = f" file={shown(each.filename)}:" if each.filename else ""
-            return ReadFailed(f"{_COMPILE_CACHE}:{where} {each.strerror}. Check the storage, or choose another place.")
-        each = each.__cause__ or each.__context__
-    return None
-
-
-def _in_our_words(error: Exception) -> ShardpressError | None:
-    """Ours for one of the kernels' errors, or for one that Theano has no class for; None for a fault of the program."""
-    from kernels import backend, compilecache, compilelock, faults
+def _by_class(error: Exception) -> ShardpressError | None:
+    """Return the error of shardpress for one of the kernels' own errors."""
+    from kernels import backend, compilecache, compilelock
 
     match error:
-        case MemoryError():  # of the host; a device's is known by its words only
+        case MemoryError():  # of the host; that of a device has no class of its own
             return SystemLimit("the host's memory has run out. Lower --memory-budget or --threads.")
         case backend.DeviceUnavailable():
             return DeviceError(f"{error}. {_DOCTOR}; mend it, or run on the CPU with THEANO_FLAGS=device=cpu.")
         case compiler.CompilerFailed():
-            why = shown(_own_words(error))
-            said = f"the C++ compiler has failed: {why}. {_advice()}. All that it said stands in run.log."
-            found = _if_full(why) or DeviceError(said)
-            found.details = error.output  # pages, perhaps, and this is one line
-            return found
+            return _compiler_failed(error)
         case compiler.CompilerMissing():
             return DeviceError(f"THEANO_FLAGS or .theanorc: {error}. {_advice()}.")
         case compilelock.CompileLockHeld():
-            return DeviceError(_own_words(error))
+            return DeviceError(_own_message(error))
         case compilecache.UnsafeCompileCache():
             return NotPermitted(str(error))
         case compilecache.CompileCacheUnavailable():
             return WriteFailed(f"{error}. Free some space, or choose another place.")
-    words = " ".join(str(error).split())
-    # The disk first: Theano repeats what the compiler said, and there a full disk can read like a full memory.
-    if failure := _if_full(words) or _if_storage_failed(error):
+    return None
+
+
+def _by_message(error: Exception) -> ShardpressError | None:
+    """Return the error of shardpress for an error that Theano has no class for; None for a fault of the program."""
+    from kernels import backend, faults
+
+    message = " ".join(str(error).split())
+    # The disk first: Theano repeats the compiler's output, which can look like a lack of memory when a disk is full.
+    failure = _disk_full(message) or _storage_failed(error)
+    if failure is not None:
         return failure
     if faults.is_lost(error) or not backend.answers():
-        why = f"the device is lost: {words}"
-        lost = DeviceLost(
-            f"{why}. This process can use it no more, and what it held is gone. Type the same command again: it goes "
-            "on from what was finished. Should it happen again, look at the device (nvidia-smi, `shardpress doctor`), "
-            "or run on the CPU with THEANO_FLAGS=device=cpu."
-        )
-        lost.why = why
-        return lost
+        return _device_lost(message)
     if faults.is_out_of_memory(error):
         return DeviceError(
-            f"the device's memory has run out: {words}. Lower --device-memory-budget or --batch-size, free some of the "
-            "device's memory, or run on the CPU with THEANO_FLAGS=device=cpu."
+            f"the device's memory has run out: {message}. Lower --device-memory-budget or --batch-size, free some of "
+            "the device's memory, or run on the CPU with THEANO_FLAGS=device=cpu."
         )
     return None
 
 
-def _own_words(error: Exception) -> str:
-    """What an error of `kernels` says: Theano puts the node that it was compiling before it."""
+def _compiler_failed(error: compiler.CompilerFailed) -> ShardpressError:
+    why = shown(_own_message(error))
+    said = f"the C++ compiler has failed: {why}. {_advice()}. All that it said stands in run.log."
+    translated = _disk_full(why) or DeviceError(said)
+    translated.details = error.output
+    return translated
+
+
+def _device_lost(message: str) -> DeviceLost:
+    why = f"the device is lost: {message}"
+    lost = DeviceLost(
+        f"{why}. This process can use it no more, and what it held is gone. Type the same command again: it goes "
+        "on from what was finished. Should it happen again, look at the device (nvidia-smi, `shardpress doctor`), "
+        "or run on the CPU with THEANO_FLAGS=device=cpu."
+    )
+    lost.why = why
+    return lost
+
+
+def _storage_failed(error: BaseException) -> ReadFailed | None:
+    """Return an error if the storage failed, which Theano may have turned into another error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in STORAGE:
+            where = f" file={shown(cause.filename)}:" if cause.filename else ""
+            return ReadFailed(f"{_COMPILE_CACHE}:{where} {cause.strerror}. Check the storage, or choose another place.")
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _own_message(error: Exception) -> str:
+    """Return the message of an error of the kernels, without the node that Theano puts before it."""
     return str(error.args[-1])
 
 
-def _if_full(why: str) -> WriteFailed | None:
+def _disk_full(why: str) -> WriteFailed | None:
     if not any(sign in why for sign in _DISK_FULL):
         return None
     where = f"{_COMPILE_CACHE} or the temporary directory"
@@ -239,18 +267,18 @@ def _advice() -> str:
 
 @theanos_errors()
 def start_device(is_required: bool = False) -> Device:
-    """Load Theano and activate the device that its settings ask for, or else, unless it is required, the CPU.
+    """Load Theano and start the configured device, or the CPU if it is unavailable and not required.
 
     Raises
     ------
     DeviceError
-        When there is no compiler, or the device is required and cannot be used.
+        If there is no compiler, or the device is required and cannot be used.
     ConfigError
-        When Theano's settings cannot be understood.
+        If Theano's settings are invalid.
     NotPermitted
-        When others may write to the compile cache.
+        If other users can write to the compile cache.
     WriteFailed
-        When there is no room for compiled code.
+        If there is no space for compiled code.
     """
     from kernels import backend
     from kernels.flags import UnknownFlag
@@ -262,9 +290,9 @@ def start_device(is_required: bool = False) -> Device:
         _check_for_compiler(backend.load().config)
         device = backend.start(is_required)
     except ValueError as error:
-        if "compiledir" in str(error):  # Theano tries to make it while it reads its settings
+        if "compiledir" in str(error):  # Theano creates it while it reads its settings
             raise WriteFailed(f"{_COMPILE_CACHE}: {error} Or choose another place.") from error
-        # Ours names the place itself, Theano does not.
+        # Errors of Theano do not say where the setting comes from.
         where = "" if isinstance(error, UnknownFlag) else "THEANO_FLAGS or .theanorc: "
         raise ConfigError(f"{where}{error}") from error
     log.info("device: %s", device)
@@ -272,10 +300,10 @@ def start_device(is_required: bool = False) -> Device:
 
 
 def _check_for_compiler(settings: Any) -> None:
-    """Without one Theano computes in Python, and says so in a warning only."""
+    """Refuse to run without a compiler, unless the user wants that: Theano would compute in Python and only warn."""
     if settings.cxx:
         return
-    if type(settings).cxx.is_default:  # else the user has chosen to go without
+    if type(settings).cxx.is_default:  # otherwise the user has set cxx to nothing
         if shutil.which("g++") is not None:
             raise SystemLimit(
                 "g++ was found, but could not be run while Theano was loaded: too few files or processes are allowed, "

@@ -1,6 +1,6 @@
-"""One class for each kind of failure, each with its exit code (sysexits.h).
+"""Error classes, one for each kind of failure, with exit codes as in ``sysexits.h``.
 
-An error's sentence says where (file, dataset, rows), what was found, what was expected and what to do.
+A message says where the error is (file, dataset, rows), what was found, what was expected and what to do.
 """
 
 from __future__ import annotations
@@ -33,31 +33,32 @@ __all__ = [
     "system_failures",
 ]
 
-# By which libraries that have no class for it say that the system has no more memory or threads.
-_OF_THE_SYSTEM = ("can't start new thread", "failed to map segment", "Cannot allocate memory")
-# Errors of the operating system that no program can cause by itself, wherever they are raised.
+# Messages of libraries that have no error class for a lack of memory or threads.
+_OUT_OF_RESOURCES = ("can't start new thread", "failed to map segment", "Cannot allocate memory")
+# Error numbers that are never caused by the program alone, wherever they occur.
 _LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 STORAGE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENODEV, errno.EREMOTEIO)
-"""Error numbers by which storage says that it failed, and nothing about the file that was to be read."""
+"""Error numbers of failing storage, which do not mean that a file is damaged."""
 
 
 class ShardpressError(Exception):
-    """Base of all; on its own, a fault of the program."""
+    """Base class of all errors. Raised itself, it means a fault of the program."""
 
     exit_code = 70
-    details = ""  # what is too long for a line, and stands in run.log only
+    details = ""
+    """Text for run.log that is too long for a message."""
 
 
 class UsageError(ShardpressError):
-    """The command line cannot be understood."""
+    """The command line is invalid."""
 
     exit_code = 64
 
 
 class DataError(ShardpressError):
-    """An input file holds something else than the format asks for."""
+    """The content of an input file is not as expected."""
 
     exit_code = 65
 
@@ -67,99 +68,103 @@ class TrainingDiverged(DataError):
 
 
 class NoInput(ShardpressError):
-    """An input file is not there or cannot be opened."""
+    """An input file does not exist or cannot be opened."""
 
     exit_code = 66
 
 
 class DeviceError(ShardpressError):
-    """The device or a compiler that is needed is not available."""
+    """The device or the compiler is not available."""
 
     exit_code = 69
 
 
 class SystemLimit(ShardpressError):
-    """The operating system has no more of something: open files, processes."""
+    """A limit of the operating system is reached, such as that of open files or processes."""
 
     exit_code = 71
 
 
 class CannotCreate(ShardpressError):
-    """The output cannot be made where it was asked for."""
+    """The output cannot be created at the requested path."""
 
     exit_code = 73
 
 
 class ReadFailed(ShardpressError):
-    """The storage failed while reading; nothing is known to be wrong with the data."""
+    """The storage failed during a read. The data need not be damaged."""
 
     exit_code = 74
 
 
 class WriteFailed(ShardpressError):
-    """Writing failed on the way: disk full, quota, a storage error."""
+    """A write failed: the disk is full, a quota is used up, or the storage failed."""
 
     exit_code = 74
 
 
 class TryAgain(ShardpressError):
-    """Nothing is wrong but the moment: type the same command again."""
+    """A temporary failure: the same command can succeed later."""
 
     exit_code = 75
 
 
 class DeviceLost(TryAgain):
-    """The device has failed, and this process can use it no more."""
+    """The device has failed and cannot be used any more by this process."""
 
-    why = ""  # alone, without what to type
+    why = ""
+    """Reason without advice."""
 
 
 class NewerFormat(ShardpressError):
-    """A later version of shardpress wrote this."""
+    """A later version of shardpress has written a file."""
 
     exit_code = 76
 
 
 class NotPermitted(ShardpressError):
-    """The file system's permissions forbid it, or they leave something open that must be private."""
+    """Permissions of the file system forbid an access, or allow other users to write what must be private."""
 
     exit_code = 77
 
 
 class ConfigError(ShardpressError):
-    """Settings that cannot work, all of them in one list."""
+    """Some settings are invalid. The message lists all of them."""
 
     exit_code = 78
 
 
 class VerificationFailed(ShardpressError):
-    """What stands in an output's files is not what its rows encode to, or not what was written."""
+    """Files of an output have changed, or do not hold the features that its rows encode to."""
 
     exit_code = 79  # sysexits.h ends before it
 
 
 def counted(n: int, noun: str) -> str:
-    """So many of something: ``1 row``, ``2 rows``."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+    """Return a number with a noun in singular or plural: ``1 row``, ``2 rows``."""
+    plural = "" if n == 1 else "s"
+    return f"{n} {noun}{plural}"
 
 
 def some(words: Iterable[str], n: int) -> str:
-    """The first `n` of many words, and how many more there are; ``nothing`` where there are none."""
-    every = list(words)
-    more = f" and {len(every) - n} more" if len(every) > n else ""
-    return (", ".join(every[:n]) or "nothing") + more
+    """Return the first `n` words and the number of all others; ``nothing`` if there are no words."""
+    all_words = list(words)
+    text = ", ".join(all_words[:n]) or "nothing"
+    if len(all_words) > n:
+        text += f" and {len(all_words) - n} more"
+    return text
 
 
 @contextmanager
 def system_failures() -> Iterator[None]:
-    """Turn what Python and its libraries raise when the system or the storage fails into an error of ours.
+    """Turn errors of Python and its libraries into errors of shardpress if the system or the storage has failed.
 
     Raises
     ------
     SystemLimit
-        When memory, threads, processes or open files run out.
+        If memory, threads, processes or open files run out.
     ReadFailed, WriteFailed
-        When the storage fails in a place that has no error of its own for it.
+        If the storage fails, and the code that uses it does not handle that.
     """
     try:
         yield
@@ -175,29 +180,42 @@ def system_failures() -> Iterator[None]:
 
 
 def _system_failure(error: Exception) -> ShardpressError | None:
-    """Return the error of ours for a failure of the system or the storage; None for anything else."""
+    """Return the error for a failure of the system or the storage; None for any other error."""
     number = error.errno if isinstance(error, OSError) else None
-    if number in STORAGE or number in _DISK:
-        kind = ReadFailed if number in STORAGE else WriteFailed
-        name = getattr(error, "filename", None)
-        where = f"file={shown(name)}: " if name else ""
-        words = getattr(error, "strerror", None) or str(error)
-        return kind(f"{where}the storage failed: {shown(words)}. Check the disk, then type the same command again.")
+    if number in STORAGE:
+        return ReadFailed(_storage_message(error))
+    if number in _DISK:
+        return WriteFailed(_storage_message(error))
     is_limit = isinstance(error, MemoryError) or number in _LIMITS
-    if not is_limit and not any(sign in str(error) for sign in _OF_THE_SYSTEM):
+    if not is_limit and not any(sign in str(error) for sign in _OUT_OF_RESOURCES):
         return None
     why = f"{type(error).__name__}: {error}" if str(error) else "the memory has run out"
     advice = "Raise its limits (ulimit -v, -u, -n), or use fewer --threads."
     return SystemLimit(f"the system gives no more: {shown(why)}. {advice}")
 
 
+def _storage_message(error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error)
+    message = f"the storage failed: {shown(reason)}. Check the disk, then type the same command again."
+    name = getattr(error, "filename", None)
+    return f"file={shown(name)}: {message}" if name else message
+
+
 def shown(name: object) -> str:
-    """A file's or data set's name with everything escaped that cannot be printed, so that it forges no line of a log.
+    """Return the name of a file or dataset for a message, with all characters escaped that cannot be printed.
 
-    That includes what reorders or hides text in a terminal, such as U+202E, and bytes that are not UTF-8.
+    A name can then neither forge a line of the log nor hide or reorder text in a terminal, as U+202E would. Bytes that
+    are not UTF-8 are escaped, too.
     """
-    return "".join(char if char.isprintable() else _escaped(ord(char)) for char in str(name))
+    return "".join(map(_printable, str(name)))
 
 
-def _escaped(code: int) -> str:
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+def _printable(char: str) -> str:
+    if char.isprintable():
+        return char
+    code = ord(char)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    if code < 0x10000:
+        return f"\\u{code:04x}"
+    return f"\\U{code:08x}"

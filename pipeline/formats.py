@@ -1,6 +1,6 @@
-"""How plain values become bytes and come back: JSON that carries its own digest, and named arrays.
+"""Serialization of plain values and arrays: JSON with a digest of its own, and named arrays.
 
-No pickle, and nothing that could run: what comes back from a damaged or forged file is a `ValueError`.
+There is no pickle and nothing that could run code: a damaged or forged file raises `ValueError`.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ __all__ = [
     "Digested",
     "digest",
     "fingerprint",
+    "json_lines",
     "missing_value",
     "pack",
     "parse_bounded",
     "seal",
-    "spelled",
     "unpack",
     "unseal",
 ]
 
 MOST_JSON_BYTES = 2**24
-"""Largest length of a description stored with arrays, such as the history of 100,000 epochs."""
+"""Largest size of JSON, such as the history of 100,000 epochs that is stored with a model."""
 MOST_JSON_VALUES = 2**20
-"""Largest number of values in it; each takes up to about 100 bytes of memory."""
+"""Largest number of values in such JSON. Each takes up to about 100 bytes of memory."""
 
 _SEAL = "seal"
 _ABOUT = "about"
 
-_DIRECTORY_ENTRY = b"PK\1\2"  # how each entry of a ZIP archive's directory begins
+_DIRECTORY_ENTRY = b"PK\1\2"  # signature of an entry in the directory of a ZIP archive
 _MOST_MEMBERS = 10_000
-_LONGEST = 500  # characters of names in a message
+_MAX_QUOTED = 500  # characters of names in a message
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class Digested:
-    """Pieces of a file on their way elsewhere, and in ``blake3`` the digest of those that have passed.
+    """Iterable that passes pieces of a file on, and computes the BLAKE3 digest of those that have passed.
 
     Aumasson, Neves, O'Connor, Wilcox-O'Hearn, "BLAKE3: one function, fast everywhere", 2020. SHA-256 takes five times
     as long.
     """
 
     def __init__(self, pieces: Iterable[bytes | memoryview]) -> None:
-        from blake3 import blake3  # here, since who only opens features needs none
+        from blake3 import blake3  # not needed by programs that only open features
 
         self._pieces = pieces
         self._hash = blake3()
@@ -67,62 +67,72 @@ class Digested:
 
     @property
     def blake3(self) -> str:
-        """In hexadecimal digits."""
+        """Digest in hexadecimal digits."""
         return str(self._hash.hexdigest())
 
 
 def digest(pieces: Iterable[bytes | memoryview]) -> str:
-    """BLAKE3 of a file's bytes, as `Digested` spells it."""
+    """Return the BLAKE3 digest of a file's bytes in hexadecimal digits."""
     passing = Digested(pieces)
-    deque(passing, maxlen=0)  # keeps none of them
+    deque(passing, maxlen=0)  # consumes all pieces
     return passing.blake3
 
 
 def missing_value(dtype: np.dtype) -> Any:
-    """What stands where a value of this dtype is missing, and can hardly be taken for one.
+    """Return the value that replaces a missing value of this dtype.
 
-    NaN, the lowest signed integer, the highest unsigned one, the empty text; and False, since bool has no more.
+    These are NaN, the smallest signed integer, the largest unsigned integer, the empty string, and False.
     """
     if dtype.kind in "fc":
         return dtype.type(np.nan)
-    if dtype.kind in "iu":
-        return np.iinfo(dtype).min if dtype.kind == "i" else np.iinfo(dtype).max
-    return b"" if dtype.hasobject else np.zeros((), dtype)[()]
+    if dtype.kind == "i":
+        return np.iinfo(dtype).min
+    if dtype.kind == "u":
+        return np.iinfo(dtype).max
+    if dtype.hasobject:
+        return b""
+    return np.zeros((), dtype)[()]
 
 
 def fingerprint(*content: object) -> str:
-    """SHA-256 of values that JSON can hold, in one canonical spelling."""
+    """Return the SHA-256 of plain values in a canonical JSON form."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return sha256(text.encode()).hexdigest()
 
 
 def seal(form: str, content: Mapping[str, Any]) -> bytes:
-    """JSON for people and programs, with its format, like ``shardpress-output/1``, and a digest over all of it."""
-    # Through JSON and back, so that the digest is of what a reader will find.
+    """Return readable JSON with its format, such as ``shardpress-output/1``, and a digest of the whole content."""
+    # Through JSON and back, so that the digest is that of the values that a reader gets.
     body = json.loads(json.dumps({"format": form, **content}))
-    return (spelled({**body, _SEAL: fingerprint(body)}) + "\n").encode()
+    sealed = {**body, _SEAL: fingerprint(body)}
+    return (json_lines(sealed) + "\n").encode()
 
 
-def spelled(value: Any, margin: str = "\n") -> str:
-    """JSON with a line for each flat value. `json.dumps` with an indent takes five times as long."""
+def json_lines(value: Any, margin: str = "\n") -> str:
+    """Return JSON with one line for each flat value. `json.dumps` with an indent takes five times as long."""
     inner = margin + " "
-    if isinstance(value, dict) and any(isinstance(each, (dict, list)) for each in value.values()):
-        lines = [f"{inner}{json.dumps(key)}: {spelled(each, inner)}" for key, each in value.items()]
+    if isinstance(value, dict) and _is_nested(value.values()):
+        lines = [f"{inner}{json.dumps(key)}: {json_lines(each, inner)}" for key, each in value.items()]
         return "{" + ",".join(lines) + margin + "}"
-    if isinstance(value, list) and any(isinstance(each, (dict, list)) for each in value):
-        return "[" + ",".join(inner + spelled(each, inner) for each in value) + margin + "]"
+    if isinstance(value, list) and _is_nested(value):
+        lines = [inner + json_lines(each, inner) for each in value]
+        return "[" + ",".join(lines) + margin + "]"
     return json.dumps(value)
 
 
+def _is_nested(values: Iterable[Any]) -> bool:
+    return any(isinstance(each, (dict, list)) for each in values)
+
+
 def unseal(form: str, data: bytes) -> dict[str, Any]:
-    """What `seal` was given.
+    """Return the content that `seal` was given.
 
     Raises
     ------
     ValueError
-        When it is not JSON, of another format, or differs from what was sealed.
+        If it is not JSON, has another format, or has changed since it was sealed.
     NewerFormat
-        When a later version of shardpress wrote it.
+        If a later version of shardpress has written it.
     """
     try:
         return _unsealed(form, data)
@@ -134,28 +144,33 @@ def _unsealed(form: str, data: bytes) -> dict[str, Any]:
     content = json.loads(data)
     if not isinstance(content, dict):
         raise ValueError(f"a {type(content).__name__}, expected format {form!r}")
-    name, _, version = form.partition("/")
-    found = re.fullmatch(rf"{re.escape(name)}/([0-9]{{1,9}})", str(content.get("format")))
-    if found and int(found[1]) > int(version):
-        raise NewerFormat(
-            f"format {content['format']!r}, expected {form!r}: a later version of shardpress wrote it. Upgrade, or "
-            "choose another --output."
-        )
+    _check_version(form, content.get("format"))
     if content.get("format") != form:
         raise ValueError(f"format {content.get('format')!r}, expected format {form!r}")
     if content.pop(_SEAL, None) != fingerprint(content):
         raise ValueError("its digest does not fit its content")
     content.pop("format")
-    # What JSON lets pass: other spaces, a key twice.
+    # JSON with other spaces or with a repeated key has the same digest.
     if seal(form, content) != data:
         raise ValueError("not written as it was sealed")
     return content
 
 
+def _check_version(form: str, found: object) -> None:
+    """Raise `NewerFormat` for a higher version of the expected format."""
+    name, _, version = form.partition("/")
+    match = re.fullmatch(rf"{re.escape(name)}/([0-9]{{1,9}})", str(found))
+    if match and int(match[1]) > int(version):
+        raise NewerFormat(
+            f"format {found!r}, expected {form!r}: a later version of shardpress wrote it. Upgrade, or "
+            "choose another --output."
+        )
+
+
 def pack(arrays: Mapping[str, np.ndarray], about: object) -> bytes:
-    """The bytes of an ``.npz`` file with named arrays, and plain values as JSON."""
+    """Return the bytes of an ``.npz`` file with named arrays, and plain values as JSON."""
     buffer = io.BytesIO()
-    # An archive whose directory is damaged may lose arrays without a word, so their names are told beside them.
+    # The names are stored, too, because an archive with a damaged directory can lose arrays without an error.
     text = np.frombuffer(json.dumps([list(arrays), about], allow_nan=False).encode(), dtype=np.uint8)
     np.savez(buffer, **{_ABOUT: text}, **arrays)
     return buffer.getvalue()
@@ -170,7 +185,7 @@ def unpack(data: bytes) -> tuple[dict[str, np.ndarray], Any]:
     Raises
     ------
     ValueError
-        When it is anything else.
+        If the data are anything else.
     """
     try:
         arrays = _members(data)
@@ -178,22 +193,22 @@ def unpack(data: bytes) -> tuple[dict[str, np.ndarray], Any]:
         if list(arrays) != names:
             raise ValueError(f"holds arrays {_few(list(arrays))}, expected {_few(names)}")
         return arrays, about
-    except MemoryError:  # which is no fault of the file, since what it takes is bounded
+    except MemoryError:  # not caused by the file, because the memory for it is bounded
         raise
-    except Exception as error:  # NumPy and zipfile answer damage with errors of many kinds
+    except Exception as error:  # NumPy and zipfile raise errors of many kinds for damaged files
         raise ValueError(f"no arrays of shardpress: {error}") from error
 
 
 def parse_bounded(text: bytes | str) -> Any:
-    """Parse JSON, and refuse texts that would take much memory.
+    """Parse JSON, but refuse text that would take much memory.
 
     Raises
     ------
     ValueError
-        When it is longer, nested too deeply, or no JSON.
+        If it is too long, nested too deeply, or not JSON.
     """
     data = text.encode() if isinstance(text, str) else text
-    # A list of one byte takes 50 times as much memory once it is parsed, so its values are counted before.
+    # A list of short values takes 50 times as much memory when it is parsed, so the values are counted first.
     n_values = sum(data.count(sign) for sign in (b",", b"[", b"{"))
     if len(data) > MOST_JSON_BYTES or n_values > MOST_JSON_VALUES:
         expected = f"{MOST_JSON_BYTES} bytes and {MOST_JSON_VALUES} values at most"
@@ -206,20 +221,25 @@ def parse_bounded(text: bytes | str) -> Any:
 
 def _members(data: bytes) -> dict[str, np.ndarray]:
     """Return the arrays of an ``.npz`` file as `numpy.savez` writes it."""
-    # The archive's directory takes much more memory than its bytes, so its entries are counted before it is read.
+    # The parsed directory takes much more memory than its bytes, so its entries are counted first.
     if data.count(_DIRECTORY_ENTRY) > _MOST_MEMBERS:
         raise ValueError(f"more than {_MOST_MEMBERS} arrays")
     arrays: dict[str, np.ndarray] = {}
     n_left = len(data)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         for member in archive.infolist():
-            name = member.filename.removesuffix(".npy")
-            is_stored = member.compress_type == zipfile.ZIP_STORED and member.compress_size == member.file_size
             n_left -= member.file_size
-            if name == member.filename or name in arrays or not is_stored or n_left < 0:
+            name = member.filename.removesuffix(".npy")
+            is_new = name != member.filename and name not in arrays
+            if not is_new or not _is_stored(member) or n_left < 0:
                 raise ValueError(f"member {_few([member.filename])} is not stored as numpy.savez stores it")
             arrays[name] = _array(archive.read(member))
     return arrays
+
+
+def _is_stored(member: zipfile.ZipInfo) -> bool:
+    """Return whether a member of an archive is stored without compression."""
+    return member.compress_type == zipfile.ZIP_STORED and member.compress_size == member.file_size
 
 
 def _array(content: bytes) -> np.ndarray:
@@ -229,15 +249,17 @@ def _array(content: bytes) -> np.ndarray:
     if version not in _HEADERS:
         raise ValueError(f"NPY version {version}, expected 1.0 or 2.0")
     shape, is_fortran, dtype = _HEADERS[version](file)
-    n_bytes = len(content) - file.tell()
+    start = file.tell()
+    n_bytes = len(content) - start
+    n_values = math.prod(shape)
     is_plain = dtype.kind in "biuf" and all(n >= 0 for n in shape)
-    if not is_plain or math.prod(shape) * dtype.itemsize != n_bytes:
+    if not is_plain or n_values * dtype.itemsize != n_bytes:
         raise ValueError(f"{n_bytes} bytes for an array of {dtype} of shape {shape}")
-    flat = np.frombuffer(content, dtype, math.prod(shape), file.tell())
+    flat = np.frombuffer(content, dtype, n_values, start)
     return flat.reshape(shape, order="F" if is_fortran else "C").copy(order="K")
 
 
 def _few(names: object) -> str:
-    """Return names for a message, cut off where they are many."""
+    """Return names for a message, shortened if they are long."""
     text = str(names)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}..."

@@ -1,6 +1,6 @@
-"""Importing this file ends a process that could not go on, with a sentence, before anything is loaded.
+"""Checks of Python, packages and memory: importing this module ends a process that could not run, with a message.
 
-Python 3.6 has to be able to read and run it.
+It must run with Python 3.6.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""The fitted model as named arrays: scaling, weights, files, and a NumPy encoder that needs nothing else.
+"""The fitted model: named arrays, its files, and an encoder in NumPy.
 
-No pickle, in or out. ``model.h5`` keeps the scaling and the weights apart, and describes the network; ``encoder.npz``
-holds one affine map for each layer, the first with the scaling folded in, for a short loop in plain NumPy: the README
-has it.
+There is no pickle. ``model.h5`` stores the scaling and the weights separately, and describes the network.
+``encoder.npz`` holds one affine map for each layer, the first of which includes the scaling, for a short loop in NumPy
+that the README shows.
 """
 
 from __future__ import annotations
@@ -37,16 +37,20 @@ class Model:
 
     Attributes
     ----------
-    parameters : mapping
-        The network's, by the names and of the shapes that it gives them, all float32.
+    scaler : Scaler
+        Scaling of the rows.
+    network : Network
+        Layers and activations.
+    parameters : mapping of str to ndarray, float32
+        Parameters of the network, with the names and shapes that it defines.
     about : mapping
-        How it came to be: plain values that JSON can hold.
+        How the model was made: plain values that JSON can hold.
     offset : ndarray of shape (n_inputs,), float64, or None
-        Whole numbers to subtract from rows of integers, in their own type, before `encode`: see
-        `pipeline.shards.shard.with_offset`. None where float64 holds all values of the columns.
+        Integers to subtract from rows of integers, in their own dtype, before `encode`: see
+        `pipeline.shards.shard.with_offset`. None if float64 holds all values of the columns.
     columns : Columns
-        Names or numbers of the columns that it takes, in their order, if they are known. They are no part of the
-        fingerprint: equal weights make equal features whatever the columns are called.
+        Names or numbers of the columns in their order, if they are known. They are not part of the fingerprint: equal
+        weights make equal features whatever the columns are called.
     """
 
     scaler: Scaler
@@ -58,30 +62,30 @@ class Model:
 
     @property
     def n_inputs(self) -> int:
-        """Columns in."""
+        """Number of columns of the rows."""
         return self.network.n_inputs
 
     @property
     def n_features(self) -> int:
-        """Columns out."""
+        """Number of features."""
         return self.network.n_features
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the network and the arrays: equal models make equal features."""
-        # Not of `about`: the same weights from another training are the same model, and its features stay.
+        """SHA-256 of the network and the arrays: models with equal fingerprints make equal features."""
+        # `about` is not included: equal weights from another training make equal features.
         digest = sha256()
-        if self.network != Network((self.n_inputs, self.n_features)):  # that of the first format has its fingerprint
-            digest.update(json.dumps(_described(self.network)).encode())
+        if self.network != Network((self.n_inputs, self.n_features)):  # the only one that format 1 had
+            digest.update(json.dumps(_network_attributes(self.network)).encode())
         for name, array in self._arrays().items():
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        """Features (n_rows, n_features) of unscaled rows (n_rows, n_inputs) of any real dtype.
+        """Return features (n_rows, n_features) of unscaled rows (n_rows, n_inputs) of any real dtype.
 
-        In float64 throughout: what every device is held against.
+        All computations are in float64. Tests compare the results of devices with these.
         """
         a = self.scaler.transform(rows).astype(np.float64)
         for (W, b_hidden, _), kind in zip(self.network.layers, self.network.activations, strict=True):
@@ -89,7 +93,7 @@ class Model:
         return a
 
     def decode(self, features: np.ndarray) -> np.ndarray:
-        """Scaled rows (n_rows, n_inputs) that features (n_rows, n_features) stand for, in float64 as well."""
+        """Return the decoded rows (n_rows, n_inputs), scaled and in float64, of features (n_rows, n_features)."""
         network = self.network
         s = features.astype(np.float64)
         if network.gain:
@@ -99,22 +103,22 @@ class Model:
         return s
 
     def folded(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each layer the affine map that its activation is applied to, float64: a matrix like ``W``, and a vector.
+        """Return the affine map before the activation of each layer: a matrix like ``W`` and a vector, float64.
 
-        The first one takes rows as they are: the scaling is part of it.
+        The first map includes the scaling, so it takes unscaled rows.
         """
         maps = [(self._wide(W), self._wide(b_hidden)) for W, b_hidden, _ in self.network.layers]
         W = self.scaler.scale[:, None] * maps[0][0]
         return [(W, maps[0][1] - self.scaler.minimum @ W), *maps[1:]]
 
     def to_hdf5(self) -> bytes:
-        """The bytes of ``model.h5``."""
-        # In memory, since what goes to the disk goes there by `Disk` alone; and in the oldest format, in which a group
-        # of any size is plain: `pipeline.modelfile` reads nothing else.
+        """Return the bytes of ``model.h5``."""
+        # In memory, because only `Disk` writes files. In HDF5's earliest format groups of any size have one simple
+        # form, the only one that `pipeline.modelfile` reads.
         with h5py.File.in_memory(libver="earliest") as file:
             file.attrs["format"] = FORMAT
             file.attrs["fingerprint"] = self.fingerprint
-            file.attrs.update(_described(self.network))
+            file.attrs.update(_network_attributes(self.network))
             file.attrs["about"] = json.dumps(self.about)
             for name, array in self._arrays().items():
                 file[name] = array
@@ -124,27 +128,34 @@ class Model:
             return bytes(file.id.get_file_image())
 
     def to_npz(self) -> bytes:
-        """The bytes of ``encoder.npz``: ``W_1``, ``b_1`` and so on of `folded`, and what is applied to them.
+        """Return the bytes of ``encoder.npz``: the maps of `folded` as ``W_1``, ``b_1`` and so on, and how to use them.
 
-        Rows come to them with ``fill`` for NaN, which it is where nothing is filled in, and clipped to ``low`` and
-        ``high`` (all three (n_inputs,)), which are infinite where nothing is clipped.
-        Where the model has an ``offset`` (n_inputs,), it is subtracted from the integers of the rows before all that.
-        ``slopes`` (n_layers,) are those of the layers' activations below 0, which are 1 where there is none, and
-        ``is_sigmoid`` says whether sigmoids follow the last one. If other activations are among the layers', their
-        names, ``activations`` (n_layers,), take the place of both, so that a reader of slopes fails.
+        First, the ``offset`` (n_inputs,), if there is one, is subtracted from rows of integers. Then NaN is replaced by
+        ``fill``, and values are clipped to ``low`` and ``high`` (all (n_inputs,)); ``fill`` is NaN in a model that
+        imputes nothing, and the limits are infinite in one that does not clip.
+        ``slopes`` (n_layers,) are the slopes of the activations below 0, which are 1 for linear layers, and
+        ``is_sigmoid`` says whether the features are sigmoids. If a layer has another activation, their names,
+        ``activations`` (n_layers,), replace both arrays, so that programs that expect slopes fail.
         """
+        buffer = io.BytesIO()
+        np.savez(buffer, **self._encoder_arrays())
+        return buffer.getvalue()
+
+    def _encoder_arrays(self) -> dict[str, Any]:
         scaler = self.scaler
-        endless = np.full(self.n_inputs, np.inf)
-        low, high = (scaler.minimum, scaler.maximum) if scaler.clips else (-endless, endless)
+        low = np.full(self.n_inputs, -np.inf)
+        high = np.full(self.n_inputs, np.inf)
+        if scaler.clips:
+            low = scaler.minimum
+            high = scaler.maximum
         fill = np.full(self.n_inputs, np.nan) if scaler.fill is None else scaler.fill
-        arrays: dict[str, Any] = {"low": low, "high": high, "fill": fill}
+        arrays = {"low": low, "high": high, "fill": fill}
         for i, (W, b) in enumerate(self.folded(), 1):
-            arrays |= {f"W_{i}": W, f"b_{i}": b}
+            arrays[f"W_{i}"] = W
+            arrays[f"b_{i}"] = b
         if self.offset is not None:
             arrays["offset"] = self.offset
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays, **self._activations())
-        return buffer.getvalue()
+        return {**arrays, **self._activations()}
 
     def _activations(self) -> dict[str, np.ndarray]:
         """Return the arrays of ``encoder.npz`` that describe the activations."""
@@ -172,8 +183,8 @@ class Model:
         return np.asarray(self.parameters[name], dtype=np.float64)
 
 
-def _described(network: Network) -> dict[str, Any]:
-    """A network as attributes of a file."""
+def _network_attributes(network: Network) -> dict[str, Any]:
+    """Return the attributes of a model file that describe a network."""
     return {
         "widths": list(network.widths),
         "activation": network.activation,
@@ -185,44 +196,50 @@ def _described(network: Network) -> dict[str, Any]:
 def load_model(path: str | Path) -> Model:
     """Read ``model.h5``.
 
-    The file is read without libhdf5, so it cannot lead elsewhere, and takes no more memory than its own size. It must
-    fit the fingerprint in it; and the digest in the manifest, if the directory holds one that lists it.
+    The file is read without libhdf5. It cannot make the program open other files, and takes no more memory than its own
+    size. It must match the fingerprint in it, and the digest in the directory's manifest if there is one.
 
     Parameters
     ----------
     path : str or Path
-        The file, or an output directory that holds one.
+        The file, or an output directory.
 
     Raises
     ------
     NoInput
-        When there is no such file.
+        If there is no such file.
     DataError
-        When it is no model, was changed since it was written, or arrays are missing, misshapen or not finite; it names
-        them.
+        If it is not a model, has changed since it was written, or arrays are missing, have wrong shapes or are not
+        finite. The message names these arrays.
     NewerFormat
-        When a later version of shardpress wrote it.
+        If a later version of shardpress has written it.
     ReadFailed, NotPermitted, SystemLimit
-        When the storage or the system fails.
+        If the storage or the system fails.
     """
     path = Path(path)
     entry = listed_model(path)
     try:
-        return _model(path, entry)
+        return _read_model(path, entry)
     except (DataError, NoInput):
-        # A run that has finished since the first look has replaced both the manifest and the model.
-        now = listed_model(path)
-        if now == entry:
+        # A run that has finished meanwhile has replaced both the manifest and the model.
+        new_entry = listed_model(path)
+        if new_entry == entry:
             raise
-    return _model(path, now)
+    return _read_model(path, new_entry)
 
 
-def _model(path: Path, entry: Entry | None) -> Model:
+def _read_model(path: Path, entry: Entry | None) -> Model:
     stored = read_model_file(path, entry)
     arrays = stored.arrays
-    scaler = Scaler(arrays["minimum"], arrays["maximum"], arrays.get("fill"), bool(arrays.get("clips", False)))
-    parameters = {name: arrays[name] for name in stored.network.shapes}
-    model = Model(scaler, stored.network, parameters, stored.about, arrays.get("offset"), stored.columns)
+    clips = bool(arrays.get("clips", False))
+    model = Model(
+        scaler=Scaler(arrays["minimum"], arrays["maximum"], arrays.get("fill"), clips),
+        network=stored.network,
+        parameters={name: arrays[name] for name in stored.network.shapes},
+        about=stored.about,
+        offset=arrays.get("offset"),
+        columns=stored.columns,
+    )
     if model.fingerprint != stored.fingerprint:
         raise DataError(
             f"model={shown(path)}: its network and arrays have the fingerprint {model.fingerprint}, expected "

@@ -1,7 +1,7 @@
-"""Model files as they are read: vetted in pure Python, without libhdf5, before anything of them is used.
+"""Reading of model files in pure Python, without libhdf5.
 
-A model comes from elsewhere as often as a shard does. So links, storage, shapes and sizes are checked against the
-network that the file describes; its bytes are checked against the manifest beside it.
+Users receive models from others, so links, storage, shapes and sizes are checked against the network that the file
+describes before anything in it is used; its bytes are checked against the manifest in the same directory.
 """
 
 from __future__ import annotations
@@ -34,26 +34,28 @@ COLUMNS = "columns"
 _NAME = "model.h5"
 _WANTED = "expected a model.h5 or an output directory that holds one"
 _ATTRIBUTES = ("format", "fingerprint", "widths", "activation", "code", "gain", "about")
-_MOST_METADATA = MOST_JSON_BYTES + 2**22  # bytes that are read beside the arrays
+_MOST_METADATA = MOST_JSON_BYTES + 2**22  # bytes that are read in addition to the arrays
 _MOST_WIDTHS = 300
 _MOST_COLUMN_BYTES = 2**13  # of JSON for one column: its name has 1,024 bytes at most, each escaped at worst
 _PIECE = 2**20  # bytes read at once for a digest
-_NAMES, _LONGEST = 10, 500  # arrays that a message names; characters that it quotes
+_MAX_NAMES = 10  # of arrays in a message
+_QUOTED = 500  # characters of the file in a message
 
 
 @dataclass(frozen=True, eq=False)
 class StoredModel:
-    """What a model file holds.
+    """Content of a model file.
 
     Attributes
     ----------
+    network : Network
     arrays : mapping of str to ndarray
-        ``minimum`` and ``maximum``, ``fill``, ``clips`` and ``offset`` if it has them, and the network's parameters:
-        finite, and of the shapes and dtypes that they must have.
+        ``minimum`` and ``maximum``, ``fill``, ``clips`` and ``offset`` if the file has them, and the parameters of the
+        network. Shapes and dtypes are as expected, and all values are finite.
     about : mapping
         How the model was made: plain values.
     fingerprint : str
-        That it says it has.
+        Fingerprint that is stored in the file.
     columns : Columns
         Names or numbers of the columns, if the file has them.
     """
@@ -66,7 +68,7 @@ class StoredModel:
 
 
 def listed_model(path: Path) -> Entry | None:
-    """Return what the manifest beside a model says of it; None if there is no manifest, or it lists no model."""
+    """Return the model's entry in the manifest of its directory; None if there is no manifest or no entry."""
     is_directory = os.path.isdir(path)
     if not is_directory and path.name != _NAME:
         return None
@@ -86,7 +88,7 @@ def listed_model(path: Path) -> Entry | None:
 
 
 def _is_ours(manifest: Path) -> bool:
-    """Return whether a damaged manifest is one of an output directory, not some other program's."""
+    """Return whether a damaged manifest is one of an output directory, and not of another program."""
     try:
         with open(manifest, "rb") as file:
             return b"shardpress" in file.read(2**10)
@@ -95,14 +97,14 @@ def _is_ours(manifest: Path) -> bool:
 
 
 def read_model_file(path: Path, entry: Entry | None) -> StoredModel:
-    """Return what a model file holds.
+    """Return the content of a model file.
 
     Parameters
     ----------
     path : Path
-        The file, or an output directory that holds one.
+        The file, or an output directory.
     entry : Entry or None
-        What `listed_model` has found for it: the file must have this size and digest.
+        Result of `listed_model`. The file must have this size and digest.
 
     Raises
     ------
@@ -110,7 +112,7 @@ def read_model_file(path: Path, entry: Entry | None) -> StoredModel:
         As `pipeline.model.load_model`, which also compares the fingerprint.
     """
     if os.path.isdir(path):
-        # The manifest's own name: ``model.h5`` beside it may be a link that a killed run has not replaced.
+        # The name in the manifest: ``model.h5`` may still be a link of an earlier run if this run was killed.
         path = path / (entry.file if entry else _NAME)
     where = f"model={shown(path)}"
     if "\0" in str(path):
@@ -151,9 +153,9 @@ def _check_digest(descriptor: int, size: int, entry: Entry, where: str) -> None:
 
 
 def _stored(descriptor: int, size: int, where: str) -> StoredModel:
-    """Return what an open file holds.
+    """Return the content of an open file.
 
-    What it claims is checked in an order in which nothing is allocated that is larger than the file.
+    Its claims are checked in such an order that no allocation is larger than the file.
     """
     try:
         base = check_superblock(descriptor, size, where)
@@ -169,7 +171,7 @@ def _stored(descriptor: int, size: int, where: str) -> StoredModel:
         about = parse_bounded(_text(contents, "about", where))
     except (OSError, MemoryError, ShardpressError):
         raise
-    except Exception as error:  # a damaged or forged file may lead to an error of any kind
+    except Exception as error:  # a damaged or forged file can cause any error
         raise DataError(
             f"{where}: cannot be read: {_reason(error)}. Expected the attributes and arrays of a model, stored as "
             "shardpress writes them. The file is damaged or forged: do not use it."
@@ -180,11 +182,11 @@ def _stored(descriptor: int, size: int, where: str) -> StoredModel:
 
 
 def _check_about(about: Any, where: str) -> None:
-    """Refuse plain values of another form than all callers rely on."""
-    is_object = isinstance(about, dict) and all(
-        isinstance(about.get(name, {}), dict) for name in ("config", "training")
-    )
-    if not is_object or not isinstance(about.get("training", {}).get("history", []), list):
+    """Refuse plain values that do not have the form on which callers rely."""
+    is_valid = isinstance(about, dict)
+    for name in ("config", "training"):
+        is_valid = is_valid and isinstance(about.get(name, {}), dict)
+    if not is_valid or not isinstance(about.get("training", {}).get("history", []), list):
         raise DataError(
             f"{where}: attribute about is not as expected, a JSON object with the objects config and training. The "
             "file is damaged or forged: do not use it."
@@ -192,9 +194,9 @@ def _check_about(about: Any, where: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return what is wrong, in words: errors of other kinds only say that something is not as it should be."""
+    """Return the reason for an error. Only the text of a `ValueError` is useful for users."""
     if isinstance(error, ValueError) and str(error):
-        return shown(str(error)[:_LONGEST])
+        return shown(str(error)[:_QUOTED])
     return "found other links, storage or types than expected"
 
 
@@ -238,17 +240,17 @@ def _network(contents: Contents, where: str) -> Network:
     known = activation in HIDDEN and code in CODES
     if not known or not 2 <= len(widths) <= _MOST_WIDTHS or min(network.widths) < 1:
         raise DataError(
-            f"{where}: network {shown(network)[:_LONGEST]}, expected two widths or more ({_MOST_WIDTHS} at most), each "
+            f"{where}: network {shown(network)[:_QUOTED]}, expected two widths or more ({_MOST_WIDTHS} at most), each "
             f"1 or more, an activation of {HIDDEN} and a code of {CODES}"
         )
     return network
 
 
 def _check_format(found: str, where: str) -> None:
-    """Refuse a model of another format, before all else: what that holds is not damage."""
+    """Refuse a model of another format. This comes first: its other content would look damaged."""
     if found == FORMAT:
         return
-    what = f"{where}: format {shown(repr(found[:_LONGEST]))}, expected {FORMAT!r}"
+    what = f"{where}: format {shown(repr(found[:_QUOTED]))}, expected {FORMAT!r}"
     name, _, version = FORMAT.partition("/")
     number = re.fullmatch(rf"{name}/([0-9]{{1,9}})", found)
     if number and int(number[1]) > int(version):
@@ -257,30 +259,39 @@ def _check_format(found: str, where: str) -> None:
 
 
 def _datasets(contents: Contents, network: Network, where: str) -> dict[str, Dataset]:
-    """Return the headers of all arrays, which are of the shapes and dtypes that the network has."""
-    expected: dict[str, tuple[tuple[int, ...], type]] = {
-        "minimum": ((network.n_inputs,), np.float64),
-        "maximum": ((network.n_inputs,), np.float64),
-        **{name: (shape, np.float32) for name, shape in network.shapes.items()},
-    }
-    missing = [name for name in expected if name not in contents.addresses]
-    if missing:
-        raise DataError(f"{where}: arrays {some(missing, _NAMES)} are missing, expected {some(expected, _NAMES)}")
-    optional: dict[str, tuple[tuple[int, ...], type]] = {
-        "fill": ((network.n_inputs,), np.float64),
-        "clips": ((), np.bool_),
-        "offset": ((network.n_inputs,), np.float64),
-    }
-    expected |= {name: what for name, what in optional.items() if name in contents.addresses}
-    datasets = {name: _dataset(contents, name, where) for name in expected}
-    for name, dataset in datasets.items():
-        shape, dtype = expected[name]
-        found = np.dtype(dataset.dtype[0])
-        if dataset.shape != shape or found != dtype:
-            raise _misfit(name, found, dataset.shape, shape, dtype, where)
+    """Return the headers of all arrays, whose shapes and dtypes must be those of the network."""
+    datasets = {}
+    expected = _expected_arrays(contents, network, where)
+    for name in expected:
+        datasets[name] = _dataset(contents, name, where)
+    for name, (shape, dtype) in expected.items():
+        _check_kind(datasets[name], name, shape, dtype, where)
     if COLUMNS in contents.addresses:
         datasets[COLUMNS] = _description_of_columns(contents, network.n_inputs, where)
     return datasets
+
+
+def _expected_arrays(contents: Contents, network: Network, where: str) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Return shapes and dtypes of the arrays of a network, and of optional ones that the file has."""
+    each_column = ((network.n_inputs,), np.float64)
+    required: dict[str, tuple[tuple[int, ...], type]] = {"minimum": each_column, "maximum": each_column}
+    for name, shape in network.shapes.items():
+        required[name] = (shape, np.float32)
+    missing = [name for name in required if name not in contents.addresses]
+    if missing:
+        names = f"arrays {some(missing, _MAX_NAMES)} are missing, expected {some(required, _MAX_NAMES)}"
+        raise DataError(f"{where}: {names}")
+    optional = {"fill": each_column, "clips": ((), np.bool_), "offset": each_column}
+    return required | {name: kind for name, kind in optional.items() if name in contents.addresses}
+
+
+def _check_kind(dataset: Dataset, name: str, shape: tuple[int, ...], dtype: type, where: str) -> None:
+    """Refuse an array of another shape or dtype."""
+    found = np.dtype(dataset.dtype[0])
+    if dataset.shape != shape or found != dtype:
+        raise DataError(
+            f"{where}: {name} is {found} of shape {dataset.shape}, expected finite {np.dtype(dtype)} of shape {shape}"
+        )
 
 
 def _description_of_columns(contents: Contents, n_inputs: int, where: str) -> Dataset:
@@ -306,14 +317,6 @@ def _dataset(contents: Contents, name: str, where: str) -> Dataset:
             f"{where} dataset={name}: cannot be read: {_reason(error)}. Expected numbers stored as a whole in the file "
             "itself. The file is damaged or forged: do not use it."
         ) from error
-
-
-def _misfit(
-    name: str, found: np.dtype, found_shape: tuple[int, ...], shape: tuple[int, ...], dtype: type, where: str
-) -> DataError:
-    return DataError(
-        f"{where}: {name} is {found} of shape {found_shape}, expected finite {np.dtype(dtype)} of shape {shape}"
-    )
 
 
 def _check_finite(arrays: Mapping[str, np.ndarray], where: str) -> None:

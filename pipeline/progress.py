@@ -1,4 +1,4 @@
-"""Progress of a pass over data: a tqdm bar on a terminal, and a few lines in a log, with the time left."""
+"""Progress of a pass over data, with the time left: a tqdm bar on a terminal, and a few lines in the log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Self
 
-from pipeline.runlog import BEHIND_A_BAR
+from pipeline.runlog import SHOWN_BY_BAR
 from pipeline.text import duration
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ __all__ = ["Progress"]
 
 log = logging.getLogger(__name__)
 
-# Percent of the total at which a line is due. The first ones show early how long the pass is going to take.
+# Percentages of the total at which a line is logged. The first ones soon show how long the pass is going to take.
 _MARKS = (1, 2, 5, *range(10, 100, 10))
-_SECONDS_BETWEEN_LINES = 5.0  # at least, so that a short pass has one line at its end
+_SECONDS_BETWEEN_LINES = 5.0  # at least, so that a short pass has only one line, at its end
 _LONGEST_SILENCE = 600.0
 _SECONDS_BETWEEN_BARS = 0.1  # units may be steps of a few microseconds
 
@@ -40,7 +40,7 @@ class Progress:
     unit_bytes : int
         Size of a unit, to show the rate in MB/s as well; 0 to leave it out.
     done : int
-        Number of units that an earlier run has done. They do not count for rates.
+        Number of units that an earlier run has done. Rates do not include them.
     """
 
     def __init__(self, what: str, total: int | None, unit: str, unit_bytes: int = 0, done: int = 0) -> None:
@@ -76,7 +76,7 @@ class Progress:
         return time.monotonic() - self._start
 
     def advance(self, n_units: int = 1, note: object = "") -> None:
-        """Count units. The text of `note` is shown after them, and only made then, since steps may be short."""
+        """Count units. `note` is shown after the count, and converted to text only then, because steps can be short."""
         self._done += n_units
         self._note = note
         now = time.monotonic()
@@ -113,8 +113,9 @@ class Progress:
         self._logged = self._done
         self._next_mark = self._mark_after(self._done)
         left = "" if is_last else self._left()
-        words = [self._count(), duration(self.seconds, math.inf), self._rate(), left, str(self._note)]
-        extra = {BEHIND_A_BAR: self._bar is not None}
+        elapsed = duration(self.seconds, math.inf)
+        words = [self._count(), elapsed, self._rate(), left, str(self._note)]
+        extra = {SHOWN_BY_BAR: self._bar is not None}
         log.info("%s: %s", self._what, ", ".join(filter(None, words)), extra=extra)
 
     def _count(self) -> str:
@@ -155,7 +156,8 @@ class Progress:
 
     def _draw(self) -> None:
         assert self._bar is not None
-        self._bar.set_postfix_str(", ".join(filter(None, [self._pace(), str(self._note)])), refresh=False)
+        words = [self._pace(), str(self._note)]
+        self._bar.set_postfix_str(", ".join(filter(None, words)), refresh=False)
         self._bar.update(self._done - self._bar.n)
 
     def _bar_format(self) -> str:
@@ -165,7 +167,7 @@ class Progress:
         return f"{{l_bar}}{{bar}}| {{n_fmt}}/{{total_fmt}} {self._unit} [{{elapsed}}<{{remaining}}{{postfix}}]"
 
     def _pace(self) -> str:
-        """Return the rate for a bar, which shows no seconds: seconds a unit where units are slow."""
+        """Return the rate for a bar: units per second, or seconds per unit if units are slow."""
         n = self._done - self._before
         if self._unit_bytes or not n:
             return self._rate()

@@ -1,4 +1,4 @@
-"""Logging with times: on the terminal, in ``run.log``, and the warnings of a run for its report."""
+"""Logging with times on the terminal and in ``run.log``, and a list of warnings for the report."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["BEHIND_A_BAR", "Dated", "RunLog", "Terminal", "Warnings", "warnings_kept"]
+__all__ = ["SHOWN_BY_BAR", "Dated", "RunLog", "Terminal", "Warnings", "collect_warnings"]
 
-# A record with this attribute says what a progress bar shows already: it is for the file only.
-BEHIND_A_BAR = "is_behind_a_bar"
+SHOWN_BY_BAR = "is_shown_by_bar"
+"""Attribute of log records that a progress bar already shows, so that they are written to the file only."""
 
 _NAME = "run.log"
-_MAX_WARNINGS = 50  # that are kept; a file with thousands of faults causes thousands
-_MAX_WAITING = 1000  # lines that are kept until the directory is known
+_MAX_WARNINGS = 50  # in the report; a file with thousands of faults causes thousands
+_MAX_WAITING = 1000  # lines that are kept in memory until the directory is known
 
 
 class Dated(logging.Formatter):
-    """A format with the time of day, and the date in the first line of each day."""
+    """Formatter that shows the time of day, and in the first line of each day the date."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s")
@@ -40,29 +40,29 @@ class Dated(logging.Formatter):
 
 
 class Terminal(logging.StreamHandler):
-    """Lines on standard error, above a progress bar if there is one."""
+    """Handler that writes lines to standard error, above a progress bar if there is one."""
 
     def __init__(self) -> None:
         super().__init__()
         self.setFormatter(Dated())
-        self.addFilter(lambda record: not getattr(record, BEHIND_A_BAR, False))
+        self.addFilter(lambda record: not getattr(record, SHOWN_BY_BAR, False))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        if "tqdm" not in sys.modules:  # then there is no bar
+        if "tqdm" not in sys.modules:  # there is no bar
             super().emit(record)
             return
         try:
             with sys.modules["tqdm"].tqdm.external_write_mode(file=self.stream):
                 super().emit(record)
-        except Exception:  # of drawing the bar again, say on a terminal that has been closed
+        except Exception:  # drawing the bar fails on a terminal that has been closed
             self.handleError(record)
 
 
 class RunLog(logging.Handler):
-    """Lines in ``run.log``, which are kept until the directory is known.
+    """Handler that writes lines to ``run.log``, and keeps them in memory until the directory is known.
 
-    A log that cannot be written does not stop a run.
+    If the file cannot be written, the run continues.
     """
 
     def __init__(self) -> None:
@@ -72,14 +72,14 @@ class RunLog(logging.Handler):
         self._descriptor: int | None = None
 
     def start(self, directory: Path) -> None:
-        """Write to a directory, which belongs to this run."""
-        # An existing run.log may be a link to another file, or a pipe that no process reads.
+        """Write to an output directory that this run has locked."""
+        # An existing run.log could be a link to another file, or a pipe that no process reads.
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with suppress(OSError):
             descriptor = os.open(directory / _NAME, flags, 0o666)
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-                os.close(descriptor)  # another name of a file elsewhere
+                os.close(descriptor)  # a hard link is another name of a file elsewhere
                 return
             self._descriptor = descriptor
             for line in self._waiting:
@@ -95,7 +95,7 @@ class RunLog(logging.Handler):
             self._waiting.append(line)
 
     def say(self, text: str) -> None:
-        """Write or keep a line that comes from no logger."""
+        """Write or keep a line that is not a log record."""
         self.emit(logging.makeLogRecord({"msg": text, "levelname": "INFO"}))
 
     def close(self) -> None:
@@ -108,14 +108,14 @@ class RunLog(logging.Handler):
 
 
 class Warnings(logging.Handler):
-    """The first warnings of a run, for its report.
+    """Handler that collects the first warnings of a run.
 
     Attributes
     ----------
     first : list of str
-        Their messages, each once.
+        Distinct messages of the first warnings.
     n : int
-        Number of warnings, in which repetitions of a kept one are not counted.
+        Number of warnings, without repetitions of those in `first`.
     """
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class Warnings(logging.Handler):
         self.n = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep or count one warning."""
+        """Collect or count one warning."""
         line = record.getMessage()
         if line in self.first:
             return
@@ -134,23 +134,24 @@ class Warnings(logging.Handler):
 
 
 @contextmanager
-def warnings_kept() -> Iterator[Warnings]:
-    """Keep the warnings of the pipeline and the kernels within the context."""
-    kept = Warnings()
-    handlers: list[logging.Handler] = [kept]
-    # Where logging has not been set up, Python prints warnings only as long as no handler takes them.
+def collect_warnings() -> Iterator[Warnings]:
+    """Collect the warnings of the pipeline and the kernels within the context."""
+    collected = Warnings()
+    handlers: list[logging.Handler] = [collected]
+    # If logging is not configured, Python prints warnings only as long as there is no handler.
     if logging.lastResort is not None and not logging.getLogger().handlers:
         handlers.append(logging.lastResort)
     places = [(logging.getLogger(name), handler) for name in ("pipeline", "kernels") for handler in handlers]
     for logger, handler in places:
         logger.addHandler(handler)
     try:
-        yield kept
+        yield collected
     finally:
         for logger, handler in places:
             logger.removeHandler(handler)
 
 
 def _write(descriptor: int, line: str) -> None:
-    with suppress(OSError):  # a full disk, say
-        os.write(descriptor, line.encode("utf-8", "backslashreplace") + b"\n")  # names of files need not be UTF-8
+    data = line.encode("utf-8", "backslashreplace")  # names of files need not be UTF-8
+    with suppress(OSError):  # for example if the disk is full
+        os.write(descriptor, data + b"\n")

@@ -1,4 +1,4 @@
-"""Being told to stop: SIGINT, SIGTERM and SIGHUP end a run at a safe point, and the process by the real signal."""
+"""Signals: SIGINT, SIGTERM and SIGHUP stop a run at a safe point, and the process then ends by the same signal."""
 
 from __future__ import annotations
 
@@ -20,13 +20,18 @@ _n_deferred = 0
 
 
 class Stopped(KeyboardInterrupt):
-    """The signal of this number asked for the end.
+    """Stop that was requested by a signal.
 
-    Like `KeyboardInterrupt` it is no `Exception`, so that nothing takes it for an error.
+    It is a `KeyboardInterrupt` and no `Exception`, so that it is not handled as an error.
+
+    Parameters
+    ----------
+    number : int
+        Number of the signal.
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__(number)  # alone, since that is what pickle makes it of in another process
+        super().__init__(number)  # the only argument, because pickle calls the class with it
         self.number = number
 
     def __str__(self) -> str:
@@ -35,7 +40,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Turn the first signal into `Stopped` as long as the context lasts. A second one ends the process at once.
+    """Raise `Stopped` for the first signal within the context. A second one ends the process at once.
 
     A signal that the process was started to ignore, as ``nohup`` does with SIGHUP, stays ignored.
     """
@@ -43,8 +48,8 @@ def stoppable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # Python delivers signals to the main thread only
         return
-    heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, _on_signal) for number in heard}
+    handled = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _on_signal) for number in handled}
     try:
         yield
     finally:
@@ -54,10 +59,9 @@ def stoppable() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise `Stopped` when a signal has come; long loops call it.
+    """Raise `Stopped` if a signal has been received. Long loops call this function.
 
-    The handler raises as well, for what waits. But that is lost when it strikes inside one of h5py's callbacks, from
-    which no exception comes through.
+    The signal handler raises it as well, which interrupts waiting. But exceptions in callbacks of h5py are lost.
     """
     if _caught:
         raise Stopped(_caught[0])
@@ -65,10 +69,10 @@ def check() -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Within the context a signal raises in `check` only: for work that must not stop inside one of its steps."""
+    """Raise `Stopped` only in `check` within the context, for work that must not stop within a step."""
     global _n_deferred
     if threading.current_thread() is not threading.main_thread():
-        yield  # where no handler ever runs
+        yield  # handlers run in the main thread only
         return
     _n_deferred += 1
     try:
@@ -78,20 +82,20 @@ def deferred() -> Iterator[None]:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit with a code, or by the signal it stands for, so that whoever waits for the process sees why it ended."""
+    """Exit with a code. Above 128 it stands for a signal, which then ends the process, so that its parent knows why."""
     if code > 128:
-        heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        for number in (*heard, code - 128):
-            signal.signal(number, signal.SIG_DFL)  # one more ends the process at once, with no traceback
-        atexit._run_exitfuncs()  # which a signal passes over
+        handled = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        for number in (*handled, code - 128):
+            signal.signal(number, signal.SIG_DFL)  # a further signal ends the process at once, without a traceback
+        atexit._run_exitfuncs()  # which Python does not call when a signal ends the process
         os.kill(os.getpid(), code - 128)
     sys.exit(code)
 
 
 def _on_signal(number: int, _frame: object) -> None:
-    for each in _SIGNALS:
-        if signal.getsignal(each) == _on_signal:
-            signal.signal(each, signal.SIG_DFL)
+    for other in _SIGNALS:
+        if signal.getsignal(other) == _on_signal:
+            signal.signal(other, signal.SIG_DFL)
     _caught.append(number)
     if not _n_deferred:
         raise Stopped(number)

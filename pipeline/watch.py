@@ -1,4 +1,4 @@
-"""What bounds a run, moment by moment: the device, the processor or the disk."""
+"""Sampling of what limits the speed of a run: the device, the processor or the disk."""
 
 from __future__ import annotations
 
@@ -9,93 +9,107 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["BOUNDS", "Watch", "bound", "states", "watching"]
+__all__ = ["BOTTLENECKS", "Watch", "bottleneck", "thread_states", "watching"]
 
-BOUNDS = ("device", "processor", "disk", "other")
-_EVERY = 0.1  # seconds: a look takes a quarter of a millisecond
-_FEWEST = 10  # looks that tell anything
+BOTTLENECKS = ("device", "processor", "disk", "other")
+_INTERVAL = 0.1  # seconds between samples; each takes a quarter of a millisecond
+_MIN_SAMPLES = 10
 _TASKS = Path("/proc/self/task")
 
 
 class Watch:
-    """Looks again and again at what the threads of this process are at, until it is stopped.
+    """A thread that samples the bottleneck of this process until it is stopped.
 
     Parameters
     ----------
-    look : callable
-        What bounds the process at this moment, one of `BOUNDS`; None where that cannot be told.
+    sample : callable
+        Returns the current bottleneck, one of `BOTTLENECKS`, or None if it is unknown.
     """
 
-    def __init__(self, look: Callable[[], str | None]) -> None:
-        self._look = look
+    def __init__(self, sample: Callable[[], str | None]) -> None:
+        self._sample = sample
         self._stopped = threading.Event()
-        self._found: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._thread.start()
 
-    def taken(self) -> dict[str, float]:
-        """Shares of the time since this was last asked, of each of `BOUNDS`; nothing where that was too short."""
-        found = self._found
-        self._found = Counter()
-        n_looks = sum(found.values())
-        return {} if n_looks < _FEWEST else {name: found[name] / n_looks for name in BOUNDS}
+    def take_shares(self) -> dict[str, float]:
+        """Return each bottleneck's share of the time since the last call; empty if that is too short."""
+        counts = self._counts
+        self._counts = Counter()
+        n_samples = sum(counts.values())
+        if n_samples < _MIN_SAMPLES:
+            return {}
+        return {name: counts[name] / n_samples for name in BOTTLENECKS}
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop sampling."""
         self._stopped.set()
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stopped.wait(_EVERY):
-            if (found := self._look()) is not None:
-                self._found[found] += 1
+        while not self._stopped.wait(_INTERVAL):
+            name = self._sample()
+            if name is not None:
+                self._counts[name] += 1
 
 
 @contextmanager
 def watching(n_device_calls: Callable[[], int], is_compiling: Callable[[], bool]) -> Iterator[Watch]:
-    """Watch this process, but not while it compiles, for as long as the context lasts.
+    """Watch this process within the context, except while it compiles.
 
     Parameters
     ----------
     n_device_calls : callable
-        How many calls a device other than the CPU is at work on.
+        Returns the number of calls in progress on a device other than the CPU.
+    is_compiling : callable
+        Returns whether the process is waiting for the compiler.
     """
     n_cores = len(os.sched_getaffinity(0))
 
-    def look() -> str | None:
-        return None if is_compiling() else bound(states(), n_device_calls(), n_cores)
+    def sample() -> str | None:
+        if is_compiling():
+            return None
+        return bottleneck(thread_states(), n_device_calls(), n_cores)
 
-    watch = Watch(look)
+    watch = Watch(sample)
     try:
         yield watch
     finally:
         watch.stop()
 
 
-def states(tasks: Path = _TASKS) -> Counter[str]:
-    """How many threads of this process, but for the one that asks, are in each of the kernel's states.
+def thread_states(tasks: Path = _TASKS) -> Counter[str]:
+    """Return the number of threads of this process in each state of the kernel, without the calling thread.
 
-    ``R`` runs or would run if a core were free, ``D`` waits for a disk or a file server, ``S`` for anything else.
+    ``R`` is running or ready to run, ``D`` waits for a disk or a file server, ``S`` waits for anything else.
+
+    Parameters
+    ----------
+    tasks : Path
+        Directory with one entry for each thread, as in ``/proc``.
     """
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     own = str(threading.get_native_id())
-    with suppress(OSError):  # no such thing on this system
+    with suppress(OSError):  # without /proc
         for thread in os.listdir(tasks):
-            with suppress(OSError):  # it has ended
-                told = (tasks / thread / "stat").read_bytes()
+            with suppress(OSError):  # the thread has ended
+                line = (tasks / thread / "stat").read_bytes()
                 if thread != own:
-                    found[chr(told[told.rindex(b")") + 2])] += 1  # behind its name, which may hold anything
-    return found
+                    # The state follows the thread's name in parentheses, which may itself contain parentheses.
+                    state = line[line.rindex(b")") + 2]
+                    counts[chr(state)] += 1
+    return counts
 
 
-def bound(found: Mapping[str, int], n_device_calls: int, n_cores: int) -> str | None:
-    """What of `BOUNDS` more of would make the process go on faster, by the states of its threads; None without any."""
-    if not found:
+def bottleneck(states: Mapping[str, int], n_device_calls: int, n_cores: int) -> str | None:
+    """Return which of `BOTTLENECKS` limits the process, given its number of threads by state; None without threads."""
+    if not states:
         return None
     if n_device_calls:
         return "device"
-    n_running = found.get("R", 0)
-    n_waiting = found.get("D", 0)
+    n_running = states.get("R", 0)
+    n_waiting = states.get("D", 0)
     if n_running >= n_cores or (n_running and not n_waiting):
         return "processor"
     return "disk" if n_waiting else "other"

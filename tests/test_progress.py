@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from pipeline import progress as module
 from pipeline.progress import Progress
-from pipeline.runlog import BEHIND_A_BAR
+from pipeline.runlog import SHOWN_BY_BAR
 from tests.support.logged import mentions
 
 
@@ -67,7 +67,7 @@ def test_a_bar_is_updated_often_and_logged_to_the_file(lines, monkeypatch, caplo
     drawn = []
     passed(monkeypatch, 100_000, 20.0)
     assert 20.0 / 0.1 * 0.9 < len(drawn) <= 20.0 / 0.1 + 1
-    assert [hasattr(record, BEHIND_A_BAR) and getattr(record, BEHIND_A_BAR) for record in caplog.records] == [
+    assert [hasattr(record, SHOWN_BY_BAR) and getattr(record, SHOWN_BY_BAR) for record in caplog.records] == [
         *[True] * (len(lines()) - 1),
         False,
     ]

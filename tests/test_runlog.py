@@ -8,7 +8,7 @@ import time
 import pytest
 from tqdm import tqdm
 
-from pipeline.runlog import BEHIND_A_BAR, Dated, RunLog, Terminal, warnings_kept
+from pipeline.runlog import SHOWN_BY_BAR, Dated, RunLog, Terminal, collect_warnings
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_lines_hidden_by_a_bar_are_only_in_the_file(tmp_path, run_log, capsys):
     terminal = Terminal()
     for is_behind in (True, False):
         line = record(f"behind a bar: {is_behind}")
-        setattr(line, BEHIND_A_BAR, is_behind)
+        setattr(line, SHOWN_BY_BAR, is_behind)
         for handler in (run_log, terminal):
             handler.handle(line)
     assert [line.split(": ")[1] for line in lines(tmp_path)] == ["True", "False"]
@@ -116,7 +116,7 @@ def test_an_unwritable_directory_disables_the_log(tmp_path, run_log):
 
 def test_repeated_warnings_are_kept_once_but_counted() -> None:
     log = logging.getLogger("pipeline.some.where")
-    with warnings_kept() as kept:
+    with collect_warnings() as kept:
         log.info("no warning")
         for i in range(70):
             log.warning("warning %d", i)
@@ -130,7 +130,7 @@ def test_warnings_are_printed_without_logging_handlers(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    with warnings_kept() as kept:
+    with collect_warnings() as kept:
         logging.getLogger("kernels.backend").warning("look here")
     assert kept.first == ["look here"]
     assert capsys.readouterr().err == "look here\n"

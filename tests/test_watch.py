@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.watch import BOUNDS, Watch, bound, states, watching
+from pipeline.watch import BOTTLENECKS, Watch, bottleneck, thread_states, watching
 from tests.support.cases import each
 
 
@@ -30,7 +30,7 @@ from tests.support.cases import each
 def test_the_bound_is_the_resource_that_threads_wait_for(
     found: dict[str, int], n_device_calls: int, expected: str | None
 ) -> None:
-    assert bound(found, n_device_calls, n_cores=2) == expected
+    assert bottleneck(found, n_device_calls, n_cores=2) == expected
 
 
 def test_states_are_read_for_any_thread_name(tmp_path: Path) -> None:
@@ -40,8 +40,8 @@ def test_states_are_read_for_any_thread_name(tmp_path: Path) -> None:
         (tmp_path / thread).mkdir()
         (tmp_path / thread / "stat").write_text(f"{thread} ({name}) {state} 1 2 3\n")
     (tmp_path / "4").mkdir()  # has ended meanwhile
-    assert states(tmp_path) == {"S": 1, "D": 1, "R": 1}
-    assert states(tmp_path / "none") == {}
+    assert thread_states(tmp_path) == {"S": 1, "D": 1, "R": 1}
+    assert thread_states(tmp_path / "none") == {}
 
 
 def test_sleeping_and_computing_threads_are_distinguished(tmp_path: Path) -> None:
@@ -56,9 +56,9 @@ def test_sleeping_and_computing_threads_are_distinguished(tmp_path: Path) -> Non
     for thread in threads:
         thread.start()
         (tmp_path / str(thread.native_id)).symlink_to(f"/proc/self/task/{thread.native_id}")
-    found, give_up = states(tmp_path), time.monotonic() + 60
+    found, give_up = thread_states(tmp_path), time.monotonic() + 60
     while found != {"R": 1, "S": 1} and time.monotonic() < give_up:
-        found = states(tmp_path)
+        found = thread_states(tmp_path)
     over.set()
     for thread in threads:
         thread.join()
@@ -66,7 +66,7 @@ def test_sleeping_and_computing_threads_are_distinguished(tmp_path: Path) -> Non
 
 
 def test_shares_cover_the_time_since_the_last_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.watch._EVERY", 0.0)
+    monkeypatch.setattr("pipeline.watch._INTERVAL", 0.0)
     looks = iter(["disk"] * 30 + ["device"] * 10 + [None] * 5 + ["processor"] * 9)
     done, go_on = threading.Event(), threading.Event()
     n_looks = Counter[str]()
@@ -83,12 +83,12 @@ def test_shares_cover_the_time_since_the_last_request(monkeypatch: pytest.Monkey
 
     watch = Watch(look)
     assert done.wait(60)
-    assert watch.taken() == {"device": 0.25, "processor": 0.0, "disk": 0.75, "other": 0.0}
+    assert watch.take_shares() == {"device": 0.25, "processor": 0.0, "disk": 0.75, "other": 0.0}
     done.clear()
     go_on.set()
     assert done.wait(60)
     watch.stop()
-    assert watch.taken() == {}  # nine looks tell nothing
+    assert watch.take_shares() == {}  # nine looks tell nothing
 
 
 def test_a_watch_ends_with_its_context_after_an_error() -> None:
@@ -105,7 +105,7 @@ def test_a_watch_ends_with_its_context_after_an_error() -> None:
 
 
 def test_nothing_is_reported_while_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.watch._EVERY", 0.0)
+    monkeypatch.setattr("pipeline.watch._INTERVAL", 0.0)
     asked = Counter[str]()
 
     def is_compiling() -> bool:
@@ -116,6 +116,6 @@ def test_nothing_is_reported_while_compiling(monkeypatch: pytest.MonkeyPatch) ->
     with watching(lambda: 0, is_compiling) as watch:
         while asked["times"] < 100 and time.monotonic() < give_up:
             time.sleep(0.001)
-        assert watch.taken() == {}
+        assert watch.take_shares() == {}
     assert asked["times"] >= 100
-    assert set(BOUNDS) == {"device", "processor", "disk", "other"}
+    assert set(BOTTLENECKS) == {"device", "processor", "disk", "other"}

@@ -14,7 +14,7 @@ from pipeline.scan.drift import Outside, outside_of
 from pipeline.scan.scaler import Scaler, bad_entries, bad_rows
 from pipeline.shards.shard import Block
 
-__all__ = ["BadData"]
+__all__ = ["BadData", "Judged"]
 
 _MAX_LISTED_COLUMNS = 20  # of a row: otherwise one row with thousands of bad values would fill the list
 _NO_POSITIONS = np.empty(0, dtype=np.int64)
@@ -23,7 +23,7 @@ _Encode = Callable[[np.ndarray, np.ndarray], object]
 
 
 @dataclass(frozen=True)
-class _Judged:
+class Judged:
     """Result of `BadData.judge` for one block.
 
     Attributes
@@ -83,7 +83,7 @@ class BadData:
         features: np.ndarray,
         encode: _Encode,
         suspects: np.ndarray | None = None,
-    ) -> _Judged:
+    ) -> Judged:
         """Find bad rows and rows outside the model's range, and set the features of bad rows to NaN.
 
         Finite rows that are so far away that their features overflow float32 are bad rows, too.
@@ -119,7 +119,7 @@ class BadData:
         reasons += self._describe_overflown(block, numbers[overflown])
         bad = numbers[np.union1d(bad, overflown)] - block.start
         features[bad] = np.nan
-        return _Judged(bad=bad, n_outside=n_outside, reasons=reasons, outside=columns)
+        return Judged(bad=bad, n_outside=n_outside, reasons=reasons, outside=columns)
 
     def _find_bad(self, block: Block, numbers: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """Return the positions of bad rows, whose numbers in the shard are `numbers`, and the reasons."""
@@ -131,17 +131,12 @@ class BadData:
             self._refuse_bad(block, numbers, rows, is_bad)
         if not self.lists_rows:
             return bad, []
-        reasons = []
-        for position in bad:
-            columns = np.flatnonzero(is_bad[position])
-            value = rows[position, columns[0]]
-            reasons.append(_reason(numbers[position], columns, str(value)))
-        return bad, reasons
+        return bad, [_first_reason(numbers[i], rows[i], is_bad[i]) for i in bad]
 
     def _refuse_bad(self, block: Block, numbers: np.ndarray, rows: np.ndarray, is_bad: np.ndarray) -> NoReturn:
         n_bad = np.count_nonzero(is_bad.any(axis=1))
         row, column = np.argwhere(is_bad)[0]
-        where = f"row {numbers[row]}, column {self._column_name(block, column)}"
+        where = self._place(block, numbers[row], column)
         held = "Inf, or no value at all" if self.fills else "NaN, Inf or the missing value"
         raise DataError(
             f"{block}: {rows[row, column]} in {where}; {n_bad} of these rows hold {held}, expected finite "
@@ -192,19 +187,24 @@ class BadData:
         outside = np.flatnonzero(is_outside.any(axis=1))
         if self.on_drift == "raise":
             row, column = np.argwhere(is_outside)[0]
-            where = f"row {numbers[row]}, column {self._column_name(block, column)}"
+            expected = f"{low[column]:g} to {high[column]:g}, the range of the model's training rows"
             raise DataError(
-                f"{block}: {rows[row, column]} in {where}, expected "
-                f"{low[column]:g} to {high[column]:g}, the range of the model's training rows; {len(outside)} of these "
-                "rows lie outside. Train a model on them, or use --on-drift clip."
+                f"{block}: {rows[row, column]} in {self._place(block, numbers[row], column)}, expected {expected}; "
+                f"{len(outside)} of these rows lie outside. Train a model on them, or use --on-drift clip."
             )
         return outside
 
-    def _column_name(self, block: Block, column: np.integer[Any]) -> str:
-        """Return the number and the name of a column."""
+    def _place(self, block: Block, number: int, column: np.integer[Any]) -> str:
+        """Return the number of a row, and the number and name of a column, for messages."""
         # A shard in a worker process has no names, which keeps tasks small; the model has the same names.
         columns = block.shard.columns if block.shard.columns.is_known else self.columns
-        return columns.numbered(int(column))
+        return f"row {number}, column {columns.numbered(int(column))}"
+
+
+def _first_reason(number: int, row: np.ndarray, is_bad: np.ndarray) -> dict[str, Any]:
+    """Return the reason for a bad row: its bad columns, and the value in the first one."""
+    columns = np.flatnonzero(is_bad)
+    return _reason(number, columns, str(row[columns[0]]))
 
 
 def _reason(row: int, columns: np.ndarray, reason: str) -> dict[str, Any]:

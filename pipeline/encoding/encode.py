@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.cluster.threads import check
 from pipeline.device import theanos_errors
-from pipeline.encoding.bad_data import BadData
+from pipeline.encoding.bad_data import BadData, Judged
 from pipeline.encoding.partfile import PartMemory
 from pipeline.encoding.parts import MAX_LISTED_COLUMNS, Part, PartFacts
 from pipeline.encoding.template import Streamed
@@ -75,6 +75,12 @@ class _RowFacts:
     bad: list[dict[str, Any]] = field(default_factory=list)
     outside: list[Outside] = field(default_factory=list)
 
+    def add(self, judged: Judged) -> None:
+        """Add the bad rows and the drift of a block."""
+        self.n_outside += judged.n_outside
+        self.bad += judged.reasons
+        self.outside = farthest([*self.outside, *judged.outside])
+
 
 @theanos_errors()  # also in a worker process, because most of Theano's exceptions cannot be pickled
 def encode_part(task: EncodeTask) -> PartFacts:
@@ -103,15 +109,13 @@ def encode_part(task: EncodeTask) -> PartFacts:
         with worker.turns:  # released before the part is written, which waits for the disk
             rows = _encode_rows(worker, task, features, valid)
     else:
-        features[:] = np.nan
-        valid[:] = False
-        rows = _RowFacts(bad=[{"row": [source.start, source.stop], "columns": [], "reason": task.unreadable}])
+        rows = _mark_unreadable(source, task.unreadable, features, valid)
     error = memory.store(len(source))
     facts = _facts(task, valid, rows.n_outside, error)
     entry, lost = _write_part(worker, task, memory, valid, facts)
     # Wide extras are read while they are written, so `lost` is complete only now.
     listed = [*rows.bad, *lost] if settings.bad_data.lists_rows else []
-    return PartFacts(entry, **facts, bad=tuple(listed), outside=tuple(rows.outside))
+    return PartFacts(entry, **facts, bad=tuple(listed), outside=tuple(rows.outside[:MAX_LISTED_COLUMNS]))
 
 
 def _facts(task: EncodeTask, valid: np.ndarray, n_outside: int, error: float | None) -> dict[str, Any]:
@@ -131,6 +135,14 @@ def _facts(task: EncodeTask, valid: np.ndarray, n_outside: int, error: float | N
         facts["dtype"] = task.settings.storage.dtype
         facts["max_error"] = error
     return facts
+
+
+def _mark_unreadable(source: Block, why: str, features: np.ndarray, valid: np.ndarray) -> _RowFacts:
+    """Mark all rows of a part as bad."""
+    features[:] = np.nan
+    valid[:] = False
+    reason = {"row": [source.start, source.stop], "columns": [], "reason": why}
+    return _RowFacts(bad=[reason])
 
 
 def _encode_rows(worker: Worker, task: EncodeTask, features: np.ndarray, valid: np.ndarray) -> _RowFacts:
@@ -153,10 +165,7 @@ def _encode_rows(worker: Worker, task: EncodeTask, features: np.ndarray, valid: 
             continue
         judged = bad_data.judge(block, (rows, cleaned), features[place], worker.encode, suspects)
         valid[place][judged.bad] = False
-        facts.n_outside += judged.n_outside
-        facts.bad += judged.reasons
-        facts.outside = farthest([*facts.outside, *judged.outside])
-    facts.outside = facts.outside[:MAX_LISTED_COLUMNS]
+        facts.add(judged)
     return facts
 
 

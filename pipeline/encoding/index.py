@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from pipeline.encoding.template import describe, write_attributes
-from pipeline.features import Shape, common
+from pipeline.features import Shape, common_dtypes
 from pipeline.formats import digest, missing_value
 from pipeline.output.records import INDEX
 
@@ -85,7 +85,7 @@ def _joined_shapes(files: Sequence[_Viewed]) -> dict[str, Shape]:
     """Return shapes and dtypes of the datasets that all files have, concatenated along the rows."""
     parts = [shapes for _, shapes in files]
     joined: dict[str, Shape] = {}
-    for name, dtype in common(parts).items():
+    for name, dtype in common_dtypes(parts).items():
         dims = [part[name][0] for part in parts]
         n_rows = sum(shape[0] for shape in dims)
         joined[name] = ((n_rows, *dims[0][1:]), dtype)

@@ -129,14 +129,15 @@ class PartMemory:
         self, arrays: Mapping[str, np.ndarray | Streamed], attributes: Mapping[str, Any], n_source: int
     ) -> Template:
         """Return the layout of a file, which is kept for other parts that differ in nothing but numbers."""
-        # NumPy ignores metadata when it compares dtypes, but HDF5 distinguishes strings in ASCII and in UTF-8.
-        layout = [(name, values.shape, values.dtype, values.dtype.metadata) for name, values in arrays.items()]
-        key = repr((n_source, attributes, layout))
+        key = _layout_key(arrays, attributes, n_source)
         if key in self._templates:
             return self._templates[key]
-        n_rows = arrays[VALID].shape[0]
-        is_compressed = n_rows > 0 and self._storage.compression != "none"
-        template = self._lay_out(arrays, attributes, n_source, is_compressed)
+        is_compressed = self._storage.compression != "none" and arrays[VALID].shape[0] > 0
+        shapes, written = self._datasets(arrays, is_compressed)
+        template = lay_out(shapes, written, attributes, n_source)
+        offset = template.place_of(FEATURES)
+        if offset not in (None, self._offset):
+            raise RuntimeError(f"HDF5 puts features at byte {offset}, expected {self._offset} as in an empty file")
         has_strings = any(values.dtype.hasobject for values in arrays.values())
         # A template with strings or compressed features contains them: it fits this part only, and may be large.
         if not has_strings and not is_compressed:
@@ -145,13 +146,10 @@ class PartMemory:
             self._templates[key] = template
         return template
 
-    def _lay_out(
-        self,
-        arrays: Mapping[str, np.ndarray | Streamed],
-        attributes: Mapping[str, Any],
-        n_source: int,
-        is_compressed: bool,
-    ) -> Template:
+    def _datasets(
+        self, arrays: Mapping[str, np.ndarray | Streamed], is_compressed: bool
+    ) -> tuple[dict[str, Shape], dict[str, np.ndarray | Chunked | Streamed]]:
+        """Return the datasets whose values are put in place later, and those that HDF5 writes."""
         n_rows = arrays[VALID].shape[0]
         shapes: dict[str, Shape] = {}
         written: dict[str, np.ndarray | Chunked | Streamed] = {}
@@ -166,11 +164,14 @@ class PartMemory:
         written |= self._categories
         if is_compressed:
             written[FEATURES] = Chunked(self._stored(n_rows), self._storage.compression)
-        template = lay_out(shapes, written, attributes, n_source)
-        offset = template.place_of(FEATURES)
-        if offset not in (None, self._offset):
-            raise RuntimeError(f"HDF5 puts features at byte {offset}, expected {self._offset} as in an empty file")
-        return template
+        return shapes, written
+
+
+def _layout_key(arrays: Mapping[str, np.ndarray | Streamed], attributes: Mapping[str, Any], n_source: int) -> str:
+    """Return a text that is equal for files that differ in nothing but values."""
+    # NumPy ignores metadata when it compares dtypes, but HDF5 distinguishes strings in ASCII and in UTF-8.
+    datasets = [(name, values.shape, values.dtype, values.dtype.metadata) for name, values in arrays.items()]
+    return repr((n_source, attributes, datasets))
 
 
 def _aligned_zeros(n_bytes: int, content: np.ndarray | None = None) -> np.ndarray:

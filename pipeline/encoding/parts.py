@@ -135,9 +135,7 @@ def plan_parts(
     overlapping : list of PartFacts
         Committed parts that are not used.
     """
-    parts_of_shard: dict[int, list[PartFacts]] = {}
-    for part in sorted(committed, key=lambda part: part.start):
-        parts_of_shard.setdefault(part.shard, []).append(part)
+    parts_of_shard = _by_shard(committed)
     missing: list[Part] = []
     overlapping: list[PartFacts] = []
     for number, shard in enumerate(shards):
@@ -147,6 +145,14 @@ def plan_parts(
             blocks = Block(shard, start, stop).cut(part_rows)
             missing += [Part(number, block) for block in blocks]
     return missing, overlapping
+
+
+def _by_shard(parts: Sequence[PartFacts]) -> dict[int, list[PartFacts]]:
+    """Return the parts of each shard, sorted by first row."""
+    by_shard: dict[int, list[PartFacts]] = {}
+    for part in sorted(parts, key=lambda part: part.start):
+        by_shard.setdefault(part.shard, []).append(part)
+    return by_shard
 
 
 def _gaps(shard: Shard, parts: Sequence[PartFacts]) -> tuple[list[tuple[int, int]], list[PartFacts]]:

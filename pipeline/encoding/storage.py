@@ -124,26 +124,31 @@ def write_chunked(file: h5py.File, name: str, chunked: Chunked) -> None:
     lock meanwhile.
     """
     values = chunked.values
-    row_bytes = values.dtype.itemsize * values.shape[1]
-    chunk_rows = max(1, min(len(values), _CHUNK_BYTES // row_bytes))
-    dataset = file.create_dataset(
-        name,
-        values.shape,
-        values.dtype,
-        chunks=(chunk_rows, values.shape[1]),
-        compression=chunked.compression,
-        shuffle=True,
-        track_times=False,  # so that equal parts have equal bytes
-    )
+    dataset = _create_chunked(file, name, chunked)
     if chunked.compression == "lzf":
         dataset[...] = values
         return
     chunk = np.zeros(dataset.chunks, values.dtype)
-    for rows in _slices(len(values), chunk_rows):
+    for rows in _slices(len(values), len(chunk)):
         n_rows = rows.stop - rows.start
         chunk[:n_rows] = values[rows]
         chunk[n_rows:] = 0
         dataset.id.write_direct_chunk((rows.start, 0), _compressed(chunk))
+
+
+def _create_chunked(file: h5py.File, name: str, chunked: Chunked) -> h5py.Dataset:
+    n_rows, n_features = chunked.values.shape
+    dtype = chunked.values.dtype
+    chunk_rows = max(1, min(n_rows, _CHUNK_BYTES // (dtype.itemsize * n_features)))
+    return file.create_dataset(
+        name,
+        (n_rows, n_features),
+        dtype,
+        chunks=(chunk_rows, n_features),
+        compression=chunked.compression,
+        shuffle=True,
+        track_times=False,  # so that equal parts have equal bytes
+    )
 
 
 def _compressed(chunk: np.ndarray) -> bytearray:

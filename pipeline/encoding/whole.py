@@ -20,7 +20,7 @@ import numpy as np
 from pipeline import signals
 from pipeline.encoding.template import Template, lay_out
 from pipeline.errors import ReadFailed, shown
-from pipeline.features import FAILURES, Shape, categories_of, common, reading
+from pipeline.features import FAILURES, Shape, categories_of, common_dtypes, reading
 from pipeline.hdf5.files import read_into
 from pipeline.hdf5.forms import CATEGORIES
 from pipeline.output.disk import Pieces
@@ -71,7 +71,7 @@ def single_file(directory: Path, files: Sequence[str], attributes: Mapping[str, 
         Also while the pieces are read.
     """
     parts = [_datasets(directory / name) for name in files]
-    names = common([{name: (values.shape, values.dtype) for name, values in part.items()} for part in parts])
+    names = common_dtypes([{name: (values.shape, values.dtype) for name, values in part.items()} for part in parts])
     columns = {name: [part[name] for part in parts] for name in names}
     shapes = {name: _joined_shape(name, column) for name, column in columns.items()}
     categories = {f"{CATEGORIES}/{name}": found for name, found in categories_of(directory / files[0]).items()}

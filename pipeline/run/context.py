@@ -95,7 +95,7 @@ class RunState:
         processor = time.process_time()
         self.seconds[stage] = now - self._last - (compiled - self._compiled)
         self.processor_seconds[stage] = processor - self._last_processor
-        self.bounds[stage] = self._watch.taken() if self._watch else {}
+        self.bounds[stage] = self._watch.take_shares() if self._watch else {}
         self._last = now
         self._compiled = compiled
         self._last_processor = processor

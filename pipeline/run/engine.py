@@ -26,7 +26,7 @@ from pipeline.run.space import check_space
 from pipeline.run.stage import load_or_make
 from pipeline.run.summary import Summary
 from pipeline.run.training_stage import TrainingStage
-from pipeline.runlog import warnings_kept
+from pipeline.runlog import collect_warnings
 from pipeline.scan.ranges import Scan
 from pipeline.settings.config import Config
 from pipeline.shards.rows import keep_chunks
@@ -59,7 +59,7 @@ def run(
     ShardpressError
         One of its kinds for everything that a user can fix. A note says how far the run came.
     """
-    with warnings_kept() as warnings, watching(n_device_calls, is_compiling) as watch:
+    with collect_warnings() as warnings, watching(n_device_calls, is_compiling) as watch:
         state = RunState(warnings, watch)
         prepared = prepare(config)
         with locked(Path(config.results.output), disk) as ledger:

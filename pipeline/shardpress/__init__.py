@@ -55,9 +55,9 @@ else:
             from importlib.metadata import version
 
             return version("shardpress")
-        if name not in _pipeline._DOWNSTREAM:
+        if name not in _pipeline._PUBLIC:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(_pipeline, name)
 
     def __dir__():
-        return [*globals(), *_pipeline._DOWNSTREAM, "__version__"]
+        return [*globals(), *_pipeline._PUBLIC, "__version__"]

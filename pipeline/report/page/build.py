@@ -13,7 +13,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DataError, NoInput, NotPermitted, shown
-from pipeline.formats import spelled
+from pipeline.formats import json_lines
 from pipeline.output.records import published_file
 from pipeline.report.page.document import Command, Figure, Item, Page, Table
 from pipeline.report.page.quality import quality
@@ -56,7 +56,7 @@ def page_of(report: Mapping[str, Any]) -> Page:
 
 def report_bytes(report: Mapping[str, Any]) -> bytes:
     """Return the content of report.json."""
-    return (spelled(report) + "\n").encode()
+    return (json_lines(report) + "\n").encode()
 
 
 def page_bytes(report: Mapping[str, Any]) -> bytes:
