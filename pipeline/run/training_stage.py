@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.cluster.pool import Threads
-from pipeline.cluster.stats import Tally
+from pipeline.cluster.pool import LocalPool
+from pipeline.cluster.stats import WorkerStats
 from pipeline.device import autoencoder_of
 from pipeline.errors import TrainingDiverged, shown
 from pipeline.model import Model, load_model
@@ -215,8 +215,8 @@ def _trained(prepared: Prepared, context: RunContext, fingerprint: str, autoenco
     context.state.model_key = fingerprint
     scaler = scan.scaler
     sizes = prepared.budget.sizes(context.device)
-    by_crew = prepared.config.training.replicas > 1 and not isinstance(context.crew, Threads)
-    if by_crew:  # workers read their rows themselves
+    by_workers = prepared.config.training.replicas > 1 and not isinstance(context.pool, LocalPool)
+    if by_workers:  # workers read their rows themselves
         sizes = replace(sizes, resident=False, on_device=False)
     training = prepare_training(
         autoencoder,
@@ -241,14 +241,14 @@ def _trained(prepared: Prepared, context: RunContext, fingerprint: str, autoenco
     try:
         total = _rows_to_train(training)
         row_bytes = prepared.shards[0].row_bytes
-        where = _crew_at_work(prepared, context) if by_crew else nullcontext()
+        where = _replica_run(prepared, context) if by_workers else nullcontext()
         with Progress("training", total, "rows", row_bytes, training.n_rows_done) as progress, where as run:
 
             def advance(n_rows: int, place: object) -> None:
                 if in_time is not None and n_rows:  # after a step, at which a training can be limited
                     in_time(training)
                     progress.expect(_rows_to_train(training))
-                progress.advance(n_rows, place if run is None else _Place(place, context.crew.tally))
+                progress.advance(n_rows, place if run is None else _Place(place, context.pool.stats))
 
             save = partial(_save, prepared, context, fingerprint)
             done = train(training, save, advance, run, prepared.config.timing.checkpoint_minutes)
@@ -297,17 +297,17 @@ class _Place:
     """Where a training stands, and how fast its workers are; put into words when a line is due."""
 
     training: object
-    workers: Tally
+    workers: WorkerStats
 
     def __str__(self) -> str:
         return f"{self.training}, {self.workers}"
 
 
 @contextmanager
-def _crew_at_work(prepared: Prepared, context: RunContext) -> Iterator[Run]:
+def _replica_run(prepared: Prepared, context: RunContext) -> Iterator[Run]:
     """What trains replicas in other processes; in this one, which has the model already, nobody is needed for it."""
-    with context.crew.executor(prepared.budget.n_threads) as (executor, n_at_once):
-        context.crew.tally.begin("training")
+    with context.pool.executor(prepared.budget.n_threads) as (executor, n_at_once):
+        context.pool.stats.begin("training")
         yield run_by(executor, n_at_once)
 
 

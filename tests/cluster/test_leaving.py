@@ -11,9 +11,9 @@ from unittest import mock
 import pytest
 from distributed import Client, LocalCluster, get_worker
 
-from pipeline.cluster.device_check import workers_of
+from pipeline.cluster.connection import workers_of
 from pipeline.cluster.executor import compute
-from pipeline.cluster.workers import Workers, hushed
+from pipeline.cluster.workers import ClusterPool, quiet_dask
 from pipeline.errors import DeviceLost
 from tests.support.clusters import until
 from tests.support.helpers import refused
@@ -39,7 +39,7 @@ def cluster_of(n_workers: int) -> Iterator[Client]:
     where = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "protocol": "tcp", "processes": False}
     with (
         mock.patch.dict(os.environ),  # Dask sets some for its workers
-        hushed(),
+        quiet_dask(),
         LocalCluster(n_workers=n_workers, threads_per_worker=2, **where) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
@@ -52,7 +52,7 @@ def at_first_nothing_has_failed() -> None:
 
 
 def test_the_work_of_a_worker_without_its_device_goes_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
-    with cluster_of(3) as client, Workers(client, "scheduler", "tcp://127.0.0.1", [], 60.0).executor(1) as where:
+    with cluster_of(3) as client, ClusterPool(client, "scheduler", "tcp://127.0.0.1", [], 60.0).executor(1) as where:
         found = compute([(work, i) for i in range(200)], *where)
         assert [each for each, _ in found] == [i * i for i in range(200)]
         assert {by for i, (_, by) in enumerate(found) if i > 5} == {1, 2}
@@ -64,7 +64,7 @@ def test_the_work_of_a_worker_without_its_device_goes_elsewhere(caplog: pytest.L
 def test_when_the_last_worker_has_left_the_run_ends_and_can_go_on() -> None:
     with (
         cluster_of(1) as client,
-        Workers(client, "scheduler", "tcp://127.0.0.1", [], 0.1).executor(1) as where,
+        ClusterPool(client, "scheduler", "tcp://127.0.0.1", [], 0.1).executor(1) as where,
         refused(75, "no worker has been there", "Type the same command again"),
     ):
         compute([(work, i) for i in range(200)], *where)

@@ -12,6 +12,6 @@ from pipeline.errors import DeviceError
 
 def test_workers_that_give_no_answer_count_among_those_that_were_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     client: Any = None
-    monkeypatch.setattr(remote, "proofs", lambda *_: ([], {"a": "no card", "b": "no driver"}))
+    monkeypatch.setattr(remote, "check_devices", lambda *_: ([], {"a": "no card", "b": "no driver"}))
     with pytest.raises(DeviceError, match="2 workers of 2 cannot be used, the first: no card"):
-        remote._known(client, lambda: None, requires_device=False)
+        remote._check_devices(client, lambda: None, requires_device=False)

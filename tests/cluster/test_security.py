@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster.security import checked, configured
+from pipeline.cluster.security import check_address, dask_security
 from tests.support.cases import case
 from tests.support.helpers import refused
 
@@ -16,13 +16,13 @@ BEYOND = ["tcp://10.0.0.7:8786", "tcp://head-node:8786", "tcp://[fe80::1]:8786",
 
 def test_k8_without_tls_a_run_talks_to_its_own_machine_alone() -> None:
     for address in [*LOOPBACK, "tls://10.0.0.7:8786", "tls://head-node:8786"]:
-        assert checked(address, is_insecure=False) == address
-    assert checked("127.0.0.1:8786", is_insecure=False) == "tcp://127.0.0.1:8786"
+        assert check_address(address, is_insecure=False) == address
+    assert check_address("127.0.0.1:8786", is_insecure=False) == "tcp://127.0.0.1:8786"
     for address in BEYOND:
         with case(address):
             with refused(78, "another machine", "tls://", "--insecure-cluster"):
-                checked(address, is_insecure=False)
-            assert checked(address, is_insecure=True).endswith(address)
+                check_address(address, is_insecure=False)
+            assert check_address(address, is_insecure=True).endswith(address)
 
 
 def test_what_is_no_address_is_told_what_is_one() -> None:
@@ -36,14 +36,14 @@ def test_what_is_no_address_is_told_what_is_one() -> None:
         "tls://[::1",
     ]:
         with case(address), refused(78, "expected an address like tls://host:8786"):
-            checked(address, is_insecure=True)
+            check_address(address, is_insecure=True)
 
 
 def test_certificates_are_those_of_dasks_own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with refused(78, "asks for a certificate", "DASK_DISTRIBUTED__COMM__TLS__CA_FILE"):
-        configured("tls://head-node:8786")
+        dask_security("tls://head-node:8786")
     for name in ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY"):
         monkeypatch.setenv(f"DASK_DISTRIBUTED__COMM__TLS__{name}", str(tmp_path / "nowhere.pem"))
     with refused(78, str(tmp_path / "nowhere.pem"), "cannot be used", "No such file"):
-        configured("tls://head-node:8786")
-    assert configured("tcp://127.0.0.1:8786").require_encryption is False, "which needs none"
+        dask_security("tls://head-node:8786")
+    assert dask_security("tcp://127.0.0.1:8786").require_encryption is False, "which needs none"
