@@ -1,11 +1,12 @@
-"""Whether every worker would do a task as the driver would: same versions, same files, same kind of processor.
+"""Check that workers compute what this process computes: same packages, same files, same kind of processor.
 
-Each process tells what has to be the same everywhere in one flat mapping of names to texts, the driver as well: what is
-wrong with a worker is where its texts are others.
+Each process describes itself by a flat mapping of names to texts. A worker whose texts differ from those of the driver
+is refused, or retired if it joins later.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
@@ -19,161 +20,311 @@ from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from distributed import Client, Future, Worker, WorkerPlugin
+
 from kernels.trust import untrusted_above
-from pipeline.errors import ConfigError, counted, shown, some
+from pipeline.cluster.connection import retry_if_worker_lost, submit_to_each, wait_for_answers, workers_of
+from pipeline.errors import ConfigError, TryAgain, counted, shown, some
 
 __all__ = [
-    "Answer",
-    "Question",
-    "answer",
-    "differences",
-    "differences_of_scheduler",
-    "facts_of_scheduler",
+    "Environment",
+    "Probe",
+    "check_workers",
+    "compare_environments",
+    "compare_scheduler",
+    "describe_environment",
+    "describe_scheduler",
     "refusal",
-    "unlike",
     "versions",
 ]
 
-# Whose version decides what a task computes, or whether it can be sent at all.
+log = logging.getLogger(__name__)
+
+# Their versions determine what a task computes, or whether it can be sent at all.
 _PACKAGES = ("numpy", "Theano", "scipy-openblas32", "h5py", "dask", "distributed")
-_HOME = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[2]
 _SOURCES = ("pipeline/**/*.py", "kernels/**/*.py", "kernels/native/*")
-_CARRY = ("Python", "shardpress", "dask", "distributed")  # what takes a task from one process to another
-_APART = "pipeline/shardpress/"  # installed elsewhere, and computes nothing
-# Of what a processor can do that by which compilers, OpenBLAS and our kernels choose what they run.
-_COMPUTES = re.compile(r"(avx|fma|f16c|amx|sve|asimd)\w*")
-_SCRATCH = "dask-scratch-space"  # the name that Dask gives to directories which it puts into `sys.path`
-_PRIVATE = {"scratch directory": "one that only its user can write"}
-_NAMED = 3  # workers of which the same is wrong
+_NOT_A_SOURCE = "pipeline/shardpress/"  # is installed elsewhere, and computes nothing
+# A scheduler computes nothing, but it unpickles and pickles tasks.
+_NEEDED_BY_SCHEDULER = ("Python", "shardpress", "dask", "distributed")
+# Instruction sets by which compilers, OpenBLAS and our kernels select code.
+_INSTRUCTION_SET = re.compile(r"(avx|fma|f16c|amx|sve|asimd)\w*")
+_SCRATCH = "dask-scratch-space"  # Dask's name for directories that it puts into `sys.path`
+_PRIVATE_SCRATCH = {"scratch directory": "one that only its user can write"}
+_MAX_LISTED = 3  # workers in one message
+
+_SECONDS = 120.0  # for an answer, which takes less than one, but tasks of other clients may come first
+_TOPIC = "shardpress-turned-away"
+_PRIORITY = 100  # higher than that of other tasks in Dask's order
 
 
 @dataclass(frozen=True)
-class Question:
-    """What workers are asked.
+class Probe:
+    """Files that workers must see as the driver does.
 
     Attributes
     ----------
-    home : str
-        The directory that the driver works in, where its relative paths begin. A worker goes there.
+    directory : str
+        Current directory of the driver, to which its paths are relative. A worker changes to it.
     output : str
-        The output directory, an absolute path.
-    probe : str
-        A file there that the driver has just written.
+        Absolute path of the output directory.
+    driver_file : str
+        Path, relative to `output`, of a file that the driver has just written.
     inputs : tuple of str
-        Files that must be the same ones for everybody.
+        Input files that must be the same in every process.
     mixed_processors : bool
-        Whether processors may be of another kind, and with them what code is compiled by and linked with.
+        Whether processors, compilers and C libraries may differ.
     """
 
-    home: str
+    directory: str
     output: str
-    probe: str
+    driver_file: str
     inputs: tuple[str, ...]
     mixed_processors: bool = False
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a process says.
+class Environment:
+    """Description of a process.
 
     Attributes
     ----------
     facts : dict of str to str
-        What has to be the same everywhere.
-    wrote : str
-        A file in the output directory that it has just written, and which holds its own name.
+        Everything that must be the same in every process.
+    written_file : str
+        Path, relative to the output directory, of a file that the process has just written. It contains this path.
     """
 
     facts: dict[str, str]
-    wrote: str
+    written_file: str
 
 
-def answer(question: Question) -> Answer:
-    """Look around in this process, in the driver's directory from now on, and leave a file for the driver."""
-    output = Path(question.output)
-    wrote = f"stages/probe-{uuid.uuid4().hex}.txt"
-    looks: dict[str, Callable[[], object]] = {
-        f"directory={shown(question.home)}": partial(os.chdir, question.home),
-        f"output={shown(output)}": partial(_write, output / wrote, wrote),
-        f"file={shown(output / question.probe)}": (output / question.probe).read_text,
-        **{f"file={shown(path)}": partial(_known_by, path) for path in question.inputs},
-    }
-    places = {name: _tried(look) for name, look in looks.items()}
-    machine = {} if question.mixed_processors else {**_processor(), **_system()}
-    return Answer({**versions(), **_scratch_directories(), **machine, **places}, wrote)
+# -- the check of a run ------------------------------------------------------------------------------------------------
 
 
-def differences(question: Question, here: Answer, there: Answer) -> list[str]:
-    """What is otherwise for a worker than for the driver, in words.
+def check_workers(client: Client, probe: Probe) -> None:
+    """Check the scheduler and all its workers, and have workers that join later checked, too.
 
     Parameters
     ----------
-    here, there : Answer
-        The driver's, who looks for the worker's file now, and the worker's.
+    client : Client
+        A client of the scheduler.
+    probe : Probe
+        Files that they must see.
+
+    Raises
+    ------
+    ConfigError
+        If a worker would compute something different, or if the scheduler could not handle the tasks.
+    TryAgain
+        If a worker does not answer.
     """
-    # The driver's own scratch directory, if it has one, sets no example.
-    found = unlike({**here.facts, **_PRIVATE}, there.facts)
-    path = Path(question.output, there.wrote)
-    seen = _tried(path.read_text)
-    if not found and seen != f"holds {there.wrote}":
-        found.append(f"file={shown(path)}, which it has written, {seen} for the driver")
-    return found
+    _check_scheduler(client)
+    driver = describe_environment(probe)
+    workers = workers_of(client)
+    futures = submit_to_each(client, workers, describe_environment, probe, priority=_PRIORITY)
+    wait_for_answers(client, futures, _SECONDS)
+
+    names = {address: f"{shown(worker['name'])} at {address}" for address, worker in workers.items()}
+    _check_all_answered(client, futures, names)
+    problems = {}
+    for address, future in futures.items():
+        if future.done():
+            problems[names[address]] = _problems_of(probe, driver, future)
+    error = refusal(problems)
+    if error is not None:
+        raise error
+
+    client.subscribe_topic(_TOPIC, _log_retired_worker)
+    plugin = LateWorkerCheck(probe, driver, client.id)
+    retry_if_worker_lost(lambda: client.register_plugin(plugin), lambda: client.status == "running")
 
 
-def unlike(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
-    """What is otherwise there, in words."""
-    return [f"{name} {there.get(name)}, expected {said}" for name, said in here.items() if there.get(name) != said]
+def _check_scheduler(client: Client) -> None:
+    """Raise `ConfigError` if a scheduler lacks our classes, or if other users can write to where it imports from."""
+    try:
+        problems = compare_scheduler(client.run_on_scheduler(describe_scheduler))
+    except Exception as error:  # its own packages may raise anything
+        problems = [_no_answer(error)]
+    if problems:
+        raise ConfigError(
+            f"scheduler: it cannot take this run's tasks: {'; '.join(problems)}. Start it with the packages that the "
+            "workers have, and with a private directory as DASK_TEMPORARY_DIRECTORY."
+        )
 
 
-def refusal(wrong: Mapping[str, Sequence[str]]) -> ConfigError | None:
-    """The error that lists what is wrong with workers, each difference once; None where nothing is.
+def _check_all_answered(client: Client, futures: Mapping[str, Future], names: Mapping[str, str]) -> None:
+    """Raise `TryAgain` if a worker has not answered and has not left either."""
+    current = workers_of(client)
+    silent = [names[address] for address in current if address in futures and not futures[address].done()]
+    if silent:
+        raise TryAgain(
+            f"{some(silent, 3)}: no answer in {_SECONDS:.0f} s. End these workers, or wait until they are free, then "
+            "type the same command again."
+        )
+
+
+def _problems_of(probe: Probe, driver: Environment, future: Future) -> list[str]:
+    error = future.exception()
+    if error is not None:
+        return [_no_answer(error)]
+    return compare_environments(probe, driver, future.result())
+
+
+def _no_answer(error: BaseException) -> str:
+    return f"it cannot be asked ({type(error).__name__}: {shown(' '.join(str(error).split()))})"
+
+
+def refusal(problems: Mapping[str, Sequence[str]]) -> ConfigError | None:
+    """Return an error that lists each problem once, with the workers that have it; None if there is no problem.
 
     Parameters
     ----------
-    wrong : mapping of str to sequence of str
-        For each worker its `differences`, or why it gave no answer.
+    problems : mapping of str to sequence of str
+        Problems of each worker, by its name.
     """
-    alike: dict[str, list[str]] = {}
-    for worker, words in wrong.items():
-        if words:
-            alike.setdefault("; ".join(words), []).append(worker)
-    if not alike:
+    refused = {worker: "; ".join(found) for worker, found in problems.items() if found}
+    if not refused:
         return None
-    lists = ". ".join(f"{some(workers, _NAMED)}: {words}" for words, workers in alike.items())
-    n = sum(map(len, alike.values()))
+    workers_with: dict[str, list[str]] = {}
+    for worker, text in refused.items():
+        workers_with.setdefault(text, []).append(worker)
+    lists = ". ".join(f"{some(workers, _MAX_LISTED)}: {text}" for text, workers in workers_with.items())
     return ConfigError(
-        f"{n} of {counted(len(wrong), 'worker')} would not do what this process does. {lists}. Give all of them the "
-        "same packages, the same paths and a private --local-directory; processors may be of several kinds with "
-        "--mixed-processors."
+        f"{len(refused)} of {counted(len(problems), 'worker')} would not do what this process does. {lists}. Give all "
+        "of them the same packages, the same paths and a private --local-directory; processors may be of several kinds "
+        "with --mixed-processors."
     )
+
+
+class LateWorkerCheck(WorkerPlugin):
+    """Plugin that checks workers that join during the run, and retires those that differ from the driver.
+
+    Parameters
+    ----------
+    probe : Probe
+        Files that they must see.
+    driver : Environment
+        Description of the driver.
+    client : str
+        Id of the driver's client. When it is gone the run has ended and any worker is welcome; plugins are not told.
+    """
+
+    def __init__(self, probe: Probe, driver: Environment, client: str) -> None:
+        self.name = f"shardpress-{client}"
+        self._probe = probe
+        self._driver = driver
+        self._client = client
+
+    async def setup(self, worker: Worker) -> None:
+        """Check a worker. This blocks its event loop, but takes much less time than its heartbeats allow."""
+        if not await self._is_running(worker):
+            return
+        problems = compare_environments(self._probe, self._driver, describe_environment(self._probe))
+        if problems:
+            worker.log_event(_TOPIC, f"{worker.name} at {worker.address}: {'; '.join(problems)}")
+            # By the scheduler, so that it does not count as the death of a worker. `worker.close()` would wait for the
+            # nanny, which waits for this method.
+            await worker.scheduler.retire_workers(workers=[worker.address], close_workers=True, stimulus_id=self.name)
+
+    async def _is_running(self, worker: Worker) -> bool:
+        """Return whether the driver's client is still connected to the scheduler."""
+        events = await worker.scheduler.events(topic=self._client)
+        if not events:
+            return False
+        return all(event.get("action") != "remove-client" for _, event in events)
+
+
+def _log_retired_worker(event: tuple[float, str]) -> None:
+    log.warning("cluster: a worker has come and was turned away: %s", shown(event[1]))
+
+
+# -- descriptions of processes -----------------------------------------------------------------------------------------
+
+
+def describe_environment(probe: Probe) -> Environment:
+    """Describe this process. It changes to the directory of the driver, and writes a file to the output directory."""
+    written_file = f"stages/probe-{uuid.uuid4().hex}.txt"
+    files = _access_files(probe, written_file)
+    machine = {}
+    if not probe.mixed_processors:
+        machine = {**_processor(), **_system()}
+    return Environment({**versions(), **_scratch_directories(), **machine, **files}, written_file)
+
+
+def _access_files(probe: Probe, written_file: str) -> dict[str, str]:
+    """Change to the driver's directory, write a file, read the driver's, and return what came of each access."""
+    output = Path(probe.output)
+    driver_file = output / probe.driver_file
+    outcomes = {f"directory={shown(probe.directory)}": _outcome(partial(os.chdir, probe.directory))}
+    outcomes[f"output={shown(output)}"] = _outcome(partial(_write, output / written_file, written_file))
+    outcomes[f"file={shown(driver_file)}"] = _outcome(driver_file.read_text)
+    for path in probe.inputs:
+        outcomes[f"file={shown(path)}"] = _outcome(partial(_file_identity, path))
+    return outcomes
+
+
+def compare_environments(probe: Probe, driver: Environment, worker: Environment) -> list[str]:
+    """Return in words what is different for a worker; the driver reads the worker's file to find out.
+
+    Parameters
+    ----------
+    probe : Probe
+        Files that both have looked at.
+    driver, worker : Environment
+        Their descriptions.
+    """
+    # The driver needs no scratch directory. Workers need a private one, whatever the driver's is.
+    problems = _different_facts({**driver.facts, **_PRIVATE_SCRATCH}, worker.facts)
+    path = Path(probe.output, worker.written_file)
+    outcome = _outcome(path.read_text)
+    if not problems and outcome != f"holds {worker.written_file}":
+        problems.append(f"file={shown(path)}, which it has written, {outcome} for the driver")
+    return problems
+
+
+def describe_scheduler() -> dict[str, str]:
+    """Return facts about the scheduler's process."""
+    return {**versions(), **_scratch_directories()}
+
+
+def compare_scheduler(scheduler: Mapping[str, str]) -> list[str]:
+    """Return in words why a scheduler with these facts could not handle, or must not get, tasks of this process."""
+    driver = versions()
+    expected = {name: driver[name] for name in _NEEDED_BY_SCHEDULER}
+    return _different_facts({**expected, **_PRIVATE_SCRATCH}, scheduler)
+
+
+def _different_facts(expected: Mapping[str, str], actual: Mapping[str, str]) -> list[str]:
+    """Return in words which facts are missing or different."""
+    return [
+        f"{name} {actual.get(name)}, expected {text}" for name, text in expected.items() if actual.get(name) != text
+    ]
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Of this Python, our own files and the packages that compute or carry tasks."""
-    ours = f"{_version('shardpress')} of source {_digest()}"
-    return {"Python": platform.python_version(), "shardpress": ours, **{name: _version(name) for name in _PACKAGES}}
-
-
-def facts_of_scheduler() -> dict[str, str]:
-    """Return what a scheduler is asked, which computes nothing."""
-    return {**versions(), **_scratch_directories()}
-
-
-def differences_of_scheduler(there: Mapping[str, str]) -> list[str]:
-    """Return why a scheduler with these facts could not handle, or must not be given, tasks of this process."""
-    mine = versions()
-    return unlike({**{name: mine[name] for name in _CARRY}, **_PRIVATE}, there)
+    """Return the versions of Python, of our source files, and of the packages that compute or transport tasks."""
+    found = {
+        "Python": platform.python_version(),
+        "shardpress": f"{_version('shardpress')} of source {_digest()}",
+    }
+    for package in _PACKAGES:
+        found[package] = _version(package)
+    return found
 
 
 def _scratch_directories() -> dict[str, str]:
     """Return whether other users can write to a directory of Dask's that this process imports from."""
-    entries = [entry for entry in sys.path if _SCRATCH in entry]
-    problems = [problem for entry in entries if (problem := _problem_of(entry)) is not None]
-    return {"scratch directory": problems[0]} if problems else _PRIVATE
+    for entry in sys.path:
+        if _SCRATCH in entry:
+            problem = _problem_of_directory(entry)
+            if problem is not None:
+                return {"scratch directory": problem}
+    return _PRIVATE_SCRATCH
 
 
-def _problem_of(entry: str) -> str | None:
+def _problem_of_directory(entry: str) -> str | None:
     """Return why other users could put a module into a directory; None if they cannot."""
     try:
         problem = untrusted_above(os.path.join(entry, "module"))
@@ -190,33 +341,40 @@ def _version(package: str) -> str:
 
 
 def _digest() -> str:
-    """Of our own files: two checkouts of one version need not be the same."""
-    files = {path.relative_to(_HOME).as_posix(): path for each in _SOURCES for path in _HOME.glob(each)}
-    whole = sha256()
+    """Return a digest of our source files: checkouts of the same version can differ."""
+    files = {}
+    for pattern in _SOURCES:
+        for path in _ROOT.glob(pattern):
+            files[path.relative_to(_ROOT).as_posix()] = path
+    digest = sha256()
     for name in sorted(files):
-        if files[name].is_file() and not name.startswith(_APART):
-            whole.update(name.encode() + b"\0" + files[name].read_bytes())
-    return whole.hexdigest()[:12]
+        if files[name].is_file() and not name.startswith(_NOT_A_SOURCE):
+            digest.update(name.encode() + b"\0" + files[name].read_bytes())
+    return digest.hexdigest()[:12]
 
 
 @cache
 def _processor() -> dict[str, str]:
-    """Its name, and what it can do, which a virtual machine may hide."""
+    """Return the name of the processor and its instruction sets, some of which a virtual machine may hide."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return {"processor": platform.machine()}
-    told = dict(re.findall(r"^(model name|flags|Features)\s*:\s*(.*)$", text, re.MULTILINE))
-    can = sorted(word for word in (told.get("flags") or told.get("Features", "")).split() if _COMPUTES.fullmatch(word))
-    return {"processor": told.get("model name", platform.machine()), "its instructions": " ".join(can)}
+    fields = dict(re.findall(r"^(model name|flags|Features)\s*:\s*(.*)$", text, re.MULTILINE))
+    flags = fields.get("flags") or fields.get("Features", "")
+    instruction_sets = sorted(flag for flag in flags.split() if _INSTRUCTION_SET.fullmatch(flag))
+    return {
+        "processor": fields.get("model name", platform.machine()),
+        "its instructions": " ".join(instruction_sets),
+    }
 
 
 @cache
 def _system() -> dict[str, str]:
-    """What turns our sources and Theano's into the machine's code, and what has exponentials and logarithms."""
+    """Return the compiler of our kernels and of Theano's, and the C library, which has exponentials and logarithms."""
     try:
-        told = subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True, check=False)
-        compiler = told.stdout.strip() or "that does not tell its version"
+        done = subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True, check=False)
+        compiler = done.stdout.strip() or "that does not tell its version"
     except OSError:
         compiler = "not there"
     return {"g++": compiler, "C library": " ".join(platform.libc_ver())}
@@ -226,18 +384,18 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def _tried(look: Callable[[], object]) -> str:
-    """What comes of a look at a file, in words."""
+def _outcome(access: Callable[[], object]) -> str:
+    """Access a file, and return in words what was found."""
     try:
-        found = look()
+        content = access()
     except OSError as error:
         return f"cannot be used ({error.strerror})"
-    except ValueError:
-        found = "no text"
-    return "can be used" if found is None else f"holds {found}"
+    except ValueError:  # not UTF-8
+        content = "no text"
+    return "can be used" if content is None else f"holds {content}"
 
 
-def _known_by(path: str) -> str:
-    """As `pipeline.hdf5.files.Identity`, but for the device, whose number is each host's own."""
+def _file_identity(path: str) -> str:
+    """Return a file's identity like `pipeline.hdf5.files.Identity`, without the device, whose number hosts assign."""
     status = os.stat(path)
     return f"{status.st_size} bytes in inode {status.st_ino}, changed at {status.st_mtime_ns} ns"

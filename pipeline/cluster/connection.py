@@ -1,70 +1,237 @@
-"""Waiting for what other processes do: it has an end, and the log says what for."""
+"""Waiting for a scheduler and its workers: each wait has a time limit, is logged, and is ended by signals."""
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from distributed import Client, Future
 
 from pipeline import signals
+from pipeline.errors import counted
 
-__all__ = ["ask_all", "waited"]
+__all__ = [
+    "SchedulerMonitor",
+    "disconnect_if_silent",
+    "retry_if_worker_lost",
+    "submit_to_each",
+    "wait_for_answers",
+    "wait_until",
+    "workers_of",
+]
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_LOOK = 0.1  # seconds
-_TRIES = 5
-_FIRST_TOLD = 3.0  # seconds
-_TOLD_EVERY = 30.0  # seconds
+_WAIT_INTERVAL = 0.1  # seconds
+_WATCH_INTERVAL = 0.5  # seconds
+_FIRST_LOG = 3.0  # seconds
+_LOG_INTERVAL = 30.0  # seconds
+_MAX_TRIES = 5
+_MAX_SILENCE = 300.0  # seconds without an answer: as long as Dask waits for a worker
 
 
-def waited(found: Callable[[], T], what: str, seconds: float) -> T:
-    """What is found at last; when the time is up, what is found then, which is false.
+def wait_until(condition: Callable[[], T], what: str, seconds: float) -> T:
+    """Call a function until it returns something true, and return that.
 
     Parameters
     ----------
-    found : callable
-        Looks for it, many times; what is true ends the wait.
+    condition : callable
+        The function.
     what : str
-        For the log.
+        What is waited for, for the log.
+    seconds : float
+        Time limit. After it the last result, which is false, is returned.
 
     Raises
     ------
     Stopped
-        When a signal has come.
+        If a signal was received.
     """
-    began = time.monotonic()
-    next_told = began + _FIRST_TOLD
-    while not (it := found()):
+    start = time.monotonic()
+    next_log = start + _FIRST_LOG
+    while not (result := condition()):
         signals.check()
         now = time.monotonic()
-        if now - began > seconds:
+        if now - start > seconds:
             break
-        if now > next_told:
-            log.info("cluster: waiting for %s, %.0f of %.0f s", what, now - began, seconds)
-            next_told = now + _TOLD_EVERY
-        time.sleep(_LOOK)
-    return it
+        if now > next_log:
+            log.info("cluster: waiting for %s, %.0f of %.0f s", what, now - start, seconds)
+            next_log = now + _LOG_INTERVAL
+        time.sleep(_WAIT_INTERVAL)
+    return result
 
 
-def ask_all(question: Callable[[], T], is_connected: Callable[[], bool]) -> T:
-    """Ask all workers something, and again when one of them is lost meanwhile: that ends the question for all of them.
+def retry_if_worker_lost(request: Callable[[], T], is_connected: Callable[[], bool]) -> T:
+    """Send a request to all workers, and repeat it if it fails because one of them is lost.
 
     Parameters
     ----------
-    question : callable
-        May be asked twice of the same worker. It raises `OSError` when a worker is lost.
+    request : callable
+        Sends the request, possibly more than once to the same worker. It raises `OSError` if a worker is lost.
     is_connected : callable
-        Whether the scheduler is still there: without it, the error is final.
+        Returns whether the scheduler is still connected. Otherwise the error is final.
     """
-    for _ in range(_TRIES - 1):
+    for _ in range(_MAX_TRIES - 1):
         try:
-            return question()
+            return request()
         except OSError as error:
             if not is_connected():
                 raise
             log.debug("cluster: a worker was lost meanwhile: %s", error)
-    return question()
+    return request()
+
+
+def submit_to_each(
+    client: Client, workers: Iterable[str], function: Callable[[Any], Any], argument: object, priority: int = 0
+) -> dict[str, Future]:
+    """Have each of these workers call a function.
+
+    Parameters
+    ----------
+    client : Client
+        A client of the scheduler.
+    workers : iterable of str
+        Addresses of the workers.
+    function : callable
+        The function.
+    argument : object
+        Its argument.
+    priority : int
+        Priority among the tasks of a worker; that of other tasks is 0.
+
+    Returns
+    -------
+    dict of str to Future
+        One future for each address.
+    """
+    futures = {}
+    for address in workers:
+        futures[address] = client.submit(
+            function, argument, workers=[address], allow_other_workers=False, pure=False, priority=priority
+        )
+    return futures
+
+
+def wait_for_answers(client: Client, futures: Mapping[str, Future], seconds: float) -> None:
+    """Wait until each future is done or its worker is lost: a task bound to a lost worker stays pending.
+
+    Parameters
+    ----------
+    client : Client
+        The client that submitted the tasks.
+    futures : mapping of str to Future
+        As `submit_to_each` returns them.
+    seconds : float
+        Time limit.
+    """
+
+    def is_over() -> bool:
+        pending = {address for address, future in futures.items() if not future.done()}
+        return not pending or pending.isdisjoint(workers_of(client))
+
+    wait_until(is_over, f"the answers of {counted(len(futures), 'worker')}", seconds)
+
+
+def workers_of(client: Client) -> dict[str, dict[str, Any]]:
+    """Return what the scheduler knows of its current workers, by their addresses.
+
+    `Client.scheduler_info` is not used: the periodic update of the client, which contains no workers, may replace the
+    answer before it is returned.
+    """
+    answer = client.sync(client.scheduler.identity, n_workers=-1)  # type: ignore[union-attr]
+    return dict(answer["workers"])
+
+
+class SchedulerMonitor:
+    """Ask a scheduler for a sign of life without ever waiting for it.
+
+    A scheduler that is suspended or cut off keeps its connections open and does not answer.
+
+    Parameters
+    ----------
+    client : Client
+        A client that is connected to the scheduler.
+
+    Attributes
+    ----------
+    n_workers : int or None
+        Number of workers in the last answer; None before the first one.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.n_workers: int | None = None
+        self._client = client
+        self._is_asking = False
+        self._last_answer = time.monotonic()
+
+    def poll(self) -> float:
+        """Ask, unless an answer is still pending, and return the seconds since the last answer."""
+        if not self._is_asking:
+            self._is_asking = True
+            _call_in_loop(self._client, self._ask)
+        return time.monotonic() - self._last_answer
+
+    async def _ask(self) -> None:
+        scheduler: Any = self._client.scheduler  # None if the client has been closed
+        try:
+            answer = await scheduler.identity(n_workers=0)
+            self.n_workers = int(answer["n_workers"])
+            self._last_answer = time.monotonic()
+        except Exception as error:  # the connection is lost; the status of the client says so, too
+            log.debug("cluster: the scheduler gives no answer: %r", error)
+        finally:
+            self._is_asking = False
+
+
+@contextmanager
+def disconnect_if_silent(client: Client) -> Iterator[None]:
+    """Close the connections of a client when the scheduler stops answering, for as long as the context lasts.
+
+    Calls that wait for the scheduler then raise `OSError`, and the status of the client is no longer ``running``.
+    """
+    ended = threading.Event()
+    thread = threading.Thread(target=_watch, args=(client, ended), name="scheduler-monitor", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _watch(client: Client, ended: threading.Event) -> None:
+    """Poll a scheduler until it is silent for too long, or the event is set."""
+    monitor = SchedulerMonitor(client)
+    last_log = 0.0  # seconds of silence at the last line of the log
+    while not ended.wait(_WATCH_INTERVAL):
+        silence = monitor.poll()
+        if silence > _MAX_SILENCE:
+            log.warning("cluster: the scheduler has not answered for %.0f s; it counts as lost", silence)
+            _abort_connections(client)
+            return
+        if silence < _LOG_INTERVAL:
+            last_log = 0.0
+        elif silence - last_log > _LOG_INTERVAL:
+            last_log = silence
+            log.warning("cluster: the scheduler has not answered for %.0f of %.0f s", silence, _MAX_SILENCE)
+
+
+def _abort_connections(client: Client) -> None:
+    async def abort() -> None:
+        if client.scheduler_comm is not None:
+            client.scheduler_comm.abort()
+        await client.rpc.close()
+
+    _call_in_loop(client, abort)
+
+
+def _call_in_loop(client: Client, function: Callable[[], Awaitable[None]]) -> None:
+    """Call a function in the event loop of a client, which has a thread of its own."""
+    loop: Any = client.loop  # not None, because the client has been started
+    loop.add_callback(function)

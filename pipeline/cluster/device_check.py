@@ -1,23 +1,22 @@
-"""What each worker computes on: asked of it by a task, as the work itself will come; without it, the worker leaves."""
+"""Devices of workers: the check before a run, and what a worker does when its device is lost."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
-from uuid import uuid4
 
 from distributed import Client, Future, Reschedule, Worker, get_worker
 
-from pipeline.cluster.connection import waited
-from pipeline.cluster.stats import who
-from pipeline.errors import DeviceLost, counted, shown
+from pipeline.cluster.connection import submit_to_each, wait_for_answers, workers_of
+from pipeline.cluster.stats import process_name
+from pipeline.errors import DeviceError, DeviceLost, counted, shown
 from pipeline.processcache import ProcessCache
 
-__all__ = ["Proof", "at_work", "proofs", "wait_for_answers", "workers_of"]
+__all__ = ["WorkerDevice", "check_devices", "run_or_retire", "unusable_workers", "wrong_devices"]
 
 log = logging.getLogger(__name__)
 
@@ -27,128 +26,114 @@ _leaving = ProcessCache[str, bool]()  # by address of a worker of this process: 
 
 
 class _Device(Protocol):
-    """As `pipeline.device.start_device` gives it."""
+    """A device as `pipeline.device.start_device` returns it."""
 
     reason: str
     place: str
 
 
 @dataclass(frozen=True)
-class Proof:
-    """What a worker has said of itself.
+class WorkerDevice:
+    """Device of a worker, as the worker reported it.
 
     Attributes
     ----------
-    name : str
-        The scheduler's for it.
-    by : str
-        Its process: see `pipeline.cluster.stats.who`.
+    worker : str
+        Name of the worker in the scheduler.
+    process : str
+        Name of its process: see `pipeline.cluster.stats.process_name`.
     device : str
-        What it computes on.
+        The device in words.
     reason : str
-        Why that is not what it was to compute on; empty when it is.
+        Why this is not the configured device; empty if it is.
     place : str
-        Where that device is, if it is a card.
+        Location of the device, if it is a card.
     """
 
-    name: str
-    by: str
+    worker: str
+    process: str
     device: str
     reason: str
     place: str = ""
 
-    @property
-    def known(self) -> dict[str, Any]:
-        """Plain values for reports."""
-        host, _, pid = self.by.rpartition(":")
-        return {"name": self.name, "host": host, "pid": int(pid), "device": self.device}
+    def facts(self) -> dict[str, Any]:
+        """Return plain values for reports."""
+        host, _, pid = self.process.rpartition(":")
+        return {"name": self.worker, "host": host, "pid": int(pid), "device": self.device}
 
 
-def _prove(start: Callable[[], _Device]) -> tuple[str, str, str, str]:
-    device = start()
-    return who(), str(device), device.reason, device.place
-
-
-def proofs(client: Client, start: Callable[[], _Device], seconds: float) -> tuple[list[Proof], dict[str, str]]:
-    """Have every worker that is there take its device.
+def check_devices(
+    client: Client, start_device: Callable[[], _Device], seconds: float
+) -> tuple[list[WorkerDevice], dict[str, str]]:
+    """Initialize the device of every current worker, by a task like those of the run.
 
     Parameters
     ----------
-    start : callable
-        Takes it: `pipeline.device.start_device`.
+    client : Client
+        A client of their scheduler.
+    start_device : callable
+        Initializes the device of a process: `pipeline.device.start_device`.
     seconds : float
-        How long to wait: a worker may be at work for others.
+        Time limit: workers may be busy with tasks of other clients.
 
     Returns
     -------
-    list of Proof
-        Of those that answered.
-    dict of str to str
-        The names of the others, and why.
+    devices : list of WorkerDevice
+        Devices of the workers that answered; not all of them may be the configured ones: see `wrong_devices`.
+    failures : dict of str to str
+        For the name of each other worker, what went wrong.
     """
     workers = workers_of(client)
-    asked = {
-        address: client.submit(_prove, start, key=f"prove-{uuid4().hex}", workers=[address], pure=False)
-        for address in workers
-    }
-    wait_for_answers(client, asked, seconds)
-    answers = list[Proof]()
-    failed = dict[str, str]()
-    for address, future in asked.items():
+    futures = submit_to_each(client, workers, _describe_device, start_device)
+    wait_for_answers(client, futures, seconds)
+    devices = []
+    failures = {}
+    for address, future in futures.items():
         name = str(workers[address]["name"])
         if future.status == "finished":
-            answers.append(Proof(name, *future.result()))
+            devices.append(WorkerDevice(name, *future.result()))
         else:
-            failed[name] = f"{future.exception()}" if future.status == "error" else "its process gave no answer"
-    client.cancel(list(asked.values()))
-    return answers, failed
+            failures[name] = _failure_of(future)
+    client.cancel(list(futures.values()))
+    return devices, failures
 
 
-def wait_for_answers(client: Client, asked: Mapping[str, Future], seconds: float) -> None:
-    """Until all have answered that can: a task that is bound to a worker which has died waits for ever.
-
-    Parameters
-    ----------
-    asked : mapping of str to Future
-        What each worker, by its address, is to answer.
-    seconds : float
-        At most.
-    """
-
-    def all_told() -> bool:
-        waiting = {address for address, future in asked.items() if not future.done()}
-        return not waiting or _gone(client, waiting) == waiting
-
-    waited(all_told, f"the answers of {counted(len(asked), 'worker')}", seconds)
+def wrong_devices(devices: Sequence[WorkerDevice]) -> dict[str, str]:
+    """Return the names of workers that do not use the configured device, each with the reason."""
+    return {device.worker: device.reason for device in devices if device.reason}
 
 
-def workers_of(client: Client) -> dict[str, dict[str, Any]]:
-    """What the scheduler knows of each worker that is there, by its address.
-
-    Asked of it directly: what `Client.scheduler_info` has been told the client may have replaced, before it returns, by
-    what it asks for every other second, which is of no worker.
-    """
-    answer = client.sync(client.scheduler.identity, n_workers=-1)  # type: ignore[union-attr]
-    return dict(answer["workers"])
+def unusable_workers(failures: Mapping[str, str], n_workers: int) -> DeviceError:
+    """Return an error that reports the first of some failures of `n_workers` workers."""
+    reason = next(iter(failures.values()))
+    return DeviceError(f"{counted(len(failures), 'worker')} of {n_workers} cannot be used, the first: {reason}")
 
 
-def _gone(client: Client, addresses: Iterable[str]) -> set[str]:
-    return set(addresses) - set(workers_of(client))
+def _describe_device(start_device: Callable[[], _Device]) -> tuple[str, str, str, str]:
+    """Return all fields of a `WorkerDevice` but the first, in the process of the worker."""
+    device = start_device()
+    return process_name(), str(device), device.reason, device.place
 
 
-def at_work(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a worker does for a task: calls the function; if its device is lost by that, it leaves.
+def _failure_of(future: Future) -> str:
+    if future.status == "error":
+        return f"{future.exception()}"
+    return "its process gave no answer"
+
+
+def run_or_retire(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a task on a worker. If its device is lost, retire the worker and have another one run the task.
 
     Raises
     ------
     Reschedule
-        By which the scheduler gives the task to whichever worker is there.
+        Tells the scheduler to give the task to any worker.
     """
     try:
         return function(*arguments)
     except DeviceLost as error:
         worker = get_worker()
-        # Tasks of other threads meet with the same, and so may one that comes before the scheduler has heard of it.
+        # Tasks of other threads fail in the same way, and new tasks arrive until the scheduler knows.
         if _leaving.put_if_new(worker.address, True):
             name = shown(worker.name)
             why = shown(error.why)
@@ -158,9 +143,9 @@ def at_work(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 async def _leave(worker: Worker) -> None:
-    """As one that has come to its end, which counts as nobody's death."""
+    """Retire a worker: unlike its death, this does not count as a failure of its tasks."""
     address = worker.address
-    # While it is the only one, the results that it still has can be given to nobody; the driver fetches them soon.
+    # The last worker can be retired only when the driver has fetched its results: no other worker could hold them.
     while address not in await worker.scheduler.retire_workers(
         workers=[address], close_workers=True, stimulus_id="device-lost"
     ):

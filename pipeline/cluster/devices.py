@@ -1,4 +1,4 @@
-"""One device for each worker: which there are, and the environment by which a process sees one and no other."""
+"""Devices of local workers: the available cards, and environments in which a process sees only one of them."""
 
 from __future__ import annotations
 
@@ -7,65 +7,86 @@ from collections.abc import Mapping, Sequence
 from pipeline.errors import ConfigError
 from pipeline.gpu.driver import find_driver
 
-__all__ = ["ALL", "environment_of", "named"]
+__all__ = ["add_theano_flag", "device_names", "worker_environment"]
 
-ALL = "all"
+_ALL = "all"
 
-# What Theano leaves behind where it has opened a device, and by which it refuses to open one in a child.
-_LEFT_BEHIND = "THEANO_GPU_IS_ALREADY_ACTIVE"
+# Theano sets this when it has opened a device, and then refuses to open one in a child process.
+_DEVICE_IS_OPEN = "THEANO_GPU_IS_ALREADY_ACTIVE"
 
 
-def named(devices: Sequence[str] | None, environment: Mapping[str, str]) -> list[str]:
-    """The devices that the setting names; of ``all`` every CUDA card.
+def device_names(devices: Sequence[str] | None, environment: Mapping[str, str]) -> list[str]:
+    """Return the configured devices, with ``all`` replaced by the names of all CUDA cards.
+
+    Parameters
+    ----------
+    devices : sequence of str or None
+        The setting.
+    environment : mapping of str to str
+        Variables, of which ``CUDA_VISIBLE_DEVICES`` limits the cards.
 
     Raises
     ------
     ConfigError
-        When there is no card.
+        If there is no card.
     """
-    if devices is None or ALL not in devices:
-        return list(devices or ())
-    visible = _visible(environment)
+    if devices is None:
+        return []
+    if _ALL not in devices:
+        return list(devices)
+    visible = _visible_cards(environment)
     n_cards = _n_cards() if visible is None else len(visible)
-    if not n_cards:
+    if n_cards == 0:
         raise ConfigError(
             "devices: all, but there is no CUDA card. See `shardpress doctor`, or name devices like opencl0:0."
         )
     return [f"cuda{i}" for i in range(n_cards)]
 
 
-def environment_of(device: str | None, n_threads: int, environment: Mapping[str, str]) -> dict[str, str]:
-    """What a worker's process starts with.
+def worker_environment(device: str | None, n_threads: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variables of a worker process.
 
     Parameters
     ----------
     device : str or None
-        As Theano names it; None for what the environment says.
+        Theano's name of its device; None leaves the choice to the environment.
     n_threads : int
-        Of its products, where the environment does not say.
+        Number of threads for matrix products, unless the environment sets it.
+    environment : mapping of str to str
+        Variables of this process.
 
     Raises
     ------
     ConfigError
-        When the card is not among those that the environment lets be seen.
+        If ``CUDA_VISIBLE_DEVICES`` hides the card.
     """
-    # Dask's variables would have workers do what the driver, which reads none of them, does not know of.
-    kept = {k: v for k, v in environment.items() if not k.startswith("DASK_") and k != _LEFT_BEHIND}
+    # This process reads no variables of Dask's, so workers must not be configured by them either.
+    variables = {
+        name: value for name, value in environment.items() if not name.startswith("DASK_") and name != _DEVICE_IS_OPEN
+    }
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        kept.setdefault(name, str(n_threads))
+        variables.setdefault(name, str(n_threads))
     if device is None:
-        return kept
+        return variables
     if device.startswith("cuda"):
-        # Exactly one: a process that sees its siblings' cards comes to hold memory on each of them.
-        kept |= {"CUDA_VISIBLE_DEVICES": _identifier(device, environment), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        # Only its own card: a process that sees other cards allocates memory on each of them.
+        variables["CUDA_VISIBLE_DEVICES"] = _card_identifier(device, environment)
+        variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         device = "cuda0"
-    return {**kept, "THEANO_FLAGS": ",".join(filter(None, [kept.get("THEANO_FLAGS"), f"device={device}"]))}
+    add_theano_flag(variables, f"device={device}")
+    return variables
 
 
-def _identifier(device: str, environment: Mapping[str, str]) -> str:
-    """What ``CUDA_VISIBLE_DEVICES`` calls a card, of which this process may see some only."""
+def add_theano_flag(variables: dict[str, str], flag: str) -> None:
+    """Append a flag to ``THEANO_FLAGS``. It overrides earlier ones."""
+    flags = variables.get("THEANO_FLAGS")
+    variables["THEANO_FLAGS"] = f"{flags},{flag}" if flags else flag
+
+
+def _card_identifier(device: str, environment: Mapping[str, str]) -> str:
+    """Return the identifier of a card for ``CUDA_VISIBLE_DEVICES``, which may limit this process to some cards."""
     number = int(device.removeprefix("cuda"))
-    visible = _visible(environment)
+    visible = _visible_cards(environment)
     if visible is None:
         return str(number)
     if number >= len(visible):
@@ -75,11 +96,15 @@ def _identifier(device: str, environment: Mapping[str, str]) -> str:
     return visible[number]
 
 
-def _visible(environment: Mapping[str, str]) -> list[str] | None:
-    found = environment.get("CUDA_VISIBLE_DEVICES")
-    return None if found is None else [each.strip() for each in found.split(",") if each.strip()]
+def _visible_cards(environment: Mapping[str, str]) -> list[str] | None:
+    """Return the identifiers in ``CUDA_VISIBLE_DEVICES``; None if it is not set and all cards are visible."""
+    value = environment.get("CUDA_VISIBLE_DEVICES")
+    if value is None:
+        return None
+    identifiers = [entry.strip() for entry in value.split(",")]
+    return [identifier for identifier in identifiers if identifier]
 
 
 def _n_cards() -> int:
     driver = find_driver()
-    return len(driver.capabilities) if driver else 0
+    return 0 if driver is None else len(driver.capabilities)

@@ -1,12 +1,13 @@
-"""Tasks over any executor of `concurrent.futures`, handed out by Dask's own scheduler.
+"""Run tasks on any executor of `concurrent.futures`, in the order that Dask's local scheduler chooses.
 
-A task is a pair of a function and its one argument, both of which can be pickled where the executor is not of this
-process: threads, processes and the workers of a cluster then do the same. Graphs are written down as Dask takes them:
-one made of `dask.delayed` costs eight times as much for each task.
+A task is a function and its one argument. Both must be picklable unless the executor uses threads of this process, so
+that threads, processes and the workers of a cluster can run the same tasks. Graphs are built as plain dictionaries:
+`dask.delayed` costs eight times as much per task.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
@@ -16,43 +17,60 @@ from typing import Any
 from dask.local import get_async
 
 from pipeline import signals
-from pipeline.cluster.stats import who
+from pipeline.cluster.stats import process_name
 from pipeline.cluster.threads import stop
 
-__all__ = ["compute", "n_together", "reduce"]
+__all__ = ["batch_size", "compute", "reduce"]
 
-_FAN_IN = 16  # results that are merged at a time: fewer would be more tasks, more would be held longer
-_MOST_TOGETHER, _TURNS, _MANY = 16, 16, 40_000  # tasks; of a thread; tasks in all: see `n_together`
-_SERVED = 600  # threads that a scheduler keeps at work, by tasks of a second
-_LAST = 10**12 - 1  # of a width that keeps the order of the names
+_FAN_IN = 16
+"""Results that are merged at once. A smaller number means more tasks, a larger one more results in memory."""
+_MAX_BATCH = 16
+"""Largest batch, except above the capacity of the scheduler."""
+_MIN_BATCHES_PER_THREAD = 16
+"""Batches that each thread should get, so that few threads are idle at the end."""
+_LARGE_GRAPH = 40_000
+"""Number of tasks above which batches keep the scheduler from becoming the bottleneck."""
+_SCHEDULER_CAPACITY = 600
+"""Threads that one scheduler can keep busy with tasks of about a second (docs/scaling.md)."""
+_LAST_NUMBER = 10**12 - 1
+"""Largest number in a task's name: all names have the same length, so they sort like their numbers."""
 
 _Task = tuple[Callable[[Any], Any], Any]
-_Done = Callable[[Any], object]
+_Callback = Callable[[Any], object]
+_Graph = dict[str, tuple[Any, ...]]
 
 
 def compute(
-    tasks: Sequence[_Task], executor: Executor, n_at_once: int, done: _Done | None = None, n_small: int = 1
+    tasks: Sequence[_Task], executor: Executor, n_at_once: int, done: _Callback | None = None, n_small: int = 1
 ) -> list[Any]:
-    """Run tasks; results in the order of the tasks. The first error stops the rest.
+    """Run tasks and return their results in the order of the tasks. The first error stops the other tasks.
 
-    When it returns, no task is at work any more; and when it raises, none in this process. After an error the executor
-    serves no longer.
+    No task is running when this function returns. When it raises, no task is running in this process, and the executor
+    can no longer be used.
 
     Parameters
     ----------
+    tasks : sequence of (callable, object)
+        Functions and their arguments.
     executor : Executor
-        Of `threads`, of processes, or of a crew. If it has a `Tally` as its attribute
-        ``tally``, that is told of each result and of the process that made it. If it has the number of threads that
-        wait for tasks far from here as ``n_far``, small tasks go to them several at a time.
+        An executor of threads, processes or a cluster. If it has an attribute ``stats`` (a `WorkerStats`), each result
+        is added to it. If it has an attribute ``n_remote_threads`` (the number of threads in other processes), small
+        tasks are sent in batches: see `batch_size`.
     n_at_once : int
-        Tasks under way at a time: of threads and processes one more than there are, so that none of them waits for the
-        driver between two.
+        Maximum number of submitted tasks. For threads and processes, one more than their number keeps them busy while
+        this process handles a result.
     done : callable, optional
-        Given each result as soon as it is there, in the thread that called `compute`. What it raises stops the rest.
+        Called with each result as soon as it is available, in the calling thread. An error that it raises stops the
+        other tasks.
     n_small : int
-        How many of these tasks are as much work as one has as a rule: a second's. 0 where each of them is more.
+        Number of these tasks that together are about one second of work; 0 if each of them takes longer.
+
+    Returns
+    -------
+    list
+        One result per task.
     """
-    graph = _graph(tasks)
+    graph = _graph_of(tasks)
     return list(_run(graph, list(graph), executor, n_at_once, done, n_small))
 
 
@@ -61,117 +79,195 @@ def reduce(
     merge: Callable[[Sequence[Any]], Any],
     executor: Executor,
     n_at_once: int,
-    done: _Done | None = None,
+    done: _Callback | None = None,
     n_small: int = 1,
 ) -> Any:
-    """Run tasks and merge their results in order, a few at a time, so that few of them are held at once.
+    """Run tasks and merge their results in order, a few at a time, so that few results are in memory at once.
 
-    As `compute`, of which `n_small` counts these tasks alone; `merge` is given results that stand in a row, and what it
-    has made of others before.
+    Parameters
+    ----------
+    tasks, executor, n_at_once, done, n_small
+        As for `compute`. Merges are neither passed to `done` nor counted in `n_small`.
+    merge : callable
+        Merges a sequence of consecutive results, each of a task or of an earlier merge.
+
+    Returns
+    -------
+    object
+        The merged result of all tasks.
     """
-    graph = _graph(tasks)
-    keys = list(graph)
-    while len(keys) > 1:
-        few = [keys[i : i + _FAN_IN] for i in range(0, len(keys), _FAN_IN)]
-        keys = _keys(len(graph), len(few))
-        graph.update({key: (merge, some) for key, some in zip(keys, few, strict=True)})
-    (result,) = _run(graph, keys, executor, n_at_once, done, n_small)
+    graph = _graph_of(tasks)
+    last_key = _add_merges(graph, merge)
+    (result,) = _run(graph, [last_key], executor, n_at_once, done, n_small)
     return result
 
 
-@dataclass(frozen=True)
-class _Call:
-    """Tasks as one callable: distributed looks into lists, and would itself run a task of Dask's that it finds there.
+def batch_size(n_tasks: int, n_remote_threads: int, n_small: int = 1) -> int:
+    """Return how many tasks to send to a remote thread at once.
 
-    Its text is that of the tasks' arguments, where one is to be named.
+    Each task costs about 10 ms of processor time of the driver, the scheduler and the worker together. Batches spread
+    this cost over several small tasks, and keep the scheduler from becoming the bottleneck of a very large graph. But
+    the results of a batch arrive, and are committed, together, and large batches leave threads idle at the end. Hence
+    the limits, which docs/scaling.md supports with measurements.
+
+    Parameters
+    ----------
+    n_tasks : int
+        Number of tasks in the graph.
+    n_remote_threads : int
+        Number of threads in other processes; 0 if the tasks run in this process.
+    n_small : int
+        Number of these tasks that together are about one second of work; 0 if each of them takes longer.
+
+    Returns
+    -------
+    int
+        Number of tasks, at least 1.
+    """
+    if n_remote_threads == 0:
+        return 1
+
+    useful = max(n_small, n_tasks // _LARGE_GRAPH)
+    fair = n_tasks // (_MIN_BATCHES_PER_THREAD * n_remote_threads)
+    batch = min(_MAX_BATCH, useful, fair)
+
+    # Above its capacity the scheduler limits the throughput. A few idle threads at the end cost less.
+    if n_small > 0:
+        needed = math.ceil(n_remote_threads / _SCHEDULER_CAPACITY)
+        tasks_per_thread = math.ceil(n_tasks / n_remote_threads)
+        batch = max(batch, min(needed, tasks_per_thread))
+
+    return max(1, batch)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A batch of tasks as one callable.
+
+    distributed searches lists for tasks of Dask and would run those that it finds, so they are hidden in an object.
+    Its text names the arguments of the tasks, for error messages.
     """
 
-    function: Callable[[Any], Any]
-    tasks: Any
-    nodes: tuple[tuple[Any, ...], ...]  # of the graph
+    function: Callable[[Any], Any]  # Dask's, which runs the tasks
+    tasks: Any  # as Dask passes them
+    nodes: tuple[tuple[Any, ...], ...]  # the same tasks in our graph
 
     def __call__(self) -> Any:
         return self.function(self.tasks)
 
     def __str__(self) -> str:
-        return "; ".join("what tasks have found" if len(node) > 1 else str(node[0].args[0]) for node in self.nodes)
+        return "; ".join(_node_text(node) for node in self.nodes)
 
 
-def _graph(tasks: Sequence[_Task]) -> dict[str, tuple[Any, ...]]:
-    # In a partial: Dask would look for lazy values in the argument, a list of shards perhaps, once for every task.
-    keys = _keys(0, len(tasks))
-    return {key: (partial(function, each),) for key, (function, each) in zip(keys, tasks, strict=True)}
+def _node_text(node: tuple[Any, ...]) -> str:
+    if _is_merge(node):
+        return "what tasks have found"
+    (task,) = node
+    return str(task.args[0])
 
 
-def _keys(first: int, n: int) -> list[str]:
-    """Names under which tasks begin in this order, so that files are read from front to back.
+def _is_merge(node: tuple[Any, ...]) -> bool:
+    """Return whether a node of the graph merges results; otherwise it is a task."""
+    return len(node) > 1
 
-    Of tasks that are alike Dask begins with the one whose name comes last.
+
+def _graph_of(tasks: Sequence[_Task]) -> _Graph:
+    """Return a Dask graph of independent tasks."""
+    # A partial hides the argument, for example a list of shards: Dask would search it for keys of other tasks.
+    keys = _task_names(0, len(tasks))
+    return {key: (partial(function, argument),) for key, (function, argument) in zip(keys, tasks, strict=True)}
+
+
+def _add_merges(graph: _Graph, merge: Callable[[Sequence[Any]], Any]) -> str:
+    """Add a tree of merges to a graph of tasks, and return the key of its root."""
+    keys = list(graph)
+    while len(keys) > 1:
+        groups = [keys[start : start + _FAN_IN] for start in range(0, len(keys), _FAN_IN)]
+        keys = _task_names(len(graph), len(groups))
+        for key, group in zip(keys, groups, strict=True):
+            graph[key] = (merge, group)
+    (root,) = keys
+    return root
+
+
+def _task_names(first: int, n: int) -> list[str]:
+    """Return names for tasks, so that they start in this order and files are read from front to back.
+
+    Among equivalent tasks Dask starts the one whose name sorts last.
     """
-    return [f"task-{_LAST - i}" for i in range(first, first + n)]
-
-
-def n_together(n_tasks: int, n_far: int, n_small: int = 1) -> int:
-    """How many tasks go together: one at a time, so that its result counts as soon as it is there.
-
-    But on its way through a scheduler a task takes some 10 ms of the processors of driver, scheduler and worker, as
-    long as a small one is itself. So small ones go together, until they are as much work as others; and where there are
-    very many, some of these: for them all the scheduler would be what a thousand workers wait for. But no more than
-    leave every thread so many turns, since in the last one some have nothing left to do; unless there are more threads
-    than a scheduler can keep at work one by one, which had better wait for each other at the end than for it all the
-    time. docs/scaling.md has numbers.
-    """
-    if not n_far:
-        return 1
-    few = min(_MOST_TOGETHER, max(n_small, n_tasks // _MANY), n_tasks // (_TURNS * n_far))
-    served = -(-n_far // _SERVED) if n_small else 1
-    return max(1, few, min(served, -(-n_tasks // n_far)))
+    return [f"task-{_LAST_NUMBER - number}" for number in range(first, first + n)]
 
 
 def _run(
-    graph: dict[str, tuple[Any, ...]],
+    graph: _Graph,
     keys: list[str],
     executor: Executor,
     n_at_once: int,
-    done: _Done | None,
-    n_small: int = 1,
+    done: _Callback | None,
+    n_small: int,
 ) -> Any:
-    under_way: set[Future[Any]] = set()
-
-    def submit(function: Callable[[Any], Any], tasks: Any) -> Future[Any]:
-        future = executor.submit(_Call(function, tasks, tuple(graph[task[0]] for task in tasks)))
-        under_way.add(future)
-        future.add_done_callback(under_way.discard)
-        return future
-
-    tally = getattr(executor, "tally", None)
-    n_far = getattr(executor, "n_far", 0)
-
-    def posttask(key: str, result: Any, _graph: object, _state: object, by: str) -> None:
-        if len(graph[key]) == 1:  # what has been merged has been told of before
-            if tally is not None:
-                tally.add(by, result)
-            if done is not None:
-                done(result)
-        signals.check()
-
-    # Nothing is left to Dask's configuration, which any environment variable DASK_... changes: hence the cache too.
-    # Signals are deferred, as one that raised while a thread starts would make the pool forget that thread.
+    """Run a graph and return the results of `keys`."""
+    run = _GraphRun(graph, executor, done)
+    n_remote_threads = getattr(executor, "n_remote_threads", 0)
+    # Every option is given, even the cache, because variables DASK_... of the environment would set the others. Signals
+    # are deferred: an exception that is raised while a thread starts would make the pool lose track of that thread.
     with signals.deferred():
         try:
             return get_async(
-                submit,
+                run.submit,
                 n_at_once,
                 graph,
                 keys,
                 cache={},
-                get_id=who,
-                chunksize=n_together(len(graph), n_far, n_small),
+                get_id=process_name,
+                chunksize=batch_size(len(graph), n_remote_threads, n_small),
                 rerun_exceptions_locally=False,
-                callbacks=[(None, None, None, posttask, None)],
+                callbacks=[(None, None, None, run.handle_result, None)],
             )
         except BaseException:
-            # Dask would not wait; but whoever lets go of the output directory must not leave a writer behind.
+            # Dask does not wait, but the caller unlocks the output directory, and nothing may write there afterwards.
             stop(executor)
-            wait(set(under_way))
+            run.wait()
             raise
+
+
+class _GraphRun:
+    """One run of a graph: its batches that have not ended, and what happens to its results.
+
+    Parameters
+    ----------
+    graph : dict
+        Tasks and merges by their names.
+    executor : Executor
+        Executor that runs them.
+    done : callable or None
+        Called with the result of each task, but not of merges.
+    """
+
+    def __init__(self, graph: _Graph, executor: Executor, done: _Callback | None) -> None:
+        self._graph = graph
+        self._executor = executor
+        self._stats = getattr(executor, "stats", None)
+        self._done = done
+        self._pending: set[Future[Any]] = set()
+
+    def submit(self, function: Callable[[Any], Any], tasks: Any) -> Future[Any]:
+        """Submit a batch, as Dask passes it."""
+        nodes = tuple(self._graph[task[0]] for task in tasks)
+        future = self._executor.submit(_Batch(function, tasks, nodes))
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
+        return future
+
+    def handle_result(self, key: str, result: Any, _graph: object, _state: object, process: str) -> None:
+        """Count a result and pass it on; Dask calls this in the thread that runs the graph."""
+        if not _is_merge(self._graph[key]):
+            if self._stats is not None:
+                self._stats.add(process, result)
+            if self._done is not None:
+                self._done(result)
+        signals.check()
+
+    def wait(self) -> None:
+        """Wait until no batch is running."""
+        wait(set(self._pending))

@@ -1,4 +1,4 @@
-"""Where the tasks of a whole run go: to threads of this process, or to workers that are processes of their own."""
+"""The pool that runs the tasks of a whole run: threads of this process, or workers in processes of their own."""
 
 from __future__ import annotations
 
@@ -8,127 +8,142 @@ from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.cluster.checks import Question
-from pipeline.cluster.devices import environment_of, named
-from pipeline.cluster.security import address_in, checked, is_written
-from pipeline.cluster.stats import Tally
+from pipeline.cluster.devices import device_names, worker_environment
+from pipeline.cluster.security import check_address, is_written, read_address
+from pipeline.cluster.stats import WorkerStats
 from pipeline.cluster.threads import threads
 from pipeline.errors import ConfigError
 from pipeline.settings.config import ClusterSettings
 
-__all__ = ["Crew", "Threads", "check_settings", "crew_of"]
+if TYPE_CHECKING:
+    from pipeline.cluster.checks import Probe
+
+__all__ = ["LocalPool", "WorkerPool", "check_settings", "open_pool"]
 
 
-class Crew(Protocol):
-    """Who does a run's tasks.
+class WorkerPool(Protocol):
+    """Workers that run the tasks of a run.
 
     Attributes
     ----------
-    tally : Tally
-        What each worker has done so far, as far as there are any.
-    is_here : bool
-        Whether this process does the tasks by itself.
-    n_sharing : int
-        Processes that share the cores among which a run's threads are counted; 0 where each has cores of its own.
+    stats : WorkerStats
+        Work of each worker process so far; empty if there are none.
+    is_local : bool
+        Whether this process runs the tasks itself.
+    n_local_processes : int
+        Number of processes that share the cores and the memory of this machine; 0 if workers have their own.
     """
 
-    tally: Tally
-    is_here: bool
-    n_sharing: int
+    stats: WorkerStats
+    is_local: bool
+    n_local_processes: int
 
     def executor(self, n_threads: int) -> AbstractContextManager[tuple[Executor, int]]:
-        """What takes tasks for as long as the context lasts, and how many of them may be under way at a time.
+        """Provide an executor, and the number of tasks that may be submitted to it at once.
 
         Parameters
         ----------
         n_threads : int
-            As many work at a time, where this process does it; workers have threads of their own.
+            Number of threads if this process runs the tasks. Workers have their own number of threads.
         """
         ...
 
     def facts(self) -> dict[str, Any]:
-        """Plain values for reports: ``kind``, and of workers what `Tally.told` says of them."""
+        """Return plain values for reports: ``kind``, and ``workers`` as `WorkerStats.summary` returns them."""
         ...
 
 
-class Threads:
-    """Dask's threads in this process: no socket, and nothing of `distributed` is imported."""
+class LocalPool:
+    """Threads of this process. It opens no socket and does not import `distributed`."""
 
-    is_here = True
-    n_sharing = 1
+    is_local = True
+    n_local_processes = 1
 
     def __init__(self) -> None:
-        self.tally = Tally()  # of nobody
+        self.stats = WorkerStats()  # stays empty
 
     @contextmanager
     def executor(self, n_threads: int) -> Iterator[tuple[Executor, int]]:
-        """As many threads, each with a task; and one more task, which whoever is free first need not wait for."""
+        """Provide threads. One more task may be submitted, so that a free thread need not wait for this process."""
         with threads(n_threads) as pool:
             yield pool, n_threads + 1
 
     def facts(self) -> dict[str, Any]:
-        """Their kind."""
+        """Return the kind of the pool."""
         return {"kind": "threads", "workers": []}
 
 
 def check_settings(settings: ClusterSettings) -> None:
-    """Refuse a crew that cannot be, as far as that can be known before anything is looked at.
+    """Check the settings of a pool as far as possible without connecting to anything.
 
     Raises
     ------
     ConfigError
+        If no pool can have these settings.
     """
+    address = settings.scheduler
     path = Path(settings.scheduler_file or "")
-    if address := settings.scheduler or (address_in(path) if is_written(path) else ""):  # which may yet be written
-        checked(address, settings.insecure_cluster)
-    for device in named(settings.devices, os.environ):
-        environment_of(device, 1, os.environ)
-    if settings.dashboard and (settings.workers or settings.devices) and find_spec("bokeh") is None:
+    if not address and is_written(path):  # otherwise the scheduler may write it later
+        address = read_address(path)
+    if address:
+        check_address(address, settings.insecure_cluster)
+    for device in device_names(settings.devices, os.environ):
+        worker_environment(device, 1, os.environ)
+    has_local_workers = settings.workers or settings.devices
+    if settings.dashboard and has_local_workers and find_spec("bokeh") is None:
         raise ConfigError("dashboard: Dask's page is made by bokeh, which is not installed: pip install bokeh")
 
 
 @contextmanager
-def crew_of(
+def open_pool(
     settings: ClusterSettings,
     n_threads: int,
-    start: Callable[[], Any],
-    ask: Callable[[], Question],
+    start_device: Callable[[], Any],
+    make_probe: Callable[[], Probe],
     requires_device: bool = False,
-) -> Iterator[Crew]:
-    """The crew that the settings ask for, for as long as the context lasts.
+) -> Iterator[WorkerPool]:
+    """Provide the configured pool for as long as the context lasts.
 
     Parameters
     ----------
+    settings : ClusterSettings
+        The pool.
     n_threads : int
-        Of all workers of this run together.
-    start : callable
-        Takes the device that a worker's process is set to: `pipeline.device.start_device`.
-    ask : callable
-        What workers are asked before they do anything.
+        Number of threads of all local workers together.
+    start_device : callable
+        Initializes the device that is configured for a process: `pipeline.device.start_device`.
+    make_probe : callable
+        Returns what workers must see as this process does. It is called before they run any task.
     requires_device : bool
-        Whether each worker must use the device that it is set to.
+        Whether each worker must use the device that is configured for it.
 
     Raises
     ------
     ConfigError
-        For a cluster that cannot be used, or not safely; for workers that would not do what this process does.
+        If the cluster cannot be used, or not safely, or if its workers would compute something different from this
+        process.
     DeviceError
-        When no worker has its device.
-    SystemLimit, TryAgain
+        If no worker can use its device.
+    SystemLimit
+        If a local worker cannot be started.
+    TryAgain
+        If the scheduler or its workers do not respond.
     """
-    if not (settings.workers or settings.devices or settings.scheduler or settings.scheduler_file):
-        yield Threads()
+    has_local_workers = settings.workers or settings.devices
+    if not has_local_workers and not settings.scheduler and not settings.scheduler_file:
+        yield LocalPool()
         return
-    from pipeline.cluster.processes import local
-    from pipeline.cluster.remote import given  # and distributed with it, which is not needed else
-    from pipeline.cluster.workers import hushed
+    # These load distributed, which a run with threads does not need.
+    from pipeline.cluster.processes import local_workers
+    from pipeline.cluster.remote import remote_workers
+    from pipeline.cluster.workers import quiet_dask
 
-    with hushed():
-        if settings.workers or settings.devices:
-            workers = local(settings, n_threads, start, ask, requires_device)
+    with quiet_dask():
+        if has_local_workers:
+            workers = local_workers(settings, n_threads, start_device, make_probe, requires_device)
         else:
-            workers = given(settings, start, ask, requires_device)
-        with workers as crew:
-            yield crew
+            workers = remote_workers(settings, start_device, make_probe, requires_device)
+        with workers as pool:
+            yield pool

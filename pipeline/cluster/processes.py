@@ -1,120 +1,159 @@
-"""Workers on this machine: processes that are made for a run, and end with it, however it ends."""
+"""Workers on this machine: processes that are started for a run and end with it, however it ends.
+
+Each worker has a nanny in a process of its own, which `pipeline.childprocess` starts with ``main`` of this module.
+`SpecCluster` could start the nannies in this process, but then a killed run leaves orphans: compilers that workers have
+started, and workers whose current task holds the GIL.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import math
 import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from distributed import Client, Scheduler, Security, SpecCluster
+import dask
+from distributed import Client, Nanny, Scheduler, Security, SpecCluster, Worker
 
 from kernels.trust import UntrustedDirectory, private_directory
 from pipeline import signals
 from pipeline.childprocess import ChildProcess
-from pipeline.cluster.checks import Question
-from pipeline.cluster.connection import waited
-from pipeline.cluster.device_check import Proof, proofs
-from pipeline.cluster.devices import environment_of, named
-from pipeline.cluster.gate import check
-from pipeline.cluster.workers import Workers, hear
-from pipeline.errors import CannotCreate, DeviceError, NotPermitted, SystemLimit, counted
+from pipeline.cluster.checks import Probe, check_workers
+from pipeline.cluster.connection import wait_until
+from pipeline.cluster.device_check import WorkerDevice, check_devices, unusable_workers, wrong_devices
+from pipeline.cluster.devices import add_theano_flag, device_names, worker_environment
+from pipeline.cluster.workers import LOGGERS, ClusterPool, forward_logs
+from pipeline.errors import CannotCreate, NotPermitted, SystemLimit, counted
 from pipeline.settings.config import ClusterSettings
 
-__all__ = ["local"]
+__all__ = ["NoHttpWorker", "local_workers", "main"]
 
 log = logging.getLogger(__name__)
 
 _LOOPBACK = "127.0.0.1"
-_ALLOWED_FAILURES = 2  # of workers at one task; with the third it is given up
-_START = 300.0  # seconds for processes to start in
-_PROOF = 600.0  # seconds for their devices: the first one may have to compile for all of them
-_END = 10.0  # seconds for processes to end by themselves
-_PATIENCE = 60.0  # seconds for one to be there again, where all have died
+_ALLOWED_FAILURES = 2  # workers that may die at one task; the third death ends the run
+_START_SECONDS = 300.0
+_DEVICE_SECONDS = 600.0  # the first worker may have to compile for all of them
+_END_SECONDS = 10.0
+_PATIENCE = 60.0  # seconds without any worker, while nannies restart those that have died
+
+_QUIET = logging.CRITICAL  # errors of tasks are reported by the driver
+_CLOSE_SECONDS = 2.0  # for a worker to close; its unfinished tasks are no longer needed, or run elsewhere
 
 
-class _Unheard(Scheduler):
-    """Without the HTTP server that Dask's own would listen with."""
+class _NoHttpScheduler(Scheduler):
+    """A scheduler without Dask's HTTP server, which would open a port."""
 
     def start_http_server(self, *_arguments: Any, **_named: Any) -> None:
-        """None."""
+        """Do nothing."""
+
+
+class NoHttpWorker(Worker):
+    """A worker without Dask's HTTP server, which would open a port; its warnings are logged by the driver alone."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        for name in LOGGERS:
+            logging.getLogger(name).addHandler(logging.NullHandler())
+        super().__init__(*arguments, **named)
+
+    def start_http_server(self, *_arguments: Any, **_named: Any) -> None:
+        """Do nothing."""
 
 
 @contextmanager
-def local(
+def local_workers(
     settings: ClusterSettings,
     n_threads: int,
-    start: Callable[[], Any],
-    ask: Callable[[], Question],
+    start_device: Callable[[], Any],
+    make_probe: Callable[[], Probe],
     requires_device: bool = False,
-) -> Iterator[Workers]:
-    """As many workers as the settings ask for, each on its device.
+) -> Iterator[ClusterPool]:
+    """Provide the configured number of workers on this machine, each with its device.
 
-    They and the scheduler, which is in this process, listen on the loopback alone, and talk to nobody who has not the
-    certificate that is made for the run.
+    The scheduler runs in this process. Scheduler and workers listen on the loopback interface only, and accept
+    connections only with a certificate that is created for this run.
 
     Parameters
     ----------
+    settings : ClusterSettings
+        Number of workers and their devices.
     n_threads : int
-        Of all of them together.
-    start : callable
-        Takes the device that a process is set to: `pipeline.device.start_device`.
-    ask : callable
-        What workers are asked before they do anything.
+        Number of threads of all workers together.
+    start_device : callable
+        Initializes the device that is configured for a process: `pipeline.device.start_device`.
+    make_probe : callable
+        Returns what workers must see as this process does. It is called before they run any task.
+    requires_device : bool
+        Whether each worker must use the device that is configured for it.
 
     Raises
     ------
     ConfigError
-        When devices are not there, or a worker would not do what this process does.
+        If there is no such device, or if a worker would compute something different from this process.
     DeviceError
-        When no worker can use its device.
+        If no worker can use its device.
     SystemLimit
-        When a process cannot be started.
+        If a process cannot be started.
     NotPermitted
-        When no directory can be made that other users cannot replace.
+        If no directory can be made that other users cannot replace.
     """
     environments = _environments(settings, requires_device)
+    devices = device_names(settings.devices, os.environ)
     _check_semaphores()
     security = Security.temporary()
     with _scratch_directory() as scratch, _client(security, settings.dashboard, scratch) as client:
         address = client.scheduler_info(n_workers=0)["address"]
-        asked = {
+        options = {
             "scheduler": address,
-            "n_threads": -(-n_threads // len(environments)),
-            "tls": {name: getattr(security, name) for name in ("tls_ca_file", "tls_worker_cert", "tls_worker_key")},
+            "n_threads": math.ceil(n_threads / len(environments)),
+            "tls": _worker_certificates(security),
             "scratch": str(scratch),
         }
-        with _processes(asked, environments) as processes:
-            _wait(client, processes)
-            check(client, ask())
-            known = _proven(client, processes, named(settings.devices, os.environ), start, requires_device)
-            hear(client)
-            yield Workers(client, "workers", address, known, _PATIENCE, len(environments))
+        with _processes(options, environments) as processes:
+            _wait_for_start(client, processes)
+            check_workers(client, make_probe())
+            known = _keep_usable(client, processes, devices, start_device, requires_device)
+            forward_logs(client)
+            yield ClusterPool(client, "workers", address, known, _PATIENCE, len(environments))
 
 
 def _environments(settings: ClusterSettings, requires_device: bool) -> list[dict[str, str]]:
-    """Of each worker."""
-    devices = named(settings.devices, os.environ)
-    n = settings.workers or len(devices)
-    n_each = max(1, len(os.sched_getaffinity(0)) // n)
-    found = [environment_of(devices[i % len(devices)] if devices else None, n_each, os.environ) for i in range(n)]
-    if requires_device:  # also of one that is started anew
-        for each in found:
-            each["THEANO_FLAGS"] = ",".join(filter(None, [each.get("THEANO_FLAGS"), "force_device=True"]))
-    return found
+    """Return the environment variables of each worker."""
+    devices: Sequence[str | None] = device_names(settings.devices, os.environ)
+    n_workers = settings.workers or len(devices)
+    n_cores = len(os.sched_getaffinity(0))
+    n_threads = max(1, n_cores // n_workers)
+    environments = []
+    for i in range(n_workers):
+        device = devices[i % len(devices)] if devices else None
+        environment = worker_environment(device, n_threads, os.environ)
+        if requires_device:  # in the environment, so that a restarted worker requires it, too
+            add_theano_flag(environment, "force_device=True")
+        environments.append(environment)
+    return environments
+
+
+def _worker_certificates(security: Security) -> dict[str, Any]:
+    """Return the parameters of `Security` that workers need."""
+    names = ("tls_ca_file", "tls_worker_cert", "tls_worker_key")
+    return {name: getattr(security, name) for name in names}
 
 
 def _check_semaphores() -> None:
-    """Raise `SystemLimit` where Dask's nannies could not make the semaphores that they share with workers."""
+    """Raise `SystemLimit` if nannies could not create the semaphores that they share with workers."""
     try:
-        # The name of one of this kind is removed at once. Others have Python start a process that would remove it.
+        # A lock of the "fork" context is unlinked at once. Other contexts start a process that would unlink it.
         multiprocessing.get_context("fork").Lock()
     except OSError as error:
         raise SystemLimit(
@@ -125,9 +164,9 @@ def _check_semaphores() -> None:
 
 @contextmanager
 def _scratch_directory() -> Iterator[Path]:
-    """Create a directory for the scheduler and the workers, which Dask has them import from.
+    """Provide a directory for the scheduler and the workers, which import from it.
 
-    Dask's own default is a name in the temporary directory that another user can create first.
+    Dask's default is a fixed name in the temporary directory, which another user can create first.
     """
     try:
         scratch = private_directory("shardpress-scratch-")
@@ -144,13 +183,19 @@ def _scratch_directory() -> Iterator[Path]:
 
 @contextmanager
 def _client(security: Security, has_dashboard: bool, scratch: Path) -> Iterator[Client]:
-    options: dict[str, Any] = {"host": _LOOPBACK, "protocol": "tls", "security": security}
-    options["local_directory"] = str(scratch)
-    options |= {"allowed_failures": _ALLOWED_FAILURES, "dashboard": has_dashboard}
+    """Provide a client of a scheduler in this process, which has no workers yet."""
+    options = {
+        "host": _LOOPBACK,
+        "protocol": "tls",
+        "security": security,
+        "local_directory": str(scratch),
+        "allowed_failures": _ALLOWED_FAILURES,
+        "dashboard": has_dashboard,
+    }
     if has_dashboard:
         options["dashboard_address"] = f"{_LOOPBACK}:0"
-    scheduler = {"cls": Scheduler if has_dashboard else _Unheard, "options": options}
-    with signals.deferred():  # half of it would stay
+    scheduler = {"cls": Scheduler if has_dashboard else _NoHttpScheduler, "options": options}
+    with signals.deferred():  # an exception raised in here would leave a part of the cluster running
         cluster = SpecCluster(scheduler=scheduler, security=security, silence_logs=False)
     try:
         with Client(cluster, security=security, set_as_default=False) as client:
@@ -163,97 +208,163 @@ def _client(security: Security, has_dashboard: bool, scratch: Path) -> Iterator[
 
 
 @contextmanager
-def _processes(asked: Mapping[str, Any], environments: list[dict[str, str]]) -> Iterator[dict[str, ChildProcess]]:
-    """Processes by their names, until the context ends."""
-    started: dict[str, ChildProcess] = {}
+def _processes(
+    options: Mapping[str, Any], environments: Sequence[Mapping[str, str]]
+) -> Iterator[dict[str, ChildProcess]]:
+    """Provide a process for each environment, by the names of their workers."""
+    processes: dict[str, ChildProcess] = {}
     try:
         for i, environment in enumerate(environments):
-            started[str(i)] = _started({**asked, "name": str(i)}, environment)
-        yield started
+            name = str(i)
+            processes[name] = _start({**options, "name": name}, environment)
+        yield processes
     finally:
         with signals.deferred():
-            _end(started)
+            _end(processes)
 
 
-def _started(asked: Mapping[str, Any], environment: Mapping[str, str]) -> ChildProcess:
-    module = "pipeline.cluster.child"
+def _start(options: Mapping[str, Any], environment: Mapping[str, str]) -> ChildProcess:
+    """Start one process with these options of `main`."""
     try:
         with signals.deferred():
             process = ChildProcess(
-                module, environment=environment, scratch=Path(asked["scratch"]), stdin=subprocess.PIPE, stdout=2
+                __name__,  # its `main`
+                environment=environment,
+                scratch=Path(options["scratch"]),
+                stdin=subprocess.PIPE,
+                stdout=2,  # standard output is for results of the run
             )
     except OSError as error:
         raise SystemLimit(f"a worker's process cannot be started: {error}. Take fewer --workers.") from error
     assert process.stdin is not None
-    with suppress(BrokenPipeError):  # it has died at once, which is looked for next
-        process.stdin.write(json.dumps(asked).encode() + b"\n")
+    with suppress(BrokenPipeError):  # it has died at once, which `_wait_for_start` reports
+        process.stdin.write(json.dumps(options).encode() + b"\n")
         process.stdin.flush()
     return process
 
 
 def _end(processes: Mapping[str, ChildProcess]) -> None:
-    """Let processes end with their standard input, and kill those that do not."""
+    """Ask processes to end by closing their standard input, and kill those that do not."""
     for process in processes.values():
         with suppress(OSError):
             process.stdin.close()  # type: ignore[union-attr]
-    deadline = time.monotonic() + _END
+    deadline = time.monotonic() + _END_SECONDS
     for process in processes.values():
         with suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, deadline - time.monotonic()))
-        process.end()  # with the worker that it has started
+        process.end()  # and the worker that it has started
 
 
-def _wait(client: Client, processes: Mapping[str, ChildProcess]) -> None:
-    """Until all are there."""
-    workers = counted(len(processes), "worker")
+def _wait_for_start(client: Client, processes: Mapping[str, ChildProcess]) -> None:
+    """Wait until all workers have joined; raise `SystemLimit` if a process ends or the time is up."""
+    n_workers = len(processes)
+    workers = counted(n_workers, "worker")
 
-    def are_there() -> bool:
+    def have_joined() -> bool:
         for name, process in processes.items():
             if process.poll() is not None:
                 raise SystemLimit(
-                    f"worker {name} of {len(processes)} ended with {process.returncode} before it had begun. What "
+                    f"worker {name} of {n_workers} ended with {process.returncode} before it had begun. What "
                     "it said stands above; or take fewer --workers."
                 )
-        return bool(client.scheduler_info(n_workers=0)["n_workers"] == len(processes))
+        return bool(client.scheduler_info(n_workers=0)["n_workers"] == n_workers)
 
-    if not waited(are_there, f"{workers} to start", _START):
-        raise SystemLimit(f"{workers} did not start within {_START:.0f} s. Take fewer --workers.")
+    if not wait_until(have_joined, f"{workers} to start", _START_SECONDS):
+        raise SystemLimit(f"{workers} did not start within {_START_SECONDS:.0f} s. Take fewer --workers.")
 
 
-def _proven(
+def _keep_usable(
     client: Client,
     processes: dict[str, ChildProcess],
     devices: Sequence[str],
-    start: Callable[[], Any],
+    start_device: Callable[[], Any],
     requires_device: bool,
 ) -> list[dict[str, Any]]:
-    """What is known of the workers that can be used; the others end."""
-    found, failed = proofs(client, start, _PROOF)
-    failed |= {proof.name: proof.reason for proof in found if proof.reason} | _misplaced(found, devices)
-    for name, why in failed.items():
-        log.warning("worker %s of %d cannot be used: %s. Its work goes to the others.", name, len(processes), why)
-    usable = [proof for proof in found if proof.name not in failed]
-    if not usable or (failed and requires_device):
-        _, why = next(iter(failed.items()))
-        raise DeviceError(f"{counted(len(failed), 'worker')} of {len(processes)} cannot be used, the first: {why}")
-    _end({name: processes.pop(name) for name in failed})
-    log.info(
-        "cluster: %s: %s", counted(len(usable), "worker"), ", ".join(f"{each.name} {each.device}" for each in usable)
-    )
-    return [proof.known for proof in usable]
+    """End the workers that cannot use their devices, and return facts about the others.
+
+    Parameters
+    ----------
+    processes : dict of str to ChildProcess
+        Processes by the names of their workers. Those that end are removed.
+    devices : sequence of str
+        The configured devices, which the workers use in turn; empty if none are configured.
+    """
+    found, failures = check_devices(client, start_device, _DEVICE_SECONDS)
+    failures |= wrong_devices(found) | _misplaced(found, devices)
+    usable = [device for device in found if device.worker not in failures]
+    n_workers = len(processes)
+    for name, reason in failures.items():
+        log.warning("worker %s of %d cannot be used: %s. Its work goes to the others.", name, n_workers, reason)
+    if not usable or (failures and requires_device):
+        raise unusable_workers(failures, n_workers)
+    _end({name: processes.pop(name) for name in failures})
+    workers = ", ".join(f"{device.worker} {device.device}" for device in usable)
+    log.info("cluster: %s: %s", counted(len(usable), "worker"), workers)
+    return [device.facts() for device in usable]
 
 
-def _misplaced(found: list[Proof], devices: Sequence[str]) -> dict[str, str]:
-    """Workers that compute on a card which another one has, though each was given its own."""
-    places: dict[str, tuple[str, str]] = {}
-    wrong: dict[str, str] = {}
-    for proof in found:
-        if not devices or not proof.place:
+def _misplaced(found: Sequence[WorkerDevice], devices: Sequence[str]) -> dict[str, str]:
+    """Return the workers that compute on the card of another configured device, and in words where they do."""
+    if not devices:
+        return {}
+    misplaced: dict[str, str] = {}
+    first_at: dict[str, tuple[str, str]] = {}  # worker and configured device, by the place of the card
+    for device in found:
+        if not device.place:
             continue
-        device = devices[int(proof.name) % len(devices)]
-        first, of = places.setdefault(proof.place, (proof.name, device))
-        if of != device:
-            wrong[proof.name] = (
-                f"it was given {device}, and computes where worker {first} does, on {of} ({proof.place})"
+        configured = devices[int(device.worker) % len(devices)]
+        first_worker, first_configured = first_at.setdefault(device.place, (device.worker, configured))
+        if configured != first_configured:
+            misplaced[device.worker] = (
+                f"it was given {configured}, and computes where worker {first_worker} does, on {first_configured} "
+                f"({device.place})"
             )
-    return wrong
+    return misplaced
+
+
+# -- in the child ------------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Run a nanny, which starts a worker and restarts it if it dies, until the end of standard input.
+
+    The first line of standard input contains its options as JSON, among them the key of the certificate, which no other
+    process can read there.
+    """
+    logging.getLogger("distributed").setLevel(_QUIET)
+    # Dask sets variables for its workers, one of which makes malloc return fresh pages for every large array.
+    dask.config.set({"distributed.nanny.pre-spawn-environ": {}})
+    asyncio.run(_run_nanny(json.loads(sys.stdin.readline())))
+
+
+async def _run_nanny(options: Mapping[str, Any]) -> None:
+    input_ended = _input_ended()
+    nanny = Nanny(
+        options["scheduler"],
+        security=Security(require_encryption=True, **options["tls"]),
+        nthreads=options["n_threads"],
+        name=options["name"],
+        host=_LOOPBACK,
+        protocol="tls",
+        worker_class=NoHttpWorker,
+        memory_limit=0,  # --memory-budget limits memory
+        silence_logs=_QUIET,
+        local_directory=options["scratch"],
+    )
+    async with nanny:
+        ends = [asyncio.create_task(input_ended.wait()), asyncio.create_task(nanny.finished())]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        await nanny.close(timeout=_CLOSE_SECONDS)
+
+
+def _input_ended() -> asyncio.Event:
+    """Return an event of the running loop that is set at the end of standard input."""
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def wait() -> None:
+        os.read(sys.stdin.fileno(), 1)  # nothing follows the options
+        loop.call_soon_threadsafe(ended.set)
+
+    threading.Thread(target=wait, daemon=True).start()
+    return ended

@@ -1,4 +1,4 @@
-"""Workers of a scheduler that is there already: somebody else's, who starts and ends them."""
+"""Workers of an existing scheduler, which this run neither starts nor ends."""
 
 from __future__ import annotations
 
@@ -14,89 +14,85 @@ from distributed import Client
 from distributed.comm.core import FatalCommClosedError
 from distributed.versions import VersionMismatchWarning
 
-from pipeline.cluster.checks import Question
-from pipeline.cluster.connection import waited
-from pipeline.cluster.device_check import proofs
-from pipeline.cluster.gate import check
-from pipeline.cluster.pulse import watched
-from pipeline.cluster.security import address_in, checked, configured, is_written
-from pipeline.cluster.workers import Workers, hear
-from pipeline.errors import ConfigError, DeviceError, TryAgain, counted, shown, some
+from pipeline.cluster.checks import Probe, check_workers
+from pipeline.cluster.connection import disconnect_if_silent, wait_until
+from pipeline.cluster.device_check import check_devices, unusable_workers, wrong_devices
+from pipeline.cluster.security import check_address, dask_security, is_written, read_address
+from pipeline.cluster.workers import ClusterPool, forward_logs
+from pipeline.errors import ConfigError, TryAgain, counted, shown, some
 from pipeline.settings.config import ClusterSettings
 
-__all__ = ["given"]
+__all__ = ["remote_workers"]
 
 log = logging.getLogger(__name__)
 
-_CONNECT = 30.0  # seconds
-_CLOSE = 10.0  # seconds
-_PATIENCE = 1800.0  # seconds without any worker: a batch system may take its time
-_PROOF = 600.0  # seconds
+_CONNECT_SECONDS = 30.0
+_CLOSE_SECONDS = 10.0
+_DEVICE_SECONDS = 600.0
+_PATIENCE = 1800.0  # seconds without any worker: the queue of a batch system may be long
+_MAX_LISTED = 8  # workers in one line of the log
 
 
 @contextmanager
-def given(
-    settings: ClusterSettings, start: Callable[[], Any], ask: Callable[[], Question], requires_device: bool = False
-) -> Iterator[Workers]:
-    """The workers of the scheduler that the settings name, as they come and go.
+def remote_workers(
+    settings: ClusterSettings,
+    start_device: Callable[[], Any],
+    make_probe: Callable[[], Probe],
+    requires_device: bool = False,
+) -> Iterator[ClusterPool]:
+    """Provide the workers of the configured scheduler. They may join and leave at any time.
 
     Parameters
     ----------
-    start : callable
-        Takes the device that a process is set to: `pipeline.device.start_device`.
-    ask : callable
-        What workers are asked before they do anything.
+    settings : ClusterSettings
+        Address of the scheduler, or its file.
+    start_device : callable
+        Initializes the device that is configured for a process: `pipeline.device.start_device`.
+    make_probe : callable
+        Returns what workers must see as this process does. It is called before they run any task.
+    requires_device : bool
+        Whether each worker must use the device that is configured for it.
 
     Raises
     ------
     ConfigError
-        When its address cannot be used, or not safely; when a worker would not do what this process does.
+        If the address cannot be used, or not safely, or if a worker would compute something different from this
+        process.
     TryAgain
-        When it does not answer, or no worker comes.
+        If the scheduler does not answer, or no worker joins.
     DeviceError
-        When no worker has a device that can be used, or one of them has not and it is required.
+        If no worker can use its device, or one of them cannot although it is required.
     """
+    address = _address(settings)
+    with _close_at_end(_connect(address)) as client, disconnect_if_silent(client):
+        with _explain_lost_scheduler(address):
+            _wait_for(lambda: client.scheduler_info(n_workers=0)["n_workers"], f"a worker of {shown(address)}")
+            check_workers(client, make_probe())
+            known = _check_devices(client, start_device, requires_device)
+            if settings.dashboard:
+                log.info("cluster: Dask's own page is at %s", client.dashboard_link)
+            forward_logs(client)
+        yield ClusterPool(client, "scheduler", address, known, _PATIENCE)
+
+
+def _address(settings: ClusterSettings) -> str:
+    """Return the address of the scheduler; wait for its file if that does not exist yet."""
     address = settings.scheduler
     if not address:
         path = Path(settings.scheduler_file or "")
-        _must_come(lambda: is_written(path), f"scheduler_file={shown(path)}")
-        address = address_in(path)
-    address = checked(address, settings.insecure_cluster)
-    with _closing(_connected(address)) as client, watched(client):
-        try:
-            _must_come(lambda: client.scheduler_info(n_workers=0)["n_workers"], f"a worker of {shown(address)}")
-            check(client, ask())
-            known = _known(client, start, requires_device)
-            if settings.dashboard:
-                log.info("cluster: Dask's own page is at %s", client.dashboard_link)
-            hear(client)
-        except (OSError, CancelledError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "closed" not in str(error):
-                raise  # Dask has no class of its own for a question over connections that were given up
-            raise TryAgain(
-                f"scheduler: {shown(address)} does not answer any more: {error}. See whether it is running, then type "
-                "the same command again."
-            ) from error
-        yield Workers(client, "scheduler", address, known, _PATIENCE)
+        _wait_for(lambda: is_written(path), f"scheduler_file={shown(path)}")
+        address = read_address(path)
+    return check_address(address, settings.insecure_cluster)
 
 
-@contextmanager
-def _closing(client: Client) -> Iterator[Client]:
-    """Close a client at the end, but do not wait long for a scheduler that does not answer."""
-    try:
-        yield client
-    finally:
-        with suppress(OSError, TimeoutError):
-            client.close(timeout=_CLOSE)
-
-
-def _connected(address: str) -> Client:
-    security = configured(address)
+def _connect(address: str) -> Client:
+    """Return a client that is connected to the scheduler."""
+    security = dask_security(address)
     log.info("cluster: connecting to %s", shown(address))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", VersionMismatchWarning)  # what matters of that is refused, in a sentence
-            return Client(address, security=security, timeout=_CONNECT, set_as_default=False)
+            warnings.simplefilter("ignore", VersionMismatchWarning)  # `check_workers` refuses what matters
+            return Client(address, security=security, timeout=_CONNECT_SECONDS, set_as_default=False)
     except FatalCommClosedError as error:
         raise ConfigError(
             f"scheduler: {shown(address)} turns these certificates away, or they it: {error}. They are those of "
@@ -104,26 +100,53 @@ def _connected(address: str) -> Client:
         ) from error
     except OSError as error:
         raise TryAgain(
-            f"scheduler: {shown(address)} cannot be talked to, after {_CONNECT:.0f} s at most: {error}. See whether it "
-            "is running, and whether tcp:// or tls:// is its protocol; then type the same command again."
+            f"scheduler: {shown(address)} cannot be talked to, after {_CONNECT_SECONDS:.0f} s at most: {error}. See "
+            "whether it is running, and whether tcp:// or tls:// is its protocol; then type the same command again."
         ) from error
 
 
-def _must_come(found: Callable[[], object], what: str) -> None:
-    if not waited(found, what, _PATIENCE):
+@contextmanager
+def _close_at_end(client: Client) -> Iterator[Client]:
+    """Close a client at the end of the context, without waiting long for a scheduler that does not answer."""
+    try:
+        yield client
+    finally:
+        with suppress(OSError, TimeoutError):
+            client.close(timeout=_CLOSE_SECONDS)
+
+
+@contextmanager
+def _explain_lost_scheduler(address: str) -> Iterator[None]:
+    """Raise `TryAgain` instead of Dask's errors for a lost connection."""
+    try:
+        yield
+    except (OSError, CancelledError, RuntimeError) as error:
+        # Dask raises a bare RuntimeError for a request over connections that `disconnect_if_silent` has closed.
+        if isinstance(error, RuntimeError) and "closed" not in str(error):
+            raise
+        raise TryAgain(
+            f"scheduler: {shown(address)} does not answer any more: {error}. See whether it is running, then type "
+            "the same command again."
+        ) from error
+
+
+def _wait_for(condition: Callable[[], object], what: str) -> None:
+    if not wait_until(condition, what, _PATIENCE):
         raise TryAgain(f"waited {_PATIENCE:.0f} s for {what}, which has not come. Type the same command again.")
 
 
-def _known(client: Client, start: Callable[[], Any], requires_device: bool) -> list[dict[str, Any]]:
-    """What is known of the workers that are there."""
-    found, failed = proofs(client, start, _PROOF)
-    failed |= {proof.name: proof.reason for proof in found if proof.reason}
-    for name, why in failed.items():
-        log.warning("cluster: worker %s does not compute where it was to: %s", shown(name), why)
-    if failed and (requires_device or not found):
-        n = len(failed.keys() | {proof.name for proof in found})
-        why = next(iter(failed.values()))
-        raise DeviceError(f"{counted(len(failed), 'worker')} of {n} cannot be used, the first: {why}")
-    workers = some((f"{shown(proof.name)} {proof.device}" for proof in found), 8)
+def _check_devices(client: Client, start_device: Callable[[], Any], requires_device: bool) -> list[dict[str, Any]]:
+    """Check the devices of the current workers, and return facts about the workers.
+
+    Workers that compute on another device than configured are kept, unless `requires_device` is true.
+    """
+    found, failures = check_devices(client, start_device, _DEVICE_SECONDS)
+    failures |= wrong_devices(found)
+    for name, reason in failures.items():
+        log.warning("cluster: worker %s does not compute where it was to: %s", shown(name), reason)
+    if failures and (requires_device or not found):
+        names = failures.keys() | {device.worker for device in found}
+        raise unusable_workers(failures, len(names))
+    workers = some((f"{shown(device.worker)} {device.device}" for device in found), _MAX_LISTED)
     log.info("cluster: %s: %s", counted(len(found), "worker"), workers)
-    return [proof.known for proof in found]
+    return [device.facts() for device in found]

@@ -1,4 +1,4 @@
-"""Whom a run talks to: which addresses it may use, and by whose certificates."""
+"""Addresses and certificates of schedulers: which connections are allowed, and how they are secured."""
 
 from __future__ import annotations
 
@@ -15,52 +15,62 @@ from pipeline.errors import ConfigError, shown
 if TYPE_CHECKING:
     from distributed import Security
 
-__all__ = ["address_in", "checked", "configured", "is_written"]
+__all__ = ["check_address", "dask_security", "is_written", "read_address"]
 
 _TLS = "distributed.comm.tls"
 
 
-def checked(address: str, is_insecure: bool) -> str:
-    """An address of a scheduler, with its protocol.
+def check_address(address: str, is_insecure: bool) -> str:
+    """Return the address of a scheduler with its protocol, if a connection to it is allowed.
+
+    Parameters
+    ----------
+    address : str
+        Host and port, with or without a protocol.
+    is_insecure : bool
+        Whether connections to other machines are allowed without TLS.
 
     Raises
     ------
     ConfigError
-        For what is none, and for one beyond this machine that anybody on the way could read and change.
+        If it is not an address, or if others on the network could read and change what is sent to it.
     """
-    whole = address if "://" in address else f"tcp://{address}"
-    try:
-        parts = urlsplit(whole)
-        host = parts.hostname
-        port = parts.port
-    except ValueError:
-        host = None
-        port = None
-    if not host or not port or parts.scheme not in ("tcp", "tls"):
+    complete = address if "://" in address else f"tcp://{address}"
+    protocol, host, port = _split(complete)
+    if not host or not port or protocol not in ("tcp", "tls"):
         raise ConfigError(
             f"scheduler: {shown(address)}, expected an address like tls://host:8786, or tcp://127.0.0.1:8786"
         )
-    if parts.scheme == "tcp" and not _is_loopback(host) and not is_insecure:
+    if protocol == "tcp" and not _is_loopback(host) and not is_insecure:
         raise ConfigError(
-            f"scheduler: {shown(whole)} is another machine, and without TLS whoever comes between can have this user's "
-            "programs do what he likes. Use tls:// (docs/scaling.md), or, where nobody else is on that network, "
+            f"scheduler: {shown(complete)} is another machine, and without TLS whoever comes between can have this "
+            "user's programs do what he likes. Use tls:// (docs/scaling.md), or, where nobody else is on that network, "
             "--insecure-cluster."
         )
-    return whole
+    return complete
+
+
+def _split(address: str) -> tuple[str, str | None, int | None]:
+    """Return protocol, host and port of an address; host and port are None if they are missing or malformed."""
+    try:
+        parts = urlsplit(address)
+        return parts.scheme, parts.hostname, parts.port
+    except ValueError:
+        return "", None, None
 
 
 def is_written(path: Path) -> bool:
-    """Whether a file is there, and not as empty as a scheduler begins it."""
+    """Return whether a scheduler file exists and is not empty: a scheduler creates it before it writes to it."""
     return path.is_file() and path.stat().st_size > 0
 
 
-def address_in(path: Path) -> str:
-    """The address in the file that a scheduler writes when it has started.
+def read_address(path: Path) -> str:
+    """Return the address in a scheduler file.
 
     Raises
     ------
     ConfigError
-        When it is no such file.
+        If it is not a scheduler file.
     """
     try:
         return str(json.loads(path.read_text())["address"])
@@ -73,42 +83,52 @@ def address_in(path: Path) -> str:
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name, of which another machine tells what it means
+    except ValueError:  # a host name, which is resolved by other machines
         return host == "localhost"
 
 
-def configured(address: str) -> Security:
-    """What Dask's own configuration says of certificates, in its files and ``DASK_`` variables.
+def dask_security(address: str) -> Security:
+    """Return the certificates that Dask's configuration names, in its files and ``DASK_`` variables.
 
-    Nothing else of it counts: this process has read none of it.
+    The rest of that configuration is ignored, and this process does not load it.
+
+    Parameters
+    ----------
+    address : str
+        Address of the scheduler, with its protocol.
 
     Raises
     ------
     ConfigError
-        When there is no certificate, and the address asks for one.
+        If the address requires a certificate, and there is none that can be used.
     """
-    from distributed import Security  # an address is looked at before a run begins, which may need no more
+    from distributed import Security  # here, because runs without a cluster check settings, but never connect
 
-    found = dask.config.collect()
-    tls: dict[str, Any] = {
-        "tls_ca_file": dask.config.get(f"{_TLS}.ca-file", None, found),
-        "tls_client_cert": dask.config.get(f"{_TLS}.client.cert", None, found),
-        "tls_client_key": dask.config.get(f"{_TLS}.client.key", None, found),
-    }
     if not address.startswith("tls://"):
         return Security(require_encryption=False)
-    if not tls["tls_ca_file"] or not tls["tls_client_cert"]:
+    certificates = _configured_certificates()
+    if not certificates["tls_ca_file"] or not certificates["tls_client_cert"]:
         raise ConfigError(
             f"scheduler: {shown(address)} asks for a certificate, and Dask's configuration names none. Set "
             "DASK_DISTRIBUTED__COMM__TLS__CA_FILE, ...__CLIENT__CERT and ...__CLIENT__KEY, or distributed.comm.tls in "
             "~/.config/dask."
         )
     try:
-        security = Security(require_encryption=True, **tls)
-        security.get_connection_args("client")  # which reads them
+        security = Security(require_encryption=True, **certificates)
+        security.get_connection_args("client")  # reads the files
     except OSError as error:
-        files = ", ".join(shown(each) for each in tls.values() if each)
+        files = ", ".join(shown(path) for path in certificates.values() if path)
         raise ConfigError(
             f"the certificates that Dask's configuration names ({files}) cannot be used: {error}"
         ) from error
     return security
+
+
+def _configured_certificates() -> dict[str, Any]:
+    """Return the files that Dask's configuration names, by their parameters of `Security`; None for a missing one."""
+    configuration = dask.config.collect()
+    return {
+        "tls_ca_file": dask.config.get(f"{_TLS}.ca-file", None, configuration),
+        "tls_client_cert": dask.config.get(f"{_TLS}.client.cert", None, configuration),
+        "tls_client_key": dask.config.get(f"{_TLS}.client.key", None, configuration),
+    }

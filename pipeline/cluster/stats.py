@@ -1,4 +1,4 @@
-"""Which process of a crew has done how much, and how fast: for the log while it works, and for the morning."""
+"""Statistics of workers: tasks, rows and time of each process, for the log and for report.json."""
 
 from __future__ import annotations
 
@@ -10,90 +10,118 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
-__all__ = ["Tally", "who"]
+__all__ = ["WorkerStats", "process_name"]
 
-_NAMED = 8  # rates that a line of the log holds: of more workers the slowest, the middle and the fastest tell enough
+_MAX_RATES = 8
+"""Largest number of workers whose rates are logged one by one; of more, three rates summarize the distribution."""
 
 
-def who() -> str:
-    """The process that asks, on its host: equal nowhere else at this time."""
+def process_name() -> str:
+    """Return a name of the calling process that no other running process on any host has."""
     return f"{platform.node()}:{os.getpid()}"
 
 
 @dataclass
-class _Done:
-    """What one process has done of a stage."""
+class _ProcessStats:
+    """Work of one process in one stage."""
 
     n_tasks: int = 0
     n_rows: int = 0
-    seconds: float = 0.0  # from the beginning of the stage to its last result
+    seconds: float = 0.0  # from the start of the stage to the last result
 
 
 @dataclass
-class _Stage:
+class _StageStats:
     start: float
-    by: dict[str, _Done] = field(default_factory=dict)
+    processes: dict[str, _ProcessStats] = field(default_factory=dict)
 
 
-class Tally:
-    """Counts tasks and rows of each process, stage by stage.
+class WorkerStats:
+    """Tasks and rows of each worker process in each stage.
 
-    An executor that has one as its attribute ``tally`` has `pipeline.cluster.executor` tell it of every result. Threads
-    of this process have none: there would be one line, of all.
+    `pipeline.cluster.executor` adds each result to the ``stats`` of its executor. Executors of threads have none: all
+    threads belong to one process.
     """
 
     def __init__(self) -> None:
-        self._stages: dict[str, _Stage] = {}
-        self._now: _Stage | None = None
+        self._stages: dict[str, _StageStats] = {}
+        self._current: _StageStats | None = None
 
     def begin(self, stage: str) -> None:
-        """What is told from here on belongs to this stage, which begins now, for a second time perhaps."""
-        self._now = self._stages[stage] = _Stage(time.monotonic())
+        """Start a stage, to which the next results belong. A repeated stage replaces the earlier one."""
+        self._current = _StageStats(time.monotonic())
+        self._stages[stage] = self._current
 
-    def add(self, by: str, result: Any) -> None:
-        """Count a result, and its ``n_rows`` if it has that.
+    def add(self, process: str, result: Any) -> None:
+        """Count a result, and its ``n_rows`` if it has that attribute.
 
         Parameters
         ----------
-        by : str
-            What `who` says where it was made.
+        process : str
+            The `process_name` of the process that made it.
+        result : object
+            The result of a task.
         """
-        if self._now is not None:
-            done = self._now.by.setdefault(by, _Done())
-            done.n_tasks += 1
-            done.n_rows += getattr(result, "n_rows", 0)
-            done.seconds = time.monotonic() - self._now.start
+        if self._current is None:
+            return
+        stats = self._current.processes.setdefault(process, _ProcessStats())
+        stats.n_tasks += 1
+        stats.n_rows += getattr(result, "n_rows", 0)
+        stats.seconds = time.monotonic() - self._current.start
 
     def __str__(self) -> str:
-        """The pace of each worker in this stage so far, the slowest first; nothing before the first result."""
-        if self._now is None or not self._now.by:
+        """Return the rates of the workers in the current stage, the slowest first; empty before the first result."""
+        if self._current is None or not self._current.processes:
             return ""
-        passed = max(time.monotonic() - self._now.start, 1e-9)
-        paces = sorted(done.n_rows / passed for done in self._now.by.values())
-        few = paces if len(paces) <= _NAMED else [paces[0], median(paces), paces[-1]]
-        are = "" if len(paces) <= _NAMED else " (least, median, most)"
-        workers = "1 worker" if len(paces) == 1 else f"{len(paces)} workers"
-        return f"{workers} at {' + '.join(f'{pace:,.0f}' for pace in few)} rows/s{are}"
+        rates = _rates_of(self._current)
+        n_workers = len(rates)
+        workers = "1 worker" if n_workers == 1 else f"{n_workers} workers"
+        if n_workers <= _MAX_RATES:
+            return f"{workers} at {_rates_text(rates)} rows/s"
+        summary = [rates[0], median(rates), rates[-1]]
+        return f"{workers} at {_rates_text(summary)} rows/s (least, median, most)"
 
-    def told(self, workers: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
-        """What each worker has done, for report.json.
+    def summary(self, workers: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
+        """Return the work of each worker as plain values, for report.json.
 
         Parameters
         ----------
         workers : sequence of mapping
-            What is known of those that are there: ``name``, ``host`` and ``pid`` (as `who` spells them), ``device``.
+            Facts about the known workers: ``name``, ``host`` and ``pid`` (as in `process_name`), and ``device``.
 
         Returns
         -------
         list of dict
-            These, and such as have done something and are gone; of each ``stages``, where for each one that it took
-            part in stand ``n_tasks``, ``n_rows`` and ``seconds``, from the stage's beginning to its last result.
+            These facts, followed by those of workers that have left but have done something. The key ``stages`` holds
+            ``n_tasks``, ``n_rows`` and ``seconds`` (from the start of the stage to the last result) for each stage in
+            which the worker took part.
         """
-        known = {f"{worker['host']}:{worker['pid']}": dict(worker) for worker in workers}
-        for by in (by for stage in self._stages.values() for by in stage.by):
-            host, _, pid = by.rpartition(":")
-            known.setdefault(by, {"name": by, "host": host, "pid": int(pid), "device": None})
-        return [
-            {**told, "stages": {name: asdict(stage.by[by]) for name, stage in self._stages.items() if by in stage.by}}
-            for by, told in known.items()
-        ]
+        facts = {f"{worker['host']}:{worker['pid']}": dict(worker) for worker in workers}
+        for stage in self._stages.values():
+            for process in stage.processes:
+                facts.setdefault(process, _facts_of_unknown(process))
+        return [{**worker, "stages": self._work_of(process)} for process, worker in facts.items()]
+
+    def _work_of(self, process: str) -> dict[str, dict[str, Any]]:
+        """Return the work of one process in each stage in which it took part."""
+        work = {}
+        for name, stage in self._stages.items():
+            if process in stage.processes:
+                work[name] = asdict(stage.processes[process])
+        return work
+
+
+def _rates_of(stage: _StageStats) -> list[float]:
+    """Return the rows per second of each process since the start of the stage, in ascending order."""
+    seconds = max(time.monotonic() - stage.start, 1e-9)
+    return sorted(stats.n_rows / seconds for stats in stage.processes.values())
+
+
+def _rates_text(rates: Sequence[float]) -> str:
+    return " + ".join(f"{rate:,.0f}" for rate in rates)
+
+
+def _facts_of_unknown(process: str) -> dict[str, Any]:
+    """Return facts about a worker that joined and left during the run."""
+    host, _, pid = process.rpartition(":")
+    return {"name": process, "host": host, "pid": int(pid), "device": None}

@@ -1,4 +1,4 @@
-"""Where tasks run in this process: a pool of threads, and how what is under way there learns that it shall stop."""
+"""A pool of threads in this process, and the way in which its tasks learn that they should stop."""
 
 from __future__ import annotations
 
@@ -11,13 +11,21 @@ from pipeline import signals
 
 __all__ = ["check", "stop", "threads"]
 
-_pool = threading.local()  # in each thread of a pool: whether that pool is stopping
+# In each thread of a pool its attribute `stopping` is the event that stops the pool.
+_current_pool = threading.local()
 
 
-class _Threads(ThreadPoolExecutor):
-    def __init__(self, n: int) -> None:
-        self.stopping = threading.Event()  # of this pool alone: another one's tasks go on
-        super().__init__(n, "dask", initializer=setattr, initargs=(_pool, "stopping", self.stopping))
+class _ThreadPool(ThreadPoolExecutor):
+    """A pool whose tasks can be asked to stop, without stopping those of other pools."""
+
+    def __init__(self, n_threads: int) -> None:
+        self.stopping = threading.Event()
+        super().__init__(
+            n_threads,
+            thread_name_prefix="dask",
+            initializer=setattr,
+            initargs=(_current_pool, "stopping", self.stopping),
+        )
 
     def stop(self) -> None:
         self.stopping.set()
@@ -25,37 +33,37 @@ class _Threads(ThreadPoolExecutor):
 
 @contextmanager
 def threads(n: int) -> Iterator[Executor]:
-    """An executor of `n` threads in this process, for as long as the context lasts.
+    """Provide an executor of `n` threads in this process, which end with the context.
 
-    A pool of our own, and not the one that Dask would share: threads end with the work that they were made for.
+    Dask would share one pool among all its users, and its threads would stay.
     """
-    pool = _Threads(n)
+    pool = _ThreadPool(n)
     try:
         yield pool
     except BaseException:
         stop(pool)
         raise
     finally:
-        with signals.deferred():  # one that raised in here would leave threads behind
+        with signals.deferred():  # an exception raised in here would leave threads behind
             pool.shutdown()
 
 
 def stop(executor: Executor) -> None:
-    """Have what is under way in this process stop at its next `check`, and take back what is under way elsewhere."""
+    """Stop tasks of this process at their next `check`, and cancel those of other processes."""
     if hasattr(executor, "stop"):
         executor.stop()
 
 
 def check() -> None:
-    """Whether to go on: tasks call it between blocks.
+    """Raise an error if the current task should stop. Tasks call this between blocks of rows.
 
     Raises
     ------
     Stopped
-        When a signal has come.
+        If a signal was received.
     InterruptedError
-        When another task of this pool has failed. Nobody sees it, the first error is the one that `compute` raises.
+        If another task of this pool has failed. It is not reported: `compute` raises the first error.
     """
-    signals.check()  # first: what a user asked for is what a run ends by
-    if hasattr(_pool, "stopping") and _pool.stopping.is_set():
+    signals.check()  # first, because a signal determines the exit code
+    if hasattr(_current_pool, "stopping") and _current_pool.stopping.is_set():
         raise InterruptedError

@@ -1,4 +1,4 @@
-"""A crew of processes: tasks go to the workers of a scheduler, and what befalls these is told in our words."""
+"""A pool of workers of a Dask scheduler, whose failures become errors and log lines of our own."""
 
 from __future__ import annotations
 
@@ -19,104 +19,116 @@ from distributed import Client, KilledWorker
 from distributed import Future as DaskFuture
 
 from pipeline import signals
-from pipeline.cluster.connection import ask_all
-from pipeline.cluster.device_check import at_work
-from pipeline.cluster.pulse import Pulse
-from pipeline.cluster.stats import Tally
+from pipeline.cluster.connection import SchedulerMonitor, retry_if_worker_lost
+from pipeline.cluster.device_check import run_or_retire
+from pipeline.cluster.stats import WorkerStats
 from pipeline.errors import ShardpressError, SystemLimit, TryAgain, counted
 from pipeline.signals import Stopped
 
-__all__ = ["OURS", "ClusterExecutor", "Workers", "hear", "hushed"]
+__all__ = ["LOGGERS", "ClusterExecutor", "ClusterPool", "forward_logs", "quiet_dask"]
 
 log = logging.getLogger(__name__)
 
-OURS = ("pipeline", "kernels")  # whose loggers speak to the user
-_MOST = 10_000  # tasks under way: what they cost the scheduler does not grow with their number
-_LOOK = 0.5  # seconds
-_TOLD_EVERY = 30.0  # seconds
-# What they say of what is told here in other words, and of an end that was asked for.
-_NOISY = ("distributed", "distributed.client", "distributed.gc", "distributed.scheduler", "tornado.application")
+LOGGERS = ("pipeline", "kernels")
+"""Names of the loggers whose warnings users see."""
+_MAX_SUBMITTED = 10_000
+"""Largest number of submitted tasks. The cost of a task for the scheduler does not depend on it."""
+_WATCH_INTERVAL = 0.5  # seconds
+_LOG_INTERVAL = 30.0  # seconds
+# They report failures that we report in other words, and the end of connections that we close ourselves.
+_QUIET_LOGGERS = (
+    "distributed",
+    "distributed.client",
+    "distributed.gc",
+    "distributed.scheduler",
+    "tornado.application",
+)
 _AGAIN = "Type the same command again: what was finished stays."
 
 
 class ClusterExecutor(Executor):
-    """Tasks to the workers of a scheduler.
+    """Executor that sends tasks to the workers of a scheduler.
 
-    Attributes
+    Parameters
     ----------
-    tally : Tally
-        That is told of each result: see `pipeline.cluster.executor`.
-    n_far : int
-        As there: threads of the workers, by which tasks are counted off.
+    client : Client
+        A client of the scheduler.
+    stats : WorkerStats
+        Statistics to which `pipeline.cluster.executor` adds each result.
+    n_remote_threads : int
+        Number of threads of the workers, which determines the size of batches.
     """
 
-    def __init__(self, client: Client, tally: Tally, n_far: int = 0) -> None:
-        self.tally = tally
-        self.n_far = n_far
+    def __init__(self, client: Client, stats: WorkerStats, n_remote_threads: int = 0) -> None:
+        self.stats = stats
+        self.n_remote_threads = n_remote_threads
         self._client = client
-        self._asked = WeakSet[DaskFuture]()
-        # Of one group, so that the scheduler keeps what no worker has room for: the death of one then touches few.
+        self._dask_futures = WeakSet[DaskFuture]()
+        # One group of tasks: the scheduler then queues those that no worker has a free thread for, and the death of a
+        # worker affects few of them.
         self._group = f"task-{uuid4().hex}"
         self._numbers = count()
-        self._waiting: set[Future[Any]] = set()
+        self._pending: set[Future[Any]] = set()
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
-        """A future, in whose place another one's error can be put."""
-        told: Future[Any] = Future()
-        self._waiting.add(told)
-        told.add_done_callback(self._waiting.discard)
-        asked = self._client.submit(at_work, function, *arguments, key=(self._group, next(self._numbers)), **named)
-        self._asked.add(asked)
-        loop: Any = self._client.loop  # which a client has that has been started
-        loop.add_callback(_pass_on, told, function, asked)
-        return told
+        """Submit a task. Its future is not Dask's, so that `fail` can end it."""
+        future: Future[Any] = Future()
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
+        key = (self._group, next(self._numbers))
+        dask_future = self._client.submit(run_or_retire, function, *arguments, key=key, **named)
+        self._dask_futures.add(dask_future)
+        loop: Any = self._client.loop  # not None, because the client has been started
+        loop.add_callback(_copy_result, dask_future, future, function)
+        return future
 
     def fail(self, error: BaseException) -> None:
-        """Have all that is under way end by this error."""
-        for each in set(self._waiting):
-            with suppress(InvalidStateError):  # its result has come meanwhile
-                each.set_exception(error)
+        """End all pending tasks with an error."""
+        for future in set(self._pending):
+            with suppress(InvalidStateError):  # its result has just arrived
+                future.set_exception(error)
 
     def stop(self) -> None:
-        """Take back what is under way; what a worker is at it goes on with, and nobody asks for its result."""
+        """Cancel all tasks. Workers finish those that they are running, and their results are ignored."""
         if self._client.status == "running":
-            self._client.cancel(list(self._asked))
-        self.fail(_lost())
+            self._client.cancel(list(self._dask_futures))
+        self.fail(_lost_connection())
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """As every executor's."""
+        """Wait for pending tasks, or cancel them, as every executor does."""
         if cancel_futures:
             self.stop()
         elif wait and self._client.status == "running":
-            futures.wait(set(self._waiting))
+            futures.wait(set(self._pending))
 
 
-async def _pass_on(told: Future[Any], function: Callable[..., Any], asked: DaskFuture) -> None:
-    """What comes of a task, by the loop of the client.
+async def _copy_result(dask_future: DaskFuture, future: Future[Any], function: Callable[..., Any]) -> None:
+    """Copy the outcome of a task from Dask's future to ours, in the event loop of the client.
 
-    Dask's own executor looks at a future's state once it has the result; where the worker has died in between, that is
-    not "finished" any more, and the result is taken for an error.
+    Dask's own executor reads the status of a future after its result. If the worker has died in between, the status is
+    no longer "finished", and the executor takes the result for an error.
     """
     result: Any = None
     error: BaseException | None = None
     try:
-        result = await asked.result()
+        result = await dask_future.result()
     except Exception as raised:
-        # What the task has raised is in the future's state. Of a scheduler that is lost one hears by a connection that
-        # breaks while a result is asked for, and before that by a future that the client has cancelled.
-        is_lost = asked.status != "error" and isinstance(raised, OSError | CancelledError)
-        error = _lost() if is_lost else _in_our_words(raised, function)
-    with suppress(InvalidStateError):  # it has been failed meanwhile
+        # An error of the task itself sets the status. A lost scheduler does not: it breaks the connection while the
+        # result is fetched, or the client cancels its futures.
+        is_lost = dask_future.status != "error" and isinstance(raised, OSError | CancelledError)
+        error = _lost_connection() if is_lost else _explain(raised, function)
+    with suppress(InvalidStateError):  # `fail` was faster
         if error is None:
-            told.set_result(result)
+            future.set_result(result)
         else:
-            told.set_exception(error)
+            future.set_exception(error)
 
 
-def _in_our_words(error: BaseException, function: Callable[..., Any]) -> BaseException:
+def _explain(error: BaseException, function: Callable[..., Any]) -> BaseException:
+    """Return an error of our own for one of Dask's, and any other error as it is."""
     if not isinstance(error, KilledWorker):
         return error
-    # Which of the tasks that a worker had before it has killed it, nobody knows: each of them is suspected.
+    # Dask cannot know which task has killed a worker that was running several, so it counts the death for each of them.
     return SystemLimit(
         f"{function}: {counted(error.allowed_failures + 1, 'worker')} died, one after the other, while this was theirs "
         f"to do, the last one at {error.last_worker.address}: killed for want of memory, as a rule. Lower "
@@ -124,28 +136,30 @@ def _in_our_words(error: BaseException, function: Callable[..., Any]) -> BaseExc
     )
 
 
-def _lost() -> ShardpressError:
+def _lost_connection() -> ShardpressError:
     return TryAgain(f"the connection to the scheduler is lost. {_AGAIN}")
 
 
-class Workers:
-    """Processes that do tasks for a scheduler.
+class ClusterPool:
+    """A `pipeline.cluster.pool.WorkerPool` of processes that run tasks for a scheduler.
 
     Parameters
     ----------
+    client : Client
+        A client of the scheduler.
     kind : str
-        Whose they are: ``workers`` of this run, or of a ``scheduler`` that was there.
+        ``workers`` if this run has started them, ``scheduler`` if it uses an existing scheduler.
     address : str
-        Of the scheduler.
+        Address of the scheduler.
     known : sequence of dict
-        Those that have been asked: ``name``, ``host``, ``pid`` and ``device``.
+        Facts about the workers at the start: ``name``, ``host``, ``pid`` and ``device``.
     patience : float
-        Seconds without any worker after which a run gives up.
-    n_sharing : int
-        As `pipeline.cluster.pool.Crew`.
+        Seconds without any worker after which the run ends.
+    n_local_processes : int
+        Number of workers that share the cores and the memory of this machine; 0 if workers have their own.
     """
 
-    is_here = False
+    is_local = False
 
     def __init__(
         self,
@@ -154,10 +168,10 @@ class Workers:
         address: str,
         known: Sequence[dict[str, Any]],
         patience: float,
-        n_sharing: int = 0,
+        n_local_processes: int = 0,
     ) -> None:
-        self.tally = Tally()
-        self.n_sharing = n_sharing
+        self.stats = WorkerStats()
+        self.n_local_processes = n_local_processes
         self._client = client
         self._kind = kind
         self._address = address
@@ -166,74 +180,104 @@ class Workers:
 
     @contextmanager
     def executor(self, n_threads: int) -> Iterator[tuple[Executor, int]]:
-        """What hands tasks to whichever workers are there."""
-        n_far = self._n_threads()  # others may come, and have a share in what is left
-        executor = ClusterExecutor(self._client, self.tally, n_far)
-        over = threading.Event()
-        watch = threading.Thread(target=self._watch, args=(executor, over), daemon=True)
+        """Provide an executor that sends tasks to all current and later workers."""
+        executor = ClusterExecutor(self._client, self.stats, self._n_threads())
+        ended = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(executor, ended), daemon=True)
         watch.start()
         try:
-            yield executor, _MOST
+            yield executor, _MAX_SUBMITTED
         except BaseException:
             executor.stop()
             raise
         finally:
-            over.set()
-            watch.join(_TOLD_EVERY)
+            ended.set()
+            watch.join(_LOG_INTERVAL)
 
     def facts(self) -> dict[str, Any]:
-        """Their kind, where the scheduler is, and what each of them has done."""
-        return {"kind": self._kind, "address": self._address, "workers": self.tally.told(self._known)}
+        """Return the kind of the pool, the address of the scheduler, and the work of each worker."""
+        return {"kind": self._kind, "address": self._address, "workers": self.stats.summary(self._known)}
 
-    def _watch(self, executor: ClusterExecutor, over: threading.Event) -> None:
-        """End what waits for results that cannot come: whoever waits for them looks at nothing else."""
-        last = told = time.monotonic()
-        pulse = Pulse(self._client)  # which never waits: a scheduler that says nothing must not keep a signal waiting
-        while not over.wait(_LOOK):
-            try:
-                signals.check()
-            except Stopped as stopped:
-                return executor.fail(stopped)
-            if self._client.status != "running":
-                return executor.fail(_lost())
-            now = time.monotonic()
-            pulse.beat()
-            if pulse.n_workers != 0:
-                last = told = now
-            elif now - last > self._patience:
-                return executor.fail(
-                    TryAgain(f"no worker has been there for {self._patience:.0f} s, expected one or more. {_AGAIN}")
-                )
-            elif now - told > _TOLD_EVERY:
-                told = now
-                log.warning("cluster: no worker is there; waiting for one, %.0f s so far", now - last)
+    def _watch(self, executor: ClusterExecutor, ended: threading.Event) -> None:
+        """Fail all tasks when their results cannot arrive any more: the thread that waits for them checks nothing."""
+        monitor = SchedulerMonitor(self._client)  # never blocks, so that a silent scheduler does not delay signals
+        absence = _Absence(self._patience)
+        while not ended.wait(_WATCH_INTERVAL):
+            error = self._connection_error()
+            if error is None:
+                monitor.poll()
+                error = absence.update(monitor.n_workers)
+            if error is not None:
+                executor.fail(error)
+                return
+
+    def _connection_error(self) -> BaseException | None:
+        """Return the error of a received signal or of a lost connection, if any."""
+        try:
+            signals.check()
+        except Stopped as stopped:
+            return stopped
+        if self._client.status != "running":
+            return _lost_connection()
+        return None
 
     def _n_threads(self) -> int:
-        """Return the number of the workers' threads; 0 where the connection is lost."""
+        """Return the number of the workers' threads; 0 if the connection is lost."""
         # Without a connection Dask raises an error or returns a description without numbers. `_watch` reports it.
         with suppress(OSError, RuntimeError, KeyError):
             return int(self._client.scheduler_info(n_workers=0)["total_threads"])
         return 0
 
 
+class _Absence:
+    """The time for which a scheduler has had no workers.
+
+    Parameters
+    ----------
+    patience : float
+        Seconds after which it is an error.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._start = time.monotonic()
+        self._last_log = self._start
+
+    def update(self, n_workers: int | None) -> ShardpressError | None:
+        """Note the current number of workers (None if unknown), and return an error if there were none for too long."""
+        now = time.monotonic()
+        if n_workers != 0:
+            self._start = now
+            self._last_log = now
+            return None
+        seconds = now - self._start
+        if seconds > self._patience:
+            return TryAgain(f"no worker has been there for {self._patience:.0f} s, expected one or more. {_AGAIN}")
+        if now - self._last_log > _LOG_INTERVAL:
+            self._last_log = now
+            log.warning("cluster: no worker is there; waiting for one, %.0f s so far", seconds)
+        return None
+
+
 @contextmanager
-def hushed() -> Iterator[None]:
-    """Within the context Dask's own loggers say next to nothing: of what befalls workers we speak ourselves."""
-    before = {name: logging.getLogger(name).level for name in _NOISY}
+def quiet_dask() -> Iterator[None]:
+    """Silence all but critical messages of Dask's loggers: we report failures of workers ourselves."""
+    levels = {name: logging.getLogger(name).level for name in _QUIET_LOGGERS}
     try:
-        for name in _NOISY:
+        for name in _QUIET_LOGGERS:
             logging.getLogger(name).setLevel(logging.CRITICAL)
         yield
     finally:
-        for name, level in before.items():
+        for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
 
 
-def hear(client: Client) -> None:
-    """From now on what tasks warn of stands in the driver's log, as if they ran there.
+def forward_logs(client: Client) -> None:
+    """Have all workers forward their warnings to the log of this process.
 
-    It is never taken back: that would wait for every worker, one that is stuck among them; and when the client has gone
-    nobody is told any more.
+    This is not undone at the end, which would wait for every worker, even one that does not respond. Workers stop
+    forwarding when the client has left.
     """
-    for name in OURS:
-        ask_all(partial(client.forward_logging, name, logging.WARNING), lambda: client.status == "running")
+    for name in LOGGERS:
+        forward = partial(client.forward_logging, name, logging.WARNING)
+        retry_if_worker_lost(forward, lambda: client.status == "running")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 
-from pipeline.cluster.pool import Crew
+from pipeline.cluster.pool import WorkerPool
 from pipeline.device import seconds_compiling
 from pipeline.errors import shown
 from pipeline.model import Model
@@ -113,7 +113,7 @@ class RunContext:
         Results that earlier runs left in it.
     device : Device
         Device of this process.
-    crew : Crew
+    pool : WorkerPool
         Workers that run the tasks.
     state : RunState
         Progress of the run.
@@ -124,14 +124,14 @@ class RunContext:
     ledger: Ledger
     earlier: EarlierResults
     device: Device
-    crew: Crew
+    pool: WorkerPool
     state: RunState
     command: Sequence[str]
 
     @property
     def devices(self) -> str:
         """The devices that encode, in words."""
-        of_workers = {worker["device"] for worker in self.crew.facts()["workers"]} - {None}
+        of_workers = {worker["device"] for worker in self.pool.facts()["workers"]} - {None}
         return ", ".join(sorted(of_workers)) or str(self.device)
 
     def attributes(self, prepared: Prepared, model: Model) -> dict[str, Any]:

@@ -263,7 +263,7 @@ class EncodingStage:
         limit: _BadRowLimit,
     ) -> None:
         """Encode parts and commit each one as soon as it is written."""
-        if context.crew.is_here:
+        if context.pool.is_local:
             for dtype in sorted({shard.dtype for shard in self.prepared.shards}):
                 compile_encoder(encoder, np.dtype(dtype))  # before the progress bar starts to count
         settings = self._shared_settings(context, storage, max(len(part.source) for part in missing))
@@ -272,27 +272,27 @@ class EncodingStage:
         # Parts of small shards are sent together, until they have about the rows of a whole part.
         n_small = self.prepared.budget.part_rows * len(tasks) // max(1, n_rows)
         key = self.key(storage)
-        tally = context.crew.tally
+        stats = context.pool.stats
         with (
             serving(settings, self.model, encoder.encode_checked, context.ledger.disk),
             # Before the others: it commits what waits when they have ended, also by an error.
             GroupCommit(context.ledger) as group,
             Progress(self.name, n_rows, "rows", missing[0].source.shard.row_bytes) as progress,
-            context.crew.executor(self.prepared.budget.n_writers) as (executor, n_at_once),
+            context.pool.executor(self.prepared.budget.n_writers) as (executor, n_at_once),
         ):
 
             def commit(part: PartFacts) -> None:
                 limit.count(part)  # first: a part with one bad row too many is not committed
                 group.add(part.record(key))
-                progress.advance(part.n_rows, tally)
+                progress.advance(part.n_rows, stats)
 
-            tally.begin(self.name)
+            stats.begin(self.name)
             compute([(encode_part, task) for task in tasks], executor, n_at_once, commit, n_small)
 
     def _shared_settings(self, context: RunContext, storage: Storage, part_rows: int) -> EncodeSettings:
         """Return what all tasks have in common."""
         settings = self.settings(part_rows, context.ledger.directory)
-        n_sharing = context.crew.n_sharing
+        n_sharing = context.pool.n_local_processes
         n_processes = max(1, n_sharing)  # that share the memory budget
         return replace(
             settings,

@@ -8,9 +8,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
+from typing import TYPE_CHECKING
 
-from pipeline.cluster.checks import Question
-from pipeline.cluster.pool import crew_of
+from pipeline.cluster.pool import open_pool
 from pipeline.device import is_compiling, n_device_calls, start_device, theanos_errors
 from pipeline.output.disk import Disk
 from pipeline.output.ledger import Ledger
@@ -31,6 +31,9 @@ from pipeline.scan.ranges import Scan
 from pipeline.settings.config import Config
 from pipeline.shards.rows import keep_chunks
 from pipeline.watch import watching
+
+if TYPE_CHECKING:
+    from pipeline.cluster.checks import Probe
 
 __all__ = ["run"]
 
@@ -90,11 +93,11 @@ def _run_in(ledger: Ledger, prepared: Prepared, state: RunState, command: Sequen
     check_space(ledger, prepared)
     # Only now: Theano takes seconds to start, and a finished run does not need it.
     device = start_device(config.machine.require_device)
-    ask = partial(_ask_workers, prepared, ledger)
+    make_probe = partial(_make_probe, prepared, ledger)
     n_writers = prepared.budget.n_writers
-    with crew_of(config.cluster, n_writers, start_device, ask, config.machine.require_device) as crew:
+    with open_pool(config.cluster, n_writers, start_device, make_probe, config.machine.require_device) as pool:
         state.end_stage("start")
-        context = RunContext(ledger, earlier, device, crew, state, command)
+        context = RunContext(ledger, earlier, device, pool, state, command)
         try:
             with theanos_errors():
                 return _run_stages(prepared, context)
@@ -111,12 +114,14 @@ def _store_request(ledger: Ledger, prepared: Prepared, start: float) -> float | 
     return None if deadline is None else float(deadline["ends_by"])
 
 
-def _ask_workers(prepared: Prepared, ledger: Ledger) -> Question:
-    """Return what workers are asked. They answer in files that the next sweep removes, like all unreferenced files."""
-    probe = ledger.write("stages/probe", ".txt", token_hex(8).encode())
+def _make_probe(prepared: Prepared, ledger: Ledger) -> Probe:
+    """Write a file that workers must see. The next sweep removes it, and their files, like all unreferenced files."""
+    from pipeline.cluster.checks import Probe  # loads distributed, which a run with threads does not need
+
+    entry = ledger.write("stages/probe", ".txt", token_hex(8).encode())
     inputs = (prepared.shards[0].path, prepared.shards[-1].path)
     output = str(ledger.directory.absolute())
-    return Question(os.getcwd(), output, probe.file, inputs, prepared.config.cluster.mixed_processors)
+    return Probe(os.getcwd(), output, entry.file, inputs, prepared.config.cluster.mixed_processors)
 
 
 def _run_stages(prepared: Prepared, context: RunContext) -> Summary:

@@ -225,7 +225,7 @@ class _Finish:
             "summary": asdict(summary),
             "verification": verification,
             "stages": self._stages(),
-            "cluster": context.crew.facts(),
+            "cluster": context.pool.facts(),
             "memory": {"peak_bytes": peak_bytes()},
             "taken_over": list(state.reused.values()),
             "warnings": {"n": state.warnings.n, "first": state.warnings.first},

@@ -188,16 +188,16 @@ class ScanStage:
     def _scan(self, context: RunContext) -> Scan:
         prepared = self.prepared
         settings = self._settings()
-        n_processes = max(1, context.crew.n_sharing)  # that share the memory budget
+        n_processes = max(1, context.pool.n_local_processes)  # that share the memory budget
         settings = replace(settings, chunk_bytes=settings.chunk_bytes // n_processes)
-        tally = context.crew.tally
+        stats = context.pool.stats
         with (
             Progress("scan", prepared.n_rows, "rows", prepared.shards[0].row_bytes) as progress,
-            context.crew.executor(prepared.budget.n_threads) as (executor, n_at_once),
+            context.pool.executor(prepared.budget.n_threads) as (executor, n_at_once),
         ):
-            tally.begin("scan")
+            stats.begin("scan")
             return ranges.scan(
-                prepared.shards, settings, executor, n_at_once, lambda n_rows: progress.advance(n_rows, tally)
+                prepared.shards, settings, executor, n_at_once, lambda n_rows: progress.advance(n_rows, stats)
             )
 
     def _settings(self) -> ScanSettings:

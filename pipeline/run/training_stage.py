@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.cluster.pool import Threads
-from pipeline.cluster.stats import Tally
+from pipeline.cluster.pool import LocalPool
+from pipeline.cluster.stats import WorkerStats
 from pipeline.device import autoencoder_of
 from pipeline.errors import TrainingDiverged, shown
 from pipeline.model import Model, load_model
@@ -249,7 +249,7 @@ def _train(
     ):
         place: object = training
         if runner is not None:
-            place = _Place(training, context.crew.tally)
+            place = _Place(training, context.pool.stats)
         for step in steps:
             if deadline is not None:  # it may have changed the number of epochs
                 progress.expect(training.n_rows_planned)
@@ -341,7 +341,7 @@ class _Place:
     """Progress of a training and the speed of its workers; formatted only when a line is due."""
 
     training: object
-    workers: Tally
+    workers: WorkerStats
 
     def __str__(self) -> str:
         return f"{self.training}, {self.workers}"
@@ -349,7 +349,7 @@ class _Place:
 
 def _uses_workers(prepared: Prepared, context: RunContext) -> bool:
     """Return whether worker processes train the replicas."""
-    return prepared.config.training.replicas > 1 and not isinstance(context.crew, Threads)
+    return prepared.config.training.replicas > 1 and not isinstance(context.pool, LocalPool)
 
 
 @contextmanager
@@ -358,8 +358,8 @@ def _runner(prepared: Prepared, context: RunContext) -> Iterator[RoundRunner | N
     if not _uses_workers(prepared, context):
         yield None
         return
-    with context.crew.executor(prepared.budget.n_threads) as (executor, n_at_once):
-        context.crew.tally.begin("training")
+    with context.pool.executor(prepared.budget.n_threads) as (executor, n_at_once):
+        context.pool.stats.begin("training")
         yield runner_on(executor, n_at_once)
 
 

@@ -29,8 +29,8 @@ import psutil
 from distributed import Client
 
 from kernels.backend import start
-from pipeline.cluster.executor import compute, n_together
-from pipeline.cluster.stats import Tally
+from pipeline.cluster.executor import batch_size, compute
+from pipeline.cluster.stats import WorkerStats
 from pipeline.cluster.threads import threads
 from pipeline.cluster.workers import ClusterExecutor
 from pipeline.encoding.encode import EncodeTask, encode_part
@@ -135,7 +135,7 @@ def executor_of(cluster: ByHand, n_far: int = 0) -> Iterator[Executor]:
     """What hands tasks to it, one by one unless it is told how many threads there are."""
     with Client(scheduler_file=str(cluster.file)) as client:
         client.wait_for_workers(len(cluster.workers), timeout=60)
-        yield ClusterExecutor(client, Tally(), n_far)
+        yield ClusterExecutor(client, WorkerStats(), n_far)
 
 
 # -- the overhead of a task -----------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def drive(folder: Path, shards: Path, n_parts: int, file: Path) -> dict[str, Any
     output = fresh(folder / "driven")
     with locked(output) as ledger, Client(scheduler_file=str(file)) as client, GroupCommit(ledger) as group:
         client.wait_for_workers(N_FAR, timeout=60)
-        executor = ClusterExecutor(client, Tally(), N_FAR)
+        executor = ClusterExecutor(client, WorkerStats(), N_FAR)
         with step(told, "tasks"):
             compute(tasks, executor, N_AT_ONCE, lambda facts: group.add(facts.record(FINGERPRINT)))
     del tasks
@@ -376,7 +376,7 @@ def costs(options: argparse.Namespace) -> dict[str, Any]:
     largest = measured["driver"][-1]
     alone = measured["crowds"]["by workers"]["1"]
     parts_seconds = sum(largest[name]["processor_seconds"] for name in ("tasks", "index", "manifest"))
-    sent = empty_task["driver"] / n_together(largest["n_parts"], N_FAR)
+    sent = empty_task["driver"] / batch_size(largest["n_parts"], N_FAR)
     beside = empty_task["workers"]
     turns = measured["workers"]["workers"]
     model = load_model(model_of(options.output, shards_of(options.output, options.gigabytes, 8)))

@@ -22,7 +22,7 @@ from typing import Any
 
 import simpy
 
-from pipeline.cluster.executor import n_together
+from pipeline.cluster.executor import batch_size
 from scripts.benchmarks.common import ROOT
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 125, 250, 500, 1000)
@@ -248,7 +248,7 @@ def encoding(job: Job, cluster: Cluster, costs: Costs) -> tuple[Task, int]:
 
 def grouped(one: Task, n_tasks: int, job: Job, cluster: Cluster, n_small: int = 1) -> tuple[Task, int]:
     """Tasks as they go to the workers."""
-    n = n_together(n_tasks, cluster.n_workers * cluster.threads, n_small) if job.is_grouped else 1
+    n = batch_size(n_tasks, cluster.n_workers * cluster.threads, n_small) if job.is_grouped else 1
     return Task(**{name: n * each for name, each in asdict(one).items()}), math.ceil(n_tasks / n)
 
 

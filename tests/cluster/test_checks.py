@@ -15,16 +15,16 @@ from distributed import Client
 
 from pipeline.cluster import checks
 from pipeline.cluster.checks import (
-    Answer,
-    Question,
-    answer,
-    differences,
-    differences_of_scheduler,
-    facts_of_scheduler,
+    Environment,
+    Probe,
+    check_workers,
+    compare_environments,
+    compare_scheduler,
+    describe_environment,
+    describe_scheduler,
     refusal,
 )
-from pipeline.cluster.device_check import workers_of
-from pipeline.cluster.gate import check
+from pipeline.cluster.connection import workers_of
 from pipeline.errors import ConfigError
 from tests.support.clusters import Cluster, until
 from tests.support.interpreters import REPOSITORY
@@ -34,15 +34,15 @@ HERE = "/proc/self/cwd"  # for each process its own: two that work in different 
 
 
 @pytest.fixture
-def question(tmp_path: Path) -> Question:
+def probe(tmp_path: Path) -> Probe:
     """Of an output directory and an input that are there."""
     _make(tmp_path)
-    return Question(str(tmp_path), str(tmp_path), "stages/probe-0.txt", (str(tmp_path / "a.h5"),))
+    return Probe(str(tmp_path), str(tmp_path), "stages/probe-0.txt", (str(tmp_path / "a.h5"),))
 
 
-def _make(folder: Path, probe: str = "4f1d") -> None:
+def _make(folder: Path, content: str = "4f1d") -> None:
     (folder / "stages").mkdir(parents=True)
-    (folder / "stages/probe-0.txt").write_text(probe)
+    (folder / "stages/probe-0.txt").write_text(content)
     (folder / "a.h5").write_bytes(b"rows")
 
 
@@ -56,67 +56,67 @@ def at_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.process  # asks g++ for its version
-def test_equal_processes_give_equal_answers(question: Question) -> None:
-    first, second = answer(question), answer(question)
-    assert first.wrote != second.wrote
-    assert differences(question, first, second) == []
+def test_equal_processes_give_equal_answers(probe: Probe) -> None:
+    first, second = describe_environment(probe), describe_environment(probe)
+    assert first.written_file != second.written_file
+    assert compare_environments(probe, first, second) == []
 
 
 @pytest.mark.process  # asks g++ for its version
-def test_differences_name_both_values(question: Question) -> None:
-    here = answer(question)
+def test_differences_name_both_values(probe: Probe) -> None:
+    here = describe_environment(probe)
     facts = here.facts
     there = replace(
         here, facts={**facts, "numpy": "1.25.2", "processor": "Another One", "h5py": "not installed", "g++": "4.8"}
     )
     changed = [name for name in facts if there.facts[name] != facts[name]]
-    found = differences(question, here, there)
+    found = compare_environments(probe, here, there)
     assert sorted(changed) == ["g++", "h5py", "numpy", "processor"]
     for name, line in zip(changed, found, strict=True):
         assert mentions(line, f"{name} {there.facts[name]}", facts[name])
 
 
 @pytest.mark.process  # asks g++ for its version
-def test_other_files_under_the_same_paths_are_detected(question: Question, tmp_path: Path) -> None:
-    here, probe, rows = answer(question), tmp_path / question.probe, tmp_path / "a.h5"
+def test_other_files_under_the_same_paths_are_detected(probe: Probe, tmp_path: Path) -> None:
+    here, driver_file, rows = describe_environment(probe), tmp_path / probe.driver_file, tmp_path / "a.h5"
     for change, found in (
-        (lambda: probe.write_text("9e02"), "9e02"),
-        (lambda: probe.unlink(), os.strerror(errno.ENOENT)),
+        (lambda: driver_file.write_text("9e02"), "9e02"),
+        (lambda: driver_file.unlink(), os.strerror(errno.ENOENT)),
     ):
         change()
-        (line,) = differences(question, here, answer(question))
-        assert mentions(line, f"file={probe}", found, "4f1d")
-    probe.write_text("4f1d")
+        (line,) = compare_environments(probe, here, describe_environment(probe))
+        assert mentions(line, f"file={driver_file}", found, "4f1d")
+    driver_file.write_text("4f1d")
     rows.write_bytes(b"others")
-    (found,) = differences(question, here, answer(question))
+    (found,) = compare_environments(probe, here, describe_environment(probe))
     assert mentions(found, f"file={rows}", "6 bytes")
     (tmp_path / "stages").rename(tmp_path / "gone")
-    found_lines = differences(question, here, answer(question))
+    found_lines = compare_environments(probe, here, describe_environment(probe))
     assert any(mentions(line, f"output={tmp_path}", os.strerror(errno.ENOENT)) for line in found_lines)
 
 
 @pytest.mark.process  # asks g++ for its version
-def test_files_written_by_a_worker_must_be_visible_to_the_driver(question: Question, tmp_path: Path) -> None:
-    here, there = answer(question), answer(question)
-    (tmp_path / there.wrote).unlink()
-    (words,) = differences(question, here, there)
-    assert mentions(words, f"file={tmp_path / there.wrote}", os.strerror(errno.ENOENT))
+def test_files_written_by_a_worker_must_be_visible_to_the_driver(probe: Probe, tmp_path: Path) -> None:
+    here, there = describe_environment(probe), describe_environment(probe)
+    (tmp_path / there.written_file).unlink()
+    (words,) = compare_environments(probe, here, there)
+    assert mentions(words, f"file={tmp_path / there.written_file}", os.strerror(errno.ENOENT))
 
 
 @pytest.mark.process  # asks g++ for its version
-def test_mixed_processors_must_be_allowed(question: Question, monkeypatch: pytest.MonkeyPatch) -> None:
-    mixed = replace(question, mixed_processors=True)
-    before = [answer(each) for each in (question, mixed)]
+def test_mixed_processors_must_be_allowed(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed = replace(probe, mixed_processors=True)
+    before = [describe_environment(each) for each in (probe, mixed)]
     monkeypatch.setattr(checks, "_processor", lambda: {"processor": "Another One", "its instructions": "avx2"})
-    assert len(differences(question, before[0], answer(question))) == 2
-    assert differences(mixed, before[1], answer(mixed)) == []
+    assert len(compare_environments(probe, before[0], describe_environment(probe))) == 2
+    assert compare_environments(mixed, before[1], describe_environment(mixed)) == []
 
 
 def test_another_checkout_of_the_same_version_is_different(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("pipeline/run/a.py", "kernels/native/b.h", "pipeline/shardpress/c.py", "tests/d.py"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("1")
-    monkeypatch.setattr(checks, "_HOME", tmp_path)
+    monkeypatch.setattr(checks, "_ROOT", tmp_path)
     before = checks._digest()
     for name, counts in (("tests/d.py", False), ("kernels/native/b.h", True), ("pipeline/run/a.py", True)):
         (tmp_path / name).write_text("2")
@@ -133,7 +133,7 @@ def test_workers_with_equal_differences_share_a_sentence() -> None:
     assert str(error).count(alike[0]) == 1
 
 
-def test_a_scheduler_with_other_packages_is_refused(question: Question) -> None:
+def test_a_scheduler_with_other_packages_is_refused(probe: Probe) -> None:
     class Scheduler:
         def __init__(self, **other: str) -> None:
             self.other = other
@@ -148,15 +148,15 @@ def test_a_scheduler_with_other_packages_is_refused(question: Question) -> None:
         (Scheduler(numpy="1.0", dask="2020.1"), r"\bdask 2020\.1\b"),
     ):
         with pytest.raises(ConfigError, match=words):
-            check(scheduler, question)  # type: ignore[arg-type]
+            check_workers(scheduler, probe)  # type: ignore[arg-type]
 
 
 @pytest.mark.process
 def test_a_worker_with_other_packages_or_another_disk_is_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for folder, probe in (("here", "4f1d"), ("there", "9e02")):
-        _make(tmp_path / folder, probe)
+    for folder, content in (("here", "4f1d"), ("there", "9e02")):
+        _make(tmp_path / folder, content)
     os.chdir(tmp_path / "here")
     (tmp_path / "other").mkdir()
     # What a worker says whose environment is another one.
@@ -164,7 +164,7 @@ def test_a_worker_with_other_packages_or_another_disk_is_refused(
         "import importlib.metadata as m\nv = m.version\nm.version = lambda name: '0.1' if name == 'h5py' else v(name)\n"
     )
     other = {"PYTHONPATH": f"{tmp_path / 'other'}:{REPOSITORY}"}
-    question = Question(HERE, f"{HERE}", "stages/probe-0.txt", (f"{HERE}/a.h5",))
+    probe = Probe(HERE, f"{HERE}", "stages/probe-0.txt", (f"{HERE}/a.h5",))
     with Cluster(tmp_path / "cluster") as cluster, _client(cluster) as client:
         cluster.start_worker("good", directory=tmp_path / "here")
         cluster.start_worker("elsewhere", directory=tmp_path / "there")
@@ -174,7 +174,7 @@ def test_a_worker_with_other_packages_or_another_disk_is_refused(
         cluster.start_worker("exposed", "--local-directory", str(tmp_path / "open"), directory=tmp_path / "here")
         client.wait_for_workers(4, timeout=240)
         with pytest.raises(ConfigError) as caught:
-            check(client, question)
+            check_workers(client, probe)
         said = str(caught.value)
         assert mentions(said, "3 of 4")
         assert mentions(said, "older", "h5py 0.1")
@@ -184,7 +184,7 @@ def test_a_worker_with_other_packages_or_another_disk_is_refused(
         for name in ("elsewhere", "older", "exposed"):
             cluster.kill(name)
         until(lambda: len(workers_of(client)) == 1, "the dead to be missed")
-        check(client, question)
+        check_workers(client, probe)
         with caplog.at_level(logging.WARNING):
             cluster.start_worker("late", "--nanny", directory=tmp_path / "here", **other)
             until(lambda: mentions(caplog.text, "late"), f"a word of it: {cluster.said('late')}")
@@ -201,29 +201,29 @@ def _client(cluster: Cluster) -> Client:
 
 
 @pytest.mark.process  # asks g++ for its version
-def test_an_incomplete_answer_differs(question: Question) -> None:
-    here = answer(question)
-    there = Answer({name: said for name, said in here.facts.items() if name != "dask"}, here.wrote)
-    (line,) = differences(question, here, there)
+def test_an_incomplete_answer_differs(probe: Probe) -> None:
+    here = describe_environment(probe)
+    there = Environment({name: said for name, said in here.facts.items() if name != "dask"}, here.written_file)
+    (line,) = compare_environments(probe, here, there)
     assert mentions(line, "dask None", here.facts["dask"])
 
 
 @pytest.mark.process  # asks g++ for its version
 def test_a_worker_with_a_writable_import_path_differs(
-    question: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = answer(question)
+    here = describe_environment(probe)
     scratch = tmp_path / "dask-scratch-space/worker-1"
     scratch.mkdir(parents=True)
     monkeypatch.syspath_prepend(scratch)
-    assert differences(question, here, answer(question)) == []
-    assert differences_of_scheduler(facts_of_scheduler()) == []
+    assert compare_environments(probe, here, describe_environment(probe)) == []
+    assert compare_scheduler(describe_scheduler()) == []
     scratch.chmod(0o777)
-    (words,) = differences(question, here, answer(question))
+    (words,) = compare_environments(probe, here, describe_environment(probe))
     assert mentions(words, scratch, "0777")
-    (words,) = differences_of_scheduler(facts_of_scheduler())
+    (words,) = compare_scheduler(describe_scheduler())
     assert str(scratch) in words
     scratch.chmod(0o755)
     scratch.parent.chmod(0o777)
-    (words,) = differences(question, here, answer(question))
+    (words,) = compare_environments(probe, here, describe_environment(probe))
     assert mentions(words, scratch.parent, "0777")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline.cluster import connection
-from pipeline.cluster.connection import ask_all, waited
+from pipeline.cluster.connection import retry_if_worker_lost, wait_until
 from pipeline.signals import Stopped, stoppable
 from tests.support.logged import mentions
 
@@ -37,13 +37,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_a_result_ends_a_wait() -> None:
     looks: Iterator[str] = iter(["", "", "there"])
-    assert waited(lambda: next(looks), "it", 60) == "there"
-    assert waited(lambda: 7, "it", 0) == 7, "what is there already is not waited for"
+    assert wait_until(lambda: next(looks), "it", 60) == "there"
+    assert wait_until(lambda: 7, "it", 0) == 7, "what is there already is not wait_until for"
 
 
 def test_a_wait_is_limited_and_logs_what_it_waits_for(caplog: pytest.LogCaptureFixture, clock: Clock) -> None:
     with caplog.at_level(logging.INFO, logger="pipeline"):  # which a quiet run of another test has silenced
-        assert waited(lambda: 0, "a worker of tls://10.0.0.7:8786", 70) == 0
+        assert wait_until(lambda: 0, "a worker of tls://10.0.0.7:8786", 70) == 0
     for seconds, line in zip((3, 33, 63), caplog.messages, strict=True):
         assert mentions(line, "cluster:", "a worker of tls://10.0.0.7:8786", f"{seconds} of 70 s")
     assert clock.now == pytest.approx(70, abs=0.2)
@@ -51,7 +51,7 @@ def test_a_wait_is_limited_and_logs_what_it_waits_for(caplog: pytest.LogCaptureF
 
 def test_a_signal_ends_a_wait() -> None:
     with stoppable(), pytest.raises(Stopped):
-        waited(lambda: os.kill(os.getpid(), signal.SIGTERM), "nothing", 60)
+        wait_until(lambda: os.kill(os.getpid(), signal.SIGTERM), "nothing", 60)
 
 
 class Question:
@@ -68,16 +68,16 @@ class Question:
 
 
 def test_a_lost_worker_does_not_end_a_question_to_all() -> None:
-    assert ask_all(Question(0), lambda: True) == "answer"
-    assert ask_all(Question(4), lambda: True) == "answer"
+    assert retry_if_worker_lost(Question(0), lambda: True) == "answer"
+    assert retry_if_worker_lost(Question(4), lambda: True) == "answer"
 
 
 def test_a_question_is_not_repeated_forever() -> None:
     with pytest.raises(OSError, match="closed"):
-        ask_all(Question(99), lambda: True)
+        retry_if_worker_lost(Question(99), lambda: True)
 
 
 def test_a_lost_scheduler_ends_a_question() -> None:
     question = Question(1)
     with pytest.raises(OSError, match="closed"):
-        ask_all(question, lambda: False)
+        retry_if_worker_lost(question, lambda: False)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.cluster import connection
-from pipeline.cluster.device_check import Proof, proofs
+from pipeline.cluster.device_check import WorkerDevice, check_devices
 
 
 class Answer:
@@ -54,17 +54,17 @@ class Client:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "_LOOK", 0.001)
+    monkeypatch.setattr(connection, "_WAIT_INTERVAL", 0.001)
 
 
 def asked(client: Any, seconds: float = 60.0) -> Any:
-    return proofs(client, lambda: None, seconds)  # type: ignore[arg-type, return-value]
+    return check_devices(client, lambda: None, seconds)  # type: ignore[arg-type, return-value]
 
 
 def test_answers_are_awaited_while_the_scheduler_has_the_workers() -> None:
     found, failed = asked(Client(a=("host:1", "cpu", "", ""), b=OSError("no such device")))
-    assert (found, failed) == ([Proof("a", "host:1", "cpu", "")], {"b": "no such device"})
-    assert found[0].known == {"name": "a", "host": "host", "pid": 1, "device": "cpu"}
+    assert (found, failed) == ([WorkerDevice("a", "host:1", "cpu", "")], {"b": "no such device"})
+    assert found[0].facts() == {"name": "a", "host": "host", "pid": 1, "device": "cpu"}
 
 
 class Leaves(Client):

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster import devices
-from pipeline.cluster.devices import environment_of, named
+from pipeline.cluster.devices import device_names, worker_environment
 from pipeline.gpu.driver import Driver
 from tests.support.cards import driver
 from tests.support.helpers import refused
 
 
 def test_a_worker_sees_only_its_card() -> None:
-    found = environment_of("cuda1", 2, {"THEANO_FLAGS": "floatX=float32,device=cuda0"})
+    found = worker_environment("cuda1", 2, {"THEANO_FLAGS": "floatX=float32,device=cuda0"})
     assert (found["CUDA_VISIBLE_DEVICES"], found["CUDA_DEVICE_ORDER"]) == ("1", "PCI_BUS_ID")
     assert found["THEANO_FLAGS"] == "floatX=float32,device=cuda0,device=cuda0", (
         "the last one counts: its first and only"
@@ -23,12 +23,12 @@ def test_a_worker_sees_only_its_card() -> None:
 
 def test_cards_are_numbered_among_those_visible_to_the_driver() -> None:
     some = {"CUDA_VISIBLE_DEVICES": "GPU-7a, 5"}
-    assert named(("all",), some) == ["cuda0", "cuda1"]
-    assert [environment_of(f"cuda{i}", 1, some)["CUDA_VISIBLE_DEVICES"] for i in (0, 1)] == ["GPU-7a", "5"]
+    assert device_names(("all",), some) == ["cuda0", "cuda1"]
+    assert [worker_environment(f"cuda{i}", 1, some)["CUDA_VISIBLE_DEVICES"] for i in (0, 1)] == ["GPU-7a", "5"]
     with refused(78, "devices: cuda2", "CUDA_VISIBLE_DEVICES=GPU-7a,5"):
-        environment_of("cuda2", 1, some)
+        worker_environment("cuda2", 1, some)
     with refused(78, "devices: all", "CUDA"):
-        named(("all",), {"CUDA_VISIBLE_DEVICES": ""})
+        device_names(("all",), {"CUDA_VISIBLE_DEVICES": ""})
 
 
 def test_all_stands_for_every_card_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,11 +36,11 @@ def test_all_stands_for_every_card_of_the_driver(monkeypatch: pytest.MonkeyPatch
         found = Driver("libcuda.so.1", (12, 4), ((9, 0),) * n_cards)
         monkeypatch.setattr(devices, "find_driver", lambda found=found: found)
         if n_cards:
-            assert named(("all",), {}) == ["cuda0", "cuda1", "cuda2"]
+            assert device_names(("all",), {}) == ["cuda0", "cuda1", "cuda2"]
     with refused(78, "CUDA"):
-        named(("all",), {})
-    assert named(None, {}) == []
-    assert named(("opencl0:0", "cpu"), {}) == ["opencl0:0", "cpu"]
+        device_names(("all",), {})
+    assert device_names(None, {}) == []
+    assert device_names(("opencl0:0", "cpu"), {}) == ["opencl0:0", "cpu"]
 
 
 @pytest.mark.process
@@ -48,16 +48,16 @@ def test_a_machine_without_a_driver_has_no_card(tmp_path: Path, monkeypatch: pyt
     for name, value in {"LD_LIBRARY_PATH": "/nowhere", "PATH": "/nowhere", "CUDA_VISIBLE_DEVICES": "-1"}.items():
         monkeypatch.setenv(name, value)
     with refused(78, "CUDA"):
-        named(("all",), {})
+        device_names(("all",), {})
     monkeypatch.undo()
     driver(tmp_path, (12, 4), (9, 0), (9, 0))
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
-    assert named(("all",), {}) == ["cuda0", "cuda1"]
+    assert device_names(("all",), {}) == ["cuda0", "cuda1"]
 
 
 def test_threads_of_workers_are_limited_unless_configured() -> None:
     inherited = {"THEANO_GPU_IS_ALREADY_ACTIVE": "Yes", "DASK_DISTRIBUTED__WORKER__PRELOAD": "x", "HOME": "/h"}
-    found = environment_of(None, 3, inherited)
+    found = worker_environment(None, 3, inherited)
     assert found == {"HOME": "/h", "OPENBLAS_NUM_THREADS": "3", "OMP_NUM_THREADS": "3"}
-    assert environment_of(None, 3, {"OPENBLAS_NUM_THREADS": "1"})["OPENBLAS_NUM_THREADS"] == "1"
-    assert environment_of("opencl0:0", 1, {})["THEANO_FLAGS"] == "device=opencl0:0"
+    assert worker_environment(None, 3, {"OPENBLAS_NUM_THREADS": "1"})["OPENBLAS_NUM_THREADS"] == "1"
+    assert worker_environment("opencl0:0", 1, {})["THEANO_FLAGS"] == "device=opencl0:0"

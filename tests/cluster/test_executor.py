@@ -263,14 +263,14 @@ def test_small_or_many_tasks_are_sent_in_batches(
     with threads(2) as pool:
         calls, submit = list[str](), pool.submit
         monkeypatch.setattr(pool, "submit", lambda call: calls.append(str(call)) or submit(call))
-        monkeypatch.setattr(module, "_MANY", 300)
+        monkeypatch.setattr(module, "_LARGE_GRAPH", 300)
         for n_tasks, n_far, n_small, together in (
             *((1000, 0, 99, 1), (63, 2, 99, 1), (64, 2, 99, 2), (1000, 2, 99, 16), (1000, 12, 99, 5), (200, 2, 5, 5)),
             *((299, 2, 1, 1), (1000, 2, 1, 3), (1000, 2, 0, 3)),  # however large, where there are many of them
         ):
             told = list[int]()
             calls.clear()
-            pool.n_far = n_far
+            pool.n_remote_threads = n_far
             found = compute([(square, i) for i in range(n_tasks)], pool, 3, told.append, n_small)
             assert found == [i * i for i in range(n_tasks)]
             assert sorted(told) == [i * i for i in range(n_tasks)]
@@ -283,11 +283,11 @@ def test_small_or_many_tasks_are_sent_in_batches(
 def test_many_threads_get_batches_but_at_least_a_task_each(
     monkeypatch: pytest.MonkeyPatch, n_tasks: int, together: int
 ) -> None:
-    monkeypatch.setattr(module, "_SERVED", 4)
-    assert module.n_together(n_tasks, 10) == together
+    monkeypatch.setattr(module, "_SCHEDULER_CAPACITY", 4)
+    assert module.batch_size(n_tasks, 10) == together
     assert -(-n_tasks // together) >= min(n_tasks, 5), "half of the threads or more have one"
-    assert module.n_together(n_tasks, 10, 0) == 1, "of tasks that take longer it keeps more at work"
-    assert module.n_together(n_tasks, 4) == 1
+    assert module.batch_size(n_tasks, 10, 0) == 1, "of tasks that take longer it keeps more at work"
+    assert module.batch_size(n_tasks, 4) == 1
 
 
 # -- merging -------------------------------------------------------------------------------------------------------

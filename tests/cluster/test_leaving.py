@@ -11,9 +11,9 @@ from unittest import mock
 import pytest
 from distributed import Client, LocalCluster, get_worker
 
-from pipeline.cluster.device_check import workers_of
+from pipeline.cluster.connection import workers_of
 from pipeline.cluster.executor import compute
-from pipeline.cluster.workers import Workers, hushed
+from pipeline.cluster.workers import quiet_dask
 from pipeline.errors import DeviceLost
 from tests.support.clusters import until
 from tests.support.helpers import refused
@@ -40,7 +40,7 @@ def cluster_of(n_workers: int) -> Iterator[Client]:
     where = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "protocol": "tcp", "processes": False}
     with (
         mock.patch.dict(os.environ),  # Dask sets some for its workers
-        hushed(),
+        quiet_dask(),
         LocalCluster(n_workers=n_workers, threads_per_worker=2, **where) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
@@ -53,7 +53,7 @@ def at_first_nothing_has_failed() -> None:
 
 
 def test_tasks_of_a_worker_that_lost_its_device_move_to_others(caplog: pytest.LogCaptureFixture) -> None:
-    with cluster_of(3) as client, Workers(client, "scheduler", "tcp://127.0.0.1", [], 60.0).executor(1) as where:
+    with cluster_of(3) as client, ClusterPool(client, "scheduler", "tcp://127.0.0.1", [], 60.0).executor(1) as where:
         found = compute([(work, i) for i in range(200)], *where)
         assert [each for each, _ in found] == [i * i for i in range(200)]
         assert {by for i, (_, by) in enumerate(found) if i > 5} == {1, 2}
@@ -65,7 +65,7 @@ def test_tasks_of_a_worker_that_lost_its_device_move_to_others(caplog: pytest.Lo
 def test_a_run_without_any_worker_left_can_be_resumed() -> None:
     with (
         cluster_of(1) as client,
-        Workers(client, "scheduler", "tcp://127.0.0.1", [], 0.1).executor(1) as where,
+        ClusterPool(client, "scheduler", "tcp://127.0.0.1", [], 0.1).executor(1) as where,
         refused(75, "worker"),
     ):
         compute([(work, i) for i in range(200)], *where)

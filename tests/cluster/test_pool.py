@@ -1,4 +1,4 @@
-"""What of a crew can be refused before anything is looked at, and what nobody asks for."""
+"""The pool of a run: settings that are refused before a connection, and the default pool."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import pool
+from pipeline.cluster import pool as module
 from pipeline.cluster.executor import compute
-from pipeline.cluster.pool import Threads, check_settings, crew_of
+from pipeline.cluster.pool import LocalPool, check_settings, open_pool
 from pipeline.settings.config import ClusterSettings
 from tests.support.helpers import refused
 
@@ -32,14 +32,14 @@ def test_invalid_cluster_settings_are_refused_at_once(monkeypatch: pytest.Monkey
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     with refused(78, "devices: cuda1", "CUDA_VISIBLE_DEVICES=3"):
         check_settings(ClusterSettings(devices=("cuda0", "cuda1")))
-    monkeypatch.setattr(pool, "find_spec", lambda name: None)
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
     with refused(78, "dashboard", "pip install bokeh"):
         check_settings(ClusterSettings(workers=2, dashboard=True))
 
 
 def test_threads_do_the_work_by_default() -> None:
-    with crew_of(ClusterSettings(), 2, lambda: None, lambda: None) as found:  # type: ignore[arg-type, return-value]
-        assert isinstance(found, Threads)
+    with open_pool(ClusterSettings(), 2, lambda: None, lambda: None) as found:  # type: ignore[arg-type, return-value]
+        assert isinstance(found, LocalPool)
 
 
 @pytest.mark.process
@@ -52,7 +52,7 @@ def test_a_run_with_threads_does_not_import_distributed() -> None:
 def test_threads_work_while_the_driver_handles_a_result() -> None:
     begun = [threading.Event() for _ in range(3)]
     seen: list[bool] = []
-    with Threads().executor(1) as (pool, n_at_once):
+    with LocalPool().executor(1) as (pool, n_at_once):
         tasks = [(threading.Event.set, each) for each in begun]
         compute(tasks, pool, n_at_once, lambda _: seen.append(begun[min(len(seen) + 1, 2)].wait(60)))
     assert seen == [True] * 3

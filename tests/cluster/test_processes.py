@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from pipeline.cluster import processes
-from pipeline.cluster.device_check import Proof
-from pipeline.cluster.devices import named
-from pipeline.cluster.processes import _environments, _proven, _wait
+from pipeline.cluster.device_check import WorkerDevice
+from pipeline.cluster.devices import device_names
+from pipeline.cluster.processes import _environments, _keep_usable, _wait_for_start
 from pipeline.settings.config import ClusterSettings
 from tests.support.helpers import refused
 from tests.support.logged import mentions
@@ -39,11 +39,11 @@ class Process:
         assert self.is_over
 
 
-def proof(i: int, reason: str = "", place: str = "") -> Proof:
-    return Proof(f"{i}", f"host:{i}", "a device", reason, place)
+def device(i: int, reason: str = "", place: str = "") -> WorkerDevice:
+    return WorkerDevice(f"{i}", f"host:{i}", "a device", reason, place)
 
 
-def proven(
+def usable(
     monkeypatch: pytest.MonkeyPatch,
     found: Any,
     settings: ClusterSettings,
@@ -51,18 +51,18 @@ def proven(
     requires_device: bool = False,
 ) -> tuple[list[Any], set[str]]:
     """What is known of the workers that are left, and which processes are."""
-    monkeypatch.setattr(processes, "proofs", lambda *_: (list(found), dict(failed)))
+    monkeypatch.setattr(processes, "check_devices", lambda *_: (list(found), dict(failed)))
     there: Any = {f"{i}": Process() for i in range(len(found) + len(failed))}
     everyone = dict(there)
-    known = _proven(None, there, named(settings.devices, {}), lambda: None, requires_device)  # type: ignore[arg-type]
+    known = _keep_usable(None, there, device_names(settings.devices, {}), lambda: None, requires_device)  # type: ignore[arg-type]
     assert {name for name, each in everyone.items() if each.is_over} == everyone.keys() - there.keys()
     return [each["name"] for each in known], set(there)
 
 
 def test_workers_with_their_devices_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [proof(0, place="0000:3b:00.0"), proof(1, place="0000:5e:00.0"), proof(2, place="0000:3b:00.0")]
+    found = [device(0, place="0000:3b:00.0"), device(1, place="0000:5e:00.0"), device(2, place="0000:3b:00.0")]
     settings = ClusterSettings(workers=3, devices=("cuda0", "cuda1"))
-    assert proven(monkeypatch, found, settings) == (["0", "1", "2"], {"0", "1", "2"}), (
+    assert usable(monkeypatch, found, settings) == (["0", "1", "2"], {"0", "1", "2"}), (
         "two of them share the first card"
     )
 
@@ -70,21 +70,23 @@ def test_workers_with_their_devices_are_kept(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_worker_on_the_card_of_another_is_dismissed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = [proof(0, place="0000:3b:00.0"), proof(1, place="0000:3b:00.0")]
-    assert proven(monkeypatch, found, ClusterSettings(devices=("cuda0", "cuda1"))) == (["0"], {"0"})
+    found = [device(0, place="0000:3b:00.0"), device(1, place="0000:3b:00.0")]
+    assert usable(monkeypatch, found, ClusterSettings(devices=("cuda0", "cuda1"))) == (["0"], {"0"})
     assert mentions(caplog.text, "worker 1 of 2", "cuda1", "worker 0", "cuda0")
 
 
 def test_a_worker_without_device_or_answer_is_dismissed(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, settings = [proof(0), proof(1, reason="no driver")], ClusterSettings(workers=3)
-    assert proven(monkeypatch, found, settings, {"2": "its process gave no answer"}) == (["0"], {"0"})
+    found, settings = [device(0), device(1, reason="no driver")], ClusterSettings(workers=3)
+    assert usable(monkeypatch, found, settings, {"2": "its process gave no answer"}) == (["0"], {"0"})
 
 
 def test_a_run_with_too_few_workers_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     with refused(69, "1 worker of 1", ": no driver"):
-        proven(monkeypatch, [proof(0, reason="no driver")], ClusterSettings(workers=1))
+        usable(monkeypatch, [device(0, reason="no driver")], ClusterSettings(workers=1))
     with refused(69, "1 worker of 2", ": no driver"):
-        proven(monkeypatch, [proof(0), proof(1, reason="no driver")], ClusterSettings(workers=2), requires_device=True)
+        usable(
+            monkeypatch, [device(0), device(1, reason="no driver")], ClusterSettings(workers=2), requires_device=True
+        )
 
 
 def test_restarted_workers_require_their_device_too(
@@ -101,7 +103,7 @@ def test_a_process_that_ends_at_the_start_is_not_awaited() -> None:
     process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
     client: Any = SimpleNamespace(scheduler_info=lambda n_workers: {"n_workers": 0})
     with refused(71, "worker 0 of 1", " 3 "):
-        _wait(client, {"0": process})
+        _wait_for_start(client, {"0": process})
 
 
 def test_workers_without_semaphores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,6 @@ from pipeline.errors import DeviceError
 
 def test_workers_without_an_answer_count_as_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
     client: Any = None
-    monkeypatch.setattr(remote, "proofs", lambda *_: ([], {"a": "no card", "b": "no driver"}))
+    monkeypatch.setattr(remote, "check_devices", lambda *_: ([], {"a": "no card", "b": "no driver"}))
     with pytest.raises(DeviceError, match=r"\b2 workers of 2\b.*: no card\b"):
-        remote._known(client, lambda: None, requires_device=False)
+        remote._check_devices(client, lambda: None, requires_device=False)

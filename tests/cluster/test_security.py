@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster.security import checked, configured
+from pipeline.cluster.security import check_address, dask_security
 from tests.support.cases import case
 from tests.support.helpers import refused
 
@@ -16,13 +16,13 @@ BEYOND = ["tcp://10.0.0.7:8786", "tcp://head-node:8786", "tcp://[fe80::1]:8786",
 
 def test_only_this_machine_is_allowed_without_tls() -> None:
     for address in [*LOOPBACK, "tls://10.0.0.7:8786", "tls://head-node:8786"]:
-        assert checked(address, is_insecure=False) == address
-    assert checked("127.0.0.1:8786", is_insecure=False) == "tcp://127.0.0.1:8786"
+        assert check_address(address, is_insecure=False) == address
+    assert check_address("127.0.0.1:8786", is_insecure=False) == "tcp://127.0.0.1:8786"
     for address in BEYOND:
         with case(address):
             with refused(78, "tls://", "--insecure-cluster"):
-                checked(address, is_insecure=False)
-            assert checked(address, is_insecure=True).endswith(address)
+                check_address(address, is_insecure=False)
+            assert check_address(address, is_insecure=True).endswith(address)
 
 
 def test_an_invalid_address_is_refused() -> None:
@@ -36,14 +36,14 @@ def test_an_invalid_address_is_refused() -> None:
         "tls://[::1",
     ]:
         with case(address), refused(78, "tls://host:8786"):
-            checked(address, is_insecure=True)
+            check_address(address, is_insecure=True)
 
 
 def test_certificates_come_from_the_configuration_of_dask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with refused(78, "tls://head-node:8786", "DASK_DISTRIBUTED__COMM__TLS__CA_FILE"):
-        configured("tls://head-node:8786")
+        dask_security("tls://head-node:8786")
     for name in ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY"):
         monkeypatch.setenv(f"DASK_DISTRIBUTED__COMM__TLS__{name}", str(tmp_path / "nowhere.pem"))
     with refused(78, str(tmp_path / "nowhere.pem"), "No such file"):
-        configured("tls://head-node:8786")
-    assert configured("tcp://127.0.0.1:8786").require_encryption is False, "which needs none"
+        dask_security("tls://head-node:8786")
+    assert dask_security("tcp://127.0.0.1:8786").require_encryption is False, "which needs none"

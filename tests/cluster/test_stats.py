@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.cluster import stats as module
 from pipeline.cluster.executor import compute, reduce
-from pipeline.cluster.stats import Tally, who
+from pipeline.cluster.stats import WorkerStats, process_name
 from tests.support.cases import each
 from tests.support.logged import mentions
 
@@ -22,7 +22,7 @@ class Made:
 
 
 def make(n_rows: int) -> Made:
-    return Made(who(), n_rows)
+    return Made(process_name(), n_rows)
 
 
 def merge(found: list[Made]) -> Made:
@@ -31,15 +31,15 @@ def merge(found: list[Made]) -> Made:
 
 @pytest.mark.process
 def test_results_count_for_the_process_that_made_them() -> None:
-    tally, found = Tally(), list[Made]()
+    stats, found = WorkerStats(), list[Made]()
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        pool.tally = tally  # type: ignore[attr-defined]
-        tally.begin("scan")
+        pool.stats = stats  # type: ignore[attr-defined]
+        stats.begin("scan")
         merged = reduce([(make, i) for i in range(40)], merge, pool, 2)
-        tally.begin("encoding")
+        stats.begin("encoding")
         compute([(make, i) for i in range(10)], pool, 2, found.append)
         known = [{"name": "w0", "host": "here", "pid": 1, "device": "cpu"}]
-        told = {f"{worker['host']}:{worker['pid']}": worker for worker in tally.told(known)}
+        told = {f"{worker['host']}:{worker['pid']}": worker for worker in stats.summary(known)}
     assert told.pop("here:1") == {**known[0], "stages": {}}
     scan = [worker["stages"]["scan"] for worker in told.values() if "scan" in worker["stages"]]
     assert (sum(done["n_tasks"] for done in scan), sum(done["n_rows"] for done in scan)) == (40, merged.n_rows)
@@ -47,7 +47,7 @@ def test_results_count_for_the_process_that_made_them() -> None:
         rows = [made.n_rows for made in found if made.by == by]
         encoding = told[by]["stages"]["encoding"]
         assert (encoding["n_tasks"], encoding["n_rows"]) == (len(rows), sum(rows))
-    assert who() not in told
+    assert process_name() not in told
 
 
 @each(
@@ -64,12 +64,12 @@ def test_the_log_shows_the_speed_of_workers(
 ) -> None:
     now = 100.0
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
-    tally = Tally()
-    tally.begin("scan")
+    stats = WorkerStats()
+    stats.begin("scan")
     for i, pace in enumerate(paces):
-        tally.add(f"node:{i}", Made("", 2 * pace))
+        stats.add(f"node:{i}", Made("", 2 * pace))
     now += 2
-    assert mentions(str(tally), *facts)
-    assert (str(tally) == "") == (not facts)
-    tally.begin("encoding")  # of which nothing is known yet
-    assert str(tally) == ""
+    assert mentions(str(stats), *facts)
+    assert (str(stats) == "") == (not facts)
+    stats.begin("encoding")  # of which nothing is known yet
+    assert str(stats) == ""

@@ -17,10 +17,10 @@ from distributed import Future as DaskFuture
 from distributed import KilledWorker, LocalCluster
 from distributed.comm import CommClosedError
 
-from pipeline.cluster import pulse, workers
-from pipeline.cluster.device_check import at_work
+from pipeline.cluster import connection, workers
+from pipeline.cluster.device_check import run_or_retire
 from pipeline.cluster.executor import compute
-from pipeline.cluster.workers import Workers
+from pipeline.cluster.workers import ClusterPool
 from pipeline.errors import DataError
 from pipeline.signals import Stopped, stoppable
 from tests.support.helpers import refused
@@ -56,7 +56,7 @@ class Client:
         threading.Thread(target=lambda: asyncio.run(function(*arguments)), daemon=True).start()
 
     def submit(self, function: Any, /, call: Any, key: object) -> Asked:
-        assert function is at_work
+        assert function is run_or_retire
         asked = Asked()
         self.work(asked.future, call)
         return asked
@@ -77,8 +77,8 @@ class Client:
 
 
 def run(client: Any, n: int = 3, patience: float = 60.0) -> Any:
-    crew = Workers(client, "scheduler", "tls://10.0.0.7:8786", [], patience)
-    with crew.executor(1) as where:
+    pool = ClusterPool(client, "scheduler", "tls://10.0.0.7:8786", [], patience)
+    with pool.executor(1) as where:
         return compute([(abs, -i) for i in range(n)], *where)
 
 
@@ -96,7 +96,7 @@ def test_a_scheduler_lost_without_an_answer_can_be_retried() -> None:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "_LOOK", 0.01)
+    monkeypatch.setattr(workers, "_WATCH_INTERVAL", 0.01)
 
 
 def test_results_and_errors_are_passed_unchanged() -> None:
@@ -161,9 +161,9 @@ def test_a_lost_scheduler_ends_the_run_for_now() -> None:
 def test_a_run_without_workers_waits_for_a_limited_time(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(workers, "_TOLD_EVERY", 0.02)
+    monkeypatch.setattr(workers, "_LOG_INTERVAL", 0.02)
     with refused(75, "worker", "0 s"):
-        run(Client(n_workers=0), patience=0.1)
+        run(Client(n_workers=0), patience=0.4)
     assert mentions(caplog.text, "cluster:", "worker")
 
 
@@ -222,10 +222,10 @@ class Silent(Client):
 def test_a_scheduler_that_does_not_answer_counts_as_lost(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(pulse, "_LOOK", 0.01)
-    monkeypatch.setattr(pulse, "_SILENT", 0.05)
+    monkeypatch.setattr(connection, "_WATCH_INTERVAL", 0.01)
+    monkeypatch.setattr(connection, "_MAX_SILENCE", 0.05)
     client: Any = Silent()
-    with pulse.watched(client), refused(75, "scheduler"):
+    with connection.disconnect_if_silent(client), refused(75, "scheduler"):
         run(client)
     assert client.is_given_up.is_set()
     assert mentions(caplog.text, "cluster:", "scheduler")

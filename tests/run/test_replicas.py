@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster.stats import Tally
+from pipeline.cluster.stats import WorkerStats
 from pipeline.cluster.threads import threads
 from pipeline.processcache import ProcessCache
 from pipeline.run import deadline, engine
@@ -26,22 +26,23 @@ pytestmark = pytest.mark.process
 FLAGS = ["--replicas", "2", "--batch-size", "4", "--epochs", "3"]
 
 
-class Others:
-    """A crew that has to make its own replicas: threads, which count as workers."""
+class OtherWorkers:
+    """A pool whose workers make their own replicas: threads that count as a remote worker."""
 
-    is_here, n_sharing = False, 1
+    is_local = False
+    n_local_processes = 1
 
     def __init__(self) -> None:
-        self.tally = Tally()
+        self.stats = WorkerStats()
 
     @contextmanager
     def executor(self, n_threads: int) -> Iterator[tuple[Executor, int]]:
         with threads(3) as pool:
-            pool.tally = self.tally  # type: ignore[attr-defined]
+            pool.stats = self.stats  # type: ignore[attr-defined]
             yield pool, 3
 
     def facts(self) -> dict[str, Any]:
-        return {"kind": "others", "workers": self.tally.told()}
+        return {"kind": "others", "workers": self.stats.summary()}
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +60,7 @@ def test_features_do_not_depend_on_the_processes_of_replicas(
 ) -> None:
     assert night.run(out, *FLAGS) == 0
     assert mentions(caplog.text, "training:", 2, "4 times")
-    monkeypatch.setattr(engine, "crew_of", lambda *_: nullcontext(Others()))
+    monkeypatch.setattr(engine, "open_pool", lambda *_: nullcontext(OtherWorkers()))
     assert night.run(out.with_name("others"), *FLAGS) == 0
     assert features_of(out.with_name("others")) == features_of(out)
     assert "52 rows in memory" in caplog.text
@@ -73,7 +74,7 @@ def test_features_do_not_depend_on_the_processes_of_replicas(
 def test_devices_that_idle_during_training_cause_a_warning(
     night: Night, out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engine, "crew_of", lambda *_: nullcontext(Others()))
+    monkeypatch.setattr(engine, "open_pool", lambda *_: nullcontext(OtherWorkers()))
     for name, told, flags in [
         ("one", True, ["--devices", "cuda0", "--replicas", "1"]),
         ("two", False, ["--devices", "cuda0"]),

@@ -24,7 +24,7 @@ from tests.support.standin import features_of as features_of_standin
 pytestmark = pytest.mark.process
 
 SIZES = [16] * 6  # rows of a part each
-BY_PATIENCE = "from pipeline.cluster import pulse; pulse._SILENT = 3.0"
+BY_PATIENCE = "from pipeline.cluster import connection; connection._MAX_SILENCE = 3.0"
 # A driver in a process of its own, with the stand-in for its device.
 DRIVER = """
 import sys

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from distributed import Security
 
-from pipeline.cluster.pool import Threads
+from pipeline.cluster.pool import LocalPool
 from pipeline.encoding.worker import EncodeSettings
 from pipeline.run import encoding_stage
 from tests.support.clusters import Cluster
@@ -86,9 +86,9 @@ def test_processes_that_share_cores_share_the_readers(tmp_path: Path, monkeypatc
         return serving(settings, *what)
 
     monkeypatch.setattr(encoding_stage, "serving", watched)
-    for n_sharing in (0, 1, 2, 5):
-        monkeypatch.setattr(Threads, "n_sharing", n_sharing)
-        assert night.run(tmp_path / str(n_sharing), "--threads", "3") == 0
+    for n_processes in (0, 1, 2, 5):
+        monkeypatch.setattr(LocalPool, "n_local_processes", n_processes)
+        assert night.run(tmp_path / str(n_processes), "--threads", "3") == 0
     assert told == [0, 3, 2, 1]
 
 

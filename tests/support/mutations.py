@@ -349,8 +349,8 @@ _CLUSTER = (
     Mutation(
         "merged-results-count-as-rows",
         "pipeline/cluster/executor.py",
-        "if len(graph[key]) == 1:",
-        "if len(graph[key]) >= 1:",
+        "if not _is_merge(self._graph[key]):",
+        "if self._graph[key]:",
         ("tests/cluster/test_stats.py::test_results_count_for_the_process_that_made_them",),
     ),
 )

@@ -20,7 +20,7 @@ import pytest
 from distributed import Client
 
 from pipeline.cluster.threads import threads
-from pipeline.cluster.workers import Workers, hushed
+from pipeline.cluster.workers import ClusterPool, quiet_dask
 from pipeline.device import autoencoder_of
 from pipeline.errors import TrainingDiverged
 from pipeline.processcache import ProcessCache
@@ -210,12 +210,12 @@ def test_processes_train_equally_in_any_order_of_tasks(shards: Any) -> None:
 def test_workers_that_die_or_join_in_training_change_no_bit(shards: Any, tmp_path: Path) -> None:
     """A round begins with one of the two workers killed at it; another one comes later."""
     expected, n_rounds = bits(ready(shards, DEEP)), count(1)
-    with Cluster(tmp_path / "cluster") as cluster, hushed():
+    with Cluster(tmp_path / "cluster") as cluster, quiet_dask():
         for name in "ab":
             cluster.start_worker(name)
         with Client(scheduler_file=str(cluster.file), set_as_default=False) as client:
             client.wait_for_workers(2, timeout=240)
-            with Workers(client, "scheduler", "", [], patience=240).executor(1) as where:
+            with ClusterPool(client, "scheduler", "", [], patience=240).executor(1) as where:
 
                 def run(tasks: Any) -> Any:
                     number = next(n_rounds)
