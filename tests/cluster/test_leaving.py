@@ -13,7 +13,7 @@ from distributed import Client, LocalCluster, get_worker
 
 from pipeline.cluster.connection import workers_of
 from pipeline.cluster.executor import compute
-from pipeline.cluster.workers import quiet_dask
+from pipeline.cluster.workers import ClusterPool, quiet_dask
 from pipeline.errors import DeviceLost
 from tests.support.clusters import until
 from tests.support.helpers import refused
