@@ -1,1 +1,1 @@
-"""One file that nobody trusts, as bytes; knows no shard."""
+"""Access to one untrusted HDF5 file; this package knows nothing of shards."""

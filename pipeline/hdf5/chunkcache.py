@@ -1,7 +1,7 @@
-"""Decompressed chunks that several reads of one process share.
+"""Cache of decompressed chunks, which several reads of one process share.
 
-A chunk may be far larger than the rows that are read at once. Without this, it would be decompressed again for each of
-these reads. Small chunks are not kept: to decompress them again costs less than to keep them.
+A chunk may be far larger than the rows that are read at once. Without a cache, it would be decompressed again for each
+of these reads. Small chunks are not kept: to decompress them again costs less than to keep them.
 """
 
 import threading
@@ -14,11 +14,11 @@ from pipeline.hdf5.layout import Layout, grid_of
 
 __all__ = ["CHUNKS", "ChunkCache", "band_bytes"]
 
-_LEAST_BYTES = 2**20  # of a chunk that is worth keeping
+_LEAST_BYTES = 2**20  # bytes of a chunk that is worth keeping
 
 
 class ChunkCache:
-    """The chunks that were used last, up to a number of bytes; for any number of threads.
+    """Cache of the chunks that were used last, up to a number of bytes; safe for threads.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class ChunkCache:
         self._chunks: OrderedDict[Hashable, tuple[Future[memoryview], int]] = OrderedDict()
 
     def resize(self, max_bytes: int) -> None:
-        """Set the number of bytes; what is too much is dropped."""
+        """Set the number of bytes, and drop chunks that do not fit."""
         with self._lock:
             self.max_bytes = max_bytes
             self._drop()
@@ -43,9 +43,9 @@ class ChunkCache:
         return layout.chunk_bytes >= _LEAST_BYTES and band_bytes(layout, axis) <= self.max_bytes
 
     def get(self, key: Hashable, n_bytes: int, decompress: Callable[[], memoryview]) -> memoryview:
-        """Return the chunk with this key, and decompress it if it is not there.
+        """Return the chunk with this key, and decompress it if it is not in the cache.
 
-        Threads that need the same chunk at the same time wait for the first of them. What it raises, they raise.
+        Threads that need the same chunk at the same time wait for the first of them, and raise the same error.
         """
         with self._lock:
             found = self._chunks.get(key)
@@ -58,10 +58,16 @@ class ChunkCache:
                 self._chunks.move_to_end(key)
         if found is not None:
             return found[0].result()
+        return self._decompressed(key, future, decompress)
+
+    def _decompressed(
+        self, key: Hashable, future: Future[memoryview], decompress: Callable[[], memoryview]
+    ) -> memoryview:
+        """Return a chunk, and give it, or the error, to the threads that wait for it."""
         try:
             chunk = decompress()
         except BaseException as error:
-            self._forget(key, future)  # first, so that the next try is made anew
+            self._forget(key, future)  # first, so that the next read decompresses it again
             future.set_exception(error)
             raise
         future.set_result(chunk)

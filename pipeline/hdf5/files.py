@@ -1,7 +1,7 @@
-"""Input files: opened for one read, read by offset, and what their failures mean.
+"""Input files: opened for one read, read by offset, with errors that explain failed system calls.
 
-All calls that input is read by go through `FILES`, so that tests can make each of them fail. What the storage answers
-is never taken for bad data: bad data may be left out of a run, a failing disk may not.
+All system calls that read input go through `FILES`, so that tests can make each of them fail. A failure of the storage
+is never reported as bad data, since bad data may be left out of a run.
 """
 
 import errno
@@ -24,16 +24,17 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_TRIES = 4  # with 1.4 seconds between the first and the last, for what passes by itself
+_TRIES = 4  # within 1.4 seconds, for failures that pass by themselves
 _MOST_LOCKS = 2**18  # characters
 _PAUSE = 0.2  # seconds before the second try, doubled before each later one
 _NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.EINVAL)
+_LOCK = re.compile(r"^\d+: (?:FLOCK|POSIX|OFDLCK) +\S+ +WRITE +(-?\d+) (\w+):(\w+):(\d+) ", re.MULTILINE)
 
 
-_HOW = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY  # never waits, as for a FIFO's other end
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY  # never waits, for example for a FIFO's other end
 FILES = SimpleNamespace(
     stat=os.stat,
-    open=lambda path: os.open(path, _HOW),
+    open=lambda path: os.open(path, _FLAGS),
     fstat=os.fstat,
     preadv=lambda descriptor, buffer, offset: os.preadv(descriptor, [buffer], offset),
     close=os.close,
@@ -43,12 +44,14 @@ FILES = SimpleNamespace(
 
 @dataclass(frozen=True)
 class Identity:
-    """By which a file is known again: the same one, and not written to since.
+    """Facts by which a file is recognized: the same one, and not written to since.
 
     Attributes
     ----------
     device : int
-        A number that each host has of its own for a file system that they share: it tells nothing of a file.
+        Number of the file system. It is not compared, since each host numbers shared file systems in its own way.
+    inode, size, mtime_ns : int
+        As from `os.stat`.
     ctime_ns : int
         Time of the last change of the contents or of the attributes. It is not compared, since chmod, hard links and
         backups change it as well: `pipeline.run.contents` confirms such a change by a digest.
@@ -62,25 +65,27 @@ class Identity:
 
     @classmethod
     def of(cls, descriptor: int) -> Self:
-        """The open file's."""
+        """Return the identity of an open file."""
         status = FILES.fstat(descriptor)
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @contextmanager
 def opened(path: str, expected: Identity | None = None) -> Iterator[tuple[int, Identity]]:
-    """A regular file's descriptor, and its identity: the `expected` one if it was vetted, and the same at the end.
+    """Open a regular file; yield its descriptor and its identity.
+
+    The identity must be the `expected` one, if the file was vetted before, and the same at the end.
 
     Raises
     ------
     DataError
-        When it is another one, or was written to.
+        If it is another file, or was written to.
     NoInput
-        When it is no regular file.
+        If it is no regular file.
     OSError
-        Also when its time of change (ctime) moves meanwhile: another try reads it again.
+        If a system call fails. Also if its time of change (ctime) moves meanwhile; then another try reads it again.
     """
-    # Looked at before it is opened: merely opening a device may do something.
+    # Checked before it is opened, since merely opening a device may have effects.
     _check_regular(path, FILES.stat(path))
     descriptor = FILES.open(path)
     try:
@@ -90,34 +95,41 @@ def opened(path: str, expected: Identity | None = None) -> Iterator[tuple[int, I
         try:
             yield descriptor, identity
         except (OSError, DataError):
-            _check_same(path, Identity.of(descriptor), identity)  # which explains the rest
+            _check_same(path, Identity.of(descriptor), identity)  # a change would explain the error
             raise
-        found = Identity.of(descriptor)
-        _check_same(path, found, identity)
-        # Removing the last name moves the ctime as well; the open file stays as it is.
-        is_removed = FILES.fstat(descriptor).st_nlink == 0
-        if found.ctime_ns != identity.ctime_ns and not is_removed:
-            raise OSError(errno.EAGAIN, "the file or its attributes changed while it was read")
+        _check_unchanged(path, descriptor, identity)
     finally:
         FILES.close(descriptor)
 
 
-def writers() -> dict[tuple[int, int], int]:
-    """Processes that hold a file locked for writing, as HDF5 does while one writes: by the file's device and inode.
+def _check_unchanged(path: str, descriptor: int, identity: Identity) -> None:
+    found = Identity.of(descriptor)
+    _check_same(path, found, identity)
+    # Removing the last name moves the ctime as well; the open file stays as it is.
+    is_removed = FILES.fstat(descriptor).st_nlink == 0
+    if found.ctime_ns != identity.ctime_ns and not is_removed:
+        raise OSError(errno.EAGAIN, "the file or its attributes changed while it was read")
 
-    As the kernel lists them. To try for a lock of one's own could keep a writer out for a moment, or wait for a server.
+
+def writers() -> dict[tuple[int, int], int]:
+    """Return the processes that hold a file locked for writing, as HDF5 does, by the file's device and inode.
+
+    The kernel lists them. An attempt to lock a file could block a writer for a moment, or wait for a file server.
     """
     try:
         with open("/proc/locks") as file:
             lines = file.read(_MOST_LOCKS)
     except (OSError, ValueError):
         return {}
-    locks = re.findall(r"^\d+: (?:FLOCK|POSIX|OFDLCK) +\S+ +WRITE +(-?\d+) (\w+):(\w+):(\d+) ", lines, re.MULTILINE)
-    return {(os.makedev(int(major, 16), int(minor, 16)), int(inode)): int(pid) for pid, major, minor, inode in locks}
+    pids = {}
+    for pid, major, minor, inode in _LOCK.findall(lines):
+        device = os.makedev(int(major, 16), int(minor, 16))
+        pids[device, int(inode)] = int(pid)
+    return pids
 
 
 def read_into(descriptor: int, buffer: memoryview, offset: int) -> None:
-    """Fill a buffer from an offset on, however often the system stops half-way; `OSError` also where the file ends."""
+    """Fill a buffer from an offset, also if the system returns fewer bytes; `OSError` if the file ends before."""
     while buffer:
         try:
             n_read = FILES.preadv(descriptor, buffer, offset)
@@ -130,21 +142,26 @@ def read_into(descriptor: int, buffer: memoryview, offset: int) -> None:
 
 
 def read_at(descriptor: int, offset: int, n_bytes: int) -> bytes:
-    """So many bytes from an offset on; raises like `read_into`."""
+    """Return `n_bytes` bytes from an offset; raises like `read_into`."""
     buffer = bytearray(n_bytes)
     read_into(descriptor, memoryview(buffer), offset)
     return bytes(buffer)
 
 
 def persistently(read: Callable[[], T], where: str) -> T:
-    """Read, with more tries when the storage fails; `read` opens its file anew each time, `where` begins an error.
+    """Return what `read` returns, and repeat it if the storage fails; messages begin with `where`.
+
+    Parameters
+    ----------
+    read : callable
+        Opens its file again each time.
 
     Raises
     ------
     ReadFailed
-        When it fails again and again.
+        If it fails each time.
     SystemLimit, NotPermitted
-        When the system or the file's owner is in the way.
+        If the system or the file's permissions do not allow it.
     """
     for i in range(_TRIES):
         try:
@@ -163,7 +180,7 @@ def persistently(read: Callable[[], T], where: str) -> T:
 
 
 def stand_in(error: OSError, where: str) -> ShardpressError:
-    """The error of ours that says what a failed opening means and what to do."""
+    """Return our error for a failed system call, which says what it means and what to do."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return SystemLimit(
             f"{where}: {error.strerror}. Raise the limit (ulimit -n 4096), then type the same command again."

@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 PREFERRED = "X"
-"""The dataset in which rows are looked for first."""
+"""The dataset that is searched for rows first."""
 VARIABLES = "var"
 """AnnData's group, or table in early versions, with one entry for each column."""
 CATEGORIES = "__categories"
@@ -126,20 +126,31 @@ def is_number(dtype: np.dtype) -> bool:
 
 def numbers_of(record: np.dtype) -> Numbers | None:
     """Return the equal numbers that a record consists of, without a first field `index`; None for other records."""
-    fields = sorted((offset, name, dtype) for name, (dtype, offset, *_) in (record.fields or {}).items())
-    if len(fields) > 1 and fields[0][1] == _INDEX:
-        del fields[0]
+    fields = _fields_in_order(record)
     if not fields:
         return None
-    offset, _, first = fields[0]
+    start, _, first = fields[0]
+    number = first.base
     n = 0
-    for place, _, dtype in fields:
-        is_next = place == offset + n * first.base.itemsize
-        if dtype.base != first.base or not is_number(dtype.base) or dtype.ndim > 1 or not is_next:
+    for offset, _, dtype in fields:
+        is_next = offset == start + n * number.itemsize
+        if not is_next or dtype.base != number or dtype.ndim > 1:
             return None
         n += prod(dtype.shape)
+    if not is_number(number):
+        return None
     names = tuple(name for _, name, _ in fields)
-    return Numbers(first.base, offset, n, names if n == len(names) else ())
+    if len(names) != n:  # fields that are arrays name no columns
+        names = ()
+    return Numbers(number, start, n, names)
+
+
+def _fields_in_order(record: np.dtype) -> list[tuple[int, str, np.dtype]]:
+    """Return offset, name and dtype of a record's fields, without a first field `index`."""
+    fields = sorted((offset, name, dtype) for name, (dtype, offset, *_) in (record.fields or {}).items())
+    if len(fields) > 1 and fields[0][1] == _INDEX:
+        return fields[1:]
+    return fields
 
 
 def rows_of(
@@ -151,7 +162,7 @@ def rows_of(
     ----------
     form : str
     shapes, dtypes : sequence
-        Of the datasets, as stored.
+        Shapes and dtypes of the datasets as stored.
     shape : sequence of int
         Shape of sparse rows, which no dataset has. Other forms ignore it.
 
@@ -161,25 +172,34 @@ def rows_of(
         If the datasets cannot make up rows of that form.
     """
     if form == "sparse":
-        return _sparse(shapes, dtypes, shape)
+        return _sparse_rows(shapes, dtypes, shape)
     (stored_shape,) = shapes
     (dtype,) = dtypes
     if form == "table":
-        numbers = numbers_of(dtype)
-        if numbers is None or len(stored_shape) != 1:
-            raise ValueError("table")
-        return (stored_shape[0], numbers.n), numbers.dtype
-    if form not in ("dense", "columns") or len(stored_shape) < 2 or not is_number(dtype):
+        return _table_rows(stored_shape, dtype)
+    return _dense_rows(form, stored_shape, dtype), dtype
+
+
+def _dense_rows(form: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
+    """Return the shape, rows first, of rows that are one dataset of numbers."""
+    if form not in ("dense", "columns") or len(shape) < 2 or not is_number(dtype):
         raise ValueError("rows")
-    rows = stored_shape
+    rows = shape
     if form == "columns":
-        rows = (stored_shape[-1], *stored_shape[:-1])
+        rows = (shape[-1], *shape[:-1])
     if not prod(rows[1:]):
         raise ValueError("columns")
-    return rows, dtype
+    return rows
 
 
-def _sparse(
+def _table_rows(shape: tuple[int, ...], dtype: np.dtype) -> tuple[tuple[int, ...], np.dtype]:
+    numbers = numbers_of(dtype)
+    if numbers is None or len(shape) != 1:
+        raise ValueError("table")
+    return (shape[0], numbers.n), numbers.dtype
+
+
+def _sparse_rows(
     shapes: Sequence[tuple[int, ...]], dtypes: Sequence[np.dtype], shape: Sequence[int]
 ) -> tuple[tuple[int, ...], np.dtype]:
     values, columns, firsts = shapes

@@ -1,4 +1,4 @@
-"""Where the bytes of a dataset lie, as the child or `plain.describe` claims; each number is checked before its use."""
+"""Location of the bytes of a dataset, as claimed by the child or `plain.describe`; each number is checked first."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from pipeline.hdf5.limits import MOST_CHUNK_BYTES, MOST_CHUNKS, MOST_ITEM, SMALL
 __all__ = ["Layout", "bytes_of", "check_places", "grid_of", "layout_of", "most_unfolded"]
 
 _KINDS = ("contiguous", "chunked", "inline", "asked")
-_MOST_BYTES = 2**46  # of one dataset's values: sums over all of a file's stay below 2**63
+_MOST_BYTES = 2**46  # bytes of one dataset's values; sums over all datasets of a file stay below 2**63
 _MOST_EXPANSION = 1100  # deflate's own limit is 1032
 _EXPANSION_FLOOR = 2**28  # bytes that a file may unfold to whatever its size
 _CODE = re.compile(r"[<>|=][uifbcSVMm][0-9]{1,7}(\[[0-9]{0,6}[a-z]{1,2}\])?")
@@ -23,20 +23,41 @@ _CODE = re.compile(r"[<>|=][uifbcSVMm][0-9]{1,7}(\[[0-9]{0,6}[a-z]{1,2}\])?")
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where the bytes of a dataset lie: plain values and arrays."""
+    """Location of the bytes of a dataset: plain values and arrays.
 
-    name: str  # its path in the file
+    Attributes
+    ----------
+    name : str
+        Path in the file.
+    shape : tuple of int
+    dtype : dtype
+        Dtype as stored.
+    kind : str
+        ``contiguous``, ``chunked``, ``inline`` (in the file's metadata), or ``asked``: only HDF5 can read it.
+    offset : int
+        Offset of contiguous bytes; of an ``asked`` dataset with texts, their claimed offset, 0 if unknown.
+    chunks : tuple of int
+        Shape of a chunk.
+    filters : tuple of (int, tuple of int)
+        Codes and parameters, in the order of their application.
+    index : ndarray of shape (3, n_chunks), int64, or None
+        Offset, size and filter mask of every chunk, in C order of their grid; in any order if HDF5 must be asked.
+    data : bytes
+        Values of an ``inline`` dataset.
+    longest : int
+        Bytes of the longest text of any length; 0 if there are none, or if this is unknown.
+    """
+
+    name: str
     shape: tuple[int, ...]
-    dtype: np.dtype  # as stored
-    kind: str  # contiguous, chunked, inline (in the file's metadata), or asked: only HDF5 can read it
-    offset: int = 0  # of contiguous bytes; also of where the texts of an asked one are said to be, 0 if unknown
-    chunks: tuple[int, ...] = ()  # shape of a chunk
-    filters: tuple[tuple[int, tuple[int, ...]], ...] = ()  # codes and parameters, in the order of their application
-    # Shape (3, n_chunks), int64: offset, size and filter mask of every chunk, in C order of their grid (in any order
-    # where HDF5 must be asked).
+    dtype: np.dtype
+    kind: str
+    offset: int = 0
+    chunks: tuple[int, ...] = ()
+    filters: tuple[tuple[int, tuple[int, ...]], ...] = ()
     index: np.ndarray | None = None
-    data: bytes = b""  # what lay in the metadata
-    longest: int = 0  # bytes of the longest text of any length; 0 if there are none, or this is unknown
+    data: bytes = b""
+    longest: int = 0
 
     @property
     def n_bytes(self) -> int:
@@ -45,7 +66,7 @@ class Layout:
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes of one chunk's values, at the edges too."""
+        """Bytes of one chunk's values; chunks at the edges have the same size."""
         return prod(self.chunks) * self.dtype.itemsize
 
 
@@ -75,7 +96,7 @@ def layout_of(claim: Any, arrays: Iterator[np.ndarray]) -> Layout:
     name = claim["name"]
     kind = claim["kind"]
     dtype = _dtype(claim["dtype"])
-    layout = Layout(name, _whole(claim["shape"], 0, 2**63), dtype, kind)
+    layout = Layout(name, _integers(claim["shape"], 0, 2**63), dtype, kind)
     _check_form(layout)
     if kind == "contiguous":
         return replace(layout, offset=_offset(claim["offset"]))
@@ -83,7 +104,8 @@ def layout_of(claim: Any, arrays: Iterator[np.ndarray]) -> Layout:
         return replace(layout, data=_data(layout, next(arrays)))
     if kind == "asked" and "chunks" not in claim:
         return replace(layout, offset=_offset(claim.get("offset", 0)))
-    layout = replace(layout, chunks=_whole(claim["chunks"], 1, 2**32), filters=_filters(claim["filters"], name, kind))
+    chunks = _integers(claim["chunks"], 1, 2**32)
+    layout = replace(layout, chunks=chunks, filters=_filters(claim["filters"], name, kind))
     return replace(layout, index=_index(layout, next(arrays)))
 
 
@@ -97,8 +119,8 @@ def _check_form(layout: Layout) -> None:
 def _filters(claims: Any, name: str, kind: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
     filters = []
     for claimed_code, claimed_values in claims:
-        (code,) = _whole([claimed_code], 0, 2**16)
-        values = _whole(claimed_values, 0, 2**32)
+        code = _integer(claimed_code, 0, 2**16)
+        values = _integers(claimed_values, 0, 2**32)
         if objection(code, values, name):
             raise ValueError("filters")
         filters.append((code, values))
@@ -111,11 +133,15 @@ def _filters(claims: Any, name: str, kind: str) -> tuple[tuple[int, tuple[int, .
 
 
 def _offset(claim: Any) -> int:
-    (offset,) = _whole([claim], 0, 2**63)
-    return offset
+    return _integer(claim, 0, 2**63)
 
 
-def _whole(values: Any, low: int, high: int) -> tuple[int, ...]:
+def _integer(claim: Any, low: int, high: int) -> int:
+    (value,) = _integers([claim], low, high)
+    return value
+
+
+def _integers(values: Any, low: int, high: int) -> tuple[int, ...]:
     """Return a list of integers in a range as a tuple; JSON's true is no integer."""
     if not isinstance(values, list) or not all(type(value) is int and low <= value < high for value in values):
         raise ValueError("numbers")
@@ -142,13 +168,9 @@ def _index(layout: Layout, index: np.ndarray) -> np.ndarray:
 def _dtype(claim: Any) -> np.dtype:
     dtype: np.dtype
     if "of" in claim:
-        dtype = np.dtype((_dtype(claim["of"]), _whole(claim["shape"], 1, MOST_ITEM)))
+        dtype = np.dtype((_dtype(claim["of"]), _integers(claim["shape"], 1, MOST_ITEM)))
     elif "fields" in claim:
-        names, formats, offsets = map(list, zip(*claim["fields"], strict=True))
-        places = [*_whole(offsets, 0, MOST_ITEM)]
-        record: dict[str, Any] = {"names": names, "formats": [*map(_dtype, formats)], "offsets": places}
-        (record["itemsize"],) = _whole([claim["itemsize"]], 1, MOST_ITEM)
-        dtype = np.dtype(record)  # type: ignore[call-overload]
+        dtype = _record(claim)
     elif claim["code"] == "|O":
         dtype = np.dtype("O")
     elif _CODE.fullmatch(claim["code"]):
@@ -160,13 +182,19 @@ def _dtype(claim: Any) -> np.dtype:
     return dtype
 
 
+def _record(claim: Any) -> np.dtype:
+    names, formats, claimed_offsets = map(list, zip(*claim["fields"], strict=True))
+    offsets = list(_integers(claimed_offsets, 0, MOST_ITEM))
+    dtypes = [_dtype(each) for each in formats]
+    itemsize = _integer(claim["itemsize"], 1, MOST_ITEM)
+    return np.dtype({"names": names, "formats": dtypes, "offsets": offsets, "itemsize": itemsize})
+
+
 def _annotated(dtype: np.dtype, notes: Any) -> np.dtype:
     """Return a dtype with h5py's metadata, so that a copy is written as the original was."""
     known: dict[str, Any] = {}
     if "enum" in notes:
-        if not all(isinstance(name, str) for name in notes["enum"]):
-            raise ValueError("enum")
-        known["enum"] = dict(zip(notes["enum"], _whole([*notes["enum"].values()], -(2**63), 2**64), strict=True))
+        known["enum"] = _enumeration(notes["enum"])
     if notes.get("h5py_encoding") in ("ascii", "utf-8"):
         known["h5py_encoding"] = notes["h5py_encoding"]
     if notes.get("h5py_opaque") is True:
@@ -174,6 +202,13 @@ def _annotated(dtype: np.dtype, notes: Any) -> np.dtype:
     if not known:
         return dtype
     return np.dtype(dtype, metadata=known)
+
+
+def _enumeration(claim: Any) -> dict[str, int]:
+    if not all(isinstance(name, str) for name in claim):
+        raise ValueError("enum")
+    values = _integers([*claim.values()], -(2**63), 2**64)
+    return dict(zip(claim, values, strict=True))
 
 
 # -- places ------------------------------------------------------------------------------------------------------
@@ -186,25 +221,28 @@ def check_places(layouts: Sequence[Layout], size: int, where: str, base: int = 0
     """
     by_dataset: dict[object, np.ndarray] = {}
     for layout in layouts:
-        dataset = f"{where} dataset={shown(layout.name)}"
-        if layout.n_bytes > _MOST_BYTES:
-            raise DataError(
-                f"{dataset}: shape {layout.shape} takes {layout.n_bytes} bytes, expected {_MOST_BYTES} at most"
-            )
-        places = _places(layout)
-        _check_inside(places, base + SMALLEST, size, dataset)
-        if layout.index is not None:
-            _check_sizes(layout, dataset)
+        places = _checked_places(layout, size, f"{where} dataset={shown(layout.name)}", base)
         # Two names of one dataset share all places. Different datasets share none.
         by_dataset[layout.shape, str(layout.dtype), places[0].tobytes()] = places
     _check_apart(np.concatenate([_NO_PLACES, *by_dataset.values()], axis=1), where)
+
+
+def _checked_places(layout: Layout, size: int, where: str, base: int) -> np.ndarray:
+    """Return the places of one dataset, which lie in the file and do not unfold to too much."""
+    if layout.n_bytes > _MOST_BYTES:
+        raise DataError(f"{where}: shape {layout.shape} takes {layout.n_bytes} bytes, expected {_MOST_BYTES} at most")
+    places = _places(layout)
+    _check_inside(places, base + SMALLEST, size, where)
+    if layout.index is not None:
+        _check_sizes(layout, layout.index, where)
+    return places
 
 
 _NO_PLACES = np.empty((2, 0), dtype=np.int64)
 
 
 def _places(layout: Layout) -> np.ndarray:
-    """Return offsets and sizes of what a layout has in the file, outside its metadata."""
+    """Return offsets and sizes of the values that lie outside the metadata: shape (2, n)."""
     if layout.index is not None:
         return layout.index[:2]
     if layout.kind == "contiguous" and layout.n_bytes:
@@ -234,20 +272,26 @@ def _check_apart(places: np.ndarray, where: str) -> None:
         raise DataError(f"{where}: values overlap at byte {at}. The file is damaged or forged: do not use it.")
 
 
-def _check_sizes(layout: Layout, place: str) -> None:
-    assert layout.index is not None
-    _, sizes, masks = layout.index
-    every = 2 ** len(layout.filters) - 1
-    wrong = (sizes > 2 * layout.chunk_bytes + 2**10) | (((masks & every) == every) & (sizes != layout.chunk_bytes))
-    if layout.kind == "chunked" and wrong.any():
-        raise DataError(
-            f"{place}: a chunk of {int(sizes[wrong][0])} bytes in the file, expected about {layout.chunk_bytes}. The "
-            "file is damaged or forged: do not use it."
-        )
+def _check_sizes(layout: Layout, index: np.ndarray, where: str) -> None:
+    """Refuse chunks whose sizes in the file are impossible, or too small for what they unfold to."""
+    _, sizes, masks = index
+    if layout.kind == "chunked":
+        _check_chunk_sizes(layout, sizes, masks, where)
     declared = len(sizes) * layout.chunk_bytes
     stored = int(sizes.sum())
     if declared > most_unfolded(stored):
         raise DataError(
-            f"{place}: {stored} bytes unfold to {declared}, expected {_MOST_EXPANSION} times as many at most. Is it "
+            f"{where}: {stored} bytes unfold to {declared}, expected {_MOST_EXPANSION} times as many at most. Is it "
             "forged? If not: rewrite it with h5repack -f GZIP=1."
+        )
+
+
+def _check_chunk_sizes(layout: Layout, sizes: np.ndarray, masks: np.ndarray, where: str) -> None:
+    all_skipped = 2 ** len(layout.filters) - 1
+    is_unfiltered = (masks & all_skipped) == all_skipped
+    wrong = (sizes > 2 * layout.chunk_bytes + 2**10) | (is_unfiltered & (sizes != layout.chunk_bytes))
+    if wrong.any():
+        raise DataError(
+            f"{where}: a chunk of {int(sizes[wrong][0])} bytes in the file, expected about {layout.chunk_bytes}. The "
+            "file is damaged or forged: do not use it."
         )

@@ -26,23 +26,23 @@ __all__ = [
 
 SMALLEST = 48  # bytes of the shortest superblock: no data can lie before its end
 
-MOST_OBJECTS = 100_000  # that are looked at, in one group or while a dataset is searched
-MOST_DEPTH = 32  # of groups
-MOST_PIECES = MOST_OBJECTS  # that one file may stack
+MOST_OBJECTS = 100_000  # objects to look at, in one group or in a search for the rows
+MOST_DEPTH = 32  # nested groups
+MOST_PIECES = MOST_OBJECTS  # files that one file may stack
 
 MOST_CHUNK_BYTES = 2**26
-MOST_CHUNKS = 2**22  # of the rows and all riders: their places take 24 bytes each
-MOST_COLUMNS = 2**24  # of sparse rows, which take no place in a file but do in memory
+MOST_CHUNKS = 2**22  # chunks of the rows and all extras: their entries in an index take 24 bytes each
+MOST_COLUMNS = 2**24  # columns of sparse rows, which take memory but no space in a file
 MOST_COLUMN_NAMES = 2**20
-LONGEST_COLUMN_NAME = 2**10  # bytes; of all names `ANSWER_BYTES`
+LONGEST_COLUMN_NAME = 2**10  # bytes; all names together are limited by `ANSWER_BYTES`
 MOST_ITEM = 2**20  # bytes of one value
 
 MOST_RIDERS = 1000
-MOST_LEFT_OUT = 50  # that are told of one file
-MOST_CATEGORIES = 2**16  # of one dataset
+MOST_LEFT_OUT = 50  # datasets of one file that are listed as left out
+MOST_CATEGORIES = 2**16  # categories of one dataset
 MOST_WORDS = 2**20  # bytes of the names of all categories of one dataset
-MOST_TEXT_BYTES = 2**26  # of one text of any length, which the child holds several times while it reads it
-MOST_PADDED = 2**24  # bytes of all their names, each made as long as the longest
+MOST_TEXT_BYTES = 2**26  # bytes of one text of any length, of which the child holds several copies
+MOST_PADDED = 2**24  # bytes of the names of all categories, each padded to the longest
 
-ANSWER_BYTES = 2**24  # of values, in one answer of the child
-MOST_ANSWER_BYTES = 24 * MOST_CHUNKS + 2**26  # of which nothing more is heard
+ANSWER_BYTES = 2**24  # bytes of values in one answer of the child
+MOST_ANSWER_BYTES = 24 * MOST_CHUNKS + 2**26  # bytes of an answer, above which the child is ended

@@ -28,13 +28,13 @@ __all__ = ["file_digest", "read_values", "text_lengths"]
 _PIECE = 2**20  # bytes
 _LINE = 2**17  # bytes that are read of a line at once
 _TILE = 64  # rows
-_MOST_TEXTS = 1024  # that the child reads at once
-_TEXT_BYTES = 2**25  # of these texts
-# HDF5's reference to a text of any length: its length, and its place (format specification, IV.B).
+_MOST_TEXTS = 1024  # texts that the child reads at once
+_TEXT_BYTES = 2**25  # bytes of these texts
+# HDF5's reference to a text of any length: its length and its location (format specification, IV.B).
 _REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
 
 
-class _Wanted(NamedTuple):
+class _Request(NamedTuple):
     """Values from `start` along one axis of a dataset, the first or the last one."""
 
     layout: Layout
@@ -60,7 +60,7 @@ def read_values(
     identity : Identity
         Identity of the file when it was vetted.
     layout : Layout
-        Of the dataset.
+        Layout of the dataset.
     start : int
     out : ndarray of shape (n, ...), C order
         Takes n values, converted to its dtype. The further axes are the dataset's others, or have the same size. Memory
@@ -81,12 +81,12 @@ def read_values(
         If the system fails.
     """
     where = f"file={shown(path)} dataset={shown(layout.name)} rows={start}:{start + len(out)}"
-    wanted = _Wanted(layout, start, axis, where, (path, identity))
-    values = wanted.in_values_shape(out)
+    request = _Request(layout, start, axis, where, (path, identity))
+    values = request.in_values_shape(out)
 
     def read() -> np.ndarray:
         with opened(path, identity) as (descriptor, _):
-            _READERS[layout.kind](descriptor, wanted, values)
+            _READERS[layout.kind](descriptor, request, values)
             return out
 
     return persistently(read, where)
@@ -114,17 +114,17 @@ def text_lengths(descriptor: int, size: int, layout: Layout, n_rows: int) -> Ite
     descriptor, size : int
         The open file, and its bytes.
     layout : Layout
-        Of a dataset that holds one text for each of `n_rows` rows, at checked places.
+        Layout of a dataset with one text for each of `n_rows` rows, at checked offsets.
 
     Returns
     -------
     iterator of ndarray of shape (n,), int64, or None
-        Lengths in bytes, in the order of the rows; None where they cannot be known without HDF5.
+        Lengths in bytes, in the order of the rows; None if they cannot be known without HDF5.
 
     Raises
     ------
     DataError, OSError
-        While it is iterated over: if a chunk is damaged, or reading fails.
+        During iteration, if a chunk is damaged or reading fails.
     """
     n_bytes = n_rows * _REFERENCE.itemsize
     if layout.index is not None and layout.kind == "asked":
@@ -145,36 +145,41 @@ def _lengths(descriptor: int, references: Layout, n_rows: int) -> Iterator[np.nd
         at_once = -(-at_once // chunk_rows) * chunk_rows  # whole chunks
     for start in range(0, n_rows, at_once):
         values = np.empty(min(at_once, n_rows - start), dtype=_REFERENCE)
-        wanted = _Wanted(references, start, axis, "")
-        _READERS[references.kind](descriptor, wanted, wanted.in_values_shape(values))
+        request = _Request(references, start, axis, "")
+        _READERS[references.kind](descriptor, request, request.in_values_shape(values))
         yield values["length"].astype(np.int64)
 
 
 # -- contiguous --------------------------------------------------------------------------------------------------
 
 
-def _read_contiguous(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
+def _read_contiguous(descriptor: int, request: _Request, out: np.ndarray) -> None:
     if not out.size:
         return
-    layout = wanted.layout
-    if wanted.axis:
-        _read_lines(descriptor, layout, wanted.start, out.reshape(len(out), -1))
+    layout = request.layout
+    if request.axis:
+        _read_lines(descriptor, layout, request.start, out.reshape(len(out), -1))
         return
     row_bytes = prod(layout.shape[1:]) * layout.dtype.itemsize
+    offset = layout.offset + request.start * row_bytes
     if out.dtype == layout.dtype:
-        read_into(descriptor, bytes_of(out).data, layout.offset + wanted.start * row_bytes)
-        return
+        read_into(descriptor, bytes_of(out).data, offset)
+    else:
+        _read_converted(descriptor, layout, offset, row_bytes, out)
+
+
+def _read_converted(descriptor: int, layout: Layout, offset: int, row_bytes: int, out: np.ndarray) -> None:
+    """Read rows from an offset, and convert them to the dtype of `out` a piece at a time."""
     n_rows = max(1, _PIECE // row_bytes)
     piece = np.empty((n_rows, *layout.shape[1:]), dtype=layout.dtype)
     for first in range(0, len(out), n_rows):
         part = piece[: len(out) - first]
-        read_into(descriptor, bytes_of(part).data, layout.offset + (wanted.start + first) * row_bytes)
+        read_into(descriptor, bytes_of(part).data, offset + first * row_bytes)
         out[first : first + len(part)] = part
 
 
 def _read_lines(descriptor: int, layout: Layout, start: int, out: np.ndarray) -> None:
     """Read rows that lie across the lines of the file: a piece of each line, some lines at a time."""
-    line_length = layout.shape[-1]
     itemsize = layout.dtype.itemsize
     n_lines = out.shape[1]
     n_rows = min(len(out), max(1, _LINE // itemsize))
@@ -183,10 +188,16 @@ def _read_lines(descriptor: int, layout: Layout, start: int, out: np.ndarray) ->
     for row in range(0, len(out), n_rows):
         for line in range(0, n_lines, at_once):
             part = piece[: n_lines - line, : len(out) - row]
-            for i, into in enumerate(part, line):
-                place = i * line_length + start + row
-                read_into(descriptor, bytes_of(into).data, layout.offset + place * itemsize)
+            _read_pieces_of_lines(descriptor, layout, line, start + row, part)
             _transpose(part, out[row : row + n_rows, line : line + at_once])
+
+
+def _read_pieces_of_lines(descriptor: int, layout: Layout, first_line: int, start: int, out: np.ndarray) -> None:
+    """Read the values from `start` of successive lines, one line of the file into each row of `out`."""
+    itemsize = layout.dtype.itemsize
+    line_length = layout.shape[-1]
+    for line, into in enumerate(out, first_line):
+        read_into(descriptor, bytes_of(into).data, layout.offset + (line * line_length + start) * itemsize)
 
 
 def _transpose(lines: np.ndarray, out: np.ndarray) -> None:
@@ -198,51 +209,66 @@ def _transpose(lines: np.ndarray, out: np.ndarray) -> None:
 # -- in the metadata ---------------------------------------------------------------------------------------------
 
 
-def _read_inline(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
-    values = np.frombuffer(wanted.layout.data, dtype=wanted.layout.dtype).reshape(wanted.layout.shape)
-    out[...] = np.moveaxis(values, wanted.axis, 0)[wanted.start : wanted.start + len(out)]
+def _read_inline(descriptor: int, request: _Request, out: np.ndarray) -> None:
+    layout = request.layout
+    values = np.frombuffer(layout.data, dtype=layout.dtype).reshape(layout.shape)
+    out[...] = np.moveaxis(values, request.axis, 0)[request.start : request.start + len(out)]
 
 
 # -- chunked -----------------------------------------------------------------------------------------------------
 
 
 class _Part(NamedTuple):
-    """A part of one chunk."""
+    """A part of one chunk.
 
-    cell: tuple[int, ...]  # of the grid of chunks
-    source: tuple[slice, ...]  # in the chunk
-    target: tuple[slice, ...]  # in the values that are read
+    Attributes
+    ----------
+    cell : tuple of int
+        Position of the chunk in the grid of chunks.
+    source, target : tuple of slice
+        The part in the chunk, and in the values that are read.
+    """
+
+    cell: tuple[int, ...]
+    source: tuple[slice, ...]
+    target: tuple[slice, ...]
 
 
-def _read_chunked(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
-    layout = wanted.layout
+def _read_chunked(descriptor: int, request: _Request, out: np.ndarray) -> None:
+    layout = request.layout
     grid = grid_of(layout.shape, layout.chunks)
-    values = np.moveaxis(out, 0, wanted.axis)  # a view whose axes are the dataset's
-    is_kept = wanted.file is not None and bool(layout.filters) and CHUNKS.holds(layout, wanted.axis)
-    for part in _parts(layout, wanted.start, wanted.start + len(out), wanted.axis):
+    values = np.moveaxis(out, 0, request.axis)  # a view whose axes are the dataset's
+    is_kept = request.file is not None and bool(layout.filters) and CHUNKS.holds(layout, request.axis)
+    for part in _parts(layout, request.start, request.start + len(out), request.axis):
         try:
-            chunk = _chunk(descriptor, wanted, grid, part, is_kept)
+            chunk = _chunk(descriptor, request, grid, part, is_kept)
         except ValueError as error:
-            at = [i * n for i, n in zip(part.cell, layout.chunks, strict=True)]
-            raise DataError(
-                f"{wanted.where}: the chunk at {at} cannot be read: {error}. The file is damaged: copy it again."
-            ) from error
+            raise _damaged_chunk(request, part, error) from error
         values[part.target] = np.frombuffer(chunk, dtype=layout.dtype).reshape(layout.chunks)[part.source]
 
 
-def _chunk(descriptor: int, wanted: _Wanted, grid: tuple[int, ...], part: _Part, is_kept: bool) -> memoryview:
+def _damaged_chunk(request: _Request, part: _Part, error: ValueError) -> DataError:
+    at = [i * n for i, n in zip(part.cell, request.layout.chunks, strict=True)]
+    return DataError(f"{request.where}: the chunk at {at} cannot be read: {error}. The file is damaged: copy it again.")
+
+
+def _chunk(descriptor: int, request: _Request, grid: tuple[int, ...], part: _Part, is_kept: bool) -> memoryview:
     """Return one chunk's decompressed bytes, from the cache if chunks are kept and other reads need its rest."""
-    layout = wanted.layout
+    layout = request.layout
     assert layout.index is not None
-    place = layout.index[:, np.ravel_multi_index(part.cell, grid)]
-    offset, size, mask = place.tolist()
+    entry = layout.index[:, np.ravel_multi_index(part.cell, grid)]
+    offset, size, mask = entry.tolist()
     decompress = partial(_decompressed, descriptor, layout, offset, size, mask)
-    axis = wanted.axis
-    n_in_chunk = min(layout.chunks[axis], layout.shape[axis] - part.cell[axis] * layout.chunks[axis])
-    n_rows = part.source[axis].stop - part.source[axis].start
-    if is_kept and n_rows < n_in_chunk:
-        return CHUNKS.get((wanted.file, offset), layout.chunk_bytes, decompress)
+    if is_kept and not _is_whole(layout, part, request.axis):
+        return CHUNKS.get((request.file, offset), layout.chunk_bytes, decompress)
     return decompress()
+
+
+def _is_whole(layout: Layout, part: _Part, axis: int) -> bool:
+    """Return whether a part has all rows of its chunk."""
+    chunk_rows = layout.chunks[axis]
+    n_in_chunk = min(chunk_rows, layout.shape[axis] - part.cell[axis] * chunk_rows)
+    return part.source[axis].stop - part.source[axis].start >= n_in_chunk
 
 
 def _decompressed(descriptor: int, layout: Layout, offset: int, size: int, mask: int) -> memoryview:
@@ -278,39 +304,46 @@ def _steps(low: int, high: int, size: int) -> list[tuple[int, slice, slice]]:
 # -- asked -------------------------------------------------------------------------------------------------------
 
 
-def _read_asked(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
+def _read_by_child(descriptor: int, request: _Request, out: np.ndarray) -> None:
     """Read values that only HDF5 can read, an answer of the child at a time."""
     first = 0
-    n_texts = max(1, min(_MOST_TEXTS, _TEXT_BYTES // max(1, wanted.layout.longest)))
+    layout = request.layout
+    stop = request.start + len(out)
+    n_texts = max(1, min(_MOST_TEXTS, _TEXT_BYTES // max(1, layout.longest)))
     while first < len(out):
-        place = [wanted.layout.name, wanted.start + first, wanted.start + len(out), wanted.axis, n_texts]
-        answer, arrays = ask("values", descriptor, place, wanted.where)
-        with believed(wanted.where):
-            values = _answered(answer, arrays, wanted.layout.dtype, out.shape[1:])
+        arguments = [layout.name, request.start + first, stop, request.axis, n_texts]
+        answer, arrays = ask("values", descriptor, arguments, request.where)
+        with believed(request.where):
+            values = _answered(answer, arrays, layout.dtype, out.shape[1:])
             out[first : first + len(values)] = values
         first += len(values)
 
 
 def _answered(answer: Any, arrays: list[np.ndarray], dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the values of an answer, of a shape each, after checks."""
+    """Return the values of an answer after checks, each of that shape."""
     *lengths, data = arrays
     n = answer["n"]
     if type(n) is not int or n < 1 or data.dtype != np.uint8:
         raise ValueError("values")
     if not dtype.hasobject:
         return data.view(dtype).reshape(n, *shape)
-    ends = np.cumsum(lengths[0])
-    if len(ends) != n or (lengths[0] < 0).any() or ends[-1] != len(data):
+    return _texts(data, lengths[0], n).reshape(n, *shape)
+
+
+def _texts(data: np.ndarray, lengths: np.ndarray, n: int) -> np.ndarray:
+    """Return `n` texts of an answer after checks, given their bytes one after the other, and their lengths."""
+    ends = np.cumsum(lengths)
+    if len(ends) != n or (lengths < 0).any() or ends[-1] != len(data):
         raise ValueError("texts")
+    starts = ends - lengths
     values = np.empty(n, dtype=object)
-    starts = ends - lengths[0]
     values[:] = [data[start:end].tobytes() for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-    return values.reshape(n, *shape)
+    return values
 
 
-_READERS: dict[str, Callable[[int, _Wanted, np.ndarray], None]] = {
+_READERS: dict[str, Callable[[int, _Request, np.ndarray], None]] = {
     "contiguous": _read_contiguous,
     "inline": _read_inline,
     "chunked": _read_chunked,
-    "asked": _read_asked,
+    "asked": _read_by_child,
 }

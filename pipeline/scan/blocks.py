@@ -14,7 +14,16 @@ from pipeline.scan.scaler import bad_rows, missing_entries
 from pipeline.shards.rows import keep_chunks, read
 from pipeline.shards.shard import Block, Shard, first_rows
 
-__all__ = ["BlockStats", "Piece", "Pieces", "ScanSettings", "merge_stats", "scan_pieces", "stats_of_unreadable"]
+__all__ = [
+    "BlockStats",
+    "Piece",
+    "Pieces",
+    "ScanSettings",
+    "merge_stats",
+    "pieces_of",
+    "scan_pieces",
+    "stats_of_unreadable",
+]
 
 Piece = tuple[int, int, Block]
 """The index of a shard in the input, the number of its first row over all shards, and one of its blocks."""
@@ -31,6 +40,15 @@ class Pieces(tuple[Piece, ...]):
         if first == last:
             return str(first)
         return f"{first} to {last}"
+
+
+def pieces_of(shards: Sequence[Shard], block_rows: int) -> list[Piece]:
+    """Return the pieces of all shards, with blocks of `block_rows` rows, in the order of the rows."""
+    starts = first_rows(shards).tolist()
+    pieces = []
+    for number, shard in enumerate(shards):
+        pieces += [(number, starts[number], block) for block in Block(shard, 0, shard.n_rows).cut(block_rows)]
+    return pieces
 
 
 @dataclass(frozen=True)

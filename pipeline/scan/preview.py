@@ -10,10 +10,10 @@ import numpy as np
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import threads
 from pipeline.errors import DataError
-from pipeline.scan.blocks import BlockStats, Piece, ScanSettings, merge_stats
+from pipeline.scan.blocks import BlockStats, Piece, ScanSettings, merge_stats, pieces_of
 from pipeline.scan.ranges import Scan, scan_from_stats, scan_task
 from pipeline.shards.rows import read
-from pipeline.shards.shard import Block, Shard, first_rows, row_dtype
+from pipeline.shards.shard import Block, Shard, row_dtype
 
 __all__ = ["Preview", "preview_rows", "smaller_dtypes"]
 
@@ -102,20 +102,12 @@ def _first_common(dtypes_of_blocks: Sequence[set[str]]) -> str | None:
 
 def _chosen(shards: Sequence[Shard], block_rows: int, n_bytes: int | None, seed: int) -> list[Piece]:
     """Return random pieces with about `n_bytes` bytes of rows, in their order; all pieces with None."""
-    pieces = _pieces(shards, block_rows)
+    pieces = pieces_of(shards, block_rows)
     if n_bytes is None:
         return pieces
     n_pieces = max(1, n_bytes // (block_rows * shards[0].row_bytes))
     chosen = np.random.default_rng(seed).permutation(len(pieces))[:n_pieces]
     return [pieces[i] for i in np.sort(chosen)]
-
-
-def _pieces(shards: Sequence[Shard], block_rows: int) -> list[Piece]:
-    starts = first_rows(shards)[:-1].tolist()
-    pieces = []
-    for number, (shard, first) in enumerate(zip(shards, starts, strict=True)):
-        pieces += [(number, first, block) for block in Block(shard, 0, shard.n_rows).cut(block_rows)]
-    return pieces
 
 
 def _scan_piece(task: tuple[Callable[[Sequence[Piece]], BlockStats], Piece]) -> tuple[BlockStats, set[str]]:
@@ -135,12 +127,10 @@ def smaller_dtypes(rows: np.ndarray) -> set[str]:
     is_finite = np.isfinite(rows)
     values = rows[is_finite]
     names: list[str] = []
-    if rows.dtype.kind != "f":
-        names += _INTEGERS
-    else:
-        if is_finite.all() and (values == np.rint(values)).all():
-            names += _INTEGERS
+    if rows.dtype.kind == "f":
         names += _FLOATS
+    if rows.dtype.kind != "f" or (is_finite.all() and (values == np.rint(values)).all()):
+        names += _INTEGERS
     dtypes = [np.dtype(name) for name in names]
     return {dtype.name for dtype in dtypes if dtype.itemsize < rows.dtype.itemsize and _holds(dtype, values)}
 

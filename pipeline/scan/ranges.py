@@ -21,13 +21,14 @@ from pipeline.scan.blocks import (
     Pieces,
     ScanSettings,
     merge_stats,
+    pieces_of,
     scan_pieces,
     stats_of_unreadable,
 )
 from pipeline.scan.sample import INNER, LARGE_SAMPLE, SMALL_SAMPLE, means, quantiles, spread, stride_of
 from pipeline.scan.scaler import Scaler, bad_entries
 from pipeline.shards.rows import read
-from pipeline.shards.shard import Block, Shard, block_of, blocks, first_rows, row_dtype
+from pipeline.shards.shard import Block, Shard, block_of, first_rows, row_dtype
 
 __all__ = [
     "Scan",
@@ -298,10 +299,7 @@ def scan_task(shards: Sequence[Shard], settings: ScanSettings) -> Callable[[Sequ
 
 def _pieces_of_tasks(shards: Sequence[Shard], block_rows: int, unreadable: Mapping[int, str]) -> Iterator[Pieces]:
     """Yield the pieces of each task, in the order of the rows, without unreadable shards."""
-    pieces = []
-    for number, (shard, first_row) in enumerate(zip(shards, first_rows(shards)[:-1].tolist(), strict=True)):
-        if number not in unreadable:
-            pieces += [(number, first_row, block) for block in blocks([shard], block_rows)]
+    pieces = [piece for piece in pieces_of(shards, block_rows) if piece[0] not in unreadable]
     # Neighbours share a task, so that a file is read from front to back.
     n_together = _n_blocks_of_a_task(len(pieces))
     for start in range(0, len(pieces), n_together):

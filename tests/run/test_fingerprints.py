@@ -142,7 +142,7 @@ def other_value(setting: Setting) -> Any:
 
 def test_every_setting_changes_the_stages_that_it_declares(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is forgotten in a fingerprint would take over a result that it changes."""
-    monkeypatch.setattr(replicas, "_LEAST_STEPS", 100)  # or these few rows would have one replica in any case
+    monkeypatch.setattr(replicas, "_MIN_STEPS", 100)  # or these few rows would have one replica in any case
     for setting in SETTINGS.values():
         affects = setting.affects
         assert affects in get_args(Affected), setting.name

@@ -48,9 +48,9 @@ class OtherWorkers:
 @pytest.fixture(autouse=True)
 def few_steps(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many replicas as are asked for, of these few rows, and each of them on the stand-in."""
-    monkeypatch.setattr(replicas, "_LEAST_STEPS", 2)
-    monkeypatch.setattr(replicas, "_LEAST_ROUNDS", 6)
-    monkeypatch.setattr(replicas, "_FEWEST_STEPS", 1)
+    monkeypatch.setattr(replicas, "_MIN_STEPS", 2)
+    monkeypatch.setattr(replicas, "_MIN_ROUNDS", 6)
+    monkeypatch.setattr(replicas, "_MIN_STEPS_PER_ROUND", 1)
     monkeypatch.setattr(replica, "start_device", lambda: None)
     monkeypatch.setattr(replica, "_replicas", ProcessCache(max_size=1))
 

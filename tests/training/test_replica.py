@@ -55,8 +55,8 @@ BAD = [4, 190]
 @pytest.fixture
 def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Shard, ...]:
     """200 rows in five columns, of which 159 are trained on: by three replicas, in three rounds an epoch."""
-    monkeypatch.setattr(sizes_module, "_LEAST_ROUNDS", 8)
-    monkeypatch.setattr(sizes_module, "_FEWEST_STEPS", 1)
+    monkeypatch.setattr(sizes_module, "_MIN_ROUNDS", 8)
+    monkeypatch.setattr(sizes_module, "_MIN_STEPS_PER_ROUND", 1)
     rows = np.random.default_rng(2).random((200, 5), dtype=np.float32)
     rows[BAD] = np.nan
     paths = [write_shard(tmp_path / f"{i}.h5", each) for i, each in enumerate((rows[:150], rows[150:]))]

@@ -63,8 +63,8 @@ def test_a_share_lists_its_rows_in_order():
 
 @pytest.mark.process
 def test_shares_have_similar_sizes_and_cover_the_data_set(tmp_path, monkeypatch):
-    monkeypatch.setattr(replicas, "_LEAST_STEPS", 20)
-    monkeypatch.setattr(replicas, "_FEWEST_STEPS", 1)
+    monkeypatch.setattr(replicas, "_MIN_STEPS", 20)
+    monkeypatch.setattr(replicas, "_MIN_STEPS_PER_ROUND", 1)
     shards = numbered_shards(tmp_path, 1000, 0, 500, 2500)
     order = Order(slab_starts(shards), np.arange(0, 4000, 40), 10**6, seed=0)
     config = settings_of(**{**ONE_LAYER, "replicas": 4}, n_features=1, batch_size=8, epochs=9)

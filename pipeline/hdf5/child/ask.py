@@ -1,7 +1,7 @@
-"""The parent's side of the child process: start it, ask it about an open file, and survive whatever happens to it.
+"""The parent's side of the child process: start it, ask it about an open file, and handle its failures.
 
-Pipes only, no sockets; JSON and plain arrays, no pickle. A child serves one thread at a time: threads that ask at the
-same time have one each, and keep them for the next question.
+Messages are JSON and plain arrays, no pickle, and are sent over pipes. A child serves one thread at a time. Threads
+that ask at the same time start one each, and these are kept for later questions.
 """
 
 import atexit
@@ -32,24 +32,33 @@ __all__ = ["LIMITS", "Limits", "ask", "believed", "retire"]
 log = logging.getLogger(__name__)
 
 _MODULE = "pipeline.hdf5.child.server"
-_MEDDLERS = ("HDF5_", "LD_AUDIT", "LD_PRELOAD")
-_MOST_WORDS = 2000
-_SECONDS_AT_LEAST = 10.0  # of processor time
+_UNSAFE_VARIABLES = ("HDF5_", "LD_AUDIT", "LD_PRELOAD")  # beginnings of the names
+_MOST_WORDS = 2000  # characters of an answer in a message
+_SECONDS_AT_LEAST = 10.0  # processor time
 _BYTES_PER_SECOND = 2**20  # of processor time: a small file has little structure to read
-_CLOCK_PER_PROCESSOR = 10  # seconds by the clock for one of the processor, on a busy machine
-_SILENT = 5.0  # seconds that a question may take before the log says what is waited for
-_GRACE = 10.0  # seconds beyond its own patience, after which the child itself counts as stuck
+_CLOCK_PER_PROCESSOR = 10  # seconds of elapsed time for one of processor time, on a busy machine
+_SILENT = 5.0  # seconds until a question that is not answered is logged
+_GRACE = 10.0  # seconds after its own time limit until the child itself is regarded as stuck
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one answer may cost, about a file of 110 MiB or more; see `_limits_of` for smaller ones."""
+    """Limits of one answer about a file of 110 MiB or more; see `_limits_of` for smaller ones.
 
-    seconds: float = 120  # of processor time
-    patience: float = 1200  # seconds by the clock: many more, or a busy machine would have sound files refused
-    # Bytes of address space beyond what the child has when it starts: the places of as many chunks as are allowed
-    # (100 MB), twice while they are sent, HDF5's cache of metadata (32 MB), one chunk of 64 MiB before and after it is
-    # decompressed.
+    Attributes
+    ----------
+    seconds : float
+        Processor time.
+    patience : float
+        Elapsed time in seconds: many more, so that intact files are not refused on a busy machine.
+    memory : int
+        Bytes of address space in addition to what the child has when it starts: the places of the largest number of
+        chunks (100 MB), twice while they are sent, HDF5's cache of metadata (32 MB), and one chunk of 64 MiB before and
+        after it is decompressed.
+    """
+
+    seconds: float = 120
+    patience: float = 1200
     memory: int = 2**29
 
 
@@ -57,11 +66,11 @@ LIMITS = Limits()
 
 
 class _Died(Exception):
-    """The child has ended."""
+    """The end of the child process."""
 
 
 class _Keeper:
-    """One child."""
+    """A child process."""
 
     def __init__(self) -> None:
         # Not a fork of this process, which has threads that may hold a lock.
@@ -70,60 +79,66 @@ class _Keeper:
 
     @property
     def usable(self) -> bool:
-        """Whether it is alive, and this process's own rather than one that it had before it was forked."""
+        """True if the child is alive, and was started by this process and not before a fork of it."""
         return self._owner == os.getpid() and self._process.poll() is None
 
     def ask(self, request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
-        """How its fork ended, and what that has answered about the file of which `where` gives the name."""
+        """Return how the child's fork ended, and its answer about the file that `where` names."""
         assert self._process.stdin is not None
         reader, writer = os.pipe()
         try:
             os.set_blocking(reader, False)
             with suppress(OSError):
                 fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 2**20)
+            line = json.dumps({**request, "answer": writer}).encode() + b"\n"
             try:
-                self._process.stdin.write(json.dumps({**request, "answer": writer}).encode() + b"\n")
+                self._process.stdin.write(line)
             except BrokenPipeError as error:
                 raise _Died from error
-            return self._heard(reader, request, where)
+            return self._receive(reader, request, where)
         finally:
             os.close(reader)
             os.close(writer)
 
-    def _heard(self, reader: int, request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
+    def _receive(self, reader: int, request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
+        line, body = self._read(reader, request, where)
+        if len(body) > MOST_ANSWER_BYTES:
+            self.end()  # and with it the fork, which may never stop
+            return {"end": "flood", "detail": None}, bytearray()
+        return json.loads(line), body
+
+    def _read(self, reader: int, request: dict[str, Any], where: str) -> tuple[bytearray, bytearray]:
+        """Return the line of the child and the answer of its fork, or the start of an answer that is too long."""
         assert self._process.stdout is not None
-        keeper = self._process.stdout.fileno()
+        child = self._process.stdout.fileno()
         line = bytearray()
         body = bytearray()
-        for events in _events([keeper, reader], request, where):
+        for events in _events([child, reader], request, where):
             if reader in events:
                 _drain(reader, body)
-            if keeper in events:
-                more = os.read(keeper, 2**10)
+            if child in events:
+                more = os.read(child, 2**10)
                 if not more:
                     raise _Died
                 line += more
             if line.endswith(b"\n") or len(body) > MOST_ANSWER_BYTES:
                 break
         _drain(reader, body)  # what was left when the fork ended
-        if len(body) > MOST_ANSWER_BYTES:
-            self.end()  # and with it the fork, which may never stop
-            return {"end": "flood", "detail": None}, bytearray()
-        return json.loads(line), body
+        return line, body
 
     def end(self) -> None:
-        """Take it down. Its fork dies with it."""
+        """End the child, and with it its fork."""
         if self._owner == os.getpid():
             self._process.end()
         else:
-            self._process.returncode = 0  # it is not ours to wait for
+            self._process.returncode = 0  # only the process that started it can wait for it
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
 
 
 def _events(descriptors: Sequence[int], request: dict[str, Any], where: str) -> Iterator[dict[int, int]]:
-    """Yield what arrives on some descriptors, and log once if that takes long; `_Died` at the end of all patience."""
+    """Yield events of some descriptors, and log once if they take long; raise `_Died` after the time limit."""
     waiting = select.poll()
     for descriptor in descriptors:
         waiting.register(descriptor, select.POLLIN)
@@ -131,7 +146,8 @@ def _events(descriptors: Sequence[int], request: dict[str, Any], where: str) -> 
     deadline = start + request["patience"] + _GRACE
     until = min(deadline, start + _SILENT)
     while True:
-        events = dict(waiting.poll(max(0.0, 1000 * (until - time.monotonic()))))
+        timeout = max(0.0, 1000 * (until - time.monotonic()))
+        events = dict(waiting.poll(timeout))
         if events:
             yield events
         elif until < deadline:
@@ -142,7 +158,7 @@ def _events(descriptors: Sequence[int], request: dict[str, Any], where: str) -> 
 
 
 def _log_wait(request: dict[str, Any], where: str) -> None:
-    """Log which file the program is waiting for, and for how long it will."""
+    """Log which file the program is waiting for, and the time limit."""
     what = "values" if request["ask"] == "values" else "its structure"
     log.info(
         "%s: still reading %s after %g s; it may take up to %g s of processor time",
@@ -154,14 +170,14 @@ def _log_wait(request: dict[str, Any], where: str) -> None:
 
 
 def _limits_of(n_bytes: int) -> dict[str, float]:
-    """Return the limits of an answer about a file of `n_bytes`: what it may take grows with the file."""
+    """Return the limits of an answer about a file of `n_bytes`: they grow with the file."""
     seconds = min(LIMITS.seconds, _SECONDS_AT_LEAST + n_bytes / _BYTES_PER_SECOND)
     patience = min(LIMITS.patience, _CLOCK_PER_PROCESSOR * max(seconds, _SECONDS_AT_LEAST))
     return {**asdict(LIMITS), "seconds": seconds, "patience": patience}
 
 
 def _drain(reader: int, body: bytearray) -> None:
-    """Read what is in the pipe, and stop soon after the limit."""
+    """Append what is in the pipe to `body`, and stop soon after the limit."""
     with suppress(BlockingIOError):
         while len(body) <= MOST_ANSWER_BYTES and (data := os.read(reader, 2**20)):
             body += data
@@ -171,39 +187,39 @@ _idle = ProcessCache[int, _Keeper]()  # children that wait for a question, by `i
 
 
 def ask(what: str, descriptor: int, arguments: Sequence[Any], where: str) -> tuple[Any, list[np.ndarray]]:
-    """Have the child look at an open file: the same inode, whatever its path leads to meanwhile.
+    """Ask the child about an open file: the same inode, whatever its path means meanwhile.
 
     Parameters
     ----------
     what : str
-        ``describe``, ``values``, ``stacked`` or ``listed``, functions of `child` that take the file and the
+        ``describe``, ``values``, ``stacked`` or ``listed``: functions of `child` that take the file and the
         `arguments`.
     where : str
-        How an error's sentence begins.
+        Beginning of error messages.
 
     Returns
     -------
     answer : object
-        What JSON can hold. Nothing of it is to be trusted.
+        An untrusted value from JSON.
     arrays : list of ndarray
-        Neither.
+        Untrusted arrays.
 
     Raises
     ------
     DataError
-        When the file is refused, with `find.Refused` as the cause; or when the child did not survive it.
+        If the file is refused, with `find.Refused` as the cause; or if the child did not survive it.
     ReadFailed
-        When the storage failed meanwhile.
+        If the storage failed meanwhile.
     SystemLimit
-        When no child can be started.
+        If no child can be started.
     """
     limits = _limits_of(os.fstat(descriptor).st_size)
     request = {"pid": os.getpid(), "file": descriptor, "ask": what, "arguments": arguments, **limits}
-    head, body = _asked(request, where)
+    head, body = _answer_of_child(request, where)
     if head["end"] != "answered":
-        raise _lost(head, where)
+        raise _error_without_answer(head, where)
     try:
-        said, arrays = _unpacked(body)
+        said, arrays = _unpack(body)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(
             f"{where}: the HDF5 library went astray on this file ({shown(error)}). Do not use it."
@@ -211,25 +227,25 @@ def ask(what: str, descriptor: int, arguments: Sequence[Any], where: str) -> tup
     if "answer" in said:
         return said["answer"], arrays
     if "refused" in said:
-        raise _refusal(said, where) from Refused(_words(said["refused"]))
-    raise _failure(said, where)
+        raise _error_of_refusal(said, where) from Refused(_words(said["refused"]))
+    raise _error_of_failure(said, where)
 
 
-def _asked(request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
+def _answer_of_child(request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
     """Return the answer of an idle child, or of another one if it or its fork is killed, which no file causes."""
     for _ in range(2):
-        keeper = _taken(where)
+        keeper = _idle_or_new(where)
         try:
             answer = keeper.ask(request, where)
         except _Died:
             keeper.end()
             continue
         except BaseException:
-            keeper.end()  # the rest of its answer would be taken for the next one
+            keeper.end()  # otherwise the rest of its answer would be read as the next one
             raise
         _idle.put(id(keeper), keeper)
         head, _ = answer
-        if (head["end"], head["detail"]) != ("signal", signal.SIGKILL):  # which comes from outside: out of memory?
+        if (head["end"], head["detail"]) != ("signal", signal.SIGKILL):  # sent by another process: out of memory?
             return answer
     raise SystemLimit(
         f"{where}: the process that looks at files was killed or got stuck twice, expected it to answer. Check the "
@@ -237,7 +253,7 @@ def _asked(request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearr
     )
 
 
-def _taken(where: str) -> _Keeper:
+def _idle_or_new(where: str) -> _Keeper:
     while (keeper := _idle.pop_last()) is not None:
         if keeper.usable:
             return keeper
@@ -253,7 +269,7 @@ def _taken(where: str) -> _Keeper:
 
 @contextmanager
 def believed(where: str, about: str = "") -> Iterator[None]:
-    """Around the checks of what the child has said: `DataError` for whatever they stumble over."""
+    """Turn errors of checks of an answer into `DataError`."""
     try:
         yield
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, StopIteration) as error:
@@ -265,7 +281,7 @@ def believed(where: str, about: str = "") -> Iterator[None]:
 
 @atexit.register
 def retire(n_kept: int = 0) -> None:
-    """End idle children, which take some 20 MB each, but for a few."""
+    """End all idle children but `n_kept`; each takes some 20 MB."""
     while len(_idle) > n_kept:
         keeper = _idle.pop_last()
         if keeper is not None:  # another thread may have taken the last one
@@ -273,8 +289,8 @@ def retire(n_kept: int = 0) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return our variables without those that make HDF5 or the loader do something else."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_MEDDLERS)}
+    """Return the environment without variables that change what HDF5 or the loader do."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_UNSAFE_VARIABLES)}
     # No plugins; and no threads, since it forks.
     return {**kept, "HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
@@ -282,15 +298,13 @@ def _environment() -> dict[str, str]:
 # -- answers -----------------------------------------------------------------------------------------------------
 
 
-def _unpacked(body: bytearray) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """A JSON line, and the arrays that it announces: of two dtypes only, and exactly as many bytes."""
+def _unpack(body: bytearray) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Return a JSON line, and the arrays that it announces: of two dtypes only, and exactly that many bytes."""
     offset = body.index(b"\n") + 1
     said = json.loads(body[:offset])
     arrays = []
     for code, shape in said["arrays"]:
-        if code not in ("<i8", "|u1") or not all(type(n) is int and n >= 0 for n in shape):
-            raise ValueError("an array of another kind")
-        array = np.frombuffer(body, np.dtype(code), prod(shape), offset).reshape(shape)
+        array = _array(body, offset, code, shape)
         offset += array.nbytes
         arrays.append(array)
     if offset != len(body):
@@ -298,7 +312,13 @@ def _unpacked(body: bytearray) -> tuple[dict[str, Any], list[np.ndarray]]:
     return said, arrays
 
 
-def _lost(head: dict[str, Any], where: str) -> Exception:
+def _array(body: bytearray, offset: int, code: Any, shape: Any) -> np.ndarray:
+    if code not in ("<i8", "|u1") or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError("an array of another kind")
+    return np.frombuffer(body, np.dtype(code), prod(shape), offset).reshape(shape)
+
+
+def _error_without_answer(head: dict[str, Any], where: str) -> Exception:
     if head["end"] == "system":
         return SystemLimit(f"{where}: no process to look at it: {head['detail']}. Raise the limits (ulimit -u, -n).")
     words = {
@@ -310,14 +330,14 @@ def _lost(head: dict[str, Any], where: str) -> Exception:
     return DataError(f"{where}: {words[head['end']]}. The file is damaged or forged: do not use it.")
 
 
-def _refusal(said: dict[str, Any], where: str) -> Exception:
+def _error_of_refusal(said: dict[str, Any], where: str) -> Exception:
     dataset = said.get("dataset")
     if dataset is not None:
         where = f"{where} dataset={shown(dataset)}"
     return DataError(f"{where}: {_words(said['refused'])}")
 
 
-def _failure(said: dict[str, Any], where: str) -> Exception:
+def _error_of_failure(said: dict[str, Any], where: str) -> Exception:
     if "memory" in said:
         return DataError(
             f"{where}: the HDF5 library ran out of its memory limit of {LIMITS.memory >> 20} MiB on this file. It is "
@@ -332,7 +352,7 @@ def _failure(said: dict[str, Any], where: str) -> Exception:
 
 
 def _words(said: object) -> str:
-    """Return words of the child for a message: it may have been made to say anything."""
+    """Return words of the child for a message, shortened and escaped, since a forged file may determine them."""
     words = str(said)
     if len(words) > _MOST_WORDS:
         words = words[:_MOST_WORDS] + "..."

@@ -64,11 +64,11 @@ class Rows(NamedTuple):
     parent : h5py.h5g.GroupID
         The group that contains it.
     form : str
-        As in `pipeline.hdf5.forms`.
+        Form of the rows, as in `pipeline.hdf5.forms`.
     parts : list of (str, h5py.Dataset)
         The datasets with their paths.
     shape : tuple of int
-        Shape of the rows, first their number.
+        Shape of the rows, the number of rows first.
     """
 
     name: str
@@ -92,7 +92,7 @@ class _Candidate(NamedTuple):
 
     @property
     def is_single(self) -> bool:
-        """Whether it is a single number or record."""
+        """True if it is a single number or record."""
         return self.n_rows == 1 and (self.n_inputs == 1 or self.form == "table")
 
     def turned(self, orientation: str | None) -> Self:
@@ -111,7 +111,7 @@ class _Candidate(NamedTuple):
 
 
 def choose(file: h5py.File, orientation: str | None) -> str:
-    """Return the path of ``X``, else of the only candidate.
+    """Return the path of ``X``, or of the only candidate.
 
     Candidates are numeric datasets of rank 2 or more; without any, tables and sparse matrices.
     """
@@ -124,8 +124,12 @@ def choose(file: h5py.File, orientation: str | None) -> str:
     if len(obvious) == 1:
         return obvious[0]
     if obvious:
-        raise _none_chosen({name: candidate for name, candidate in candidates.items() if candidate.form != "none"})
-    # None can be used. Return the one whose refusal explains the most.
+        raise _no_choice({name: candidate for name, candidate in candidates.items() if candidate.form != "none"})
+    return _most_telling(file, candidates, has_preferred)
+
+
+def _most_telling(file: h5py.File, candidates: dict[str, _Candidate], has_preferred: bool) -> str:
+    """Return the object whose refusal explains the most, since none can be used."""
     if has_preferred:
         return PREFERRED
     unfit = [name for name, candidate in candidates.items() if candidate.form == "none"]
@@ -135,7 +139,7 @@ def choose(file: h5py.File, orientation: str | None) -> str:
         return next(iter(candidates))
     if is_sparse(file.id):
         return "/"
-    raise _none_chosen(candidates, listing(file))
+    raise _no_choice(candidates, listing(file))
 
 
 def _candidates_below(group: Any) -> dict[str, _Candidate]:
@@ -147,7 +151,7 @@ def _candidates_below(group: Any) -> dict[str, _Candidate]:
     return found
 
 
-def _none_chosen(candidates: dict[str, _Candidate], contents: str = "") -> Refused:
+def _no_choice(candidates: dict[str, _Candidate], contents: str = "") -> Refused:
     found = f"no candidate among {contents}"
     if candidates:
         found = "candidates " + some((f"{name} {candidate}" for name, candidate in candidates.items()), LISTED)
@@ -158,7 +162,7 @@ def _none_chosen(candidates: dict[str, _Candidate], contents: str = "") -> Refus
 
 
 def _candidate(item: Any) -> _Candidate | None:
-    if is_stack(item):  # a detector's, beside which its mask of pixels may be the only numbers of the file's own
+    if is_stack(item):  # a detector's, in whose file a mask of pixels may be the only numbers of the file's own
         return _Candidate(_OTHERS)
     if isinstance(item, h5py.h5g.GroupID):
         if is_sparse(item):
@@ -176,34 +180,43 @@ def _dataset_candidate(dataset: h5py.Dataset) -> _Candidate | None:
     if stored is None:
         return None
     if stored.fields is not None:
-        records = f"records of {len(stored.fields)} fields"
-        numbers = numbers_of(stored) if dataset.ndim == 1 else None
-        if numbers is None:
-            return _Candidate("none", dataset.shape, records, *dataset.shape[:1])
-        return _Candidate("table", dataset.shape, records, dataset.shape[0], numbers.n)
+        return _table_candidate(dataset, stored)
     if dataset.ndim >= 2 and stored.kind in "uifb":
         return _Candidate("dense", dataset.shape, str(stored))
     return None
 
 
+def _table_candidate(dataset: h5py.Dataset, stored: np.dtype) -> _Candidate:
+    records = f"records of {len(stored.fields or ())} fields"
+    numbers = numbers_of(stored) if dataset.ndim == 1 else None
+    if numbers is None:
+        return _Candidate("none", dataset.shape, records, *dataset.shape[:1])
+    return _Candidate("table", dataset.shape, records, dataset.shape[0], numbers.n)
+
+
 def _obvious(candidates: dict[str, _Candidate], orientation: str | None) -> list[str]:
-    """Return the candidates that a user may mean: all dense ones if one of them has several columns, else all.
+    """Return the candidates that a user may mean: only the dense ones if one of them has several columns.
 
     A single column next to wider rows of the same number is an extra of these. A single number or record is no rows.
     """
-    sizes = {name: candidate.turned(orientation) for name, candidate in candidates.items()}
-    wider = {(split(name)[0], its.n_rows) for name, its in sizes.items() if its.n_inputs > 1}
-    obvious = []
-    for name, its in sizes.items():
-        group, last = split(name)
-        is_extra = its.n_inputs == 1 and (group, its.n_rows) in wider
-        is_block = _BLOCK.fullmatch(last) is not None  # all blocks of a pandas frame are equally good
-        if its.form != "none" and (is_block or not (its.is_single or is_extra)):
-            obvious.append(name)
-    dense = [name for name in obvious if sizes[name].form in ("dense", _OTHERS)]
-    if any(sizes[name].n_inputs != 1 for name in dense):
+    turned = {name: candidate.turned(orientation) for name, candidate in candidates.items()}
+    wider = {(split(name)[0], candidate.n_rows) for name, candidate in turned.items() if candidate.n_inputs > 1}
+    obvious = [name for name, candidate in turned.items() if _may_be_meant(name, candidate, wider)]
+    dense = [name for name in obvious if turned[name].form in ("dense", _OTHERS)]
+    if any(turned[name].n_inputs != 1 for name in dense):
         return dense
     return obvious
+
+
+def _may_be_meant(name: str, candidate: _Candidate, wider: set[tuple[str, int]]) -> bool:
+    """Return whether a user may mean a candidate, given group and number of rows of those with several columns."""
+    if candidate.form == "none":
+        return False
+    group, last = split(name)
+    if _BLOCK.fullmatch(last):  # all blocks of a pandas frame are equally good
+        return True
+    is_extra = candidate.n_inputs == 1 and (group, candidate.n_rows) in wider
+    return not (candidate.is_single or is_extra)
 
 
 # -- the rows at a path --------------------------------------------------------------------------------------------
@@ -219,30 +232,42 @@ def find(file: h5py.File, name: str, orientation: str | None) -> Rows:
         return _rows_of_group(file, name, parent, item, orientation)
     if not _is_dataset(item):
         raise Refused("a named type, expected a dataset", name)
-    rows = h5py.Dataset(item)
-    _check_place(file, rows, name)
-    if rows.ndim == 1:
-        numbers = numbers_of(dtype_of(rows) or np.dtype("V1"))
-        if numbers is not None:
-            _check_table(rows, name, orientation)
-            return Rows(name, parent, "table", [(name, rows)], (*rows.shape, numbers.n))
-        if is_sparse(parent):
-            raise Refused(f"rank 1, a part of the sparse matrix {split(name)[0]}: name that one", name)
-    _check_rows(rows, name, orientation)
+    dataset = h5py.Dataset(item)
+    _check_place(file, dataset, name)
+    if dataset.ndim == 1:
+        table = _rows_of_table(dataset, name, parent, orientation)
+        if table is not None:
+            return table
+    return _rows_of_array(dataset, name, parent, orientation)
+
+
+def _rows_of_array(dataset: h5py.Dataset, name: str, parent: Any, orientation: str | None) -> Rows:
+    _check_rows(dataset, name, orientation)
+    shape = dataset.shape
     if orientation == "columns":
-        return Rows(name, parent, "columns", [(name, rows)], (rows.shape[-1], *rows.shape[:-1]))
-    return Rows(name, parent, "dense", [(name, rows)], rows.shape)
+        return Rows(name, parent, "columns", [(name, dataset)], (shape[-1], *shape[:-1]))
+    return Rows(name, parent, "dense", [(name, dataset)], shape)
+
+
+def _rows_of_table(rows: h5py.Dataset, name: str, parent: Any, orientation: str | None) -> Rows | None:
+    """Return the rows of a dataset with one dimension; None if it is no table."""
+    numbers = numbers_of(dtype_of(rows) or np.dtype("V1"))
+    if numbers is not None:
+        _check_table(rows, name, orientation)
+        return Rows(name, parent, "table", [(name, rows)], (*rows.shape, numbers.n))
+    if is_sparse(parent):
+        raise Refused(f"rank 1, a part of the sparse matrix {split(name)[0]}: name that one", name)
+    return None
 
 
 def _rows_of_group(file: h5py.File, name: str, parent: Any, group: Any, orientation: str | None) -> Rows:
     if is_sparse(group):
         if not parts_of(name):
             raise Refused(_IN_THE_ROOT, name)
-        parts, shape = _sparse_parts_and_shape(group, name, orientation)
-        return Rows(name, parent, "sparse", parts, shape)
+        return _sparse_rows(parent, group, name, orientation)
     frame = _frame(group)
     if frame is None:
-        raise Refused(_of_group(group, name), name)
+        raise Refused(_no_rows_in_group(group, name), name)
     return find(file, under(name, frame), orientation)
 
 
@@ -261,36 +286,46 @@ def _check_table(rows: h5py.Dataset, name: str, orientation: str | None) -> None
     if orientation == "columns":
         raise Refused("a table of records, which are rows, expected no --orientation columns. Leave it out.", name)
     if not is_plain(rows, rows.dtype):
-        raise Refused(f"{_records(rows.dtype)}, in a form that is not NumPy's. {_WRITE_ROWS}.", name)
+        raise Refused(f"{_records_in_words(rows.dtype)}, in a form that is not NumPy's. {_WRITE_ROWS}.", name)
 
 
 def _check_rows(rows: h5py.Dataset, name: str, orientation: str | None) -> None:
     stored = dtype_of(rows)
+    _check_shape(rows, stored, name, orientation)
+    if stored is None or not is_number(stored):  # HDF5 reads those with unused bits
+        raise Refused(
+            f"holds {_values_in_words(rows, stored)}, expected integers, bool, or floating-point numbers that fit into "
+            "64 bits. Write them as one of these.",
+            name,
+        )
+    if orientation is None and h5py.h5a.exists(rows.id, _MATLAB):
+        raise Refused(_ask_for_orientation(rows.shape), name)
+
+
+def _check_shape(rows: h5py.Dataset, stored: np.dtype | None, name: str, orientation: str | None) -> None:
     shape = rows.shape
     if stored is not None and stored.fields is not None:
-        raise Refused(f"{_records(stored)}, expected equal numbers. {_WRITE_ROWS}: df.to_numpy() of a frame.", name)
+        raise Refused(
+            f"{_records_in_words(stored)}, expected equal numbers. {_WRITE_ROWS}: df.to_numpy() of a frame.", name
+        )
     if rows.ndim < 2:
         raise Refused(f"shape {shape} has rank {rows.ndim}, expected rank 2 or more, rows first", name)
     row_shape = shape[:-1] if orientation == "columns" else shape[1:]
     if not prod(row_shape):
         raise Refused(f"an empty dataset (shape {shape} has no columns), expected at least one column", name)
-    if stored is None or not is_number(stored):  # HDF5 reads those with unused bits
-        raise Refused(
-            f"holds {_values(rows, stored)}, expected integers, bool, or floating-point numbers that fit into 64 bits. "
-            "Write them as one of these.",
-            name,
-        )
-    if orientation is None and h5py.h5a.exists(rows.id, _MATLAB):
-        matlab_shape = " x ".join(map(str, shape[::-1]))
-        raise Refused(
-            f"written by MATLAB, in which it is {matlab_shape}: here the axes come the other way "
-            f"round, as {shape}. Give --orientation columns to take MATLAB's rows as rows ({shape[-1]} of them), or "
-            f"--orientation rows to take its columns ({shape[0]}).",
-            name,
-        )
 
 
-def _records(stored: np.dtype) -> str:
+def _ask_for_orientation(shape: tuple[int, ...]) -> str:
+    """Return why an array of MATLAB's needs an orientation, and which one."""
+    matlab_shape = " x ".join(map(str, shape[::-1]))
+    return (
+        f"written by MATLAB, in which it is {matlab_shape}: here the axes come the other way "
+        f"round, as {shape}. Give --orientation columns to take MATLAB's rows as rows ({shape[-1]} of them), or "
+        f"--orientation rows to take its columns ({shape[0]})."
+    )
+
+
+def _records_in_words(stored: np.dtype) -> str:
     fields = []
     for name, (dtype, *_) in (stored.fields or {}).items():
         sizes = " x ".join(map(str, (*dtype.shape, dtype.base)))
@@ -298,7 +333,7 @@ def _records(stored: np.dtype) -> str:
     return f"compound records of {len(fields)} fields ({some(fields, LISTED)})"
 
 
-def _values(rows: h5py.Dataset, dtype: np.dtype | None) -> str:
+def _values_in_words(rows: h5py.Dataset, dtype: np.dtype | None) -> str:
     stored = rows.id.get_type()
     if isinstance(stored, h5py.h5t.TypeFloatID):
         _, _, n_exponent, _, _ = stored.get_fields()
@@ -329,8 +364,8 @@ def _is_dataset(item: Any) -> bool:
     return isinstance(item, h5py.h5d.DatasetID)
 
 
-def _of_group(group: Any, name: str) -> str:
-    """Return what a group holds instead of rows, and what to do."""
+def _no_rows_in_group(group: Any, name: str) -> str:
+    """Return what a group holds if it holds no rows, and what to do."""
     candidates = _candidates_below(group)
     listed = some((f"{under(name, path)} {candidate}" for path, candidate in candidates.items()), LISTED)
     if group.links.exists(b"block1_values"):
@@ -355,42 +390,46 @@ def is_sparse(group: Any) -> bool:
 
 
 def _n_firsts(group: Any) -> int:
-    """Return the number of places where rows of a sparse matrix begin; 0 if the group does not hold them itself."""
+    """Return the number of row starts of a sparse matrix; 0 if the group does not hold them itself."""
     dataset = held(group, _SPARSE_PARTS[2])
     if dataset is None or elsewhere(dataset):
         return 0
     return prod(dataset.shape or (0,))
 
 
-def _sparse_parts_and_shape(
-    group: Any, name: str, orientation: str | None
-) -> tuple[list[tuple[str, h5py.Dataset]], tuple[int, ...]]:
-    """Return the datasets of sparse rows with their paths, and the shape of the rows; `name` is the group's path.
+def _sparse_rows(parent: Any, group: Any, name: str, orientation: str | None) -> Rows:
+    """Return the rows of a sparse matrix; `name` is the group's path.
 
     The matrix's columns are the rows if the orientation is ``columns``.
     """
     parts = [(under(name, text(part)), _sparse_part(group, part, name)) for part in _SPARSE_PARTS]
-    n_values, n_columns, n_firsts = (dataset.shape[0] for _, dataset in parts)
+    sizes = [dataset.shape[0] for _, dataset in parts]
     shape = _sparse_shape(group, name)
-    by_columns = _is_by_columns(group, shape, n_firsts)
-    if by_columns not in (None, orientation == "columns"):
-        raise Refused(_OTHER_WAY[orientation == "columns"], name)
-    n_rows, n_inputs = shape[::-1] if orientation == "columns" else shape
+    is_turned = orientation == "columns"
+    by_columns = _is_by_columns(group, shape, n_firsts=sizes[2])
+    if by_columns not in (None, is_turned):
+        raise Refused(_OTHER_WAY[is_turned], name)
+    n_rows, n_inputs = shape[::-1] if is_turned else shape
+    _check_sparse_sizes(sizes, n_rows, shape, name)
+    if by_columns is None and orientation is None:
+        raise Refused(_EITHER_WAY.format(shape), name)
+    if not 1 <= n_inputs <= MOST_COLUMNS:
+        raise Refused(f"a sparse matrix of {n_inputs} columns, expected 1 to {MOST_COLUMNS}", name)
+    return Rows(name, parent, "sparse", parts, (n_rows, n_inputs))
+
+
+def _check_sparse_sizes(sizes: list[int], n_rows: int, shape: tuple[int, int], name: str) -> None:
+    n_values, n_columns, n_firsts = sizes
     if n_firsts != n_rows + 1 or n_values != n_columns:
         raise Refused(
             f"a sparse matrix of shape {shape} with {n_values} values, {n_columns} indices and {n_firsts} places where "
             "rows begin, which do not fit together. The file is damaged: write it anew.",
             name,
         )
-    if by_columns is None and orientation is None:
-        raise Refused(_EITHER_WAY.format(shape), name)
-    if not 1 <= n_inputs <= MOST_COLUMNS:
-        raise Refused(f"a sparse matrix of {n_inputs} columns, expected 1 to {MOST_COLUMNS}", name)
-    return parts, (n_rows, n_inputs)
 
 
 def _sparse_part(group: Any, part: bytes, name: str) -> h5py.Dataset:
-    """Return the values of a sparse matrix, their columns, or the places where rows begin."""
+    """Return the values of a sparse matrix, their columns, or the starts of the rows."""
     dataset = held(group, part)
     if dataset is not None and not elsewhere(dataset) and len(dataset.shape or ()) == 1:
         stored = dtype_of(dataset)
@@ -402,19 +441,23 @@ def _sparse_part(group: Any, part: bytes, name: str) -> h5py.Dataset:
 
 
 def _sparse_shape(group: Any, name: str) -> tuple[int, int]:
-    """Return the shape, which AnnData and h5sparse write as an attribute, and others as a dataset."""
-    shape = None
-    for key in (b"shape", b"h5sparse_shape"):
-        if shape is None:
-            shape = attribute(group, key, _is_short)
-    if shape is None:
-        dataset = held(group, b"shape")
-        if dataset is not None and not elsewhere(dataset) and dataset.shape == (2,):
-            shape = dataset[...]
+    shape = _written_shape(group)
     # As signed integers, those above 2**63 are refused like negative ones.
     if shape is None or shape.shape != (2,) or shape.dtype.kind not in "iu" or (shape.astype(np.int64) < 0).any():
         raise Refused("a sparse matrix without its shape, expected two numbers in an attribute or dataset shape", name)
     return int(shape[0]), int(shape[1])
+
+
+def _written_shape(group: Any) -> np.ndarray | None:
+    """Return the shape as it is written: by AnnData and h5sparse as an attribute, by others as a dataset."""
+    for key in (b"shape", b"h5sparse_shape"):
+        shape = attribute(group, key, _is_short)
+        if shape is not None:
+            return shape
+    dataset = held(group, b"shape")
+    if dataset is None or elsewhere(dataset) or dataset.shape != (2,):
+        return None
+    return dataset[...]
 
 
 def _is_by_columns(group: Any, shape: tuple[int, int], n_firsts: int) -> bool | None:

@@ -31,12 +31,14 @@ from pipeline.hdf5.limits import ANSWER_BYTES, LONGEST_COLUMN_NAME, MOST_COLUMN_
 
 __all__ = ["find_columns"]
 
-_AT_ONCE = 1024  # names read together: their lengths are known afterwards only
+_AT_ONCE = 1024  # names that are read together, since their lengths are unknown before
 _SHORT = 1024  # bytes of an attribute that names a dataset
 _STORAGE = re.compile(r"errno = \d", re.IGNORECASE)  # HDF5's words if the storage fails
 
-_Found = tuple[str, list[str]]  # where the names are stored, and the names
+_Names = tuple[str, list[str]]
+"""The place where names are stored, and the names."""
 _Values = tuple[str, np.ndarray]
+"""The place where numbers are stored, and the numbers."""
 
 
 def find_columns(file: h5py.File, rows: Rows, arrays: list[np.ndarray]) -> dict[str, Any]:
@@ -58,10 +60,10 @@ def find_columns(file: h5py.File, rows: Rows, arrays: list[np.ndarray]) -> dict[
     n_inputs = int(np.prod(rows.shape[1:]))
     notes: list[str] = []
     found: dict[str, Any] = {"names": None, "names_from": "", "values_from": None, "note": ""}
-    names = _first([_attribute_names, _variable_names, _block_names, _scale_names], file, rows, n_inputs, notes)
+    names = _first_usable([_attribute_names, _variable_names, _block_names, _scale_names], file, rows, n_inputs, notes)
     if names is not None:
         found["names_from"], found["names"] = names
-    values = _first([_scale_values, _coordinate_values], file, rows, n_inputs, notes)
+    values = _first_usable([_scale_values, _coordinate_values], file, rows, n_inputs, notes)
     if values is not None:
         found["values_from"], numbers = values
         arrays.append(bytes_of(numbers))
@@ -70,7 +72,7 @@ def find_columns(file: h5py.File, rows: Rows, arrays: list[np.ndarray]) -> dict[
     return found
 
 
-def _first(
+def _first_usable(
     sources: Sequence[Callable[[h5py.File, Rows, int], Any]],
     file: h5py.File,
     rows: Rows,
@@ -98,8 +100,8 @@ def _first(
 # -- names -------------------------------------------------------------------------------------------------------
 
 
-def _attribute_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Found | None:
-    """Names in the attribute `columns`. Other attributes are not looked at: a file may have any number of them."""
+def _attribute_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
+    """Return the names in the attribute `columns`. Other attributes are not read, since there may be many."""
 
     def fits(shape: tuple[int, ...], dtype: np.dtype) -> bool:
         if len(shape) != 1 or h5py.check_string_dtype(dtype) is None:
@@ -107,28 +109,28 @@ def _attribute_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Found | Non
         _check_sizes(shape[0], shape[0] * dtype.itemsize, n_inputs, "attribute columns")
         return True
 
-    for item in _with_attributes(file, rows):
+    for item in _with_attributes(rows):
         names = attribute(item, b"columns", fits)
         if names is not None:
-            return "attribute columns", _checked(names.tolist(), "attribute columns")
+            return "attribute columns", _checked_names(names.tolist(), "attribute columns")
     return None
 
 
-def _with_attributes(file: h5py.File, rows: Rows) -> list[Any]:
-    """The dataset with the rows; of a sparse matrix its group, then its values."""
+def _with_attributes(rows: Rows) -> list[Any]:
+    """Return the dataset with the rows; for a sparse matrix, its group and then its values."""
     values = rows.parts[0][1].id
     if rows.form != "sparse":
         return [values]
     return [h5py.h5o.open(rows.parent, parts_of(rows.name)[-1]), values]
 
 
-def _variable_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Found | None:
-    """Names in AnnData's `var`: a group whose attribute `_index` names the dataset, or an early version's table."""
+def _variable_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
+    """Return the names in AnnData's `var`, a group whose attribute `_index` names the dataset, or an earlier table."""
     path = variables_beside(rows.name)
-    there = reached(file, path, if_link="{link}")
-    if there is None:
+    found = reached(file, path, if_link="{link}")
+    if found is None:
         return None
-    _, item = there
+    _, item = found
     if isinstance(item, h5py.h5d.DatasetID):
         return _table_names(h5py.Dataset(item), path, n_inputs)
     if not isinstance(item, h5py.h5g.GroupID):
@@ -136,11 +138,11 @@ def _variable_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Found | None
     index = _index_of(item)
     if index is None:
         return None
-    return _index_names(file, under(path, index), n_inputs)
+    return _names_at(file, under(path, index), n_inputs)
 
 
-def _index_names(file: h5py.File, path: str, n_inputs: int) -> _Found | None:
-    """Names in a dataset, or in a group of texts and a mask, as pandas 3 writes them."""
+def _names_at(file: h5py.File, path: str, n_inputs: int) -> _Names | None:
+    """Return the names in a dataset, or in a group of texts and a mask, as pandas 3 writes them."""
     found = reached(file, path, if_link="{link}")
     if found is None:
         return None
@@ -156,18 +158,18 @@ def _index_names(file: h5py.File, path: str, n_inputs: int) -> _Found | None:
 
 def _index_of(group: Any) -> str | None:
     """Return the name of the dataset with the names of a group's entries."""
-
-    def fits(shape: tuple[int, ...], dtype: np.dtype) -> bool:
-        return shape == () and h5py.check_string_dtype(dtype) is not None and dtype.itemsize <= _SHORT
-
-    name = attribute(group, b"_index", fits)
+    name = attribute(group, b"_index", _is_short_text)
     if name is not None:
         return _as_text(name.item())
     return next((each for each in ("_index", "index") if group.links.exists(each.encode())), None)
 
 
-def _table_names(table: h5py.Dataset, path: str, n_inputs: int) -> _Found | None:
-    """Names in the field `index` of a table."""
+def _is_short_text(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    return shape == () and h5py.check_string_dtype(dtype) is not None and dtype.itemsize <= _SHORT
+
+
+def _table_names(table: h5py.Dataset, path: str, n_inputs: int) -> _Names | None:
+    """Return the names in the field `index` of a table."""
     _check_place(table, path)
     stored = dtype_of(table)
     if stored is None or stored.fields is None or "index" not in stored.fields or table.ndim != 1:
@@ -175,17 +177,17 @@ def _table_names(table: h5py.Dataset, path: str, n_inputs: int) -> _Found | None
     if h5py.check_string_dtype(stored.fields["index"][0]) is None:
         return None
     _check_sizes(len(table), len(table) * stored.itemsize, n_inputs, path)
-    layout_claim(table, path, [])  # whether it may be read at all
+    layout_claim(table, path, [])  # refuses what cannot be read
     return path, _read_texts(table.fields("index"), n_inputs, path)
 
 
-def _block_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Found | None:
-    """Names beside a block of a pandas frame of the fixed format; whole numbers are names, too."""
+def _block_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
+    """Return the names next to a block of a pandas frame of the fixed format; integers are names, too."""
     path = items_beside(rows.name)
     if path is None:
         return None
-    there = reached(file, path, if_link="{link}")
-    items = None if there is None else as_dataset(there[1])
+    found = reached(file, path, if_link="{link}")
+    items = None if found is None else as_dataset(found[1])
     if items is None:
         return None
     stored = dtype_of(items)
@@ -196,9 +198,9 @@ def _block_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Found | None:
     return None
 
 
-def _scale_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Found | None:
-    """Names in a dimension scale of texts along the columns."""
-    scale = _scale(rows)
+def _scale_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
+    """Return the names in a dimension scale of texts along the columns."""
+    scale = _scale_of_columns(rows)
     if scale is None or not _is_text(scale):
         return None
     name = _scale_name(scale)
@@ -209,8 +211,8 @@ def _scale_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Found | None:
 
 
 def _scale_values(file: h5py.File, rows: Rows, n_inputs: int) -> _Values | None:
-    """Numbers in a dimension scale along the columns, as netCDF stores coordinate variables."""
-    scale = _scale(rows)
+    """Return the numbers in a dimension scale along the columns, as netCDF stores coordinate variables."""
+    scale = _scale_of_columns(rows)
     if scale is None or not _is_number(scale):
         return None
     name = _scale_name(scale)
@@ -218,7 +220,7 @@ def _scale_values(file: h5py.File, rows: Rows, n_inputs: int) -> _Values | None:
 
 
 def _coordinate_values(file: h5py.File, rows: Rows, n_inputs: int) -> _Values | None:
-    """Numbers in a dataset beside the rows that is called like a physical coordinate."""
+    """Return the numbers in a dataset next to the rows whose name is that of a physical coordinate."""
     for name in names_in(rows.parent):
         if not is_coordinate(text(name)):
             continue
@@ -234,7 +236,7 @@ def _coordinate_values(file: h5py.File, rows: Rows, n_inputs: int) -> _Values | 
 # -- dimension scales --------------------------------------------------------------------------------------------
 
 
-def _scale(rows: Rows) -> h5py.Dataset | None:
+def _scale_of_columns(rows: Rows) -> h5py.Dataset | None:
     """Return the dimension scale of the axis with the columns, if the rows have two axes."""
     dataset = rows.parts[0][1]
     if rows.form not in ("dense", "columns") or dataset.ndim != 2:
@@ -244,6 +246,14 @@ def _scale(rows: Rows) -> h5py.Dataset | None:
     axis = 0 if rows.form == "columns" else 1
     if h5py.h5ds.get_num_scales(dataset.id, axis) < 1:
         return None
+    scale = _first_scale(dataset, axis)
+    _check_place(scale, "dimension scale")
+    if is_bare(scale):
+        return None
+    return scale
+
+
+def _first_scale(dataset: h5py.Dataset, axis: int) -> h5py.Dataset:
     found: list[Any] = []
 
     def take(scale: Any) -> bool:
@@ -251,21 +261,18 @@ def _scale(rows: Rows) -> h5py.Dataset | None:
         return True  # ends the iteration: a forged file may list any number of them
 
     h5py.h5ds.iterate(dataset.id, axis, take, 0)
-    scale = h5py.Dataset(found[0])
-    _check_place(scale, "dimension scale")
-    if is_bare(scale):
-        return None
-    return scale
+    return h5py.Dataset(found[0])
 
 
 def _scale_name(scale: h5py.Dataset) -> str:
-    def fits(shape: tuple[int, ...], dtype: np.dtype) -> bool:
-        return shape == () and dtype.kind == "S" and dtype.itemsize <= _SHORT
-
-    name = attribute(scale.id, b"NAME", fits)
-    # netCDF writes the variable's name, h5py what it is given, which may be nothing.
+    name = attribute(scale.id, b"NAME", _is_short_fixed_text)
+    # netCDF writes the variable's name, h5py any name, also an empty one.
     written = "" if name is None else text(bytes(name.item()))
     return split(written)[1] or split(scale.name or "")[1] or "dimension scale"
+
+
+def _is_short_fixed_text(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    return shape == () and dtype.kind == "S" and dtype.itemsize <= _SHORT
 
 
 # -- reading -----------------------------------------------------------------------------------------------------
@@ -295,12 +302,12 @@ def _texts(dataset: h5py.Dataset, path: str, n_inputs: int) -> list[str]:
     if stored is None or dataset.ndim != 1 or h5py.check_string_dtype(stored) is None:
         raise Refused("expected texts in one dimension", path)
     _check_sizes(len(dataset), len(dataset) * stored.itemsize, n_inputs, path)
-    layout_claim(dataset, path, [])  # whether it may be read at all: written, by known filters, in small chunks
+    layout_claim(dataset, path, [])  # refuses what cannot be read: unwritten, unknown filters, large chunks
     return _read_texts(dataset, n_inputs, path)
 
 
 def _read_texts(source: Any, n: int, path: str) -> list[str]:
-    """Read texts a few at a time, so that many that share one long text do not take memory without end."""
+    """Read texts a few at a time, so that references to one long text cannot take unlimited memory."""
     names: list[Any] = []
     n_bytes = 0
     for start in range(0, n, _AT_ONCE):
@@ -309,7 +316,7 @@ def _read_texts(source: Any, n: int, path: str) -> list[str]:
         if n_bytes > ANSWER_BYTES:
             raise Refused(f"names of more than {ANSWER_BYTES} bytes", path)
         names += some
-    return _checked(names, path)
+    return _checked_names(names, path)
 
 
 def _numbers(dataset: h5py.Dataset, path: str, n_inputs: int) -> np.ndarray:
@@ -328,7 +335,7 @@ def _check_sizes(n: int, n_bytes: int, n_inputs: int, path: str) -> None:
         )
 
 
-def _checked(names: Sequence[Any], path: str) -> list[str]:
+def _checked_names(names: Sequence[Any], path: str) -> list[str]:
     found = [_as_text(name) for name in names]
     sizes = [len(name.encode("utf-8", "surrogateescape")) for name in found]
     longest = max(sizes, default=0)

@@ -24,7 +24,7 @@ from pipeline.hdf5.limits import ANSWER_BYTES, MOST_ANSWER_BYTES, MOST_LEFT_OUT
 
 __all__ = ["describe", "listed", "values"]
 
-_TEXTS = 1024  # read at once
+_TEXTS = 1024  # texts that are read at once
 _LONGEST = 200  # characters of a name or dtype
 _LAYOUTS = {h5py.h5d.COMPACT: "compact", h5py.h5d.CONTIGUOUS: "contiguous", h5py.h5d.CHUNKED: "chunked"}
 
@@ -45,20 +45,20 @@ def describe(
     ----------
     file : h5py.File
     dataset : str, optional
-        Path of the rows. With none: ``X``, else the only candidate.
+        Path of the rows. By default ``X``, or the only candidate.
     orientation : str, optional
-        ``rows`` or ``columns``: along which axis the rows lie.
+        Axis of the rows: ``rows`` (the first one) or ``columns`` (the last one).
     carry : sequence of str
         Paths of further extras, from the root.
     has_extras : bool
-        False to look at the rows only, after something next to them has been too much for the child.
+        False to look at the rows only, after extras next to them have exceeded the limits of the child.
 
     Returns
     -------
     dict
-        ``dataset``, ``columns`` (as of `find_columns`) and ``fill_value``; ``form``, ``shape`` and ``rows``: the
+        ``dataset``, ``columns`` (as from `find_columns`) and ``fill_value``; ``form``, ``shape`` and ``rows``: the
         layouts of the datasets with the rows, as in `pipeline.hdf5.forms`; ``riders``, each with ``name``, ``layout``,
-        ``categories`` and ``is_carried``; ``left_out``, as of `forms.leave_out`.
+        ``categories`` and ``is_carried``; ``left_out``, as from `forms.leave_out`.
     list of ndarray
         For each chunked layout in turn, the rows' first: offsets, sizes and filter masks of its chunks, shape
         (3, n_chunks), int64. For each one inside the metadata: its bytes. At the end the bytes of the columns' numbers.
@@ -97,16 +97,16 @@ def _extras(
 
 
 def _fill_value(rows: h5py.Dataset) -> float | None:
-    """Return the number in netCDF's attribute `_FillValue`, which stands for a missing value."""
-
-    def fits(shape: tuple[int, ...], dtype: np.dtype) -> bool:
-        return shape in ((), (1,)) and dtype.kind in "iuf" and dtype.itemsize <= 8
-
-    value = attribute(rows.id, b"_FillValue", fits)
+    """Return the number in netCDF's attribute `_FillValue`, which means a missing value."""
+    value = attribute(rows.id, b"_FillValue", _is_one_number)
     if value is None:
         return None
     number = value.item()
     return number if isfinite(number) else None
+
+
+def _is_one_number(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    return shape in ((), (1,)) and dtype.kind in "iuf" and dtype.itemsize <= 8
 
 
 # -- values ------------------------------------------------------------------------------------------------------
@@ -117,30 +117,31 @@ def values(
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Read as many values along the first or last axis of a dataset as fit into an answer, at least one.
 
-    Texts are read `n_texts` at a time, since their lengths are known afterwards only.
+    Texts are read `n_texts` at a time, since their lengths are unknown before.
 
     Returns
     -------
     dict
-        ``n``, their number.
+        ``n``, the number of values.
     list of ndarray
-        The values as bytes, uint8; before those of texts their lengths, int64.
+        The values as bytes, uint8; for texts, preceded by their lengths, int64.
     """
     dataset = h5py.Dataset(locate(file, name)[1])
     if elsewhere(dataset):
         raise Refused("its values lie elsewhere", name)
     filters_of(dataset.id.get_create_plist(), name)
     if dataset.dtype.hasobject:
-        return _texts(dataset, name, start, stop, axis, n_texts)
-    row_bytes = max(1, prod(dataset.shape) // dataset.shape[axis] * dataset.dtype.itemsize)
-    n_rows = max(1, ANSWER_BYTES // row_bytes)
-    rows = _read(dataset, start, min(stop, start + n_rows), axis)
+        return _answer_with_texts(_texts(dataset, name, start, stop, axis, n_texts))
+    rows = _read(dataset, start, min(stop, start + _n_rows_of_answer(dataset, axis)), axis)
     return {"n": len(rows)}, [bytes_of(np.ascontiguousarray(rows))]
 
 
-def _texts(
-    dataset: h5py.Dataset, name: str, start: int, stop: int, axis: int, n_texts: int
-) -> tuple[dict[str, Any], list[np.ndarray]]:
+def _n_rows_of_answer(dataset: h5py.Dataset, axis: int) -> int:
+    row_bytes = max(1, prod(dataset.shape) // dataset.shape[axis] * dataset.dtype.itemsize)
+    return max(1, ANSWER_BYTES // row_bytes)
+
+
+def _texts(dataset: h5py.Dataset, name: str, start: int, stop: int, axis: int, n_texts: int) -> list[bytes]:
     texts: list[bytes] = []
     n_bytes = 0
     while start + len(texts) < stop and n_bytes < ANSWER_BYTES:
@@ -150,6 +151,10 @@ def _texts(
         n_bytes += sum(map(len, more))
     if n_bytes > MOST_ANSWER_BYTES:
         raise Refused(f"texts of {n_bytes} bytes, expected {MOST_ANSWER_BYTES} at most", name)
+    return texts
+
+
+def _answer_with_texts(texts: list[bytes]) -> tuple[dict[str, Any], list[np.ndarray]]:
     lengths = np.array([len(each) for each in texts], dtype=np.int64)
     return {"n": len(texts)}, [lengths, np.frombuffer(b"".join(texts), dtype=np.uint8)]
 
@@ -164,21 +169,17 @@ def _read(dataset: h5py.Dataset, start: int, stop: int, axis: int) -> np.ndarray
 
 
 def listed(file: h5py.File) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Describe the datasets of a file in their order, and the links in its root; the first of many.
+    """Describe the first links in a file's root, and the first datasets of the file, in their order.
 
     Returns
     -------
     list of dict
-        Each with ``name`` and ``what``, in words. For a dataset in the file itself ``what`` is empty, and there are
+        Each with ``name`` and ``what``, in words. ``what`` is empty for a dataset in the file itself, which has
         ``shape``, ``dtype``, ``layout``, ``chunks``, ``filters`` and the size in the file, ``n_bytes``.
     list
         Empty: no arrays.
     """
-    found: list[dict[str, Any]] = []
-    for link_name in names_in(file.id):
-        link = link_of(file.id, link_name)
-        if link:
-            found.append({"name": text(link_name)[:_LONGEST], "what": link})
+    found = _links_in_root(file)
     for name, item in objects(file.id):
         if len(found) >= MOST_LEFT_OUT:
             break
@@ -187,22 +188,37 @@ def listed(file: h5py.File) -> tuple[list[dict[str, Any]], list[Any]]:
     return found[:MOST_LEFT_OUT], []
 
 
+def _links_in_root(file: h5py.File) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for name in names_in(file.id):
+        link = link_of(file.id, name)
+        if link:
+            found.append({"name": text(name)[:_LONGEST], "what": link})
+    return found
+
+
 def _facts_of(item: Any) -> dict[str, Any]:
     dataset = h5py.Dataset(item)
     place = elsewhere(dataset)  # before the shape, for which HDF5 may open the files that the dataset is made of
     if place:
         return {"what": place, "shape": list(virtual_shape(item) or ())}
-    properties = item.get_create_plist()
-    layout = properties.get_layout()
-    filters = [properties.get_filter(i) for i in range(properties.get_nfilters())]
     return {
         "what": "",
         "shape": None if dataset.shape is None else list(dataset.shape),
         "dtype": _dtype_in_words(dtype_of(item))[:_LONGEST],
+        **_storage_of(item),
+        "n_bytes": item.get_storage_size(),
+    }
+
+
+def _storage_of(item: Any) -> dict[str, Any]:
+    properties = item.get_create_plist()
+    layout = properties.get_layout()
+    filters = [properties.get_filter(i) for i in range(properties.get_nfilters())]
+    return {
         "layout": _LAYOUTS.get(layout, "other"),
         "chunks": list(properties.get_chunk()) if layout == h5py.h5d.CHUNKED else None,
         "filters": [FILTERS[code].name if code in FILTERS else f"filter {code}" for code, *_ in filters],
-        "n_bytes": item.get_storage_size(),
     }
 
 

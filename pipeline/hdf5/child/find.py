@@ -36,12 +36,12 @@ __all__ = [
 _INTERNAL = (b"_i_", b"#refs#", b"#subsystem#")  # beginnings of names: groups of PyTables' indexes and MATLAB's cells
 LISTED = 20
 """Number of names that a refusal lists."""
-_LEAST_ENTRY_BYTES = 4  # of an index: an address takes 2 at least, a name 1, and something says where each ends
+_LEAST_ENTRY_BYTES = 4  # bytes of an entry: at least 2 for an address, 1 for a name, and something to mark the end
 _TOO_MANY_NAMES = "a group lists more names than the file has room for. The file is damaged or forged: do not use it."
 
 
 class Refused(Exception):
-    """A file that is refused, with the reason.
+    """Refusal of a file, with the reason.
 
     Attributes
     ----------
@@ -55,27 +55,31 @@ class Refused(Exception):
 
 
 def locate(file: h5py.File, name: str) -> tuple[Any, Any]:
-    """Return the group with an object, and the object; refuse the file if there is none."""
-    there = reached(file, name, "{path} is {link}, expected a dataset in the file itself")
-    if there is None:
+    """Return the group with an object, and the object; refuse the file if it does not exist."""
+    found = reached(file, name, "{path} is {link}, expected a dataset in the file itself")
+    if found is None:
         raise Refused(f"not there, the file holds {listing(file)}. Name one with --dataset.", name)
-    return there
+    return found
 
 
 def reached(file: h5py.File, name: str, if_link: str) -> tuple[Any, Any] | None:
-    """Return as `locate`, or None without an object. Refuse links that are not hard in the words of `if_link`."""
-    here = file.id
+    """Return the group with an object, and the object; None if it does not exist.
+
+    Links that are not hard are refused, in the words of `if_link`.
+    """
+    item = file.id
     parent = file.id
     parts = parts_of(name)
     for i, part in enumerate(parts):
-        if not isinstance(here, h5py.h5g.GroupID) or not here.links.exists(part):
+        if not isinstance(item, h5py.h5g.GroupID) or not item.links.exists(part):
             return None
-        link = link_of(here, part)
+        link = link_of(item, part)
         if link:
-            raise Refused(if_link.format(path=text(b"/".join(parts[: i + 1])), link=link), name)
-        parent = here
-        here = h5py.h5o.open(parent, part)
-    return parent, here
+            path = text(b"/".join(parts[: i + 1]))
+            raise Refused(if_link.format(path=path, link=link), name)
+        parent = item
+        item = h5py.h5o.open(parent, part)
+    return parent, item
 
 
 def held(group: Any, name: bytes) -> h5py.Dataset | None:
@@ -145,28 +149,37 @@ def is_plain(dataset: h5py.Dataset, dtype: np.dtype) -> bool:
 
 def objects(root: Any) -> Iterator[tuple[str, Any]]:
     """Yield every object below a group once, depth first, with its path; without internal groups of writers."""
-    seen = {identity(root)}  # a group may hold itself, or all groups above it
-    n_names = 1
+    yield from _Walk(root).below(root, b"", 1)
 
-    def below(group: Any, prefix: bytes, depth: int) -> Iterator[tuple[str, Any]]:
-        nonlocal n_names
-        names = names_in(group, n_names)
-        n_names += len(names)  # of all groups together: forged ones may share one list of names
+
+class _Walk:
+    """A walk through all objects below a group."""
+
+    def __init__(self, root: Any) -> None:
+        self._seen = {identity(root)}  # a group may hold itself, or all groups above it
+        self._n_names = 1
+
+    def below(self, group: Any, prefix: bytes, depth: int) -> Iterator[tuple[str, Any]]:
+        """Yield the objects in a group, whose path is the prefix, and those below it."""
+        names = names_in(group, self._n_names)
+        self._n_names += len(names)  # over all groups, since forged ones may share one list of names
         for name in names:
-            if link_of(group, name):
+            item = None if link_of(group, name) else h5py.h5o.open(group, name)
+            if item is None or not self._is_new(item, name):
                 continue
-            item = h5py.h5o.open(group, name)
-            address = identity(item)
-            if address in seen or (name.startswith(_INTERNAL) and isinstance(item, h5py.h5g.GroupID)):
-                continue
-            seen.add(address)
             yield text(prefix + name), item
             if isinstance(item, h5py.h5g.GroupID):
                 if depth == MOST_DEPTH:
                     raise Refused(f"groups more than {MOST_DEPTH} deep. Name the dataset with --dataset.")
-                yield from below(item, prefix + name + b"/", depth + 1)
+                yield from self.below(item, prefix + name + b"/", depth + 1)
 
-    yield from below(root, b"", 1)
+    def _is_new(self, item: Any, name: bytes) -> bool:
+        """Return whether an object is met for the first time, and is no internal group."""
+        address = identity(item)
+        if address in self._seen or (name.startswith(_INTERNAL) and isinstance(item, h5py.h5g.GroupID)):
+            return False
+        self._seen.add(address)
+        return True
 
 
 def names_in(group: Any, n_seen: int = 0) -> list[bytes]:

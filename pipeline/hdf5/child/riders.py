@@ -42,15 +42,16 @@ from pipeline.hdf5.limits import MOST_CATEGORIES, MOST_ITEM, MOST_PADDED, MOST_R
 __all__ = ["find_carried", "find_riders", "is_bare", "n_set"]
 
 _MOST_NUMBER = 2**63  # unsigned categories stay below it, since they are stored with signed ones
-_AT_ONCE = 2**22  # values of a mask
+_AT_ONCE = 2**22  # values of a mask that are read at once
 
 _BARE = b"This is a netCDF dimension but not a netCDF variable"
 
-_STORAGE_FAILED = re.compile(r"errno = \d")  # in HDF5's words
+_STORAGE_FAILED = re.compile(r"errno = \d")  # in messages of HDF5
+_UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, TypeError)
 
 
 class _Unmissed(Refused):
-    """A reason to leave out something that no user misses; empty if it need not be reported."""
+    """Refusal of something that no user misses; empty if it need not be reported."""
 
 
 def find_riders(
@@ -63,26 +64,33 @@ def find_riders(
     """
     riders: list[dict[str, Any]] = []
     left_out: list[list[Any]] = []
+    skipped = (parts_of(rows)[-1], CATEGORIES.encode())
     for name in names_in(parent):
-        if name in (parts_of(rows)[-1], CATEGORIES.encode()):
+        if name in skipped:
             continue
         try:
-            dataset = _beside(parent, name, shape)
+            dataset = _rider_in(parent, name, shape)
             if len(riders) == MOST_RIDERS:
                 raise Refused(f"more than {MOST_RIDERS} ride along already")
             riders.append(_claim(dataset, parent, name, beside(rows, text(name)), arrays))
-        except _Unmissed as reason:
-            if str(reason):
-                leave_out(left_out, name, str(reason), is_missed=False)
-        except Refused as reason:
-            leave_out(left_out, name, str(reason))
-        except MemoryError:
-            leave_out(left_out, name, "takes more memory than an input file is allowed")
-        except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
-            if _STORAGE_FAILED.search(str(error)):
-                raise
-            leave_out(left_out, name, f"cannot be read: {error}")
+        except Exception as error:
+            _leave_out(left_out, name, error)
     return riders, left_out
+
+
+def _leave_out(left_out: list[list[Any]], name: bytes, error: Exception) -> None:
+    """List a dataset that an error makes unusable, with the reason; raise errors of the storage and of the program."""
+    if isinstance(error, _Unmissed):
+        if str(error):
+            leave_out(left_out, name, str(error), is_missed=False)
+    elif isinstance(error, Refused):
+        leave_out(left_out, name, str(error))
+    elif isinstance(error, MemoryError):
+        leave_out(left_out, name, "takes more memory than an input file is allowed")
+    elif isinstance(error, _UNREADABLE) and not _STORAGE_FAILED.search(str(error)):
+        leave_out(left_out, name, f"cannot be read: {error}")
+    else:
+        raise error
 
 
 def _claim(dataset: h5py.Dataset, parent: Any, name: bytes, path: str, arrays: list[np.ndarray]) -> dict[str, Any]:
@@ -91,7 +99,7 @@ def _claim(dataset: h5py.Dataset, parent: Any, name: bytes, path: str, arrays: l
     return {"name": text(name), "layout": layout, "categories": categories, "is_carried": False}
 
 
-def _beside(parent: Any, name: bytes, shape: tuple[int, ...]) -> h5py.Dataset:
+def _rider_in(parent: Any, name: bytes, shape: tuple[int, ...]) -> h5py.Dataset:
     """Return the dataset of a name in a group if it is an extra that can be written; otherwise refuse it."""
     link = link_of(parent, name)
     if link:
@@ -120,10 +128,14 @@ def _check(dataset: h5py.Dataset, shape: tuple[int, ...]) -> None:
         if is_missed:
             raise Refused(reason)
         raise _Unmissed(reason)
+    _check_dtype(dataset, shape[0])
+
+
+def _check_dtype(dataset: h5py.Dataset, n_rows: int) -> None:
     stored = dtype_of(dataset)
     if stored is None or (stored.hasobject and h5py.check_string_dtype(stored) is None):
         raise Refused("neither plain nor text")
-    if stored.subdtype and dataset.shape[0] != shape[0]:
+    if stored.subdtype and dataset.shape[0] != n_rows:
         raise Refused("an array for each row, but not rows first")
     if stored.itemsize > MOST_ITEM:
         raise Refused(f"values of {stored.itemsize} bytes, expected {MOST_ITEM} at most")
@@ -131,12 +143,12 @@ def _check(dataset: h5py.Dataset, shape: tuple[int, ...]) -> None:
 
 def is_bare(dataset: h5py.Dataset) -> bool:
     """Return whether a dataset only gives the length of an axis: netCDF creates it without values."""
-
-    def fits(shape: tuple[int, ...], dtype: np.dtype) -> bool:
-        return shape == () and dtype.kind == "S" and dtype.itemsize <= 2 * len(_BARE)
-
-    name = attribute(dataset.id, b"NAME", fits)
+    name = attribute(dataset.id, b"NAME", _is_short_text)
     return name is not None and bool(name.item().startswith(_BARE))
+
+
+def _is_short_text(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    return shape == () and dtype.kind == "S" and dtype.itemsize <= 2 * len(_BARE)
 
 
 # -- named ---------------------------------------------------------------------------------------------------------
@@ -145,7 +157,7 @@ def is_bare(dataset: h5py.Dataset) -> bool:
 def find_carried(
     file: h5py.File, paths: Sequence[str], shape: tuple[int, ...], arrays: list[np.ndarray]
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
-    """Return the extras at some paths, and the paths that do not exist; both as of `find_riders`.
+    """Return the extras at some paths, and the paths that do not exist; both as from `find_riders`.
 
     A group of codes and categories, as in AnnData, is included as its codes; one of values and a mask as its values, if
     the mask hides none.
@@ -158,18 +170,26 @@ def find_carried(
     riders: list[dict[str, Any]] = []
     missing: list[list[Any]] = []
     for path in paths:
-        there = reached(file, path, if_link="{link}, cannot ride along")
-        if there is None:
-            missing.append([path, f"not there; one value for each row have {_carriable(file, shape[0])}", True])
-            continue
-        dataset, where, categories = _values(*there, path, shape[0])
-        try:
-            _check(dataset, shape)
-        except Refused as reason:
-            raise Refused(f"{str(reason) or 'a single value'}, cannot ride along", path) from reason
-        layout = layout_claim(dataset, where, arrays)
-        riders.append({"name": path, "layout": layout, "categories": categories, "is_carried": True})
+        found = reached(file, path, if_link="{link}, cannot ride along")
+        if found is None:
+            possible = _possible_riders(file, shape[0])
+            missing.append([path, f"not there; one value for each row have {possible}", True])
+        else:
+            parent, item = found
+            riders.append(_carried_rider(parent, item, path, shape, arrays))
     return riders, missing
+
+
+def _carried_rider(
+    parent: Any, item: Any, path: str, shape: tuple[int, ...], arrays: list[np.ndarray]
+) -> dict[str, Any]:
+    dataset, where, categories = _values(parent, item, path, shape[0])
+    try:
+        _check(dataset, shape)
+    except Refused as reason:
+        raise Refused(f"{str(reason) or 'a single value'}, cannot ride along", path) from reason
+    layout = layout_claim(dataset, where, arrays)
+    return {"name": path, "layout": layout, "categories": categories, "is_carried": True}
 
 
 def _values(parent: Any, item: Any, path: str, n_rows: int) -> tuple[h5py.Dataset, str, list[Any] | None]:
@@ -181,8 +201,13 @@ def _values(parent: Any, item: Any, path: str, n_rows: int) -> tuple[h5py.Datase
     categories = held(item, b"categories")
     if codes is not None and categories is not None:
         return codes, f"{path}/codes", _categories(categories, f"{path}/categories")
-    values = held(item, b"values")
-    mask = held(item, b"mask")
+    return _masked_values(item, path, n_rows), f"{path}/values", None
+
+
+def _masked_values(group: Any, path: str, n_rows: int) -> h5py.Dataset:
+    """Return the values of a group of values and a mask; refuse it if the mask hides some."""
+    values = held(group, b"values")
+    mask = held(group, b"mask")
     if values is None or mask is None:
         raise Refused("a group, expected a dataset with one value for each row, or codes and categories", path)
     n_missing = n_set(mask, f"{path}/mask", n_rows)
@@ -192,14 +217,14 @@ def _values(parent: Any, item: Any, path: str, n_rows: int) -> tuple[h5py.Datase
             "with NaN.",
             path,
         )
-    return values, f"{path}/values", None
+    return values
 
 
 def n_set(mask: h5py.Dataset, path: str, n_rows: int) -> int:
     """Return how many entries of a mask of `n_rows` values are set."""
     if elsewhere(mask) or dtype_of(mask) != np.dtype(bool) or mask.shape != (n_rows,):
         raise Refused("no mask, expected one bool for each row", path)
-    layout_claim(mask, path, [])  # refuses what may not be read
+    layout_claim(mask, path, [])  # refuses what cannot be read
     n_bytes = h5py.h5i.get_file_id(mask.id).get_filesize()
     if n_rows > most_unfolded(n_bytes):  # its chunks may all be the same few bytes
         raise Refused(f"a mask of {n_rows} values in a file of {n_bytes} bytes", path)
@@ -222,7 +247,7 @@ def _categories_beside(parent: Any, name: bytes, path: str) -> list[Any] | None:
 
 def _categories(dataset: h5py.Dataset, path: str) -> list[Any]:
     is_text = _check_categories(dataset, path)
-    layout_claim(dataset, path, [])  # refuses what may not be read: unwritten, unknown filters, long chunks
+    layout_claim(dataset, path, [])  # refuses what cannot be read: unwritten, unknown filters, large chunks
     categories = dataset[...].tolist()
     if is_text:
         if sum(map(len, categories)) > MOST_WORDS:
@@ -249,7 +274,7 @@ def _check_categories(dataset: h5py.Dataset, path: str) -> bool:
     return is_text
 
 
-def _carriable(file: h5py.File, n_rows: int) -> str:
+def _possible_riders(file: h5py.File, n_rows: int) -> str:
     """List what could be named: datasets with one value for each row, and groups of codes and categories."""
     names: dict[str, None] = {}
     with suppress(Refused):

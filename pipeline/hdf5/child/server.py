@@ -1,7 +1,7 @@
 """The child process: it forks for each file, and the fork can read that file and nothing else.
 
-`ask` starts this as a program of its own, which loads h5py once. Whatever a file does to libhdf5, it does to one fork,
-which has limits on memory and time and ends with its answer.
+`ask` starts it as a program of its own, which loads h5py once. A file that makes libhdf5 fail affects only one fork,
+which has limits on memory and time and exits after its answer.
 """
 
 import ctypes
@@ -41,28 +41,28 @@ def main() -> None:
     """Answer requests, one JSON line each on standard input, until that is closed.
 
     A request has ``pid``, and of that process the descriptors of the open ``file`` and of a pipe for the ``answer``;
-    ``seconds`` of the processor, ``patience`` in seconds by the clock and ``memory`` (bytes) as limits; ``ask``
+    ``seconds`` of processor time, ``patience`` in seconds of elapsed time and ``memory`` (bytes) as limits; ``ask``
     (``describe``, ``values``, ``stacked`` or ``listed``) and its ``arguments``. When the fork has ended, a JSON line
     says how: ``end`` (``answered``, ``signal``, ``exit``, ``time``, ``system``) and ``detail``.
     """
-    # A terminal or a batch system tells the whole group to stop. When the driver has stopped, its pipe closes.
+    # Terminals and batch systems send signals to the whole process group. When the driver stops, its pipe closes.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    # No network, where we have the right to that. A user namespace would give the right, but bar the way to the
-    # driver's files; and nobody makes a socket who may open nothing more.
+    # No network, if the process has the right to that. A user namespace would give the right, but deny access to the
+    # driver's files. Forks create no sockets in any case, since they can open nothing more.
     _LIBC.unshare(_CLONE_NEWNET)
     _warm_up()
-    gc.freeze()  # what is here now is shared with every fork, and stays so
+    gc.freeze()  # objects that exist now are shared with every fork, and stay so
     for line in sys.stdin.buffer:
-        end, detail = _attend(json.loads(line))
+        end, detail = _serve(json.loads(line))
         _write(1, json.dumps({"end": end, "detail": detail}).encode() + b"\n")
         if end == "system":
-            break  # the next one may have better luck, and has no descriptors left over
+            break  # the next process may have more resources, and has no descriptors left over
 
 
 def _warm_up() -> None:
-    """Answer every kind of question once: a fork cannot import what Python and h5py load on first use."""
+    """Answer every kind of question once, since a fork cannot import what Python and h5py load on first use."""
     with h5py.File.in_memory() as file:
         _write_rows(file)
         _write_columns(file)
@@ -122,11 +122,11 @@ def _write_scale(file: h5py.File, group: str, scale: Sequence[float] | Sequence[
     file[f"{group}/X"].dims[1].attach_scale(file[f"{group}/wavelength"])
 
 
-def _attend(request: dict[str, Any]) -> tuple[str, object]:
+def _serve(request: dict[str, Any]) -> tuple[str, object]:
     """Have a fork answer a request, and return how it ended: ``end`` and ``detail``."""
     try:
         writer = os.open(f"/proc/{request['pid']}/fd/{request['answer']}", os.O_WRONLY)
-        alive, held = os.pipe()  # closed with the fork
+        alive, held = os.pipe()  # the fork holds one end until it exits
         child = os.fork()
     except OSError as error:
         return "system", error.strerror
@@ -137,15 +137,27 @@ def _attend(request: dict[str, Any]) -> tuple[str, object]:
             os._exit(1)
     os.close(writer)
     os.close(held)
+    code = _exit_code(child, alive, request["patience"])
+    if code is None:
+        return "time", f"{request['patience']:g} s"
+    return _end_of(code, request)
+
+
+def _exit_code(child: int, alive: int, seconds: float) -> int | None:
+    """Wait for a fork, end it if it takes too long, and return its exit code; None if it took too long."""
     try:
-        in_time = _ended(alive, request["patience"])
+        in_time = _ends_in_time(alive, seconds)
     finally:
         os.close(alive)
-        os.kill(child, signal.SIGKILL)  # without effect on one that has ended by itself
+        os.kill(child, signal.SIGKILL)  # without effect if it has exited by itself
         _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
     if not in_time:
-        return "time", f"{request['patience']:g} s"
+        return None
+    return os.waitstatus_to_exitcode(status)
+
+
+def _end_of(code: int, request: dict[str, Any]) -> tuple[str, object]:
+    """Return how a fork with this exit code has ended: ``end`` and ``detail``."""
     if code == -signal.SIGXCPU:
         return "time", f"{request['seconds']:g} s of the processor"
     if code < 0:
@@ -155,12 +167,12 @@ def _attend(request: dict[str, Any]) -> tuple[str, object]:
     return "answered", None
 
 
-def _ended(alive: int, seconds: float) -> bool:
-    """Wait for a fork's end; False when it takes too long."""
+def _ends_in_time(alive: int, seconds: float) -> bool:
+    """Wait for a fork to exit, and return whether it does within some seconds."""
     waiting = select.poll()
     waiting.register(alive, 0)
     waiting.register(0, 0)
-    events = dict(waiting.poll(1000 * seconds))  # both tell only that their other end has gone
+    events = dict(waiting.poll(1000 * seconds))  # both report only that their other end is closed
     if 0 in events:
         sys.exit(0)
     return bool(events)
@@ -172,7 +184,7 @@ def _write(descriptor: int, data: bytes | memoryview) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-# -- the fork that looks -----------------------------------------------------------------------------------------
+# -- in the fork -------------------------------------------------------------------------------------------------
 
 
 def _answer(request: dict[str, Any], writer: int, held: int) -> NoReturn:
@@ -196,7 +208,7 @@ def _answer(request: dict[str, Any], writer: int, held: int) -> NoReturn:
 
 
 def _open_alone(request: dict[str, Any], held: int) -> int:
-    """Return a descriptor of the request's file, after everything else has been closed and limits have been set."""
+    """Return a descriptor of the request's file, after all other descriptors are closed and limits are set."""
     nothing = os.open(os.devnull, os.O_RDWR)
     for place, descriptor in ((0, nothing), (2, nothing), (3, held)):
         os.dup2(descriptor, place)
@@ -217,7 +229,7 @@ def _answered(ask: Any, file: h5py.File, arguments: Sequence[Any]) -> tuple[dict
 
 
 def _failure(error: BaseException) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Return an error in plain values. No exception goes through the pipe, as that would take a pickle."""
+    """Return an error in plain values. No exception is sent through the pipe, since that would need a pickle."""
     words = f"{type(error).__name__}: {error}"
     if isinstance(error, (OSError, RuntimeError, KeyError)) and error.args:  # HDF5's own words
         words = str(error.args[-1])
@@ -241,27 +253,29 @@ def _reply(said: dict[str, Any], arrays: Sequence[np.ndarray]) -> None:
 
 
 def _confine(seconds: float, memory: int, inode: int) -> None:
-    """Give up whatever is not needed to read one file."""
+    """Give up all rights that are not needed to read one file."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    _see_only(inode)
+    _allow_only(inode)
     next_descriptor = os.dup(inode)
     os.close(next_descriptor)
     most_seconds = max(1, int(seconds))
-    for limit, soft, hard in (
-        (resource.RLIMIT_AS, memory, memory),
-        (resource.RLIMIT_CPU, most_seconds, most_seconds + 1),  # at the hard one, the signal would not tell why
-        (resource.RLIMIT_FSIZE, 0, 0),
-        (resource.RLIMIT_CORE, 0, 0),
-        (resource.RLIMIT_NPROC, 0, 0),
-        (resource.RLIMIT_NOFILE, next_descriptor + 1, next_descriptor + 1),  # HDF5's own opening
-    ):
-        _, most = resource.getrlimit(limit)
-        if most != resource.RLIM_INFINITY:
-            hard = min(hard, most)
-        resource.setrlimit(limit, (min(soft, hard), hard))
+    _limit(resource.RLIMIT_AS, memory, memory)
+    _limit(resource.RLIMIT_CPU, most_seconds, most_seconds + 1)  # the signal at the hard limit would not tell why
+    _limit(resource.RLIMIT_FSIZE, 0, 0)
+    _limit(resource.RLIMIT_CORE, 0, 0)
+    _limit(resource.RLIMIT_NPROC, 0, 0)
+    _limit(resource.RLIMIT_NOFILE, next_descriptor + 1, next_descriptor + 1)  # HDF5 opens the file once more
 
 
-def _see_only(inode: int) -> None:
+def _limit(limit: int, soft: int, hard: int) -> None:
+    """Set a limit of this process, or keep the hard limit if it is lower."""
+    _, most = resource.getrlimit(limit)
+    if most != resource.RLIM_INFINITY:
+        hard = min(hard, most)
+    resource.setrlimit(limit, (min(soft, hard), hard))
+
+
+def _allow_only(inode: int) -> None:
     """Allow nothing but to read this file: Landlock, if the kernel has it (Linux 5.13)."""
     everything = ctypes.c_uint64(_LANDLOCK_EVERYTHING)
     rules = _LIBC.syscall(_LANDLOCK_CREATE_RULESET, ctypes.byref(everything), ctypes.c_size_t(8), 0)

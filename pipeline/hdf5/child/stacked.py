@@ -1,4 +1,4 @@
-"""Functions of the child for master files: which rows of which other files they stack. No link is followed.
+"""Functions of the child for master files, which stack the rows of other files. No link is followed.
 
 Only `server` calls these. An answer is a claim that `shards.master` checks.
 """
@@ -15,7 +15,7 @@ from pipeline.hdf5.limits import MOST_OBJECTS, MOST_PIECES
 
 __all__ = ["is_stack", "stacked", "virtual_shape"]
 
-_ENDLESS = 2**63  # what is selected without end, as a dataset grows, has 2**64 - 1
+_ENDLESS = 2**63  # unlimited selections, which grow with a dataset, have 2**64 - 1
 
 
 def stacked(file: h5py.File, dataset: str | None) -> tuple[dict[str, Any] | None, list[Any]]:
@@ -25,15 +25,15 @@ def stacked(file: h5py.File, dataset: str | None) -> tuple[dict[str, Any] | None
     ----------
     file : h5py.File
     dataset : str, optional
-        A virtual dataset, an external link, or a group of external links. With none: ``X``, else the only one of these.
+        A virtual dataset, an external link, or a group of external links. By default ``X``, or the only one of these.
 
     Returns
     -------
     dict or None
-        ``dataset``; the ``shape`` of a virtual one and its ``blocks``, each a file, a dataset in it, the box that it
-        fills and the box of it that is taken, as `_box` gives them; else the ``links``, each a name, a file and a
-        dataset; and ``beside``, the names of what may belong to the rows and lies in the master. None when the rows
-        are the file's own.
+        ``dataset``. For a virtual one: its ``shape`` and its ``blocks``, each a file, a dataset in it, the box that it
+        fills and the box of it that is used, as from `_box`. Otherwise the ``links``, each a name, a file and a
+        dataset. ``beside``: the names of datasets in the master that may belong to the rows. None if the rows are the
+        file's own.
     list
         Empty: no arrays.
     """
@@ -65,23 +65,31 @@ def is_stack(item: Any) -> bool:
 
 def _stack(file: h5py.File, dataset: str) -> dict[str, Any] | None:
     group_path, last = split(dataset)
-    # The group first: of an external link only the text is read, and its target is not opened.
+    # The group first: only the text of an external link is read, and its target is not opened.
     _, group = locate(file, group_path)
     name = last.encode("utf-8", "surrogateescape")
     if isinstance(group, h5py.h5g.GroupID) and name in _external_links(group):
         return {"dataset": dataset, "links": [_link(group, name)], "beside": []}
     parent, item = locate(file, dataset)
     if isinstance(item, h5py.h5g.GroupID):
-        links = [_link(item, name) for name in _external_links(item)]
-        if not links:
-            return None
-        return {"dataset": dataset, "links": links, "beside": _beside(item, None)}
-    if not isinstance(item, h5py.h5d.DatasetID):
-        return None
+        return _stack_of_links(item, dataset)
+    if isinstance(item, h5py.h5d.DatasetID):
+        return _stack_of_blocks(parent, item, dataset)
+    return None
+
+
+def _stack_of_blocks(parent: Any, item: Any, dataset: str) -> dict[str, Any] | None:
     shape = virtual_shape(item)
     if shape is None:
         return None
     return {"dataset": dataset, "shape": shape, "blocks": _blocks(item), "beside": _beside(parent, shape[:1])}
+
+
+def _stack_of_links(group: Any, dataset: str) -> dict[str, Any] | None:
+    links = [_link(group, name) for name in _external_links(group)]
+    if not links:
+        return None
+    return {"dataset": dataset, "links": links, "beside": _beside(group, None)}
 
 
 def _external_links(group: Any) -> list[bytes]:
@@ -114,14 +122,16 @@ def _blocks(item: Any) -> list[Any]:
         names = [(properties.get_virtual_filename(i), properties.get_virtual_dsetname(i)) for i in range(n_blocks)]
     except UnicodeDecodeError as error:
         raise Refused("a virtual dataset over a file whose name is not UTF-8. Give that file itself.") from error
-    boxes = [
-        (_box(properties.get_virtual_vspace(i)), _box(properties.get_virtual_srcspace(i))) for i in range(n_blocks)
-    ]
-    return [[*named, *taken] for named, taken in zip(names, boxes, strict=True)]
+    blocks = []
+    for i, (file, dataset) in enumerate(names):
+        target = _box(properties.get_virtual_vspace(i))
+        source = _box(properties.get_virtual_srcspace(i))
+        blocks.append([file, dataset, target, source])
+    return blocks
 
 
 def _box(space: Any) -> list[list[int]] | None:
-    """Return the first element and the end of a selection along each axis; empty for all, None if it is no box."""
+    """Return the first index and the end of a selection along each axis; empty for all, None if it is no box."""
     if space.get_select_type() == h5py.h5s.SEL_ALL:
         return []
     if space.get_select_type() != h5py.h5s.SEL_HYPERSLABS or not space.is_regular_hyperslab():

@@ -1,9 +1,9 @@
 """Undo the filters of a chunk, the last one first.
 
 Deflate is RFC 1950's, LZF is LibLZF's; shuffle and Fletcher's checksum are HDF5's own, as in its H5Zshuffle.c and
-H5checksum.c. For registered filters, HDF5 itself would load a plugin: a library that anybody may have put anywhere. It
-is never allowed to. Instead, Python packages decode what the plugins store, in the formats of the plugins' sources:
-H5Zzstd.c, H5Zlz4.c, blosc_filter.c, bshuf_h5filter.c.
+H5checksum.c. For registered filters, HDF5 itself would load a plugin, a library of unknown origin. This is never
+allowed. Instead, Python packages decode what the plugins store, in the formats of the plugins' sources: H5Zzstd.c,
+H5Zlz4.c, blosc_filter.c, bshuf_h5filter.c.
 
 Why not numcodecs: it wraps the same C libraries, but knows neither the plugins' blocks nor bitshuffle, and accepts a
 buffer of Blosc that is cut short.
@@ -45,11 +45,11 @@ _BLOSC = 32001
 
 _SNAPPY = 3  # number of a codec of Blosc
 _SUM_BYTES = 4
-_WORDS = 2**13  # of a checksum that are added up at once
+_WORDS = 2**13  # words of a checksum that are added up at once
 _WEIGHTS = np.arange(_WORDS, 0, -1, dtype=np.float64)
-_MOST_BLOCKS = 2**16  # in a chunk; the largest chunk has 8192 blocks of bitshuffle's usual size
+_MOST_BLOCKS = 2**16  # blocks in a chunk; the largest chunk has 8192 blocks of bitshuffle's usual size
 _BLOCK_BYTES = 2**13  # usual size of bitshuffle's blocks
-_LEAST_ELEMENTS = 128  # of one of bitshuffle's blocks, if the file does not tell
+_LEAST_ELEMENTS = 128  # elements of one of bitshuffle's blocks, if the file does not tell
 _PIECE = 2**20  # bytes of bits that are sorted at once
 
 _Decoder = Callable[[memoryview, Sequence[int], int], memoryview]
@@ -88,7 +88,7 @@ def undone(data: memoryview, filters: Sequence[tuple[int, Sequence[int]]], mask:
     Parameters
     ----------
     data : memoryview
-        As stored.
+        Bytes as stored.
     filters : sequence of (int, sequence of int)
         Codes and parameters, in the order in which they were applied.
     mask : int
@@ -167,7 +167,7 @@ def _from_lzf(data: memoryview, _: Sequence[int], most: int) -> memoryview:
 
 
 def _from_shuffle(data: memoryview, values: Sequence[int], _: int) -> memoryview:
-    """Return bytes that were sorted by their place in an element in their old order; a remainder is at the end."""
+    """Return bytes in their old order, which were sorted by their position in an element; a remainder is at the end."""
     if len(values) != 1 or not values[0]:
         raise ValueError("shuffled, but not told by what size")
     itemsize = values[0]
@@ -209,13 +209,16 @@ def fletcher32(data: memoryview) -> int:
     high = 0
     for first in range(0, len(words), _WORDS):
         part = words[first : first + _WORDS].astype(np.float64)  # exact: all sums stay below 2**53
-        high += low * len(part) + int(part @ _WEIGHTS[_WORDS - len(part) :])
+        weights = _WEIGHTS[_WORDS - len(part) :]
+        high += low * len(part) + int(part @ weights)
         low += int(part.sum())
     return _folded(high) << 16 | _folded(low)
 
 
 def _folded(total: int) -> int:
-    return total % 65535 or (65535 if total else 0)
+    if total == 0:
+        return 0
+    return total % 65535 or 65535
 
 
 # -- registered filters ------------------------------------------------------------------------------------------
@@ -318,7 +321,7 @@ _BLOCK_DECODERS: dict[int, _BlockDecoder] = {2: _block_from_lz4, 3: _block_from_
 
 
 def _from_bitshuffle(data: memoryview, values: Sequence[int], most: int) -> memoryview:
-    """Decode blocks of elements whose bits are sorted by their place in an element; each block may be compressed.
+    """Decode blocks of elements whose bits are sorted by their position in an element; each block may be compressed.
 
     The last block may be shorter, by a multiple of 8 elements. Up to 7 further elements follow as they were.
     """
@@ -332,15 +335,21 @@ def _from_bitshuffle(data: memoryview, values: Sequence[int], most: int) -> memo
     if n_bytes > min(most, n_block * itemsize * _MOST_BLOCKS) or n_bytes % itemsize or n_block % 8:
         raise ValueError(f"{n_bytes} bytes in blocks of {n_block} x {itemsize}, expected {most} at most")
     n_full, n_left = divmod(n_bytes // itemsize, n_block)
-    sizes = [n_block * itemsize] * n_full
-    if n_left >= 8:
-        sizes.append(n_left // 8 * 8 * itemsize)
+    n_last = n_left // 8 * 8
     if kind == _UNCOMPRESSED:
         done = memoryview(bytearray(data))
     else:
+        sizes = _sizes_of_blocks(n_full, n_last, n_block, itemsize)
         done = _joined(data[12:], sizes, n_bytes, _BLOCK_DECODERS[kind])
-    _sort_all_bits(np.frombuffer(done, dtype=np.uint8), n_full, n_left // 8 * 8, n_block, itemsize)
+    _sort_all_bits(np.frombuffer(done, dtype=np.uint8), n_full, n_last, n_block, itemsize)
     return done
+
+
+def _sizes_of_blocks(n_full: int, n_last: int, n_block: int, itemsize: int) -> list[int]:
+    sizes = [n_block * itemsize] * n_full
+    if n_last:
+        sizes.append(n_last * itemsize)
+    return sizes
 
 
 def _sort_all_bits(data: np.ndarray, n_full: int, n_last: int, n_block: int, itemsize: int) -> None:
@@ -357,15 +366,19 @@ def _sort_bits(data: np.ndarray, n_block: int, itemsize: int) -> None:
     """Put the bits of each block's elements together again, in place; `n_block` is a multiple of 8."""
     if not data.size:
         return
-    # Of every 8 elements, the 8 bits of one byte's places lie in 8 bytes, a line of the block apart.
+    # For every 8 elements, the bits of one byte position lie in 8 bytes, which are a line of the block apart.
     lines = data.reshape(-1, itemsize, 8, n_block // 8)
     words = np.ascontiguousarray(lines.transpose(0, 3, 1, 2)).view("<u8")[..., 0]
+    octets = _transposed_bits(words).view(np.uint8).reshape(-1, n_block // 8, itemsize, 8)
+    data[:] = octets.transpose(0, 1, 3, 2).reshape(-1)
+
+
+def _transposed_bits(words: np.ndarray) -> np.ndarray:
+    """Transpose matrices of 8 x 8 bits by swapping ever larger quarters (Warren, Hacker's Delight, 7-3)."""
     for shift, bits in ((7, 0x00AA00AA00AA00AA), (14, 0x0000CCCC0000CCCC), (28, 0x00000000F0F0F0F0)):
-        # A matrix of 8 x 8 bits is transposed by swapping ever larger quarters (Warren, Hacker's Delight, 7-3).
         swapped = (words ^ (words >> np.uint64(shift))) & np.uint64(bits)
         words = words ^ swapped ^ (swapped << np.uint64(shift))
-    octets = np.ascontiguousarray(words).view(np.uint8).reshape(-1, n_block // 8, itemsize, 8)
-    data[:] = octets.transpose(0, 1, 3, 2).reshape(-1)
+    return np.ascontiguousarray(words)
 
 
 # -- all filters -------------------------------------------------------------------------------------------------
