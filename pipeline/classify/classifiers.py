@@ -129,13 +129,18 @@ def _fit_and_test(
     scaler = StandardScaler(copy=False).fit(table[:n_train])
     table = scaler.transform(table)
     classifier = LogisticRegression(tol=tolerance, max_iter=max_passes)
+    has_converged = _fit(classifier, table[:n_train], codes[:n_train], name)
+    accuracy = classifier.score(table[n_train:], codes[n_train:])
+    return Outcome(accuracy, int(classifier.n_iter_.max()), has_converged)
+
+
+def _fit(classifier: LogisticRegression, table: np.ndarray, codes: np.ndarray, name: str) -> bool:
+    """Fit a classifier, and return whether it has converged."""
     with Progress(name, None, "steps") as progress, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         classifier.set_callbacks(_Steps(progress))
-        classifier.fit(table[:n_train], codes[:n_train])
-    accuracy = classifier.score(table[n_train:], codes[n_train:])
-    has_warning = any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
-    return Outcome(accuracy, int(classifier.n_iter_.max()), converged=not has_warning)
+        classifier.fit(table, codes)
+    return not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
 
 
 class _Steps:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -326,21 +326,26 @@ def cut_into_pieces(
     first : int
         Number of the first row.
     """
-    config = run.manifest["config"]
-    expected = columns if config.get("match_columns") == "name" else None
     pieces: list[Piece] = []
     for part in run.manifest["parts"]:
-        raw = _shard(part["path"], part["dataset"], config.get("orientation"), expected)
-        encoded = _shard(str(Path(directory) / part["file"]), "features", None)
-        whole = Piece(
-            raw=Block(raw, part["start"], part["start"] + part["n_rows"]),
-            encoded=Block(encoded, 0, part["n_rows"]),
-            first=first,
-            missing=config.get("missing_value"),
-        )
-        pieces += whole.cut(max(1, min(_MAX_ROWS, max_bytes // (4 * raw.n_inputs))))
+        whole = _piece_of_part(part, run.manifest["config"], Path(directory), columns, first)
+        pieces += whole.cut(max(1, min(_MAX_ROWS, max_bytes // (4 * whole.raw.shard.n_inputs))))
         first += part["n_rows"]
     return tuple(pieces)
+
+
+def _piece_of_part(
+    part: Mapping[str, Any], config: Mapping[str, Any], directory: Path, columns: Columns, first: int
+) -> Piece:
+    expected = columns if config.get("match_columns") == "name" else None
+    raw = _shard(part["path"], part["dataset"], config.get("orientation"), expected)
+    encoded = _shard(str(directory / part["file"]), "features", None)
+    return Piece(
+        raw=Block(raw, part["start"], part["start"] + part["n_rows"]),
+        encoded=Block(encoded, 0, part["n_rows"]),
+        first=first,
+        missing=config.get("missing_value"),
+    )
 
 
 @cache
