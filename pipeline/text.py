@@ -47,5 +47,7 @@ def size(n_bytes: float) -> str:
     while n_bytes >= 1000 and len(units) > 1:
         n_bytes /= 1000
         units.pop(0)
-    is_whole = units[0] == "B" or 100 <= n_bytes < 1000
-    return f"{n_bytes:.0f} {units[0]}" if is_whole else f"{n_bytes:.3g} {units[0]}"
+    unit = units[0]
+    if unit == "B" or 100 <= n_bytes < 1000:
+        return f"{n_bytes:.0f} {unit}"
+    return f"{n_bytes:.3g} {unit}"

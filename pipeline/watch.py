@@ -112,4 +112,6 @@ def bottleneck(states: Mapping[str, int], n_device_calls: int, n_cores: int) -> 
     n_waiting = states.get("D", 0)
     if n_running >= n_cores or (n_running and not n_waiting):
         return "processor"
-    return "disk" if n_waiting else "other"
+    if n_waiting:
+        return "disk"
+    return "other"
