@@ -1,7 +1,7 @@
-"""What groups of plain files hold: the root group, links, and arrays that are stored as a whole.
+"""Contents of groups of plain files: the root group, links, and arrays that are stored as a whole.
 
-Nothing is followed out of the file: links other than hard ones, external storage, virtual datasets, chunks and filters
-are refused. Arrays are read by their offsets, without libhdf5. So a file costs no more memory than its own size.
+No link out of the file is followed: links other than hard ones, external storage, virtual datasets, chunks and filters
+are refused. Arrays are read by their offsets, without libhdf5, so a file takes no more memory than its own size.
 """
 
 import struct
@@ -35,8 +35,8 @@ __all__ = ["MOST_NAMES", "Contents", "links", "read_arrays", "read_contents", "r
 MOST_NAMES = 1000
 """Names in a group."""
 
-_LONGEST_NAME = 2**10
-_MOST_GAPS = 1000  # in the heap with a group's names
+_LONGEST_NAME = 2**10  # bytes
+_MOST_GAPS = 1000  # gaps in the heap with a group's names
 
 _NEWER = (b"\2\x08\x08\0", b"\3\x08\x08\0")  # versions 2 and 3, with addresses and lengths of 8 bytes
 _OLDEST = SIGNATURE + b"\0\0\0\0\0\x08\x08\0"
@@ -66,7 +66,7 @@ def root(file: Metadata) -> Messages:
 
 
 def _oldest_root(file: Metadata) -> Messages:
-    """Return the messages of the root group of a superblock of version 0, which has an entry as of III.C."""
+    """Return the messages of the root group of a superblock of version 0, which has an entry (III.C)."""
     start = file.start
     expect(start[:16] == _OLDEST)
     expect(_GROUP_SIZES.unpack_from(start, 16) == (_MOST_IN_LEAF // 2, HALVES[0], 0))
@@ -78,17 +78,20 @@ def _oldest_root(file: Metadata) -> Messages:
 
 def links(file: Metadata, group: Messages) -> dict[bytes, int]:
     """Return the addresses of the objects in a group by name, in the order of the names; hard links only."""
-    expect(is_group(group))
-    if Kind.SYMBOL_TABLE in group:
-        tree, heap = struct.unpack_from("<QQ", group[Kind.SYMBOL_TABLE][0])
-        pairs = list(_old_links(file, tree, heap))
-    else:
-        expect_none_elsewhere(group[Kind.LINK_INFO][0], "<q")
-        pairs = sorted(map(_new_link, group.get(Kind.LINK, [])))
+    pairs = _links_in_order(file, group)
     links = dict(pairs)
     expect(len(links) == len(pairs) <= MOST_NAMES)
     expect(not any(name in (b"", b".") or b"/" in name for name in links))
     return links
+
+
+def _links_in_order(file: Metadata, group: Messages) -> list[tuple[bytes, int]]:
+    expect(is_group(group))
+    if Kind.SYMBOL_TABLE in group:
+        tree, heap = struct.unpack_from("<QQ", group[Kind.SYMBOL_TABLE][0])
+        return list(_old_links(file, tree, heap))
+    expect_none_elsewhere(group[Kind.LINK_INFO][0], "<q")
+    return sorted(map(_new_link, group.get(Kind.LINK, [])))
 
 
 def _new_link(body: bytes) -> tuple[bytes, int]:
@@ -101,8 +104,9 @@ def _new_link(body: bytes) -> tuple[bytes, int]:
     place = 2 + has_type + 8 * has_order + has_encoding
     start = place + (1 << (flags & 3))
     stop = start + int.from_bytes(body[place:start], "little")
-    expect(len(body) == stop + 8, not has_encoding or body[place - 1] < 2, b"\0" not in body[start:stop])
-    return body[start:stop], int.from_bytes(body[stop:], "little")
+    name = body[start:stop]
+    expect(len(body) == stop + 8, not has_encoding or body[place - 1] < 2, b"\0" not in name)
+    return name, int.from_bytes(body[stop:], "little")
 
 
 def _old_links(file: Metadata, tree: int, heap: int) -> Iterator[tuple[bytes, int]]:
@@ -149,7 +153,7 @@ def _names(file: Metadata, heap: int) -> bytes:
 
 
 def _name_at(names: bytes, offset: int) -> bytes:
-    end = names.index(0, offset, offset + _LONGEST_NAME)  # bounded, or many names could share a long one
+    end = names.index(0, offset, offset + _LONGEST_NAME)  # otherwise many names could share a long one
     return names[offset:end]
 
 
@@ -163,9 +167,9 @@ class Contents(NamedTuple):
     ----------
     file : Metadata
     attributes : mapping of str to Attribute
-        Not decoded yet: `datasets.value_of` does that.
+        Attributes that are not decoded yet: `datasets.value_of` does that.
     addresses : mapping of str to int
-        Where the header of each object is, by its name.
+        The address of each object's header, by its name.
     """
 
     file: Metadata
@@ -173,14 +177,14 @@ class Contents(NamedTuple):
     addresses: Mapping[str, int]
 
     def dataset(self, name: str) -> Dataset:
-        """Return what the header of a dataset says.
+        """Return the contents of a dataset's header.
 
         Raises
         ------
         KeyError
-            When there is no object of that name.
+            If there is no object of that name.
         Exception
-            Of many kinds, when it is no dataset that is stored as a whole in the file itself.
+            Of many kinds, if it is no dataset that is stored as a whole in the file itself.
         """
         found = dataset_of(messages(self.file, self.addresses[name]), self.file.end)
         expect(found.kind in ("contiguous", "inline"), found.place < NOWHERE, found.dtype.code[1] in "uifb")
@@ -188,21 +192,21 @@ class Contents(NamedTuple):
 
 
 def read_contents(descriptor: int, size: int, base: int, most_bytes: int) -> Contents:
-    """Return what the root group of an open file holds.
+    """Return the contents of the root group of an open file.
 
     Parameters
     ----------
     size, base : int
-        Bytes of the file, and where its superblock is, which has been checked.
+        Bytes of the file, and the checked offset of its superblock.
     most_bytes : int
-        Number of bytes of metadata and attributes to read at most.
+        Limit on the bytes of metadata and attributes to read.
 
     Raises
     ------
     OSError
-        When reading fails.
+        If reading fails.
     Exception
-        Of many kinds, when the file is not plain.
+        Of many kinds, if the file is not plain.
     """
     file = Metadata(descriptor, size, base, most_bytes)
     header = root(file)
@@ -218,10 +222,9 @@ def read_arrays(
     Raises
     ------
     DataError
-        When they lie outside the file, overlap, or are one dataset under several names; its sentence begins with
-        `where`.
+        If they lie outside the file, overlap, or are one dataset under several names. The message begins with `where`.
     OSError
-        When reading fails.
+        If reading fails.
     """
     n_bytes = sum(dataset.n_bytes for dataset in datasets.values())
     if n_bytes > size:
@@ -239,7 +242,7 @@ def _layout(name: str, dataset: Dataset, base: int) -> Layout:
 
 
 def _values(descriptor: int, base: int, dataset: Dataset) -> np.ndarray:
-    """Return the values of a dataset, whose place has been checked."""
+    """Return the values of a dataset whose place has been checked."""
     dtype = np.dtype(dataset.dtype.code)
     # Bytes first: a bool that is neither 0 nor 1 must not reach NumPy.
     content = np.empty(dataset.n_bytes, dtype=np.uint8)

@@ -18,23 +18,51 @@ _UNLIMITED = 2**64 - 1
 
 
 class Type(NamedTuple):
-    """A type of values."""
+    """A type of values.
 
-    code: str  # NumPy's; ``|O`` and ``|V`` for texts that are not as NumPy has them
-    notes: dict[str, str]  # h5py's
+    Attributes
+    ----------
+    code : str
+        NumPy's code; ``|O`` and ``|V`` for texts that NumPy stores in another way.
+    notes : dict of str to str
+        h5py's metadata.
+    itemsize : int
+        Bytes of a value.
+    """
+
+    code: str
+    notes: dict[str, str]
     itemsize: int
 
 
 class Dataset(NamedTuple):
-    """What the header of a dataset describes."""
+    """Contents of a dataset's header.
+
+    Attributes
+    ----------
+    header : Messages
+    shape, most : tuple of int
+        Lengths and greatest lengths.
+    dtype : Type
+    filters : list of [int, list of int]
+        Codes and parameters.
+    kind : str
+        ``contiguous``, ``chunked`` or ``inline``.
+    place : int
+        Address of its bytes, or of the tree of its chunks.
+    chunks : tuple of int
+        Shape of a chunk.
+    data : bytes
+        Values of an ``inline`` dataset.
+    """
 
     header: Messages
     shape: tuple[int, ...]
-    most: tuple[int, ...]  # greatest lengths
+    most: tuple[int, ...]
     dtype: Type
     filters: list[Any]
     kind: str
-    place: int = 0  # of its bytes, or of the tree of its chunks
+    place: int = 0
     chunks: tuple[int, ...] = ()
     data: bytes = b""
 
@@ -45,7 +73,7 @@ class Dataset(NamedTuple):
 
     @property
     def is_candidate(self) -> bool:
-        """Whether it could hold the rows."""
+        """True if it could hold the rows."""
         return len(self.shape) >= 2 and self.dtype.code[1] in "uifb"
 
 
@@ -69,26 +97,24 @@ class Attribute(NamedTuple):
 def dataset_of(header: Messages, end: int) -> Dataset:
     """Return the dataset that a header describes, if every message is known; `end` is the end of the file's data."""
     expect(header.keys() <= Kind.IN_DATASETS)
-    shape, most = _shape(header[Kind.DATASPACE][0])
+    shape, most = _shape_and_limits(header[Kind.DATASPACE][0])
     dtype = _dtype(header[Kind.DATATYPE][0])
-    for body in header.get(Kind.FILL, []):
-        _check_fill(body, dtype.itemsize)
-    for body in header.get(Kind.OLD_FILL, []):
-        expect(int.from_bytes(body[:4], "little") in (0, dtype.itemsize), len(body) >= 4)
+    _check_fill_values(header, dtype.itemsize)
     filters = [each for body in header.get(Kind.FILTERS, []) for each in _filters(body)]
-    dataset = _stored(header[Kind.LAYOUT][0], Dataset(header, shape, most, dtype, filters, ""), end)
+    dataset = Dataset(header, shape, most, dtype, filters, kind="")
+    dataset = _with_storage(header[Kind.LAYOUT][0], dataset, end)
     expect(dataset.chunks or not filters, len(dict(filters)) == len(filters))
     return dataset
 
 
-def _shape(body: bytes) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _shape_and_limits(body: bytes) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return lengths and greatest lengths (IV.A.2.b)."""
     version, rank, flags = body[:3]
     expect(version in (1, 2), rank <= 32, flags in (0, 1), version == 1 or body[3] == bool(rank))
     start = 8 if version == 1 else 4
     lengths = struct.unpack_from(f"<{rank << flags}Q", body, start)
     shape = lengths[:rank]
-    most = lengths[-rank:] if rank else ()
+    most = lengths[len(lengths) - rank :]
     expect(all(n <= most_n and n < 2**63 for n, most_n in zip(shape, most, strict=True)))
     return shape, most
 
@@ -99,53 +125,71 @@ def _filters(body: bytes) -> Iterator[list[Any]]:
     expect(version in (1, 2), n <= len(FILTERS))
     place = 8 if version == 1 else 2
     for _ in range(n):
-        (code,) = struct.unpack_from("<H", body, place)
-        n_name = 0
-        if version == 1 or code >= 256:
-            n_name, flags, n_values = struct.unpack_from("<HHH", body, place + 2)
-            start = place + 8 + n_name
-        else:
-            flags, n_values = struct.unpack_from("<HH", body, place + 2)
-            start = place + 6
+        code, flags, n_values, start = _filter_head(body, place, version)
         values = list(struct.unpack_from(f"<{n_values}I", body, start))
-        expect(code not in ASKED, flags in (0, 1), version == 2 or n_name % 8 == 0)
+        expect(code not in ASKED, flags in (0, 1))
         expect(objection(code, values, "") is None)
         yield [code, values]
         n_padded = n_values + n_values % 2 if version == 1 else n_values
         place = start + 4 * n_padded
 
 
+def _filter_head(body: bytes, place: int, version: int) -> tuple[int, int, int, int]:
+    """Return code, flags, number of values and the offset of the values of a filter."""
+    (code,) = struct.unpack_from("<H", body, place)
+    if version == 2 and code < 256:  # HDF5's own filters have no name
+        flags, n_values = struct.unpack_from("<HH", body, place + 2)
+        return code, flags, n_values, place + 6
+    n_name, flags, n_values = struct.unpack_from("<HHH", body, place + 2)
+    expect(version == 2 or n_name % 8 == 0)
+    return code, flags, n_values, place + 8 + n_name
+
+
+def _check_fill_values(header: Messages, itemsize: int) -> None:
+    """Check that HDF5 can read the fill values, which are not used."""
+    for body in header.get(Kind.FILL, []):
+        _check_fill(body, itemsize)
+    for body in header.get(Kind.OLD_FILL, []):
+        expect(int.from_bytes(body[:4], "little") in (0, itemsize), len(body) >= 4)
+
+
 def _check_fill(body: bytes, itemsize: int) -> None:
-    """Check that HDF5 can read a fill value (IV.A.2.f), which is not used."""
-    version = body[0]
-    if version == 2:
-        expect(body[1] in (1, 2, 3), body[2] < 3, body[3] < 2)
-        is_defined = body[3] != 0
-        place = 4
-    else:
-        flags = body[1]
-        expect(version == 3, flags & 3, flags & 12 != 12, flags < 64, flags & 48 != 48)
-        is_defined = flags & 32 != 0
-        place = 2
+    """Check a fill value (IV.A.2.f)."""
+    is_defined, place = _fill_place(body)
     if is_defined:
         n_bytes = int.from_bytes(body[place : place + 4], "little")
         expect(n_bytes in (0, itemsize), len(body) >= place + 4 + n_bytes)
 
 
-def _stored(body: bytes, dataset: Dataset, end: int) -> Dataset:
+def _fill_place(body: bytes) -> tuple[bool, int]:
+    """Return whether a fill value is defined, and the offset of its size."""
+    version = body[0]
+    if version == 2:
+        expect(body[1] in (1, 2, 3), body[2] < 3, body[3] < 2)
+        return body[3] != 0, 4
+    flags = body[1]
+    expect(version == 3, flags & 3, flags & 12 != 12, flags < 64, flags & 48 != 48)
+    return flags & 32 != 0, 2
+
+
+def _with_storage(body: bytes, dataset: Dataset, end: int) -> Dataset:
     """Return a dataset with its storage as the layout message describes it (IV.A.2.i)."""
     version, kind = body[:2]
     expect(version == 3)  # later ones index chunks in other ways
     if kind == 0:
-        n_bytes = int.from_bytes(body[2:4], "little")
-        expect(n_bytes == dataset.n_bytes, len(body) >= 4 + n_bytes)
-        return dataset._replace(kind="inline", data=body[4 : 4 + n_bytes])
+        return _inline(body, dataset)
     if kind == 1:
         place, n_bytes = struct.unpack_from("<QQ", body, 2)
         expect(n_bytes == dataset.n_bytes, place == NOWHERE or place <= end - n_bytes)
         return dataset._replace(kind="contiguous", place=place)
     expect(kind == 2)
     return _chunked(body, dataset)
+
+
+def _inline(body: bytes, dataset: Dataset) -> Dataset:
+    n_bytes = int.from_bytes(body[2:4], "little")
+    expect(n_bytes == dataset.n_bytes, len(body) >= 4 + n_bytes)
+    return dataset._replace(kind="inline", data=body[4 : 4 + n_bytes])
 
 
 def _chunked(body: bytes, dataset: Dataset) -> Dataset:
@@ -157,7 +201,7 @@ def _chunked(body: bytes, dataset: Dataset) -> Dataset:
 
 
 def layout_claim(file: Metadata, dataset: Dataset, name: str, arrays: list[np.ndarray]) -> dict[str, Any]:
-    """Return where the bytes of a dataset lie, as of `child.layouts.layout_claim`; arrays are appended to `arrays`."""
+    """Return where the bytes of a dataset lie, as from `child.layouts.layout_claim`, and append arrays to `arrays`."""
     code, notes, itemsize = dataset.dtype
     expect(code[1] in "uifbS", itemsize <= MOST_ITEM)  # the child explains why others are left out
     claim = {"name": name, "shape": list(dataset.shape), "dtype": {"code": code, "notes": notes}, "kind": dataset.kind}
@@ -178,19 +222,18 @@ def _index(file: Metadata, dataset: Dataset) -> np.ndarray:
     n_chunks = prod(grid)
     expect(_has_usual_order(dataset), n_chunks * 8 * (rank + 3) <= MOST_BYTES)
     index = np.empty((3, n_chunks), dtype=np.int64)
-    if not n_chunks:
-        return index
-    keys, places = leaves(file, dataset.place, 1, rank + 2)
-    expect(len(places) == n_chunks, int(places.max()) < file.end)
-    _check_keys(keys, grid, dataset)
-    index[0] = places + np.uint64(file.base)
-    index[1] = keys[:-1, 0] & 0xFFFFFFFF
-    index[2] = keys[:-1, 0] >> 32
+    if n_chunks:
+        keys, addresses = leaves(file, dataset.place, 1, rank + 2)
+        expect(len(addresses) == n_chunks, int(addresses.max()) < file.end)
+        _check_keys(keys, grid, dataset)
+        index[0] = addresses + np.uint64(file.base)
+        index[1] = keys[:-1, 0] & 0xFFFFFFFF
+        index[2] = keys[:-1, 0] >> 32
     return index
 
 
 def _has_usual_order(dataset: Dataset) -> bool:
-    """Return whether HDF5 lists the right places of chunks, as `child.layouts` checks it."""
+    """Return whether HDF5 lists the right places of chunks, like `child.layouts._has_usual_order`."""
     unlimited = [axis for axis, most in enumerate(dataset.most) if most == _UNLIMITED]
     return len(unlimited) != 1 or unlimited == [0]
 
@@ -206,7 +249,8 @@ def _check_keys(keys: np.ndarray, grid: tuple[int, ...], dataset: Dataset) -> No
     firsts = cells * np.array(dataset.chunks, dtype=np.uint64)
     expect((keys[:-1, 1:-1] == firsts).all(), not keys[:-1, -1].any())
     sizes = (*dataset.chunks, dataset.dtype.itemsize)
-    expect(not any(n % size for n, size in zip(keys[-1, 1:].tolist(), sizes, strict=True)))
+    last = keys[-1, 1:].tolist()
+    expect(not any(n % size for n, size in zip(last, sizes, strict=True)))
 
 
 # -- types -------------------------------------------------------------------------------------------------------
@@ -266,15 +310,18 @@ def _dtype(body: bytes) -> Type:
     if kind == _FLOATING_POINT:
         return _NUMBERS[bytes([kind]) + body[1:20]]
     if kind == _ENUMERATION:
-        message = bytes([kind]) + body[1:]
-        expect(message.startswith(_BOOL[1 if version < 3 else 3]))
-        return Type("|b1", {}, 1)
+        return _bool_type(body, version)
     if kind == _STRING:
         return _text_type(body)
-    size = int.from_bytes(body[4:8], "little")
-    expect(kind == _VARIABLE_LENGTH, body[1] == 1, body[2] in _ENCODINGS, body[3] == 0, size == 16)
-    expect(body[8:].startswith(_UINT8))
-    return Type("|O", {}, size)
+    expect(kind == _VARIABLE_LENGTH)
+    return _variable_text_type(body)
+
+
+def _bool_type(body: bytes, version: int) -> Type:
+    """Return the type of h5py's bool, the only enumeration that is known here."""
+    message = bytes([_ENUMERATION]) + body[1:]
+    expect(message.startswith(_BOOL[1 if version < 3 else 3]))
+    return Type("|b1", {}, 1)
 
 
 def _text_type(body: bytes) -> Type:
@@ -288,12 +335,20 @@ def _text_type(body: bytes) -> Type:
     return Type(f"|S{size}", {"h5py_encoding": encoding}, size)
 
 
+def _variable_text_type(body: bytes) -> Type:
+    """Return a type of texts of variable length."""
+    size = int.from_bytes(body[4:8], "little")
+    expect(body[1] == 1, body[2] in _ENCODINGS, body[3] == 0, size == 16)
+    expect(body[8:].startswith(_UINT8))
+    return Type("|O", {}, size)
+
+
 # -- attributes --------------------------------------------------------------------------------------------------
 
 _REFERENCE = struct.Struct("<IQI")  # bytes of the text, address of its heap, number of the object in it
 _HEAP = struct.Struct("<4sB3xQ")
 _OBJECT = struct.Struct("<HH4xQ")
-_MOST_OBJECTS = 1000  # looked at in one heap
+_MOST_OBJECTS = 1000  # objects that are read in one heap
 
 
 def attributes_of(header: Messages) -> dict[str, Attribute]:
@@ -308,15 +363,25 @@ def attribute_of(message: bytes) -> Attribute:
     """Return the attribute that an attribute message describes (IV.A.2.m)."""
     version, flags, *sizes = struct.unpack_from("<BBHHH", message)
     expect(version in (1, 3), flags == 0)
-    place = 8 if version == 1 else 9  # what is between says how the name is encoded
+    place = 8 if version == 1 else 9  # version 3 has one more byte, with the encoding of the name
     pieces = []
     for size in sizes:
         pieces.append(message[place : place + size])
-        place += -(-size // 8) * 8 if version == 1 else size
+        place += _padded(size) if version == 1 else size
     name, dtype, space = pieces
-    attribute = Attribute(name[:-1], _dtype(dtype), _shape(space)[0], message[place:])
-    expect(name.find(0) == len(name) - 1, attribute.n_bytes <= len(attribute.data))
+    return _attribute(name, dtype, space, message[place:])
+
+
+def _attribute(name: bytes, dtype: bytes, space: bytes, data: bytes) -> Attribute:
+    shape, _ = _shape_and_limits(space)
+    attribute = Attribute(name[:-1], _dtype(dtype), shape, data)
+    expect(name.find(0) == len(name) - 1, attribute.n_bytes <= len(data))
     return attribute
+
+
+def _padded(size: int) -> int:
+    """Return a number of bytes, rounded up to a multiple of 8."""
+    return -(-size // 8) * 8
 
 
 def value_of(file: Metadata, attribute: Attribute) -> Any:
@@ -330,7 +395,7 @@ def value_of(file: Metadata, attribute: Attribute) -> Any:
     code = attribute.dtype.code
     if code == "|O":
         expect(attribute.shape == ())
-        return _variable_text(file, attribute.data).decode()
+        return _text_in_heap(file, attribute.data).decode()
     data = attribute.data[: attribute.n_bytes]
     if code[1] == "S":
         expect(attribute.shape == ())
@@ -340,11 +405,20 @@ def value_of(file: Metadata, attribute: Attribute) -> Any:
     return np.frombuffer(data, code).reshape(attribute.shape)
 
 
-def _variable_text(file: Metadata, reference: bytes) -> bytes:
+def _text_in_heap(file: Metadata, reference: bytes) -> bytes:
     """Return a text of variable length, which lies in a global heap (III.E)."""
     n_bytes, heap, wanted = _REFERENCE.unpack_from(reference)
     if n_bytes == 0:
         return b""
+    for number, start, size in _objects_in_heap(file, heap):
+        if number == wanted:
+            expect(size == n_bytes)
+            return file.at(start, n_bytes)
+    raise Odd
+
+
+def _objects_in_heap(file: Metadata, heap: int) -> Iterator[tuple[int, int, int]]:
+    """Yield number, address and size of the first objects in a global heap."""
     signature, version, heap_bytes = _HEAP.unpack(file.at(heap, _HEAP.size))
     expect(signature == b"GCOL", version == 1)
     place = heap + _HEAP.size
@@ -352,9 +426,6 @@ def _variable_text(file: Metadata, reference: bytes) -> bytes:
         number, _, size = _OBJECT.unpack(file.at(place, _OBJECT.size))
         expect(number != 0)  # the free space at the end of the heap
         start = place + _OBJECT.size
-        place = start + -(-size // 8) * 8
+        place = start + _padded(size)
         expect(place <= heap + heap_bytes)
-        if number == wanted:
-            expect(size == n_bytes)
-            return file.at(start, n_bytes)
-    raise Odd
+        yield number, start, size

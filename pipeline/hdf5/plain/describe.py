@@ -1,8 +1,8 @@
 """Describe plain files without HDF5: most shards are as simple as HDF5 can write them.
 
-A child that looks at a file costs a fork, which is more than everything else that is done to a small shard. Here the
-same is found in pure Python. The answer is the one of `child.describe`, and is checked like that. For files that are
-not plain there is no answer, and the child is asked. Nothing is refused here.
+The child costs a fork for each file, which is more than all other work on a small shard. Here the same facts are found
+in pure Python. The answer is that of `child.describe`, and is checked in the same way. For files that are not plain
+there is no answer, and the child is asked. No file is refused here.
 """
 
 from collections.abc import Mapping
@@ -35,12 +35,22 @@ from pipeline.hdf5.plain.metadata import Kind, Metadata, Odd, expect, is_group, 
 __all__ = ["describe_plain"]
 
 
-class _Place(NamedTuple):
-    """The group with the rows."""
+class _Group(NamedTuple):
+    """The group with the rows.
 
-    links: Mapping[bytes, int]  # addresses by name
-    above: Mapping[bytes, int]  # those of the group that contains it
-    objects: Mapping[int, Dataset | None]  # by address; None for a group
+    Attributes
+    ----------
+    links : mapping of bytes to int
+        Addresses of the objects, by name.
+    above : mapping of bytes to int
+        Those of the group that contains it.
+    objects : mapping of int to (Dataset or None)
+        The objects by address; None for a group.
+    """
+
+    links: Mapping[bytes, int]
+    above: Mapping[bytes, int]
+    objects: Mapping[int, Dataset | None]
 
 
 def describe_plain(
@@ -51,7 +61,7 @@ def describe_plain(
     Returns
     -------
     tuple of (dict, list of ndarray), or None
-        As of `child.describe.describe`, with lists as JSON has them. None if the child must be asked.
+        As from `child.describe.describe`, with lists as in JSON. None if the child must be asked.
 
     Raises
     ------
@@ -59,35 +69,32 @@ def describe_plain(
         If reading fails.
     """
     try:
-        return _described(Metadata(descriptor, size, base), dataset, orientation)
+        return _description(Metadata(descriptor, size, base), dataset, orientation)
     except OSError:
         raise
-    except Exception:  # whatever it is, the child finds out what is wrong with the file
+    except Exception:  # the child finds out what is wrong with the file
         return None
 
 
-def _described(file: Metadata, dataset: str | None, orientation: str | None) -> tuple[dict[str, Any], list[np.ndarray]]:
-    place, name = _located(file, dataset)
+def _description(
+    file: Metadata, dataset: str | None, orientation: str | None
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    group, name = _locate(file, dataset)
     if dataset is None:
         dataset = text(name)
-    rows = place.objects[place.links[name]]
-    if rows is None:
-        raise Odd
-    expect(rows.is_candidate, not _has_notable_attributes(rows, orientation))
-    form = "dense"
+    rows = _rows_in(group, name, orientation)
     shape = rows.shape
     if orientation == "columns":
-        form = "columns"
         shape = (rows.shape[-1], *rows.shape[:-1])
-    expect(prod(shape[1:]), CATEGORIES.encode() not in place.links, not _names_columns(place, dataset, shape))
+    expect(prod(shape[1:]), CATEGORIES.encode() not in group.links, not _names_columns(group, dataset, shape))
     arrays: list[np.ndarray] = []
     layout = layout_claim(file, rows, dataset, arrays)
-    riders, left_out = _riders(file, place, name, dataset, shape, arrays)
+    riders, left_out = _find_riders(file, group, dataset, name, shape, arrays)
     answer = {
         "dataset": dataset,
         "columns": {"names": None, "names_from": "", "values_from": None, "note": ""},
         "fill_value": None,
-        "form": form,
+        "form": "columns" if orientation == "columns" else "dense",
         "shape": list(shape),
         "rows": [layout],
         "riders": riders,
@@ -96,7 +103,15 @@ def _described(file: Metadata, dataset: str | None, orientation: str | None) -> 
     return answer, arrays
 
 
-def _located(file: Metadata, dataset: str | None) -> tuple[_Place, bytes]:
+def _rows_in(group: _Group, name: bytes, orientation: str | None) -> Dataset:
+    rows = group.objects[group.links[name]]
+    if rows is None:
+        raise Odd
+    expect(rows.is_candidate, not _has_notable_attributes(rows, orientation))
+    return rows
+
+
+def _locate(file: Metadata, dataset: str | None) -> tuple[_Group, bytes]:
     """Return the group with the rows, and their name in it."""
     path = [] if dataset is None else parts_of(dataset)
     found = links(file, root(file))
@@ -104,27 +119,27 @@ def _located(file: Metadata, dataset: str | None) -> tuple[_Place, bytes]:
     for name in path[:-1]:
         above = found
         found = links(file, messages(file, found[name]))
-    place = _Place(found, above, {address: _object(file, address) for address in found.values()})
+    group = _Group(found, above, {address: _object(file, address) for address in found.values()})
     if dataset is None:
-        return place, _chosen(place)
-    return place, path[-1]
+        return group, _chosen(group)
+    return group, path[-1]
 
 
 def _object(file: Metadata, address: int) -> Dataset | None:
-    """Return what is known of a dataset; None for a group."""
+    """Return the dataset at an address; None for a group."""
     header = messages(file, address)
     if is_group(header):
         return None
     return dataset_of(header, file.end)
 
 
-def _chosen(place: _Place) -> bytes:
-    """Return ``X``, else the only candidate, if there is no group, in which there may be more."""
+def _chosen(group: _Group) -> bytes:
+    """Return ``X``, or the only candidate if there is no group, in which there may be more."""
     preferred = PREFERRED.encode()
-    if preferred in place.links:
+    if preferred in group.links:
         return preferred
-    (chosen,) = (address for address, item in place.objects.items() if item is None or item.is_candidate)
-    return next(name for name, address in place.links.items() if address == chosen)
+    (chosen,) = (address for address, item in group.objects.items() if item is None or item.is_candidate)
+    return next(name for name, address in group.links.items() if address == chosen)
 
 
 def _has_notable_attributes(rows: Dataset, orientation: str | None) -> bool:
@@ -136,42 +151,51 @@ def _has_notable_attributes(rows: Dataset, orientation: str | None) -> bool:
     return not notable.isdisjoint(names)
 
 
-def _names_columns(place: _Place, dataset: str, shape: tuple[int, ...]) -> bool:
+def _names_columns(group: _Group, dataset: str, shape: tuple[int, ...]) -> bool:
     """Return whether names or numbers of the columns may lie where `child.columns` looks for them."""
     variables = parts_of(variables_beside(dataset))
     is_in_group = len(variables) == len(parts_of(dataset))
-    if variables[-1] in (place.links if is_in_group else place.above):
+    names = group.links if is_in_group else group.above
+    if variables[-1] in names:
         return True
     items = items_beside(dataset)
-    if items is not None and parts_of(items)[-1] in place.links:
+    if items is not None and parts_of(items)[-1] in group.links:
         return True
-    n_inputs = prod(shape[1:])
-    for name, address in place.links.items():
-        item = place.objects[address]
-        if item is not None and is_coordinate(text(name)) and has_one_for_each_column(item.shape, shape[0], n_inputs):
+    return _has_coordinate(group, shape[0], prod(shape[1:]))
+
+
+def _has_coordinate(group: _Group, n_rows: int, n_inputs: int) -> bool:
+    for name, address in group.links.items():
+        item = group.objects[address]
+        if item is not None and is_coordinate(text(name)) and has_one_for_each_column(item.shape, n_rows, n_inputs):
             return True
     return False
 
 
-def _riders(
-    file: Metadata, place: _Place, rows_name: bytes, rows: str, shape: tuple[int, ...], arrays: list[np.ndarray]
+def _find_riders(
+    file: Metadata, group: _Group, rows: str, rows_name: bytes, shape: tuple[int, ...], arrays: list[np.ndarray]
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
     """Return extras and what is left out of the other objects in the group, as `child.riders.find_riders` does."""
     riders: list[dict[str, Any]] = []
     left_out: list[list[Any]] = []
-    for name, address in place.links.items():
+    for name, address in group.links.items():
+        other = group.objects[address]
         if name == rows_name:
             continue
-        other = place.objects[address]
-        if other is None:
-            leave_out(left_out, name, A_GROUP, is_missed=False)
-        elif not rides(other.shape, shape[0]):
-            if other.shape:
-                reason, is_missed = misfit(other.shape, shape)
-                leave_out(left_out, name, reason, is_missed)
-        elif not is_utf8(name):
-            leave_out(left_out, name, NOT_UTF8)
-        else:
+        if other is not None and rides(other.shape, shape[0]) and is_utf8(name):
             layout = layout_claim(file, other, beside(rows, text(name)), arrays)
             riders.append({"name": text(name), "layout": layout, "categories": None, "is_carried": False})
+        else:
+            _leave_out(left_out, name, other, shape)
     return riders, left_out
+
+
+def _leave_out(left_out: list[list[Any]], name: bytes, other: Dataset | None, shape: tuple[int, ...]) -> None:
+    """List an object that is no extra of rows of that shape, with the reason."""
+    if other is None:
+        leave_out(left_out, name, A_GROUP, is_missed=False)
+    elif rides(other.shape, shape[0]):
+        leave_out(left_out, name, NOT_UTF8)
+    elif other.shape:
+        reason, is_missed = misfit(other.shape, shape)
+        leave_out(left_out, name, reason, is_missed)

@@ -1,7 +1,7 @@
 """HDF5's metadata, read without HDF5: bytes within bounds, checksums, B-trees, and the messages of object headers.
 
-Every address is checked against the end of the file, nothing recurses, and everything that is read has a bound: a
-forged number leads to a wrong answer at worst. Whatever is damaged or merely unusual raises `Odd`.
+Every address is checked against the end of the file, nothing recurses, and everything that is read has a bound. A
+forged number leads to a wrong answer at worst. Damaged files, and files that are merely unusual, raise `Odd`.
 
 The numbers in brackets, here and in the other modules of `plain`, are sections of the HDF5 File Format Specification
 3.0.
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 MOST_BYTES = 2**22
-"""Bytes that are looked at, counting repetitions: places of 100,000 chunks, or a second's checksums."""
+"""Bytes of metadata to read, counting repetitions: the places of 100,000 chunks, or checksums for a second."""
 NOWHERE = 2**64 - 1
 """Address of something that does not exist."""
 HALVES = {0: 16, 1: 32}
@@ -45,7 +45,7 @@ _LATER_READ = 2**12
 
 
 class Odd(Exception):
-    """The file is damaged or unusual."""
+    """Sign of a damaged or unusual file."""
 
 
 def expect(*conditions: object) -> None:
@@ -78,8 +78,8 @@ class Metadata:
         self._descriptor = descriptor
         self._n_left = most_bytes or MOST_BYTES
         self.start = self._read(0, min(self.end, _FIRST_READ))
-        self._place = 0
-        self._held = b""
+        self._window_offset = 0
+        self._window = b""
 
     def at(self, offset: int, n_bytes: int) -> bytes:
         """Return bytes from an offset; `Odd` if they are not all before the end."""
@@ -89,10 +89,12 @@ class Metadata:
             raise Odd
         if stop <= len(self.start):
             return self.start[offset:stop]
-        if offset < self._place or stop > self._place + len(self._held):
-            self._place = offset
-            self._held = self._read(offset, min(max(n_bytes, _LATER_READ), self.end - offset))
-        return self._held[offset - self._place : stop - self._place]
+        first = offset - self._window_offset
+        if first < 0 or first + n_bytes > len(self._window):
+            self._window_offset = offset
+            self._window = self._read(offset, min(max(n_bytes, _LATER_READ), self.end - offset))
+            first = 0
+        return self._window[first : first + n_bytes]
 
     def _read(self, offset: int, n_bytes: int) -> bytes:
         return read_at(self._descriptor, self.base + offset, n_bytes)
@@ -113,14 +115,14 @@ def checksum(data: bytes) -> bytes:
     """Return HDF5's checksum of metadata: Bob Jenkins's lookup3 (2006). `data` is not empty."""
     n_whole = (len(data) - 1) // 12
     words = struct.unpack(f"<{3 * n_whole + 3}I", data.ljust(12 * n_whole + 12, b"\0"))
-    a, b, c = _mixed(words[:-3], 0xDEADBEEF + len(data) & _MASK)
+    a, b, c = _mix_words(words[:-3], 0xDEADBEEF + len(data) & _MASK)
     a = a + words[-3] & _MASK
     b = b + words[-2] & _MASK
     c = c + words[-1] & _MASK
-    return _finished(a, b, c).to_bytes(4, "little")
+    return _final_mix(a, b, c).to_bytes(4, "little")
 
 
-def _mixed(words: tuple[int, ...], start: int) -> tuple[int, int, int]:
+def _mix_words(words: tuple[int, ...], start: int) -> tuple[int, int, int]:
     """Mix words, three at a time, into the state. This loop takes most of the time of reading plain metadata."""
     m = _MASK
     a = b = c = start
@@ -143,14 +145,12 @@ def _mixed(words: tuple[int, ...], start: int) -> tuple[int, int, int]:
     return a, b, c
 
 
-def _finished(a: int, b: int, c: int) -> int:
+def _final_mix(a: int, b: int, c: int) -> int:
     """Return the checksum of a final state."""
-    c = (c ^ b) - _rotated(b, 14) & _MASK
-    a = (a ^ c) - _rotated(c, 11) & _MASK
-    b = (b ^ a) - _rotated(a, 25) & _MASK
-    c = (c ^ b) - _rotated(b, 16) & _MASK
-    a = (a ^ c) - _rotated(c, 4) & _MASK
-    b = (b ^ a) - _rotated(a, 14) & _MASK
+    for first, second, third in ((14, 11, 25), (16, 4, 14)):
+        c = (c ^ b) - _rotated(b, first) & _MASK
+        a = (a ^ c) - _rotated(c, second) & _MASK
+        b = (b ^ a) - _rotated(a, third) & _MASK
     return (c ^ b) - _rotated(b, 24) & _MASK
 
 
@@ -198,9 +198,7 @@ def leaves(file: Metadata, top: int, kind: int, n_key: int) -> tuple[np.ndarray,
     keys = np.empty(0, dtype=np.uint64)
     level = -1  # unknown
     while level:
-        addresses = children.tolist()
-        nodes = [_node(file, address, kind, n_key) for address in addresses]
-        _check_level(nodes, addresses, kind, level)
+        nodes = _nodes_of_level(file, children.tolist(), kind, n_key, level)
         bounds = np.stack([node.first_key for node in nodes] + [nodes[-1].last_key])
         expect(level < 0 or (keys[:, kind:] == bounds[:, kind:]).all())  # a chunk's size may differ
         entries = np.concatenate([node.entries for node in nodes])
@@ -210,13 +208,18 @@ def leaves(file: Metadata, top: int, kind: int, n_key: int) -> tuple[np.ndarray,
     return keys, children
 
 
-def _check_level(nodes: list[_Node], addresses: list[int], kind: int, level: int) -> None:
-    """Check nodes that are the children of nodes at a level. Because of the neighbours, no node occurs twice."""
+def _nodes_of_level(file: Metadata, addresses: list[int], kind: int, n_key: int, level: int) -> list[_Node]:
+    """Return the children, at some addresses, of the nodes at a level, after checks.
+
+    The addresses of the neighbours are checked as well, so that no node occurs twice.
+    """
+    nodes = [_node(file, address, kind, n_key) for address in addresses]
     lefts = [NOWHERE, *addresses[:-1]]
     rights = [*addresses[1:], NOWHERE]
     for node, left, right in zip(nodes, lefts, rights, strict=True):
         expect(node.signature == b"TREE", node.kind == kind, level in (-1, node.level + 1))
         expect(node.left == left, node.right == right)
+    return nodes
 
 
 def _node(file: Metadata, address: int, kind: int, n_key: int) -> _Node:
@@ -231,7 +234,7 @@ def _node(file: Metadata, address: int, kind: int, n_key: int) -> _Node:
 
 # -- object headers ----------------------------------------------------------------------------------------------
 
-_MOST_BLOCKS = 64  # of an object's header
+_MOST_BLOCKS = 64  # blocks of an object's header
 _HARMLESS_FLAGS = 0b101  # constant; not to be shared
 _OLD_HEADER = struct.Struct("<BxHII4x")
 _OLD_MESSAGE = struct.Struct("<HHB3x")
@@ -243,11 +246,39 @@ Messages = Mapping[int, list[bytes]]
 
 
 class _Block(NamedTuple):
-    """A block of messages."""
+    """A block of messages.
+
+    Attributes
+    ----------
+    data : bytes
+    start, stop : int
+        Range of the messages in the data.
+    """
 
     data: bytes
-    start: int  # of the first message in the data
+    start: int
     stop: int
+
+
+class _Header(NamedTuple):
+    """An object header.
+
+    Attributes
+    ----------
+    first : _Block
+        Its first block.
+    head : Struct
+        Form of the head of a message.
+    is_old : bool
+        Whether it is of version 1.
+    n_messages : int
+        Number of messages, if the version tells.
+    """
+
+    first: _Block
+    head: struct.Struct
+    is_old: bool
+    n_messages: int = 0
 
 
 class Kind:
@@ -278,8 +309,9 @@ class Kind:
 def messages(file: Metadata, address: int) -> Messages:
     """Return the messages of an object's header, by kind (IV.A.1)."""
     by_kind = bodies_of(file, address, _HARMLESS_FLAGS)
-    # HDF5 takes the first of several; two readers need not agree on which one that is.
-    expect(all(len(bodies) == 1 or kind in (Kind.ATTRIBUTE, Kind.LINK) for kind, bodies in by_kind.items()))
+    for kind, bodies in by_kind.items():
+        # HDF5 uses the first of several, but other readers may use another one.
+        expect(len(bodies) == 1 or kind in (Kind.ATTRIBUTE, Kind.LINK))
     for body in by_kind.get(Kind.MODIFIED, []):
         expect(len(body) >= 8, body[0] == 1)
     for body in by_kind.get(Kind.N_LINKS, []):
@@ -298,36 +330,35 @@ def expect_none_elsewhere(info: bytes, form: str) -> None:
     """Check that links, or attributes, are not so many that they have a heap of their own (IV.A.2.c, IV.A.2.v)."""
     version, flags = info[:2]
     has_next_number = flags & 1
-    place = 2 + struct.calcsize(form) * has_next_number
+    start = 2 + struct.calcsize(form) * has_next_number
     nowhere = b"\xff" * 8 * (2 + (flags >> 1))
-    expect(version == 0, flags < 4, info[place : place + len(nowhere)] == nowhere)
+    expect(version == 0, flags < 4, info[start : start + len(nowhere)] == nowhere)
     expect(not has_next_number or struct.unpack_from(form, info, 2)[0] >= 0)
 
 
 def bodies_of(file: Metadata, address: int, allowed: int = 0xFF) -> dict[int, list[bytes]]:
     """Return the bodies of all messages with content, by kind. No message may have flags that are not allowed."""
     bodies: dict[int, list[bytes]] = {}
-    first, head, n_messages = _first_block(file, address)
-    is_old = head is _OLD_MESSAGE
+    header = _header(file, address)
     n_seen = 0
-    blocks = [first]
+    blocks = [header.first]
     for block in blocks:  # to which each continuation adds one
-        found = _messages_in(block, head, allowed, is_old)
+        found = _messages_in(block, header, allowed)
         n_seen += len(found)
         for kind, body in found:
             if kind == Kind.CONTINUATION:
-                expect(len(blocks) < _MOST_BLOCKS)  # or a circle would never end
-                blocks.append(_next_block(file, is_old, *struct.unpack_from("<QQ", body)))
+                expect(len(blocks) < _MOST_BLOCKS)  # otherwise a circle would never end
+                blocks.append(_next_block(file, header.is_old, *struct.unpack_from("<QQ", body)))
             elif kind:
                 bodies.setdefault(kind, []).append(body)
-    expect(n_seen == n_messages or not is_old)
+    expect(n_seen == header.n_messages or not header.is_old)
     return bodies
 
 
-def _messages_in(block: _Block, head: struct.Struct, allowed: int, is_old: bool) -> list[tuple[int, bytes]]:
+def _messages_in(block: _Block, header: _Header, allowed: int) -> list[tuple[int, bytes]]:
     """Return the kinds and bodies of the messages in a block; kind 0 is an empty message."""
     found = []
-    has_empty = False
+    head = header.head
     place = block.start
     while place + head.size <= block.stop:
         kind, size, flags = head.unpack_from(block.data, place)[:3]
@@ -335,23 +366,22 @@ def _messages_in(block: _Block, head: struct.Struct, allowed: int, is_old: bool)
         place = start + size
         expect(place <= block.stop, not flags & ~allowed)
         found.append((kind, block.data[start:place]))
-        has_empty = has_empty or kind == 0
     # Newer headers may end with a gap that is too short for an empty message, if they have no empty ones.
-    expect(place == block.stop or not (is_old or has_empty))
+    expect(place == block.stop or not (header.is_old or any(kind == 0 for kind, _ in found)))
     return found
 
 
-def _first_block(file: Metadata, address: int) -> tuple[_Block, struct.Struct, int]:
-    """Return the first block of a header, the form of its messages' heads, and the number of messages if it is told."""
+def _header(file: Metadata, address: int) -> _Header:
     prefix = file.at(address, _OLD_HEADER.size)
     if prefix[:4] != b"OHDR":
         version, n_messages, n_links, n_bytes = _OLD_HEADER.unpack(prefix)
         expect(version == 1, n_links)
-        return _next_block(file, True, address + _OLD_HEADER.size, n_bytes), _OLD_MESSAGE, n_messages
+        first = _next_block(file, True, address + _OLD_HEADER.size, n_bytes)
+        return _Header(first, _OLD_MESSAGE, True, n_messages)
     version, flags = prefix[4:6]
     expect(version == 2, flags < 64)
     head = _NEW_MESSAGE_IN_ORDER if flags & 4 else _NEW_MESSAGE
-    return _first_new_block(file, address, flags), head, 0
+    return _Header(_first_new_block(file, address, flags), head, False)
 
 
 def _first_new_block(file: Metadata, address: int, flags: int) -> _Block:
