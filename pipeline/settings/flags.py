@@ -95,8 +95,8 @@ def _variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _merge(flags: dict[str, Any], variables: dict[str, str]) -> Config:
     """Return the settings of all sources; the key ``config`` is removed from flags and variables."""
-    path = flags.pop("config", None) or variables.pop("config", None) or ""
-    path = os.path.expanduser(path)
+    from_variable = variables.pop("config", "")
+    path = os.path.expanduser(flags.pop("config", None) or from_variable)
     values: dict[str, Any] = {}
     if path:
         values |= converted(read_configuration(path), f"config={shown(path)}: key ", ConfigError)

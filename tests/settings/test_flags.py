@@ -141,6 +141,7 @@ def test_an_empty_list_is_allowed_if_it_is_the_default(file):
 
 def test_the_environment_can_name_the_file(file):
     assert settings(SHARDPRESS_CONFIG=file("epochs: 3")[1]).training.epochs == 3
+    assert settings(*file("epochs: 4"), SHARDPRESS_CONFIG="elsewhere.yaml").training.epochs == 4
 
 
 def test_automatic_values_can_be_requested_by_name(file):
