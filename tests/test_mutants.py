@@ -97,9 +97,11 @@ def test_a_sample_of_mutations_is_caught() -> None:
 
 @pytest.mark.process
 def test_a_mutation_that_no_test_sees_survives(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """Its line says so, and the exit code tells."""
+    """The output and the exit code say so."""
+    file = "pipeline/signals.py"
+    docstring = (REPOSITORY / file).read_text().splitlines()[0]
     unseen = Mutation(
-        "unseen", "pipeline/signals.py", '"""Being told to stop', '"""Told to stop', ("tests/test_cases.py",)
+        "unseen", file, docstring, docstring.replace('"""', '"""Another text. ', 1), ("tests/test_cases.py",)
     )
     monkeypatch.setattr("tests.support.mutants.MUTATIONS", (unseen,))
     assert main(["unseen"]) == 1
