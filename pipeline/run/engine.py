@@ -149,6 +149,7 @@ def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
 
     encoding = EncodingStage(prepared, model, unreadable)
     encoded = load_or_make(encoding, context)
+    context.state.features_key = encoded.key  # also of reused features, for the message of a run that fails later
     facts.update(encoding.facts(encoded))
 
     record_contents(prepared, context.ledger)

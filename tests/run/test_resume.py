@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from pipeline.output.lock import locked
 from pipeline.output.records import Record
 from pipeline.run.resume import EarlierResults
 from tests.support.logged import n_recomputed
+from tests.support.nights import Stopping
+from tests.support.standin import Night
 
 COMPLAINT = "checkpoint %s; the one before it is taken"
 
@@ -87,3 +90,11 @@ def test_each_file_is_checked_once(earlier: EarlierResults) -> None:
     assert len(earlier.records("checkpoint", 64 * "a")) == 3
     (earlier.ledger.directory / checkpoints(earlier)[0].entry.file).write_bytes(b"step 9")
     assert len(earlier.records("checkpoint", 64 * "a")) == 3
+
+
+def test_the_error_counts_reused_features(night: Night, out: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """All parts are committed, and the disk is full when their index is written: at the first run and at the next."""
+    for _ in range(2):
+        caplog.clear()
+        assert night.run(out, disk=Stopping("published", 1)) == 74
+        assert re.search(r"\b([1-9]\d*) of \1 rows\b", caplog.text)
