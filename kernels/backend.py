@@ -31,7 +31,7 @@ from kernels.compilecache import SettledCache
 from kernels.compiler import check_processor_flags
 from kernels.faults import explain, is_out_of_memory
 from kernels.flags import NoScipy, below_the_users, check_flags, requested_device
-from kernels.repairs import repair_generated_code
+from kernels.repairs import repair_code_versions, repair_generated_code
 
 __all__ = [
     "Device",
@@ -123,6 +123,7 @@ def load() -> ModuleType:
     with below_the_users(), _asked_first(SettledCache(), NoScipy()), warnings.catch_warnings(), np.errstate():
         warnings.simplefilter("ignore")  # Theano 1.0.5 is older than the things it is warned about
         import theano
+    repair_code_versions(theano.gof.op)
     check_flags()
     check_processor_flags(theano.gof.cmodule, theano.config)
     return theano

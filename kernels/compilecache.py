@@ -22,6 +22,7 @@ import numpy as np
 
 from kernels import compilelock
 from kernels.compiler import check_compiler, hush_compiler, watch_compiler
+from kernels.modulecache import read_records_on_demand
 from kernels.trust import private_directory, untrusted_above
 
 __all__ = ["CompileCacheUnavailable", "SettledCache", "UnsafeCompileCache", "default_cache"]
@@ -64,6 +65,7 @@ class SettledCache(MetaPathFinder):
         elif fullname == "theano.gof.lazylinker_c":  # the first that compiles
             hush_compiler(sys.modules["theano.gof.cmodule"])
             _write_keys_whole(sys.modules["theano.gof.cmodule"])
+            read_records_on_demand(sys.modules["theano.gof.cmodule"])
 
 
 def _write_keys_whole(cmodule: Any) -> None:

@@ -1,13 +1,35 @@
-"""Repairs of the code that Theano generates for devices."""
+"""Repairs of Theano: of the code that it generates for devices, and of the versions of code in its cache."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from functools import wraps
+from hashlib import sha256
 from typing import Any
 
-__all__ = ["repair_generated_code"]
+__all__ = ["repair_code_versions", "repair_generated_code"]
+
+
+def repair_code_versions(op_module: Any) -> None:
+    """Give Ops whose C code comes from files the same version in each process.
+
+    Theano takes ``hash`` of their text, which differs between processes. Their code, such as that of ``DimShuffle``, is
+    then compiled again at each start, and the cache of modules grows without bound.
+
+    Parameters
+    ----------
+    op_module : module
+        ``theano.gof.op``.
+    """
+
+    def c_code_cache_version(self: Any) -> tuple[Any, ...]:
+        digest = sha256("\0".join(self.func_codes).encode()).hexdigest()
+        if hasattr(self, "params_type"):
+            return (digest, self.params_type.c_code_cache_version())
+        return (digest,)
+
+    op_module.COp.c_code_cache_version = c_code_cache_version
 
 
 def repair_generated_code() -> None:

@@ -1,0 +1,89 @@
+"""Theano's cache of compiled modules, which reads the records of those modules that a process needs.
+
+Theano's own class reads the record (``key.pkl``) of every module in the cache when the first function is compiled. That
+takes about 2 ms each, so a cache of a thousand modules costs two seconds at each start. A module's file is named after
+the hash of its C code. The code of a function is generated before it is compiled, so its hash says which records to
+read.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+__all__ = ["read_records_on_demand"]
+
+
+def read_records_on_demand(cmodule: Any) -> None:
+    """Replace the class of the module cache by one that reads records when they are needed.
+
+    Parameters
+    ----------
+    cmodule : module
+        ``theano.gof.cmodule``, before it makes its cache.
+    """
+
+    class ModuleCache(cmodule.ModuleCache):
+        """A cache whose `refresh` skips recent modules with code that no function of this process has."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self._hashes: set[str] = set()
+            self._libraries: dict[str, str] = {}  # of recent modules: record to name, which never changes
+            super().__init__(*args, **options)
+
+        def module_from_key(self, key: Any, lnk: Any = None, keep_lock: bool = False) -> Any:
+            """Return the module of a key, after reading the records of modules with the same code.
+
+            Parameters
+            ----------
+            key : tuple
+                Theano's key of the module.
+            lnk : CLinker
+                Generates and compiles the code.
+            keep_lock : bool
+                Whether to keep the lock of the cache.
+            """
+            if key not in self.entry_from_key:
+                lnk.get_src_code()
+                self._hashes.add(lnk.get_dynamic_module().code_hash)
+                self.refresh(cleanup=False)
+            return super().module_from_key(key, lnk, keep_lock)
+
+        def refresh(self, age_thresh_use: float | None = None, **options: Any) -> list[str]:
+            """Read the records of modules that this process needs, and leave old or incomplete ones to Theano."""
+            max_age = self.age_thresh_use if age_thresh_use is None else age_thresh_use
+            self._libraries = _recent_libraries(self.dirname, max_age, self._libraries)
+            needed = {f"{code_hash}.so" for code_hash in self._hashes}
+            others = {record for record, library in self._libraries.items() if library not in needed}
+            skipped = others - self.loaded_key_pkl
+            # Theano skips the records that it has read. At the end it looks for modules that are gone, and expects
+            # these records in the set, but only for modules that it has read.
+            self.loaded_key_pkl |= skipped
+            try:
+                return list(super().refresh(age_thresh_use, **options))
+            finally:
+                self.loaded_key_pkl -= skipped
+
+    cmodule.ModuleCache = ModuleCache
+
+
+def _recent_libraries(directory: str, max_age: float, known: dict[str, str]) -> dict[str, str]:
+    """Map the records of whole modules that were used in the last `max_age` seconds to the names of their libraries."""
+    oldest = time.time() - max_age
+    recent = {}
+    for name in os.listdir(directory):
+        folder = os.path.join(directory, name)
+        record = os.path.join(folder, "key.pkl")
+        if record in known:
+            recent[record] = known[record]
+            continue
+        try:
+            files = os.listdir(folder)
+            libraries = [file for file in files if file.endswith(".so")]
+            is_whole = len(libraries) == 1 and "key.pkl" in files and "delete.me" not in files
+            if is_whole and os.stat(os.path.join(folder, libraries[0])).st_atime > oldest:
+                recent[record] = libraries[0]
+        except OSError:  # not a folder, or another process has removed it
+            continue
+    return recent

@@ -1,0 +1,88 @@
+"""The cache of compiled modules: reads the records that a process needs, and no others."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernels.modulecache import _recent_libraries
+from tests.support.interpreters import fresh
+
+COMPILE = """
+from kernels import backend
+theano = backend.load()
+symbol = theano.tensor.fvector()
+expressions = {"plus": symbol + 1, "times": symbol * 3}
+for name in NAMES:
+    function = theano.function([symbol], expressions[name])
+    facts[name] = function([2]).tolist()
+cache = theano.gof.cc.get_module_cache()
+facts["n_read"] = len(cache.module_hash_to_key_data)
+facts["n_compiled"] = cache.stats[2]
+"""
+
+
+def compile_in(cache: Path, *names: str) -> dict[str, Any]:
+    """Compile expressions by name in a process of its own."""
+    return dict(fresh(f"NAMES = {names!r}\n" + COMPILE.strip(), THEANO_FLAGS=f"base_compiledir={cache}").facts)
+
+
+def modules(cache: Path) -> set[Path]:
+    """Return the folders of all modules in a cache."""
+    return {library.parent for library in cache.glob("*/tmp*/*.so")}
+
+
+@pytest.mark.process
+@pytest.mark.compiler
+def test_a_process_reads_the_records_of_its_own_modules(tmp_path: Path) -> None:
+    first = compile_in(tmp_path, "plus", "times")
+    second = compile_in(tmp_path, "times")
+    assert first["n_read"] == first["n_compiled"] > second["n_read"] > 0
+    assert second["n_compiled"] == 0
+    assert second["times"] == first["times"] == [6]
+
+
+@pytest.mark.process
+@pytest.mark.compiler
+def test_old_modules_of_other_processes_are_removed(tmp_path: Path) -> None:
+    compile_in(tmp_path, "plus")
+    old = modules(tmp_path)
+    long_ago = time.time() - 100 * 24 * 60 * 60
+    for folder in old:
+        (library,) = folder.glob("*.so")
+        os.utime(library, (long_ago, long_ago))
+    compile_in(tmp_path, "times")
+    assert modules(tmp_path)
+    assert not modules(tmp_path) & old
+
+
+@pytest.mark.process
+@pytest.mark.compiler
+def test_a_module_with_a_damaged_record_is_compiled_again(tmp_path: Path) -> None:
+    compiled = compile_in(tmp_path, "plus")["n_compiled"]
+    for folder in modules(tmp_path):
+        (folder / "key.pkl").write_bytes(b"")
+    again = compile_in(tmp_path, "plus")
+    assert again["plus"] == [3]
+    assert again["n_compiled"] == compiled
+
+
+def test_only_whole_and_recent_modules_are_left_unread(tmp_path: Path) -> None:
+    contents = {
+        "tmp_whole": ["mA.so", "key.pkl"],
+        "tmp_without_record": ["mB.so"],
+        "tmp_without_library": ["key.pkl"],
+        "tmp_to_delete": ["mC.so", "key.pkl", "delete.me"],
+        "tmp_old": ["mD.so", "key.pkl"],
+    }
+    for folder, files in contents.items():
+        (tmp_path / folder).mkdir()
+        for file in files:
+            (tmp_path / folder / file).touch()
+    (tmp_path / "no_folder").touch()
+    os.utime(tmp_path / "tmp_old" / "mD.so", (0, 0))
+    found = _recent_libraries(str(tmp_path), 3600, {})
+    assert found == {str(tmp_path / "tmp_whole" / "key.pkl"): "mA.so"}
+    assert _recent_libraries(str(tmp_path), 3600, found) == found
