@@ -33,7 +33,6 @@ COLUMNS = "columns"
 """Name of the dataset with the description of the columns, as JSON."""
 _NAME = "model.h5"
 _WANTED = "expected a model.h5 or an output directory that holds one"
-_ATTRIBUTES = ("format", "fingerprint", "widths", "activation", "code", "gain", "about")
 _MOST_METADATA = MOST_JSON_BYTES + 2**22  # bytes that are read in addition to the arrays
 _MOST_WIDTHS = 300
 _MOST_COLUMN_BYTES = 2**13  # of JSON for one column: its name has 1,024 bytes at most, each escaped at worst

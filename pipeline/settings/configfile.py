@@ -1,7 +1,7 @@
-"""Configuration files: YAML of plain values without duplicate keys, read in bounded memory and time.
+"""Configuration files: YAML of plain values without duplicate keys, references or tags, read in bounded memory.
 
-libyaml parses the file first, one event at a time, so that no objects are built from a file that is larger than a
-configuration needs. PyYAML's own scanner, in Python, would take seconds where libyaml takes a tenth of one.
+libyaml limits how deep lists and mappings can be nested, and the length of a file limits the number of its values.
+PyYAML's own scanner, in Python, would take seconds where libyaml takes a tenth of one.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from pipeline.errors import ConfigError, shown
 __all__ = ["read_configuration"]
 
 _MAX_BYTES = 2**18
-_MAX_VALUES = 2**16  # keys, values and brackets; a list of inputs may be long
-_MAX_DEPTH = 16  # of nested lists and mappings: settings need two
 
 _SafeLoader: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 
@@ -32,7 +30,7 @@ def read_configuration(path: str) -> dict[str, Any]:
     where = f"config={shown(path)}"
     try:
         text = _read(path, where).decode()
-        _check_events(yaml.parse(text, _SafeLoader))
+        _refuse_references_and_tags(text)
         values = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and numbers out of range are ValueErrors
         raise ConfigError(f"{where}: not YAML: {shown(' '.join(str(error).split()))}") from error
@@ -67,23 +65,10 @@ class _Loader(_SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _check_events(events: Any) -> None:
-    """Refuse references, tags, deep nesting and too many values, before any of them is built."""
-    depth = 0
-    n_values = 0
-    for event in events:
-        _check_event(event)
-        n_values += isinstance(event, yaml.NodeEvent)
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > _MAX_DEPTH:
-            raise yaml.YAMLError(f"lists or mappings in each other, more than {_MAX_DEPTH}, expected plain values")
-        if n_values > _MAX_VALUES:
-            raise yaml.YAMLError(f"more than {_MAX_VALUES} keys and values, expected fewer")
-
-
-def _check_event(event: Any) -> None:
-    if isinstance(event, yaml.AliasEvent):
-        raise yaml.YAMLError(f"a reference (*{event.anchor}), expected plain values")
-    if isinstance(event, yaml.NodeEvent) and event.tag is not None:
-        raise yaml.YAMLError(f"a tag ({event.tag}), expected plain values")
+def _refuse_references_and_tags(text: str) -> None:
+    """Refuse references, which can stand for any number of values, and tags, with which the loader may fail."""
+    for event in yaml.parse(text, _SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError(f"a reference (*{event.anchor}), expected plain values")
+        if isinstance(event, yaml.NodeEvent) and event.tag is not None:
+            raise yaml.YAMLError(f"a tag ({event.tag}), expected plain values")
