@@ -1,5 +1,6 @@
 """Fixtures of several test files."""
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -35,6 +36,12 @@ def missing():
     return ""
 facts["missing"] = missing()
 """
+
+
+def pytest_collection_finish() -> None:
+    """Exempt the objects of modules and tests from garbage collection, which each training calls for."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="module")

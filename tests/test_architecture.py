@@ -73,13 +73,21 @@ def statements(node: ast.AST) -> Iterator[ast.AST]:
             yield from statements(child)
 
 
-def imports(source: str) -> Iterator[tuple[str, str | None]]:
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def imports(source: str) -> list[tuple[str, str | None]]:
     """(module, name or None) of every import, inside functions too; a relative one begins with dots."""
+    found: list[tuple[str, str | None]] = []
     for node in statements(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, None) for alias in node.names)
+            found += [(alias.name, None) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            yield from (("." * node.level + (node.module or ""), alias.name) for alias in node.names)
+            found += [("." * node.level + (node.module or ""), alias.name) for alias in node.names]
+    return found
 
 
 def module_of(path: Path) -> str:
@@ -113,7 +121,7 @@ def wrong_imports(module: str, source: str) -> list[str]:
 @cache
 def exported(path: Path) -> list[str] | None:
     """What ``__all__`` lists, or None without one."""
-    for node in ast.parse(path.read_text()).body:
+    for node in parsed(path).body:
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]:
             return list(ast.literal_eval(node.value))
     return None
@@ -184,7 +192,7 @@ def test_scripts_leave_theano_to_the_kernels() -> None:
 
 def test_every_file_has_a_docstring_and_exports_defined_names() -> None:
     for path in PIPELINE + KERNELS:
-        tree = ast.parse(path.read_text())
+        tree = parsed(path)
         assert ast.get_docstring(tree), path
         names = exported(path)
         if path.stem == "__init__":
@@ -207,7 +215,7 @@ def test_files_import_only_exported_names() -> None:
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
     """Yield every function of pipeline and kernels with its location."""
     for path in PIPELINE + KERNELS:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield f"{path.relative_to(ROOT)}:{node.lineno} {node.name}", node
 

@@ -115,6 +115,7 @@ def test_every_executor_gives_the_same_results(executor: Callable[[], Executor])
         compute([(break_at, i) for i in range(40)], executor(), 2)
 
 
+@pytest.mark.slow
 def test_an_error_waits_for_running_tasks(executor: Callable[[], Executor], tmp_path: Path) -> None:
     """Whoever lets go of the output directory afterwards must not find a writer there."""
     os.mkfifo(tmp_path / "pipe")

@@ -52,6 +52,7 @@ def at_first_nothing_has_failed() -> None:
     HAS_FAILED.clear()
 
 
+@pytest.mark.slow
 def test_tasks_of_a_worker_that_lost_its_device_move_to_others(caplog: pytest.LogCaptureFixture) -> None:
     with cluster_of(3) as client, ClusterPool(client, "scheduler", "tcp://127.0.0.1", [], 60.0).executor(1) as where:
         found = compute([(work, i) for i in range(200)], *where)
@@ -62,6 +63,7 @@ def test_tasks_of_a_worker_that_lost_its_device_move_to_others(caplog: pytest.Lo
     assert sum(reports) == 1, "however many tasks met with it"
 
 
+@pytest.mark.slow
 def test_a_run_without_any_worker_left_can_be_resumed() -> None:
     with (
         cluster_of(1) as client,

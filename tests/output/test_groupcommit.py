@@ -77,6 +77,7 @@ def test_slow_results_are_committed_at_once(ledger: Ledger, clock: Clock) -> Non
     assert n_files(ledger) == 5
 
 
+@pytest.mark.slow
 def test_fast_results_share_a_record_file(ledger: Ledger, clock: Clock) -> None:
     start, commits = clock.now, 0.0
     with GroupCommit(ledger) as group:

@@ -112,6 +112,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_damaged", [1, 2])
 def test_training_resumes_from_the_last_intact_checkpoint(
     shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture, n_damaged: int

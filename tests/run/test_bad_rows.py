@@ -60,6 +60,7 @@ def test_subnormal_numbers_and_minus_zero_are_accepted(shards: Shards) -> None:
     check(shards.output, shards.arrays, [])
 
 
+@pytest.mark.slow
 @TOLERANT
 def test_skipped_rows_keep_their_places_and_change_no_other_row(shards: Shards, mode: str) -> None:
     for seed in sampled(range(4), 2):
@@ -93,6 +94,7 @@ def check_skipped(shards: Shards, mode: str, seed: int) -> None:
         assert not (shards.output / "quarantine.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_values_of_a_bad_row_affect_nothing(shards: Shards, tmp_path: Path) -> None:
     """Neither the ranges nor the training nor any other row's features know it."""
     shards.fill(60, 40)
@@ -184,6 +186,7 @@ def test_a_constant_column_becomes_0_and_is_reported_once(
     assert not load_model(shards.output).scaler.transform(shards.arrays[0])[:, constant].any()
 
 
+@pytest.mark.slow
 def test_a_range_stretched_by_outliers_causes_a_warning(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     shards.fill(100, 200)
     shards.arrays[1][7, 2], shards.arrays[1][9, 1] = 3e5, -1e7
@@ -210,6 +213,7 @@ WIDEST_AND_NARROWEST: list[tuple[Any, float, float]] = [
 ]
 
 
+@pytest.mark.slow
 def test_extreme_ranges_give_finite_features(shards: Shards) -> None:
     for i, (dtype, low, high) in enumerate(WIDEST_AND_NARROWEST):
         these, words = shards.another(f"range-{i}"), f"{np.dtype(dtype)} from {low} to {high}"
@@ -237,6 +241,7 @@ MISSING: list[tuple[Any, str, float]] = [
 ]
 
 
+@pytest.mark.slow
 @TOLERANT
 def test_rows_with_the_missing_value_are_bad_rows(shards: Shards, mode: str) -> None:
     for i, (dtype, missing, spelled) in enumerate(MISSING):

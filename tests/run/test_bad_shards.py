@@ -100,6 +100,7 @@ def good_rows_only(shards: Shards) -> Shards:
     return good
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "mode"), crossed(WAYS_TO_STORE, ["skip", "quarantine"]))
 def test_an_unreadable_shard_keeps_its_place_and_affects_nothing(
     shards: Shards, caplog: pytest.LogCaptureFixture, how: dict, mode: str

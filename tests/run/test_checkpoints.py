@@ -30,6 +30,7 @@ def checkpoints(output: Path) -> list[Path]:
     return [output / record["entry"]["file"] for record in sorted(found, key=lambda record: record["key"])]
 
 
+@pytest.mark.slow
 def test_training_resumes_after_its_last_checkpoint(
     night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -44,6 +45,7 @@ def test_training_resumes_after_its_last_checkpoint(
         assert leftovers(output) == [], n_steps
 
 
+@pytest.mark.slow
 def test_training_skips_a_damaged_checkpoint(
     night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:

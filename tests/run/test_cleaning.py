@@ -77,6 +77,7 @@ def flags_of(missing: float) -> list[str]:
     return [] if np.isnan(missing) else ["--missing-value", str(missing)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impute", ["mean", "median"])
 def test_imputation_equals_a_run_over_imputed_rows(shards: Shards, impute: str) -> None:
     for i, (dtype, missing, offset) in enumerate(KINDS if ALL_CASES else KINDS[impute == "mean" :: 2]):
@@ -100,6 +101,7 @@ def test_imputation_equals_a_run_over_imputed_rows(shards: Shards, impute: str) 
             assert read_manifest(gaps.output)["n_bad"] == 0
 
 
+@pytest.mark.slow
 def test_clipping_equals_a_run_over_clipped_rows(shards: Shards) -> None:
     for i, (dtype, _, offset) in enumerate(sampled(KINDS, 4)):
         with case(dtype=dtype):
@@ -198,6 +200,7 @@ def test_imputation_works_if_every_row_misses_a_value(shards: Shards, caplog: An
 # -- a given model -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["raise", "skip"])
 def test_a_given_model_imputes_and_clips_as_trained(shards: Shards, tmp_path: Path, mode: str) -> None:
     shards.add(gappy(np.float32, np.nan, 0))

@@ -120,6 +120,7 @@ def training_of(output: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_deadline_equals_a_run_of_the_epochs_that_fit(
     night: Night, tmp_path: Path, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -145,6 +146,7 @@ def test_a_late_deadline_keeps_all_epochs(night: Night, out: Path, machine: Mach
     assert read_manifest(out)["summary"]["gave_up"] == ""
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_its_epochs_and_its_deadline(
     night: Night, tmp_path: Path, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -271,6 +273,7 @@ def test_the_same_steps_give_the_same_features(night: Night, tmp_path: Path, mac
     assert features_of(made[0]) == features_of(made[1]) != features_of(shorter)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_training_at_the_same_step(night: Night, tmp_path: Path, machine: Machine) -> None:
     machine.steps_take(EPOCH / STEPS_PER_EPOCH)
     flags = machine.hours(0.55, *STEPS)

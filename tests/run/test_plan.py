@@ -38,6 +38,7 @@ def content(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
+@pytest.mark.slow
 def test_a_plan_changes_nothing(night: Night, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for state in ("nothing yet", "unfinished", "damaged", "finished"):
@@ -63,6 +64,7 @@ def test_a_plan_names_files_with_equal_rows(night: Night, tmp_path: Path) -> Non
     assert "copy.h5" in words
 
 
+@pytest.mark.slow
 def test_a_plan_predicts_which_results_are_reused(
     night: Night, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -95,6 +97,7 @@ def test_a_plan_names_why_each_stage_is_recomputed(night: Night, out: Path) -> N
     assert "9.h5" in planned(night, out, "--overwrite").earlier["scan"]
 
 
+@pytest.mark.slow
 def test_a_plan_predicts_the_exit_code(night: Night, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     taken, mine = tmp_path / "taken", tmp_path / "mine"
     assert night.run(taken) == 0

@@ -27,6 +27,7 @@ from tests.support.soak_protocol import (
 from tests.support.standin import Night, features_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["run.json", "stages/scan", "commits/scan", "checkpoint", "model", "parts/", "commits/part", "manifest"]
 )

@@ -23,6 +23,7 @@ def features(output: Path) -> np.ndarray:
     return np.asarray(open_features(output).features)
 
 
+@pytest.mark.slow
 def test_stored_features_differ_by_the_reported_error(night: Night, out: Path, tmp_path: Path) -> None:
     assert night.run(tmp_path / "plain") == 0
     expected = features(tmp_path / "plain")

@@ -25,6 +25,7 @@ from tests.support.soak_protocol import (
 from tests.support.standin import Night, features_of
 
 
+@pytest.mark.slow
 def test_blocks_and_threads_change_no_bit_of_the_stand_in(night: Night) -> None:
     expected = fresh(night)
     for flags in (["--threads", "3"], ["--block-rows", "1"], ["--block-rows", "1000"], STEPS):
@@ -90,6 +91,7 @@ def test_damaged_files_of_an_unfinished_run_are_recomputed(
         assert broken_promises(output) == leftovers(output) == [], how
 
 
+@pytest.mark.slow
 def test_a_damaged_manifest_is_restored_from_the_parts(night: Night, out: Path) -> None:
     for how in DAMAGE:
         output = out.with_name(how)
@@ -201,6 +203,7 @@ def test_a_finished_run_with_a_single_file_is_complete(night: Night, out: Path, 
     assert named(out)[-1] == "single.h5"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], SINGLE], ids=["without the flag", "with the flag"])
 def test_a_damaged_single_file_is_rewritten(night: Night, out: Path, flags: list[str]) -> None:
     for how in DAMAGE:
@@ -222,6 +225,7 @@ def test_an_intact_single_file_is_not_rewritten(night: Night, out: Path) -> None
     assert broken_promises(out) == []
 
 
+@pytest.mark.slow
 def test_a_single_file_is_removed_with_its_results(night: Night, out: Path) -> None:
     assert night.run(out, *SINGLE) == 0
     assert night.run(out, *OTHER, "--overwrite") == 0

@@ -168,6 +168,7 @@ def synthetic(out, *arguments, rows=1000, columns=60):
     return load(out)
 
 
+@pytest.mark.slow
 def test_synthetic_rows_do_not_depend_on_the_block_size(tmp_path, monkeypatch):
     expected = synthetic(tmp_path / "expected", "--shards", 3, rows=520)
     for layout in ("contiguous", "columns"):
@@ -238,6 +239,7 @@ def test_synthetic_rows_have_few_principal_components(out):
 # ---- written once, the same each time
 
 
+@pytest.mark.slow
 def test_same_command_gives_the_same_bytes(tmp_path):
     for name in ("digits", "donuts", "synthetic"):
         for folder in ("a", "b"):
@@ -245,6 +247,7 @@ def test_same_command_gives_the_same_bytes(tmp_path):
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_different_seed_gives_different_rows(tmp_path):
     for name in ("donuts", "synthetic"):
         for seed in (0, 1):

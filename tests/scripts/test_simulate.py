@@ -42,6 +42,7 @@ def test_without_overhead_time_is_work_divided_by_cores() -> None:
     assert passed(Task(1.0, wait=1.0), 60, Cluster(1, 1, 2), NOTHING).seconds == pytest.approx(61)
 
 
+@pytest.mark.slow
 def test_serial_resource_bounds_the_time() -> None:
     """Whatever is busiest is busy all the time, and nothing is done in less than it takes."""
     crowd = Cluster(100, 2)
@@ -56,6 +57,7 @@ def test_serial_resource_bounds_the_time() -> None:
         assert least <= found.seconds < 1.05 * least, name
 
 
+@pytest.mark.slow
 def test_tasks_after_the_simulated_ones_have_the_same_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster, task = Cluster(8, storage=4e9), Task(0.05, read_bytes=5e7)
     monkeypatch.setattr(simulate, "MOST_TASKS", 20_000)

@@ -177,6 +177,7 @@ def test_only_bad_data_is_left_out(tmp_path, open_path):
 # -- many -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_many_shards_are_opened_once_in_bounded_memory(tmp_path, monkeypatch):
     first = Path(write_shard(tmp_path / "0.h5", numbered(3), riders={"y": range(3)}))
     for i in range(1, 500):

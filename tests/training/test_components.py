@@ -53,6 +53,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tupl
     return {"columns": (300, 90), "rows": (90, 300), "products": (300, 200)}[request.param]
 
 
+@pytest.mark.slow
 def test_reconstructions_are_as_good_as_exact_ones(way: tuple[int, int]) -> None:
     for power in (0.5, 0.75, 1.0):  # of variances that fall like 1 / i, 1 / i^1.5, 1 / i^2
         x = rows_with(np.arange(1, min(way)) ** -power, *way)

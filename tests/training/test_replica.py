@@ -92,6 +92,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_replicas", ProcessCache(max_size=1))
 
 
+@pytest.mark.slow
 def test_training_by_replicas_resumes_after_any_round(quick: None, shards: Any) -> None:
     checkpoints: list[bytes] = []
     first = ready(shards)

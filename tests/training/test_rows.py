@@ -67,6 +67,7 @@ def test_rows_reach_a_device_in_order_for_any_window(shards):
             assert all(np.array_equal(*pair) for pair in zip(*numbers, strict=True))
 
 
+@pytest.mark.slow
 def test_an_epoch_can_start_at_any_minibatch(shards):
     """An interrupted training goes on in the middle of an epoch: with what would have come next, and nothing else."""
     for seed in range(6):
