@@ -10,7 +10,7 @@ For rows ``r`` as they lie in the shards, with each column's minimum and scale::
 `kernels.network` says what code and reconstruction are. The scaling is part of the graph, so rows cross to the device
 in their own dtype (a byte a value for images) and are cast and scaled there, next to the product.
 
-On the CPU the Ops of `kernels.ops` stand in for most of the graph, see `backend.fuses`.
+On the CPU the Ops of `kernels.ops` stand in for most of the graph, see `backend.uses_ops`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Autoencoder:
             self._limits = None if maximum is None else (minimum, maximum.astype(minimum.dtype))
         # A variable and not a number, so that a change compiles nothing.
         self.n_threads = theano.shared(np.int64(backend.n_cores()), name="n_threads")
-        self._fuses = backend.fuses()
+        self._fuses = backend.uses_ops()
         self._by_ops = OpFunctions(network, list(self.shared.values()), self._scaling, self._limits, self.n_threads)
         self._by_graph = GraphFunctions(
             lambda rows: graph.code(network, self.scaled(rows), self.shared),
@@ -104,12 +104,12 @@ class Autoencoder:
 
     # -- functions --
 
-    def fuses(self, dtype: np.dtype) -> bool:
+    def uses_ops(self, dtype: np.dtype) -> bool:
         """Whether rows of this dtype go through the Ops of `kernels.ops`."""
         return self._fuses and dtype.name in ops.DTYPES  # bool and float16 are left to Theano
 
     def _functions(self, dtype: np.dtype) -> OpFunctions | GraphFunctions:
-        return self._by_ops if self.fuses(dtype) else self._by_graph
+        return self._by_ops if self.uses_ops(dtype) else self._by_graph
 
     def encode(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Features of rows.

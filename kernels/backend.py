@@ -36,17 +36,17 @@ from kernels.repairs import repair_generated_code
 __all__ = [
     "Device",
     "DeviceUnavailable",
-    "active",
     "answers",
-    "calling",
-    "compiled",
-    "fuses",
+    "compile_function",
+    "device_call",
+    "is_active",
     "load",
     "matrix",
     "n_cores",
     "shared",
     "start",
     "use_cores_for",
+    "uses_ops",
 ]
 
 log = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ def shared(value: np.ndarray, name: str) -> Any:
     theano shared variable
     """
     theano = load()
-    if active():
+    if is_active():
         # theano.shared would leave integers on the host.
         return theano.gpuarray.gpuarray_shared_constructor(value, name=name, target=None)
     return theano.shared(value, name=name, borrow=True)
@@ -193,7 +193,7 @@ def matrix(dtype: np.dtype, name: str) -> Any:
     return load().tensor.TensorType(dtype.name, (False, False))(name)
 
 
-def compiled(inputs: Sequence[Any], outputs: Any, **options: Any) -> Any:
+def compile_function(inputs: Sequence[Any], outputs: Any, **options: Any) -> Any:
     """``theano.function`` of inputs that it need not look at: of the right type, in memory that is as it wants it.
 
     One thread at a time compiles, whichever model it is for: Theano can do no more, and its lock on the compile cache
@@ -205,14 +205,14 @@ def compiled(inputs: Sequence[Any], outputs: Any, **options: Any) -> Any:
     return function
 
 
-def calling() -> AbstractContextManager[None]:
+def device_call() -> AbstractContextManager[None]:
     """To be held around each call of what `compiled` gave: on a device, others can see that it is under way."""
-    return on_device if active() else nullcontext()
+    return on_device if is_active() else nullcontext()
 
 
 def answers() -> bool:
     """Whether the device in use gives back what it is sent: of a failed read Theano keeps the driver's words back."""
-    if not active():
+    if not is_active():
         return True
     gpuarray = load().gpuarray
     sent = np.arange(4, dtype=np.float32)
@@ -222,13 +222,13 @@ def answers() -> bool:
         return is_out_of_memory(error)
 
 
-def fuses() -> bool:
+def uses_ops() -> bool:
     """Whether the Ops of `kernels.ops` do the work, and not Theano's own.
 
     They do on the CPU, where there is a compiler. ``optimizer_excluding=fused`` in the user's Theano flags says no.
     """
     config = load().config
-    return not active() and bool(config.cxx) and "fused" not in config.optimizer_excluding.split(":")
+    return not is_active() and bool(config.cxx) and "fused" not in config.optimizer_excluding.split(":")
 
 
 def n_cores() -> int:
@@ -246,7 +246,7 @@ def use_cores_for(n_flops: int) -> None:
     a quarter. But BLAS threads wait for each other by spinning, and where another process takes a core's time a step of
     many small products becomes ten times slower. ``OPENBLAS_NUM_THREADS`` in the environment wins.
     """
-    if "OPENBLAS_NUM_THREADS" not in os.environ and not active():
+    if "OPENBLAS_NUM_THREADS" not in os.environ and not is_active():
         _set_blas_threads(1 if n_flops < _FLOPS_WORTH_A_THREAD else len(os.sched_getaffinity(0)))
 
 
@@ -301,7 +301,7 @@ def _fall_back(device: Device) -> Device:
     return device
 
 
-def active() -> bool:
+def is_active() -> bool:
     """Whether a device other than the CPU is in use."""
     return _started.cache_info().currsize > 0 and _started()[0].used != "cpu"
 

@@ -110,7 +110,7 @@ class OpFunctions:
         results = op(symbol, *given, *places, *self._scaling, return_list=True)
         # Borrowed and mutable, or Theano would copy what is there to be filled.
         inputs = [symbol, self._share, *(theano.In(place, mutable=True) for place in places)]
-        return backend.compiled(inputs, [theano.Out(result, borrow=True) for result in results])
+        return backend.compile_function(inputs, [theano.Out(result, borrow=True) for result in results])
 
 
 class GraphFunctions:
@@ -165,7 +165,7 @@ class GraphFunctions:
         n_rows = len(tile)
         if n_rows < self._tile_rows:
             tile = np.concatenate([tile, np.zeros((self._tile_rows - n_rows, rows.shape[1]), dtype=rows.dtype)])
-        with backend.calling():
+        with backend.device_call():
             out[:n_rows] = np.asarray(function(tile))[:n_rows]
         return n_rows
 
@@ -182,5 +182,5 @@ class GraphFunctions:
         key = (expression, dtype.name)
         if key not in self._functions:
             rows = backend.matrix(dtype, "rows")
-            self._functions[key] = backend.compiled([rows], theano.Out(expression(rows), borrow=True))
+            self._functions[key] = backend.compile_function([rows], theano.Out(expression(rows), borrow=True))
         return self._functions[key]

@@ -62,7 +62,7 @@ def compile_anew() -> float:
     start = time.monotonic()
     x = theano.tensor.fvector()
     given = np.arange(7, dtype=np.float32)
-    if not np.array_equal(backend.compiled([x], _Copy()(x))(given), given):
+    if not np.array_equal(backend.compile_function([x], _Copy()(x))(given), given):
         raise RuntimeError("a copy of seven numbers comes out wrong")
     return time.monotonic() - start
 
@@ -71,7 +71,7 @@ def flops() -> float:
     """Floating-point operations a second, in products of float32 on the active device."""
     values = np.random.default_rng(0).random((_HEIGHT, _HEIGHT), dtype=np.float32)
     left, right, out = (backend.shared(values.copy(), name) for name in ("left", "right", "out"))
-    product = backend.compiled([], [], updates={out: theano.tensor.dot(left, right)})
+    product = backend.compile_function([], [], updates={out: theano.tensor.dot(left, right)})
     n_flops = 2 * _HEIGHT**3
     backend.use_cores_for(n_flops)
     return n_flops * _calls_per_second(product, lambda: out.get_value(borrow=True))
