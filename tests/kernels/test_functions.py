@@ -75,7 +75,7 @@ def test_running_calls_on_a_device_are_counted(monkeypatch, is_device):
 @pytest.mark.parametrize(("fuses", "most"), [(True, 2), (False, 1)])
 def test_concurrent_calls_are_limited_to_cores_or_one_in_theano(monkeypatch, fuses, most):
     monkeypatch.setattr(backend, "uses_ops", lambda: fuses)
-    monkeypatch.setattr(backend, "n_cores", lambda: 2)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
     inside, counts, compile_it = [], [], backend.compile_function
 
     def counted(*arguments):
