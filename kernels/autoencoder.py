@@ -61,18 +61,16 @@ class Autoencoder:
         maximum: np.ndarray | None = None,
     ) -> None:
         self.network = network
-        self.shared: dict[str, Any] = {}
-        for name, shape in network.shapes.items():
-            self.shared[name] = backend.shared(np.zeros(shape, dtype=np.float32), name=name)
+        self.shared = _share_zeros(network)
         self.n_threads = theano.shared(np.int64(backend.n_cores()), name="n_threads")
         self._scaling: tuple[Any, ...] = ()
         self._limits: Limits | None = None
         if minimum is not None and scale is not None:
-            self._scaling = (_shared_copy(minimum, "minimum"), _shared_copy(scale, "scale"))
+            self._scaling = (_share_copy(minimum, "minimum"), _share_copy(scale, "scale"))
             if maximum is not None:
                 self._limits = (minimum, maximum.astype(minimum.dtype))
-        parameters = list(self.shared.values())
         self._uses_ops = backend.uses_ops()
+        parameters = list(self.shared.values())
         self._op_functions = OpFunctions(network, parameters, self._scaling, self._limits, self.n_threads)
         flops_per_row = 2 * network.n_weights
         self._graph_functions = GraphFunctions(self._features_of, self._errors_of, self._limits, flops_per_row)
@@ -181,7 +179,14 @@ class Autoencoder:
         return float(self.errors(rows).mean(dtype=np.float64))  # float32 would lose digits over many rows
 
 
-def _shared_copy(array: np.ndarray, name: str) -> Any:
+def _share_zeros(network: Network) -> dict[str, Any]:
+    shared = {}
+    for name, shape in network.shapes.items():
+        shared[name] = backend.shared(np.zeros(shape, dtype=np.float32), name=name)
+    return shared
+
+
+def _share_copy(array: np.ndarray, name: str) -> Any:
     return backend.shared(np.array(array), name=name)
 
 

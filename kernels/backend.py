@@ -284,6 +284,7 @@ def _start_once() -> tuple[Device, Exception | None]:
     error : Exception or None
         Why the requested device cannot be used.
     """
+    load()  # before `requested_device`, which imports parts of Theano
     requested = requested_device()
     if requested == "cpu":
         return Device("cpu", "cpu", _processor_name()), None

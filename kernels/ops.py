@@ -148,18 +148,24 @@ class _Native(theano.Op):
         lines = ["int done = 0;"]
         n_new = len(self.new_types)
         for position, output in zip(self.changed, outputs[n_new:], strict=True):
-            lines.append(f"Py_XDECREF({output});")  # the output of the call before
-            if self.inplace:
-                lines.append(f"{output} = {arrays[position]}; Py_INCREF({output});")
-            else:
-                lines.append(f"{output} = (PyArrayObject *)PyArray_NewCopy({arrays[position]}, NPY_CORDER);")
-                lines.append(f"if (!{output}) {sub['fail']}")
+            lines += self._output_of_input(arrays[position], output, sub["fail"])
             arrays[position] = output
         scaling = arrays[self.n_inputs :] or ["NULL", "NULL"]
         call = self.call(arrays[: self.n_inputs], scaling, outputs[:n_new], f"&memory_{name}")
         lines.append(f"{{ {call} }}")  # a block: no jump to a failure may cross its declarations
         lines.append(f"if (!done) {sub['fail']}")
         return "\n".join(lines)
+
+    def _output_of_input(self, array: str, output: str, fail: str) -> list[str]:
+        """Return C statements that make an output of an input, or of its copy."""
+        release = f"Py_XDECREF({output});"  # the output of the call before
+        if self.inplace:
+            return [release, f"{output} = {array}; Py_INCREF({output});"]
+        return [
+            release,
+            f"{output} = (PyArrayObject *)PyArray_NewCopy({array}, NPY_CORDER);",
+            f"if (!{output}) {fail}",
+        ]
 
     def macros(self) -> dict[str, Any]:
         """Return the macros that describe the network to the C code. Widths are not among them."""
@@ -249,33 +255,34 @@ class Encode(_Native):
 
     def __init__(self, network: Network, checked: bool = False, inplace: bool = False) -> None:
         self.checked = checked
+        n_changed = 2 if checked else 1  # out and inside
         n_others = 5 if checked else 3
-        n_changed = 2 if checked else 1
         n_inputs = len(network.shapes) + n_others
         super().__init__(network, n_inputs, range(n_inputs - n_changed, n_inputs), inplace)
 
     def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Encode in NumPy."""
-        first, parameters, last = self.split(inputs, 1)
-        rows = first[0]
-        out = last[2] if self.checked else last[1]
-        out[:] = reference.code(self.network, reference.scaled(rows, scaling), parameters)
+        (rows,), parameters, last = self.split(inputs, 1)
+        code = reference.code(self.network, reference.scaled(rows, scaling), parameters)
         if self.checked:
-            minimum = scaling[0]
-            maximum = last[1]
-            inside = last[3]
-            inside[:] = reference.lie_in(rows, minimum, maximum) & np.isfinite(out).all(axis=1)
+            _, maximum, out, inside = last
+            out[:] = code
+            inside[:] = reference.lie_in(rows, scaling[0], maximum) & np.isfinite(out).all(axis=1)
+        else:
+            _, out = last
+            out[:] = code
         return []
 
     def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:
         """Encode in C."""
-        first, parameters, last = self.split(inputs, 1)
-        n_threads = _number(last[0])
+        (rows,), parameters, last = self.split(inputs, 1)
         if self.checked:
-            maximum, out, inside = last[1:]
+            n_threads, maximum, out, inside = last
+            targets = [out, maximum, inside]
         else:
-            maximum, out, inside = "NULL", last[1], "NULL"
-        arguments = [memory, first[0], "parameters", n_threads, out, maximum, inside, *scaling]
+            n_threads, out = last
+            targets = [out, "NULL", "NULL"]
+        arguments = [memory, rows, "parameters", _number(n_threads), *targets, *scaling]
         return f"{_array('parameters', parameters)} done = encode_arrays({', '.join(arguments)});"
 
 
@@ -367,6 +374,17 @@ class Step(_Native):
         """Take a step in NumPy."""
         first, parameters, states = self.split(inputs, self._n_first)
         given = self._name_inputs(first)
+        cost, gradients = self._gradients(given, parameters, scaling)
+        n_states = len(self._record.states)
+        for i, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+            own = states[i * n_states : (i + 1) * n_states]
+            self._update([parameter, *own], gradient, float(given.learning_rate), float(given.rate))
+        return [np.array(cost, dtype=np.float32)]
+
+    def _gradients(
+        self, given: _StepInputs, parameters: Sequence[np.ndarray], scaling: Sequence[np.ndarray]
+    ) -> tuple[float, list[np.ndarray]]:
+        """Return the cost of a minibatch and its gradients."""
         rows = given.rows
         if given.numbers is not None:
             rows = rows[given.numbers]
@@ -374,12 +392,7 @@ class Step(_Native):
         seen = x
         if given.noise is not None:
             seen = reference.masked(x, given.noise, self.corruption)
-        cost, gradients = reference.gradients(self.network, x, seen, parameters)
-        n_states = len(self._record.states)
-        for i, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
-            own = states[i * n_states : (i + 1) * n_states]
-            self._update([parameter, *own], gradient, float(given.learning_rate), float(given.rate))
-        return [np.array(cost, dtype=np.float32)]
+        return reference.gradients(self.network, x, seen, parameters)
 
     def _update(self, arrays: Sequence[np.ndarray], gradient: np.ndarray, learning_rate: float, rate: float) -> None:
         """Update a parameter and its states in place."""

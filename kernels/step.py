@@ -19,8 +19,8 @@ vm = theano.gof.vm
 
 __all__ = ["TrainingStep"]
 
-_FLOPS_PER_WEIGHT = 6
-"""Operations on each weight in a step on one row: two in each of three products, of two layers and the gradients."""
+_PRODUCTS_PER_LAYER = 3
+"""Products of a step for each layer: of its inputs, and for the gradients of inputs and weights."""
 
 
 class TrainingStep:
@@ -55,18 +55,16 @@ class TrainingStep:
         resident: np.ndarray | upload.Pieces | None = None,
         corruption: float = 0.0,
     ) -> None:
-        network = autoencoder.network
-        kinds = _kinds_of_arrays(network.n_inputs, dtype, resident is not None, corruption > 0)
+        n_inputs = autoencoder.network.n_inputs
+        kinds = _kinds_of_arrays(n_inputs, dtype, resident is not None, corruption > 0)
         self.row_bytes = sum(kind.row_bytes for kind in kinds)
-        self._flops_per_row = _FLOPS_PER_WEIGHT * network.n_weights
-        self._product_flops_per_row = 2 * network.n_weights
-        self._feed: _Feed = _DeviceFeed(kinds) if backend.is_active() else _HostFeed(kinds)
-        minibatch = _Minibatch.of(self._feed, _place_resident(resident, network.n_inputs, dtype), corruption)
+        self._flops_per_row = 2 * autoencoder.network.n_weights  # of the products of all layers
         self._uses_ops = autoencoder.uses_ops(dtype)
-        if self._uses_ops:
-            self._cost, self._updates = _build_with_op(autoencoder, rule, minibatch)
-        else:
-            self._cost, self._updates = _build_with_graph(autoencoder, rule, minibatch)
+        self._feed = _make_feed(kinds)
+        all_rows = _place_resident(resident, n_inputs, dtype)
+        minibatch = _Minibatch.of(self._feed, all_rows, corruption)
+        build = _build_with_op if self._uses_ops else _build_with_graph
+        self._cost, self._updates = build(autoencoder, rule, minibatch)
         parameters = autoencoder.shared.values()
         self._state = {variable.name: variable for variable in self._updates if variable not in parameters}
         self._updates.update(self._feed.updates)
@@ -74,7 +72,8 @@ class TrainingStep:
 
     def n_at_once(self, batch_size: int) -> int:
         """Return how many minibatches of `batch_size` rows to give to `begin` at once: 1 on the CPU."""
-        n_fitting = upload.n_minibatches_at_once(batch_size, self.row_bytes, self._flops_per_row)
+        step_flops_per_row = _PRODUCTS_PER_LAYER * self._flops_per_row
+        n_fitting = upload.n_minibatches_at_once(batch_size, self.row_bytes, step_flops_per_row)
         return min(self._feed.max_minibatches, n_fitting)
 
     def begin(self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int) -> None:
@@ -102,7 +101,7 @@ class TrainingStep:
             expected = "noise with each minibatch" if noise is None else "no noise"
             raise ValueError(f"a step of this corruption takes {expected}, found {len(arrays)} arrays")
         if not self._uses_ops:  # Ops choose their number of threads themselves
-            backend.use_cores_for(batch_size * self._product_flops_per_row)
+            backend.use_cores_for(batch_size * self._flops_per_row)
         self._feed.begin(arrays, batch_size)
 
     def take(self, learning_rates: Sequence[float], with_cost: bool = False) -> float | None:
@@ -252,8 +251,8 @@ class _HostFeed:
 
 
 def _symbol_of(kind: _ArrayKind) -> Any:
-    is_broadcast = (False,) * (1 + len(kind.row_shape))
-    return tensor.TensorType(kind.dtype.name, is_broadcast)(kind.name)
+    n_dimensions = 1 + len(kind.row_shape)
+    return tensor.TensorType(kind.dtype.name, (False,) * n_dimensions)(kind.name)
 
 
 class _DeviceFeed:
@@ -264,14 +263,14 @@ class _DeviceFeed:
 
     def __init__(self, kinds: Sequence[_ArrayKind]) -> None:
         self.max_minibatches = upload.MAX_MINIBATCHES
-        self._arrays = [backend.shared(np.empty((0, *kind.row_shape), kind.dtype), name=kind.name) for kind in kinds]
-        # A row for each step: the learning rate, and the number of rows of the minibatch.
-        self._steps = backend.shared(np.empty((0, 2), np.float32), name="steps")
+        self._arrays = [_share_empty(kind) for kind in kinds]
         self._array_buffers = [upload.TwoBuffers() for _ in kinds]
+        # A row for each step: the learning rate, and the number of rows of the minibatch.
+        self._steps = _share_empty(_ArrayKind("steps", np.dtype(np.float32), (2,)))
         self._steps_buffers = upload.TwoBuffers()
-        self._number = theano.shared(np.int64(0), name="number")  # of the next minibatch
-        self._first = theano.shared(np.int64(0), name="first")  # number of the minibatch of the first row of `_steps`
-        self._batch_size = theano.shared(np.int64(0), name="batch_size")
+        self._number = _share_zero("number")  # of the next minibatch
+        self._first = _share_zero("first")  # number of the minibatch of the first row of `_steps`
+        self._batch_size = _share_zero("batch_size")
         self._lengths: list[int] = []
         self._n_taken = 0
 
@@ -312,6 +311,21 @@ class _DeviceFeed:
         return outputs
 
 
+def _share_empty(kind: _ArrayKind) -> Any:
+    return backend.shared(np.empty((0, *kind.row_shape), kind.dtype), name=kind.name)
+
+
+def _share_zero(name: str) -> Any:
+    return theano.shared(np.int64(0), name=name)
+
+
+def _make_feed(kinds: Sequence[_ArrayKind]) -> _Feed:
+    """Return the feed of the active device."""
+    if backend.is_active():
+        return _DeviceFeed(kinds)
+    return _HostFeed(kinds)
+
+
 # ---- graphs
 
 
@@ -340,33 +354,32 @@ class _Minibatch:
     corruption: float
 
     @classmethod
-    def of(cls, feed: _Feed, resident: Any, corruption: float) -> _Minibatch:
-        """Return the variables of the minibatches of a feed."""
-        first = feed.symbols[0]
-        return cls(
-            rows=first if resident is None else resident,
-            numbers=None if resident is None else first,
-            noise=feed.symbols[1] if corruption else None,
-            n_rows=feed.n_rows,
-            learning_rate=feed.learning_rate,
-            corruption=corruption,
-        )
+    def of(cls, feed: _Feed, all_rows: Any, corruption: float) -> _Minibatch:
+        """Return the variables of the minibatches of a feed; `all_rows` is None if they are not resident."""
+        rows, *noise = feed.symbols
+        numbers = None
+        if all_rows is not None:
+            numbers = rows
+            rows = all_rows
+        return cls(rows, numbers, noise[0] if noise else None, feed.n_rows, feed.learning_rate, corruption)
+
+    @property
+    def arrays(self) -> list[Any]:
+        """Rows, numbers and noise, as far as they exist."""
+        return [array for array in (self.rows, self.numbers, self.noise) if array is not None]
 
 
 def _build_with_op(autoencoder: Autoencoder, rule: Rule, minibatch: _Minibatch) -> tuple[Any, Updates]:
     """Return the cost of a minibatch and the updates of a step on it, both by `ops.Step`."""
     updates = Updates()
     rate = rate_of(rule, minibatch.learning_rate, updates)
-    parameters = list(autoencoder.shared.values())
-    states = [state for parameter in parameters for state in states_of(rule, parameter)]
-    is_resident = minibatch.numbers is not None
-    step = ops.Step(autoencoder.network, rule, minibatch.corruption, is_resident)
-
-    optional = [array for array in (minibatch.numbers, minibatch.noise) if array is not None]
     scalars = [minibatch.learning_rate, rate, autoencoder.n_threads]
-    inputs = [minibatch.rows, *optional, *scalars, *parameters, *states, *autoencoder.scaling()]
-    cost, *changed = step(*inputs)
-    updates.update(zip([*parameters, *states], changed, strict=True))
+    variables = list(autoencoder.shared.values())
+    for parameter in autoencoder.shared.values():
+        variables += states_of(rule, parameter)
+    step = ops.Step(autoencoder.network, rule, minibatch.corruption, resident=minibatch.numbers is not None)
+    cost, *changed = step(*minibatch.arrays, *scalars, *variables, *autoencoder.scaling())
+    updates.update(zip(variables, changed, strict=True))
     return cost, updates
 
 

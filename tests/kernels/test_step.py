@@ -96,6 +96,12 @@ def test_minibatches_at_once_are_limited_by_size_and_time(rng):
     assert 1 < n_minibatches_at_once(128, step.row_bytes, 6 * 784 * 4096) < 32
 
 
+def test_minibatches_at_once_depend_on_the_network(rng):
+    step = step_of(random_autoencoder(rng, Network((N_INPUTS, 2**16))))
+    step._feed.max_minibatches = 32  # as on a device
+    assert step.n_at_once(1000) == 2**35 // (6 * N_INPUTS * 2**16) // 1000 == 12
+
+
 def train_some(autoencoder, step, minibatches, with_cost=lambda number: False):
     """Parameters and state after a step on each minibatch."""
     for number, minibatch in enumerate(minibatches):
