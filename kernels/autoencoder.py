@@ -207,8 +207,12 @@ def set_values(variables: Mapping[str, Any], values: Mapping[str, np.ndarray]) -
         raise ValueError(f"found arrays {sorted(values)}, expected {sorted(variables)}")
     arrays = {name: np.asarray(values[name], dtype=np.float32, order="C") for name in variables}
     for name, array in arrays.items():
-        expected = variables[name].get_value(borrow=True).shape
-        if array.shape != expected:
-            raise ValueError(f"array {name} has shape {array.shape}, expected {expected}")
+        _check_shape(name, array, variables[name])
     for name, array in arrays.items():
         variables[name].set_value(array)
+
+
+def _check_shape(name: str, array: np.ndarray, variable: Any) -> None:
+    expected = variable.get_value(borrow=True).shape
+    if array.shape != expected:
+        raise ValueError(f"array {name} has shape {array.shape}, expected {expected}")

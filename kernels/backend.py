@@ -383,11 +383,16 @@ def _probe() -> None:
     right = values.reshape(4, 3)
     symbol = theano.tensor.fmatrix()
     product = theano.function([symbol], theano.tensor.dot(symbol, theano.shared(right)))
+    _check_place(product)
+    if not np.array_equal(np.asarray(product(left)), left @ right):
+        raise DeviceUnavailable("a product of two small matrices comes out wrong")
+
+
+def _check_place(product: Any) -> None:
+    """Check that a compiled product runs on the active device."""
     operations = [type(node.op).__name__ for node in product.maker.fgraph.apply_nodes]
     if not any(name.startswith(("GpuDot", "GpuGemm")) for name in operations):
         raise DeviceUnavailable(f"a product compiles to {sorted(operations)}, none of them on the device")
-    if not np.array_equal(np.asarray(product(left)), left @ right):
-        raise DeviceUnavailable("a product of two small matrices comes out wrong")
 
 
 def _processor_name() -> str:

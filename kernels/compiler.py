@@ -10,7 +10,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 __all__ = [
@@ -106,17 +107,23 @@ class WatchedCompiler:
             return self._call(command, **how)
         if self._n_done == 0:
             log.info("compiling for this machine, once: what is compiled is kept for later runs")
+        with self._timing():
+            out, err, status = self._call(command, **how)
+        if status:
+            raise CompilerFailed(command, err.decode(errors="replace"))
+        return out, err, status
+
+    @contextmanager
+    def _timing(self) -> Iterator[None]:
+        """Count and measure a compilation."""
         self.n_running += 1
         start = time.monotonic()
         try:
-            out, err, status = self._call(command, **how)
+            yield
         finally:
             self.seconds += time.monotonic() - start
             self.n_running -= 1
             self._n_done += 1
-        if status:
-            raise CompilerFailed(command, err.decode(errors="replace"))
-        return out, err, status
 
     def _call(self, command: Sequence[str], **how: Any) -> Any:
         program, *arguments = command
@@ -167,8 +174,7 @@ def check_processor_flags(cmodule: Any, config: Any) -> None:
     is_gcc = "g++" in config.cxx and "clang" not in config.cxx
     if not is_gcc or platform.machine() != "x86_64":
         return
-    flags = config.gcc.cxxflags.split()
-    is_chosen = any(flag.lstrip("-").startswith("march=") for flag in flags)
+    is_chosen = _names_processor(config.gcc.cxxflags)
     cmodule.GCC_compiler.compile_args()  # asks the compiler
     if is_chosen or cmodule.GCC_compiler.march_flags:
         return
@@ -178,6 +184,10 @@ def check_processor_flags(cmodule: Any, config: Any) -> None:
         "(ulimit -u), or name them with gcc.cxxflags=-march=... in THEANO_FLAGS"
     )
     raise CompilerFailed(command, message)
+
+
+def _names_processor(flags: str) -> bool:
+    return any(flag.lstrip("-").startswith("march=") for flag in flags.split())
 
 
 def is_at_work() -> bool:

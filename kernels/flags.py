@@ -38,12 +38,9 @@ def default_settings() -> Iterator[None]:
     os.environ.pop("THEANO_GPU_IS_ALREADY_ACTIVE", None)
     umask = os.umask(0o077)
     try:
-        # In memory: there may be no disk with room.
-        with os.fdopen(os.memfd_create("theanorc"), "w") as defaults:
-            defaults.write(_defaults_text())
-            defaults.flush()
+        with _defaults_file() as defaults:
             variables = {
-                "THEANORC": os.pathsep.join([f"/proc/self/fd/{defaults.fileno()}", files]),
+                "THEANORC": os.pathsep.join([defaults, files]),
                 # The end of the line closes a comment in the user's flags.
                 "THEANO_FLAGS": f"{flags}\n,device=cpu,init_gpu_device=,contexts=",
             }
@@ -51,6 +48,15 @@ def default_settings() -> Iterator[None]:
                 yield
     finally:
         os.umask(umask)
+
+
+@contextmanager
+def _defaults_file() -> Iterator[str]:
+    """Yield the path of a configuration file with our defaults. It is in memory: a disk may have no room."""
+    with os.fdopen(os.memfd_create("theanorc"), "w") as file:
+        file.write(_defaults_text())
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
 
 
 @contextmanager

@@ -95,9 +95,7 @@ class OpFunctions:
         with self._borrowed(op, inputs, rows.dtype, targets) as (function, n_threads):
             results = function(np.require(rows, requirements=["C", "A"]), n_threads, *places)
             # Copy while the function is borrowed: without optimization in place it owns the memory of its results.
-            for target, result in zip(targets, results, strict=True):
-                if result is not target:
-                    target[...] = result
+            _copy_to(targets, results)
 
     @contextmanager
     def _borrowed(
@@ -125,6 +123,13 @@ class OpFunctions:
         mutable = [theano.In(place, mutable=True) for place in places]
         outputs = [theano.Out(result, borrow=True) for result in results]
         return backend.compile_function([rows, self._share, *mutable], outputs)
+
+
+def _copy_to(targets: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
+    """Copy results that are not in place."""
+    for target, result in zip(targets, results, strict=True):
+        if result is not target:
+            target[...] = result
 
 
 class GraphFunctions:

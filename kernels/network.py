@@ -94,10 +94,8 @@ class Network:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each parameter by name: layer after layer, and the gain last. All are float32."""
         shapes: dict[str, tuple[int, ...]] = {}
-        for (W, b_hidden, b_output), (n, m) in zip(self.layers, pairwise(self.widths), strict=True):
-            shapes[W] = (n, m)
-            shapes[b_hidden] = (m,)
-            shapes[b_output] = (n,)
+        for names, (n, m) in zip(self.layers, pairwise(self.widths), strict=True):
+            shapes |= zip(names, [(n, m), (m,), (n,)], strict=True)
         if self.gain:
             shapes["gain"] = (self.n_features,)
         return shapes

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels import backend, reference
-from kernels.activations import ACTIVATIONS
+from kernels.activations import ACTIVATIONS, Activation
 from kernels.network import Network
 from kernels.rules import RULES, UpdateRule
 from kernels.updates import Rule
@@ -127,14 +127,17 @@ class _Native(theano.Op):
 
     def perform(self, node: Any, inputs: Sequence[np.ndarray], output_storage: Any) -> None:
         """Compute in NumPy what the C code computes."""
-        arrays = list(inputs)
-        if not self.inplace:
-            for i in self.changed:
-                arrays[i] = arrays[i].copy()
+        arrays = list(inputs) if self.inplace else self._copy_changed(inputs)
         new = self.compute(arrays[: self.n_inputs], arrays[self.n_inputs :])
         changed = [arrays[i] for i in self.changed]
         for storage, output in zip(output_storage, [*new, *changed], strict=True):
             storage[0] = output
+
+    def _copy_changed(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        arrays = list(inputs)
+        for i in self.changed:
+            arrays[i] = arrays[i].copy()
+        return arrays
 
     # -- in C --
 
@@ -174,10 +177,8 @@ class _Native(theano.Op):
         names = [f'"{name}"' for name in self.network.shapes]
         return {
             "N_LAYERS": self.network.n_layers,
-            "HIDDEN_VALUE(z)": f"({hidden.c_value})",
-            "HIDDEN_GRADIENT(gradient, out)": f"({hidden.c_gradient})",
-            "CODE_VALUE(z)": f"({code.c_value})",
-            "CODE_GRADIENT(gradient, out)": f"({code.c_gradient})",
+            **_activation_macros("HIDDEN", hidden),
+            **_activation_macros("CODE", code),
             "CODE_IS_BOUNDED": int(code.limits is not None),
             "CENTER": f"{code.middle}f",
             "HAS_GAIN": int(self.network.gain),
@@ -212,6 +213,13 @@ class _Native(theano.Op):
     def c_cleanup_code_struct(self, node: Any, name: str) -> str:
         """Free the memory."""
         return f"free(memory_{name}.start);"
+
+
+def _activation_macros(prefix: str, activation: Activation) -> dict[str, str]:
+    return {
+        f"{prefix}_VALUE(z)": f"({activation.c_value})",
+        f"{prefix}_GRADIENT(gradient, out)": f"({activation.c_gradient})",
+    }
 
 
 def _dtype_macros(rows: Any, scaling: Sequence[Any], network: dict[str, Any]) -> dict[str, Any]:

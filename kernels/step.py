@@ -65,8 +65,7 @@ class TrainingStep:
         minibatch = _Minibatch.of(self._feed, all_rows, corruption)
         build = _build_with_op if self._uses_ops else _build_with_graph
         self._cost, self._updates = build(autoencoder, rule, minibatch)
-        parameters = autoencoder.shared.values()
-        self._state = {variable.name: variable for variable in self._updates if variable not in parameters}
+        self._state = _state_among(self._updates, autoencoder)
         self._updates.update(self._feed.updates)
         self._functions: dict[bool, Any] = {}  # by whether they compute the cost
 
@@ -98,8 +97,7 @@ class TrainingStep:
         """
         arrays = [minibatches] if noise is None else [minibatches, noise]
         if len(arrays) != len(self._feed.symbols):
-            expected = "noise with each minibatch" if noise is None else "no noise"
-            raise ValueError(f"a step of this corruption takes {expected}, found {len(arrays)} arrays")
+            raise ValueError(_noise_message(noise))
         if not self._uses_ops:  # Ops choose their number of threads themselves
             backend.use_cores_for(batch_size * self._flops_per_row)
         self._feed.begin(arrays, batch_size)
@@ -147,6 +145,12 @@ class TrainingStep:
             outputs = [self._cost] if with_cost else []
             self._functions[with_cost] = backend.compile_function(self._feed.inputs, outputs, updates=self._updates)
         return self._functions[with_cost]
+
+
+def _noise_message(noise: np.ndarray | None) -> str:
+    if noise is None:
+        return "a step of this corruption takes noise with each minibatch, found 1 arrays"
+    return "a step of this corruption takes no noise, found 2 arrays"
 
 
 # ---- minibatches
@@ -274,14 +278,17 @@ class _DeviceFeed:
         self._lengths: list[int] = []
         self._n_taken = 0
 
-        start = self._number * self._batch_size
-        stop = start + self._batch_size
-        self.symbols = [array[start:stop] for array in self._arrays]
+        self.symbols = [self._cut(array) for array in self._arrays]
         self.inputs: list[Any] = []
         step = self._number - self._first
         self.learning_rate = self._steps[step, 0]
         self.n_rows = self._steps[step, 1]
         self.updates = Updates({self._number: self._number + np.int64(1)})
+
+    def _cut(self, array: Any) -> Any:
+        """Return the next minibatch of a symbolic array."""
+        start = self._number * self._batch_size
+        return array[start : start + self._batch_size]
 
     def begin(self, arrays: Sequence[np.ndarray], batch_size: int) -> None:
         """Send the arrays of the next minibatches."""
@@ -302,13 +309,18 @@ class _DeviceFeed:
         self._steps.set_value(self._steps_buffers.put(steps), borrow=True)
         self._first.set_value(np.int64(first))
         self._n_taken = first + n_steps
-        if vm.CVM is not None and isinstance(function.fn, vm.CVM):
-            return function.fn(n_calls=n_steps)
-        # The user's flags name another linker, which cannot repeat a call.
-        outputs = None
-        for _ in range(n_steps):
-            outputs = function()
-        return outputs
+        return _call_repeatedly(function, n_steps)
+
+
+def _call_repeatedly(function: Any, n_calls: int) -> Any:
+    """Call a function without inputs `n_calls` times; return the outputs of the last call."""
+    if vm.CVM is not None and isinstance(function.fn, vm.CVM):
+        return function.fn(n_calls=n_calls)
+    # The user's flags name another linker, which cannot repeat a call.
+    outputs = None
+    for _ in range(n_calls):
+        outputs = function()
+    return outputs
 
 
 def _share_empty(kind: _ArrayKind) -> Any:
@@ -367,6 +379,12 @@ class _Minibatch:
     def arrays(self) -> list[Any]:
         """Rows, numbers and noise, as far as they exist."""
         return [array for array in (self.rows, self.numbers, self.noise) if array is not None]
+
+
+def _state_among(updates: Updates, autoencoder: Autoencoder) -> dict[str, Any]:
+    """Return the variables of the rule's state by name: all that a step changes, except the parameters."""
+    parameters = autoencoder.shared.values()
+    return {variable.name: variable for variable in updates if variable not in parameters}
 
 
 def _build_with_op(autoencoder: Autoencoder, rule: Rule, minibatch: _Minibatch) -> tuple[Any, Updates]:

@@ -16,6 +16,8 @@ __all__ = ["bytes_per_second", "compile_anew", "flops"]
 
 _WIDTH = 1024
 """Number of rows and columns of the matrices."""
+_PRODUCT_FLOPS = 2 * _WIDTH**3
+"""Floating-point operations of a product of two of them."""
 _N_BYTES = 2**26
 """Size of the array that is sent to the device and back."""
 _MIN_SECONDS = 0.2
@@ -77,9 +79,8 @@ def flops() -> float:
     right = backend.shared(values.copy(), "right")
     out = backend.shared(values.copy(), "out")
     product = backend.compile_function([], [], updates={out: theano.tensor.dot(left, right)})
-    n_flops = 2 * _WIDTH**3
-    backend.use_cores_for(n_flops)
-    return n_flops * _calls_per_second(product, lambda: out.get_value(borrow=True))
+    backend.use_cores_for(_PRODUCT_FLOPS)
+    return _PRODUCT_FLOPS * _calls_per_second(product, lambda: out.get_value(borrow=True))
 
 
 def bytes_per_second() -> tuple[float, float]:

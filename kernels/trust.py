@@ -61,9 +61,7 @@ def _describe_problem(directory: str, trusted: set[int]) -> str | None:
         if owner not in trusted:
             return f"{directory} belongs to user {owner}, expected {os.geteuid()} or root"
     mode = stat.S_IMODE(target.st_mode)
-    is_shared = bool(mode & 0o022)
-    is_sticky = bool(mode & stat.S_ISVTX)
-    if is_shared and not is_sticky:
+    if mode & 0o022 and not mode & stat.S_ISVTX:
         return f"{directory} has mode {mode:04o}, so that other users can rename what lies in it"
     return None
 

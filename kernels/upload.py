@@ -66,11 +66,8 @@ def upload_rows(pieces: Pieces, n_inputs: int, dtype: np.dtype, name: str) -> An
     ValueError
         If the rows take more than `kernels.MOST_RESIDENT` bytes.
     """
-    n_rows = len(pieces)
-    n_bytes = n_rows * n_inputs * np.dtype(dtype).itemsize
-    if n_bytes > MOST_RESIDENT:
-        raise ValueError(f"{n_bytes} bytes of rows to be kept on a device, expected {MOST_RESIDENT} at most")
-    rows = _empty((n_rows, n_inputs), dtype)
+    _check_size(len(pieces) * n_inputs * np.dtype(dtype).itemsize)
+    rows = _empty((len(pieces), n_inputs), dtype)
     start = 0
     for piece in pieces:
         stop = start + len(piece)
@@ -78,6 +75,11 @@ def upload_rows(pieces: Pieces, n_inputs: int, dtype: np.dtype, name: str) -> An
         start = stop
     gpuarray = backend.load().gpuarray
     return gpuarray.gpuarray_shared_constructor(rows, name=name, borrow=True, target=None)
+
+
+def _check_size(n_bytes: int) -> None:
+    if n_bytes > MOST_RESIDENT:
+        raise ValueError(f"{n_bytes} bytes of rows to be kept on a device, expected {MOST_RESIDENT} at most")
 
 
 class TwoBuffers:
