@@ -377,7 +377,7 @@ def _probe() -> None:
     DeviceUnavailable
     """
     theano = load()
-    # Sizes that are no powers of two and differ, so that swapped or padded ones show.
+    # Not square, and with a side that is no power of two, so that swapped or padded sides show.
     values = np.arange(12, dtype=np.float32)
     left = values.reshape(3, 4)
     right = values.reshape(4, 3)

@@ -249,8 +249,8 @@ class _HostFeed:
             self.learning_rate.set_value(np.float32(rate))
             start = self._start
             stop = start + self._batch_size
-            self._start = stop
             outputs = function(*[array[start:stop] for array in self._arrays])
+            self._start = stop
         return outputs
 
 
@@ -368,12 +368,13 @@ class _Minibatch:
     @classmethod
     def of(cls, feed: _Feed, all_rows: Any, corruption: float) -> _Minibatch:
         """Return the variables of the minibatches of a feed; `all_rows` is None if they are not resident."""
-        rows, *noise = feed.symbols
+        rows = feed.symbols[0]
         numbers = None
         if all_rows is not None:
             numbers = rows
             rows = all_rows
-        return cls(rows, numbers, noise[0] if noise else None, feed.n_rows, feed.learning_rate, corruption)
+        noise = feed.symbols[1] if corruption else None
+        return cls(rows, numbers, noise, feed.n_rows, feed.learning_rate, corruption)
 
     @property
     def arrays(self) -> list[Any]:
