@@ -20,7 +20,7 @@ from kernels.network import Network
 theano = backend.load()
 tensor = theano.tensor
 
-__all__ = ["GraphFunctions", "OpFunctions"]
+__all__ = ["GraphFunctions", "Limits", "OpFunctions"]
 
 log = logging.getLogger(__name__)
 
