@@ -1,16 +1,16 @@
-"""The model: a network's parameters on the device, in float32, and the functions that need no training.
+"""The model: the parameters of a network on the device, float32, and the functions that need no training.
 
-For rows ``r`` as they lie in the shards, with each column's minimum and scale::
+For rows ``r`` as they are stored in the shards, with each column's minimum and scale::
 
     x = (r - minimum) * scale              (n_rows, n_inputs)     scaled to [0, 1]
     h = code(x)                            (n_rows, n_features)   the features
     y = reconstruction(h)                  (n_rows, n_inputs)
-    cost = mean((x - y)^2)                 over every entry
+    cost = mean((x - y)^2)                 over all entries
 
-`kernels.network` says what code and reconstruction are. The scaling is part of the graph, so rows cross to the device
-in their own dtype (a byte a value for images) and are cast and scaled there, next to the product.
+`kernels.network` defines code and reconstruction. The scaling is part of the graph, so rows are sent to the device in
+their own dtype (one byte per value for images), and are cast and scaled there.
 
-On the CPU the Ops of `kernels.ops` stand in for most of the graph, see `backend.fuses`.
+On the CPU, the Ops of `kernels.ops` replace most of the graph, see `backend.uses_ops`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from kernels import backend, graph, ops
-from kernels.functions import GraphFunctions, OpFunctions
+from kernels.functions import GraphFunctions, Limits, OpFunctions
 from kernels.network import Network
 
 theano = backend.load()
@@ -32,18 +32,25 @@ __all__ = ["Autoencoder", "get_values", "set_values"]
 class Autoencoder:
     """Parameters on the device, and the functions that need no training.
 
-    Each function is compiled at its first call, for each dtype of rows. Any number of threads may call them: as many
-    compute at a time as gain by it, and the others wait.
+    Each function is compiled at its first call with rows of a dtype. Any number of threads can call the functions; the
+    number that compute at once is limited.
 
     Parameters
     ----------
     network : Network
-        What it looks like.
+        Description of the network.
     minimum, scale : ndarray of shape (n_inputs,), float32 or float64; optional
-        The scaling ``x = (r - minimum) * scale``. Their dtype is the one it is computed in, whatever the rows' own;
-        rows are taken as scaled already when they are left out.
-    maximum : ndarray of shape (n_inputs,), of their dtype; optional
-        With the minimum, the range that `encode_checked` expects values in.
+        The scaling ``x = (r - minimum) * scale``, computed in their dtype. Without them, rows must be scaled already.
+    maximum : ndarray of shape (n_inputs,), optional
+        End of the range that `encode_checked` expects; `minimum` is its start.
+
+    Attributes
+    ----------
+    network : Network
+    shared : dict of shared variables
+        Parameters by name, in the order of the network's `shapes`.
+    n_threads : shared scalar, int64
+        Number of threads that all calls of Ops together use. Changing it compiles nothing.
     """
 
     def __init__(
@@ -54,96 +61,106 @@ class Autoencoder:
         maximum: np.ndarray | None = None,
     ) -> None:
         self.network = network
-        zeros = {name: np.zeros(shape, dtype=np.float32) for name, shape in network.shapes.items()}
-        self.shared = {name: backend.shared(array, name=name) for name, array in zeros.items()}
-        self._scaling: tuple[Any, ...] = ()
-        self._limits: tuple[np.ndarray, np.ndarray] | None = None
-        if minimum is not None and scale is not None:
-            given = {"minimum": minimum, "scale": scale}
-            self._scaling = tuple(backend.shared(np.array(array), name=name) for name, array in given.items())
-            self._limits = None if maximum is None else (minimum, maximum.astype(minimum.dtype))
-        # A variable and not a number, so that a change compiles nothing.
+        self.shared = _share_zeros(network)
         self.n_threads = theano.shared(np.int64(backend.n_cores()), name="n_threads")
-        self._fuses = backend.fuses()
-        self._by_ops = OpFunctions(network, list(self.shared.values()), self._scaling, self._limits, self.n_threads)
-        self._by_graph = GraphFunctions(
-            lambda rows: graph.code(network, self.scaled(rows), self.shared),
-            lambda rows: graph.row_errors(network, self.scaled(rows), self.shared),
-            self._limits,
-            2 * network.n_weights,
-        )
+        self._scaling: tuple[Any, ...] = ()
+        self._limits: Limits | None = None
+        if minimum is not None and scale is not None:
+            self._scaling = (_share_copy(minimum, "minimum"), _share_copy(scale, "scale"))
+            if maximum is not None:
+                self._limits = (minimum, maximum.astype(minimum.dtype))
+        self._uses_ops = backend.uses_ops()
+        parameters = list(self.shared.values())
+        self._op_functions = OpFunctions(network, parameters, self._scaling, self._limits, self.n_threads)
+        flops_per_row = 2 * network.n_weights
+        self._graph_functions = GraphFunctions(self._features_of, self._errors_of, self._limits, flops_per_row)
 
     # -- parameters --
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """Copies of the parameters, float32, by name and in the order of the network's `shapes`."""
+        """Return copies of the parameters, float32, by name and in the order of the network's `shapes`."""
         return get_values(self.shared)
 
     def set_parameters(self, values: Mapping[str, np.ndarray]) -> None:
-        """Put arrays of the shapes that `parameters` returns on the device.
+        """Set the parameters to arrays of the shapes that `parameters` returns.
 
         Raises
         ------
         ValueError
-            When a name is missing or unknown, or a shape differs; it names the array.
+            If a name is missing or unknown, or a shape differs. The message names the array.
         """
         set_values(self.shared, values)
 
     # -- the graph --
 
     def scaling(self) -> tuple[Any, ...]:
-        """Shared minimum and scale, or nothing."""
+        """Return the shared minimum and scale; nothing if rows are scaled already."""
         return self._scaling
 
     def scaled(self, rows: Any) -> Any:
-        """Scaled rows, float32, of symbolic rows of any dtype."""
+        """Return symbolic scaled rows, float32, of symbolic rows of any dtype."""
         if not self._scaling:
             return rows.astype("float32")
         minimum, scale = self._scaling
         return ((rows.astype(minimum.dtype) - minimum) * scale).astype("float32")
 
+    def _features_of(self, rows: Any) -> Any:
+        return graph.code(self.network, self.scaled(rows), self.shared)
+
+    def _errors_of(self, rows: Any) -> Any:
+        return graph.row_errors(self.network, self.scaled(rows), self.shared)
+
     # -- functions --
 
-    def fuses(self, dtype: np.dtype) -> bool:
-        """Whether rows of this dtype go through the Ops of `kernels.ops`."""
-        return self._fuses and dtype.name in ops.DTYPES  # bool and float16 are left to Theano
+    def uses_ops(self, dtype: np.dtype) -> bool:
+        """Return whether the Ops of `kernels.ops` compute rows of this dtype; Theano computes bool and float16."""
+        return self._uses_ops and dtype.name in ops.DTYPES
 
     def _functions(self, dtype: np.dtype) -> OpFunctions | GraphFunctions:
-        return self._by_ops if self.fuses(dtype) else self._by_graph
+        if self.uses_ops(dtype):
+            return self._op_functions
+        return self._graph_functions
 
     def encode(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Features of rows.
+        """Return the features of rows.
 
         Parameters
         ----------
         rows : ndarray of shape (n_rows, n_inputs), any real dtype of native byte order, C order
         out : ndarray of shape (n_rows, n_features), float32, optional
-            Where they go.
+            Array to fill and return.
 
         Returns
         -------
         ndarray of shape (n_rows, n_features), float32
-            The same bits for a row whatever the other rows are, as long as calls start at multiples of `TILE_ROWS`
-            rows of the same shard.
+            The features of a row are the same bits whatever the other rows are, if calls start at multiples of
+            `TILE_ROWS` rows of the same shard.
         """
-        out = np.empty((len(rows), self.network.n_features), dtype=np.float32) if out is None else out
+        if out is None:
+            out = np.empty((len(rows), self.network.n_features), dtype=np.float32)
         self._functions(rows.dtype).encode(rows, out)
         return out
 
     def encode_checked(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
-        """Features of rows, as by `encode`, and which rows are not as expected.
+        """Compute features like `encode`, and return which rows are bad.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (n_rows, n_inputs), any real dtype of native byte order, C order
+        out : ndarray of shape (n_rows, n_features), float32
+            Array to fill with the features.
 
         Returns
         -------
         ndarray of int64
-            Positions of the rows that hold NaN, Inf, or a value outside of the range that was given, or whose features
-            are not finite, as those of a linear code or of hidden layers by enormous weights; a row with a negative
-            zero may be among them.
+            Positions of the rows that hold NaN, Inf or a value outside the range, and of those whose features are not
+            finite: enormous weights can cause this in a linear code or in hidden layers. Rows with a negative zero may
+            be included.
 
         Raises
         ------
         ValueError
-            When no range was given.
+            If the autoencoder has no range.
         """
         if self._limits is None:
             raise ValueError("there is no range to check rows against: give the Autoencoder minimum, scale and maximum")
@@ -152,29 +169,50 @@ class Autoencoder:
         return np.flatnonzero(~inside)
 
     def errors(self, rows: np.ndarray) -> np.ndarray:
-        """Mean squared error of each row's reconstruction: shape (n_rows,), float32, in squared scaled units."""
+        """Return the mean squared error of each row's reconstruction: (n_rows,), float32, scaled units squared."""
         out = np.empty(len(rows), dtype=np.float32)
         self._functions(rows.dtype).errors(rows, out)
         return out
 
     def cost(self, rows: np.ndarray) -> float:
-        """Mean squared error over every entry of `rows`, which has at least one row."""
+        """Return the mean squared error over all entries of `rows`, which has at least one row."""
         return float(self.errors(rows).mean(dtype=np.float64))  # float32 would lose digits over many rows
 
 
+def _share_zeros(network: Network) -> dict[str, Any]:
+    shared = {}
+    for name, shape in network.shapes.items():
+        shared[name] = backend.shared(np.zeros(shape, dtype=np.float32), name=name)
+    return shared
+
+
+def _share_copy(array: np.ndarray, name: str) -> Any:
+    return backend.shared(np.array(array), name=name)
+
+
 def get_values(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Host copies of shared variables."""
+    """Return copies of shared variables in the memory of the host."""
     return {name: np.array(variable.get_value()) for name, variable in variables.items()}
 
 
 def set_values(variables: Mapping[str, Any], values: Mapping[str, np.ndarray]) -> None:
-    """Assign arrays to shared variables of the same names and shapes, as float32; `ValueError` for any others."""
+    """Set shared variables to arrays of the same names and shapes, as float32.
+
+    Raises
+    ------
+    ValueError
+        If a name is missing or unknown, or a shape differs. Then no variable has changed.
+    """
     if set(values) != set(variables):
         raise ValueError(f"found arrays {sorted(values)}, expected {sorted(variables)}")
     arrays = {name: np.asarray(values[name], dtype=np.float32, order="C") for name in variables}
-    for name, variable in variables.items():  # all of them first: what is refused has changed nothing
-        expected = variable.get_value(borrow=True).shape
-        if arrays[name].shape != expected:
-            raise ValueError(f"array {name} has shape {arrays[name].shape}, expected {expected}")
-    for name, variable in variables.items():
-        variable.set_value(arrays[name])
+    for name, array in arrays.items():
+        _check_shape(name, array, variables[name])
+    for name, array in arrays.items():
+        variables[name].set_value(array)
+
+
+def _check_shape(name: str, array: np.ndarray, variable: Any) -> None:
+    expected = variable.get_value(borrow=True).shape
+    if array.shape != expected:
+        raise ValueError(f"array {name} has shape {array.shape}, expected {expected}")

@@ -1,8 +1,8 @@
-"""The only door to Theano: the choice of the device and the fall back to the CPU.
+"""The only module that imports Theano: it chooses the device, and falls back to the CPU.
 
 Theano configures itself while it is imported, and it never raises for a missing GPU: it logs, stays on the CPU, and
-``theano.config.device`` still names the GPU. So this module imports Theano on the CPU, activates the device the user
-asked for afterwards, where a failure is an exception, and proves with a small product that it really computes.
+``theano.config.device`` still names the GPU. So this module imports Theano on the CPU and then activates the requested
+device. A failure is an exception there, and a small product proves that the device computes.
 """
 
 from __future__ import annotations
@@ -30,58 +30,62 @@ from kernels.calls import on_device
 from kernels.compilecache import SettledCache
 from kernels.compiler import check_processor_flags
 from kernels.faults import explain, is_out_of_memory
-from kernels.flags import NoScipy, below_the_users, check_flags, requested_device
+from kernels.flags import NoScipy, check_flags, default_settings, requested_device
 from kernels.repairs import repair_code_versions, repair_generated_code
 
 __all__ = [
     "Device",
     "DeviceUnavailable",
-    "active",
     "answers",
-    "calling",
-    "compiled",
-    "fuses",
+    "compile_function",
+    "device_call",
+    "is_active",
     "load",
     "matrix",
     "n_cores",
     "shared",
     "start",
     "use_cores_for",
+    "uses_ops",
 ]
 
 log = logging.getLogger(__name__)
 
 # NumPy 1.24 removed these aliases of Python's own types. Without np.complex nothing fails, but Theano no longer
-# recognises constants and silently loses optimisations.
+# recognizes constants, and skips optimizations without a warning.
 _REMOVED_NUMPY_NAMES = ("bool", "int", "float", "complex", "object", "str")
 
-_FLOPS_WORTH_A_THREAD = 2**24
+_MIN_FLOPS_FOR_THREADS = 2**24
+"""Smallest product, in floating-point operations, that several threads compute faster than one."""
 
-_compiling = threading.Lock()
+_MAX_PREALLOCATED = 0.95
+"""Largest fraction of a device's memory that Theano sets aside, see ``theano.gpuarray.init_dev``."""
+
+_compile_lock = threading.Lock()
 
 
 class DeviceUnavailable(RuntimeError):
-    """The device that was asked for cannot compute here."""
+    """The requested device cannot compute here."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where the products run.
+    """The device that computes products.
 
     Attributes
     ----------
     requested : str
-        What the user's flags ask for: ``cpu``, ``cuda``, ``cudaN`` or ``openclP:D``.
+        Device in the user's flags: ``cpu``, ``cuda``, ``cudaN`` or ``openclP:D``.
     used : str
-        What computes: `requested`, or ``cpu``.
+        Device that computes: `requested`, or ``cpu``.
     name : str
-        The maker's name of the processor or card.
+        Manufacturer's name of the processor or card.
     reason : str
-        Why `used` is not `requested`; empty when it is.
+        Why `used` is not `requested`; empty if it is.
     place : str
-        Where a CUDA card is, as its driver says; else empty.
+        Bus address of a CUDA card, as its driver reports it; empty for other devices.
     free : int
-        Bytes of a device's own memory that this process could have when it was started; 0 where it does not tell.
+        Bytes of the device's own memory that were available to this process at its start; 0 if unknown.
     """
 
     requested: str
@@ -93,12 +97,14 @@ class Device:
 
     def __str__(self) -> str:
         text = f"{self.used} ({self.name})"
-        return f"{text} instead of {self.requested}: {self.reason}" if self.reason else text
+        if self.reason:
+            text += f" instead of {self.requested}: {self.reason}"
+        return text
 
 
 @cache
 def load() -> ModuleType:
-    """Import Theano on the CPU, with our defaults below the user's own settings.
+    """Import Theano on the CPU, with our defaults, which the user's settings override.
 
     Returns
     -------
@@ -108,20 +114,20 @@ def load() -> ModuleType:
     Raises
     ------
     kernels.compilecache.UnsafeCompileCache
-        When the compile cache belongs to somebody else or others may write to it.
+        If the compile cache belongs to another user, or other users can write to it.
     kernels.compilecache.CompileCacheUnavailable
-        When there is no room for one, nor for a temporary one.
+        If neither the compile cache nor a temporary directory can be used.
     kernels.compiler.CompilerMissing, kernels.compiler.CompilerFailed
-        When the compiler that is set cannot be started, or fails, also at reporting the flags of this processor.
+        If the configured compiler cannot be started, or fails; also if it does not report the processor's flags.
     ValueError
-        When the user's flags are refused by Theano, or `UnknownFlag` when Theano does not know them.
+        If Theano refuses the user's flags; `UnknownFlag` if it does not know them.
     """
     for name in _REMOVED_NUMPY_NAMES:
         if name not in vars(np):
             setattr(np, name, getattr(builtins, name))
-    # Theano also turns NumPy's floating-point warnings off for the whole process: they are put back.
-    with below_the_users(), _asked_first(SettledCache(), NoScipy()), warnings.catch_warnings(), np.errstate():
-        warnings.simplefilter("ignore")  # Theano 1.0.5 is older than the things it is warned about
+    # Theano turns NumPy's floating-point warnings off for the whole process; `errstate` restores them.
+    with default_settings(), _import_hooks(SettledCache(), NoScipy()), warnings.catch_warnings(), np.errstate():
+        warnings.simplefilter("ignore")  # Theano 1.0.5 uses deprecated features of later packages
         import theano
     repair_code_versions(theano.gof.op)
     check_flags()
@@ -130,8 +136,8 @@ def load() -> ModuleType:
 
 
 @contextmanager
-def _asked_first(*finders: MetaPathFinder) -> Iterator[None]:
-    """Python asks these for each module, before all others."""
+def _import_hooks(*finders: MetaPathFinder) -> Iterator[None]:
+    """Call these finders for each import, before all others."""
     sys.meta_path[:0] = finders
     try:
         yield
@@ -141,26 +147,26 @@ def _asked_first(*finders: MetaPathFinder) -> Iterator[None]:
 
 
 def start(require: bool = False) -> Device:
-    """Activate the device that the user's Theano settings ask for.
+    """Activate the device that the user's Theano settings request.
 
     Parameters
     ----------
     require : bool
-        Raise instead of falling back to the CPU. ``force_device=True`` in the user's settings means the same.
+        Raise instead of falling back to the CPU. ``force_device=True`` in the user's settings does the same.
 
     Returns
     -------
     Device
-        Where products run from now on in this process.
+        Device of all products of this process from now on.
 
     Raises
     ------
     DeviceUnavailable
-        When the device cannot be used and `require` or ``force_device`` is set.
+        If the device cannot be used, and `require` or ``force_device`` is set.
     ValueError
-        When the settings name no device that Theano knows.
+        If Theano knows no device of this name.
     """
-    device, error = _started()
+    device, error = _start_once()
     if error is None:
         return device
     if require or load().config.force_device:
@@ -169,71 +175,74 @@ def start(require: bool = False) -> Device:
 
 
 def shared(value: np.ndarray, name: str) -> Any:
-    """Put an array on the active device, whatever its dtype.
+    """Put an array of any dtype on the active device.
 
     Parameters
     ----------
     value : ndarray of any shape and real dtype
-        On the CPU it is used in place, so the caller gives it away.
+        The CPU uses it in place, so the caller must not use it afterwards.
     name : str
-        How graphs and profiles call it.
+        Name of the variable, for graphs and profiles.
 
     Returns
     -------
     theano shared variable
     """
     theano = load()
-    if active():
+    if is_active():
         # theano.shared would leave integers on the host.
         return theano.gpuarray.gpuarray_shared_constructor(value, name=name, target=None)
     return theano.shared(value, name=name, borrow=True)
 
 
 def matrix(dtype: np.dtype, name: str) -> Any:
-    """A symbolic matrix."""
+    """Return a symbolic matrix."""
     return load().tensor.TensorType(dtype.name, (False, False))(name)
 
 
-def compiled(inputs: Sequence[Any], outputs: Any, **options: Any) -> Any:
-    """``theano.function`` of inputs that it need not look at: of the right type, in memory that is as it wants it.
+def compile_function(inputs: Sequence[Any], outputs: Any, **options: Any) -> Any:
+    """Return ``theano.function`` of inputs that it does not check: callers pass arrays of the right type and layout.
 
-    One thread at a time compiles, whichever model it is for: Theano can do no more, and its lock on the compile cache
-    counts for the whole process.
+    One thread at a time compiles: Theano cannot do more, and its lock on the compile cache is one per process.
     """
-    with _compiling:
+    with _compile_lock:
         function = load().function(inputs, outputs, **options)
     function.trust_input = True
     return function
 
 
-def calling() -> AbstractContextManager[None]:
-    """To be held around each call of what `compiled` gave: on a device, others can see that it is under way."""
-    return on_device if active() else nullcontext()
+def device_call() -> AbstractContextManager[None]:
+    """Return a context for a call of a compiled function, which counts the calls that run on a device."""
+    return on_device if is_active() else nullcontext()
 
 
 def answers() -> bool:
-    """Whether the device in use gives back what it is sent: of a failed read Theano keeps the driver's words back."""
-    if not active():
+    """Return whether the active device returns an array that it is sent.
+
+    It tells a lost device from other errors, because Theano does not report why a read failed.
+    """
+    if not is_active():
         return True
     gpuarray = load().gpuarray
     sent = np.arange(4, dtype=np.float32)
     try:
         return np.array_equal(gpuarray.pygpu.array(sent, context=gpuarray.get_context(None)), sent)
-    except Exception as error:  # of whatever class; a full device is there
-        return is_out_of_memory(error)
+    except Exception as error:  # of any class of pygpu
+        return is_out_of_memory(error)  # a device without free memory still works
 
 
-def fuses() -> bool:
-    """Whether the Ops of `kernels.ops` do the work, and not Theano's own.
+def uses_ops() -> bool:
+    """Return whether to compute by the Ops of `kernels.ops`, and not by Theano's own.
 
-    They do on the CPU, where there is a compiler. ``optimizer_excluding=fused`` in the user's Theano flags says no.
+    They are for the CPU and need a compiler. ``optimizer_excluding=fused`` in the user's Theano flags turns them off.
     """
     config = load().config
-    return not active() and bool(config.cxx) and "fused" not in config.optimizer_excluding.split(":")
+    is_excluded = "fused" in config.optimizer_excluding.split(":")
+    return bool(config.cxx) and not is_excluded and not is_active()
 
 
 def n_cores() -> int:
-    """How many threads are worth starting: OPENBLAS_NUM_THREADS or OMP_NUM_THREADS, else the cores we may use."""
+    """Return how many threads to use: OPENBLAS_NUM_THREADS or OMP_NUM_THREADS, or the cores of this process."""
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         if os.environ.get(name, "").isdigit():
             return max(1, int(os.environ[name]))
@@ -241,17 +250,21 @@ def n_cores() -> int:
 
 
 def use_cores_for(n_flops: int) -> None:
-    """Let products of `n_flops` floating-point operations each run on one core, or on all.
+    """Set the number of BLAS threads for products of `n_flops` floating-point operations each: one, or all cores.
 
-    On two cores a product of 13 million gains nothing from the second one (0.72 and 0.70 ms a step), one of 50 million
-    a quarter. But BLAS threads wait for each other by spinning, and where another process takes a core's time a step of
-    many small products becomes ten times slower. ``OPENBLAS_NUM_THREADS`` in the environment wins.
+    A second core gains nothing for a product of 13 million operations (0.72 and 0.70 ms a step), and a quarter for one
+    of 50 million. BLAS threads wait for each other by spinning, so steps of many small products become ten times slower
+    if another process uses one of the cores. ``OPENBLAS_NUM_THREADS`` in the environment takes precedence.
     """
-    if "OPENBLAS_NUM_THREADS" not in os.environ and not active():
-        _set_blas_threads(1 if n_flops < _FLOPS_WORTH_A_THREAD else len(os.sched_getaffinity(0)))
+    if "OPENBLAS_NUM_THREADS" in os.environ or is_active():
+        return
+    n_threads = 1
+    if n_flops >= _MIN_FLOPS_FOR_THREADS:
+        n_threads = len(os.sched_getaffinity(0))
+    _set_blas_threads(n_threads)
 
 
-@lru_cache(maxsize=1)  # calls the library only when the number changes
+@lru_cache(maxsize=1)  # calls the library only if the number changes
 def _set_blas_threads(n_threads: int) -> None:
     import scipy_openblas32
 
@@ -263,9 +276,16 @@ def _set_blas_threads(n_threads: int) -> None:
 
 
 @cache
-def _started() -> tuple[Device, Exception | None]:
-    """The device, and what kept it from being the requested one. Once a process: Theano opens no device twice."""
-    theano = load()
+def _start_once() -> tuple[Device, Exception | None]:
+    """Start the requested device once in this process, because Theano cannot open a device twice.
+
+    Returns
+    -------
+    device : Device
+    error : Exception or None
+        Why the requested device cannot be used.
+    """
+    load()  # before `requested_device`, which imports parts of Theano
     requested = requested_device()
     if requested == "cpu":
         return Device("cpu", "cpu", _processor_name()), None
@@ -273,42 +293,60 @@ def _started() -> tuple[Device, Exception | None]:
         _activate(requested)
     except Exception as error:  # the GPU stack raises anything, from ImportError to pygpu's own classes
         return Device(requested, "cpu", _processor_name(), explain(error)), error
-    context = theano.gpuarray.get_context(None)  # whose name comes padded from pygpu's buffer
-    place = context.unique_id.strip("\0 ") if context.kind == b"cuda" else ""  # OpenCL tells none
-    return Device(requested, requested, context.devname.strip("\0 "), place=place, free=_free_bytes(context)), None
+    return _describe_device(requested), None
+
+
+def _describe_device(requested: str) -> Device:
+    """Return a description of the active device."""
+    context = load().gpuarray.get_context(None)
+    # Texts have the length of pygpu's buffers. OpenCL reports no address.
+    name = context.devname.strip("\0 ")
+    place = ""
+    if context.kind == b"cuda":
+        place = context.unique_id.strip("\0 ")
+    return Device(requested, requested, name, place=place, free=_free_bytes(context))
 
 
 def _free_bytes(context: Any) -> int:
-    """What is set aside for this process, if the user's flags have asked for that; else what is free; 0 if unknown."""
+    """Return the memory that the user's flags set aside for this process, or the free memory; 0 if unknown."""
     theano = load()
     preallocated = float(theano.config.gpuarray.preallocate)
     try:
         if preallocated > 1:
             return int(preallocated * 2**20)
-        if preallocated > 0:  # as `theano.gpuarray.init_dev` reads it
-            return int(min(preallocated, 0.95) * context.total_gmem)
+        if preallocated > 0:
+            return int(min(preallocated, _MAX_PREALLOCATED) * context.total_gmem)
         return int(context.free_gmem)
     except theano.gpuarray.pygpu.gpuarray.GpuArrayException:
         return 0
 
 
-@cache
+@cache  # logs once
 def _fall_back(device: Device) -> Device:
-    """Say once that the CPU stands in."""
     log.warning(
         "device=%s cannot be used, running on the CPU instead: %s; `shardpress doctor` says what is missing",
-        *(device.requested, device.reason),
+        device.requested,
+        device.reason,
     )
     return device
 
 
-def active() -> bool:
-    """Whether a device other than the CPU is in use."""
-    return _started.cache_info().currsize > 0 and _started()[0].used != "cpu"
+def is_active() -> bool:
+    """Return whether a device other than the CPU is in use."""
+    if _start_once.cache_info().currsize == 0:
+        return False
+    device, _ = _start_once()
+    return device.used != "cpu"
 
 
 def _activate(device: str) -> None:
-    """Make `device` the place of all products, or raise and leave Theano on the CPU."""
+    """Have Theano compute all products on `device`, or raise and leave Theano on the CPU.
+
+    Raises
+    ------
+    Exception
+        Of any class.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import theano.gpuarray
@@ -333,22 +371,37 @@ def _deactivate() -> None:
 
 
 def _probe() -> None:
-    """Compile and run a product on the active device: right value, and really there."""
+    """Compile and run a product on the active device; check that it runs there, and its value.
+
+    Raises
+    ------
+    DeviceUnavailable
+    """
     theano = load()
-    left, right = (np.arange(12, dtype=np.float32).reshape(shape) for shape in ((3, 4), (4, 3)))
+    # Not square, and with a side that is no power of two, so that swapped or padded sides show.
+    values = np.arange(12, dtype=np.float32)
+    left = values.reshape(3, 4)
+    right = values.reshape(4, 3)
     symbol = theano.tensor.fmatrix()
-    # Of a size that is no power of two and not square, so that a swapped or a padded one shows.
     product = theano.function([symbol], theano.tensor.dot(symbol, theano.shared(right)))
+    _check_place(product)
+    if not np.array_equal(np.asarray(product(left)), left @ right):
+        raise DeviceUnavailable("a product of two small matrices comes out wrong")
+
+
+def _check_place(product: Any) -> None:
+    """Check that a compiled product runs on the active device."""
     operations = [type(node.op).__name__ for node in product.maker.fgraph.apply_nodes]
     if not any(name.startswith(("GpuDot", "GpuGemm")) for name in operations):
         raise DeviceUnavailable(f"a product compiles to {sorted(operations)}, none of them on the device")
-    if not np.array_equal(np.asarray(product(left)), left @ right):
-        raise DeviceUnavailable("a product of two small matrices comes out wrong")
 
 
 def _processor_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+        lines = []
+    for line in lines:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()

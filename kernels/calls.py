@@ -1,4 +1,4 @@
-"""Calls of compiled functions that are under way on a device other than the CPU: what waits for them, waits for it."""
+"""The number of calls of compiled functions that are running on a device other than the CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ __all__ = ["Calls", "on_device"]
 
 
 class Calls:
-    """How many are under way: a context for each of them, in any thread."""
+    """A context for each call, in any thread, which counts the running calls.
+
+    Attributes
+    ----------
+    n : int
+        Number of running calls.
+    """
 
     def __init__(self) -> None:
         self.n = 0
@@ -24,3 +30,4 @@ class Calls:
 
 
 on_device = Calls()
+"""Calls that are running on a device. A signal or a progress report may have to wait for them."""

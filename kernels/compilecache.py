@@ -1,4 +1,4 @@
-"""Where compiled code is kept: a directory that is private and can be written, else a temporary one."""
+"""The directory of compiled code: a private one that can be written, or else a temporary one."""
 
 from __future__ import annotations
 
@@ -30,19 +30,23 @@ __all__ = ["CompileCacheUnavailable", "SettledCache", "UnsafeCompileCache", "def
 log = logging.getLogger(__name__)
 
 _CARDS = Path("/proc/driver/nvidia/gpus")
-_ROOM = 2**24  # bytes; a run from nothing takes 2 MB, and the compiler some more on the way
+_MIN_FREE_BYTES = 2**24
+"""Smallest free space of a usable directory. A first run writes 2 MB, and the compiler needs room as it works."""
 
 
 class UnsafeCompileCache(RuntimeError):
-    """The compile cache could be written by somebody else, and Theano runs whatever it finds there."""
+    """Other users can write to the compile cache, and Theano runs whatever it finds there."""
 
 
 class CompileCacheUnavailable(RuntimeError):
-    """Compiled code can be kept neither in the compile cache nor in a temporary directory."""
+    """Compiled code can be stored neither in the compile cache nor in a temporary directory."""
 
 
 def default_cache() -> str:
-    """A private directory for compiled code, one for each pair of Theano and NumPy, which its own name leaves out."""
+    """Return the path of a private directory for code compiled with these versions of Theano and NumPy.
+
+    Theano's own name of the directory below it contains neither version.
+    """
     from importlib.metadata import version
 
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shardpress"
@@ -50,74 +54,104 @@ def default_cache() -> str:
 
 
 class SettledCache(MetaPathFinder):
-    """Theano settles where its cache lies and then compiles and runs code there, all while it is imported."""
+    """An import hook that chooses compiler and compile cache while Theano is imported.
+
+    Theano chooses its cache, and then compiles and runs code there, all during its import.
+    """
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
-        """Find nothing, but see to compiler and cache once Theano has read its settings, before it compiles."""
+        """Find nothing, but prepare the modules of Theano that are imported next."""
         if fullname == "theano.gof":
-            config = sys.modules["theano.configdefaults"].config
-            check_compiler(config)
-            watch_compiler(sys.modules["theano.misc.windows"], config)
-            sys.modules["theano.gof.compilelock"] = compilelock
-            _settle(config)
-            if not _can_hold_temporary_files():
-                tempfile.tempdir = config.compiledir  # for the compiler's temporary files
-        elif fullname == "theano.gof.lazylinker_c":  # the first that compiles
-            hush_compiler(sys.modules["theano.gof.cmodule"])
-            _write_keys_whole(sys.modules["theano.gof.cmodule"])
-            read_records_on_demand(sys.modules["theano.gof.cmodule"])
+            _prepare_cache()  # Theano has read its settings, and has not compiled anything
+        elif fullname == "theano.gof.lazylinker_c":
+            # This is the first module that compiles.
+            cmodule = sys.modules["theano.gof.cmodule"]
+            hush_compiler(cmodule)
+            _write_keys_atomically(cmodule)
+            read_records_on_demand(cmodule)
 
 
-def _write_keys_whole(cmodule: Any) -> None:
-    """Have ``theano.gof.cmodule`` put what it notes of a module there in one moment.
+def _prepare_cache() -> None:
+    """Check and watch the compiler, and choose the directories of compiled code and of temporary files."""
+    config = sys.modules["theano.configdefaults"].config
+    check_compiler(config)
+    watch_compiler(sys.modules["theano.misc.windows"], config)
+    sys.modules["theano.gof.compilelock"] = compilelock
+    _choose_cache(config)
+    if not _can_hold_temporary_files():
+        tempfile.tempdir = config.compiledir
 
-    It writes over it, and takes no lock to read: another process that found the file empty took the module for broken,
-    and removed it under whoever had it loaded, whose next note had no place any more.
+
+def _write_keys_atomically(cmodule: Any) -> None:
+    """Have ``theano.gof.cmodule`` write the file of a module's keys atomically.
+
+    Theano overwrites it, and reads it without a lock. A process that found the file empty took the module for broken
+    and removed it, while other processes had it loaded and still had keys to write.
     """
 
     def save_pkl(self: Any) -> None:
-        half = f"{self.key_pkl}.{os.getpid()}"
+        temporary = f"{self.key_pkl}.{os.getpid()}"
         try:
-            with open(half, "wb") as file:
+            with open(temporary, "wb") as file:
                 pickle.dump(self, file, protocol=pickle.HIGHEST_PROTOCOL)
         except BaseException as error:
-            Path(half).unlink(missing_ok=True)
+            Path(temporary).unlink(missing_ok=True)
             if isinstance(error, pickle.PicklingError):
-                Path(self.key_pkl).unlink(missing_ok=True)  # Theano goes by there being none
+                Path(self.key_pkl).unlink(missing_ok=True)  # this tells Theano that there are no keys
             raise
-        os.replace(half, self.key_pkl)
+        os.replace(temporary, self.key_pkl)
 
     cmodule.KeyData.save_pkl = save_pkl
 
 
-def _settle(config: Any) -> None:
-    """Have the compile cache in a directory that is safe and can be written."""
+def _choose_cache(config: Any) -> None:
+    """Replace an unusable compile cache by a temporary one; refuse an unsafe one."""
     try:
-        directory = Path(config.compiledir)  # which makes it
+        directory = Path(config.compiledir)  # Theano creates it here
         _refuse_unsafe(directory)
-        _try_out(directory)
+        _check_writable(directory)
     except (OSError, ValueError) as error:
-        # Theano makes a ValueError of what the system has said.
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        # What is settled cannot be changed in Theano's own ways.
-        type(config).compiledir.val = _temporary(config.base_compiledir, getattr(cause, "strerror", None) or str(cause))
-    # libgpuarray keeps machine code, by names that cut off what tells two cards of one generation apart.
-    type(config.gpuarray).cache_path.default = os.path.join(config.compiledir, "gpuarray_kernels", _cards())
+        # Theano does not allow to change this setting.
+        type(config).compiledir.val = make_temporary_cache(config.base_compiledir, _reason_of(error))
+    # libgpuarray caches machine code under names that do not distinguish two cards of one generation.
+    cache = os.path.join(config.compiledir, "gpuarray_kernels", fingerprint_cards())
+    type(config.gpuarray).cache_path.default = cache
 
 
-def _cards() -> str:
-    """A name for the models of this machine's cards, as NVIDIA's driver lists them."""
-    told = "".join(sorted(path.read_text() for path in _CARDS.glob("*/information")))
-    models = sorted(set(re.findall(r"^Model:\s*(.*?)\s*$", told, re.M)))
+def _reason_of(error: Exception) -> str:
+    """Return the operating system's text for an error, which Theano wraps in a ValueError."""
+    cause = error
+    if isinstance(error.__context__, OSError):
+        cause = error.__context__
+    return getattr(cause, "strerror", None) or str(cause)
+
+
+def fingerprint_cards(folder: Path = _CARDS) -> str:
+    """Return a hash of the models of this machine's cards, as NVIDIA's driver lists them in `folder`."""
+    text = "".join(sorted(path.read_text() for path in folder.glob("*/information")))
+    models = sorted(set(re.findall(r"^Model:\s*(.*?)\s*$", text, re.M)))
     return hashlib.sha256("\n".join(models).encode()).hexdigest()[:16]
 
 
-def _temporary(cache: str, why: str) -> str:
-    """A private directory until the process ends."""
+def make_temporary_cache(cache: str, why: str) -> str:
+    """Create a private directory for compiled code, which is removed when the process ends.
+
+    Parameters
+    ----------
+    cache : str
+        Path of the compile cache that it replaces.
+    why : str
+        Reason why that cache cannot be used.
+
+    Raises
+    ------
+    CompileCacheUnavailable
+        If the temporary directory cannot be used, either.
+    """
     try:
         directory = str(private_directory("shardpress-compiled-"))
         atexit.register(shutil.rmtree, directory, ignore_errors=True)
-        _try_out(Path(directory))
+        _check_writable(Path(directory))
     except OSError as error:
         raise CompileCacheUnavailable(
             f"the compile cache {cache} cannot be used ({why}), nor a temporary directory in its place ({error})"
@@ -131,32 +165,47 @@ def _temporary(cache: str, why: str) -> str:
     return directory
 
 
-def _try_out(directory: Path) -> None:
-    """Raise an OSError when nothing can be written there, or next to nothing, or the file system has no locks."""
+def _check_writable(directory: Path) -> None:
+    """Check that the directory can be locked and written, and has enough room.
+
+    Raises
+    ------
+    OSError
+    """
     compilelock.try_out(str(directory))
     with tempfile.TemporaryFile(dir=directory) as file:
         file.write(bytes(4096))
-    if (n_free := _n_free(directory)) < _ROOM:
-        raise OSError(errno.ENOSPC, f"{n_free} bytes are free there, expected {_ROOM} at least")
+    n_free = _free_bytes(directory)
+    if n_free < _MIN_FREE_BYTES:
+        raise OSError(errno.ENOSPC, f"{n_free} bytes are free there, expected {_MIN_FREE_BYTES} at least")
 
 
-def _n_free(directory: str | Path) -> float:
-    """Bytes; infinity where the file system does not say."""
+def _free_bytes(directory: str | Path) -> float:
+    """Return the free bytes of a file system; infinity if it does not report them."""
     found = os.statvfs(directory)
-    return found.f_bavail * found.f_frsize if found.f_blocks else math.inf
+    if found.f_blocks == 0:
+        return math.inf
+    return found.f_bavail * found.f_frsize
 
 
 def _can_hold_temporary_files() -> bool:
-    """Return whether the temporary directory has room for the compiler's files, which nobody else can replace."""
+    """Return whether the temporary directory has room for the compiler's files, and other users cannot replace them."""
     try:
         folder = tempfile.gettempdir()
-        return _n_free(folder) >= _ROOM and untrusted_above(os.path.join(folder, "any")) is None
-    except FileNotFoundError:  # Python found no usual place where a file can be written
+        has_room = _free_bytes(folder) >= _MIN_FREE_BYTES
+        return has_room and untrusted_above(os.path.join(folder, "any")) is None
+    except FileNotFoundError:  # none of the directories that Python tries is writable
         return False
 
 
 def _refuse_unsafe(directory: Path) -> None:
-    """Refuse a cache that other users can write or replace: Theano unpickles and loads what lies in it."""
+    """Refuse a cache that other users can write or replace, because Theano unpickles and loads its files.
+
+    Raises
+    ------
+    UnsafeCompileCache
+    OSError
+    """
     found = directory.stat()
     if found.st_uid != os.geteuid():
         raise UnsafeCompileCache(

@@ -1,8 +1,8 @@
-"""The lock on Theano's compile cache, kept by the kernel. It stands in the place of ``theano.gof.compilelock``.
+"""A lock on Theano's compile cache by flock, in place of the module ``theano.gof.compilelock``.
 
-Theano's own is a directory with a file in it. Where that file cannot be written its owner waits for itself, for ever,
-and one that was killed on another machine is waited for until a time-out. The kernel's lock ends with its process; who
-holds it is written down for the reader only.
+Theano's own lock is a directory with a file in it. If that file cannot be written, its owner waits for itself forever.
+If the owner was killed on another machine, other processes wait until a timeout. A flock ends with its process. The
+name of the owner in the file is for error messages only.
 """
 
 from __future__ import annotations
@@ -21,30 +21,38 @@ __all__ = ["CompileLockHeld", "get_lock", "lock_ctx", "release_lock", "try_out"]
 log = logging.getLogger(__name__)
 
 _NAME = ".lock"
-_STEP = 0.1  # seconds between two tries
-_PATIENCE = 5.0  # seconds after which a wait is worth a line
+_SECONDS_BETWEEN_TRIES = 0.1
+_SECONDS_BEFORE_LOGGING = 5.0
 
 
 class CompileLockHeld(RuntimeError):
-    """One other process held the lock for longer than Theano's setting ``compile.timeout`` says."""
+    """Another process held the lock for longer than Theano's setting ``compile.timeout``."""
 
 
 class _Lock:
-    """Taken by the first of nested calls. Theano asks `n_lock` for their number."""
+    """A lock that the outermost of nested calls takes.
+
+    Attributes
+    ----------
+    n_lock : int
+        Number of nested calls, which Theano reads by this name.
+    """
 
     def __init__(self) -> None:
         self.n_lock = 0
         self._descriptor = -1
 
     def __call__(self, lock_dir: object = None, **how: object) -> None:
+        """Take the lock. The arguments are Theano's, and are ignored."""
         if self.n_lock == 0:
-            self._descriptor = _taken()
+            self._descriptor = _take_lock()
         self.n_lock += 1
 
     def release(self) -> None:
+        """Undo one call. The file stays, because otherwise two processes could lock different files."""
         self.n_lock -= 1
         if self.n_lock == 0:
-            os.close(self._descriptor)  # which unlocks; the file stays, or the next could lock another one
+            os.close(self._descriptor)  # this unlocks
 
 
 get_lock = _Lock()
@@ -57,7 +65,7 @@ def release_lock() -> None:
 
 @contextmanager
 def lock_ctx(lock_dir: object = None, keep_lock: bool = False, **how: object) -> Iterator[None]:
-    """Hold the lock, and keep it afterwards if that is asked for and nothing has failed."""
+    """Hold the lock; keep it afterwards if `keep_lock` is set and there was no error."""
     get_lock()
     try:
         yield
@@ -69,8 +77,14 @@ def lock_ctx(lock_dir: object = None, keep_lock: bool = False, **how: object) ->
 
 
 def try_out(directory: str) -> None:
-    """Raise an `OSError` where the file system has no room for the lock's file, or no locks."""
-    descriptor = _opened(directory)
+    """Check that a directory can hold the lock.
+
+    Raises
+    ------
+    OSError
+        If the file system has no locks, or no room for the lock's file.
+    """
+    descriptor = _open_file(directory)
     try:
         with suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,14 +92,14 @@ def try_out(directory: str) -> None:
         os.close(descriptor)
 
 
-def _opened(directory: str) -> int:
-    # No link is followed, which could lead to somebody's file; and no program that we start inherits the lock.
+def _open_file(directory: str) -> int:
+    # A link is not followed, because it could lead to another file. Child processes do not inherit the lock.
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     return os.open(os.path.join(directory, _NAME), flags, 0o600)
 
 
-def _taken() -> int:
-    """The lock's descriptor, once it is ours.
+def _take_lock() -> int:
+    """Wait for the lock; return the descriptor of its file.
 
     Raises
     ------
@@ -95,38 +109,52 @@ def _taken() -> int:
     import theano
 
     config: Any = theano.config
-    descriptor = _opened(config.compiledir)
+    descriptor = _open_file(config.compiledir)
     try:
         _wait(descriptor, config.compiledir, config.compile.timeout)
     except BaseException:
         os.close(descriptor)
         raise
-    with suppress(OSError):  # on a full disk it stays unknown who holds it
+    with suppress(OSError):  # on a full disk the owner stays unknown
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
     return descriptor
 
 
 def _wait(descriptor: int, directory: str, seconds: float) -> None:
+    """Wait until the file is locked.
+
+    Raises
+    ------
+    CompileLockHeld
+        If one other process holds the lock for more than `seconds`. The queue of processes can take longer.
+    """
     begin = time.monotonic()
-    told = False
-    last = -1
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            taken = os.fstat(descriptor).st_mtime_ns
+    start = begin  # of the present owner
+    last_taken = None
+    is_logged = False
+    while not _try_lock(descriptor):
         now = time.monotonic()
-        if taken != last:  # by the next in a queue that moves, however long it is
+        taken = os.fstat(descriptor).st_mtime_ns  # each owner writes its name into the file
+        if taken != last_taken:
             start = now
-            last = taken
+            last_taken = taken
         owner = os.pread(descriptor, 200, 0).decode(errors="replace") or "an unknown process"
         if now - start > seconds:
             raise CompileLockHeld(
                 f"the compile cache is locked: {owner} has held {directory} for more than {seconds:.0f} s. End that "
                 "process, or set another base_compiledir in THEANO_FLAGS."
             )
-        if now - begin > _PATIENCE and not told:
+        if now - begin > _SECONDS_BEFORE_LOGGING and not is_logged:
             log.info("waiting for %s, which compiles into the same cache", owner)
-            told = True
-        time.sleep(_STEP)
+            is_logged = True
+        time.sleep(_SECONDS_BETWEEN_TRIES)
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Lock a file if no other process has locked it; return whether it is locked now."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""The C++ compiler as Theano calls it: whether there is one, where it works, and what it says when it fails."""
+"""The C++ compiler as Theano calls it: checks, its working directory, its time and its errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 __all__ = [
@@ -27,53 +28,63 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_LONGEST = 300  # characters of a compiler's line that are quoted
+_MAX_QUOTED = 300
+"""Number of characters of a compiler's line that are quoted."""
 
-_WINDOWS = "theano.misc.windows"  # the module from which Theano takes its function to run programs
+_WINDOWS = "theano.misc.windows"
+"""Module from which Theano takes its function to run programs."""
+
+# Signs of the reason of a failure, the best first: a full disk causes other errors as well.
+_SIGNS = ("No space left|quota exceeded|File too large", r"\berror\b", "cannot|not found")
 
 
 class CompilerMissing(RuntimeError):
-    """The compiler that is named in the user's settings is no program."""
+    """The compiler in the user's settings is not a program."""
 
 
 class CompilerFailed(RuntimeError):
-    """The compiler has failed, for the reason that its first line about an error gives.
+    """The compiler has failed. The message is the line of its output that gives the reason.
 
     Attributes
     ----------
     output : str
-        The command and all that was said, in lines.
+        The command, and all output in the lines after it.
     """
 
-    def __init__(self, command: Sequence[str], said: str) -> None:
-        super().__init__(_first_error(said))
-        self.output = f"{' '.join(command)}\n{said}"
+    def __init__(self, command: Sequence[str], output: str) -> None:
+        super().__init__(_find_reason(output))
+        self.output = f"{' '.join(command)}\n{output}"
 
 
 def check_compiler(config: Any) -> None:
-    """Raise `CompilerMissing` for a ``cxx`` that is no program: Theano would only say that a file is not there."""
+    """Check that Theano's setting ``cxx`` names a program. Theano itself would only report a missing file.
+
+    Raises
+    ------
+    CompilerMissing
+    """
     if config.cxx and shutil.which(config.cxx) is None:
         raise CompilerMissing(f"cxx={config.cxx}: no such program")
 
 
 class WatchedCompiler:
-    """The function by which Theano runs the compiler, with the time that it has taken.
+    """A replacement of Theano's function that runs the compiler. It measures the time.
 
-    A process has one, in the place of Theano's own function. Theano compiles one module at a time, under a lock.
+    A process has one. Theano compiles one module at a time, under a lock.
 
     Parameters
     ----------
     run : callable
         Theano's own function.
     config : object
-        Theano's, whose ``compiledir`` is private by the time of the first call.
+        Theano's settings. Their ``compiledir`` must be private when the first call comes.
 
     Attributes
     ----------
     seconds : float
-        Duration of all compilations so far.
+        Duration of all finished compilations.
     n_running : int
-        Number of compilations that are under way.
+        Number of running compilations.
     """
 
     def __init__(self, run: Callable[..., Any], config: Any) -> None:
@@ -84,28 +95,41 @@ class WatchedCompiler:
         self._config = config
 
     def __call__(self, command: Sequence[str], **how: Any) -> Any:
-        """Run a command; raise `CompilerFailed` if it was to make a library and fails."""
-        if "-shared" not in command:  # a question, and a failure is an answer
+        """Run a command, and return its output, its errors and its exit status.
+
+        Raises
+        ------
+        CompilerFailed
+            If the command compiles a library, and fails.
+        """
+        if "-shared" not in command:
+            # Theano asks the compiler about its features this way, and expects some of these commands to fail.
             return self._call(command, **how)
-        if not self._n_done:
+        if self._n_done == 0:
             log.info("compiling for this machine, once: what is compiled is kept for later runs")
+        with self._timing():
+            out, err, status = self._call(command, **how)
+        if status:
+            raise CompilerFailed(command, err.decode(errors="replace"))
+        return out, err, status
+
+    @contextmanager
+    def _timing(self) -> Iterator[None]:
+        """Count and measure a compilation."""
         self.n_running += 1
         start = time.monotonic()
         try:
-            out, err, status = self._call(command, **how)
+            yield
         finally:
             self.seconds += time.monotonic() - start
             self.n_running -= 1
             self._n_done += 1
-        if status:
-            raise CompilerFailed(command, err.decode(errors="replace"))
-        return out, err, status
 
     def _call(self, command: Sequence[str], **how: Any) -> Any:
         program, *arguments = command
         if os.sep in program:
             program = os.path.abspath(program)
-        # Not in the current directory: the linker takes libgcc_s.so.1 from there, if another user has put one.
+        # Not in the current directory, where the linker would use a libgcc_s.so.1 of another user.
         return self._run([program, *arguments], env=_environment(), cwd=self._config.compiledir, **how)
 
 
@@ -115,9 +139,9 @@ def watch_compiler(windows: Any, config: Any) -> None:
     Parameters
     ----------
     windows : module
-        ``theano.misc.windows``, before ``theano.gof.cmodule`` takes its function to run programs from there.
+        ``theano.misc.windows``, before ``theano.gof.cmodule`` imports its function to run programs.
     config : object
-        Theano's.
+        Theano's settings.
     """
     windows.output_subprocess_Popen = WatchedCompiler(windows.output_subprocess_Popen, config)
 
@@ -132,34 +156,38 @@ def _watched() -> WatchedCompiler | None:
 def check_processor_flags(cmodule: Any, config: Any) -> None:
     """Check that the compiler has reported the flags of this machine's processor.
 
-    Theano asks it once in a process. If that fails, for example under a limit of processes, Theano compiles for any
-    processor of the architecture without a word, and the features have other last bits.
+    Theano asks once in a process. If that fails, for example under a limit of processes, Theano compiles for any
+    processor of the architecture without a warning, and the features have other last bits.
 
     Parameters
     ----------
     cmodule : module
         ``theano.gof.cmodule``.
     config : object
-        Theano's.
+        Theano's settings.
 
     Raises
     ------
     CompilerFailed
-        When it has not, and the user's flags name no processor.
+        If it has not reported them, and the user's flags name no processor.
     """
     is_gcc = "g++" in config.cxx and "clang" not in config.cxx
     if not is_gcc or platform.machine() != "x86_64":
         return
-    is_chosen = any(flag.lstrip("-").startswith("march=") for flag in config.gcc.cxxflags.split())
-    cmodule.GCC_compiler.compile_args()
+    is_chosen = _names_processor(config.gcc.cxxflags)
+    cmodule.GCC_compiler.compile_args()  # asks the compiler
     if is_chosen or cmodule.GCC_compiler.march_flags:
         return
     command = [config.cxx, "-march=native", "-E", "-v", "-"]
-    raise CompilerFailed(
-        command,
+    message = (
         f"error: '{' '.join(command)}' has not reported the flags of this processor. Check the limit of processes "
-        "(ulimit -u), or name them with gcc.cxxflags=-march=... in THEANO_FLAGS",
+        "(ulimit -u), or name them with gcc.cxxflags=-march=... in THEANO_FLAGS"
     )
+    raise CompilerFailed(command, message)
+
+
+def _names_processor(flags: str) -> bool:
+    return any(flag.lstrip("-").startswith("march=") for flag in flags.split())
 
 
 def is_at_work() -> bool:
@@ -175,25 +203,28 @@ def seconds_spent() -> float:
 
 
 def hush_compiler(cmodule: Any) -> None:
-    """Keep ``theano.gof.cmodule`` from printing a command that failed: it stands in the error."""
+    """Keep ``theano.gof.cmodule`` from printing commands that failed: the errors contain them."""
 
-    def say(*words: object, **how: Any) -> None:
+    def print_unless_error(*words: object, **how: Any) -> None:
         if how.get("file") is not sys.stderr:
             print(*words, **how)
 
-    cmodule.print = say
+    cmodule.print = print_unless_error
 
 
 def _environment() -> dict[str, str]:
-    """Our own, with a PATH, which the compiler needs to find its linker, and the temporary directory that we take."""
-    return {**os.environ, "PATH": os.environ.get("PATH") or os.defpath, "TMPDIR": tempfile.gettempdir()}
+    """Return the environment of the compiler."""
+    environment = dict(os.environ)
+    environment["PATH"] = os.environ.get("PATH") or os.defpath  # the compiler finds its linker by it
+    environment["TMPDIR"] = tempfile.gettempdir()
+    return environment
 
 
-def _first_error(said: str) -> str:
-    """The line that says why: of a full disk, else the first about an error, else the first."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["it says nothing"]
-    for sign in ("No space left|quota exceeded|File too large", r"\berror\b", "cannot|not found"):
+def _find_reason(output: str) -> str:
+    """Return the line of a compiler's output that gives the reason of its failure."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["it says nothing"]
+    for sign in _SIGNS:
         for line in lines:
             if re.search(sign, line, re.IGNORECASE):
-                return line[:_LONGEST]
-    return lines[0][:_LONGEST]
+                return line[:_MAX_QUOTED]
+    return lines[0][:_MAX_QUOTED]

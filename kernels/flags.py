@@ -1,4 +1,4 @@
-"""What Theano reads while it is imported: our settings below the user's own."""
+"""Theano's settings while it is imported: our defaults, and the user's settings, which override them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import os
 import platform
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.abc import MetaPathFinder
@@ -14,40 +14,59 @@ from typing import Any
 
 from kernels.compilecache import default_cache
 
-__all__ = ["NoScipy", "UnknownFlag", "below_the_users", "check_flags", "compiler_flags", "requested_device"]
+__all__ = ["NoScipy", "UnknownFlag", "check_flags", "compiler_flags", "default_settings", "requested_device"]
 
-# Every BLAS routine that Theano's real-valued operations call.
+# All BLAS routines that Theano's real-valued operations call.
 _BLAS_ROUTINES = ("gemm", "gemv", "ger", "dot", "axpy", "scal")
 
 
 class UnknownFlag(ValueError):
-    """The user's settings name something that Theano does not know, and would pass over."""
+    """A name in the user's settings that Theano does not know and would ignore."""
 
 
 @contextmanager
-def below_the_users() -> Iterator[None]:
-    """Hand Theano our defaults as the first, and so the weakest, of its configuration files.
+def default_settings() -> Iterator[None]:
+    """Pass our defaults to Theano as the first, and so the weakest, of its configuration files.
 
-    THEANORC is a list of files in which later ones win, and THEANO_FLAGS wins over all of them. The device is taken
-    out for the import by a last, strongest flag. The environment is put back, so that a spawned child starts as this
-    process did.
+    THEANORC is a list of files in which later ones win, and THEANO_FLAGS wins over all of them. For the import, a last
+    and strongest flag sets the device to the CPU. Afterwards the environment is restored, so that a spawned child
+    starts like this process.
     """
-    before = {name: os.environ.get(name) for name in ("THEANORC", "THEANO_FLAGS")}
-    # A parent that had a GPU leaves this behind, and Theano in a spawned child would refuse to start one.
+    files = os.environ.get("THEANORC", "~/.theanorc")
+    flags = os.environ.get("THEANO_FLAGS", "")
+    # A parent process with a GPU leaves this behind, and Theano in a spawned child would refuse to start one.
     os.environ.pop("THEANO_GPU_IS_ALREADY_ACTIVE", None)
     umask = os.umask(0o077)
     try:
-        with os.fdopen(os.memfd_create("theanorc"), "w") as ours:  # where no disk has room, either
-            ours.write(_default_settings())
-            ours.flush()
-            theirs = "~/.theanorc" if before["THEANORC"] is None else before["THEANORC"]
-            os.environ["THEANORC"] = os.pathsep.join([f"/proc/self/fd/{ours.fileno()}", theirs])
-            # The line's end closes a comment: Theano's reader knows them.
-            flags = f"{before['THEANO_FLAGS'] or ''}\n,device=cpu,init_gpu_device=,contexts="
-            os.environ["THEANO_FLAGS"] = flags
-            yield
+        with _defaults_file() as defaults:
+            variables = {
+                "THEANORC": os.pathsep.join([defaults, files]),
+                # The end of the line closes a comment in the user's flags.
+                "THEANO_FLAGS": f"{flags}\n,device=cpu,init_gpu_device=,contexts=",
+            }
+            with _environment(variables):
+                yield
     finally:
         os.umask(umask)
+
+
+@contextmanager
+def _defaults_file() -> Iterator[str]:
+    """Yield the path of a configuration file with our defaults. It is in memory: a disk may have no room."""
+    with os.fdopen(os.memfd_create("theanorc"), "w") as file:
+        file.write(_defaults_text())
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, and restore them afterwards."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -55,50 +74,61 @@ def below_the_users() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _default_settings() -> str:
-    """Our defaults, as the text of a Theano configuration file."""
+def _defaults_text() -> str:
+    """Return our defaults as the text of a Theano configuration file."""
     sections = {
         "global": {
             "floatX": "float32",
             "base_compiledir": default_cache(),
             "print_active_device": "False",
         },
-        # Several cold processes share one lock, and the default gives up on a slow machine.
+        # Several processes with empty caches share one lock, and Theano's default gives up on a slow machine.
         "compile": {"timeout": "600"},
         "gcc": {"cxxflags": compiler_flags()},
         "blas": {"ldflags": _blas_flags()},
-        # Theano knows cuDNN up to version 7 only, and this model needs none of it.
+        # Theano knows cuDNN up to version 7 only, and this model does not need it.
         "dnn": {"enabled": "False"},
     }
     lines = []
     for section, values in sections.items():
-        lines += [f"[{section}]", *(f"{key} = {value.replace('%', '%%')}" for key, value in values.items())]
+        lines.append(f"[{section}]")
+        for key, value in values.items():
+            escaped = value.replace("%", "%%")
+            lines.append(f"{key} = {escaped}")
     return "\n".join(lines) + "\n"
 
 
 def compiler_flags() -> str:
-    """What gcc is told; Theano adds the processor's own -march flags, and makes them part of its cache's keys."""
-    # The macro alone makes gcc call the vector expf of glibc. Real -ffast-math would also switch the whole process to
-    # flush-to-zero.
+    """Return the flags for gcc. Theano adds -march flags of the processor, and makes them keys of its cache."""
+    # The macro alone makes gcc call the vector expf of glibc. The option -ffast-math would also switch the whole
+    # process to flush-to-zero.
     flags = "-O3 -D__FAST_MATH__"
-    return f"{flags} -mprefer-vector-width=512" if platform.machine() == "x86_64" else flags
+    if platform.machine() == "x86_64":
+        flags += " -mprefer-vector-width=512"
+    return flags
 
 
 def _blas_flags() -> str:
-    """Link flags for the newest OpenBLAS on PyPI, whose symbols carry a prefix."""
+    """Return link flags for the newest OpenBLAS on PyPI, whose symbols have a prefix."""
     import scipy_openblas32
 
-    renames = [f"-D{t}{name}_=scipy_{t}{name}_" for t in "sd" for name in _BLAS_ROUTINES]
+    renames = [f"-D{kind}{name}_=scipy_{kind}{name}_" for kind in "sd" for name in _BLAS_ROUTINES]
     folder = scipy_openblas32.get_lib_dir()
     if len(folder.split()) == 1:
         return " ".join([f"-L{folder}", "-lscipy_openblas", *renames])
-    # Theano cuts flags at every space. What is compiled finds the routines in a library that is there already, too.
+    # Theano cuts flags at spaces. Compiled code also finds the routines in a library that is already loaded.
     ctypes.CDLL(os.path.join(folder, "libscipy_openblas.so"), mode=ctypes.RTLD_GLOBAL)
     return " ".join(renames)
 
 
 def requested_device() -> str:
-    """The device in the user's flags and files, read and checked by Theano's own code."""
+    """Return the device in the user's flags and files, as Theano's own code reads and checks it.
+
+    Raises
+    ------
+    ValueError
+        If Theano knows no device of this name.
+    """
     from theano import configdefaults, configparser
 
     flags = configparser.parse_config_string(os.environ.get("THEANO_FLAGS", ""), issue_warnings=False)
@@ -109,49 +139,63 @@ def requested_device() -> str:
 
 
 def check_flags() -> None:
-    """Refuse what Theano would pass over with a warning at most: a name that it does not know, a flag without a value.
+    """Refuse names that Theano does not know and flags without a value, which it would ignore with a warning at most.
 
     Raises
     ------
     UnknownFlag
-        It names what is nearest.
+        The message names the nearest known name.
     """
     from theano import configparser
 
     known = {parameter.fullname for parameter in configparser._config_var_list}
-    for flag in _split(os.environ.get("THEANO_FLAGS", "")):
+    _check_variable(os.environ.get("THEANO_FLAGS", ""), known)
+    _check_files(configparser.theano_raw_cfg, known)
+
+
+def _check_variable(flags: str, known: set[str]) -> None:
+    """Refuse unknown names and flags without a value in THEANO_FLAGS."""
+    for flag in _split(flags):
         name, equals, _ = flag.partition("=")
         if name not in known:
-            raise UnknownFlag(f"THEANO_FLAGS: Theano has no flag {name!r}.{_nearest(name, known)}")
+            raise UnknownFlag(f"THEANO_FLAGS: Theano has no flag {name!r}.{_suggest(name, known)}")
         if not equals:
             raise UnknownFlag(f"THEANO_FLAGS: {name!r} has no value, expected {name}=VALUE")
-    files = configparser.theano_raw_cfg
-    spelled = {name.lower(): name for name in known}  # Theano ignores the case of names in files
+
+
+def _check_files(files: Any, known: set[str]) -> None:
+    """Refuse unknown names in the user's configuration files."""
+    lower_case = {name.lower() for name in known}  # Theano ignores the case of names in files
     for section in files.sections():
         for option in files.options(section):
             name = option if section == "global" else f"{section}.{option}"
-            if name.lower() not in spelled and option not in files.defaults():
-                near = _nearest(name, spelled)
-                raise UnknownFlag(f".theanorc: Theano has no option {option!r} in section [{section}].{near}")
+            if name.lower() not in lower_case and option not in files.defaults():
+                suggestion = _suggest(name, lower_case)
+                raise UnknownFlag(f".theanorc: Theano has no option {option!r} in section [{section}].{suggestion}")
 
 
 def _split(flags: str) -> list[str]:
-    """As Theano does it, with its quotes and comments."""
+    """Split flags like Theano, which knows quotes and comments."""
     words = shlex.shlex(flags, posix=True)
     words.whitespace = ","
     words.whitespace_split = True
     return [word.strip() for word in words if word.strip()]
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def _suggest(name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name, known, 1)
-    return f" Did you mean {near[0]}?" if near else ""
+    if not near:
+        return ""
+    return f" Did you mean {near[0]}?"
 
 
 class NoScipy(MetaPathFinder):
-    """Theano takes SciPy where it finds it, for operations that this model has none of, and 0.5 s to import it."""
+    """An import hook that hides SciPy.
+
+    Theano imports SciPy for operations that this model does not use, which takes 0.5 s.
+    """
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
-        """Say that there is no SciPy, unless it is imported already."""
+        """Raise `ModuleNotFoundError` for SciPy. An imported SciPy is not looked up again."""
         if fullname.partition(".")[0] == "scipy":
             raise ModuleNotFoundError("not needed by this model", name=fullname)

@@ -1,6 +1,6 @@
-"""What is compiled of a model, in two ways with one face: from the CPU's own Ops, or from the graph that Theano makes.
+"""Compiled functions of a model, in two ways with one interface: by the CPU's Ops, or by Theano's graph.
 
-Either may be called from any number of threads. Rows come in any real dtype, and a function is compiled for each.
+Any number of threads can call them. Rows have any real dtype, and each dtype has a function of its own.
 """
 
 from __future__ import annotations
@@ -20,18 +20,21 @@ from kernels.network import Network
 theano = backend.load()
 tensor = theano.tensor
 
-__all__ = ["GraphFunctions", "OpFunctions"]
+__all__ = ["GraphFunctions", "Limits", "OpFunctions"]
 
 log = logging.getLogger(__name__)
 
-_LEAST_TILE_ROWS = 32
+_MIN_TILE_ROWS = 32
+"""Smallest number of rows of a tile. A device whose memory is too small for it cannot be used."""
 
 Limits = tuple[np.ndarray, np.ndarray]
+"""Smallest and largest expected value of each column, both of shape (n_inputs,)."""
 Expression = Callable[[Any], Any]
+"""Function that returns a symbolic result of symbolic rows."""
 
 
 class OpFunctions:
-    """By the Ops of `kernels.ops`: on the CPU, as many at a time as it has cores.
+    """Functions made of the Ops of `kernels.ops`, for the CPU. As many calls run at once as it has cores.
 
     Parameters
     ----------
@@ -39,11 +42,11 @@ class OpFunctions:
     parameters : sequence of shared variables
         In the order of the network's shapes.
     scaling : sequence of shared vectors
-        Minimum and scale, or nothing.
+        Minimum and scale; nothing if rows are scaled already.
     limits : tuple of two ndarrays of shape (n_inputs,), or None
-        The range that rows are held against, where that is asked for; the minimum is the scaling's.
-    n_threads : shared int64 scalar
-        How many threads of ours all calls together may take.
+        Range that `encode` checks rows against. Its start must be the minimum of the scaling.
+    n_threads : shared scalar, int64
+        Number of threads that all calls together use.
     """
 
     def __init__(
@@ -58,72 +61,88 @@ class OpFunctions:
         self._parameters = parameters
         self._scaling = scaling
         self._maximum = None if limits is None else backend.shared(limits[1], name="maximum")
-        self._n_threads = n_threads  # of all calls
-        self._share = tensor.lscalar("n_threads")  # of one call
+        self._n_threads = n_threads
+        self._share = tensor.lscalar("n_threads")  # number of threads of one call
         self._idle: dict[tuple[Any, str], list[Any]] = defaultdict(list)
-        self._n_inside = 0
-        self._lock = threading.Lock()  # of the two above, which all threads change
-        self._free = threading.Semaphore(backend.n_cores())  # more would only get in each other's way
+        self._n_running = 0
+        self._lock = threading.Lock()  # protects `_idle` and `_n_running`
+        self._turns = threading.Semaphore(backend.n_cores())  # more calls at once would only slow each other down
 
     def encode(self, rows: np.ndarray, out: np.ndarray, inside: np.ndarray | None = None) -> None:
-        """Fill `out` (n_rows, n_features) with features, `inside` (n_rows,) with whether rows lie within the limits."""
+        """Compute features, and check rows if `inside` is given.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (n_rows, n_inputs)
+        out : ndarray of shape (n_rows, n_features), float32
+            Array to fill with the features.
+        inside : ndarray of shape (n_rows,), bool, optional
+            Array to fill with whether each row lies within the limits and has finite features.
+        """
+        inputs = [*self._parameters, self._share]
         if inside is None:
-            self._fill(ops.Encode(self._network), [*self._parameters, self._share], rows, out)
+            self._fill(ops.Encode(self._network), inputs, rows, [out])
         else:
-            given = [*self._parameters, self._share, self._maximum]
-            self._fill(ops.Encode(self._network, checked=True), given, rows, out, inside)
+            self._fill(ops.Encode(self._network, checked=True), [*inputs, self._maximum], rows, [out, inside])
 
     def errors(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Fill `out` (n_rows,), float32, with each row's mean squared error."""
-        self._fill(ops.Errors(self._network), [*self._parameters, self._share], rows, out)
+        """Fill `out` (n_rows,), float32, with the mean squared error of each row's reconstruction."""
+        self._fill(ops.Errors(self._network), [*self._parameters, self._share], rows, [out])
 
-    def _fill(self, op: Any, given: Sequence[Any], rows: np.ndarray, *targets: np.ndarray) -> None:
-        """Fill arrays by an Op, in their place if their memory allows."""
+    def _fill(self, op: Any, inputs: Sequence[Any], rows: np.ndarray, targets: Sequence[np.ndarray]) -> None:
+        """Fill arrays with the results of an Op: in place if their memory layout allows it."""
         places = [target if target.flags.carray else np.empty(target.shape, target.dtype) for target in targets]
-        with self._borrowed(op, given, rows, targets) as (function, n_threads):
+        with self._borrowed(op, inputs, rows.dtype, targets) as (function, n_threads):
             results = function(np.require(rows, requirements=["C", "A"]), n_threads, *places)
-            for target, result in zip(targets, results, strict=True):
-                if result is not target:
-                    target[...] = result  # now: without optimisation in place it lies in the function's own memory
+            # Copy while the function is borrowed: without optimization in place it owns the memory of its results.
+            _copy_to(targets, results)
 
     @contextmanager
     def _borrowed(
-        self, op: Any, given: Sequence[Any], rows: np.ndarray, targets: Sequence[np.ndarray]
+        self, op: Any, inputs: Sequence[Any], dtype: np.dtype, targets: Sequence[np.ndarray]
     ) -> Iterator[tuple[Any, np.ndarray]]:
-        """A compiled function for one thread alone, since none is safe to share, and its share of the cores."""
-        with self._free:
+        """Lend a compiled function and a number of threads to one call. Calls cannot share functions."""
+        with self._turns:
             with self._lock:
-                idle = self._idle[op, rows.dtype.name]
-                function = idle.pop() if idle else self._compile(op, given, rows, targets)
-                self._n_inside += 1
-                n_threads = max(1, int(self._n_threads.get_value()) // self._n_inside)
+                idle = self._idle[op, dtype.name]
+                function = idle.pop() if idle else self._compile(op, inputs, dtype, targets)
+                self._n_running += 1
+                n_threads = max(1, int(self._n_threads.get_value()) // self._n_running)
             try:
                 yield function, np.array(n_threads)
             finally:
                 with self._lock:
-                    self._n_inside -= 1
+                    self._n_running -= 1
                     idle.append(function)
 
-    def _compile(self, op: Any, given: Sequence[Any], rows: np.ndarray, targets: Sequence[np.ndarray]) -> Any:
-        symbol = backend.matrix(rows.dtype, "rows")
+    def _compile(self, op: Any, inputs: Sequence[Any], dtype: np.dtype, targets: Sequence[np.ndarray]) -> Any:
+        rows = backend.matrix(dtype, "rows")
         places = [tensor.TensorType(target.dtype.name, (False,) * target.ndim)() for target in targets]
-        results = op(symbol, *given, *places, *self._scaling, return_list=True)
-        # Borrowed and mutable, or Theano would copy what is there to be filled.
-        inputs = [symbol, self._share, *(theano.In(place, mutable=True) for place in places)]
-        return backend.compiled(inputs, [theano.Out(result, borrow=True) for result in results])
+        results = op(rows, *inputs, *places, *self._scaling, return_list=True)
+        # Without `mutable` and `borrow` Theano would copy the arrays that are to be filled.
+        mutable = [theano.In(place, mutable=True) for place in places]
+        outputs = [theano.Out(result, borrow=True) for result in results]
+        return backend.compile_function([rows, self._share, *mutable], outputs)
+
+
+def _copy_to(targets: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
+    """Copy results that are not in place."""
+    for target, result in zip(targets, results, strict=True):
+        if result is not target:
+            target[...] = result
 
 
 class GraphFunctions:
-    """By what Theano makes of the model's graph: on any device, tile by tile, one call at a time.
+    """Functions made of Theano's graph of the model, for any device. They take rows tile by tile, one call at a time.
 
     Parameters
     ----------
     features, errors : callable
-        What the symbolic features, and errors, of symbolic rows are.
+        Return the symbolic features, and the symbolic errors, of symbolic rows.
     limits : tuple of two ndarrays of shape (n_inputs,), or None
-        As of `OpFunctions`.
+        Range that `encode` checks rows against.
     flops_per_row : int
-        Of the product in either.
+        Floating-point operations of the products for each row.
     """
 
     def __init__(self, features: Expression, errors: Expression, limits: Limits | None, flops_per_row: int) -> None:
@@ -133,45 +152,48 @@ class GraphFunctions:
         self._flops_per_row = flops_per_row
         self._tile_rows = TILE_ROWS
         self._functions: dict[tuple[Expression, str], Any] = {}
-        self._alone = threading.Lock()  # what Theano compiles keeps its inputs and results in one place
+        self._lock = threading.Lock()  # a compiled function keeps its inputs and results in one place
 
     def encode(self, rows: np.ndarray, out: np.ndarray, inside: np.ndarray | None = None) -> None:
-        """Fill `out` (n_rows, n_features) with features, `inside` (n_rows,) with whether rows lie within the limits."""
+        """Compute features, and check rows if `inside` is given: see `OpFunctions.encode`."""
         self._fill(self._features, rows, out)
         if inside is not None and self._limits is not None:
+            low, high = self._limits
             # A product whose sums are split can end in Inf - Inf; those of `kernels.ops` are one chain or exact.
-            inside[:] = reference.lie_in(rows, *self._limits) & np.isfinite(out).all(axis=1)
+            inside[:] = reference.lie_in(rows, low, high) & np.isfinite(out).all(axis=1)
 
     def errors(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Fill `out` (n_rows,), float32, with each row's mean squared error."""
+        """Fill `out` (n_rows,), float32, with the mean squared error of each row's reconstruction."""
         self._fill(self._errors, rows, out)
 
     def _fill(self, expression: Expression, rows: np.ndarray, out: np.ndarray) -> None:
-        with self._alone:
+        with self._lock:
             function = self._function(expression, rows.dtype)
             backend.use_cores_for(TILE_ROWS * self._flops_per_row)
             start = 0
             while start < len(rows):
                 try:
                     start += self._fill_tile(function, rows[start:], out[start:])
-                except Exception as error:  # of whatever class: see is_out_of_memory
+                except Exception as error:  # Theano and pygpu have no class for it: see `faults`
                     if not faults.is_out_of_memory(error):
                         raise
                     self._halve_tiles(rows, error)
 
     def _fill_tile(self, function: Any, rows: np.ndarray, out: np.ndarray) -> int:
-        """The first tile, and how many rows are in it; the last one is padded, so that all have one height."""
+        """Compute the first tile of `rows`; return its number of rows. A short tile is padded to the usual height."""
         tile = rows[: self._tile_rows]
         n_rows = len(tile)
-        if n_rows < self._tile_rows:
-            tile = np.concatenate([tile, np.zeros((self._tile_rows - n_rows, rows.shape[1]), dtype=rows.dtype)])
-        with backend.calling():
+        n_missing = self._tile_rows - n_rows
+        if n_missing > 0:
+            padding = np.zeros((n_missing, rows.shape[1]), dtype=rows.dtype)
+            tile = np.concatenate([tile, padding])
+        with backend.device_call():
             out[:n_rows] = np.asarray(function(tile))[:n_rows]
         return n_rows
 
     def _halve_tiles(self, rows: np.ndarray, error: Exception) -> None:
-        """Give the device less at a time, from now on. Features stay the same but for the rounding of products."""
-        if self._tile_rows // 2 < _LEAST_TILE_ROWS:
+        """Halve the height of tiles for all later calls. It changes features by the rounding of products only."""
+        if self._tile_rows // 2 < _MIN_TILE_ROWS:
             raise faults.OutOfDeviceMemory(
                 f"the device's memory does not hold {self._tile_rows} rows of {rows.shape[1]} columns: {error}"
             ) from error
@@ -182,5 +204,6 @@ class GraphFunctions:
         key = (expression, dtype.name)
         if key not in self._functions:
             rows = backend.matrix(dtype, "rows")
-            self._functions[key] = backend.compiled([rows], theano.Out(expression(rows), borrow=True))
+            output = theano.Out(expression(rows), borrow=True)
+            self._functions[key] = backend.compile_function([rows], output)
         return self._functions[key]

@@ -1,11 +1,11 @@
-"""A network as Theano's graph: plain functions of its description, its variables by name, and symbolic rows.
+"""A network as Theano's graph: functions of its description, its variables by name, and symbolic rows.
 
-`kernels.reference` has the same mathematics in NumPy, under the same names.
+`kernels.reference` has the same mathematics in NumPy, with the same names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ MATH = Math(tensor.switch, tensor.exp, tensor.log1p, tensor.tanh, tensor.nnet.si
 
 
 def forward(network: Network, x: Any, variables: Variables) -> list[Any]:
-    """Every layer's output on the way in of symbolic scaled rows, from these on to the features."""
+    """Return the output of every layer for symbolic scaled rows: from the rows to the features."""
     a = [x]
     for (W, b_hidden, _), kind in zip(network.layers, network.activations, strict=True):
         z = tensor.dot(a[-1], variables[W]) + variables[b_hidden]
@@ -35,65 +35,116 @@ def forward(network: Network, x: Any, variables: Variables) -> list[Any]:
 
 
 def code(network: Network, x: Any, variables: Variables) -> Any:
-    """Features of symbolic scaled rows."""
+    """Return the features of symbolic scaled rows."""
     return forward(network, x, variables)[-1]
 
 
 def reconstruction(network: Network, h: Any, variables: Variables) -> Any:
-    """Scaled rows that symbolic features stand for."""
-    return _back(network, h, variables)[0]
+    """Return the scaled rows that the decoder makes of symbolic features."""
+    return _decode(network, h, variables)[0]
 
 
 def row_errors(network: Network, x: Any, variables: Variables) -> Any:
-    """Mean squared error of each symbolic scaled row's reconstruction."""
-    return _row_means((reconstruction(network, code(network, x, variables), variables) - x) ** 2)
+    """Return the mean squared error of the reconstruction of each symbolic scaled row."""
+    y = reconstruction(network, code(network, x, variables), variables)
+    return _row_means((y - x) ** 2)
 
 
 def masked(x: Any, noise: Any, corruption: float) -> Any:
-    """Scaled rows of which the entries with low bytes of noise are 0."""
+    """Return symbolic scaled rows in which the entries with low bytes of noise are 0."""
     return tensor.switch(noise < np.int16(threshold(corruption)), np.float32(0), x)
 
 
 def cost_and_gradients(
     network: Network, x: Any, seen: Any, variables: Variables, n_rows: Any = None
 ) -> tuple[Any, list[Any]]:
-    """Symbolic cost of scaled rows, of which the network sees `seen`, and its gradients in the order of the parameters.
+    """Return the symbolic cost of scaled rows, and its gradients in the order of the parameters.
 
-    `n_rows` is how many there are, float32, where they need not be asked.
-
-    Written out, since Theano's own would sum the biases' gradients in float64. With c = 2 / (number of entries) kept
-    out of the matrices, so that the products take it up as their factor, one layer of sigmoids for example has::
+    The gradients are written out, because Theano's own would sum those of the biases in float64. The factor
+    ``c = 2 / (number of entries)`` is kept out of the matrices, so that the products can apply it. One layer of
+    sigmoids, for example, has::
 
         dy = y - x                          dh = (dy . W) * h (1 - h)
         dW = c (seen^T . dh + dy^T . h)
         db_hidden = c (sum of dh over rows)
         db_output = c (sum of dy over rows)
+
+    Parameters
+    ----------
+    network : Network
+    x : matrix variable (n_rows, n_inputs), float32
+        Scaled rows, which the network reconstructs.
+    seen : matrix variable (n_rows, n_inputs), float32
+        The rows that the network sees: `x`, or `x` with hidden entries.
+    variables : mapping of variables
+        Parameters by name.
+    n_rows : scalar variable, float32, optional
+        Number of rows, if it is known without looking at `x`.
     """
     a = forward(network, seen, variables)
-    s = _back(network, a[-1], variables)
+    s = _decode(network, a[-1], variables)
     d = s[0] - x
     # In two steps, over columns and then over rows: a single float32 sum of every entry loses digits.
     cost = tensor.mean(_row_means(d**2), acc_dtype="float32")
-    found: dict[str, Any] = {}
-    for i, ((W, _, b_output), kind) in enumerate(zip(network.layers, network.mirrors, strict=True)):
-        d = ACTIVATIONS[kind].gradient(MATH, d, s[i])
-        found |= {W: tensor.dot(d.T, s[i + 1]), b_output: _sum_rows(d)}
-        d = tensor.dot(d, variables[W])
-    if network.gain:
-        found["gain"] = _sum_rows(d * (a[-1] - np.float32(network.center)))
-        d = d * variables["gain"]
-    for i, (W, b_hidden, _) in reversed(list(enumerate(network.layers))):
-        d = ACTIVATIONS[network.activations[i]].gradient(MATH, d, a[i + 1])
-        found |= {W: tensor.dot(a[i].T, d) + found[W], b_hidden: _sum_rows(d)}
-        d = tensor.dot(d, variables[W].T)
-    c = np.float32(2 / network.n_inputs) / (x.shape[0].astype("float32") if n_rows is None else n_rows)
+    d, found = _decoder_gradients(network, d, a[-1], s, variables)
+    found |= _encoder_gradients(network, d, a, found, variables)
+    if n_rows is None:
+        n_rows = x.shape[0].astype("float32")
+    c = np.float32(2 / network.n_inputs) / n_rows
     return cost, [c * found[name] for name in network.shapes]
 
 
-def _back(network: Network, h: Any, variables: Variables) -> list[Any]:
-    """What each layer's mirror makes of symbolic features, from the reconstruction on to what enters the last layer."""
-    s = [(h - np.float32(network.center)) * variables["gain"] if network.gain else h]
-    for (W, _, b_output), kind in reversed(list(zip(network.layers, network.mirrors, strict=True))):
+def _decoder_gradients(
+    network: Network, d: Any, h: Any, s: Sequence[Any], variables: Variables
+) -> tuple[Any, dict[str, Any]]:
+    """Propagate derivatives `d` of the reconstruction back to the features.
+
+    Returns
+    -------
+    d : variable
+        Derivatives of the features.
+    gradients : dict of variables
+        Of the mirrors' biases, of the gain, and the mirrors' part of those of the weights.
+    """
+    found: dict[str, Any] = {}
+    for i, ((W, _, b_output), kind) in enumerate(zip(network.layers, network.mirrors, strict=True)):
+        d = ACTIVATIONS[kind].gradient(MATH, d, s[i])
+        found[W] = tensor.dot(d.T, s[i + 1])
+        found[b_output] = _sum_rows(d)
+        d = tensor.dot(d, variables[W])
+    if network.gain:
+        found["gain"] = _sum_rows(d * (h - np.float32(network.center)))
+        d = d * variables["gain"]
+    return d, found
+
+
+def _encoder_gradients(
+    network: Network, d: Any, a: Sequence[Any], mirrored: Mapping[str, Any], variables: Variables
+) -> dict[str, Any]:
+    """Propagate derivatives `d` of the features back to the rows.
+
+    Returns
+    -------
+    dict of variables
+        Gradients of the weights, with the part of the mirrors in `mirrored`, and of the layers' biases.
+    """
+    found: dict[str, Any] = {}
+    for i, (W, b_hidden, _) in reversed(list(enumerate(network.layers))):
+        d = ACTIVATIONS[network.activations[i]].gradient(MATH, d, a[i + 1])
+        found[W] = tensor.dot(a[i].T, d) + mirrored[W]
+        found[b_hidden] = _sum_rows(d)
+        d = tensor.dot(d, variables[W].T)
+    return found
+
+
+def _decode(network: Network, h: Any, variables: Variables) -> list[Any]:
+    """Return the output of every mirror for symbolic features: from the reconstruction to the last mirror's input."""
+    start = h
+    if network.gain:
+        start = (h - np.float32(network.center)) * variables["gain"]
+    s = [start]
+    mirrors = list(zip(network.layers, network.mirrors, strict=True))
+    for (W, _, b_output), kind in reversed(mirrors):
         z = tensor.dot(s[0], variables[W].T) + variables[b_output]
         s.insert(0, ACTIVATIONS[kind].value(MATH, z))
     return s

@@ -1,8 +1,8 @@
-"""The model on the CPU: one Op that encodes, one for the errors of reconstructions, one for a step of training.
+"""The model on the CPU as three Ops: one encodes, one computes errors of reconstructions, one takes a training step.
 
-Each takes raw rows in their own dtype and does everything at once, tile by tile while it is in the caches, on all cores
-and without Python's lock. The C code lies in the folder ``native``, one idea a file; Theano compiles it and keeps it in
-its own cache. `kernels.reference` says in NumPy what it computes.
+Each Op takes raw rows in their own dtype. It works tile by tile in the caches, on all cores, and without Python's lock.
+The C code is in the folder ``native``, one subject per file. Theano compiles it and caches the result.
+`kernels.reference` has the mathematics in NumPy.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from kernels import backend, reference
-from kernels.activations import ACTIVATIONS
+from kernels.activations import ACTIVATIONS, Activation
 from kernels.network import Network
-from kernels.rules import RULES
+from kernels.rules import RULES, UpdateRule
 from kernels.updates import Rule
 
 theano: Any = backend.load()
@@ -27,8 +27,9 @@ tensor = theano.tensor
 __all__ = ["DTYPES", "Encode", "Errors", "Step"]
 
 DTYPES = frozenset(f"{kind}{bits}" for kind in ("uint", "int") for bits in (8, 16, 32, 64)) | {"float32", "float64"}
-"""Names of the dtypes that rows may have."""
+"""Names of the dtypes that rows can have."""
 
+_FOLDER = Path(__file__).parent / "native"
 # In the order in which they need each other.
 _HEADERS = (
     "vectors",
@@ -49,21 +50,47 @@ _HEADERS = (
 
 @cache
 def _source(file: str) -> str:
-    files = [*(f"{header}.h" for header in _HEADERS), file]
-    return "\n".join((Path(__file__).parent / "native" / name).read_text() for name in files)
+    """Return the text of all headers and of one file of the folder ``native``."""
+    names = [*(f"{header}.h" for header in _HEADERS), file]
+    return "\n".join((_FOLDER / name).read_text() for name in names)
+
+
+class _Inputs(NamedTuple):
+    """Inputs of an Op without the scaling: arrays for NumPy, names of variables for C."""
+
+    first: list[Any]
+    parameters: list[Any]
+    last: list[Any]
 
 
 class _Native(theano.Op):
-    """An Op that takes rows first, and whose code is a file of the folder ``native``.
+    """An Op whose first input are the rows, and whose C code is a file of the folder ``native``.
 
-    Among its inputs are the network's parameters, all of them in the order of its shapes. Its last inputs are the
-    scaling: minimum and scale, both or none. Some inputs come back changed, as the last outputs; as Theano wants it,
-    an Op that is asked for changes copies of them, and an optimisation then lets it change them in place.
+    Its inputs include all parameters of the network, in the order of the network's shapes. The last inputs are the
+    scaling: minimum and scale, or neither. Some inputs are changed, and are returned as the last outputs. As Theano
+    requires it, an Op changes copies of them at first; an optimization then allows it to change them in place.
+
+    Parameters
+    ----------
+    network : Network
+    n_inputs : int
+        Number of inputs without the scaling.
+    changed : range
+        Positions of the inputs that are changed.
+    inplace : bool
+        Whether they are changed in place.
+
+    Attributes
+    ----------
+    file : str
+        Name of the file in the folder ``native``.
+    new_types : tuple of types
+        Types of the outputs that are not changed inputs. These outputs come first.
     """
 
     __props__: tuple[str, ...] = ("network", "inplace")
     file = ""
-    more: tuple[Any, ...] = ()  # types of the outputs before the changed inputs
+    new_types: tuple[Any, ...] = ()
 
     def __init__(self, network: Network, n_inputs: int, changed: range, inplace: bool) -> None:
         self.network = network
@@ -71,126 +98,164 @@ class _Native(theano.Op):
         self.changed = changed
         self.inplace = inplace
         if inplace:
-            # What Theano has to know of who works in place, so that nobody else reads the input afterwards.
-            self.destroy_map = {len(self.more) + i: [place] for i, place in enumerate(changed)}
+            # With this Theano lets no other operation read these inputs afterwards.
+            n_new = len(self.new_types)
+            self.destroy_map = {n_new + i: [position] for i, position in enumerate(changed)}
 
-    def split(self, inputs: Sequence[Any], first: int) -> tuple[list[Any], list[Any], list[Any]]:
-        """Inputs before the parameters, of which there are `first`, the parameters, and what follows."""
-        end = first + len(self.network.shapes)
-        return list(inputs[:first]), list(inputs[first:end]), list(inputs[end:])
+    def split(self, inputs: Sequence[Any], n_first: int) -> _Inputs:
+        """Split inputs into the first `n_first`, the parameters, and the rest."""
+        end = n_first + len(self.network.shapes)
+        return _Inputs(list(inputs[:n_first]), list(inputs[n_first:end]), list(inputs[end:]))
 
     def in_place(self) -> _Native:
-        """The same Op, changing its inputs in place."""
-        return type(self)(**{name: getattr(self, name) for name in self.__props__} | {"inplace": True})
+        """Return the same Op, which changes its inputs in place."""
+        settings = {name: getattr(self, name) for name in self.__props__}
+        settings["inplace"] = True
+        return type(self)(**settings)
 
     def make_node(self, *inputs: Any) -> Any:
-        """Check nothing: all inputs are made by this package."""
-        return theano.Apply(self, list(inputs), [new() for new in self.more] + [inputs[i].type() for i in self.changed])
+        """Apply the Op. Inputs are not checked, because only this package makes them."""
+        new = [new_type() for new_type in self.new_types]
+        changed = [inputs[i].type() for i in self.changed]
+        return theano.Apply(self, list(inputs), new + changed)
 
     # -- in NumPy --
 
     def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Change inputs in place, and return the other outputs."""
+        """Change inputs in place, and return the new outputs."""
         raise NotImplementedError
 
     def perform(self, node: Any, inputs: Sequence[np.ndarray], output_storage: Any) -> None:
-        """What the C code does."""
-        arrays = [a.copy() if i in self.changed and not self.inplace else a for i, a in enumerate(inputs)]
-        more = self.compute(arrays[: self.n_inputs], arrays[self.n_inputs :])
-        for storage, output in zip(output_storage, [*more, *(arrays[i] for i in self.changed)], strict=True):
+        """Compute in NumPy what the C code computes."""
+        arrays = list(inputs) if self.inplace else self._copy_changed(inputs)
+        new = self.compute(arrays[: self.n_inputs], arrays[self.n_inputs :])
+        changed = [arrays[i] for i in self.changed]
+        for storage, output in zip(output_storage, [*new, *changed], strict=True):
             storage[0] = output
+
+    def _copy_changed(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        arrays = list(inputs)
+        for i in self.changed:
+            arrays[i] = arrays[i].copy()
+        return arrays
 
     # -- in C --
 
     def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:
-        """C code that changes inputs in place, allocates the other outputs, and then sets ``done`` to 1."""
+        """Return C code that changes inputs in place, allocates the new outputs, and then sets ``done`` to 1."""
         raise NotImplementedError
 
     def c_code(self, node: Any, name: str, inputs: Sequence[str], outputs: Sequence[str], sub: Any) -> str:
-        """Hand the changed inputs on as outputs, or copies of them, and let these be changed."""
+        """Return C code that makes outputs of the changed inputs, or of copies of them, and calls the native code."""
         arrays = list(inputs)
         lines = ["int done = 0;"]
-        n_more = len(self.more)
-        for place, output in zip(self.changed, outputs[n_more:], strict=True):
-            lines += [f"Py_XDECREF({output});"]  # the call before left its own there
-            if self.inplace:
-                lines += [f"{output} = {arrays[place]}; Py_INCREF({output});"]
-            else:
-                lines += [f"{output} = (PyArrayObject *)PyArray_NewCopy({arrays[place]}, NPY_CORDER);"]
-                lines += [f"if (!{output}) {sub['fail']}"]
-            arrays[place] = output
+        n_new = len(self.new_types)
+        for position, output in zip(self.changed, outputs[n_new:], strict=True):
+            lines += self._output_of_input(arrays[position], output, sub["fail"])
+            arrays[position] = output
         scaling = arrays[self.n_inputs :] or ["NULL", "NULL"]
-        call = self.call(arrays[: self.n_inputs], scaling, outputs[:n_more], f"&memory_{name}")
-        lines += [f"{{ {call} }}"]  # what it declares, no jump to a failure may cross
-        return "\n".join([*lines, f"if (!done) {sub['fail']}"])
+        call = self.call(arrays[: self.n_inputs], scaling, outputs[:n_new], f"&memory_{name}")
+        lines.append(f"{{ {call} }}")  # a block: no jump to a failure may cross its declarations
+        lines.append(f"if (!done) {sub['fail']}")
+        return "\n".join(lines)
+
+    def _output_of_input(self, array: str, output: str, fail: str) -> list[str]:
+        """Return C statements that make an output of an input, or of its copy."""
+        release = f"Py_XDECREF({output});"  # the output of the call before
+        if self.inplace:
+            return [release, f"{output} = {array}; Py_INCREF({output});"]
+        return [
+            release,
+            f"{output} = (PyArrayObject *)PyArray_NewCopy({array}, NPY_CORDER);",
+            f"if (!{output}) {fail}",
+        ]
 
     def macros(self) -> dict[str, Any]:
-        """What of the network the code is compiled for: widths are not among it."""
+        """Return the macros that describe the network to the C code. Widths are not among them."""
         hidden = ACTIVATIONS[self.network.activation]
         code = ACTIVATIONS[self.network.code]
+        names = [f'"{name}"' for name in self.network.shapes]
         return {
             "N_LAYERS": self.network.n_layers,
-            "HIDDEN_VALUE(z)": f"({hidden.c_value})",
-            "HIDDEN_GRADIENT(gradient, out)": f"({hidden.c_gradient})",
-            "CODE_VALUE(z)": f"({code.c_value})",
-            "CODE_GRADIENT(gradient, out)": f"({code.c_gradient})",
+            **_activation_macros("HIDDEN", hidden),
+            **_activation_macros("CODE", code),
             "CODE_IS_BOUNDED": int(code.limits is not None),
             "CENTER": f"{code.middle}f",
             "HAS_GAIN": int(self.network.gain),
-            "NAMES": ", ".join(f'"{name}"' for name in self.network.shapes),
+            "NAMES": ", ".join(names),
         }
 
     def c_support_code_apply(self, node: Any, name: str) -> str:
-        """All code, for the dtypes at hand."""
-        scaling = [variable.type.dtype_specs()[1] for variable in node.inputs[self.n_inputs :]] or ["float"]
-        # Bits of an Inf or a NaN, and of a negative number, are larger than all others when read as unsigned.
-        bits = "npy_uint64" if scaling[0] == "npy_float64" else "npy_uint32"
-        row = node.inputs[0].type.dtype_specs()[1]
-        macros = {"ROW": row, "SCALING": scaling[0], "BITS": bits} | self.macros()
-        macros["ROWS_ARE_BYTES"] = int(row == "npy_uint8" and scaling[0] == "npy_float32")
-        macros["ROWS_ARE_FLOATS"] = int(row == "npy_float32" and scaling[0] in ("float", "npy_float32"))
+        """Return all C code for the dtypes of a node."""
+        macros = _dtype_macros(node.inputs[0], node.inputs[self.n_inputs :], self.macros())
         defines = [f"#define {macro} {value}" for macro, value in macros.items()]
-        return "\n".join(
-            ["#include <math.h>", "#include <stdlib.h>", "#include <string.h>", *defines, _source(self.file)]
-        )
+        includes = ["#include <math.h>", "#include <stdlib.h>", "#include <string.h>"]
+        return "\n".join([*includes, *defines, _source(self.file)])
 
     def c_code_cache_version(self) -> tuple[str, ...]:
-        """Another one for other code."""
+        """Return a version that changes with the code."""
         macros = repr(sorted(self.macros().items()))
         source = macros + _source(self.file)
-        return (sha256(source.encode()).hexdigest(), "1")  # of the C code above
+        return (sha256(source.encode()).hexdigest(), "1")  # 1: version of the code that `c_code` makes
 
     def c_compile_args(self) -> list[str]:
-        """What the team of threads needs; and square roots of vectors, where each would have to set errno by itself."""
+        """Return flags for threads, and for square roots of whole vectors, which cannot set errno."""
         return ["-pthread", "-fno-math-errno"]
 
     def c_support_code_struct(self, node: Any, name: str) -> str:
-        """What a compiled function keeps between its calls."""
+        """Declare the memory that a compiled function keeps between its calls."""
         return f"Memory memory_{name};"
 
     def c_init_code_struct(self, node: Any, name: str, sub: Any) -> str:
-        """Nothing at first."""
+        """Initialize the memory as empty."""
         return f"memset(&memory_{name}, 0, sizeof memory_{name});"
 
     def c_cleanup_code_struct(self, node: Any, name: str) -> str:
-        """Nothing in the end."""
+        """Free the memory."""
         return f"free(memory_{name}.start);"
+
+
+def _activation_macros(prefix: str, activation: Activation) -> dict[str, str]:
+    return {
+        f"{prefix}_VALUE(z)": f"({activation.c_value})",
+        f"{prefix}_GRADIENT(gradient, out)": f"({activation.c_gradient})",
+    }
+
+
+def _dtype_macros(rows: Any, scaling: Sequence[Any], network: dict[str, Any]) -> dict[str, Any]:
+    """Return all macros: those of the dtypes of rows and scaling around those of the network."""
+    row = _c_type(rows)
+    scale = _c_type(scaling[0]) if scaling else "float"
+    # Read as unsigned integers, Inf, NaN and negative numbers are larger than all other numbers.
+    bits = "npy_uint64" if scale == "npy_float64" else "npy_uint32"
+    return {
+        "ROW": row,
+        "SCALING": scale,
+        "BITS": bits,
+        **network,
+        "ROWS_ARE_BYTES": int(row == "npy_uint8" and scale == "npy_float32"),
+        "ROWS_ARE_FLOATS": int(row == "npy_float32" and scale in ("float", "npy_float32")),
+    }
+
+
+def _c_type(variable: Any) -> str:
+    return str(variable.type.dtype_specs()[1])
 
 
 class Encode(_Native):
     """``(rows, *parameters, n_threads, out, *scaling) -> out``, filled with features (n_rows, n_features), float32.
 
-    The features of a row are the same bits whatever the rows around it and the number of threads. Rows of bytes that
-    are scaled in float32 are multiplied in integers where the processor has an instruction for that, and where W and
-    the scaling let it be at least as exact: ``native/quantized.h`` says when. What it makes of W is kept between calls.
+    The features of a row are the same bits whatever the other rows and the number of threads are. Rows of bytes that
+    are scaled in float32 are multiplied as integers if the processor has an instruction for it, and if W and the
+    scaling make this at least as exact: see ``native/quantized.h``. The quantized W is kept between calls.
 
     Parameters
     ----------
     network : Network
     checked : bool
-        It is then ``(rows, *parameters, n_threads, maximum, out, inside, *scaling) -> out, inside``: also filled with
-        whether all values of a row lie between minimum and maximum, which NaN and Inf do not, and all its features are
-        finite: (n_rows,), bool.
+        Also check rows: ``(rows, *parameters, n_threads, maximum, out, inside, *scaling) -> out, inside``. `inside`,
+        (n_rows,), bool, is filled with whether all values of a row lie between minimum and maximum, which NaN and Inf
+        do not, and all its features are finite.
     """
 
     __props__ = ("network", "checked", "inplace")
@@ -198,23 +263,34 @@ class Encode(_Native):
 
     def __init__(self, network: Network, checked: bool = False, inplace: bool = False) -> None:
         self.checked = checked
-        n_inputs = len(network.shapes) + (5 if checked else 3)
-        super().__init__(network, n_inputs, range(n_inputs - 1 - checked, n_inputs), inplace)
+        n_changed = 2 if checked else 1  # out and inside
+        n_others = 5 if checked else 3
+        n_inputs = len(network.shapes) + n_others
+        super().__init__(network, n_inputs, range(n_inputs - n_changed, n_inputs), inplace)
 
     def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """In NumPy."""
-        (rows,), parameters, (_, *rest) = self.split(inputs, 1)
-        out = rest[self.checked]
-        out[:] = reference.code(self.network, reference.scaled(rows, scaling), parameters)
+        """Encode in NumPy."""
+        (rows,), parameters, last = self.split(inputs, 1)
+        code = reference.code(self.network, reference.scaled(rows, scaling), parameters)
         if self.checked:
-            rest[2][:] = reference.lie_in(rows, scaling[0], rest[0]) & np.isfinite(out).all(axis=1)
+            _, maximum, out, inside = last
+            out[:] = code
+            inside[:] = reference.lie_in(rows, scaling[0], maximum) & np.isfinite(out).all(axis=1)
+        else:
+            _, out = last
+            out[:] = code
         return []
 
     def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:
-        """In C."""
-        (rows,), parameters, (n_threads, *rest) = self.split(inputs, 1)
-        maximum, out, inside = rest if self.checked else ("NULL", rest[0], "NULL")
-        arguments = [memory, rows, "parameters", _number(n_threads), out, maximum, inside, *scaling]
+        """Encode in C."""
+        (rows,), parameters, last = self.split(inputs, 1)
+        if self.checked:
+            n_threads, maximum, out, inside = last
+            targets = [out, maximum, inside]
+        else:
+            n_threads, out = last
+            targets = [out, "NULL", "NULL"]
+        arguments = [memory, rows, "parameters", _number(n_threads), *targets, *scaling]
         return f"{_array('parameters', parameters)} done = encode_arrays({', '.join(arguments)});"
 
 
@@ -228,118 +304,155 @@ class Errors(_Native):
         super().__init__(network, n_inputs, range(n_inputs - 1, n_inputs), inplace)
 
     def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """In NumPy."""
+        """Compute errors in NumPy."""
         (rows,), parameters, (_, out) = self.split(inputs, 1)
         out[:] = reference.row_errors(self.network, reference.scaled(rows, scaling), parameters)
         return []
 
     def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:
-        """In C."""
+        """Compute errors in C."""
         (rows,), parameters, (n_threads, out) = self.split(inputs, 1)
         arguments = [memory, rows, "parameters", _number(n_threads), out, *scaling]
         return f"{_array('parameters', parameters)} done = errors_arrays({', '.join(arguments)});"
 
 
+class _StepInputs(NamedTuple):
+    """First inputs of a `Step`: arrays for NumPy, names of variables for C."""
+
+    rows: Any
+    numbers: Any  # None if the minibatch is given as rows
+    noise: Any  # None without corruption
+    learning_rate: Any
+    rate: Any
+    n_threads: Any
+
+
 class Step(_Native):
     """A step of training: ``(rows, *numbers, *noise, learning_rate, rate, n_threads, *parameters, *states, *scaling)``.
 
-    Its outputs are the minibatch's cost before the step and what is changed: parameters, and states in the order of
-    the parameters and of the rule's. All is the same bits for any number of threads.
+    Its outputs are the cost of the minibatch before the step, the new parameters, and the new states: for each
+    parameter, in their order, those of the rule. All are the same bits for any number of threads.
 
     Parameters
     ----------
     network : Network
     rule : Rule
-        Its `rate` is `kernels.updates.rate_of` of the learning rate.
+        The update rule. The input `rate` is `kernels.updates.rate_of` of the learning rate.
     corruption : float
-        The part of the entries that are not seen; where it is not 0, noise (n_rows, n_inputs), uint8, tells which.
+        Fraction of the entries that the network does not see. If it is not 0, the input `noise` (n_rows, n_inputs),
+        uint8, selects them.
     resident : bool
-        Whether the minibatch is given by row numbers, which then follow the rows.
+        Whether the rows of the minibatch are given as numbers, int64, of `rows`.
     """
 
     __props__ = ("network", "rule", "corruption", "resident", "inplace")
     file = "step.c"
-    more = (tensor.fscalar,)  # the cost
+    new_types = (tensor.fscalar,)  # the cost
 
     def __init__(self, network: Network, rule: Rule, corruption: float, resident: bool, inplace: bool = False) -> None:
         self.rule = rule
         self.corruption = float(corruption)
         self.resident = resident
-        self._first = 4 + bool(corruption) + resident
+        self._n_first = 4 + bool(corruption) + resident
         n_changed = len(network.shapes) * (1 + len(RULES[rule.name].states))
-        end = self._first + n_changed
-        super().__init__(network, end, range(self._first, end), inplace)
+        end = self._n_first + n_changed
+        super().__init__(network, end, range(self._n_first, end), inplace)
+
+    @property
+    def _record(self) -> UpdateRule:
+        # Not an attribute: Theano pickles Ops, as keys of its compile cache.
+        return RULES[self.rule.name]
 
     def macros(self) -> dict[str, Any]:
-        """The rule as well."""
-        rule = RULES[self.rule.name]
-        names = [*rule.states, "unused", "unused_too"]
-        return super().macros() | {"STATE_0": names[0], "STATE_1": names[1], "UPDATE": " ".join(rule.c.split())}
+        """Return the macros that describe the network and the rule to the C code."""
+        macros = super().macros()
+        names = [*self._record.states, "unused", "unused_too"]
+        macros["STATE_0"] = names[0]
+        macros["STATE_1"] = names[1]
+        macros["UPDATE"] = " ".join(self._record.c.split())
+        return macros
 
-    def _minibatch(self, given: Sequence[Any]) -> tuple[Any, Any, Any, Any, Any, Any]:
-        """Rows, numbers and noise or None, learning rate, rate, number of threads."""
-        rows, *rest, learning_rate, rate, n_threads = given
-        numbers = rest[0] if self.resident else None
-        return rows, numbers, rest[-1] if self.corruption else None, learning_rate, rate, n_threads
+    def _name_inputs(self, first: Sequence[Any]) -> _StepInputs:
+        rows, *optional, learning_rate, rate, n_threads = first
+        numbers = optional[0] if self.resident else None
+        noise = optional[-1] if self.corruption else None
+        return _StepInputs(rows, numbers, noise, learning_rate, rate, n_threads)
 
     def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """In NumPy."""
-        given, parameters, states = self.split(inputs, self._first)
-        rows, numbers, noise, learning_rate, rate, _ = self._minibatch(given)
-        x = reference.scaled(rows if numbers is None else rows[numbers], scaling)
-        seen = x if noise is None else reference.masked(x, noise, self.corruption)
-        cost, gradients = reference.gradients(self.network, x, seen, parameters)
-        rule = RULES[self.rule.name]
-        n = len(rule.states)
-        kept = 1 - float(learning_rate) * self.rule.weight_decay
+        """Take a step in NumPy."""
+        first, parameters, states = self.split(inputs, self._n_first)
+        given = self._name_inputs(first)
+        cost, gradients = self._gradients(given, parameters, scaling)
+        n_states = len(self._record.states)
         for i, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
-            own = states[i * n : i * n + n]
-            start = parameter * (kept if parameter.ndim == 2 else 1)
-            following = rule.update(start, gradient, float(rate), self.rule.momentum, *own)
-            for array, values in zip([parameter, *own], following, strict=True):
-                array[...] = values
+            own = states[i * n_states : (i + 1) * n_states]
+            self._update([parameter, *own], gradient, float(given.learning_rate), float(given.rate))
         return [np.array(cost, dtype=np.float32)]
 
+    def _gradients(
+        self, given: _StepInputs, parameters: Sequence[np.ndarray], scaling: Sequence[np.ndarray]
+    ) -> tuple[float, list[np.ndarray]]:
+        """Return the cost of a minibatch and its gradients."""
+        rows = given.rows
+        if given.numbers is not None:
+            rows = rows[given.numbers]
+        x = reference.scaled(rows, scaling)
+        seen = x
+        if given.noise is not None:
+            seen = reference.masked(x, given.noise, self.corruption)
+        return reference.gradients(self.network, x, seen, parameters)
+
+    def _update(self, arrays: Sequence[np.ndarray], gradient: np.ndarray, learning_rate: float, rate: float) -> None:
+        """Update a parameter and its states in place."""
+        parameter, *states = arrays
+        start = parameter
+        if parameter.ndim == 2:
+            start = parameter * (1 - learning_rate * self.rule.weight_decay)
+        new = self._record.update(start, gradient, rate, self.rule.momentum, *states)
+        for array, values in zip(arrays, new, strict=True):
+            array[...] = values
+
     def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:
-        """In C."""
-        given, parameters, states = self.split(inputs, self._first)
-        rows, numbers, noise, learning_rate, rate, n_threads = self._minibatch(given)
+        """Take a step in C."""
+        first, parameters, states = self.split(inputs, self._n_first)
+        given = self._name_inputs(first)
         (cost,) = outputs
-        taken = [
-            f"take_rows(&step.rows, {rows}, {numbers or 'NULL'}, {', '.join(scaling)})",
-            f"take_parameters(&step, parameters, states, {len(RULES[self.rule.name].states)})",
+        calls = [
+            f"take_rows(&step.rows, {given.rows}, {given.numbers or 'NULL'}, {', '.join(scaling)})",
+            f"take_parameters(&step, parameters, states, {len(self._record.states)})",
         ]
-        if noise:
-            taken.append(f"take_noise(&step, {noise}, {reference.threshold(self.corruption)})")
+        if given.noise is not None:
+            calls.append(f"take_noise(&step, {given.noise}, {reference.threshold(self.corruption)})")
         return f"""
             {_array("parameters", parameters)}
             {_array("states", states)}
             Step step;
             memset(&step, 0, sizeof step);
-            step.rate = {_number(rate, "float")};
+            step.rate = {_number(given.rate, "float")};
             step.decay = {self.rule.momentum!r};
-            step.shrinks = {self.rule.weight_decay!r} * {_number(learning_rate, "float")};
-            step.n_threads = {_number(n_threads)};
+            step.shrinks = {self.rule.weight_decay!r} * {_number(given.learning_rate, "float")};
+            step.n_threads = {_number(given.n_threads)};
             Py_XDECREF({cost});
             {cost} = (PyArrayObject *)PyArray_SimpleNew(0, NULL, NPY_FLOAT32);
-            done = {cost} && {" && ".join(taken)} && step_arrays(&step, {memory});
+            done = {cost} && {" && ".join(calls)} && step_arrays(&step, {memory});
             if (done)
                 {_number(cost, "float")} = step.cost;
         """
 
 
 def _number(scalar: str, dtype: str = "npy_int64") -> str:
+    """Return a C expression of the value of a NumPy array without dimensions."""
     return f"*({dtype} *)PyArray_DATA({scalar})"
 
 
 def _array(name: str, values: Sequence[str]) -> str:
-    """C code that gives arrays of NumPy's one name."""
+    """Return a C declaration of an array of NumPy arrays."""
     return f"PyArrayObject *{name}[] = {{{', '.join(values)}}};"
 
 
 @theano.gof.local_optimizer([Encode, Errors, Step])
 def _in_place(node: Any) -> Any:
-    """Let our Ops change their inputs where Theano finds nobody else who needs them."""
+    """Let Ops change inputs in place if no other operation needs them."""
     if not isinstance(node.op, _Native) or node.op.inplace:
         return False
     return node.op.in_place()(*node.inputs, return_list=True)

@@ -1,6 +1,6 @@
-"""What every network computes, in plain NumPy and float64: the reference for graphs and C code.
+"""The mathematics of networks in plain NumPy and float64: the reference for graphs and C code.
 
-Parameters come by name, or in the order of the network's `shapes`.
+Parameters are given by name, or in the order of the network's `shapes`. `kernels.network` has the equations.
 """
 
 from __future__ import annotations
@@ -18,9 +18,19 @@ Parameters = Mapping[str, np.ndarray] | Sequence[np.ndarray]
 
 
 def scaled(rows: np.ndarray, scaling: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows, scaled in the dtype of minimum and scale where these are given, and rounded to float32.
+    """Return scaled rows, rounded to float32.
 
-    Products of bytes in integers never round them, and so differ from what follows from this by the rounding.
+    The C code that multiplies bytes as integers does not round them, so its results differ by this rounding.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n_rows, n_inputs), any real dtype
+    scaling : sequence of two ndarrays of shape (n_inputs,), or empty
+        Minimum and scale. Rows are scaled in their dtype.
+
+    Returns
+    -------
+    ndarray of shape (n_rows, n_inputs), float64
     """
     if not scaling:
         return rows.astype(np.float32).astype(np.float64)
@@ -29,70 +39,163 @@ def scaled(rows: np.ndarray, scaling: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def lie_in(rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Which rows have all their values in a range (n_inputs,): bool, (n_rows,). NaN lies in none."""
+    """Return whether all values of each row lie in a range: shape (n_rows,), bool. NaN lies in no range.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n_rows, n_inputs)
+    low, high : ndarray of shape (n_inputs,)
+        The range of each column. Rows are compared in the dtype of `low`.
+    """
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes Inf, and lies outside
         values = rows.astype(low.dtype, copy=False)
     return np.asarray(((values >= low) & (values <= high)).all(axis=1))
 
 
 def threshold(corruption: float) -> int:
-    """Of the 256 values of a byte of noise, how many hide the entry that it belongs to."""
+    """Return how many of the 256 values of a byte of noise hide an entry."""
     return round(256 * corruption)
 
 
 def masked(x: np.ndarray, noise: np.ndarray, corruption: float) -> np.ndarray:
-    """Scaled rows (n_rows, n_inputs) of which the entries with low bytes of noise are 0.
+    """Return scaled rows in which the entries with low bytes of noise are 0.
 
     Source: Vincent, Larochelle, Bengio and Manzagol, "Extracting and composing robust features with denoising
     autoencoders", 2008, section 2.3.
+
+    Parameters
+    ----------
+    x : ndarray of shape (n_rows, n_inputs)
+    noise : ndarray of shape (n_rows, n_inputs), uint8
+    corruption : float
+        Fraction of the entries to hide.
     """
     return np.where(noise < threshold(corruption), 0, x)
 
 
 def forward(network: Network, x: np.ndarray, parameters: Parameters) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Every layer's output of scaled rows: ``a_0`` to ``a_n`` on the way in, ``s_0`` to ``s_n`` on the way back."""
-    given = _named(network, parameters)
+    """Return the outputs of every layer and of every mirror for scaled rows.
+
+    Returns
+    -------
+    a : list of ndarray of shape (n_rows, width)
+        ``a_0`` to ``a_n``: from the rows to the features.
+    s : list of ndarray of shape (n_rows, width)
+        ``s_0`` to ``s_n``: from the reconstruction to the input of the last layer's mirror.
+    """
+    named = _named(network, parameters)
+    a = _encode(network, x, named)
+    return a, _decode(network, a[-1], named)
+
+
+def _encode(network: Network, x: np.ndarray, parameters: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     a = [x]
     for (W, b_hidden, _), kind in zip(network.layers, network.activations, strict=True):
-        a.append(activated(kind, a[-1] @ given[W] + given[b_hidden]))
-    s = [(a[-1] - network.center) * given["gain"] if network.gain else a[-1]]
-    for (W, _, b_output), kind in reversed(list(zip(network.layers, network.mirrors, strict=True))):
-        s.insert(0, activated(kind, s[0] @ given[W].T + given[b_output]))
-    return a, s
+        z = a[-1] @ parameters[W] + parameters[b_hidden]
+        a.append(activated(kind, z))
+    return a
+
+
+def _decode(network: Network, h: np.ndarray, parameters: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    start = h
+    if network.gain:
+        start = (h - network.center) * parameters["gain"]
+    s = [start]
+    mirrors = list(zip(network.layers, network.mirrors, strict=True))
+    for (W, _, b_output), kind in reversed(mirrors):
+        z = s[0] @ parameters[W].T + parameters[b_output]
+        s.insert(0, activated(kind, z))
+    return s
 
 
 def code(network: Network, x: np.ndarray, parameters: Parameters) -> np.ndarray:
-    """Features (n_rows, n_features) of scaled rows."""
-    return forward(network, x, parameters)[0][-1]
+    """Return the features of scaled rows: shape (n_rows, n_features)."""
+    a, _ = forward(network, x, parameters)
+    return a[-1]
 
 
 def row_errors(network: Network, x: np.ndarray, parameters: Parameters) -> np.ndarray:
-    """Mean squared errors (n_rows,) of the reconstructions of scaled rows."""
-    return np.mean((forward(network, x, parameters)[1][0] - x) ** 2, axis=1)
+    """Return the mean squared error of the reconstruction of each scaled row: shape (n_rows,)."""
+    _, s = forward(network, x, parameters)
+    return np.mean((s[0] - x) ** 2, axis=1)
 
 
 def gradients(
     network: Network, x: np.ndarray, seen: np.ndarray, parameters: Parameters
 ) -> tuple[float, list[np.ndarray]]:
-    """The cost of scaled rows, of which the network sees `seen`, and its gradients in the order of the parameters."""
-    given = _named(network, parameters)
-    a, s = forward(network, seen, given)
+    """Return the cost of scaled rows, and its gradients in the order of the parameters.
+
+    Parameters
+    ----------
+    network : Network
+    x : ndarray of shape (n_rows, n_inputs)
+        Scaled rows, which the network reconstructs.
+    seen : ndarray of shape (n_rows, n_inputs)
+        The rows that the network sees: `x`, or `x` with hidden entries.
+    parameters : mapping or sequence of ndarray
+
+    Returns
+    -------
+    cost : float
+        Mean squared error over all entries.
+    gradients : list of ndarray
+        Of the shapes of the parameters.
+    """
+    named = _named(network, parameters)
+    a, s = forward(network, seen, named)
     d = s[0] - x
     cost = float(np.mean(d**2))
+    d, found = _decoder_gradients(network, d, a[-1], s, named)
+    found |= _encoder_gradients(network, d, a, found, named)
+    c = 2 / x.size  # of the mean's derivative
+    return cost, [c * found[name] for name in network.shapes]
+
+
+def _decoder_gradients(
+    network: Network, d: np.ndarray, h: np.ndarray, s: Sequence[np.ndarray], parameters: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Propagate derivatives `d` of the reconstruction back to the features.
+
+    Returns
+    -------
+    d : ndarray of shape (n_rows, n_features)
+        Derivatives of the features.
+    gradients : dict of ndarray
+        Of the mirrors' biases, of the gain, and the mirrors' part of those of the weights.
+    """
     found: dict[str, np.ndarray] = {}
     for i, ((W, _, b_output), kind) in enumerate(zip(network.layers, network.mirrors, strict=True)):
         d = d * _derivatives(kind, s[i])
-        found |= {W: d.T @ s[i + 1], b_output: d.sum(axis=0)}
-        d = d @ given[W]
+        found[W] = d.T @ s[i + 1]
+        found[b_output] = d.sum(axis=0)
+        d = d @ parameters[W]
     if network.gain:
-        found["gain"] = (d * (a[-1] - network.center)).sum(axis=0)
-        d = d * given["gain"]
+        found["gain"] = (d * (h - network.center)).sum(axis=0)
+        d = d * parameters["gain"]
+    return d, found
+
+
+def _encoder_gradients(
+    network: Network,
+    d: np.ndarray,
+    a: Sequence[np.ndarray],
+    mirrored: Mapping[str, np.ndarray],
+    parameters: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Propagate derivatives `d` of the features back to the rows.
+
+    Returns
+    -------
+    dict of ndarray
+        Gradients of the weights, with the part of the mirrors in `mirrored`, and of the layers' biases.
+    """
+    found: dict[str, np.ndarray] = {}
     for i, (W, b_hidden, _) in reversed(list(enumerate(network.layers))):
         d = d * _derivatives(network.activations[i], a[i + 1])
-        found |= {W: found[W] + a[i].T @ d, b_hidden: d.sum(axis=0)}
-        d = d @ given[W].T
-    c = 2 / x.size  # of the mean's derivative
-    return cost, [c * found[name] for name in network.shapes]
+        found[W] = mirrored[W] + a[i].T @ d
+        found[b_hidden] = d.sum(axis=0)
+        d = d @ parameters[W].T
+    return found
 
 
 def _named(network: Network, parameters: Parameters) -> Mapping[str, np.ndarray]:
@@ -109,11 +212,11 @@ MATH = Math(np.where, np.exp, np.log1p, np.tanh, _sigmoid)
 
 
 def activated(kind: str, z: np.ndarray) -> np.ndarray:
-    """Outputs of an activation for inputs `z` of any shape, in their dtype."""
+    """Return the outputs of an activation for inputs `z` of any shape, in their dtype."""
     with np.errstate(over="ignore"):  # exp(-z) is Inf far below 0, where the sigmoid is 0
         return np.asarray(ACTIVATIONS[kind].value(MATH, z))
 
 
 def _derivatives(kind: str, a: np.ndarray) -> np.ndarray:
-    """Derivatives of an activation, by its outputs."""
+    """Return the derivatives of an activation as a function of its outputs."""
     return np.asarray(ACTIVATIONS[kind].gradient(MATH, np.ones_like(a), a))

@@ -33,44 +33,46 @@ def repair_code_versions(op_module: Any) -> None:
 
 
 def repair_generated_code() -> None:
-    """Mend it before the first of it is compiled; nothing that was compiled unmended is taken from a cache then."""
+    """Repair generated code before it is compiled. Code that was compiled without the repair is not used again."""
     from theano.gpuarray.elemwise import GpuCAReduceCPY
     from theano.gpuarray.subtensor import GpuAdvancedSubtensor1
 
-    _rewrite(GpuCAReduceCPY, _room_for_every_argument)
-    _rewrite(GpuAdvancedSubtensor1, _no_wait_for_the_index)
+    _repair(GpuCAReduceCPY, _room_for_every_argument)
+    _repair(GpuAdvancedSubtensor1, _no_wait_for_the_index)
 
 
 def _room_for_every_argument(node: Any, code: str) -> str:
-    """The reduction for OpenCL declares room for one argument too few.
+    """Make room for all arguments of a reduction on OpenCL.
 
     ``GpuCAReduceCPY.c_code`` declares ``void *args[4 + 2 * nd]`` and writes ``5 + 2 * nd`` entries: the count, the
     output with its offset, the input with its offset, and an extent and a stride for each of `nd` dimensions. The last
-    one lands beside the array, on the stack.
+    one is written to the stack after the array.
     """
     n_dims = node.inputs[0].ndim
     return code.replace(f"void *args[{4 + 2 * n_dims}];", f"void *args[{5 + 2 * n_dims}];")
 
 
 def _no_wait_for_the_index(_node: Any, code: str) -> str:
-    """Looking up rows by their numbers waits for the device at each step, to read whether a number was too large.
+    """Do not wait for the device in each step to learn whether a row number was too large.
 
-    None is, as they come from an order of the rows. A kernel passes over one that is, and reads nothing beside them.
+    No number is too large, since all come from an order of the rows. The kernel ignores such a number, and reads
+    nothing outside the rows.
     """
     return re.sub(r"(GpuArray_take1\(.*), 1\);", r"\1, 0);", code)
 
 
-def _rewrite(op: Any, mend: Callable[[Any, str], str]) -> None:
+def _repair(op: Any, repair: Callable[[Any, str], str]) -> None:
+    """Have an Op pass its C code through a function, whose name becomes part of the version of the code."""
     original_code = op.c_code
     original_version = op.c_code_cache_version_apply
 
     @wraps(original_code)
     def c_code(self: Any, node: Any, *given: Any) -> str:
-        return mend(node, original_code(self, node, *given))
+        return repair(node, original_code(self, node, *given))
 
     @wraps(original_version)
     def c_code_cache_version_apply(self: Any, node: Any) -> tuple[Any, ...]:
-        return (*original_version(self, node), mend.__name__)
+        return (*original_version(self, node), repair.__name__)
 
     op.c_code = c_code
     op.c_code_cache_version_apply = c_code_cache_version_apply

@@ -1,9 +1,11 @@
-"""A step of minibatch training, by the CPU's own Op or by what Theano makes of the model's gradients."""
+"""One step of minibatch training, by an Op of the CPU or by Theano's graph of the gradients."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,15 +19,8 @@ vm = theano.gof.vm
 
 __all__ = ["TrainingStep"]
 
-# Of minibatches that go to a device at a time: many, since each copy there costs as much as some of a step's kernels,
-# and may wait until the device has nothing left to do. But no more than a slow device is done with in a second or two,
-# for which a signal has to wait, or progress.
-_MOST_SENT = 32
-_SENT_BYTES = 2**24
-_SENT_FLOPS = 2**35
-
-_Kind = tuple[str, np.dtype, tuple[int, ...]]
-"""Of an array of a minibatch: name, dtype, and shape behind the number of rows."""
+_PRODUCTS_PER_LAYER = 3
+"""Products of a step for each layer: of its inputs, and for the gradients of inputs and weights."""
 
 
 class TrainingStep:
@@ -34,17 +29,22 @@ class TrainingStep:
     Parameters
     ----------
     autoencoder : Autoencoder
-        What it trains, in place.
+        The model. Steps change its parameters.
     rule : Rule
         How the parameters follow their gradients.
     dtype : dtype
-        The rows' own.
+        Dtype of the rows.
     resident : ndarray of shape (n_rows, n_inputs), `dtype`, or `upload.Pieces` of it, optional
-        All rows, to be kept on the device; pieces for one that is not the CPU. Minibatches are then row numbers
-        (int64), and rows otherwise.
+        All rows, which the device keeps. Pieces are for a device with memory of its own. Minibatches are row numbers
+        (int64) if this is given, and rows otherwise.
     corruption : float
-        The fraction of the entries that the network does not see: they are 0 on the way in, but not in what it is to
-        reconstruct. Which ones they are, each step's noise says, see `kernels.reference.masked`.
+        Fraction of the entries that the network does not see: they are 0 in its input, but not in the rows that it
+        reconstructs. The noise of each step selects them, see `kernels.reference.masked`.
+
+    Attributes
+    ----------
+    row_bytes : int
+        Bytes of one row of a minibatch, or of its number, with its noise.
     """
 
     def __init__(
@@ -56,259 +56,361 @@ class TrainingStep:
         corruption: float = 0.0,
     ) -> None:
         n_inputs = autoencoder.network.n_inputs
-        self._row_bytes = (n_inputs * dtype.itemsize if resident is None else 8) + (n_inputs if corruption else 0)
-        kinds = [("minibatch", dtype, (n_inputs,)) if resident is None else ("minibatch", np.dtype(np.int64), ())]
-        kinds += [("noise", np.dtype(np.uint8), (n_inputs,))] if corruption else []
-        self._source = (_OnDevice if backend.active() else _OnHost)(kinds)
-        rows = [self._source.symbols[0]]  # or their numbers, where there are any: they lie on the device already
-        if resident is not None:
-            rows.insert(0, _kept(resident, n_inputs, dtype))
-        self._fuses = autoencoder.fuses(dtype)
-        minibatch = _Minibatch(rows, self._source.symbols[1:], self._source.n_rows, corruption)
-        by = _by_op if self._fuses else _by_graph
-        self._cost, self._updates = by(autoencoder, rule, self._source.learning_rate, minibatch)
-        self._state = {key.name: key for key in self._updates if key not in autoencoder.shared.values()}
-        self._updates.update(self._source.updates)
-        self._flops_per_row = 2 * autoencoder.network.n_weights
-        self._functions: dict[bool, Any] = {}  # with the cost, which has a price, and without
-        self._rate = 0.0
-
-    def __call__(self, minibatch: np.ndarray, with_cost: bool = False, noise: np.ndarray | None = None) -> float | None:
-        """Take one step, at the learning rate that was set last.
-
-        Parameters
-        ----------
-        minibatch : ndarray
-            Rows of shape (n, n_inputs), C order, or with resident rows their numbers, shape (n,), int64.
-        with_cost : bool
-            Also compute the cost, which takes a quarter longer.
-        noise : ndarray of shape (n, n_inputs), uint8, C order
-            Random bytes, which tell the entries that are not seen; with corruption only.
-
-        Returns
-        -------
-        float or None
-            The minibatch's cost before the step, when asked for.
-
-        Raises
-        ------
-        ValueError
-            When noise is missing, or is given without corruption.
-        """
-        self.begin(minibatch, noise, len(minibatch))
-        return self.take([self._rate], with_cost)
+        kinds = _kinds_of_arrays(n_inputs, dtype, resident is not None, corruption > 0)
+        self.row_bytes = sum(kind.row_bytes for kind in kinds)
+        self._flops_per_row = 2 * autoencoder.network.n_weights  # of the products of all layers
+        self._uses_ops = autoencoder.uses_ops(dtype)
+        self._feed = _make_feed(kinds)
+        all_rows = _place_resident(resident, n_inputs, dtype)
+        minibatch = _Minibatch.of(self._feed, all_rows, corruption)
+        build = _build_with_op if self._uses_ops else _build_with_graph
+        self._cost, self._updates = build(autoencoder, rule, minibatch)
+        self._state = _state_among(self._updates, autoencoder)
+        self._updates.update(self._feed.updates)
+        self._functions: dict[bool, Any] = {}  # by whether they compute the cost
 
     def n_at_once(self, batch_size: int) -> int:
-        """How many minibatches are worth having at a time: one, where they need not go anywhere."""
-        by_size = _SENT_BYTES // self._row_bytes
-        by_work = _SENT_FLOPS // (3 * self._flops_per_row)
-        return max(1, min(self._source.most, min(by_size, by_work) // batch_size))
+        """Return how many minibatches of `batch_size` rows to give to `begin` at once: 1 on the CPU."""
+        step_flops_per_row = _PRODUCTS_PER_LAYER * self._flops_per_row
+        n_fitting = upload.n_minibatches_at_once(batch_size, self.row_bytes, step_flops_per_row)
+        return min(self._feed.max_minibatches, n_fitting)
 
     def begin(self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int) -> None:
-        """Have ready what the next calls of `take` take steps on.
+        """Set the minibatches of the next steps.
 
-        A device that has memory of its own gets all of it at once, while it may be at work on what was before.
+        A device with memory of its own receives all of them at once, while it may still work on earlier steps.
 
         Parameters
         ----------
-        minibatches : ndarray
-            Minibatches as of a call, one behind the other; the last one may be smaller. They are not copied on the CPU.
+        minibatches : ndarray of shape (n, n_inputs) and the rows' dtype, or of shape (n,), int64; C order
+            Rows, or row numbers if the rows are resident, of one minibatch after the other. The last minibatch may be
+            smaller. The CPU uses them in place.
         noise : ndarray of shape (n, n_inputs), uint8, C order, or None
-            Of all of them; with corruption only.
+            Random bytes that select the entries to hide. Required with corruption, and refused without.
         batch_size : int
-            Rows of a minibatch.
+            Number of rows of a minibatch.
 
         Raises
         ------
         ValueError
-            When noise is missing, or is given without corruption.
+            If noise is missing, or is given without corruption.
         """
         arrays = [minibatches] if noise is None else [minibatches, noise]
-        if len(arrays) != len(self._source.symbols):
-            expected = "noise with each minibatch" if noise is None else "no noise"
-            raise ValueError(f"a step of this corruption takes {expected}, found {len(arrays)} arrays")
-        if not self._fuses:  # the Ops see to their threads themselves
+        if len(arrays) != len(self._feed.symbols):
+            raise ValueError(_noise_message(noise))
+        if not self._uses_ops:  # Ops choose their number of threads themselves
             backend.use_cores_for(batch_size * self._flops_per_row)
-        self._source.begin(arrays, batch_size)
+        self._feed.begin(arrays, batch_size)
 
     def take(self, learning_rates: Sequence[float], with_cost: bool = False) -> float | None:
-        """Take a step at each rate, on one minibatch after the other of those that `begin` was given.
+        """Take one step for each learning rate, on the next minibatches that `begin` has set.
 
         Parameters
         ----------
         learning_rates : sequence of float
-            No more than there are minibatches left.
+            At most the number of minibatches that are left.
         with_cost : bool
             Also compute the costs, which takes a quarter longer.
 
         Returns
         -------
         float or None
-            The last one's cost before its step, when asked for.
+            Cost of the last minibatch before its step, if `with_cost`.
         """
-        with backend.calling():
-            cost = self._source.run(self._function(with_cost), learning_rates)
-            return float(np.asarray(cost[0])) if with_cost else None
+        with backend.device_call():
+            outputs = self._feed.run(self._function(with_cost), learning_rates)
+            return float(np.asarray(outputs[0])) if with_cost else None
 
     def compile(self) -> None:
         """Compile now what the first steps would compile."""
         self._function(False)
         self._function(True)
 
-    def _function(self, with_cost: bool) -> Any:
-        if with_cost not in self._functions:
-            outputs = [self._cost] if with_cost else []
-            self._functions[with_cost] = backend.compiled(self._source.inputs, outputs, updates=self._updates)
-        return self._functions[with_cost]
-
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """The rate of the calls that follow."""
-        self._rate = learning_rate
-
     def state(self) -> dict[str, np.ndarray]:
-        """Copies of the update rule's own arrays, by name: what a checkpoint needs beside the parameters."""
+        """Return copies of the update rule's own arrays by name, which a checkpoint needs besides the parameters."""
         return get_values(self._state)
 
     def set_state(self, values: Mapping[str, np.ndarray]) -> None:
-        """Go on from arrays that `state` returned; raises like `Autoencoder.set_parameters`."""
+        """Set the arrays that `state` returned.
+
+        Raises
+        ------
+        ValueError
+            If a name is missing or unknown, or a shape differs.
+        """
         set_values(self._state, values)
 
+    def _function(self, with_cost: bool) -> Any:
+        if with_cost not in self._functions:
+            outputs = [self._cost] if with_cost else []
+            self._functions[with_cost] = backend.compile_function(self._feed.inputs, outputs, updates=self._updates)
+        return self._functions[with_cost]
 
-class _OnHost:
-    """Minibatches that are used where they lie: inputs of a function, which is called for each.
+
+def _noise_message(noise: np.ndarray | None) -> str:
+    if noise is None:
+        return "a step of this corruption takes noise with each minibatch, found 1 arrays"
+    return "a step of this corruption takes no noise, found 2 arrays"
+
+
+# ---- minibatches
+
+
+class _ArrayKind(NamedTuple):
+    """Kind of an array of a minibatch. Its shape is the number of rows, followed by `row_shape`."""
+
+    name: str
+    dtype: np.dtype
+    row_shape: tuple[int, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.row_shape)
+
+
+def _kinds_of_arrays(n_inputs: int, dtype: np.dtype, is_resident: bool, has_noise: bool) -> list[_ArrayKind]:
+    """Return the kinds of the arrays of a minibatch: rows or their numbers, and noise."""
+    if is_resident:
+        kinds = [_ArrayKind("minibatch", np.dtype(np.int64), ())]
+    else:
+        kinds = [_ArrayKind("minibatch", dtype, (n_inputs,))]
+    if has_noise:
+        kinds.append(_ArrayKind("noise", np.dtype(np.uint8), (n_inputs,)))
+    return kinds
+
+
+def _place_resident(rows: np.ndarray | upload.Pieces | None, n_inputs: int, dtype: np.dtype) -> Any:
+    """Put all rows on the device; return their variable, or None if the rows are not resident."""
+    if rows is None:
+        return None
+    if isinstance(rows, np.ndarray):
+        return backend.shared(rows, name="resident")
+    return upload.upload_rows(rows, n_inputs, dtype, name="resident")
+
+
+class _Feed(Protocol):
+    """Minibatches on their way into a compiled function.
 
     Attributes
     ----------
-    most : int
-        Minibatches at a time.
+    max_minibatches : int
+        Largest number of minibatches that `begin` may receive.
     symbols : list
-        A minibatch's arrays.
+        Variables of the arrays of one minibatch.
     inputs : list
-        Of these, what the function is called with.
-    learning_rate : scalar
-    n_rows : scalar or None
-        Rows of the minibatch, where its array would have to be asked for them.
+        Inputs of the function.
+    learning_rate : scalar variable, float32
+        Learning rate of the step.
+    n_rows : scalar variable, float32, or None
+        Number of rows of the minibatch. If None, the array itself has to be asked.
     updates : dict
-        What a step changes beside all else.
+        Variables of the feed that a step changes, and their next values.
     """
 
-    most = 1
-
-    def __init__(self, kinds: Sequence[_Kind]) -> None:
-        self.symbols = [
-            tensor.TensorType(dtype.name, (False,) * (1 + len(shape)))(name) for name, dtype, shape in kinds
-        ]
-        # A variable and not an input, so that a step is called with its minibatch alone.
-        self.learning_rate = theano.shared(np.float32(0), name="learning_rate")
-        self.n_rows = None
-        self.inputs = self.symbols
-        self.updates = Updates()
+    max_minibatches: int
+    symbols: list[Any]
+    inputs: list[Any]
+    learning_rate: Any
+    n_rows: Any
+    updates: Updates
 
     def begin(self, arrays: Sequence[np.ndarray], batch_size: int) -> None:
-        """The minibatches of the next steps."""
+        """Set the arrays of the next minibatches."""
+
+    def run(self, function: Any, learning_rates: Sequence[float]) -> Any:
+        """Take one step for each learning rate; return the outputs of the last one."""
+
+
+class _HostFeed:
+    """Minibatches in the memory of the host: inputs of a function, which is called for each."""
+
+    def __init__(self, kinds: Sequence[_ArrayKind]) -> None:
+        self.max_minibatches = 1  # a minibatch that was just read is still in the caches
+        self.symbols = [_symbol_of(kind) for kind in kinds]
+        self.inputs = self.symbols
+        # A variable and not an input, so that the minibatch is all that a call has to pass.
+        self.learning_rate = theano.shared(np.float32(0), name="learning_rate")
+        self.n_rows = None
+        self.updates = Updates()
+        self._arrays: Sequence[np.ndarray] = []
+        self._batch_size = 0
+        self._start = 0
+
+    def begin(self, arrays: Sequence[np.ndarray], batch_size: int) -> None:
+        """Set the arrays of the next minibatches."""
         self._arrays = arrays
         self._batch_size = batch_size
         self._start = 0
 
     def run(self, function: Any, learning_rates: Sequence[float]) -> Any:
-        """Take as many steps; what the last one returns."""
-        found = None
+        """Take one step for each learning rate; return the outputs of the last one."""
+        outputs = None
         for rate in learning_rates:
             self.learning_rate.set_value(np.float32(rate))
-            stop = self._start + self._batch_size
-            found = function(*(array[self._start : stop] for array in self._arrays))
+            start = self._start
+            stop = start + self._batch_size
+            outputs = function(*[array[start:stop] for array in self._arrays])
             self._start = stop
-        return found
+        return outputs
 
 
-class _OnDevice:
-    """Minibatches in a device's memory, of which a function that has no input takes the next one by itself.
+def _symbol_of(kind: _ArrayKind) -> Any:
+    n_dimensions = 1 + len(kind.row_shape)
+    return tensor.TensorType(kind.dtype.name, (False,) * n_dimensions)(kind.name)
 
-    So that steps follow each other without a word from the host. Attributes and methods as of `_OnHost`.
+
+class _DeviceFeed:
+    """Minibatches in the memory of a device, of which each call of a function without inputs takes the next one.
+
+    So one call from the host takes several steps.
     """
 
-    most = _MOST_SENT
+    def __init__(self, kinds: Sequence[_ArrayKind]) -> None:
+        self.max_minibatches = upload.MAX_MINIBATCHES
+        self._arrays = [_share_empty(kind) for kind in kinds]
+        self._array_buffers = [upload.TwoBuffers() for _ in kinds]
+        # A row for each step: the learning rate, and the number of rows of the minibatch.
+        self._steps = _share_empty(_ArrayKind("steps", np.dtype(np.float32), (2,)))
+        self._steps_buffers = upload.TwoBuffers()
+        self._number = _share_zero("number")  # of the next minibatch
+        self._first = _share_zero("first")  # number of the minibatch of the first row of `_steps`
+        self._batch_size = _share_zero("batch_size")
+        self._lengths: list[int] = []
+        self._n_taken = 0
 
-    def __init__(self, kinds: Sequence[_Kind]) -> None:
-        nothing = [np.empty((0, *shape), dtype) for _, dtype, shape in kinds]
-        names = [name for name, _, _ in kinds]
-        self._there = [backend.shared(array, name=name) for array, name in zip(nothing, names, strict=True)]
-        self._steps = backend.shared(np.empty((0, 2), np.float32), name="steps")  # rates, and rows of the minibatches
-        self._buffers = [upload.TwoBuffers() for _ in range(len(kinds) + 1)]
-        self._number, self._first, self._batch_size = (
-            theano.shared(np.int64(0), name=name) for name in ("number", "first", "batch_size")
-        )
+        self.symbols = [self._cut(array) for array in self._arrays]
+        self.inputs: list[Any] = []
+        step = self._number - self._first
+        self.learning_rate = self._steps[step, 0]
+        self.n_rows = self._steps[step, 1]
+        self.updates = Updates({self._number: self._number + np.int64(1)})
+
+    def _cut(self, array: Any) -> Any:
+        """Return the next minibatch of a symbolic array."""
         start = self._number * self._batch_size
-        self.symbols = [array[start : start + self._batch_size] for array in self._there]
-        self.learning_rate, self.n_rows = (self._steps[self._number - self._first, i] for i in range(2))
-        self.inputs, self.updates = list[Any](), Updates({self._number: self._number + np.int64(1)})
+        return array[start : start + self._batch_size]
 
     def begin(self, arrays: Sequence[np.ndarray], batch_size: int) -> None:
-        """The minibatches of the next steps."""
-        for shared, buffers, array in zip(self._there, self._buffers, arrays, strict=False):
-            shared.set_value(buffers.put(array), borrow=True)
-        self._lengths = [min(batch_size, len(arrays[0]) - start) for start in range(0, len(arrays[0]), batch_size)]
+        """Send the arrays of the next minibatches."""
+        for variable, buffers, array in zip(self._arrays, self._array_buffers, arrays, strict=True):
+            variable.set_value(buffers.put(array), borrow=True)
+        n_rows = len(arrays[0])
+        self._lengths = [min(batch_size, n_rows - start) for start in range(0, n_rows, batch_size)]
         self._n_taken = 0
         self._number.set_value(np.int64(0))
         self._batch_size.set_value(np.int64(batch_size))
 
     def run(self, function: Any, learning_rates: Sequence[float]) -> Any:
-        """Take as many steps; what the last one returns."""
-        n = len(learning_rates)
+        """Take one step for each learning rate; return the outputs of the last one."""
+        n_steps = len(learning_rates)
         first = self._n_taken
-        steps = np.array([learning_rates, self._lengths[first : first + n]], np.float32).T
-        self._steps.set_value(self._buffers[-1].put(steps), borrow=True)
+        lengths = self._lengths[first : first + n_steps]
+        steps = np.array([learning_rates, lengths], np.float32).T
+        self._steps.set_value(self._steps_buffers.put(steps), borrow=True)
         self._first.set_value(np.int64(first))
-        self._n_taken += n
-        if isinstance(function.fn, vm.CVM or ()):
-            return function.fn(n_calls=n)
-        return [function() for _ in learning_rates][-1]  # where the user's flags name another linker
+        self._n_taken = first + n_steps
+        return _call_repeatedly(function, n_steps)
 
 
-class _Minibatch(NamedTuple):
-    """What a step is taken on, as variables.
+def _call_repeatedly(function: Any, n_calls: int) -> Any:
+    """Call a function without inputs `n_calls` times; return the outputs of the last call."""
+    if vm.CVM is not None and isinstance(function.fn, vm.CVM):
+        return function.fn(n_calls=n_calls)
+    # The user's flags name another linker, which cannot repeat a call.
+    outputs = None
+    for _ in range(n_calls):
+        outputs = function()
+    return outputs
+
+
+def _share_empty(kind: _ArrayKind) -> Any:
+    return backend.shared(np.empty((0, *kind.row_shape), kind.dtype), name=kind.name)
+
+
+def _share_zero(name: str) -> Any:
+    return theano.shared(np.int64(0), name=name)
+
+
+def _make_feed(kinds: Sequence[_ArrayKind]) -> _Feed:
+    """Return the feed of the active device."""
+    if backend.is_active():
+        return _DeviceFeed(kinds)
+    return _HostFeed(kinds)
+
+
+# ---- graphs
+
+
+@dataclass(frozen=True)
+class _Minibatch:
+    """Variables of a minibatch.
 
     Attributes
     ----------
-    rows : list
-        The rows, and where these are all rows there are, the numbers of those that count.
-    noise : list
-        Empty without corruption.
-    n_rows : scalar or None
-        As of `_OnHost`.
+    rows : matrix variable
+        The rows of the minibatch, or all rows if `numbers` is given.
+    numbers : vector variable, int64, or None
+        Numbers of the minibatch's rows among all rows.
+    noise : matrix variable, uint8, or None
+        None without corruption.
+    n_rows, learning_rate : variables
+        As in `_Feed`.
+    corruption : float
     """
 
-    rows: list[Any]
-    noise: list[Any]
+    rows: Any
+    numbers: Any
+    noise: Any
     n_rows: Any
+    learning_rate: Any
     corruption: float
 
+    @classmethod
+    def of(cls, feed: _Feed, all_rows: Any, corruption: float) -> _Minibatch:
+        """Return the variables of the minibatches of a feed; `all_rows` is None if they are not resident."""
+        rows = feed.symbols[0]
+        numbers = None
+        if all_rows is not None:
+            numbers = rows
+            rows = all_rows
+        noise = feed.symbols[1] if corruption else None
+        return cls(rows, numbers, noise, feed.n_rows, feed.learning_rate, corruption)
 
-def _kept(rows: np.ndarray | upload.Pieces, n_inputs: int, dtype: np.dtype) -> Any:
-    """All rows, where the steps are taken."""
-    if isinstance(rows, np.ndarray):
-        return backend.shared(rows, name="resident")
-    return upload.uploaded(rows, n_inputs, dtype, name="resident")
+    @property
+    def arrays(self) -> list[Any]:
+        """Rows, numbers and noise, as far as they exist."""
+        return [array for array in (self.rows, self.numbers, self.noise) if array is not None]
 
 
-def _by_op(autoencoder: Autoencoder, rule: Rule, learning_rate: Any, minibatch: _Minibatch) -> tuple[Any, Updates]:
-    """The cost of a minibatch, and what a step on it changes."""
-    parameters = list(autoencoder.shared.values())
+def _state_among(updates: Updates, autoencoder: Autoencoder) -> dict[str, Any]:
+    """Return the variables of the rule's state by name: all that a step changes, except the parameters."""
+    parameters = autoencoder.shared.values()
+    return {variable.name: variable for variable in updates if variable not in parameters}
+
+
+def _build_with_op(autoencoder: Autoencoder, rule: Rule, minibatch: _Minibatch) -> tuple[Any, Updates]:
+    """Return the cost of a minibatch and the updates of a step on it, both by `ops.Step`."""
     updates = Updates()
-    rates = learning_rate, rate_of(rule, learning_rate, updates)
-    states = [state for parameter in parameters for state in states_of(rule, parameter)]
-    step = ops.Step(autoencoder.network, rule, minibatch.corruption, resident=len(minibatch.rows) > 1)
-    # In the order that `ops.Step` has for them.
-    given = [*minibatch.rows, *minibatch.noise, *rates, autoencoder.n_threads]
-    cost, *changed = step(*given, *parameters, *states, *autoencoder.scaling())
-    updates.update(zip([*parameters, *states], changed, strict=True))
+    rate = rate_of(rule, minibatch.learning_rate, updates)
+    scalars = [minibatch.learning_rate, rate, autoencoder.n_threads]
+    variables = list(autoencoder.shared.values())
+    for parameter in autoencoder.shared.values():
+        variables += states_of(rule, parameter)
+    step = ops.Step(autoencoder.network, rule, minibatch.corruption, resident=minibatch.numbers is not None)
+    cost, *changed = step(*minibatch.arrays, *scalars, *variables, *autoencoder.scaling())
+    updates.update(zip(variables, changed, strict=True))
     return cost, updates
 
 
-def _by_graph(autoencoder: Autoencoder, rule: Rule, learning_rate: Any, minibatch: _Minibatch) -> tuple[Any, Updates]:
-    """The same of Theano's graph, which works on any device."""
-    rows, *numbers = minibatch.rows
-    x = autoencoder.scaled(rows[numbers[0]] if numbers else rows)
-    seen = graph.masked(x, minibatch.noise[0], minibatch.corruption) if minibatch.noise else x
+def _build_with_graph(autoencoder: Autoencoder, rule: Rule, minibatch: _Minibatch) -> tuple[Any, Updates]:
+    """Return the cost of a minibatch and the updates of a step on it, both by Theano's graph: for any device."""
+    rows = minibatch.rows
+    if minibatch.numbers is not None:
+        rows = rows[minibatch.numbers]
+    x = autoencoder.scaled(rows)
+    seen = x
+    if minibatch.noise is not None:
+        seen = graph.masked(x, minibatch.noise, minibatch.corruption)
     cost, gradients = graph.cost_and_gradients(autoencoder.network, x, seen, autoencoder.shared, minibatch.n_rows)
-    return cost, updates_of(rule, gradients, list(autoencoder.shared.values()), learning_rate)
+    parameters = list(autoencoder.shared.values())
+    return cost, updates_of(rule, gradients, parameters, minibatch.learning_rate)

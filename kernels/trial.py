@@ -1,4 +1,4 @@
-"""What is tried before it is relied on: that the compiler does its work today, and how fast the device is."""
+"""Trials for the doctor and for plans: whether the compiler works, and how fast the device is."""
 
 from __future__ import annotations
 
@@ -14,84 +14,99 @@ theano: Any = backend.load()
 
 __all__ = ["bytes_per_second", "compile_anew", "flops"]
 
-_HEIGHT = 1024  # of square matrices
-_BYTES = 2**26
-_LONG_ENOUGH = 0.2  # seconds
+_WIDTH = 1024
+"""Number of rows and columns of the matrices."""
+_PRODUCT_FLOPS = 2 * _WIDTH**3
+"""Floating-point operations of a product of two of them."""
+_N_BYTES = 2**26
+"""Size of the array that is sent to the device and back."""
+_MIN_SECONDS = 0.2
+"""Shortest duration that is measured."""
 
 
 class _Copy(theano.Op):
-    """A copy of a vector, in C alone: the proof that compiler, headers and linker do their work.
+    """A copy of a vector, in C alone: it needs a working compiler, its headers and a linker.
 
-    It has no version, so what is compiled is kept for nobody.
+    It has no version, so the compiled code is not reused.
     """
 
     __props__ = ()
 
     def make_node(self, x: Any) -> Any:
-        """Apply it."""
+        """Apply the Op to a vector."""
         return theano.Apply(self, [x], [x.type()])
 
     def c_code(
         self, node: Any, name: str, inputs: Sequence[str], outputs: Sequence[str], sub: Mapping[str, str]
     ) -> str:
-        """Give the code."""
-        (x,), (z,) = inputs, outputs
-        return (
-            f"Py_XDECREF({z}); {z} = (PyArrayObject *)PyArray_NewCopy({x}, NPY_CORDER); if (!{z}) {{ {sub['fail']} }}"
-        )
+        """Return the C code."""
+        (x,) = inputs
+        (copy,) = outputs
+        statements = [
+            f"Py_XDECREF({copy});",
+            f"{copy} = (PyArrayObject *)PyArray_NewCopy({x}, NPY_CORDER);",
+            f"if (!{copy}) {{ {sub['fail']} }}",
+        ]
+        return " ".join(statements)
 
     def perform(self, node: Any, inputs: Sequence[np.ndarray], outputs: Sequence[Any]) -> None:
-        """Refuse: without a compiler it is not the trial that was asked for."""
+        """Refuse: Theano calls this if it does not compile."""
         raise RuntimeError("it was not compiled")
 
 
 def compile_anew() -> float:
-    """Compile a small function, and run it.
-
-    Returns
-    -------
-    float
-        Seconds that it took.
+    """Compile and run a small function; return the seconds that this took.
 
     Raises
     ------
     RuntimeError
-        When it runs without having been compiled, or what comes out is wrong.
+        If it ran without being compiled, or its result is wrong.
     kernels.compiler.CompilerFailed
     """
     start = time.monotonic()
     x = theano.tensor.fvector()
-    given = np.arange(7, dtype=np.float32)
-    if not np.array_equal(backend.compiled([x], _Copy()(x))(given), given):
+    copy = backend.compile_function([x], _Copy()(x))
+    values = np.arange(7, dtype=np.float32)
+    if not np.array_equal(copy(values), values):
         raise RuntimeError("a copy of seven numbers comes out wrong")
     return time.monotonic() - start
 
 
 def flops() -> float:
-    """Floating-point operations a second, in products of float32 on the active device."""
-    values = np.random.default_rng(0).random((_HEIGHT, _HEIGHT), dtype=np.float32)
-    left, right, out = (backend.shared(values.copy(), name) for name in ("left", "right", "out"))
-    product = backend.compiled([], [], updates={out: theano.tensor.dot(left, right)})
-    n_flops = 2 * _HEIGHT**3
-    backend.use_cores_for(n_flops)
-    return n_flops * _calls_per_second(product, lambda: out.get_value(borrow=True))
+    """Return the floating-point operations per second of float32 products on the active device."""
+    values = np.random.default_rng(0).random((_WIDTH, _WIDTH), dtype=np.float32)
+    left = backend.shared(values.copy(), "left")
+    right = backend.shared(values.copy(), "right")
+    out = backend.shared(values.copy(), "out")
+    product = backend.compile_function([], [], updates={out: theano.tensor.dot(left, right)})
+    backend.use_cores_for(_PRODUCT_FLOPS)
+    return _PRODUCT_FLOPS * _calls_per_second(product, lambda: out.get_value(borrow=True))
 
 
 def bytes_per_second() -> tuple[float, float]:
-    """How fast an array goes to the active device, which is not the CPU, and back."""
-    values = np.random.default_rng(0).integers(0, 256, (_BYTES // _HEIGHT, _HEIGHT), dtype=np.uint8)
+    """Return the bytes per second of a copy to the active device, which is not the CPU, and of one back."""
+    values = np.random.default_rng(0).integers(0, 256, (_N_BYTES // _WIDTH, _WIDTH), dtype=np.uint8)
     variable = backend.shared(values, name="values")
 
     def wait() -> None:
         variable.get_value(borrow=True, return_internal_type=True).sync()
 
-    there = _calls_per_second(lambda: variable.set_value(values), wait)
-    return _BYTES * there, _BYTES * _calls_per_second(variable.get_value, wait)
+    copies_there = _calls_per_second(lambda: variable.set_value(values), wait)
+    copies_back = _calls_per_second(variable.get_value, wait)
+    return _N_BYTES * copies_there, _N_BYTES * copies_back
 
 
 def _calls_per_second(call: Callable[[], object], wait: Callable[[], object]) -> float:
-    """Of calls whose work is done behind `wait` alone: a device works on after they have returned."""
-    call()  # the first one may compile, and allocate
+    """Measure how often `call` can be called per second.
+
+    Parameters
+    ----------
+    call : callable
+        Starts work, which a device may finish after the call.
+    wait : callable
+        Returns when all work is done.
+    """
+    call()  # the first call may compile and allocate
     wait()
     n_calls = 1
     while True:
@@ -100,6 +115,6 @@ def _calls_per_second(call: Callable[[], object], wait: Callable[[], object]) ->
             call()
         wait()
         seconds = time.monotonic() - start
-        if seconds > _LONG_ENOUGH:
+        if seconds > _MIN_SECONDS:
             return n_calls / seconds
         n_calls *= 2

@@ -1,6 +1,6 @@
-"""Which other users could replace a directory: whoever can rename a directory above it can put another in its place.
+"""Check whether other users could replace a directory, which a user can who can rename a directory above it.
 
-Theano runs what it finds in its compile cache, and Dask imports from its scratch directories.
+Theano runs files of its compile cache, and Dask imports from its scratch directories.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def private_directory(prefix: str) -> Path:
     Raises
     ------
     UntrustedDirectory
-        If other users can rename what lies in the temporary directory.
+        If other users can rename files of the temporary directory.
     OSError
     """
     folder = Path(tempfile.gettempdir())
@@ -42,24 +42,32 @@ def private_directory(prefix: str) -> Path:
 def untrusted_above(path: str | Path) -> str | None:
     """Return why other users could put another file in the place of `path`; None if they cannot.
 
-    Every directory above it has to belong to this user or to root. If its group or all users may write to it, it has to
-    be sticky: then they cannot rename what others own.
+    Every directory above it has to belong to this user or to root. If its group or all users can write to it, it has to
+    be sticky: then they cannot rename the files of others.
     """
     trusted = _trusted_users()
     for directory in _directories_above(path):
-        link = os.lstat(directory)
-        found = os.stat(directory)
-        mode = stat.S_IMODE(found.st_mode)
-        for owner in (link.st_uid, found.st_uid):
-            if owner not in trusted:
-                return f"{directory} belongs to user {owner}, expected {os.geteuid()} or root"
-        if mode & 0o022 and not mode & stat.S_ISVTX:
-            return f"{directory} has mode {mode:04o}, so that other users can rename what lies in it"
+        problem = _describe_problem(directory, trusted)
+        if problem is not None:
+            return problem
+    return None
+
+
+def _describe_problem(directory: str, trusted: set[int]) -> str | None:
+    """Return why users who are not trusted could rename files in a directory; None if they cannot."""
+    link = os.lstat(directory)
+    target = os.stat(directory)
+    for owner in (link.st_uid, target.st_uid):
+        if owner not in trusted:
+            return f"{directory} belongs to user {owner}, expected {os.geteuid()} or root"
+    mode = stat.S_IMODE(target.st_mode)
+    if mode & 0o022 and not mode & stat.S_ISVTX:
+        return f"{directory} has mode {mode:04o}, so that other users can rename what lies in it"
     return None
 
 
 def _directories_above(path: str | Path) -> Iterator[str]:
-    """Yield every directory on the way to a path, the nearest first, and those on the way to the targets of links."""
+    """Yield every directory above a path, the nearest first, and the directories above the targets of links."""
     seen = set[str]()
     pending = [Path(os.path.abspath(path)).parent]
     while pending:
@@ -70,8 +78,13 @@ def _directories_above(path: str | Path) -> Iterator[str]:
             seen.add(directory)
             yield directory
             if os.path.islink(directory):
-                around = os.path.realpath(os.path.dirname(directory))
-                pending.append(Path(os.path.normpath(os.path.join(around, os.readlink(directory)))))
+                pending.append(_target_of(directory))
+
+
+def _target_of(link: str) -> Path:
+    """Return the path that a link names. It can be a link itself."""
+    folder = os.path.realpath(os.path.dirname(link))
+    return Path(os.path.normpath(os.path.join(folder, os.readlink(link))))
 
 
 def _trusted_users() -> set[int]:
@@ -81,9 +94,9 @@ def _trusted_users() -> set[int]:
         lines = Path("/proc/self/uid_map").read_text().splitlines()
         n_mapped = sum(int(line.split()[2]) for line in lines)
         if n_mapped < _ALL_USERS:
-            # In a user namespace, as of Apptainer, the machine's own root appears as this user, like all that are not
-            # mapped.
+            # In a user namespace, for example of Apptainer, root of the machine appears as this user, like all users
+            # that are not mapped.
             trusted.add(int(Path("/proc/sys/kernel/overflowuid").read_text()))
     except (OSError, ValueError, IndexError):
-        pass  # without /proc these two are all that is known
+        pass  # /proc is not available
     return trusted

@@ -1,4 +1,4 @@
-"""Rows on their way to a device's own memory."""
+"""Rows and minibatches on their way to the memory of a device other than the CPU."""
 
 from __future__ import annotations
 
@@ -9,52 +9,106 @@ import numpy as np
 
 from kernels import MOST_RESIDENT, backend
 
-__all__ = ["Pieces", "TwoBuffers", "uploaded"]
+__all__ = ["MAX_MINIBATCHES", "Pieces", "TwoBuffers", "n_minibatches_at_once", "upload_rows"]
+
+# A copy to the device costs as much as some of a step's kernels, and may wait until the device is idle. So many
+# minibatches are sent at once; but no more than a slow device works off in a second or two, because a signal and the
+# progress have to wait for it.
+MAX_MINIBATCHES = 32
+"""Largest number of minibatches that are sent at once."""
+_MAX_BYTES = 2**24
+_MAX_FLOPS = 2**35
 
 
 class Pieces(Protocol):
-    """Rows (n_rows, n_inputs) that come piece by piece, in their order; its length is how many they are."""
+    """Rows of shape (n_rows, n_inputs) in consecutive pieces. The length is the number of rows."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[np.ndarray]: ...
 
 
-def uploaded(pieces: Pieces, n_inputs: int, dtype: np.dtype, name: str) -> Any:
-    """Put rows on the active device, which is not the CPU, one piece after the other: the host never has them all.
+def n_minibatches_at_once(batch_size: int, row_bytes: int, flops_per_row: int) -> int:
+    """Return how many minibatches to send to a device at once: between 1 and `MAX_MINIBATCHES`.
+
+    Parameters
+    ----------
+    batch_size : int
+        Number of rows of a minibatch.
+    row_bytes : int
+        Bytes that are sent for each row.
+    flops_per_row : int
+        Floating-point operations of a step for each row.
+    """
+    n_rows = min(_MAX_BYTES // row_bytes, _MAX_FLOPS // flops_per_row)
+    return max(1, min(MAX_MINIBATCHES, n_rows // batch_size))
+
+
+def upload_rows(pieces: Pieces, n_inputs: int, dtype: np.dtype, name: str) -> Any:
+    """Put rows on the active device piece by piece, so that the host never holds all of them.
+
+    Parameters
+    ----------
+    pieces : Pieces
+        Rows of shape (n_rows, n_inputs).
+    n_inputs : int
+        Number of columns.
+    dtype : dtype
+        Dtype of the rows.
+    name : str
+        Name of the variable, for graphs and profiles.
+
+    Returns
+    -------
+    theano shared variable
 
     Raises
     ------
     ValueError
-        When they take more than `kernels.MOST_RESIDENT` bytes.
+        If the rows take more than `kernels.MOST_RESIDENT` bytes.
     """
-    if (n_bytes := len(pieces) * n_inputs * np.dtype(dtype).itemsize) > MOST_RESIDENT:
-        raise ValueError(f"{n_bytes} bytes of rows to be kept on a device, expected {MOST_RESIDENT} at most")
-    gpuarray = backend.load().gpuarray
-    whole = gpuarray.pygpu.empty((len(pieces), n_inputs), dtype=dtype, context=gpuarray.get_context(None))
+    _check_size(len(pieces) * n_inputs * np.dtype(dtype).itemsize)
+    rows = _empty((len(pieces), n_inputs), dtype)
     start = 0
     for piece in pieces:
-        whole[start : start + len(piece)].write(np.ascontiguousarray(piece))
-        start += len(piece)
-    return gpuarray.gpuarray_shared_constructor(whole, name=name, borrow=True, target=None)
+        stop = start + len(piece)
+        rows[start:stop].write(np.ascontiguousarray(piece))
+        start = stop
+    gpuarray = backend.load().gpuarray
+    return gpuarray.gpuarray_shared_constructor(rows, name=name, borrow=True, target=None)
+
+
+def _check_size(n_bytes: int) -> None:
+    if n_bytes > MOST_RESIDENT:
+        raise ValueError(f"{n_bytes} bytes of rows to be kept on a device, expected {MOST_RESIDENT} at most")
 
 
 class TwoBuffers:
-    """Memory of the active device, which is not the CPU, that arrays go to by turns.
+    """Two buffers in the memory of the active device, which receive arrays in turn.
 
-    So one can be on its way while steps are taken on the other; and each of a kind goes where the last but one was.
+    So one array can be on its way while steps use the other. Arrays of one kind reuse the memory.
     """
 
     def __init__(self) -> None:
-        self._buffers: list[Any] = [None, None]
+        self._next: Any = None
+        self._other: Any = None
 
     def put(self, array: np.ndarray) -> Any:
-        """An array's values (n, ...) on the device, where they stay until the next but one is put."""
-        self._buffers.reverse()
-        kept = self._buffers[0]
-        if kept is None or kept.dtype != array.dtype or kept.shape[1:] != array.shape[1:] or len(kept) < len(array):
-            gpuarray = backend.load().gpuarray
-            kept = gpuarray.pygpu.empty(array.shape, dtype=array.dtype, context=gpuarray.get_context(None))
-            self._buffers[0] = kept
-        there = kept[: len(array)]
-        there.write(np.ascontiguousarray(array))
-        return there
+        """Return a copy of an array of shape (n, ...) on the device. It is valid until the next but one call."""
+        buffer = self._next
+        if buffer is None or not _has_room(buffer, array):
+            buffer = _empty(array.shape, array.dtype)
+        self._next = self._other
+        self._other = buffer
+        copy = buffer[: len(array)]
+        copy.write(np.ascontiguousarray(array))
+        return copy
+
+
+def _has_room(buffer: Any, array: np.ndarray) -> bool:
+    is_same_kind = buffer.dtype == array.dtype and buffer.shape[1:] == array.shape[1:]
+    return is_same_kind and len(buffer) >= len(array)
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> Any:
+    gpuarray = backend.load().gpuarray
+    return gpuarray.pygpu.empty(shape, dtype=dtype, context=gpuarray.get_context(None))

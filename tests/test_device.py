@@ -29,6 +29,7 @@ from pipeline.scan.scaler import Scaler
 from pipeline.training.start import start_of
 from tests.support.logged import mentions
 from tests.support.settings import settings_of
+from tests.support.steps import take_step
 
 FULL = os.strerror(errno.ENOSPC)
 
@@ -121,6 +122,5 @@ def test_an_autoencoder_and_its_step_accept_rows_of_their_dtype() -> None:
     before = autoencoder.cost(rows)
     settings = settings_of(corruption=0.0, optimizer="momentum", momentum=0.9, learning_rate=0.1, batch_size=2)
     step = training_step_of(autoencoder, settings.training, rows.dtype, None)
-    step.set_learning_rate(0.1)
-    assert step(rows, with_cost=True) == pytest.approx(before, rel=1e-5)
+    assert take_step(step, rows, 0.1, with_cost=True) == pytest.approx(before, rel=1e-5)
     assert autoencoder.cost(rows) < before

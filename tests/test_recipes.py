@@ -155,7 +155,7 @@ DERIVATIVES = """
     # Without momentum and at a rate of -1 the velocity is the gradient.
     autoencoder = Autoencoder(network)
     autoencoder.set_parameters(parameters)
-    facts["fuses"] = autoencoder.fuses(x.dtype)
+    facts["fuses"] = autoencoder.uses_ops(x.dtype)
     step = TrainingStep(autoencoder, Rule("momentum", 0.0), x.dtype)
     step.begin(x, None, len(x))
     facts["of the cost"] = abs(step.take([-1.0], with_cost=True) - cost)
@@ -217,9 +217,9 @@ STEPS = """
             squares[name] += g**2
             p[name] -= 0.1 * g / np.sqrt(squares[name] + 1e-6)
 
-    fuses = backend.fuses
+    fuses = backend.uses_ops
     for how in ("C code", "graph"):
-        backend.fuses = fuses if how == "C code" else lambda: False
+        backend.uses_ops = fuses if how == "C code" else lambda: False
         autoencoder = Autoencoder(network)
         autoencoder.set_parameters(parameters)
         step = TrainingStep(autoencoder, Rule("adagrad", 0.9), np.dtype(np.float32))
@@ -257,7 +257,7 @@ ON_DEVICE = """
     p, g = backend.shared(z, name="p"), backend.shared(z[::-1].copy(), name="g")
     a = tanh.value(graph.MATH, p)
     updates = updates_of(Rule("adagrad", 0.9), [g], [p], np.float32(0.1))
-    function = backend.compiled([], [a, tanh.gradient(graph.MATH, d * g, a)], updates=updates)
+    function = backend.compile_function([], [a, tanh.gradient(graph.MATH, d * g, a)], updates=updates)
     facts["operations"] = [type(node.op).__name__ for node in function.maker.fgraph.toposort()]
     value, gradient = map(np.asarray, function())
     expected = np.tanh(z.astype(np.float64))

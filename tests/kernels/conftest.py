@@ -10,7 +10,7 @@ from kernels import backend
 def path(request, monkeypatch):
     """Every test here holds for the Ops of `kernels.ops`, and for what Theano makes of the model by itself."""
     if request.param == "theano":
-        monkeypatch.setattr(backend, "fuses", lambda: False)
+        monkeypatch.setattr(backend, "uses_ops", lambda: False)
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ from tests.support.models import (
     step_of,
 )
 from tests.support.networks import random_parameters
+from tests.support.steps import take_step
 from tests.support.tolerances import assert_close
 
 pytestmark = pytest.mark.compiler
@@ -222,12 +223,11 @@ def test_every_function_is_compiled_once_for_each_dtype(rng, compiled):
 def test_changed_parameters_and_learning_rate_compile_nothing(rng, compiled):
     autoencoder, rows = random_autoencoder(rng), np.ones((2, N_INPUTS), np.float32)
     step = step_of(autoencoder)
-    step(rows)
+    take_step(step, rows, 0.1)
     before = autoencoder.encode(rows)
     count = len(compiled)
     autoencoder.set_parameters(random_parameters(rng, NETWORK))
-    step.set_learning_rate(0.5)
-    step(rows)
+    take_step(step, rows, 0.5)
     assert not np.array_equal(autoencoder.encode(rows), before)
     assert len(compiled) == count
 

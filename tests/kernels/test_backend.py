@@ -124,7 +124,9 @@ from kernels.updates import Rule
 from kernels.step import TrainingStep
 autoencoder, rows = Autoencoder(Network((5, 3))), np.ones((4, 5), np.float32)
 autoencoder.encode(rows)
-TrainingStep(autoencoder, Rule("momentum", 0.9), rows.dtype)(rows)
+step = TrainingStep(autoencoder, Rule("momentum", 0.9), rows.dtype)
+step.begin(rows, None, len(rows))
+step.take([0.1])
 from kernels import backend
 cache = backend.load().config.compiledir
 mapped = {line.split()[-1] for line in pathlib.Path("/proc/self/maps").read_text().splitlines() if ".so" in line}

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels.upload import uploaded
+from kernels.upload import upload_rows
 from tests.support.cuda import stub
 from tests.support.interpreters import REPOSITORY, environment
 
@@ -57,7 +57,7 @@ class Pieces:
 def test_rows_of_more_than_4_gib_are_refused() -> None:
     """It counts their bytes in 32 bits, and gave others for those beyond."""
     with pytest.raises(ValueError, match=r"4294967600 bytes .*4294967296"):
-        uploaded(Pieces(), 784, np.dtype(np.uint8), "rows")
+        upload_rows(Pieces(), 784, np.dtype(np.uint8), "rows")
 
 
 def test_sums_of_every_shape_equal_numpy(found: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ def test_lack_of_space_names_both_places_and_reasons(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(compilecache.tempfile, "mkdtemp", full)
     with pytest.raises(CompileCacheUnavailable, match=r"/home/x .*Read-only .*No space"):
-        compilecache._temporary("/home/x", "Read-only file system")
+        compilecache.make_temporary_cache("/home/x", "Read-only file system")
 
 
 def test_compile_cache_replaces_a_missing_temporary_directory():
@@ -69,29 +69,30 @@ def test_key_of_a_module_is_replaced_atomically(tmp_path):
 
 # ---- what libgpuarray keeps
 
-KERNELS = """
-from pathlib import Path
-from kernels import compilecache
-compilecache._CARDS = Path(CARDS)
+CACHE_PATH = """
 from kernels import backend
-facts["kept"] = backend.load().config.gpuarray.cache_path
+facts["path"] = backend.load().config.gpuarray.cache_path
 """
 INFORMATION = "Model: \t\t NVIDIA {}\nIRQ:   \t\t 41\nGPU UUID: \t GPU-{}\n"
 
 
 def test_kernels_are_shared_between_machines_with_equal_cards(tmp_path: Path) -> None:
     machines = {"one": ["B200"], "another": ["B200", "B200"], "newer": ["B300"], "none": []}
-    kept = {}
+    found = {}
     for machine, cards in machines.items():
         for i, model in enumerate(cards):
             card = tmp_path / machine / f"0000:{i}1:00.0"
             card.mkdir(parents=True)
             (card / "information").write_text(INFORMATION.format(model, f"{machine}-{i}"))
-        kept[machine] = fresh(f"CARDS = {str(tmp_path / machine)!r}\n" + KERNELS.strip()).facts["kept"]
-    assert kept["one"] == kept["another"]
-    assert len(set(kept.values())) == 3
-    own = f"gpuarray.cache_path={tmp_path}"
-    assert fresh(f"CARDS = {str(tmp_path)!r}\n" + KERNELS.strip(), THEANO_FLAGS=own).facts["kept"] == str(tmp_path)
+        found[machine] = compilecache.fingerprint_cards(tmp_path / machine)
+    assert found["one"] == found["another"]
+    assert len(set(found.values())) == 3
+
+
+def test_cache_of_kernels_is_named_after_the_cards_unless_set(tmp_path: Path) -> None:
+    path = Path(fresh(CACHE_PATH).facts["path"])
+    assert path.name == compilecache.fingerprint_cards()
+    assert fresh(CACHE_PATH, THEANO_FLAGS=f"gpuarray.cache_path={tmp_path}").facts["path"] == str(tmp_path)
 
 
 # ---- whose cache is trusted

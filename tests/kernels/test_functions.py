@@ -16,6 +16,7 @@ from kernels.step import TrainingStep
 from kernels.updates import Rule
 from tests.support.cases import each
 from tests.support.networks import random_parameters
+from tests.support.steps import take_step
 from tests.support.tolerances import TOLERANCES
 
 pytestmark = pytest.mark.compiler
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.compiler
 @each("network", [Network((100, 24)), Network((100, 30, 24), "leaky-relu", "linear")])
 def test_any_number_of_threads_can_encode_concurrently(monkeypatch, fuses, network):
     """From the first call on, which compiles; rows of a dtype that no Op takes among them."""
-    monkeypatch.setattr(backend, "fuses", lambda: fuses)
+    monkeypatch.setattr(backend, "uses_ops", lambda: fuses)
     minimum = np.full(100, 10, np.float32)
     autoencoder = Autoencoder(network, minimum, np.full(100, 1 / 80, np.float32), minimum + np.float32(80))
     autoencoder.set_parameters(random_parameters(np.random.default_rng(0), network))
@@ -48,7 +49,7 @@ def test_any_number_of_threads_can_encode_concurrently(monkeypatch, fuses, netwo
 
 @each("is_device", [True, False])
 def test_running_calls_on_a_device_are_counted(monkeypatch, is_device):
-    seen, compile_it = [], backend.compiled
+    seen, compile_it = [], backend.compile_function
 
     def watched(*arguments, **options):
         function = compile_it(*arguments, **options)
@@ -59,23 +60,23 @@ def test_running_calls_on_a_device_are_counted(monkeypatch, is_device):
 
         return call
 
-    monkeypatch.setattr(backend, "fuses", lambda: False)
-    monkeypatch.setattr(backend, "compiled", watched)
+    monkeypatch.setattr(backend, "uses_ops", lambda: False)
+    monkeypatch.setattr(backend, "compile_function", watched)
     autoencoder = Autoencoder(Network((5, 2)), np.zeros(5, np.float32), np.ones(5, np.float32))
     step = TrainingStep(autoencoder, Rule("momentum", 0.9, 0.0), np.dtype("f4"))
-    monkeypatch.setattr(backend, "calling", lambda: on_device if is_device else nullcontext())
+    monkeypatch.setattr(backend, "device_call", lambda: on_device if is_device else nullcontext())
     rows = np.random.default_rng(0).random((4, 5), np.float32)
     autoencoder.encode(rows)
-    step(rows)
+    take_step(step, rows, 0.1)
     assert seen == [int(is_device)] * 2
     assert on_device.n == 0
 
 
 @pytest.mark.parametrize(("fuses", "most"), [(True, 2), (False, 1)])
 def test_concurrent_calls_are_limited_to_cores_or_one_in_theano(monkeypatch, fuses, most):
-    monkeypatch.setattr(backend, "fuses", lambda: fuses)
-    monkeypatch.setattr(backend, "n_cores", lambda: 2)
-    inside, counts, compile_it = [], [], backend.compiled
+    monkeypatch.setattr(backend, "uses_ops", lambda: fuses)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    inside, counts, compile_it = [], [], backend.compile_function
 
     def counted(*arguments):
         function = compile_it(*arguments)
@@ -91,7 +92,7 @@ def test_concurrent_calls_are_limited_to_cores_or_one_in_theano(monkeypatch, fus
 
         return call
 
-    monkeypatch.setattr(backend, "compiled", counted)
+    monkeypatch.setattr(backend, "compile_function", counted)
     autoencoder, rows = some_autoencoder(), np.ones((40, 20), np.float32)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: autoencoder.encode(rows), range(100)))
@@ -105,8 +106,8 @@ def test_concurrent_calls_are_limited_to_cores_or_one_in_theano(monkeypatch, fus
 @pytest.fixture
 def device(monkeypatch):
     """A device whose memory holds as many rows as are put in here, failing as pygpu does; all of them at first."""
-    monkeypatch.setattr(backend, "fuses", lambda: False)
-    rows_that_fit, compiled = [TILE_ROWS], backend.compiled
+    monkeypatch.setattr(backend, "uses_ops", lambda: False)
+    rows_that_fit, compiled = [TILE_ROWS], backend.compile_function
 
     def limited(*arguments):
         function = compiled(*arguments)
@@ -118,7 +119,7 @@ def device(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(backend, "compiled", limited)
+    monkeypatch.setattr(backend, "compile_function", limited)
     return rows_that_fit
 
 
@@ -151,7 +152,7 @@ def test_other_device_errors_are_not_out_of_memory(monkeypatch):
     def broken(tile):
         raise RuntimeError("cuCtxSynchronize: CUDA_ERROR_ECC_UNCORRECTABLE")
 
-    monkeypatch.setattr(backend, "fuses", lambda: False)
-    monkeypatch.setattr(backend, "compiled", lambda *arguments: broken)
+    monkeypatch.setattr(backend, "uses_ops", lambda: False)
+    monkeypatch.setattr(backend, "compile_function", lambda *arguments: broken)
     with pytest.raises(RuntimeError, match="ECC"):
         some_autoencoder().encode(np.zeros((40, 20), dtype=np.float32))

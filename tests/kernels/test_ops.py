@@ -21,6 +21,7 @@ from kernels.updates import Rule
 from tests.support.cases import case, crossed, each
 from tests.support.compiler import macros
 from tests.support.interpreters import fresh
+from tests.support.steps import take_step
 from tests.support.tolerances import assert_close
 
 pytestmark = pytest.mark.compiler
@@ -46,7 +47,7 @@ def autoencoder_of(parameters, minimum=None, scale=None, n_threads=2):
     autoencoder = Autoencoder(Network(parameters["W"].shape), minimum, scale)
     autoencoder.set_parameters(parameters)
     autoencoder.n_threads.set_value(np.int64(n_threads))
-    assert autoencoder.fuses(np.dtype("f4"))
+    assert autoencoder.uses_ops(np.dtype("f4"))
     return autoencoder
 
 
@@ -105,12 +106,11 @@ def test_cost_and_gradients_equal_numpy_at_tile_edges(rng, n_inputs, n_features)
     parameters = random_parameters(rng, n_inputs, n_features)
     autoencoder = autoencoder_of(parameters)
     step = TrainingStep(autoencoder, Rule("momentum", 0.0), np.dtype("f4"))
-    step.set_learning_rate(-1.0)
     for n_rows in HEIGHTS:
         x = rng.random((n_rows, n_inputs), dtype=np.float32)
         autoencoder.set_parameters(parameters)
         cost, gradients = gradients_of(x.astype(np.float64), float64(parameters))
-        assert_close(step(x, with_cost=True), cost, "cpu", "float32", "cost")
+        assert_close(take_step(step, x, -1.0, with_cost=True), cost, "cpu", "float32", "cost")
         # Without momentum and at a rate of -1 the velocity is the gradient.
         for found, expected in zip(step.state().values(), gradients, strict=True):
             assert_close(found, expected, "cpu", "float32", "gradients")
@@ -125,9 +125,8 @@ def test_training_on_every_dtype_equals_numpy(rng, dtype, working):
     parameters, numbers = random_parameters(rng, 19, 5), rng.permutation(40)[:31]
     autoencoder = autoencoder_of(parameters, *scaling)
     step = TrainingStep(autoencoder, Rule("momentum", 0.5), np.dtype(dtype), resident=rows.copy())
-    step.set_learning_rate(0.1)
     cost, gradients = gradients_of(reference.scaled(rows[numbers], scaling), float64(parameters))
-    assert_close(step(numbers, with_cost=True), cost, "cpu", "float32", "cost")
+    assert_close(take_step(step, numbers, 0.1, with_cost=True), cost, "cpu", "float32", "cost")
     for found, expected in zip(step.state().values(), gradients, strict=True):
         assert_close(found, -0.1 * expected, "cpu", "float32", "gradients")
 
@@ -140,9 +139,8 @@ def test_every_rule_equals_its_numpy_reference(rng, rule):
     autoencoder = autoencoder_of(parameters)
     step = TrainingStep(autoencoder, Rule(rule, 0.9), np.dtype("f4"))
     for count in range(1, 13):
-        step.set_learning_rate(0.01 / count)
         minibatch = rng.random((300, 70), dtype=np.float32)
-        step(minibatch)
+        take_step(step, minibatch, 0.01 / count)
         rate = 0.01 / count * (np.sqrt(1 - 0.999**count) / (1 - 0.9**count) if rule == "adam" else 1)
         _, gradients = gradients_of(minibatch.astype(np.float64), expected)
         for parameter, gradient, own in zip(expected, gradients, states, strict=True):
@@ -165,7 +163,7 @@ def test_every_rule_equals_its_numpy_reference(rng, rule):
 @each("n_inputs", [1, 15, 64, 100])
 def test_rows_outside_the_range_are_reported(rng, monkeypatch, optimizer, working, dtype, n_inputs):
     """A value just outside of it, in any place of a row; NaN and Inf; and no row whose values are just inside."""
-    monkeypatch.setattr("kernels.backend.fuses", lambda: not optimizer)
+    monkeypatch.setattr("kernels.backend.uses_ops", lambda: not optimizer)
     low, high = np.full(n_inputs, 10, working), np.full(n_inputs, 90, working)
     rows = rng.integers(11, 90, (60, n_inputs)).astype(dtype)
     rows[0], rows[1] = low, high
@@ -488,8 +486,7 @@ def test_training_gives_the_same_bits_with_any_number_of_threads(rng, rule, shap
     for n_threads in THREADS:
         autoencoder = autoencoder_of(parameters, n_threads=n_threads)
         step = TrainingStep(autoencoder, Rule(rule, 0.9), rows.dtype, resident=rows)
-        step.set_learning_rate(0.01)
-        costs = [step(minibatch, with_cost=True) for minibatch in minibatches]
+        costs = [take_step(step, minibatch, 0.01, with_cost=True) for minibatch in minibatches]
         results.append([np.float32(costs), *autoencoder.parameters().values(), *step.state().values()])
     for found in results[1:]:
         for array, expected in zip(found, results[0], strict=True):
@@ -558,7 +555,9 @@ def test_subnormal_numbers_are_not_flushed_to_zero():
     from kernels.updates import Rule
     autoencoder, rows = Autoencoder(Network((5, 3))), np.full((40, 5), 1e-40, np.float32)
     autoencoder.encode(rows)
-    TrainingStep(autoencoder, Rule("momentum", 0.9), rows.dtype)(rows)
+    step = TrainingStep(autoencoder, Rule("momentum", 0.9), rows.dtype)
+    step.begin(rows, None, len(rows))
+    step.take([0.1])
     facts["tiny"] = float(np.float32(1e-39) * np.float32(0.5))
     """
     assert fresh(code).facts["tiny"] == pytest.approx(5e-40)
@@ -613,11 +612,9 @@ def test_short_minibatch_after_a_long_one_is_independent(rng):
     kept = TrainingStep(autoencoder, Rule("momentum", 0.0), np.dtype("f4"))
     for size, minibatch in zip(sizes, minibatches, strict=True):
         autoencoder.set_parameters(parameters)
-        kept.set_learning_rate(-1.0)
-        kept(minibatch[:size])
+        take_step(kept, minibatch[:size], -1.0)
         new = TrainingStep(autoencoder_of(parameters), Rule("momentum", 0.0), np.dtype("f4"))
-        new.set_learning_rate(-1.0)
-        new(minibatch[:size])
+        take_step(new, minibatch[:size], -1.0)
         for found, expected in zip(kept.state().values(), new.state().values(), strict=True):
             assert_same_bits(found, expected)
 
@@ -641,7 +638,7 @@ def test_row_numbers_after_the_last_row_are_refused(rng, number):
     before = autoencoder.parameters()
     step = TrainingStep(autoencoder, Rule("adam", 0.9), np.dtype("f4"), resident=np.zeros((9, 5), np.float32))
     with pytest.raises(IndexError, match=rf"\brow {number}\b.*\b9\b"):
-        step(np.array([0, number]))
+        take_step(step, np.array([0, number]), 0.1)
     for name, array in autoencoder.parameters().items():
         np.testing.assert_array_equal(array, before[name])
 
@@ -649,13 +646,13 @@ def test_row_numbers_after_the_last_row_are_refused(rng, number):
 def test_empty_minibatch_is_refused(rng):
     step = TrainingStep(autoencoder_of(random_parameters(rng, 5, 3)), Rule("momentum", 0.9), np.dtype("f4"))
     with pytest.raises(ValueError, match="minibatch"):
-        step(np.zeros((0, 5), np.float32))
+        take_step(step, np.zeros((0, 5), np.float32), 0.1)
 
 
 def test_other_dtypes_are_computed_by_theano(rng):
     parameters = random_parameters(rng, 5, 3)
     autoencoder, rows = autoencoder_of(parameters), rng.random((4, 5)) > 0.5
-    assert not autoencoder.fuses(rows.dtype)
+    assert not autoencoder.uses_ops(rows.dtype)
     expected = code_of(rows.astype(np.float64), *float64(parameters)[:2])
     assert_close(autoencoder.encode(rows), expected, "cpu", "float32", "features")
 
@@ -764,10 +761,10 @@ def test_flags_of_the_user_can_disable_the_ops(flags):
     from kernels import backend
     from kernels.autoencoder import Autoencoder
     from kernels.network import Network
-    compiled, functions = backend.compiled, []
-    backend.compiled = lambda *arguments: functions.append(compiled(*arguments)) or functions[-1]
+    compiled, functions = backend.compile_function, []
+    backend.compile_function = lambda *arguments: functions.append(compiled(*arguments)) or functions[-1]
     Autoencoder(Network((5, 3))).encode(np.zeros((4, 5), np.float32))
-    facts["fuses"] = backend.fuses()
+    facts["fuses"] = backend.uses_ops()
     (function,) = functions
     facts["ops"] = [type(node.op).__name__ for node in function.maker.fgraph.apply_nodes]
     """
@@ -790,8 +787,10 @@ def test_results_do_not_depend_on_in_place_optimization():
     autoencoder, rows = Autoencoder(Network((50, 7))), rng.random((40, 50), dtype=np.float32)
     autoencoder.set_parameters(start_of(autoencoder.network, rng, None))
     step = TrainingStep(autoencoder, Rule("adam", 0.9), rows.dtype)
-    step.set_learning_rate(0.01)
-    facts["costs"] = [step(rows, with_cost=True) for _ in range(5)]
+    facts["costs"] = []
+    for _ in range(5):
+        step.begin(rows, None, len(rows))
+        facts["costs"].append(step.take([0.01], with_cost=True))
     out = np.zeros((40, 7), np.float32)
     autoencoder.encode(rows, out)
     facts["features"] = out.tolist()

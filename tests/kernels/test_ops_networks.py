@@ -13,6 +13,7 @@ from kernels.rules import RULES
 from kernels.step import TrainingStep
 from kernels.updates import Rule
 from tests.support.cases import crossed, each
+from tests.support.steps import take_step
 from tests.support.tolerances import assert_close
 
 pytestmark = pytest.mark.compiler
@@ -55,7 +56,7 @@ def autoencoder_of(network, parameters, n_threads=2):
     autoencoder = Autoencoder(network, *scaling_of(network))
     autoencoder.set_parameters(parameters)
     autoencoder.n_threads.set_value(np.int64(n_threads))
-    assert autoencoder.fuses(np.dtype("f4"))
+    assert autoencoder.uses_ops(np.dtype("f4"))
     return autoencoder
 
 
@@ -100,14 +101,14 @@ def check_cost_and_gradients(rng, network, corruption):
     parameters = random_parameters(rng, network)
     autoencoder = autoencoder_of(network, parameters)
     step = TrainingStep(autoencoder, Rule("momentum", 0.0), np.dtype("f4"), corruption=corruption)
-    step.set_learning_rate(-1.0)
     for n_rows in HEIGHTS:
         rows, x = random_rows(rng, n_rows, network)
         noise = rng.integers(0, 256, rows.shape, dtype=np.uint8) if corruption else None
         seen = reference.masked(x, noise, corruption) if corruption else x
         autoencoder.set_parameters(parameters)
         cost, gradients = reference.gradients(network, x, seen, float64(parameters))
-        assert_close(step(rows, with_cost=True, noise=noise), cost, "cpu", "float32", "cost")
+        found_cost = take_step(step, rows, -1.0, with_cost=True, noise=noise)
+        assert_close(found_cost, cost, "cpu", "float32", "cost")
         # Without momentum and at a rate of -1 the velocity is the gradient.
         for found, expected in zip(step.state().values(), gradients, strict=True):
             assert_close(found, expected, "cpu", "float32", "gradients")
@@ -123,9 +124,8 @@ def test_every_rule_equals_its_numpy_reference(rng, rule, decay):
     autoencoder = autoencoder_of(network, parameters)
     step = TrainingStep(autoencoder, Rule(rule, 0.9, decay), np.dtype("f4"))
     for count in range(1, 9):
-        step.set_learning_rate(0.01 / count)
         rows, x = random_rows(rng, 259, network)
-        step(rows)
+        take_step(step, rows, 0.01 / count)
         rate = 0.01 / count * (np.sqrt(1 - 0.999**count) / (1 - 0.9**count) if rule == "adam" else 1)
         _, gradients = reference.gradients(network, x, x, expected)
         for parameter, gradient, own in zip(expected.values(), gradients, states, strict=True):
@@ -163,9 +163,8 @@ def test_training_gives_the_same_bits_with_any_threads_and_place(rng, network):
     for n_threads, resident in [(1, rows), (2, rows), (4, rows), (2, None)]:
         autoencoder = autoencoder_of(network, parameters, n_threads=n_threads)
         step = TrainingStep(autoencoder, Rule("adam", 0.9, 0.1), rows.dtype, resident, corruption=0.3)
-        step.set_learning_rate(0.01)
         for numbers, own in zip(minibatches, noise, strict=True):
-            step(rows[numbers] if resident is None else numbers, noise=own)
+            take_step(step, rows[numbers] if resident is None else numbers, 0.01, noise=own)
         results.append([*autoencoder.parameters().values(), *step.state().values()])
     for found in results[1:]:
         for array, expected in zip(found, results[0], strict=True):
@@ -180,8 +179,7 @@ def test_no_weight_decay_gives_the_same_bits_as_a_negligible_one(rng):
     for decay in (0.0, 1e-30):
         autoencoder = autoencoder_of(network, parameters)
         step = TrainingStep(autoencoder, Rule("adam", 0.9, decay), rows.dtype)
-        step.set_learning_rate(0.01)
-        step(rows)
+        take_step(step, rows, 0.01)
         results.append(autoencoder.parameters())
     for found, expected in zip(*(result.values() for result in results), strict=True):
         assert_same_bits(found, expected)
@@ -237,4 +235,4 @@ def test_noise_of_a_wrong_shape_is_refused(rng):
         autoencoder_of(network, random_parameters(rng, network)), Rule("adam", 0.9), np.dtype("f4"), corruption=0.5
     )
     with pytest.raises(ValueError, match=r"noise.*\(3, 5\).*\(4, 5\)"):
-        step(np.zeros((4, 5), np.float32), noise=np.zeros((3, 5), np.uint8))
+        take_step(step, np.zeros((4, 5), np.float32), 0.1, noise=np.zeros((3, 5), np.uint8))

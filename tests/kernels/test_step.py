@@ -7,8 +7,7 @@ from kernels import reference
 from kernels.autoencoder import Autoencoder
 from kernels.network import Network
 from kernels.rules import RULES
-from kernels.step import TrainingStep
-from kernels.updates import Rule
+from kernels.upload import n_minibatches_at_once
 from tests.support.cases import each
 from tests.support.models import (
     N_FEATURES,
@@ -26,6 +25,7 @@ from tests.support.models import (
     step_of,
 )
 from tests.support.networks import NETWORKS, numpy_steps
+from tests.support.steps import take_step
 from tests.support.tolerances import assert_close
 
 pytestmark = [pytest.mark.usefixtures("path"), pytest.mark.compiler]
@@ -44,9 +44,9 @@ def test_momentum_steps_equal_a_numpy_loop(rng):
     for number in range(20):
         minibatch = rows[rng.permutation(24)[:8]]
         rate = 0.1 if number < 10 else 0.05
-        step.set_learning_rate(rate)
         x = oracle_scaled(minibatch, minimum, scale).astype(np.float64)
-        assert_close(step(minibatch, with_cost=True), oracle_cost(p, x), "cpu", "float32", "cost")
+        cost = take_step(step, minibatch, rate, with_cost=True)
+        assert_close(cost, oracle_cost(p, x), "cpu", "float32", "cost")
         for name, gradient in oracle_gradients(p, x).items():
             v[name] = 0.9 * v[name] - rate * gradient
             p[name] = p[name] + v[name]
@@ -77,8 +77,7 @@ def test_steps_on_several_minibatches_equal_single_steps(rng, corruption):
     autoencoder, step = ready()
     for i, rate in enumerate(rates):
         some = slice(4 * i, 4 * i + 4)
-        step.set_learning_rate(rate)
-        step(rows[some], noise=noise[some] if corruption else None)
+        take_step(step, rows[some], rate, noise=noise[some] if corruption else None)
     for parameters in found:
         assert_same_arrays(parameters, autoencoder.parameters())
 
@@ -87,21 +86,26 @@ def test_minibatches_at_once_are_limited_by_size_and_time(rng):
     """Half a second of a processor that makes 64 GFLOP/s: what is slower than that is no device to train on."""
     step = step_of(random_autoencoder(rng), dtype="f4", corruption=0.5)
     assert step.n_at_once(1) == 1, "on the CPU"
-    step._source.most = 32
-    row_bytes, flops_per_row = 5 * N_INPUTS, 6 * NETWORK.n_weights
-    assert step.n_at_once(8) == 32
+    assert step.row_bytes == 5 * N_INPUTS
+    flops_per_row = 6 * NETWORK.n_weights
+    assert n_minibatches_at_once(8, step.row_bytes, flops_per_row) == 32
     for batch_size in (2**16, 2**20, 2**24, 2**40):
-        n = step.n_at_once(batch_size)
-        assert n == 1 or n * batch_size * row_bytes <= 2**24
+        n = n_minibatches_at_once(batch_size, step.row_bytes, flops_per_row)
+        assert n == 1 or n * batch_size * step.row_bytes <= 2**24
         assert n == 1 or n * batch_size * flops_per_row <= 2**35
-    step._flops_per_row = 2 * 784 * 4096
-    assert 1 < step.n_at_once(128) < 32
+    assert 1 < n_minibatches_at_once(128, step.row_bytes, 6 * 784 * 4096) < 32
+
+
+def test_minibatches_at_once_depend_on_the_network(rng):
+    step = step_of(random_autoencoder(rng, Network((N_INPUTS, 2**16))))
+    step._feed.max_minibatches = 32  # as on a device
+    assert step.n_at_once(1000) == 2**35 // (6 * N_INPUTS * 2**16) // 1000 == 12
 
 
 def train_some(autoencoder, step, minibatches, with_cost=lambda number: False):
     """Parameters and state after a step on each minibatch."""
     for number, minibatch in enumerate(minibatches):
-        step(minibatch, with_cost=with_cost(number))
+        take_step(step, minibatch, 0.1, with_cost(number))
     return autoencoder.parameters() | step.state()
 
 
@@ -127,12 +131,12 @@ def test_every_rule_with_every_option_equals_numpy(rng, rule):
     network, corruption, weight_decay = NETWORKS["three"], 0.25, 0.5
     x, noise = rng.random((8, 16, N_INPUTS), dtype=np.float32), rng.integers(0, 256, (8, 16, N_INPUTS), np.uint8)
     autoencoder = random_autoencoder(rng, network)
-    step = step_of(autoencoder, rule, rate=0.01, weight_decay=weight_decay, corruption=corruption)
+    step = step_of(autoencoder, rule, weight_decay=weight_decay, corruption=corruption)
     seen = reference.masked(x.astype(np.float64), noise, corruption)
     expected, expected_costs = numpy_steps(
         network, autoencoder.parameters(), zip(x.astype(np.float64), seen, strict=True), rule, 0.01, weight_decay
     )
-    costs = [step(rows, with_cost=True, noise=bytes_) for rows, bytes_ in zip(x, noise, strict=True)]
+    costs = [take_step(step, rows, 0.01, with_cost=True, noise=own) for rows, own in zip(x, noise, strict=True)]
     assert_close(costs, expected_costs, "cpu", "float32", "cost")
     for of, array in autoencoder.parameters().items():
         assert_close(array, expected[of], "cpu", "float32", "parameters")
@@ -146,9 +150,9 @@ def test_resident_and_streamed_rows_are_corrupted_alike(rng):
     results = []
     for resident in (None, rows.copy()):
         autoencoder = random_autoencoder(np.random.default_rng(5), network, minimum, scale)
-        step = step_of(autoencoder, "adam", "u1", resident, 0.01, corruption=0.25)
-        for chosen, bytes_ in zip(numbers, noise, strict=True):
-            step(rows[chosen] if resident is None else chosen, noise=bytes_)
+        step = step_of(autoencoder, "adam", "u1", resident, corruption=0.25)
+        for chosen, own in zip(numbers, noise, strict=True):
+            take_step(step, rows[chosen] if resident is None else chosen, 0.01, noise=own)
         results.append(autoencoder.parameters() | step.state())
     assert_same_arrays(*results)
 
@@ -157,7 +161,7 @@ def test_resident_and_streamed_rows_are_corrupted_alike(rng):
 def test_noise_is_required_exactly_with_corruption(rng, corruption, noise):
     step = step_of(random_autoencoder(rng), corruption=corruption)
     with pytest.raises(ValueError, match="noise"):
-        step(np.zeros((4, N_INPUTS), np.float32), noise=noise)
+        take_step(step, np.zeros((4, N_INPUTS), np.float32), 0.1, noise=noise)
 
 
 @each("rule", RULES)
@@ -173,15 +177,8 @@ def test_computing_the_cost_does_not_change_training(rng, rule):
 
 def test_cost_is_a_float_if_requested_and_none_otherwise(rng):
     step, minibatch = step_of(random_autoencoder(rng)), rng.random((4, N_INPUTS), dtype=np.float32)
-    assert isinstance(step(minibatch, with_cost=True), float)
-    assert step(minibatch) is None
-
-
-def test_new_step_has_a_learning_rate_of_zero(rng):
-    autoencoder = random_autoencoder(rng)
-    before = autoencoder.parameters()
-    TrainingStep(autoencoder, Rule("momentum", 0.9), np.dtype("f4"))(rng.random((4, N_INPUTS), dtype=np.float32))
-    assert_same_arrays(autoencoder.parameters(), before)
+    assert isinstance(take_step(step, minibatch, 0.1, with_cost=True), float)
+    assert take_step(step, minibatch, 0.1) is None
 
 
 @each("rule", RULES)
@@ -219,5 +216,5 @@ def test_step_compiles_one_function_with_cost_and_one_without(rng, compiled):
     step = step_of(random_autoencoder(rng))
     assert compiled == []
     for with_cost in (False, False, True, True, False):
-        step(np.ones((2, N_INPUTS), np.float32), with_cost=with_cost)
+        take_step(step, np.ones((2, N_INPUTS), np.float32), 0.1, with_cost)
     assert len(compiled) == 2

@@ -39,7 +39,7 @@ class Device:
         self._monkeypatch.setattr(getattr(sys.modules[self._module], self._name), self._call, self._mended)
 
 
-IN_TRAINING = "kernels.step TrainingStep __call__"
+IN_TRAINING = "kernels.step TrainingStep take_one"
 IN_ENCODING = "kernels.autoencoder Autoencoder encode_checked"
 
 

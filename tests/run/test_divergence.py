@@ -22,8 +22,9 @@ pytestmark = pytest.mark.process
 class Bursting(standin.TrainingStep):
     """Takes wild steps when the schedule lets its rate fall below a half, and not on its way up in steps of 0.01."""
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        super().set_learning_rate(1e9 if 0.041 < learning_rate < 0.049 else learning_rate)
+    def take_one(self, minibatch: np.ndarray, learning_rate: float, with_cost: bool) -> float | None:
+        rate = 1e9 if 0.041 < learning_rate < 0.049 else learning_rate
+        return super().take_one(minibatch, rate, with_cost)
 
 
 @pytest.mark.parametrize(("late", "rate"), [(False, "1e6"), (True, "0.1")], ids=["at once", "late"])

@@ -22,7 +22,7 @@ def wrong_copies(n: int, n_bytes: int) -> list[int]:
     """Which of so many copies to the device, changed there, did not come back as the same on the host."""
     theano = backend.load()
     vector = theano.tensor.fvector()
-    changed = backend.compiled([vector], vector + np.float32(1))
+    changed = backend.compile_function([vector], vector + np.float32(1))
     rng, wrong = np.random.default_rng(0), []
     for i in range(n):
         sent = rng.random(n_bytes // 4, dtype=np.float32)
@@ -36,7 +36,7 @@ def wrong_sums(sizes: Sequence[int]) -> list[dict[str, Any]]:
     theano = backend.load()
     matrix = theano.tensor.fmatrix()
     axes = (None, 0, 1)
-    sums = {axis: backend.compiled([matrix], matrix.sum(axis=axis)) for axis in axes}
+    sums = {axis: backend.compile_function([matrix], matrix.sum(axis=axis)) for axis in axes}
     rng, wrong = np.random.default_rng(0), []
     for shape in product(sizes, sizes):
         rows = rng.standard_normal(shape, dtype=np.float32)

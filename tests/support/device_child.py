@@ -17,6 +17,7 @@ from kernels.network import Network
 from pipeline.scan.scaler import Scaler
 from tests.support.cases import ALL_CASES
 from tests.support.networks import DECAY
+from tests.support.steps import take_step
 
 DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8") if ALL_CASES else ("u1", "i2", "i8", "f4", "f8")
 RATES = {"momentum": 0.5, "adam": 0.01}
@@ -120,17 +121,17 @@ def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
     autoencoder = Autoencoder(NETWORK, *make_scaler(rows).arrays(rows.dtype))
     autoencoder.set_parameters(start_of(NETWORK))
     step = TrainingStep(autoencoder, Rule(rule, DECAY), rows.dtype, resident=resident)
-    step.set_learning_rate(RATES[rule])
     graphs.label = f"step {label}"
     costs = []
     for number, minibatch in enumerate(make_minibatches()):
-        costs.append(step(rows[minibatch] if resident is None else minibatch, with_cost=with_cost(number)))
+        given = rows[minibatch] if resident is None else minibatch
+        costs.append(take_step(step, given, RATES[rule], with_cost(number)))
     graphs.label = f"encode {label}"
     found = {"costs": np.array([cost for cost in costs if cost is not None]), "features": autoencoder.encode(rows)}
     if resident is None:
         graphs.label = f"others {label}"
         symbol = backend.load().tensor.fmatrix()
-        decode = backend.compiled([symbol], reconstruction(NETWORK, symbol, autoencoder.shared))
+        decode = backend.compile_function([symbol], reconstruction(NETWORK, symbol, autoencoder.shared))
         found |= {"errors": autoencoder.errors(rows), "decoded": np.asarray(decode(found["features"]))}
     found |= autoencoder.parameters()
     return {f"{label} {name}": array for name, array in found.items()}
@@ -146,10 +147,12 @@ def train_network(graphs: Graphs, name: str) -> dict[str, np.ndarray]:
     autoencoder = Autoencoder(network, *make_scaler(rows).arrays(rows.dtype))
     autoencoder.set_parameters(start_of(network))
     step = TrainingStep(autoencoder, Rule("adam", DECAY, WEIGHT_DECAY), rows.dtype, corruption=CORRUPTION)
-    step.set_learning_rate(RATES["adam"])
     graphs.label = f"step {name}"
     minibatches = make_minibatches()[:N_NETWORK_STEPS]
-    costs = [step(rows[chosen], with_cost=True, noise=make_noise(i)) for i, chosen in enumerate(minibatches)]
+    costs = [
+        take_step(step, rows[chosen], RATES["adam"], with_cost=True, noise=make_noise(i))
+        for i, chosen in enumerate(minibatches)
+    ]
     graphs.label = f"encode {name}"
     found = {"costs": np.array(costs), "features": autoencoder.encode(rows)}
     graphs.label = f"errors {name}"

@@ -20,6 +20,7 @@ from kernels.rules import RULES
 from kernels.step import TrainingStep
 from kernels.updates import Rule
 from tests.support.networks import DECAY, NETWORKS, random_parameters
+from tests.support.steps import take_step
 
 _N_ROWS = 24
 
@@ -40,17 +41,16 @@ def encode(autoencoder: Autoencoder, rows: np.ndarray) -> None:
     features = autoencoder.encode(rows)
     autoencoder.errors(rows)
     symbol = backend.load().tensor.fmatrix()
-    backend.compiled([symbol], reconstruction(autoencoder.network, symbol, autoencoder.shared))(features)
+    backend.compile_function([symbol], reconstruction(autoencoder.network, symbol, autoencoder.shared))(features)
 
 
 def train(autoencoder: Autoencoder, rows: np.ndarray, rule: Rule, corruption: float, is_resident: bool) -> None:
     """A step with the cost, and one without."""
     resident = rows.copy() if is_resident else None
     step = TrainingStep(autoencoder, rule, rows.dtype, resident, corruption)
-    step.set_learning_rate(0.01)
     noise = np.full(rows.shape, 99, np.uint8) if corruption else None
     for with_cost in (True, False):
-        step(np.arange(_N_ROWS) if is_resident else rows, with_cost, noise)
+        take_step(step, np.arange(_N_ROWS) if is_resident else rows, 0.01, with_cost, noise)
     step.state()
 
 

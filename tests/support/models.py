@@ -107,10 +107,8 @@ def scaling_of(rows, working):
     return scaler.minimum.astype(working), scaler.scale.astype(working)
 
 
-def step_of(autoencoder, rule="momentum", dtype="f4", resident=None, rate=0.1, weight_decay=0.0, corruption=0.0):
-    step = TrainingStep(autoencoder, Rule(rule, DECAY, weight_decay), np.dtype(dtype), resident, corruption)
-    step.set_learning_rate(rate)
-    return step
+def step_of(autoencoder, rule="momentum", dtype="f4", resident=None, weight_decay=0.0, corruption=0.0):
+    return TrainingStep(autoencoder, Rule(rule, DECAY, weight_decay), np.dtype(dtype), resident, corruption)
 
 
 def assert_same_arrays(found, expected):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
@@ -97,7 +97,7 @@ class Rule:
 
 
 class TrainingStep:
-    """Has the face of `kernels.step.TrainingStep`; every rule is plain momentum, and no entry is hidden."""
+    """Stands in for `kernels.step.TrainingStep`; every rule is plain momentum, and no entry is hidden."""
 
     def __init__(
         self,
@@ -107,10 +107,12 @@ class TrainingStep:
         resident: np.ndarray | None = None,
         corruption: float = 0.0,
     ) -> None:
-        self._autoencoder, self._momentum, self._resident = autoencoder, np.float32(rule.momentum), resident
+        self._autoencoder = autoencoder
+        self._momentum = np.float32(rule.momentum)
+        self._resident = resident
         self._shapes = {f"{name}_velocity": array.shape for name, array in autoencoder.parameters().items()}
         self.set_state({name: np.zeros(shape) for name, shape in self._shapes.items()})
-        self.set_learning_rate(0)
+        self._minibatches: Iterator[np.ndarray] = iter(())
 
     def compile(self) -> None:
         pass
@@ -119,17 +121,13 @@ class TrainingStep:
         return 3  # as of a device, so that nothing counts on one
 
     def begin(self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int) -> None:
-        self._begun = iter([minibatches[i : i + batch_size] for i in range(0, len(minibatches), batch_size)])
+        self._minibatches = iter([minibatches[i : i + batch_size] for i in range(0, len(minibatches), batch_size)])
 
     def take(self, learning_rates: Sequence[float], with_cost: bool = False) -> float | None:
         cost = None
         for rate in learning_rates:
-            self.set_learning_rate(rate)
-            cost = self(next(self._begun), with_cost)
+            cost = self.take_one(next(self._minibatches), rate, with_cost)
         return cost
-
-    def set_learning_rate(self, learning_rate: float) -> None:
-        self._rate = np.float32(learning_rate)
 
     def state(self) -> dict[str, np.ndarray]:
         return {name: array.copy() for name, array in self._state.items()}
@@ -137,14 +135,18 @@ class TrainingStep:
     def set_state(self, values: Mapping[str, np.ndarray]) -> None:
         self._state = checked(values, self._shapes)
 
-    def __call__(self, minibatch: np.ndarray, with_cost: bool = False, noise: np.ndarray | None = None) -> float | None:
+    def take_one(self, minibatch: np.ndarray, learning_rate: float, with_cost: bool) -> float | None:
+        """Take a step on one minibatch. Tests replace this method to count steps, or to have them fail."""
         rows = minibatch if self._resident is None else self._resident[minibatch]
-        x, parameters = self._autoencoder.scaled(rows), self._autoencoder.parameters()
-        h, dy = self._autoencoder.code(x), self._autoencoder.residual(x)
+        rate = np.float32(learning_rate)
+        x = self._autoencoder.scaled(rows)
+        parameters = self._autoencoder.parameters()
+        h = self._autoencoder.code(x)
+        dy = self._autoencoder.residual(x)
         dh = dy @ parameters["W"] * h * (1 - h)
         gradients = {"W": x.T @ dh + dy.T @ h, "b_hidden": dh.sum(axis=0), "b_output": dy.sum(axis=0)}
         for name, gradient in gradients.items():
-            velocity = self._momentum * self._state[f"{name}_velocity"] - self._rate * gradient / np.float32(x.size)
+            velocity = self._momentum * self._state[f"{name}_velocity"] - rate * gradient / np.float32(x.size)
             self._state[f"{name}_velocity"] = velocity
             parameters[name] += velocity
         self._autoencoder.set_parameters(parameters)

@@ -16,6 +16,7 @@ from kernels.step import TrainingStep
 from kernels.updates import Rule
 from kernels.upload import TwoBuffers
 from tests.support import device_child as child
+from tests.support.steps import take_step
 
 N_EACH = 3
 TAKEN = ((1, 2), (1, 1, 1), (3,), (2, 1))  # steps at a time, of each piece
@@ -45,8 +46,7 @@ def taken_together(step: TrainingStep, autoencoder: Autoencoder, rows: np.ndarra
     def one_by_one() -> None:
         for i, rate in enumerate(rates):
             some = slice(i * child.BATCH, (i + 1) * child.BATCH)
-            step.set_learning_rate(rate)
-            step(piece[some], noise=noise[some])
+            take_step(step, piece[some], rate, noise=noise[some])
 
     def by(*calls: list[float]) -> None:
         step.begin(piece, noise, child.BATCH)

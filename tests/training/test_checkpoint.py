@@ -31,7 +31,7 @@ from tests.support.loops import train
 from tests.support.networks import ONE_LAYER
 from tests.support.settings import settings_of
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.compiler]
 
 
 @pytest.mark.parametrize(

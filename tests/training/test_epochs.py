@@ -58,17 +58,15 @@ class Counting:
         self._validation_costs = iter(validation_costs)
         self.n_steps, self.rates = 0.0, []
 
-    def __call__(self, minibatch: np.ndarray, with_cost: bool = False, noise: np.ndarray | None = None) -> float | None:
+    def take_one(self, minibatch: np.ndarray, learning_rate: float, with_cost: bool) -> float | None:
         self.n_steps += 1
+        self.rates.append(learning_rate)
         return next(self._costs) if with_cost else None
 
     def n_at_once(self, batch_size: int) -> int:
         return 3
 
     begin, take = standin.TrainingStep.begin, standin.TrainingStep.take
-
-    def set_learning_rate(self, rate: float) -> None:
-        self.rates.append(rate)
 
     def parameters(self) -> dict[str, np.ndarray]:
         return {"W": np.array(self.n_steps, dtype=np.float32)}
@@ -170,11 +168,9 @@ def test_costs_are_sampled_on_few_steps() -> None:
     asked = []
 
     class Watching(Counting):
-        def __call__(
-            self, minibatch: np.ndarray, with_cost: bool = False, noise: np.ndarray | None = None
-        ) -> float | None:
+        def take_one(self, minibatch: np.ndarray, learning_rate: float, with_cost: bool) -> float | None:
             asked.append(with_cost)
-            return super().__call__(minibatch, with_cost, noise)
+            return super().take_one(minibatch, learning_rate, with_cost)
 
     run(Watching(), CONFIG.changed(epochs=1, batch_size=1), n_rows=320)
     assert asked[0], "the first cost is the one everything is compared with"
@@ -284,11 +280,9 @@ def test_short_epochs_share_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("pipeline.training.loop.time.monotonic", lambda: now[0])
 
     class Slow(Counting):
-        def __call__(
-            self, minibatch: np.ndarray, with_cost: bool = False, noise: np.ndarray | None = None
-        ) -> float | None:
+        def take_one(self, minibatch: np.ndarray, learning_rate: float, with_cost: bool) -> float | None:
             now[0] += 1
-            return super().__call__(minibatch, with_cost, noise)
+            return super().take_one(minibatch, learning_rate, with_cost)
 
     n_saved = 0
 

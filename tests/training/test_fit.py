@@ -81,13 +81,13 @@ def test_rows_on_a_device_train_like_resident_rows(data, monkeypatch: pytest.Mon
     scan, config = scan_of(rows, [4, 40]), DEEP.changed(corruption=0.0)
     pieces = []
 
-    def uploaded(given: upload.Pieces, n_inputs: int, dtype: np.dtype, name: str) -> Any:
+    def upload_rows(given: upload.Pieces, n_inputs: int, dtype: np.dtype, name: str) -> Any:
         pieces.extend(given)
         assert {(each.shape[1], each.dtype) for each in pieces} == {(n_inputs, dtype)}
         assert sum(map(len, pieces)) == len(given)
         return backend.shared(np.concatenate(pieces), name)
 
-    monkeypatch.setattr(upload, "uploaded", uploaded)
+    monkeypatch.setattr(upload, "upload_rows", upload_rows)
     sizes = replace(SIZES, window_rows=window_rows)
     kept, held = (
         ready(shards, scan, config, replace(sizes, resident=not on_device, on_device=on_device))

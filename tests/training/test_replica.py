@@ -113,7 +113,7 @@ def test_training_by_replicas_resumes_after_any_round(quick: None, shards: Any) 
 
 
 def test_a_signal_loses_only_the_current_round(quick: None, shards: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, step = bits(ready(shards)), standin.TrainingStep.__call__
+    expected, step = bits(ready(shards)), standin.TrainingStep.take_one
     for stop in (1, 5, 22, 31, 40):
         number, found = count(1), list[Checkpoint]()
 
@@ -122,11 +122,11 @@ def test_a_signal_loses_only_the_current_round(quick: None, shards: Any, monkeyp
                 os.kill(os.getpid(), signal.SIGTERM)
             return step(self, *arguments, **named)
 
-        monkeypatch.setattr(standin.TrainingStep, "__call__", stopped)
+        monkeypatch.setattr(standin.TrainingStep, "take_one", stopped)
         with stoppable(), pytest.raises(Stopped):
             bits(ready(shards), save=found.append)
         assert next(number) == stop + 1, "at once"
-        monkeypatch.setattr(standin.TrainingStep, "__call__", step)
+        monkeypatch.setattr(standin.TrainingStep, "take_one", step)
         training = ready(shards)
         training.resume(found[-1])
         assert bits(training) == expected
@@ -141,7 +141,7 @@ def test_training_by_one_replica_keeps_no_state_of_others(quick: None, shards: A
 
 
 def test_divergence_of_a_replica_names_its_share(quick: None, shards: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standin.TrainingStep, "__call__", lambda *arguments, **named: np.nan)
+    monkeypatch.setattr(standin.TrainingStep, "take_one", lambda *arguments: np.nan)
     with pytest.raises(TrainingDiverged, match=r"\bepoch 0, share 0\b.*\bnan\b"):
         train(ready(shards))
 

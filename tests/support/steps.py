@@ -1,0 +1,24 @@
+"""Single steps of training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from kernels.step import TrainingStep
+
+__all__ = ["take_step"]
+
+
+def take_step(
+    step: TrainingStep,
+    minibatch: np.ndarray,
+    learning_rate: float,
+    with_cost: bool = False,
+    noise: np.ndarray | None = None,
+) -> float | None:
+    """Take one step on a minibatch; return the cost before it if `with_cost`."""
+    step.begin(minibatch, noise, len(minibatch))
+    return step.take([learning_rate], with_cost)
