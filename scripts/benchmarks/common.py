@@ -38,9 +38,9 @@ def fresh(folder: Path) -> Path:
 
 
 def script(name: str, *arguments: object, **variables: str) -> None:
-    """Run a program of scripts/ to its end, with some environment variables."""
+    """Run a program of scripts/ to its end without its output, with some more environment variables."""
     command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
-    subprocess.run(command, check=True, env={**os.environ, **variables})
+    subprocess.run(command, check=True, env={**os.environ, **variables}, stdout=subprocess.DEVNULL)
 
 
 def synthetic_shards(folder: Path, gigabytes: float, n_shards: int) -> Path:

@@ -82,28 +82,39 @@ def cost_of(shards: str, minimum: np.ndarray, scale: np.ndarray, p: Mapping[str,
     return np.array(np.mean((h @ p["W"].T + p["b_output"] - x) ** 2))
 
 
+class Server:
+    """Answers the requests of a race."""
+
+    def __init__(self, name: str) -> None:
+        module, _, class_name = CLASSES[name].partition(".")
+        self.name = name
+        self.contestant = getattr(import_module(f"scripts.benchmarks.{module}"), class_name)()
+        self.clock = time.process_time if os.environ.get("BENCH_CLOCK") == "process" else time.perf_counter
+        self.run: Callable[[int], float | None] = repeated(int)
+
+    def prepare(self, case: str, folder: str, sizes: dict[str, Any]) -> dict[str, Any]:
+        """Prepare a case, and write its result."""
+        if not hasattr(self.contestant, case):
+            return {"absent": True}
+        self.run, result = getattr(self.contestant, case)(Path(folder), **sizes)
+        np.savez(Path(folder) / f"{self.name}.npz", **result())
+        return {"about": self.contestant.about}
+
+    def time(self, times: int) -> dict[str, Any]:
+        """Do the work a number of times."""
+        start = self.clock()
+        seconds = self.run(times)
+        return {"seconds": self.clock() - start if seconds is None else seconds}
+
+
 def main() -> int:
     """Answer requests until standard input closes."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries print to standard output, too
-    name = sys.argv[1]
-    module, _, class_name = CLASSES[name].partition(".")
-    contestant = getattr(import_module(f"scripts.benchmarks.{module}"), class_name)()
-    clock = time.process_time if os.environ.get("BENCH_CLOCK") == "process" else time.perf_counter
-    run: Callable[[int], float | None] = repeated(int)
+    server = Server(sys.argv[1])
     for line in sys.stdin:
         request = json.loads(line)
-        if request["do"] == "time":
-            start = clock()
-            seconds = run(request["times"])
-            answer = {"seconds": clock() - start if seconds is None else seconds}
-        elif hasattr(contestant, request["case"]):
-            folder = Path(request["folder"])
-            run, result = getattr(contestant, request["case"])(folder, **request["sizes"])
-            np.savez(folder / f"{name}.npz", **result())
-            answer = {"about": contestant.about}
-        else:
-            answer = {"absent": True}
+        answer = getattr(server, request.pop("do"))(**request)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
     return 0

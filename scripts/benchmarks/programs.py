@@ -80,23 +80,24 @@ def fitted_model(bench: Bench) -> Path:
 def files(bench: Bench) -> None:
     """Encode files, with a warm and a cold page cache."""
     model = fitted_model(bench)
-    names = ("ours", "jax", "torch", "sklearn")
     for name, (layout, most_rows, least) in LAYOUTS.items():
         n_rows = int(most_rows * bench.size)
         shards = make_shards(bench.folder / "shards", n_rows, 4, **layout)
-        sizes = {"shards": str(shards), "model": str(model)}
-        caches: dict[str, Callable[[], object]] = {"warm": lambda: None, "cold": partial(evict, shards)}
-        for cache, before in caches.items():
-            what = f"{name}, {n_rows} rows, page cache {cache}"
-            ratios = bench.race("encode_files", what, names, sizes, (0.0, 1e-3), before=before)
-            rate = n_rows / ratios["ours"]
-            print(f"  ours: {rate:,.0f} rows/s", flush=True)
-            if cache == "warm":
-                bench.demand_of_peers(f"files, {name},", ratios, least)
-                if name.startswith("contiguous"):
-                    rate_in_memory = encoding_rate(bench, Network((784, 64)), layout["dtype"])
-                    bench.demand(f"files, {name}, vs our rate in memory", rate / rate_in_memory, 0.7)
+        race = partial(race_files, bench, shards, model)
+        ratios = race(f"{name}, {n_rows} rows, page cache warm", lambda: None)
+        race(f"{name}, {n_rows} rows, page cache cold", partial(evict, shards))
         shutil.rmtree(shards)
+        bench.demand_of_peers(f"files, {name},", ratios, least)
+        if name.startswith("contiguous"):
+            rate = n_rows / ratios["ours"]
+            rate_in_memory = encoding_rate(bench, Network((784, 64)), layout["dtype"])
+            bench.demand(f"files, {name}, vs our rate in memory", rate / rate_in_memory, 0.7)
+
+
+def race_files(bench: Bench, shards: Path, model: Path, what: str, before: Callable[[], object]) -> dict[str, float]:
+    """Race for the features of some shards, and return the ratios."""
+    sizes = {"shards": str(shards), "model": str(model)}
+    return bench.race("encode_files", what, ("ours", "jax", "torch", "sklearn"), sizes, (0.0, 1e-3), before=before)
 
 
 def evict(shards: Path) -> None:
@@ -149,25 +150,24 @@ def growth(bench: Bench) -> None:
     model = fitted_model(bench)
     folder = fresh(bench.folder / "growth")
     n_rows = int(GROWTH_ROWS * bench.size)
-    found = {}
-    for name, n, n_shards in (
-        ("rows x1", n_rows, 4),
-        ("rows x4", 4 * n_rows, 4),
-        ("rows x16", 16 * n_rows, 4),
-        ("1 shard", 4 * n_rows, 1),
-        ("10 shards", 4 * n_rows, 10),
-        ("1000 shards", 4 * n_rows, 1000),
-    ):
-        seconds, peak = encode_shards(bench, folder / name, model, n, n_shards)
-        found[name] = (seconds, peak)
-        print(f"growth, {name}: {seconds * 1e9:.0f} ns a row, peak {peak / 1e6:.0f} MB", flush=True)
-        bench.results.append({"case": "growth", "what": name, "seconds per row": seconds, "peak": peak})
+    cases = {
+        "rows x1": (n_rows, 4),
+        "rows x4": (4 * n_rows, 4),
+        "rows x16": (16 * n_rows, 4),
+        "1 shard": (4 * n_rows, 1),
+        "10 shards": (4 * n_rows, 10),
+        "1000 shards": (4 * n_rows, 1000),
+    }
+    seconds = {}
+    peaks = {}
+    for name, sizes in cases.items():
+        seconds[name], peaks[name] = encode_shards(bench, folder / name, model, *sizes)
+        print(f"growth, {name}: {seconds[name] * 1e9:.0f} ns a row, peak {peaks[name] / 1e6:.0f} MB", flush=True)
     shutil.rmtree(folder)
-    seconds_ratio = found["rows x16"][0] / found["rows x1"][0]
-    bench.demand("growth of time per row, x1 to x16", seconds_ratio, most=1.1)
-    shards_ratio = found["1000 shards"][0] / found["1 shard"][0]
-    bench.demand("growth of time per row, 1 to 1000 shards", shards_ratio, most=1.1)
-    bench.demand("growth of peak memory, x1 to x16", found["rows x16"][1] / found["rows x1"][1], most=1.05)
+    bench.results.append({"case": "growth", "seconds per row": seconds, "peak": peaks})
+    bench.demand("growth of time per row, x1 to x16", seconds["rows x16"] / seconds["rows x1"], most=1.1)
+    bench.demand("growth of time per row, 1 to 1000 shards", seconds["1000 shards"] / seconds["1 shard"], most=1.1)
+    bench.demand("growth of peak memory, x1 to x16", peaks["rows x16"] / peaks["rows x1"], most=1.05)
 
 
 def encode_shards(bench: Bench, folder: Path, model: Path, n_rows: int, n_shards: int) -> tuple[float, float]:

@@ -34,6 +34,9 @@ _UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "OMP_
 _JAX_PRELOAD = "BENCH_HIDDEN"
 
 
+Arrays = dict[str, np.ndarray]
+
+
 def environment(**variables: str) -> dict[str, str]:
     """Return the environment of a child process, with some more variables."""
     inherited = {name: value for name, value in os.environ.items() if name not in _UNSET}
@@ -124,33 +127,15 @@ def contestants(names: Sequence[str], **variables: str) -> Iterator[list[Contest
 
 @dataclass
 class Bench:
-    """Runs races and keeps their results.
+    """Runs races and keeps their results."""
 
-    Parameters
-    ----------
-    folder : Path
-        Working directory.
-    rounds : int
-        Turns of each contestant.
-    size : float
-        Factor of the number of rows in files.
-    device : str
-        Device of the case of that name.
-    with_peers : bool
-        Whether JAX, PyTorch and scikit-learn take part.
-    isa : str, optional
-        Instruction set that all contestants keep to.
-    seed : int
-        Seed of the case shapes.
-    """
-
-    folder: Path
-    rounds: int
-    size: float
-    device: str
-    with_peers: bool
-    isa: str | None = None
-    seed: int = 0
+    folder: Path  # working directory
+    rounds: int  # turns of each contestant
+    size: float  # factor of the number of rows in files
+    device: str  # of the case of that name
+    with_peers: bool  # whether JAX, PyTorch and scikit-learn take part
+    isa: str | None = None  # instruction set that all contestants keep to
+    seed: int = 0  # of the case shapes
     results: list[dict[str, Any]] = field(default_factory=list)
     demands: list[dict[str, Any]] = field(default_factory=list)
 
@@ -177,18 +162,16 @@ class Bench:
         seconds: float = 0.0,
         before: Callable[[], object] = lambda: None,
     ) -> dict[str, float]:
-        """Compare the results of some contestants, let them take turns, and print their times.
+        """Compare the results of contestants, let them take turns, and print their times.
 
         Parameters
         ----------
-        case : str
-            The method of the contestants.
+        case, sizes : str, dict
+            The method of the contestants, and its arguments.
         what : str
             Description of the case.
         names : sequence of str
             Contestants, ``ours`` first.
-        sizes : dict
-            Arguments of the method.
         tolerance : (float, float)
             Relative and absolute tolerance of the results.
         seconds : float
@@ -201,45 +184,39 @@ class Bench:
         dict of str to float
             Ratio of each peer, and our seconds.
         """
-        names = [name for name in names if self.with_peers or name in _OWN]
         print(f"\n{case} {what}", flush=True)
+        names = [name for name in names if self.with_peers or name in _OWN]
         with contestants(names, **self.variables) as started:
             prepared = [each for each in started if each.prepare(case, self.folder, **sizes)]
             racing = self._with_equal_results(prepared, *tolerance)
-
-            def turn(contestant: Contestant, times: int) -> float:
-                before()
-                return contestant.seconds(times)
-
-            turns = {each.name: partial(turn, each, repetitions(each, seconds)) for each in racing}
+            turns = {each.name: partial(turn, each, repetitions(each, seconds), before) for each in racing}
             found = take_turns(turns, self.rounds)
-        about = {each.name: each.about for each in racing}
-        ratios = {name: median_ratio(each, found["ours"]) for name, each in found.items()}
-        for name, each in found.items():
-            times = f"{median(each) * 1e3:10.3f} ms ({min(each) * 1e3:.3f} to {max(each) * 1e3:.3f})"
-            print(f"  {name:14} {times}  ratio {ratios[name]:.2f}  {about[name]}", flush=True)
-        self.results.append({"case": case, "what": what, "seconds": found, "ratios": ratios, "about": about})
-        return {**ratios, "ours": median(found["ours"])}
+        return self._keep(case, what, found, {each.name: each.about for each in racing})
 
     def _with_equal_results(self, prepared: list[Contestant], relative: float, absolute: float) -> list[Contestant]:
         """Return the contestants whose results equal ours. If no peer's do, ours are wrong."""
-        results = {}
-        for each in prepared:
-            if each.name != "sklearn":  # computes another model
-                results[each.name] = dict(np.load(self.folder / f"{each.name}.npz"))
+        comparable = [each.name for each in prepared if each.name != "sklearn"]  # which has another model
+        results = {name: dict(np.load(self.folder / f"{name}.npz")) for name in comparable}
         expected = results.pop("ours")
         wrong = {}
         for name, arrays in results.items():
-            for key in arrays.keys() & expected.keys():
-                if not np.allclose(arrays[key], expected[key], rtol=relative, atol=absolute):
-                    difference = np.abs(arrays[key].astype(np.float64) - expected[key]).max()
-                    wrong[name] = f"{name}: {key} differs from ours by {difference:.3g}"
+            if difference := find_difference(arrays, expected, relative, absolute):
+                wrong[name] = f"{name}: {difference}"
         peers = results.keys() - {"blas"}
         if "blas" in wrong or (peers and peers == wrong.keys()):
             raise RuntimeError("; ".join(wrong.values()))
         for sentence in wrong.values():
             print(f"  takes no part: {sentence}", flush=True)
         return [each for each in prepared if each.name not in wrong]
+
+    def _keep(self, case: str, what: str, found: dict[str, list[float]], about: dict[str, str]) -> dict[str, float]:
+        """Print and keep the times of a race; return the ratios, and our seconds."""
+        ratios = {name: median_ratio(each, found["ours"]) for name, each in found.items()}
+        for name, each in found.items():
+            times = f"{median(each) * 1e3:10.3f} ms ({min(each) * 1e3:.3f} to {max(each) * 1e3:.3f})"
+            print(f"  {name:14} {times}  ratio {ratios[name]:.2f}  {about[name]}", flush=True)
+        self.results.append({"case": case, "what": what, "seconds": found, "ratios": ratios, "about": about})
+        return {**ratios, "ours": median(found["ours"])}
 
     def measure(self, name: str, case: str, times: int, **sizes: Any) -> float:
         """Return the median of the seconds of one contestant's work, without a race."""
@@ -266,6 +243,21 @@ class Bench:
             bound = f"<= {line['most']}" if line["least"] is None else f">= {line['least']}"
             verdict = "" if line["reached"] else "  NOT REACHED"
             print(f"  {line['what']:62} {bound:>8} {line['found']:8.2f} {verdict}")
+
+
+def find_difference(arrays: Arrays, expected: Arrays, relative: float, absolute: float) -> str:
+    """Describe an array that differs from the expected one; empty if none does."""
+    for key in arrays.keys() & expected.keys():
+        if not np.allclose(arrays[key], expected[key], rtol=relative, atol=absolute):
+            difference = np.abs(arrays[key].astype(np.float64) - expected[key]).max()
+            return f"{key} differs from ours by {difference:.3g}"
+    return ""
+
+
+def turn(contestant: Contestant, times: int, before: Callable[[], object]) -> float:
+    """Prepare the machine, and return the seconds of a contestant."""
+    before()
+    return contestant.seconds(times)
 
 
 def repetitions(contestant: Contestant, seconds: float) -> int:

@@ -103,13 +103,7 @@ def run(options: argparse.Namespace) -> int:
         options.isa,
         options.seed,
     )
-    machine = {
-        "processor": processor_name(),
-        "isa": options.isa,
-        "seed": options.seed,
-        "cores": len(os.sched_getaffinity(0)),
-        "one core": options.one_core,
-    }
+    machine = describe(options)
     print(", ".join(f"{name}: {value}" for name, value in machine.items()), flush=True)
     if options.isa and not bench.limits_jax:
         print("JAX may use more instructions: this processor cannot hide them from it", flush=True)
@@ -120,6 +114,17 @@ def run(options: argparse.Namespace) -> int:
     path.write_text(json.dumps({**machine, "results": bench.results, "demands": bench.demands}, indent=1) + "\n")
     print(f"written to {path}")
     return 0
+
+
+def describe(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the processor, and how much of it is used."""
+    return {
+        "processor": processor_name(),
+        "isa": options.isa,
+        "seed": options.seed,
+        "cores": len(os.sched_getaffinity(0)),
+        "one core": options.one_core,
+    }
 
 
 def find_obstacle(options: argparse.Namespace) -> str:
@@ -212,19 +217,14 @@ def compare_with_sgemm(bench: Bench, network: Network, dtype: Any, least: float)
 
 def device(bench: Bench) -> None:
     """Take a step and encode on a card; PyTorch does so eagerly, compiled, and by CUDA graphs."""
-    flags = f"device={bench.device}"
-    if "THEANO_FLAGS" in bench.variables:
-        flags = f"{bench.variables['THEANO_FLAGS']},{flags}"
-    peer_device = "cuda" if bench.device.startswith("cuda") else "cpu"
-    bench = copy(bench)  # shares the lists of results
-    bench.variables = {**bench.variables, "THEANO_FLAGS": flags, "PEER_DEVICE": peer_device}
+    bench = on_device(bench)
     is_used, name = find_device(bench)
     if not is_used:
         print(f"\ndevice: skipped, since {bench.device} cannot be used: {name}", flush=True)
         bench.results.append({"case": "device", "skipped": name})
         return
     if bench.with_peers:
-        n = 8192 if peer_device == "cuda" else 2048
+        n = 8192
         rate = 2 * n**3 / bench.measure("torch", "square", 10, n=n)
         print(f"\ndevice: SGEMM of PyTorch at {n}^3 {rate / 1e9:.0f} GFLOP/s", flush=True)
     entry = Field(("ours", "torch", "torch-compile", "torch-graphs"), 1e-3, f", on {name}")
@@ -232,11 +232,27 @@ def device(bench: Bench) -> None:
         race_steps(bench, shape.network, shape.batch_size, entry)
         for dtype in DTYPES:
             ratios = race_encoders(bench, shape.network, dtype, entry)
-            rate = ENCODE_ROWS / ratios["ours"]
-            row_bytes = shape.n_inputs * np.dtype(dtype).itemsize + 4 * shape.n_features
-            gflops = 2 * rate * shape.n_inputs * shape.n_features / 1e9
-            bus = rate * row_bytes / 1e9
-            print(f"  ours: {rate:,.0f} rows/s, {bus:.2f} GB/s over the bus, {gflops:.0f} GFLOP/s", flush=True)
+            print_rates(shape, dtype, ENCODE_ROWS / ratios["ours"])
+
+
+def on_device(bench: Bench) -> Bench:
+    """Return a copy that keeps its results in the same lists, and whose contestants use the device."""
+    flags = [bench.variables.get("THEANO_FLAGS"), f"device={bench.device}"]
+    bench = copy(bench)
+    bench.variables = {
+        **bench.variables,
+        "THEANO_FLAGS": ",".join(filter(None, flags)),
+        "PEER_DEVICE": "cuda" if bench.device.startswith("cuda") else "cpu",
+    }
+    return bench
+
+
+def print_rates(shape: Shape, dtype: Any, rate: float) -> None:
+    """Print the rows, bytes and operations of each second of our encoder."""
+    row_bytes = shape.n_inputs * np.dtype(dtype).itemsize + 4 * shape.n_features
+    gflops = 2 * rate * shape.n_inputs * shape.n_features / 1e9
+    bus = rate * row_bytes / 1e9
+    print(f"  ours: {rate:,.0f} rows/s, {bus:.2f} GB/s over the bus, {gflops:.0f} GFLOP/s", flush=True)
 
 
 def find_device(bench: Bench) -> tuple[bool, str]:

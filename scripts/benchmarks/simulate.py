@@ -70,28 +70,14 @@ class Costs:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Resources of all workers.
-
-    Parameters
-    ----------
-    n_workers : int
-        Number of workers.
-    cores, threads : int
-        Cores and threads of each worker. With more threads than cores, one reads or writes while others compute.
-    shared_cores : int, optional
-        Number of cores that all workers, the driver and the scheduler share, if they are on one machine.
-    storage : float
-        Bandwidth of the storage, in bytes per second.
-    stream : float
-        Bandwidth of one reader or writer, and of the network of the driver, in bytes per second.
-    """
+    """Resources of all workers."""
 
     n_workers: int
-    cores: int = 2
-    threads: int = 3
-    shared_cores: int | None = None
-    storage: float = math.inf
-    stream: float = 1e9
+    cores: int = 2  # of each worker
+    threads: int = 3  # of each worker: with more than cores, one reads or writes while others compute
+    shared_cores: int | None = None  # of workers, driver and scheduler together, if they are on one machine
+    storage: float = math.inf  # bytes per second, of all together
+    stream: float = 1e9  # bytes per second of one reader or writer, and of the driver's network
 
     @property
     def n_threads(self) -> int:
