@@ -17,6 +17,8 @@ from kernels.step import TrainingStep
 from kernels.updates import Rule
 from scripts.benchmarks.contestants import MOMENTUM, RATE, Prepared, arrays, cost_of, network_of, repeated
 
+Arrays = list[np.ndarray]
+
 
 class Ours:
     """This project."""
@@ -144,22 +146,22 @@ class Blas:
         W, a = layers(values, network, values["x"])
         dW = [np.empty_like(each) for each in W]
         y = [np.empty_like(each) for each in a]
+        return repeated(lambda: self._products_of_step(W, dW, a, y)), dict
+
+    def _products_of_step(self, W: Arrays, dW: Arrays, a: Arrays, y: Arrays) -> None:
+        """Compute the products of the features `a`, the reconstruction `y` and the gradients `dW`."""
         n = len(W)
-
-        def work() -> None:
-            for i in range(n):
-                self.product(a[i], W[i], a[i + 1])
-            for i in reversed(range(n)):
+        for i in range(n):
+            self.product(a[i], W[i], a[i + 1])
+        for i in reversed(range(n)):
+            self.product(a[i + 1], W[i], y[i], transpose_b=True)
+        for i in range(n):
+            self.product(y[i], W[i], a[i + 1])
+            self.product(y[i], a[i + 1], dW[i], transpose_a=True)
+        for i in reversed(range(n)):
+            self.product(a[i], a[i + 1], dW[i], transpose_a=True)
+            if i > 0:
                 self.product(a[i + 1], W[i], y[i], transpose_b=True)
-            for i in range(n):
-                self.product(y[i], W[i], a[i + 1])
-                self.product(y[i], a[i + 1], dW[i], transpose_a=True)
-            for i in reversed(range(n)):
-                self.product(a[i], a[i + 1], dW[i], transpose_a=True)
-                if i > 0:
-                    self.product(a[i + 1], W[i], y[i], transpose_b=True)
-
-        return repeated(work), dict
 
     def encode(self, folder: Path, network: Mapping[str, Any]) -> Prepared:
         """Compute the products of encoding rows in memory."""
@@ -179,12 +181,10 @@ class Blas:
         return repeated(lambda: self.product(a, a, out)), dict
 
 
-def layers(
-    values: Mapping[str, np.ndarray], network: Mapping[str, Any], rows: np.ndarray
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def layers(values: Mapping[str, np.ndarray], network: Mapping[str, Any], rows: np.ndarray) -> tuple[Arrays, Arrays]:
     """Return the weights of each layer, and the rows followed by memory for the activations of each layer."""
     weights = [values[name] for name, _, _ in network_of(network).layers]
-    activations: list[np.ndarray] = [rows]
+    activations = [rows]
     for each in weights:
         activations.append(np.empty((len(rows), each.shape[1]), dtype=np.float32))
     return weights, activations

@@ -216,23 +216,28 @@ def judge_baselines(name: str) -> Numbers:
     """Return errors and probes of principal components, the mean and the raw columns; compute them only once."""
     path = FOLDER / name / "baselines.json"
     if not path.exists():
-        (rows, classes), (test_rows, test_classes) = (load(each) for each in stored(name))
-        scaler = Scaler(rows.min(axis=0).astype(np.float64), rows.max(axis=0).astype(np.float64))
-        rows = scale(rows, scaler)
-        test_rows = scale(test_rows, scaler)
-        sample = rows[: MAX_PCA_BYTES // (4 * rows.shape[1])]
-        n_components = min(SETS[name][1], len(sample))
-        pca = PCA(n_components, svd_solver="randomized", iterated_power=7, random_state=0).fit(sample)
-        codes = pca.transform(rows)
-        test_codes = pca.transform(test_rows)
-        numbers = {
-            "pca_error": squared_error(test_rows, pca.inverse_transform(test_codes)),
-            "mean_error": squared_error(test_rows, sample.mean(axis=0, dtype=np.float64)),
-            "pca_probe": probe((codes, classes), (test_codes, test_classes)),
-            "raw_probe": probe((rows, classes), (test_rows, test_classes)),
-        }
-        path.write_text(json.dumps(numbers))
+        train, test = (load(each) for each in stored(name))
+        path.write_text(json.dumps(compute_baselines(train, test, SETS[name][1])))
     return dict(json.loads(path.read_text()))
+
+
+def compute_baselines(train: Rows, test: Rows, n_components: int) -> Numbers:
+    """Return errors and probes of principal components, the mean and the raw columns."""
+    rows, classes = train
+    test_rows, test_classes = test
+    scaler = Scaler(rows.min(axis=0).astype(np.float64), rows.max(axis=0).astype(np.float64))
+    rows = scale(rows, scaler)
+    test_rows = scale(test_rows, scaler)
+    sample = rows[: MAX_PCA_BYTES // (4 * rows.shape[1])]
+    pca = PCA(min(n_components, len(sample)), svd_solver="randomized", iterated_power=7, random_state=0).fit(sample)
+    codes = pca.transform(rows)
+    test_codes = pca.transform(test_rows)
+    return {
+        "pca_error": squared_error(test_rows, pca.inverse_transform(test_codes)),
+        "mean_error": squared_error(test_rows, sample.mean(axis=0, dtype=np.float64)),
+        "pca_probe": probe((codes, classes), (test_codes, test_classes)),
+        "raw_probe": probe((rows, classes), (test_rows, test_classes)),
+    }
 
 
 def scale(rows: np.ndarray, scaler: Scaler) -> np.ndarray:

@@ -302,23 +302,18 @@ def costs(options: argparse.Namespace) -> dict[str, Any]:
     """Return the `Costs` of simulate.py from the other measurements and some more."""
     results = json.loads((options.output / "scaling.json").read_text())
     task = results["overhead"]["found"]["scheduler"]
-    largest = results["driver"]["found"][-1]
     alone = results["crowds"]["found"]["by workers"]["1"]
     turns = results["workers"]["found"]["workers"]
     model = load_model(trained_model(options.output, synthetic_shards(options.output, options.gigabytes, 8)))
     return {
         "driver_task": task["driver_seconds"],
-        "driver_part": seconds_per_part(largest, task["driver_seconds"]),
         "scheduler_task": task["scheduler_seconds"],
         "scan_task": task["processor_seconds"],
         "encode_part": task["processor_seconds"],
-        "scan_row": seconds_per_row(alone["scan"], task["processor_seconds"]),
-        "encode_row": seconds_per_row(alone["encoding"], task["processor_seconds"]),
+        "driver_part": seconds_per_part(results["driver"]["found"][-1], task["driver_seconds"]),
+        **stage_costs("scan", alone["scan"], task["processor_seconds"]),
+        **stage_costs("encode", alone["encoding"], task["processor_seconds"]),
         "train_row": seconds_per_training_row(options),
-        "scan_wait": waiting_per_task(alone["scan"]),
-        "encode_wait": waiting_per_task(alone["encoding"]),
-        "scan_end": alone["scan"]["end"],
-        "encode_end": alone["encoding"]["end"],
         "start": median(turn["total"] - turn["scan"] - turn["encoding"] for turn in turns),
         "shard": seconds_per_shard(options),
         "row_bytes": 4 * model.n_inputs,
@@ -328,22 +323,23 @@ def costs(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def stage_costs(name: str, stage: Numbers, task_seconds: float) -> Numbers:
+    """Return the processor seconds of a row, the waiting in a task, and the time after the last one."""
+    n_tasks = stage["n_tasks"]
+    busy = stage["processor_seconds"]
+    return {
+        f"{name}_row": max(0.0, busy - n_tasks * task_seconds) / stage["n_rows"],
+        f"{name}_wait": max(0.0, stage["seconds"] - stage["end"] - busy) / n_tasks,
+        f"{name}_end": stage["end"],
+    }
+
+
 def seconds_per_part(largest: dict[str, Any], task_seconds: float) -> float:
     """Return the driver's seconds of a part in addition to those of its task, which is sent in a batch."""
     n_parts = largest["n_parts"]
     seconds = sum(largest[name]["processor_seconds"] for name in ("tasks", "index", "manifest"))
     sending = task_seconds / batch_size(n_parts, N_REMOTE_THREADS)
     return max(0.0, seconds / n_parts - sending)
-
-
-def seconds_per_row(stage: Numbers, task_seconds: float) -> float:
-    """Return the processor seconds of a row, without the overhead of tasks."""
-    return max(0.0, stage["processor_seconds"] - stage["n_tasks"] * task_seconds) / stage["n_rows"]
-
-
-def waiting_per_task(stage: Numbers) -> float:
-    """Return the seconds that one worker waits in each task."""
-    return max(0.0, stage["seconds"] - stage["end"] - stage["processor_seconds"]) / stage["n_tasks"]
 
 
 def seconds_per_training_row(options: argparse.Namespace) -> float:

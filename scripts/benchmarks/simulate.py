@@ -41,6 +41,7 @@ ROUND_ROWS = 512 * 128
 TRAINED_ROWS = 10**8
 EPOCHS = 20
 MAX_ERROR = 0.15
+STYLES = ("-", "--", "-.", ":")
 COLOURS = {"driver": "tab:red", "scheduler": "tab:purple"}
 
 
@@ -398,19 +399,18 @@ def draw(predictions: dict[Scenario, list[dict[str, Any]]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (hours, busy) = pyplot.subplots(1, 2, figsize=(12, 6), layout="constrained")
-    for (scenario, lines), style in zip(predictions.items(), ("-", "--", "-.", ":"), strict=False):
-        workers = [line["n_workers"] for line in lines]
-        encoding = [line["seconds"]["encoding"] / 3600 for line in lines]
-        hours.plot(workers, encoding, marker="o", linestyle=style, label=str(scenario))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 6), layout="constrained")
+    for (scenario, lines), style in zip(predictions.items(), STYLES, strict=False):
+        hours = [line["seconds"]["encoding"] / 3600 for line in lines]
+        left.plot(WORKERS, hours, marker="o", linestyle=style, label=str(scenario))
         for name, colour in COLOURS.items():
-            busy.plot(workers, [line["busy"][name] for line in lines], linestyle=style, color=colour)
-    hours.set(title="Encoding", xscale="log", yscale="log", xlabel="workers of two cores", ylabel="hours (predicted)")
-    hours.legend(fontsize=8)
-    busy.set(title="Driver and scheduler while encoding", xscale="log", xlabel="workers of two cores")
-    busy.set(ylabel="share of the time that they are busy", ylim=(0, 1.05))
+            right.plot(WORKERS, [line["busy"][name] for line in lines], linestyle=style, color=colour)
     for name, colour in COLOURS.items():
-        busy.plot([], [], color=colour, label=name)
-    busy.legend(fontsize=8)
+        right.plot([], [], color=colour, label=name)
+    left.set(title="Encoding", xscale="log", yscale="log", ylabel="hours (predicted)")
+    right.set(title="Driver and scheduler while encoding", xscale="log", ylabel="share of the time that they are busy")
+    for axes in (left, right):
+        axes.set_xlabel("workers of two cores")
+        axes.legend(fontsize=8)
     figure.savefig(path, dpi=90)
     pyplot.close(figure)

@@ -16,13 +16,14 @@ from pipeline.cluster.executor import compute
 from pipeline.encoding import encode
 from pipeline.encoding.encode import EncodeTask, encode_part
 from pipeline.encoding.parts import PartFacts, plan_parts
-from pipeline.model import load_model
+from pipeline.encoding.worker import EncodeSettings
+from pipeline.model import Model, load_model
 from pipeline.output.groupcommit import GroupCommit
 from pipeline.output.lock import locked
 from pipeline.output.records import Entry, Record
 from pipeline.run.context import versions
 from pipeline.run.encoding_stage import EncodingStage
-from pipeline.run.prepare import prepare
+from pipeline.run.prepare import Prepared, prepare
 from pipeline.settings.config import Config
 from scripts.benchmarks.common import fresh, script
 
@@ -48,19 +49,22 @@ def encoding_tasks(
     model_folder = trained_model(folder, shards)
     output = fresh(folder / "encoded")
     prepared = prepare(Config.of(input=(str(shards),), output=str(output), model=str(model_folder)))
-    model = load_model(model_folder)
-    part_rows = prepared.budget.part_rows
+    settings = encode_settings(prepared, load_model(model_folder), output)
+    inputs = prepared.shards
+    if n_parts is not None:
+        shape = (n_parts * settings.part_rows, *inputs[0].shape[1:])
+        inputs = (replace(inputs[0], shape=shape),)
+    parts, _ = plan_parts(inputs, settings.part_rows, [])
+    return [(function, EncodeTask(part, settings)) for part in parts]
+
+
+def encode_settings(prepared: Prepared, model: Model, output: Path) -> EncodeSettings:
+    """Store a model in an output directory, and return the settings of tasks that load it."""
     with locked(output) as ledger:
         entry = ledger.write("stages/model", ".h5", model.to_hdf5())
     attributes = {"command": "x" * 60, "config": prepared.config.flat(), "versions": versions(), "device": "cpu"}
-    settings = EncodingStage(prepared, model, {}).settings(part_rows, output)
-    settings = replace(settings, model=entry, attributes=attributes)
-    inputs = prepared.shards
-    if n_parts is not None:
-        shape = (n_parts * part_rows, *inputs[0].shape[1:])
-        inputs = (replace(inputs[0], shape=shape),)
-    parts, _ = plan_parts(inputs, part_rows, [])
-    return [(function, EncodeTask(part, settings)) for part in parts]
+    settings = EncodingStage(prepared, model, {}).settings(prepared.budget.part_rows, output)
+    return replace(settings, model=entry, attributes=attributes)
 
 
 def compute_and_commit(
