@@ -15,8 +15,8 @@ docs/reliability.md what is promised when a run is interrupted.
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # where any Python finds what the next line names
-import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the next module
+import pipeline.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split
 

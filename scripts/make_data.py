@@ -16,8 +16,8 @@ source file, 73 a shard cannot be written, 130 interrupted.
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # where any Python finds what the next line names
-import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the next module
+import pipeline.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split
 
@@ -32,6 +32,7 @@ import signal
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import h5py
 import numpy as np
@@ -107,12 +108,7 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
     MakeDataError
         The file is missing, is no gzip file, or holds another type, rank or number of values than it should.
     """
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except (FileNotFoundError, PermissionError) as error:
-        raise MakeDataError(NO_INPUT, f"{path}: cannot be read ({error.strerror}); {FASHION_HINT}") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise MakeDataError(BAD_DATA, f"{path}: not a whole gzip file ({error}); {FASHION_HINT}") from error
+    content = read_gzip(path)
     magic = content[:4].hex()
     expected = f"000008{rank:02x}"
     header = 4 + 4 * rank
@@ -123,6 +119,16 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
     if found != math.prod(shape):
         raise MakeDataError(BAD_DATA, f"{path}: holds {found} values, expected {math.prod(shape)} for {shape}")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def read_gzip(path: Path) -> bytes:
+    """Read and decompress a gzip file."""
+    try:
+        return gzip.decompress(path.read_bytes())
+    except (FileNotFoundError, PermissionError) as error:
+        raise MakeDataError(NO_INPUT, f"{path}: cannot be read ({error.strerror}); {FASHION_HINT}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise MakeDataError(BAD_DATA, f"{path}: not a whole gzip file ({error}); {FASHION_HINT}") from error
 
 
 def fashion_files(part: str) -> tuple[Path, Path]:
@@ -166,34 +172,59 @@ def load_donuts(seed: int) -> Table:
     return arrays(np.hstack([position, correlated]).astype(np.float32), y)
 
 
-def load_synthetic(seed: int, n_rows: int, n_inputs: int, dtype: np.dtype) -> Table:
-    """Make ten overlapping clusters in 16 dimensions, seen through a random matrix, plus noise, in [0, 1].
+@dataclass(frozen=True)
+class Clusters:
+    """Ten overlapping clusters in 16 dimensions, seen through a random matrix, plus noise, in [0, 1].
 
-    Integers get the same rows times their largest value (at most 65535), bool gets `> 0.5`. Every tile of
-    rows has its own random stream: a row depends on the seed, its number and the width, on nothing else.
+    Every tile of rows has its own random stream: a row depends on the seed, its number and the width, on nothing else.
     """
 
-    def stream(*key: int) -> np.random.Generator:
-        return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+    seed: int
+    n_inputs: int
+    dtype: np.dtype
 
-    height = max(1, min(256, (1 << 22) // n_inputs))
-    centres = stream(0).standard_normal((10, 16), np.float32)
-    mixing = stream(1).standard_normal((16, n_inputs), np.float32) * np.float32(0.025)
+    @property
+    def height(self) -> int:
+        """Rows of a tile."""
+        return max(1, min(256, (1 << 22) // self.n_inputs))
 
-    def tile(number: int) -> tuple[np.ndarray, np.ndarray]:
-        random = stream(2, number)
-        y = random.integers(0, 10, height, np.uint8)
-        X = (centres[y] + random.standard_normal((height, 16), np.float32)) @ mixing
+    def stream(self, *key: int) -> np.random.Generator:
+        """Return the random numbers of a purpose."""
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
+
+    @cached_property
+    def centres(self) -> np.ndarray:
+        """Centre of each cluster (10, 16)."""
+        return self.stream(0).standard_normal((10, 16), np.float32)
+
+    @cached_property
+    def mixing(self) -> np.ndarray:
+        """Matrix that turns 16 dimensions into columns."""
+        return self.stream(1).standard_normal((16, self.n_inputs), np.float32) * np.float32(0.025)
+
+    def tile(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Make the rows of a tile and their labels."""
+        random = self.stream(2, number)
+        y = random.integers(0, 10, self.height, np.uint8)
+        X = (self.centres[y] + random.standard_normal((self.height, 16), np.float32)) @ self.mixing
         X += random.random(X.shape, np.float32) * np.float32(0.07) + np.float32(0.465)
-        return as_dtype(np.clip(X, 0, 1, out=X), dtype), y
+        return as_dtype(np.clip(X, 0, 1, out=X), self.dtype), y
 
-    def read(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        first = start // height
-        X, y = zip(*map(tile, range(first, -(-stop // height))), strict=True)
-        rows = slice(start - first * height, stop - first * height)
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Make some rows and their labels."""
+        first = start // self.height
+        last = math.ceil(stop / self.height)
+        X, y = zip(*map(self.tile, range(first, last)), strict=True)
+        rows = slice(start - first * self.height, stop - first * self.height)
         return np.concatenate(X)[rows], np.concatenate(y)[rows]
 
-    return Table(n_rows, n_inputs, dtype, read)
+
+def load_synthetic(seed: int, n_rows: int, n_inputs: int, dtype: np.dtype) -> Table:
+    """Make a table of clusters.
+
+    Integers get the rows times their largest value (at most 65535), bool gets `> 0.5`.
+    """
+    return Table(n_rows, n_inputs, dtype, Clusters(seed, n_inputs, dtype).read)
 
 
 def as_dtype(X: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -315,20 +346,23 @@ def fill(file: h5py.File, piece: Piece, table: Table, first: int, end: int) -> N
         stop = min(start + step, n_rows)
         rows, labels = table.read(first + start, first + stop)
         with interrupt_held_back():
-            X[start:stop], y[start:stop] = rows, labels
+            X[start:stop] = rows
+            y[start:stop] = labels
             row_id[start:stop] = np.arange(first + start, first + stop)
 
 
 def write_shard(piece: Piece, index: int, table: Table) -> None:
     """Write one shard under a temporary name beside its own, then rename it."""
     path = piece.paths[index]
-    first, end = (table.n_rows * i // len(piece.paths) for i in (index, index + 1))
+    first = table.n_rows * index // len(piece.paths)
+    end = table.n_rows * (index + 1) // len(piece.paths)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         need_room(path, (end - first) * (table.n_inputs * table.dtype.itemsize + 9))
         with h5py.File(partial, "w") as file:
-            file.attrs["made_by"], file.attrs["recipe"] = MADE_BY, piece.recipe(index)
+            file.attrs["made_by"] = MADE_BY
+            file.attrs["recipe"] = piece.recipe(index)
             fill(file, piece, table, first, end)
         partial.replace(path)
     except (OSError, RuntimeError) as error:  # HDF5 tells of a failed write by either
@@ -362,24 +396,37 @@ def clear(folders: set[Path], keep: set[Path]) -> None:
 
 
 def make(pieces: list[Piece], folders: set[Path], force: bool) -> None:
-    """Write what is not there yet; every source is read and checked before a file is removed or written."""
+    """Write the missing shards; every source is read and checked before a file is removed or written."""
     work = []
     for piece in pieces:
         todo = list(range(len(piece.paths))) if force else piece.unfinished()
-        for path in (piece.paths[index] for index in todo):
-            if os.path.lexists(path) and recipe_of(path) is None:
-                sentence = f"{path}: exists, and is no whole file of this script's; move it, or give --output"
-                raise MakeDataError(CANNOT_CREATE, sentence)
-        table = piece.load() if todo else None
-        if table and table.n_rows < len(piece.paths):
-            sentence = f"{piece.parameters['set']}: {table.n_rows} rows, expected {len(piece.paths)} or more"
-            raise MakeDataError(BAD_DATA, sentence)
+        refuse_foreign_files(piece, todo)
+        table = load_checked(piece) if todo else None
         work.append((piece, todo, table))
     clear(folders, {path for piece in pieces for path in piece.paths})
     for piece, todo, table in work:
-        for index in todo:
-            write_shard(piece, index, table)
+        if table is not None:
+            for index in todo:
+                write_shard(piece, index, table)
         print(summary(piece, table))
+
+
+def refuse_foreign_files(piece: Piece, todo: list[int]) -> None:
+    """Stop if a file that this script did not make has the name of a shard."""
+    for index in todo:
+        path = piece.paths[index]
+        if os.path.lexists(path) and recipe_of(path) is None:
+            sentence = f"{path}: exists, and is no whole file of this script's; move it, or give --output"
+            raise MakeDataError(CANNOT_CREATE, sentence)
+
+
+def load_checked(piece: Piece) -> Table:
+    """Load the table of a piece; stop if it has fewer rows than shards."""
+    table = piece.load()
+    if table.n_rows < len(piece.paths):
+        sentence = f"{piece.parameters['set']}: {table.n_rows} rows, expected {len(piece.paths)} or more"
+        raise MakeDataError(BAD_DATA, sentence)
+    return table
 
 
 def summary(piece: Piece, table: Table | None) -> str:
