@@ -79,3 +79,14 @@ def take_turns(contestants: Mapping[str, Callable[[], Result]], n_rounds: int) -
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
     """Return the median over the rounds of a ratio of two contestants."""
     return median(a / b for a, b in zip(numerators, denominators, strict=True))
+
+
+def print_head(*titles: str) -> None:
+    """Print the head of a table in Markdown."""
+    print_row(*titles)
+    print(f"{'|---' * len(titles)}|", flush=True)
+
+
+def print_row(*cells: object) -> None:
+    """Print a row of a table in Markdown."""
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)

@@ -79,8 +79,6 @@ class Peer:
                 pending = reader.submit(next, blocks, None)
                 yield block
 
-    # -- cases -------------------------------------------------------------------------------------------------------
-
     def step(self, folder: Path, network: Mapping[str, Any]) -> Prepared:
         values = arrays(folder)
         step, parameters = self.stepper(network_of(network), lambda rows: rows, values)

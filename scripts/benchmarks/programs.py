@@ -62,10 +62,16 @@ def make_shards(folder: Path, n_rows: int, n_shards: int, dtype: str, n_inputs: 
         with h5py.File(folder / f"{i:04d}.h5", "w") as file:
             X = file.create_dataset("X", (n, n_inputs), dtype, **layout)
             for start in range(0, n, 8192):
-                size = min(8192, n - start)
-                mixed = rng.normal(size=(size, 8)).astype(np.float32) @ base[rng.integers(0, 64, 8)]
-                X[start : start + size] = np.clip(4 * mixed + 0.5, 0, 255).astype(np.uint8)
+                stop = min(start + 8192, n)
+                X[start:stop] = draw_pixels(rng, stop - start, base)
     return folder
+
+
+def draw_pixels(rng: np.random.Generator, n_rows: int, base: np.ndarray) -> np.ndarray:
+    """Return mixtures of 8 of some smooth rows."""
+    weights = rng.normal(size=(n_rows, 8)).astype(np.float32)
+    chosen = base[rng.integers(0, len(base), 8)]
+    return np.clip(4 * weights @ chosen + 0.5, 0, 255).astype(np.uint8)
 
 
 def fitted_model(bench: Bench) -> Path:
@@ -162,7 +168,7 @@ def growth(bench: Bench) -> None:
     peaks = {}
     for name, sizes in cases.items():
         seconds[name], peaks[name] = encode_shards(bench, folder / name, model, *sizes)
-        print(f"growth, {name}: {seconds[name] * 1e9:.0f} ns a row, peak {peaks[name] / 1e6:.0f} MB", flush=True)
+        print(f"growth, {name}: {seconds[name]:.3g} s a row, peak {peaks[name]:.3g} bytes", flush=True)
     shutil.rmtree(folder)
     bench.results.append({"case": "growth", "seconds per row": seconds, "peak": peaks})
     bench.demand("growth of time per row, x1 to x16", seconds["rows x16"] / seconds["rows x1"], most=1.1)

@@ -32,7 +32,7 @@ from sklearn.preprocessing import StandardScaler
 from pipeline.features import open_features
 from pipeline.model import load_model
 from pipeline.scan.scaler import Scaler
-from scripts.benchmarks.common import one_of, report_of, script
+from scripts.benchmarks.common import one_of, print_head, print_row, report_of, script
 
 FOLDER = Path("quality")
 TEST_SHARE = 0.2
@@ -66,17 +66,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print a table, and return the exit code."""
-    titles = ["data", "settings", *(title for title, _ in COLUMNS.values())]
-    print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|", flush=True)
+    print_head("data", "settings", *(title for title, _ in COLUMNS.values()))
+    settings = " ".join(options.settings) or "default"
     for name in options.sets or SETS:
         runs = [measure(name, seed, options.settings) for seed in range(options.seeds)]
-        settings = f"{' '.join(options.settings) or 'default'} ({len(runs)})"
         cells = [format(mean(run[key] for run in runs), spec) for key, (_, spec) in COLUMNS.items()]
-        print(f"| {' | '.join([name, settings, *cells])} |", flush=True)
+        print_row(name, f"{settings} ({len(runs)})", *cells)
     return 0
-
-
-# -- data sets -------------------------------------------------------------------------------------------------------
 
 
 def fashion() -> tuple[Rows, Rows]:
@@ -178,18 +174,9 @@ def load(path: Path) -> Rows:
         return file["X"][:], file["y"][:]
 
 
-# -- measurements ----------------------------------------------------------------------------------------------------
-
-
 def measure(name: str, seed: int, settings: Sequence[str]) -> Numbers:
     """Train on a data set, encode its test rows, store the numbers of the run and return them."""
-    train_file, test_file = stored(name)
-    output = FOLDER / name / "features"
-    test_output = FOLDER / name / "features-test"
-    extract = partial(script, "extract.py", "--quiet", "--restart")
-    sizes = ("--n-features", SETS[name][1], "--seed", seed, "--memory-budget", "8GiB")
-    extract("--input", train_file, "--output", output, *sizes, *settings)
-    extract("--input", test_file, "--output", test_output, "--model", output)
+    output, test_output = extract(name, seed, settings)
     report = report_of(output)
     numbers: Numbers = {
         **judge(name, output, test_output),
@@ -201,6 +188,18 @@ def measure(name: str, seed: int, settings: Sequence[str]) -> Numbers:
     with (FOLDER / "results.jsonl").open("a") as file:
         file.write(json.dumps({"set": name, "settings": " ".join(settings), "seed": seed, **numbers}) + "\n")
     return numbers
+
+
+def extract(name: str, seed: int, settings: Sequence[str]) -> tuple[Path, Path]:
+    """Train on a data set and encode it, and then its test rows; return the output directories."""
+    train_file, test_file = stored(name)
+    output = FOLDER / name / "features"
+    test_output = FOLDER / name / "features-test"
+    run_quietly = partial(script, "extract.py", "--quiet", "--restart")
+    sizes = ("--n-features", SETS[name][1], "--seed", seed, "--memory-budget", "8GiB")
+    run_quietly("--input", train_file, "--output", output, *sizes, *settings)
+    run_quietly("--input", test_file, "--output", test_output, "--model", output)
+    return output, test_output
 
 
 def judge(name: str, output: Path, test_output: Path) -> Numbers:

@@ -144,9 +144,6 @@ def processor_name() -> str:
     return platform.machine()
 
 
-# -- cases -----------------------------------------------------------------------------------------------------------
-
-
 def step(bench: Bench) -> None:
     """Take a training step."""
     for shape in SHAPES:

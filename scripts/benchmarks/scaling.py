@@ -97,9 +97,6 @@ def store(file: Path, name: str, found: Any) -> None:
     print(f"{name}: {json.dumps(found, indent=1)}", flush=True)
 
 
-# -- clocks ----------------------------------------------------------------------------------------------------------
-
-
 def measure(work: Callable[[Callable[[object], None]], object], cluster: LocalCluster | None = None) -> Numbers:
     """Return the seconds and the processor seconds of some tasks.
 
@@ -123,9 +120,6 @@ def used_seconds(cluster: LocalCluster | None) -> Numbers:
     return used
 
 
-# -- the overhead of a task ------------------------------------------------------------------------------------------
-
-
 def overhead(options: argparse.Namespace) -> dict[str, Numbers]:
     """Measure the seconds of an empty task, through threads and through a scheduler."""
     shards = synthetic_shards(options.output, SMALL_GIGABYTES, 1)
@@ -141,9 +135,6 @@ def overhead(options: argparse.Namespace) -> dict[str, Numbers]:
 def per_task(numbers: Numbers) -> Numbers:
     """Divide seconds by the number of tasks."""
     return {name: value / numbers["n_tasks"] for name, value in numbers.items() if name.endswith("seconds")}
-
-
-# -- the driver of many parts ----------------------------------------------------------------------------------------
 
 
 def driver(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -202,9 +193,6 @@ def step(name: str, steps: dict[str, Numbers]) -> Iterator[None]:
     }
 
 
-# -- workers compared with threads -----------------------------------------------------------------------------------
-
-
 def workers(options: argparse.Namespace) -> dict[str, Any]:
     """Measure scan and encoding by two threads and by two workers, and the ratio of their speeds."""
     shards = synthetic_shards(options.output, options.gigabytes, 8)
@@ -226,9 +214,6 @@ def seconds_by_stage(output: Path, shards: Path, model: Path, *flags: object) ->
     total = seconds_of(lambda: script("extract.py", "--quiet", *inputs, "--output", fresh(output), *flags))
     stages = report_of(output)["stages"]
     return {**{name: stage["seconds"] for name, stage in stages.items()}, "total": total}
-
-
-# -- one to four workers, which `simulate --check` predicts ----------------------------------------------------------
 
 
 def crowds(options: argparse.Namespace) -> dict[str, Any]:
@@ -262,9 +247,6 @@ def medians_of(turns: Sequence[Numbers]) -> Numbers:
     return {name: median(turn[name] for turn in turns) for name in turns[0]}
 
 
-# -- many shards -----------------------------------------------------------------------------------------------------
-
-
 def shards(options: argparse.Namespace) -> dict[str, Numbers]:
     """Measure the share of the time that encoding many shards spends outside reading, computing and writing."""
     found = {}
@@ -293,9 +275,6 @@ def shares(folder: Path, shards: Path, executor: Executor, n_at_once: int) -> Nu
     inside = sum(part.seconds for part in parts) / (2 * seconds)
     outside = {"outside, in tasks": inside - sum(shares.values()), "outside, between tasks": 1 - inside}
     return {"seconds": seconds, **shares, **outside}
-
-
-# -- the costs that `simulate` needs ---------------------------------------------------------------------------------
 
 
 def costs(options: argparse.Namespace) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from typing import Any
 import simpy
 
 from pipeline.cluster.executor import batch_size
-from scripts.benchmarks.common import ROOT
+from scripts.benchmarks.common import ROOT, print_head, print_row
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 125, 250, 500, 1000)
 MAX_SIMULATED_TASKS = 4000  # and TURNS for each thread
@@ -84,6 +84,13 @@ class Cluster:
     def n_threads(self) -> int:
         return self.n_workers * self.threads
 
+    @property
+    def n_streams(self) -> int:
+        """Readers and writers that the storage can serve at the same time."""
+        if math.isinf(self.storage):
+            return self.n_threads
+        return max(1, round(self.storage / self.stream))
+
 
 @dataclass(frozen=True)
 class Task:
@@ -122,16 +129,13 @@ class World:
         self.cluster = cluster
         self.costs = costs
         self.storage_rate = min(cluster.stream, cluster.storage)
-        n_streams = cluster.n_threads
-        if math.isfinite(cluster.storage):
-            n_streams = max(1, round(cluster.storage / cluster.stream))
         n_cores = cluster.shared_cores or cluster.n_workers * cluster.cores
-        capacities = {"driver": 1, "scheduler": 1, "storage": n_streams, "cores": n_cores}
-        self.resources = {name: simpy.PriorityResource(self.env, n) for name, n in capacities.items()}
+        self.capacities = {"driver": 1, "scheduler": 1, "storage": cluster.n_streams, "cores": n_cores}
+        self.resources = {name: simpy.PriorityResource(self.env, n) for name, n in self.capacities.items()}
+        self.used = dict.fromkeys(self.capacities, 0.0)
         self.threads = simpy.Resource(self.env, cluster.n_threads)
         # A run submits enough tasks that no thread waits for one.
         self.window = simpy.Resource(self.env, 2 * cluster.n_threads + 8)
-        self.used = dict.fromkeys(capacities, 0.0)
         self.ends: list[float] = []
 
     def use(self, name: str, seconds: float) -> Iterator[Any]:
@@ -177,7 +181,7 @@ def simulate(task: Task, n_tasks: int, cluster: Cluster, costs: Costs) -> Stage:
         world.env.process(world.process(task))
     world.env.run()
     seconds = world.ends[-1]
-    busy = {name: used / seconds / world.resources[name].capacity for name, used in world.used.items()}
+    busy = {name: used / seconds / world.capacities[name] for name, used in world.used.items()}
     if n_simulated < n_tasks:
         # The rate without the first and the last tasks, when threads are idle.
         first = n_simulated // 4
@@ -246,33 +250,24 @@ def round_seconds(n_rows: int, cluster: Cluster, costs: Costs) -> float:
 
 
 def predict(job: Job, cluster: Cluster, costs: Costs) -> dict[str, Any]:
-    """Return the seconds of each stage, the worker-hours, the busy shares, and the longest stage and its bottleneck."""
-    scan = scan_stage(job, cluster, costs)
+    """Return the seconds of each stage and in total, the worker-hours, and what the encoding waits for."""
     encoding = encoding_stage(job, cluster, costs)
     n_trained = min(job.n_rows, TRAINED_ROWS)
     seconds = {
         "start": costs.start + costs.shard * job.n_shards,
-        "scan": scan.seconds + costs.scan_end,
+        "scan": scan_stage(job, cluster, costs).seconds + costs.scan_end,
         "first epoch": first_epoch_seconds(n_trained, cluster, costs),
         "rounds": round_seconds(n_trained, cluster, costs),
         "encoding": encoding.seconds + costs.encode_end,
     }
     total = sum(seconds.values())
-    bottlenecks = {
-        "start": "driver",
-        "scan": scan.bottleneck,
-        "first epoch": "one replica",
-        "rounds": "replicas",
-        "encoding": encoding.bottleneck,
-    }
-    longest = max(seconds, key=lambda name: seconds[name])
     return {
         "n_workers": cluster.n_workers,
         "seconds": seconds,
         "total": total,
         "worker_hours": cluster.n_workers * total / 3600,
         "busy": encoding.busy,
-        "longest": f"{longest}: {bottlenecks[longest]}",
+        "bottleneck": encoding.bottleneck,
     }
 
 
@@ -343,13 +338,12 @@ def print_table(scenario: Scenario, job: Job, lines: list[dict[str, Any]]) -> No
     """Print the predictions of a scenario as a table in Markdown."""
     stages = ("scan", "first epoch", "rounds", "encoding")
     print(f"\n{scenario}: {math.ceil(job.n_rows / job.part_rows):,} parts of {job.part_rows:,} rows\n")
-    print(f"| workers | {' | '.join(stages)} | whole | worker-hours | longest stage | busy while encoding |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print_head("workers", *stages, "whole", "worker-hours", "encoding waits for", "busy while encoding")
     for line in lines:
-        cells = [in_words(line["seconds"][stage]) for stage in stages]
-        cells += [in_words(line["total"]), f"{line['worker_hours']:,.3g}", line["longest"]]
-        cells.append(", ".join(f"{name} {share:.2f}" for name, share in line["busy"].items()))
-        print(f"| {line['n_workers']} | {' | '.join(cells)} |")
+        durations = [in_words(line["seconds"][stage]) for stage in stages]
+        durations.append(in_words(line["total"]))
+        busy = ", ".join(f"{name} {share:.2f}" for name, share in line["busy"].items())
+        print_row(line["n_workers"], *durations, f"{line['worker_hours']:,.3g}", line["bottleneck"], busy)
 
 
 def in_words(seconds: float) -> str:
@@ -363,15 +357,14 @@ def in_words(seconds: float) -> str:
 def check(measured: dict[str, Any], costs: Costs) -> int:
     """Compare predictions with measured runs of 1 to 4 workers on one machine; return 1 if one is far off."""
     worst = 0.0
-    print("| workers | stage | measured | predicted | error |")
-    print("|---|---|---|---|---|")
+    print_head("workers", "stage", "measured", "predicted", "error")
     for n, stages in measured["by workers"].items():
         cluster = Cluster(int(n), 1, 1, measured["cores"])
         for stage, numbers in stages.items():
             predicted = predict_measured(stage, numbers, cluster, costs)
             error = predicted / numbers["seconds"] - 1
             worst = max(worst, abs(error))
-            print(f"| {n} | {stage} | {numbers['seconds']:.2f} s | {predicted:.2f} s | {100 * error:+.0f} % |")
+            print_row(n, stage, f"{numbers['seconds']:.2f} s", f"{predicted:.2f} s", f"{100 * error:+.0f} %")
     print(f"\nlargest error: {100 * worst:.0f} %, expected at most {100 * MAX_ERROR:.0f} %")
     return int(worst > MAX_ERROR)
 
