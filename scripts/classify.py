@@ -1,4 +1,4 @@
-"""Train a scikit-learn classifier on features, and say how good they are.
+"""Train a scikit-learn classifier on features, and print its accuracy.
 
     python scripts/classify.py                     features/, labels "y"
     python scripts/classify.py --features compact --labels y --test more

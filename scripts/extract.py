@@ -6,7 +6,7 @@
     python scripts/extract.py --model features --input new.h5 --output more     encodes only, with a fitted model
 
 A setting may also stand in a YAML file (--config) or in the environment (SHARDPRESS_EPOCHS=5); flags win over the
-environment, and the environment over the file. What the run did stands in report.json beside the features.
+environment, and the environment over the file. report.json, next to the features, describes the run.
 
 docs/training.md says why the defaults are what they are, docs/inputs.md which files can be read and how to write them,
 docs/reliability.md what is promised when a run is interrupted.

@@ -1,4 +1,4 @@
-"""Write HDF5 shards to extract features from: real rows, and made-up ones.
+"""Write HDF5 shards to extract features from: real rows and random ones.
 
     python scripts/make_data.py                      # Fashion-MNIST, else digits: data/*.h5
     python scripts/make_data.py donuts               # rows like the reference experiment's: data/donuts/
@@ -7,9 +7,9 @@
     python scripts/make_data.py fashion-mnist-test   # data/fashion-mnist-test/
     python scripts/make_data.py synthetic --rows 2000000 --columns 784 --shards 8 --layout gzip
 
-A set that is there already, made with the same parameters, is left alone; `--force` writes it again. One
-folder holds one set: shards of an earlier call that do not belong to the new set are removed. A file that
-this script did not make is never touched. Exit codes: 0 done, 64 wrong usage, 65 bad source file, 66 no
+A set that exists already with the same parameters is not written again, except with `--force`. One directory
+holds one set: shards of an earlier call that do not belong to the new set are removed. Files that this script
+did not make are never touched. Exit codes: 0 done, 64 wrong usage, 65 bad source file, 66 no
 source file, 73 a shard cannot be written, 130 interrupted.
 """
 
@@ -56,7 +56,7 @@ CHUNK_BYTES = 1 << 20
 
 
 class MakeDataError(Exception):
-    """One sentence for the user, and the exit code that goes with it."""
+    """An error with a message for the user and an exit code."""
 
     def __init__(self, code: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -65,7 +65,7 @@ class MakeDataError(Exception):
 
 @dataclass(frozen=True)
 class Table:
-    """Rows to be had: `read(start, stop)` gives them as (stop - start, n_inputs), and their labels, uint8."""
+    """Rows that `read(start, stop)` returns as (stop - start, n_inputs), together with their labels, uint8."""
 
     n_rows: int
     n_inputs: int
@@ -75,7 +75,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Piece:
-    """A table cut evenly into the shards of one folder; it is loaded only when one has to be written."""
+    """A table split evenly into the shards of one directory; it is loaded only when a shard must be written."""
 
     paths: tuple[Path, ...]
     parameters: dict
@@ -83,7 +83,7 @@ class Piece:
     layout: str = "contiguous"
 
     def recipe(self, index: int) -> str:
-        """Give everything that decides what one shard holds, as the file records it."""
+        """Return everything that determines the content of a shard, as the file records it."""
         place = {"shard": index, "shards": len(self.paths), "version": VERSION}
         return json.dumps({**self.parameters, **place}, sort_keys=True)
 
@@ -92,7 +92,7 @@ class Piece:
         return [index for index, path in enumerate(self.paths) if recipe_of(path) != self.recipe(index)]
 
 
-# ---- where rows come from
+# ---- sources of rows
 
 
 def arrays(X: np.ndarray, y: np.ndarray) -> Table:
@@ -236,7 +236,7 @@ def as_dtype(X: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return X.astype(dtype, copy=False)
 
 
-# ---- which rows go to which files
+# ---- assignment of rows to files
 
 
 def shards(folder: Path, stem: str, count: int) -> tuple[Path, ...]:
@@ -275,7 +275,7 @@ def default(folder: Path, force: bool) -> list[Piece]:
     return digits(folder)
 
 
-def made_up(folder: Path, options: argparse.Namespace) -> Piece:
+def random_piece(folder: Path, options: argparse.Namespace) -> Piece:
     """Plan rows that come from a seed: donuts or synthetic."""
     parameters = {"set": options.set, "seed": options.seed}
     if options.set == "donuts":
@@ -287,14 +287,14 @@ def made_up(folder: Path, options: argparse.Namespace) -> Piece:
 
 
 def plan(options: argparse.Namespace) -> tuple[list[Piece], set[Path]]:
-    """Give what the command asks for, and the folders that are to hold no other shard of ours."""
+    """Return the requested pieces, and the directories that must hold no other shards of ours."""
     folder = options.output or Path("data", "" if options.set == "default" else options.set)
     if options.set == "default":
         return default(folder, options.force), {folder, folder / "fashion-mnist-test", folder / "digits-test"}
     if options.set == "digits":
         return digits(folder), {folder, folder / "digits-test"}
     if options.set in ("donuts", "synthetic"):
-        return [made_up(folder, options)], {folder}
+        return [random_piece(folder, options)], {folder}
     return [fashion(folder, "train" if options.set == "fashion-mnist" else "t10k")], {folder}
 
 
@@ -323,8 +323,8 @@ def storage(piece: Piece, table: Table, n_rows: int) -> tuple[dict, int]:
 
 
 @contextlib.contextmanager
-def interrupt_held_back() -> Iterator[None]:
-    """Let Ctrl-C wait until a write is over: raised in one of h5py's weak reference callbacks it is lost."""
+def delay_interrupt() -> Iterator[None]:
+    """Delay Ctrl-C until a write is over: raised in one of h5py's weak reference callbacks it would be lost."""
     pressed = []
     handler = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
     try:
@@ -345,14 +345,14 @@ def fill(file: h5py.File, piece: Piece, table: Table, first: int, end: int) -> N
     for start in range(0, n_rows, step):
         stop = min(start + step, n_rows)
         rows, labels = table.read(first + start, first + stop)
-        with interrupt_held_back():
+        with delay_interrupt():
             X[start:stop] = rows
             y[start:stop] = labels
             row_id[start:stop] = np.arange(first + start, first + stop)
 
 
 def write_shard(piece: Piece, index: int, table: Table) -> None:
-    """Write one shard under a temporary name beside its own, then rename it."""
+    """Write one shard under a temporary name in the same directory, then rename it."""
     path = piece.paths[index]
     first = table.n_rows * index // len(piece.paths)
     end = table.n_rows * (index + 1) // len(piece.paths)
@@ -365,13 +365,17 @@ def write_shard(piece: Piece, index: int, table: Table) -> None:
             file.attrs["recipe"] = piece.recipe(index)
             fill(file, piece, table, first, end)
         partial.replace(path)
-    except (OSError, RuntimeError) as error:  # HDF5 tells of a failed write by either
-        cause = os.strerror(error.errno) if getattr(error, "errno", None) else error
-        sentence = f"{path}: cannot be written ({cause}); choose another folder with --output"
-        raise MakeDataError(CANNOT_CREATE, sentence) from error
+    except (OSError, RuntimeError) as error:  # HDF5 raises either after a failed write
+        raise cannot_write(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def cannot_write(path: Path, error: Exception) -> MakeDataError:
+    """Return the error of a failed write."""
+    cause = os.strerror(error.errno) if getattr(error, "errno", None) else error
+    return MakeDataError(CANNOT_CREATE, f"{path}: cannot be written ({cause}); choose another folder with --output")
 
 
 def need_room(path: Path, n_bytes: int) -> None:
@@ -383,14 +387,14 @@ def need_room(path: Path, n_bytes: int) -> None:
 
 
 def clear(folders: set[Path], keep: set[Path]) -> None:
-    """Remove shards of ours that are not among `keep`; say so where a stranger's file lies beside them."""
+    """Remove shards of ours that are not in `keep`; print a note about other files."""
     for path in sorted(path for folder in folders for path in folder.glob("*.h5") if path not in keep):
         if recipe_of(path) is None:
             print(f"note: {path} is not this script's and stays where it is")
             continue
         path.unlink()
         print(f"removed {path}, which belonged to another set")
-        if not any(kept.parent == path.parent for kept in keep):
+        if not any(each.parent == path.parent for each in keep):
             with contextlib.suppress(OSError):  # holds something else
                 path.parent.rmdir()
 
@@ -430,7 +434,7 @@ def load_checked(piece: Piece) -> Table:
 
 
 def summary(piece: Piece, table: Table | None) -> str:
-    """Say in one line what lies where."""
+    """Return one line about the rows and files of a piece."""
     name = piece.parameters["set"]
     first = piece.paths[0]
     count = len(piece.paths)
@@ -467,11 +471,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def check(options: argparse.Namespace) -> list[str]:
     """Fill in the synthetic set's defaults; list everything that is wrong with the options."""
-    given = {name for name in SYNTHETIC if getattr(options, name) is not None}
+    set_options = {name for name in SYNTHETIC if getattr(options, name) is not None}
     problems = [] if options.seed >= 0 else ["--seed is negative"]
     if options.set != "synthetic":
-        return problems + [f"--{name} goes with synthetic only" for name in sorted(given)]
-    vars(options).update({name: value for name, value in SYNTHETIC.items() if name not in given})
+        return problems + [f"--{name} goes with synthetic only" for name in sorted(set_options)]
+    vars(options).update({name: value for name, value in SYNTHETIC.items() if name not in set_options})
     limits = {"rows": 2**48, "columns": 2**24, "shards": max(1, options.rows)}
     for name, limit in limits.items():
         if not 1 <= getattr(options, name) <= limit:
@@ -480,7 +484,7 @@ def check(options: argparse.Namespace) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the set that `argv` names; give the exit code, as the module's docstring lists them."""
+    """Write the set that `argv` names; return an exit code of those that the module's docstring lists."""
     try:
         options = parse(argv)
     except SystemExit as stop:  # argparse has printed help (0), or what is wrong (2)

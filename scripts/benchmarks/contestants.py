@@ -53,7 +53,7 @@ def arrays(folder: Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def repeated(
+def repeat(
     work: Callable[[], object], wait: Callable[[], object] = lambda: None, warm_up: int = 1
 ) -> Callable[[int], None]:
     """Warm up, and return a function that does some work n times and then waits for its end."""
@@ -90,7 +90,7 @@ class Server:
         self.name = name
         self.contestant = getattr(import_module(f"scripts.benchmarks.{module}"), class_name)()
         self.clock = time.process_time if os.environ.get("BENCH_CLOCK") == "process" else time.perf_counter
-        self.run: Callable[[int], float | None] = repeated(int)
+        self.run: Callable[[int], float | None] = repeat(int)
 
     def prepare(self, case: str, folder: str, sizes: dict[str, Any]) -> dict[str, Any]:
         """Prepare a case, and write its result."""

@@ -15,7 +15,7 @@ from kernels.autoencoder import Autoencoder
 from kernels.network import Network
 from kernels.step import TrainingStep
 from kernels.updates import Rule
-from scripts.benchmarks.contestants import MOMENTUM, RATE, Prepared, arrays, cost_of, network_of, repeated
+from scripts.benchmarks.contestants import MOMENTUM, RATE, Prepared, arrays, cost_of, network_of, repeat
 
 Arrays = list[np.ndarray]
 
@@ -29,7 +29,7 @@ class Ours:
     def step(self, folder: Path, network: Mapping[str, Any]) -> Prepared:
         """Take a training step."""
         values = arrays(folder)
-        autoencoder = loaded(network_of(network), values)
+        autoencoder = load_autoencoder(network_of(network), values)
         step = TrainingStep(autoencoder, Rule("momentum", MOMENTUM), np.dtype(np.float32))
         n_rows = len(values["x"])
         n_at_once = step.n_at_once(n_rows)
@@ -49,9 +49,9 @@ class Ours:
     def encode(self, folder: Path, network: Mapping[str, Any]) -> Prepared:
         """Encode rows in memory."""
         values = arrays(folder)
-        autoencoder = loaded(network_of(network), values, values["minimum"], values["scale"])
+        autoencoder = load_autoencoder(network_of(network), values, values["minimum"], values["scale"])
         features = np.empty((len(values["rows"]), autoencoder.network.n_features), dtype=np.float32)
-        run = repeated(lambda: autoencoder.encode(values["rows"], features))
+        run = repeat(lambda: autoencoder.encode(values["rows"], features))
         return run, lambda: {"features": features}
 
     def encode_files(self, folder: Path, shards: str, model: str) -> Prepared:
@@ -59,7 +59,7 @@ class Ours:
         from pipeline.features import open_features
 
         output = folder / "ours"
-        run = repeated(lambda: run_pipeline(output, input=(shards,), model=model))
+        run = repeat(lambda: run_pipeline(output, input=(shards,), model=model))
         return run, lambda: {"features": np.asarray(open_features(output).features.compute())}
 
     def train_files(self, folder: Path, shards: str, epochs: int, batch_size: int, memory: int) -> Prepared:
@@ -96,7 +96,7 @@ class Ours:
         return run, result
 
 
-def loaded(network: Network, values: Mapping[str, np.ndarray], *scaling: np.ndarray) -> Autoencoder:
+def load_autoencoder(network: Network, values: Mapping[str, np.ndarray], *scaling: np.ndarray) -> Autoencoder:
     """Return an autoencoder with given parameters."""
     autoencoder = Autoencoder(network, *scaling)
     autoencoder.set_parameters({name: values[name] for name in autoencoder.shared})
@@ -146,7 +146,7 @@ class Blas:
         W, a = layers(values, network, values["x"])
         dW = [np.empty_like(each) for each in W]
         y = [np.empty_like(each) for each in a]
-        return repeated(lambda: self._products_of_step(W, dW, a, y)), dict
+        return repeat(lambda: self._products_of_step(W, dW, a, y)), dict
 
     def _products_of_step(self, W: Arrays, dW: Arrays, a: Arrays, y: Arrays) -> None:
         """Compute the products of the features `a`, the reconstruction `y` and the gradients `dW`."""
@@ -172,13 +172,13 @@ class Blas:
             for i, weights in enumerate(W):
                 self.product(a[i], weights, a[i + 1])
 
-        return repeated(work), dict
+        return repeat(work), dict
 
     def square(self, folder: Path, n: int) -> Prepared:
         """Multiply two large square matrices."""
         a = np.random.default_rng(0).random((n, n), dtype=np.float32)
         out = np.empty_like(a)
-        return repeated(lambda: self.product(a, a, out)), dict
+        return repeat(lambda: self.product(a, a, out)), dict
 
 
 def layers(values: Mapping[str, np.ndarray], network: Mapping[str, Any], rows: np.ndarray) -> tuple[Arrays, Arrays]:

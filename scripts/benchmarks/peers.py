@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from scripts.benchmarks.contestants import (
     cost_of,
     h5_files,
     network_of,
-    repeated,
+    repeat,
 )
 
 Arrays = Mapping[str, np.ndarray]
@@ -83,7 +84,7 @@ class Peer:
         values = arrays(folder)
         step, parameters = self.stepper(network_of(network), lambda rows: rows, values)
         x = self.array(values["x"])
-        run = repeated(lambda: step(x), self.wait, warm_up=3)
+        run = repeat(lambda: step(x), self.wait, warm_up=3)
         result = {name: np.array(array) for name, array in parameters().items()}
         return run, lambda: result
 
@@ -92,7 +93,7 @@ class Peer:
         scaler = self.scaler(values["minimum"], values["scale"])
         encode = self.encoder(network_of(network), scaler, values)
         rows = self.on_host(values["rows"])
-        run = repeated(lambda: encode(rows))
+        run = repeat(lambda: encode(rows))
         return run, lambda: {"features": np.asarray(encode(rows))}
 
     def fitted_encoder(self, model: dict[str, np.ndarray]) -> Function:
@@ -103,31 +104,31 @@ class Peer:
         with h5py.File(Path(model) / "model.h5") as file:
             fitted = {name: file[name][()] for name in ("minimum", "maximum", "W", "b_hidden", "b_output")}
         encode = self.fitted_encoder(fitted)
-        n_features = fitted["W"].shape[1]
         output = folder / f"{type(self).__name__}.h5"
-        paths = h5_files(shards)
-        n_rows = sum(n for n, _ in shapes(paths))
-
-        def work() -> None:
-            with h5py.File(output, "w") as file:
-                features = file.create_dataset("features", (n_rows, n_features), np.float32)
-                start = 0
-                for block in self.blocks(paths):
-                    features[start : start + len(block)] = encode(block)
-                    start += len(block)
+        run = repeat(lambda: self._encode_to(output, encode, h5_files(shards), fitted["W"].shape[1]))
 
         def result() -> dict[str, np.ndarray]:
             with h5py.File(output) as file:
                 return {"features": file["features"][()]}
 
-        return repeated(work), result
+        return run, result
+
+    def _encode_to(self, output: Path, encode: Function, paths: list[Path], n_features: int) -> None:
+        """Encode files into one file of features."""
+        n_rows = sum(n for n, _ in shapes(paths))
+        with h5py.File(output, "w") as file:
+            features = file.create_dataset("features", (n_rows, n_features), np.float32)
+            start = 0
+            for block in self.blocks(paths):
+                features[start : start + len(block)] = encode(block)
+                start += len(block)
 
     def train_files(self, folder: Path, shards: str, epochs: int, batch_size: int, memory: int) -> Prepared:
         paths = h5_files(shards)
         result: dict[str, np.ndarray] = {}
 
         def work() -> None:
-            model = untrained(self.blocks(paths))
+            model = initial_model(self.blocks(paths))
             minimum, scale = scaling(model)
             step, parameters = self.stepper(Network(model["W"].shape), self.scaler(minimum, scale), model)
             rng = np.random.default_rng(1)
@@ -136,7 +137,7 @@ class Peer:
                     step(self.minibatch(rows))
             result["cost"] = cost_of(shards, minimum, scale, parameters())
 
-        return repeated(work), lambda: result
+        return repeat(work), lambda: result
 
     def _blocks_of_epochs(self, paths: list[Path], epochs: int, memory: int) -> Iterator[np.ndarray]:
         """Yield the rows of all epochs: all at once if they fit, otherwise in blocks."""
@@ -174,7 +175,7 @@ def minibatches(block: np.ndarray, batch_size: int, rng: np.random.Generator) ->
         yield block[order[start : start + batch_size]]
 
 
-def untrained(blocks: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+def initial_model(blocks: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
     """Return the ranges of the columns, and random parameters."""
     ranges = [(block.min(axis=0), block.max(axis=0)) for block in blocks]
     minimum = np.min([low for low, _ in ranges], axis=0).astype(np.float64)
@@ -217,20 +218,21 @@ class Jax(Peer):
         return lambda rows: (rows.astype(self.jax.numpy.float32) - low) * factor
 
     def stepper(self, network: Network, scaler: Function, start: Arrays) -> Stepper:
-        def step(p: dict[str, Any], v: dict[str, Any], rows: Any) -> Any:
-            gradient = self.jax.grad(lambda p: self.cost(network, p, scaler(rows)))(p)
-            v = {name: MOMENTUM * v[name] - RATE * gradient[name] for name in p}
-            return {name: p[name] + v[name] for name in p}, v
-
-        jitted = self.jax.jit(step, donate_argnums=(0, 1))
+        step = self.jax.jit(partial(self._step, network, scaler), donate_argnums=(0, 1))
         parameters = {name: self.array(start[name]) for name in network.shapes}
         velocities = {name: self.jax.numpy.zeros_like(array) for name, array in parameters.items()}
         self._state = [parameters, velocities]
 
         def run(rows: Any) -> None:
-            self._state = jitted(*self._state, rows)
+            self._state = step(*self._state, rows)
 
         return run, lambda: {name: np.array(array) for name, array in self._state[0].items()}
+
+    def _step(self, network: Network, scaler: Function, p: dict[str, Any], v: dict[str, Any], rows: Any) -> Any:
+        """Return the next parameters and velocities."""
+        gradient = self.jax.grad(lambda p: self.cost(network, p, scaler(rows)))(p)
+        v = {name: MOMENTUM * v[name] - RATE * gradient[name] for name in p}
+        return {name: p[name] + v[name] for name in p}, v
 
     def wait(self) -> None:
         self.jax.block_until_ready(self._state)
@@ -320,7 +322,7 @@ class Torch(Peer):
     def square(self, folder: Path, n: int) -> Prepared:
         """Multiply two large square matrices."""
         a = self.torch.rand((n, n), device=self._device)
-        return repeated(lambda: self.torch.mm(a, a), self.wait), dict
+        return repeat(lambda: self.torch.mm(a, a), self.wait), dict
 
 
 class TorchCompile(Torch):

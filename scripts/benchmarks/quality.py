@@ -155,7 +155,7 @@ SETS: dict[str, tuple[Callable[[], tuple[Rows, Rows]], int]] = {
 """The function that makes each data set, and the number of features."""
 
 
-def stored(name: str) -> tuple[Path, Path]:
+def data_files(name: str) -> tuple[Path, Path]:
     """Return the files of training and test rows, and write them unless they exist."""
     paths = (FOLDER / name / "train.h5", FOLDER / name / "test.h5")
     if not paths[1].exists():
@@ -192,7 +192,7 @@ def measure(name: str, seed: int, settings: Sequence[str]) -> Numbers:
 
 def extract(name: str, seed: int, settings: Sequence[str]) -> tuple[Path, Path]:
     """Train on a data set and encode it, and then its test rows; return the output directories."""
-    train_file, test_file = stored(name)
+    train_file, test_file = data_files(name)
     output = FOLDER / name / "features"
     test_output = FOLDER / name / "features-test"
     run_quietly = partial(script, "extract.py", "--quiet", "--restart")
@@ -205,7 +205,7 @@ def extract(name: str, seed: int, settings: Sequence[str]) -> tuple[Path, Path]:
 def judge(name: str, output: Path, test_output: Path) -> Numbers:
     """Return error and probe of the features of a run."""
     model = load_model(output)
-    (_, classes), (test_rows, test_classes) = (load(path) for path in stored(name))
+    (_, classes), (test_rows, test_classes) = (load(path) for path in data_files(name))
     features, test_features = (open_features(each).features.compute() for each in (output, test_output))
     error = squared_error(scale(test_rows, model.scaler), model.decode(test_features))
     return {"error": error, "probe": probe((features, classes), (test_features, test_classes))}
@@ -215,7 +215,7 @@ def judge_baselines(name: str) -> Numbers:
     """Return errors and probes of principal components, the mean and the raw columns; compute them only once."""
     path = FOLDER / name / "baselines.json"
     if not path.exists():
-        train, test = (load(each) for each in stored(name))
+        train, test = (load(each) for each in data_files(name))
         path.write_text(json.dumps(compute_baselines(train, test, SETS[name][1])))
     return dict(json.loads(path.read_text()))
 

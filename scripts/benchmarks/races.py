@@ -88,12 +88,7 @@ def run(options: argparse.Namespace) -> int:
     if obstacle := find_obstacle(options):
         print(obstacle, file=sys.stderr)
         return 2
-    if options.quick:
-        options.rounds = 3
-        options.size = 0.1
-    if options.one_core:
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # inherited by all processes
-        os.environ["BENCH_CLOCK"] = "process"
+    apply_shortcuts(options)
     bench = Bench(
         options.output,
         options.rounds,
@@ -110,10 +105,19 @@ def run(options: argparse.Namespace) -> int:
     for name in options.cases or CASES:
         CASES[name](bench)
     bench.print_demands()
-    path = options.output / "bench.json"
-    path.write_text(json.dumps({**machine, "results": bench.results, "demands": bench.demands}, indent=1) + "\n")
-    print(f"written to {path}")
+    results = {**machine, "results": bench.results, "demands": bench.demands}
+    (options.output / "bench.json").write_text(json.dumps(results, indent=1) + "\n")
     return 0
+
+
+def apply_shortcuts(options: argparse.Namespace) -> None:
+    """Apply the options that stand for several settings."""
+    if options.quick:
+        options.rounds = 3
+        options.size = 0.1
+    if options.one_core:
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # inherited by all processes
+        os.environ["BENCH_CLOCK"] = "process"
 
 
 def describe(options: argparse.Namespace) -> dict[str, Any]:

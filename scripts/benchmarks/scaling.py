@@ -55,7 +55,6 @@ from scripts.benchmarks.tasks import (
     compute_and_commit,
     empty_part,
     encoding_tasks,
-    timed_part,
     trained_model,
 )
 
@@ -195,17 +194,27 @@ def step(name: str, steps: dict[str, Numbers]) -> Iterator[None]:
 
 def workers(options: argparse.Namespace) -> dict[str, Any]:
     """Measure scan and encoding by two threads and by two workers, and the ratio of their speeds."""
-    shards = synthetic_shards(options.output, options.gigabytes, 8)
-    model = trained_model(options.output, shards)
-    encode = partial(seconds_by_stage, options.output / "features", shards, model)
+    return compare_with_threads(options, 8)
+
+
+def shards(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure the same with more shards of the same total size."""
+    return {f"{n_shards} shards": compare_with_threads(options, n_shards) for n_shards in (100, 1000)}
+
+
+def compare_with_threads(options: argparse.Namespace, n_shards: int) -> dict[str, Any]:
+    """Return the seconds of each stage in all turns, and the ratios of the speeds of workers and threads."""
+    folder = synthetic_shards(options.output, options.gigabytes, n_shards)
+    model = trained_model(options.output, folder)
+    encode = partial(seconds_by_stage, options.output / "features", folder, model)
     contestants = {"threads": partial(encode, "--threads", 2), "workers": partial(encode, "--workers", 2)}
     take_turns(contestants, 1)  # warms the caches
     turns = take_turns(contestants, options.rounds)
-    found: dict[str, Any] = dict(turns)
+    ratios = {}
     for stage in ("scan", "encoding", "total"):
         seconds = {name: [turn[stage] for turn in each] for name, each in turns.items()}
-        found[f"{stage}: speed of workers / threads"] = median_ratio(seconds["threads"], seconds["workers"])
-    return found
+        ratios[stage] = median_ratio(seconds["threads"], seconds["workers"])
+    return {**turns, "speed of workers / threads": ratios}
 
 
 def seconds_by_stage(output: Path, shards: Path, model: Path, *flags: object) -> Numbers:
@@ -245,36 +254,6 @@ def scan_and_encode(folder: Path, shards: Path, executor: Executor, cluster: Loc
 def medians_of(turns: Sequence[Numbers]) -> Numbers:
     """Return the median of each number over some turns."""
     return {name: median(turn[name] for turn in turns) for name in turns[0]}
-
-
-def shards(options: argparse.Namespace) -> dict[str, Numbers]:
-    """Measure the share of the time that encoding many shards spends outside reading, computing and writing."""
-    found = {}
-    for n_shards in (1000, 100):
-        folder = synthetic_shards(options.output, options.gigabytes, n_shards)
-        with threads(2) as pool:
-            found[f"{n_shards} shards, 2 threads"] = shares(options.output, folder, pool, 3)
-        with (
-            local_cluster(options.output, 2, **ONE_CORE) as cluster,
-            executor_on(cluster, N_REMOTE_THREADS) as executor,
-        ):
-            found[f"{n_shards} shards, 2 workers"] = shares(options.output, folder, executor, 8)
-    return found
-
-
-def shares(folder: Path, shards: Path, executor: Executor, n_at_once: int) -> Numbers:
-    """Encode with two threads, and return the share of each kind of work in the time that both of them have."""
-    tasks = encoding_tasks(folder, shards, timed_part)
-    n_rows = sum(len(task.part.source) for _, task in tasks)
-    n_small = tasks[0][1].settings.part_rows * len(tasks) // n_rows
-    compute(tasks[:20], executor, n_at_once)  # compiles
-    begin = time.perf_counter()
-    parts = compute_and_commit(folder, tasks, executor, n_at_once, n_small=n_small)
-    seconds = time.perf_counter() - begin
-    shares = {kind: sum(part.spent[kind] for part in parts) / (2 * seconds) for kind in ("read", "compute", "write")}
-    inside = sum(part.seconds for part in parts) / (2 * seconds)
-    outside = {"outside, in tasks": inside - sum(shares.values()), "outside, between tasks": 1 - inside}
-    return {"seconds": seconds, **shares, **outside}
 
 
 def costs(options: argparse.Namespace) -> dict[str, Any]:

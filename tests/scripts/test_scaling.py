@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
-import h5py
 import numpy as np
 import psutil
 import pytest
@@ -13,7 +12,6 @@ from distributed import Client
 
 from kernels.network import Network
 from pipeline.cluster.executor import compute
-from pipeline.encoding import encode
 from pipeline.encoding.encode import EncodeTask, encode_part
 from pipeline.encoding.parts import plan_parts
 from pipeline.encoding.worker import IN_MEMORY, EncodeSettings, serving
@@ -22,13 +20,11 @@ from pipeline.output.disk import Disk
 from pipeline.scan.scaler import Scaler
 from scripts.benchmarks.cluster import local_cluster, processor_seconds
 from scripts.benchmarks.scaling import seconds_per_replica
-from scripts.benchmarks.tasks import empty_part, timed_part
+from scripts.benchmarks.tasks import empty_part
 from tests.support.helpers import numbered_shards
 
 
-def test_timed_and_empty_tasks_have_comparable_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("read", "read_riders", "write_result", "worker_of"):
-        monkeypatch.setattr(encode, name, getattr(encode, name))  # so that its clocks go with this test
+def test_empty_and_real_tasks_have_results_of_similar_size(tmp_path: Path) -> None:
     (tmp_path / "parts").mkdir()
     shards = numbered_shards(tmp_path, 9)
     settings = EncodeSettings(str(tmp_path), IN_MEMORY, shards[0].dtype, 4, 9, 1)
@@ -40,13 +36,8 @@ def test_timed_and_empty_tasks_have_comparable_results(tmp_path: Path, monkeypat
 
     model = Model(Scaler(np.zeros(2), np.full(2, 100.0)), Network((2, 2)), {})
     with serving(settings, model, double, Disk()):
-        plain, timed = encode_part(task), timed_part(task)
-    assert timed.n_rows == plain.n_rows == 9
-    assert set(timed.spent) == {"read", "compute", "write"}
-    assert 0 < sum(timed.spent.values()) <= timed.seconds
-    with h5py.File(tmp_path / plain.entry.file) as one, h5py.File(tmp_path / timed.facts.entry.file) as other:
-        assert np.array_equal(one["features"][:], other["features"][:])
-    sizes = [len(pickle.dumps(facts)) for facts in (plain, empty_part(task))]
+        facts = encode_part(task)
+    sizes = [len(pickle.dumps(each)) for each in (facts, empty_part(task))]
     assert abs(sizes[0] - sizes[1]) < 50
 
 
