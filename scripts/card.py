@@ -39,13 +39,7 @@ Step = tuple[Sequence[object], Mapping[str, str]]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the remaining steps, write the page, and return 0, 1 if a step failed, or 75 after the time limit."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--device", default="cuda", help="name of the device in Theano, for example cuda1 (default: %(default)s)")
-    add("--output", type=Path, default=Path("card"), help="parent directory of the results (default: %(default)s)")
-    add("--seconds", type=float, default=540, help="time limit of this call (default: %(default)s)")
-    add("--quick", action="store_true", help="smaller sizes, fewer rounds")
-    options = parser.parse_args(argv)
+    options = parse(argv)
     end = time.monotonic() + options.seconds
     name = name_of(options.device)
     folder = options.output / re.sub(r"\W+", "-", name)
@@ -59,6 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("The time limit is reached. Type the same command again to resume.")
         return 75
     return int(any(codes))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--device", default="cuda", help="name of the device in Theano, for example cuda1 (default: %(default)s)")
+    add("--output", type=Path, default=Path("card"), help="parent directory of the results (default: %(default)s)")
+    add("--seconds", type=float, default=540, help="time limit of this call (default: %(default)s)")
+    add("--quick", action="store_true", help="smaller sizes, fewer rounds")
+    return parser.parse_args(argv)
 
 
 def name_of(device: str) -> str:
@@ -130,11 +135,11 @@ def run_step(
     with (folder / f"{name}.log").open("w") as log:
         code = run_until(words, {**os.environ, **variables}, log, end)
     seconds = time.monotonic() - start
-    ending = "time limit"
-    if code is not None:
-        ending = f"exit code {code}"
-        record.write_text(json.dumps({"command": words[1:], "seconds": seconds, "code": code}) + "\n")
-    print(f"{name}: {ending}, {seconds:.0f} s", flush=True)
+    if code is None:
+        print(f"{name}: stopped by the time limit, {seconds:.0f} s", flush=True)
+        return None
+    record.write_text(json.dumps({"command": words[1:], "seconds": seconds, "code": code}) + "\n")
+    print(f"{name}: exit code {code}, {seconds:.0f} s", flush=True)
     return code
 
 

@@ -65,12 +65,7 @@ FLAGS = [word for setting in SETTINGS.items() for word in setting]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print and plot our costs and the published ones, and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data", default="data/donuts", help="directory of the donuts (default: %(default)s)")
-    parser.add_argument("--output", default="reference", help="directory of features and plot (default: %(default)s)")
-    options = parser.parse_args(argv)
+    options = parse(argv)
     try:
         code = run(options)
     except ShardpressError as error:
@@ -80,11 +75,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code:
         return code
     output = Path(options.output)
-    costs = [epoch["cost"] for epoch in json.loads((output / "report.json").read_text())["training"]["history"]]
+    history = json.loads((output / "report.json").read_text())["training"]["history"]
+    costs = [epoch["cost"] for epoch in history]
     print(table(costs))
     plot(output, options.data, costs)
     print(f"The plot is in {output / 'reference.png'}.")
     return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", default="data/donuts", help="directory of the donuts (default: %(default)s)")
+    parser.add_argument("--output", default="reference", help="directory of features and plot (default: %(default)s)")
+    return parser.parse_args(argv)
 
 
 def run(options: argparse.Namespace) -> int:

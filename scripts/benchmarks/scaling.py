@@ -157,19 +157,21 @@ def drive(folder: Path, shards: Path, n_parts: int, cluster: LocalCluster) -> di
     with executor_on(cluster, N_REMOTE_THREADS) as executor, step("tasks", steps):
         compute_and_commit(folder, tasks, executor, N_AT_ONCE)
     del tasks
-    output = folder / "committed"
-    with step("records", steps), locked(output) as ledger:
+    with step("records", steps), locked(folder / "committed") as ledger:
         parts = [PartFacts.from_record(record) for record in ledger.records("part", FINGERPRINT)]
     with step("index", steps):
         index_bytes = sum(len(data) for _, data in index_files(parts, shapes_of, {}, {}))
-    with step("manifest", steps), locked(output) as ledger:
+    with step("manifest", steps), locked(folder / "committed") as ledger:
         ledger.finish({}, {"parts": [part.line() for part in parts]})
-    sizes = {
-        "index_bytes": index_bytes,
+    return {"n_parts": len(parts), **steps, "index_bytes": index_bytes, **sizes_of_results(folder / "committed")}
+
+
+def sizes_of_results(output: Path) -> dict[str, int]:
+    """Return the sizes of the manifest and of the records."""
+    return {
         "manifest_bytes": (output / "manifest.json").stat().st_size,
         "records_bytes": sum(path.stat().st_size for path in (output / "commits").iterdir()),
     }
-    return {"n_parts": len(parts), **steps, **sizes}
 
 
 def shapes_of(part: PartFacts) -> tuple[str, dict[str, Any]]:
