@@ -1,4 +1,4 @@
-"""Train a scikit-learn classifier on features, and say how good they are.
+"""Train a scikit-learn classifier on features, and print its accuracy.
 
     python scripts/classify.py                     features/, labels "y"
     python scripts/classify.py --features compact --labels y --test more
@@ -11,8 +11,8 @@ fit in the memory budget are learnt from out of core. Without --test, a fifth of
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # where any Python finds what the next line names
-import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the next module
+import pipeline.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split
 

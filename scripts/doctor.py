@@ -1,17 +1,17 @@
-"""Look at everything that a run needs, and say what to mend: that comes first. `shardpress doctor` does the same.
+"""Check everything that a run needs, and print problems first. `shardpress doctor` does the same.
 
     python scripts/doctor.py
-    THEANO_FLAGS=device=cuda python scripts/doctor.py       for a run that asks for this device
+    THEANO_FLAGS=device=cuda python scripts/doctor.py       for a run on this device
 
-Any Python will do, with or without packages: what is missing is what it tells.
+It runs with any Python, with or without packages, and reports missing ones.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # where any Python finds what the next lines name
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the next modules
 
-if sys.version_info < (3, 11):  # noqa: UP036 - it cannot read what follows
+if sys.version_info < (3, 11):  # noqa: UP036 - older ones cannot parse the next modules
     from pipeline.doctor.packages import complaint
 
     sys.stderr.write(complaint() + "\n")
@@ -26,7 +26,7 @@ from pipeline.signals import leave
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print what was found, and return the exit code."""
+    """Print the results and return the exit code."""
     return run_script("doctor", sys.argv[1:] if argv is None else argv)
 
 

@@ -6,7 +6,7 @@
     python scripts/extract.py --model features --input new.h5 --output more     encodes only, with a fitted model
 
 A setting may also stand in a YAML file (--config) or in the environment (SHARDPRESS_EPOCHS=5); flags win over the
-environment, and the environment over the file. What the run did stands in report.json beside the features.
+environment, and the environment over the file. report.json, next to the features, describes the run.
 
 docs/training.md says why the defaults are what they are, docs/inputs.md which files can be read and how to write them,
 docs/reliability.md what is promised when a run is interrupted.
@@ -15,8 +15,8 @@ docs/reliability.md what is promised when a run is interrupted.
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # where any Python finds what the next line names
-import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the next module
+import pipeline.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split
 

@@ -1,4 +1,4 @@
-"""Write HDF5 shards to extract features from: real rows, and made-up ones.
+"""Write HDF5 shards to extract features from: real rows and random ones.
 
     python scripts/make_data.py                      # Fashion-MNIST, else digits: data/*.h5
     python scripts/make_data.py donuts               # rows like the reference experiment's: data/donuts/
@@ -7,17 +7,17 @@
     python scripts/make_data.py fashion-mnist-test   # data/fashion-mnist-test/
     python scripts/make_data.py synthetic --rows 2000000 --columns 784 --shards 8 --layout gzip
 
-A set that is there already, made with the same parameters, is left alone; `--force` writes it again. One
-folder holds one set: shards of an earlier call that do not belong to the new set are removed. A file that
-this script did not make is never touched. Exit codes: 0 done, 64 wrong usage, 65 bad source file, 66 no
+A set that exists already with the same parameters is not written again, except with `--force`. One directory
+holds one set: shards of an earlier call that do not belong to the new set are removed. Files that this script
+did not make are never touched. Exit codes: 0 done, 64 wrong usage, 65 bad source file, 66 no
 source file, 73 a shard cannot be written, 130 interrupted.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # where any Python finds what the next line names
-import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the next module
+import pipeline.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split
 
@@ -32,6 +32,7 @@ import signal
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import h5py
 import numpy as np
@@ -55,7 +56,7 @@ CHUNK_BYTES = 1 << 20
 
 
 class MakeDataError(Exception):
-    """One sentence for the user, and the exit code that goes with it."""
+    """An error with a message for the user and an exit code."""
 
     def __init__(self, code: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -64,7 +65,7 @@ class MakeDataError(Exception):
 
 @dataclass(frozen=True)
 class Table:
-    """Rows to be had: `read(start, stop)` gives them as (stop - start, n_inputs), and their labels, uint8."""
+    """Rows that `read(start, stop)` returns as (stop - start, n_inputs), together with their labels, uint8."""
 
     n_rows: int
     n_inputs: int
@@ -74,7 +75,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Piece:
-    """A table cut evenly into the shards of one folder; it is loaded only when one has to be written."""
+    """A table split evenly into the shards of one directory; it is loaded only when a shard must be written."""
 
     paths: tuple[Path, ...]
     parameters: dict
@@ -82,7 +83,7 @@ class Piece:
     layout: str = "contiguous"
 
     def recipe(self, index: int) -> str:
-        """Give everything that decides what one shard holds, as the file records it."""
+        """Return everything that determines the content of a shard, as the file records it."""
         place = {"shard": index, "shards": len(self.paths), "version": VERSION}
         return json.dumps({**self.parameters, **place}, sort_keys=True)
 
@@ -91,7 +92,7 @@ class Piece:
         return [index for index, path in enumerate(self.paths) if recipe_of(path) != self.recipe(index)]
 
 
-# ---- where rows come from
+# ---- sources of rows
 
 
 def arrays(X: np.ndarray, y: np.ndarray) -> Table:
@@ -107,12 +108,7 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
     MakeDataError
         The file is missing, is no gzip file, or holds another type, rank or number of values than it should.
     """
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except (FileNotFoundError, PermissionError) as error:
-        raise MakeDataError(NO_INPUT, f"{path}: cannot be read ({error.strerror}); {FASHION_HINT}") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise MakeDataError(BAD_DATA, f"{path}: not a whole gzip file ({error}); {FASHION_HINT}") from error
+    content = read_gzip(path)
     magic = content[:4].hex()
     expected = f"000008{rank:02x}"
     header = 4 + 4 * rank
@@ -123,6 +119,16 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
     if found != math.prod(shape):
         raise MakeDataError(BAD_DATA, f"{path}: holds {found} values, expected {math.prod(shape)} for {shape}")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def read_gzip(path: Path) -> bytes:
+    """Read and decompress a gzip file."""
+    try:
+        return gzip.decompress(path.read_bytes())
+    except (FileNotFoundError, PermissionError) as error:
+        raise MakeDataError(NO_INPUT, f"{path}: cannot be read ({error.strerror}); {FASHION_HINT}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise MakeDataError(BAD_DATA, f"{path}: not a whole gzip file ({error}); {FASHION_HINT}") from error
 
 
 def fashion_files(part: str) -> tuple[Path, Path]:
@@ -166,34 +172,59 @@ def load_donuts(seed: int) -> Table:
     return arrays(np.hstack([position, correlated]).astype(np.float32), y)
 
 
-def load_synthetic(seed: int, n_rows: int, n_inputs: int, dtype: np.dtype) -> Table:
-    """Make ten overlapping clusters in 16 dimensions, seen through a random matrix, plus noise, in [0, 1].
+@dataclass(frozen=True)
+class Clusters:
+    """Ten overlapping clusters in 16 dimensions, seen through a random matrix, plus noise, in [0, 1].
 
-    Integers get the same rows times their largest value (at most 65535), bool gets `> 0.5`. Every tile of
-    rows has its own random stream: a row depends on the seed, its number and the width, on nothing else.
+    Every tile of rows has its own random stream: a row depends on the seed, its number and the width, on nothing else.
     """
 
-    def stream(*key: int) -> np.random.Generator:
-        return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+    seed: int
+    n_inputs: int
+    dtype: np.dtype
 
-    height = max(1, min(256, (1 << 22) // n_inputs))
-    centres = stream(0).standard_normal((10, 16), np.float32)
-    mixing = stream(1).standard_normal((16, n_inputs), np.float32) * np.float32(0.025)
+    @property
+    def height(self) -> int:
+        """Rows of a tile."""
+        return max(1, min(256, (1 << 22) // self.n_inputs))
 
-    def tile(number: int) -> tuple[np.ndarray, np.ndarray]:
-        random = stream(2, number)
-        y = random.integers(0, 10, height, np.uint8)
-        X = (centres[y] + random.standard_normal((height, 16), np.float32)) @ mixing
+    def stream(self, *key: int) -> np.random.Generator:
+        """Return the random numbers of a purpose."""
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
+
+    @cached_property
+    def centres(self) -> np.ndarray:
+        """Centre of each cluster (10, 16)."""
+        return self.stream(0).standard_normal((10, 16), np.float32)
+
+    @cached_property
+    def mixing(self) -> np.ndarray:
+        """Matrix that turns 16 dimensions into columns."""
+        return self.stream(1).standard_normal((16, self.n_inputs), np.float32) * np.float32(0.025)
+
+    def tile(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Make the rows of a tile and their labels."""
+        random = self.stream(2, number)
+        y = random.integers(0, 10, self.height, np.uint8)
+        X = (self.centres[y] + random.standard_normal((self.height, 16), np.float32)) @ self.mixing
         X += random.random(X.shape, np.float32) * np.float32(0.07) + np.float32(0.465)
-        return as_dtype(np.clip(X, 0, 1, out=X), dtype), y
+        return as_dtype(np.clip(X, 0, 1, out=X), self.dtype), y
 
-    def read(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        first = start // height
-        X, y = zip(*map(tile, range(first, -(-stop // height))), strict=True)
-        rows = slice(start - first * height, stop - first * height)
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Make some rows and their labels."""
+        first = start // self.height
+        last = math.ceil(stop / self.height)
+        X, y = zip(*map(self.tile, range(first, last)), strict=True)
+        rows = slice(start - first * self.height, stop - first * self.height)
         return np.concatenate(X)[rows], np.concatenate(y)[rows]
 
-    return Table(n_rows, n_inputs, dtype, read)
+
+def load_synthetic(seed: int, n_rows: int, n_inputs: int, dtype: np.dtype) -> Table:
+    """Make a table of clusters.
+
+    Integers get the rows times their largest value (at most 65535), bool gets `> 0.5`.
+    """
+    return Table(n_rows, n_inputs, dtype, Clusters(seed, n_inputs, dtype).read)
 
 
 def as_dtype(X: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -205,7 +236,7 @@ def as_dtype(X: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return X.astype(dtype, copy=False)
 
 
-# ---- which rows go to which files
+# ---- assignment of rows to files
 
 
 def shards(folder: Path, stem: str, count: int) -> tuple[Path, ...]:
@@ -244,7 +275,7 @@ def default(folder: Path, force: bool) -> list[Piece]:
     return digits(folder)
 
 
-def made_up(folder: Path, options: argparse.Namespace) -> Piece:
+def random_piece(folder: Path, options: argparse.Namespace) -> Piece:
     """Plan rows that come from a seed: donuts or synthetic."""
     parameters = {"set": options.set, "seed": options.seed}
     if options.set == "donuts":
@@ -256,14 +287,14 @@ def made_up(folder: Path, options: argparse.Namespace) -> Piece:
 
 
 def plan(options: argparse.Namespace) -> tuple[list[Piece], set[Path]]:
-    """Give what the command asks for, and the folders that are to hold no other shard of ours."""
+    """Return the requested pieces, and the directories that must hold no other shards of ours."""
     folder = options.output or Path("data", "" if options.set == "default" else options.set)
     if options.set == "default":
         return default(folder, options.force), {folder, folder / "fashion-mnist-test", folder / "digits-test"}
     if options.set == "digits":
         return digits(folder), {folder, folder / "digits-test"}
     if options.set in ("donuts", "synthetic"):
-        return [made_up(folder, options)], {folder}
+        return [random_piece(folder, options)], {folder}
     return [fashion(folder, "train" if options.set == "fashion-mnist" else "t10k")], {folder}
 
 
@@ -292,8 +323,8 @@ def storage(piece: Piece, table: Table, n_rows: int) -> tuple[dict, int]:
 
 
 @contextlib.contextmanager
-def interrupt_held_back() -> Iterator[None]:
-    """Let Ctrl-C wait until a write is over: raised in one of h5py's weak reference callbacks it is lost."""
+def delay_interrupt() -> Iterator[None]:
+    """Delay Ctrl-C until a write is over: raised in one of h5py's weak reference callbacks it would be lost."""
     pressed = []
     handler = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
     try:
@@ -314,30 +345,37 @@ def fill(file: h5py.File, piece: Piece, table: Table, first: int, end: int) -> N
     for start in range(0, n_rows, step):
         stop = min(start + step, n_rows)
         rows, labels = table.read(first + start, first + stop)
-        with interrupt_held_back():
-            X[start:stop], y[start:stop] = rows, labels
+        with delay_interrupt():
+            X[start:stop] = rows
+            y[start:stop] = labels
             row_id[start:stop] = np.arange(first + start, first + stop)
 
 
 def write_shard(piece: Piece, index: int, table: Table) -> None:
-    """Write one shard under a temporary name beside its own, then rename it."""
+    """Write one shard under a temporary name in the same directory, then rename it."""
     path = piece.paths[index]
-    first, end = (table.n_rows * i // len(piece.paths) for i in (index, index + 1))
+    first = table.n_rows * index // len(piece.paths)
+    end = table.n_rows * (index + 1) // len(piece.paths)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         need_room(path, (end - first) * (table.n_inputs * table.dtype.itemsize + 9))
         with h5py.File(partial, "w") as file:
-            file.attrs["made_by"], file.attrs["recipe"] = MADE_BY, piece.recipe(index)
+            file.attrs["made_by"] = MADE_BY
+            file.attrs["recipe"] = piece.recipe(index)
             fill(file, piece, table, first, end)
         partial.replace(path)
-    except (OSError, RuntimeError) as error:  # HDF5 tells of a failed write by either
-        cause = os.strerror(error.errno) if getattr(error, "errno", None) else error
-        sentence = f"{path}: cannot be written ({cause}); choose another folder with --output"
-        raise MakeDataError(CANNOT_CREATE, sentence) from error
+    except (OSError, RuntimeError) as error:  # HDF5 raises either after a failed write
+        raise cannot_write(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def cannot_write(path: Path, error: Exception) -> MakeDataError:
+    """Return the error of a failed write."""
+    cause = os.strerror(error.errno) if getattr(error, "errno", None) else error
+    return MakeDataError(CANNOT_CREATE, f"{path}: cannot be written ({cause}); choose another folder with --output")
 
 
 def need_room(path: Path, n_bytes: int) -> None:
@@ -349,41 +387,54 @@ def need_room(path: Path, n_bytes: int) -> None:
 
 
 def clear(folders: set[Path], keep: set[Path]) -> None:
-    """Remove shards of ours that are not among `keep`; say so where a stranger's file lies beside them."""
+    """Remove shards of ours that are not in `keep`; print a note about other files."""
     for path in sorted(path for folder in folders for path in folder.glob("*.h5") if path not in keep):
         if recipe_of(path) is None:
             print(f"note: {path} is not this script's and stays where it is")
             continue
         path.unlink()
         print(f"removed {path}, which belonged to another set")
-        if not any(kept.parent == path.parent for kept in keep):
+        if not any(each.parent == path.parent for each in keep):
             with contextlib.suppress(OSError):  # holds something else
                 path.parent.rmdir()
 
 
 def make(pieces: list[Piece], folders: set[Path], force: bool) -> None:
-    """Write what is not there yet; every source is read and checked before a file is removed or written."""
+    """Write the missing shards; every source is read and checked before a file is removed or written."""
     work = []
     for piece in pieces:
         todo = list(range(len(piece.paths))) if force else piece.unfinished()
-        for path in (piece.paths[index] for index in todo):
-            if os.path.lexists(path) and recipe_of(path) is None:
-                sentence = f"{path}: exists, and is no whole file of this script's; move it, or give --output"
-                raise MakeDataError(CANNOT_CREATE, sentence)
-        table = piece.load() if todo else None
-        if table and table.n_rows < len(piece.paths):
-            sentence = f"{piece.parameters['set']}: {table.n_rows} rows, expected {len(piece.paths)} or more"
-            raise MakeDataError(BAD_DATA, sentence)
+        refuse_foreign_files(piece, todo)
+        table = load_checked(piece) if todo else None
         work.append((piece, todo, table))
     clear(folders, {path for piece in pieces for path in piece.paths})
     for piece, todo, table in work:
-        for index in todo:
-            write_shard(piece, index, table)
+        if table is not None:
+            for index in todo:
+                write_shard(piece, index, table)
         print(summary(piece, table))
 
 
+def refuse_foreign_files(piece: Piece, todo: list[int]) -> None:
+    """Stop if a file that this script did not make has the name of a shard."""
+    for index in todo:
+        path = piece.paths[index]
+        if os.path.lexists(path) and recipe_of(path) is None:
+            sentence = f"{path}: exists, and is no whole file of this script's; move it, or give --output"
+            raise MakeDataError(CANNOT_CREATE, sentence)
+
+
+def load_checked(piece: Piece) -> Table:
+    """Load the table of a piece; stop if it has fewer rows than shards."""
+    table = piece.load()
+    if table.n_rows < len(piece.paths):
+        sentence = f"{piece.parameters['set']}: {table.n_rows} rows, expected {len(piece.paths)} or more"
+        raise MakeDataError(BAD_DATA, sentence)
+    return table
+
+
 def summary(piece: Piece, table: Table | None) -> str:
-    """Say in one line what lies where."""
+    """Return one line about the rows and files of a piece."""
     name = piece.parameters["set"]
     first = piece.paths[0]
     count = len(piece.paths)
@@ -420,11 +471,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def check(options: argparse.Namespace) -> list[str]:
     """Fill in the synthetic set's defaults; list everything that is wrong with the options."""
-    given = {name for name in SYNTHETIC if getattr(options, name) is not None}
+    set_options = {name for name in SYNTHETIC if getattr(options, name) is not None}
     problems = [] if options.seed >= 0 else ["--seed is negative"]
     if options.set != "synthetic":
-        return problems + [f"--{name} goes with synthetic only" for name in sorted(given)]
-    vars(options).update({name: value for name, value in SYNTHETIC.items() if name not in given})
+        return problems + [f"--{name} goes with synthetic only" for name in sorted(set_options)]
+    vars(options).update({name: value for name, value in SYNTHETIC.items() if name not in set_options})
     limits = {"rows": 2**48, "columns": 2**24, "shards": max(1, options.rows)}
     for name, limit in limits.items():
         if not 1 <= getattr(options, name) <= limit:
@@ -433,7 +484,7 @@ def check(options: argparse.Namespace) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the set that `argv` names; give the exit code, as the module's docstring lists them."""
+    """Write the set that `argv` names; return an exit code of those that the module's docstring lists."""
     try:
         options = parse(argv)
     except SystemExit as stop:  # argparse has printed help (0), or what is wrong (2)

@@ -1,4 +1,4 @@
-"""Draw what a run has made of images: rows as they were, their features, and what these still know of them.
+"""Draw images, their features, and their reconstruction from the features.
 
     make run
     python scripts/picture.py            sample/fashion-mnist/picture.png, one image of each label
@@ -9,8 +9,8 @@ Rows must be square images with a label y; `--features`, `--input` and `--output
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # where any Python finds what the next line names
-import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the next module
+import pipeline.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def images(features: str, patterns: Sequence[str]) -> list[np.ndarray]:
-    """For the first row of each label: the scaled row, its features, and its reconstruction, as squares."""
+    """Return the scaled first row of each label, its features and its reconstruction, as squares."""
     found = open_features(features)
     model = load_model(features)
     shards = open_shards(patterns)
@@ -63,13 +63,13 @@ def images(features: str, patterns: Sequence[str]) -> list[np.ndarray]:
 
 
 def square(rows: np.ndarray) -> np.ndarray:
-    """Each row as an image, as square as its columns allow."""
+    """Return each row as a square image, without the last columns if needed."""
     height = math.isqrt(rows.shape[1])
     return rows[:, : height * height].reshape(len(rows), height, height)
 
 
 def draw(lines: Sequence[np.ndarray], path: str) -> None:
-    """One line of images above the other."""
+    """Draw the lines of images below each other."""
     import matplotlib
 
     matplotlib.use("Agg")

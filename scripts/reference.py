@@ -10,8 +10,8 @@ It is `scripts/extract.py` with the flags that FLAGS lists.
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # where any Python finds what the next line names
-import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the next module
+import pipeline.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split
 
@@ -42,34 +42,30 @@ PUBLISHED = {
     9500: 1.208e-4,
 }
 
-# One minibatch of all rows is a full batch; the reference keeps nothing back for validation.
-FLAGS = [
-    *("--n-features", "2"),
-    *("--optimizer", "momentum"),
-    *("--learning-rate", "0.1"),
-    *("--momentum", "0.9"),
-    *("--schedule", "constant"),
-    *("--hidden", "none"),
-    *("--activation", "relu"),
-    *("--code-activation", "sigmoid"),
-    *("--decoder-gain", "no"),
-    *("--corruption", "0"),
-    *("--weight-decay", "0"),
-    *("--start", "random"),
-    *("--biases", "zero"),
-    *("--replicas", "1"),
-    *("--validation-fraction", "0"),
-]
+# `run` adds a full batch: one minibatch of all rows.
+SETTINGS = {
+    "--n-features": "2",
+    "--optimizer": "momentum",
+    "--learning-rate": "0.1",
+    "--momentum": "0.9",
+    "--schedule": "constant",
+    "--hidden": "none",
+    "--activation": "relu",
+    "--code-activation": "sigmoid",
+    "--decoder-gain": "no",
+    "--corruption": "0",
+    "--weight-decay": "0",
+    "--start": "random",
+    "--biases": "zero",
+    "--replicas": "1",
+    "--validation-fraction": "0",
+}
+FLAGS = [word for setting in SETTINGS.items() for word in setting]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run, print our costs beside the published ones, plot, and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data", default="data/donuts", help="where the donuts lie (default: %(default)s)")
-    parser.add_argument("--output", default="reference", help="features and plot (default: %(default)s)")
-    options = parser.parse_args(argv)
+    """Run, print and plot our costs and the published ones, and return the exit code."""
+    options = parse(argv)
     try:
         code = run(options)
     except ShardpressError as error:
@@ -79,11 +75,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code:
         return code
     output = Path(options.output)
-    costs = [epoch["cost"] for epoch in json.loads((output / "report.json").read_text())["training"]["history"]]
+    history = json.loads((output / "report.json").read_text())["training"]["history"]
+    costs = [epoch["cost"] for epoch in history]
     print(table(costs))
     plot(output, options.data, costs)
     print(f"The plot is in {output / 'reference.png'}.")
     return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", default="data/donuts", help="directory of the donuts (default: %(default)s)")
+    parser.add_argument("--output", default="reference", help="directory of features and plot (default: %(default)s)")
+    return parser.parse_args(argv)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -94,38 +101,41 @@ def run(options: argparse.Namespace) -> int:
 
 
 def table(costs: Sequence[float]) -> str:
-    """Our costs beside the published ones, at the epochs that both have."""
+    """Return our costs and the published ones, at the epochs of both."""
     lines = [f"{'epoch':>6}  {'published':>10}  {'ours':>10}"]
-    lines += [f"{e:>6}  {cost:>10.4g}  {costs[e]:>10.4g}" for e, cost in PUBLISHED.items() if e < len(costs)]
+    for epoch, published in PUBLISHED.items():
+        if epoch < len(costs):
+            lines.append(f"{epoch:>6}  {published:>10.4g}  {costs[epoch]:>10.4g}")
     return "\n".join(lines)
 
 
 def plot(output: Path, data: str, costs: Sequence[float]) -> None:
-    """Scatter input, code and reconstruction in the labels' colours, and draw the cost over the epochs."""
+    """Plot input, code and reconstruction in the colours of the labels, and the cost over the epochs."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    found = open_features(output)
+    features = open_features(output)
     model = load_model(output)
-    shards = open_shards([data])
-    x = model.scaler.transform(np.concatenate([read(block) for block in blocks(shards, 65536)]))
-    h = found.features.compute()
-    labels = found.riders["y"].compute()
-    y = model.decode(h)
-
+    code = features.features.compute()
+    labels = features.riders["y"].compute()
+    rows = np.concatenate([read(block) for block in blocks(open_shards([data]), 65536)])
     figure, axes = pyplot.subplots(2, 2, figsize=(9, 9), layout="constrained")
-    _scatter(axes[0, 0], x, labels, "Input (columns 0 and 1, scaled)")
-    _scatter(axes[0, 1], h, labels, "Code (2 features)")
-    _scatter(axes[1, 0], y, labels, "Reconstruction (columns 0 and 1)")
-    axes[1, 1].semilogy(costs, label="ours")
-    reached = {epoch: cost for epoch, cost in PUBLISHED.items() if epoch < len(costs)}
-    axes[1, 1].semilogy(list(reached), list(reached.values()), "o", label="published run, its own data")
-    axes[1, 1].set(title="Cost", xlabel="epoch", ylabel="mean squared error")
-    axes[1, 1].legend()
+    _scatter(axes[0, 0], model.scaler.transform(rows), labels, "Input (columns 0 and 1, scaled)")
+    _scatter(axes[0, 1], code, labels, "Code (2 features)")
+    _scatter(axes[1, 0], model.decode(code), labels, "Reconstruction (columns 0 and 1)")
+    _draw_costs(axes[1, 1], costs)
     figure.savefig(output / "reference.png", dpi=120)
     pyplot.close(figure)
+
+
+def _draw_costs(axes: Any, costs: Sequence[float]) -> None:
+    published = {epoch: cost for epoch, cost in PUBLISHED.items() if epoch < len(costs)}
+    axes.semilogy(costs, label="ours")
+    axes.semilogy(list(published), list(published.values()), "o", label="published run, its own data")
+    axes.set(title="Cost", xlabel="epoch", ylabel="mean squared error")
+    axes.legend()
 
 
 def _scatter(axes: Any, points: np.ndarray, labels: np.ndarray, title: str) -> None:

@@ -1,12 +1,14 @@
-"""Look at report.html as a browser and its users do: in a headless Chromium, in the light and in the dark.
+"""Check report.html in a headless Chromium, in light and dark colours.
 
-    make report-check                                  pages of digits and of the largest report there can be
+    make report-check                                  pages of digits and of the largest possible report
     python scripts/report_check.py features/report.html --pictures shots/
 
-For each page: it logs and asks for nothing, no picture is empty, nothing is wider than a phone, and axe-core
-finds nothing. With `--pictures`, screenshots of a desktop, a phone, the dark and the printed pages lie there to be
-looked at. Needs Chromium (Debian: chromium) and axe-core (npm: axe-core); `--axe` says where its axe.min.js lies.
+Each page must log nothing, request nothing, contain no empty picture, fit the width of a phone, and pass axe-core.
+`--pictures` writes screenshots of the page on a desktop, on a phone, in dark colours and in print. Needs Chromium
+(Debian: chromium) and axe-core (npm: axe-core); `--axe` is the path of its axe.min.js.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
@@ -21,16 +23,27 @@ from pathlib import Path
 from typing import Any
 
 QUIET = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-extensions"),
-    *("--disable-component-update", "--disable-sync", "--no-first-run", "--disable-default-apps", "--mute-audio"),
-    "--host-resolver-rules=MAP * ~NOTFOUND",  # what it would say to its makers
-    *("--hide-scrollbars", "--virtual-time-budget=10000", "--disable-features=Translate,OptimizationHints,MediaRouter"),
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-extensions",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-default-apps",
+    "--mute-audio",
+    "--host-resolver-rules=MAP * ~NOTFOUND",  # no requests to its vendor
+    "--hide-scrollbars",
+    "--virtual-time-budget=10000",
+    "--disable-features=Translate,OptimizationHints,MediaRouter",
 )
 DARK = "--blink-settings=preferredColorScheme=0"
-WIDTHS = {"desktop": 1280, "phone": 390}
+# Width and flags of each view.
+VIEWS: dict[str, tuple[int, list[str]]] = {"desktop": (1280, []), "phone": (390, []), "dark": (1280, [DARK])}
 
-# What the page itself says of itself; it goes behind the page's own end, so that nothing of it is what is looked at.
-LOOK = """
+# Examines the page from inside. It is added at the end of the body, so that it is not part of what it examines.
+PROBE = """
 <script>
 (async () => {
   const found = {height: document.documentElement.scrollHeight, width: document.documentElement.scrollWidth};
@@ -51,121 +64,134 @@ LOOK = """
     loaded.src = each.getAttribute("href");
   })));
   const axe_found = await axe.run(document, {resultTypes: ["violations", "incomplete"]});
-  const told = rule => ({id: rule.id, help: rule.help, n: rule.nodes.length, first: rule.nodes[0].html.slice(0, 200),
+  const summary = rule => ({id: rule.id, help: rule.help, n: rule.nodes.length, first: rule.nodes[0].html.slice(0, 200),
     why: rule.nodes[0].failureSummary});
-  found.violations = axe_found.violations.map(told);
-  found.incomplete = axe_found.incomplete.map(told);
-  found.asked = performance.getEntriesByType("resource").map(each => each.name);
+  found.violations = axe_found.violations.map(summary);
+  found.incomplete = axe_found.incomplete.map(summary);
+  found.requests = performance.getEntriesByType("resource").map(each => each.name);
   parent.postMessage(JSON.stringify(found), "*");
 })();
 </script>
 """
-# No window of Chromium's is as narrow as a phone, but a frame may be.
+# A window of Chromium cannot be as narrow as a phone, but a frame can.
 FRAME = """<!DOCTYPE html><html><body style="margin: 0"><script>
 addEventListener("message", event => {
-  const told = document.createElement("pre");
-  told.id = "found";
-  told.textContent = event.data;
-  document.body.append(told);
+  const result = document.createElement("pre");
+  result.id = "found";
+  result.textContent = event.data;
+  document.body.append(result);
 });
 </script><iframe src="%s" width="%d" height="%d" style="border: 0"></iframe></body></html>
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Look at each page, say what is wrong, and return how many faults there are, 1 at most."""
+    """Check the pages, print what is wrong, and return 1 if anything is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", nargs="+", type=Path)
-    parser.add_argument("--pictures", type=Path, help="where screenshots go")
+    parser.add_argument("--pictures", type=Path, help="directory of screenshots")
     parser.add_argument("--axe", type=Path, default=Path(".report-check/node_modules/axe-core/axe.min.js"))
     parser.add_argument("--chromium", default=shutil.which("chromium") or "chromium")
     options = parser.parse_args(argv)
-    faults = [fault for page in options.pages for fault in looked_at(page, options)]
-    print("\n".join(faults) or f"{len(options.pages)} pages: nothing to find fault with.")
-    return bool(faults)
+    axe = options.axe.read_text().replace("</script", "<\\/script")
+    faults = []
+    for page in options.pages:
+        with tempfile.TemporaryDirectory() as folder:
+            browser = Browser(options.chromium, Path(folder))
+            faults += [f"{page}: {fault}" for fault in check_page(page, browser, axe, options.pictures)]
+    print("\n".join(faults) or f"{len(options.pages)} pages: no faults found.")
+    return int(bool(faults))
 
 
-def looked_at(page: Path, options: argparse.Namespace) -> list[str]:
-    """What is wrong with a page."""
-    with tempfile.TemporaryDirectory() as folder:
-        browser = Browser(options.chromium, Path(folder))
-        faults = [f"logs {line}" for line in browser.logged(page)]
-        probe = Path(folder) / "probe.html"
-        axe = options.axe.read_text().replace("</script", "<\\/script")
-        probe.write_text(page.read_text().replace("</body>", f"<script>{axe}</script>{LOOK}</body>"))
-        heights = {}
-        for name, how in {"desktop": [], "phone": [], "dark": [DARK]}.items():
-            width = WIDTHS.get(name, WIDTHS["desktop"])
-            found = browser.found(probe, width, how)
-            heights[name] = found["height"]
-            faults += [f"{name}: {fault}" for fault in _faults(found, width, is_dark=bool(how))]
-        if options.pictures:
-            options.pictures.mkdir(parents=True, exist_ok=True)
-            for name, height in heights.items():
-                target = options.pictures / f"{page.parent.name}-{name}.png"
-                size = WIDTHS.get(name, WIDTHS["desktop"]), height
-                browser.pictured(page, target, size, [DARK] if name == "dark" else [])
-            browser.printed(page, options.pictures / f"{page.parent.name}.pdf")
-    return [f"{page}: {fault}" for fault in faults]
+def check_page(page: Path, browser: Browser, axe: str, pictures: Path | None) -> list[str]:
+    """Return the faults of a page in all views, and take pictures of them."""
+    faults = [f"logs {line}" for line in browser.console_lines(page)]
+    probe = browser.folder / "probe.html"
+    probe.write_text(page.read_text().replace("</body>", f"<script>{axe}</script>{PROBE}</body>"))
+    if pictures:
+        pictures.mkdir(parents=True, exist_ok=True)
+        browser.print_to_pdf(page, pictures / f"{page.parent.name}.pdf")
+    for name, (width, flags) in VIEWS.items():
+        found = browser.run_probe(probe, width, flags)
+        faults += [f"{name}: {fault}" for fault in find_faults(found, width, is_dark=DARK in flags)]
+        if pictures:
+            target = pictures / f"{page.parent.name}-{name}.png"
+            browser.take_screenshot(page, target, (width, found["height"]), flags)
+    return faults
 
 
-def _faults(found: dict[str, Any], width: int, is_dark: bool) -> list[str]:
-    faults = [
-        f"{each['id']} x {each['n']}: {each['help']}: {each['why']}: {each['first']}" for each in found["violations"]
-    ]
-    unsure = [each for each in found["incomplete"] if each["id"] != "color-contrast"]  # of text over a picture
-    faults += [f"axe cannot tell: {each['id']}: {each['help']}: {each['first']}" for each in unsure]
-    for each in found["pictures"]:
-        if each["drawn"] < 2 or min(each["width"], each["height"]) < 10:
-            faults.append(f"an empty picture: {each}")
-    if not found["pictures"]:
-        faults.append("no picture at all")
-    faults += [f"asks for {url[:200]}" for url in found["asked"]]
-    if found["broken"]:
-        faults.append(f"{found['broken']} images cannot be decoded")
+def find_faults(found: dict[str, Any], width: int, is_dark: bool) -> list[str]:
+    """Return what is wrong with the results of a probe."""
+    faults = [*accessibility_faults(found), *picture_faults(found)]
+    faults += [f"requests {url[:200]}" for url in found["requests"]]
     if found["width"] > width:
-        faults.append(f"{found['width']} pixels wide, expected {width} at most")
+        faults.append(f"{found['width']} pixels wide, expected at most {width}")
     if found["dark"] != is_dark:
         faults.append(f"the colours are dark: {found['dark']}, expected {is_dark}")
     return faults
 
 
+def accessibility_faults(found: dict[str, Any]) -> list[str]:
+    """Return the violations that axe-core found, and what it could not decide."""
+    faults = []
+    for rule in found["violations"]:
+        faults.append(f"{rule['id']} x {rule['n']}: {rule['help']}: {rule['why']}: {rule['first']}")
+    for rule in found["incomplete"]:
+        if rule["id"] != "color-contrast":  # undecided for text on a picture
+            faults.append(f"axe cannot decide {rule['id']}: {rule['help']}: {rule['first']}")
+    return faults
+
+
+def picture_faults(found: dict[str, Any]) -> list[str]:
+    """Return which pictures are missing or empty."""
+    faults = []
+    if not found["pictures"]:
+        faults.append("no picture at all")
+    for picture in found["pictures"]:
+        if picture["drawn"] < 2 or min(picture["width"], picture["height"]) < 10:
+            faults.append(f"an empty picture: {picture}")
+    if found["broken"]:
+        faults.append(f"{found['broken']} images cannot be decoded")
+    return faults
+
+
 class Browser:
-    """A Chromium without a window, each time a fresh one."""
+    """A headless Chromium with a new profile for each call."""
 
     def __init__(self, program: str, folder: Path) -> None:
+        self.folder = folder
         self._program = program
-        self._folder = folder
 
-    def logged(self, page: Path) -> list[str]:
-        """What it says of the page on its console."""
+    def console_lines(self, page: Path) -> list[str]:
+        """Return what a page logs to the console."""
         done = self._run([*QUIET, "--enable-logging=stderr", "--dump-dom"], page)
         return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
-    def found(self, probe: Path, width: int, how: Sequence[str]) -> dict[str, Any]:
-        """What the probe says."""
-        done = self._run([*QUIET, *how, "--dump-dom"], self._framed(probe, (width, 2000)))
+    def run_probe(self, probe: Path, width: int, flags: Sequence[str]) -> dict[str, Any]:
+        """Return the results of the probe."""
+        done = self._run([*QUIET, *flags, "--dump-dom"], self._framed(probe, (width, 2000)))
         found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
         if not found:
-            raise SystemExit(f"{probe}: Chromium says nothing: {done.stderr[-2000:]}")
+            raise SystemExit(f"{probe}: no results from Chromium: {done.stderr[-2000:]}")
         return dict(json.loads(unescape(found[1])))
 
-    def pictured(self, page: Path, target: Path, size: tuple[int, int], how: Sequence[str]) -> None:
-        """A screenshot."""
+    def take_screenshot(self, page: Path, target: Path, size: tuple[int, int], flags: Sequence[str]) -> None:
+        """Write a PNG of the whole page."""
         window = f"--window-size={max(size[0], 500)},{size[1]}"
-        self._run([*QUIET, *how, window, f"--screenshot={target.resolve()}"], self._framed(page, size))
+        self._run([*QUIET, *flags, window, f"--screenshot={target.resolve()}"], self._framed(page, size))
 
-    def printed(self, page: Path, target: Path) -> None:
-        """What a printer would get."""
+    def print_to_pdf(self, page: Path, target: Path) -> None:
+        """Write the printed page."""
         self._run([*QUIET, "--no-pdf-header-footer", f"--print-to-pdf={target.resolve()}"], page)
 
     def _framed(self, page: Path, size: tuple[int, int]) -> Path:
-        path = self._folder / "frame.html"
+        """Write a page that shows another one in a frame of some size."""
+        path = self.folder / "frame.html"
         path.write_text(FRAME % (page.resolve().as_uri(), *size))
         return path
 
     def _run(self, flags: Sequence[str], page: Path) -> subprocess.CompletedProcess[str]:
-        home = tempfile.mkdtemp(dir=self._folder)
+        home = tempfile.mkdtemp(dir=self.folder)
         command = [self._program, *flags, f"--user-data-dir={home}", page.resolve().as_uri()]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 

@@ -1,12 +1,12 @@
-"""The contestants of the races: the same work as a user would write it with each library.
+"""A contestant of the races: a process that does the same work as the others, with one library.
 
     python scripts/benchmarks/contestants.py ours|blas|jax|torch|torch-compile|torch-graphs|sklearn
 
-Started by `race` in the virtual environment that has the library, it takes one JSON request a line on standard input
-and answers each with one line. `prepare` names a case, the method of a contestant, and the directory of its input, and
-writes the result there, so that the results of all contestants can be compared; `time` does the work again a number of
-times and answers the seconds. PEER_DEVICE=cuda in the environment has PyTorch work there, and BENCH_CLOCK=process
-counts the processor time of all threads instead of the clock's.
+The races start it with the Python that has the library. It reads one JSON request a line from standard input and
+answers each with one line. `prepare` names a case, which is a method of the contestant, and the directory of its input;
+the result is written there, so that the results of all contestants can be compared. `time` does the work again a number
+of times and returns the seconds. With PEER_DEVICE=cuda PyTorch works on a card. With BENCH_CLOCK=process the clock
+counts the processor time of all threads.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ import numpy as np
 from kernels.network import Network
 
 # A prepared case: a function that does its work n times, and one that returns the result as arrays. The first one may
-# return the seconds that count, if it does more than the case asks for.
+# return the seconds that count, if it does more than the case demands.
 Prepared = tuple[Callable[[int], float | None], Callable[[], dict[str, np.ndarray]]]
 
 MOMENTUM = 0.9
 RATE = 0.1
 BLOCK_ROWS = 8192
-CONTESTANTS = {
+CLASSES = {
     "ours": "ours.Ours",
     "blas": "ours.Blas",
     "jax": "peers.Jax",
@@ -50,21 +50,29 @@ def network_of(fields: Mapping[str, Any]) -> Network:
 def arrays(folder: Path) -> dict[str, np.ndarray]:
     """Return the input of a case in memory."""
     with np.load(folder / "input.npz") as file:
-        return {name: file[name] for name in file.files}
+        return dict(file)
 
 
-def repeated(work: Callable[[], object], wait: Callable[[], object] = lambda: None) -> Callable[[int], None]:
-    """Return a function that does some work n times, and then waits for its end."""
+def repeat(
+    work: Callable[[], object], wait: Callable[[], object] = lambda: None, warm_up: int = 1
+) -> Callable[[int], None]:
+    """Warm up, and return a function that does some work n times and then waits for its end."""
 
     def run(n: int) -> None:
         for _ in range(n):
             work()
         wait()
 
+    run(warm_up)
     return run
 
 
-def cost_of(shards: Path, minimum: np.ndarray, scale: np.ndarray, p: Mapping[str, np.ndarray]) -> np.ndarray:
+def h5_files(folder: str) -> list[Path]:
+    """Return the shards in a directory."""
+    return sorted(Path(folder).glob("*.h5"))
+
+
+def cost_of(shards: str, minimum: np.ndarray, scale: np.ndarray, p: Mapping[str, np.ndarray]) -> np.ndarray:
     """Return the mean squared error of a trained model on some rows, in scaled units."""
     import h5py
 
@@ -74,32 +82,39 @@ def cost_of(shards: Path, minimum: np.ndarray, scale: np.ndarray, p: Mapping[str
     return np.array(np.mean((h @ p["W"].T + p["b_output"] - x) ** 2))
 
 
-def h5_files(folder: Path) -> list[Path]:
-    return sorted(Path(folder).glob("*.h5"))
+class Server:
+    """Answers the requests of a race."""
+
+    def __init__(self, name: str) -> None:
+        module, _, class_name = CLASSES[name].partition(".")
+        self.name = name
+        self.contestant = getattr(import_module(f"scripts.benchmarks.{module}"), class_name)()
+        self.clock = time.process_time if os.environ.get("BENCH_CLOCK") == "process" else time.perf_counter
+        self.run: Callable[[int], float | None] = repeat(int)
+
+    def prepare(self, case: str, folder: str, sizes: dict[str, Any]) -> dict[str, Any]:
+        """Prepare a case, and write its result."""
+        if not hasattr(self.contestant, case):
+            return {"absent": True}
+        self.run, result = getattr(self.contestant, case)(Path(folder), **sizes)
+        np.savez(Path(folder) / f"{self.name}.npz", **result())
+        return {"about": self.contestant.about}
+
+    def time(self, times: int) -> dict[str, Any]:
+        """Do the work a number of times."""
+        start = self.clock()
+        seconds = self.run(times)
+        return {"seconds": self.clock() - start if seconds is None else seconds}
 
 
 def main() -> int:
-    """Serve requests until standard input closes."""
+    """Answer requests until standard input closes."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # so that no library's output is among the answers
-    name = sys.argv[1]
-    module, _, kind = CONTESTANTS[name].partition(".")
-    contestant = getattr(import_module(f"scripts.benchmarks.{module}"), kind)()
-    now = time.process_time if os.environ.get("BENCH_CLOCK") == "process" else time.perf_counter
-    run: Callable[[int], float | None] = repeated(int)
+    os.dup2(2, 1)  # libraries print to standard output, too
+    server = Server(sys.argv[1])
     for line in sys.stdin:
         request = json.loads(line)
-        if request["do"] == "time":
-            start = now()
-            counted = run(request["times"])
-            answer = {"seconds": now() - start if counted is None else counted}
-        elif not hasattr(contestant, request["case"]):
-            answer = {"absent": True}
-        else:
-            folder = Path(request["folder"])
-            run, result = getattr(contestant, request["case"])(folder, **request["sizes"])
-            np.savez(folder / f"{name}.npz", **result())
-            answer = {"about": contestant.about}
+        answer = getattr(server, request.pop("do"))(**request)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
     return 0

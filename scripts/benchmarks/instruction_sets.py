@@ -1,4 +1,4 @@
-"""Instruction sets of x86-64, and how to have all that computes keep to one: for the tests and the benchmark."""
+"""Instruction sets of x86-64, and how to keep all programs that compute to one of them; for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["INSTRUCTION_SETS", "InstructionSet", "hide", "limits", "missing", "s
 
 @dataclass(frozen=True)
 class InstructionSet:
-    """What is told to whom.
+    """Names of an instruction set.
 
     Attributes
     ----------
     needs : tuple of str
-        What the processor must have, as the kernel names it.
+        Features that the processor must have, in the kernel's words.
     march : str
-        gcc's flags.
+        Flags of gcc.
     openblas, torch, onednn, mkl, xla : str
-        The kernels of OpenBLAS, and the most that PyTorch, its two libraries and XLA may take.
+        Kernels of OpenBLAS, and the limits of PyTorch, its two libraries and XLA.
     """
 
     needs: tuple[str, ...]
@@ -34,6 +34,7 @@ class InstructionSet:
 
 _V3 = ("avx2", "fma", "bmi2")
 _V4 = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+_CPUINFO = Path("/proc/cpuinfo")
 
 INSTRUCTION_SETS = {
     "sse2": InstructionSet(("sse2",), "-march=x86-64", "Prescott", "default", "SSE41", "SSE4_2", "SSE4_2"),
@@ -43,33 +44,33 @@ INSTRUCTION_SETS = {
     ),
     "avx512": InstructionSet(_V4, "-march=x86-64-v4", "SkylakeX", "avx512", "AVX512_CORE", "AVX512", "AVX512"),
     "avx512vnni": InstructionSet(
-        (*_V4, "avx512_vnni"),
-        "-march=x86-64-v4 -mavx512vnni",
-        "SkylakeX",
-        "avx512",
-        "AVX512_CORE_VNNI",
-        "AVX512_E1",
-        "AVX512_VNNI",
+        needs=(*_V4, "avx512_vnni"),
+        march="-march=x86-64-v4 -mavx512vnni",
+        openblas="SkylakeX",
+        torch="avx512",
+        onednn="AVX512_CORE_VNNI",
+        mkl="AVX512_E1",
+        xla="AVX512_VNNI",
     ),
 }
 
 
 def missing(name: str) -> list[str]:
-    """What this machine's processor lacks of an instruction set."""
-    there = Path("/proc/cpuinfo").read_text().split()
-    return [need for need in INSTRUCTION_SETS[name].needs if need not in there]
+    """Return the features that this machine's processor lacks for an instruction set."""
+    features = _CPUINFO.read_text().split()
+    return [need for need in INSTRUCTION_SETS[name].needs if need not in features]
 
 
 def settings(name: str) -> str:
-    """The text of a configuration file of Theano's."""
-    return f"[gcc]\ncxxflags = {_flags(name)}\n"
+    """Return a configuration file of Theano."""
+    return f"[gcc]\ncxxflags = {_compiler_flags(name)}\n"
 
 
 def limits(name: str) -> dict[str, str]:
-    """The environment in which our kernels, OpenBLAS, PyTorch and JAX keep to an instruction set."""
+    """Return the environment in which our kernels, OpenBLAS, PyTorch and XLA keep to an instruction set."""
     own = INSTRUCTION_SETS[name]
     return {
-        "THEANO_FLAGS": f"gcc.cxxflags={_flags(name)}",
+        "THEANO_FLAGS": f"gcc.cxxflags={_compiler_flags(name)}",
         "OPENBLAS_CORETYPE": own.openblas,
         "ATEN_CPU_CAPABILITY": own.torch,
         "ONEDNN_MAX_CPU_ISA": own.onednn,
@@ -79,26 +80,26 @@ def limits(name: str) -> dict[str, str]:
 
 
 def hide(name: str, folder: Path) -> Path | None:
-    """A library that, preloaded, hides from a process what goes beyond AVX2, or beyond AVX-VNNI.
+    """Compile a library that, preloaded, hides instructions beyond AVX2 or AVX-VNNI from a process.
 
-    For what no variable of `limits` reaches: JAX's own library of products asks the processor, and takes what it finds.
+    JAX's library of products asks the processor, and has no variable that limits it.
 
     Returns
     -------
     Path or None
-        Nothing for other instruction sets, and where the processor cannot be kept from answering.
+        None for other instruction sets, and if the processor cannot hide them.
     """
-    if name not in ("avx2", "avxvnni") or "cpuid_fault" not in Path("/proc/cpuinfo").read_text().split():
+    if name not in ("avx2", "avxvnni") or "cpuid_fault" not in _CPUINFO.read_text().split():
         return None
     library = folder / f"cpuid-{name}.so"
-    keep = ["-DKEEP_AVX_VNNI"] if name == "avxvnni" else []
+    options = ["-DKEEP_AVX_VNNI"] if name == "avxvnni" else []
     source = Path(__file__).with_name("cpuid.c")
-    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", *keep, "-o", str(library), str(source)], check=True)
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", *options, "-o", str(library), str(source)], check=True)
     return library
 
 
-def _flags(name: str) -> str:
-    """What gcc is told as a rule, but for the processor: Theano adds its own only where no -march stands."""
+def _compiler_flags(name: str) -> str:
+    """Return the usual flags with another -march; Theano adds its own only if there is none."""
     from kernels.flags import compiler_flags
 
     return f"{compiler_flags()} -mtune=native {INSTRUCTION_SETS[name].march}"

@@ -1,14 +1,15 @@
-"""The peers of the races: what a user would write with JAX, with PyTorch, with scikit-learn."""
+"""The peers of the races: the work as a user would write it with JAX, PyTorch or scikit-learn."""
 
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
+import h5py
 import numpy as np
 
 from kernels.network import Network
@@ -21,26 +22,24 @@ from scripts.benchmarks.contestants import (
     cost_of,
     h5_files,
     network_of,
-    repeated,
+    repeat,
 )
 
 Arrays = Mapping[str, np.ndarray]
-Scale = Callable[[Any], Any]
-Stepper = tuple[Callable[[Any], Any], Callable[[], dict[str, np.ndarray]]]
+Function = Callable[[Any], Any]
+Stepper = tuple[Function, Callable[[], dict[str, np.ndarray]]]
 
 
 class Peer:
-    """The code that all libraries share.
+    """The cases, and the code that all libraries share.
 
-    A library has ``array``, ``scale``, ``stepper`` and ``encoding``, and ``wait`` if it computes in the background.
+    A library adds ``array``, which returns an array on its device; ``scaler``, which returns a function of raw rows;
+    ``stepper``, which returns a function that takes a step on raw rows and one that returns the parameters; and
+    ``encoder``, which returns a function that encodes raw rows. ``activations`` has its functions by name.
     """
 
     about = ""
-    activate: Mapping[str, Callable[[Any], Any]]
-
-    def array(self, values: np.ndarray) -> Any:
-        """Return an array of the library on its device."""
-        raise NotImplementedError
+    activations: Mapping[str, Function]
 
     def on_host(self, values: np.ndarray) -> Any:
         """Return an array of the library in host memory."""
@@ -49,18 +48,6 @@ class Peer:
     def minibatch(self, rows: np.ndarray) -> Any:
         """Return rows from a file as a step takes them."""
         return rows
-
-    def scale(self, minimum: np.ndarray, scale: np.ndarray) -> Scale:
-        """Return a function that scales raw rows."""
-        raise NotImplementedError
-
-    def stepper(self, network: Network, scale: Scale, start: Arrays) -> Stepper:
-        """Return a function that takes a step on raw rows, and one that returns the parameters."""
-        raise NotImplementedError
-
-    def encoding(self, network: Network, scale: Scale, parameters: Arrays) -> Callable[[Any], Any]:
-        """Return a function that encodes raw rows."""
-        raise NotImplementedError
 
     def wait(self) -> None:
         """Wait until all steps have been taken."""
@@ -72,7 +59,7 @@ class Peer:
     def features(self, network: Network, p: Mapping[str, Any], x: Any) -> Any:
         """Return the features of scaled rows."""
         for (W, b, _), activation in zip(network.layers, network.activations, strict=True):
-            x = self.activate[activation](self.affine(x, p[W], p[b]))
+            x = self.activations[activation](self.affine(x, p[W], p[b]))
         return x
 
     def cost(self, network: Network, p: Mapping[str, Any], x: Any) -> Any:
@@ -81,136 +68,127 @@ class Peer:
         for i, (W, _, b) in reversed(list(enumerate(network.layers))):
             y = self.affine(y, p[W].T, p[b])
             if i > 0:
-                y = self.activate[network.activation](y)
+                y = self.activations[network.activation](y)
         return ((x - y) ** 2).mean()
 
     def blocks(self, paths: list[Path]) -> Iterator[np.ndarray]:
-        """Yield blocks of rows, read one ahead by a thread."""
-        import h5py
-
-        queue: Queue[np.ndarray | None] = Queue(maxsize=1)
-
-        def read() -> None:
-            for path in paths:
-                with h5py.File(path) as file:
-                    for start in range(0, file["X"].shape[0], BLOCK_ROWS):
-                        queue.put(file["X"][start : start + BLOCK_ROWS])
-            queue.put(None)
-
-        thread = threading.Thread(target=read)
-        thread.start()
-        while (block := queue.get()) is not None:
-            yield block
-        thread.join()
-
-    # -- the cases ---------------------------------------------------------------------------------------------------
+        """Yield blocks of rows, which a thread reads ahead."""
+        blocks = read_blocks(paths)
+        with ThreadPoolExecutor(1) as reader:
+            pending = reader.submit(next, blocks, None)
+            while (block := pending.result()) is not None:
+                pending = reader.submit(next, blocks, None)
+                yield block
 
     def step(self, folder: Path, network: Mapping[str, Any]) -> Prepared:
-        given = arrays(folder)
-        step, parameters = self.stepper(network_of(network), lambda rows: rows, given)
-        x = self.array(given["x"])
-        run = repeated(lambda: step(x), self.wait)
-        run(3)
-        found = {name: np.array(array) for name, array in parameters().items()}
-        return run, lambda: found
+        values = arrays(folder)
+        step, parameters = self.stepper(network_of(network), lambda rows: rows, values)
+        x = self.array(values["x"])
+        run = repeat(lambda: step(x), self.wait, warm_up=3)
+        result = {name: np.array(array) for name, array in parameters().items()}
+        return run, lambda: result
 
     def encode(self, folder: Path, network: Mapping[str, Any]) -> Prepared:
-        given = arrays(folder)
-        encode = self.encoding(network_of(network), self.scale(given["minimum"], given["scale"]), given)
-        rows = self.on_host(given["rows"])
-        found: list[Any] = [None]
+        values = arrays(folder)
+        scaler = self.scaler(values["minimum"], values["scale"])
+        encode = self.encoder(network_of(network), scaler, values)
+        rows = self.on_host(values["rows"])
+        run = repeat(lambda: encode(rows))
+        return run, lambda: {"features": np.asarray(encode(rows))}
 
-        def work() -> None:
-            found[0] = encode(rows)
-
-        run = repeated(work)
-        run(1)
-        return run, lambda: {"features": np.asarray(found[0])}
-
-    def encoder(self, model: dict[str, np.ndarray]) -> Callable[[np.ndarray], Any]:
-        """Return a function that encodes blocks of raw rows with a fitted model."""
-        return self.encoding(Network(model["W"].shape), self.scale(*scaling(model)), model)
+    def fitted_encoder(self, model: dict[str, np.ndarray]) -> Function:
+        """Return a function that encodes raw rows with a fitted model."""
+        return self.encoder(Network(model["W"].shape), self.scaler(*scaling(model)), model)
 
     def encode_files(self, folder: Path, shards: str, model: str) -> Prepared:
-        import h5py
-
         with h5py.File(Path(model) / "model.h5") as file:
             fitted = {name: file[name][()] for name in ("minimum", "maximum", "W", "b_hidden", "b_output")}
-        encode = self.encoder(fitted)
+        encode = self.fitted_encoder(fitted)
         output = folder / f"{type(self).__name__}.h5"
-        paths = h5_files(Path(shards))
-
-        def work() -> None:
-            with h5py.File(output, "w") as file:
-                n_rows = sum(h5py.File(path)["X"].shape[0] for path in paths)
-                features = file.create_dataset("features", (n_rows, fitted["W"].shape[1]), np.float32)
-                start = 0
-                for block in self.blocks(paths):
-                    features[start : start + len(block)] = encode(block)
-                    start += len(block)
+        run = repeat(lambda: self._encode_to(output, encode, h5_files(shards), fitted["W"].shape[1]))
 
         def result() -> dict[str, np.ndarray]:
             with h5py.File(output) as file:
                 return {"features": file["features"][()]}
 
-        run = repeated(work)
-        run(1)
         return run, result
 
+    def _encode_to(self, output: Path, encode: Function, paths: list[Path], n_features: int) -> None:
+        """Encode files into one file of features."""
+        n_rows = sum(n for n, _ in shapes(paths))
+        with h5py.File(output, "w") as file:
+            features = file.create_dataset("features", (n_rows, n_features), np.float32)
+            start = 0
+            for block in self.blocks(paths):
+                features[start : start + len(block)] = encode(block)
+                start += len(block)
+
     def train_files(self, folder: Path, shards: str, epochs: int, batch_size: int, memory: int) -> Prepared:
-        paths = h5_files(Path(shards))
-        costs: list[np.ndarray] = [np.array(np.nan)]
+        paths = h5_files(shards)
+        result: dict[str, np.ndarray] = {}
 
         def work() -> None:
-            minimum, scale, parameters = self._fit(paths, epochs, batch_size, memory)
-            costs[0] = cost_of(Path(shards), minimum, scale, parameters)
+            model = initial_model(self.blocks(paths))
+            minimum, scale = scaling(model)
+            step, parameters = self.stepper(Network(model["W"].shape), self.scaler(minimum, scale), model)
+            rng = np.random.default_rng(1)
+            for block in self._blocks_of_epochs(paths, epochs, memory):
+                for rows in minibatches(block, batch_size, rng):
+                    step(self.minibatch(rows))
+            result["cost"] = cost_of(shards, minimum, scale, parameters())
 
-        run = repeated(work)
-        run(1)
-        return run, lambda: {"cost": costs[0]}
+        return repeat(work), lambda: result
 
-    def _fit(
-        self, paths: list[Path], epochs: int, batch_size: int, memory: int
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """Train, and return minimum, scale and parameters."""
-        model = self._untrained(paths)
-        low, factor = scaling(model)
-        step, parameters = self.stepper(Network(model["W"].shape), self.scale(low, factor), model)
-        rng = np.random.default_rng(1)
-        resident: list[np.ndarray] = []
-        if total_bytes(paths) < memory // 2:
+    def _blocks_of_epochs(self, paths: list[Path], epochs: int, memory: int) -> Iterator[np.ndarray]:
+        """Yield the rows of all epochs: all at once if they fit, otherwise in blocks."""
+        n_values = sum(n_rows * n_columns for n_rows, n_columns in shapes(paths))
+        with h5py.File(paths[0]) as file:
+            n_bytes = n_values * file["X"].dtype.itemsize
+        resident = []
+        if n_bytes < memory // 2:
             resident.append(np.concatenate(list(self.blocks(paths))))
         for _ in range(epochs):
-            for block in resident or self.blocks(paths):
-                order = rng.permutation(len(block))
-                for start in range(0, len(block), batch_size):
-                    step(self.minibatch(block[order[start : start + batch_size]]))
-        return low, factor, parameters()
-
-    def _untrained(self, paths: list[Path]) -> dict[str, np.ndarray]:
-        """Return the ranges of the columns, and random parameters."""
-        ranges = [(block.min(axis=0), block.max(axis=0)) for block in self.blocks(paths)]
-        minimum = np.min([low for low, _ in ranges], axis=0).astype(np.float64)
-        maximum = np.max([high for _, high in ranges], axis=0).astype(np.float64)
-        n_inputs = len(minimum)
-        weights = np.random.default_rng(0).normal(size=(n_inputs, 64)) / np.sqrt(n_inputs + 64)
-        return {
-            "minimum": minimum,
-            "maximum": maximum,
-            "W": weights.astype(np.float32),
-            "b_hidden": np.zeros(64, np.float32),
-            "b_output": np.zeros(n_inputs, np.float32),
-        }
+            yield from resident or self.blocks(paths)
 
 
-def total_bytes(paths: list[Path]) -> int:
-    import h5py
-
-    n_bytes = 0
+def shapes(paths: list[Path]) -> list[tuple[int, int]]:
+    """Return the number of rows and columns of each file."""
+    found = []
     for path in paths:
         with h5py.File(path) as file:
-            n_bytes += file["X"].size * file["X"].dtype.itemsize
-    return n_bytes
+            found.append(file["X"].shape)
+    return found
+
+
+def read_blocks(paths: list[Path]) -> Iterator[np.ndarray]:
+    """Read files block by block."""
+    for path in paths:
+        with h5py.File(path) as file:
+            for start in range(0, len(file["X"]), BLOCK_ROWS):
+                yield file["X"][start : start + BLOCK_ROWS]
+
+
+def minibatches(block: np.ndarray, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Yield the rows of a block in random order."""
+    order = rng.permutation(len(block))
+    for start in range(0, len(block), batch_size):
+        yield block[order[start : start + batch_size]]
+
+
+def initial_model(blocks: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the ranges of the columns, and random parameters."""
+    ranges = [(block.min(axis=0), block.max(axis=0)) for block in blocks]
+    minimum = np.min([low for low, _ in ranges], axis=0).astype(np.float64)
+    maximum = np.max([high for _, high in ranges], axis=0).astype(np.float64)
+    n_inputs = len(minimum)
+    weights = np.random.default_rng(0).normal(size=(n_inputs, 64)) / np.sqrt(n_inputs + 64)
+    return {
+        "minimum": minimum,
+        "maximum": maximum,
+        "W": weights.astype(np.float32),
+        "b_hidden": np.zeros(64, np.float32),
+        "b_output": np.zeros(n_inputs, np.float32),
+    }
 
 
 def scaling(model: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -228,39 +206,40 @@ class Jax(Peer):
 
         self.jax = jax
         self.about = f"JAX {jax.__version__}"
-        self.activate = {"relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid, "linear": lambda z: z}
-        self._state: list[Any] = []  # parameters and velocities of the last stepper
+        self.activations = {"relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid, "linear": lambda z: z}
+        self._state: list[Any] = []  # parameters and velocities
 
     def array(self, values: np.ndarray) -> Any:
         return self.jax.numpy.array(values)
 
-    def stepper(self, network: Network, scale: Scale, start: Arrays) -> Stepper:
-        def step(p: dict[str, Any], v: dict[str, Any], rows: Any) -> Any:
-            gradient = self.jax.grad(lambda p: self.cost(network, p, scale(rows)))(p)
-            v = {name: MOMENTUM * v[name] - RATE * gradient[name] for name in p}
-            return {name: p[name] + v[name] for name in p}, v
+    def scaler(self, minimum: np.ndarray, scale: np.ndarray) -> Function:
+        low = self.array(minimum)
+        factor = self.array(scale)
+        return lambda rows: (rows.astype(self.jax.numpy.float32) - low) * factor
 
-        jitted = self.jax.jit(step, donate_argnums=(0, 1))
-        parameters = {name: self.jax.numpy.array(start[name]) for name in network.shapes}
-        state = [parameters, {name: self.jax.numpy.zeros_like(array) for name, array in parameters.items()}]
-        self._state = state
+    def stepper(self, network: Network, scaler: Function, start: Arrays) -> Stepper:
+        step = self.jax.jit(partial(self._step, network, scaler), donate_argnums=(0, 1))
+        parameters = {name: self.array(start[name]) for name in network.shapes}
+        velocities = {name: self.jax.numpy.zeros_like(array) for name, array in parameters.items()}
+        self._state = [parameters, velocities]
 
         def run(rows: Any) -> None:
-            state[:] = jitted(state[0], state[1], rows)
+            self._state = step(*self._state, rows)
 
-        return run, lambda: {name: np.array(array) for name, array in state[0].items()}
+        return run, lambda: {name: np.array(array) for name, array in self._state[0].items()}
+
+    def _step(self, network: Network, scaler: Function, p: dict[str, Any], v: dict[str, Any], rows: Any) -> Any:
+        """Return the next parameters and velocities."""
+        gradient = self.jax.grad(lambda p: self.cost(network, p, scaler(rows)))(p)
+        v = {name: MOMENTUM * v[name] - RATE * gradient[name] for name in p}
+        return {name: p[name] + v[name] for name in p}, v
 
     def wait(self) -> None:
         self.jax.block_until_ready(self._state)
 
-    def scale(self, minimum: np.ndarray, scale: np.ndarray) -> Scale:
-        low = self.jax.numpy.array(minimum)
-        factor = self.jax.numpy.array(scale)
-        return lambda rows: (rows.astype(self.jax.numpy.float32) - low) * factor
-
-    def encoding(self, network: Network, scale: Scale, parameters: Arrays) -> Callable[[Any], Any]:
+    def encoder(self, network: Network, scaler: Function, parameters: Arrays) -> Function:
         p = {name: self.array(parameters[name]) for name in network.shapes}
-        encode = self.jax.jit(lambda rows: self.features(network, p, scale(rows)))
+        encode = self.jax.jit(lambda rows: self.features(network, p, scaler(rows)))
         return lambda rows: encode(rows).block_until_ready()
 
 
@@ -278,7 +257,7 @@ class Torch(Peer):
         self._device = os.environ.get("PEER_DEVICE", "cpu")
         where = torch.cuda.get_device_name() if self._device == "cuda" else "CPU"
         self.about = f"PyTorch {torch.__version__} on {where}, {self.how}"
-        self.activate = {"relu": torch.relu, "sigmoid": torch.sigmoid, "linear": lambda z: z}
+        self.activations = {"relu": torch.relu, "sigmoid": torch.sigmoid, "linear": lambda z: z}
 
     def array(self, values: np.ndarray) -> Any:
         return self.torch.from_numpy(values).to(self._device)
@@ -290,16 +269,18 @@ class Torch(Peer):
         return self.array(rows)
 
     def affine(self, x: Any, W: Any, b: Any) -> Any:
-        # The compiler fuses what it can by itself; PyTorch 2.13 kept to AVX2 gave wrong numbers for addmm.
+        # The compiler fuses by itself, and with PyTorch 2.13 kept to AVX2 addmm returned wrong numbers.
         return super().affine(x, W, b) if self.is_compiled else self.torch.addmm(b, x, W)
 
-    def _maybe_compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return self.torch.compile(function, mode=self.mode) if self.is_compiled else function
+    def scaler(self, minimum: np.ndarray, scale: np.ndarray) -> Function:
+        low = self.array(minimum)
+        factor = self.array(scale)
+        return lambda rows: (rows.float() - low) * factor
 
-    def stepper(self, network: Network, scale: Scale, start: Arrays) -> Stepper:
+    def stepper(self, network: Network, scaler: Function, start: Arrays) -> Stepper:
         p = {name: self.torch.tensor(start[name], device=self._device, requires_grad=True) for name in network.shapes}
         optimizer = self.torch.optim.SGD(p.values(), lr=RATE, momentum=MOMENTUM, fused=True)
-        cost = self._maybe_compiled(lambda rows: self.cost(network, p, scale(rows)))
+        cost = self._maybe_compiled(lambda rows: self.cost(network, p, scaler(rows)))
 
         def step(rows: Any) -> None:
             optimizer.zero_grad()
@@ -312,14 +293,9 @@ class Torch(Peer):
         if self._device == "cuda":
             self.torch.cuda.synchronize()
 
-    def scale(self, minimum: np.ndarray, scale: np.ndarray) -> Scale:
-        low = self.array(minimum)
-        factor = self.array(scale)
-        return lambda rows: (rows.float() - low) * factor
-
-    def encoding(self, network: Network, scale: Scale, parameters: Arrays) -> Callable[[Any], Any]:
+    def encoder(self, network: Network, scaler: Function, parameters: Arrays) -> Function:
         p = {name: self.array(parameters[name]) for name in network.shapes}
-        encode = self._maybe_compiled(lambda rows: self.features(network, p, scale(rows)))
+        encode = self._maybe_compiled(lambda rows: self.features(network, p, scaler(rows)))
 
         def run(rows: Any) -> Any:
             with self.torch.inference_mode():
@@ -327,36 +303,26 @@ class Torch(Peer):
 
         return run
 
+    def _maybe_compiled(self, function: Function) -> Function:
+        return self.torch.compile(function, mode=self.mode) if self.is_compiled else function
+
     def blocks(self, paths: list[Path]) -> Iterator[np.ndarray]:
-        """Yield blocks of rows from a DataLoader's worker processes."""
-        import h5py
-        from torch.utils.data import DataLoader, Dataset
+        """Yield blocks of rows, which the two processes of a DataLoader read ahead."""
+        places = [(path, start) for path in paths for start in range(0, shapes([path])[0][0], BLOCK_ROWS)]
 
-        class Blocks(Dataset):  # type: ignore[type-arg]
-            def __init__(self) -> None:
-                self.places: list[tuple[Path, int]] = []
-                for path in paths:
-                    with h5py.File(path) as file:
-                        self.places += [(path, start) for start in range(0, file["X"].shape[0], BLOCK_ROWS)]
+        def read(place: tuple[Path, int]) -> Any:
+            path, start = place
+            with h5py.File(path) as file:
+                return self.torch.from_numpy(file["X"][start : start + BLOCK_ROWS])
 
-            def __len__(self) -> int:
-                return len(self.places)
-
-            def __getitem__(self, i: int) -> np.ndarray:
-                path, start = self.places[i]
-                with h5py.File(path) as file:
-                    return np.asarray(file["X"][start : start + BLOCK_ROWS])
-
-        for block in DataLoader(Blocks(), batch_size=None, num_workers=2):
+        loader = self.torch.utils.data.DataLoader(places, batch_size=None, num_workers=2, collate_fn=read)
+        for block in loader:
             yield block.numpy()
 
     def square(self, folder: Path, n: int) -> Prepared:
-        """The device's own SGEMM."""
+        """Multiply two large square matrices."""
         a = self.torch.rand((n, n), device=self._device)
-        b = self.torch.rand((n, n), device=self._device)
-        run = repeated(lambda: self.torch.mm(a, b), self.wait)
-        run(1)
-        return run, dict
+        return repeat(lambda: self.torch.mm(a, a), self.wait), dict
 
 
 class TorchCompile(Torch):
@@ -367,21 +333,21 @@ class TorchCompile(Torch):
 
 
 class TorchGraphs(TorchCompile):
-    """PyTorch, compiled, and on a card recorded as CUDA graphs, which it launches as a whole."""
+    """PyTorch, compiled, and on a card recorded as CUDA graphs."""
 
     mode = "reduce-overhead"
     how = "torch.compile, CUDA graphs"
 
 
 class Sklearn(Peer):
-    """What many would use instead: MinMaxScaler and PCA of the same width. Other numbers, the same amount of work."""
+    """MinMaxScaler and PCA with the same number of features: another model, with the same amount of work."""
 
     def __init__(self) -> None:
         import sklearn
 
         self.about = f"scikit-learn {sklearn.__version__}"
 
-    def encoder(self, model: dict[str, np.ndarray]) -> Callable[[np.ndarray], Any]:
+    def fitted_encoder(self, model: dict[str, np.ndarray]) -> Function:
         from sklearn.decomposition import PCA
         from sklearn.preprocessing import MinMaxScaler
 

@@ -1,6 +1,6 @@
-"""A race of contestants: processes of their own, compared before they are timed, that take turns.
+"""Races of contestants: processes whose results are compared before they take turns.
 
-A ratio is the median over the rounds of the peer's seconds over ours, so above 1 means that we are faster.
+A ratio is the median over the rounds of the peer's seconds over ours: above 1, we are faster.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryFile
@@ -19,142 +21,136 @@ from typing import IO, Any
 
 import numpy as np
 
-from scripts.benchmarks.common import ROOT
+from scripts.benchmarks.common import ROOT, median_ratio, take_turns
 from scripts.benchmarks.instruction_sets import hide, limits
 
-OURS = Path(sys.executable)
 PEERS = ROOT / ".venv-peers/bin/python"
-# Threads of BLAS and OpenMP spin for a while before they sleep: so long, that the one before does not disturb the next.
-_PAUSE = 0.2
-# Threads and kernels of BLAS as a user finds them.
+_OWN = ("ours", "blas")  # contestants that need no peers
+# Threads of BLAS and OpenMP spin for a while before they sleep, which would disturb the next contestant.
+_PAUSE_SECONDS = 0.2
+# Every contestant chooses its kernels and threads as it does for a user.
 _UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
-# What JAX is given to preload: its library of products has no switch. The others have, and keep to it.
-_HIDDEN = "BENCH_HIDDEN"
+# A library that JAX must preload to keep to an instruction set. The other contestants have variables for that.
+_JAX_PRELOAD = "BENCH_HIDDEN"
+
+
+Arrays = dict[str, np.ndarray]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Return the environment of a child process, with some more variables."""
+    inherited = {name: value for name, value in os.environ.items() if name not in _UNSET}
+    return {**inherited, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", **variables}
 
 
 class Contestant:
-    """A process that works on request.
+    """A process that works on request; see contestants.py.
 
     Parameters
     ----------
     name : str
-        A key of ``CONTESTANTS`` in scripts/benchmarks/contestants.py.
-    said : file
-        Takes what it says, warnings as a rule; ours speaks to the user.
+        A key of ``CLASSES`` in contestants.py.
+    errors : file
+        Standard error of the peers.
     variables : str
-        More of its environment.
+        More variables of the environment.
     """
 
-    def __init__(self, name: str, said: IO[str], **variables: str) -> None:
+    def __init__(self, name: str, errors: IO[str], **variables: str) -> None:
         self.name = name
         self.about = ""
-        self._said = said
-        python = OURS if name in ("ours", "blas") else PEERS
-        hidden = variables.pop(_HIDDEN, None)
-        if hidden and name == "jax":
-            variables["LD_PRELOAD"] = hidden
+        self._errors = errors
+        preload = variables.pop(_JAX_PRELOAD, None)
+        if preload and name == "jax":
+            variables["LD_PRELOAD"] = preload
+        python = sys.executable if name in _OWN else str(PEERS)
         self._process = subprocess.Popen(
-            [str(python), str(ROOT / "scripts/benchmarks/contestants.py"), name],
+            [python, str(ROOT / "scripts/benchmarks/contestants.py"), name],
             cwd=ROOT,
             env=environment(**variables),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said if name != "ours" else None,
+            stderr=None if name == "ours" else errors,
             text=True,
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """Its answer."""
+        """Send a request, and return the answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        if request["do"] == "time":
-            time.sleep(_PAUSE)
-        with suppress(BrokenPipeError):  # it has ended: that no answer comes is told next
+        with suppress(BrokenPipeError):  # then there is no answer either
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            self._said.seek(0)
-            why = self._said.read().strip().rpartition("\n")[2]
-            raise RuntimeError(f"{self.name} ended while asked for {request}{why and ': '}{why}")
+            self._errors.seek(0)
+            last_line = self._errors.read().strip().rpartition("\n")[2]
+            raise RuntimeError(f"{self.name} ended before it answered {request}: {last_line}")
         answer: dict[str, Any] = json.loads(line)
-        self.about = answer.get("about", self.about)
         return answer
 
     def prepare(self, case: str, folder: Path, **sizes: Any) -> bool:
-        """Have it make ready; whether it knows the case, and lives through it."""
+        """Prepare a case; return whether the contestant can take part."""
         try:
-            return "absent" not in self.ask(do="prepare", case=case, folder=str(folder), sizes=sizes)
+            answer = self.ask(do="prepare", case=case, folder=str(folder), sizes=sizes)
         except RuntimeError as error:
-            if self.name in ("ours", "blas"):
+            if self.name in _OWN:
                 raise
             print(f"  {self.name} takes no part: {error}", flush=True)
             return False
+        self.about = answer.get("about", "")
+        return "absent" not in answer
 
     def seconds(self, times: int = 1) -> float:
-        """What the work takes, done so many times, each time."""
-        taken: float = self.ask(do="time", times=times)["seconds"]
-        return taken / times
+        """Do the work a number of times, and return the seconds of one time."""
+        time.sleep(_PAUSE_SECONDS)
+        seconds: float = self.ask(do="time", times=times)["seconds"]
+        return seconds / times
 
     def end(self) -> None:
-        """Let it go."""
+        """Wait until the process has ended."""
         self._process.communicate()
 
 
 @contextmanager
 def contestants(names: Sequence[str], **variables: str) -> Iterator[list[Contestant]]:
-    """Processes for the time of a case."""
-    with ExitStack() as files:
-        started = [Contestant(name, files.enter_context(TemporaryFile("w+")), **variables) for name in names]
-        try:
-            yield started
-        finally:
-            for one in started:
-                one.end()
+    """Start contestants, and end them with the context."""
+    with ExitStack() as stack:
+        started = []
+        for name in names:
+            errors = stack.enter_context(TemporaryFile("w+"))
+            contestant = Contestant(name, errors, **variables)
+            stack.callback(contestant.end)
+            started.append(contestant)
+        yield started
 
 
-def nothing() -> None:
-    """What is done before a turn, as a rule."""
-
-
-def environment(**more: str) -> dict[str, str]:
-    """For children: as it is, without what would choose BLAS's kernels or threads."""
-    kept = {name: value for name, value in os.environ.items() if name not in _UNSET}
-    return {**kept, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", **more}
-
-
+@dataclass
 class Bench:
     """Runs races and keeps their results."""
 
-    def __init__(
-        self,
-        folder: Path,
-        rounds: int,
-        size: float,
-        device: str,
-        with_peers: bool,
-        isa: str | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.folder = folder.resolve()
-        self.rounds = rounds
-        self.size = size
-        self.device = device
-        self.seed = seed  # of the shapes that are drawn
-        self.limits = limits(isa) if isa else {}  # of every contestant's environment
-        # What PyTorch has compiled for one instruction set it takes for another, and crashes or computes nonsense.
-        self.limits["TORCHINDUCTOR_CACHE_DIR"] = str(folder.resolve() / f"inductor-{isa or 'native'}")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if isa and (library := hide(isa, self.folder)):
-            self.limits[_HIDDEN] = str(library)
-        self.with_peers = with_peers
-        self.results: list[dict[str, Any]] = []
-        self.demands: list[dict[str, Any]] = []
+    folder: Path  # working directory
+    rounds: int  # turns of each contestant
+    size: float  # factor of the number of rows in files
+    device: str  # of the case of that name
+    with_peers: bool  # whether JAX, PyTorch and scikit-learn take part
+    isa: str | None = None  # instruction set that all contestants keep to
+    seed: int = 0  # of the case shapes
+    results: list[dict[str, Any]] = field(default_factory=list)
+    demands: list[dict[str, Any]] = field(default_factory=list)
 
-    @property
-    def is_kept(self) -> bool:
-        """Whether all contestants are kept to the instruction set, whatever they ask."""
-        return _HIDDEN in self.limits
+    def __post_init__(self) -> None:
+        self.folder = self.folder.resolve()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # PyTorch would reuse what it has compiled for another instruction set, and crash or compute nonsense.
+        cache = self.folder / f"inductor-{self.isa or 'native'}"
+        self.variables = {"TORCHINDUCTOR_CACHE_DIR": str(cache)}  # of all processes
+        self.limits_jax = False
+        if self.isa:
+            self.variables.update(limits(self.isa))
+            if library := hide(self.isa, self.folder):
+                self.variables[_JAX_PRELOAD] = str(library)
+                self.limits_jax = True
 
     def race(
         self,
@@ -164,101 +160,109 @@ class Bench:
         sizes: dict[str, Any],
         tolerance: tuple[float, float],
         seconds: float = 0.0,
-        before: Callable[[], object] = nothing,
-        **variables: str,
+        before: Callable[[], object] = lambda: None,
     ) -> dict[str, float]:
-        """Prepare, compare, take turns, print.
+        """Compare the results of contestants, let them take turns, and print their times.
 
         Parameters
         ----------
-        case : str
-            The method of the contestants.
+        case, sizes : str, dict
+            The method of the contestants, and its arguments.
         what : str
-            For people.
+            Description of the case.
         names : sequence of str
-            Who takes part, ``ours`` first.
-        sizes : dict
-            What the method is given.
+            Contestants, ``ours`` first.
         tolerance : (float, float)
-            By how much the results may differ, relatively and absolutely.
+            Relative and absolute tolerance of the results.
         seconds : float
-            How long a turn lasts, about: short work is done several times.
+            Approximate length of a turn: short work is repeated.
         before : callable
-            What is done before each turn.
-        variables : str
-            More of the contestants' environment.
+            Called before each turn.
 
         Returns
         -------
         dict of str to float
-            Of each contestant the ratio, median over the rounds; that of ``ours`` is its median of seconds.
+            Ratio of each peer, and our seconds.
         """
-        names = [name for name in names if self.with_peers or name in ("ours", "blas")]
         print(f"\n{case} {what}", flush=True)
-        with contestants(names, **{**self.limits, **variables}) as all_of_them:
-            there = [one for one in all_of_them if one.prepare(case, self.folder, **sizes)]
-            there = self._alike(there, *tolerance)
-            times = {one.name: self._calibrate(one, seconds) for one in there}
-            found: dict[str, list[float]] = {one.name: [] for one in there}
-            for _ in range(self.rounds):
-                for one in there:
-                    before()
-                    found[one.name].append(one.seconds(times[one.name]))
-            about = {one.name: one.about for one in there}
-        return self._keep(case, what, found, about)
+        names = [name for name in names if self.with_peers or name in _OWN]
+        with contestants(names, **self.variables) as started:
+            prepared = [each for each in started if each.prepare(case, self.folder, **sizes)]
+            racing = self._with_equal_results(prepared, *tolerance)
+            turns = {each.name: partial(turn, each, repetitions(each, seconds), before) for each in racing}
+            found = take_turns(turns, self.rounds)
+        return self._keep(case, what, found, {each.name: each.about for each in racing})
 
-    def _calibrate(self, one: Contestant, seconds: float) -> int:
-        taken = one.seconds()
-        taken = min(taken, one.seconds()) if taken < seconds else taken
-        return max(1, round(seconds / max(taken, 1e-6)))
-
-    def _alike(self, there: Sequence[Contestant], relative: float, absolute: float) -> list[Contestant]:
-        """Those who compute the same numbers as we do; scikit-learn has another model, with as much work to do.
-
-        A peer that is alone with its numbers takes no part; when none has ours, they are wrong.
-        """
-        results = {one.name: dict(np.load(self.folder / f"{one.name}.npz")) for one in there if one.name != "sklearn"}
+    def _with_equal_results(self, prepared: list[Contestant], relative: float, absolute: float) -> list[Contestant]:
+        """Return the contestants whose results equal ours. If no peer's do, ours are wrong."""
+        comparable = [each.name for each in prepared if each.name != "sklearn"]  # which has another model
+        results = {name: dict(np.load(self.folder / f"{name}.npz")) for name in comparable}
         expected = results.pop("ours")
         wrong = {}
-        for name, found in results.items():
-            for key in set(found) & set(expected):
-                if not np.allclose(found[key], expected[key], rtol=relative, atol=absolute):
-                    far = float(np.abs(found[key].astype(np.float64) - expected[key]).max())
-                    wrong[name] = f"{name}: {key} differs from ours by {far:.3g}, expected {relative}, {absolute}"
-        if "blas" in wrong or (wrong and wrong.keys() == results.keys() - {"blas"}):
+        for name, arrays in results.items():
+            if difference := find_difference(arrays, expected, relative, absolute):
+                wrong[name] = f"{name}: {difference}"
+        peers = results.keys() - {"blas"}
+        if "blas" in wrong or (peers and peers == wrong.keys()):
             raise RuntimeError("; ".join(wrong.values()))
-        for words in wrong.values():
-            print(f"  takes no part: {words}", flush=True)
-        return [one for one in there if one.name not in wrong]
+        for sentence in wrong.values():
+            print(f"  takes no part: {sentence}", flush=True)
+        return [each for each in prepared if each.name not in wrong]
 
     def _keep(self, case: str, what: str, found: dict[str, list[float]], about: dict[str, str]) -> dict[str, float]:
-        ratios = {
-            name: median(a / b for a, b in zip(seconds, found["ours"], strict=True)) for name, seconds in found.items()
-        }
-        for name, seconds in found.items():
-            spread = f"{min(seconds) * 1e3:.3f} to {max(seconds) * 1e3:.3f}"
-            print(
-                f"  {name:14} {median(seconds) * 1e3:10.3f} ms ({spread})  ratio {ratios[name]:.2f}  {about[name]}",
-                flush=True,
-            )
+        """Print and keep the times of a race; return the ratios, and our seconds."""
+        ratios = {name: median_ratio(each, found["ours"]) for name, each in found.items()}
+        for name, each in found.items():
+            times = f"{median(each) * 1e3:10.3f} ms ({min(each) * 1e3:.3f} to {max(each) * 1e3:.3f})"
+            print(f"  {name:14} {times}  ratio {ratios[name]:.2f}  {about[name]}", flush=True)
         self.results.append({"case": case, "what": what, "seconds": found, "ratios": ratios, "about": about})
         return {**ratios, "ours": median(found["ours"])}
 
+    def measure(self, name: str, case: str, times: int, **sizes: Any) -> float:
+        """Return the median of the seconds of one contestant's work, without a race."""
+        with contestants([name], **self.variables) as (contestant,):
+            contestant.prepare(case, self.folder, **sizes)
+            return median(contestant.seconds(times) for _ in range(self.rounds))
+
     def demand(self, what: str, found: float, least: float | None = None, most: float | None = None) -> None:
-        """Set what was measured beside what is asked for."""
-        good = (least is None or found >= least) and (most is None or found <= most)
-        self.demands.append({"what": what, "found": found, "least": least, "most": most, "reached": good})
+        """Keep a measured number together with the demanded one."""
+        reached = found <= most if least is None else found >= least
+        self.demands.append({"what": what, "found": found, "least": least, "most": most, "reached": bool(reached)})
 
     def demand_of_peers(self, what: str, ratios: dict[str, float], least: float) -> None:
-        """The same of the best peer's ratio, if any took part."""
-        peers = {name: ratio for name, ratio in ratios.items() if name not in ("ours", "blas")}
+        """Demand a ratio of the best peer, if any took part."""
+        peers = {name: ratio for name, ratio in ratios.items() if name not in _OWN}
         if peers:
             best = min(peers, key=lambda name: peers[name])
             self.demand(f"{what} vs {best}", peers[best], least)
 
     def print_demands(self) -> None:
-        """What was asked for and what was measured."""
-        print("\nasked for, measured")
+        """Print demanded and measured numbers."""
+        print("\ndemanded, measured")
         for line in self.demands:
-            asked = f">= {line['least']}" if line["least"] is not None else f"<= {line['most']}"
-            print(f"  {line['what']:62} {asked:>8} {line['found']:8.2f} {'' if line['reached'] else '  NOT REACHED'}")
+            bound = f"<= {line['most']}" if line["least"] is None else f">= {line['least']}"
+            verdict = "" if line["reached"] else "  NOT REACHED"
+            print(f"  {line['what']:62} {bound:>8} {line['found']:8.2f} {verdict}")
+
+
+def find_difference(arrays: Arrays, expected: Arrays, relative: float, absolute: float) -> str:
+    """Describe an array that differs from the expected one; empty if none does."""
+    for key in arrays.keys() & expected.keys():
+        if not np.allclose(arrays[key], expected[key], rtol=relative, atol=absolute):
+            difference = np.abs(arrays[key].astype(np.float64) - expected[key]).max()
+            return f"{key} differs from ours by {difference:.3g}"
+    return ""
+
+
+def turn(contestant: Contestant, times: int, before: Callable[[], object]) -> float:
+    """Prepare the machine, and return the seconds of a contestant."""
+    before()
+    return contestant.seconds(times)
+
+
+def repetitions(contestant: Contestant, seconds: float) -> int:
+    """Return how often a contestant does its work in about so many seconds."""
+    once = contestant.seconds()
+    if once < seconds:
+        once = min(once, contestant.seconds())
+    return max(1, round(seconds / max(once, 1e-6)))

@@ -4,18 +4,18 @@
     .venv/bin/python scripts/benchmarks/run.py races step encode  some of the races
     .venv/bin/python scripts/benchmarks/run.py races --help       what a benchmark does, and its options
 
-races      against what a user would use instead: JAX, PyTorch and scikit-learn
-overheads  what the durable protocol and the checkpoints cost
-scaling    what several processes cost and gain
-simulate   the time of a run on 1 to 1,000 workers, from measured costs
-quality    how good features are, compared with principal components and raw columns
+races      speed, compared with JAX, PyTorch and scikit-learn
+overheads  costs of the durable protocol and of checkpoints
+scaling    costs and gains of several processes
+simulate   predicted time of a run on 1 to 1,000 workers, from measured costs
+quality    error and accuracy of features, compared with principal components and raw columns
 """
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[2]))  # where any Python finds what the next line names
-import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # so that any Python finds the next module
+import pipeline.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split
 
@@ -34,22 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         at = arguments.index("--")
         settings = arguments[at + 1 :]
         arguments = arguments[:at]
-    name = arguments[0] if arguments else "--help"
+    name = arguments.pop(0) if arguments else "--help"
     if name not in NAMES:
-        parser = parser_of(__doc__)
-        parser.add_argument("name", choices=NAMES, metavar="NAME", help=f"one of {', '.join(NAMES)}")
-        parser.parse_args([name])
+        print(__doc__)
+        return 0 if name in ("-h", "--help") else 2
     benchmark = import_module(f"scripts.benchmarks.{name}")
-    parser = parser_of(benchmark.__doc__)
+    parser = argparse.ArgumentParser(
+        f"run.py {name}", description=benchmark.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     benchmark.configure(parser)
-    options = parser.parse_args(arguments[1:])
+    options = parser.parse_args(arguments)
     options.settings = settings
     return int(benchmark.run(options))
-
-
-def parser_of(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser with a page of examples."""
-    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ import h5py
 import numpy as np
 import pytest
 
+from scripts.benchmarks import programs, run
 from scripts.benchmarks import race as racing
 from scripts.benchmarks import races as bench
-from scripts.benchmarks import run
 from scripts.benchmarks.instruction_sets import hide, limits
 
 
@@ -118,7 +118,7 @@ def test_all_contestants_use_the_same_instruction_set(tmp_path: Path, monkeypatc
     runner = bench.Bench(tmp_path, 1, 1.0, "cuda", True, "avx2")
     monkeypatch.setattr(subprocess, "Popen", started)
     monkeypatch.setattr(subprocess, "run", started)
-    cases = [case for case in bench.CASES.values() if case is not bench.files]
+    cases = [case for case in bench.CASES.values() if case is not programs.files]
     for case in cases:
         with pytest.raises(InterruptedError):
             case(runner)
@@ -133,11 +133,14 @@ def test_all_contestants_use_the_same_instruction_set(tmp_path: Path, monkeypatc
 
 def test_drawn_shapes_depend_on_the_seed_and_are_not_round() -> None:
     for seed in range(20):
-        shapes = bench.drawn_shapes(seed)
-        assert shapes == bench.drawn_shapes(seed)
-        assert shapes != bench.drawn_shapes(seed + 1)
+        shapes = bench.draw_shapes(seed)
+        assert shapes == bench.draw_shapes(seed)
+        assert shapes != bench.draw_shapes(seed + 1)
         assert len(shapes) == 10
-        for n_inputs, n_features, batch_size in shapes:
+        for shape in shapes:
+            n_inputs = shape.n_inputs
+            n_features = shape.n_features
+            batch_size = shape.batch_size
             assert 20 <= n_inputs <= 5000
             assert 3 <= n_features <= min(300, n_inputs - 1)
             assert 128 <= batch_size <= 512
@@ -153,7 +156,7 @@ def test_peer_that_exits_early_is_left_out_with_its_reason(
     ends.write_text("#!/bin/sh\necho 'a warning' >&2; echo 'no CUDA' >&2; exit 1\n")
     ends.chmod(0o755)
     monkeypatch.setattr(racing, "PEERS", ends)
-    with bench.contestants(["torch"]) as (torch,):
+    with racing.contestants(["torch"]) as (torch,):
         torch._process.wait()
         assert not torch.prepare("square", tmp_path, n=8)
     assert re.fullmatch(r"  torch .*: no CUDA\n", capsys.readouterr().out)
@@ -161,7 +164,7 @@ def test_peer_that_exits_early_is_left_out_with_its_reason(
 
 @pytest.mark.process
 def test_openblas_uses_the_requested_instruction_set(tmp_path: Path) -> None:
-    with bench.contestants(["blas"], **limits("sse2")) as (blas,):
+    with racing.contestants(["blas"], **limits("sse2")) as (blas,):
         blas.prepare("square", tmp_path, n=8)
     assert blas.about.split()[-1] in ("Katmai", "Prescott")  # which are the same
 
@@ -211,10 +214,10 @@ def test_missing_instruction_set_is_refused(
 
 @pytest.mark.process
 def test_shards_of_every_layout_hold_the_same_rows(tmp_path: Path) -> None:
-    plain = bench.make_shards(tmp_path / "plain", 5000, 2, dtype="u1")
-    for i, (name, (how, _, _)) in enumerate(bench.LAYOUTS.items()):
-        shards = bench.make_shards(tmp_path / str(i), 5000, 2, **how)
-        bench.evict(shards)
+    plain = programs.make_shards(tmp_path / "plain", 5000, 2, dtype="u1")
+    for i, (name, (how, _, _)) in enumerate(programs.LAYOUTS.items()):
+        shards = programs.make_shards(tmp_path / str(i), 5000, 2, **how)
+        programs.evict(shards)
         for path in sorted(shards.iterdir()):
             with h5py.File(path) as file, h5py.File(plain / path.name) as expected:
                 assert file["X"].dtype == how["dtype"], name
@@ -225,7 +228,7 @@ def test_shards_of_every_layout_hold_the_same_rows(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_peak_memory_is_that_of_the_program_alone(tmp_path: Path) -> None:
     """And not that of the process which started it."""
-    shards = bench.make_shards(tmp_path / "shards", 200, 1, dtype="u1", n_inputs=8)
+    shards = programs.make_shards(tmp_path / "shards", 200, 1, dtype="u1", n_inputs=8)
     heap = np.ones(2**29, np.uint8)
-    _, peak = bench.extract("--input", shards, "--output", tmp_path / "out", "--epochs", 1)
+    _, peak = programs.extract("--input", shards, "--output", tmp_path / "out", "--epochs", 1)
     assert 2**26 < peak < len(heap)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.card import done, page, steps
+from scripts.card import page, run_step, steps
 from tests.support.processes import DEADLINE
 
 pytestmark = pytest.mark.process
@@ -17,17 +17,17 @@ pytestmark = pytest.mark.process
 def test_only_failed_steps_are_repeated(tmp_path: Path) -> None:
     count = f"open({str(tmp_path / 'count')!r}, 'a').write('x'); import os, sys; sys.exit(int(os.environ['CODE']))"
     end = time.monotonic() + DEADLINE
-    codes = [done(tmp_path, "step", ("-c", count), {"CODE": code}, end) for code in ("3", "0", "5")]
+    codes = [run_step(tmp_path, "step", ("-c", count), {"CODE": code}, end) for code in ("3", "0", "5")]
     assert codes == [3, 0, 0]
     assert (tmp_path / "count").read_text() == "xx"
 
 
-def test_step_stopped_by_the_time_limit_is_not_done(tmp_path: Path) -> None:
+def test_step_stopped_by_the_time_limit_is_not_run_step(tmp_path: Path) -> None:
     wait = ("-c", "import time; print('begun', flush=True); time.sleep(600)")
-    assert done(tmp_path, "begun", wait, {}, time.monotonic() + 2) is None
-    assert done(tmp_path, "late", wait, {}, time.monotonic() - 1) is None
+    assert run_step(tmp_path, "begun", wait, {}, time.monotonic() + 2) is None
+    assert run_step(tmp_path, "late", wait, {}, time.monotonic() - 1) is None
     assert list(tmp_path.glob("*.json")) == []
-    assert done(tmp_path, "late", ("-c", "print('there')"), {}, time.monotonic() + DEADLINE) == 0
+    assert run_step(tmp_path, "late", ("-c", "print('there')"), {}, time.monotonic() + DEADLINE) == 0
     told = page("A card", tmp_path, ["begun", "late"])
     assert re.search(r"^\| begun \| 0 \| \D+ \|$", told, re.MULTILINE)
     assert "    there" in told

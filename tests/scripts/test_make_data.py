@@ -305,7 +305,7 @@ def test_interrupt_during_a_write_is_deferred():
     reached = []
 
     def write():
-        with make_data.interrupt_held_back():
+        with make_data.delay_interrupt():
             signal.raise_signal(signal.SIGINT)
             reached.append("the end")
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from scripts.benchmarks import run, simulate
-from scripts.benchmarks.simulate import Cluster, Costs, Job, Task, passed, predicted
+from scripts.benchmarks.simulate import Cluster, Costs, Job, Task, predict
+from scripts.benchmarks.simulate import simulate as simulate_tasks
 
 NOTHING = Costs(
     **dict.fromkeys(("driver_task", "driver_part", "scheduler_task", "scan_row", "encode_row", "train_row"), 0.0),
@@ -33,13 +34,13 @@ def test_without_overhead_time_is_work_divided_by_cores() -> None:
         (3, 2, 3, 10),
         (60, 1, 1, 1),
     ):
-        found = passed(Task(1.0), 60, Cluster(n_workers, cores, threads), NOTHING)
+        found = simulate_tasks(Task(1.0), 60, Cluster(n_workers, cores, threads), NOTHING)
         assert found.seconds == pytest.approx(seconds), (n_workers, cores, threads)
         assert found.bottleneck == "cores"
-    assert passed(Task(1.0), 60, Cluster(4, 1, 1, shared_cores=2), NOTHING).seconds == pytest.approx(30)
+    assert simulate_tasks(Task(1.0), 60, Cluster(4, 1, 1, shared_cores=2), NOTHING).seconds == pytest.approx(30)
     # What waits for a disk leaves its core to another thread, if there is one.
-    assert passed(Task(1.0, wait=1.0), 60, Cluster(1, 1, 1), NOTHING).seconds == pytest.approx(120)
-    assert passed(Task(1.0, wait=1.0), 60, Cluster(1, 1, 2), NOTHING).seconds == pytest.approx(61)
+    assert simulate_tasks(Task(1.0, wait=1.0), 60, Cluster(1, 1, 1), NOTHING).seconds == pytest.approx(120)
+    assert simulate_tasks(Task(1.0, wait=1.0), 60, Cluster(1, 1, 2), NOTHING).seconds == pytest.approx(61)
 
 
 @pytest.mark.slow
@@ -52,7 +53,7 @@ def test_serial_resource_bounds_the_time() -> None:
         (NOTHING, Task(0.01, read_bytes=1e8), replace(crowd, storage=1e10), "storage", 20.0),
         (NOTHING, Task(0.01, write_bytes=1e8), replace(crowd, storage=1e10), "storage", 20.0),
     ):
-        found = passed(task, 2000, cluster, costs)
+        found = simulate_tasks(task, 2000, cluster, costs)
         assert found.bottleneck == name
         assert least <= found.seconds < 1.05 * least, name
 
@@ -60,15 +61,15 @@ def test_serial_resource_bounds_the_time() -> None:
 @pytest.mark.slow
 def test_tasks_after_the_simulated_ones_have_the_same_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster, task = Cluster(8, storage=4e9), Task(0.05, read_bytes=5e7)
-    monkeypatch.setattr(simulate, "MOST_TASKS", 20_000)
-    whole = passed(task, 20_000, cluster, COSTS).seconds
-    monkeypatch.setattr(simulate, "MOST_TASKS", 1000)
-    assert passed(task, 20_000, cluster, COSTS).seconds == pytest.approx(whole, rel=0.01)
+    monkeypatch.setattr(simulate, "MAX_SIMULATED_TASKS", 20_000)
+    whole = simulate_tasks(task, 20_000, cluster, COSTS).seconds
+    monkeypatch.setattr(simulate, "MAX_SIMULATED_TASKS", 1000)
+    assert simulate_tasks(task, 20_000, cluster, COSTS).seconds == pytest.approx(whole, rel=0.01)
 
 
 def test_run_is_the_sum_of_stages_and_scales_with_workers() -> None:
     job = Job(10**8, 250_000, 1_250_000)
-    lines = [predicted(job, Cluster(n), COSTS) for n in (1, 4, 16)]
+    lines = [predict(job, Cluster(n), COSTS) for n in (1, 4, 16)]
     for line in lines:
         assert line["total"] == pytest.approx(sum(line["seconds"].values()))
         assert line["worker_hours"] == pytest.approx(line["n_workers"] * line["total"] / 3600)

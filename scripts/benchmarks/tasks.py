@@ -1,0 +1,87 @@
+"""Encoding tasks like those of a run, which workers import from this module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.cluster.executor import compute
+from pipeline.encoding.encode import EncodeTask
+from pipeline.encoding.parts import PartFacts, plan_parts
+from pipeline.encoding.worker import EncodeSettings
+from pipeline.model import Model, load_model
+from pipeline.output.groupcommit import GroupCommit
+from pipeline.output.lock import locked
+from pipeline.output.records import Entry
+from pipeline.run.context import versions
+from pipeline.run.encoding_stage import EncodingStage
+from pipeline.run.prepare import Prepared, prepare
+from pipeline.settings.config import Config
+from scripts.benchmarks.common import fresh, script
+
+FINGERPRINT = "0" * 64
+
+Task = tuple[Callable[[EncodeTask], Any], EncodeTask]
+
+
+def trained_model(folder: Path, shards: Path) -> Path:
+    """Train a model on synthetic shards unless an earlier call has, and return its directory."""
+    # Rows do not depend on the number of shards.
+    target = folder / f"model{shards.name[shards.name.rindex('-') :]}"
+    if not (target / "manifest.json").exists():
+        script("extract.py", "--quiet", "--overwrite", "--epochs", 1, "--input", shards, "--output", target)
+    return target
+
+
+def encoding_tasks(
+    folder: Path, shards: Path, function: Callable[[EncodeTask], Any], n_parts: int | None = None
+) -> list[Task]:
+    """Return the encoding tasks of a run, or `n_parts` of them as if its first shard were as long as that."""
+    model_folder = trained_model(folder, shards)
+    output = fresh(folder / "encoded")
+    prepared = prepare(Config.of(input=(str(shards),), output=str(output), model=str(model_folder)))
+    settings = encode_settings(prepared, load_model(model_folder), output)
+    inputs = prepared.shards
+    if n_parts is not None:
+        shape = (n_parts * settings.part_rows, *inputs[0].shape[1:])
+        inputs = (replace(inputs[0], shape=shape),)
+    parts, _ = plan_parts(inputs, settings.part_rows, [])
+    return [(function, EncodeTask(part, settings)) for part in parts]
+
+
+def encode_settings(prepared: Prepared, model: Model, output: Path) -> EncodeSettings:
+    """Store a model in an output directory, and return the settings of tasks that load it."""
+    with locked(output) as ledger:
+        entry = ledger.write("stages/model", ".h5", model.to_hdf5())
+    attributes = {"command": "x" * 60, "config": prepared.config.flat(), "versions": versions(), "device": "cpu"}
+    settings = EncodingStage(prepared, model, {}).settings(prepared.budget.part_rows, output)
+    return replace(settings, model=entry, attributes=attributes)
+
+
+def compute_and_commit(
+    folder: Path,
+    tasks: list[Task],
+    executor: Executor,
+    n_at_once: int,
+    done: Callable[[PartFacts], object] = lambda facts: None,
+) -> None:
+    """Run encoding tasks and commit their parts, as a run does."""
+    with locked(fresh(folder / "committed")) as ledger, GroupCommit(ledger) as group:
+
+        def commit(facts: PartFacts) -> None:
+            group.add(facts.record(FINGERPRINT))
+            done(facts)
+
+        compute(tasks, executor, n_at_once, commit)
+
+
+def empty_part(task: EncodeTask) -> PartFacts:
+    """Do nothing, with an argument and a result as large as those of an encoding task."""
+    source = task.part.source
+    key = task.part.key
+    entry = Entry(f"parts/{key}-{source.start:032x}.h5", 4 * len(source), "0" * 64)
+    where = (source.shard.path, source.shard.dataset, source.start, source.stop)
+    return PartFacts(entry, len(source), 0, 0, task.part.number, *where)
