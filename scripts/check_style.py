@@ -2,7 +2,7 @@
 
     python scripts/check_style.py
 
-Exits with 1 if there are more than a few. Prose that passes can still be bad: the script only keeps what a rewrite reached.
+Exits with 1 if there are more than a few. Prose that passes can still be bad: the script keeps what a rewrite reached.
 """
 
 from __future__ import annotations
