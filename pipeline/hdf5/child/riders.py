@@ -55,12 +55,12 @@ class _Unmissed(Refused):
 
 
 def find_riders(
-    parent: Any, rows: str, shape: tuple[int, ...], arrays: list[np.ndarray]
+    parent: Any, rows: str, shape: tuple[int, ...], arrays: list[np.ndarray], most: int = MOST_RIDERS
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
     """Return the extras in the group of the rows, which have that path and shape, and what is left out.
 
     Arrays are appended to `arrays`, as by `layout_claim`. What is left out has a name, the reason, and whether a user
-    may miss it.
+    may miss it. At most `most` extras are returned.
     """
     riders: list[dict[str, Any]] = []
     left_out: list[list[Any]] = []
@@ -70,8 +70,8 @@ def find_riders(
             continue
         try:
             dataset = _rider_in(parent, name, shape)
-            if len(riders) == MOST_RIDERS:
-                raise Refused(f"more than {MOST_RIDERS} ride along already")
+            if len(riders) == most:
+                raise Refused(f"more than {most} ride along already")
             riders.append(_claim(dataset, parent, name, beside(rows, text(name)), arrays))
         except Exception as error:
             _leave_out(left_out, name, error)
