@@ -260,8 +260,8 @@ def _categories(dataset: h5py.Dataset, path: str) -> list[Any]:
     return categories
 
 
-def _check_categories(dataset: h5py.Dataset, path: str) -> bool:
-    """Refuse a dataset that cannot list categories, and return whether these are texts."""
+def _check_categories(dataset: h5py.Dataset, path: str, most: int = MOST_CATEGORIES) -> bool:
+    """Refuse a dataset that cannot list categories, `most` of them, and return whether these are texts."""
     place = elsewhere(dataset)
     if place:
         raise Refused(f"{place}, expected categories in the file itself", path)
@@ -269,8 +269,8 @@ def _check_categories(dataset: h5py.Dataset, path: str) -> bool:
     is_text = stored is not None and h5py.check_string_dtype(stored) is not None
     if stored is None or dataset.ndim != 1 or not (is_text or stored.kind in "iufb"):
         raise Refused("expected categories: texts or numbers in one dimension", path)
-    if len(dataset) > MOST_CATEGORIES or (not is_text and stored.itemsize > 8) or dataset.nbytes > MOST_PADDED:
-        raise Refused(f"{len(dataset)} categories of dtype {stored}, expected {MOST_CATEGORIES} at most", path)
+    if len(dataset) > most or (not is_text and stored.itemsize > 8) or dataset.nbytes > MOST_PADDED:
+        raise Refused(f"{len(dataset)} categories of dtype {stored}, expected {most} at most", path)
     return is_text
 
 
