@@ -219,13 +219,9 @@ class Silent(Client):
         pass
 
 
-def test_a_scheduler_that_does_not_answer_counts_as_lost(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(connection, "_WATCH_INTERVAL", 0.01)
-    monkeypatch.setattr(connection, "_MAX_SILENCE", 0.05)
+def test_a_scheduler_that_does_not_answer_counts_as_lost(caplog: pytest.LogCaptureFixture) -> None:
     client: Any = Silent()
-    with connection.disconnect_if_silent(client), refused(75, "scheduler"):
+    with connection.disconnect_if_silent(client, interval=0.01, max_silence=0.05), refused(75, "scheduler"):
         run(client)
     assert client.is_given_up.is_set()
     assert mentions(caplog.text, "cluster:", "scheduler")
