@@ -77,7 +77,7 @@ class Client:
 
 
 def run(client: Any, n: int = 3, patience: float = 60.0) -> Any:
-    pool = ClusterPool(client, "scheduler", "tls://10.0.0.7:8786", [], patience)
+    pool = ClusterPool(client, "scheduler", "tls://10.0.0.7:8786", [], patience, watch_interval=0.01)
     with pool.executor(1) as where:
         return compute([(abs, -i) for i in range(n)], *where)
 
@@ -92,11 +92,6 @@ def test_a_scheduler_lost_without_an_answer_can_be_retried() -> None:
 
     with refused(75, "scheduler"):
         run(Silent())
-
-
-@pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "_WATCH_INTERVAL", 0.01)
 
 
 def test_results_and_errors_are_passed_unchanged() -> None:
