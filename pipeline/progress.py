@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
 from pipeline.runlog import SHOWN_BY_BAR
@@ -41,10 +42,21 @@ class Progress:
         Size of a unit, to show the rate in MB/s as well; 0 to leave it out.
     done : int
         Number of units that an earlier run has done. Rates do not include them.
+    clock : callable
+        Returns the time in seconds.
     """
 
-    def __init__(self, what: str, total: int | None, unit: str, unit_bytes: int = 0, done: int = 0) -> None:
-        now = time.monotonic()
+    def __init__(
+        self,
+        what: str,
+        total: int | None,
+        unit: str,
+        unit_bytes: int = 0,
+        done: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        now = clock()
+        self._clock = clock
         self._what = what
         self._total = total
         self._unit = unit
@@ -73,13 +85,13 @@ class Progress:
     @property
     def seconds(self) -> float:
         """Seconds since the start."""
-        return time.monotonic() - self._start
+        return self._clock() - self._start
 
     def advance(self, n_units: int = 1, note: object = "") -> None:
         """Count units. `note` is shown after the count, and converted to text only then, because steps can be short."""
         self._done += n_units
         self._note = note
-        now = time.monotonic()
+        now = self._clock()
         if self._bar is not None and now - self._last_bar >= _SECONDS_BETWEEN_BARS:
             self._last_bar = now
             self._draw()
@@ -109,7 +121,7 @@ class Progress:
         return next((mark for mark in marks if mark > done), math.inf)
 
     def _line(self, is_last: bool = False) -> None:
-        self._last_line = time.monotonic()
+        self._last_line = self._clock()
         self._logged = self._done
         self._next_mark = self._mark_after(self._done)
         left = "" if is_last else self._left()

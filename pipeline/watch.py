@@ -24,9 +24,12 @@ class Watch:
     ----------
     sample : callable
         Returns the current bottleneck, one of `BOTTLENECKS`, or None if it is unknown.
+    interval : float
+        Seconds between two samples.
     """
 
-    def __init__(self, sample: Callable[[], str | None]) -> None:
+    def __init__(self, sample: Callable[[], str | None], interval: float = _INTERVAL) -> None:
+        self._interval = interval
         self._sample = sample
         self._stopped = threading.Event()
         self._counts: Counter[str] = Counter()
@@ -48,14 +51,16 @@ class Watch:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stopped.wait(_INTERVAL):
+        while not self._stopped.wait(self._interval):
             name = self._sample()
             if name is not None:
                 self._counts[name] += 1
 
 
 @contextmanager
-def watching(n_device_calls: Callable[[], int], is_compiling: Callable[[], bool]) -> Iterator[Watch]:
+def watching(
+    n_device_calls: Callable[[], int], is_compiling: Callable[[], bool], interval: float = _INTERVAL
+) -> Iterator[Watch]:
     """Watch this process within the context, except while it compiles.
 
     Parameters
@@ -64,6 +69,8 @@ def watching(n_device_calls: Callable[[], int], is_compiling: Callable[[], bool]
         Returns the number of calls in progress on a device other than the CPU.
     is_compiling : callable
         Returns whether the process is waiting for the compiler.
+    interval : float
+        Seconds between two samples.
     """
     n_cores = len(os.sched_getaffinity(0))
 
@@ -72,7 +79,7 @@ def watching(n_device_calls: Callable[[], int], is_compiling: Callable[[], bool]
             return None
         return bottleneck(thread_states(), n_device_calls(), n_cores)
 
-    watch = Watch(sample)
+    watch = Watch(sample, interval)
     try:
         yield watch
     finally:

@@ -66,9 +66,8 @@ def test_an_unsupported_later_python_is_refused(version):
     assert f"({version}." in said
 
 
-def test_setup_is_advised_without_a_virtual_environment(monkeypatch, tmp_path):
-    monkeypatch.setattr(packages, "_ROOT", str(tmp_path))
-    assert mentions(packages._what_to_type(), "make setup", tmp_path)
+def test_setup_is_advised_without_a_virtual_environment(tmp_path):
+    assert mentions(packages._what_to_type(str(tmp_path)), "make setup", tmp_path)
 
 
 @pytest.mark.process
@@ -134,9 +133,9 @@ def test_advised_commands_are_quoted(monkeypatch, tmp_path):
     python.parent.mkdir(parents=True)
     python.touch()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(packages, "_ROOT", str(tmp_path / "my files"))
     monkeypatch.setattr(sys, "argv", ["my files/scripts/extract.py"])
-    assert packages._what_to_type().endswith(": 'my files/.venv/bin/python' 'my files/scripts/extract.py'")
+    advice = packages._what_to_type(str(tmp_path / "my files"))
+    assert advice.endswith(": 'my files/.venv/bin/python' 'my files/scripts/extract.py'")
     monkeypatch.setattr(sys, "executable", str(python))
     needs_one = {"shardpress": packages.installed()["shardpress"]}
     assert f": '{python}' -m pip install " in packages.unmet_requirements(needs_one)[0]

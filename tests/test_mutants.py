@@ -96,21 +96,19 @@ def test_a_sample_of_mutations_is_caught() -> None:
 
 
 @pytest.mark.process
-def test_a_mutation_that_no_test_sees_survives(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_a_mutation_that_no_test_sees_survives(capsys: pytest.CaptureFixture) -> None:
     """The output and the exit code say so."""
     file = "pipeline/signals.py"
     docstring = (REPOSITORY / file).read_text().splitlines()[0]
     unseen = Mutation(
         "unseen", file, docstring, docstring.replace('"""', '"""Another text. ', 1), ("tests/test_cases.py",)
     )
-    monkeypatch.setattr("tests.support.mutants.MUTATIONS", (unseen,))
-    assert main(["unseen"]) == 1
+    assert main(["unseen"], (unseen,)) == 1
     assert "unseen: SURVIVED" in capsys.readouterr().out
 
 
 @pytest.mark.process
-def test_a_test_that_cannot_run_catches_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_a_test_that_cannot_run_catches_nothing(capsys: pytest.CaptureFixture) -> None:
     fault = Mutation("fault", "pipeline/signals.py", "_n_deferred -= 1", "_n_deferred -= 2", ("tests/test_gone.py",))
-    monkeypatch.setattr("tests.support.mutants.MUTATIONS", (fault,))
-    assert main(["fault"]) == 1
+    assert main(["fault"], (fault,)) == 1
     assert "test_gone.py" in capsys.readouterr().err

@@ -8,7 +8,6 @@ from contextlib import suppress
 import pytest
 from tqdm import tqdm
 
-from pipeline import progress as module
 from pipeline.progress import Progress
 from pipeline.runlog import SHOWN_BY_BAR
 from tests.support.logged import mentions
@@ -26,18 +25,17 @@ def lines(caplog):
     return lambda: [record.getMessage() for record in caplog.records]
 
 
-def passed(monkeypatch, total, seconds, **how):
+def passed(total, seconds, **how):
     """A pass of one unit after the other, which takes so long."""
     now = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    with Progress("scan", total, "rows", **how) as progress:
+    with Progress("scan", total, "rows", clock=lambda: now[0], **how) as progress:
         for _ in range(total - how.get("done", 0)):
             now[0] += seconds / total
             progress.advance()
 
 
-def test_a_log_shows_progress_and_remaining_time_at_some_shares(lines, monkeypatch, capsys):
-    passed(monkeypatch, 1000, 1000.0)
+def test_a_log_shows_progress_and_remaining_time_at_some_shares(lines, capsys):
+    passed(1000, 1000.0)
     found = [re.fullmatch(r"scan: (\d+)/1000 rows \((\d+) %\), .*, ([\w ]+) left", line) for line in lines()[:-1]]
     assert [each[2] for each in found] == ["1", "2", "5", *map(str, range(10, 100, 10))]
     assert [found[i][3] for i in (0, 1, 2, 3, -1)] == ["16 min", "16 min", "16 min", "15 min", "100 s"]
@@ -45,19 +43,19 @@ def test_a_log_shows_progress_and_remaining_time_at_some_shares(lines, monkeypat
     assert capsys.readouterr().err == ""
 
 
-def test_progress_lines_are_neither_too_frequent_nor_too_rare(lines, monkeypatch):
-    passed(monkeypatch, 1000, 4.0)
+def test_progress_lines_are_neither_too_frequent_nor_too_rare(lines):
+    passed(1000, 4.0)
     assert [mentions(line, "1000/1000", "4.0 s") for line in lines()] == [True], "of a short pass the end alone"
-    passed(monkeypatch, 1000, 100.0)
+    passed(1000, 100.0)
     assert len(lines()) == 1 + len(["5 %", *range(10, 100, 10), "the end"])
-    passed(monkeypatch, 1000, 100_000.0)
+    passed(1000, 100_000.0)
     assert len(lines()) >= 12 + 100_000 / 600 / 2, "ten minutes pass without a mark"
 
 
-def test_earlier_work_does_not_count_for_rate_and_remaining_time(lines, monkeypatch):
-    passed(monkeypatch, 1000, 1000.0, done=900, unit_bytes=10**6)
+def test_earlier_work_does_not_count_for_rate_and_remaining_time(lines):
+    passed(1000, 1000.0, done=900, unit_bytes=10**6)
     assert mentions(lines()[-1], "1000/1000 rows", "100.0 s", "1 rows/s", "1 MB/s")
-    passed(monkeypatch, 1000, 10_000.0, done=500)
+    passed(1000, 10_000.0, done=500)
     assert mentions(lines()[2], "600/1000 rows", 60, "17 min", "67 min")
 
 
@@ -65,7 +63,7 @@ def test_a_bar_is_updated_often_and_logged_to_the_file(lines, monkeypatch, caplo
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(tqdm, "update", lambda bar, n: drawn.append(n))
     drawn = []
-    passed(monkeypatch, 100_000, 20.0)
+    passed(100_000, 20.0)
     assert 20.0 / 0.1 * 0.9 < len(drawn) <= 20.0 / 0.1 + 1
     assert [hasattr(record, SHOWN_BY_BAR) and getattr(record, SHOWN_BY_BAR) for record in caplog.records] == [
         *[True] * (len(lines()) - 1),
@@ -76,15 +74,14 @@ def test_a_bar_is_updated_often_and_logged_to_the_file(lines, monkeypatch, caplo
 def test_a_dumb_terminal_gets_lines(lines, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("TERM", "dumb")
-    passed(monkeypatch, 10, 1.0)
+    passed(10, 1.0)
     assert sys.stderr.getvalue() == ""
     assert lines() == ["scan: 10/10 rows, 1.0 s"]
 
 
-def test_the_last_line_shows_rate_and_note(lines, monkeypatch):
+def test_the_last_line_shows_rate_and_note(lines):
     now = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    with Progress("encoding", 4000, "rows", unit_bytes=1000) as progress:
+    with Progress("encoding", 4000, "rows", unit_bytes=1000, clock=lambda: now[0]) as progress:
         now[0] = 2.0
         progress.advance(4000, "note")
     (line,) = lines()
@@ -103,24 +100,21 @@ def test_the_last_line_shows_rate_and_note(lines, monkeypatch):
 def test_a_bar_shows_its_rate_in_its_unit(monkeypatch, caplog, total, seconds, shown):
     caplog.set_level("INFO", "pipeline")
     now = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(sys, "stderr", Terminal())
-    with Progress("training", total, "epochs") as progress:
+    with Progress("training", total, "epochs", clock=lambda: now[0]) as progress:
         now[0] = seconds
         progress.advance(4, "note")
     assert shown in sys.stderr.getvalue()
 
 
-def test_progress_without_a_total_counts_units(lines, monkeypatch):
-    monkeypatch.setattr(module.time, "monotonic", lambda: 0.0)
-    with Progress("fit", None, "steps") as progress:
+def test_progress_without_a_total_counts_units(lines):
+    with Progress("fit", None, "steps", clock=lambda: 0.0) as progress:
         progress.advance(3)
     assert lines() == ["fit: 3 steps, 0.0 s"]
 
 
-def test_zero_duration_causes_no_division_by_zero(lines, monkeypatch):
-    monkeypatch.setattr(module.time, "monotonic", lambda: 0.0)
-    with Progress("scan", 0, "rows", unit_bytes=1):
+def test_zero_duration_causes_no_division_by_zero(lines):
+    with Progress("scan", 0, "rows", unit_bytes=1, clock=lambda: 0.0):
         pass
     assert lines()[-1].startswith("scan: 0/0 rows")
 

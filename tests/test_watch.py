@@ -65,8 +65,7 @@ def test_sleeping_and_computing_threads_are_distinguished(tmp_path: Path) -> Non
     assert found == {"R": 1, "S": 1}
 
 
-def test_shares_cover_the_time_since_the_last_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.watch._INTERVAL", 0.0)
+def test_shares_cover_the_time_since_the_last_request() -> None:
     looks = iter(["disk"] * 30 + ["device"] * 10 + [None] * 5 + ["processor"] * 9)
     done, go_on = threading.Event(), threading.Event()
     n_looks = Counter[str]()
@@ -81,7 +80,7 @@ def test_shares_cover_the_time_since_the_last_request(monkeypatch: pytest.Monkey
             done.set()
         return found
 
-    watch = Watch(look)
+    watch = Watch(look, interval=0.0)
     assert done.wait(60)
     assert watch.take_shares() == {"device": 0.25, "processor": 0.0, "disk": 0.75, "other": 0.0}
     done.clear()
@@ -104,8 +103,7 @@ def test_a_watch_ends_with_its_context_after_an_error() -> None:
     assert threading.active_count() == n_threads
 
 
-def test_nothing_is_reported_while_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.watch._INTERVAL", 0.0)
+def test_nothing_is_reported_while_compiling() -> None:
     asked = Counter[str]()
 
     def is_compiling() -> bool:
@@ -113,7 +111,7 @@ def test_nothing_is_reported_while_compiling(monkeypatch: pytest.MonkeyPatch) ->
         return True
 
     give_up = time.monotonic() + 60
-    with watching(lambda: 0, is_compiling) as watch:
+    with watching(lambda: 0, is_compiling, interval=0.0) as watch:
         while asked["times"] < 100 and time.monotonic() < give_up:
             time.sleep(0.001)
         assert watch.take_shares() == {}

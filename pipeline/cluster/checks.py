@@ -340,12 +340,12 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _digest() -> str:
-    """Return a digest of our source files: checkouts of the same version can differ."""
+def _digest(root: Path = _ROOT) -> str:
+    """Return a digest of our source files below a directory: checkouts of the same version can differ."""
     files = {}
     for pattern in _SOURCES:
-        for path in _ROOT.glob(pattern):
-            files[path.relative_to(_ROOT).as_posix()] = path
+        for path in root.glob(pattern):
+            files[path.relative_to(root).as_posix()] = path
     digest = sha256()
     for name in sorted(files):
         if files[name].is_file() and not name.startswith(_NOT_A_SOURCE):

@@ -36,7 +36,13 @@ _MAX_TRIES = 5
 _MAX_SILENCE = 300.0  # seconds without an answer: as long as Dask waits for a worker
 
 
-def wait_until(condition: Callable[[], T], what: str, seconds: float) -> T:
+def wait_until(
+    condition: Callable[[], T],
+    what: str,
+    seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> T:
     """Call a function until it returns something true, and return that.
 
     Parameters
@@ -47,23 +53,27 @@ def wait_until(condition: Callable[[], T], what: str, seconds: float) -> T:
         What is waited for, for the log.
     seconds : float
         Time limit. After it the last result, which is false, is returned.
+    clock : callable
+        Returns the time in seconds.
+    sleep : callable
+        Waits for some seconds.
 
     Raises
     ------
     Stopped
         If a signal was received.
     """
-    start = time.monotonic()
+    start = clock()
     next_log = start + _FIRST_LOG
     while not (result := condition()):
         signals.check()
-        now = time.monotonic()
+        now = clock()
         if now - start > seconds:
             break
         if now > next_log:
             log.info("cluster: waiting for %s, %.0f of %.0f s", what, now - start, seconds)
             next_log = now + _LOG_INTERVAL
-        time.sleep(_WAIT_INTERVAL)
+        sleep(_WAIT_INTERVAL)
     return result
 
 
@@ -190,13 +200,25 @@ class SchedulerMonitor:
 
 
 @contextmanager
-def disconnect_if_silent(client: Client) -> Iterator[None]:
+def disconnect_if_silent(
+    client: Client, interval: float = _WATCH_INTERVAL, max_silence: float = _MAX_SILENCE
+) -> Iterator[None]:
     """Close the connections of a client when the scheduler stops answering, for as long as the context lasts.
 
     Calls that wait for the scheduler then raise `OSError`, and the status of the client is no longer ``running``.
+
+    Parameters
+    ----------
+    client : Client
+        A client that is connected to the scheduler.
+    interval : float
+        Seconds between two requests.
+    max_silence : float
+        Seconds without an answer after which the scheduler counts as lost.
     """
     ended = threading.Event()
-    thread = threading.Thread(target=_watch, args=(client, ended), name="scheduler-monitor", daemon=True)
+    arguments = (client, ended, interval, max_silence)
+    thread = threading.Thread(target=_watch, args=arguments, name="scheduler-monitor", daemon=True)
     thread.start()
     try:
         yield
@@ -205,13 +227,13 @@ def disconnect_if_silent(client: Client) -> Iterator[None]:
         thread.join()
 
 
-def _watch(client: Client, ended: threading.Event) -> None:
+def _watch(client: Client, ended: threading.Event, interval: float, max_silence: float) -> None:
     """Poll a scheduler until it is silent for too long, or the event is set."""
     monitor = SchedulerMonitor(client)
     last_log = 0.0  # seconds of silence at the last line of the log
-    while not ended.wait(_WATCH_INTERVAL):
+    while not ended.wait(interval):
         silence = monitor.poll()
-        if silence > _MAX_SILENCE:
+        if silence > max_silence:
             log.warning("cluster: the scheduler has not answered for %.0f s; it counts as lost", silence)
             _abort_connections(client)
             return
@@ -219,7 +241,7 @@ def _watch(client: Client, ended: threading.Event) -> None:
             last_log = 0.0
         elif silence - last_log > _LOG_INTERVAL:
             last_log = silence
-            log.warning("cluster: the scheduler has not answered for %.0f of %.0f s", silence, _MAX_SILENCE)
+            log.warning("cluster: the scheduler has not answered for %.0f of %.0f s", silence, max_silence)
 
 
 def _abort_connections(client: Client) -> None:

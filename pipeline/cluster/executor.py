@@ -102,7 +102,7 @@ def reduce(
     return result
 
 
-def batch_size(n_tasks: int, n_remote_threads: int, n_small: int = 1) -> int:
+def batch_size(n_tasks: int, n_remote_threads: int, n_small: int = 1, capacity: int = _SCHEDULER_CAPACITY) -> int:
     """Return how many tasks to send to a remote thread at once.
 
     Each task costs about 10 ms of processor time of the driver, the scheduler and the worker together. Batches spread
@@ -118,6 +118,8 @@ def batch_size(n_tasks: int, n_remote_threads: int, n_small: int = 1) -> int:
         Number of threads in other processes; 0 if the tasks run in this process.
     n_small : int
         Number of these tasks that together are about one second of work; 0 if each of them takes longer.
+    capacity : int
+        Number of threads that one scheduler can keep busy with tasks of about a second.
 
     Returns
     -------
@@ -133,7 +135,7 @@ def batch_size(n_tasks: int, n_remote_threads: int, n_small: int = 1) -> int:
 
     # Above its capacity the scheduler limits the throughput. A few idle threads at the end cost less.
     if n_small > 0:
-        needed = math.ceil(n_remote_threads / _SCHEDULER_CAPACITY)
+        needed = math.ceil(n_remote_threads / capacity)
         tasks_per_thread = math.ceil(n_tasks / n_remote_threads)
         batch = max(batch, min(needed, tasks_per_thread))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
@@ -41,15 +41,21 @@ class WorkerStats:
 
     `pipeline.cluster.executor` adds each result to the ``stats`` of its executor. Executors of threads have none: all
     threads belong to one process.
+
+    Parameters
+    ----------
+    clock : callable
+        Returns the time in seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._stages: dict[str, _StageStats] = {}
         self._current: _StageStats | None = None
 
     def begin(self, stage: str) -> None:
         """Start a stage, to which the next results belong. A repeated stage replaces the earlier one."""
-        self._current = _StageStats(time.monotonic())
+        self._current = _StageStats(self._clock())
         self._stages[stage] = self._current
 
     def add(self, process: str, result: Any) -> None:
@@ -67,13 +73,13 @@ class WorkerStats:
         stats = self._current.processes.setdefault(process, _ProcessStats())
         stats.n_tasks += 1
         stats.n_rows += getattr(result, "n_rows", 0)
-        stats.seconds = time.monotonic() - self._current.start
+        stats.seconds = self._clock() - self._current.start
 
     def __str__(self) -> str:
         """Return the rates of the workers in the current stage, the slowest first; empty before the first result."""
         if self._current is None or not self._current.processes:
             return ""
-        rates = _rates_of(self._current)
+        rates = _rates_of(self._current, self._clock())
         n_workers = len(rates)
         workers = "1 worker" if n_workers == 1 else f"{n_workers} workers"
         if n_workers <= _MAX_RATES:
@@ -111,9 +117,9 @@ class WorkerStats:
         return work
 
 
-def _rates_of(stage: _StageStats) -> list[float]:
-    """Return the rows per second of each process since the start of the stage, in ascending order."""
-    seconds = max(time.monotonic() - stage.start, 1e-9)
+def _rates_of(stage: _StageStats, now: float) -> list[float]:
+    """Return the rows per second of each process from the start of the stage until now, in ascending order."""
+    seconds = max(now - stage.start, 1e-9)
     return sorted(stats.n_rows / seconds for stats in stage.processes.values())
 
 

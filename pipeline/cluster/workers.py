@@ -157,6 +157,8 @@ class ClusterPool:
         Seconds without any worker after which the run ends.
     n_local_processes : int
         Number of workers that share the cores and the memory of this machine; 0 if workers have their own.
+    watch_interval : float
+        Seconds between two looks at the connection and the workers.
     """
 
     is_local = False
@@ -169,6 +171,7 @@ class ClusterPool:
         known: Sequence[dict[str, Any]],
         patience: float,
         n_local_processes: int = 0,
+        watch_interval: float = _WATCH_INTERVAL,
     ) -> None:
         self.stats = WorkerStats()
         self.n_local_processes = n_local_processes
@@ -177,6 +180,7 @@ class ClusterPool:
         self._address = address
         self._known = known
         self._patience = patience
+        self._watch_interval = watch_interval
 
     @contextmanager
     def executor(self, n_threads: int) -> Iterator[tuple[Executor, int]]:
@@ -202,7 +206,7 @@ class ClusterPool:
         """Fail all tasks when their results cannot arrive any more: the thread that waits for them checks nothing."""
         monitor = SchedulerMonitor(self._client)  # never blocks, so that a silent scheduler does not delay signals
         absence = _Absence(self._patience)
-        while not ended.wait(_WATCH_INTERVAL):
+        while not ended.wait(self._watch_interval):
             error = self._connection_error()
             if error is None:
                 monitor.poll()

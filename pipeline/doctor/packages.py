@@ -80,12 +80,13 @@ def _in_checkout() -> bool:
     return os.path.exists(os.path.join(_ROOT, "scripts", "setup.sh"))
 
 
-def _what_to_type() -> str:
-    python = os.path.join(_ROOT, ".venv", "bin", "python")
+def _what_to_type(root: str = _ROOT) -> str:
+    """Return advice to use the virtual environment of a checkout, whose directory is `root`."""
+    python = os.path.join(root, ".venv", "bin", "python")
     command = " ".join(map(shlex.quote, (os.path.relpath(python), sys.argv[0])))
     if os.path.exists(python) and os.path.abspath(sys.executable) != python:
         return f"Type: {command}"
-    return f"Type make setup in {_ROOT}, then: {command}"
+    return f"Type make setup in {root}, then: {command}"
 
 
 def installed() -> "dict[str, str]":

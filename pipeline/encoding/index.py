@@ -34,6 +34,7 @@ def index_files(
     viewed: Callable[[_Part], _Viewed],
     categories: Mapping[str, np.ndarray],
     attributes: Mapping[str, Any],
+    most: int | None = None,
 ) -> Iterator[tuple[str, bytes]]:
     """Make the files of an index, without opening a part.
 
@@ -49,18 +50,22 @@ def index_files(
         Categories of extras that are stored as codes, by path in the file.
     attributes : mapping
         Attributes of ``index.h5``; nested values are written as JSON.
+    most : int, optional
+        Largest number of parts of one view, by default `_MOST`.
 
     Yields
     ------
     tuple of (str, bytes)
         Name relative to the output directory, and content. The files must be written in this order, ``index.h5`` last.
     """
-    if len(parts) <= _MOST:
+    if most is None:
+        most = _MOST
+    if len(parts) <= most:
         files = [viewed(part) for part in parts]
     else:
         files = []
-        for start in range(0, len(parts), _MOST):
-            group = [viewed(part) for part in parts[start : start + _MOST]]
+        for start in range(0, len(parts), most):
+            group = [viewed(part) for part in parts[start : start + most]]
             data = _view(group, {}, {})
             name = f"index-{digest([data])[:32]}.h5"  # the digest of its content, so that no other file has this name
             yield name, data

@@ -43,9 +43,19 @@ class PartMemory:
         Extras, for the size of the memory and for categories. The memory grows if strings turn out to be longer.
     storage : Storage
         Storage format. Unless it is plain, features are encoded into memory of their own and then converted.
+    most_templates : int
+        Number of layouts that are kept for other parts.
     """
 
-    def __init__(self, n_rows: int, n_features: int, riders: Sequence[Rider] = (), storage: Storage = PLAIN) -> None:
+    def __init__(
+        self,
+        n_rows: int,
+        n_features: int,
+        riders: Sequence[Rider] = (),
+        storage: Storage = PLAIN,
+        most_templates: int = _MOST_TEMPLATES,
+    ) -> None:
+        self._most_templates = most_templates
         self._n_features = n_features
         self._categories = stored_categories(riders)
         self._storage = storage
@@ -141,7 +151,7 @@ class PartMemory:
         has_strings = any(values.dtype.hasobject for values in arrays.values())
         # A template with strings or compressed features contains them: it fits this part only, and may be large.
         if not has_strings and not is_compressed:
-            if len(self._templates) == _MOST_TEMPLATES:
+            if len(self._templates) == self._most_templates:
                 self._templates.clear()
             self._templates[key] = template
         return template

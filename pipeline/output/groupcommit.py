@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 
 from pipeline.errors import ShardpressError
 from pipeline.output.ledger import Ledger
@@ -32,10 +33,18 @@ class GroupCommit:
     """Context that commits single results, or groups of them if they are finished faster than the disk can commit.
 
     At its end, even after an error, everything that was added is committed.
+
+    Parameters
+    ----------
+    ledger : Ledger
+        Where the results are committed.
+    clock : callable
+        Returns the time in seconds.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, clock: Callable[[], float] = time.monotonic) -> None:
         self._ledger = ledger
+        self._clock = clock
         self._waiting: list[Record] = []
         self._next = -math.inf  # earliest time of the next commit
 
@@ -53,14 +62,14 @@ class GroupCommit:
     def add(self, record: Record) -> None:
         """Commit a result now or within a second. Errors of `Ledger.commit` may concern this result or earlier ones."""
         self._waiting.append(record)
-        if time.monotonic() >= self._next:
+        if self._clock() >= self._next:
             self._commit()
 
     def _commit(self) -> None:
         waiting = self._waiting
         self._waiting = []  # never retried, because a second sync would succeed without writing
         if waiting:
-            start = time.monotonic()
+            start = self._clock()
             self._ledger.commit(*waiting)
-            end = time.monotonic()
+            end = self._clock()
             self._next = end + _pause(end - start)

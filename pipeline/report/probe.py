@@ -152,7 +152,7 @@ def _standardized(rows: np.ndarray, is_train: np.ndarray) -> np.ndarray:
     return x
 
 
-def _ridge_weights(x: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def _ridge_weights(x: np.ndarray, targets: np.ndarray, penalties: np.ndarray = _PENALTIES) -> np.ndarray:
     """Return the weights (n_columns, n_classes) of a ridge regression on centred columns.
 
     Every penalty uses the same eigenvectors, those of the smaller Gram matrix. They take a fifth of the time of a
@@ -162,16 +162,18 @@ def _ridge_weights(x: np.ndarray, targets: np.ndarray) -> np.ndarray:
     ----------
     x : ndarray of shape (n_rows, n_columns), float64
     targets : ndarray of shape (n_rows, n_classes), float64
+    penalties : ndarray of shape (n_penalties,)
+        The best of these is used.
     """
     if len(x) >= x.shape[1]:
         squares, right = _eigenvectors(x.T @ x)
         sizes = np.sqrt(squares)[:, None]
         projected = _divide(right.T @ (x.T @ targets), sizes)
-        shrunk = _shrunk(squares, projected, targets)
+        shrunk = _shrunk(squares, projected, targets, penalties)
         return np.asarray(right @ _divide(shrunk, sizes))
     squares, left = _eigenvectors(x @ x.T)
     projected = left.T @ targets
-    shrunk = _shrunk(squares, projected, targets)
+    shrunk = _shrunk(squares, projected, targets, penalties)
     return np.asarray(x.T @ (left @ _divide(shrunk, squares[:, None])))
 
 
@@ -181,7 +183,7 @@ def _eigenvectors(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(values > 1e-12 * values[-1], values, 0), vectors
 
 
-def _shrunk(squares: np.ndarray, projected: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def _shrunk(squares: np.ndarray, projected: np.ndarray, targets: np.ndarray, penalties: np.ndarray) -> np.ndarray:
     """Return the predictions (n, n_classes) along each singular vector, shrunk by the best penalty.
 
     Parameters
@@ -191,8 +193,9 @@ def _shrunk(squares: np.ndarray, projected: np.ndarray, targets: np.ndarray) -> 
     projected : ndarray of shape (n, n_classes)
         The targets in the basis of the left singular vectors.
     targets : ndarray of shape (n_rows, n_classes)
+    penalties : ndarray of shape (n_penalties,)
     """
-    factors = [squares / (squares + penalty * len(targets)) for penalty in _PENALTIES]
+    factors = [squares / (squares + penalty * len(targets)) for penalty in penalties]
     errors = [_validation_error(factor, projected, targets) for factor in factors]
     best = factors[int(np.argmin(errors))]
     return np.asarray(best[:, None] * projected)

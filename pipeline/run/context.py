@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -42,6 +42,10 @@ class RunState:
         Warnings that the run logs.
     watch : Watch, optional
         Samples what the run waits for.
+    clock : callable
+        Returns the time in seconds; changes of the time of day do not affect it.
+    compiler_clock : callable
+        Returns the seconds that the compiler has taken in this process.
 
     Attributes
     ----------
@@ -60,7 +64,13 @@ class RunState:
         Deadline of the run, in seconds since 1970.
     """
 
-    def __init__(self, warnings: Warnings | None = None, watch: Watch | None = None) -> None:
+    def __init__(
+        self,
+        warnings: Warnings | None = None,
+        watch: Watch | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        compiler_clock: Callable[[], float] = seconds_compiling,
+    ) -> None:
         self.warnings = warnings or Warnings()
         self.seconds: dict[str, float] = {}
         self.processor_seconds: dict[str, float] = {}
@@ -71,27 +81,28 @@ class RunState:
         self.began = time.time()
         self.ends_by: float | None = None
         self._watch = watch
-        # Changes of the time of day do not affect this clock.
-        self._start = time.monotonic()
+        self._clock = clock
+        self._compiler_clock = compiler_clock
+        self._start = clock()
         self._last = self._start
-        self._compiled_at_start = seconds_compiling()
+        self._compiled_at_start = compiler_clock()
         self._compiled = self._compiled_at_start
         self._last_processor = time.process_time()
 
     @property
     def seconds_compiling(self) -> float:
         """Seconds that the compiler has taken."""
-        return seconds_compiling() - self._compiled_at_start
+        return self._compiler_clock() - self._compiled_at_start
 
     @property
     def total_seconds(self) -> float:
         """Seconds since the start."""
-        return time.monotonic() - self._start
+        return self._clock() - self._start
 
     def end_stage(self, stage: str) -> None:
         """Record the times of a stage that has just finished."""
-        now = time.monotonic()
-        compiled = seconds_compiling()
+        now = self._clock()
+        compiled = self._compiler_clock()
         processor = time.process_time()
         self.seconds[stage] = now - self._last - (compiled - self._compiled)
         self.processor_seconds[stage] = processor - self._last_processor

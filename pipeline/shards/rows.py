@@ -80,9 +80,9 @@ def _read_ordered(block: Block, out: np.ndarray) -> None:
         _reorder(out, block.shard.order)
 
 
-def _reorder(rows: np.ndarray, order: np.ndarray) -> None:
-    """Put the columns of rows (n_rows, n_inputs) into another order, a few rows at a time to save memory."""
-    n_rows = max(1, _PIECE // max(1, rows[:1].nbytes))
+def _reorder(rows: np.ndarray, order: np.ndarray, piece_bytes: int = _PIECE) -> None:
+    """Put the columns of rows (n_rows, n_inputs) into another order, `piece_bytes` at a time to save memory."""
+    n_rows = max(1, piece_bytes // max(1, rows[:1].nbytes))
     for start in range(0, len(rows), n_rows):
         piece = rows[start : start + n_rows]
         piece[...] = np.take(piece, order, axis=1)

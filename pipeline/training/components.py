@@ -53,13 +53,15 @@ class Components:
     deviations: np.ndarray
 
 
-def sampled(rows: Rows, order: Order, scaler: Scaler, most: int) -> np.ndarray:
+def sampled(rows: Rows, order: Order, scaler: Scaler, most: int, block_bytes: int = _BLOCK_BYTES) -> np.ndarray:
     """Return a sample of the rows that are trained on. It depends only on the seed and on its size.
 
     Parameters
     ----------
     most : int
         Size of the sample, 1 or more; if there are fewer rows, all of them.
+    block_bytes : int
+        Bytes of rows in float64 that are scaled at once.
 
     Returns
     -------
@@ -68,12 +70,15 @@ def sampled(rows: Rows, order: Order, scaler: Scaler, most: int) -> np.ndarray:
     """
     numbers = order.sample(most)
     scaled = np.empty((len(numbers), len(scaler.minimum)), dtype=np.float32)
-    for block in blocks(*scaled.shape):  # the memory does not hold the sample in its own dtype as well
+    # The memory does not hold the sample in its own dtype as well.
+    for block in blocks(len(scaled), scaled.shape[1], block_bytes):
         scaled[block] = scaler.transform(rows.take(numbers[block]))
     return scaled
 
 
-def principal_components(x: np.ndarray, k: int, rng: np.random.Generator) -> Components:
+def principal_components(
+    x: np.ndarray, k: int, rng: np.random.Generator, small: int = _SMALL, block_bytes: int = _BLOCK_BYTES
+) -> Components:
     """Return the first `k` principal components of rows.
 
     They depend only on the rows and the generator, except for the rounding of BLAS, which may depend on the number of
@@ -85,11 +90,15 @@ def principal_components(x: np.ndarray, k: int, rng: np.random.Generator) -> Com
         At least one row, scaled. The directions are orthonormal even if there are fewer than `k` rows.
     k : int
         From 1 to n_inputs.
+    small : int
+        Side up to which the Gram matrix is computed.
+    block_bytes : int
+        Bytes of rows in float64 that are multiplied at once.
     """
     mean = x.mean(axis=0, dtype=np.float64)
-    gram = _Gram(x, mean)
-    if len(x) <= _SMALL < x.shape[1]:
-        directions = _directions_of_few_rows(x, mean, k)
+    gram = _Gram(x, mean, small, block_bytes)
+    if len(x) <= small < x.shape[1]:
+        directions = _directions_of_few_rows(x, mean, k, block_bytes)
     elif gram.matrix is not None:
         directions = np.linalg.eigh(gram.matrix)[1][:, -k:]
     else:
@@ -116,20 +125,20 @@ def _directions_of_products(gram: _Gram, n_inputs: int, k: int, rng: np.random.G
     return found
 
 
-def _directions_of_few_rows(x: np.ndarray, mean: np.ndarray, k: int) -> np.ndarray:
+def _directions_of_few_rows(x: np.ndarray, mean: np.ndarray, k: int, block_bytes: int) -> np.ndarray:
     """Return orthonormal columns (n_inputs, k) that span the first `k` components, from the products of rows."""
-    weights = np.linalg.eigh(_products_of_rows(x, mean))[1][:, ::-1][:, :k]
+    weights = np.linalg.eigh(_products_of_rows(x, mean, block_bytes))[1][:, ::-1][:, :k]
     found = np.zeros((len(mean), k))
-    for block in blocks(len(mean), len(x)):
+    for block in blocks(len(mean), len(x), block_bytes):
         centred = x[:, block] - mean[block]
         found[block, : weights.shape[1]] = centred.T @ weights
     return np.linalg.qr(found)[0]  # adds any directions if there are fewer rows than components
 
 
-def _products_of_rows(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
+def _products_of_rows(x: np.ndarray, mean: np.ndarray, block_bytes: int) -> np.ndarray:
     """Return the scalar products (n_rows, n_rows) of each two centred rows."""
     products = np.zeros((len(x), len(x)))
-    for block in blocks(len(mean), len(x)):
+    for block in blocks(len(mean), len(x), block_bytes):
         centred = x[:, block] - mean[block]
         products += centred @ centred.T
     return products
@@ -147,13 +156,14 @@ class _Gram:
         The matrix, which is computed only if it is small.
     """
 
-    def __init__(self, x: np.ndarray, mean: np.ndarray) -> None:
+    def __init__(self, x: np.ndarray, mean: np.ndarray, small: int, block_bytes: int) -> None:
         self.mean = mean
         self.n_rows = len(x)
         self.matrix: np.ndarray | None = None
         self._x = x
+        self._block_bytes = block_bytes
         n_inputs = x.shape[1]
-        if n_inputs <= _SMALL:
+        if n_inputs <= small:
             self.matrix = np.zeros((n_inputs, n_inputs))
             for block in self._centred():
                 self.matrix += block.T @ block
@@ -169,13 +179,13 @@ class _Gram:
 
     def _centred(self) -> Iterator[np.ndarray]:
         """Yield blocks of rows minus their mean in float64: float32 would lose components of small deviation."""
-        for block in blocks(*self._x.shape):
+        for block in blocks(len(self._x), self._x.shape[1], self._block_bytes):
             yield self._x[block] - self.mean
 
 
-def blocks(n: int, width: int) -> Iterator[slice]:
-    """Yield slices of `n` rows, each of so few float64 numbers that they take little memory."""
-    size = max(1, _BLOCK_BYTES // (8 * width))
+def blocks(n: int, width: int, block_bytes: int = _BLOCK_BYTES) -> Iterator[slice]:
+    """Yield slices of `n` rows, whose float64 numbers take at most `block_bytes` if a slice has several rows."""
+    size = max(1, block_bytes // (8 * width))
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
 
@@ -216,17 +226,19 @@ class Baseline:
         return {"n_components": self.n_components, "components": components, "mean": mean, "is_worse": is_worse}
 
 
-def baseline_of(found: Components, rows: np.ndarray, scaler: Scaler) -> Baseline:
+def baseline_of(found: Components, rows: np.ndarray, scaler: Scaler, block_bytes: int = _BLOCK_BYTES) -> Baseline:
     """Return the errors of components that were found in other rows.
 
     Parameters
     ----------
     rows : ndarray of shape (n_rows, n_inputs)
         Unscaled rows, one at least.
+    block_bytes : int
+        Bytes of rows in float64 that are scaled at once.
     """
     mean = np.empty(len(rows))
     left = np.empty(len(rows))
-    for block in blocks(*rows.shape):
+    for block in blocks(len(rows), rows.shape[1], block_bytes):
         centred = scaler.transform(rows[block]) - found.mean
         mean[block] = np.square(centred).mean(axis=1)
         # By Pythagoras, since components are orthonormal. Rounding may leave less than 0 of rows that they explain.

@@ -109,20 +109,37 @@ class Order:
             n_taken = int(ends[last - 1])
 
 
-def slab_starts(shards: Sequence[Shard], max_rows: int | None = None) -> np.ndarray:
+def slab_starts(
+    shards: Sequence[Shard],
+    max_rows: int | None = None,
+    slab_bytes: int | None = None,
+    max_chunk_bytes: int = MAX_CHUNK_BYTES,
+) -> np.ndarray:
     """Cut every shard into slabs of about a megabyte, in whole HDF5 chunks unless those are too large.
 
     A window takes whole slabs. If it holds few rows, `max_rows` keeps the slabs small compared with it.
+
+    Parameters
+    ----------
+    shards : sequence of Shard
+    max_rows : int, optional
+        Largest number of rows of a slab.
+    slab_bytes : int, optional
+        Bytes of a slab, up to whole chunks; by default a megabyte.
+    max_chunk_bytes : int
+        Bytes of the largest chunk that a slab holds as a whole.
 
     Returns
     -------
     ndarray of int64
         First row of each slab, and the number of rows at the end.
     """
+    if slab_bytes is None:
+        slab_bytes = _SLAB_BYTES
     starts = []
     first_row = 0
     for shard in shards:
-        slab_rows = _slab_rows(shard)
+        slab_rows = _slab_rows(shard, slab_bytes, max_chunk_bytes)
         if max_rows is not None:
             slab_rows = min(slab_rows, max(1, max_rows))
         starts.append(first_row + np.arange(0, shard.n_rows, slab_rows, dtype=np.int64))
@@ -130,16 +147,23 @@ def slab_starts(shards: Sequence[Shard], max_rows: int | None = None) -> np.ndar
     return np.concatenate([*starts, [first_row]])
 
 
-def _slab_rows(shard: Shard) -> int:
+def _slab_rows(shard: Shard, slab_bytes: int, max_chunk_bytes: int) -> int:
     """Return the number of rows of a slab, in whole chunks unless those are too large."""
-    slab_rows = max(1, _SLAB_BYTES // shard.row_bytes)
-    if shard.chunk_rows * shard.row_bytes > MAX_CHUNK_BYTES:
+    slab_rows = max(1, slab_bytes // shard.row_bytes)
+    if shard.chunk_rows * shard.row_bytes > max_chunk_bytes:
         return slab_rows
     n_chunks = -(-slab_rows // shard.chunk_rows)
     return n_chunks * shard.chunk_rows
 
 
-def spread_rows(n_rows: int, left_out: np.ndarray, n_wanted: int, seed: int, purpose: int = _WATCHED) -> np.ndarray:
+def spread_rows(
+    n_rows: int,
+    left_out: np.ndarray,
+    n_wanted: int,
+    seed: int,
+    purpose: int = _WATCHED,
+    max_runs: int = _MAX_RUNS,
+) -> np.ndarray:
     """Return sorted numbers of good rows that represent all rows: short runs, evenly spread over the data set.
 
     Runs are cheap to read from a file. For validation they have another advantage: the neighbours of a row in time,
@@ -153,8 +177,10 @@ def spread_rows(n_rows: int, left_out: np.ndarray, n_wanted: int, seed: int, pur
         Rows that are dropped from the `n_wanted` rows chosen from all of them.
     purpose : int
         Number of the random generator. Choices for different purposes do not depend on each other.
+    max_runs : int
+        Largest number of runs.
     """
-    n_runs = min(n_wanted, _MAX_RUNS)
+    n_runs = min(n_wanted, max_runs)
     # Each run is somewhere in its stratum, which consists of the run and its share of the rows that are not chosen.
     lengths = _divided_evenly(n_wanted, n_runs)
     gaps = _divided_evenly(n_rows - n_wanted, n_runs)

@@ -36,7 +36,7 @@ _ROUNDING = 1e-6
 # sigmoid is below a twenty-fifth of the steepest.
 _END = 0.01
 _SAME = 0.999  # correlation
-_COLUMNS = 256  # features that are compared with all before them at once
+_COMPARED = 256  # features that are compared with all before them at once
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class Units:
     saturated_share: float
 
 
-def measured(training: Training) -> dict[str, Any]:
-    """Return plain values about the trained parameters, for reports."""
+def measured(training: Training, most_rows: int = _MOST_ROWS) -> dict[str, Any]:
+    """Return plain values about the trained parameters, for reports, from the features of at most `most_rows` rows."""
     comparison = None
     if training.baseline is not None:
         errors = training.autoencoder.errors(training.validation)
         comparison = training.baseline.beside(errors)
-    return {"start_cost": training.start_cost, "baseline": comparison, "units": asdict(_units(training))}
+    return {"start_cost": training.start_cost, "baseline": comparison, "units": asdict(_units(training, most_rows))}
 
 
 def complaints(about: Mapping[str, Any], settings: ResolvedTraining, network: Network) -> Iterator[str]:
@@ -146,29 +146,39 @@ def _of_units(units: Units, network: Network) -> Iterator[str]:
             yield f"{n} of {units.n_features} features {what}. {advice}."
 
 
-def _units(training: Training) -> Units:
+def _units(training: Training, most_rows: int) -> Units:
     """Count the units of the trained model, by their values for some rows."""
     network = training.autoencoder.network
-    rows = _sample(training)
+    rows = _sample(training, most_rows)
     features = np.empty((len(rows), network.n_features), dtype=np.float32)
     # By the function that will encode the rows of the shards, so that nothing else has to be compiled.
     training.autoencoder.encode_checked(np.ascontiguousarray(rows), features)
     return count_units(features, network.code)
 
 
-def _sample(training: Training) -> np.ndarray:
-    """Return some rows, of the validation if it has enough."""
+def _sample(training: Training, most_rows: int) -> np.ndarray:
+    """Return some rows, at most `most_rows`, of the validation if it has enough."""
     watched = training.validation
     row_bytes = max(watched.itemsize * watched.shape[1], 4 * training.autoencoder.network.n_features)
-    most = min(_MOST_ROWS, max(2, _BYTES // row_bytes))
+    most = min(most_rows, max(2, _BYTES // row_bytes))
     if training.is_watched:  # these are in memory
         stride = -(-len(watched) // most)
         return watched[::stride]
     return training.rows.take(training.order.sample(most))
 
 
-def count_units(features: np.ndarray, code: str) -> Units:
-    """Count the units of features (n_rows, n_features), float32, of two rows or more, by the code's activation."""
+def count_units(features: np.ndarray, code: str, n_compared: int = _COMPARED) -> Units:
+    """Count the units that carry little information.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n_rows, n_features), float32
+        Features of two rows or more.
+    code : str
+        Activation of the code.
+    n_compared : int
+        Number of features that are compared with all before them at once.
+    """
     n_rows, n_features = features.shape
     ends = np.zeros(n_features)
     limits = ACTIVATIONS[code].limits
@@ -183,18 +193,18 @@ def count_units(features: np.ndarray, code: str) -> Units:
         n_features=n_features,
         dead=int(is_dead.sum()),
         saturated=int((ends > 0.5).sum()),
-        duplicate=_n_duplicates(features[:, ~is_dead]),
+        duplicate=_n_duplicates(features[:, ~is_dead], n_compared),
         saturated_share=float(ends.mean()),
     )
 
 
-def _n_duplicates(features: np.ndarray) -> int:
+def _n_duplicates(features: np.ndarray, n_compared: int) -> int:
     """Return how many features correlate with an earlier one; not all correlations are in memory at once."""
     centred = features - features.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred /= np.linalg.norm(centred, axis=0)
     n_found = 0
-    for start in range(0, centred.shape[1], _COLUMNS):
-        these = centred[:, start : start + _COLUMNS]
+    for start in range(0, centred.shape[1], n_compared):
+        these = centred[:, start : start + n_compared]
         among = np.triu(these.T @ these, 1)  # each pair once
         before = centred[:, :start].T @ these
         is_repeated = (np.abs(before) > _SAME).any(axis=0) | (np.abs(among) > _SAME).any(axis=0)

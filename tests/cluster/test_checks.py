@@ -112,16 +112,15 @@ def test_mixed_processors_must_be_allowed(probe: Probe, monkeypatch: pytest.Monk
     assert compare_environments(mixed, before[1], describe_environment(mixed)) == []
 
 
-def test_another_checkout_of_the_same_version_is_different(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_checkout_of_the_same_version_is_different(tmp_path: Path) -> None:
     for name in ("pipeline/run/a.py", "kernels/native/b.h", "pipeline/shardpress/c.py", "tests/d.py"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("1")
-    monkeypatch.setattr(checks, "_ROOT", tmp_path)
-    before = checks._digest()
+    before = checks._digest(tmp_path)
     for name, counts in (("tests/d.py", False), ("kernels/native/b.h", True), ("pipeline/run/a.py", True)):
         (tmp_path / name).write_text("2")
-        assert (checks._digest() != before) is counts, name
-        before = checks._digest()
+        assert (checks._digest(tmp_path) != before) is counts, name
+        before = checks._digest(tmp_path)
 
 
 def test_workers_with_equal_differences_share_a_sentence() -> None:

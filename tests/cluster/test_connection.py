@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.cluster import connection
 from pipeline.cluster.connection import retry_if_worker_lost, wait_until
 from pipeline.signals import Stopped, stoppable
 from tests.support.logged import mentions
@@ -28,30 +27,30 @@ class Clock:
         self.now += seconds
 
 
-@pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    found = Clock()
-    monkeypatch.setattr(connection, "time", found)
-    return found
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
-def test_a_result_ends_a_wait() -> None:
+def test_a_result_ends_a_wait(clock: Clock) -> None:
     looks: Iterator[str] = iter(["", "", "there"])
-    assert wait_until(lambda: next(looks), "it", 60) == "there"
-    assert wait_until(lambda: 7, "it", 0) == 7, "what is there already is not wait_until for"
+    assert wait_until(lambda: next(looks), "it", 60, clock.monotonic, clock.sleep) == "there"
+    found = wait_until(lambda: 7, "it", 0, clock.monotonic, clock.sleep)
+    assert found == 7, "a result that exists is not waited for"
 
 
 def test_a_wait_is_limited_and_logs_what_it_waits_for(caplog: pytest.LogCaptureFixture, clock: Clock) -> None:
     with caplog.at_level(logging.INFO, logger="pipeline"):  # which a quiet run of another test has silenced
-        assert wait_until(lambda: 0, "a worker of tls://10.0.0.7:8786", 70) == 0
+        what = "a worker of tls://10.0.0.7:8786"
+        assert wait_until(lambda: 0, what, 70, clock.monotonic, clock.sleep) == 0
     for seconds, line in zip((3, 33, 63), caplog.messages, strict=True):
         assert mentions(line, "cluster:", "a worker of tls://10.0.0.7:8786", f"{seconds} of 70 s")
     assert clock.now == pytest.approx(70, abs=0.2)
 
 
-def test_a_signal_ends_a_wait() -> None:
+def test_a_signal_ends_a_wait(clock: Clock) -> None:
     with stoppable(), pytest.raises(Stopped):
-        wait_until(lambda: os.kill(os.getpid(), signal.SIGTERM), "nothing", 60)
+        wait_until(lambda: os.kill(os.getpid(), signal.SIGTERM), "nothing", 60, clock.monotonic, clock.sleep)
 
 
 class Question:

@@ -281,14 +281,11 @@ def test_small_or_many_tasks_are_sent_in_batches(
 
 
 @pytest.mark.parametrize(("n_tasks", "together"), [(1000, 3), (25, 3), (12, 2), (10, 1), (3, 1)])
-def test_many_threads_get_batches_but_at_least_a_task_each(
-    monkeypatch: pytest.MonkeyPatch, n_tasks: int, together: int
-) -> None:
-    monkeypatch.setattr(module, "_SCHEDULER_CAPACITY", 4)
-    assert module.batch_size(n_tasks, 10) == together
+def test_many_threads_get_batches_but_at_least_a_task_each(n_tasks: int, together: int) -> None:
+    assert module.batch_size(n_tasks, 10, capacity=4) == together
     assert -(-n_tasks // together) >= min(n_tasks, 5), "half of the threads or more have one"
-    assert module.batch_size(n_tasks, 10, 0) == 1, "of tasks that take longer it keeps more at work"
-    assert module.batch_size(n_tasks, 4) == 1
+    assert module.batch_size(n_tasks, 10, 0, capacity=4) == 1, "of tasks that take longer it keeps more at work"
+    assert module.batch_size(n_tasks, 4, capacity=4) == 1
 
 
 # -- merging -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import pytest
 
-from pipeline.cluster import stats as module
 from pipeline.cluster.executor import compute, reduce
 from pipeline.cluster.stats import WorkerStats, process_name
 from tests.support.cases import each
@@ -59,12 +58,9 @@ def test_results_count_for_the_process_that_made_them() -> None:
         ([*range(0, 1100, 100)], ("11 workers", "0 + 500 + 1,000 rows/s")),
     ],
 )
-def test_the_log_shows_the_speed_of_workers(
-    paces: list[int], facts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_log_shows_the_speed_of_workers(paces: list[int], facts: tuple[str, ...]) -> None:
     now = 100.0
-    monkeypatch.setattr(module.time, "monotonic", lambda: now)
-    stats = WorkerStats()
+    stats = WorkerStats(clock=lambda: now)
     stats.begin("scan")
     for i, pace in enumerate(paces):
         stats.add(f"node:{i}", Made("", 2 * pace))

@@ -77,7 +77,7 @@ class Client:
 
 
 def run(client: Any, n: int = 3, patience: float = 60.0) -> Any:
-    pool = ClusterPool(client, "scheduler", "tls://10.0.0.7:8786", [], patience)
+    pool = ClusterPool(client, "scheduler", "tls://10.0.0.7:8786", [], patience, watch_interval=0.01)
     with pool.executor(1) as where:
         return compute([(abs, -i) for i in range(n)], *where)
 
@@ -92,11 +92,6 @@ def test_a_scheduler_lost_without_an_answer_can_be_retried() -> None:
 
     with refused(75, "scheduler"):
         run(Silent())
-
-
-@pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "_WATCH_INTERVAL", 0.01)
 
 
 def test_results_and_errors_are_passed_unchanged() -> None:
@@ -219,13 +214,9 @@ class Silent(Client):
         pass
 
 
-def test_a_scheduler_that_does_not_answer_counts_as_lost(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(connection, "_WATCH_INTERVAL", 0.01)
-    monkeypatch.setattr(connection, "_MAX_SILENCE", 0.05)
+def test_a_scheduler_that_does_not_answer_counts_as_lost(caplog: pytest.LogCaptureFixture) -> None:
     client: Any = Silent()
-    with connection.disconnect_if_silent(client), refused(75, "scheduler"):
+    with connection.disconnect_if_silent(client, interval=0.01, max_silence=0.05), refused(75, "scheduler"):
         run(client)
     assert client.is_given_up.is_set()
     assert mentions(caplog.text, "cluster:", "scheduler")

@@ -6,7 +6,6 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.encoding import index as module
 from pipeline.encoding.index import index_files
 from pipeline.encoding.partfile import PartMemory, part_shapes, stored_categories
 from pipeline.formats import missing_value
@@ -19,9 +18,8 @@ from tests.support.parts import RIDERS, feature_rows, finished, index_of, same
 
 
 @pytest.fixture(params=[1000, 2], ids=["a view of parts", "a view of views"])
-def output(tmp_path, monkeypatch, request):
-    monkeypatch.setattr(module, "_MOST", request.param)
-    return partial(finished, tmp_path / "out")
+def output(tmp_path, request):
+    return partial(finished, tmp_path / "out", most=request.param)
 
 
 @pytest.mark.process
@@ -85,7 +83,7 @@ def test_an_index_without_its_parts_gives_only_fill_values(output, tmp_path):
             assert "directory" in item.attrs["view"]
 
 
-def test_an_index_opens_no_part(tmp_path, monkeypatch):
+def test_an_index_opens_no_part(tmp_path):
     sizes = {"a.h5": 3, "b.h5": 0, "c.h5": 2}
     riders = [Rider("y", np.dtype(int)), Rider("cell", np.dtype("i1"), categories=("größe", "b"))]
     memory = PartMemory(3, 2, riders)
@@ -94,39 +92,36 @@ def test_an_index_opens_no_part(tmp_path, monkeypatch):
         return f"parts/{name}", dict(sorted(part_shapes(sizes[name], 2, riders).items()))  # as HDF5 sorts them
 
     for most in (3, 2):
-        monkeypatch.setattr(module, "_MOST", most)
-        found = dict(index_files(list(sizes), viewed, stored_categories(riders), {"a": 1}))
+        found = dict(index_files(list(sizes), viewed, stored_categories(riders), {"a": 1}, most))
         (tmp_path / "parts").mkdir(exist_ok=True)
         for name, size in sizes.items():
             beside = {"y": np.arange(size), "cell": np.zeros(size, "i1")}
             (tmp_path / "parts" / name).write_bytes(memory.file(np.ones(size, bool), beside, {}, {}))
-        assert found["index.h5"] == index_of(tmp_path, [f"parts/{name}" for name in sizes], {"a": 1})
+        assert found["index.h5"] == index_of(tmp_path, [f"parts/{name}" for name in sizes], {"a": 1}, most)
         assert all((tmp_path / name).read_bytes() == data for name, data in found.items())
 
 
-def test_views_of_many_parts_are_made_one_at_a_time(monkeypatch):
+def test_views_of_many_parts_are_made_one_at_a_time():
     """HDF5 takes 20 kB for each part of a view, so that one of 100,000 took 2 GB; and an index may stand for others."""
-    monkeypatch.setattr(module, "_MOST", 10)
     looked_at = []
 
     def viewed(i):
         looked_at.append(i)
         return f"parts/part-{i:032x}.h5", part_shapes(2, 2, ())
 
-    files = index_files(range(95), viewed, {}, {})
+    files = index_files(range(95), viewed, {}, {}, most=10)
     made = [next(files)]
     assert looked_at == [*range(10)]
     made += files
     assert [name for name, _ in made][-1] == "index.h5"
     assert len(set(made)) == len(dict(made)) == 11
     assert all(is_left(name) for name, _ in made[:-1]), "what is swept when nothing names it"
-    again = index_files(range(85), viewed, {}, {})
+    again = index_files(range(85), viewed, {}, {}, most=10)
     assert set(again) & set(made) == set(made[:8]), "of equal parts, equal views"
 
 
-def test_a_view_of_views_loses_only_rows_of_missing_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_MOST", 2)
-    directory = finished(tmp_path / "out", 2, 2, 2, 2, 2)
+def test_a_view_of_views_loses_only_rows_of_missing_parts(tmp_path):
+    directory = finished(tmp_path / "out", 2, 2, 2, 2, 2, most=2)
     (directory / "parts/part-00002.h5").unlink()
     with h5py.File(directory / "index.h5") as file:
         assert np.isnan(file["features"][:]).any(axis=1).tolist() == [4 <= i < 6 for i in range(10)]

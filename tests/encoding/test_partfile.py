@@ -202,9 +202,8 @@ def test_only_the_first_of_similar_parts_is_laid_out_by_hdf5(monkeypatch):
 
 
 def test_layouts_of_a_few_sizes_are_kept(monkeypatch):
-    monkeypatch.setattr(module, "_MOST_TEMPLATES", 2)
     expected = {n: part_bytes(feature_rows(n), np.arange(n) > 0, {}, {}, {}) for n in (1, 3, 4)}
-    asked, memory = [], PartMemory(4, 2)
+    asked, memory = [], PartMemory(4, 2, most_templates=2)
     monkeypatch.setattr(module, "lay_out", lambda *given: asked.append(1) or lay_out(*given))
     for sizes, n_asked in (((3, 4, 3, 4), 2), ((1,), 3), ((1, 3), 4), ((4, 3), 6)):
         for n_rows in sizes:

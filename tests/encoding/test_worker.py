@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,6 @@ from pipeline.errors import ReadFailed
 from pipeline.model import Model
 from pipeline.output.disk import Disk
 from pipeline.output.records import Entry, write_result
-from pipeline.processcache import ProcessCache
 from pipeline.scan.scaler import Scaler
 from pipeline.shards.shard import Block, Shard
 
@@ -48,7 +48,7 @@ def written(folder: Path, model: Model) -> Entry:
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """What this process makes instead of compiling."""
     found: list[Any] = []
 
@@ -56,10 +56,11 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         found.append(what)
         return SimpleNamespace(set_parameters=found.append, encode_checked=nothing)
 
-    monkeypatch.setattr(module, "_workers", ProcessCache(max_size=1))
     monkeypatch.setattr(module, "start_device", lambda: None)
     monkeypatch.setattr(module, "autoencoder_of", make)
-    return found
+    module._workers.clear()
+    yield found
+    module._workers.clear()
 
 
 def test_a_model_is_made_once_for_all_threads(made: list[Any], settings: EncodeSettings) -> None:

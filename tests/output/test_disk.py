@@ -15,7 +15,6 @@ import pytest
 from pipeline.errors import ShardpressError
 from pipeline.output import disk
 from pipeline.output.disk import PAGE, Disk, publish, remove
-from pipeline.processcache import ProcessCache
 from tests.support.faulty import Broken, Watched, forked, small_disk
 from tests.support.helpers import as_nobody, refused
 from tests.support.logged import mentions
@@ -219,12 +218,10 @@ def test_a_rename_to_another_file_system_is_an_error(tmp_path: Path) -> None:
     assert broken.names.count("create") == 1
 
 
-def test_unsupported_directory_syncs_cause_one_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unsupported_directory_syncs_cause_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "parts").mkdir()
     for code in UNSUPPORTED:
-        monkeypatch.setattr(disk, "_warned", ProcessCache())
+        disk._warned.clear()
         caplog.clear()
         for name in ("parts/1.h5", "2.h5", "parts/3.h5"):
             publish(Broken(code, "sync_directory"), tmp_path / name, b"data")

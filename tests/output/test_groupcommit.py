@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import WriteFailed
-from pipeline.output import groupcommit
 from pipeline.output.groupcommit import GroupCommit
 from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
@@ -42,10 +41,8 @@ class Slow(Watched):
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    found = Clock()
-    monkeypatch.setattr(groupcommit, "time", found)
-    return found
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture
@@ -69,7 +66,7 @@ def n_files(ledger: Ledger) -> int:
 
 
 def test_slow_results_are_committed_at_once(ledger: Ledger, clock: Clock) -> None:
-    with GroupCommit(ledger) as group:
+    with GroupCommit(ledger, clock.monotonic) as group:
         for i in range(5):
             group.add(made(ledger, i))
             assert n_committed(ledger) == i + 1
@@ -80,7 +77,7 @@ def test_slow_results_are_committed_at_once(ledger: Ledger, clock: Clock) -> Non
 @pytest.mark.slow
 def test_fast_results_share_a_record_file(ledger: Ledger, clock: Clock) -> None:
     start, commits = clock.now, 0.0
-    with GroupCommit(ledger) as group:
+    with GroupCommit(ledger, clock.monotonic) as group:
         for i in range(200):
             record, before = made(ledger, i), clock.now
             group.add(record)
@@ -94,7 +91,7 @@ def test_fast_results_share_a_record_file(ledger: Ledger, clock: Clock) -> None:
 
 
 def test_no_result_waits_longer_than_a_second(ledger: Ledger, clock: Clock) -> None:
-    with GroupCommit(ledger) as group:
+    with GroupCommit(ledger, clock.monotonic) as group:
         record = made(ledger, 0)
         ledger.disk = SlowerStill(clock)
         group.add(record)
@@ -112,7 +109,7 @@ class SlowerStill(Slow):
 
 
 def test_a_fast_result_after_a_slow_one_waits_for_the_next(ledger: Ledger, clock: Clock) -> None:
-    with GroupCommit(ledger) as group:
+    with GroupCommit(ledger, clock.monotonic) as group:
         group.add(made(ledger, 0))
         group.add(made(ledger, 1))
         assert n_committed(ledger) == 1
@@ -121,8 +118,8 @@ def test_a_fast_result_after_a_slow_one_waits_for_the_next(ledger: Ledger, clock
         assert n_committed(ledger) == 3
 
 
-def fail_after_three(ledger: Ledger, error: BaseException) -> None:
-    with GroupCommit(ledger) as group:
+def fail_after_three(ledger: Ledger, clock: Clock, error: BaseException) -> None:
+    with GroupCommit(ledger, clock.monotonic) as group:
         for i in range(3):
             group.add(made(ledger, i))
         raise error
@@ -131,7 +128,7 @@ def fail_after_three(ledger: Ledger, error: BaseException) -> None:
 @pytest.mark.parametrize("error", [ValueError("a fault"), KeyboardInterrupt()], ids=["error", "interrupt"])
 def test_waiting_results_are_committed_if_the_run_fails(ledger: Ledger, clock: Clock, error: BaseException) -> None:
     with pytest.raises(type(error)):
-        fail_after_three(ledger, error)
+        fail_after_three(ledger, clock, error)
     assert n_committed(ledger) == 3
 
 
@@ -153,13 +150,13 @@ def test_a_failed_record_does_not_hide_an_earlier_error(
 ) -> None:
     with locked(tmp_path, Full(clock)) as ledger:
         with pytest.raises(ValueError, match="a fault"):
-            fail_after_three(ledger, ValueError("a fault"))
+            fail_after_three(ledger, clock, ValueError("a fault"))
         assert os.strerror(errno.ENOSPC) in caplog.text
         assert n_committed(ledger) == 1
 
 
 def add_three(ledger: Ledger, clock: Clock) -> None:
-    with GroupCommit(ledger) as group:
+    with GroupCommit(ledger, clock.monotonic) as group:
         for i in range(3):
             clock.now += i == 2
             group.add(made(ledger, i))

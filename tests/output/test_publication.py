@@ -23,7 +23,6 @@ from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
 from pipeline.output.publication import misplaced_names
 from pipeline.output.records import Entry, fault_of, manifest_path, published_file, read_manifest
-from pipeline.processcache import ProcessCache
 from tests.support.faulty import Broken, Failing, Watched
 from tests.support.helpers import refused
 from tests.support.ledgers import HEX, NOW, commit, fill
@@ -159,9 +158,9 @@ def test_a_reused_file_is_linked_or_copied(tmp_path: Path, code: int) -> None:
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP], ids=errno.errorcode.get)
 def test_the_manifest_is_written_last_without_symbolic_links(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
-    monkeypatch.setattr(module, "_warned", ProcessCache())
+    module._warned.clear()
     broken = Broken(code, "symlink")
     with locked(tmp_path, broken) as ledger:
         for _ in range(2):

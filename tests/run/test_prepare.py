@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from pipeline.run import context
 from pipeline.run.context import RunState
 from pipeline.run.prepare import prepare
 from pipeline.settings.config import Config
@@ -65,12 +63,10 @@ def test_limits_of_bad_data_require_on_bad_data(tmp_path: Path) -> None:
     assert (prepared.max_bad_rows, prepared.max_bad_shards) == (7, 1)
 
 
-def test_compilation_time_is_not_part_of_any_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compilation_time_is_not_part_of_any_stage() -> None:
     """Three stages of 10 s, the compiler busy before the first one and within the second."""
     now, compiled = [100.0], [7.0]
-    monkeypatch.setattr(context.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(context, "seconds_compiling", lambda: compiled[0])
-    state = RunState()
+    state = RunState(clock=lambda: now[0], compiler_clock=lambda: compiled[0])
     for stage, seconds in (("scan", 0), ("training", 4), ("encoding", 0)):
         now[0] += 10 + seconds
         compiled[0] += seconds

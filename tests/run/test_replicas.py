@@ -13,7 +13,6 @@ import pytest
 
 from pipeline.cluster.stats import WorkerStats
 from pipeline.cluster.threads import threads
-from pipeline.processcache import ProcessCache
 from pipeline.run import deadline, engine
 from pipeline.settings import replicas
 from pipeline.training import replica
@@ -46,13 +45,15 @@ class OtherWorkers:
 
 
 @pytest.fixture(autouse=True)
-def few_steps(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+def few_steps(night: Night, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As many replicas as are asked for, of these few rows, and each of them on the stand-in."""
     monkeypatch.setattr(replicas, "_MIN_STEPS", 2)
     monkeypatch.setattr(replicas, "_MIN_ROUNDS", 6)
     monkeypatch.setattr(replicas, "_MIN_STEPS_PER_ROUND", 1)
     monkeypatch.setattr(replica, "start_device", lambda: None)
-    monkeypatch.setattr(replica, "_replicas", ProcessCache(max_size=1))
+    replica._replicas.clear()
+    yield
+    replica._replicas.clear()
 
 
 def test_features_do_not_depend_on_the_processes_of_replicas(

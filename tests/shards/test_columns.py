@@ -14,9 +14,10 @@ from pipeline.errors import DataError
 from pipeline.hdf5 import limits
 from pipeline.hdf5.child import columns as child
 from pipeline.hdf5.child.describe import describe
+from pipeline.hdf5.child.find import Refused
 from pipeline.shards.columns import ColumnRule
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read
+from pipeline.shards.rows import _reorder, read
 from pipeline.shards.shard import Block, Shard
 from tests.support import named
 from tests.support.cases import case
@@ -76,11 +77,10 @@ def test_columns_matched_by_name_are_read_as_in_the_first_file(tmp_path: Path) -
             assert second.columns.names == NAMES
 
 
-@pytest.mark.process
-def test_pieces_of_a_block_are_all_reordered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.shards.rows._PIECE", 2 * ROWS[:1].nbytes)
-    paths, _ = two(tmp_path, "anndata")
-    assert whole(opened(paths, rule=BY_NAME)[1]).tobytes() == ROWS.tobytes()
+def test_pieces_of_a_block_are_all_reordered() -> None:
+    rows = ROWS[:, ORDER].copy()
+    _reorder(rows, np.argsort(ORDER), piece_bytes=2 * ROWS[:1].nbytes)
+    assert rows.tobytes() == ROWS.tobytes()
 
 
 @pytest.mark.process
@@ -273,16 +273,14 @@ def test_untrusted_column_names_are_left_out(tmp_path: Path, caplog: pytest.LogC
             assert whole(shard).tobytes() == ROWS.tobytes()
 
 
-def test_names_take_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_take_bounded_memory(tmp_path: Path) -> None:
     """Many names may refer to one long text in a heap."""
     named.anndata(tmp_path / "x.h5", ROWS, NAMES)
-    monkeypatch.setattr(child, "ANSWER_BYTES", 100)
-    monkeypatch.setattr(child, "_AT_ONCE", 2)
     with h5py.File(tmp_path / "x.h5") as file:
-        assert describe(file, None)[0]["columns"]["names"] == list(NAMES)
-        monkeypatch.setattr(child, "ANSWER_BYTES", 20)
-        found = describe(file, None)[0]["columns"]
-    assert (found["names"], bool(found["note"])) == (None, True)
+        stored = file["var/genes"]
+        assert child._read_texts(stored, len(NAMES), "", most_bytes=100, at_once=2) == list(NAMES)
+        with pytest.raises(Refused, match="20 bytes"):
+            child._read_texts(stored, len(NAMES), "", most_bytes=20, at_once=2)
 
 
 @pytest.mark.process

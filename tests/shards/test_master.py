@@ -369,11 +369,10 @@ def test_too_many_links_in_a_master_are_refused(tmp_path):
         open_shards([str(tmp_path / "master.h5")], "/", followed=[str(tmp_path)])
 
 
-def test_too_many_blocks_in_a_master_are_refused(tmp_path, raw, monkeypatch):
+def test_too_many_blocks_in_a_master_are_refused(tmp_path, raw):
     path = virtual(tmp_path / "master.h5", rows_of(sources()))
-    monkeypatch.setattr(stacked, "MOST_PIECES", N_FILES - 1)
     with h5py.File(path) as file, pytest.raises(stacked.Refused, match="11 blocks, expected 10"):
-        stacked.stacked(file, "X")
+        stacked._blocks(file["X"].id, most=N_FILES - 1)
 
 
 def test_missing_directory_to_follow_is_no_input(tmp_path):

@@ -270,16 +270,16 @@ class Sandbox:
             raise Failed(f"our packages are not imported from the copy {self._root}, but from {found}")
 
 
-def sample(n: int) -> list[Mutation]:
-    """Return the first mutation of each of the first `n` packages of the table."""
+def sample(n: int, table: Sequence[Mutation] = MUTATIONS) -> list[Mutation]:
+    """Return the first mutation of each of the first `n` packages of a table."""
     first: dict[str, Mutation] = {}
-    for mutation in MUTATIONS:
+    for mutation in table:
         first.setdefault(mutation.package, mutation)
     return list(first.values())[:n]
 
 
-def chosen(arguments: Sequence[str]) -> list[Mutation]:
-    """Return the mutations that the command line asks for.
+def chosen(arguments: Sequence[str], table: Sequence[Mutation] = MUTATIONS) -> list[Mutation]:
+    """Return the mutations of a table that the command line asks for.
 
     Raises
     ------
@@ -287,10 +287,10 @@ def chosen(arguments: Sequence[str]) -> list[Mutation]:
         For a name that is not in the table, and without any argument.
     """
     if list(arguments) == ["all"]:
-        return list(MUTATIONS)
+        return list(table)
     if len(arguments) == 1 and arguments[0].isdigit():
-        return sample(int(arguments[0]))
-    known = {mutation.name: mutation for mutation in MUTATIONS}
+        return sample(int(arguments[0]), table)
+    known = {mutation.name: mutation for mutation in table}
     unknown = [name for name in arguments if name not in known]
     if unknown or not arguments:
         names = "\n  ".join(known)
@@ -335,10 +335,10 @@ def _planted(sandbox: Sandbox, mutation: Mutation) -> Result:
     return Result(mutation, failures[0] if failures else "", seconds)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Plant what the command line asks for and print a line for each mutation; return the exit code."""
+def main(arguments: Sequence[str], table: Sequence[Mutation] = MUTATIONS) -> int:
+    """Plant what the command line asks for of a table and print a line for each mutation; return the exit code."""
     mutations = []
-    for mutation in chosen(arguments):
+    for mutation in chosen(arguments, table):
         if _is_used_here(mutation):
             mutations.append(mutation)
         else:

@@ -68,15 +68,19 @@ def shapes_in(path):
         return {name: (item.shape, item.dtype) for name, item in file.items() if name != CATEGORIES}
 
 
-def index_of(directory, files, attributes):
+def index_of(directory, files, attributes, most=None):
     """The bytes of an index over parts that stand in a directory, put there with what it needs."""
     categories = {f"{CATEGORIES}/{name}": found for name, found in categories_of(directory / files[0]).items()}
-    for name, data in index_files(files, lambda file: (file, shapes_in(directory / file)), categories, attributes):
+
+    def viewed(file):
+        return file, shapes_in(directory / file)
+
+    for name, data in index_files(files, viewed, categories, attributes, most):
         (directory / name).write_bytes(data)
     return data
 
 
-def finished(directory, *sizes, riders=None):
+def finished(directory, *sizes, riders=None, most=None):
     """Make a finished output directory with parts of these sizes, a rider called y in each."""
     with locked(directory) as ledger:
         lines = []
@@ -85,7 +89,7 @@ def finished(directory, *sizes, riders=None):
             beside = {"y": np.arange(first, first + size), **(riders or {}).get(i, {})}
             lines.append({"file": f"parts/part-{i:05d}.h5", "n_rows": size})
             ledger.replace(lines[-1]["file"], part(size, first, beside))
-        index_of(directory, [line["file"] for line in lines], {})
+        index_of(directory, [line["file"] for line in lines], {}, most)
         ledger.finish({}, {"parts": lines})
     return directory
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from pipeline.scan.scaler import Scaler
-from pipeline.training import components as module
 from pipeline.training.components import Components, principal_components, sampled
 from pipeline.training.order import Order, slab_starts, spread_rows
 from pipeline.training.rows import ResidentRows, StreamedRows
@@ -24,7 +23,8 @@ def rows_with(deviations: np.ndarray, n_rows: int, n_inputs: int) -> np.ndarray:
 
 
 def found_of(x: np.ndarray, k: int, seed: int = 0) -> Components:
-    return principal_components(x, k, np.random.default_rng(seed))
+    """Components with small limits, so that small samples go each of the ways, in blocks that do not fit."""
+    return principal_components(x, k, np.random.default_rng(seed), small=100, block_bytes=8 * 1000)
 
 
 def error_of(x: np.ndarray, found: Components) -> float:
@@ -46,10 +46,8 @@ def assert_orthonormal(found: Components, n_inputs: int, k: int) -> None:
 
 
 @pytest.fixture(params=["columns", "rows", "products"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
-    """Sides of a sample that goes each of the ways, in blocks that do not fit."""
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 8 * 1000)
-    monkeypatch.setattr(module, "_SMALL", 100)
+def way(request: pytest.FixtureRequest) -> tuple[int, int]:
+    """Sides of a sample that goes each of the ways."""
     return {"columns": (300, 90), "rows": (90, 300), "products": (300, 200)}[request.param]
 
 
@@ -81,10 +79,7 @@ def test_rows_of_lower_rank_are_reconstructed_exactly(way: tuple[int, int]) -> N
 
 
 @each("n_rows, n_inputs, k", [(1, 4, 3), (1, 300, 5), (3, 300, 200), (200, 3, 3), (2, 2, 1)])
-def test_components_exist_for_few_rows_and_columns(
-    n_rows: int, n_inputs: int, k: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_SMALL", 100)
+def test_components_exist_for_few_rows_and_columns(n_rows: int, n_inputs: int, k: int) -> None:
     x = np.random.default_rng(1).random((n_rows, n_inputs), dtype=np.float32)
     found = found_of(x, k)
     assert_orthonormal(found, n_inputs, k)
@@ -110,15 +105,17 @@ def test_equal_seeds_give_equal_components_with_fixed_signs(way: tuple[int, int]
 
 
 @pytest.mark.process
-def test_the_sample_has_only_training_rows_and_ignores_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 8 * 2 * 7)
+def test_the_sample_has_only_training_rows_and_ignores_storage(tmp_path: Path) -> None:
     shards, expected = numbered_shards(tmp_path, 40, 0, 1, 59), numbered(100)
     scaler = Scaler(np.zeros(2), np.full(2, 1000.0))
     left_out = np.union1d(spread_rows(100, np.empty(0, dtype=np.int64), 20, 3), [0, 1, 99])
     order = Order(slab_starts(shards), left_out, 1000, seed=3)
     for most in (1, 2, 30, order.n_rows, 1000):
         with case(most):
-            one, other = (sampled(kind(shards, 2), order, scaler, most) for kind in (ResidentRows.of, StreamedRows))
+            one, other = (
+                sampled(kind(shards, 2), order, scaler, most, block_bytes=8 * 2 * 7)
+                for kind in (ResidentRows.of, StreamedRows)
+            )
             assert one.tobytes() == other.tobytes()
             assert one.dtype == np.float32
             numbers = np.rint(one[:, 0] * 100).astype(int)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from pipeline.shards.shard import Shard, first_rows
-from pipeline.training import order as module
 from pipeline.training.order import Order, noise_of, slab_starts, spread_rows
 from tests.support.cases import case
 from tests.support.helpers import numbered_shards
@@ -78,12 +77,11 @@ def test_a_window_over_all_rows_ignores_the_slabs():
             assert found.tolist() == expected.tolist()
 
 
-def test_slabs_stay_within_shards_and_hold_whole_chunks(monkeypatch):
+def test_slabs_stay_within_shards_and_hold_whole_chunks():
     for chunk_rows, slab_bytes in product([1, 3, 10, 1000], [1, 64, 10**6]):
         with case(chunk_rows, slab_bytes):
-            monkeypatch.setattr(module, "_SLAB_BYTES", slab_bytes)
             shards = [Shard("", "X", (size, 2), "<f4", "float32", chunk_rows) for size in (17, 0, 1, 30)]
-            starts = slab_starts(shards)
+            starts = slab_starts(shards, slab_bytes=slab_bytes)
             assert starts.dtype == np.int64
             assert (np.diff(starts) > 0).all()
             firsts = first_rows(shards)
@@ -92,28 +90,24 @@ def test_slabs_stay_within_shards_and_hold_whole_chunks(monkeypatch):
             assert ((starts[:-1] - firsts[shard_of_slab]) % chunk_rows == 0).all()
 
 
-def test_chunks_too_large_for_a_window_are_divided(monkeypatch):
-    monkeypatch.setattr(module, "_SLAB_BYTES", 80)
-    monkeypatch.setattr(module, "MAX_CHUNK_BYTES", 100)
+def test_chunks_too_large_for_a_window_are_divided():
     shards = [Shard("", "X", (35, 2), "<f4", "float32", chunk_rows=30)]
-    assert slab_starts(shards).tolist() == [0, 10, 20, 30, 35]
+    assert slab_starts(shards, slab_bytes=80, max_chunk_bytes=100).tolist() == [0, 10, 20, 30, 35]
 
 
-def test_validation_takes_the_requested_number_of_sorted_rows(monkeypatch):
+def test_validation_takes_the_requested_number_of_sorted_rows():
     for max_runs, n_wanted in product([1, 3, 4096], [0, 1, 5, 50, 90, 99, 100]):
         with case(max_runs, n_wanted):
-            monkeypatch.setattr(module, "_MAX_RUNS", max_runs)
             for seed in range(10):
-                found = spread_rows(100, NONE, n_wanted, seed)
+                found = spread_rows(100, NONE, n_wanted, seed, max_runs=max_runs)
                 assert found.dtype == np.int64
                 assert len(found) == n_wanted
                 assert (np.diff(found) > 0).all()
                 assert all(0 <= row < 100 for row in found)
 
 
-def test_validation_is_spread_evenly_over_the_data_set(monkeypatch):
-    monkeypatch.setattr(module, "_MAX_RUNS", 10)
-    found = spread_rows(1000, NONE, 50, seed=1)
+def test_validation_is_spread_evenly_over_the_data_set():
+    found = spread_rows(1000, NONE, 50, seed=1, max_runs=10)
     assert np.histogram(found, bins=10, range=(0, 1000))[0].tolist() == [5] * 10
     assert (np.diff(found.reshape(10, 5), axis=1) == 1).all()
 

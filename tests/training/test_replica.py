@@ -7,7 +7,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,6 @@ from pipeline.cluster.threads import threads
 from pipeline.cluster.workers import ClusterPool, quiet_dask
 from pipeline.device import autoencoder_of
 from pipeline.errors import TrainingDiverged
-from pipeline.processcache import ProcessCache
 from pipeline.scan.ranges import Scan
 from pipeline.scan.scaler import Scaler
 from pipeline.settings import replicas as sizes_module
@@ -85,11 +84,13 @@ def bits(
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """NumPy in the device's place."""
     standin.install(monkeypatch)
     monkeypatch.setattr(module, "start_device", lambda: None)
-    monkeypatch.setattr(module, "_replicas", ProcessCache(max_size=1))
+    module._replicas.clear()
+    yield
+    module._replicas.clear()
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.training import verdict as module
 from pipeline.training.verdict import Units, count_units
 
 
@@ -37,13 +36,12 @@ def test_a_saturated_feature_is_extreme_for_most_rows() -> None:
     assert (linear.saturated, linear.saturated_share) == (0, 0)
 
 
-@pytest.mark.parametrize("columns", [1, 3, 256])
-def test_a_duplicate_repeats_an_earlier_feature(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_COLUMNS", columns)
+@pytest.mark.parametrize("n_compared", [1, 3, 256])
+def test_a_duplicate_repeats_an_earlier_feature(n_compared: int) -> None:
     features = lively(200, 8)
     features[:, 2] = 0.3 + features[:, 0] / 2
     features[:, 3] = 1 - features[:, 0]  # up to the sign, and the same as the one before it
     features[:, 7] = features[:, 6]
     features[:, 5] = 0.5  # dead ones are all alike, and counted as such
-    found = count_units(features, "sigmoid")
+    found = count_units(features, "sigmoid", n_compared)
     assert (found.duplicate, found.dead) == (3, 1)

@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-import pytest
 
 from kernels.network import Network
 from pipeline.settings.config import Config
@@ -86,10 +85,9 @@ def test_units_are_measured_on_validation_rows_if_there_are_many() -> None:
         assert found["baseline"] is None
 
 
-def test_units_are_measured_on_a_sample_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.training.verdict._MOST_ROWS", 90)
-    assert measured(training(300))["units"]["n_rows"] == 75, "every fourth"
-    assert measured(training(0))["units"]["n_rows"] == 90
+def test_units_are_measured_on_a_sample_of_rows() -> None:
+    assert measured(training(300), most_rows=90)["units"]["n_rows"] == 75, "every fourth"
+    assert measured(training(0), most_rows=90)["units"]["n_rows"] == 90
 
 
 def test_errors_are_compared_with_the_baseline_on_the_same_rows() -> None:

@@ -37,8 +37,6 @@ _MOST_WORDS = 2000  # characters of an answer in a message
 _SECONDS_AT_LEAST = 10.0  # processor time
 _BYTES_PER_SECOND = 2**20  # of processor time: a small file has little structure to read
 _CLOCK_PER_PROCESSOR = 10  # seconds of elapsed time for one of processor time, on a busy machine
-_SILENT = 5.0  # seconds until a question that is not answered is logged
-_GRACE = 10.0  # seconds after its own time limit until the child itself is regarded as stuck
 
 
 @dataclass(frozen=True)
@@ -55,11 +53,20 @@ class Limits:
         Bytes of address space in addition to what the child has when it starts: the places of the largest number of
         chunks (100 MB), twice while they are sent, HDF5's cache of metadata (32 MB), and one chunk of 64 MiB before and
         after it is decompressed.
+    answer_bytes : int
+        Bytes of the answer.
+    silent : float
+        Seconds until a question that is not answered is logged.
+    grace : float
+        Seconds after its own time limit until the child itself is regarded as stuck.
     """
 
     seconds: float = 120
     patience: float = 1200
     memory: int = 2**29
+    answer_bytes: int = MOST_ANSWER_BYTES
+    silent: float = 5.0
+    grace: float = 10.0
 
 
 LIMITS = Limits()
@@ -102,7 +109,7 @@ class _Keeper:
 
     def _receive(self, reader: int, request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
         line, body = self._read(reader, request, where)
-        if len(body) > MOST_ANSWER_BYTES:
+        if len(body) > request["answer_bytes"]:
             self.end()  # and with it the fork, which may never stop
             return {"end": "flood", "detail": None}, bytearray()
         return json.loads(line), body
@@ -115,15 +122,15 @@ class _Keeper:
         body = bytearray()
         for events in _events([child, reader], request, where):
             if reader in events:
-                _drain(reader, body)
+                _drain(reader, body, request["answer_bytes"])
             if child in events:
                 more = os.read(child, 2**10)
                 if not more:
                     raise _Died
                 line += more
-            if line.endswith(b"\n") or len(body) > MOST_ANSWER_BYTES:
+            if line.endswith(b"\n") or len(body) > request["answer_bytes"]:
                 break
-        _drain(reader, body)  # what was left when the fork ended
+        _drain(reader, body, request["answer_bytes"])  # what was left when the fork ended
         return line, body
 
     def end(self) -> None:
@@ -143,8 +150,8 @@ def _events(descriptors: Sequence[int], request: dict[str, Any], where: str) -> 
     for descriptor in descriptors:
         waiting.register(descriptor, select.POLLIN)
     start = time.monotonic()
-    deadline = start + request["patience"] + _GRACE
-    until = min(deadline, start + _SILENT)
+    deadline = start + request["patience"] + request["grace"]
+    until = min(deadline, start + request["silent"])
     while True:
         timeout = max(0.0, 1000 * (until - time.monotonic()))
         events = dict(waiting.poll(timeout))
@@ -164,29 +171,31 @@ def _log_wait(request: dict[str, Any], where: str) -> None:
         "%s: still reading %s after %g s; it may take up to %g s of processor time",
         where,
         what,
-        _SILENT,
+        request["silent"],
         request["seconds"],
     )
 
 
-def _limits_of(n_bytes: int) -> dict[str, float]:
+def _limits_of(n_bytes: int, limits: Limits) -> dict[str, float]:
     """Return the limits of an answer about a file of `n_bytes`: they grow with the file."""
-    seconds = min(LIMITS.seconds, _SECONDS_AT_LEAST + n_bytes / _BYTES_PER_SECOND)
-    patience = min(LIMITS.patience, _CLOCK_PER_PROCESSOR * max(seconds, _SECONDS_AT_LEAST))
-    return {**asdict(LIMITS), "seconds": seconds, "patience": patience}
+    seconds = min(limits.seconds, _SECONDS_AT_LEAST + n_bytes / _BYTES_PER_SECOND)
+    patience = min(limits.patience, _CLOCK_PER_PROCESSOR * max(seconds, _SECONDS_AT_LEAST))
+    return {**asdict(limits), "seconds": seconds, "patience": patience}
 
 
-def _drain(reader: int, body: bytearray) -> None:
-    """Append what is in the pipe to `body`, and stop soon after the limit."""
+def _drain(reader: int, body: bytearray, most: int) -> None:
+    """Append what is in the pipe to `body`, and stop soon after `most` bytes."""
     with suppress(BlockingIOError):
-        while len(body) <= MOST_ANSWER_BYTES and (data := os.read(reader, 2**20)):
+        while len(body) <= most and (data := os.read(reader, 2**20)):
             body += data
 
 
 _idle = ProcessCache[int, _Keeper]()  # children that wait for a question, by `id`
 
 
-def ask(what: str, descriptor: int, arguments: Sequence[Any], where: str) -> tuple[Any, list[np.ndarray]]:
+def ask(
+    what: str, descriptor: int, arguments: Sequence[Any], where: str, limits: Limits | None = None
+) -> tuple[Any, list[np.ndarray]]:
     """Ask the child about an open file: the same inode, whatever its path means meanwhile.
 
     Parameters
@@ -196,6 +205,8 @@ def ask(what: str, descriptor: int, arguments: Sequence[Any], where: str) -> tup
         `arguments`.
     where : str
         Beginning of error messages.
+    limits : Limits, optional
+        Limits of an answer about a large file, by default `LIMITS`.
 
     Returns
     -------
@@ -213,8 +224,15 @@ def ask(what: str, descriptor: int, arguments: Sequence[Any], where: str) -> tup
     SystemLimit
         If no child can be started.
     """
-    limits = _limits_of(os.fstat(descriptor).st_size)
-    request = {"pid": os.getpid(), "file": descriptor, "ask": what, "arguments": arguments, **limits}
+    if limits is None:
+        limits = LIMITS
+    request = {
+        "pid": os.getpid(),
+        "file": descriptor,
+        "ask": what,
+        "arguments": arguments,
+        **_limits_of(os.fstat(descriptor).st_size, limits),
+    }
     head, body = _answer_of_child(request, where)
     if head["end"] != "answered":
         raise _error_without_answer(head, where)
@@ -228,7 +246,7 @@ def ask(what: str, descriptor: int, arguments: Sequence[Any], where: str) -> tup
         return said["answer"], arrays
     if "refused" in said:
         raise _error_of_refusal(said, where) from Refused(_words(said["refused"]))
-    raise _error_of_failure(said, where)
+    raise _error_of_failure(said, where, limits)
 
 
 def _answer_of_child(request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
@@ -337,10 +355,10 @@ def _error_of_refusal(said: dict[str, Any], where: str) -> Exception:
     return DataError(f"{where}: {_words(said['refused'])}")
 
 
-def _error_of_failure(said: dict[str, Any], where: str) -> Exception:
+def _error_of_failure(said: dict[str, Any], where: str, limits: Limits) -> Exception:
     if "memory" in said:
         return DataError(
-            f"{where}: the HDF5 library ran out of its memory limit of {LIMITS.memory >> 20} MiB on this file. It is "
+            f"{where}: the HDF5 library ran out of its memory limit of {limits.memory >> 20} MiB on this file. It is "
             "damaged or forged: do not use it."
         )
     if "system" in said:

@@ -306,15 +306,15 @@ def _texts(dataset: h5py.Dataset, path: str, n_inputs: int) -> list[str]:
     return _read_texts(dataset, n_inputs, path)
 
 
-def _read_texts(source: Any, n: int, path: str) -> list[str]:
-    """Read texts a few at a time, so that references to one long text cannot take unlimited memory."""
+def _read_texts(source: Any, n: int, path: str, most_bytes: int = ANSWER_BYTES, at_once: int = _AT_ONCE) -> list[str]:
+    """Read texts, `at_once` at a time, so that references to one long text take little more than `most_bytes`."""
     names: list[Any] = []
     n_bytes = 0
-    for start in range(0, n, _AT_ONCE):
-        some = source[start : min(start + _AT_ONCE, n)].tolist()
+    for start in range(0, n, at_once):
+        some = source[start : min(start + at_once, n)].tolist()
         n_bytes += sum(map(len, some))
-        if n_bytes > ANSWER_BYTES:
-            raise Refused(f"names of more than {ANSWER_BYTES} bytes", path)
+        if n_bytes > most_bytes:
+            raise Refused(f"names of more than {most_bytes} bytes", path)
         names += some
     return _checked_names(names, path)
 

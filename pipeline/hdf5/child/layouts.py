@@ -164,23 +164,23 @@ def _edges(dataset: h5py.Dataset, grid: tuple[int, ...]) -> np.ndarray:
     return edges.ravel()
 
 
-def _checked_grid(dataset: h5py.Dataset, name: str, n_before: int) -> tuple[int, ...]:
-    """Return the number of chunks along each axis; refuse chunks that are too large or, with others, too many."""
+def _checked_grid(dataset: h5py.Dataset, name: str, n_before: int, most: int = MOST_CHUNKS) -> tuple[int, ...]:
+    """Return the number of chunks along each axis; refuse chunks that are too large or, with others, over `most`."""
     shape = dataset.shape
     chunks = dataset.chunks
     _check_chunks(dataset, name)
     grid = grid_of(shape, chunks)
     n_chunks = prod(grid)
     n_missing = n_chunks - h5py.h5i.get_file_id(dataset.id).get_filesize()
-    if n_missing > 0 and n_chunks <= MOST_CHUNKS:  # a chunk takes a byte at least
+    if n_missing > 0 and n_chunks <= most:  # a chunk takes a byte at least
         raise Refused(
             f"shape {shape} in {n_chunks} chunks, but at least {n_missing} of them were never written. Write the "
             "file anew.",
             name,
         )
-    if n_before + n_chunks > MOST_CHUNKS:
+    if n_before + n_chunks > most:
         raise Refused(
-            f"shape {shape} in {n_chunks} chunks, expected {MOST_CHUNKS} at most. Rewrite the file with larger ones "
+            f"shape {shape} in {n_chunks} chunks, expected {most} at most. Rewrite the file with larger ones "
             "(h5repack -l).",
             name,
         )

@@ -55,12 +55,12 @@ class _Unmissed(Refused):
 
 
 def find_riders(
-    parent: Any, rows: str, shape: tuple[int, ...], arrays: list[np.ndarray]
+    parent: Any, rows: str, shape: tuple[int, ...], arrays: list[np.ndarray], most: int = MOST_RIDERS
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
     """Return the extras in the group of the rows, which have that path and shape, and what is left out.
 
     Arrays are appended to `arrays`, as by `layout_claim`. What is left out has a name, the reason, and whether a user
-    may miss it.
+    may miss it. At most `most` extras are returned.
     """
     riders: list[dict[str, Any]] = []
     left_out: list[list[Any]] = []
@@ -70,8 +70,8 @@ def find_riders(
             continue
         try:
             dataset = _rider_in(parent, name, shape)
-            if len(riders) == MOST_RIDERS:
-                raise Refused(f"more than {MOST_RIDERS} ride along already")
+            if len(riders) == most:
+                raise Refused(f"more than {most} ride along already")
             riders.append(_claim(dataset, parent, name, beside(rows, text(name)), arrays))
         except Exception as error:
             _leave_out(left_out, name, error)
@@ -260,8 +260,8 @@ def _categories(dataset: h5py.Dataset, path: str) -> list[Any]:
     return categories
 
 
-def _check_categories(dataset: h5py.Dataset, path: str) -> bool:
-    """Refuse a dataset that cannot list categories, and return whether these are texts."""
+def _check_categories(dataset: h5py.Dataset, path: str, most: int = MOST_CATEGORIES) -> bool:
+    """Refuse a dataset that cannot list categories, `most` of them, and return whether these are texts."""
     place = elsewhere(dataset)
     if place:
         raise Refused(f"{place}, expected categories in the file itself", path)
@@ -269,8 +269,8 @@ def _check_categories(dataset: h5py.Dataset, path: str) -> bool:
     is_text = stored is not None and h5py.check_string_dtype(stored) is not None
     if stored is None or dataset.ndim != 1 or not (is_text or stored.kind in "iufb"):
         raise Refused("expected categories: texts or numbers in one dimension", path)
-    if len(dataset) > MOST_CATEGORIES or (not is_text and stored.itemsize > 8) or dataset.nbytes > MOST_PADDED:
-        raise Refused(f"{len(dataset)} categories of dtype {stored}, expected {MOST_CATEGORIES} at most", path)
+    if len(dataset) > most or (not is_text and stored.itemsize > 8) or dataset.nbytes > MOST_PADDED:
+        raise Refused(f"{len(dataset)} categories of dtype {stored}, expected {most} at most", path)
     return is_text
 
 

@@ -113,11 +113,12 @@ def virtual_shape(item: Any) -> tuple[int, ...] | None:
     return properties.get_virtual_vspace(0).shape
 
 
-def _blocks(item: Any) -> list[Any]:
+def _blocks(item: Any, most: int = MOST_PIECES) -> list[Any]:
+    """Return the blocks of a virtual dataset, as `stacked` does; refuse more than `most`."""
     properties = item.get_create_plist()
     n_blocks = properties.get_virtual_count()
-    if n_blocks > MOST_PIECES:
-        raise Refused(f"a virtual dataset of {n_blocks} blocks, expected {MOST_PIECES} at most. Stack larger files.")
+    if n_blocks > most:
+        raise Refused(f"a virtual dataset of {n_blocks} blocks, expected {most} at most. Stack larger files.")
     try:
         names = [(properties.get_virtual_filename(i), properties.get_virtual_dsetname(i)) for i in range(n_blocks)]
     except UnicodeDecodeError as error:

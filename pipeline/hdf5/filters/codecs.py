@@ -320,10 +320,11 @@ _UNCOMPRESSED = 0
 _BLOCK_DECODERS: dict[int, _BlockDecoder] = {2: _block_from_lz4, 3: _block_from_zstd}  # as bitshuffle numbers them
 
 
-def _from_bitshuffle(data: memoryview, values: Sequence[int], most: int) -> memoryview:
+def _from_bitshuffle(data: memoryview, values: Sequence[int], most: int, piece: int = _PIECE) -> memoryview:
     """Decode blocks of elements whose bits are sorted by their position in an element; each block may be compressed.
 
-    The last block may be shorter, by a multiple of 8 elements. Up to 7 further elements follow as they were.
+    The last block may be shorter, by a multiple of 8 elements. Up to 7 further elements follow as they were. The bits
+    of about `piece` bytes are sorted at once.
     """
     itemsize, n_block, kind = (*values, 0, 0)[2:5]
     n_bytes = len(data)
@@ -341,7 +342,7 @@ def _from_bitshuffle(data: memoryview, values: Sequence[int], most: int) -> memo
     else:
         sizes = _sizes_of_blocks(n_full, n_last, n_block, itemsize)
         done = _joined(data[12:], sizes, n_bytes, _BLOCK_DECODERS[kind])
-    _sort_all_bits(np.frombuffer(done, dtype=np.uint8), n_full, n_last, n_block, itemsize)
+    _sort_all_bits(np.frombuffer(done, dtype=np.uint8), n_full, n_last, n_block, itemsize, piece)
     return done
 
 
@@ -352,11 +353,11 @@ def _sizes_of_blocks(n_full: int, n_last: int, n_block: int, itemsize: int) -> l
     return sizes
 
 
-def _sort_all_bits(data: np.ndarray, n_full: int, n_last: int, n_block: int, itemsize: int) -> None:
-    """Sort the bits of `n_full` blocks, about a megabyte at a time, and of a last one of `n_last` elements."""
+def _sort_all_bits(data: np.ndarray, n_full: int, n_last: int, n_block: int, itemsize: int, piece: int) -> None:
+    """Sort the bits of `n_full` blocks, about `piece` bytes at a time, and of a last one of `n_last` elements."""
     block_bytes = n_block * itemsize
     end = n_full * block_bytes
-    at_once = max(1, _PIECE // block_bytes) * block_bytes
+    at_once = max(1, piece // block_bytes) * block_bytes
     for start in range(0, end, at_once):
         _sort_bits(data[start : min(start + at_once, end)], n_block, itemsize)
     _sort_bits(data[end : end + n_last * itemsize], n_last, itemsize)

@@ -30,7 +30,7 @@ from pipeline.hdf5.forms import (
 )
 from pipeline.hdf5.plain.contents import links, root
 from pipeline.hdf5.plain.datasets import Dataset, attribute_of, dataset_of, layout_claim
-from pipeline.hdf5.plain.metadata import Kind, Metadata, Odd, expect, is_group, messages
+from pipeline.hdf5.plain.metadata import MOST_BYTES, Kind, Metadata, Odd, expect, is_group, messages
 
 __all__ = ["describe_plain"]
 
@@ -54,9 +54,16 @@ class _Group(NamedTuple):
 
 
 def describe_plain(
-    descriptor: int, size: int, dataset: str | None, orientation: str | None = None, base: int = 0
+    descriptor: int,
+    size: int,
+    dataset: str | None,
+    orientation: str | None = None,
+    base: int = 0,
+    most_bytes: int = MOST_BYTES,
 ) -> tuple[dict[str, Any], list[np.ndarray]] | None:
     """Return where the rows and their extras lie in an open file, whose superblock at `base` has been checked.
+
+    At most `most_bytes` of metadata are read.
 
     Returns
     -------
@@ -69,7 +76,7 @@ def describe_plain(
         If reading fails.
     """
     try:
-        return _description(Metadata(descriptor, size, base), dataset, orientation)
+        return _description(Metadata(descriptor, size, base, most_bytes), dataset, orientation)
     except OSError:
         raise
     except Exception:  # the child finds out what is wrong with the file

@@ -72,11 +72,11 @@ class Metadata:
         If reading fails, also in all functions that take an object of this class.
     """
 
-    def __init__(self, descriptor: int, size: int, base: int = 0, most_bytes: int | None = None) -> None:
+    def __init__(self, descriptor: int, size: int, base: int = 0, most_bytes: int = MOST_BYTES) -> None:
         self.base = base
         self.end = size - base
         self._descriptor = descriptor
-        self._n_left = most_bytes or MOST_BYTES
+        self._n_left = most_bytes
         self.start = self._read(0, min(self.end, _FIRST_READ))
         self._window_offset = 0
         self._window = b""

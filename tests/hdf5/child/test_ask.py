@@ -25,11 +25,11 @@ from tests.support.helpers import numbered, refused, write_shard
 pytestmark = pytest.mark.process
 
 
-def answer_about(path, dataset=None):
+def answer_about(path, dataset=None, limits=None):
     """Return what the child answers about a file, before the answer is checked."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return ask("describe", descriptor, [dataset], f"file={path}")
+        return ask("describe", descriptor, [dataset], f"file={path}", limits)
     finally:
         os.close(descriptor)
 
@@ -55,45 +55,41 @@ def answer_about(path, dataset=None):
         ("raise ValueError('x' * 10**6)", "xxx..."),
     ],
 )
-def test_failure_of_the_child_costs_this_file_alone(path, evil, monkeypatch, act, phrase):
-    monkeypatch.setattr(gatekeeper, "LIMITS", replace(LIMITS, seconds=1))
+def test_failure_of_the_child_costs_this_file_alone(path, evil, act, phrase):
     evil("if dataset == 'evil':", f"    {act}", "return {}, []")
     with refused(65, f"file={path}", phrase):
-        answer_about(path, "evil")
+        answer_about(path, "evil", replace(LIMITS, seconds=1))
     assert answer_about(path) == ({}, [])  # by the same process, which is alive
 
 
-def test_complete_answer_above_the_size_limit_is_refused(path, evil, monkeypatch):
-    monkeypatch.setattr(gatekeeper, "MOST_ANSWER_BYTES", 1000)
+def test_complete_answer_above_the_size_limit_is_refused(path, evil):
     evil('os.write(1, b\'{"answer": 1, "arrays": []}\'.ljust(1000) + b"\\n"); os._exit(0)')
     with refused(65, f"file={path}"):
-        answer_about(path)
+        answer_about(path, limits=replace(LIMITS, answer_bytes=1000))
 
 
-def test_child_that_only_sleeps_is_stopped(path, evil, monkeypatch):
+def test_child_that_only_sleeps_is_stopped(path, evil):
     """Though the clock alone says little: a busy machine takes its time for sound files as well."""
     evil("if dataset == 'evil':", "    time.sleep(10**6)", "return honest(file, dataset, *wanted)")
-    with monkeypatch.context() as impatient:
-        impatient.setattr(gatekeeper, "LIMITS", replace(LIMITS, patience=0.5))
-        impatient.setattr(gatekeeper, "_GRACE", 10**6)  # the child itself may take any time to start
-        with refused(65, f"file={path}", "0.5 s"):
-            vet(Path(path), Selection("evil"))
+    limits = replace(LIMITS, patience=0.5, grace=10**6)  # the child itself may take any time to start
+    with refused(65, f"file={path}", "0.5 s"):
+        answer_about(path, "evil", limits)
     assert vet(Path(path)).shape == (3, 2)
 
 
 def test_time_limit_grows_with_the_file_size():
     for n_bytes, seconds, patience in ((0, 10, 100), (22_000, 10, 100), (50 * 2**20, 60, 600), (2**40, 120, 1200)):
-        limits = gatekeeper._limits_of(n_bytes)
+        limits = gatekeeper._limits_of(n_bytes, LIMITS)
         assert limits["seconds"] == pytest.approx(seconds, rel=0.01), n_bytes
         assert limits["patience"] == pytest.approx(patience, rel=0.01), n_bytes
         assert limits["memory"] == LIMITS.memory
 
 
-def test_slow_file_is_named_in_the_log(path, evil, monkeypatch, caplog):
-    monkeypatch.setattr(gatekeeper, "_SILENT", 0.0)
+def test_slow_file_is_named_in_the_log(path, evil, caplog):
     caplog.set_level("INFO", "pipeline")
     evil("return honest(file, dataset, *wanted)")
-    assert vet(Path(path)).shape == (3, 2)
+    facts, _ = answer_about(path, limits=replace(LIMITS, silent=0.0))
+    assert facts["shape"] == [3, 2]
     assert f"file={path}" in caplog.text
 
 
@@ -167,10 +163,8 @@ def test_child_without_descriptors_is_a_system_limit(path, fresh, monkeypatch, t
 
 def test_hanging_child_is_stopped(path, fresh, monkeypatch, tmp_path):
     plant(monkeypatch, tmp_path, "import time; time.sleep(1000)")
-    monkeypatch.setattr(gatekeeper, "_GRACE", 0.1)
-    monkeypatch.setattr(gatekeeper, "LIMITS", replace(LIMITS, patience=0.1))
     with refused(71, f"file={path}", "twice"):
-        vet(Path(path))
+        answer_about(path, limits=replace(LIMITS, patience=0.1, grace=0.1))
 
 
 def test_answer_to_an_interrupted_question_is_discarded(path, evil):

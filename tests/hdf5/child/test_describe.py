@@ -85,24 +85,22 @@ def test_more_names_than_fit_in_the_file_are_refused(tmp_path, monkeypatch):
                     list(find.objects(file.id))
 
 
-def test_too_many_chunks_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(layouts, "MOST_CHUNKS", 9)
+def test_too_many_chunks_are_refused(tmp_path):
     for n, fits in ((9, True), (10, False)):
         path = write_shard(tmp_path / "x.h5", numbered(n), chunks=(1, 2))
         with h5py.File(path) as file:
             if fits:
-                describe.describe(file, None)
+                assert layouts._checked_grid(file["X"], "X", 0, most=9) == (9, 1)
                 continue
             with pytest.raises(find.Refused, match="10 chunks, expected 9"):
-                describe.describe(file, None)
+                layouts._checked_grid(file["X"], "X", 0, most=9)
 
 
-def test_only_the_first_of_too_many_extras_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(riders, "MOST_RIDERS", 3)
+def test_only_the_first_of_too_many_extras_are_read(tmp_path):
     path = write_shard(tmp_path / "x.h5", numbered(2), riders={f"r{i}": range(2) for i in range(4)})
     with h5py.File(path) as file:
-        facts, _ = describe.describe(file, None)
-    assert [rider["name"] for rider in facts["riders"]] == ["r0", "r1", "r2"]
-    ((name, reason, is_missed),) = facts["left_out"]
+        found, left_out = riders.find_riders(file.id, "X", file["X"].shape, [], most=3)
+    assert [rider["name"] for rider in found] == ["r0", "r1", "r2"]
+    ((name, reason, is_missed),) = left_out
     assert (name, is_missed) == ("r3", True)
     assert "3" in reason
