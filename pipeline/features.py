@@ -101,7 +101,7 @@ class Features:
         Features in the order of the input's rows; float16 if they are stored so.
     valid : dask.array.Array of shape (n_rows,), bool
         False for bad rows, such as those with NaN or Inf.
-    riders : dict of str to dask.array.Array of shape (n_rows,)
+    extras : dict of str to dask.array.Array of shape (n_rows,)
         Extras such as labels and ids. Strings are objects of type str.
     manifest : dict
         The manifest of the run, or the attributes of a single file.
@@ -111,17 +111,17 @@ class Features:
 
     features: Any
     valid: Any
-    riders: dict[str, Any]
+    extras: dict[str, Any]
     manifest: dict[str, Any] = field(repr=False)
     categories: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
-        kinds = {name: "str" if array.dtype == object else array.dtype for name, array in self.riders.items()}
-        riders = ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "nothing"
+        kinds = {name: "str" if array.dtype == object else array.dtype for name, array in self.extras.items()}
+        extras = ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "nothing"
         n_bad = self.manifest.get("n_bad", "unknown how many")
         return (
             f"<Features: {len(self.features)} rows x {self.features.shape[1]} features, "
-            f"{n_bad} bad rows; riding along: {shown(riders)}>"
+            f"{n_bad} bad rows; extras: {shown(extras)}>"
         )
 
 

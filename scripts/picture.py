@@ -54,7 +54,7 @@ def images(features: str, patterns: Sequence[str]) -> list[np.ndarray]:
     found = open_features(features)
     model = load_model(features)
     shards = open_shards(patterns)
-    _, numbers = np.unique(found.riders["y"].compute(), return_index=True)
+    _, numbers = np.unique(found.extras["y"].compute(), return_index=True)
     firsts = first_rows(shards)
     rows = np.concatenate([read(block_of(shards, firsts, number, number + 1)) for number in numbers.tolist()])
     codes = found.features[numbers].compute()

@@ -119,7 +119,7 @@ def plot(output: Path, data: str, costs: Sequence[float]) -> None:
     features = open_features(output)
     model = load_model(output)
     code = features.features.compute()
-    labels = features.riders["y"].compute()
+    labels = features.extras["y"].compute()
     rows = np.concatenate([read(block) for block in blocks(open_shards([data]), 65536)])
     figure, axes = pyplot.subplots(2, 2, figsize=(9, 9), layout="constrained")
     _scatter(axes[0, 0], model.scaler.transform(rows), labels, "Input (columns 0 and 1, scaled)")

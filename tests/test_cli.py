@@ -135,7 +135,7 @@ def test_a_model_for_other_shards_is_refused(tmp_path: Path, caplog: pytest.LogC
 @pytest.mark.process
 @pytest.mark.compiler
 def test_the_dataset_flag_names_one_of_several(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = write_shard(tmp_path / "x.h5", numbered(40, 4), name="left", riders={"right": numbered(40, 4)})
+    path = write_shard(tmp_path / "x.h5", numbered(40, 4), name="left", extras={"right": numbered(40, 4)})
     code, message = outcome(caplog, "--input", path, "--output", str(tmp_path / "out"))
     assert code == 65
     assert mentions(message, "left (40, 4) int64", "right (40, 4) int64")

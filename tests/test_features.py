@@ -11,7 +11,7 @@ from pipeline.features import open_features
 from pipeline.output.lock import locked
 from tests.support.helpers import numbered, refused, write_shard
 from tests.support.logged import mentions
-from tests.support.parts import RIDERS, feature_rows, finished, part, same
+from tests.support.parts import EXTRAS, feature_rows, finished, part, same
 
 
 @pytest.fixture
@@ -29,11 +29,11 @@ def test_opened_features_equal_the_parts_for_any_blocks(output):
         assert [part["n_rows"] for part in found.manifest["parts"]] == [3, 4]
         np.testing.assert_array_equal(found.features, feature_rows(7), err_msg=f"blocks of {block_rows}")
         np.testing.assert_array_equal(found.valid, np.arange(7) % 5 != 1)
-        same(found.riders, {"y": np.arange(7)})
+        same(found.extras, {"y": np.arange(7)})
 
 
 def test_extras_missing_from_a_part_are_not_opened(output):
-    assert set(open_features(output(2, 3, riders={0: {"some": np.arange(2)}})).riders) == {"y"}
+    assert set(open_features(output(2, 3, extras={0: {"some": np.arange(2)}})).extras) == {"y"}
 
 
 def test_an_unfinished_directory_is_refused(output, tmp_path):
@@ -83,7 +83,7 @@ def test_datasets_without_a_value_for_each_row_are_not_opened(output):
             file.create_group("group")
             file["type"], file["scalar"], file["none"], file["two"] = np.dtype("f4"), 3, h5py.Empty("f4"), np.ones(2)
     for path in (directory, directory / "parts/part-00000.h5"):
-        assert set(open_features(path).riders) == {"y"}, path
+        assert set(open_features(path).extras) == {"y"}, path
 
 
 def test_an_index_without_its_parts_is_refused(output, tmp_path):
@@ -109,7 +109,7 @@ def test_a_file_without_features_is_refused_by_name(tmp_path, content):
 
 
 def test_texts_are_opened_as_str(output):
-    found = open_features(output(3, riders={0: RIDERS})).riders
+    found = open_features(output(3, extras={0: EXTRAS})).extras
     assert {name: found[name].compute().tolist() for name in ("code", "name")} == {
         "code": ["a", "bc", ""],
         "name": ["one", "zwölf", ""],
@@ -119,7 +119,7 @@ def test_texts_are_opened_as_str(output):
 
 def test_the_repr_describes_the_features(output):
     texts = {i: {"name": np.array([b"a"] * (3 + i), object)} for i in range(2)}
-    description = repr(open_features(output(3, 4, riders=texts)))
+    description = repr(open_features(output(3, 4, extras=texts)))
     assert mentions(description, "Features", "7 rows x 2 features", "name (str)", "y (int64)")
 
 

@@ -56,9 +56,9 @@ def labels_of(directory: str, run: Features, name: str) -> np.ndarray:
     DataError
         When there is no such dataset, or when it holds values of another kind.
     """
-    if name not in run.riders:
-        raise _no_such_rider(directory, run, name)
-    labels = run.riders[name].compute()
+    if name not in run.extras:
+        raise _no_such_extra(directory, run, name)
+    labels = run.extras[name].compute()
     if name in run.categories:
         labels = _decode(labels, run.categories[name])
     where = f"features={shown(directory)} dataset={name}"
@@ -69,14 +69,14 @@ def labels_of(directory: str, run: Features, name: str) -> np.ndarray:
     return labels
 
 
-def _no_such_rider(directory: str, run: Features, name: str) -> DataError:
+def _no_such_extra(directory: str, run: Features, name: str) -> DataError:
     left_out = run.manifest.get("left_out", {})
     reason = f"left out: {sorted(left_out)}"
     if name in left_out:
         reason = f"{name} was left out ({shown(left_out[name])})"
     return DataError(
-        f"features={shown(directory)}: no dataset {name!r} rides along, found {sorted(run.riders)}; {shown(reason)}. "
-        "Name the labels with --labels; shardpress run --carry GROUP/NAME has others ride along."
+        f"features={shown(directory)}: no extra {name!r}, found {sorted(run.extras)}; {shown(reason)}. "
+        "Name the labels with --labels; shardpress run --include GROUP/NAME copies others."
     )
 
 
@@ -106,10 +106,10 @@ def has_label(run: Features, name: str) -> np.ndarray:
 
     If some shards lack the dataset, a mask accompanies it. Codes of -1 mean no label.
     """
-    labels = run.riders[name]
+    labels = run.extras[name]
     if name in run.categories:
         return np.asarray(labels.compute()) >= 0
-    masks = [values.compute() for other, values in run.riders.items() if _is_mask(other, values.dtype, name)]
+    masks = [values.compute() for other, values in run.extras.items() if _is_mask(other, values.dtype, name)]
     if masks:
         return np.asarray(np.logical_and.reduce(masks))
     if labels.dtype.kind != "i":

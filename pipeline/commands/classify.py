@@ -34,9 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--test", metavar="DIRECTORY", help="the same with the features of test rows (default: hold out a fifth)"
     )
-    parser.add_argument(
-        "--labels", metavar="NAME", default="y", help="riding dataset with the labels (default: %(default)s)"
-    )
+    parser.add_argument("--labels", metavar="NAME", default="y", help="extra with the labels (default: %(default)s)")
     parser.add_argument(
         "--passes",
         metavar="N",

@@ -15,8 +15,8 @@ DESCRIPTION = """Do the features of two runs mean the same? Must what was traine
     shardpress compare features features-new --rows 20000      more rows than the 4096 that take a second
     shardpress compare features features-new --json
 
-Rows are those that both have: of files of the same names, by their numbers. Labels, and whatever else rides along, are
-not looked at; the numbers of features may differ. Nothing is written, and no Theano is needed.
+Rows are those that both have: of files of the same names, by their numbers. Labels and other extras are
+ignored; the numbers of features may differ. Nothing is written, and no Theano is needed.
 """
 
 

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = ["DESCRIPTION", "configure", "run"]
 
-DESCRIPTION = """What is in HDF5 files: datasets, which of them a run would take and why, what rides along, ranges,
+DESCRIPTION = """What is in HDF5 files: datasets, which of them a run would take and why, extras, ranges,
 constant columns, bad rows, and what would be read faster stored otherwise. Nothing is written.
 
     shardpress inspect shards/
-    shardpress inspect cells.h5ad --carry obs/cell_type
+    shardpress inspect cells.h5ad --include obs/cell_type
     shardpress inspect 'night/*.h5' --all --json | jq .rows.n_bad
 
 Of the rows, 256 MB from all over the files are looked at, or all with --all. When a file is refused, the exit code
@@ -51,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="order",
         help="how names of columns are compared",
     )
-    add("--carry", nargs="+", default=[], type=DATASET.read, metavar="NAME", help="datasets elsewhere that ride along")
+    add("--include", nargs="+", default=[], type=DATASET.read, metavar="NAME", help="datasets elsewhere to copy")
     add("--follow", nargs="+", default=[], metavar="DIR", help="folders with the files that a master file stacks")
     add("--missing-value", type=EXACT_NUMBER.read, metavar="X", help="a value that stands for a missing one")
     add("--most", type=byte_count, default=256 * 10**6, metavar="BYTES", help="of rows to look at (default: 256MB)")
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     from pipeline.shards.twins import find_twins
     from pipeline.shards.vet import Selection
 
-    wanted = Selection(options.dataset, options.orientation, tuple(options.carry))
+    wanted = Selection(options.dataset, options.orientation, tuple(options.include))
     rule = ColumnRule(options.match_columns)
     found = inspect_files(options.shards or ["data/*.h5"], wanted, options.follow, rule)
     look = None
@@ -161,7 +161,7 @@ def _lines_of_files(files: FileGroup) -> Iterator[str]:
     yield from _table(files.datasets, files.taken)
     yield f"  taken: {_chosen_dataset(files)}"
     yield f"  columns: {files.columns}"
-    yield f"  riding along: {some(map(shown, files.riding), _LISTED)}"
+    yield f"  extras: {some(map(shown, files.extras), _LISTED)}"
     if files.left_out:
         words = [f"{name} ({why})" for name, why in files.left_out.items()]
         yield f"  left out: {some(words, _LISTED)}"

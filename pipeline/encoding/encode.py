@@ -29,8 +29,8 @@ from pipeline.output.disk import GuardedDisk, Pieces
 from pipeline.output.records import Entry, write_result
 from pipeline.scan.drift import Outside, farthest
 from pipeline.scan.scaler import Cleaning
-from pipeline.shards.rows import keep_chunks, read, read_riders, salvage_riders, stream_rider
-from pipeline.shards.shard import Block, Rider, is_wide
+from pipeline.shards.rows import keep_chunks, read, read_extras, salvage_extras, stream_extra
+from pipeline.shards.shard import Block, Extra, is_wide
 
 __all__ = ["EncodeTask", "encode_part"]
 
@@ -183,14 +183,14 @@ def _write_part(
     """Write the file of a part whose features are in `memory`, and return it with reports of lost values of extras."""
     settings = task.settings
     source = task.part.source
-    if any(is_wide(rider, len(source)) for rider in source.shard.riders):
+    if any(is_wide(extra, len(source)) for extra in source.shard.extras):
         with worker.wide_turns:
-            extras, lost = _stream_riders(source, settings.bad_data)
-            entry = _write_file(worker, task, memory.stream(valid, extras, settings.attributes, facts))
+            streamed, lost = _stream_extras(source, settings.bad_data)
+            entry = _write_file(worker, task, memory.stream(valid, streamed, settings.attributes, facts))
             _trim_memory()
         return entry, lost
-    riders, lost = _read_riders(source, settings.bad_data)
-    entry = _write_file(worker, task, memory.file(valid, riders, settings.attributes, facts))
+    extras, lost = _read_extras(source, settings.bad_data)
+    entry = _write_file(worker, task, memory.file(valid, extras, settings.attributes, facts))
     return entry, lost
 
 
@@ -206,35 +206,35 @@ def _trim_memory() -> None:
         trim(0)
 
 
-def _stream_riders(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarray | Streamed], list[dict[str, Any]]]:
+def _stream_extras(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarray | Streamed], list[dict[str, Any]]]:
     """Return extras, of which wide ones are read later, and a list that then also gets the reports about these."""
     shard = source.shard
-    narrow = tuple(rider for rider in shard.riders if not is_wide(rider, len(source)))
-    values, lost = _read_riders(replace(source, shard=replace(shard, riders=narrow)), bad_data)
+    narrow = tuple(extra for extra in shard.extras if not is_wide(extra, len(source)))
+    values, lost = _read_extras(replace(source, shard=replace(shard, extras=narrow)), bad_data)
     reports = None if bad_data.on_bad_data == "raise" else lost
-    extras: dict[str, np.ndarray | Streamed] = {}
-    for rider in shard.riders:  # in this order, in which a mask follows the extra whose lost values it marks
-        if rider.name in values:
-            extras[rider.name] = values[rider.name]
+    found: dict[str, np.ndarray | Streamed] = {}
+    for extra in shard.extras:  # in this order, in which a mask follows the extra whose lost values it marks
+        if extra.name in values:
+            found[extra.name] = values[extra.name]
         else:
-            extras[rider.name] = _streamed(source, rider, values, reports)
-    return extras, lost
+            found[extra.name] = _streamed(source, extra, values, reports)
+    return found, lost
 
 
 def _streamed(
-    source: Block, rider: Rider, values: Mapping[str, np.ndarray], reports: list[dict[str, Any]] | None
+    source: Block, extra: Extra, values: Mapping[str, np.ndarray], reports: list[dict[str, Any]] | None
 ) -> Streamed:
     """Return a wide extra of a part, to be read block by block."""
-    empty = np.empty(0, rider.dtype)  # NumPy splits a dtype of arrays into shape and dtype
+    empty = np.empty(0, extra.dtype)  # NumPy splits a dtype of arrays into shape and dtype
     shape = (len(source), *empty.shape[1:])
-    return Streamed(shape, empty.dtype, partial(stream_rider, source, rider, values, reports, check))
+    return Streamed(shape, empty.dtype, partial(stream_extra, source, extra, values, reports, check))
 
 
-def _read_riders(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+def _read_extras(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """Return the values of extras, and reports of those that are lost because they cannot be read."""
     try:
-        return read_riders(source), []  # all at once, which is several times faster than piece by piece
+        return read_extras(source), []  # all at once, which is several times faster than piece by piece
     except DataError:
         if bad_data.on_bad_data == "raise":
             raise
-        return salvage_riders(source, check)
+        return salvage_extras(source, check)

@@ -15,7 +15,7 @@ from pipeline.encoding.template import SOURCE, Streamed, Template, lay_out
 from pipeline.features import FEATURES, VALID, Shape
 from pipeline.hdf5.forms import CATEGORIES
 from pipeline.output.disk import PAGE, Pieces
-from pipeline.shards.shard import Rider, is_wide
+from pipeline.shards.shard import Extra, is_wide
 
 __all__ = ["PartMemory", "part_shapes", "stored_categories"]
 
@@ -39,7 +39,7 @@ class PartMemory:
     n_rows : int
         Number of rows of the largest part.
     n_features : int
-    riders : sequence of Rider
+    extras : sequence of Extra
         Extras, for the size of the memory and for categories. The memory grows if strings turn out to be longer.
     storage : Storage
         Storage format. Unless it is plain, features are encoded into memory of their own and then converted.
@@ -51,18 +51,18 @@ class PartMemory:
         self,
         n_rows: int,
         n_features: int,
-        riders: Sequence[Rider] = (),
+        extras: Sequence[Extra] = (),
         storage: Storage = PLAIN,
         most_templates: int = _MOST_TEMPLATES,
     ) -> None:
         self._most_templates = most_templates
         self._n_features = n_features
-        self._categories = stored_categories(riders)
+        self._categories = stored_categories(extras)
         self._storage = storage
         self._offset = _first_offset()
         self._dtype = np.dtype(storage.dtype).newbyteorder("<")
-        rider_bytes = sum(rider.dtype.itemsize for rider in riders if not is_wide(rider, n_rows))
-        row_bytes = storage.itemsize * n_features + 1 + rider_bytes  # 1 for `valid`
+        extra_bytes = sum(extra.dtype.itemsize for extra in extras if not is_wide(extra, n_rows))
+        row_bytes = storage.itemsize * n_features + 1 + extra_bytes  # 1 for `valid`
         self._memory = _aligned_zeros(self._offset + n_rows * row_bytes + _SPARE_BYTES)
         n_encoded = 0 if storage.is_plain else n_rows
         self._encoded = np.empty((n_encoded, n_features), _FLOAT32)
@@ -92,7 +92,7 @@ class PartMemory:
     def file(
         self,
         valid: np.ndarray,
-        riders: Mapping[str, np.ndarray],
+        extras: Mapping[str, np.ndarray],
         attributes: Mapping[str, Any],
         source: Mapping[str, Any],
     ) -> memoryview:
@@ -101,7 +101,7 @@ class PartMemory:
         Parameters
         ----------
         valid : ndarray of shape (n_rows,), bool
-        riders : mapping
+        extras : mapping
             Extras of n_rows values each, numbers or strings. If one has the name of a dataset of the format, it is
             stored as ``source_...``.
         attributes : mapping
@@ -109,7 +109,7 @@ class PartMemory:
         source : mapping
             Source of the part, written as JSON to the attribute ``source``.
         """
-        arrays = {VALID: valid, **_renamed(riders)}
+        arrays = {VALID: valid, **_renamed(extras)}
         data = _source_json(source)
         template = self._template(arrays, attributes, len(data))
         if template.n_bytes > len(self._memory):
@@ -120,7 +120,7 @@ class PartMemory:
     def stream(
         self,
         valid: np.ndarray,
-        riders: Mapping[str, np.ndarray | Streamed],
+        extras: Mapping[str, np.ndarray | Streamed],
         attributes: Mapping[str, Any],
         source: Mapping[str, Any],
     ) -> Pieces:
@@ -129,7 +129,7 @@ class PartMemory:
         Strings among them are read now, and are in memory once, in HDF5's form. All others are read while the pieces
         are written. The features must not change until then.
         """
-        arrays = {VALID: valid, **_renamed(riders)}
+        arrays = {VALID: valid, **_renamed(extras)}
         data = _source_json(source)
         template = self._template(arrays, attributes, len(data))
         values = {FEATURES: self._stored(len(valid)), **arrays, SOURCE: data}
@@ -210,33 +210,33 @@ def _source_json(source: Mapping[str, Any]) -> bytes:
 # -- names and shapes of datasets --------------------------------------------------------------------------------
 
 
-def part_shapes(n_rows: int, n_features: int, riders: Sequence[Rider], dtype: np.dtype = _FLOAT32) -> dict[str, Shape]:
+def part_shapes(n_rows: int, n_features: int, extras: Sequence[Extra], dtype: np.dtype = _FLOAT32) -> dict[str, Shape]:
     """Return shape and dtype of each dataset in the file of a part, without opening it.
 
     Parameters
     ----------
     n_rows, n_features : int
-    riders : sequence of Rider
+    extras : sequence of Extra
         Extras of the part's shard.
     dtype : dtype
         Dtype of the stored features.
     """
-    names = _stored_names(rider.name for rider in riders)
+    names = _stored_names(extra.name for extra in extras)
     shapes = {FEATURES: ((n_rows, n_features), dtype), VALID: ((n_rows,), np.dtype(bool))}
-    for rider in riders:
-        item_dtype, item_shape = rider.dtype.subdtype or (rider.dtype, ())
+    for extra in extras:
+        item_dtype, item_shape = extra.dtype.subdtype or (extra.dtype, ())
         stored_dtype = h5py.string_dtype() if item_dtype.hasobject else item_dtype
-        shapes[names[rider.name]] = ((n_rows, *item_shape), stored_dtype)
+        shapes[names[extra.name]] = ((n_rows, *item_shape), stored_dtype)
     return shapes
 
 
-def stored_categories(riders: Sequence[Rider]) -> dict[str, np.ndarray]:
+def stored_categories(extras: Sequence[Extra]) -> dict[str, np.ndarray]:
     """Return the categories of extras that are stored as codes, by path in the file."""
-    names = _stored_names(rider.name for rider in riders)
+    names = _stored_names(extra.name for extra in extras)
     return {
-        f"{CATEGORIES}/{names[rider.name]}": _category_array(rider.categories)
-        for rider in riders
-        if rider.categories is not None
+        f"{CATEGORIES}/{names[extra.name]}": _category_array(extra.categories)
+        for extra in extras
+        if extra.categories is not None
     }
 
 
@@ -249,15 +249,15 @@ def _category_array(categories: Sequence[Any]) -> np.ndarray:
     return np.array(texts, h5py.string_dtype("utf-8", n_bytes))
 
 
-def _renamed(riders: Mapping[str, _Values]) -> dict[str, _Values]:
+def _renamed(extras: Mapping[str, _Values]) -> dict[str, _Values]:
     """Return extras by the names of their datasets in a part."""
-    names = _stored_names(riders)
-    return {names[name]: values for name, values in riders.items()}
+    names = _stored_names(extras)
+    return {names[name]: values for name, values in extras.items()}
 
 
-def _stored_names(riders: Iterable[str]) -> dict[str, str]:
+def _stored_names(extras: Iterable[str]) -> dict[str, str]:
     """Return the dataset names of extras: their own ones, except for names that the format uses."""
-    names = {name: name for name in riders}
+    names = {name: name for name in extras}
     reserved = {FEATURES, VALID, CATEGORIES}
     taken = reserved | names.keys()
     for name in reserved & names.keys():

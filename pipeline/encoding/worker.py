@@ -125,10 +125,10 @@ class Worker:
     def part_memory(self, shard: Shard) -> PartMemory:
         """Return this thread's memory for the file of a part."""
         # Categories are the same in all shards of a run, but another run with the same model can have different ones.
-        categories = [(rider.name, rider.categories) for rider in shard.riders]
+        categories = [(extra.name, extra.categories) for extra in shard.extras]
         if getattr(self._local, "categories", None) != categories:
             settings = self._settings
-            self._local.part = PartMemory(settings.part_rows, self.model.n_features, shard.riders, settings.storage)
+            self._local.part = PartMemory(settings.part_rows, self.model.n_features, shard.extras, settings.storage)
             self._local.categories = categories
         memory: PartMemory = self._local.part
         return memory

@@ -6,6 +6,7 @@ The child and the plain reader keep to these limits, and the checks of their ans
 __all__ = [
     "ANSWER_BYTES",
     "LONGEST_COLUMN_NAME",
+    "MAX_EXTRAS",
     "MOST_ANSWER_BYTES",
     "MOST_CATEGORIES",
     "MOST_CHUNKS",
@@ -18,7 +19,6 @@ __all__ = [
     "MOST_OBJECTS",
     "MOST_PADDED",
     "MOST_PIECES",
-    "MOST_RIDERS",
     "MOST_TEXT_BYTES",
     "MOST_WORDS",
     "SMALLEST",
@@ -37,7 +37,7 @@ MOST_COLUMN_NAMES = 2**20
 LONGEST_COLUMN_NAME = 2**10  # bytes; all names together are limited by `ANSWER_BYTES`
 MOST_ITEM = 2**20  # bytes of one value
 
-MOST_RIDERS = 1000
+MAX_EXTRAS = 1000
 MOST_LEFT_OUT = 50  # datasets of one file that are listed as left out
 MOST_CATEGORIES = 2**16  # categories of one dataset
 MOST_WORDS = 2**20  # bytes of the names of all categories of one dataset

@@ -42,7 +42,7 @@ def input_facts(shards: Sequence[Shard]) -> dict[str, Any]:
         "dtype": first.stored_dtype,
         "shape": list(first.shape),
         "columns": str(first.columns),
-        "riders": [rider.name for rider in first.riders][:_MAX_LISTED],
+        "extras": [extra.name for extra in first.extras][:_MAX_LISTED],
         "files": [shard.path for shard in shards[:_MAX_LISTED]],
     }
 

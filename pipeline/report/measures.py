@@ -42,7 +42,7 @@ def measure(
     categories : mapping of str to ndarray
         Meaning of the codes in some extra datasets.
     """
-    labels = labels_of(sample.riders, categories)
+    labels = labels_of(sample.extras, categories)
     is_test = _test_rows(sample)
     n_components = min(max(2, model.n_features), model.n_inputs)
     components = principal_components(sample.scaled[~is_test], n_components, np.random.default_rng(0))

@@ -47,20 +47,20 @@ class Labels:
 # -- labels --------------------------------------------------------------------------------------------------------
 
 
-def labels_of(riders: Mapping[str, np.ndarray], categories: Mapping[str, np.ndarray]) -> Labels | None:
+def labels_of(extras: Mapping[str, np.ndarray], categories: Mapping[str, np.ndarray]) -> Labels | None:
     """Return the labels among extra datasets: one with a usual name, or else the first that can be labels.
 
     Parameters
     ----------
-    riders : mapping of str to ndarray of shape (n_rows,)
+    extras : mapping of str to ndarray of shape (n_rows,)
         The extra datasets.
     categories : mapping of str to ndarray
         Meaning of the codes in some of them.
     """
-    for name in sorted(riders, key=lambda name: (_rank(name), name)):
+    for name in sorted(extras, key=lambda name: (_rank(name), name)):
         if name.endswith("_present"):
             continue
-        labels = _labels(name, riders[name], categories.get(name))
+        labels = _labels(name, extras[name], categories.get(name))
         if labels is not None:
             return labels
     return None

@@ -83,7 +83,7 @@ class Sample:
     scaled : ndarray of shape (n_rows, n_inputs), float32
     features : ndarray of shape (n_rows, n_features), float32
         As they are stored in the files.
-    riders : dict of str to ndarray of shape (n_rows,)
+    extras : dict of str to ndarray of shape (n_rows,)
         Extra datasets such as labels; texts are objects of type str.
     sources : ndarray of shape (n_rows,), int64
         Index of the `PartSource` that each row belongs to.
@@ -95,7 +95,7 @@ class Sample:
 
     scaled: np.ndarray
     features: np.ndarray
-    riders: dict[str, np.ndarray]
+    extras: dict[str, np.ndarray]
     sources: np.ndarray
     rows: np.ndarray
     stretches: np.ndarray
@@ -128,11 +128,11 @@ def draw_sample(parts: Sequence[PartSource], spec: SampleSpec) -> Sample | None:
 def _joined(samples: Sequence[Sample]) -> Sample:
     """Return one sample of several, with the extra datasets that all of them have."""
     join = np.concatenate
-    names = set.intersection(*(set(sample.riders) for sample in samples))
+    names = set.intersection(*(set(sample.extras) for sample in samples))
     return Sample(
         scaled=join([sample.scaled for sample in samples]),
         features=join([sample.features for sample in samples]),
-        riders={name: join([sample.riders[name] for sample in samples]) for name in sorted(names)},
+        extras={name: join([sample.extras[name] for sample in samples]) for name in sorted(names)},
         sources=join([sample.sources for sample in samples]),
         rows=join([sample.rows for sample in samples]),
         stretches=join([sample.stretches for sample in samples]),
@@ -246,18 +246,18 @@ def _sample_of_part(part: PartSource, places: Sequence[_Place], spec: SampleSpec
         if good is None:
             return None
         features = good.values(file[FEATURES])
-        riders = {name: good.values(item) for name, item in _riders(file).items()}
+        extras = {name: good.values(item) for name, item in _extras(file).items()}
     return Sample(
         scaled=_scaled_rows(part.block, good, spec),
         features=features.astype(np.float32, copy=False),
-        riders=riders,
+        extras=extras,
         sources=np.full(len(features), places[0].part),
         rows=part.block.start + good.numbers(),
         stretches=good.stretches(),
     )
 
 
-def _riders(file: h5py.File) -> dict[str, h5py.Dataset]:
+def _extras(file: h5py.File) -> dict[str, h5py.Dataset]:
     """Return the datasets of a part that have one value per row, in addition to its features."""
     others = {name: file[name] for name in file if name not in (FEATURES, VALID)}
     return {name: item for name, item in others.items() if isinstance(item, h5py.Dataset) and item.ndim == 1}

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.settings.config import MachineSettings
 from pipeline.settings.defaults import COPIES_IN_TRAINING
 from pipeline.settings.resolve import ResolvedStorage
-from pipeline.shards.shard import WIDE_BYTES, Shard, leave_out_riders, row_dtype
+from pipeline.shards.shard import WIDE_BYTES, Shard, leave_out_extras, row_dtype
 from pipeline.training.fit import Sizes
 from pipeline.training.order import MAX_CHUNK_BYTES
 
@@ -213,8 +213,8 @@ def extras_bytes(shards: Sequence[Shard], n_rows: int) -> int:
     """Return the memory that the extras of one part of `n_rows` rows take while it is written, at most."""
     held_rows = min(n_rows, max(shard.n_rows for shard in shards))
     # Equal in all shards, except for the lengths of texts.
-    widths = [rider.dtype.itemsize for rider in shards[0].riders]
-    texts = max(sum(rider.text_bytes for rider in shard.riders) for shard in shards)
+    widths = [extra.dtype.itemsize for extra in shards[0].extras]
+    texts = max(sum(extra.text_bytes for extra in shard.extras) for shard in shards)
     n_bytes = sum(min(held_rows * width, WIDE_BYTES) for width in widths) + held_rows * texts
     return _COPIES_OF_EXTRAS * n_bytes
 
@@ -243,13 +243,13 @@ def too_wide(memory_budget: int, shards: Sequence[Shard], tile_rows: int) -> dic
     """
     found: dict[str, int] = {}
     while (needed := extras_bytes(shards, tile_rows)) > memory_budget // 2:
-        texts = {rider.name: 0 for rider in shards[0].riders}
+        texts = {extra.name: 0 for extra in shards[0].extras}
         for shard in shards:
-            for rider in shard.riders:
-                texts[rider.name] = max(texts[rider.name], rider.text_bytes)
+            for extra in shard.extras:
+                texts[extra.name] = max(texts[extra.name], extra.text_bytes)
         widest = max(texts, key=lambda name: texts[name])
         found[widest] = 2 * needed
-        shards = [leave_out_riders(shard, {widest: ""}) for shard in shards]
+        shards = [leave_out_extras(shard, {widest: ""}) for shard in shards]
     return found
 
 

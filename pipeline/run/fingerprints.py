@@ -39,6 +39,7 @@ _ENCODING = 1
 _STAGES = ("scan", "training", "encoding")
 _LISTED = 10  # differences that a message names: it is read in a terminal
 _FOLDERS = 3  # folders that a message names
+_CURRENT_KEYS = {"riders": "extras"}  # keys of version 0.1.0, which are part of the fingerprints, to names in messages
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _identity(shard: Shard) -> dict[str, Any]:
         "dtype": shard.stored_dtype,
         "n_bytes": shard.identity.size,
         "changed": shard.identity.mtime_ns,
-        "riders": [rider.name for rider in shard.riders if not rider.is_carried],
+        "riders": [extra.name for extra in shard.extras if not extra.is_named],
     }
     # Added only if they differ from the default, so that runs of version 0.1.0 can be resumed.
     if shard.form != "dense":
@@ -243,6 +244,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
         name, value_before = current_name(key, value_before)
         _, value_now = current_name(key, value_now)
         in_words = _time if key == "changed" else shown
+        name = _CURRENT_KEYS.get(name, name)
         yield f"{name} {in_words(value_before)} -> {in_words(value_now)}"
 
 

@@ -37,7 +37,7 @@ from pipeline.run.resume import QUARANTINE, EarlierResults, finished_manifest, i
 from pipeline.run.summary import Summary
 from pipeline.scan.ranges import Scan
 from pipeline.settings.resolve import network_of
-from pipeline.shards.riding import why_left_out
+from pipeline.shards.extras import why_left_out
 from pipeline.shards.shard import Block
 
 __all__ = ["FinishStage", "StageResults"]
@@ -312,9 +312,9 @@ class _Finish:
         dtype = np.dtype(self._attributes["storage"]["dtype"])
 
         def shapes_of(part: PartFacts) -> tuple[str, dict[str, Shape]]:
-            return part.entry.file, part_shapes(part.n_rows, n_features, shards[part.shard].riders, dtype)
+            return part.entry.file, part_shapes(part.n_rows, n_features, shards[part.shard].extras, dtype)
 
-        categories = stored_categories(shards[0].riders)  # the same in all shards
+        categories = stored_categories(shards[0].extras)  # the same in all shards
         return index_files(self._parts, shapes_of, categories, self._attributes)
 
     def _quarantine(self) -> bytes:

@@ -24,7 +24,7 @@ from pipeline.settings.kinds import allowed, plain
 from pipeline.settings.resolve import Settings, misfits, network_of, resolve
 from pipeline.shards.columns import ColumnRule
 from pipeline.shards.open import open_shards
-from pipeline.shards.shard import Shard, leave_out_riders, with_offset
+from pipeline.shards.shard import Shard, leave_out_extras, with_offset
 
 __all__ = ["Prepared", "prepare", "too_many_bad_shards"]
 
@@ -165,7 +165,7 @@ def _without_wide_extras(settings: Settings, shards: tuple[Shard, ...]) -> tuple
             memory_budget,
             needed,
         )
-    return tuple(leave_out_riders(shard, reasons) for shard in shards) if reasons else shards
+    return tuple(leave_out_extras(shard, reasons) for shard in shards) if reasons else shards
 
 
 def _open_inputs(config: Config, given: Model | None) -> tuple[tuple[Shard, ...], list[dict[str, str]]]:
@@ -181,7 +181,7 @@ def _open_inputs(config: Config, given: Model | None) -> tuple[tuple[Shard, ...]
     if given is not None:
         rule = ColumnRule(config.inputs.match_columns, given.columns, f"model={shown(config.inputs.model)}")
     inputs = config.inputs
-    shards = open_shards(inputs.input, inputs.dataset, leave, inputs.follow, inputs.orientation, inputs.carry, rule)
+    shards = open_shards(inputs.input, inputs.dataset, leave, inputs.follow, inputs.orientation, inputs.include, rule)
     if error := too_many_bad_shards(config, refused, len(shards) + len(refused)):
         raise error
     first = shards[0]

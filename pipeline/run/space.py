@@ -77,7 +77,7 @@ def bytes_needed(prepared: Prepared) -> int:
     """Return the bytes of all features and extras at least; models and digests are small."""
     config = prepared.config
     storage = storages(config.storage)[0]
-    extras_bytes = 1 + sum(rider.dtype.itemsize for rider in prepared.shards[0].riders)  # 1 for `valid`
+    extras_bytes = 1 + sum(extra.dtype.itemsize for extra in prepared.shards[0].extras)  # 1 for `valid`
     feature_bytes = storage.itemsize * config.network.n_features
     part_bytes = feature_bytes
     if storage.compression != "none":

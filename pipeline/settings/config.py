@@ -155,11 +155,12 @@ class InputSettings:
         "how the columns of all files, and of --model, are compared where files name them: refuse names in another "
         "order (order), reorder the columns by their names (name), or do not compare them (ignore)",
     )
-    carry: tuple[str, ...] = _setting(  # extra datasets are not used by scan or training
+    include: tuple[str, ...] = _setting(  # extra datasets are not used by scan or training
         (),
         DATASET,
         "features",
-        "datasets elsewhere in the files that ride along too, as labels do: paths from the root, like obs/cell_type",
+        "datasets elsewhere in the files to copy to the output as extras: paths from the root, like obs/cell_type",
+        formerly=("carry", {}),
     )
     model: str | None = _setting(None, FILES, "inputs", "encode with this model.h5 or output directory, no training")
 

@@ -19,8 +19,8 @@ from pipeline.hdf5.files import Identity
 from pipeline.hdf5.filters.codecs import FILTERS
 from pipeline.hdf5.layout import Layout, grid_of
 from pipeline.shards.columns import IN_ORDER, ColumnRule
+from pipeline.shards.extras import shorten
 from pipeline.shards.open import open_shards
-from pipeline.shards.riding import shorten
 from pipeline.shards.shard import Shard
 from pipeline.shards.vet import Selection, read_structure
 
@@ -53,7 +53,7 @@ class FileGroup:
         Form of the rows, as in `pipeline.hdf5.forms`.
     columns : str
         Where their names or numbers are stored, which are compared over all files.
-    riding : list of str
+    extras : list of str
         Names of the extras.
     left_out : dict of str to str
         Datasets that are no extras, with the reasons.
@@ -71,7 +71,7 @@ class FileGroup:
     dtype: str
     form: str
     columns: str
-    riding: list[str]
+    extras: list[str]
     left_out: dict[str, str]
     datasets: list[dict[str, Any]]
     faster: list[str]
@@ -109,7 +109,7 @@ def inspect_files(
         refused.append({"file": str(path), "reason": str(error), "datasets": datasets})
 
     try:
-        shards = open_shards(patterns, wanted.dataset, refuse, followed, wanted.orientation, wanted.carry, columns)
+        shards = open_shards(patterns, wanted.dataset, refuse, followed, wanted.orientation, wanted.include, columns)
     except DataError:
         if not refused:
             raise
@@ -128,9 +128,9 @@ def _groups(shards: Sequence[Shard]) -> list[list[Shard]]:
 def _group_key(shard: Shard) -> object:
     """Return a key that is equal for files that differ in nothing but their rows."""
     layouts = tuple((layout.kind, layout.chunks, layout.filters) for layout in shard.layouts)
-    riders = tuple((rider.name, str(rider.dtype), rider.layout is None) for rider in shard.riders)
+    extras = tuple((extra.name, str(extra.dtype), extra.layout is None) for extra in shard.extras)
     left_out = tuple((each.name, each.reason) for each in shard.left_out)
-    return shard.dataset, shard.shape[1:], shard.stored_dtype, shard.form, layouts, riders, left_out
+    return shard.dataset, shard.shape[1:], shard.stored_dtype, shard.form, layouts, extras, left_out
 
 
 def _described(shards: Sequence[Shard], wanted: Selection) -> FileGroup:
@@ -144,7 +144,7 @@ def _described(shards: Sequence[Shard], wanted: Selection) -> FileGroup:
         dtype=str(np.dtype(first.stored_dtype)),
         form=first.form,
         columns=str(first.columns),
-        riding=[rider.name for rider in first.riders],
+        extras=[extra.name for extra in first.extras],
         left_out={shorten(each.name): shorten(each.reason) for each in first.left_out},
         datasets=_datasets(Path(first.path)),
         faster=list(faster_storage(shards)),

@@ -152,7 +152,7 @@ def _log_stack(master: Path, stack: Stack) -> None:
         names = ", ".join(map(shown, stack.beside[:_LISTED]))
         if len(stack.beside) > _LISTED:
             names += ", ..."
-        log.warning("%s: does not ride along from the master: %s. What lies in the files it stacks does.", where, names)
+        log.warning("%s: extras of the master are left out: %s. Those of the stacked files are copied.", where, names)
 
 
 def _path_of(master: Path, piece: Piece) -> str:

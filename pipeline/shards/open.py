@@ -20,8 +20,8 @@ from pipeline.hdf5.files import writers
 from pipeline.hdf5.forms import PREFERRED
 from pipeline.hdf5.values import file_digest
 from pipeline.shards.columns import IN_ORDER, ColumnCheck, ColumnRule
+from pipeline.shards.extras import log_extras, shorten, unify_extras
 from pipeline.shards.master import follow_masters, hint_at_stack
-from pipeline.shards.riding import log_riders, shorten, unify_riders
 from pipeline.shards.shard import Shard, row_dtype
 from pipeline.shards.sources import Source, find
 from pipeline.shards.vet import Selection, vet
@@ -49,7 +49,7 @@ def open_shards(
     on_bad_shard: Callable[[Path, DataError], object] | None = None,
     followed: Sequence[str] = (),
     orientation: str | None = None,
-    carry: Sequence[str] = (),
+    include: Sequence[str] = (),
     columns: ColumnRule = IN_ORDER,
 ) -> tuple[Shard, ...]:
     """Vet every file that `patterns` names, without reading rows, and log what they are.
@@ -58,7 +58,7 @@ def open_shards(
     ----------
     patterns : sequence of str
         As in `pipeline.shards.sources.find`.
-    dataset, orientation, carry
+    dataset, orientation, include
         As in `pipeline.shards.vet.Selection`.
     on_bad_shard : callable, optional
         Called with a file that is refused because of its content, and the error. The file is left out. Without it, the
@@ -89,12 +89,12 @@ def open_shards(
     sources = find(patterns)
     if followed:
         sources = follow_masters(sources, dataset, followed, refuse)
-    wanted = Selection(dataset, orientation, tuple(dict.fromkeys(carry)))
+    wanted = Selection(dataset, orientation, tuple(dict.fromkeys(include)))
     check = ColumnCheck(columns)
     with closing(_open_all(sources, wanted)) as opened:  # after an error, no more files are opened
         fitting = _fitting(sources, opened, refuse, check)
     _check_any(fitting, patterns[0], len(sources))
-    shards = unify_riders(fitting, wanted.carry)
+    shards = unify_extras(fitting, wanted.include)
     _log_shards(shards)
     check.log()
     return shards
@@ -229,7 +229,7 @@ def _log_shards(shards: Sequence[Shard]) -> None:
         n_bytes / 1e6,
     )
     _log_rows(shards)
-    log_riders(shards)
+    log_extras(shards)
     for shard in shards:
         if not shard.n_rows:
             log.warning("%s: no rows", shard)

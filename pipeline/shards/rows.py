@@ -19,22 +19,22 @@ from pipeline.hdf5.chunkcache import CHUNKS
 from pipeline.hdf5.forms import Numbers, numbers_of
 from pipeline.hdf5.layout import Layout
 from pipeline.hdf5.values import read_values
-from pipeline.shards.shard import Block, Rider, Shard, aligned, read_dtype
+from pipeline.shards.shard import Block, Extra, Shard, aligned, read_dtype
 
 __all__ = [
     "keep_chunks",
     "read",
-    "read_riders",
-    "salvage_riders",
-    "stream_rider",
+    "read_extras",
+    "salvage_extras",
+    "stream_extra",
 ]
 
 log = logging.getLogger(__name__)
 
 _PIECE = 2**22  # bytes of a table
 _ENTRIES = 2**18  # entries of sparse rows: 6 MiB with their columns and positions
-_RIDER_PIECE = 2**22  # bytes of a wide extra
-_RIDER_ROWS = 1024  # rows that a damaged extra without chunks loses together
+_EXTRA_PIECE = 2**22  # bytes of a wide extra
+_EXTRA_ROWS = 1024  # rows that a damaged extra without chunks loses together
 _INT64 = np.dtype(np.int64)
 
 
@@ -248,15 +248,15 @@ _READERS: dict[str, Callable[[Block, np.ndarray], None]] = {
 # -- extras ------------------------------------------------------------------------------------------------------
 
 
-def read_riders(block: Block) -> dict[str, np.ndarray]:
+def read_extras(block: Block) -> dict[str, np.ndarray]:
     """Return the extras (len(block),) of a block by name, in their dtypes; strings as objects. Raises like `read`."""
-    return {rider.name: _read_rider(block, rider) for rider in block.shard.riders}
+    return {extra.name: _read_extra(block, extra) for extra in block.shard.extras}
 
 
-def salvage_riders(
+def salvage_extras(
     block: Block, check: Callable[[], object] = signals.check
 ) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """Read extras as far as possible, once `read_riders` has failed.
+    """Read extras as far as possible, once `read_extras` has failed.
 
     Lost values depend on the file alone, and not on the first row of the block.
 
@@ -268,22 +268,22 @@ def salvage_riders(
     Returns
     -------
     dict of str to ndarray
-        Values as from `read_riders`, with the fill value in place of lost values.
+        Values as from `read_extras`, with the fill value in place of lost values.
     list of dict
         For each lost piece, its ``dataset``, its rows (``row``: first, and end) and the ``reason``.
     """
-    values = {rider.name: np.full(len(block), rider.absent, rider.dtype) for rider in block.shard.riders}
+    values = {extra.name: np.full(len(block), extra.absent, extra.dtype) for extra in block.shard.extras}
     reports: list[dict[str, Any]] = []
-    for rider in block.shard.riders:
-        if rider.layout is not None:
-            lost = _salvage(block, rider, rider.layout, values[rider.name], check)
-            reports += _report_lost(block, rider, rider.layout, lost, values)
+    for extra in block.shard.extras:
+        if extra.layout is not None:
+            lost = _salvage(block, extra, extra.layout, values[extra.name], check)
+            reports += _report_lost(block, extra, extra.layout, lost, values)
     return values, reports
 
 
-def stream_rider(
+def stream_extra(
     block: Block,
-    rider: Rider,
+    extra: Extra,
     values: Mapping[str, np.ndarray],
     reports: list[dict[str, Any]] | None = None,
     check: Callable[[], object] = signals.check,
@@ -295,7 +295,7 @@ def stream_rider(
     values : mapping
         Values (len(block),) of other extras. The mask of this one among them is cleared for lost values.
     reports : list, optional
-        Reports of lost pieces, as from `salvage_riders`, are appended to it. With None, damaged values are an error.
+        Reports of lost pieces, as from `salvage_extras`, are appended to it. With None, damaged values are an error.
     check : callable
         Called before each piece; what it raises ends the reading.
 
@@ -308,33 +308,33 @@ def stream_rider(
     DataError, ReadFailed, NotPermitted, SystemLimit
         As `read`.
     """
-    layout = rider.layout
-    for start, stop in aligned(block.start, block.stop, _rows_at_once(block.shard, rider)):
+    layout = extra.layout
+    for start, stop in aligned(block.start, block.stop, _rows_at_once(block.shard, extra)):
         check()
         piece = Block(block.shard, start, stop)
         try:
-            found = _read_rider(piece, rider)
+            found = _read_extra(piece, extra)
         except DataError:
             if reports is None or layout is None:
                 raise
-            found = np.full(len(piece), rider.absent, rider.dtype)
-            lost = _salvage(piece, rider, layout, found, check)
-            reports += _report_lost(block, rider, layout, lost, values)
+            found = np.full(len(piece), extra.absent, extra.dtype)
+            lost = _salvage(piece, extra, layout, found, check)
+            reports += _report_lost(block, extra, layout, lost, values)
         yield found
 
 
-def _rows_at_once(shard: Shard, rider: Rider) -> int:
+def _rows_at_once(shard: Shard, extra: Extra) -> int:
     """Return how many rows of a wide extra to read at once: whole chunks, so that none is read twice."""
-    n_rows = max(1, _RIDER_PIECE // rider.value_bytes)
-    if rider.layout is None or not rider.layout.chunks:
+    n_rows = max(1, _EXTRA_PIECE // extra.value_bytes)
+    if extra.layout is None or not extra.layout.chunks:
         return n_rows
-    chunk_rows = rider.layout.chunks[_axis(shard, rider.layout)]
+    chunk_rows = extra.layout.chunks[_axis(shard, extra.layout)]
     return -(-n_rows // chunk_rows) * chunk_rows
 
 
 def _report_lost(
     block: Block,
-    rider: Rider,
+    extra: Extra,
     layout: Layout,
     lost: Sequence[tuple[Block, DataError]],
     values: Mapping[str, np.ndarray],
@@ -344,55 +344,55 @@ def _report_lost(
     for piece, error in lost:
         rows = [piece.start, piece.stop]
         reports.append({"dataset": layout.name, "row": rows, "columns": [], "reason": str(error)})
-        if rider.mask:  # until now, it is set for all rows of this shard
-            values[rider.mask][piece.start - block.start : piece.stop - block.start] = False
+        if extra.mask:  # until now, it is set for all rows of this shard
+            values[extra.mask][piece.start - block.start : piece.stop - block.start] = False
     if lost:
-        _log_lost(block, rider, lost)
+        _log_lost(block, extra, lost)
     return reports
 
 
-def _log_lost(block: Block, rider: Rider, lost: Sequence[tuple[Block, DataError]]) -> None:
+def _log_lost(block: Block, extra: Extra, lost: Sequence[tuple[Block, DataError]]) -> None:
     n_lost = sum(len(piece) for piece, _ in lost)
     _, first_error = lost[0]
     log.warning(
-        "%s: %d values of %s, which rides along, cannot be read and become %s: %s",
+        "%s: %d values of the extra %s cannot be read and become %s: %s",
         block,
         n_lost,
-        shown(rider.name),
-        rider.absent_in_words,
+        shown(extra.name),
+        extra.absent_in_words,
         first_error,
     )
 
 
 def _salvage(
-    block: Block, rider: Rider, layout: Layout, out: np.ndarray, check: Callable[[], object]
+    block: Block, extra: Extra, layout: Layout, out: np.ndarray, check: Callable[[], object]
 ) -> list[tuple[Block, DataError]]:
     """Read an extra as far as possible, and return the pieces that cannot be read, with the reasons."""
     lost = []
     # A damaged chunk loses its own values and no others, wherever the block begins.
-    chunk_rows = _RIDER_ROWS
+    chunk_rows = _EXTRA_ROWS
     if layout.chunks:
         chunk_rows = layout.chunks[_axis(block.shard, layout)]
     for start, stop in aligned(block.start, block.stop, chunk_rows):
         check()
         piece = Block(block.shard, start, stop)
         try:
-            out[start - block.start : stop - block.start] = _read_rider(piece, rider)
+            out[start - block.start : stop - block.start] = _read_extra(piece, extra)
         except DataError as error:
             lost.append((piece, error))
     return lost
 
 
-def _read_rider(block: Block, rider: Rider) -> np.ndarray:
+def _read_extra(block: Block, extra: Extra) -> np.ndarray:
     """Return the values of an extra for a block, shape (len(block),); arrays for each row add their axes."""
-    layout = rider.layout
+    layout = extra.layout
     if layout is None:
-        return np.full(len(block), rider.absent, rider.dtype)
-    if rider.codes is None:
-        return _stored_rider(block, layout, rider.dtype)
-    stored = _stored_rider(block, layout, layout.dtype).astype(np.int64)  # unsigned ones above 2**63 become negative
-    _check_codes(block, layout, stored, len(rider.codes))
-    codes = np.array([*rider.codes, -1], rider.dtype)  # so that -1 stays -1
+        return np.full(len(block), extra.absent, extra.dtype)
+    if extra.codes is None:
+        return _stored_extra(block, layout, extra.dtype)
+    stored = _stored_extra(block, layout, layout.dtype).astype(np.int64)  # unsigned ones above 2**63 become negative
+    _check_codes(block, layout, stored, len(extra.codes))
+    codes = np.array([*extra.codes, -1], extra.dtype)  # so that -1 stays -1
     return codes[stored]
 
 
@@ -405,7 +405,7 @@ def _check_codes(block: Block, layout: Layout, stored: np.ndarray, n_categories:
         )
 
 
-def _stored_rider(block: Block, layout: Layout, dtype: np.dtype) -> np.ndarray:
+def _stored_extra(block: Block, layout: Layout, dtype: np.dtype) -> np.ndarray:
     shard = block.shard
     values = np.empty(len(block), dtype)
     return read_values(shard.path, shard.identity, layout, block.start, values, _axis(shard, layout))

@@ -24,8 +24,8 @@ from pipeline.hdf5.limits import MOST_LEFT_OUT
 __all__ = [
     "WIDE_BYTES",
     "Block",
+    "Extra",
     "LeftOut",
-    "Rider",
     "Shard",
     "aligned",
     "array_shard",
@@ -33,7 +33,7 @@ __all__ = [
     "blocks",
     "first_rows",
     "is_wide",
-    "leave_out_riders",
+    "leave_out_extras",
     "read_dtype",
     "row_dtype",
     "with_offset",
@@ -53,7 +53,7 @@ _READ_AS = {
 
 
 @dataclass(frozen=True)
-class Rider:
+class Extra:
     """An extra: a dataset with one value for each row, which is copied to the output.
 
     Attributes
@@ -66,7 +66,7 @@ class Rider:
         Its location; the name of the layout is the path in the file. None if the shard does not have it.
     fill : object
         Value of rows without one, and of values that cannot be read. None for the usual one of the dtype.
-    is_carried : bool
+    is_named : bool
         Whether a user has named it; then it may lie anywhere in the file.
     categories : tuple or None
         What each code means, if the values are codes.
@@ -82,7 +82,7 @@ class Rider:
     dtype: np.dtype
     layout: Layout | None = field(default=None, compare=False, repr=False)  # differs between copies of a file
     fill: Any = None
-    is_carried: bool = False
+    is_named: bool = False
     categories: tuple[Any, ...] | None = field(default=None, repr=False)
     codes: tuple[int, ...] | None = field(default=None, repr=False)
     mask: str | None = None
@@ -109,9 +109,9 @@ class Rider:
         return str(value)
 
 
-def is_wide(rider: Rider, n_rows: int) -> bool:
+def is_wide(extra: Extra, n_rows: int) -> bool:
     """Return whether `n_rows` values of an extra are read and written block by block. Numbers never are."""
-    return rider.value_bytes > _NUMBER_BYTES and n_rows * rider.value_bytes > WIDE_BYTES
+    return extra.value_bytes > _NUMBER_BYTES and n_rows * extra.value_bytes > WIDE_BYTES
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Shard:
         Dtypes as stored, and as `read` returns rows: native byte order, bool as uint8, float16 as float32.
     chunk_rows : int
         Number of rows that are cheapest to read together: those of one HDF5 chunk, 1 for contiguous storage.
-    riders : tuple of Rider
+    extras : tuple of Extra
         The extras.
     identity : Identity
         Identity of the vetted file; a file that differs from it is not read.
@@ -166,7 +166,7 @@ class Shard:
     stored_dtype: str
     dtype: str
     chunk_rows: int = 1
-    riders: tuple[Rider, ...] = ()
+    extras: tuple[Extra, ...] = ()
     identity: Identity = _NO_FILE
     columns: Columns = field(default=NO_COLUMNS, compare=False, repr=False)
     order: np.ndarray | None = field(default=None, compare=False, repr=False)
@@ -208,13 +208,13 @@ class Shard:
         return self.n_inputs * np.dtype(self.dtype).itemsize
 
 
-def leave_out_riders(shard: Shard, reasons: Mapping[str, str]) -> Shard:
+def leave_out_extras(shard: Shard, reasons: Mapping[str, str]) -> Shard:
     """Return the shard without the extras of these names, which it lists as left out for these reasons."""
     if not reasons:
         return shard
-    riders = tuple(rider for rider in shard.riders if rider.name not in reasons)
+    extras = tuple(extra for extra in shard.extras if extra.name not in reasons)
     left_out = tuple(LeftOut(name, reason[:_LONGEST], True) for name, reason in reasons.items())
-    return replace(shard, riders=riders, left_out=(*left_out, *shard.left_out)[:MOST_LEFT_OUT])
+    return replace(shard, extras=extras, left_out=(*left_out, *shard.left_out)[:MOST_LEFT_OUT])
 
 
 def array_shard(rows: np.ndarray) -> Shard:

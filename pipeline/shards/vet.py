@@ -27,11 +27,11 @@ from pipeline.hdf5.child.find import Refused
 from pipeline.hdf5.files import Identity, opened, persistently, stand_in
 from pipeline.hdf5.forms import are_few, numbers_of, rides, rows_of
 from pipeline.hdf5.layout import Layout, check_places, layout_of
-from pipeline.hdf5.limits import MOST_COLUMN_NAMES, MOST_LEFT_OUT, MOST_RIDERS, MOST_TEXT_BYTES, MOST_WORDS
+from pipeline.hdf5.limits import MAX_EXTRAS, MOST_COLUMN_NAMES, MOST_LEFT_OUT, MOST_TEXT_BYTES, MOST_WORDS
 from pipeline.hdf5.plain.describe import describe_plain
 from pipeline.hdf5.superblock import check_superblock
 from pipeline.hdf5.values import text_lengths
-from pipeline.shards.shard import LeftOut, Rider, Shard, leave_out_riders, read_dtype
+from pipeline.shards.shard import Extra, LeftOut, Shard, leave_out_extras, read_dtype
 
 __all__ = ["Selection", "code_dtype", "read_structure", "vet"]
 
@@ -55,13 +55,13 @@ class Selection:
         The dataset with the rows. By default ``X``, or the only one that can hold rows.
     orientation : str, optional
         Axis of the rows: ``rows`` (the first one) or ``columns`` (the last one).
-    carry : tuple of str
+    include : tuple of str
         Paths, from the root, of extras that may lie anywhere.
     """
 
     dataset: str | None = None
     orientation: str | None = None
-    carry: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
 
 
 def vet(path: Path, wanted: Selection = Selection()) -> Shard:
@@ -80,8 +80,8 @@ def vet(path: Path, wanted: Selection = Selection()) -> Shard:
         facts, arrays = _described(descriptor, identity, base, wanted, where)
         with believed(where, " about it"):
             shard = _shard_of(facts, arrays, str(path), identity)
-            _check_riders(shard, wanted)
-        shard = leave_out_riders(shard, _reasons_of_misplaced(shard, where, base))
+            _check_extras(shard, wanted)
+        shard = leave_out_extras(shard, _reasons_of_misplaced(shard, where, base))
         return _with_measured_texts(shard, descriptor)
 
     return read_structure(path, read)
@@ -116,11 +116,11 @@ def _described(
 ) -> tuple[Any, list[np.ndarray]]:
     """Return the description of a file: by the plain reader if the file is plain, otherwise by the child."""
     try:
-        if not wanted.carry:  # these extras may lie anywhere, and the plain reader looks at one group only
+        if not wanted.include:  # these extras may lie anywhere, and the plain reader looks at one group only
             plain = describe_plain(descriptor, identity.size, wanted.dataset, wanted.orientation, base)
             if plain is not None:
                 return plain
-        return _ask_child(descriptor, [wanted.dataset, wanted.orientation, list(wanted.carry)], where)
+        return _ask_child(descriptor, [wanted.dataset, wanted.orientation, list(wanted.include)], where)
     except DataError:
         # The child opens the file by its descriptor's name, under which nothing is found once it is deleted.
         if not os.fstat(descriptor).st_nlink:
@@ -133,8 +133,8 @@ def _ask_child(descriptor: int, arguments: list[Any], where: str) -> tuple[Any, 
     try:
         return ask("describe", descriptor, arguments, where)
     except DataError as error:
-        carry = arguments[-1]
-        if isinstance(error.__cause__, Refused) or carry:
+        include = arguments[-1]
+        if isinstance(error.__cause__, Refused) or include:
             raise
         try:
             facts, arrays = ask("describe", descriptor, [*arguments, False], where)
@@ -153,7 +153,7 @@ def _reasons_of_misplaced(shard: Shard, where: str, base: int) -> dict[str, str]
         If the rows do, or if values overlap: then it is unknown which values are damaged.
     """
     size = shard.identity.size
-    layouts = {rider.name: rider.layout for rider in shard.riders if rider.layout}
+    layouts = {extra.name: extra.layout for extra in shard.extras if extra.layout}
     if _places_objection([*shard.layouts, *layouts.values()], size, where, base) is None:
         return {}
     check_places(shard.layouts, size, where, base)
@@ -177,29 +177,29 @@ def _places_objection(layouts: Sequence[Layout], size: int, where: str, base: in
 
 def _with_measured_texts(shard: Shard, descriptor: int) -> Shard:
     """Return the shard with the lengths of its texts, and without the extras that hold too long ones."""
-    riders: list[Rider] = []
+    extras: list[Extra] = []
     reasons: dict[str, str] = {}
-    for rider in shard.riders:
-        measured = _measured(rider, shard, descriptor)
+    for extra in shard.extras:
+        measured = _measured(extra, shard, descriptor)
         if measured.layout is not None and measured.layout.longest > MOST_TEXT_BYTES:
-            reasons[rider.name] = f"a text of {measured.layout.longest} bytes, expected {MOST_TEXT_BYTES} at most"
-        riders.append(measured)
-    return leave_out_riders(replace(shard, riders=tuple(riders)), reasons)
+            reasons[extra.name] = f"a text of {measured.layout.longest} bytes, expected {MOST_TEXT_BYTES} at most"
+        extras.append(measured)
+    return leave_out_extras(replace(shard, extras=tuple(extras)), reasons)
 
 
-def _measured(rider: Rider, shard: Shard, descriptor: int) -> Rider:
+def _measured(extra: Extra, shard: Shard, descriptor: int) -> Extra:
     """Return an extra with the lengths of its texts, if it has texts of any length."""
-    if rider.layout is None or not rider.layout.dtype.hasobject or not shard.n_rows:
-        return rider
-    pieces = text_lengths(descriptor, shard.identity.size, rider.layout, shard.n_rows)
+    if extra.layout is None or not extra.layout.dtype.hasobject or not shard.n_rows:
+        return extra
+    pieces = text_lengths(descriptor, shard.identity.size, extra.layout, shard.n_rows)
     if pieces is None:
-        return rider
+        return extra
     group_rows = min(_GROUP_ROWS, shard.n_rows)
     try:
         longest, most = _longest_and_most(pieces, group_rows)
     except DataError:  # a damaged chunk, whose values are lost when they are read
-        return rider
-    return replace(rider, layout=replace(rider.layout, longest=longest), text_bytes=-(-most // group_rows))
+        return extra
+    return replace(extra, layout=replace(extra.layout, longest=longest), text_bytes=-(-most // group_rows))
 
 
 def _longest_and_most(pieces: Iterator[np.ndarray], group_rows: int) -> tuple[int, int]:
@@ -224,7 +224,7 @@ def _shard_of(facts: Any, arrays: list[np.ndarray], path: str, identity: Identit
     left = iter(arrays)  # in the order of the layouts
     # Lists, since a generator would turn the StopIteration of missing arrays into RuntimeError.
     layouts = [layout_of(claim, left) for claim in facts["rows"]]
-    riders = [_rider_of(claim, layout_of(claim["layout"], left)) for claim in facts["riders"]]
+    extras = [_extra_of(claim, layout_of(claim["layout"], left)) for claim in facts["extras"]]
     form = facts["form"]
     shape, stored = _rows_of_layouts(form, layouts, facts["shape"])
     if not isinstance(facts["dataset"], str):
@@ -238,7 +238,7 @@ def _shard_of(facts: Any, arrays: list[np.ndarray], path: str, identity: Identit
         dtype=read_dtype(stored),
         form=form,
         chunk_rows=_chunk_rows(form, layouts[0], shape),
-        riders=tuple(riders),
+        extras=tuple(extras),
         identity=identity,
         columns=columns,
         fill_value=_finite_number(facts["fill_value"]),
@@ -253,16 +253,16 @@ def _rows_of_layouts(form: Any, layouts: Sequence[Layout], shape: Any) -> tuple[
     return rows_of(form, shapes, dtypes, shape)
 
 
-def _check_riders(shard: Shard, wanted: Selection) -> None:
-    riders = shard.riders
+def _check_extras(shard: Shard, wanted: Selection) -> None:
+    extras = shard.extras
     n_rows = shard.n_rows
     # Each of them may be named by the user as well, hence twice the number. Their layouts are claims, too.
-    if len(riders) > 2 * MOST_RIDERS or not all(rider.layout and _fits(rider.layout, n_rows) for rider in riders):
-        raise ValueError("riders")
-    if len({(rider.name, rider.is_carried) for rider in riders}) < len(riders):
+    if len(extras) > 2 * MAX_EXTRAS or not all(extra.layout and _fits(extra.layout, n_rows) for extra in extras):
+        raise ValueError("extras")
+    if len({(extra.name, extra.is_named) for extra in extras}) < len(extras):
         raise ValueError("names")
-    if not {rider.name for rider in riders if rider.is_carried} <= set(wanted.carry):
-        raise ValueError("carried")
+    if not {extra.name for extra in extras if extra.is_named} <= set(wanted.include):
+        raise ValueError("named extras")
 
 
 def _columns(claim: Any, dtype: np.dtype, n_inputs: int, left: Iterator[np.ndarray]) -> Columns:
@@ -299,24 +299,24 @@ def _names_of_fields(dtype: np.dtype) -> tuple[list[str], str]:
     return list(numbers.names), "the fields of the table"
 
 
-def _rider_of(claim: Any, layout: Layout) -> Rider:
+def _extra_of(claim: Any, layout: Layout) -> Extra:
     name = claim["name"]
-    is_carried = claim["is_carried"]
-    if not isinstance(name, str) or is_carried not in (True, False) or ("/" in name and not is_carried):
-        raise ValueError("rider")
+    is_named = claim["is_named"]
+    if not isinstance(name, str) or is_named not in (True, False) or ("/" in name and not is_named):
+        raise ValueError("extra")
     name.encode()  # raises an error if it could not be written
-    rider = Rider(name, layout.dtype, layout, is_carried=bool(is_carried))
-    return _with_categories(rider, claim["categories"])
+    extra = Extra(name, layout.dtype, layout, is_named=bool(is_named))
+    return _with_categories(extra, claim["categories"])
 
 
-def _with_categories(rider: Rider, categories: Any) -> Rider:
+def _with_categories(extra: Extra, categories: Any) -> Extra:
     """Return an extra with the claimed categories, after checks; unchanged if it has none."""
-    if categories is None or rider.dtype.kind not in "iu":
-        return rider
+    if categories is None or extra.dtype.kind not in "iu":
+        return extra
     if not isinstance(categories, list) or not _are_categories(categories) or not are_few(categories):
         raise ValueError("categories")
     codes = tuple(range(len(categories)))
-    return replace(rider, dtype=code_dtype(codes), fill=-1, categories=tuple(categories), codes=codes)
+    return replace(extra, dtype=code_dtype(codes), fill=-1, categories=tuple(categories), codes=codes)
 
 
 def code_dtype(categories: Sequence[Any]) -> np.dtype:

@@ -206,7 +206,7 @@ class Replicas:
     @classmethod
     def of(cls, rounds: Rounds, shards: Sequence[Shard], settings: ReplicaSettings, here: Replica) -> Replicas:
         """Keep only those facts about shards that tasks need, because each task carries them."""
-        bare = tuple(replace(shard, riders=(), left_out=()) for shard in shards)
+        bare = tuple(replace(shard, extras=(), left_out=()) for shard in shards)
         return cls(rounds, settings, bare, first_rows(bare), here)
 
     def task(self, share: Share, weights: Weights, n_epochs: int, steps_per_epoch: int) -> ReplicaTask:

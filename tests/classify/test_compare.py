@@ -45,11 +45,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = np.array([b"cat", b"dog"])[y]
         missing = np.where(np.arange(500) % 10, y, np.nan)
         empty = np.where(np.arange(500) % 10, text, b"").astype(object)
-        riders = {"label": y, "one": np.ones(500), "bytes": text, "missing": missing, "empty": empty, "number": x[:, 0]}
-        riders |= {"flag": y.astype(bool), "whole": y * 2.0, "id": np.arange(500), "byte": y.astype(np.int8)}
+        extras = {"label": y, "one": np.ones(500), "bytes": text, "missing": missing, "empty": empty, "number": x[:, 0]}
+        extras |= {"flag": y.astype(bool), "whole": y * 2.0, "id": np.arange(500), "byte": y.astype(np.int8)}
         if name == "test":
-            riders["label"] = riders["label"] + 3 * (np.arange(500) == 7)
-        write_shard(folder / f"{name}.h5", x, riders=riders)
+            extras["label"] = extras["label"] + 3 * (np.arange(500) == 7)
+        write_shard(folder / f"{name}.h5", x, extras=extras)
     extracted(folder, "train.h5", "a", "--n-features", "3", "--epochs", "3")
     extracted(folder, "test.h5", "b", "--model", str(folder / "a"))
     extracted(folder, "test.h5", "other", "--n-features", "2", "--epochs", "1")
@@ -95,7 +95,7 @@ def test_accuracies_on_bundled_sets_equal_plain_scikit_learn(
     tmp_path: Path, accuracies: Callable[..., dict[str, float]], name: str
 ) -> None:
     x, y = BUNDLED[name](return_X_y=True)
-    write_shard(tmp_path / "x.h5", x, riders={"y": y})
+    write_shard(tmp_path / "x.h5", x, extras={"y": y})
     extracted(tmp_path, "x.h5", "out", "--epochs", "5")
     found = list(accuracies("--features", str(tmp_path / "out")).values())
     expected = plain(x, y, open_features(tmp_path / "out").features.compute())
@@ -111,7 +111,7 @@ def test_out_of_core_learning_on_sorted_classes_is_the_same(
 ) -> None:
     x, y = datasets.load_digits(return_X_y=True)
     order = np.argsort(y, kind="stable")
-    write_shard(tmp_path / "x.h5", x[order], riders={"y": y[order]})
+    write_shard(tmp_path / "x.h5", x[order], extras={"y": y[order]})
     extracted(tmp_path, "x.h5", "out", "--epochs", "5")
     flags = ["--features", str(tmp_path / "out")]
     inside, outside = accuracies(*flags), accuracies(*flags, "--memory-budget", "1MiB")
@@ -160,7 +160,7 @@ def test_raw_rows_are_read_with_the_orientation_of_the_run(
     folder: Path, tmp_path: Path, accuracies: Callable[..., dict[str, float]]
 ) -> None:
     with h5py.File(folder / "train.h5") as file:
-        write_shard(tmp_path / "x.h5", file["X"][:].T, riders={"y": file["label"][:][None]})
+        write_shard(tmp_path / "x.h5", file["X"][:].T, extras={"y": file["label"][:][None]})
     extracted(tmp_path, "x.h5", "out", "--n-features", "3", "--epochs", "3", "--orientation", "columns")
     assert min(accuracies("--features", str(tmp_path / "out")).values()) == 1
 
@@ -169,8 +169,8 @@ def test_raw_rows_are_read_with_the_orientation_of_the_run(
 def test_rows_of_shards_without_labels_are_unlabelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     y = np.arange(60) % 2
     x = np.random.default_rng(0).normal(size=(60, 10)) + 6 * y[:, None]
-    write_shard(tmp_path / "a.h5", x, riders={"y": y})
-    write_shard(tmp_path / "b.h5", x[:7], riders={"odd": y[:3]})
+    write_shard(tmp_path / "a.h5", x, extras={"y": y})
+    write_shard(tmp_path / "b.h5", x[:7], extras={"odd": y[:3]})
     extracted(tmp_path, "*.h5", "out", "--epochs", "3")
     capsys.readouterr()
     assert main(["--features", str(tmp_path / "out")]) == 0
@@ -212,7 +212,7 @@ def test_rows_without_a_label_are_left_out_and_counted(
 def test_bad_rows_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x, y = datasets.load_wine(return_X_y=True)
     x[5, 3] = np.nan
-    write_shard(tmp_path / "x.h5", x, riders={"y": y})
+    write_shard(tmp_path / "x.h5", x, extras={"y": y})
     extracted(tmp_path, "x.h5", "out", "--epochs", "1", "--on-bad-data", "skip")
     assert main(["--features", str(tmp_path / "out")]) == 0
     assert "1 bad row, 0 rows" in capsys.readouterr().out
@@ -280,11 +280,11 @@ def test_codes_of_two_runs_are_compared_by_category(
     rows = np.random.default_rng(0).normal(size=(200, 4)) + 9 * y[:, None]
     for output, categories in [("a", [b"cat", b"dog"]), ("b", [b"dog", b"cat"])]:
         codes = y if output == "a" else 1 - y
-        riders = {"k/codes": codes.astype(np.int8), "k/categories": categories, "n/codes": 1 - codes}
-        riders |= {"n/categories": [0.5, 1.5] if output == "b" else [1.5, 0.5]}
-        write_shard(tmp_path / f"{output}.h5", rows, riders=riders)
+        extras = {"k/codes": codes.astype(np.int8), "k/categories": categories, "n/codes": 1 - codes}
+        extras |= {"n/categories": [0.5, 1.5] if output == "b" else [1.5, 0.5]}
+        write_shard(tmp_path / f"{output}.h5", rows, extras=extras)
         how = ["--n-features", "2", "--epochs", "2"] if output == "a" else ["--model", str(tmp_path / "a")]
-        extracted(tmp_path, f"{output}.h5", output, "--carry", "k", "n", *how)
+        extracted(tmp_path, f"{output}.h5", output, "--include", "k", "n", *how)
     for labels in "kn":
         flags = ["--features", str(tmp_path / "a"), "--test", str(tmp_path / "b"), "--labels", labels]
         assert min(accuracies(*flags).values()) > 0.9
@@ -293,7 +293,7 @@ def test_codes_of_two_runs_are_compared_by_category(
 @pytest.mark.compiler
 def test_changed_raw_rows_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x, y = datasets.load_wine(return_X_y=True)
-    path = write_shard(tmp_path / "x.h5", x, riders={"y": y})
+    path = write_shard(tmp_path / "x.h5", x, extras={"y": y})
     extracted(tmp_path, "x.h5", "out", "--epochs", "1")
     with h5py.File(path, "r+") as file:
         file["X"][:] = x[::-1]
@@ -308,7 +308,7 @@ def test_raw_rows_are_imputed_and_clipped_as_in_the_run(
     rng, y = np.random.default_rng(0), np.arange(400) % 2
     x = (10 * rng.normal(size=(400, 8)) + 40 * y[:, None]).astype(np.int16)
     x[rng.random(x.shape) < 0.1], x[::97, 2] = -999, 30000
-    write_shard(tmp_path / "x.h5", x, riders={"y": y})
+    write_shard(tmp_path / "x.h5", x, extras={"y": y})
     flags = ["--missing-value", "-999", "--impute", "median", "--clip-quantile", "0.02", "--n-features", "3"]
     extracted(tmp_path, "x.h5", "out", "--epochs", "3", *flags)
     assert min(accuracies("--features", str(tmp_path / "out")).values()) > 0.9

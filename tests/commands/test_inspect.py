@@ -19,7 +19,7 @@ pytestmark = pytest.mark.process
 def test_the_page_and_the_json_have_equal_facts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = np.arange(60, dtype=np.float64).reshape(20, 3)
     rows[:, 1], rows[4, 2] = 5, np.nan
-    write_shard(tmp_path / "a.h5", rows, riders={"y": np.arange(20), "w": np.arange(7)})
+    write_shard(tmp_path / "a.h5", rows, extras={"y": np.arange(20), "w": np.arange(7)})
     assert main(["inspect", str(tmp_path)]) == 0
     page = capsys.readouterr().out
     for facts in (
@@ -36,12 +36,12 @@ def test_the_page_and_the_json_have_equal_facts(tmp_path: Path, capsys: pytest.C
     assert main(["inspect", "--json", "--all", str(tmp_path)]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["rows"]["n_bad"], told["rows"]["constant_columns"], told["rows"]["n_looked_at"]) == (1, [1], 20)
-    assert told["files"][0]["riding"] == ["y"]
+    assert told["files"][0]["extras"] == ["y"]
     assert logging.getLogger("pipeline.progress").level == logging.NOTSET, "as it was before"
 
 
 def test_a_refused_file_is_listed_with_its_contents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_shard(tmp_path / "a.h5", np.zeros((5, 2)), "this", riders={"that": np.zeros((5, 3))})
+    write_shard(tmp_path / "a.h5", np.zeros((5, 2)), "this", extras={"that": np.zeros((5, 3))})
     assert main(["inspect", str(tmp_path / "a.h5")]) == 65
     page = capsys.readouterr().out
     assert "REFUSED" in page

@@ -10,7 +10,7 @@ import scipy.sparse
 from PIL import Image
 
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_riders
+from pipeline.shards.rows import read, read_extras
 from pipeline.shards.shard import Block
 
 PAGE = (Path(__file__).parents[2] / "docs" / "inputs.md").read_text()
@@ -95,9 +95,9 @@ def test_recipes_write_shards_with_labels_and_names(tmp_path, monkeypatch, name,
     monkeypatch.chdir(tmp_path)
     exec(RECIPES[name], given() or {})
     (shard,) = open_shards(["shards" if Path("shards").exists() else "shard.h5"])
-    rows, riders = WRITTEN[name]
+    rows, extras = WRITTEN[name]
     np.testing.assert_array_equal(read(Block(shard, 0, 4)), rows)
-    found = read_riders(Block(shard, 0, 4))
+    found = read_extras(Block(shard, 0, 4))
     values = {key: [each.decode() if isinstance(each, bytes) else each for each in found[key]] for key in found}
-    assert values == riders
+    assert values == extras
     assert shard.columns.names == {"pandas": ("a", "b", "3"), "AnnData": ("g0", "g2")}.get(name, ())

@@ -73,7 +73,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     rng = np.random.default_rng(0)
     for number in range(2):
         y = np.arange(300) % 2
-        write_shard(folder / f"shards/{number}.h5", rng.normal(size=(300, 12)) + 4 * y[:, None], riders={"y": y})
+        write_shard(folder / f"shards/{number}.h5", rng.normal(size=(300, 12)) + 4 * y[:, None], extras={"y": y})
     (folder / "bin/make").write_text(MAKE.format(make=shutil.which("make"), python=sys.executable))
     (folder / "bin/make").chmod(0o755)
     return Checkout(folder, [typed(folder, block) for block in BLOCKS])
@@ -100,7 +100,7 @@ def test_commands_of_the_readme_run(checkout: Checkout) -> None:
 
 def test_python_of_the_readme_runs(checkout: Checkout) -> None:
     example = PYTHON[0]  # the other one has a test beside the model's
-    program = f"{example}\nprint(found.features.shape, len(found.riders['y'].compute()))"
+    program = f"{example}\nprint(found.features.shape, len(found.extras['y'].compute()))"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program], cwd=checkout.folder, capture_output=True, text=True, check=True
     )

@@ -232,7 +232,7 @@ def test_only_quarantine_lists_bad_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part_rows", [4, 8, 100])
 def test_an_unreadable_shard_keeps_its_place_and_its_extras(tmp_path: Path, part_rows: int) -> None:
     names = [
-        write_shard(tmp_path / f"{i}.h5", numbered(10, first=10 * i), fletcher32=True, riders={"y": np.arange(10) + i})
+        write_shard(tmp_path / f"{i}.h5", numbered(10, first=10 * i), fletcher32=True, extras={"y": np.arange(10) + i})
         for i in range(3)
     ]
     damage(names[1])
@@ -250,7 +250,7 @@ def test_an_unreadable_shard_keeps_its_place_and_its_extras(tmp_path: Path, part
     ]
 
 
-RIDERS = {
+EXTRAS = {
     "number": (np.arange(1, 31), np.iinfo(np.int64).min),
     "big": (np.arange(1, 31).astype(">f8"), np.nan),
     "code": (np.array([b"a%d" % i for i in range(30)], "S3"), b""),
@@ -263,12 +263,12 @@ def wide(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> boo
     """Whether all extras are taken for wide ones, of which a few rows are read at a time."""
     if request.param:
         monkeypatch.setattr(shard, "WIDE_BYTES", 0)
-        monkeypatch.setattr(rows_module, "_RIDER_PIECE", 50)
+        monkeypatch.setattr(rows_module, "_EXTRA_PIECE", 50)
     return bool(request.param)
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("name", RIDERS)
+@pytest.mark.parametrize("name", EXTRAS)
 @pytest.mark.parametrize("part_rows", [4, 12, 100])
 def test_unreadable_values_of_an_extra_dataset_are_filled(
     tmp_path: Path,
@@ -278,12 +278,12 @@ def test_unreadable_values_of_an_extra_dataset_are_filled(
     part_rows: int,
     wide: bool,
 ) -> None:
-    """Which values that are depends on the rider's chunks, and not on the parts."""
+    """Which values that are depends on the extra's chunks, and not on the parts."""
     if wide:
         monkeypatch.setattr(shard, "_NUMBER_BYTES", 0)
     path = tmp_path / "x.h5"
-    values, nothing = RIDERS[name]
-    write_shard(path, numbered(30), riders={"beside": np.arange(30)})
+    values, nothing = EXTRAS[name]
+    write_shard(path, numbered(30), extras={"beside": np.arange(30)})
     with h5py.File(path, "a") as file:
         dtype = h5py.string_dtype() if values.dtype == object else values.dtype
         file.create_dataset(name, data=values, chunks=(7,), compression="gzip", dtype=dtype)
@@ -335,7 +335,7 @@ def test_unreadable_values_of_an_extra_dataset_are_not_present(tmp_path: Path) -
 
 
 def test_a_storage_error_of_an_extra_dataset_is_not_bad_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_shard(tmp_path / "x.h5", numbered(5), riders={"y": np.arange(5)})
+    write_shard(tmp_path / "x.h5", numbered(5), extras={"y": np.arange(5)})
     shards = open_shards([str(tmp_path / "x.h5")])
     monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
     (tmp_path / "x.h5").unlink()
@@ -359,9 +359,9 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path: Path) -> Non
     """There the model is made anew, of the file that the task names."""
     rows = [numbered(n, 3, dtype=np.float32) % 190 for n in (TILE_ROWS + 40, 5, 9)]
     rows[0][7, 1], rows[0][TILE_ROWS + 3, 0], rows[1][4, 2] = np.nan, -99, 1e6
-    riders = {"y": np.arange(TILE_ROWS + 40), "name": np.array([b"a", b"bc", b"d"] * 700, object)}
+    extras = {"y": np.arange(TILE_ROWS + 40), "name": np.array([b"a", b"bc", b"d"] * 700, object)}
     names = [
-        write_shard(tmp_path / f"{i}.h5", each, riders={name: values[: len(each)] for name, values in riders.items()})
+        write_shard(tmp_path / f"{i}.h5", each, extras={name: values[: len(each)] for name, values in extras.items()})
         for i, each in enumerate(rows)
     ]
     shards = open_shards(names)
@@ -390,7 +390,7 @@ def test_runs_in_one_process_keep_their_own_categories(tmp_path: Path) -> None:
     """Where runs have one model, the second finds the memory of the first, and that of its files' layout."""
     shards, found = [], []
     for i, kinds in enumerate(([b"a", b"b"], [b"c", b"d"])):
-        write_shard(tmp_path / f"{i}.h5", numbered(3), riders={"kind": np.array([0, 1, 0], "i1")})
+        write_shard(tmp_path / f"{i}.h5", numbered(3), extras={"kind": np.array([0, 1, 0], "i1")})
         with h5py.File(tmp_path / f"{i}.h5", "a") as file:
             file["__categories/kind"] = kinds
         (tmp_path / f"out{i}").mkdir()

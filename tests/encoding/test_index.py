@@ -12,9 +12,9 @@ from pipeline.formats import missing_value
 from pipeline.output.records import is_left
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read
-from pipeline.shards.shard import Block, Rider
+from pipeline.shards.shard import Block, Extra
 from tests.support.helpers import names
-from tests.support.parts import RIDERS, feature_rows, finished, index_of, same
+from tests.support.parts import EXTRAS, feature_rows, finished, index_of, same
 
 
 @pytest.fixture(params=[1000, 2], ids=["a view of parts", "a view of views"])
@@ -43,20 +43,20 @@ def test_the_index_can_be_used_as_input(output):
 
 
 def test_the_index_holds_extra_datasets_of_every_kind(output):
-    with h5py.File(output(3, riders={0: RIDERS}) / "index.h5") as file:
-        same({name: file[name][:] for name in RIDERS}, RIDERS)
+    with h5py.File(output(3, extras={0: EXTRAS}) / "index.h5") as file:
+        same({name: file[name][:] for name in EXTRAS}, EXTRAS)
 
 
 def test_extra_datasets_can_have_any_name(output):
     names = ["50%", "a%b", "%%", "with space", "größe"]
     beside = {i: {name: np.full(2, i) for name in names} for i in range(2)}
-    with h5py.File(output(2, 2, riders=beside) / "index.h5") as file:
+    with h5py.File(output(2, 2, extras=beside) / "index.h5") as file:
         assert {name: file[name][:].tolist() for name in names} == {name: [0, 0, 1, 1] for name in names}
 
 
 def test_the_index_omits_extras_that_differ_between_parts(output):
     beside = {0: {"some": np.arange(2), "odd": np.zeros(2, "f4")}, 1: {"odd": np.zeros(3, "f8")}}
-    directory = output(2, 3, riders=beside)
+    directory = output(2, 3, extras=beside)
     with h5py.File(directory / "index.h5") as file:
         assert set(file) == {"features", "valid", "y"}
     with h5py.File(directory / "parts/part-00000.h5") as file:
@@ -64,8 +64,8 @@ def test_the_index_omits_extras_that_differ_between_parts(output):
 
 
 def test_an_index_without_its_parts_gives_only_fill_values(output, tmp_path):
-    beside = {"i": np.ones(3, "i2"), "u": np.ones(3, ">u4"), "f": np.ones(3, "f2"), "is": np.ones(3, bool), **RIDERS}
-    alone = (output(3, riders={0: beside}) / "index.h5").rename(tmp_path / "alone.h5")
+    beside = {"i": np.ones(3, "i2"), "u": np.ones(3, ">u4"), "f": np.ones(3, "f2"), "is": np.ones(3, bool), **EXTRAS}
+    alone = (output(3, extras={0: beside}) / "index.h5").rename(tmp_path / "alone.h5")
     with h5py.File(alone) as file:
         np.testing.assert_array_equal(file["features"], np.full((3, 2), np.nan))
         assert {name: file[name][:].tolist() for name in ("valid", "i", "u", "is", "y", "code", "name")} == {
@@ -85,14 +85,14 @@ def test_an_index_without_its_parts_gives_only_fill_values(output, tmp_path):
 
 def test_an_index_opens_no_part(tmp_path):
     sizes = {"a.h5": 3, "b.h5": 0, "c.h5": 2}
-    riders = [Rider("y", np.dtype(int)), Rider("cell", np.dtype("i1"), categories=("größe", "b"))]
-    memory = PartMemory(3, 2, riders)
+    extras = [Extra("y", np.dtype(int)), Extra("cell", np.dtype("i1"), categories=("größe", "b"))]
+    memory = PartMemory(3, 2, extras)
 
     def viewed(name):
-        return f"parts/{name}", dict(sorted(part_shapes(sizes[name], 2, riders).items()))  # as HDF5 sorts them
+        return f"parts/{name}", dict(sorted(part_shapes(sizes[name], 2, extras).items()))  # as HDF5 sorts them
 
     for most in (3, 2):
-        found = dict(index_files(list(sizes), viewed, stored_categories(riders), {"a": 1}, most))
+        found = dict(index_files(list(sizes), viewed, stored_categories(extras), {"a": 1}, most))
         (tmp_path / "parts").mkdir(exist_ok=True)
         for name, size in sizes.items():
             beside = {"y": np.arange(size), "cell": np.zeros(size, "i1")}

@@ -14,15 +14,15 @@ from pipeline.encoding import partfile as module
 from pipeline.encoding.partfile import PartMemory, part_shapes
 from pipeline.encoding.template import Streamed, lay_out
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_riders
-from pipeline.shards.shard import Block, Rider
+from pipeline.shards.rows import read, read_extras
+from pipeline.shards.shard import Block, Extra
 from tests.support.helpers import names, numbered, write_shard
 from tests.support.parts import (
-    RIDERS,
+    EXTRAS,
+    extras_of,
     feature_rows,
     part,
     part_bytes,
-    riders_of,
     same,
     shapes_in,
     written_by_hdf5,
@@ -46,30 +46,30 @@ def test_features_can_be_memory_mapped(tmp_path):
 @pytest.mark.process
 def test_a_part_is_a_valid_shard_with_its_extras(tmp_path):
     path = tmp_path / "part.h5"
-    path.write_bytes(part(3, riders=RIDERS))
+    path.write_bytes(part(3, extras=EXTRAS))
     (shard,) = open_shards([str(path)])
     assert (shard.dataset, shard.shape, shard.dtype) == ("features", (3, 2), "float32")
-    assert set(names(shard)) == {"valid", *RIDERS}
+    assert set(names(shard)) == {"valid", *EXTRAS}
     np.testing.assert_array_equal(read(Block(shard, 0, 3)), feature_rows(3))
-    same(read_riders(Block(shard, 0, 3)), {**RIDERS, "valid": [True, False, True]})
+    same(read_extras(Block(shard, 0, 3)), {**EXTRAS, "valid": [True, False, True]})
 
 
 def test_a_streamed_file_equals_one_made_at_once():
     rows, valid = feature_rows(1000), np.ones(1000, bool)
-    riders = {"y": np.arange(1000), "word": np.arange(1000).astype("S30"), "pair": np.zeros((1000, 2), "f4")}
+    extras = {"y": np.arange(1000), "word": np.arange(1000).astype("S30"), "pair": np.zeros((1000, 2), "f4")}
 
     def blocks(values):
         return (values[start : start + 300] for start in range(0, 1000, 300))
 
-    memory = PartMemory(*rows.shape, riders_of(riders))
+    memory = PartMemory(*rows.shape, extras_of(extras))
     memory.features(1000)[:] = rows
     streamed = {
         name: values if name == "y" else Streamed(values.shape, values.dtype, partial(blocks, values))
-        for name, values in riders.items()
+        for name, values in extras.items()
     }
     pieces = memory.stream(valid, streamed, {"a": 1}, {"file": "x"})
     content = b"".join(map(bytes, pieces.pieces))
-    assert content == part_bytes(rows, valid, riders, {"a": 1}, {"file": "x"})
+    assert content == part_bytes(rows, valid, extras, {"a": 1}, {"file": "x"})
     assert len(content) == len(pieces)
 
 
@@ -102,7 +102,7 @@ def test_big_endian_and_strided_features_are_stored_equally():
 
 
 def test_equal_content_gives_equal_bytes():
-    assert part(3, riders=RIDERS, attributes={"a": 1}) == part(3, riders=RIDERS, attributes={"a": 1})
+    assert part(3, extras=EXTRAS, attributes={"a": 1}) == part(3, extras=EXTRAS, attributes={"a": 1})
 
 
 def test_attributes_describe_how_a_part_was_made(tmp_path):
@@ -139,38 +139,38 @@ def test_a_long_source_name_is_reduced_to_its_end():
 
 
 def test_reused_memory_gives_the_same_file_as_fresh_memory():
-    """Whatever earlier parts have left in it, and however much their riders needed."""
+    """Whatever earlier parts have left in it, and however much their extras needed."""
     for sizes in ((100, 7), (7, 100), (100, 100), (1, 100, 0, 3)):
         memory = PartMemory(max(sizes), 2)
         for i, size in enumerate(sizes):
             features, valid = feature_rows(size, first=i), np.arange(size) % 3 > 0
-            riders = {"y": valid}
+            extras = {"y": valid}
             if i == 0:
-                riders = {"y": np.arange(size), "text": np.array([b"x" * 5000] * size, object)}
+                extras = {"y": np.arange(size), "text": np.array([b"x" * 5000] * size, object)}
             memory.features(size)[:] = features
-            found = bytes(memory.file(valid, riders, {}, {"i": i}))
-            assert found == part_bytes(features, valid, riders, {}, {"i": i}), f"part {i} of {sizes}"
+            found = bytes(memory.file(valid, extras, {}, {"i": i}))
+            assert found == part_bytes(features, valid, extras, {}, {"i": i}), f"part {i} of {sizes}"
             with h5py.File(io.BytesIO(found)) as file:
                 same({key: file[key][()] for key in ("features", "valid")}, {"features": features, "valid": valid})
-                assert set(file) == {"features", "valid", *riders}
+                assert set(file) == {"features", "valid", *extras}
                 assert size == 0 or file["features"].id.get_offset() % 4096 == 0
 
 
-NUMBERS = {name: values for name, values in RIDERS.items() if values.dtype != object}
+NUMBERS = {name: values for name, values in EXTRAS.items() if values.dtype != object}
 ASCII = np.dtype("S2", metadata={"h5py_encoding": "ascii"})
 
 
 @pytest.mark.parametrize(
-    "riders",
-    [{}, NUMBERS, RIDERS, {"source": np.arange(3), "format": np.ones(3)}, {"wide": np.arange(6.0).reshape(3, 2)}],
-    ids=["no riders", "numbers", "texts", "called like attributes", "arrays"],
+    "extras",
+    [{}, NUMBERS, EXTRAS, {"source": np.arange(3), "format": np.ones(3)}, {"wide": np.arange(6.0).reshape(3, 2)}],
+    ids=["no extras", "numbers", "texts", "called like attributes", "arrays"],
 )
-def test_parts_equal_the_files_that_hdf5_writes(riders):
+def test_parts_equal_the_files_that_hdf5_writes(extras):
     attributes = {"share": 0.5, "is": True, "nested": {"a": [1, 2, 3]}}
     memory = PartMemory(4, 2)
     sources = [{"path": path, "n_rows": n} for path in ("größe/0.h5", "x" * 300, "b") for n in (3, -(2**63), 2**64)]
     for i, source in enumerate(sources):
-        beside = {name: np.roll(values, i, axis=0) for name, values in riders.items()}
+        beside = {name: np.roll(values, i, axis=0) for name, values in extras.items()}
         if i == 3 and "code" in beside:
             beside["code"] = beside["code"].astype(ASCII)
         features, valid = feature_rows(3, first=i), np.arange(3) % 2 == i % 2
@@ -230,11 +230,11 @@ def test_shapes_of_a_part_are_known_without_reading_it(tmp_path, n_rows):
     state = h5py.enum_dtype({"on": 1, "off": 0}, "i2")
     dtypes = {"valid": "i8", "wide": np.dtype(("f4", (3, 2))), "state": state, "ascii": ASCII, "text": "O", "is": "?"}
     arrays = {name: np.zeros(n_rows, dtype) for name, dtype in dtypes.items()} | {
-        name: values[:n_rows] for name, values in RIDERS.items()
+        name: values[:n_rows] for name, values in EXTRAS.items()
     }
     arrays["text"][:] = b""
-    (tmp_path / "0.h5").write_bytes(part(n_rows, riders=arrays))
-    found = part_shapes(n_rows, 2, riders_of(arrays))
+    (tmp_path / "0.h5").write_bytes(part(n_rows, extras=arrays))
+    found = part_shapes(n_rows, 2, extras_of(arrays))
     assert found == shapes_in(tmp_path / "0.h5")
     for name, (_, dtype) in shapes_in(tmp_path / "0.h5").items():
         assert h5py.check_enum_dtype(found[name][1]) == h5py.check_enum_dtype(dtype)
@@ -259,9 +259,9 @@ def test_declared_extras_of_a_shard_match_its_parts(tmp_path):
                 file.create_dataset(name, data=values, dtype=h5py.string_dtype() if name == "text" else None)
             file.create_dataset("array", (n,), np.dtype(("f4", (2, 2))))[...] = np.zeros((n, 2, 2))
     for shard in open_shards([str(tmp_path)]):
-        found = read_riders(Block(shard, 0, n))
-        (tmp_path / "part").write_bytes(part(n, riders=found))
-        told, held = part_shapes(n, 2, shard.riders), shapes_in(tmp_path / "part")
+        found = read_extras(Block(shard, 0, n))
+        (tmp_path / "part").write_bytes(part(n, extras=found))
+        told, held = part_shapes(n, 2, shard.extras), shapes_in(tmp_path / "part")
         assert {"ascii", "utf8", "state", "big", "big_present", "column", "row", "text", "array"} <= set(told)
         assert told == held
         for check in (h5py.check_enum_dtype, h5py.check_string_dtype):
@@ -271,7 +271,7 @@ def test_declared_extras_of_a_shard_match_its_parts(tmp_path):
 
 
 def test_extras_named_like_our_datasets_are_renamed(tmp_path):
-    (tmp_path / "part.h5").write_bytes(part(3, riders={"features": np.arange(3), "valid": np.arange(3)}))
+    (tmp_path / "part.h5").write_bytes(part(3, extras={"features": np.arange(3), "valid": np.arange(3)}))
     with h5py.File(tmp_path / "part.h5") as file:
         assert set(file) == {"features", "valid", "source_features", "source_valid"}
         np.testing.assert_array_equal(file["features"], feature_rows(3))
@@ -279,11 +279,11 @@ def test_extras_named_like_our_datasets_are_renamed(tmp_path):
 
 
 def test_categories_have_the_name_of_their_codes(tmp_path):
-    codes = Rider("features", np.dtype("i1"), categories=("a", "b"))
-    memory = PartMemory(3, 2, [codes, Rider("source_features", np.dtype(int))])
+    codes = Extra("features", np.dtype("i1"), categories=("a", "b"))
+    memory = PartMemory(3, 2, [codes, Extra("source_features", np.dtype(int))])
     memory.features(3)[:] = 0
-    riders = {"features": np.array([0, 1, -1], "i1"), "source_features": np.arange(3)}
-    (tmp_path / "0.h5").write_bytes(memory.file(np.ones(3, bool), riders, {}, {}))
+    extras = {"features": np.array([0, 1, -1], "i1"), "source_features": np.arange(3)}
+    (tmp_path / "0.h5").write_bytes(memory.file(np.ones(3, bool), extras, {}, {}))
     with h5py.File(tmp_path / "0.h5") as file:
         (name,) = file["__categories"]
         assert file[name][:].tolist() == [0, 1, -1]
@@ -294,23 +294,23 @@ def test_parts_can_be_the_input_of_parts_repeatedly(tmp_path):
     path.write_bytes(part(3))
     for _ in range(3):
         (shard,) = open_shards([str(path)])
-        path.write_bytes(part(3, riders=read_riders(Block(shard, 0, 3))))
+        path.write_bytes(part(3, extras=read_extras(Block(shard, 0, 3))))
 
 
 @pytest.mark.process
 def test_a_part_with_an_extra_named_x_is_a_valid_shard(tmp_path):
-    (tmp_path / "part.h5").write_bytes(part(3, riders={"X": np.arange(3)}))
+    (tmp_path / "part.h5").write_bytes(part(3, extras={"X": np.arange(3)}))
     assert open_shards([str(tmp_path / "part.h5")])[0].dataset == "features"
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("kind", ["ragged", "reference"])
 def test_every_extra_dataset_can_be_written(tmp_path, kind):
-    """A rider that cannot be copied must be left out when the shards are vetted, not end the run after the training."""
+    """An extra that cannot be copied is left out when the shards are vetted, before the training."""
     path = write_shard(tmp_path / "x.h5", numbered(3))
     with h5py.File(path, "a") as file:
         dtype = h5py.ref_dtype if kind == "reference" else h5py.vlen_dtype(np.int32)
         odd = file.create_dataset("odd", (3,), dtype=dtype)
         odd[:] = [file["X"].ref] * 3 if kind == "reference" else np.array([[1], [2, 3], [4]], dtype=object)
     (shard,) = open_shards([path])
-    part(3, riders=read_riders(Block(shard, 0, 3)))
+    part(3, extras=read_extras(Block(shard, 0, 3)))

@@ -14,9 +14,9 @@ from pipeline.encoding.partfile import PartMemory, part_shapes
 from pipeline.encoding.storage import PLAIN, Storage, TooCoarse
 from pipeline.encoding.whole import single_file
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_riders
+from pipeline.shards.rows import read, read_extras
 from pipeline.shards.shard import Block
-from tests.support.parts import RIDERS, feature_rows, index_of, part_bytes, riders_of, same, shapes_in
+from tests.support.parts import EXTRAS, extras_of, feature_rows, index_of, part_bytes, same, shapes_in
 
 RNG = np.random.default_rng(0)
 STORAGES = [Storage(*pair) for pair in product(("float32", "float16"), ("none", "lzf", "gzip"))]
@@ -71,19 +71,19 @@ def test_overflow_of_float16_is_clipped_and_reported() -> None:
     assert error == 1e6 - 65504
 
 
-@pytest.mark.parametrize("riders", [{}, RIDERS], ids=["no riders", "riders"])
-def test_a_part_holds_all_values_in_every_storage(riders: dict) -> None:
+@pytest.mark.parametrize("extras", [{}, EXTRAS], ids=["no extras", "extras"])
+def test_a_part_holds_all_values_in_every_storage(extras: dict) -> None:
     valid = np.array([True, False, True])
     for storage in STORAGES:
-        data = part_bytes(feature_rows(3), valid, riders, {"a": 1}, {"path": "x"}, storage)
-        assert data == part_bytes(feature_rows(3), valid, riders, {"a": 1}, {"path": "x"}, storage)
+        data = part_bytes(feature_rows(3), valid, extras, {"a": 1}, {"path": "x"}, storage)
+        assert data == part_bytes(feature_rows(3), valid, extras, {"a": 1}, {"path": "x"}, storage)
         with h5py.File(io.BytesIO(data)) as file:
             features = file["features"]
             assert (features.dtype, features.compression or "none") == (storage.dtype, storage.compression)
             assert features.chunks is not None or features.id.get_offset() % 4096 == 0
-            same({name: file[name][()] for name in file}, {"features": feature_rows(3), "valid": valid, **riders})
+            same({name: file[name][()] for name in file}, {"features": feature_rows(3), "valid": valid, **extras})
             assert {name: (item.shape, item.dtype) for name, item in file.items()} == part_shapes(
-                3, 2, riders_of(riders), np.dtype(storage.dtype)
+                3, 2, extras_of(extras), np.dtype(storage.dtype)
             )
 
 
@@ -108,12 +108,12 @@ def test_every_storage_is_valid_in_shards_index_and_single_file(tmp_path: Path) 
         folder.mkdir()
         files = ["0.h5", "1.h5", "2.h5"]
         for name, size, first in zip(files, (3, 0, 3), (0, 3, 3), strict=True):
-            rows, beside = feature_rows(size, first), {key: values[:size] for key, values in RIDERS.items()}
+            rows, beside = feature_rows(size, first), {key: values[:size] for key, values in EXTRAS.items()}
             (folder / name).write_bytes(part_bytes(rows, np.ones(size, bool), beside, {}, {}, storage))
         (shard,) = open_shards([str(folder / "0.h5")])
         assert shard.dtype == "float32"
         np.testing.assert_array_equal(read(Block(shard, 0, 3)), feature_rows(3))
-        same(read_riders(Block(shard, 0, 3)), {**RIDERS, "valid": np.ones(3, bool)})
+        same(read_extras(Block(shard, 0, 3)), {**EXTRAS, "valid": np.ones(3, bool)})
         (folder / "index.h5").write_bytes(index_of(folder, files, {}))
         (folder / "single.h5").write_bytes(b"".join(map(bytes, single_file(folder, files, {}).pieces)))
         for name in ("index.h5", "single.h5"):

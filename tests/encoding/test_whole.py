@@ -13,7 +13,7 @@ from pipeline.encoding import whole as module
 from pipeline.encoding.whole import single_file
 from pipeline.features import open_features
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_riders
+from pipeline.shards.rows import read, read_extras
 from pipeline.shards.shard import Block
 from tests.support.helpers import numbered, refused
 from tests.support.parts import index_of, part_bytes
@@ -21,7 +21,7 @@ from tests.support.parts import index_of, part_bytes
 SIZES = (3, 0, 4, 1)
 
 
-def riders(n_rows, first):
+def extras(n_rows, first):
     rows = np.arange(first, first + n_rows)
     return {
         "y": rows.astype(np.uint8),
@@ -41,7 +41,7 @@ def parts(tmp_path):
         features = numbered(size, 3, first, np.float32)
         names.append(f"part-{i}.h5")
         valid = np.arange(first, first + size) % 5 != 1
-        (tmp_path / names[-1]).write_bytes(part_bytes(features, valid, riders(size, first), {}))
+        (tmp_path / names[-1]).write_bytes(part_bytes(features, valid, extras(size, first), {}))
     return names
 
 
@@ -59,7 +59,7 @@ def test_the_single_file_equals_the_index(tmp_path, parts):
     (tmp_path / "index.h5").write_bytes(index_of(tmp_path, parts, {"a": 1}))
     path = written(tmp_path, parts, {"a": 1, "nested": {"b": [2]}, "long": "x" * 10**5})
     with h5py.File(path) as file, h5py.File(tmp_path / "index.h5") as index:
-        assert set(file) == set(index) == {"features", "valid", *riders(0, 0)}
+        assert set(file) == set(index) == {"features", "valid", *extras(0, 0)}
         for name, item in index.items():
             texts = h5py.check_string_dtype(item.dtype)
             found, expected = ((each.asstr("utf-8") if texts else each)[:] for each in (file[name], item))
@@ -85,7 +85,7 @@ def test_the_single_file_is_readable_with_h5py_alone(tmp_path, parts):
 def test_the_single_file_is_a_valid_shard(tmp_path, parts):
     (shard,) = open_shards([str(written(tmp_path, parts))])
     np.testing.assert_array_equal(read(Block(shard, 0, 8)), numbered(8, 3, 0, np.float32))
-    found, expected = read_riders(Block(shard, 0, 8)), riders(8, 0)
+    found, expected = read_extras(Block(shard, 0, 8)), extras(8, 0)
     assert [text.decode() for text in found.pop("name")] == list(expected.pop("name"))
     for name, values in expected.items():
         np.testing.assert_array_equal(found[name], values)
@@ -97,9 +97,9 @@ def test_open_features_accepts_the_single_file(tmp_path, parts):
         found = open_features(path, block_rows)
         np.testing.assert_array_equal(found.features, numbered(8, 3, 0, np.float32), err_msg=f"blocks of {block_rows}")
         np.testing.assert_array_equal(found.valid, np.arange(8) % 5 != 1)
-        assert set(found.riders) == set(riders(0, 0))
-        assert found.riders["name"].compute().tolist() == riders(8, 0)["name"].tolist()
-        assert found.riders["code"].compute().tolist() == [f"{row:03d}" for row in range(8)]
+        assert set(found.extras) == set(extras(0, 0))
+        assert found.extras["name"].compute().tolist() == extras(8, 0)["name"].tolist()
+        assert found.extras["code"].compute().tolist() == [f"{row:03d}" for row in range(8)]
         assert (found.manifest["n_rows"], found.manifest["n_bad"]) == (8, 2)
 
 
@@ -124,7 +124,7 @@ def test_the_longest_text_of_all_parts_determines_the_width(tmp_path):
     path = written(tmp_path, names)
     with h5py.File(path) as file:
         assert file["t"].dtype == np.dtype("S8")
-    assert open_features(path).riders["t"].compute().tolist() == ["a", "", "größer", "\udcff"]
+    assert open_features(path).extras["t"].compute().tolist() == ["a", "", "größer", "\udcff"]
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "text"])

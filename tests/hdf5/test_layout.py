@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.hdf5.child import describe
-from pipeline.shards.rows import read, read_riders
+from pipeline.shards.rows import read, read_extras
 from pipeline.shards.shard import Block
 from pipeline.shards.vet import vet
 from tests.support.helpers import names, numbered, refused, write_shard
@@ -21,7 +21,7 @@ from tests.support.helpers import names, numbered, refused, write_shard
 def honest(tmp_path):
     """What is said of a shard that has everything, for a test to forge."""
     path = write_shard(
-        tmp_path / "x.h5", numbered(6), chunks=(2, 2), compression="gzip", shuffle=True, riders={"y": range(6)}
+        tmp_path / "x.h5", numbered(6), chunks=(2, 2), compression="gzip", shuffle=True, extras={"y": range(6)}
     )
     with h5py.File(path, "a") as file:
         file["X"].attrs["columns"] = ["a", "b"]
@@ -92,7 +92,7 @@ def test_invalid_values_in_the_answer_are_refused_or_harmless(honest, monkeypatc
                 n_taken += 1
                 whole = Block(shard, 0, shard.n_rows)
                 with suppress(DataError):
-                    read(whole), read_riders(whole)
+                    read(whole), read_extras(whole)
     assert all(map(str.isprintable, sentences))
     assert len(sentences) > n_taken > 0
 
@@ -148,4 +148,4 @@ def test_size_that_deflate_cannot_reach_is_refused(honest, monkeypatch):
     os.truncate(path, 2**20)
     with refused(65, path, f"{n} bytes", f"{n * 2**17}", "1100 times"):
         nameless = {**facts["columns"], "names": None}
-        forged(monkeypatch, path, {**facts, "rows": [rows], "riders": [], "columns": nameless}, [index])
+        forged(monkeypatch, path, {**facts, "rows": [rows], "extras": [], "columns": nameless}, [index])

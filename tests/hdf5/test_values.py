@@ -14,7 +14,7 @@ import pytest
 from pipeline.hdf5.files import FILES
 from pipeline.hdf5.values import read_values
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_riders
+from pipeline.shards.rows import read, read_extras
 from pipeline.shards.shard import Block
 from tests.support.cases import case
 from tests.support.helpers import numbered, numbered_shards, refused, write_shard
@@ -80,8 +80,8 @@ def test_every_storage_and_dtype_is_read_as_by_h5py(tmp_path):
                 assert (found.dtype, found.shape) == (expected.dtype, (stop - start, shard.n_inputs))
                 assert found.flags.c_contiguous
                 assert found.tobytes() == expected.tobytes()
-                rider = read_riders(Block(shard, start, stop))["y"]
-                assert (rider.dtype, rider.tobytes()) == (labels.dtype, labels.tobytes())
+                extra = read_extras(Block(shard, start, stop))["y"]
+                assert (extra.dtype, extra.tobytes()) == (labels.dtype, labels.tobytes())
 
 
 def low_level(path, data, libver="latest", **properties):
@@ -163,9 +163,9 @@ def test_filters_masked_for_a_chunk_are_not_applied_to_it(tmp_path):
     ids=lambda values: str(values.dtype),
 )
 def test_extras_of_every_dtype_keep_the_metadata_of_h5py(tmp_path, values):
-    path = write_shard(tmp_path / "x.h5", numbered(4), riders={"r": values})
+    path = write_shard(tmp_path / "x.h5", numbered(4), extras={"r": values})
     (shard,) = open_shards([path])
-    found = read_riders(Block(shard, 1, 4))["r"]
+    found = read_extras(Block(shard, 1, 4))["r"]
     with h5py.File(path) as file:
         expected = file["r"][1:4]
     assert (found.dtype, found.dtype.metadata) == (expected.dtype, expected.dtype.metadata)
@@ -174,8 +174,8 @@ def test_extras_of_every_dtype_keep_the_metadata_of_h5py(tmp_path, values):
 
 def test_long_extra_values_are_read_along_either_axis(tmp_path):
     texts = np.array([[f"{i}" * 200_000 for i in range(4)]], "S200000")
-    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(4), riders={"across": texts, "y": texts[0]})])
-    found = read_riders(Block(shard, 1, 4))
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(4), extras={"across": texts, "y": texts[0]})])
+    found = read_extras(Block(shard, 1, 4))
     assert found["across"].tolist() == found["y"].tolist() == texts[0, 1:].tolist()
 
 
@@ -191,7 +191,7 @@ def test_texts_with_any_padding_are_read_as_by_h5py(tmp_path, padding):
         made.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array([b"a", b"bc", b"", b"def"], "S4"))
         expected = file["r"][:]
     (shard,) = open_shards([path])
-    found = read_riders(Block(shard, 0, 4))["r"]
+    found = read_extras(Block(shard, 0, 4))["r"]
     assert found.tolist() == expected.tolist() == [b"a", b"bc", b"", b"def"]
 
 
@@ -202,7 +202,7 @@ def test_long_texts_are_read_in_several_answers(tmp_path, monkeypatch):
     with h5py.File(path, "a") as file:
         file.create_dataset("text", data=texts, dtype=h5py.string_dtype(), chunks=(100,), compression="gzip")
     (shard,) = open_shards([path])
-    found = read_riders(Block(shard, 1, 3000))["text"]
+    found = read_extras(Block(shard, 1, 3000))["text"]
     assert found.tolist() == texts[1:].tolist()
 
 
@@ -409,11 +409,11 @@ def test_reads_leave_no_descriptor_open(tmp_path, calls, how):
 @pytest.mark.process
 def test_reads_by_the_child_leave_no_descriptor_open(tmp_path):
     text = np.array([b"a", b"bc", b""], object)
-    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(3), riders={"text": text})])
-    assert read_riders(Block(shard, 0, 3))["text"].tolist() == text.tolist()
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(3), extras={"text": text})])
+    assert read_extras(Block(shard, 0, 3))["text"].tolist() == text.tolist()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
-        read_riders(Block(shard, 0, 3))
+        read_extras(Block(shard, 0, 3))
     assert len(os.listdir("/proc/self/fd")) == before
 
 

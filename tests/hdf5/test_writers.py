@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_riders
+from pipeline.shards.rows import read, read_extras
 from pipeline.shards.shard import Block
 from tests.support.cases import case
 from tests.support.helpers import refused, write_shard
@@ -70,24 +70,24 @@ def test_columns_are_named_after_the_fields_of_a_table():
 
 def test_labels_in_a_matlab_column_are_an_extra():
     (shard,) = open_shards([str(FILES / "matlab.mat")], orientation="columns")
-    assert read_riders(Block(shard, 58, 60))["y"].tolist() == [58, 59]
+    assert read_extras(Block(shard, 58, 60))["y"].tolist() == [58, 59]
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("name", ["netcdf-unlimited.nc", "pytables.h5"])
 def test_rows_and_labels_of_other_software_are_read(name):
     (shard,) = open_shards([str(FILES / name)])
-    rows, riders = read(Block(shard, 0, 60)), read_riders(Block(shard, 0, 60))
+    rows, extras = read(Block(shard, 0, 60)), read_extras(Block(shard, 0, 60))
     np.testing.assert_array_equal(rows, ROWS)
-    np.testing.assert_array_equal(riders["y"], np.arange(60))
-    assert [*riders] == ["y"]
+    np.testing.assert_array_equal(extras["y"], np.arange(60))
+    assert [*extras] == ["y"]
     assert [each for each in shard.left_out if each.is_missed] == []
 
 
 def test_named_anndata_columns_are_extras():
-    (shard,) = open_shards([str(FILES / "sparse-csr.h5ad")], carry=["obs/kind", "obs/_index"])
-    kind, index = shard.riders
-    found = read_riders(Block(shard, 0, 60))
+    (shard,) = open_shards([str(FILES / "sparse-csr.h5ad")], include=["obs/kind", "obs/_index"])
+    kind, index = shard.extras
+    found = read_extras(Block(shard, 0, 60))
     assert [kind.categories[code] for code in found["kind"]] == [str("bac"[row % 3]) for row in ROWS[:, 0]]
     assert (index.name, found["_index"][59]) == ("_index", b"cell 59")
 
@@ -95,9 +95,9 @@ def test_named_anndata_columns_are_extras():
 def test_packed_values_are_read_unscaled_with_times_as_extras(caplog):
     caplog.set_level("INFO", "pipeline")
     (shard,) = open_shards([str(FILES / "netcdf-times.nc")])
-    rows, riders = read(Block(shard, 0, 60)), read_riders(Block(shard, 0, 60))
+    rows, extras = read(Block(shard, 0, 60)), read_extras(Block(shard, 0, 60))
     np.testing.assert_array_equal(rows, 2 * (ROWS - 1))
-    np.testing.assert_array_equal(riders["time"], np.arange(60))
+    np.testing.assert_array_equal(extras["time"], np.arange(60))
     assert shard.fill_value == -9999
     assert "_FillValue: -9999" in caplog.text
     assert "--missing-value -9999" in caplog.text
@@ -140,7 +140,7 @@ def test_any_file_layout_of_h5py_is_read(tmp_path, libver):
             (shard,) = open_shards([str(tmp_path)])
             block = Block(shard, 0, 60)
             np.testing.assert_array_equal(read(block), ROWS)
-            np.testing.assert_array_equal(read_riders(block)["y"], np.arange(60))
+            np.testing.assert_array_equal(read_extras(block)["y"], np.arange(60))
 
 
 @pytest.mark.parametrize("sizes", [(2, 2), (4, 4), (4, 8), (8, 4)])

@@ -30,8 +30,8 @@ def test_sample_is_bounded_even_and_independent_of_parts(tmp_path: Path) -> None
     looking = SampleSpec(model_of(6, 2))
     one, two = (sampled(tmp_path / str(n), ROWS, n, looking, y=np.arange(5000)) for n in (5000, 37))
     assert 1800 < len(one.rows) <= 2000
-    np.testing.assert_array_equal(one.rows, one.riders["y"])
-    np.testing.assert_array_equal(one.riders["y"], two.riders["y"])
+    np.testing.assert_array_equal(one.rows, one.extras["y"])
+    np.testing.assert_array_equal(one.extras["y"], two.extras["y"])
     np.testing.assert_array_equal(one.scaled, two.scaled)
     np.testing.assert_array_equal(one.scaled, ROWS[one.rows])
     assert np.diff(np.concatenate([[-1], one.rows, [5000]])).max() < 100  # none of them far from the next
@@ -120,9 +120,9 @@ LABELS = {
 }
 
 
-@each("riders, expected", LABELS.values())
-def test_labels_are_distinguished_from_other_extras(riders: dict[str, np.ndarray], expected: object) -> None:
-    found = labels_of(riders, {})
+@each("extras, expected", LABELS.values())
+def test_labels_are_distinguished_from_other_extras(extras: dict[str, np.ndarray], expected: object) -> None:
+    found = labels_of(extras, {})
     assert (found and (found.name, found.names)) == expected
 
 

@@ -278,7 +278,7 @@ def test_rows_of_a_partly_unreadable_shard_are_no_fault(
     """All of its rows count as bad ones, and most of them can be read by whoever looks for these alone."""
     monkeypatch.setattr(sys.modules["kernels.autoencoder"], "Autoencoder", Silent)
     rows = np.random.default_rng(3).normal(size=(64, 4)).astype(np.float32)
-    path = write_shard(night.shards / "3.h5", rows, riders={"y": np.arange(64)}, chunks=(8, 4), fletcher32=True)
+    path = write_shard(night.shards / "3.h5", rows, extras={"y": np.arange(64)}, chunks=(8, 4), fletcher32=True)
     spoilt = Path(path).read_bytes().replace(rows[24:32].tobytes(), rows[16:24].tobytes())
     Path(path).write_bytes(spoilt)
     leave = ["--on-bad-data", "skip", "--max-bad-rows", "100%", "--max-bad-shards", "100%"]

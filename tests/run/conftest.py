@@ -33,7 +33,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     rows = np.random.default_rng(0).normal(size=(300, 9)).astype(np.float32)
     for i in range(2):
         beside = {"nothing": h5py.Empty("f4")} if i else None  # by which this one needs the child
-        write_shard(folder / "shards" / f"{i}.h5", rows[150 * i : 150 * (i + 1)], riders=beside)
+        write_shard(folder / "shards" / f"{i}.h5", rows[150 * i : 150 * (i + 1)], extras=beside)
     untouched = Small(folder, "")
     assert untouched.program().run(untouched.output).code == 0
     return Small(folder, features_of(untouched.output))

@@ -169,7 +169,7 @@ def test_unreadable_values_of_an_extra_dataset_are_filled(
         labels[first + 18 : first + 27] = np.iinfo(np.int64).min
     assert shards.run("--on-bad-data", mode, *KEEP) == 0
     found = open_features(shards.output)
-    assert found.riders["y"].compute().tolist() == labels.tolist()
+    assert found.extras["y"].compute().tolist() == labels.tolist()
     assert np.flatnonzero(~found.valid.compute()).tolist() == list(range(30, 71))
     assert mentions(caplog.text, "y", np.iinfo(np.int64).min)
     if mode == "quarantine":

@@ -14,7 +14,7 @@ from pipeline.hdf5.layout import Layout
 from pipeline.run.budget import extras_bytes, make_budget, repeated_chunks, too_wide
 from pipeline.settings.config import Config
 from pipeline.settings.resolve import network_of, resolve
-from pipeline.shards.shard import Rider, Shard
+from pipeline.shards.shard import Extra, Shard
 from tests.support.helpers import refused
 
 MiB = 2**20
@@ -83,8 +83,8 @@ def test_the_error_about_wide_rows_names_a_sufficient_budget():
 
 
 def with_texts(each, text_bytes, n_numbers=0):
-    riders = [Rider(f"y{i}", np.dtype("f8")) for i in range(n_numbers)]
-    return replace(each, riders=(Rider("text", np.dtype("O"), text_bytes=text_bytes), *riders))
+    extras = [Extra(f"y{i}", np.dtype("f8")) for i in range(n_numbers)]
+    return replace(each, extras=(Extra("text", np.dtype("O"), text_bytes=text_bytes), *extras))
 
 
 def test_small_extras_do_not_change_the_size_of_parts():

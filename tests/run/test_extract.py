@@ -41,7 +41,7 @@ def shards(tmp_path: Path) -> Path:
     folder.mkdir()
     x = rows(3500)
     for i, part in enumerate((x[:2100], x[2100:])):
-        write_shard(folder / f"{i}.h5", part, riders={"y": np.arange(len(part)) % 3})
+        write_shard(folder / f"{i}.h5", part, extras={"y": np.arange(len(part)) % 3})
     return folder
 
 
@@ -87,7 +87,7 @@ def test_the_storage_of_rows_does_not_change_a_bit(shards: Path, tmp_path: Path,
     stored.mkdir()
     for path in shards.iterdir():
         with h5py.File(path) as file:
-            write_shard(stored / path.name, file["X"][:], riders={"y": file["y"][:]}, **how)
+            write_shard(stored / path.name, file["X"][:], extras={"y": file["y"][:]}, **how)
     assert features(shards, tmp_path / "a").tobytes() == features(stored, tmp_path / "b").tobytes()
 
 

@@ -23,7 +23,7 @@ from pipeline.scan.scaler import Scaler
 from pipeline.settings import replicas
 from pipeline.settings.config import SETTINGS, Affected, Config, Setting
 from pipeline.settings.resolve import network_of, resolve
-from pipeline.shards.shard import Rider, Shard
+from pipeline.shards.shard import Extra, Shard
 from tests.support.networks import ONE_LAYER
 
 # The network of earlier versions.
@@ -34,9 +34,9 @@ CONFIG = Config.of(
     **{"storage_dtype": "float32", "compression": "none"},
 )
 FILE = Identity(0, 0, 16000, 10**18)
-Y = Rider("y", np.dtype("<i8"), Layout("y", (1000,), np.dtype("<i8"), "contiguous", 2048))
+Y = Extra("y", np.dtype("<i8"), Layout("y", (1000,), np.dtype("<i8"), "contiguous", 2048))
 SHARDS = tuple(
-    Shard(f"/data/{name}.h5", "X", (1000, 4), "<f4", "float32", riders=(Y,), identity=FILE) for name in "abc"
+    Shard(f"/data/{name}.h5", "X", (1000, 4), "<f4", "float32", extras=(Y,), identity=FILE) for name in "abc"
 )
 MODEL = Model(
     Scaler(np.zeros(4), np.ones(4)),
@@ -175,7 +175,7 @@ def test_fingerprints_of_earlier_versions_are_unchanged(monkeypatch: pytest.Monk
         "defaults": request(),
         "training": request(CONFIG.changed(**training)),
         "missing value": request(CONFIG.changed(missing_value=-9999)),
-        "features": request(CONFIG.changed(on_drift="clip", carry=("obs/a", "b"))),
+        "features": request(CONFIG.changed(on_drift="clip", include=("obs/a", "b"))),
         "budget": request(budget, wide),
         "model": request(model=MODEL),
     }
@@ -220,7 +220,7 @@ INPUTS: dict[str, tuple[Callable[[tuple[Shard, ...]], tuple[Shard, ...]], str]] 
     "rows": (changed(shape=(999, 4)), "b.h5 (shape [1000, 4] -> [999, 4]"),
     "dtype": (changed(stored_dtype=">f4"), "b.h5 (dtype <f4 -> >f4)"),
     "dataset": (changed(dataset="Y"), "b.h5 (dataset X -> Y)"),
-    "riders": (changed(riders=()), "b.h5 (riders ['y'] -> [])"),
+    "extras": (changed(extras=()), "b.h5 (extras ['y'] -> [])"),
     "removed": (lambda shards: shards[:2], "c.h5 "),
     "added": (lambda shards: (*shards, replace(shards[0], path="/data/d.h5")), "d.h5 "),
     "renamed": (changed(path="/data/new.h5"), "new.h5 "),

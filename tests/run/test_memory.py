@@ -72,7 +72,7 @@ def test_data_of_four_times_the_budget_stay_within_it(tmp_path: Path, layout: st
 
 
 def test_extras_of_four_times_the_budget_stay_within_it(tmp_path: Path) -> None:
-    """20,000 texts: what rides along counts in the budget like rows and features."""
+    """20,000 texts: extras count in the budget like rows and features."""
     n_rows, n_bytes = 20_000, 4 * BUDGET // 20_000
     source = write_shard(tmp_path / "x.h5", np.random.default_rng(0).random((n_rows, 16), np.float32))
     with h5py.File(source, "a") as file:

@@ -79,7 +79,7 @@ def trap(tmp_path_factory: pytest.TempPathFactory) -> Trap:
         os.chown(made.scratch, STRANGER, STRANGER)
     rng = np.random.default_rng(0)
     rows = (rng.normal(size=(400, 2)) @ rng.normal(size=(2, 6))).astype(np.float32)
-    write_shard(made.folder / "a.h5", rows, riders={"y": (rows[:, 0] > 0).astype(np.int8)})
+    write_shard(made.folder / "a.h5", rows, extras={"y": (rows[:, 0] > 0).astype(np.int8)})
     return made
 
 

@@ -227,7 +227,7 @@ def touch(night: Night) -> None:
 
 
 def rewrite(night: Night) -> None:
-    write_shard(night.shards / "2.h5", np.ones((30, 4), np.float32), riders={"y": np.arange(30)})
+    write_shard(night.shards / "2.h5", np.ones((30, 4), np.float32), extras={"y": np.arange(30)})
 
 
 INPUTS: dict[str, tuple[Callable[[Night], object], str]] = {

@@ -34,7 +34,7 @@ rows = np.load(sys.argv[2])
 print(json.dumps({
     "features": found.features.compute().tolist(),
     "valid": found.valid.compute().tolist(),
-    "y": found.riders["y"].compute().tolist(),
+    "y": found.extras["y"].compute().tolist(),
     "encoded": load_model(sys.argv[1]).encode(rows).tolist(),
     "numpy": np.__version__,
     "modules": sorted(sys.modules),
@@ -130,7 +130,7 @@ def night(tmp_path_factory):
     """What a run has left."""
     folder = tmp_path_factory.mktemp("night")
     y = np.arange(300) % 2
-    write_shard(folder / "x.h5", np.random.default_rng(0).normal(size=(300, 8)) + 4 * y[:, None], riders={"y": y})
+    write_shard(folder / "x.h5", np.random.default_rng(0).normal(size=(300, 8)) + 4 * y[:, None], extras={"y": y})
     flags = ["--input", str(folder / "x.h5"), "--output", str(folder / "out"), "--epochs", "2", "--quiet"]
     assert extract.main(flags) == 0
     return folder / "out"

@@ -158,7 +158,7 @@ def test_settings_that_are_given_are_kept():
         corruption=0.1,
         storage_dtype="float16",
         compression="lzf",
-        carry=("a/b",),
+        include=("a/b",),
         replicas=1,
     )
     assert resolve(config, 100, 4).flat() == config.flat()

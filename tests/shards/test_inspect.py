@@ -61,19 +61,19 @@ def test_external_links_are_listed_and_never_opened(tmp_path: Path) -> None:
 
 def test_equal_files_are_grouped_and_bad_files_listed(tmp_path: Path) -> None:
     for i, n_rows in enumerate((5, 7, 9)):
-        write_shard(tmp_path / f"{i}.h5", numbered(n_rows), riders={"y": np.arange(n_rows)})
-    write_shard(tmp_path / "3.h5", numbered(4, dtype="f4"), riders={"y": np.arange(4)})
+        write_shard(tmp_path / f"{i}.h5", numbered(n_rows), extras={"y": np.arange(n_rows)})
+    write_shard(tmp_path / "3.h5", numbered(4, dtype="f4"), extras={"y": np.arange(4)})
     (tmp_path / "4.h5").write_text("no HDF5")
     found = look(tmp_path)
     assert [(len(files.names), files.n_rows) for files in found.files] == [(3, 21), (1, 4)]
-    assert [files.riding for files in found.files] == [["y"], ["y"]]
+    assert [files.extras for files in found.files] == [["y"], ["y"]]
     assert [Path(refused["file"]).name for refused in found.refused] == ["4.h5"]
     assert look(tmp_path / "4.h5").shards == ()
 
 
 def test_reason_for_the_chosen_dataset_is_given(tmp_path: Path) -> None:
     other = write_shard(tmp_path / "other.h5", numbered(5), "rows")
-    preferred = write_shard(tmp_path / "x.h5", numbered(5), riders={"rows": numbered(5)})
+    preferred = write_shard(tmp_path / "x.h5", numbered(5), extras={"rows": numbered(5)})
     for path, dataset, why in ((other, None, "only one"), (preferred, None, "called X"), (preferred, "rows", "named")):
         with case(path, dataset):
             assert why in look(path, dataset=dataset).files[0].why

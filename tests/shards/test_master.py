@@ -12,7 +12,7 @@ from pipeline.features import open_features
 from pipeline.hdf5.child import stacked
 from pipeline.shards import master
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_riders
+from pipeline.shards.rows import read, read_extras
 from pipeline.shards.shard import Block
 from scripts.extract import main
 from tests.support import hostile
@@ -99,7 +99,7 @@ def test_virtual_dataset_in_any_order_has_the_rows_of_hdf5(tmp_path, raw):
 def test_extras_come_from_the_files_and_not_from_the_master(tmp_path, raw, caplog):
     path = virtual(tmp_path / "master.h5", rows_of(sources()), name="entry/all", beside=["entry/time", "entry/n"])
     shards = open_shards([path], followed=[str(raw)])
-    assert [read_riders(Block(shard, 0, 1))["y"][0] for shard in shards] == list(range(0, N_FILES * N_ROWS, N_ROWS))
+    assert [read_extras(Block(shard, 0, 1))["y"][0] for shard in shards] == list(range(0, N_FILES * N_ROWS, N_ROWS))
     assert "dataset=entry/all: " in caplog.text
     assert ": n, time" in caplog.text
 
@@ -112,7 +112,7 @@ def test_master_may_be_mixed_with_shards(tmp_path, raw):
 
 @pytest.mark.parametrize("beside", [{}, {"run": np.array(["text"] * 2, object)}], ids=["plain", "child"])
 def test_file_with_its_own_rows_is_no_master(tmp_path, raw, beside):
-    shard = write_shard(tmp_path / "own.h5", numbered(2), riders=beside)
+    shard = write_shard(tmp_path / "own.h5", numbered(2), extras=beside)
     with h5py.File(shard, "a") as file:
         file["elsewhere"] = h5py.ExternalLink("raw/run_1.h5", "/entry/data")
     assert open_shards([shard], followed=[str(raw)]) == open_shards([shard])
@@ -188,7 +188,7 @@ def test_run_over_a_master_equals_a_run_over_its_files(tmp_path, raw, write):
         assert main([*flags, *settings, "--output", str(tmp_path / output)]) == 0
     first, second = (open_features(tmp_path / output) for output in runs)
     assert first.features.compute().tobytes() == second.features.compute().tobytes()
-    assert np.asarray(first.riders["y"]).tolist() == list(range(N_FILES * N_ROWS))
+    assert np.asarray(first.extras["y"]).tolist() == list(range(N_FILES * N_ROWS))
     # Of what the master itself says, nothing counts: the results are the same ones.
     assert main([*runs["a"], *settings, "--output", str(tmp_path / "b")]) == 0
 
@@ -424,13 +424,13 @@ def test_forged_answers_about_a_stack_are_refused(tmp_path, raw, monkeypatch):
         {"dataset": "X", "links": {"a": "b"}, "beside": []},
     ]:
         with case(forged):
-            path = write_shard(tmp_path / "x.h5", numbered(2), riders={"text": np.array(["text"] * 2, object)})
+            path = write_shard(tmp_path / "x.h5", numbered(2), extras={"text": np.array(["text"] * 2, object)})
             monkeypatch.setattr(master, "ask", lambda *_, answer=(forged, []): answer)
             with refused(65, f"file={path}"):
                 open_shards([path], followed=[str(raw)])
 
 
 def test_valid_answer_about_a_stack_is_accepted(tmp_path, raw, monkeypatch):
-    path = write_shard(tmp_path / "x.h5", numbered(2), riders={"text": np.array(["text"] * 2, object)})
+    path = write_shard(tmp_path / "x.h5", numbered(2), extras={"text": np.array(["text"] * 2, object)})
     monkeypatch.setattr(master, "ask", lambda *question: (CLAIM, []))
     assert len(open_shards([path], followed=[str(raw)])) == 1

@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import DataError, shown
 from pipeline.hdf5.files import FILES
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_riders
+from pipeline.shards.rows import read, read_extras
 from pipeline.shards.shard import Block, block_of, first_rows
 from tests.support.cases import case
 from tests.support.damage import damage
@@ -49,12 +49,12 @@ def test_shards_of_different_widths_are_refused(tmp_path):
 )
 def test_any_file_name_works_and_is_escaped(tmp_path, monkeypatch, name):
     path = tmp_path / name
-    write_shard(path, numbered(2), riders={"y": [1, 2]})
+    write_shard(path, numbered(2), extras={"y": [1, 2]})
     monkeypatch.chdir(tmp_path)
     for pattern in (path, tmp_path, tmp_path / "*.h5", name):
         (shard,) = open_shards([str(pattern)])
         np.testing.assert_array_equal(whole(shard), numbered(2))
-        assert read_riders(Block(shard, 0, 2))["y"].tolist() == [1, 2]
+        assert read_extras(Block(shard, 0, 2))["y"].tolist() == [1, 2]
     with refused(65, f"file={shown(path)} dataset=Z\\x0a"):
         open_shards([str(path)], "Z\n")
 
@@ -68,7 +68,7 @@ def test_any_dataset_name_works_and_is_escaped(tmp_path, caplog):
                 file[f"{name}/link {name}"] = h5py.SoftLink(name)
             (shard,) = open_shards([path])
             np.testing.assert_array_equal(whole(shard), numbered(2))
-            assert read_riders(Block(shard, 1, 2))["y"].tolist() == [b"two"]
+            assert read_extras(Block(shard, 1, 2))["y"].tolist() == [b"two"]
             assert all(record.getMessage().isprintable() for record in caplog.records)
             with refused(65, shown(name)):
                 open_shards([path], "nowhere")
@@ -179,7 +179,7 @@ def test_only_bad_data_is_left_out(tmp_path, open_path):
 
 @pytest.mark.slow
 def test_many_shards_are_opened_once_in_bounded_memory(tmp_path, monkeypatch):
-    first = Path(write_shard(tmp_path / "0.h5", numbered(3), riders={"y": range(3)}))
+    first = Path(write_shard(tmp_path / "0.h5", numbered(3), extras={"y": range(3)}))
     for i in range(1, 500):
         (tmp_path / f"{i}.h5").write_bytes(first.read_bytes())
     open_shards([str(first)])

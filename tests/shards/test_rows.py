@@ -15,7 +15,7 @@ from pipeline.run.engine import run
 from pipeline.settings.config import Config
 from pipeline.shards import rows as module
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_riders, salvage_riders
+from pipeline.shards.rows import read, read_extras, salvage_extras
 from pipeline.shards.shard import Block, array_shard, blocks
 from tests.support.cases import case
 from tests.support.damage import damage
@@ -219,7 +219,7 @@ def test_rows_of_any_form_equal_a_dense_dataset(tmp_path, form):
                 found, expected = (read(Block(each, start, stop)) for each in (shard, dense))
                 assert (found.dtype, found.tobytes()) == (expected.dtype, expected.tobytes())
                 assert found.flags.c_contiguous
-                assert read_riders(Block(shard, start, stop))["y"].tolist() == list(range(start, stop))
+                assert read_extras(Block(shard, start, stop))["y"].tolist() == list(range(start, stop))
 
 
 @pytest.mark.process
@@ -300,7 +300,7 @@ def test_run_over_any_form_makes_the_same_features(tmp_path, form):
         found.append(open_features(config.results.output))
     dense, other = found
     assert np.asarray(dense.features).tobytes() == np.asarray(other.features).tobytes()
-    assert np.asarray(dense.riders["y"]).tolist() == np.asarray(other.riders["y"]).tolist()
+    assert np.asarray(dense.extras["y"]).tolist() == np.asarray(other.extras["y"]).tolist()
 
 
 @pytest.mark.process
@@ -348,14 +348,14 @@ def test_lost_values_of_a_damaged_extra_do_not_depend_on_blocks(tmp_path, caplog
         file.create_dataset("y", data=np.arange(12), chunks=(4,), fletcher32=True)
         file["z"] = np.arange(12)
     damage(path, "y", 1)
-    shard, _ = open_shards([path, write_shard(tmp_path / "b.h5", numbered(2))])  # which has none: a mask rides along
+    shard, _ = open_shards([path, write_shard(tmp_path / "b.h5", numbered(2))])  # which has none: a mask is added
     with refused(65, f"file={path} dataset=y rows=0:12"):
-        read_riders(Block(shard, 0, 12))
+        read_extras(Block(shard, 0, 12))
     lowest = np.iinfo(np.int64).min
     for block_rows in range(1, 13):
         with case(block_rows):
             caplog.clear()
-            salvaged = [salvage_riders(block) for block in blocks([shard], block_rows)]
+            salvaged = [salvage_extras(block) for block in blocks([shard], block_rows)]
             values = {name: np.concatenate([each[name] for each, _ in salvaged]).tolist() for name in salvaged[0][0]}
             assert values["y"] == [0, 1, 2, 3, *[lowest] * 4, 8, 9, 10, 11]
             assert values["y_present"] == [True] * 4 + [False] * 4 + [True] * 4
@@ -371,9 +371,9 @@ def test_salvaging_can_be_stopped(tmp_path):
     def stop():
         raise InterruptedError
 
-    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(3), riders={"y": range(3)})])
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(3), extras={"y": range(3)})])
     with pytest.raises(InterruptedError):
-        salvage_riders(Block(shard, 0, 3), stop)
+        salvage_extras(Block(shard, 0, 3), stop)
 
 
 # -- sparse rows ---------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_riders
+from pipeline.shards.rows import read, read_extras
 from pipeline.shards.shard import Block, Shard, aligned, block_of, blocks, first_rows, row_dtype
 from tests.support.cases import case
 from tests.support.elsewhere import elsewhere
@@ -58,17 +58,17 @@ def test_ranges_are_cut_at_multiples_of_the_size():
 def test_pickled_block_is_small_and_reads_the_same_rows(tmp_path):
     rows = some_rows(n_rows=2000)
     text, words = np.array(["a", "ü"] * 1000, object), h5py.enum_dtype({"no": 0, "yes": 1}, "i1")
-    riders = {"y": np.arange(2000), "text": text, "word": np.zeros(2000, words), "kind": np.arange(2000) % 3 - 1}
-    riders["__categories/kind"] = ["b", "c"]
+    extras = {"y": np.arange(2000), "text": text, "word": np.zeros(2000, words), "kind": np.arange(2000) % 3 - 1}
+    extras["__categories/kind"] = ["b", "c"]
     paths = [
-        write_shard(tmp_path / "plain.h5", rows, riders={**riders, "word": np.zeros(2000, "i1")}),
-        write_shard(tmp_path / "chunked.h5", rows, riders=riders, chunks=(100, 6), compression="gzip"),
+        write_shard(tmp_path / "plain.h5", rows, extras={**extras, "word": np.zeros(2000, "i1")}),
+        write_shard(tmp_path / "chunked.h5", rows, extras=extras, chunks=(100, 6), compression="gzip"),
         write_csr(tmp_path / "sparse.h5", csr(rows), rows.shape),
         write_shard(tmp_path / "table.h5", rows.view([(name, "<f4") for name in "abcdef"]).reshape(-1)),
     ]
     opened = [Block(open_shards([path])[0], 5, 1995) for path in paths]
-    together = [Block(shard, 0, 7) for shard in open_shards([paths[0], paths[2]])]  # where a mask rides along
-    tasks = [(each, block) for block in (*opened, *together) for each in (read, read_riders)]
+    together = [Block(shard, 0, 7) for shard in open_shards([paths[0], paths[2]])]  # with a mask
+    tasks = [(each, block) for block in (*opened, *together) for each in (read, read_extras)]
     for (function, block), there in zip(tasks, elsewhere(tasks), strict=True):
         here = function(block)
         assert pickle.dumps(there) == pickle.dumps(here)

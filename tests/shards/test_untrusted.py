@@ -11,7 +11,7 @@ from pipeline.hdf5.child import ask
 from pipeline.hdf5.layout import Layout, check_places
 from pipeline.shards import vet
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_riders
+from pipeline.shards.rows import read, read_extras
 from pipeline.shards.shard import Block
 from tests.support import hostile
 from tests.support.cases import case
@@ -49,8 +49,8 @@ def test_external_links_are_refused(tmp_path, place, asked):
 def test_extras_in_another_file_are_left_out(tmp_path, caplog):
     secret = hostile.secret(tmp_path)
     with hostile.opens(secret) as counts:
-        (shard,) = open_shards([str(hostile.external_rider(tmp_path, secret))])
-        assert read_riders(Block(shard, 0, 6)) == {}
+        (shard,) = open_shards([str(hostile.external_extra(tmp_path, secret))])
+        assert read_extras(Block(shard, 0, 6)) == {}
     assert counts == [0]
     assert "dataset=y: " in caplog.text
 
@@ -135,12 +135,12 @@ def test_shards_without_rows_are_accepted_in_any_storage(tmp_path):
     for i, how in enumerate(
         ({}, {"chunks": (2, 2), "compression": "gzip", "maxshape": (None, 2)}, {"maxshape": (9, 9)})
     ):
-        write_shard(tmp_path / f"{i}.h5", numbered(0), riders={"y": np.arange(0)}, **how)
-    write_shard(tmp_path / "9.h5", numbered(2), riders={"y": np.arange(2)})
+        write_shard(tmp_path / f"{i}.h5", numbered(0), extras={"y": np.arange(0)}, **how)
+    write_shard(tmp_path / "9.h5", numbered(2), extras={"y": np.arange(2)})
     shards = open_shards([str(tmp_path)])
     assert [shard.n_rows for shard in shards] == [0, 0, 0, 2]
     assert read(Block(shards[0], 0, 0)).shape == read(Block(shards[1], 0, 0)).shape == (0, 2)
-    assert read_riders(Block(shards[0], 0, 0))["y"].shape == (0,)
+    assert read_extras(Block(shards[0], 0, 0))["y"].shape == (0,)
 
 
 def test_extras_that_decompress_to_too_much_are_left_out(tmp_path, monkeypatch, caplog):
@@ -161,16 +161,16 @@ def test_longest_texts_are_measured(tmp_path, how):
     path = write_shard(tmp_path / "x.h5", numbered(3000))
     with h5py.File(path, "a") as file:
         file.create_dataset("text", data=np.array(texts, object), dtype=h5py.string_dtype(), **how)
-    (rider,) = open_shards([path])[0].riders
-    assert rider.layout.longest == 2999
-    assert rider.text_bytes == -(-sum(range(2048, 3000)) // 1024)
+    (extra,) = open_shards([path])[0].extras
+    assert extra.layout.longest == 2999
+    assert extra.text_bytes == -(-sum(range(2048, 3000)) // 1024)
 
 
 @pytest.mark.parametrize("limit", [9, 10])
 def test_too_long_texts_are_left_out(tmp_path, monkeypatch, caplog, limit):
     monkeypatch.setattr(vet, "MOST_TEXT_BYTES", limit)
     text = np.array([b"short", b"ten  bytes", b""], object)
-    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(3), riders={"text": text, "y": range(3)})])
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(3), extras={"text": text, "y": range(3)})])
     assert names(shard) == (("text", "y") if limit == 10 else ("y",))
     assert ("dataset=text: " in caplog.text) == (limit == 9)
     assert ("10 bytes" in caplog.text) == (limit == 9)
@@ -180,14 +180,14 @@ def test_too_long_texts_are_left_out(tmp_path, monkeypatch, caplog, limit):
 def test_long_texts_are_read_within_the_childs_memory(tmp_path):
     """200 MB of texts next to the rows, of which 1024 at once would be too much."""
     texts = [bytes([65 + i % 26]) * (2 * 10**6) for i in range(100)]
-    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(100), riders={"text": np.array(texts, object)})])
-    found = read_riders(Block(shard, 0, 100))["text"]
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(100), extras={"text": np.array(texts, object)})])
+    found = read_extras(Block(shard, 0, 100))["text"]
     assert all(text == expected for text, expected in zip(found, texts, strict=True))
 
 
 def test_extras_that_the_child_does_not_survive_are_left_out(tmp_path, caplog):
     """Names of 16 categories, all of them the same 40 MB."""
-    path = write_shard(tmp_path / "x.h5", numbered(6), riders={"y": range(6)})
+    path = write_shard(tmp_path / "x.h5", numbered(6), extras={"y": range(6)})
     with h5py.File(path, "a") as file:
         file["__categories/y"] = np.array(["x" * (40 * 10**6)] * 16, object)
     (shard,) = open_shards([path])
@@ -233,12 +233,12 @@ def test_overlapping_datasets_are_refused(tmp_path):
 
 
 def test_two_names_of_one_dataset_do_not_overlap(tmp_path):
-    path = write_shard(tmp_path / "x.h5", numbered(4), riders={"y": range(4)})
+    path = write_shard(tmp_path / "x.h5", numbered(4), extras={"y": range(4)})
     with h5py.File(path, "a") as file:
         file["label"] = file["y"]
     (shard,) = open_shards([path])
     assert names(shard) == ("label", "y")
-    assert read_riders(Block(shard, 1, 3))["label"].tolist() == [1, 2]
+    assert read_extras(Block(shard, 1, 3))["label"].tolist() == [1, 2]
 
 
 def test_values_outside_the_file_are_refused():

@@ -12,7 +12,7 @@ import pytest
 from pipeline.hdf5.files import FILES
 from pipeline.hdf5.layout import Layout, check_places
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_riders
+from pipeline.shards.rows import read, read_extras
 from pipeline.shards.shard import Block
 from pipeline.shards.vet import vet
 from tests.support import hostile
@@ -75,7 +75,7 @@ def test_missing_dataset_is_refused_with_existing_names(tmp_path):
         open_shards([path], "pictures")
 
 
-# -- riders ------------------------------------------------------------------------------------------------------
+# -- extras ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.process
@@ -90,25 +90,25 @@ def test_extras_are_found_and_read(tmp_path):
         np.array([(1, 2.0)] * 4, [("a", "i4"), ("b", "f8")]),
     ]:
         with case(values):
-            riders = {"r": values, "short": [1, 2], "wide": numbered(4)}
-            (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(4), riders=riders)])
+            extras = {"r": values, "short": [1, 2], "wide": numbered(4)}
+            (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(4), extras=extras)])
             assert names(shard) == ("r",)
-            found = read_riders(Block(shard, 1, 4))["r"]
+            found = read_extras(Block(shard, 1, 4))["r"]
             if values.dtype.kind == "O":
                 found = np.array([text.decode() for text in found], object)
             np.testing.assert_array_equal(found, values[1:])
 
 
 def test_extras_are_siblings_of_the_rows(tmp_path):
-    riders = {"g/label": range(4), "label": range(4)}
-    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(4), "g/rows", riders)], "g/rows")
+    extras = {"g/label": range(4), "label": range(4)}
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(4), "g/rows", extras)], "g/rows")
     assert names(shard) == ("label",)
-    np.testing.assert_array_equal(read_riders(Block(shard, 2, 3))["label"], [2])
+    np.testing.assert_array_equal(read_extras(Block(shard, 2, 3))["label"], [2])
 
 
 @pytest.mark.process
 def test_links_are_no_extras(tmp_path):
-    path = write_shard(tmp_path / "x.h5", numbered(4), riders={"y": range(4)})
+    path = write_shard(tmp_path / "x.h5", numbered(4), extras={"y": range(4)})
     with h5py.File(path, "a") as file:
         file["soft"] = h5py.SoftLink("/nowhere")
         file["external"] = h5py.ExternalLink("nowhere.h5", "/y")
@@ -348,9 +348,9 @@ def test_file_with_a_user_block_is_read(tmp_path):
             (shard,) = open_shards([str(path)])
             block = Block(shard, 0, 30)
             np.testing.assert_array_equal(read(block), rows)
-            riders = read_riders(block)
-            np.testing.assert_array_equal(riders["y"], np.arange(30))
-            assert ("text" in riders) != is_plain
+            extras = read_extras(block)
+            np.testing.assert_array_equal(extras["y"], np.arange(30))
+            assert ("text" in extras) != is_plain
 
 
 def test_truncated_file_with_a_user_block_is_refused(tmp_path):
@@ -452,8 +452,8 @@ def test_file_changed_while_it_is_vetted_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("is_plain", [True, False])
 def test_opened_file_is_vetted_even_if_its_path_is_replaced(tmp_path, monkeypatch, is_plain):
     """Whatever lies at its path by then; the child could not open it again."""
-    riders = {} if is_plain else {"text": np.array(["a", "b", "c"], object)}
-    path = Path(write_shard(tmp_path / "x.h5", numbered(3), riders=riders))
+    extras = {} if is_plain else {"text": np.array(["a", "b", "c"], object)}
+    path = Path(write_shard(tmp_path / "x.h5", numbered(3), extras=extras))
     other = Path(write_shard(tmp_path / "other.h5", numbered(5)))
     real = FILES.open
 

@@ -1,4 +1,4 @@
-"""A folder to carry to a machine with a card, and nothing else, where it does what `make card` does: `make card-kit`.
+"""A folder to include to a machine with a card, and nothing else, where it does what `make card` does: `make card-kit`.
 
 It is the image of docs/Dockerfile, with this checkout and the sample data in it, cut into pieces of 60 MiB, and a
 script that puts them together there. It needs root, debootstrap and a network here; there a driver, and no network.

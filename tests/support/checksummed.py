@@ -1,4 +1,4 @@
-"""Structures of HDF5 files that carry a checksum: found in a sound file, changed, and given the right checksum again.
+"""Structures of HDF5 files that include a checksum: found in a sound file, changed, and given the right checksum again.
 
 A change that leaves the old checksum is refused before any parser has seen it. With a new checksum it reaches the
 parser, as a file would that somebody has forged. Sections in brackets are of the HDF5 File Format Specification 3.0.

@@ -37,7 +37,7 @@ def plant(monkeypatch, folder, source):
 
 def unusual(path, n_rows=3):
     """A shard that only the child understands, for the text that lies beside its rows."""
-    return write_shard(path, numbered(n_rows), riders={"text": np.array(["text"] * n_rows, object)})
+    return write_shard(path, numbered(n_rows), extras={"text": np.array(["text"] * n_rows, object)})
 
 
 def child_pid():

@@ -27,7 +27,7 @@ from pipeline.hdf5.child.ask import ask
 from pipeline.hdf5.plain.describe import describe_plain
 from pipeline.hdf5.superblock import signature_at
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_riders
+from pipeline.shards.rows import read, read_extras
 from pipeline.shards.shard import Block, blocks
 from tests.support import hostile
 from tests.support.checksummed import Structure, repair, structures_of
@@ -69,7 +69,7 @@ class Outcome:
 
 
 def fuzz(n: int, seed: int = 0, in_structures: bool = False) -> Outcome:
-    """Vet `n` damaged files, and read all rows and riders of those that pass.
+    """Vet `n` damaged files, and read all rows and extras of those that pass.
 
     Parameters
     ----------
@@ -113,10 +113,10 @@ def _outcome_of(path: Path, content: bytes, i: int, outcome: Outcome, followed: 
     if _readers_differ(path):
         outcome.faults.append(f"{i}: the reader in Python and HDF5 describe it differently")
     try:
-        shards = open_shards([str(path)], None, None, followed, _orientation(content, i), _carry(content))
+        shards = open_shards([str(path)], None, None, followed, _orientation(content, i), _named(content))
         for block in blocks(shards, max(1, -(-shards[0].n_rows // 3))):
             rows = read(block)
-            read_riders(block)
+            read_extras(block)
             if _hdf5_differs(block, rows):
                 outcome.faults.append(f"{i}: HDF5 reads other rows")
         return "accepted"
@@ -134,7 +134,7 @@ def _orientation(content: bytes, i: int) -> str | None:
     return "columns" if _MATLAB in content or i % 8 == 0 else None
 
 
-def _carry(content: bytes) -> list[str]:
+def _named(content: bytes) -> list[str]:
     """What is named of a file in which something lies elsewhere than beside the rows."""
     return ["obs/kind", "obs/whole"] if b"T cell" in content else []
 
@@ -327,9 +327,9 @@ def open_all(corpus: list[bytes], folder: Path, followed: list[str]) -> None:
     for content in corpus:
         path = folder / "x.h5"
         path.write_bytes(content)
-        for shard in open_shards([str(path)], None, None, followed, _orientation(content, 1), _carry(content)):
+        for shard in open_shards([str(path)], None, None, followed, _orientation(content, 1), _named(content)):
             read(Block(shard, 0, shard.n_rows))
-            read_riders(Block(shard, 0, shard.n_rows))
+            read_extras(Block(shard, 0, shard.n_rows))
         path.unlink()
 
 

@@ -24,12 +24,12 @@ from pipeline.shards.shard import Block, Shard
 NOBODY = 65534
 
 
-def write_shard(path: Path, rows: Any, name: str = "X", riders: Mapping[str, Any] | None = None, **how: Any) -> str:
-    """An HDF5 file with one dataset of rows, stored as `how` tells h5py's ``create_dataset``, and its riders."""
+def write_shard(path: Path, rows: Any, name: str = "X", extras: Mapping[str, Any] | None = None, **how: Any) -> str:
+    """An HDF5 file with one dataset of rows, stored as `how` tells h5py's ``create_dataset``, and its extras."""
     with h5py.File(path, "w") as file:
         file.create_dataset(name, data=rows, **how)
-        for rider, values in (riders or {}).items():
-            file.create_dataset(rider, data=values)
+        for extra, values in (extras or {}).items():
+            file.create_dataset(extra, data=values)
     return str(path)
 
 
@@ -63,8 +63,8 @@ def scanned(
 
 
 def names(shard: Shard) -> tuple[str, ...]:
-    """What rides along with a shard's rows."""
-    return tuple(rider.name for rider in shard.riders)
+    """Return the extras of a shard."""
+    return tuple(extra.name for extra in shard.extras)
 
 
 def some_rows(dtype: Any = "<f4", n_rows: int = 61, n_inputs: int = 6) -> np.ndarray:

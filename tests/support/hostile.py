@@ -66,7 +66,7 @@ def external_link(folder: Path, target: Path, place: str) -> tuple[Path, str]:
         return path, "/deep/er/group/X"
 
 
-def external_rider(folder: Path, target: Path) -> Path:
+def external_extra(folder: Path, target: Path) -> Path:
     """Labels that lie in another file."""
     path = folder / "x.h5"
     with h5py.File(path, "w") as file:

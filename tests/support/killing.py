@@ -350,7 +350,7 @@ def _write_shards(folder: Path) -> None:
         rows = rng.normal(size=(int(rng.integers(320, 520)), 5)) @ directions
         how = {"chunks": (64, 64), "compression": "gzip"} if i % 3 == 0 else {}
         beside = {"y": np.arange(len(rows)) % 7, **({"nothing": h5py.Empty("f4")} if i == 7 else {})}
-        write_shard(folder / f"{i:02d}.h5", rows, riders=beside, **how)
+        write_shard(folder / f"{i:02d}.h5", rows, extras=beside, **how)
 
 
 def features_of(output: Path) -> str:

@@ -34,7 +34,7 @@ def model_of(n_inputs: int, n_features: int, low: float = 0.0, high: float = 1.0
 
 
 def made_of(folder: Path, model: Model, rows: np.ndarray, part_rows: int, **beside: Any) -> list[PartSource]:
-    """A shard of rows with what rides along, and parts of their features; rows with NaN are bad ones."""
+    """Return a shard of rows with extras, and parts of their features; rows with NaN are bad."""
     with h5py.File(folder / "rows.h5", "w") as file:
         file["X"] = rows
         for name, values in beside.items():

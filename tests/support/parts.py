@@ -12,10 +12,10 @@ from pipeline.encoding.storage import PLAIN
 from pipeline.features import categories_of
 from pipeline.hdf5.forms import CATEGORIES
 from pipeline.output.lock import locked
-from pipeline.shards.shard import Rider
+from pipeline.shards.shard import Extra
 from tests.support.helpers import numbered
 
-RIDERS = {
+EXTRAS = {
     "y": np.array([3, 1, 2], np.uint8),
     "weight": np.array([0.5, np.nan, 1], ">f8"),
     "code": np.array([b"a", b"bc", b""], "S2"),
@@ -27,17 +27,17 @@ def feature_rows(n_rows, first=0, n_features=2):
     return numbered(n_rows, n_features, first, np.float32)
 
 
-def riders_of(arrays):
-    """As a shard declares what rides along."""
-    return [Rider(name, np.dtype((a.dtype, a.shape[1:])) if a.ndim > 1 else a.dtype) for name, a in arrays.items()]
+def extras_of(arrays):
+    """Return the extras as a shard declares them."""
+    return [Extra(name, np.dtype((a.dtype, a.shape[1:])) if a.ndim > 1 else a.dtype) for name, a in arrays.items()]
 
 
-def part_bytes(features, valid, riders, attributes, source=None, storage=PLAIN):
+def part_bytes(features, valid, extras, attributes, source=None, storage=PLAIN):
     """The bytes of a feature shard, from fresh memory."""
-    memory = PartMemory(*features.shape, riders_of(riders), storage)
+    memory = PartMemory(*features.shape, extras_of(extras), storage)
     memory.features(len(features))[:] = features
     memory.store(len(features))
-    return bytes(memory.file(valid, riders, attributes, source or {}))
+    return bytes(memory.file(valid, extras, attributes, source or {}))
 
 
 def written_by_hdf5(values, written, attributes, source):
@@ -57,9 +57,9 @@ def written_by_hdf5(values, written, attributes, source):
     return file.getvalue()
 
 
-def part(n_rows=3, first=0, riders=None, attributes=None, n_features=2):
+def part(n_rows=3, first=0, extras=None, attributes=None, n_features=2):
     valid = np.arange(first, first + n_rows) % 5 != 1
-    return part_bytes(feature_rows(n_rows, first, n_features), valid, riders or {}, attributes or {})
+    return part_bytes(feature_rows(n_rows, first, n_features), valid, extras or {}, attributes or {})
 
 
 def shapes_in(path):
@@ -80,13 +80,13 @@ def index_of(directory, files, attributes, most=None):
     return data
 
 
-def finished(directory, *sizes, riders=None, most=None):
-    """Make a finished output directory with parts of these sizes, a rider called y in each."""
+def finished(directory, *sizes, extras=None, most=None):
+    """Make a finished output directory with parts of these sizes, an extra called y in each."""
     with locked(directory) as ledger:
         lines = []
         for i, size in enumerate(sizes):
             first = sum(sizes[:i])
-            beside = {"y": np.arange(first, first + size), **(riders or {}).get(i, {})}
+            beside = {"y": np.arange(first, first + size), **(extras or {}).get(i, {})}
             lines.append({"file": f"parts/part-{i:05d}.h5", "n_rows": size})
             ledger.replace(lines[-1]["file"], part(size, first, beside))
         index_of(directory, [line["file"] for line in lines], {}, most)

@@ -49,7 +49,7 @@ class Shards:
         """A shard more, whose labels count on over all shards."""
         first = sum(map(len, self.arrays))
         path = self.folder / f"{len(self.arrays)}.h5"
-        write_shard(path, rows, riders={"y": np.arange(first, first + len(rows))}, **how)
+        write_shard(path, rows, extras={"y": np.arange(first, first + len(rows))}, **how)
         self.arrays.append(np.asarray(rows))
         return path
 
@@ -63,7 +63,7 @@ class Shards:
         """A shard's rows anew, in the same place."""
         first = sum(map(len, self.arrays[:number]))
         path = self.folder / f"{number}.h5"
-        write_shard(path, rows, riders={"y": np.arange(first, first + len(rows))}, **how)
+        write_shard(path, rows, extras={"y": np.arange(first, first + len(rows))}, **how)
         self.arrays[number] = rows
 
     def another(self, name: str) -> Shards:
@@ -93,7 +93,7 @@ def encoded(model: Model, rows: np.ndarray) -> np.ndarray:
 def check(output: Path, arrays: Sequence[np.ndarray], bad: Sequence[int], model: Model | None = None) -> None:
     """Hold a finished run against the encoder: every good row's bits at its place, NaN for the bad ones."""
     found = open_features(output)
-    features, valid, y = (array.compute() for array in (found.features, found.valid, found.riders["y"]))
+    features, valid, y = (array.compute() for array in (found.features, found.valid, found.extras["y"]))
     assert np.flatnonzero(~valid).tolist() == sorted(bad)
     assert np.isnan(features[~valid]).all()
     assert y.tolist() == list(range(len(valid)))

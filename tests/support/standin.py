@@ -239,7 +239,7 @@ class Night:
             self.add_shard(f"{i}.h5", rng.normal(size=(size, 4)).astype(np.float32))
 
     def add_shard(self, name: str, rows: np.ndarray) -> Path:
-        return Path(write_shard(self.shards / name, rows, riders={"y": np.arange(len(rows))}))
+        return Path(write_shard(self.shards / name, rows, extras={"y": np.arange(len(rows))}))
 
     def arguments(self, output: Path, *flags: str) -> list[str]:
         """The command line of a run."""
@@ -253,7 +253,7 @@ class Night:
 
 
 def features_of(output: Path) -> bytes:
-    """Every bit that a finished run says about the rows, in their order: features, valid, riders; and the model."""
+    """Every bit that a finished run says about the rows, in their order: features, valid, extras; and the model."""
     manifest = read_manifest(output)
     bits = [manifest["model"].encode()]
     with h5py.File(output / INDEX) as index:

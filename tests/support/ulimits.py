@@ -60,7 +60,7 @@ class Limited:
         rows = np.random.default_rng(0).normal(size=(300, 9)).astype(np.float32)
         for i in range(2):
             beside = {"nothing": h5py.Empty("f4")} if i else None  # by which this one needs the child
-            write_shard(shards / f"{i}.h5", rows[150 * i : 150 * (i + 1)], riders=beside)
+            write_shard(shards / f"{i}.h5", rows[150 * i : 150 * (i + 1)], extras=beside)
         usual = ["--input", str(shards), "--epochs", "1", "--n-features", "4", *flags]
         self._command = [sys.executable, "-W", "error", "scripts/extract.py", *usual]
         ended = self._run(folder / "undisturbed")

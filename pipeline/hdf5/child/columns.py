@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 
 from pipeline.hdf5.child.candidates import Rows
+from pipeline.hdf5.child.extras import is_bare, n_set
 from pipeline.hdf5.child.find import Refused, as_dataset, attribute, dtype_of, elsewhere, held, names_in, reached
 from pipeline.hdf5.child.layouts import layout_claim
-from pipeline.hdf5.child.riders import is_bare, n_set
 from pipeline.hdf5.forms import (
     beside,
     has_one_for_each_column,

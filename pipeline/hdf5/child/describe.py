@@ -13,9 +13,9 @@ import numpy as np
 
 from pipeline.hdf5.child.candidates import Rows, choose, find
 from pipeline.hdf5.child.columns import find_columns
+from pipeline.hdf5.child.extras import find_extras, find_named
 from pipeline.hdf5.child.find import Refused, attribute, dtype_of, elsewhere, link_of, locate, names_in, objects
 from pipeline.hdf5.child.layouts import filters_of, layout_claim
-from pipeline.hdf5.child.riders import find_carried, find_riders
 from pipeline.hdf5.child.stacked import virtual_shape
 from pipeline.hdf5.filters.codecs import FILTERS
 from pipeline.hdf5.forms import beside, normal, text
@@ -36,7 +36,7 @@ def describe(
     file: h5py.File,
     dataset: str | None,
     orientation: str | None = None,
-    carry: Sequence[str] = (),
+    include: Sequence[str] = (),
     has_extras: bool = True,
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Find the rows and their extras.
@@ -48,7 +48,7 @@ def describe(
         Path of the rows. By default ``X``, or the only candidate.
     orientation : str, optional
         Axis of the rows: ``rows`` (the first one) or ``columns`` (the last one).
-    carry : sequence of str
+    include : sequence of str
         Paths of further extras, from the root.
     has_extras : bool
         False to look at the rows only, after extras next to them have exceeded the limits of the child.
@@ -57,8 +57,8 @@ def describe(
     -------
     dict
         ``dataset``, ``columns`` (as from `find_columns`) and ``fill_value``; ``form``, ``shape`` and ``rows``: the
-        layouts of the datasets with the rows, as in `pipeline.hdf5.forms`; ``riders``, each with ``name``, ``layout``,
-        ``categories`` and ``is_carried``; ``left_out``, as from `forms.leave_out`.
+        layouts of the datasets with the rows, as in `pipeline.hdf5.forms`; ``extras``, each with ``name``, ``layout``,
+        ``categories`` and ``is_named``; ``left_out``, as from `forms.leave_out`.
     list of ndarray
         For each chunked layout in turn, the rows' first: offsets, sizes and filter masks of its chunks, shape
         (3, n_chunks), int64. For each one inside the metadata: its bytes. At the end the bytes of the columns' numbers.
@@ -68,7 +68,7 @@ def describe(
     rows = find(file, dataset, orientation)
     arrays: list[np.ndarray] = []
     layouts = [layout_claim(part, path, arrays) for path, part in rows.parts]
-    riders, left_out = _extras(file, rows, carry, has_extras, arrays)
+    extras, left_out = _extras(file, rows, include, has_extras, arrays)
     answer = {
         "dataset": rows.name,
         "columns": find_columns(file, rows, arrays),
@@ -76,24 +76,24 @@ def describe(
         "form": rows.form,
         "shape": rows.shape,
         "rows": layouts,
-        "riders": riders,
+        "extras": extras,
         "left_out": left_out,
     }
     return answer, arrays
 
 
 def _extras(
-    file: h5py.File, rows: Rows, carry: Sequence[str], has_extras: bool, arrays: list[np.ndarray]
+    file: h5py.File, rows: Rows, include: Sequence[str], has_extras: bool, arrays: list[np.ndarray]
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
-    riders: list[dict[str, Any]] = []
+    extras: list[dict[str, Any]] = []
     left_out: list[list[Any]] = []
     if has_extras:
-        riders, left_out = find_riders(rows.parent, rows.name, rows.shape, arrays)
+        extras, left_out = find_extras(rows.parent, rows.name, rows.shape, arrays)
     # An extra that is named and lies next to the rows is included once, under its own name.
-    included = {beside(normal(rows.name), rider["name"]) for rider in riders}
-    others = [path for path in carry if path not in included]
-    carried, missing = find_carried(file, others, rows.shape, arrays)
-    return riders + carried, [*missing, *left_out][:MOST_LEFT_OUT]
+    included = {beside(normal(rows.name), extra["name"]) for extra in extras}
+    others = [path for path in include if path not in included]
+    named, missing = find_named(file, others, rows.shape, arrays)
+    return extras + named, [*missing, *left_out][:MOST_LEFT_OUT]
 
 
 def _fill_value(rows: h5py.Dataset) -> float | None:

@@ -96,7 +96,7 @@ def _description(
     expect(prod(shape[1:]), CATEGORIES.encode() not in group.links, not _names_columns(group, dataset, shape))
     arrays: list[np.ndarray] = []
     layout = layout_claim(file, rows, dataset, arrays)
-    riders, left_out = _find_riders(file, group, dataset, name, shape, arrays)
+    extras, left_out = _find_extras(file, group, dataset, name, shape, arrays)
     answer = {
         "dataset": dataset,
         "columns": {"names": None, "names_from": "", "values_from": None, "note": ""},
@@ -104,7 +104,7 @@ def _description(
         "form": "columns" if orientation == "columns" else "dense",
         "shape": list(shape),
         "rows": [layout],
-        "riders": riders,
+        "extras": extras,
         "left_out": left_out,
     }
     return answer, arrays
@@ -179,11 +179,11 @@ def _has_coordinate(group: _Group, n_rows: int, n_inputs: int) -> bool:
     return False
 
 
-def _find_riders(
+def _find_extras(
     file: Metadata, group: _Group, rows: str, rows_name: bytes, shape: tuple[int, ...], arrays: list[np.ndarray]
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
-    """Return extras and what is left out of the other objects in the group, as `child.riders.find_riders` does."""
-    riders: list[dict[str, Any]] = []
+    """Return extras and what is left out of the other objects in the group, as `child.extras.find_extras` does."""
+    extras: list[dict[str, Any]] = []
     left_out: list[list[Any]] = []
     for name, address in group.links.items():
         other = group.objects[address]
@@ -191,10 +191,10 @@ def _find_riders(
             continue
         if other is not None and rides(other.shape, shape[0]) and is_utf8(name):
             layout = layout_claim(file, other, beside(rows, text(name)), arrays)
-            riders.append({"name": text(name), "layout": layout, "categories": None, "is_carried": False})
+            extras.append({"name": text(name), "layout": layout, "categories": None, "is_named": False})
         else:
             _leave_out(left_out, name, other, shape)
-    return riders, left_out
+    return extras, left_out
 
 
 def _leave_out(left_out: list[list[Any]], name: bytes, other: Dataset | None, shape: tuple[int, ...]) -> None:

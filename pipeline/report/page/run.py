@@ -219,7 +219,7 @@ def settings(report: Mapping[str, Any]) -> Section:
 def _inputs(inputs: Mapping[str, Any] | None) -> Iterator[Item]:
     if not inputs:
         return
-    extras = ", ".join(inputs["riders"]) or "nothing"
+    extras = inputs.get("extras", inputs.get("riders", []))  # version 0.1.0 wrote the other name
     files = ", ".join(path(file) for file in inputs["files"])
     rows = [
         ("shards", count(inputs["n_shards"])),
@@ -228,7 +228,7 @@ def _inputs(inputs: Mapping[str, Any] | None) -> Iterator[Item]:
         ("dataset", cut(inputs["dataset"], 80)),
         ("columns", cut(inputs.get("columns", "-"), 120)),
         ("stored as", cut(inputs["dtype"], 40)),
-        ("riding along", cut(extras, 200)),
+        ("extras", cut(", ".join(extras) or "nothing", 200)),
         ("files", cut(files, 300)),
     ]
     yield Table.of("Input", "what, value", rows)

@@ -16,7 +16,7 @@ import pytest
 from pipeline.hdf5.child import ask as gatekeeper
 from pipeline.hdf5.child.ask import LIMITS, ask
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_riders
+from pipeline.shards.rows import read, read_extras
 from pipeline.shards.shard import Block
 from pipeline.shards.vet import Selection, vet
 from tests.support.child import DRIVER, ROOT, child_pid, plant, unusual
@@ -225,11 +225,11 @@ def test_child_is_no_fork_and_needs_no_lock_of_the_driver(path, fresh, monkeypat
 
 def test_concurrent_questions_are_answered_concurrently(tmp_path, fresh):
     text = np.array(["one", "two", "three"], object)
-    shards = open_shards([write_shard(tmp_path / f"{i}.h5", numbered(3), riders={"t": text}) for i in range(8)])
+    shards = open_shards([write_shard(tmp_path / f"{i}.h5", numbered(3), extras={"t": text}) for i in range(8)])
     found = {}
 
     def take(i):
-        found[i] = [read_riders(Block(shards[i], j, j + 1))["t"][0].decode() for j in range(3)]
+        found[i] = [read_extras(Block(shards[i], j, j + 1))["t"][0].decode() for j in range(3)]
 
     threads = [threading.Thread(target=take, args=(i,)) for i in range(8)]
     for thread in threads:

@@ -173,7 +173,7 @@ def test_only_matrix_of_a_matlab_workspace_holds_the_rows(tmp_path):
     }
     path = write(tmp_path / "x.mat", held, [("data", "MATLAB_class", np.bytes_(b"double"))])
     (shard,) = open_shards([path], orientation="columns")
-    assert (shard.dataset, [rider.name for rider in shard.riders]) == ("data", ["labels"])
+    assert (shard.dataset, [extra.name for extra in shard.extras]) == ("data", ["labels"])
 
 
 def test_single_row_next_to_rows_in_columns_is_no_candidate(tmp_path):

@@ -4,7 +4,7 @@ import h5py
 import pytest
 
 from pipeline.hdf5 import limits
-from pipeline.hdf5.child import describe, find, layouts, riders
+from pipeline.hdf5.child import describe, extras, find, layouts
 from pipeline.shards.open import open_shards
 from tests.support import hostile
 from tests.support.helpers import numbered, refused, write_shard
@@ -97,10 +97,10 @@ def test_too_many_chunks_are_refused(tmp_path):
 
 
 def test_only_the_first_of_too_many_extras_are_read(tmp_path):
-    path = write_shard(tmp_path / "x.h5", numbered(2), riders={f"r{i}": range(2) for i in range(4)})
+    path = write_shard(tmp_path / "x.h5", numbered(2), extras={f"r{i}": range(2) for i in range(4)})
     with h5py.File(path) as file:
-        found, left_out = riders.find_riders(file.id, "X", file["X"].shape, [], most=3)
-    assert [rider["name"] for rider in found] == ["r0", "r1", "r2"]
+        found, left_out = extras.find_extras(file.id, "X", file["X"].shape, [], most=3)
+    assert [extra["name"] for extra in found] == ["r0", "r1", "r2"]
     ((name, reason, is_missed),) = left_out
     assert (name, is_missed) == ("r3", True)
     assert "3" in reason

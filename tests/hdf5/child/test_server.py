@@ -73,12 +73,12 @@ def test_allowed_action_of_the_child_is_seen_as_allowed(path, evil):
 WITHOUT_RIGHTS = """
 import sys
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_riders
+from pipeline.shards.rows import read, read_extras
 from pipeline.shards.shard import Block
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 assert int(status["CapEff"], 16) == 0
 (shard,) = open_shards([sys.argv[1]])
-print(read(Block(shard, 0, 3)).tolist(), read_riders(Block(shard, 0, 3))["text"].tolist())
+print(read(Block(shard, 0, 3)).tolist(), read_extras(Block(shard, 0, 3))["text"].tolist())
 """
 
 
@@ -91,7 +91,7 @@ def test_child_starts_under_lower_limits_of_the_user(path):
 
 def test_driver_without_capabilities_has_a_child(tmp_path):
     text = np.array([b"a", b"bc", b""], object)  # which only the child can read
-    path = write_shard(tmp_path / "x.h5", numbered(3), riders={"text": text})
+    path = write_shard(tmp_path / "x.h5", numbered(3), extras={"text": text})
     drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.getuid() == 0 else []
     command = [*drop, sys.executable, "-c", WITHOUT_RIGHTS, path]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -13,7 +13,7 @@ from pipeline.hdf5.child import ask
 from pipeline.hdf5.filters import codecs
 from pipeline.hdf5.filters.codecs import undone
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_riders
+from pipeline.shards.rows import read, read_extras
 from pipeline.shards.shard import Block
 from pipeline.shards.vet import vet
 from tests.support.cases import case
@@ -45,7 +45,7 @@ def test_files_filtered_by_other_software_read_back(name):
     for start, stop in ((0, 60), (33, 37), (59, 60)):
         block = Block(shard, start, stop)
         np.testing.assert_array_equal(read(block), ROWS[start:stop])
-        np.testing.assert_array_equal(read_riders(block)["y"], np.arange(start, stop))
+        np.testing.assert_array_equal(read_extras(block)["y"], np.arange(start, stop))
 
 
 @pytest.mark.process
@@ -73,7 +73,7 @@ def test_other_filters_are_refused_with_ways_to_convert_the_file(name, words):
 def test_text_with_a_registered_filter_is_left_out_alone(caplog):
     (shard,) = open_shards([str(path_of("text"))])
     np.testing.assert_array_equal(read(Block(shard, 0, 60)), ROWS)
-    assert [*read_riders(Block(shard, 0, 60))] == ["y"]
+    assert [*read_extras(Block(shard, 0, 60))] == ["y"]
     assert shard.left_out
 
 

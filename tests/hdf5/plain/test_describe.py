@@ -19,7 +19,7 @@ from pipeline.hdf5.plain import contents, metadata
 from pipeline.hdf5.plain.describe import describe_plain
 from pipeline.hdf5.superblock import signature_at
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_riders
+from pipeline.shards.rows import read, read_extras
 from pipeline.shards.shard import Block
 from pipeline.shards.vet import vet
 from tests.support import fuzzing, hostile
@@ -79,7 +79,7 @@ def test_numbers_of_every_dtype_are_read_as_rows_and_extras(tmp_path, libver, ra
         with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest")) as file:
             file["X"] = np.zeros((3, 2, 1, 4, 2)[:rank], code)
             for i, other in enumerate(NUMBERS if rank == 2 and libver == "earliest" else [code]):
-                file[f"rider {i}"] = np.zeros(3, other)
+                file[f"extra {i}"] = np.zeros(3, other)
         assert_plain(tmp_path / "x.h5")
 
 
@@ -107,7 +107,7 @@ def test_chunks_of_every_shape_and_filter_are_found(tmp_path, how, libver):
     assert_plain(tmp_path / "x.h5")
     (shard,) = open_shards([str(tmp_path / "x.h5")])
     np.testing.assert_array_equal(read(Block(shard, 0, 30)), ROWS)
-    np.testing.assert_array_equal(read_riders(Block(shard, 3, 30))["y"], np.arange(3, 30))
+    np.testing.assert_array_equal(read_extras(Block(shard, 3, 30))["y"], np.arange(3, 30))
 
 
 @pytest.mark.parametrize("n_bytes", [512, 4096])
@@ -200,8 +200,8 @@ def test_compact_values_are_plain(tmp_path, libver):
 
 
 def test_our_own_output_is_plain(tmp_path):
-    riders = {"y": np.arange(500), "name": np.zeros(500, "S5")}
-    data = part_bytes(np.zeros((500, 3), np.float32), np.ones(500, bool), riders, {"about": {"x": "y" * 1000}})
+    extras = {"y": np.arange(500), "name": np.zeros(500, "S5")}
+    data = part_bytes(np.zeros((500, 3), np.float32), np.ones(500, bool), extras, {"about": {"x": "y" * 1000}})
     (tmp_path / "x.h5").write_bytes(data)
     assert_plain(tmp_path / "x.h5")
     assert_plain(tmp_path / "x.h5", "features")
@@ -254,7 +254,7 @@ def test_unusual_structures_are_left_to_the_child(tmp_path, change, libver):
 
 
 def test_extra_with_too_long_values_is_left_out_alone(tmp_path):
-    path = write_shard(tmp_path / "x.h5", numbered(2), riders={"long": np.zeros(2, f"S{MOST_ITEM + 1}")})
+    path = write_shard(tmp_path / "x.h5", numbered(2), extras={"long": np.zeros(2, f"S{MOST_ITEM + 1}")})
     (shard,) = open_shards([path])
     (long,) = shard.left_out
     assert long.name == "long"
@@ -445,7 +445,7 @@ def test_checksum_equals_an_independent_lookup3():
 
 def test_plain_files_need_no_child(tmp_path, monkeypatch):
     for i in range(250):
-        write_shard(tmp_path / f"{i}.h5", numbered(3), riders={"y": range(3)})
+        write_shard(tmp_path / f"{i}.h5", numbered(3), extras={"y": range(3)})
 
     def none():
         raise AssertionError("a child was started")

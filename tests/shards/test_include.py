@@ -13,10 +13,10 @@ from pipeline.features import Features, open_features
 from pipeline.hdf5 import limits
 from pipeline.hdf5.child import find
 from pipeline.hdf5.child.describe import describe
+from pipeline.hdf5.child.extras import _check_categories
 from pipeline.hdf5.child.find import Refused
-from pipeline.hdf5.child.riders import _check_categories
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read_riders
+from pipeline.shards.rows import read_extras
 from pipeline.shards.shard import Block
 from tests.support.cases import case
 from tests.support.helpers import names, numbered, refused, write_shard
@@ -28,30 +28,30 @@ N = 4
 
 
 def categorical(codes, categories, name="obs/kind"):
-    """Riders as AnnData has a categorical."""
+    """Extras as AnnData has a categorical."""
     texts = isinstance(categories[0], str)
     stored = np.array(categories, object if texts else None)
     return {f"{name}/codes": np.array(codes, "i1"), f"{name}/categories": stored}
 
 
 def earlier(codes, categories):
-    """Riders as AnnData had it before version 0.7."""
+    """Extras as AnnData had it before version 0.7."""
     return {"obs/kind": np.array(codes, "i1"), "obs/__categories/kind": np.array(categories, object)}
 
 
 @pytest.fixture
 def shards(tmp_path):
-    """Write a shard of N rows for each set of riders, and open them with what is named."""
+    """Write a shard of N rows for each set of extras, and open them with what is named."""
 
-    def opened(*riders, carry=("obs/kind",)):
-        paths = [write_shard(tmp_path / f"{i}.h5", numbered(N), riders=r) for i, r in enumerate(riders)]
-        return open_shards(paths, carry=carry)
+    def opened(*extras, include=("obs/kind",)):
+        paths = [write_shard(tmp_path / f"{i}.h5", numbered(N), extras=r) for i, r in enumerate(extras)]
+        return open_shards(paths, include=include)
 
     return opened
 
 
 def values(shards, name):
-    return [value for shard in shards for value in read_riders(Block(shard, 0, N))[name].tolist()]
+    return [value for shard in shards for value in read_extras(Block(shard, 0, N))[name].tolist()]
 
 
 def values_of(shards):
@@ -60,7 +60,7 @@ def values_of(shards):
 
 def meant(shards, name="kind"):
     """What codes stand for."""
-    (categories,) = {rider.categories for shard in shards for rider in shard.riders if rider.name == name}
+    (categories,) = {extra.categories for shard in shards for extra in shard.extras if extra.name == name}
     return [None if code < 0 else categories[code] for code in values(shards, name)]
 
 
@@ -69,42 +69,42 @@ def meant(shards, name="kind"):
 
 @pytest.mark.process
 def test_named_datasets_are_extras_in_any_group(shards):
-    riders = {"y": range(N), "labels/a": range(10, 14), "deep/er/b": np.zeros((N, 1))}
-    opened = shards(riders, carry=["labels/a", "deep/er/b"])
+    extras = {"y": range(N), "labels/a": range(10, 14), "deep/er/b": np.zeros((N, 1))}
+    opened = shards(extras, include=["labels/a", "deep/er/b"])
     assert names(opened[0]) == ("y", "a", "b")
     assert values(opened, "a") == [10, 11, 12, 13]
 
 
 def test_extra_may_be_named_explicitly(shards):
-    assert names(shards({"y": range(N)}, carry=["y"])[0]) == ("y",)
+    assert names(shards({"y": range(N)}, include=["y"])[0]) == ("y",)
 
 
 def test_dataset_named_twice_is_one_extra(shards):
-    assert names(shards({"obs/kind": range(N)}, carry=["obs/kind", "obs/kind"])[0]) == ("kind",)
+    assert names(shards({"obs/kind": range(N)}, include=["obs/kind", "obs/kind"])[0]) == ("kind",)
 
 
 def test_named_extras_precede_the_limit_on_their_number(shards, monkeypatch, caplog):
-    monkeypatch.setattr("pipeline.shards.riding.MOST_RIDERS", 1)
+    monkeypatch.setattr("pipeline.shards.extras.MAX_EXTRAS", 1)
     opened = shards({"a": range(N), "b": range(N), "obs/kind": range(N)}, {"a": range(N), "obs/kind": range(N)})
     assert names(opened[1]) == ("a", "kind")
     assert "1 more" in caplog.text
 
 
 def test_equal_names_of_extras_are_prefixed_with_their_group(shards):
-    riders = {"y": range(N), "a/y": range(1, 5), "a/z": range(2, 6), "b/z": range(3, 7)}
-    opened = shards(riders, carry=["a/y", "a/z", "b/z"])
+    extras = {"y": range(N), "a/y": range(1, 5), "a/z": range(2, 6), "b/z": range(3, 7)}
+    opened = shards(extras, include=["a/y", "a/z", "b/z"])
     assert names(opened[0]) == ("y", "a_y", "a_z", "b_z")
     assert [values(opened, name)[0] for name in names(opened[0])] == [0, 1, 2, 3]
 
 
 def test_named_dataset_that_does_not_exist_is_an_error(shards):
-    riders = {"y": range(N), "obs/age": range(N), **categorical([0] * N, ["a"], "obs/type"), "short": range(3)}
-    with refused(65, "0.h5 dataset=obs/kind: ", "obs/age, obs/type, y", "--carry"):
-        shards(riders, riders)
+    extras = {"y": range(N), "obs/age": range(N), **categorical([0] * N, ["a"], "obs/type"), "short": range(3)}
+    with refused(65, "0.h5 dataset=obs/kind: ", "obs/age, obs/type, y", "--include"):
+        shards(extras, extras)
 
 
 def test_file_is_searched_once_for_a_missing_name(tmp_path, monkeypatch):
-    path = write_shard(tmp_path / "x.h5", numbered(3), riders={"y": np.arange(3)})
+    path = write_shard(tmp_path / "x.h5", numbered(3), extras={"y": np.arange(3)})
     monkeypatch.setattr(find, "listing", lambda file: pytest.fail("listed again"))
     with h5py.File(path) as file:
         answer, _ = describe(file, None, None, ["obs/kind"])
@@ -114,7 +114,7 @@ def test_file_is_searched_once_for_a_missing_name(tmp_path, monkeypatch):
 
 
 def test_named_extra_may_be_missing_in_some_shards(shards, caplog):
-    opened = shards({"obs/kind": range(N)}, {}, carry=["obs/kind"])
+    opened = shards({"obs/kind": range(N)}, {}, include=["obs/kind"])
     assert names(opened[0]) == ("kind", "kind_present")
     assert values(opened, "kind_present") == [True] * N + [False] * N
     assert "1 of 2 shards" in caplog.text
@@ -134,22 +134,22 @@ def test_named_dataset_that_cannot_be_an_extra_is_an_error(tmp_path, how, phrase
     with h5py.File(path, "a") as file:
         file.create_dataset("obs/kind", **how)
     with refused(65, f"file={path} dataset=obs/kind: ", phrase):
-        open_shards([path], carry=["obs/kind"])
+        open_shards([path], include=["obs/kind"])
 
 
 @pytest.mark.parametrize("link", [h5py.SoftLink("/y"), h5py.ExternalLink("other.h5", "/y")])
 @pytest.mark.parametrize("place", ["obs", "obs/kind"])
 def test_links_to_named_datasets_are_refused(tmp_path, link, place):
-    path = write_shard(tmp_path / "x.h5", numbered(N), riders={"y": range(N)})
+    path = write_shard(tmp_path / "x.h5", numbered(N), extras={"y": range(N)})
     with h5py.File(path, "a") as file:
         file[place] = link
     with refused(65, f"file={path} dataset=obs/kind: ", "link"):
-        open_shards([path], carry=["obs/kind"])
+        open_shards([path], include=["obs/kind"])
 
 
 def test_group_that_is_no_categorical_is_an_error(shards):
     with refused(65, "dataset=obs: a group"):
-        shards({"obs/kind": range(N)}, carry=["obs"])
+        shards({"obs/kind": range(N)}, include=["obs"])
 
 
 @pytest.mark.parametrize("values", [np.arange(N), np.array(["a", "b", "c", "d"], object)], ids=["numbers", "texts"])
@@ -191,7 +191,7 @@ def test_codes_in_a_row_are_merged_across_shards(tmp_path):
         write_shard(
             tmp_path / f"{i}.h5",
             numbered(2, N),
-            riders={"kind": np.array([[0, 1, -1, 0]]), "__categories/kind": np.array(categories, object)},
+            extras={"kind": np.array([[0, 1, -1, 0]]), "__categories/kind": np.array(categories, object)},
         )
         for i, categories in enumerate((["a", "b"], ["b", "c"]))
     ]
@@ -204,23 +204,23 @@ def test_dtype_of_codes_holds_every_code_and_none(shards):
             words = np.array([str(i) for i in range(n)], object)
             opened = shards({"obs/kind/codes": np.array([1, 0, 0, 1], dtype), "obs/kind/categories": words})
             assert meant(opened) == ["1", "0", "0", "1"]
-            (rider,) = opened[0].riders
-            assert rider.absent == -1
-            assert np.iinfo(rider.dtype).max >= n - 1
+            (extra,) = opened[0].extras
+            assert extra.absent == -1
+            assert np.iinfo(extra.dtype).max >= n - 1
 
 
 def test_codes_are_widened_for_many_categories(shards):
     many = [[f"{i} {j}" for j in range(100)] for i in range(3)]
     opened = shards(*(categorical([99, 0, -1, 1], each) for each in many))
     assert meant(opened) == [word for each in many for word in (each[99], each[0], None, each[1])]
-    assert read_riders(Block(opened[0], 0, N))["kind"].dtype == np.int16
+    assert read_extras(Block(opened[0], 0, N))["kind"].dtype == np.int16
 
 
 @pytest.mark.parametrize(
     "other", [categorical([0] * N, [1]), {"obs/kind": np.array(["a"] * N, object)}], ids=["numbers", "texts"]
 )
 def test_incompatible_categories_are_an_error_with_both_files(shards, other):
-    with refused(65, "kind", "0.h5", "1.h5", "--carry"):
+    with refused(65, "kind", "0.h5", "1.h5", "--include"):
         shards(categorical([0] * N, ["a"]), other)
 
 
@@ -234,8 +234,8 @@ def test_code_without_a_category_is_an_error(shards):
 
 def test_too_many_or_invalid_categories_are_refused(tmp_path):
     for i, odd in enumerate((np.arange(3), numbered(2), np.zeros(2, "c8"))):
-        riders = {"obs/kind/codes": np.zeros(N, "i1"), "obs/kind/categories": odd}
-        path = write_shard(tmp_path / f"{i}.h5", numbered(N), riders=riders)
+        extras = {"obs/kind/codes": np.zeros(N, "i1"), "obs/kind/categories": odd}
+        path = write_shard(tmp_path / f"{i}.h5", numbered(N), extras=extras)
         with h5py.File(path) as file, pytest.raises(Refused, match="categories"):
             _check_categories(file["obs/kind/categories"], "obs/kind/categories", most=2)
 
@@ -243,18 +243,18 @@ def test_too_many_or_invalid_categories_are_refused(tmp_path):
 def test_too_many_categories_in_all_shards_are_left_out(shards, monkeypatch, caplog):
     monkeypatch.setattr("pipeline.hdf5.forms.MOST_CATEGORIES", 3)
     beside = [{"y": [0] * N, "__categories/y": np.array(words, object)} for words in (["a", "b"], ["c", "d"])]
-    opened = shards(*beside, carry=[])
+    opened = shards(*beside, include=[])
     assert names(opened[0]) == ()
     assert "2 categories from file=" in caplog.text
-    with refused(65, "kind", "2 categories", "--carry"):
+    with refused(65, "kind", "2 categories", "--include"):
         shards(categorical([0] * N, ["a", "b"]), categorical([0] * N, ["c", "d"]))
 
 
 def test_long_category_among_many_takes_no_memory(tmp_path, caplog):
     """Of one length they would take a thousand times what the file does."""
     words = np.array(["x" * 2**19, *map(str, range(10**4))], object)
-    riders = {"y": range(N), "kind": [0] * N, "__categories/kind": words, "id": [0] * N}
-    path = write_shard(tmp_path / "x.h5", numbered(N), riders=riders)
+    extras = {"y": range(N), "kind": [0] * N, "__categories/kind": words, "id": [0] * N}
+    path = write_shard(tmp_path / "x.h5", numbered(N), extras=extras)
     with h5py.File(path, "a") as file:
         file.create_dataset("__categories/id", (2**16,), "S1000")
     (shard,) = open_shards([path])
@@ -265,8 +265,8 @@ def test_long_category_among_many_takes_no_memory(tmp_path, caplog):
 
 
 def test_too_large_category_costs_the_extra_alone(tmp_path, caplog):
-    riders = {"y": range(N), "kind": [0] * N, "__categories/kind": np.array([1, 2**63], "u8")}
-    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(N), riders=riders)])
+    extras = {"y": range(N), "kind": [0] * N, "__categories/kind": np.array([1, 2**63], "u8")}
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(N), extras=extras)])
     assert names(shard) == ("y",)
     assert "dataset=kind: category 9223372036854775808" in caplog.text
 
@@ -274,14 +274,14 @@ def test_too_large_category_costs_the_extra_alone(tmp_path, caplog):
 def test_forged_categories_in_an_answer_are_refused(tmp_path, monkeypatch):
     for odd in [["a", 1], [None], [2**70], ["\ud800"], "text", [["a"]], ["x" * (limits.MOST_WORDS + 1)]]:
         with case(odd):
-            path = write_shard(tmp_path / "x.h5", numbered(N), riders=categorical([0] * N, ["a"]))
+            path = write_shard(tmp_path / "x.h5", numbered(N), extras=categorical([0] * N, ["a"]))
             with h5py.File(path) as file:
                 facts, arrays = describe(file, None, None, ["obs/kind"])
             claims = json.loads(json.dumps(facts))
-            claims["riders"][0]["categories"] = odd
+            claims["extras"][0]["categories"] = odd
             monkeypatch.setattr("pipeline.shards.vet.ask", lambda *_, answer=(claims, arrays): answer)
             with refused(65, f"file={path}"):
-                open_shards([path], carry=["obs/kind"])
+                open_shards([path], include=["obs/kind"])
 
 
 def test_negative_code_is_no_label():
@@ -298,27 +298,27 @@ def test_codes_and_categories_are_in_every_output(tmp_path, monkeypatch):
     (tmp_path / "shards").mkdir()
     rows = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
     for i, categories in enumerate((["x", "ü"], ["ü", "z"])):
-        riders = {"y": range(30), **categorical(np.arange(30) % 3 - 1, categories)}
-        write_shard(tmp_path / "shards" / f"{i}.h5", rows[30 * i : 30 * i + 30], riders=riders)
+        extras = {"y": range(30), **categorical(np.arange(30) % 3 - 1, categories)}
+        write_shard(tmp_path / "shards" / f"{i}.h5", rows[30 * i : 30 * i + 30], extras=extras)
     flags = ["--input", str(tmp_path / "shards"), "--output", str(tmp_path / "out"), "--epochs", "1", "--single-file"]
     assert main("", flags) == 0
     before = open_features(tmp_path / "out").features.compute()
-    assert set(open_features(tmp_path / "out").riders) == {"y"}
-    assert main("", [*flags, "--carry", "obs/kind"]) == 78  # other results
-    assert main("", [*flags, "--carry", "obs/kind", "--overwrite"]) == 0
+    assert set(open_features(tmp_path / "out").extras) == {"y"}
+    assert main("", [*flags, "--include", "obs/kind"]) == 78  # other results
+    assert main("", [*flags, "--include", "obs/kind", "--overwrite"]) == 0
     expected = [None, "x", "ü"] * 10 + [None, "ü", "z"] * 10
     for path in (tmp_path / "out", tmp_path / "out" / "single.h5"):
         found = open_features(path)
         categories = found.categories["kind"]
         assert categories.tolist() == ["x", "ü", "z"]
-        codes = found.riders["kind"].compute()
+        codes = found.extras["kind"].compute()
         assert [None if code < 0 else categories[code] for code in codes] == expected
         np.testing.assert_array_equal(found.features.compute(), before)
     with h5py.File(tmp_path / "out" / "index.h5") as index:
         assert index["kind"][:].tolist() == codes.tolist()
         assert [text.decode() for text in index["__categories/kind"][:]] == ["x", "ü", "z"]
     parts = open_shards([str(tmp_path / "out")])
-    assert {rider.categories for shard in parts for rider in shard.riders if rider.name == "kind"} == {("x", "ü", "z")}
+    assert {extra.categories for shard in parts for extra in shard.extras if extra.name == "kind"} == {("x", "ü", "z")}
     assert not any(each.is_missed for shard in parts for each in shard.left_out)
 
 
@@ -326,11 +326,11 @@ def test_naming_extras_changes_neither_scan_nor_model(tmp_path, monkeypatch, cap
     install(monkeypatch)
     caplog.set_level("INFO", "pipeline")
     rows = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
-    path = write_shard(tmp_path / "x.h5", rows, riders={"labels/y": np.arange(60), "labels/z": np.arange(60)})
+    path = write_shard(tmp_path / "x.h5", rows, extras={"labels/y": np.arange(60), "labels/z": np.arange(60)})
     flags = ["--input", path, "--output", str(tmp_path / "out"), "--epochs", "1"]
     assert main("", flags) == 0
     caplog.clear()
-    assert main("", [*flags, "--carry", "labels/y", "/labels//z", "--overwrite"]) == 0
-    assert "carry None -> ['labels/y', 'labels/z']" in caplog.text
-    assert open_features(tmp_path / "out").riders["z"].compute().tolist() == list(range(60))
+    assert main("", [*flags, "--include", "labels/y", "/labels//z", "--overwrite"]) == 0
+    assert "include None -> ['labels/y', 'labels/z']" in caplog.text
+    assert open_features(tmp_path / "out").extras["z"].compute().tolist() == list(range(60))
     assert "training" not in " ".join(message for message in caplog.messages if "epochs" in message)

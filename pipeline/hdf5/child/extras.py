@@ -37,9 +37,9 @@ from pipeline.hdf5.forms import (
     text,
 )
 from pipeline.hdf5.layout import most_unfolded
-from pipeline.hdf5.limits import MOST_CATEGORIES, MOST_ITEM, MOST_PADDED, MOST_RIDERS, MOST_WORDS
+from pipeline.hdf5.limits import MAX_EXTRAS, MOST_CATEGORIES, MOST_ITEM, MOST_PADDED, MOST_WORDS
 
-__all__ = ["find_carried", "find_riders", "is_bare", "n_set"]
+__all__ = ["find_extras", "find_named", "is_bare", "n_set"]
 
 _MOST_NUMBER = 2**63  # unsigned categories stay below it, since they are stored with signed ones
 _AT_ONCE = 2**22  # values of a mask that are read at once
@@ -54,28 +54,28 @@ class _Unmissed(Refused):
     """Refusal of something that no user misses; empty if it need not be reported."""
 
 
-def find_riders(
-    parent: Any, rows: str, shape: tuple[int, ...], arrays: list[np.ndarray], most: int = MOST_RIDERS
+def find_extras(
+    parent: Any, rows: str, shape: tuple[int, ...], arrays: list[np.ndarray], most: int = MAX_EXTRAS
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
     """Return the extras in the group of the rows, which have that path and shape, and what is left out.
 
     Arrays are appended to `arrays`, as by `layout_claim`. What is left out has a name, the reason, and whether a user
     may miss it. At most `most` extras are returned.
     """
-    riders: list[dict[str, Any]] = []
+    extras: list[dict[str, Any]] = []
     left_out: list[list[Any]] = []
     skipped = (parts_of(rows)[-1], CATEGORIES.encode())
     for name in names_in(parent):
         if name in skipped:
             continue
         try:
-            dataset = _rider_in(parent, name, shape)
-            if len(riders) == most:
-                raise Refused(f"more than {most} ride along already")
-            riders.append(_claim(dataset, parent, name, beside(rows, text(name)), arrays))
+            dataset = _extra_in(parent, name, shape)
+            if len(extras) == most:
+                raise Refused(f"there are {most} extras already")
+            extras.append(_claim(dataset, parent, name, beside(rows, text(name)), arrays))
         except Exception as error:
             _leave_out(left_out, name, error)
-    return riders, left_out
+    return extras, left_out
 
 
 def _leave_out(left_out: list[list[Any]], name: bytes, error: Exception) -> None:
@@ -96,10 +96,10 @@ def _leave_out(left_out: list[list[Any]], name: bytes, error: Exception) -> None
 def _claim(dataset: h5py.Dataset, parent: Any, name: bytes, path: str, arrays: list[np.ndarray]) -> dict[str, Any]:
     categories = _categories_beside(parent, name, path)
     layout = layout_claim(dataset, path, arrays)
-    return {"name": text(name), "layout": layout, "categories": categories, "is_carried": False}
+    return {"name": text(name), "layout": layout, "categories": categories, "is_named": False}
 
 
-def _rider_in(parent: Any, name: bytes, shape: tuple[int, ...]) -> h5py.Dataset:
+def _extra_in(parent: Any, name: bytes, shape: tuple[int, ...]) -> h5py.Dataset:
     """Return the dataset of a name in a group if it is an extra that can be written; otherwise refuse it."""
     link = link_of(parent, name)
     if link:
@@ -154,10 +154,10 @@ def _is_short_text(shape: tuple[int, ...], dtype: np.dtype) -> bool:
 # -- named ---------------------------------------------------------------------------------------------------------
 
 
-def find_carried(
+def find_named(
     file: h5py.File, paths: Sequence[str], shape: tuple[int, ...], arrays: list[np.ndarray]
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
-    """Return the extras at some paths, and the paths that do not exist; both as from `find_riders`.
+    """Return the extras at some paths, and the paths that do not exist; both as from `find_extras`.
 
     A group of codes and categories, as in AnnData, is included as its codes; one of values and a mask as its values, if
     the mask hides none.
@@ -167,29 +167,27 @@ def find_carried(
     Refused
         If something at a path cannot be an extra.
     """
-    riders: list[dict[str, Any]] = []
+    extras: list[dict[str, Any]] = []
     missing: list[list[Any]] = []
     for path in paths:
-        found = reached(file, path, if_link="{link}, cannot ride along")
+        found = reached(file, path, if_link="{link}, cannot be an extra")
         if found is None:
-            possible = _possible_riders(file, shape[0])
+            possible = _possible_extras(file, shape[0])
             missing.append([path, f"not there; one value for each row have {possible}", True])
         else:
             parent, item = found
-            riders.append(_carried_rider(parent, item, path, shape, arrays))
-    return riders, missing
+            extras.append(_named_extra(parent, item, path, shape, arrays))
+    return extras, missing
 
 
-def _carried_rider(
-    parent: Any, item: Any, path: str, shape: tuple[int, ...], arrays: list[np.ndarray]
-) -> dict[str, Any]:
+def _named_extra(parent: Any, item: Any, path: str, shape: tuple[int, ...], arrays: list[np.ndarray]) -> dict[str, Any]:
     dataset, where, categories = _values(parent, item, path, shape[0])
     try:
         _check(dataset, shape)
     except Refused as reason:
-        raise Refused(f"{str(reason) or 'a single value'}, cannot ride along", path) from reason
+        raise Refused(f"{str(reason) or 'a single value'}, cannot be an extra", path) from reason
     layout = layout_claim(dataset, where, arrays)
-    return {"name": path, "layout": layout, "categories": categories, "is_carried": True}
+    return {"name": path, "layout": layout, "categories": categories, "is_named": True}
 
 
 def _values(parent: Any, item: Any, path: str, n_rows: int) -> tuple[h5py.Dataset, str, list[Any] | None]:
@@ -274,7 +272,7 @@ def _check_categories(dataset: h5py.Dataset, path: str, most: int = MOST_CATEGOR
     return is_text
 
 
-def _possible_riders(file: h5py.File, n_rows: int) -> str:
+def _possible_extras(file: h5py.File, n_rows: int) -> str:
     """List what could be named: datasets with one value for each row, and groups of codes and categories."""
     names: dict[str, None] = {}
     with suppress(Refused):

@@ -8,10 +8,10 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.features import open_features
-from pipeline.shards import riding
+from pipeline.shards import extras as extras_module
+from pipeline.shards.extras import common_dtype
 from pipeline.shards.open import open_shards
-from pipeline.shards.riding import common_dtype
-from pipeline.shards.rows import read_riders
+from pipeline.shards.rows import read_extras
 from pipeline.shards.shard import Block
 from scripts import classify
 from tests.support.cases import case
@@ -23,17 +23,17 @@ LOWEST = np.iinfo(np.int64).min
 
 @pytest.fixture
 def shards(tmp_path):
-    """Write a shard of 3 rows for each set of riders, and open them."""
+    """Write a shard of 3 rows for each set of extras, and open them."""
 
-    def opened(*riders):
-        return open_shards([write_shard(tmp_path / f"{i}.h5", numbered(3), riders=r) for i, r in enumerate(riders)])
+    def opened(*extras):
+        return open_shards([write_shard(tmp_path / f"{i}.h5", numbered(3), extras=r) for i, r in enumerate(extras)])
 
     return opened
 
 
 def values(shards):
-    """What rides along with all rows, by name."""
-    found = [read_riders(Block(shard, 0, shard.n_rows)) for shard in shards]
+    """Return the extras of all rows by name."""
+    found = [read_extras(Block(shard, 0, shard.n_rows)) for shard in shards]
     return {name: np.concatenate([each[name] for each in found]).tolist() for name in found[0]}
 
 
@@ -67,14 +67,14 @@ def test_fill_values_of_missing_extras_are_unlikely_values(shards):
     ]:
         with case(present, missing):
             opened = shards({"y": present}, {})
-            found = read_riders(Block(opened[1], 0, 3))
+            found = read_extras(Block(opened[1], 0, 3))
             np.testing.assert_array_equal(np.array(found["y"].tolist()), np.array([missing] * 3))
             assert found["y_present"].tolist() == [False] * 3
 
 
 def test_shard_without_rows_lacks_no_extra(tmp_path, caplog):
     empty = write_shard(tmp_path / "0.h5", numbered(0))
-    opened = open_shards([empty, write_shard(tmp_path / "1.h5", numbered(2), riders={"y": [1, 2]})])
+    opened = open_shards([empty, write_shard(tmp_path / "1.h5", numbered(2), extras={"y": [1, 2]})])
     assert values(opened) == {"y": [1, 2]}
     assert "y_present" not in caplog.text
 
@@ -86,13 +86,13 @@ def test_shard_without_rows_does_not_affect_dtypes_of_extras(tmp_path, caplog, y
     codes, words = np.array([1, 0], "i1"), np.array([b"a", b"b"])
     filled = {"y": y, "kind/codes": codes, "kind/categories": words}
     paths = []
-    for i, (n, riders) in enumerate(((first, filled), (2 - first, filled))):
+    for i, (n, extras) in enumerate(((first, filled), (2 - first, filled))):
         if not n:
-            riders = {"y": np.array([]), "kind/codes": np.array([], "i1"), "kind/categories": [1.5]}
-        paths.append(write_shard(tmp_path / f"{i}.h5", numbered(n), riders=riders))
-    opened = open_shards(paths, carry=["kind"])
+            extras = {"y": np.array([]), "kind/codes": np.array([], "i1"), "kind/categories": [1.5]}
+        paths.append(write_shard(tmp_path / f"{i}.h5", numbered(n), extras=extras))
+    opened = open_shards(paths, include=["kind"])
     assert values(opened) == {"y": y.tolist(), "kind": [1, 0]}
-    assert {rider.categories for shard in opened for rider in shard.riders} == {None, ("a", "b")}
+    assert {extra.categories for shard in opened for extra in shard.extras} == {None, ("a", "b")}
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert f"{first and 1}.h5 dataset=X" in warning
 
@@ -104,7 +104,7 @@ def test_mask_of_an_extra_takes_an_unused_name(shards):
 
 def test_shards_with_equal_extras_are_unchanged(shards):
     opened = shards({"y": range(3)}, {"y": range(3)})
-    assert riding.unify_riders(opened) == opened
+    assert extras_module.unify_extras(opened) == opened
 
 
 # -- dtypes --------------------------------------------------------------------------------------------------------
@@ -143,14 +143,14 @@ def test_extras_of_two_dtypes_are_read_in_a_common_one(shards):
         {"y": np.array([2**40, -1, 0]), "t": np.array([b"long", b"", b"er"])},
     )
     assert values(opened) == {"y": [1, 2, 3, 2**40, -1, 0], "t": [b"a", b"b", b"c", b"long", b"", b"er"]}
-    assert all(read_riders(Block(shard, 0, 3))["y"].dtype == "i8" for shard in opened)
+    assert all(read_extras(Block(shard, 0, 3))["y"].dtype == "i8" for shard in opened)
 
 
 def test_extras_without_a_common_dtype_are_warned_about(shards, caplog):
     opened = shards({"y": np.array([1, 2, 3])}, {"y": np.array([b"a", b"b", b"c"])})
     first, second = (shard.path for shard in opened)
     assert re.search(rf"int64 .*file={re.escape(first)} .*\|S1 .*file={re.escape(second)}", caplog.text)
-    assert [read_riders(Block(shard, 0, 3))["y"].tolist() for shard in opened] == [[1, 2, 3], [b"a", b"b", b"c"]]
+    assert [read_extras(Block(shard, 0, 3))["y"].tolist() for shard in opened] == [[1, 2, 3], [b"a", b"b", b"c"]]
 
 
 # -- in the output -------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_manifest_and_classifier_say_why_labels_are_left_out(tmp_path, monkeypat
     install(monkeypatch)
     (tmp_path / "shards").mkdir()
     rows = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
-    write_shard(tmp_path / "shards" / "0.h5", rows, riders={"y": range(29)})
+    write_shard(tmp_path / "shards" / "0.h5", rows, extras={"y": range(29)})
     assert run(tmp_path, "--output", str(tmp_path / "out")) == 0
     assert open_features(tmp_path / "out").manifest["left_out"] == {"y": "shape (29,), expected (30,)"}
     assert classify.main(["--features", str(tmp_path / "out")]) == 65
@@ -183,7 +183,7 @@ def test_extras_that_differ_by_shard_are_in_parts_only(tmp_path, monkeypatch):
                 file.create_dataset(name, (30,), dtype)[...] = np.zeros(30, dtype)
     assert run(tmp_path, "--output", str(tmp_path / "out"), "--single-file") == 0
     found = open_features(tmp_path / "out")
-    assert set(found.riders) == {"z"}
+    assert set(found.extras) == {"z"}
     for name in ("index.h5", "single.h5"):
         with h5py.File(tmp_path / "out" / name) as file:
             assert set(file) == {"features", "valid", "z"}
@@ -199,8 +199,8 @@ def test_manifest_says_why_mixed_labels_are_not_in_the_index(tmp_path, monkeypat
     (tmp_path / "shards").mkdir()
     rows = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
     words = {"__categories/y": [b"a"]} if is_code else {}
-    write_shard(tmp_path / "shards" / "0.h5", rows, riders={"y": np.zeros(30, "i1"), **words})
-    write_shard(tmp_path / "shards" / "1.h5", rows, riders={"y": np.array([b"a"] * 30)})
+    write_shard(tmp_path / "shards" / "0.h5", rows, extras={"y": np.zeros(30, "i1"), **words})
+    write_shard(tmp_path / "shards" / "1.h5", rows, extras={"y": np.array([b"a"] * 30)})
     assert run(tmp_path, "--output", str(tmp_path / "out")) == 0
     left_out = open_features(tmp_path / "out").manifest["left_out"]
     assert set(left_out) == {"y"}
@@ -215,18 +215,18 @@ def test_features_do_not_depend_on_extras(tmp_path, monkeypatch):
     found = []
     for beside in ({}, {"y": np.arange(30), "t": np.array([b"x"] * 30), "o": np.arange(30)}):
         for i in range(3):
-            riders = {"o": np.array([b"o"] * 30)} if i == 1 and beside else beside if i != 1 else {}
-            write_shard(tmp_path / "shards" / f"{i}.h5", rows[30 * i : 30 * (i + 1)], riders=riders)
+            extras = {"o": np.array([b"o"] * 30)} if i == 1 and beside else beside if i != 1 else {}
+            write_shard(tmp_path / "shards" / f"{i}.h5", rows[30 * i : 30 * (i + 1)], extras=extras)
         output = str(tmp_path / f"output {len(beside)}")
         assert run(tmp_path, "--output", output) == 0
         found.append(open_features(output))
-    without, with_riders = found
-    assert not without.riders
-    np.testing.assert_array_equal(without.features.compute(), with_riders.features.compute())
-    assert set(with_riders.riders) == {"y", "y_present", "t", "t_present"}
+    without, with_extras = found
+    assert not without.extras
+    np.testing.assert_array_equal(without.features.compute(), with_extras.features.compute())
+    assert set(with_extras.extras) == {"y", "y_present", "t", "t_present"}
     with h5py.File(f"{output}/index.h5") as index:
-        assert set(index) == {"features", "valid", *with_riders.riders}
+        assert set(index) == {"features", "valid", *with_extras.extras}
         for name in ("y", "y_present", "t_present"):
-            assert index[name][:].tolist() == with_riders.riders[name].compute().tolist()
+            assert index[name][:].tolist() == with_extras.extras[name].compute().tolist()
         assert index["y"][:].tolist() == [*range(30), *[LOWEST] * 30, *range(30)]
         assert index["t_present"][:].tolist() == [True] * 30 + [False] * 30 + [True] * 30

@@ -1,11 +1,9 @@
 """Report docstrings that open with a relative clause, and words that the style page (docs/style.md) bans.
 
-    python scripts/check_style.py
+    python -m tests.support.prose
 
 Exits with 1 if there are more than a few. Prose that passes can still be bad: the script keeps what a rewrite reached.
 """
-
-from __future__ import annotations
 
 import ast
 import re
@@ -15,7 +13,7 @@ from pathlib import Path
 
 __all__ = ["main"]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MAX_FINDINGS = 10
 CODE = ("pipeline", "kernels", "scripts", "tests")
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "data/*.md")
@@ -32,7 +30,7 @@ BANNED = (
     r"counts? for nothing",
     r"by your leave",
     r"says? of",
-    r"rid(e|es|ing|ers?) along|riders?",
+    r"rid(e|es|ing|ers?) along|extras?",
     r"sittings?",
 )
 BANNED_WORDS = re.compile(r"\b(" + "|".join(BANNED) + r")\b", re.IGNORECASE)

@@ -17,11 +17,11 @@ import numpy as np
 
 from pipeline.errors import DataError, shown, some
 from pipeline.hdf5.forms import A_GROUP, are_few, normal
-from pipeline.hdf5.limits import MOST_LEFT_OUT, MOST_RIDERS
-from pipeline.shards.shard import LeftOut, Rider, Shard
+from pipeline.hdf5.limits import MAX_EXTRAS, MOST_LEFT_OUT
+from pipeline.shards.shard import Extra, LeftOut, Shard
 from pipeline.shards.vet import code_dtype
 
-__all__ = ["common_dtype", "log_riders", "shorten", "unify_riders", "why_left_out"]
+__all__ = ["common_dtype", "log_extras", "shorten", "unify_extras", "why_left_out"]
 
 log = logging.getLogger(__name__)
 
@@ -39,29 +39,29 @@ _LONGEST = 80  # characters of a name or reason
 class _Plan:
     """Plan for reading an extra from every shard."""
 
-    absent: Rider  # for a shard that has none
+    absent: Extra  # for a shard that has none
     is_common: bool  # whether its dtype holds the values of all shards; otherwise each shard keeps its own
 
 
-Having = Sequence[tuple[Shard, Rider]]
+Having = Sequence[tuple[Shard, Extra]]
 """The shards that have an extra of one name, each with that extra."""
 
 
-def unify_riders(shards: Sequence[Shard], carry: Sequence[str] = ()) -> tuple[Shard, ...]:
+def unify_extras(shards: Sequence[Shard], include: Sequence[str] = ()) -> tuple[Shard, ...]:
     """Return shards with the same extras: those that any of them has, in a dtype that holds the values of all.
 
     Raises
     ------
     DataError
-        If no shard has an extra at one of the paths `carry`, or if those of several shards do not fit together.
+        If no shard has an extra at one of the paths `include`, or if those of several shards do not fit together.
     """
-    if carry:
-        shards = _renamed(shards, carry)
-    kinds = {tuple((rider.name, _kind(rider)) for rider in shard.riders) for shard in shards}
+    if include:
+        shards = _renamed(shards, include)
+    kinds = {tuple((extra.name, _kind(extra)) for extra in shard.extras) for shard in shards}
     if len(kinds) == 1:
         return tuple(shards)  # the usual case
     plans, apart = _plans(shards)
-    unified = [replace(shard, riders=tuple(_planned_riders(shard, plans))) for shard in shards]
+    unified = [replace(shard, extras=tuple(_planned_extras(shard, plans))) for shard in shards]
     # Listed for one shard only, since it is the same for all.
     left_out = [LeftOut(name, _APART, False) for name in apart]
     unified[0] = replace(unified[0], left_out=(*left_out, *shards[0].left_out))
@@ -70,7 +70,7 @@ def unify_riders(shards: Sequence[Shard], carry: Sequence[str] = ()) -> tuple[Sh
 
 def _plans(shards: Sequence[Shard]) -> tuple[list[_Plan], list[str]]:
     """Return a plan for each extra, and the names of those without a common dtype; log warnings."""
-    having = _shards_by_rider(shards)
+    having = _shards_by_extra(shards)
     taken = set(having)  # also by extras that are left out, so that no mask gets the name of a dataset
     surplus = _surplus(having)
     warnings: list[str] = []
@@ -85,89 +85,89 @@ def _plans(shards: Sequence[Shard]) -> tuple[list[_Plan], list[str]]:
         if plan is not None:
             plans.append(_with_mask(plan, own, shards, taken, warnings))
     if surplus:
-        warnings.append(f"{len(surplus)} more datasets do not ride along, expected {MOST_RIDERS} at most")
+        warnings.append(f"{len(surplus)} more extras are left out, expected at most {MAX_EXTRAS}")
     _warn(warnings)
     return plans, apart
 
 
-def _shards_by_rider(shards: Sequence[Shard]) -> dict[str, list[tuple[Shard, Rider]]]:
-    having: dict[str, list[tuple[Shard, Rider]]] = {}
+def _shards_by_extra(shards: Sequence[Shard]) -> dict[str, list[tuple[Shard, Extra]]]:
+    having: dict[str, list[tuple[Shard, Extra]]] = {}
     for shard in shards:
-        for rider in shard.riders:
-            having.setdefault(rider.name, []).append((shard, rider))
+        for extra in shard.extras:
+            having.setdefault(extra.name, []).append((shard, extra))
     return having
 
 
 def _surplus(having: Mapping[str, Having]) -> set[str]:
     """Return the names of extras that are too many over all files, without those that a user has named."""
-    unnamed = [name for name, own in having.items() if not own[0][1].is_carried]
-    return set(unnamed[MOST_RIDERS:])
+    unnamed = [name for name, own in having.items() if not own[0][1].is_named]
+    return set(unnamed[MAX_EXTRAS:])
 
 
-def _kind(rider: Rider) -> object:
+def _kind(extra: Extra) -> object:
     # The metadata have the names of an enumeration's values.
-    return rider.dtype, repr(rider.dtype.metadata), rider.categories, rider.is_carried
+    return extra.dtype, repr(extra.dtype.metadata), extra.categories, extra.is_named
 
 
 def _plan(name: str, having: Having, warnings: list[str]) -> _Plan | None:
     """Return how an extra of some shards is read from all; None if it cannot be."""
     with_rows = [own for own in having if own[0].n_rows] or having  # without rows, any dtype and categories will do
     kinds = _first_of_each_kind(with_rows)
-    absent = _common_rider(name, [rider for _, rider in kinds])
+    absent = _common_extra(name, [extra for _, extra in kinds])
     if absent is None:
         return _plan_apart(name, kinds, warnings)
     return _Plan(absent, is_common=True)
 
 
-def _common_rider(name: str, kinds: Sequence[Rider]) -> Rider | None:
+def _common_extra(name: str, kinds: Sequence[Extra]) -> Extra | None:
     """Return an extra that can hold the values of extras of several kinds, or None."""
-    is_carried = kinds[0].is_carried
-    coded = [rider.categories for rider in kinds if rider.categories is not None]
+    is_named = kinds[0].is_named
+    coded = [extra.categories for extra in kinds if extra.categories is not None]
     if not coded:
-        dtype = common_dtype([rider.dtype for rider in kinds])
-        return None if dtype is None else Rider(name, dtype, is_carried=is_carried)
+        dtype = common_dtype([extra.dtype for extra in kinds])
+        return None if dtype is None else Extra(name, dtype, is_named=is_named)
     if len(coded) < len(kinds):
         return None
     categories = _union(coded)
     if categories is None:
         return None
-    return Rider(name, code_dtype(categories), fill=-1, is_carried=is_carried, categories=categories)
+    return Extra(name, code_dtype(categories), fill=-1, is_named=is_named, categories=categories)
 
 
 def _plan_apart(name: str, kinds: Having, warnings: list[str]) -> _Plan | None:
     """Return the plan of an extra without a common dtype; None if its values mean nothing without categories."""
     first = kinds[0][1]
     difference = _difference(name, kinds)
-    if first.is_carried:
-        raise DataError(f"{difference}. Write it alike in all, or leave out --carry {shown(name)}.")
-    if any(rider.categories is not None for _, rider in kinds):  # without these, codes could be mistaken for labels
-        warnings.append(f"{difference}: it does not ride along")
+    if first.is_named:
+        raise DataError(f"{difference}. Store it with one dtype in all files, or omit --include {shown(name)}.")
+    if any(extra.categories is not None for _, extra in kinds):  # without these, codes could be mistaken for labels
+        warnings.append(f"{difference}. It is left out")
         return None
-    warnings.append(f"{difference}: no dtype holds both, so that it stands in parts/ and not in index.h5")
-    return _Plan(Rider(name, first.dtype, is_carried=first.is_carried), is_common=False)
+    warnings.append(f"{difference}. No dtype holds both, so it is stored in parts/ and not in index.h5")
+    return _Plan(Extra(name, first.dtype, is_named=first.is_named), is_common=False)
 
 
-def _first_of_each_kind(having: Having) -> list[tuple[Shard, Rider]]:
+def _first_of_each_kind(having: Having) -> list[tuple[Shard, Extra]]:
     """Return the first shard of each kind, since errors name it, with its extra; sorted by the last of each kind."""
-    found: dict[object, tuple[Shard, Rider]] = {}
-    for shard, rider in reversed(having):
-        found[_kind(rider)] = (shard, rider)
+    found: dict[object, tuple[Shard, Extra]] = {}
+    for shard, extra in reversed(having):
+        found[_kind(extra)] = (shard, extra)
     return list(reversed(found.values()))
 
 
-def _difference(name: str, kinds: Sequence[tuple[Shard, Rider]]) -> str:
+def _difference(name: str, kinds: Sequence[tuple[Shard, Extra]]) -> str:
     """Return a sentence about the first two kinds of an extra."""
-    first, other = (f"{_in_words(rider)} from file={shown(shard.path)}" for shard, rider in kinds[:2])
+    first, other = (f"{_in_words(extra)} from file={shown(shard.path)}" for shard, extra in kinds[:2])
     why = ""
-    if all(rider.categories is not None for _, rider in kinds):
+    if all(extra.categories is not None for _, extra in kinds):
         why = ", which are too many or of two kinds in all"
-    return f"{shorten(name)} rides along as {first} and as {other}{why}"
+    return f"{shorten(name)} is {first} and {other}{why}"
 
 
-def _in_words(rider: Rider) -> str:
-    if rider.categories is None:
-        return str(rider.dtype)
-    return f"codes of {len(rider.categories)} categories"
+def _in_words(extra: Extra) -> str:
+    if extra.categories is None:
+        return str(extra.dtype)
+    return f"codes of {len(extra.categories)} categories"
 
 
 def _union(all_categories: Sequence[tuple[Any, ...]]) -> tuple[Any, ...] | None:
@@ -191,7 +191,7 @@ def _with_mask(plan: _Plan, having: Having, shards: Sequence[Shard], taken: set[
     return replace(plan, absent=absent)
 
 
-def _missing_in_words(absent: Rider, lacking: Sequence[Shard], n_shards: int) -> str:
+def _missing_in_words(absent: Extra, lacking: Sequence[Shard], n_shards: int) -> str:
     files = some((_file_and_reason(shard, absent.name) for shard in lacking), _FILES)
     return (
         f"{shorten(absent.name)} is missing in {len(lacking)} of {n_shards} shards, {files}: there it becomes "
@@ -217,59 +217,59 @@ def _reason(shard: Shard, name: str) -> str | None:
     return next((each.reason for each in shard.left_out if each.name == name), None)
 
 
-def _planned_riders(shard: Shard, plans: Sequence[_Plan]) -> Iterable[Rider]:
+def _planned_extras(shard: Shard, plans: Sequence[_Plan]) -> Iterable[Extra]:
     """Yield the extras of a shard, and their masks, as planned."""
-    own = {rider.name: rider for rider in shard.riders if shard.n_rows}
+    own = {extra.name: extra for extra in shard.extras if shard.n_rows}
     for plan in plans:
         absent = plan.absent
-        rider = own.get(absent.name)
-        if rider is None:
+        extra = own.get(absent.name)
+        if extra is None:
             yield absent
         else:
-            yield _planned_rider(rider, plan)
+            yield _planned_extra(extra, plan)
         if absent.mask:
-            yield Rider(absent.mask, np.dtype(bool), fill=rider is not None, is_carried=absent.is_carried)
+            yield Extra(absent.mask, np.dtype(bool), fill=extra is not None, is_named=absent.is_named)
 
 
-def _planned_rider(rider: Rider, plan: _Plan) -> Rider:
+def _planned_extra(extra: Extra, plan: _Plan) -> Extra:
     absent = plan.absent
     if absent.categories is None:
-        dtype = absent.dtype if plan.is_common else rider.dtype
-        return replace(rider, dtype=dtype, mask=absent.mask)
+        dtype = absent.dtype if plan.is_common else extra.dtype
+        return replace(extra, dtype=dtype, mask=absent.mask)
     places = {each: i for i, each in enumerate(absent.categories)}
-    codes = tuple(places[each] for each in rider.categories or ())
-    return replace(rider, dtype=absent.dtype, mask=absent.mask, categories=absent.categories, codes=codes)
+    codes = tuple(places[each] for each in extra.categories or ())
+    return replace(extra, dtype=absent.dtype, mask=absent.mask, categories=absent.categories, codes=codes)
 
 
 # -- extras that a user has named ----------------------------------------------------------------------------------
 
 
-def _renamed(shards: Sequence[Shard], carry: Sequence[str]) -> list[Shard]:
-    """Return the shards with the final names of the extras at the paths `carry`."""
-    riders = [rider for shard in shards for rider in shard.riders]
-    carried = {rider.name for rider in riders if rider.is_carried}
-    others = [rider for rider in riders if not rider.is_carried]
-    found = carried | {normal(rider.layout.name) for rider in others if rider.layout}
-    for path in carry:
+def _renamed(shards: Sequence[Shard], include: Sequence[str]) -> list[Shard]:
+    """Return the shards with the final names of the extras at the paths `include`."""
+    extras = [extra for shard in shards for extra in shard.extras]
+    named = {extra.name for extra in extras if extra.is_named}
+    others = [extra for extra in extras if not extra.is_named]
+    found = named | {normal(extra.layout.name) for extra in others if extra.layout}
+    for path in include:
         if path not in found:
-            raise _not_carried(shards[0], path)
-    names = _short_names(carry, carried, {rider.name for rider in others})
+            raise _not_named(shards[0], path)
+    names = _short_names(include, named, {extra.name for extra in others})
     return [_with_names(shard, names) for shard in shards]
 
 
-def _not_carried(first: Shard, path: str) -> DataError:
+def _not_named(first: Shard, path: str) -> DataError:
     where = f"file={shown(first.path)} dataset={shown(path)}"
-    reason = _reason(first, path) or "cannot ride along"
-    return DataError(f"{where}: {shown(reason)}. Name one of them with --carry.")
+    reason = _reason(first, path) or "cannot be an extra"
+    return DataError(f"{where}: {shown(reason)}. Name one of them with --include.")
 
 
-def _short_names(carry: Sequence[str], carried: set[str], taken: set[str]) -> dict[str, str]:
+def _short_names(include: Sequence[str], named: set[str], taken: set[str]) -> dict[str, str]:
     """Return a name for each path: its last part, or all of it if the last part is taken or not unique."""
     names: dict[str, str] = {}
     taken = set(taken)
-    n_uses = Counter(path.rpartition("/")[2] for path in carry)
-    for path in carry:
-        if path not in carried:
+    n_uses = Counter(path.rpartition("/")[2] for path in include)
+    for path in include:
+        if path not in named:
             continue
         name = path.rpartition("/")[2]
         if name in taken or n_uses[name] > 1:
@@ -279,12 +279,12 @@ def _short_names(carry: Sequence[str], carried: set[str], taken: set[str]) -> di
 
 
 def _with_names(shard: Shard, names: dict[str, str]) -> Shard:
-    riders = []
-    for rider in shard.riders:
-        name = names[rider.name] if rider.is_carried else rider.name
-        riders.append(replace(rider, name=name))
+    extras = []
+    for extra in shard.extras:
+        name = names[extra.name] if extra.is_named else extra.name
+        extras.append(replace(extra, name=name))
     left_out = [replace(each, name=names.get(each.name, each.name)) for each in shard.left_out]
-    return replace(shard, riders=tuple(riders), left_out=tuple(left_out))
+    return replace(shard, extras=tuple(extras), left_out=tuple(left_out))
 
 
 # -- dtypes --------------------------------------------------------------------------------------------------------
@@ -330,13 +330,13 @@ def _holds(common: np.dtype, dtype: np.dtype) -> bool:
 # -- the log -------------------------------------------------------------------------------------------------------
 
 
-def log_riders(shards: Sequence[Shard]) -> None:
+def log_extras(shards: Sequence[Shard]) -> None:
     """Log the extras, and what is left out and why: each name once, whatever the number of shards."""
     # The first shard is enough, since the extras of all are the same.
-    included = [_with_categories(rider) for rider in shards[0].riders]
+    included = [_with_categories(extra) for extra in shards[0].extras]
     left_out = _left_out(shards)
     left_out_in_words = _left_out_in_words([each for each, _ in left_out.values()])
-    log.info("input: riding along: %s%s", some(included, _NAMED), left_out_in_words)
+    log.info("input: extras: %s%s", some(included, _NAMED), left_out_in_words)
     _warn([_missed(each, lacking) for each, lacking in left_out.values() if each.is_missed])
 
 
@@ -347,20 +347,20 @@ def _left_out_in_words(left_out: Sequence[LeftOut]) -> str:
     if reasons:
         words += f"; left out: {some(reasons, _LEFT_OUT)}"
     if groups:
-        words += f"; --carry takes from the groups: {some(groups, _LEFT_OUT)}"
+        words += f"; --include copies datasets from the groups: {some(groups, _LEFT_OUT)}"
     return words
 
 
-def _with_categories(rider: Rider) -> str:
-    if rider.categories is None:
-        return shorten(rider.name)
-    return f"{shorten(rider.name)} ({len(rider.categories)} categories)"
+def _with_categories(extra: Extra) -> str:
+    if extra.categories is None:
+        return shorten(extra.name)
+    return f"{shorten(extra.name)} ({len(extra.categories)} categories)"
 
 
 def _missed(each: LeftOut, lacking: Sequence[Shard]) -> str:
     more = f", in {len(lacking)} shards" if len(lacking) > 1 else ""
     where = f"file={shown(lacking[0].path)} dataset={shown(each.name)}"
-    return f"{where}: {shown(each.reason)}, does not ride along{more}"
+    return f"{where}: {shown(each.reason)}, left out{more}"
 
 
 def _warn(lines: Sequence[str]) -> None:
@@ -374,7 +374,7 @@ def _warn(lines: Sequence[str]) -> None:
 def _left_out(shards: Sequence[Shard]) -> dict[str, tuple[LeftOut, list[Shard]]]:
     """Return what is left out, by name: the entry of the first shard, and the shards."""
     found: dict[str, tuple[LeftOut, list[Shard]]] = {}
-    included = {rider.name for rider in shards[0].riders}
+    included = {extra.name for extra in shards[0].extras}
     for shard in shards:
         for each in shard.left_out:
             if each.name not in included or each.reason == _APART:  # others may have the extra that this shard lacks

@@ -1,13 +1,13 @@
-"""What rides along with the rows of a file, what does not, and what is said of it."""
+"""Extras of a file: which datasets are copied, which are left out, and how that is reported."""
 
 import h5py
 import numpy as np
 import pytest
 
 from pipeline.hdf5 import limits
-from pipeline.shards import riding
+from pipeline.shards import extras as extras_module
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read_riders
+from pipeline.shards.rows import read_extras
 from pipeline.shards.shard import Block
 from tests.support.cases import case
 from tests.support.helpers import names, numbered, write_shard
@@ -56,7 +56,7 @@ def test_one_value_per_row_is_an_extra_in_any_rank(add, how, dtype):
     shapes = {"a": (N,), "b": (N, 1), "c": (N, 1, 1), "d": (1, N), "e": (1, 1, N)}
     shard = add(**{name: {"data": values.reshape(shape), **how} for name, shape in shapes.items()})
     assert names(shard) == tuple(shapes)
-    for name, found in read_riders(Block(shard, 1, N)).items():
+    for name, found in read_extras(Block(shard, 1, N)).items():
         with case(shape=shapes[name]):
             assert (found.shape, found.tolist()) == ((N - 1,), values[1:].tolist())
 
@@ -68,7 +68,7 @@ def test_one_array_per_row_is_an_extra(tmp_path, shape):
     with h5py.File(path, "a") as file:
         file.create_dataset("y", shape, np.dtype(("f8", 2)))[...] = values.reshape(*shape, 2)
     (shard,) = open_shards([path])
-    np.testing.assert_array_equal(read_riders(Block(shard, 2, 4))["y"], values[2:4])
+    np.testing.assert_array_equal(read_extras(Block(shard, 2, 4))["y"], values[2:4])
 
 
 def test_one_array_per_row_needs_rows_on_the_first_axis(tmp_path):
@@ -136,7 +136,7 @@ def test_extra_whose_name_is_not_utf8_is_left_out(add, caplog):
 
 
 def test_damaged_header_of_an_extra_costs_this_extra_alone(tmp_path, caplog):
-    path = write_shard(tmp_path / "x.h5", numbered(N), riders={"y": range(N), "z": range(N)})
+    path = write_shard(tmp_path / "x.h5", numbered(N), extras={"y": range(N), "z": range(N)})
     with h5py.File(path) as file:
         place = h5py.h5o.get_info(file["y"].id).addr
     content = bytearray((tmp_path / "x.h5").read_bytes())
@@ -147,7 +147,7 @@ def test_damaged_header_of_an_extra_costs_this_extra_alone(tmp_path, caplog):
 
 
 def test_extra_left_out_of_many_shards_is_warned_about_once(tmp_path, caplog):
-    paths = [write_shard(tmp_path / f"{i}.h5", numbered(N), riders={"y": range(5)}) for i in range(30)]
+    paths = [write_shard(tmp_path / f"{i}.h5", numbered(N), extras={"y": range(5)}) for i in range(30)]
     open_shards(paths)
     (warning,) = warnings_of(caplog)
     assert warning.startswith(f"file={paths[0]} dataset=y: shape (5,), expected (6,)")
@@ -157,9 +157,9 @@ def test_extra_left_out_of_many_shards_is_warned_about_once(tmp_path, caplog):
 def test_log_about_extras_is_bounded(tmp_path, caplog):
     caplog.set_level("INFO", "pipeline")
     beside = {f"{i:03d}" + "x" * 300: range(5 if i % 2 else N) for i in range(300)}
-    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(N), riders=beside)])
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(N), extras=beside)])
     assert len(shard.left_out) == limits.MOST_LEFT_OUT
-    assert len(warnings_of(caplog)) == riding.MOST_WARNED + 1
+    assert len(warnings_of(caplog)) == extras_module.MOST_WARNED + 1
     assert all(len(message) < 5000 for message in caplog.messages)
     (line,) = [message for message in caplog.messages if "130 more" in message]
     assert line.endswith("40 more")
