@@ -1,6 +1,6 @@
 """Configuration files: YAML of plain values without duplicate keys, references or tags, read in bounded memory.
 
-libyaml limits how deep lists and mappings can be nested, and the length of a file limits the number of its values.
+libyaml limits how deep lists and mappings can be nested.
 PyYAML's own scanner, in Python, would take seconds where libyaml takes a tenth of one.
 """
 
@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, shown
 __all__ = ["read_configuration"]
 
 _MAX_BYTES = 2**18
+_MAX_VALUES = 2**16  # keys, values, lists and mappings; a list of inputs may be long
 
 _SafeLoader: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 
@@ -30,7 +31,7 @@ def read_configuration(path: str) -> dict[str, Any]:
     where = f"config={shown(path)}"
     try:
         text = _read(path, where).decode()
-        _refuse_references_and_tags(text)
+        _check_events(text)
         values = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and numbers out of range are ValueErrors
         raise ConfigError(f"{where}: not YAML: {shown(' '.join(str(error).split()))}") from error
@@ -65,10 +66,20 @@ class _Loader(_SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _refuse_references_and_tags(text: str) -> None:
-    """Refuse references, which can stand for any number of values, and tags, with which the loader may fail."""
+def _check_events(text: str) -> None:
+    """Refuse what the loader does not need: references, tags, and more values than a configuration can have.
+
+    A few references that are nested in each other stand for any number of values. With a tag the loader may fail in its
+    own code. Each value takes about a kilobyte while it is loaded.
+    """
+    n_values = 0
     for event in yaml.parse(text, _SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             raise yaml.YAMLError(f"a reference (*{event.anchor}), expected plain values")
-        if isinstance(event, yaml.NodeEvent) and event.tag is not None:
+        if not isinstance(event, yaml.NodeEvent):
+            continue
+        if event.tag is not None:
             raise yaml.YAMLError(f"a tag ({event.tag}), expected plain values")
+        n_values += 1
+        if n_values > _MAX_VALUES:
+            raise yaml.YAMLError(f"more than {_MAX_VALUES} keys and values, expected fewer")
