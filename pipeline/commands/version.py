@@ -10,7 +10,7 @@ from pipeline.commands.parsing import add_json_flag, print_json
 
 __all__ = ["DESCRIPTION", "configure", "run"]
 
-DESCRIPTION = """Versions of shardpress and of what its results depend on.
+DESCRIPTION = """Print the versions of shardpress and of the packages that its results depend on.
 
     shardpress version
     shardpress version --json

@@ -44,17 +44,17 @@ class Kind:
     Attributes
     ----------
     read : callable
-        Returns the value of a text; raises `ValueError` that says what was expected.
+        Converts a text to a value; raises `ValueError` with what was expected.
     metavar : str
         Placeholder of a value in ``--help``.
     is_text : bool
-        Whether values are names; one that looks like a number needs quotes in YAML.
+        Whether values are texts; a text that looks like a number needs quotes in YAML.
     holds : callable
         Returns whether a value is valid.
     expected : str
         Description of valid values.
     leaves_open : tuple of str
-        Texts that are read as None, if the default is None.
+        Texts that stand for None, if the default is None.
     is_list : bool
         Whether a value is a list in YAML, and a text with commas elsewhere.
     """
@@ -130,7 +130,7 @@ def one_of(*choices: str) -> Kind:
 
 
 def _time(text: str) -> str:
-    """Check a time of day, or a date with one; it stays a text, since only a run knows which day it is."""
+    """Check a time of day, with or without a date; it stays a text, because the day depends on the start of the run."""
     moment = text
     if "-" not in text:
         moment = f"2000-01-01T{text.strip()}"
@@ -162,10 +162,10 @@ def _exact_number(text: str) -> float:
 def _path(text: str) -> str:
     """Expand ``~``, which shells leave alone after ``--output=``, in files and in quotes."""
     if not text:
-        raise ValueError("found nothing, expected a name")
+        raise ValueError("is empty, expected a path")
     path = os.path.expanduser(text)
     if path.startswith("~"):
-        raise ValueError(f"{text!r}, expected a user whose home is known behind ~ (a name that begins so: ./{text})")
+        raise ValueError(f"{text!r}, expected the name of a known user after ~ (for a file of this name: ./{text})")
     return path
 
 
@@ -178,7 +178,7 @@ def _dataset(text: str) -> str:
 
 
 def _devices(text: str) -> tuple[str, ...]:
-    """Read the names of devices in Theano, each of a single one: ``cuda`` alone could be any."""
+    """Read names of single devices of Theano; ``cuda`` is refused, since it can be any of them."""
     names = tuple(each.strip() for each in text.split(","))
     if names == ("all",):
         return names
@@ -209,15 +209,15 @@ def size(least: int, words: str = "") -> Kind:
     return Kind(parse_bytes, "BYTES", False, lambda value: value >= least, words or f"{least} or more")
 
 
-# As YAML, environment variables and Python spell them.
+# The spellings of YAML, environment variables and Python.
 _ANSWERS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 NAME = Kind(str, is_text=True)  # an empty one is None if that is the default
 DATASET = Kind(_dataset, is_text=True)
 FILES = Kind(_path, "PATH", is_text=True)
 FOLDERS = Kind(_path, "DIR", is_text=True)
-FOLDER = Kind(_path, "DIR", True, lambda value: not value.startswith("~"), "a path whose ~ is expanded")
-EXACT_NUMBER = Kind(_exact_number, "X", False, math.isfinite, "a finite number: NaN always is")
+FOLDER = Kind(_path, "DIR", True, lambda value: not value.startswith("~"), "a path without a leading ~")
+EXACT_NUMBER = Kind(_exact_number, "X", False, math.isfinite, "a finite number (NaN is always missing)")
 LIMIT = Kind(_limit, "N|N%")
 TIME = Kind(_time, "TIME", is_text=True)
 SWITCH = Kind(_by(lambda text: _ANSWERS[text.lower()], "true or false"))

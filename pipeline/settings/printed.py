@@ -16,8 +16,8 @@ from pipeline.settings.kinds import Kind, plain
 __all__ = ["as_yaml", "summary_line"]
 
 _HEAD = """\
-# All settings of a run, for shardpress run --config FILE. Those behind a # have their default, which is left to the
-# version that reads the file; null stands for what follows from the inputs and from other settings.
+# All settings of a run, for shardpress run --config FILE. Lines that start with # show defaults; remove the # to change
+# a value. null is a default that depends on the inputs and on other settings.
 """
 _WIDTH = 120
 
@@ -62,7 +62,7 @@ def _brief(setting: Setting, value: Any) -> str:
 def _explained(setting: Setting, value: Any) -> Iterator[str]:
     text = setting.help
     if setting.kind.metavar.startswith("{"):
-        text = f"{text} {setting.kind.metavar}"
+        text = f"{text} Values: {setting.kind.metavar.strip('{}').replace(',', ', ')}."
     yield "\n"
     for line in textwrap.wrap(text, _WIDTH - 3):
         yield f"## {line}\n"
