@@ -24,15 +24,15 @@ class Check:
     Attributes
     ----------
     name : str
-        Name of the thing that was checked.
+        Subject of the check.
     status : str
         ``fail`` stops a run, ``warn`` may stop one, ``absent`` is optional.
     found : str
-        What was found.
+        Findings.
     fix : str
-        What to do; empty if there is nothing to do.
+        Advice; empty if there is nothing to do.
     is_setting : bool
-        True if it is about settings or packages, and not about the machine.
+        Whether it is about settings or packages, and not about the machine.
     """
 
     name: str
@@ -54,12 +54,12 @@ def verdict(checks: Sequence[Check]) -> str:
     """Return the result of all checks in one sentence."""
     statuses = [each.status for each in checks]
     n_failed = statuses.count("fail")
-    n_doubtful = statuses.count("warn")
+    n_warnings = statuses.count("warn")
     if n_failed:
-        return f"{counted(n_failed, 'thing')} to mend before a run."
-    if n_doubtful:
-        return f"Nothing has to be mended; {counted(n_doubtful, 'doubt')}."
-    return "All is well."
+        return f"{counted(n_failed, 'problem')} to fix before a run."
+    if n_warnings:
+        return f"A run will work; {counted(n_warnings, 'warning')}."
+    return "A run will work; no problems found."
 
 
 def page(checks: Sequence[Check], libraries: Mapping[str, Sequence[str]]) -> str:
@@ -70,7 +70,7 @@ def page(checks: Sequence[Check], libraries: Mapping[str, Sequence[str]]) -> str
     checks : sequence of Check
         The checks, each after those that it depends on.
     libraries : mapping
-        Files of loaded libraries by name; those that no check names are listed.
+        Files of loaded libraries by name. Those that no check mentions are listed at the end.
     """
     lines = [verdict(checks), "", *_steps(checks)]
     for each in checks:
@@ -85,7 +85,7 @@ def _other_libraries(checks: Sequence[Check], libraries: Mapping[str, Sequence[s
     others = [path for paths in libraries.values() for path in paths if path not in words]
     if not others:
         return []
-    return ["", "Other libraries that were loaded:", *(f"     {shown(path)}" for path in others)]
+    return ["", "Other loaded libraries:", *(f"     {shown(path)}" for path in others)]
 
 
 def _steps(checks: Sequence[Check]) -> list[str]:
