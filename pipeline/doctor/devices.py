@@ -1,7 +1,7 @@
 """Checks that each device computes correctly.
 
-A child process with a time limit takes the device as a run does, compiles something, and compares a small model with
-NumPy: a driver may hang or crash the process that calls it.
+A child process opens the device like a run, compiles a kernel, and compares a small model with NumPy. It has a time
+limit, because a driver can hang or crash the process that calls it.
 """
 
 from __future__ import annotations
