@@ -30,7 +30,7 @@ READER = [
     "shtab>=1.7",  # writes the scripts of `shardpress completion`
     "tqdm>=4.66",
 ]
-# Packages for a run. Python 3.12 has no distutils and cannot compile Theano's code, so later Pythons only read features.
+# Packages for a run. Python 3.12 lacks distutils and cannot compile Theano's code: later Pythons only read features.
 RUN = [
     "Theano==1.0.5",
     "cryptography>=42",  # TLS certificates for the workers of a run
