@@ -80,7 +80,7 @@ def _main(description: str, command: Sequence[str], disk: Disk | None, run_log: 
         with system_failures():
             summary = _run(config, command, disk, run_log)
     except ShardpressError as error:
-        return _failed(error, run_log)
+        return _report_failure(error, run_log)
     except KeyboardInterrupt as stopped:
         log.error("%s; no partial file is left", stopped or "stopped")  # Python's own exception has no text
         _last_line(stopped, _RESUME)
@@ -106,7 +106,7 @@ def _set_level(config: Config) -> None:
         logging.getLogger(name).setLevel(level)
 
 
-def _failed(error: ShardpressError, run_log: RunLog) -> int:
+def _report_failure(error: ShardpressError, run_log: RunLog) -> int:
     """Log an error, and return its exit code."""
     log.error("%s: %s", type(error).__name__, error)
     if error.details:

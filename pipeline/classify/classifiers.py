@@ -256,8 +256,8 @@ def _first_pass(rows: Rows, is_train: np.ndarray, validation: np.ndarray, memory
         for piece in rows.read(is_train, advance=progress.advance):
             scaler.partial_fit(piece.features)
             moments.add(piece.raw)
-            found.append(piece.at(is_validation[piece.numbers]))
-    return _maps(rows, scaler, moments), RowsRead.joined(found)
+            found.append(piece.select(is_validation[piece.numbers]))
+    return _maps(rows, scaler, moments), RowsRead.concatenate(found)
 
 
 def _check_budget(n_inputs: int, memory_budget: int) -> None:
@@ -331,10 +331,10 @@ def _windows(
     for piece in rows.read(wanted, rng.permutation(len(rows.pieces)).tolist(), advance):
         window.append(piece)
         if len(window) == _PIECES_PER_WINDOW:
-            yield RowsRead.joined(window)
+            yield RowsRead.concatenate(window)
             window = []
     if window:
-        yield RowsRead.joined(window)
+        yield RowsRead.concatenate(window)
 
 
 class _Learner:

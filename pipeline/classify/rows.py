@@ -229,7 +229,7 @@ class RowsRead(NamedTuple):
     features: np.ndarray
     raw: np.ndarray
 
-    def at(self, rows: np.ndarray) -> RowsRead:
+    def select(self, rows: np.ndarray) -> RowsRead:
         """Return some of the rows, given by positions or a mask."""
         return RowsRead(self.numbers[rows], self.features[rows], self.raw[rows])
 
@@ -238,7 +238,7 @@ class RowsRead(NamedTuple):
         return function(self.features, self.raw)
 
     @classmethod
-    def joined(cls, pieces: Sequence[RowsRead]) -> RowsRead:
+    def concatenate(cls, pieces: Sequence[RowsRead]) -> RowsRead:
         """Return the rows of several pieces."""
         return cls(
             numbers=np.concatenate([piece.numbers for piece in pieces]),

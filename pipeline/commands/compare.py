@@ -36,9 +36,9 @@ def run(options: argparse.Namespace) -> int:
     """Compare two outputs; the exit code is 0 for any result."""
     from pipeline.report.compare import compare
 
-    found = compare(options.a, options.b, options.rows)
+    comparison = compare(options.a, options.b, options.rows)
     if options.json:
-        print_json(asdict(found))
+        print_json(asdict(comparison))
     else:
-        print(found)
+        print(comparison)
     return 0

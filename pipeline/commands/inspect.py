@@ -86,59 +86,64 @@ def run(options: argparse.Namespace) -> int:
     from pipeline.shards.twins import find_twins
     from pipeline.shards.vet import Selection
 
-    wanted = Selection(options.dataset, options.orientation, tuple(options.include))
+    selection = Selection(options.dataset, options.orientation, tuple(options.include))
     rule = ColumnRule(options.match_columns)
-    found = inspect_files(options.shards or ["data/*.h5"], wanted, options.follow, rule)
-    look = None
-    if found.shards:
+    inspection = inspect_files(options.shards or ["data/*.h5"], selection, options.follow, rule)
+    preview = None
+    if inspection.shards:
         with log_progress():
-            look = _look_at_rows(found, options)
+            preview = _preview_rows(inspection, options)
     twins: list[Twins] = []
     if options.all:
-        twins = list(find_twins(found.shards))
+        twins = list(find_twins(inspection.shards))
     if options.json:
-        print_json(_as_json(found, look, twins))
+        print_json(_as_json(inspection, preview, twins))
     else:
-        print("\n".join(_lines(found, look, twins)))
-    return DataError.exit_code if found.refused else 0
+        print("\n".join(_lines(inspection, preview, twins)))
+    return DataError.exit_code if inspection.refused else 0
 
 
-def _look_at_rows(found: Inspection, options: argparse.Namespace) -> Preview:
+def _preview_rows(inspection: Inspection, options: argparse.Namespace) -> Preview:
     """Scan some of the rows, or all of them with ``--all``."""
     from pipeline.progress import Progress
     from pipeline.scan.blocks import ScanSettings
     from pipeline.scan.preview import preview_rows
 
-    row_bytes = found.shards[0].row_bytes
+    row_bytes = inspection.shards[0].row_bytes
     settings = ScanSettings(max(1, _BLOCK_BYTES // row_bytes), options.missing_value)
     n_threads = len(os.sched_getaffinity(0))
     if not options.all:
-        return preview_rows(found.shards, settings, n_threads, options.most)
-    n_rows = sum(shard.n_rows for shard in found.shards)
+        return preview_rows(inspection.shards, settings, n_threads, options.most)
+    n_rows = sum(shard.n_rows for shard in inspection.shards)
     with Progress("scanning rows", n_rows, "rows", row_bytes) as progress:
-        return preview_rows(found.shards, settings, n_threads, None, advance=progress.advance)
+        return preview_rows(inspection.shards, settings, n_threads, None, advance=progress.advance)
 
 
 # -- JSON ---------------------------------------------------------------------------------------------------------
 
 
-def _as_json(found: Inspection, look: Preview | None, twins: Sequence[Twins]) -> dict[str, Any]:
-    rows = None if look is None else _rows_as_json(found, look)
+def _as_json(inspection: Inspection, preview: Preview | None, twins: Sequence[Twins]) -> dict[str, Any]:
+    rows = None if preview is None else _rows_as_json(inspection, preview)
     equal = [[each.first.path, each.second.path] for each in twins]
-    return {"files": [vars(each) for each in found.files], "refused": found.refused, "rows": rows, "equal": equal}
-
-
-def _rows_as_json(found: Inspection, look: Preview) -> dict[str, Any]:
-    scan = look.scan
     return {
-        "n_rows": look.n_rows,
+        "files": [vars(each) for each in inspection.files],
+        "refused": inspection.refused,
+        "rows": rows,
+        "equal": equal,
+    }
+
+
+def _rows_as_json(inspection: Inspection, preview: Preview) -> dict[str, Any]:
+    scan = preview.scan
+    return {
+        "n_rows": preview.n_rows,
         "n_looked_at": scan.n_rows,
         "n_inputs": len(scan.minimum),
         "n_bad": len(scan.bad_rows),
         "bad_rows": scan.bad_rows[:_LISTED].tolist(),
-        "unreadable": {found.shards[i].path: why for i, why in scan.unreadable.items()},
+        "unreadable": {inspection.shards[i].path: why for i, why in scan.unreadable.items()},
         **_columns_as_json(scan),
-        "smaller_dtype": look.smaller,
+        "smaller_dtype": preview.smaller,
     }
 
 
@@ -158,21 +163,21 @@ def _columns_as_json(scan: Scan) -> dict[str, Any]:
 # -- text ---------------------------------------------------------------------------------------------------------
 
 
-def _lines(found: Inspection, look: Preview | None, twins: Sequence[Twins]) -> Iterator[str]:
-    for files in found.files:
+def _lines(inspection: Inspection, preview: Preview | None, twins: Sequence[Twins]) -> Iterator[str]:
+    for files in inspection.files:
         yield from _lines_of_files(files)
         yield ""
-    if look is not None:
-        yield from _lines_of_rows(found, look)
+    if preview is not None:
+        yield from _lines_of_rows(inspection, preview)
     for each in twins[:_LISTED]:
         yield f"EQUAL ROWS  {each}"
     if len(twins) > _LISTED:
         yield f"EQUAL ROWS  {len(twins) - _LISTED} more files have the same rows as another file"
-    for refused in found.refused[:_LISTED]:
+    for refused in inspection.refused[:_LISTED]:
         yield f"REFUSED  {refused['reason']}"
         yield from _table(refused["datasets"], "")
-    if len(found.refused) > _LISTED:
-        yield f"REFUSED  {len(found.refused) - _LISTED} more files"
+    if len(inspection.refused) > _LISTED:
+        yield f"REFUSED  {len(inspection.refused) - _LISTED} more files"
 
 
 def _lines_of_files(files: FileGroup) -> Iterator[str]:
@@ -241,21 +246,21 @@ def _times(lengths: Sequence[int]) -> str:
     return " x ".join(map(str, lengths))
 
 
-def _lines_of_rows(found: Inspection, look: Preview) -> Iterator[str]:
+def _lines_of_rows(inspection: Inspection, preview: Preview) -> Iterator[str]:
     from pipeline.scan.ranges import describe_bad_rows
 
-    scan = look.scan
-    n_scanned = "all" if look.has_all_rows else scan.n_rows
-    yield f"{look.n_rows} rows, {n_scanned} of them scanned"
+    scan = preview.scan
+    n_scanned = "all" if preview.has_all_rows else scan.n_rows
+    yield f"{preview.n_rows} rows, {n_scanned} of them scanned"
     for i, why in list(scan.unreadable.items())[:_LISTED]:
-        yield f"  UNREADABLE: {shown(found.shards[i].path)}: {why}"
+        yield f"  UNREADABLE: {shown(inspection.shards[i].path)}: {why}"
     if len(scan.bad_rows):
-        yield f"  BAD ROWS: {describe_bad_rows(found.shards, replace(scan, unreadable={}))}"
+        yield f"  BAD ROWS: {describe_bad_rows(inspection.shards, replace(scan, unreadable={}))}"
     if scan.n_good:
         n_bad = len(scan.bad_rows) or "none"
         yield f"  values from {scan.minimum.min():g} to {scan.maximum.max():g}; bad rows: {n_bad}"
-        yield from _lines_of_columns(found.shards[0].columns, scan)
-        yield from _lines_of_dtypes(found, look)
+        yield from _lines_of_columns(inspection.shards[0].columns, scan)
+        yield from _lines_of_dtypes(inspection, preview)
 
 
 def _lines_of_columns(columns: Columns, scan: Scan) -> Iterator[str]:
@@ -269,19 +274,19 @@ def _lines_of_columns(columns: Columns, scan: Scan) -> Iterator[str]:
             yield f"    column {columns.numbered(i)}: {low:g} to {high:g}"
 
 
-def _lines_of_dtypes(found: Inspection, look: Preview) -> Iterator[str]:
+def _lines_of_dtypes(inspection: Inspection, preview: Preview) -> Iterator[str]:
     """Yield a line if a smaller dtype would be sufficient."""
     import numpy as np
 
-    stored = np.dtype(found.shards[0].stored_dtype)
-    smaller = np.dtype(look.smaller) if look.smaller else stored
+    stored = np.dtype(inspection.shards[0].stored_dtype)
+    smaller = np.dtype(preview.smaller) if preview.smaller else stored
     if smaller.itemsize < stored.itemsize:
         yield (
-            f"  slow to read: {look.smaller} would hold every scanned value in {smaller.itemsize} bytes instead of "
+            f"  slow to read: {preview.smaller} would hold every scanned value in {smaller.itemsize} bytes instead of "
             f"{stored.itemsize}"
         )
-    elif stored == np.float64 and look.float32_error < _FLOAT32_IS_ENOUGH:
+    elif stored == np.float64 and preview.float32_error < _FLOAT32_IS_ENOUGH:
         yield (
-            f"  slow to read: float32 would take half the bytes; its rounding error is {look.float32_error:.1g} of a "
-            "column's range, and training uses float32 anyway"
+            f"  slow to read: float32 would take half the bytes, with a rounding error of {preview.float32_error:.1g} of "
+            "a column's range; training uses float32 anyway"
         )

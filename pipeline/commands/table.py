@@ -122,7 +122,7 @@ def _main(arguments: Sequence[str]) -> int:
     if name in ("--help", "-h"):
         print(_page())
         return 0
-    name = _known(name)
+    name = _find_command(name)
     problem = missing_proc()
     if problem and COMMANDS[name].group != _SET_UP:
         raise SystemLimit(problem)
@@ -138,7 +138,7 @@ def _run(name: str, arguments: Sequence[str], prog: str = "", description: str =
     return int(command.run(parser.parse_args(arguments)))
 
 
-def _known(name: str) -> str:
+def _find_command(name: str) -> str:
     """Return the name of a command; raise `UsageError` if there is none."""
     if name == "--version":
         return "version"

@@ -39,9 +39,9 @@ def run(options: argparse.Namespace) -> int:
     """Check an output."""
     from pipeline.report.verify import verify
 
-    found = verify(options.output, options.rows)
+    verification = verify(options.output, options.rows)
     if options.json:
-        print_json(asdict(found))
+        print_json(asdict(verification))
     else:
-        print(found)
-    return VerificationFailed.exit_code if found.faults else 0
+        print(verification)
+    return VerificationFailed.exit_code if verification.faults else 0

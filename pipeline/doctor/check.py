@@ -74,9 +74,9 @@ def page(checks: Sequence[Check], libraries: Mapping[str, Sequence[str]]) -> str
     """
     lines = [verdict(checks), "", *_steps(checks)]
     for each in checks:
-        lines += _wrapped(f"{_LABELS[each.status]:5}{each.name:12}", each.found)
+        lines += _wrap(f"{_LABELS[each.status]:5}{each.name:12}", each.found)
         if each.fix and each.status == "absent":
-            lines += _wrapped("     -> ", each.fix)
+            lines += _wrap("     -> ", each.fix)
     return "\n".join([*lines, *_other_libraries(checks, libraries)])
 
 
@@ -97,11 +97,11 @@ def _steps(checks: Sequence[Check]) -> list[str]:
         return []
     lines = ["What to do, in this order:"]
     for number, each in enumerate(steps, 1):
-        lines += _wrapped(f"{number:4}. ", f"{each.name}: {each.fix}")
+        lines += _wrap(f"{number:4}. ", f"{each.name}: {each.fix}")
     return [*lines, ""]
 
 
-def _wrapped(prefix: str, text: str) -> Iterator[str]:
+def _wrap(prefix: str, text: str) -> Iterator[str]:
     wrapper = textwrap.TextWrapper(_WIDTH, initial_indent=prefix, subsequent_indent=" " * len(prefix))
     wrapper.break_on_hyphens = False  # a path stays one word, so that it can be copied
     wrapper.break_long_words = False

@@ -23,7 +23,7 @@ from typing import Any
 
 from pipeline.childprocess import report
 from pipeline.doctor.check import Check, Status
-from pipeline.gpu.driver import capability_of, count_cards, cuda_version, dotted, files_of
+from pipeline.gpu.driver import capability_of, count_cards, cuda_version, files_of, format_version
 
 __all__ = ["cuda_checks", "main", "newest_ptx"]
 
@@ -130,7 +130,7 @@ def _library(name: str, found: Mapping[str, Any], bad: Status) -> Check:
     files = _files(facts)
     if "version" not in facts:
         return Check(name, "pass", files)
-    return Check(name, "pass", f"{dotted(facts['version'])}: {files}")
+    return Check(name, "pass", f"{format_version(facts['version'])}: {files}")
 
 
 def _driver(facts: Mapping[str, Any], bad: Status) -> Check:
@@ -138,7 +138,7 @@ def _driver(facts: Mapping[str, Any], bad: Status) -> Check:
         return _no_driver(facts, bad)
     supported = "reports no version"
     if "version" in facts:
-        supported = f"supports CUDA up to {dotted(facts['version'])}"
+        supported = f"supports CUDA up to {format_version(facts['version'])}"
     place = _files(facts)
     if "module" in facts:
         place += f"; {facts['module']}"
@@ -169,12 +169,12 @@ def _nvrtc(found: Mapping[str, Any], bad: Status) -> Check:
         if "files" in facts:
             problem = f"cannot compile: {_files(facts)}"
         return Check("nvrtc", bad, f"{problem}: {facts.get('error')}", _INSTALL)
-    ptx = f"{dotted(facts['version'])} generates PTX {dotted(facts['ptx'])}"
+    ptx = f"{format_version(facts['version'])} generates PTX {format_version(facts['ptx'])}"
     driver = found.get("driver", {})
     if "version" not in driver:
         return Check("nvrtc", "pass", f"{ptx}: {_files(facts)}")
     newest = newest_ptx(driver["version"])
-    both = f"{ptx}, the driver accepts up to {dotted(newest)}: {_files(facts)}"
+    both = f"{ptx}, the driver accepts up to {format_version(newest)}: {_files(facts)}"
     if tuple(facts["ptx"]) <= newest:
         return Check("nvrtc", "pass", both)
     return Check("nvrtc", bad, both, _ADVICE[222])
@@ -204,7 +204,7 @@ def _card(name: str, facts: Mapping[str, Any], bad: Status, users: Sequence[Mapp
 
 def _describe_card(facts: Mapping[str, Any], users: Sequence[Mapping[str, str]]) -> str:
     """Return name, capability, address and free memory of a card, and the processes that use it."""
-    text = f"{facts['name']}, capability {dotted(facts['capability'])}, at {facts['place']}"
+    text = f"{facts['name']}, capability {format_version(facts['capability'])}, at {facts['place']}"
     if "free" in facts:
         text += f", {facts['free'] / 1e9:.1f} of {facts['total'] / 1e9:.1f} GB free"
     address = facts["place"].lower()

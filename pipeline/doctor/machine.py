@@ -23,7 +23,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.doctor.check import Check
-from pipeline.doctor.packages import HOW_TO_GET_IT, installed, missing_proc, too_little_memory, unmet_requirements
+from pipeline.doctor.packages import (
+    HOW_TO_GET_IT,
+    find_distributions,
+    missing_proc,
+    too_little_memory,
+    unmet_requirements,
+)
 
 __all__ = ["machine_checks", "python_checks"]
 
@@ -67,7 +73,7 @@ def _python() -> Check:
 
 
 def _packages() -> Check:
-    distributions = installed()
+    distributions = find_distributions()
     if "shardpress" not in distributions:
         return Check(
             "packages", "warn", "shardpress is not installed, so its requirements are unknown", "pip install ."

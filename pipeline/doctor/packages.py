@@ -12,7 +12,14 @@ import resource
 import shlex
 import sys
 
-__all__ = ["HOW_TO_GET_IT", "complaint", "installed", "missing_proc", "too_little_memory", "unmet_requirements"]
+__all__ = [
+    "HOW_TO_GET_IT",
+    "complaint",
+    "find_distributions",
+    "missing_proc",
+    "too_little_memory",
+    "unmet_requirements",
+]
 
 # A run over a hundred rows needs 350 MiB for two threads and the libraries. With less, HDF5 crashed.
 _MIN_ADDRESS_SPACE = 360 * 2**20
@@ -33,7 +40,7 @@ HOW_TO_GET_IT = (
 def complaint() -> str:
     """Return the fault of this Python and what to do, in one sentence; empty if there is none."""
     if sys.version_info[:2] == (3, 11):
-        wrong = unmet_requirements(installed())
+        wrong = unmet_requirements(find_distributions())
         if wrong or importlib.util.find_spec("theano"):
             return "; ".join(wrong)
     version = ".".join(str(part) for part in sys.version_info[:3])
@@ -89,7 +96,7 @@ def _what_to_type(root: str = _ROOT) -> str:
     return f"Run make setup in {root}, then: {command}"
 
 
-def installed() -> "dict[str, str]":
+def find_distributions() -> "dict[str, str]":
     """Return the metadata directories of all distributions, by normalized names; the first one of each is used.
 
     Those of Debian are in .egg-info directories.
@@ -112,7 +119,7 @@ def unmet_requirements(found: "dict[str, str]") -> "list[str]":
     Parameters
     ----------
     found : dict of str to str
-        Installed distributions, see `installed`.
+        Installed distributions, see `find_distributions`.
     """
     if "shardpress" not in found:
         return []  # a checkout that is not installed has no list of versions

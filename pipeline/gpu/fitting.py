@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.errors import DeviceError, UsageError
-from pipeline.gpu.driver import Driver, Version, dotted
+from pipeline.gpu.driver import Driver, Version, format_version
 
 __all__ = ["OLDEST", "CudaPackages", "choose_packages", "parse_version"]
 
@@ -45,9 +45,9 @@ def choose_packages(driver: Driver | None, requested: Version | None = None) -> 
         If the driver is older than any package that could be installed.
     """
     if requested is not None:
-        why = f"for CUDA {dotted(requested)}, as requested"
+        why = f"for CUDA {format_version(requested)}, as requested"
         if driver is not None and requested > driver.cuda:
-            why += f"; the driver of this machine supports CUDA up to {dotted(driver.cuda)}"
+            why += f"; the driver of this machine supports CUDA up to {format_version(driver.cuda)}"
         return CudaPackages(_not_newer(requested), why)
     if driver is None:
         # Every driver since 2022 accepts the code of 12.0, and nothing that libgpuarray compiles needs a later one.
@@ -61,13 +61,13 @@ def choose_packages(driver: Driver | None, requested: Version | None = None) -> 
 def _packages_of(driver: Driver) -> CudaPackages:
     if driver.cuda < OLDEST:
         raise DeviceError(
-            f"{driver.file}: the driver supports CUDA {dotted(driver.cuda)}, expected {dotted(OLDEST)} or later. "
-            f"Install NVIDIA's driver {_OLDEST_DRIVER} or later, then run the same command again."
+            f"{driver.file}: the driver supports CUDA {format_version(driver.cuda)}, expected "
+            f"{format_version(OLDEST)} or later. Install NVIDIA's driver {_OLDEST_DRIVER} or later, then run the same command again."
         )
-    why = f"for the driver's CUDA {dotted(driver.cuda)} ({driver.file})"
+    why = f"for the driver's CUDA {format_version(driver.cuda)} ({driver.file})"
     oldest_card = min(driver.capabilities, default=_OLDEST_CARD_OF_13)
     if driver.cuda >= (13, 0) and oldest_card < _OLDEST_CARD_OF_13:
-        card = f"the card of capability {dotted(oldest_card)}"
+        card = f"the card of capability {format_version(oldest_card)}"
         return CudaPackages(_not_newer((12, None)), f"{why}, but packages of CUDA 12: later ones do not support {card}")
     return CudaPackages(_not_newer(driver.cuda), why)
 
@@ -85,7 +85,7 @@ def parse_version(text: str) -> Version:
         raise UsageError(f"{text!r}, expected a version of CUDA, such as 12.4")
     version = int(major), int(minor)
     if version < OLDEST:
-        raise UsageError(f"CUDA {text}, expected {dotted(OLDEST)} or later")
+        raise UsageError(f"CUDA {text}, expected {format_version(OLDEST)} or later")
     return version
 
 

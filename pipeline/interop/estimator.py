@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError, DataError, DeviceError, shown
 from pipeline.interop.applying import compute, decode, encode, has_theano, is_lazy, reconstruction_errors
 from pipeline.model import Model, load_model
 from pipeline.settings.config import Config
-from pipeline.settings.flags import converted
+from pipeline.settings.flags import convert_settings
 
 try:
     import sklearn.callback as _callback
@@ -283,7 +283,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31 - 1)
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}
-        return Config.of(**converted({**plain, "seed": seed}, "", ConfigError))
+        return Config.of(**convert_settings({**plain, "seed": seed}, "", ConfigError))
 
     def _rows(self, X: Any, reset: bool, min_rows: int = 1) -> Any:
         """Return rows after the checks of scikit-learn."""

@@ -144,8 +144,8 @@ def prepare_fit(rows: np.ndarray, config: Config) -> Fit:
     settings = resolve(config, n_rows, n_inputs)
     _refuse([*misfits(settings, n_rows, n_inputs)])
     budget = _budget(settings, shards)
-    how = _scan_settings(budget, settings.bad_data.clip_quantile, settings.bad_data.impute)
-    ranges = _scan(shards, how, budget)
+    scan_settings = _scan_settings(budget, settings.bad_data.clip_quantile, settings.bad_data.impute)
+    ranges = _scan(shards, scan_settings, budget)
     check_usable(shards, ranges)
     return _fit(shards, ranges, settings, budget)
 
@@ -234,10 +234,10 @@ def _scan_settings(budget: Budget, clip_quantile: float, impute: str | None) -> 
     return ScanSettings(budget.block_rows, clip_quantile=clip_quantile, impute=impute, chunk_bytes=budget.chunk_bytes)
 
 
-def _scan(shards: tuple[Shard, ...], how: ScanSettings, budget: Budget) -> Scan:
+def _scan(shards: tuple[Shard, ...], scan_settings: ScanSettings, budget: Budget) -> Scan:
     """Scan the rows; raise `DataError` if one of them is bad."""
     with threads(budget.n_threads) as pool:
-        result = scan(shards, how, pool, budget.n_threads)
+        result = scan(shards, scan_settings, pool, budget.n_threads)
     if len(result.bad_rows):
         raise DataError(
             f"{describe_bad_rows(shards, result)}, expected finite numbers. Remove such rows, or set impute."

@@ -92,10 +92,10 @@ class Setting:
         First result that a change recomputes, see `Affected`.
     help : str
         Help text of its flag: sentences; a fixed default is appended.
-    before : object
+    legacy_value : object
         Value that gives the behaviour of versions without this setting. With this value the setting is left out of the
         fingerprint, so that results of these versions are reused. An empty tuple if there is none.
-    formerly : tuple of (str, dict), optional
+    former_names : tuple of (str, dict), optional
         For a renamed setting: the former key, and the former values by the current ones, as used in fingerprints.
     """
 
@@ -106,8 +106,8 @@ class Setting:
     kind: Kind
     affects: Affected
     help: str
-    before: object
-    formerly: tuple[str, Mapping[str, str]] | None
+    legacy_value: object
+    former_names: tuple[str, Mapping[str, str]] | None
 
 
 def _setting(
@@ -115,13 +115,13 @@ def _setting(
     kind: Kind,
     affects: Affected,
     help: str,
-    before: object = (),
-    formerly: tuple[str, Mapping[str, str]] | None = None,
+    legacy_value: object = (),
+    former_names: tuple[str, Mapping[str, str]] | None = None,
 ) -> Any:
     """Return a field with the facts of its setting, see `Setting`."""
     if default is None:
         kind = kind.or_none()
-    facts = {"kind": kind, "affects": affects, "help": help, "before": before, "formerly": formerly}
+    facts = {"kind": kind, "affects": affects, "help": help, "legacy_value": legacy_value, "former_names": former_names}
     return field(default=default, metadata=facts)
 
 
@@ -163,7 +163,7 @@ class InputSettings:
         "features",
         "Copy these datasets to the output as extras, for example obs/cell_type. Datasets next to the rows that have "
         "the same length are copied anyway.",
-        formerly=("carry", {}),
+        former_names=("carry", {}),
     )
     model: str | None = _setting(
         None, FILES, "inputs", "Encode with this model.h5, or with the model of this output directory; train nothing."
@@ -184,13 +184,15 @@ class NetworkSettings:
         "Number of units in each hidden layer between columns and features, or none. Default: one layer of 512, or "
         "fewer for narrow data or few rows.",
     )
-    activation: str = _setting("relu", one_of(*HIDDEN), "model", "Activation of the hidden layers.", before="relu")
+    activation: str = _setting(
+        "relu", one_of(*HIDDEN), "model", "Activation of the hidden layers.", legacy_value="relu"
+    )
     code_activation: str | None = _setting(
         None,
         one_of(*CODES),
         "model",
         f"Activation of the features. Default: sigmoid, or linear for fewer than {MANY_INPUTS} columns.",
-        before="sigmoid",
+        legacy_value="sigmoid",
     )
     decoder_gain: bool | None = _setting(
         None,
@@ -198,7 +200,7 @@ class NetworkSettings:
         "model",
         "Learn one scale factor per feature in the decoder, which keeps sigmoid features from saturating. Default: "
         "yes for sigmoid features.",
-        before=False,
+        legacy_value=False,
     )
 
 
@@ -211,7 +213,7 @@ class TrainingSettings:
         one_of("components", "random"),
         "model",
         "Initialize the weights from principal components or at random.",
-        before="random",
+        legacy_value="random",
     )
     epochs: int | None = _setting(
         None,
@@ -259,14 +261,14 @@ class TrainingSettings:
         "model",
         "Fraction of the entries to hide from the encoder during training; they differ in each step. Default: "
         f"{MASKED} with a hidden layer and {MANY_INPUTS} columns or more, otherwise 0.",
-        before=0.0,
+        legacy_value=0.0,
     )
     weight_decay: float = _setting(
         0.0,
         number(lambda rate: 0 <= rate < math.inf, "0 or more, and finite"),
         "model",
         "Shrink the weights by this factor times the learning rate in each step.",
-        before=0.0,
+        legacy_value=0.0,
     )
     replicas: int | None = _setting(
         None,
@@ -274,7 +276,7 @@ class TrainingSettings:
         "model",
         "Number of copies of the model that train in parallel and are averaged many times per epoch; reduced if each "
         "would have too few steps. Default: 1 if one device trains in minutes, otherwise 8.",
-        before=1,
+        legacy_value=1,
     )
     seed: int = _setting(0, whole(0), "model", "Seed of all random numbers.")
 
@@ -359,7 +361,7 @@ class BadDataSettings:
         "scan",
         "Replace missing values by the mean or median of their column; a row without any value stays bad. Default: "
         "rows with missing values are bad.",
-        before=None,
+        legacy_value=None,
     )
     clip_quantile: float = _setting(
         0.0,
@@ -367,7 +369,7 @@ class BadDataSettings:
         "scan",
         "Clip this fraction of the values at either end of each column, so that outliers do not stretch its range; for "
         "example 0.001.",
-        before=0.0,
+        legacy_value=0.0,
     )
     on_drift: str = _setting(
         "pass",
@@ -375,7 +377,7 @@ class BadDataSettings:
         "features",
         "With --model, what to do with rows outside the range of its training data: count them (pass), clip them to "
         "the range (clip), or stop (raise).",
-        formerly=("out_of_range", {"pass": "allow"}),
+        former_names=("out_of_range", {"pass": "allow"}),
     )
 
 
@@ -388,14 +390,14 @@ class StorageSettings:
         one_of("float32", "float16"),
         "features",
         "Data type of the stored features. Default: float32, or whatever --max-feature-error allows.",
-        before="float32",
+        legacy_value="float32",
     )
     compression: str | None = _setting(
         None,
         one_of("none", "lzf", "gzip"),
         "features",
         "Compression of the stored features; lzf is specific to h5py. Default: none, or gzip with --max-feature-error.",
-        before="none",
+        legacy_value="none",
     )
     max_feature_error: float | None = _setting(
         None,
@@ -403,7 +405,7 @@ class StorageSettings:
         "features",
         "Maximum rounding error of stored features, for example 1e-3. Larger values give smaller files. Default: no "
         "rounding.",
-        before=None,
+        legacy_value=None,
     )
 
 
@@ -530,10 +532,10 @@ def fingerprint_values(config: Config, result: Affected) -> dict[str, Any]:
     found = {}
     for name, setting in SETTINGS.items():
         value = values[name]
-        if setting.affects != result or value == setting.before:
+        if setting.affects != result or value == setting.legacy_value:
             continue
-        if setting.formerly is not None:
-            name, spelled = setting.formerly
+        if setting.former_names is not None:
+            name, spelled = setting.former_names
             value = spelled.get(value, value)
         found[name] = value
     return found
@@ -542,9 +544,9 @@ def fingerprint_values(config: Config, result: Affected) -> dict[str, Any]:
 def current_name(key: str, value: object) -> tuple[str, object]:
     """Return the current name and value of a setting, given its key and value in a fingerprint."""
     for setting in SETTINGS.values():
-        if setting.formerly is None or setting.formerly[0] != key:
+        if setting.former_names is None or setting.former_names[0] != key:
             continue
-        for current, former in setting.formerly[1].items():
+        for current, former in setting.former_names[1].items():
             if value == former:
                 return setting.name, current
         return setting.name, value
@@ -557,7 +559,7 @@ def problems(config: Config) -> list[str]:
     wrong = []
     for name, value in values.items():
         kind = SETTINGS[name].kind
-        if not kind.holds(value):
+        if not kind.is_valid(value):
             wrong.append(f"{name}: {value}, expected {kind.expected}")
     for pair in _EXCLUSIVE:
         if all(values[name] for name in pair):

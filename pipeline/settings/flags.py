@@ -17,7 +17,7 @@ from pipeline.settings.configfile import read_configuration
 from pipeline.settings.kinds import SWITCH, YES_OR_NO, Kind, plain
 from pipeline.settings.printed import as_yaml
 
-__all__ = ["add_settings", "converted", "parse", "parser_of_settings"]
+__all__ = ["add_settings", "convert_settings", "parse", "parser_of_settings"]
 
 ENVIRONMENT_PREFIX = "SHARDPRESS_"
 
@@ -99,9 +99,9 @@ def _merge(flags: dict[str, Any], variables: dict[str, str]) -> Config:
     path = os.path.expanduser(flags.pop("config", None) or from_variable)
     values: dict[str, Any] = {}
     if path:
-        values |= converted(read_configuration(path), f"config={shown(path)}: key ", ConfigError)
-    values |= converted(variables, "environment: ", ConfigError, _variable)
-    values |= converted(flags, "", UsageError, _flag)
+        values |= convert_settings(read_configuration(path), f"config={shown(path)}: key ", ConfigError)
+    values |= convert_settings(variables, "environment: ", ConfigError, _variable)
+    values |= convert_settings(flags, "", UsageError, _flag)
     return Config.of(**values)
 
 
@@ -173,7 +173,7 @@ def _default_in_words(setting: Setting) -> str:
     return plain(setting.default)
 
 
-def converted(
+def convert_settings(
     values: Mapping[str, Any],
     where: str,
     error: type[UsageError | ConfigError],

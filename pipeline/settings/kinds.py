@@ -49,11 +49,11 @@ class Kind:
         Placeholder of a value in ``--help``.
     is_text : bool
         Whether values are texts; a text that looks like a number needs quotes in YAML.
-    holds : callable
+    is_valid : callable
         Returns whether a value is valid.
     expected : str
         Description of valid values.
-    leaves_open : tuple of str
+    none_texts : tuple of str
         Texts that stand for None, if the default is None.
     is_list : bool
         Whether a value is a list in YAML, and a text with commas elsewhere.
@@ -62,20 +62,20 @@ class Kind:
     read: Callable[[str], Any]
     metavar: str = "NAME"
     is_text: bool = False
-    holds: Callable[[Any], bool] = lambda value: True
+    is_valid: Callable[[Any], bool] = lambda value: True
     expected: str = ""
-    leaves_open: tuple[str, ...] = ("", "none", "auto")
+    none_texts: tuple[str, ...] = ("", "none", "auto")
     is_list: bool = False
 
     def or_none(self) -> Kind:
         """Return the kind of a setting whose value may also be None."""
 
         def read(text: str) -> Any:
-            if text in self.leaves_open:
+            if text in self.none_texts:
                 return None
             return self.read(text)
 
-        return replace(self, read=read, holds=lambda value: value is None or self.holds(value))
+        return replace(self, read=read, is_valid=lambda value: value is None or self.is_valid(value))
 
 
 def parse_bytes(text: str) -> int:
@@ -109,7 +109,7 @@ def plain(value: object) -> str:
     return shown(value)
 
 
-def _by(convert: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
+def _reader(convert: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
     """Return `convert` with an error that says what was expected."""
 
     def read(text: str) -> Any:
@@ -124,9 +124,9 @@ def _by(convert: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
 def one_of(*choices: str) -> Kind:
     """Return the kind of a setting that is one of a few words."""
     known = {choice: choice for choice in choices}
-    leaves_open = tuple(word for word in Kind.leaves_open if word not in known)
-    read = _by(known.__getitem__, f"one of {', '.join(choices)}")
-    return Kind(read, f"{{{','.join(choices)}}}", leaves_open=leaves_open)
+    none_texts = tuple(word for word in Kind.none_texts if word not in known)
+    read = _reader(known.__getitem__, f"one of {', '.join(choices)}")
+    return Kind(read, f"{{{','.join(choices)}}}", none_texts=none_texts)
 
 
 def _time(text: str) -> str:
@@ -150,7 +150,7 @@ def _limit(text: str) -> str:
 
 def _exact_number(text: str) -> float:
     """Read a number; a whole one as an integer, since float64 does not hold all of int64."""
-    value: float = _by(float, "a number")(text)
+    value: float = _reader(float, "a number")(text)
     if not value.is_integer():
         return value
     try:
@@ -196,12 +196,12 @@ def _widths(text: str) -> tuple[int, ...]:
 
 def whole(least: int) -> Kind:
     """Return the kind of a whole number of `least` or more."""
-    return Kind(_by(int, "a whole number"), "N", False, lambda value: value >= least, f"{least} or more")
+    return Kind(_reader(int, "a whole number"), "N", False, lambda value: value >= least, f"{least} or more")
 
 
-def number(holds: Callable[[float], bool], expected: str) -> Kind:
-    """Return the kind of a number for which `holds` returns True."""
-    return Kind(_by(float, "a number"), "X", False, holds, expected)
+def number(is_valid: Callable[[float], bool], expected: str) -> Kind:
+    """Return the kind of a number for which `is_valid` returns True."""
+    return Kind(_reader(float, "a number"), "X", False, is_valid, expected)
 
 
 def size(least: int, words: str = "") -> Kind:
@@ -220,14 +220,16 @@ FOLDER = Kind(_path, "DIR", True, lambda value: not value.startswith("~"), "a pa
 EXACT_NUMBER = Kind(_exact_number, "X", False, math.isfinite, "a finite number (NaN is always missing)")
 LIMIT = Kind(_limit, "N|N%")
 TIME = Kind(_time, "TIME", is_text=True)
-SWITCH = Kind(_by(lambda text: _ANSWERS[text.lower()], "true or false"))
-YES_OR_NO = Kind(_by(lambda text: _ANSWERS[text.lower()], "yes or no"), "{yes,no}")
-DEVICES = Kind(_by(_devices, "all, or names like cuda0,cuda1 or opencl0:0"), "NAME,NAME", is_text=True, is_list=True)
+SWITCH = Kind(_reader(lambda text: _ANSWERS[text.lower()], "true or false"))
+YES_OR_NO = Kind(_reader(lambda text: _ANSWERS[text.lower()], "yes or no"), "{yes,no}")
+DEVICES = Kind(
+    _reader(_devices, "all, or names like cuda0,cuda1 or opencl0:0"), "NAME,NAME", is_text=True, is_list=True
+)
 WIDTHS = Kind(  # here, "none" is a value
-    _by(_widths, "whole numbers, like 512 or 512,256, or none"),
+    _reader(_widths, "whole numbers, like 512 or 512,256, or none"),
     "N,N",
-    holds=lambda value: all(n >= 1 for n in value),
+    is_valid=lambda value: all(n >= 1 for n in value),
     expected="1 or more each",
-    leaves_open=("", "auto"),
+    none_texts=("", "auto"),
     is_list=True,
 )
