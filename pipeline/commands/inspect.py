@@ -287,6 +287,6 @@ def _lines_of_dtypes(inspection: Inspection, preview: Preview) -> Iterator[str]:
         )
     elif stored == np.float64 and preview.float32_error < _FLOAT32_IS_ENOUGH:
         yield (
-            f"  slow to read: float32 would take half the bytes, with a rounding error of {preview.float32_error:.1g} of "
-            "a column's range; training uses float32 anyway"
+            f"  slow to read: float32 would take half the bytes, with a rounding error of {preview.float32_error:.1g} "
+            "of a column's range; training uses float32 anyway"
         )

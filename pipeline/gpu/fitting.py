@@ -62,7 +62,8 @@ def _packages_of(driver: Driver) -> CudaPackages:
     if driver.cuda < OLDEST:
         raise DeviceError(
             f"{driver.file}: the driver supports CUDA {format_version(driver.cuda)}, expected "
-            f"{format_version(OLDEST)} or later. Install NVIDIA's driver {_OLDEST_DRIVER} or later, then run the same command again."
+            f"{format_version(OLDEST)} or later. Install NVIDIA's driver {_OLDEST_DRIVER} or later, then run the "
+            "same command again."
         )
     why = f"for the driver's CUDA {format_version(driver.cuda)} ({driver.file})"
     oldest_card = min(driver.capabilities, default=_OLDEST_CARD_OF_13)
