@@ -27,7 +27,7 @@ __all__ = ["main"]
 log = logging.getLogger(__name__)
 
 _RESUME = "Run the same command again to resume; finished work is kept."
-_FIX = "Fix the problem named above, then run the same command again to resume; finished work is kept."
+_FIX = "Fix the problem named above, then run the same command again. Finished work is kept."
 # Advice by exit code. After a failure of the system or the storage, the same command can succeed.
 _ADVICE = {
     os.EX_OSERR: _RESUME,
@@ -119,7 +119,7 @@ def _report_failure(error: ShardpressError, run_log: RunLog) -> int:
 def _run(config: Config, command: Sequence[str], disk: Disk | None, run_log: RunLog) -> Summary:
     # Before slow imports, so that the user sees at once that the run has started, and with which settings.
     settings = summary_line(config)
-    log.info("shardpress %s: %s; all others default (--verbose lists them)", version("shardpress"), settings)
+    log.info("shardpress %s: %s; other settings: defaults (--verbose lists them)", version("shardpress"), settings)
     import dask
 
     from pipeline.run.engine import run

@@ -573,9 +573,9 @@ def _without_cluster(cluster: ClusterSettings) -> list[str]:
     has_workers = bool(has_scheduler or cluster.workers or cluster.devices)
     found = []
     if cluster.insecure_cluster and not has_scheduler:
-        found.append("insecure_cluster: is set, expected together with scheduler or scheduler_file")
+        found.append("insecure_cluster: is set without scheduler or scheduler_file, expected one of them")
     if cluster.mixed_processors and not has_scheduler:
-        found.append("mixed_processors: is set, expected together with scheduler or scheduler_file")
+        found.append("mixed_processors: is set without scheduler or scheduler_file, expected one of them")
     if cluster.dashboard and not has_workers:
-        found.append("dashboard: is set, expected together with workers, devices or a scheduler")
+        found.append("dashboard: is set without workers, devices or scheduler, expected one of them")
     return found
