@@ -16,6 +16,7 @@ from kernels.activations import CODES, HIDDEN
 from kernels.rules import RULES
 from pipeline.settings.defaults import EPOCHS, LEARNING_RATES, LEAST_STEPS, MANY_INPUTS, MASKED, RATED_INPUTS
 from pipeline.settings.kinds import (
+    ADDRESS,
     DATASET,
     DEVICES,
     EXACT_NUMBER,
@@ -424,7 +425,7 @@ class ClusterSettings:
         "THEANO_FLAGS.",
     )
     scheduler: str | None = _setting(
-        None, NAME, "nothing", "Run on the Dask cluster at this address, for example tls://host:8786."
+        None, ADDRESS, "nothing", "Run on the Dask cluster at this address, for example tls://host:8786."
     )
     scheduler_file: str | None = _setting(
         None, FILES, "nothing", "Run on the Dask cluster whose scheduler has written this file."

@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.errors import shown
 
 __all__ = [
+    "ADDRESS",
     "DATASET",
     "DEVICES",
     "EXACT_NUMBER",
@@ -213,6 +214,7 @@ def size(least: int, words: str = "") -> Kind:
 _ANSWERS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 NAME = Kind(str, is_text=True)  # an empty one is None if that is the default
+ADDRESS = Kind(str, "ADDRESS", is_text=True)
 DATASET = Kind(_dataset, is_text=True)
 FILES = Kind(_path, "PATH", is_text=True)
 FOLDERS = Kind(_path, "DIR", is_text=True)
