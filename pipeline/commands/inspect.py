@@ -64,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="DIR",
-        help="Directories that external files of a master file may be in.",
+        help="Read the external files of a master file if they are in these directories.",
     )
     add("--missing-value", type=EXACT_NUMBER.read, metavar="X", help="Treat this value as missing, like NaN.")
     add(

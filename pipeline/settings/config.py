@@ -139,7 +139,7 @@ class InputSettings:
         ("data/*.h5",), FILES, "inputs", "Read these HDF5 shards: files, directories or globs."
     )
     follow: tuple[str, ...] = _setting(
-        (), FOLDERS, "inputs", "Directories that external files of a master file may be in."
+        (), FOLDERS, "inputs", "Read the external files of a master file if they are in these directories."
     )
     dataset: str | None = _setting(
         None, NAME, "inputs", "Dataset that contains the rows. Default: X, or the only candidate."
