@@ -138,7 +138,7 @@ def _driver(facts: Mapping[str, Any], bad: Status) -> Check:
         return _no_driver(facts, bad)
     supported = "reports no version"
     if "version" in facts:
-        supported = f"supports CUDA up to {format_version(facts['version'])}"
+        supported = f"supports CUDA {format_version(facts['version'])} or earlier"
     place = _files(facts)
     if "module" in facts:
         place += f"; {facts['module']}"

@@ -47,7 +47,7 @@ def choose_packages(driver: Driver | None, requested: Version | None = None) -> 
     if requested is not None:
         why = f"for CUDA {format_version(requested)}, as requested"
         if driver is not None and requested > driver.cuda:
-            why += f"; the driver of this machine supports CUDA up to {format_version(driver.cuda)}"
+            why += f"; the driver of this machine supports CUDA {format_version(driver.cuda)} or earlier"
         return CudaPackages(_not_newer(requested), why)
     if driver is None:
         # Every driver since 2022 accepts the code of 12.0, and nothing that libgpuarray compiles needs a later one.
