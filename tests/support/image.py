@@ -125,7 +125,7 @@ def main() -> None:
         image = made(Path(folder, "root"), "image-check")
         print("What is in it:", flush=True)
         again = image.run(*image.entrypoint, "setup-gpu")
-        assert "no driver here" in again.stdout, again.stdout
+        assert "no driver found" in again.stdout, again.stdout
         doctor = image.run(*image.entrypoint, "doctor", check=False)
         assert doctor.returncode == 1, "a device was asked for that is not there"
         assert "no NVIDIA driver" in doctor.stdout
