@@ -22,7 +22,7 @@ OPTIONS = {
 
 
 def commands(program: str) -> list[list[str]]:
-    """Return the options of each call of a program."""
+    """The words behind each call of it."""
     text = "\n".join([*SHELL, *INDENTED]).replace("\\\n", " ")
     found = re.findall(rf"{program} (--[^;&|\n]*|[^;&|\n]*--[^;&|\n]*)", text)
     return [[word for word in shlex.split(each, comments=True) if word.startswith("--")] for each in found]
@@ -42,7 +42,7 @@ def test_flags_are_options_of_their_programs() -> None:
 
 
 def test_started_programs_show_no_page_on_the_network() -> None:
-    """Dask's programs open a port for HTTP on all interfaces by default."""
+    """Each of Dask's programs opens a port for HTTP on every interface, unless it is told where."""
     for program in ("dask scheduler", "dask worker"):
         for words in commands(program):
             assert "--dashboard-address" in words, (program, words)
