@@ -428,7 +428,7 @@ def load_checked(piece: Piece) -> Table:
     """Load the table of a piece; stop if it has fewer rows than shards."""
     table = piece.load()
     if table.n_rows < len(piece.paths):
-        sentence = f"{piece.parameters['set']}: {table.n_rows} rows, expected at least {len(piece.paths)}"
+        sentence = f"{piece.parameters['set']}: {table.n_rows} rows, expected {len(piece.paths)} or more"
         raise MakeDataError(BAD_DATA, sentence)
     return table
 

@@ -33,11 +33,11 @@ def listed():
     """Return the tests of each fault in the list, as ``file.py::test_...``."""
     items = re.findall(r"^- ([A-Z][0-9]+): .+\n((?:  .+\n)*)", PAGE.read_text(), re.MULTILINE)
     assert len(dict(items)) == len(items), "a fault occurs twice"
-    return {fault: [test_in(line) for line in lines.splitlines()] for fault, lines in items}
+    return {fault: [name_of(line) for line in lines.splitlines()] for fault, lines in items}
 
 
-def test_in(line):
-    """Return the test that a line of the list names."""
+def name_of(line):
+    """Return the name of the test in a line of the list."""
     found = re.fullmatch(r"  - `([a-z0-9_/]+\.py::test_[a-z0-9_]+)`", line)
     assert found, f"not a test: {line!r}"
     return found[1]
