@@ -172,10 +172,10 @@ def persistently(read: Callable[[], T], where: str) -> T:
             if isinstance(meaning, (SystemLimit, NotPermitted)):
                 raise meaning from error
         if i + 1 < _TRIES:
-            log.warning("%s: %s, trying again", where, failure.strerror)
+            log.warning("%s: %s; trying again", where, failure.strerror)
             FILES.sleep(_PAUSE * 2**i)
     raise ReadFailed(
-        f"{where}: {failure.strerror}, {_TRIES} times. Check the storage, then type the same command again."
+        f"{where}: {failure.strerror} ({_TRIES} attempts). Check the storage, then run the same command again."
     ) from failure
 
 
@@ -183,13 +183,13 @@ def stand_in(error: OSError, where: str) -> ShardpressError:
     """Return our error for a failed system call, which says what it means and what to do."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return SystemLimit(
-            f"{where}: {error.strerror}. Raise the limit (ulimit -n 4096), then type the same command again."
+            f"{where}: {error.strerror}. Raise the limit (ulimit -n 4096), then run the same command again."
         )
     if error.errno in (errno.EACCES, errno.EPERM):
-        return NotPermitted(f"{where}: no permission to read it. Run: chmod u+r on the file, as its owner.")
+        return NotPermitted(f"{where}: no permission to read the file. As its owner, run chmod u+r on it.")
     if error.errno in _NO_SUCH_FILE:
         return NoInput(f"{where}: {error.strerror}, expected an HDF5 file")
-    return ReadFailed(f"{where}: {error.strerror}. Check the storage, then type the same command again.")
+    return ReadFailed(f"{where}: {error.strerror}. Check the storage, then run the same command again.")
 
 
 def _check_regular(path: str, status: os.stat_result) -> None:
@@ -201,8 +201,8 @@ def _check_same(path: str, found: Identity, expected: Identity) -> None:
     if found != expected:
         what = f"{found.size} bytes now"
         if found.inode != expected.inode:
-            what = "another file lies there"
+            what = "another file now"
         raise DataError(
-            f"file={shown(path)}: changed during the run ({what}, {expected.size} bytes before), expected input that "
-            "stays as it is. Type the same command again once nothing writes to it."
+            f"file={shown(path)}: changed during the run ({what}, {expected.size} bytes before), expected input "
+            "that does not change. Run the same command again when no process writes to the file."
         )

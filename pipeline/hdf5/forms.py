@@ -57,7 +57,7 @@ VARIABLES = "var"
 CATEGORIES = "__categories"
 """The group next to codes that lists what each code means, as earlier versions of AnnData wrote it."""
 A_GROUP = "a group"
-NOT_UTF8 = "its name is not UTF-8, as HDF5 expects"
+NOT_UTF8 = "its name is not UTF-8"
 
 _INDEX = "index"  # pandas' field of a record that is no column of the frame
 _LAYERS = b"layers"  # AnnData's group of further matrices with the columns of `X`
@@ -206,13 +206,13 @@ def _sparse_rows(
     dtype, *index_dtypes = dtypes
     n_rows, n_inputs = shape
     if type(n_rows) is not int or type(n_inputs) is not int or n_rows < 0:  # excludes JSON's true
-        raise ValueError("sparse shape")
+        raise ValueError("invalid shape of a sparse matrix")
     if any(len(each) != 1 for each in shapes) or values != columns or firsts != (n_rows + 1,):
-        raise ValueError("sparse shapes")
+        raise ValueError("inconsistent parts of a sparse matrix")
     if not is_number(dtype) or any(each.kind not in "iu" for each in index_dtypes):
-        raise ValueError("sparse rows")
+        raise ValueError("invalid dtypes of a sparse matrix")
     if not 1 <= n_inputs <= MOST_COLUMNS:
-        raise ValueError("sparse rows")
+        raise ValueError("invalid number of columns of a sparse matrix")
     return (n_rows, n_inputs), dtype
 
 

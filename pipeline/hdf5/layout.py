@@ -111,7 +111,7 @@ def layout_of(claim: Any, arrays: Iterator[np.ndarray]) -> Layout:
 
 def _check_form(layout: Layout) -> None:
     if not isinstance(layout.name, str) or layout.kind not in _KINDS or len(layout.shape) > 32:
-        raise ValueError("name, kind or rank")
+        raise ValueError("invalid name, kind or rank")
     if layout.dtype.hasobject and (layout.dtype != np.dtype("O") or layout.kind != "asked"):
         raise ValueError("objects")  # addresses in memory, if they were read from a file
 
@@ -128,7 +128,7 @@ def _filters(claims: Any, name: str, kind: str) -> tuple[tuple[int, tuple[int, .
     if len(codes) < len(filters):
         raise ValueError("filters")
     if kind == "chunked" and not ASKED.isdisjoint(codes):
-        raise ValueError("filters that only HDF5 undoes")
+        raise ValueError("filters that only libhdf5 can decode")
     return tuple(filters)
 
 
@@ -150,7 +150,7 @@ def _integers(values: Any, low: int, high: int) -> tuple[int, ...]:
 
 def _data(layout: Layout, data: np.ndarray) -> bytes:
     if data.dtype != np.uint8 or data.shape != (layout.n_bytes,):
-        raise ValueError("inline data")
+        raise ValueError("invalid inline data")
     return data.tobytes()
 
 
@@ -230,7 +230,7 @@ def check_places(layouts: Sequence[Layout], size: int, where: str, base: int = 0
 def _checked_places(layout: Layout, size: int, where: str, base: int) -> np.ndarray:
     """Return the places of one dataset, which lie in the file and do not unfold to too much."""
     if layout.n_bytes > _MOST_BYTES:
-        raise DataError(f"{where}: shape {layout.shape} takes {layout.n_bytes} bytes, expected {_MOST_BYTES} at most")
+        raise DataError(f"{where}: shape {layout.shape} takes {layout.n_bytes} bytes, expected at most {_MOST_BYTES}")
     places = _places(layout)
     _check_inside(places, base + SMALLEST, size, where)
     if layout.index is not None:
@@ -258,7 +258,7 @@ def _check_inside(places: np.ndarray, low: int, high: int, where: str) -> None:
         first = int(offsets[outside[0]])
         stop = first + int(sizes[outside[0]])
         raise DataError(
-            f"{where}: values lie at bytes {first}:{stop}, expected {low}:{high} at most. The file is damaged or "
+            f"{where}: values are at bytes {first}:{stop}, expected within {low}:{high}. The file is damaged or "
             "forged: do not use it."
         )
 
@@ -281,8 +281,8 @@ def _check_sizes(layout: Layout, index: np.ndarray, where: str) -> None:
     stored = int(sizes.sum())
     if declared > most_unfolded(stored):
         raise DataError(
-            f"{where}: {stored} bytes unfold to {declared}, expected {_MOST_EXPANSION} times as many at most. Is it "
-            "forged? If not: rewrite it with h5repack -f GZIP=1."
+            f"{where}: {stored} stored bytes decompress to {declared}, expected at most {_MOST_EXPANSION} times the "
+            "stored bytes. The file may be forged. If you trust it, rewrite it with h5repack -f GZIP=1."
         )
 
 
@@ -292,6 +292,6 @@ def _check_chunk_sizes(layout: Layout, sizes: np.ndarray, masks: np.ndarray, whe
     wrong = (sizes > 2 * layout.chunk_bytes + 2**10) | (is_unfiltered & (sizes != layout.chunk_bytes))
     if wrong.any():
         raise DataError(
-            f"{where}: a chunk of {int(sizes[wrong][0])} bytes in the file, expected about {layout.chunk_bytes}. The "
+            f"{where}: a chunk takes {int(sizes[wrong][0])} bytes, expected about {layout.chunk_bytes}. The "
             "file is damaged or forged: do not use it."
         )

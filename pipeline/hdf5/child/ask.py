@@ -168,7 +168,7 @@ def _log_wait(request: dict[str, Any], where: str) -> None:
     """Log which file the program is waiting for, and the time limit."""
     what = "values" if request["ask"] == "values" else "its structure"
     log.info(
-        "%s: still reading %s after %g s; it may take up to %g s of processor time",
+        "%s: still reading %s after %g s; this may take up to %g s of CPU time",
         where,
         what,
         request["silent"],
@@ -240,7 +240,8 @@ def ask(
         said, arrays = _unpack(body)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(
-            f"{where}: the HDF5 library went astray on this file ({shown(error)}). Do not use it."
+            f"{where}: libhdf5 returned malformed data for this file ({shown(error)}). The file is damaged or forged: "
+            "do not use it."
         ) from error
     if "answer" in said:
         return said["answer"], arrays
@@ -266,8 +267,8 @@ def _answer_of_child(request: dict[str, Any], where: str) -> tuple[dict[str, Any
         if (head["end"], head["detail"]) != ("signal", signal.SIGKILL):  # sent by another process: out of memory?
             return answer
     raise SystemLimit(
-        f"{where}: the process that looks at files was killed or got stuck twice, expected it to answer. Check the "
-        "machine's memory and storage (dmesg), then type the same command again."
+        f"{where}: the process that reads the structure of files was killed or hung twice. Check the machine's "
+        "memory and storage (dmesg), then run the same command again."
     )
 
 
@@ -280,8 +281,8 @@ def _idle_or_new(where: str) -> _Keeper:
         return _Keeper()
     except OSError as error:
         raise SystemLimit(
-            f"{where}: the process that looks at files cannot be started: {error.strerror}. Raise the limits "
-            "(ulimit -n 4096, ulimit -u), then type the same command again."
+            f"{where}: cannot start the process that reads the structure of files: {error.strerror}. Raise the "
+            "limits (ulimit -n 4096, ulimit -u), then run the same command again."
         ) from error
 
 
@@ -292,8 +293,8 @@ def believed(where: str, about: str = "") -> Iterator[None]:
         yield
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, StopIteration) as error:
         raise DataError(
-            f"{where}: what the HDF5 library says{about} makes no sense ({shown(error)}). The file is damaged or "
-            "forged: do not use it."
+            f"{where}: libhdf5 returned inconsistent facts{about} ({shown(error)}). The file is damaged or forged: do "
+            "not use it."
         ) from error
 
 
@@ -326,24 +327,26 @@ def _unpack(body: bytearray) -> tuple[dict[str, Any], list[np.ndarray]]:
         offset += array.nbytes
         arrays.append(array)
     if offset != len(body):
-        raise ValueError(f"{len(body)} bytes")
+        raise ValueError(f"{len(body)} bytes, expected {offset}")
     return said, arrays
 
 
 def _array(body: bytearray, offset: int, code: Any, shape: Any) -> np.ndarray:
     if code not in ("<i8", "|u1") or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError("an array of another kind")
+        raise ValueError("unexpected dtype or shape of an array")
     return np.frombuffer(body, np.dtype(code), prod(shape), offset).reshape(shape)
 
 
 def _error_without_answer(head: dict[str, Any], where: str) -> Exception:
     if head["end"] == "system":
-        return SystemLimit(f"{where}: no process to look at it: {head['detail']}. Raise the limits (ulimit -u, -n).")
+        return SystemLimit(
+            f"{where}: cannot start a process to read it: {head['detail']}. Raise the limits (ulimit -u, -n)."
+        )
     words = {
-        "signal": f"the HDF5 library crashed on this file (signal {head['detail']})",
-        "exit": f"the HDF5 library gave up on this file (exit code {head['detail']})",
-        "time": f"the HDF5 library took more than {head['detail']} for this file",
-        "flood": "the HDF5 library does not stop talking about this file",
+        "signal": f"libhdf5 crashed on this file (signal {head['detail']})",
+        "exit": f"libhdf5 exited on this file (exit code {head['detail']})",
+        "time": f"libhdf5 took more than {head['detail']} for this file",
+        "flood": "libhdf5 returned more metadata than allowed for this file",
     }
     return DataError(f"{where}: {words[head['end']]}. The file is damaged or forged: do not use it.")
 
@@ -358,14 +361,14 @@ def _error_of_refusal(said: dict[str, Any], where: str) -> Exception:
 def _error_of_failure(said: dict[str, Any], where: str, limits: Limits) -> Exception:
     if "memory" in said:
         return DataError(
-            f"{where}: the HDF5 library ran out of its memory limit of {limits.memory >> 20} MiB on this file. It is "
+            f"{where}: libhdf5 exceeded its memory limit of {limits.memory >> 20} MiB on this file. The file is "
             "damaged or forged: do not use it."
         )
     if "system" in said:
-        return SystemLimit(f"{where}: the process that looks at it cannot open it: {_words(said['system'])}.")
+        return SystemLimit(f"{where}: the process that reads its structure cannot open it: {_words(said['system'])}.")
     words = _words(said.get("failed"))
     if said.get("errno") in STORAGE:
-        return ReadFailed(f"{where}: {words}. Check the storage, then type the same command again.")
+        return ReadFailed(f"{where}: {words}. Check the storage, then run the same command again.")
     return DataError(f"{where}: its structure cannot be read: {words}. The file is damaged: copy it again.")
 
 

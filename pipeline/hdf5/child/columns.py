@@ -300,7 +300,7 @@ def _texts(dataset: h5py.Dataset, path: str, n_inputs: int) -> list[str]:
     _check_place(dataset, path)
     stored = dtype_of(dataset)
     if stored is None or dataset.ndim != 1 or h5py.check_string_dtype(stored) is None:
-        raise Refused("expected texts in one dimension", path)
+        raise Refused("expected strings in one dimension", path)
     _check_sizes(len(dataset), len(dataset) * stored.itemsize, n_inputs, path)
     layout_claim(dataset, path, [])  # refuses what cannot be read: unwritten, unknown filters, large chunks
     return _read_texts(dataset, n_inputs, path)
@@ -314,7 +314,7 @@ def _read_texts(source: Any, n: int, path: str, most_bytes: int = ANSWER_BYTES, 
         some = source[start : min(start + at_once, n)].tolist()
         n_bytes += sum(map(len, some))
         if n_bytes > most_bytes:
-            raise Refused(f"names of more than {most_bytes} bytes", path)
+            raise Refused(f"names of more than {most_bytes} bytes in all", path)
         names += some
     return _checked_names(names, path)
 
@@ -328,10 +328,10 @@ def _numbers(dataset: h5py.Dataset, path: str, n_inputs: int) -> np.ndarray:
 
 def _check_sizes(n: int, n_bytes: int, n_inputs: int, path: str) -> None:
     if n != n_inputs:
-        raise Refused(f"{n} values for {n_inputs} columns", path)
+        raise Refused(f"{n} values, expected one for each of {n_inputs} columns", path)
     if n > MOST_COLUMN_NAMES or n_bytes > ANSWER_BYTES:
         raise Refused(
-            f"{n} values of {n_bytes} bytes, expected {MOST_COLUMN_NAMES} and {ANSWER_BYTES} bytes at most", path
+            f"{n} values of {n_bytes} bytes, expected at most {MOST_COLUMN_NAMES} values and {ANSWER_BYTES} bytes", path
         )
 
 
@@ -340,7 +340,7 @@ def _checked_names(names: Sequence[Any], path: str) -> list[str]:
     sizes = [len(name.encode("utf-8", "surrogateescape")) for name in found]
     longest = max(sizes, default=0)
     if longest > LONGEST_COLUMN_NAME or sum(sizes) > ANSWER_BYTES:
-        raise Refused(f"a name of {longest} bytes, expected {LONGEST_COLUMN_NAME} at most", path)
+        raise Refused(f"a name of {longest} bytes, expected at most {LONGEST_COLUMN_NAME}", path)
     return found
 
 

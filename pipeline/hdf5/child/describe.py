@@ -128,7 +128,7 @@ def values(
     """
     dataset = h5py.Dataset(locate(file, name)[1])
     if elsewhere(dataset):
-        raise Refused("its values lie elsewhere", name)
+        raise Refused("its values are in other files", name)
     filters_of(dataset.id.get_create_plist(), name)
     if dataset.dtype.hasobject:
         return _answer_with_texts(_texts(dataset, name, start, stop, axis, n_texts))
@@ -150,7 +150,7 @@ def _texts(dataset: h5py.Dataset, name: str, start: int, stop: int, axis: int, n
         texts.extend(more)
         n_bytes += sum(map(len, more))
     if n_bytes > MOST_ANSWER_BYTES:
-        raise Refused(f"texts of {n_bytes} bytes, expected {MOST_ANSWER_BYTES} at most", name)
+        raise Refused(f"strings of {n_bytes} bytes, expected at most {MOST_ANSWER_BYTES}", name)
     return texts
 
 
@@ -224,7 +224,7 @@ def _storage_of(item: Any) -> dict[str, Any]:
 
 def _dtype_in_words(dtype: np.dtype | None) -> str:
     if dtype is None:
-        return "no dtype of NumPy's"
+        return "no NumPy dtype"
     if dtype.fields is not None:
         return f"records of {len(dtype.fields)} fields"
     return "text" if h5py.check_string_dtype(dtype) else str(dtype)

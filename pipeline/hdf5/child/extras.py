@@ -71,7 +71,7 @@ def find_extras(
         try:
             dataset = _extra_in(parent, name, shape)
             if len(extras) == most:
-                raise Refused(f"there are {most} extras already")
+                raise Refused(f"more than {most} extras")
             extras.append(_claim(dataset, parent, name, beside(rows, text(name)), arrays))
         except Exception as error:
             _leave_out(left_out, name, error)
@@ -122,7 +122,7 @@ def _check(dataset: h5py.Dataset, shape: tuple[int, ...]) -> None:
     if not dataset.shape:
         raise _Unmissed("")
     if is_bare(dataset):
-        raise _Unmissed("a dimension of netCDF without values")
+        raise _Unmissed("a netCDF dimension without values")
     if not rides(dataset.shape, shape[0]):
         reason, is_missed = misfit(dataset.shape, shape)
         if is_missed:
@@ -134,11 +134,11 @@ def _check(dataset: h5py.Dataset, shape: tuple[int, ...]) -> None:
 def _check_dtype(dataset: h5py.Dataset, n_rows: int) -> None:
     stored = dtype_of(dataset)
     if stored is None or (stored.hasobject and h5py.check_string_dtype(stored) is None):
-        raise Refused("neither plain nor text")
+        raise Refused("neither numbers nor strings")
     if stored.subdtype and dataset.shape[0] != n_rows:
-        raise Refused("an array for each row, but not rows first")
+        raise Refused("one array for each row, but the rows are not the first axis")
     if stored.itemsize > MOST_ITEM:
-        raise Refused(f"values of {stored.itemsize} bytes, expected {MOST_ITEM} at most")
+        raise Refused(f"values of {stored.itemsize} bytes, expected at most {MOST_ITEM}")
 
 
 def is_bare(dataset: h5py.Dataset) -> bool:
@@ -170,10 +170,10 @@ def find_named(
     extras: list[dict[str, Any]] = []
     missing: list[list[Any]] = []
     for path in paths:
-        found = reached(file, path, if_link="{link}, cannot be an extra")
+        found = reached(file, path, if_link="{link}; it cannot be copied")
         if found is None:
             possible = _possible_extras(file, shape[0])
-            missing.append([path, f"not there; one value for each row have {possible}", True])
+            missing.append([path, f"does not exist; datasets with one value for each row: {possible}", True])
         else:
             parent, item = found
             extras.append(_named_extra(parent, item, path, shape, arrays))
@@ -185,7 +185,7 @@ def _named_extra(parent: Any, item: Any, path: str, shape: tuple[int, ...], arra
     try:
         _check(dataset, shape)
     except Refused as reason:
-        raise Refused(f"{str(reason) or 'a single value'}, cannot be an extra", path) from reason
+        raise Refused(f"{str(reason) or 'a single value'}; it cannot be copied", path) from reason
     layout = layout_claim(dataset, where, arrays)
     return {"name": path, "layout": layout, "categories": categories, "is_named": True}
 
@@ -207,12 +207,11 @@ def _masked_values(group: Any, path: str, n_rows: int) -> h5py.Dataset:
     values = held(group, b"values")
     mask = held(group, b"mask")
     if values is None or mask is None:
-        raise Refused("a group, expected a dataset with one value for each row, or codes and categories", path)
+        raise Refused("a group, expected a dataset with one value for each row, or a categorical", path)
     n_missing = n_set(mask, f"{path}/mask", n_rows)
     if n_missing:
         raise Refused(
-            f"{n_missing} of its values are missing, expected all of them. Write it as a categorical, or as numbers "
-            "with NaN.",
+            f"{n_missing} of its values are missing, expected none. Write it as a categorical, or as numbers with NaN.",
             path,
         )
     return values
@@ -221,7 +220,7 @@ def _masked_values(group: Any, path: str, n_rows: int) -> h5py.Dataset:
 def n_set(mask: h5py.Dataset, path: str, n_rows: int) -> int:
     """Return how many entries of a mask of `n_rows` values are set."""
     if elsewhere(mask) or dtype_of(mask) != np.dtype(bool) or mask.shape != (n_rows,):
-        raise Refused("no mask, expected one bool for each row", path)
+        raise Refused("not a mask, expected one bool for each row", path)
     layout_claim(mask, path, [])  # refuses what cannot be read
     n_bytes = h5py.h5i.get_file_id(mask.id).get_filesize()
     if n_rows > most_unfolded(n_bytes):  # its chunks may all be the same few bytes
@@ -252,9 +251,9 @@ def _categories(dataset: h5py.Dataset, path: str) -> list[Any]:
             raise Refused(f"categories of more than {MOST_WORDS} bytes", path)
         categories = [text(each) for each in categories]
     elif dataset.dtype.kind == "u" and max(categories, default=0) >= _MOST_NUMBER:
-        raise Refused(f"category {max(categories)}, expected less than {_MOST_NUMBER}", path)
+        raise Refused(f"category {max(categories)}, expected numbers below {_MOST_NUMBER}", path)
     if not are_few(categories):
-        raise Refused(f"categories that take more than {MOST_PADDED} bytes, each as long as the longest", path)
+        raise Refused(f"categories that take more than {MOST_PADDED} bytes when padded to the longest one", path)
     return categories
 
 
@@ -266,9 +265,9 @@ def _check_categories(dataset: h5py.Dataset, path: str, most: int = MOST_CATEGOR
     stored = dtype_of(dataset)
     is_text = stored is not None and h5py.check_string_dtype(stored) is not None
     if stored is None or dataset.ndim != 1 or not (is_text or stored.kind in "iufb"):
-        raise Refused("expected categories: texts or numbers in one dimension", path)
+        raise Refused("expected categories: strings or numbers in one dimension", path)
     if len(dataset) > most or (not is_text and stored.itemsize > 8) or dataset.nbytes > MOST_PADDED:
-        raise Refused(f"{len(dataset)} categories of dtype {stored}, expected {most} at most", path)
+        raise Refused(f"{len(dataset)} categories of dtype {stored}, expected at most {most}", path)
     return is_text
 
 

@@ -159,7 +159,7 @@ def _exit_code(child: int, alive: int, seconds: float) -> int | None:
 def _end_of(code: int, request: dict[str, Any]) -> tuple[str, object]:
     """Return how a fork with this exit code has ended: ``end`` and ``detail``."""
     if code == -signal.SIGXCPU:
-        return "time", f"{request['seconds']:g} s of the processor"
+        return "time", f"{request['seconds']:g} s of CPU time"
     if code < 0:
         return "signal", -code
     if code > 0:

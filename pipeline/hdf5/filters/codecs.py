@@ -106,7 +106,7 @@ def undone(data: memoryview, filters: Sequence[tuple[int, Sequence[int]]], mask:
             continue
         decode = FILTERS[code].decode
         if decode is None:
-            raise ValueError(f"{FILTERS[code].name}: only HDF5 undoes it")
+            raise ValueError(f"{FILTERS[code].name}: only libhdf5 can decode it")
         try:
             data = decode(data, parameters, n_bytes + _SUM_BYTES)  # a checksum may have been added before
         except (MemoryError, ImportError):
@@ -122,11 +122,11 @@ def objection(code: int, values: Sequence[int], dataset: str) -> str | None:
     """Return why a filter with these parameters cannot be undone, and what to do; None if it can be."""
     if code not in FILTERS:
         names = ", ".join(each.name for each in FILTERS.values())
-        return f"not allowed, expected {names}. {written_anew(dataset)}"
+        return f"is not supported, expected {names}. {written_anew(dataset)}"
     if _MISSING.get(code):
         return f"needs a package that is not installed. Run: pip install {' '.join(_MISSING[code])}"
     if code == _BLOSC and list(values[6:7]) == [_SNAPPY]:
-        return f"with Snappy inside, not allowed, expected another of Blosc's codecs. {written_anew(dataset)}"
+        return f"with the codec Snappy is not supported, expected another codec of Blosc. {written_anew(dataset)}"
     return None
 
 
@@ -155,9 +155,7 @@ def _from_gzip(data: memoryview, _: Sequence[int], most: int) -> memoryview:
         # libdeflate takes a third of zlib's time, and `most` bytes whatever the stream unfolds to.
         return memoryview(deflate.zlib_decompress(data, most))
     except deflate.DeflateError as error:
-        raise ValueError(
-            f"compressed data that are damaged or unfold to too much, expected {most} bytes at most"
-        ) from error
+        raise ValueError(f"the compressed data are damaged or decompress to more than {most} bytes") from error
 
 
 def _from_lzf(data: memoryview, _: Sequence[int], most: int) -> memoryview:
@@ -169,7 +167,7 @@ def _from_lzf(data: memoryview, _: Sequence[int], most: int) -> memoryview:
 def _from_shuffle(data: memoryview, values: Sequence[int], _: int) -> memoryview:
     """Return bytes in their old order, which were sorted by their position in an element; a remainder is at the end."""
     if len(values) != 1 or not values[0]:
-        raise ValueError("shuffled, but not told by what size")
+        raise ValueError("the shuffle filter has no element size")
     itemsize = values[0]
     n_elements = len(data) // itemsize
     if itemsize == 1 or n_elements <= 1:
@@ -228,7 +226,7 @@ def _from_bzip2(data: memoryview, _: Sequence[int], most: int) -> memoryview:
     codec = bz2.BZ2Decompressor()
     done = codec.decompress(data, most)
     if not codec.eof:
-        raise ValueError(f"cut short, or more than {most} bytes unfolded")
+        raise ValueError(f"truncated, or decompresses to more than {most} bytes")
     return memoryview(done)
 
 
@@ -237,7 +235,7 @@ def _from_zstd(data: memoryview, _: Sequence[int], most: int) -> memoryview:
 
     n_bytes = zstandard.get_frame_parameters(data).content_size  # if known, the library obeys it instead of `most`
     if most < n_bytes != zstandard.CONTENTSIZE_UNKNOWN:
-        raise ValueError(f"{n_bytes} bytes unfolded, expected {most} at most")
+        raise ValueError(f"decompresses to {n_bytes} bytes, expected at most {most}")
     return memoryview(zstandard.ZstdDecompressor().decompress(data, max_output_size=most))
 
 
@@ -275,7 +273,7 @@ def _from_lz4(data: memoryview, _: Sequence[int], most: int) -> memoryview:
 def _check_blocks(n_bytes: int, n_block: int, most: int) -> None:
     """Refuse more bytes than allowed, and more blocks than any writer makes: all may be the same few bytes."""
     if n_bytes > min(most, n_block * _MOST_BLOCKS):
-        raise ValueError(f"{n_bytes} bytes in blocks of {n_block}, expected {most} at most")
+        raise ValueError(f"{n_bytes} bytes in blocks of {n_block}, expected at most {most} bytes")
 
 
 def _block_from_lz4_or_raw(piece: memoryview, size: int) -> bytes | memoryview:
@@ -334,7 +332,7 @@ def _from_bitshuffle(data: memoryview, values: Sequence[int], most: int, piece: 
     if n_block == 0:
         n_block = max(_LEAST_ELEMENTS, _BLOCK_BYTES // itemsize // 8 * 8)
     if n_bytes > min(most, n_block * itemsize * _MOST_BLOCKS) or n_bytes % itemsize or n_block % 8:
-        raise ValueError(f"{n_bytes} bytes in blocks of {n_block} x {itemsize}, expected {most} at most")
+        raise ValueError(f"{n_bytes} bytes in blocks of {n_block} x {itemsize}, expected at most {most} bytes")
     n_full, n_left = divmod(n_bytes // itemsize, n_block)
     n_last = n_left // 8 * 8
     if kind == _UNCOMPRESSED:

@@ -229,7 +229,7 @@ def read_arrays(
     n_bytes = sum(dataset.n_bytes for dataset in datasets.values())
     if n_bytes > size:
         raise DataError(
-            f"{where}: arrays of {n_bytes} bytes in a file of {size} bytes, expected each in a place of its own. The "
+            f"{where}: arrays of {n_bytes} bytes in a file of {size} bytes, expected arrays that do not overlap. The "
             "file is damaged or forged: do not use it."
         )
     check_places([_layout(name, dataset, base) for name, dataset in datasets.items()], size, where, base)
