@@ -40,8 +40,8 @@ class Outside(NamedTuple):
         """Return the column with its name, its farthest value and the model's range."""
         where = f"column {columns.numbered(self.column)}"
         if self.high <= self.low:
-            return f"{where} ({self.value:g}, trained on {self.low:g} alone)"
-        far = f"{self.distance:.3g} times that range away"
+            return f"{where} ({self.value:g}, trained on {self.low:g} only)"
+        far = f"{self.distance:.3g} ranges away"
         return f"{where} ({self.value:g}, trained on {self.low:g} to {self.high:g}, {far})"
 
 

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 MOST_WARNED = 10
 """Number of warnings about extras."""
 
-_APART = "the shards do not have it alike"  # no dtype, or no list of categories, holds the values of all
+_APART = "its dtypes or categories differ between shards"
 _FILES = 3  # files that a warning names
 _NAMED = 20  # extras in a line of the log
 _LEFT_OUT = 10  # left out extras in a line of the log
@@ -85,7 +85,9 @@ def _plans(shards: Sequence[Shard]) -> tuple[list[_Plan], list[str]]:
         if plan is not None:
             plans.append(_with_mask(plan, own, shards, taken, warnings))
     if surplus:
-        warnings.append(f"{len(surplus)} more extras are left out, expected at most {MAX_EXTRAS}")
+        warnings.append(
+            f"{len(surplus)} extras are left out, since at most {MAX_EXTRAS} are copied. Choose others with --include"
+        )
     _warn(warnings)
     return plans, apart
 
@@ -141,9 +143,9 @@ def _plan_apart(name: str, kinds: Having, warnings: list[str]) -> _Plan | None:
     if first.is_named:
         raise DataError(f"{difference}. Store it with one dtype in all files, or omit --include {shown(name)}.")
     if any(extra.categories is not None for _, extra in kinds):  # without these, codes could be mistaken for labels
-        warnings.append(f"{difference}. It is left out")
+        warnings.append(f"{difference}. The extra is left out")
         return None
-    warnings.append(f"{difference}. No dtype holds both, so it is stored in parts/ and not in index.h5")
+    warnings.append(f"{difference}. No dtype holds both, so the extra is in parts/ and not in index.h5")
     return _Plan(Extra(name, first.dtype, is_named=first.is_named), is_common=False)
 
 
@@ -160,7 +162,7 @@ def _difference(name: str, kinds: Sequence[tuple[Shard, Extra]]) -> str:
     first, other = (f"{_in_words(extra)} from file={shown(shard.path)}" for shard, extra in kinds[:2])
     why = ""
     if all(extra.categories is not None for _, extra in kinds):
-        why = ", which are too many or of two kinds in all"
+        why = "; together they are too many or mix numbers and strings"
     return f"{shorten(name)} is {first} and {other}{why}"
 
 
@@ -194,8 +196,8 @@ def _with_mask(plan: _Plan, having: Having, shards: Sequence[Shard], taken: set[
 def _missing_in_words(absent: Extra, lacking: Sequence[Shard], n_shards: int) -> str:
     files = some((_file_and_reason(shard, absent.name) for shard in lacking), _FILES)
     return (
-        f"{shorten(absent.name)} is missing in {len(lacking)} of {n_shards} shards, {files}: there it becomes "
-        f"{absent.absent_in_words}, and {shorten(absent.mask or '')} tells which rows have it"
+        f"{shorten(absent.name)} is missing in {len(lacking)} of {n_shards} shards, {files}. Their rows get "
+        f"{absent.absent_in_words}, and {shorten(absent.mask or '')} marks the rows that have it"
     )
 
 
@@ -259,8 +261,8 @@ def _renamed(shards: Sequence[Shard], include: Sequence[str]) -> list[Shard]:
 
 def _not_named(first: Shard, path: str) -> DataError:
     where = f"file={shown(first.path)} dataset={shown(path)}"
-    reason = _reason(first, path) or "cannot be an extra"
-    return DataError(f"{where}: {shown(reason)}. Name one of them with --include.")
+    reason = _reason(first, path) or "cannot be copied"
+    return DataError(f"{where}: {shown(reason)}. Choose one with --include.")
 
 
 def _short_names(include: Sequence[str], named: set[str], taken: set[str]) -> dict[str, str]:
@@ -368,7 +370,7 @@ def _warn(lines: Sequence[str]) -> None:
     for line in lines[:MOST_WARNED]:
         log.warning("%s", line)
     if len(lines) > MOST_WARNED:
-        log.warning("%d more datasets are told of in no line", len(lines) - MOST_WARNED)
+        log.warning("%d more warnings about extras are not shown", len(lines) - MOST_WARNED)
 
 
 def _left_out(shards: Sequence[Shard]) -> dict[str, tuple[LeftOut, list[Shard]]]:

@@ -124,7 +124,7 @@ def _described(
     except DataError:
         # The child opens the file by its descriptor's name, under which nothing is found once it is deleted.
         if not os.fstat(descriptor).st_nlink:
-            raise NoInput(f"{where}: deleted meanwhile, expected an HDF5 file") from None
+            raise NoInput(f"{where}: the file was deleted while it was read") from None
         raise
 
 
@@ -140,7 +140,7 @@ def _ask_child(descriptor: int, arguments: list[Any], where: str) -> tuple[Any, 
             facts, arrays = ask("describe", descriptor, [*arguments, False], where)
         except DataError:
             raise error from None
-        log.warning("%s The datasets next to the rows are left out, and the rows are read.", error)
+        log.warning("%s The rows are read without the datasets next to them.", error)
         return facts, arrays
 
 
@@ -182,7 +182,7 @@ def _with_measured_texts(shard: Shard, descriptor: int) -> Shard:
     for extra in shard.extras:
         measured = _measured(extra, shard, descriptor)
         if measured.layout is not None and measured.layout.longest > MOST_TEXT_BYTES:
-            reasons[extra.name] = f"a text of {measured.layout.longest} bytes, expected {MOST_TEXT_BYTES} at most"
+            reasons[extra.name] = f"a string of {measured.layout.longest} bytes, expected at most {MOST_TEXT_BYTES}"
         extras.append(measured)
     return leave_out_extras(replace(shard, extras=tuple(extras)), reasons)
 
@@ -262,7 +262,7 @@ def _check_extras(shard: Shard, wanted: Selection) -> None:
     if len({(extra.name, extra.is_named) for extra in extras}) < len(extras):
         raise ValueError("names")
     if not {extra.name for extra in extras if extra.is_named} <= set(wanted.include):
-        raise ValueError("named extras")
+        raise ValueError("unexpected named extras")
 
 
 def _columns(claim: Any, dtype: np.dtype, n_inputs: int, left: Iterator[np.ndarray]) -> Columns:
@@ -338,7 +338,7 @@ def _fits(layout: Layout, n_rows: int) -> bool:
 
 def _finite_number(claim: Any) -> float | None:
     if claim is not None and (type(claim) not in (int, float) or not isfinite(claim)):
-        raise ValueError("fill value")
+        raise ValueError("invalid fill value")
     return claim
 
 
@@ -360,5 +360,5 @@ def _left_out(claims: Any) -> tuple[LeftOut, ...]:
     for name, reason, is_missed in claims:
         left_out.append(LeftOut(name[:_LONGEST], reason[:_LONGEST], bool(is_missed)))
     if len(left_out) > MOST_LEFT_OUT or not all(isinstance(each.name + each.reason, str) for each in left_out):
-        raise ValueError("left out")
+        raise ValueError("invalid list of datasets left out")
     return tuple(left_out)
