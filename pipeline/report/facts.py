@@ -249,5 +249,5 @@ def sample_facts(parts: Sequence[PartSource], spec: SampleSpec) -> dict[str, Any
         return measure(sample, parts, spec.model, categories_of(parts[0].file))
     except Exception as error:
         reason = shown(f"{type(error).__name__}: {error}")
-        log.warning("report: rows could not be looked at once more, so there are no pictures of them: %s", reason)
+        log.warning("report: measuring a sample of rows failed, so its figures are missing: %s", reason)
         return None

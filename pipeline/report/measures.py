@@ -200,7 +200,7 @@ class _Plane:
     def describe(self, column: str) -> str:
         """Return the meaning of the axes, given the name of a column."""
         if self._is_rotated:
-            return "their first two principal components"
+            return "first two principal components"
         return f"{column}s 0 and 1"
 
 
