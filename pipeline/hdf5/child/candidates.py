@@ -422,8 +422,8 @@ def _check_sparse_sizes(sizes: list[int], n_rows: int, shape: tuple[int, int], n
     n_values, n_columns, n_firsts = sizes
     if n_firsts != n_rows + 1 or n_values != n_columns:
         raise Refused(
-            f"a sparse matrix of shape {shape} has inconsistent parts: {n_values} values, {n_columns} column "
-            f"indices and {n_firsts} row pointers. The file is damaged: write it again.",
+            f"a sparse matrix of shape {shape} has inconsistent parts: {n_values} values, {n_columns} indices "
+            f"and {n_firsts} row pointers. The file is damaged: write it again.",
             name,
         )
 
