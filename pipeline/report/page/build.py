@@ -46,7 +46,7 @@ def page_of(report: Mapping[str, Any]) -> Page:
     return Page(
         title=f"shardpress: {cut(Path(report['config']['output']).name, 60)}",
         verdict=verdict(report),
-        needs=n_notices > 0,
+        has_warnings=n_notices > 0,
         sections=tuple(section for section in sections if section is not None and section.items),
     )
 
