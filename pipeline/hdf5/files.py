@@ -18,7 +18,7 @@ from typing import Self, TypeVar
 
 from pipeline.errors import DataError, NoInput, NotPermitted, ReadFailed, ShardpressError, SystemLimit, shown
 
-__all__ = ["FILES", "Identity", "opened", "persistently", "read_at", "read_into", "stand_in", "writers"]
+__all__ = ["FILES", "Identity", "opened", "read_at", "read_into", "translated_error", "with_retries", "writers"]
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def read_at(descriptor: int, offset: int, n_bytes: int) -> bytes:
     return bytes(buffer)
 
 
-def persistently(read: Callable[[], T], where: str) -> T:
+def with_retries(read: Callable[[], T], where: str) -> T:
     """Return what `read` returns, and repeat it if the storage fails; messages begin with `where`.
 
     Parameters
@@ -168,7 +168,7 @@ def persistently(read: Callable[[], T], where: str) -> T:
             return read()
         except OSError as error:
             failure = error
-            meaning = stand_in(error, where)
+            meaning = translated_error(error, where)
             if isinstance(meaning, (SystemLimit, NotPermitted)):
                 raise meaning from error
         if i + 1 < _TRIES:
@@ -179,7 +179,7 @@ def persistently(read: Callable[[], T], where: str) -> T:
     ) from failure
 
 
-def stand_in(error: OSError, where: str) -> ShardpressError:
+def translated_error(error: OSError, where: str) -> ShardpressError:
     """Return our error for a failed system call, which says what it means and what to do."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return SystemLimit(

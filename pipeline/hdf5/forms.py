@@ -33,6 +33,7 @@ __all__ = [
     "are_few",
     "beside",
     "has_one_for_each_column",
+    "has_one_for_each_row",
     "is_coordinate",
     "is_number",
     "is_utf8",
@@ -42,7 +43,6 @@ __all__ = [
     "normal",
     "numbers_of",
     "parts_of",
-    "rides",
     "rows_of",
     "split",
     "text",
@@ -247,7 +247,7 @@ def items_beside(dataset: str) -> str | None:
 # -- extra datasets, with one value for each row -----------------------------------------------------------------
 
 
-def rides(shape: tuple[int, ...], n_rows: int) -> bool:
+def has_one_for_each_row(shape: tuple[int, ...], n_rows: int) -> bool:
     """Return whether a shape has one value for each row: (n_rows,), or with more axes of length 1.
 
     These axes come after the rows, as in Keras's labels, or before them, as in MATLAB's columns.

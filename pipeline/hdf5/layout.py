@@ -12,7 +12,7 @@ from pipeline.errors import DataError, shown
 from pipeline.hdf5.filters.codecs import ASKED, objection
 from pipeline.hdf5.limits import MOST_CHUNK_BYTES, MOST_CHUNKS, MOST_ITEM, SMALLEST
 
-__all__ = ["Layout", "bytes_of", "check_places", "grid_of", "layout_of", "most_unfolded"]
+__all__ = ["Layout", "bytes_of", "check_places", "grid_of", "layout_of", "max_decompressed"]
 
 _KINDS = ("contiguous", "chunked", "inline", "asked")
 _MOST_BYTES = 2**46  # bytes of one dataset's values; sums over all datasets of a file stay below 2**63
@@ -80,7 +80,7 @@ def grid_of(shape: Sequence[int], chunks: Sequence[int]) -> tuple[int, ...]:
     return tuple(-(-n // size) for n, size in zip(shape, chunks, strict=True))
 
 
-def most_unfolded(n_stored: int) -> int:
+def max_decompressed(n_stored: int) -> int:
     """Return how many bytes `n_stored` bytes may unfold to."""
     return max(_EXPANSION_FLOOR, _MOST_EXPANSION * n_stored)
 
@@ -279,7 +279,7 @@ def _check_sizes(layout: Layout, index: np.ndarray, where: str) -> None:
         _check_chunk_sizes(layout, sizes, masks, where)
     declared = len(sizes) * layout.chunk_bytes
     stored = int(sizes.sum())
-    if declared > most_unfolded(stored):
+    if declared > max_decompressed(stored):
         raise DataError(
             f"{where}: {stored} stored bytes decompress to {declared}, expected at most {_MOST_EXPANSION} times the "
             "stored bytes. The file may be forged. If you trust it, rewrite it with h5repack -f GZIP=1."

@@ -16,10 +16,10 @@ import numpy as np
 
 from pipeline.errors import DataError, shown
 from pipeline.formats import digest
-from pipeline.hdf5.child.ask import ask, believed
+from pipeline.hdf5.child.ask import ask, checking_answer
 from pipeline.hdf5.chunkcache import CHUNKS
-from pipeline.hdf5.files import Identity, opened, persistently, read_into
-from pipeline.hdf5.filters.codecs import undone
+from pipeline.hdf5.files import Identity, opened, read_into, with_retries
+from pipeline.hdf5.filters.codecs import decode_chunk
 from pipeline.hdf5.layout import Layout, bytes_of, grid_of
 from pipeline.hdf5.limits import SMALLEST
 
@@ -89,7 +89,7 @@ def read_values(
             _READERS[layout.kind](descriptor, request, values)
             return out
 
-    return persistently(read, where)
+    return with_retries(read, where)
 
 
 def file_digest(path: str, identity: Identity) -> str:
@@ -103,7 +103,7 @@ def file_digest(path: str, identity: Identity) -> str:
                 read_into(descriptor, piece, offset)
                 yield piece
 
-    return persistently(lambda: digest(pieces()), f"file={shown(path)}")
+    return with_retries(lambda: digest(pieces()), f"file={shown(path)}")
 
 
 def text_lengths(descriptor: int, size: int, layout: Layout, n_rows: int) -> Iterator[np.ndarray] | None:
@@ -275,7 +275,7 @@ def _decompressed(descriptor: int, layout: Layout, offset: int, size: int, mask:
     """Read one chunk and undo its filters; `ValueError` if it is damaged."""
     data = np.empty(size, dtype=np.uint8).data
     read_into(descriptor, data, offset)
-    return undone(data, layout.filters, mask, layout.chunk_bytes)
+    return decode_chunk(data, layout.filters, mask, layout.chunk_bytes)
 
 
 def _parts(layout: Layout, start: int, stop: int, along: int = 0) -> Iterator[_Part]:
@@ -313,7 +313,7 @@ def _read_by_child(descriptor: int, request: _Request, out: np.ndarray) -> None:
     while first < len(out):
         arguments = [layout.name, request.start + first, stop, request.axis, n_texts]
         answer, arrays = ask("values", descriptor, arguments, request.where)
-        with believed(request.where):
+        with checking_answer(request.where):
             values = _answered(answer, arrays, layout.dtype, out.shape[1:])
             out[first : first + len(values)] = values
         first += len(values)

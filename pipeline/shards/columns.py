@@ -124,7 +124,7 @@ class ColumnCheck:
         order = _order_of(names, expected)
         return self._orders.setdefault(order.tobytes(), order)  # one array for all shards of one order
 
-    def accepted(self, shard: Shard, order: np.ndarray | None) -> Shard:
+    def accept(self, shard: Shard, order: np.ndarray | None) -> Shard:
         """Return an accepted shard as it is to be read, and compare later ones with its columns as well."""
         self._count(shard, order)
         found = _in_order(shard.columns, order)

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 MOST_WARNED = 10
 """Number of warnings about extras."""
 
-_APART = "its dtypes or categories differ between shards"
+_NO_COMMON_DTYPE = "its dtypes or categories differ between shards"
 _FILES = 3  # files that a warning names
 _NAMED = 20  # extras in a line of the log
 _LEFT_OUT = 10  # left out extras in a line of the log
@@ -63,7 +63,7 @@ def unify_extras(shards: Sequence[Shard], include: Sequence[str] = ()) -> tuple[
     plans, apart = _plans(shards)
     unified = [replace(shard, extras=tuple(_planned_extras(shard, plans))) for shard in shards]
     # Listed for one shard only, since it is the same for all.
-    left_out = [LeftOut(name, _APART, False) for name in apart]
+    left_out = [LeftOut(name, _NO_COMMON_DTYPE, False) for name in apart]
     unified[0] = replace(unified[0], left_out=(*left_out, *shards[0].left_out))
     return tuple(unified)
 
@@ -339,7 +339,7 @@ def log_extras(shards: Sequence[Shard]) -> None:
     left_out = _left_out(shards)
     left_out_in_words = _left_out_in_words([each for each, _ in left_out.values()])
     log.info("input: extras: %s%s", some(included, _NAMED), left_out_in_words)
-    _warn([_missed(each, lacking) for each, lacking in left_out.values() if each.is_missed])
+    _warn([_warning_of(each, lacking) for each, lacking in left_out.values() if each.is_missed])
 
 
 def _left_out_in_words(left_out: Sequence[LeftOut]) -> str:
@@ -359,7 +359,7 @@ def _with_categories(extra: Extra) -> str:
     return f"{shorten(extra.name)} ({len(extra.categories)} categories)"
 
 
-def _missed(each: LeftOut, lacking: Sequence[Shard]) -> str:
+def _warning_of(each: LeftOut, lacking: Sequence[Shard]) -> str:
     more = f", in {len(lacking)} shards" if len(lacking) > 1 else ""
     where = f"file={shown(lacking[0].path)} dataset={shown(each.name)}"
     return f"{where}: {shown(each.reason)}, left out{more}"
@@ -379,7 +379,9 @@ def _left_out(shards: Sequence[Shard]) -> dict[str, tuple[LeftOut, list[Shard]]]
     included = {extra.name for extra in shards[0].extras}
     for shard in shards:
         for each in shard.left_out:
-            if each.name not in included or each.reason == _APART:  # others may have the extra that this shard lacks
+            if (
+                each.name not in included or each.reason == _NO_COMMON_DTYPE
+            ):  # others may have the extra that this shard lacks
                 first = replace(each, reason=each.reason.rstrip("."))
                 found.setdefault(each.name, (first, []))[1].append(shard)
     return found

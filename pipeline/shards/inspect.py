@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import DataError, shown
-from pipeline.hdf5.child.ask import ask, believed
+from pipeline.hdf5.child.ask import ask, checking_answer
 from pipeline.hdf5.files import Identity
 from pipeline.hdf5.filters.codecs import FILTERS
 from pipeline.hdf5.layout import Layout, grid_of
@@ -114,7 +114,7 @@ def inspect_files(
         if not refused:
             raise
         return Inspection(refused=refused)
-    return Inspection(shards, [_described(group, wanted) for group in _groups(shards)], refused)
+    return Inspection(shards, [_describe(group, wanted) for group in _groups(shards)], refused)
 
 
 def _groups(shards: Sequence[Shard]) -> list[list[Shard]]:
@@ -133,7 +133,7 @@ def _group_key(shard: Shard) -> object:
     return shard.dataset, shard.shape[1:], shard.stored_dtype, shard.form, layouts, extras, left_out
 
 
-def _described(shards: Sequence[Shard], wanted: Selection) -> FileGroup:
+def _describe(shards: Sequence[Shard], wanted: Selection) -> FileGroup:
     first = shards[0]
     return FileGroup(
         names=[shard.path for shard in shards],
@@ -171,7 +171,7 @@ def _datasets(path: Path) -> list[dict[str, Any]]:
 
     try:
         claims = read_structure(path, read)
-        with believed(where, " about its datasets"):
+        with checking_answer(where, " about its datasets"):
             return [_checked(claim) for claim in claims]
     except DataError:  # already reported
         return []

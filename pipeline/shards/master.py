@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pipeline import signals
 from pipeline.errors import DataError, NoInput, NotPermitted, ShardpressError, counted, shown
-from pipeline.hdf5.child.ask import ask, believed
+from pipeline.hdf5.child.ask import ask, checking_answer
 from pipeline.hdf5.files import Identity
 from pipeline.hdf5.forms import normal
 from pipeline.hdf5.limits import MOST_PIECES
@@ -186,7 +186,7 @@ def _stack(path: Path, dataset: str | None) -> Stack | None:
     facts = read_structure(path, read)
     if facts is None:
         return None
-    with believed(where, " about its stacked files"):
+    with checking_answer(where, " about its stacked files"):
         return _checked(facts, where)
 
 

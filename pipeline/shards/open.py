@@ -34,7 +34,7 @@ _MOST_THREADS = 8
 _FILES_A_THREAD = 100  # files for each thread, since starting one takes as long as vetting some files
 _AT_ONCE = 1000  # files that are vetted ahead, so that one bad file of many ends a run early
 _A_TASK = 8  # files of a task, since passing one to a thread takes half as long as vetting it
-_ANEW = "Copy the directory again, or repeat the run that made it."
+_COPY_AGAIN = "Copy the directory again, or repeat the run that made it."
 _DATASETS = 3  # datasets in a line of the log
 _FORMS = {
     "columns": "stored by columns: the last axis is that of the rows",
@@ -171,9 +171,9 @@ def _check_as_listed(shard: Shard, source: Source) -> None:
     n_bytes = shard.identity.size
     for n, expected, what in ((n_bytes, source.n_bytes, "bytes"), (shard.n_rows, source.n_rows, "rows")):
         if expected not in (None, n):
-            raise DataError(f"{where}: {n} {what}, expected {expected} from the manifest. {_ANEW}")
+            raise DataError(f"{where}: {n} {what}, expected {expected} from the manifest. {_COPY_AGAIN}")
     if source.blake3 is not None and file_digest(shard.path, shard.identity) != source.blake3:
-        raise DataError(f"{where}: its content has changed: the BLAKE3 digest differs from the manifest. {_ANEW}")
+        raise DataError(f"{where}: its content has changed: the BLAKE3 digest differs from the manifest. {_COPY_AGAIN}")
 
 
 # -- all together ------------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def _fitting(
         except DataError as error:
             refuse(source.path, error)
             continue
-        shards.append(check.accepted(shard, order))
+        shards.append(check.accept(shard, order))
     if check.columns.is_known:  # also for shards before the first one that names them
         return [replace(shard, columns=check.columns) for shard in shards]
     return shards

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError, NoInput, NotPermitted, shown, some
-from pipeline.hdf5.files import FILES, stand_in
+from pipeline.hdf5.files import FILES, translated_error
 from pipeline.hdf5.superblock import signature_at
 from pipeline.output.records import read_manifest
 
@@ -181,7 +181,7 @@ def _listed(directory: str) -> list[str]:
             f"input={shown(directory)}: {error.strerror}, expected permission to list the directory"
         ) from error
     except OSError as error:
-        raise stand_in(error, f"input={shown(directory)}") from error
+        raise translated_error(error, f"input={shown(directory)}") from error
     listed = some(map(shown, sorted(others, key=natural_key)), _LISTED)
     if not names:
         contents = f"holds {listed}" if others else "empty directory"
@@ -221,7 +221,7 @@ def _begins_like_hdf5(entry: os.DirEntry[str], inside: str) -> bool:
     try:
         return entry.is_file() and _has_signature(entry.path)
     except OSError as error:
-        failure = stand_in(error, where)
+        failure = translated_error(error, where)
         if not isinstance(failure, (NoInput, NotPermitted)):
             raise failure from error  # otherwise a failing disk would look like other content
         log.warning("%s: left out: %s", where, error.strerror)

@@ -22,10 +22,10 @@ import numpy as np
 
 from pipeline.columns import Columns
 from pipeline.errors import DataError, NoInput, ReadFailed, shown
-from pipeline.hdf5.child.ask import ask, believed
+from pipeline.hdf5.child.ask import ask, checking_answer
 from pipeline.hdf5.child.find import Refused
-from pipeline.hdf5.files import Identity, opened, persistently, stand_in
-from pipeline.hdf5.forms import are_few, numbers_of, rides, rows_of
+from pipeline.hdf5.files import Identity, opened, translated_error, with_retries
+from pipeline.hdf5.forms import are_few, has_one_for_each_row, numbers_of, rows_of
 from pipeline.hdf5.layout import Layout, check_places, layout_of
 from pipeline.hdf5.limits import MAX_EXTRAS, MOST_COLUMN_NAMES, MOST_LEFT_OUT, MOST_TEXT_BYTES, MOST_WORDS
 from pipeline.hdf5.plain.describe import describe_plain
@@ -77,8 +77,8 @@ def vet(path: Path, wanted: Selection = Selection()) -> Shard:
     where = f"file={shown(path)}"
 
     def read(descriptor: int, identity: Identity, base: int) -> Shard:
-        facts, arrays = _described(descriptor, identity, base, wanted, where)
-        with believed(where, " about it"):
+        facts, arrays = _describe(descriptor, identity, base, wanted, where)
+        with checking_answer(where, " about it"):
             shard = _shard_of(facts, arrays, str(path), identity)
             _check_extras(shard, wanted)
         shard = leave_out_extras(shard, _reasons_of_misplaced(shard, where, base))
@@ -103,15 +103,15 @@ def read_structure(path: Path, read: Callable[[int, Identity, int], T]) -> T:
                 base = check_superblock(descriptor, identity.size, where)
                 return read(descriptor, identity, base)
         except OSError as error:
-            failure = stand_in(error, where)
+            failure = translated_error(error, where)
             if isinstance(failure, ReadFailed):
                 raise  # and try again
             raise failure from error
 
-    return persistently(once, where)
+    return with_retries(once, where)
 
 
-def _described(
+def _describe(
     descriptor: int, identity: Identity, base: int, wanted: Selection, where: str
 ) -> tuple[Any, list[np.ndarray]]:
     """Return the description of a file: by the plain reader if the file is plain, otherwise by the child."""
@@ -333,7 +333,7 @@ def _are_categories(claims: list[Any]) -> bool:
 
 def _fits(layout: Layout, n_rows: int) -> bool:
     """Return whether a layout has a value for each row; arrays as values must have the rows first."""
-    return rides(layout.shape, n_rows) and (layout.dtype.subdtype is None or layout.shape[0] == n_rows)
+    return has_one_for_each_row(layout.shape, n_rows) and (layout.dtype.subdtype is None or layout.shape[0] == n_rows)
 
 
 def _finite_number(claim: Any) -> float | None:

@@ -27,7 +27,7 @@ from pipeline.hdf5.child.find import Refused
 from pipeline.hdf5.limits import MOST_ANSWER_BYTES
 from pipeline.processcache import ProcessCache
 
-__all__ = ["LIMITS", "Limits", "ask", "believed", "retire"]
+__all__ = ["LIMITS", "Limits", "ask", "checking_answer", "retire"]
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class _Died(Exception):
     """The end of the child process."""
 
 
-class _Keeper:
+class _Child:
     """A child process."""
 
     def __init__(self) -> None:
@@ -190,7 +190,7 @@ def _drain(reader: int, body: bytearray, most: int) -> None:
             body += data
 
 
-_idle = ProcessCache[int, _Keeper]()  # children that wait for a question, by `id`
+_idle = ProcessCache[int, _Child]()  # children that wait for a question, by `id`
 
 
 def ask(
@@ -253,16 +253,16 @@ def ask(
 def _answer_of_child(request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
     """Return the answer of an idle child, or of another one if it or its fork is killed, which no file causes."""
     for _ in range(2):
-        keeper = _idle_or_new(where)
+        child = _idle_or_new(where)
         try:
-            answer = keeper.ask(request, where)
+            answer = child.ask(request, where)
         except _Died:
-            keeper.end()
+            child.end()
             continue
         except BaseException:
-            keeper.end()  # otherwise the rest of its answer would be read as the next one
+            child.end()  # otherwise the rest of its answer would be read as the next one
             raise
-        _idle.put(id(keeper), keeper)
+        _idle.put(id(child), child)
         head, _ = answer
         if (head["end"], head["detail"]) != ("signal", signal.SIGKILL):  # sent by another process: out of memory?
             return answer
@@ -272,13 +272,13 @@ def _answer_of_child(request: dict[str, Any], where: str) -> tuple[dict[str, Any
     )
 
 
-def _idle_or_new(where: str) -> _Keeper:
-    while (keeper := _idle.pop_last()) is not None:
-        if keeper.usable:
-            return keeper
-        keeper.end()
+def _idle_or_new(where: str) -> _Child:
+    while (child := _idle.pop_last()) is not None:
+        if child.usable:
+            return child
+        child.end()
     try:
-        return _Keeper()
+        return _Child()
     except OSError as error:
         raise SystemLimit(
             f"{where}: cannot start the process that reads the structure of files: {error.strerror}. Raise the "
@@ -287,7 +287,7 @@ def _idle_or_new(where: str) -> _Keeper:
 
 
 @contextmanager
-def believed(where: str, about: str = "") -> Iterator[None]:
+def checking_answer(where: str, about: str = "") -> Iterator[None]:
     """Turn errors of checks of an answer into `DataError`."""
     try:
         yield
@@ -302,9 +302,9 @@ def believed(where: str, about: str = "") -> Iterator[None]:
 def retire(n_kept: int = 0) -> None:
     """End all idle children but `n_kept`; each takes some 20 MB."""
     while len(_idle) > n_kept:
-        keeper = _idle.pop_last()
-        if keeper is not None:  # another thread may have taken the last one
-            keeper.end()
+        child = _idle.pop_last()
+        if child is not None:  # another thread may have taken the last one
+            child.end()
 
 
 def _environment() -> dict[str, str]:

@@ -17,13 +17,13 @@ from pipeline.hdf5.child.find import (
     attribute,
     dtype_of,
     elsewhere,
-    held,
     identity,
     is_plain,
     link_of,
     listing,
     locate,
     objects,
+    own_dataset,
 )
 from pipeline.hdf5.child.stacked import is_stack
 from pipeline.hdf5.forms import PREFERRED, is_number, numbers_of, parts_of, split, text, under
@@ -95,7 +95,7 @@ class _Candidate(NamedTuple):
         """True if it is a single number or record."""
         return self.n_rows == 1 and (self.n_inputs == 1 or self.form == "table")
 
-    def turned(self, orientation: str | None) -> Self:
+    def oriented(self, orientation: str | None) -> Self:
         """Return the candidate with the numbers of rows and columns for an orientation."""
         if self.form != "dense":
             return self
@@ -199,11 +199,11 @@ def _obvious(candidates: dict[str, _Candidate], orientation: str | None) -> list
 
     A single column next to wider rows of the same number is an extra of these. A single number or record is no rows.
     """
-    turned = {name: candidate.turned(orientation) for name, candidate in candidates.items()}
-    wider = {(split(name)[0], candidate.n_rows) for name, candidate in turned.items() if candidate.n_inputs > 1}
-    obvious = [name for name, candidate in turned.items() if _may_be_meant(name, candidate, wider)]
-    dense = [name for name in obvious if turned[name].form in ("dense", _OTHERS)]
-    if any(turned[name].n_inputs != 1 for name in dense):
+    oriented = {name: candidate.oriented(orientation) for name, candidate in candidates.items()}
+    wider = {(split(name)[0], candidate.n_rows) for name, candidate in oriented.items() if candidate.n_inputs > 1}
+    obvious = [name for name, candidate in oriented.items() if _may_be_meant(name, candidate, wider)]
+    dense = [name for name in obvious if oriented[name].form in ("dense", _OTHERS)]
+    if any(oriented[name].n_inputs != 1 for name in dense):
         return dense
     return obvious
 
@@ -391,7 +391,7 @@ def is_sparse(group: Any) -> bool:
 
 def _n_firsts(group: Any) -> int:
     """Return the number of row starts of a sparse matrix; 0 if the group does not hold them itself."""
-    dataset = held(group, _SPARSE_PARTS[2])
+    dataset = own_dataset(group, _SPARSE_PARTS[2])
     if dataset is None or elsewhere(dataset):
         return 0
     return prod(dataset.shape or (0,))
@@ -430,7 +430,7 @@ def _check_sparse_sizes(sizes: list[int], n_rows: int, shape: tuple[int, int], n
 
 def _sparse_part(group: Any, part: bytes, name: str) -> h5py.Dataset:
     """Return the values of a sparse matrix, their columns, or the starts of the rows."""
-    dataset = held(group, part)
+    dataset = own_dataset(group, part)
     if dataset is not None and not elsewhere(dataset) and len(dataset.shape or ()) == 1:
         stored = dtype_of(dataset)
         kinds = "iufb" if part == b"data" else "iu"
@@ -454,7 +454,7 @@ def _written_shape(group: Any) -> np.ndarray | None:
         shape = attribute(group, key, _is_short)
         if shape is not None:
             return shape
-    dataset = held(group, b"shape")
+    dataset = own_dataset(group, b"shape")
     if dataset is None or elsewhere(dataset) or dataset.shape != (2,):
         return None
     return dataset[...]

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.hdf5.child.candidates import Rows
 from pipeline.hdf5.child.extras import is_bare, n_set
-from pipeline.hdf5.child.find import Refused, as_dataset, attribute, dtype_of, elsewhere, held, names_in, reached
+from pipeline.hdf5.child.find import Refused, as_dataset, attribute, dtype_of, elsewhere, names_in, own_dataset, resolve
 from pipeline.hdf5.child.layouts import layout_claim
 from pipeline.hdf5.forms import (
     beside,
@@ -127,7 +127,7 @@ def _with_attributes(rows: Rows) -> list[Any]:
 def _variable_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
     """Return the names in AnnData's `var`, a group whose attribute `_index` names the dataset, or an earlier table."""
     path = variables_beside(rows.name)
-    found = reached(file, path, if_link="{link}")
+    found = resolve(file, path, if_link="{link}")
     if found is None:
         return None
     _, item = found
@@ -143,14 +143,14 @@ def _variable_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None
 
 def _names_at(file: h5py.File, path: str, n_inputs: int) -> _Names | None:
     """Return the names in a dataset, or in a group of texts and a mask, as pandas 3 writes them."""
-    found = reached(file, path, if_link="{link}")
+    found = resolve(file, path, if_link="{link}")
     if found is None:
         return None
     _, item = found
     if not isinstance(item, h5py.h5g.GroupID):
         return path, _texts(h5py.Dataset(item), path, n_inputs)
-    values = held(item, b"values")
-    mask = held(item, b"mask")
+    values = own_dataset(item, b"values")
+    mask = own_dataset(item, b"mask")
     if values is None or mask is None or n_set(mask, f"{path}/mask", n_inputs):
         return None
     return path, _texts(values, f"{path}/values", n_inputs)
@@ -186,7 +186,7 @@ def _block_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
     path = items_beside(rows.name)
     if path is None:
         return None
-    found = reached(file, path, if_link="{link}")
+    found = resolve(file, path, if_link="{link}")
     items = None if found is None else as_dataset(found[1])
     if items is None:
         return None
@@ -224,7 +224,7 @@ def _coordinate_values(file: h5py.File, rows: Rows, n_inputs: int) -> _Values | 
     for name in names_in(rows.parent):
         if not is_coordinate(text(name)):
             continue
-        dataset = held(rows.parent, name)
+        dataset = own_dataset(rows.parent, name)
         if dataset is None or elsewhere(dataset) or not _is_number(dataset):
             continue
         if has_one_for_each_column(dataset.shape, rows.shape[0], n_inputs):

@@ -16,11 +16,11 @@ from pipeline.hdf5.child.find import (
     attribute,
     dtype_of,
     elsewhere,
-    held,
     link_of,
     names_in,
     objects,
-    reached,
+    own_dataset,
+    resolve,
 )
 from pipeline.hdf5.child.layouts import layout_claim
 from pipeline.hdf5.forms import (
@@ -29,14 +29,14 @@ from pipeline.hdf5.forms import (
     NOT_UTF8,
     are_few,
     beside,
+    has_one_for_each_row,
     is_utf8,
     leave_out,
     misfit,
     parts_of,
-    rides,
     text,
 )
-from pipeline.hdf5.layout import most_unfolded
+from pipeline.hdf5.layout import max_decompressed
 from pipeline.hdf5.limits import MAX_EXTRAS, MOST_CATEGORIES, MOST_ITEM, MOST_PADDED, MOST_WORDS
 
 __all__ = ["find_extras", "find_named", "is_bare", "n_set"]
@@ -123,7 +123,7 @@ def _check(dataset: h5py.Dataset, shape: tuple[int, ...]) -> None:
         raise _Unmissed("")
     if is_bare(dataset):
         raise _Unmissed("a netCDF dimension without values")
-    if not rides(dataset.shape, shape[0]):
+    if not has_one_for_each_row(dataset.shape, shape[0]):
         reason, is_missed = misfit(dataset.shape, shape)
         if is_missed:
             raise Refused(reason)
@@ -170,7 +170,7 @@ def find_named(
     extras: list[dict[str, Any]] = []
     missing: list[list[Any]] = []
     for path in paths:
-        found = reached(file, path, if_link="{link}; it cannot be copied")
+        found = resolve(file, path, if_link="{link}; it cannot be copied")
         if found is None:
             possible = _possible_extras(file, shape[0])
             missing.append([path, f"does not exist; datasets with one value for each row: {possible}", True])
@@ -195,8 +195,8 @@ def _values(parent: Any, item: Any, path: str, n_rows: int) -> tuple[h5py.Datase
     dataset = as_dataset(item)
     if dataset is not None:
         return dataset, path, _categories_beside(parent, parts_of(path)[-1], path)
-    codes = held(item, b"codes")
-    categories = held(item, b"categories")
+    codes = own_dataset(item, b"codes")
+    categories = own_dataset(item, b"categories")
     if codes is not None and categories is not None:
         return codes, f"{path}/codes", _categories(categories, f"{path}/categories")
     return _masked_values(item, path, n_rows), f"{path}/values", None
@@ -204,8 +204,8 @@ def _values(parent: Any, item: Any, path: str, n_rows: int) -> tuple[h5py.Datase
 
 def _masked_values(group: Any, path: str, n_rows: int) -> h5py.Dataset:
     """Return the values of a group of values and a mask; refuse it if the mask hides some."""
-    values = held(group, b"values")
-    mask = held(group, b"mask")
+    values = own_dataset(group, b"values")
+    mask = own_dataset(group, b"mask")
     if values is None or mask is None:
         raise Refused("a group, expected a dataset with one value for each row, or a categorical", path)
     n_missing = n_set(mask, f"{path}/mask", n_rows)
@@ -223,7 +223,7 @@ def n_set(mask: h5py.Dataset, path: str, n_rows: int) -> int:
         raise Refused("not a mask, expected one bool for each row", path)
     layout_claim(mask, path, [])  # refuses what cannot be read
     n_bytes = h5py.h5i.get_file_id(mask.id).get_filesize()
-    if n_rows > most_unfolded(n_bytes):  # its chunks may all be the same few bytes
+    if n_rows > max_decompressed(n_bytes):  # its chunks may all be the same few bytes
         raise Refused(f"a mask of {n_rows} values in a file of {n_bytes} bytes", path)
     n = 0
     for start in range(0, n_rows, _AT_ONCE):
@@ -236,7 +236,7 @@ def _categories_beside(parent: Any, name: bytes, path: str) -> list[Any] | None:
     group = CATEGORIES.encode()
     if not parent.links.exists(group) or link_of(parent, group):
         return None
-    dataset = held(h5py.h5o.open(parent, group), name)
+    dataset = own_dataset(h5py.h5o.open(parent, group), name)
     if dataset is None:
         return None
     return _categories(dataset, beside(path, f"{CATEGORIES}/{text(name)}"))
@@ -277,7 +277,12 @@ def _possible_extras(file: h5py.File, n_rows: int) -> str:
     with suppress(Refused):
         for name, item in objects(file.id):
             dataset = as_dataset(item)
-            if dataset is None or elsewhere(dataset) or not dataset.shape or not rides(dataset.shape, n_rows):
+            if (
+                dataset is None
+                or elsewhere(dataset)
+                or not dataset.shape
+                or not has_one_for_each_row(dataset.shape, n_rows)
+            ):
                 continue
             if not name.endswith("/mask"):
                 names[name.removesuffix("/codes").removesuffix("/values")] = None

@@ -21,7 +21,6 @@ __all__ = [
     "dtype_of",
     "elsewhere",
     "first_names",
-    "held",
     "identity",
     "is_plain",
     "link_of",
@@ -30,7 +29,8 @@ __all__ = [
     "most_entries",
     "names_in",
     "objects",
-    "reached",
+    "own_dataset",
+    "resolve",
 ]
 
 _INTERNAL = (b"_i_", b"#refs#", b"#subsystem#")  # beginnings of names: groups of PyTables' indexes and MATLAB's cells
@@ -56,13 +56,13 @@ class Refused(Exception):
 
 def locate(file: h5py.File, name: str) -> tuple[Any, Any]:
     """Return the group with an object, and the object; refuse the file if it does not exist."""
-    found = reached(file, name, "{path} is {link}, expected a dataset in the file itself")
+    found = resolve(file, name, "{path} is {link}, expected a dataset in the file itself")
     if found is None:
         raise Refused(f"does not exist; the file holds {listing(file)}. Choose one with --dataset.", name)
     return found
 
 
-def reached(file: h5py.File, name: str, if_link: str) -> tuple[Any, Any] | None:
+def resolve(file: h5py.File, name: str, if_link: str) -> tuple[Any, Any] | None:
     """Return the group with an object, and the object; None if it does not exist.
 
     Links that are not hard are refused, in the words of `if_link`.
@@ -82,7 +82,7 @@ def reached(file: h5py.File, name: str, if_link: str) -> tuple[Any, Any] | None:
     return parent, item
 
 
-def held(group: Any, name: bytes) -> h5py.Dataset | None:
+def own_dataset(group: Any, name: bytes) -> h5py.Dataset | None:
     """Return the dataset of a name that a group itself holds; None for links and other objects."""
     if not isinstance(group, h5py.h5g.GroupID) or not group.links.exists(name) or link_of(group, name):
         return None

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 
 from pipeline.hdf5.child.find import Refused, is_plain, most_entries
-from pipeline.hdf5.filters.codecs import ASKED, FILTERS, objection, written_anew
+from pipeline.hdf5.filters.codecs import ASKED, FILTERS, objection, rewrite_advice
 from pipeline.hdf5.forms import text
 from pipeline.hdf5.layout import bytes_of, grid_of
 from pipeline.hdf5.limits import MOST_CHUNK_BYTES, MOST_CHUNKS
@@ -62,7 +62,7 @@ def _kind_of_chunked(dataset: h5py.Dataset, name: str, filters: list[tuple[int, 
         if FILTERS[code].is_plugin:
             raise Refused(
                 f"values of a type that NumPy does not have, compressed by filter {code}: libhdf5 would need a plugin "
-                f"to decode them (not allowed). {written_anew(name)}",
+                f"to decode them (not allowed). {rewrite_advice(name)}",
                 name,
             )
     return "asked"
@@ -86,7 +86,7 @@ def filters_of(properties: Any, name: str) -> list[tuple[int, list[int]]]:
     for code, _flags, values, label in listed:
         words = objection(code, values, name)
         if code in filters:
-            words = f"is applied twice, expected once. {written_anew(name)}"
+            words = f"is applied twice, expected once. {rewrite_advice(name)}"
         if words:
             raise Refused(f"filter {code} ({text(label)}) {words}", name)
         filters[code] = list(values)

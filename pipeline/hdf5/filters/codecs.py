@@ -31,10 +31,10 @@ __all__ = [
     "LZF",
     "SHUFFLE",
     "Filter",
+    "decode_chunk",
     "fletcher32",
     "objection",
-    "undone",
-    "written_anew",
+    "rewrite_advice",
 ]
 
 GZIP = 1
@@ -82,7 +82,7 @@ class Filter:
     is_slow: bool = False
 
 
-def undone(data: memoryview, filters: Sequence[tuple[int, Sequence[int]]], mask: int, n_bytes: int) -> memoryview:
+def decode_chunk(data: memoryview, filters: Sequence[tuple[int, Sequence[int]]], mask: int, n_bytes: int) -> memoryview:
     """Return the bytes of a chunk as they were before they were filtered.
 
     Parameters
@@ -122,15 +122,15 @@ def objection(code: int, values: Sequence[int], dataset: str) -> str | None:
     """Return why a filter with these parameters cannot be undone, and what to do; None if it can be."""
     if code not in FILTERS:
         names = ", ".join(each.name for each in FILTERS.values())
-        return f"is not supported, expected {names}. {written_anew(dataset)}"
+        return f"is not supported, expected {names}. {rewrite_advice(dataset)}"
     if _MISSING.get(code):
         return f"needs a package that is not installed. Run: pip install {' '.join(_MISSING[code])}"
     if code == _BLOSC and list(values[6:7]) == [_SNAPPY]:
-        return f"with the codec Snappy is not supported, expected another codec of Blosc. {written_anew(dataset)}"
+        return f"with the codec Snappy is not supported, expected another codec of Blosc. {rewrite_advice(dataset)}"
     return None
 
 
-def written_anew(dataset: str) -> str:
+def rewrite_advice(dataset: str) -> str:
     """Return how to rewrite a dataset without a filter, with and without the tools of HDF5."""
     return (
         "Rewrite the file with h5repack -f GZIP=4, or in Python after pip install hdf5plugin: import h5py, hdf5plugin; "

@@ -18,13 +18,13 @@ from pipeline.hdf5.forms import (
     PREFERRED,
     beside,
     has_one_for_each_column,
+    has_one_for_each_row,
     is_coordinate,
     is_utf8,
     items_beside,
     leave_out,
     misfit,
     parts_of,
-    rides,
     text,
     variables_beside,
 )
@@ -189,7 +189,7 @@ def _find_extras(
         other = group.objects[address]
         if name == rows_name:
             continue
-        if other is not None and rides(other.shape, shape[0]) and is_utf8(name):
+        if other is not None and has_one_for_each_row(other.shape, shape[0]) and is_utf8(name):
             layout = layout_claim(file, other, beside(rows, text(name)), arrays)
             extras.append({"name": text(name), "layout": layout, "categories": None, "is_named": False})
         else:
@@ -201,7 +201,7 @@ def _leave_out(left_out: list[list[Any]], name: bytes, other: Dataset | None, sh
     """List an object that is no extra of rows of that shape, with the reason."""
     if other is None:
         leave_out(left_out, name, A_GROUP, is_missed=False)
-    elif rides(other.shape, shape[0]):
+    elif has_one_for_each_row(other.shape, shape[0]):
         leave_out(left_out, name, NOT_UTF8)
     elif other.shape:
         reason, is_missed = misfit(other.shape, shape)

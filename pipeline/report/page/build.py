@@ -18,7 +18,7 @@ from pipeline.output.records import published_file
 from pipeline.report.page.document import Command, Figure, Item, Page, Table
 from pipeline.report.page.quality import quality
 from pipeline.report.page.run import change, settings, steps, time_spent
-from pipeline.report.page.verdict import needs, notices, verdict
+from pipeline.report.page.verdict import action_needed, notices, verdict
 from pipeline.report.page.words import cut
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def page_of(report: Mapping[str, Any]) -> Page:
     KeyError, TypeError, ValueError
         When it is not a report.
     """
-    sections = [make(report) for make in (needs, quality, change, time_spent, steps, settings)]
+    sections = [make(report) for make in (action_needed, quality, change, time_spent, steps, settings)]
     n_notices, _ = notices(report)
     return Page(
         title=f"shardpress: {cut(Path(report['config']['output']).name, 60)}",

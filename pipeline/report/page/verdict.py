@@ -10,12 +10,16 @@ from pipeline.report.page.document import Item, Section, Table
 from pipeline.report.page.words import column, count, cut, number, path, percent
 from pipeline.text import exact_duration
 
-__all__ = ["drift", "needs", "notices", "verdict"]
+__all__ = ["action_needed", "drift", "notices", "verdict"]
 
 _MAX_LISTED = 10
 _SAME = 0.02  # relative difference of errors: trainings with other seeds differ by as much
 _NEGLIGIBLE = 1e-3  # share of the mean's error; the same as `NOTHING` in `pipeline.training.components`
-_DONE = {"pass": "were encoded unchanged", "clip": "were clipped to this range", "raise": "would have stopped the run"}
+_ACTIONS = {
+    "pass": "were encoded unchanged",
+    "clip": "were clipped to this range",
+    "raise": "would have stopped the run",
+}
 
 
 def verdict(report: Mapping[str, Any]) -> str:
@@ -93,7 +97,7 @@ def _warnings_of_summary(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"The requested device was not used: {report['device']['reason']}"
 
 
-def needs(report: Mapping[str, Any]) -> Section:
+def action_needed(report: Mapping[str, Any]) -> Section:
     """Return the section about what needs attention: the first ten of each kind, and their numbers."""
     items = [*_warnings(report), *_bad_data(report.get("bad", {})), *drift(report.get("drift"))]
     gave_up = report["summary"].get("gave_up")
@@ -166,7 +170,7 @@ def _drift_sentence(facts: Mapping[str, Any]) -> str:
         note = " Only the 20 farthest columns of each part are counted, so the numbers of values are lower bounds."
     return (
         f"Drift: {count(n_outside)} of {count(n_rows)} rows ({share}) are outside the range of the "
-        f"rows that the model was trained on; they {_DONE[facts['on_drift']]}.{note}"
+        f"rows that the model was trained on; they {_ACTIONS[facts['on_drift']]}.{note}"
     )
 
 
