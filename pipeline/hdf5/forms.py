@@ -31,23 +31,23 @@ __all__ = [
     "VARIABLES",
     "Numbers",
     "are_few",
-    "beside",
     "has_one_for_each_column",
     "has_one_for_each_row",
     "is_coordinate",
     "is_number",
     "is_utf8",
-    "items_beside",
+    "items_of",
     "leave_out",
     "misfit",
     "normal",
     "numbers_of",
     "parts_of",
     "rows_of",
+    "sibling",
     "split",
     "text",
     "under",
-    "variables_beside",
+    "variables_of",
 ]
 
 PREFERRED = "X"
@@ -101,7 +101,7 @@ def under(group: str, name: str) -> str:
     return f"{group.rstrip('/')}/{name}"
 
 
-def beside(dataset: str, name: str) -> str:
+def sibling(dataset: str, name: str) -> str:
     """Return the path of a name in the same group as a dataset."""
     group, _ = split(dataset)
     return under(group, name) if group else name
@@ -229,7 +229,7 @@ def has_one_for_each_column(shape: tuple[int, ...], n_rows: int, n_inputs: int) 
     return n_rows != n_inputs and prod(shape) == n_inputs and n_inputs in shape
 
 
-def variables_beside(dataset: str) -> str:
+def variables_of(dataset: str) -> str:
     """Return the path of AnnData's variables of a matrix: in the same group, or next to the group `layers`."""
     groups = parts_of(dataset)[:-1]
     if groups and groups[-1] == _LAYERS:
@@ -237,7 +237,7 @@ def variables_beside(dataset: str) -> str:
     return text(b"/".join([*groups, VARIABLES.encode()]))
 
 
-def items_beside(dataset: str) -> str | None:
+def items_of(dataset: str) -> str | None:
     """Return the path at which pandas stores the columns of a block of the fixed format; None for other datasets."""
     if not dataset.endswith(_BLOCK):
         return None

@@ -17,7 +17,7 @@ __all__ = ["Layout", "bytes_of", "check_places", "grid_of", "layout_of", "max_de
 _KINDS = ("contiguous", "chunked", "inline", "asked")
 _MOST_BYTES = 2**46  # bytes of one dataset's values; sums over all datasets of a file stay below 2**63
 _MOST_EXPANSION = 1100  # deflate's own limit is 1032
-_EXPANSION_FLOOR = 2**28  # bytes that a file may unfold to whatever its size
+_EXPANSION_FLOOR = 2**28  # bytes that a file of any size may decompress to
 _CODE = re.compile(r"[<>|=][uifbcSVMm][0-9]{1,7}(\[[0-9]{0,6}[a-z]{1,2}\])?")
 
 
@@ -81,7 +81,7 @@ def grid_of(shape: Sequence[int], chunks: Sequence[int]) -> tuple[int, ...]:
 
 
 def max_decompressed(n_stored: int) -> int:
-    """Return how many bytes `n_stored` bytes may unfold to."""
+    """Return how many bytes `n_stored` bytes may decompress to."""
     return max(_EXPANSION_FLOOR, _MOST_EXPANSION * n_stored)
 
 
@@ -215,9 +215,9 @@ def _enumeration(claim: Any) -> dict[str, int]:
 
 
 def check_places(layouts: Sequence[Layout], size: int, where: str, base: int = 0) -> None:
-    """Refuse (`DataError`) values that lie outside the file, overlap, or unfold to too much.
+    """Refuse (`DataError`) values that are outside the file, overlap, or decompress to too much.
 
-    The file has `size` bytes, and its superblock lies at `base`. Messages begin with `where`.
+    The file has `size` bytes, and its superblock is at `base`. Messages begin with `where`.
     """
     by_dataset: dict[object, np.ndarray] = {}
     for layout in layouts:
@@ -228,7 +228,7 @@ def check_places(layouts: Sequence[Layout], size: int, where: str, base: int = 0
 
 
 def _checked_places(layout: Layout, size: int, where: str, base: int) -> np.ndarray:
-    """Return the places of one dataset, which lie in the file and do not unfold to too much."""
+    """Return the places of one dataset after checks: inside the file, and of plausible size."""
     if layout.n_bytes > _MOST_BYTES:
         raise DataError(f"{where}: shape {layout.shape} takes {layout.n_bytes} bytes, expected at most {_MOST_BYTES}")
     places = _places(layout)
@@ -242,7 +242,7 @@ _NO_PLACES = np.empty((2, 0), dtype=np.int64)
 
 
 def _places(layout: Layout) -> np.ndarray:
-    """Return offsets and sizes of the values that lie outside the metadata: shape (2, n)."""
+    """Return offsets and sizes of the values that are outside the metadata: shape (2, n)."""
     if layout.index is not None:
         return layout.index[:2]
     if layout.kind == "contiguous" and layout.n_bytes:
@@ -273,7 +273,7 @@ def _check_apart(places: np.ndarray, where: str) -> None:
 
 
 def _check_sizes(layout: Layout, index: np.ndarray, where: str) -> None:
-    """Refuse chunks whose sizes in the file are impossible, or too small for what they unfold to."""
+    """Refuse chunks whose sizes in the file are impossible, or too small for what they decompress to."""
     _, sizes, masks = index
     if layout.kind == "chunked":
         _check_chunk_sizes(layout, sizes, masks, where)

@@ -150,7 +150,7 @@ def _advice_on_format(head: bytes) -> str:
 
 
 def _has_driver(descriptor: int, size: int, base: int, block: Superblock) -> bool:
-    """Return whether a superblock names a driver, with which the data lie in several files."""
+    """Return whether a superblock names a driver, which stores the data in several files."""
     if block.version < 2:
         return block.fourth != block.nowhere
     return block.second != block.nowhere and _names_driver(descriptor, size, base, block.second)

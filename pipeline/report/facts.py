@@ -60,7 +60,7 @@ def bad_data_facts(
     refused : sequence of mapping
         Files that were left out: ``file`` and ``reason``.
     missing : float or None
-        A value that stands for a missing one.
+        A value that means a missing one.
     """
     bad_shards = list(refused)
     bad_rows: dict[str, Any] = {"n": 0, "first": []}

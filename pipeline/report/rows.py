@@ -57,7 +57,7 @@ class Preprocessing:
     Attributes
     ----------
     missing : float or None
-        A value that stands for a missing one, like NaN.
+        A value that means a missing one, like NaN.
     clips : bool
         Whether rows outside the model's range were clipped, although the model itself does not require it.
     """
@@ -226,7 +226,7 @@ def read_features(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     DataError
         When the part cannot be read.
     ReadFailed, SystemLimit
-        When the storage or the system fails, which says nothing about the part.
+        When the storage or the system fails; the part may be intact.
     """
     try:
         with reading(path) as file:

@@ -81,7 +81,7 @@ def verify(output: str, n_rows: int | None = None) -> Verification:
     NoInput
         When there is no finished run.
     DataError
-        When its manifest is damaged: then nothing is known about the rest.
+        When its manifest is damaged.
     """
     directory = Path(output)
     manifest = read_manifest(directory)

@@ -15,7 +15,7 @@ __all__ = ["Outside", "farthest", "outside_of"]
 
 
 class Outside(NamedTuple):
-    """The values of a column that lie outside the model's range `low` to `high`.
+    """The values of a column that are outside the model's range `low` to `high`.
 
     `value` is the farthest of `n_values`, which is 0 if an earlier version has not counted them.
     """
@@ -58,7 +58,7 @@ def farthest(found: Iterable[Outside], most: int | None = None) -> list[Outside]
 
 
 def outside_of(rows: np.ndarray, trained_on: Scaler) -> list[Outside]:
-    """Return the columns in which rows (n_rows, n_inputs) lie outside a range, the farthest first; at least one row."""
+    """Return the columns in which rows (n_rows, n_inputs) are outside a range, the farthest first; at least one row."""
     low = trained_on.minimum
     high = trained_on.maximum
     below = np.count_nonzero(rows < low, axis=0)

@@ -253,7 +253,7 @@ def scan(
         If more shards than the settings allow cannot be read.
     """
     known = stats_of_unreadable(shards, {})
-    while True:  # at most twice, unless files go bad meanwhile
+    while True:  # at most twice, unless more files become unreadable
         found = _stats_of_others(shards, settings, known, executor, n_at_once, advance)
         if len(found.unreadable) == len(known.unreadable):
             return scan_from_stats(found, settings, row_dtype(shards))

@@ -1,7 +1,7 @@
 """Extras, such as labels and ids: the same ones for all shards, and what the log says about them.
 
-An extra that some shards lack gets a fill value there that hardly looks like a real one, and a mask tells which
-rows have a value: ``y_present`` for ``y``.
+An extra that some shards lack gets a fill value there that hardly looks like a real one. A mask marks the rows
+that have a value: ``y_present`` for ``y``.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _common_extra(name: str, kinds: Sequence[Extra]) -> Extra | None:
 
 
 def _plan_apart(name: str, kinds: Having, warnings: list[str]) -> _Plan | None:
-    """Return the plan of an extra without a common dtype; None if its values mean nothing without categories."""
+    """Return the plan of an extra without a common dtype; None if its values are useless without categories."""
     first = kinds[0][1]
     difference = _difference(name, kinds)
     if first.is_named:
@@ -333,7 +333,7 @@ def _holds(common: np.dtype, dtype: np.dtype) -> bool:
 
 
 def log_extras(shards: Sequence[Shard]) -> None:
-    """Log the extras, and what is left out and why: each name once, whatever the number of shards."""
+    """Log the extras and the reasons for those left out: each name once, whatever the number of shards."""
     # The first shard is enough, since the extras of all are the same.
     included = [_with_categories(extra) for extra in shards[0].extras]
     left_out = _left_out(shards)

@@ -1,6 +1,6 @@
 """Descriptions of input files for users: their datasets, which one is chosen and why, and advice on faster storage.
 
-Files that differ in nothing but their rows are described together. No rows are read.
+Files that differ only in their rows are described together. No rows are read.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ __all__ = ["FileGroup", "Inspection", "inspect_files"]
 
 _SMALL_PIECE = 2**16  # bytes, below which seeking takes longer than reading
 _SMALL_FILE = 2**20  # bytes, below which opening a file takes longer than reading it
-_LARGE_CHUNK = 2**24  # bytes; larger chunks are decompressed once for each slab of the training that lies in them
+_LARGE_CHUNK = 2**24  # bytes; larger chunks are decompressed once for each slab of the training that they hold
 _MANY_FILES = 1000
 _LISTED = 10  # refused files whose datasets are listed
 
 
 @dataclass(frozen=True)
 class FileGroup:
-    """Files that differ in nothing but their rows.
+    """Files that differ only in their rows.
 
     Attributes
     ----------
@@ -118,7 +118,7 @@ def inspect_files(
 
 
 def _groups(shards: Sequence[Shard]) -> list[list[Shard]]:
-    """Return groups of shards that differ in nothing but their rows."""
+    """Return groups of shards that differ only in their rows."""
     groups: dict[object, list[Shard]] = {}
     for shard in shards:
         groups.setdefault(_group_key(shard), []).append(shard)
@@ -126,7 +126,7 @@ def _groups(shards: Sequence[Shard]) -> list[list[Shard]]:
 
 
 def _group_key(shard: Shard) -> object:
-    """Return a key that is equal for files that differ in nothing but their rows."""
+    """Return a key that is equal for files that differ only in their rows."""
     layouts = tuple((layout.kind, layout.chunks, layout.filters) for layout in shard.layouts)
     extras = tuple((extra.name, str(extra.dtype), extra.layout is None) for extra in shard.extras)
     left_out = tuple((each.name, each.reason) for each in shard.left_out)

@@ -65,7 +65,7 @@ def follow_masters(
     dataset : str, optional
         The virtual dataset, external link or group of external links in the masters. By default ``X``, or the only one.
     folders : sequence of str
-        Directories that the files may lie in.
+        Directories that may contain the files.
     refuse : callable
         Called with the path of a file that is refused, and the error.
 
@@ -109,7 +109,7 @@ def _stacked_by(source: Source, dataset: str | None, inside: Sequence[str]) -> l
 
 
 def hint_at_stack(path: Path, dataset: str | None) -> str:
-    """Return a sentence on a refused file that stacks the rows of others, and how to read those; otherwise nothing."""
+    """Return a sentence on how to read a refused file that stacks the rows of others; an empty one for other files."""
     try:
         stack = _stack(path, dataset)
         if stack is None:
@@ -178,7 +178,7 @@ def _stack(path: Path, dataset: str | None) -> Stack | None:
     where = f"file={shown(path)}"
 
     def read(descriptor: int, identity: Identity, base: int) -> Any:
-        # Plain files stack nothing.
+        # Plain files are no master files.
         if describe_plain(descriptor, identity.size, dataset, base=base):
             return None
         return ask("stacked", descriptor, [dataset], where)[0]

@@ -216,7 +216,7 @@ def _check_width(shard: Shard, first: Shard) -> None:
 
 
 def _log_shards(shards: Sequence[Shard]) -> None:
-    """Log what the rows and extras are, and what may be wrong: each thing once, whatever the number of shards."""
+    """Log what the rows and extras are, and possible problems: each line once, whatever the number of shards."""
     first = shards[0]
     n_rows = sum(shard.n_rows for shard in shards)
     n_bytes = sum(shard.n_rows * shard.row_bytes for shard in shards)

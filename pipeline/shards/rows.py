@@ -144,7 +144,7 @@ def _table(block: Block, out: np.ndarray) -> None:
 
 
 def _view_of(records: np.ndarray, numbers: Numbers) -> np.ndarray:
-    """Return a view of the numbers in each record, which lie side by side with other fields around them."""
+    """Return a view of the numbers in each record; they are adjacent, and other fields surround them."""
     return np.ndarray(
         shape=(len(records), numbers.n),
         dtype=numbers.dtype,
@@ -191,7 +191,7 @@ def _ranges_of_rows(ends: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _check_ends(block: Block, ends: np.ndarray) -> None:
-    """Check that rows begin where others end, lie in the file, and have no more entries than columns."""
+    """Check that rows begin where others end, are inside the file, and have no more entries than columns."""
     shard = block.shard
     sizes = np.diff(ends)
     # Without the limit of columns, a forged file could make this process allocate any amount of memory.

@@ -44,7 +44,7 @@ class Source:
     dataset : str, optional
         The dataset that the master stacks.
     shape : tuple of int, optional
-        The shape of that dataset according to the master; an external link tells none.
+        The shape of that dataset according to the master; unknown for an external link.
     """
 
     path: Path
@@ -146,7 +146,7 @@ def _check_reachable(pattern: str) -> None:
 
 
 def _no_match(pattern: str) -> str:
-    """Return why a pattern matches nothing, and what may have been meant."""
+    """Return why a pattern matches nothing, and a similar name if there is one."""
     if glob.has_magic(pattern):
         advice = "Check --input (scripts/make_data.py writes sample shards to data/)."
         return f"no file matches, expected at least one HDF5 file. {advice}"
@@ -238,7 +238,7 @@ def _has_signature(path: str) -> bool:
 
 
 def lies_in(directory: str, path: str) -> bool:
-    """Return whether a path lies in a directory or below, both as from `os.path.realpath`."""
+    """Return whether a path is in a directory or below it, both as from `os.path.realpath`."""
     return os.path.commonpath([directory, path]) == directory
 
 
@@ -293,6 +293,6 @@ def natural_key(name: str) -> list[tuple[bool, int, str]]:
 
 
 def _natural_part(part: str) -> tuple[bool, int, str]:
-    # Numbers are compared with numbers only, hence the flag. The spelling is last, to tell 010 from 10.
+    # Numbers are compared with numbers only, hence the flag. The spelling is last, to distinguish 010 from 10.
     is_number = part.isdecimal()
     return is_number, int(part) if is_number else 0, part

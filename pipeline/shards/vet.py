@@ -4,8 +4,8 @@ A shard is one HDF5 file with a numeric dataset, rows first, whose further axes 
 another of the forms that `pipeline.hdf5.forms` lists.
 
 No input file is trusted, and this process never runs libhdf5 on one. It opens the file and reads the first bytes by
-itself. If the file is not plain (`pipeline.hdf5.plain`), it asks a child where the rows lie. The answer is checked
-here, since a forged file may have produced any answer. Then the rows can be read without HDF5.
+itself. If the file is not plain (`pipeline.hdf5.plain`), it asks a child for the location of the rows. The answer
+is checked here, since a forged file may have produced any answer. Then the rows can be read without libhdf5.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Selection:
     orientation : str, optional
         Axis of the rows: ``rows`` (the first one) or ``columns`` (the last one).
     include : tuple of str
-        Paths, from the root, of extras that may lie anywhere.
+        Paths, from the root, of extras anywhere in the file.
     """
 
     dataset: str | None = None
@@ -65,7 +65,7 @@ class Selection:
 
 
 def vet(path: Path, wanted: Selection = Selection()) -> Shard:
-    """Return a file as a shard, after a look at its structure and none at its rows.
+    """Return a file as a shard after checking its structure; no rows are read.
 
     Raises
     ------
@@ -116,7 +116,7 @@ def _describe(
 ) -> tuple[Any, list[np.ndarray]]:
     """Return the description of a file: by the plain reader if the file is plain, otherwise by the child."""
     try:
-        if not wanted.include:  # these extras may lie anywhere, and the plain reader looks at one group only
+        if not wanted.include:  # the plain reader looks at one group only, and these extras may be in others
             plain = describe_plain(descriptor, identity.size, wanted.dataset, wanted.orientation, base)
             if plain is not None:
                 return plain
@@ -145,7 +145,7 @@ def _ask_child(descriptor: int, arguments: list[Any], where: str) -> tuple[Any, 
 
 
 def _reasons_of_misplaced(shard: Shard, where: str, base: int) -> dict[str, str]:
-    """Return, by name, why extras lie outside the file or unfold to too much.
+    """Return, by name, why extras are outside the file or decompress to too much.
 
     Raises
     ------
@@ -292,7 +292,7 @@ def _column_names(claim: Any, dtype: np.dtype, n_inputs: int) -> Columns:
 
 
 def _names_of_fields(dtype: np.dtype) -> tuple[list[str], str]:
-    """Return the names of a table's number fields, and where they are from; nothing for other dtypes."""
+    """Return the names of a table's number fields, and their origin; empty for other dtypes."""
     numbers = numbers_of(dtype)
     if numbers is None or not numbers.names:
         return [], ""

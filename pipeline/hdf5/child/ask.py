@@ -1,7 +1,7 @@
 """The parent's side of the child process: start it, ask it about an open file, and handle its failures.
 
 Messages are JSON and plain arrays, no pickle, and are sent over pipes. A child serves one thread at a time. Threads
-that ask at the same time start one each, and these are kept for later questions.
+that ask at the same time start one each, and these are kept for later requests.
 """
 
 import atexit
@@ -34,9 +34,9 @@ log = logging.getLogger(__name__)
 _MODULE = "pipeline.hdf5.child.server"
 _UNSAFE_VARIABLES = ("HDF5_", "LD_AUDIT", "LD_PRELOAD")  # beginnings of the names
 _MOST_WORDS = 2000  # characters of an answer in a message
-_SECONDS_AT_LEAST = 10.0  # processor time
-_BYTES_PER_SECOND = 2**20  # of processor time: a small file has little structure to read
-_CLOCK_PER_PROCESSOR = 10  # seconds of elapsed time for one of processor time, on a busy machine
+_SECONDS_AT_LEAST = 10.0  # CPU time
+_BYTES_PER_SECOND = 2**20  # of CPU time: a small file has little structure to read
+_CLOCK_PER_PROCESSOR = 10  # seconds of elapsed time for one of CPU time, on a busy machine
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Limits:
     Attributes
     ----------
     seconds : float
-        Processor time.
+        CPU time.
     patience : float
         Elapsed time in seconds: many more, so that intact files are not refused on a busy machine.
     memory : int
@@ -56,7 +56,7 @@ class Limits:
     answer_bytes : int
         Bytes of the answer.
     silent : float
-        Seconds until a question that is not answered is logged.
+        Seconds until a request that is not answered is logged.
     grace : float
         Seconds after its own time limit until the child itself is regarded as stuck.
     """
@@ -190,13 +190,13 @@ def _drain(reader: int, body: bytearray, most: int) -> None:
             body += data
 
 
-_idle = ProcessCache[int, _Child]()  # children that wait for a question, by `id`
+_idle = ProcessCache[int, _Child]()  # children that wait for a request, by `id`
 
 
 def ask(
     what: str, descriptor: int, arguments: Sequence[Any], where: str, limits: Limits | None = None
 ) -> tuple[Any, list[np.ndarray]]:
-    """Ask the child about an open file: the same inode, whatever its path means meanwhile.
+    """Ask the child about an open file; the inode is used, not the path.
 
     Parameters
     ----------
@@ -220,7 +220,7 @@ def ask(
     DataError
         If the file is refused, with `find.Refused` as the cause; or if the child did not survive it.
     ReadFailed
-        If the storage failed meanwhile.
+        If the storage fails.
     SystemLimit
         If no child can be started.
     """
@@ -373,7 +373,7 @@ def _error_of_failure(said: dict[str, Any], where: str, limits: Limits) -> Excep
 
 
 def _words(said: object) -> str:
-    """Return words of the child for a message, shortened and escaped, since a forged file may determine them."""
+    """Return a text of the child for a message, shortened and escaped, since a forged file may determine it."""
     words = str(said)
     if len(words) > _MOST_WORDS:
         words = words[:_MOST_WORDS] + "..."

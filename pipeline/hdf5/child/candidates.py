@@ -225,7 +225,7 @@ def _may_be_meant(name: str, candidate: _Candidate, wider: set[tuple[str, int]])
 def find(file: h5py.File, name: str, orientation: str | None) -> Rows:
     """Return the rows at the path of a dataset, of a group with a sparse matrix, or of a pandas frame.
 
-    They lie along the first axis, or along the last one if the orientation is ``columns``.
+    The rows are along the first axis, or along the last one if the orientation is ``columns``.
     """
     parent, item = locate(file, name)
     if isinstance(item, h5py.h5g.GroupID):
@@ -461,7 +461,7 @@ def _written_shape(group: Any) -> np.ndarray | None:
 
 
 def _is_by_columns(group: Any, shape: tuple[int, int], n_firsts: int) -> bool | None:
-    """Return whether a sparse matrix is stored by columns (CSC); None if neither attributes nor sizes tell."""
+    """Return whether a sparse matrix is stored by columns (CSC); None if neither attributes nor sizes determine it."""
     for key in (b"encoding-type", b"h5sparse_format"):
         word = attribute(group, key, _is_short)
         if word is not None:

@@ -16,15 +16,15 @@ from pipeline.hdf5.child.extras import is_bare, n_set
 from pipeline.hdf5.child.find import Refused, as_dataset, attribute, dtype_of, elsewhere, names_in, own_dataset, resolve
 from pipeline.hdf5.child.layouts import layout_claim
 from pipeline.hdf5.forms import (
-    beside,
     has_one_for_each_column,
     is_coordinate,
-    items_beside,
+    items_of,
     parts_of,
+    sibling,
     split,
     text,
     under,
-    variables_beside,
+    variables_of,
 )
 from pipeline.hdf5.layout import bytes_of
 from pipeline.hdf5.limits import ANSWER_BYTES, LONGEST_COLUMN_NAME, MOST_COLUMN_NAMES
@@ -85,7 +85,7 @@ def _first_usable(
             found = source(file, rows, n_inputs)
         except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError) as error:
             if _STORAGE.search(str(error)):
-                raise  # a failing disk says nothing about the file
+                raise  # a failing disk does not mean a bad file
             notes.append(f"cannot be read: {error}")
             continue
         except Refused as reason:
@@ -126,7 +126,7 @@ def _with_attributes(rows: Rows) -> list[Any]:
 
 def _variable_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
     """Return the names in AnnData's `var`, a group whose attribute `_index` names the dataset, or an earlier table."""
-    path = variables_beside(rows.name)
+    path = variables_of(rows.name)
     found = resolve(file, path, if_link="{link}")
     if found is None:
         return None
@@ -183,7 +183,7 @@ def _table_names(table: h5py.Dataset, path: str, n_inputs: int) -> _Names | None
 
 def _block_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
     """Return the names next to a block of a pandas frame of the fixed format; integers are names, too."""
-    path = items_beside(rows.name)
+    path = items_of(rows.name)
     if path is None:
         return None
     found = resolve(file, path, if_link="{link}")
@@ -228,7 +228,7 @@ def _coordinate_values(file: h5py.File, rows: Rows, n_inputs: int) -> _Values | 
         if dataset is None or elsewhere(dataset) or not _is_number(dataset):
             continue
         if has_one_for_each_column(dataset.shape, rows.shape[0], n_inputs):
-            path = beside(rows.name, text(name))
+            path = sibling(rows.name, text(name))
             return text(name), _numbers(dataset, path, n_inputs).astype(np.float64).reshape(-1)
     return None
 

@@ -28,12 +28,12 @@ from pipeline.hdf5.forms import (
     CATEGORIES,
     NOT_UTF8,
     are_few,
-    beside,
     has_one_for_each_row,
     is_utf8,
     leave_out,
     misfit,
     parts_of,
+    sibling,
     text,
 )
 from pipeline.hdf5.layout import max_decompressed
@@ -72,7 +72,7 @@ def find_extras(
             dataset = _extra_in(parent, name, shape)
             if len(extras) == most:
                 raise Refused(f"more than {most} extras")
-            extras.append(_claim(dataset, parent, name, beside(rows, text(name)), arrays))
+            extras.append(_claim(dataset, parent, name, sibling(rows, text(name)), arrays))
         except Exception as error:
             _leave_out(left_out, name, error)
     return extras, left_out
@@ -94,7 +94,7 @@ def _leave_out(left_out: list[list[Any]], name: bytes, error: Exception) -> None
 
 
 def _claim(dataset: h5py.Dataset, parent: Any, name: bytes, path: str, arrays: list[np.ndarray]) -> dict[str, Any]:
-    categories = _categories_beside(parent, name, path)
+    categories = _categories_of(parent, name, path)
     layout = layout_claim(dataset, path, arrays)
     return {"name": text(name), "layout": layout, "categories": categories, "is_named": False}
 
@@ -194,7 +194,7 @@ def _values(parent: Any, item: Any, path: str, n_rows: int) -> tuple[h5py.Datase
     """Return the dataset with a value for each row, its path, and the categories if its values are codes."""
     dataset = as_dataset(item)
     if dataset is not None:
-        return dataset, path, _categories_beside(parent, parts_of(path)[-1], path)
+        return dataset, path, _categories_of(parent, parts_of(path)[-1], path)
     codes = own_dataset(item, b"codes")
     categories = own_dataset(item, b"categories")
     if codes is not None and categories is not None:
@@ -231,7 +231,7 @@ def n_set(mask: h5py.Dataset, path: str, n_rows: int) -> int:
     return n
 
 
-def _categories_beside(parent: Any, name: bytes, path: str) -> list[Any] | None:
+def _categories_of(parent: Any, name: bytes, path: str) -> list[Any] | None:
     """Return the categories of a dataset if the group next to it lists them."""
     group = CATEGORIES.encode()
     if not parent.links.exists(group) or link_of(parent, group):
@@ -239,7 +239,7 @@ def _categories_beside(parent: Any, name: bytes, path: str) -> list[Any] | None:
     dataset = own_dataset(h5py.h5o.open(parent, group), name)
     if dataset is None:
         return None
-    return _categories(dataset, beside(path, f"{CATEGORIES}/{text(name)}"))
+    return _categories(dataset, sibling(path, f"{CATEGORIES}/{text(name)}"))
 
 
 def _categories(dataset: h5py.Dataset, path: str) -> list[Any]:

@@ -23,7 +23,7 @@ _get_chunk_options.argtypes = [ctypes.c_int64, ctypes.POINTER(ctypes.c_uint)]
 
 
 def layout_claim(dataset: h5py.Dataset, name: str, arrays: list[np.ndarray]) -> dict[str, Any]:
-    """Return where the bytes of a dataset lie, as `layout.layout_of` takes it, and append arrays to `arrays`.
+    """Return the location of the bytes of a dataset for `layout.layout_of`, and append arrays to `arrays`.
 
     For a chunked dataset the array has offsets, sizes and filter masks of its chunks: shape (3, n_chunks), int64. For a
     dataset inside the metadata it has the bytes.
@@ -80,7 +80,7 @@ def _contiguous(dataset: h5py.Dataset, name: str, n_bytes: int) -> dict[str, Any
 
 
 def filters_of(properties: Any, name: str) -> list[tuple[int, list[int]]]:
-    """Return codes and parameters of a dataset's filters; refuse those that cannot be undone."""
+    """Return codes and parameters of a dataset's filters; refuse those that cannot be decoded."""
     listed = [properties.get_filter(i) for i in range(properties.get_nfilters())]
     filters: dict[int, list[int]] = {}
     for code, _flags, values, label in listed:

@@ -1,4 +1,4 @@
-"""Undo the filters of a chunk, the last one first.
+"""Decode the filters of a chunk, the last one first.
 
 Deflate is RFC 1950's, LZF is LibLZF's; shuffle and Fletcher's checksum are HDF5's own, as in its H5Zshuffle.c and
 H5checksum.c. For registered filters, HDF5 itself would load a plugin, a library of unknown origin. This is never
@@ -49,7 +49,7 @@ _WORDS = 2**13  # words of a checksum that are added up at once
 _WEIGHTS = np.arange(_WORDS, 0, -1, dtype=np.float64)
 _MOST_BLOCKS = 2**16  # blocks in a chunk; the largest chunk has 8192 blocks of bitshuffle's usual size
 _BLOCK_BYTES = 2**13  # usual size of bitshuffle's blocks
-_LEAST_ELEMENTS = 128  # elements of one of bitshuffle's blocks, if the file does not tell
+_LEAST_ELEMENTS = 128  # elements of one of bitshuffle's blocks, if the file does not specify it
 _PIECE = 2**20  # bytes of bits that are sorted at once
 
 _Decoder = Callable[[memoryview, Sequence[int], int], memoryview]
@@ -66,7 +66,7 @@ class Filter:
         Name in messages.
     decode : callable or None
         Decodes stored bytes, given the filter's parameters and the largest allowed number of decoded bytes; None if the
-        child lets HDF5 undo the filter.
+        child lets libhdf5 decode the filter.
     packages : tuple of str
         Python packages that it needs.
     is_plugin : bool
@@ -119,7 +119,7 @@ def decode_chunk(data: memoryview, filters: Sequence[tuple[int, Sequence[int]]],
 
 
 def objection(code: int, values: Sequence[int], dataset: str) -> str | None:
-    """Return why a filter with these parameters cannot be undone, and what to do; None if it can be."""
+    """Return why a filter with these parameters cannot be decoded, and what to do; None if it can be."""
     if code not in FILTERS:
         names = ", ".join(each.name for each in FILTERS.values())
         return f"is not supported, expected {names}. {rewrite_advice(dataset)}"
@@ -152,7 +152,7 @@ def _deflate() -> Any:
 def _from_gzip(data: memoryview, _: Sequence[int], most: int) -> memoryview:
     deflate = _deflate()
     try:
-        # libdeflate takes a third of zlib's time, and `most` bytes whatever the stream unfolds to.
+        # libdeflate takes a third of zlib's time, and `most` bytes whatever the stream decompresses to.
         return memoryview(deflate.zlib_decompress(data, most))
     except deflate.DeflateError as error:
         raise ValueError(f"the compressed data are damaged or decompress to more than {most} bytes") from error
@@ -365,7 +365,7 @@ def _sort_bits(data: np.ndarray, n_block: int, itemsize: int) -> None:
     """Put the bits of each block's elements together again, in place; `n_block` is a multiple of 8."""
     if not data.size:
         return
-    # For every 8 elements, the bits of one byte position lie in 8 bytes, which are a line of the block apart.
+    # For every 8 elements, the bits of one byte position are in 8 bytes, which are a line of the block apart.
     lines = data.reshape(-1, itemsize, 8, n_block // 8)
     words = np.ascontiguousarray(lines.transpose(0, 3, 1, 2)).view("<u8")[..., 0]
     octets = _transposed_bits(words).view(np.uint8).reshape(-1, n_block // 8, itemsize, 8)
@@ -398,7 +398,7 @@ FILTERS = {
 """All filters that files may have, by their codes: HDF5's own, and registered ones."""
 
 ASKED = frozenset(code for code, each in FILTERS.items() if each.decode is None)
-"""Codes of the filters that the child lets HDF5 undo."""
+"""Codes of the filters that the child lets libhdf5 decode."""
 
 # Found before the child confines itself, since it then sees no packages any more.
 _MISSING = {code: [name for name in each.packages if find_spec(name) is None] for code, each in FILTERS.items()}

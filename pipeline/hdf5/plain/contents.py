@@ -217,12 +217,12 @@ def read_contents(descriptor: int, size: int, base: int, most_bytes: int) -> Con
 def read_arrays(
     descriptor: int, size: int, base: int, datasets: Mapping[str, Dataset], where: str
 ) -> dict[str, np.ndarray]:
-    """Return the values of datasets, after a check that they lie in the file and do not overlap.
+    """Return the values of datasets, after a check that they are inside the file and do not overlap.
 
     Raises
     ------
     DataError
-        If they lie outside the file, overlap, or are one dataset under several names. The message begins with `where`.
+        If they are outside the file, overlap, or are one dataset under several names. The message begins with `where`.
     OSError
         If reading fails.
     """

@@ -149,7 +149,7 @@ def _first(listed: Sequence[object], n: int) -> str:
 
 
 def drift(facts: Mapping[str, Any] | None) -> Iterator[Item]:
-    """Yield rows outside the range of a given model, by column and by shard; nothing if there are none."""
+    """Yield rows outside the range of a given model, by column and by shard; no items if there are none."""
     if not facts or not facts["n_outside"]:
         return
     yield _drift_sentence(facts)
@@ -175,7 +175,7 @@ def _drift_sentence(facts: Mapping[str, Any]) -> str:
 
 
 def _drift_of_column(facts: Mapping[str, Any]) -> tuple[str, ...]:
-    is_constant = facts["high"] <= facts["low"]  # distances in units of its range mean nothing
+    is_constant = facts["high"] <= facts["low"]  # distances in units of its range are meaningless
     return (
         column(facts),
         count(facts["n_values"]),
