@@ -22,7 +22,7 @@ _OPEN_FLAGS = 0b101  # open for writing, or for writing while others read
 _OTHER_FORMATS = [  # beginnings in lower case
     ((b"version https://git-lfs",), " but a Git LFS pointer to one. Run: git lfs pull"),
     ((b"<!doctype html", b"<html"), " but a web page. Download it again."),
-    ((b"matlab 5.0 mat-file",), " but a MATLAB file of version 5. Save it again in MATLAB with save(..., '-v7.3')."),
+    ((b"matlab 5.0 mat-file",), " but a MATLAB file older than 7.3. Save it again in MATLAB with save(..., '-v7.3')."),
     ((b"cdf\1", b"cdf\2", b"cdf\5"), " but a netCDF-3 file, expected netCDF-4. Run: nccopy -k nc4"),
     ((b"\x0e\3\x13\1",), " but an HDF4 file, expected HDF5. Run: h4toh5"),
     ((b"pk\3\4",), " but a ZIP archive (.npz, .keras, ...). Write its content as HDF5 (docs/inputs.md)."),
