@@ -81,7 +81,7 @@ def opened(path: str, expected: Identity | None = None) -> Iterator[tuple[int, I
     DataError
         If it is another file, or was written to.
     NoInput
-        If it is no regular file.
+        If it is not a regular file.
     OSError
         If a system call fails. Also if its time of change (ctime) moves meanwhile; then another try reads it again.
     """

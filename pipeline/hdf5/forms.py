@@ -59,7 +59,7 @@ CATEGORIES = "__categories"
 A_GROUP = "a group"
 NOT_UTF8 = "its name is not UTF-8"
 
-_INDEX = "index"  # pandas' field of a record that is no column of the frame
+_INDEX = "index"  # pandas' field of a record that is not a column of the frame
 _LAYERS = b"layers"  # AnnData's group of further matrices with the columns of `X`
 _BLOCK = "_values"  # ending of the dataset with a block of a pandas frame of the fixed format
 _ITEMS = "_items"  # ending of the dataset with the names of its columns
@@ -260,7 +260,7 @@ def has_one_for_each_row(shape: tuple[int, ...], n_rows: int) -> bool:
 
 
 def misfit(shape: tuple[int, ...], rows: tuple[int, ...]) -> tuple[str, bool]:
-    """Return why a dataset of this shape is no extra of rows of that shape, and whether a user may miss it.
+    """Return why a shape does not fit an extra of rows of that shape, and whether a user may miss it.
 
     One value for each row of another number of rows is a mistake. One value for each column, or a single one, is not.
     """

@@ -2,7 +2,7 @@
 
 The layout is that of the HDF5 File Format Specification 3.0, section II.A. A user block may precede it: 512 bytes in a
 MATLAB file. Four things are refused here that libhdf5 would accept: data in other files (the family and multi drivers),
-addresses that do not count from the superblock, truncated files, and files that their writer has not closed.
+addresses that are not relative to the superblock, truncated files, and files that their writer has not closed.
 """
 
 import struct
@@ -40,7 +40,7 @@ class Superblock(NamedTuple):
     width : int
         Bytes of an address.
     base : int
-        Address from which the other addresses count, according to the file.
+        Address to which the other addresses are relative, according to the file.
     second : int
         In versions 0 and 1, the address of a list of unused bytes; in versions 2 and 3, of an extension.
     end : int
@@ -88,12 +88,12 @@ def signature_at(descriptor: int, size: int) -> int | None:
 
 
 def check_superblock(descriptor: int, size: int, where: str) -> int:
-    """Return the offset of an open file's superblock, from which all addresses count: 0, or the end of a user block.
+    """Return the offset of an open file's superblock, to which all addresses are relative: 0, or the end of a user block.
 
     Raises
     ------
     DataError
-        If it is no HDF5 file, or depends on other files. The message begins with `where`.
+        If it is not an HDF5 file, or depends on other files. The message begins with `where`.
     OSError
         If reading fails.
     """

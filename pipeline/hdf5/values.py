@@ -58,7 +58,7 @@ def read_values(
     ----------
     path : str
     identity : Identity
-        Identity of the file when it was checked.
+        Identity of the vetted file.
     layout : Layout
         Layout of the dataset.
     start : int

@@ -138,7 +138,7 @@ class Scan:
         Raises
         ------
         ValueError
-            If the data are no possible scan.
+            If the data cannot be a scan.
         """
         arrays, about = unpack(data)
         try:

@@ -56,7 +56,7 @@ class FileGroup:
     extras : list of str
         Names of the extras.
     left_out : dict of str to str
-        Datasets that are no extras, with the reasons.
+        Datasets that are not extras, with the reasons.
     datasets : list of dict
         The datasets of the first file, as from `pipeline.hdf5.child.describe.listed`.
     faster : list of str

@@ -97,7 +97,7 @@ def _existing(folder: str) -> str:
 
 
 def _stacked_by(source: Source, dataset: str | None, inside: Sequence[str]) -> list[Source]:
-    """Return the files that a file stacks; itself if it is no master."""
+    """Return the files that a file stacks; itself if it is not a master file."""
     if source.blake3:  # a part of an output directory
         return [source]
     stack = _stack(source.path, dataset)
@@ -116,7 +116,7 @@ def hint_at_stack(path: Path, dataset: str | None) -> str:
             return ""
         paths = [_path_of(path, piece) for piece in stack.pieces]
         folder = os.path.commonpath([os.path.normpath(os.path.dirname(each)) for each in paths])
-    except (ShardpressError, ValueError):  # it is no stack of whole rows, or the files have no directory in common
+    except (ShardpressError, ValueError):  # not a stack of whole rows, or the files have no directory in common
         return ""
     if len(folder) > _LONGEST_HINT:
         return ""
@@ -272,7 +272,7 @@ def _numbers(values: Any) -> tuple[int, ...]:
 
 
 def _box(claim: Any, whole: tuple[int, ...]) -> Box | None:
-    """Return a claimed box: without axes, all of a dataset of that shape; None if it is no box."""
+    """Return a claimed box: without axes, all of a dataset of that shape; None if it is not a box."""
     if claim is None:
         return None
     box = tuple(_numbers(pair) for pair in claim)

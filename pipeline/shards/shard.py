@@ -71,7 +71,7 @@ class Extra:
     categories : tuple or None
         What each code means, if the values are codes.
     codes : tuple of int or None
-        For each code in the file, the code of the same category in the output. None if the values are no codes.
+        For each code in the file, the code of the same category in the output. None if the values are not codes.
     mask : str or None
         Name of the extra that marks the rows with a value, if some shards lack it.
     text_bytes : int
@@ -153,7 +153,7 @@ class Shard:
     layouts : tuple of Layout
         Layouts of the datasets that make up the rows: one, or three for sparse rows.
     left_out : tuple of LeftOut
-        Datasets next to the rows that are no extras.
+        Datasets next to the rows that are not extras.
     rows : ndarray of shape (n_rows, n_inputs), or None
         The rows themselves, if they are in no file.
     offset : ndarray of shape (n_inputs,), float64, or None

@@ -24,7 +24,7 @@ __all__ = ["Source", "distinct", "find", "lies_in", "natural_key"]
 log = logging.getLogger(__name__)
 
 _ENDINGS = (".h5", ".hdf5", ".hdf", ".he5", ".h5ad")
-_LISTED = 3  # files of a directory that are no HDF5, in a message
+_LISTED = 3  # files of a directory that are not HDF5, in a message
 _MOST_NAMES = 10_000  # names of a directory that are compared with a misspelled one
 _MARKER = ".shardpress"
 _INDEX = "index.h5"

@@ -70,7 +70,7 @@ def vet(path: Path, wanted: Selection = Selection()) -> Shard:
     Raises
     ------
     DataError
-        If it is no shard. The message says why.
+        If the file is not a shard; the message gives the reason.
     NoInput, NotPermitted, ReadFailed, SystemLimit
         If it cannot be read.
     """

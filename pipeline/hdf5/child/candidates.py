@@ -197,7 +197,7 @@ def _table_candidate(dataset: h5py.Dataset, stored: np.dtype) -> _Candidate:
 def _obvious(candidates: dict[str, _Candidate], orientation: str | None) -> list[str]:
     """Return the candidates that a user may mean: only the dense ones if one of them has several columns.
 
-    A single column next to wider rows of the same number is an extra of these. A single number or record is no rows.
+    A single column next to wider rows of the same number is an extra of these. A single number or record is ignored.
     """
     oriented = {name: candidate.oriented(orientation) for name, candidate in candidates.items()}
     wider = {(split(name)[0], candidate.n_rows) for name, candidate in oriented.items() if candidate.n_inputs > 1}
@@ -250,7 +250,7 @@ def _rows_of_array(dataset: h5py.Dataset, name: str, parent: Any, orientation: s
 
 
 def _rows_of_table(rows: h5py.Dataset, name: str, parent: Any, orientation: str | None) -> Rows | None:
-    """Return the rows of a dataset with one dimension; None if it is no table."""
+    """Return the rows of a dataset with one dimension; None if it is not a table."""
     numbers = numbers_of(dtype_of(rows) or np.dtype("V1"))
     if numbers is not None:
         _check_table(rows, name, orientation)

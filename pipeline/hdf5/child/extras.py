@@ -115,7 +115,7 @@ def _extra_in(parent: Any, name: bytes, shape: tuple[int, ...]) -> h5py.Dataset:
 
 
 def _check(dataset: h5py.Dataset, shape: tuple[int, ...]) -> None:
-    """Refuse a dataset that is no extra of rows of that shape."""
+    """Refuse a dataset that cannot be an extra of rows of that shape."""
     reason = elsewhere(dataset)  # before its shape, for which HDF5 may open other files
     if reason:
         raise Refused(reason)

@@ -90,7 +90,7 @@ def own_dataset(group: Any, name: bytes) -> h5py.Dataset | None:
 
 
 def as_dataset(item: Any) -> h5py.Dataset | None:
-    """Return an open object as a dataset; None if it is none."""
+    """Return an open object as a dataset; None if it is not a dataset."""
     if not isinstance(item, h5py.h5d.DatasetID):
         return None
     return h5py.Dataset(item)
@@ -174,7 +174,7 @@ class _Walk:
                 yield from self.below(item, prefix + name + b"/", depth + 1)
 
     def _is_new(self, item: Any, name: bytes) -> bool:
-        """Return whether an object is met for the first time, and is no internal group."""
+        """Return whether an object is met for the first time, and is not an internal group."""
         address = identity(item)
         if address in self._seen or (name.startswith(_INTERNAL) and isinstance(item, h5py.h5g.GroupID)):
             return False

@@ -132,7 +132,7 @@ def _blocks(item: Any, most: int = MOST_PIECES) -> list[Any]:
 
 
 def _box(space: Any) -> list[list[int]] | None:
-    """Return the first index and the end of a selection along each axis; empty for all, None if it is no box."""
+    """Return the first index and the end of a selection along each axis; empty for all, None if it is not a box."""
     if space.get_select_type() == h5py.h5s.SEL_ALL:
         return []
     if space.get_select_type() != h5py.h5s.SEL_HYPERSLABS or not space.is_regular_hyperslab():

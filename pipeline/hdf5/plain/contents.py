@@ -100,7 +100,7 @@ def _new_link(body: bytes) -> tuple[bytes, int]:
     has_type = bool(flags & 8)
     has_order = bool(flags & 4)
     has_encoding = bool(flags & 16)
-    expect(version == 1, flags < 32, not has_type or body[2] == 0)  # other types are no hard links
+    expect(version == 1, flags < 32, not has_type or body[2] == 0)  # other types are not hard links
     place = 2 + has_type + 8 * has_order + has_encoding
     start = place + (1 << (flags & 3))
     stop = start + int.from_bytes(body[place:start], "little")
@@ -184,7 +184,7 @@ class Contents(NamedTuple):
         KeyError
             If there is no object of that name.
         Exception
-            Of many kinds, if it is no dataset that is stored as a whole in the file itself.
+            Of many kinds, if it is not a dataset that is stored as a whole in the file itself.
         """
         found = dataset_of(messages(self.file, self.addresses[name]), self.file.end)
         expect(found.kind in ("contiguous", "inline"), found.place < NOWHERE, found.dtype.code[1] in "uifb")

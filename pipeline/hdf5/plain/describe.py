@@ -198,7 +198,7 @@ def _find_extras(
 
 
 def _leave_out(left_out: list[list[Any]], name: bytes, other: Dataset | None, shape: tuple[int, ...]) -> None:
-    """List an object that is no extra of rows of that shape, with the reason."""
+    """List an object that cannot be an extra of rows of that shape, with the reason."""
     if other is None:
         leave_out(left_out, name, A_GROUP, is_missed=False)
     elif has_one_for_each_row(other.shape, shape[0]):

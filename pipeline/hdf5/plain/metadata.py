@@ -60,7 +60,7 @@ class Metadata:
     Attributes
     ----------
     base : int
-        Offset of the superblock, from which all other offsets count.
+        Offset of the superblock, to which all other offsets are relative.
     end : int
         End of the file. `root` replaces it by the end of the data.
     start : bytes
