@@ -88,7 +88,7 @@ def signature_at(descriptor: int, size: int) -> int | None:
 
 
 def check_superblock(descriptor: int, size: int, where: str) -> int:
-    """Return the offset of an open file's superblock, to which all addresses are relative: 0, or the end of a user block.
+    """Return the offset of an open file's superblock, the origin of all addresses: 0, or the end of a user block.
 
     Raises
     ------
