@@ -175,7 +175,7 @@ def with_retries(read: Callable[[], T], where: str) -> T:
             log.warning("%s: %s; trying again", where, failure.strerror)
             FILES.sleep(_PAUSE * 2**i)
     raise ReadFailed(
-        f"{where}: {failure.strerror} ({_TRIES} attempts). Check the storage, then run the same command again."
+        f"{where}: {failure.strerror}, {_TRIES} times in a row. Check the storage, then run the same command again."
     ) from failure
 
 

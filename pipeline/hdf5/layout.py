@@ -281,8 +281,8 @@ def _check_sizes(layout: Layout, index: np.ndarray, where: str) -> None:
     stored = int(sizes.sum())
     if declared > max_decompressed(stored):
         raise DataError(
-            f"{where}: {stored} stored bytes decompress to {declared}, expected at most {_MOST_EXPANSION} times the "
-            "stored bytes. The file may be forged. If you trust it, rewrite it with h5repack -f GZIP=1."
+            f"{where}: {stored} bytes decompress to {declared}, expected at most {_MOST_EXPANSION} times as many. "
+            "The file may be forged. If you trust it, rewrite it with h5repack -f GZIP=1."
         )
 
 

@@ -285,8 +285,8 @@ def _check_unreadable(found: BlockStats, known: BlockStats, n_shards: int, limit
     if len(found.unreadable) > limit:
         first = next(why for i, why in found.unreadable.items() if i not in known.unreadable)
         raise DataError(
-            f"{len(found.unreadable)} of {n_shards} shards cannot be read, expected at most {limit}. The first one is: "
-            f"{first} Fix the files, or raise --max-bad-shards."
+            f"{len(found.unreadable)} of {n_shards} shards cannot be read, expected at most {limit} bad shards. The "
+            f"first one is: {first} Fix the files, or raise --max-bad-shards."
         )
 
 

@@ -271,7 +271,7 @@ def _warn_of_writers(shards: Sequence[Shard]) -> None:
             held.append((shard, pid))
     if held:
         shard, pid = held[0]
-        more = f" (and {len(held) - 1} more input files are open for writing)" if len(held) > 1 else ""
+        more = f" (and {counted(len(held) - 1, 'more input file')})" if len(held) > 1 else ""
         log.warning(
             "file=%s: process %d has it open for writing%s. If the file changes, the run reads old rows or stops. "
             "Close it in that process first.",

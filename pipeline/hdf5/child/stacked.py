@@ -95,7 +95,7 @@ def _stack_of_links(group: Any, dataset: str) -> dict[str, Any] | None:
 def _external_links(group: Any) -> list[bytes]:
     names = first_names(group, MOST_PIECES, h5py.h5l.TYPE_EXTERNAL)
     if len(names) > MOST_PIECES:
-        raise Refused(f"a group of external links, expected at most {MOST_PIECES}. Stack larger files.")
+        raise Refused(f"a group of more than {MOST_PIECES} external links, expected fewer. Stack larger files.")
     return names
 
 
