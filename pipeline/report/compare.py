@@ -110,7 +110,7 @@ class Comparison:
     def __str__(self) -> str:
         changed = ""
         if self.n_changed:
-            changed = f"; {counted(self.n_changed, 'input file')} changed between the runs"
+            changed = f"; {counted(self.n_changed, 'file')} of the input changed between the runs"
         n, m = self.n_features
         lines = [
             self.verdict,

@@ -213,7 +213,7 @@ def _command_to_open(output: str) -> str:
 def settings(report: Mapping[str, Any]) -> Section:
     """Return the section about inputs, settings, versions and digests."""
     items = [*_inputs(report.get("inputs")), *_settings(report["config"]), *_provenance(report)]
-    return Section("Settings and versions", tuple(items))
+    return Section("Settings", tuple(items))
 
 
 def _inputs(inputs: Mapping[str, Any] | None) -> Iterator[Item]:
