@@ -155,7 +155,7 @@ def _from_gzip(data: memoryview, _: Sequence[int], most: int) -> memoryview:
         # libdeflate takes a third of zlib's time, and `most` bytes whatever the stream decompresses to.
         return memoryview(deflate.zlib_decompress(data, most))
     except deflate.DeflateError as error:
-        raise ValueError(f"the compressed data are damaged or decompress to more than the expected {most} bytes") from error
+        raise ValueError(f"damaged, or decompresses to more than the expected {most} bytes") from error
 
 
 def _from_lzf(data: memoryview, _: Sequence[int], most: int) -> memoryview:
