@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import DataError, shown, some
+from pipeline.errors import DataError, counted, shown, some
 from pipeline.hdf5.forms import A_GROUP, are_few, normal
 from pipeline.hdf5.limits import MAX_EXTRAS, MOST_LEFT_OUT
 from pipeline.shards.shard import Extra, LeftOut, Shard
@@ -86,7 +86,7 @@ def _plans(shards: Sequence[Shard]) -> tuple[list[_Plan], list[str]]:
             plans.append(_with_mask(plan, own, shards, taken, warnings))
     if surplus:
         warnings.append(
-            f"{len(surplus)} extras are left out, since at most {MAX_EXTRAS} are copied. Choose others with --include"
+            f"{counted(len(surplus), 'more extra')} left out: at most {MAX_EXTRAS} are copied. Choose others with --include"
         )
     _warn(warnings)
     return plans, apart
