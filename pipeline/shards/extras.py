@@ -85,9 +85,8 @@ def _plans(shards: Sequence[Shard]) -> tuple[list[_Plan], list[str]]:
         if plan is not None:
             plans.append(_with_mask(plan, own, shards, taken, warnings))
     if surplus:
-        warnings.append(
-            f"{counted(len(surplus), 'more extra')} left out: at most {MAX_EXTRAS} are copied. Choose others with --include"
-        )
+        n_left_out = counted(len(surplus), "more extra")
+        warnings.append(f"{n_left_out} left out: at most {MAX_EXTRAS} are copied. Choose others with --include")
     _warn(warnings)
     return plans, apart
 
