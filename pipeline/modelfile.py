@@ -20,7 +20,7 @@ from kernels.network import Network
 from pipeline.columns import NO_COLUMNS, Columns
 from pipeline.errors import DataError, NewerFormat, NoInput, ReadFailed, ShardpressError, shown, some
 from pipeline.formats import MOST_JSON_BYTES, digest, parse_bounded
-from pipeline.hdf5.files import opened, persistently, read_at, stand_in
+from pipeline.hdf5.files import opened, read_at, translated_error, with_retries
 from pipeline.hdf5.plain.contents import Contents, read_arrays, read_contents
 from pipeline.hdf5.plain.datasets import Dataset, value_of
 from pipeline.hdf5.superblock import check_superblock
@@ -116,7 +116,7 @@ def read_model_file(path: Path, entry: Entry | None) -> StoredModel:
     where = f"model={shown(path)}"
     if "\0" in str(path):
         raise NoInput(f"{where}: no name of a file, {_WANTED}")
-    return persistently(lambda: _read(path, entry, where), where)
+    return with_retries(lambda: _read(path, entry, where), where)
 
 
 def _read(path: Path, entry: Entry | None, where: str) -> StoredModel:
@@ -129,7 +129,7 @@ def _read(path: Path, entry: Entry | None, where: str) -> StoredModel:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NoInput(f"{where}: not there, {_WANTED}") from error
     except OSError as error:
-        meaning = stand_in(error, where)
+        meaning = translated_error(error, where)
         if isinstance(meaning, ReadFailed):
             raise
         raise meaning from error

@@ -1,1 +1,1 @@
-"""Access to one untrusted HDF5 file; this package knows nothing of shards."""
+"""Access to one untrusted HDF5 file; this package does not depend on shards."""

@@ -88,7 +88,7 @@ class ChunkCache:
 
 
 def band_bytes(layout: Layout, axis: int) -> int:
-    """Return the bytes of all chunks that one row along an axis, 0 or -1, lies in."""
+    """Return the bytes of all chunks that hold one row along an axis, 0 or -1."""
     grid = list(grid_of(layout.shape, layout.chunks))
     del grid[axis]
     return layout.chunk_bytes * prod(grid)

@@ -18,7 +18,7 @@ from typing import Self, TypeVar
 
 from pipeline.errors import DataError, NoInput, NotPermitted, ReadFailed, ShardpressError, SystemLimit, shown
 
-__all__ = ["FILES", "Identity", "opened", "persistently", "read_at", "read_into", "stand_in", "writers"]
+__all__ = ["FILES", "Identity", "opened", "read_at", "read_into", "translated_error", "with_retries", "writers"]
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def opened(path: str, expected: Identity | None = None) -> Iterator[tuple[int, I
     DataError
         If it is another file, or was written to.
     NoInput
-        If it is no regular file.
+        If it is not a regular file.
     OSError
         If a system call fails. Also if its time of change (ctime) moves meanwhile; then another try reads it again.
     """
@@ -148,7 +148,7 @@ def read_at(descriptor: int, offset: int, n_bytes: int) -> bytes:
     return bytes(buffer)
 
 
-def persistently(read: Callable[[], T], where: str) -> T:
+def with_retries(read: Callable[[], T], where: str) -> T:
     """Return what `read` returns, and repeat it if the storage fails; messages begin with `where`.
 
     Parameters
@@ -168,28 +168,28 @@ def persistently(read: Callable[[], T], where: str) -> T:
             return read()
         except OSError as error:
             failure = error
-            meaning = stand_in(error, where)
+            meaning = translated_error(error, where)
             if isinstance(meaning, (SystemLimit, NotPermitted)):
                 raise meaning from error
         if i + 1 < _TRIES:
-            log.warning("%s: %s, trying again", where, failure.strerror)
+            log.warning("%s: %s; trying again", where, failure.strerror)
             FILES.sleep(_PAUSE * 2**i)
     raise ReadFailed(
-        f"{where}: {failure.strerror}, {_TRIES} times. Check the storage, then type the same command again."
+        f"{where}: {failure.strerror}, {_TRIES} times in a row. Check the storage, then run the same command again."
     ) from failure
 
 
-def stand_in(error: OSError, where: str) -> ShardpressError:
+def translated_error(error: OSError, where: str) -> ShardpressError:
     """Return our error for a failed system call, which says what it means and what to do."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return SystemLimit(
-            f"{where}: {error.strerror}. Raise the limit (ulimit -n 4096), then type the same command again."
+            f"{where}: {error.strerror}. Raise the limit (ulimit -n 4096), then run the same command again."
         )
     if error.errno in (errno.EACCES, errno.EPERM):
-        return NotPermitted(f"{where}: no permission to read it. Run: chmod u+r on the file, as its owner.")
+        return NotPermitted(f"{where}: no permission to read the file. As its owner, run chmod u+r on it.")
     if error.errno in _NO_SUCH_FILE:
         return NoInput(f"{where}: {error.strerror}, expected an HDF5 file")
-    return ReadFailed(f"{where}: {error.strerror}. Check the storage, then type the same command again.")
+    return ReadFailed(f"{where}: {error.strerror}. Check the storage, then run the same command again.")
 
 
 def _check_regular(path: str, status: os.stat_result) -> None:
@@ -201,8 +201,8 @@ def _check_same(path: str, found: Identity, expected: Identity) -> None:
     if found != expected:
         what = f"{found.size} bytes now"
         if found.inode != expected.inode:
-            what = "another file lies there"
+            what = "another file now"
         raise DataError(
-            f"file={shown(path)}: changed during the run ({what}, {expected.size} bytes before), expected input that "
-            "stays as it is. Type the same command again once nothing writes to it."
+            f"file={shown(path)}: changed during the run ({what}, {expected.size} bytes before), expected input "
+            "that does not change. Run the same command again when no process writes to the file."
         )

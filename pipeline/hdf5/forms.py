@@ -31,23 +31,23 @@ __all__ = [
     "VARIABLES",
     "Numbers",
     "are_few",
-    "beside",
     "has_one_for_each_column",
+    "has_one_for_each_row",
     "is_coordinate",
     "is_number",
     "is_utf8",
-    "items_beside",
+    "items_of",
     "leave_out",
     "misfit",
     "normal",
     "numbers_of",
     "parts_of",
-    "rides",
     "rows_of",
+    "sibling",
     "split",
     "text",
     "under",
-    "variables_beside",
+    "variables_of",
 ]
 
 PREFERRED = "X"
@@ -57,9 +57,9 @@ VARIABLES = "var"
 CATEGORIES = "__categories"
 """The group next to codes that lists what each code means, as earlier versions of AnnData wrote it."""
 A_GROUP = "a group"
-NOT_UTF8 = "its name is not UTF-8, as HDF5 expects"
+NOT_UTF8 = "its name is not UTF-8"
 
-_INDEX = "index"  # pandas' field of a record that is no column of the frame
+_INDEX = "index"  # pandas' field of a record that is not a column of the frame
 _LAYERS = b"layers"  # AnnData's group of further matrices with the columns of `X`
 _BLOCK = "_values"  # ending of the dataset with a block of a pandas frame of the fixed format
 _ITEMS = "_items"  # ending of the dataset with the names of its columns
@@ -101,7 +101,7 @@ def under(group: str, name: str) -> str:
     return f"{group.rstrip('/')}/{name}"
 
 
-def beside(dataset: str, name: str) -> str:
+def sibling(dataset: str, name: str) -> str:
     """Return the path of a name in the same group as a dataset."""
     group, _ = split(dataset)
     return under(group, name) if group else name
@@ -206,13 +206,13 @@ def _sparse_rows(
     dtype, *index_dtypes = dtypes
     n_rows, n_inputs = shape
     if type(n_rows) is not int or type(n_inputs) is not int or n_rows < 0:  # excludes JSON's true
-        raise ValueError("sparse shape")
+        raise ValueError("invalid shape of a sparse matrix")
     if any(len(each) != 1 for each in shapes) or values != columns or firsts != (n_rows + 1,):
-        raise ValueError("sparse shapes")
+        raise ValueError("inconsistent parts of a sparse matrix")
     if not is_number(dtype) or any(each.kind not in "iu" for each in index_dtypes):
-        raise ValueError("sparse rows")
+        raise ValueError("invalid dtypes of a sparse matrix")
     if not 1 <= n_inputs <= MOST_COLUMNS:
-        raise ValueError("sparse rows")
+        raise ValueError("invalid number of columns of a sparse matrix")
     return (n_rows, n_inputs), dtype
 
 
@@ -229,7 +229,7 @@ def has_one_for_each_column(shape: tuple[int, ...], n_rows: int, n_inputs: int) 
     return n_rows != n_inputs and prod(shape) == n_inputs and n_inputs in shape
 
 
-def variables_beside(dataset: str) -> str:
+def variables_of(dataset: str) -> str:
     """Return the path of AnnData's variables of a matrix: in the same group, or next to the group `layers`."""
     groups = parts_of(dataset)[:-1]
     if groups and groups[-1] == _LAYERS:
@@ -237,7 +237,7 @@ def variables_beside(dataset: str) -> str:
     return text(b"/".join([*groups, VARIABLES.encode()]))
 
 
-def items_beside(dataset: str) -> str | None:
+def items_of(dataset: str) -> str | None:
     """Return the path at which pandas stores the columns of a block of the fixed format; None for other datasets."""
     if not dataset.endswith(_BLOCK):
         return None
@@ -247,7 +247,7 @@ def items_beside(dataset: str) -> str | None:
 # -- extra datasets, with one value for each row -----------------------------------------------------------------
 
 
-def rides(shape: tuple[int, ...], n_rows: int) -> bool:
+def has_one_for_each_row(shape: tuple[int, ...], n_rows: int) -> bool:
     """Return whether a shape has one value for each row: (n_rows,), or with more axes of length 1.
 
     These axes come after the rows, as in Keras's labels, or before them, as in MATLAB's columns.
@@ -260,7 +260,7 @@ def rides(shape: tuple[int, ...], n_rows: int) -> bool:
 
 
 def misfit(shape: tuple[int, ...], rows: tuple[int, ...]) -> tuple[str, bool]:
-    """Return why a dataset of this shape is no extra of rows of that shape, and whether a user may miss it.
+    """Return why a shape does not fit an extra of rows of that shape, and whether a user may miss it.
 
     One value for each row of another number of rows is a mistake. One value for each column, or a single one, is not.
     """

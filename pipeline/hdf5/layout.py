@@ -12,12 +12,12 @@ from pipeline.errors import DataError, shown
 from pipeline.hdf5.filters.codecs import ASKED, objection
 from pipeline.hdf5.limits import MOST_CHUNK_BYTES, MOST_CHUNKS, MOST_ITEM, SMALLEST
 
-__all__ = ["Layout", "bytes_of", "check_places", "grid_of", "layout_of", "most_unfolded"]
+__all__ = ["Layout", "bytes_of", "check_places", "grid_of", "layout_of", "max_decompressed"]
 
 _KINDS = ("contiguous", "chunked", "inline", "asked")
 _MOST_BYTES = 2**46  # bytes of one dataset's values; sums over all datasets of a file stay below 2**63
 _MOST_EXPANSION = 1100  # deflate's own limit is 1032
-_EXPANSION_FLOOR = 2**28  # bytes that a file may unfold to whatever its size
+_EXPANSION_FLOOR = 2**28  # bytes that a file of any size may decompress to
 _CODE = re.compile(r"[<>|=][uifbcSVMm][0-9]{1,7}(\[[0-9]{0,6}[a-z]{1,2}\])?")
 
 
@@ -80,8 +80,8 @@ def grid_of(shape: Sequence[int], chunks: Sequence[int]) -> tuple[int, ...]:
     return tuple(-(-n // size) for n, size in zip(shape, chunks, strict=True))
 
 
-def most_unfolded(n_stored: int) -> int:
-    """Return how many bytes `n_stored` bytes may unfold to."""
+def max_decompressed(n_stored: int) -> int:
+    """Return how many bytes `n_stored` bytes may decompress to."""
     return max(_EXPANSION_FLOOR, _MOST_EXPANSION * n_stored)
 
 
@@ -111,7 +111,7 @@ def layout_of(claim: Any, arrays: Iterator[np.ndarray]) -> Layout:
 
 def _check_form(layout: Layout) -> None:
     if not isinstance(layout.name, str) or layout.kind not in _KINDS or len(layout.shape) > 32:
-        raise ValueError("name, kind or rank")
+        raise ValueError("invalid name, kind or rank")
     if layout.dtype.hasobject and (layout.dtype != np.dtype("O") or layout.kind != "asked"):
         raise ValueError("objects")  # addresses in memory, if they were read from a file
 
@@ -128,7 +128,7 @@ def _filters(claims: Any, name: str, kind: str) -> tuple[tuple[int, tuple[int, .
     if len(codes) < len(filters):
         raise ValueError("filters")
     if kind == "chunked" and not ASKED.isdisjoint(codes):
-        raise ValueError("filters that only HDF5 undoes")
+        raise ValueError("filters that only libhdf5 can decode")
     return tuple(filters)
 
 
@@ -150,7 +150,7 @@ def _integers(values: Any, low: int, high: int) -> tuple[int, ...]:
 
 def _data(layout: Layout, data: np.ndarray) -> bytes:
     if data.dtype != np.uint8 or data.shape != (layout.n_bytes,):
-        raise ValueError("inline data")
+        raise ValueError("invalid inline data")
     return data.tobytes()
 
 
@@ -215,9 +215,9 @@ def _enumeration(claim: Any) -> dict[str, int]:
 
 
 def check_places(layouts: Sequence[Layout], size: int, where: str, base: int = 0) -> None:
-    """Refuse (`DataError`) values that lie outside the file, overlap, or unfold to too much.
+    """Refuse (`DataError`) values that are outside the file, overlap, or decompress to too much.
 
-    The file has `size` bytes, and its superblock lies at `base`. Messages begin with `where`.
+    The file has `size` bytes, and its superblock is at `base`. Messages begin with `where`.
     """
     by_dataset: dict[object, np.ndarray] = {}
     for layout in layouts:
@@ -228,9 +228,9 @@ def check_places(layouts: Sequence[Layout], size: int, where: str, base: int = 0
 
 
 def _checked_places(layout: Layout, size: int, where: str, base: int) -> np.ndarray:
-    """Return the places of one dataset, which lie in the file and do not unfold to too much."""
+    """Return the places of one dataset after checks: inside the file, and of plausible size."""
     if layout.n_bytes > _MOST_BYTES:
-        raise DataError(f"{where}: shape {layout.shape} takes {layout.n_bytes} bytes, expected {_MOST_BYTES} at most")
+        raise DataError(f"{where}: shape {layout.shape} takes {layout.n_bytes} bytes, expected at most {_MOST_BYTES}")
     places = _places(layout)
     _check_inside(places, base + SMALLEST, size, where)
     if layout.index is not None:
@@ -242,7 +242,7 @@ _NO_PLACES = np.empty((2, 0), dtype=np.int64)
 
 
 def _places(layout: Layout) -> np.ndarray:
-    """Return offsets and sizes of the values that lie outside the metadata: shape (2, n)."""
+    """Return offsets and sizes of the values that are outside the metadata: shape (2, n)."""
     if layout.index is not None:
         return layout.index[:2]
     if layout.kind == "contiguous" and layout.n_bytes:
@@ -258,7 +258,7 @@ def _check_inside(places: np.ndarray, low: int, high: int, where: str) -> None:
         first = int(offsets[outside[0]])
         stop = first + int(sizes[outside[0]])
         raise DataError(
-            f"{where}: values lie at bytes {first}:{stop}, expected {low}:{high} at most. The file is damaged or "
+            f"{where}: values are at bytes {first}:{stop}, expected within {low}:{high}. The file is damaged or "
             "forged: do not use it."
         )
 
@@ -273,16 +273,16 @@ def _check_apart(places: np.ndarray, where: str) -> None:
 
 
 def _check_sizes(layout: Layout, index: np.ndarray, where: str) -> None:
-    """Refuse chunks whose sizes in the file are impossible, or too small for what they unfold to."""
+    """Refuse chunks whose sizes in the file are impossible, or too small for what they decompress to."""
     _, sizes, masks = index
     if layout.kind == "chunked":
         _check_chunk_sizes(layout, sizes, masks, where)
     declared = len(sizes) * layout.chunk_bytes
     stored = int(sizes.sum())
-    if declared > most_unfolded(stored):
+    if declared > max_decompressed(stored):
         raise DataError(
-            f"{where}: {stored} bytes unfold to {declared}, expected {_MOST_EXPANSION} times as many at most. Is it "
-            "forged? If not: rewrite it with h5repack -f GZIP=1."
+            f"{where}: {stored} bytes decompress to {declared}, expected at most {_MOST_EXPANSION} times as many. "
+            "The file may be forged. If you trust it, rewrite it with h5repack -f GZIP=1."
         )
 
 
@@ -292,6 +292,6 @@ def _check_chunk_sizes(layout: Layout, sizes: np.ndarray, masks: np.ndarray, whe
     wrong = (sizes > 2 * layout.chunk_bytes + 2**10) | (is_unfiltered & (sizes != layout.chunk_bytes))
     if wrong.any():
         raise DataError(
-            f"{where}: a chunk of {int(sizes[wrong][0])} bytes in the file, expected about {layout.chunk_bytes}. The "
+            f"{where}: a chunk takes {int(sizes[wrong][0])} bytes, expected about {layout.chunk_bytes}. The "
             "file is damaged or forged: do not use it."
         )

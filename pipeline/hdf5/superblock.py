@@ -2,7 +2,7 @@
 
 The layout is that of the HDF5 File Format Specification 3.0, section II.A. A user block may precede it: 512 bytes in a
 MATLAB file. Four things are refused here that libhdf5 would accept: data in other files (the family and multi drivers),
-addresses that do not count from the superblock, truncated files, and files that their writer has not closed.
+addresses that are not relative to the superblock, truncated files, and files that their writer has not closed.
 """
 
 import struct
@@ -22,12 +22,12 @@ _OPEN_FLAGS = 0b101  # open for writing, or for writing while others read
 _OTHER_FORMATS = [  # beginnings in lower case
     ((b"version https://git-lfs",), " but a Git LFS pointer to one. Run: git lfs pull"),
     ((b"<!doctype html", b"<html"), " but a web page. Download it again."),
-    ((b"matlab 5.0 mat-file",), " but an older MATLAB file. Save it anew: save(..., '-v7.3') in MATLAB."),
-    ((b"cdf\1", b"cdf\2", b"cdf\5"), " but netCDF-3, expected netCDF-4. Run: nccopy -k nc4"),
-    ((b"\x0e\3\x13\1",), " but HDF4, expected HDF5. Run: h4toh5"),
-    ((b"pk\3\4",), " but a ZIP archive, such as .npz and .keras are. Write what it holds as HDF5 (docs/inputs.md)."),
-    ((b"\x1f\x8b",), " but compressed as a whole. Run: gunzip"),
-    ((b"\x93numpy",), " but NumPy's. Write its rows as HDF5 (docs/inputs.md)."),
+    ((b"matlab 5.0 mat-file",), " but a MATLAB file older than 7.3. Save it again in MATLAB with save(..., '-v7.3')."),
+    ((b"cdf\1", b"cdf\2", b"cdf\5"), " but a netCDF-3 file, expected netCDF-4. Run: nccopy -k nc4"),
+    ((b"\x0e\3\x13\1",), " but an HDF4 file, expected HDF5. Run: h4toh5"),
+    ((b"pk\3\4",), " but a ZIP archive (.npz, .keras, ...). Write its content as HDF5 (docs/inputs.md)."),
+    ((b"\x1f\x8b",), " but a gzip-compressed file. Run: gunzip"),
+    ((b"\x93numpy",), " but a NumPy file (.npy). Write its rows as HDF5 (docs/inputs.md)."),
 ]
 
 
@@ -40,7 +40,7 @@ class Superblock(NamedTuple):
     width : int
         Bytes of an address.
     base : int
-        Address from which the other addresses count, according to the file.
+        Address to which the other addresses are relative, according to the file.
     second : int
         In versions 0 and 1, the address of a list of unused bytes; in versions 2 and 3, of an extension.
     end : int
@@ -88,12 +88,12 @@ def signature_at(descriptor: int, size: int) -> int | None:
 
 
 def check_superblock(descriptor: int, size: int, where: str) -> int:
-    """Return the offset of an open file's superblock, from which all addresses count: 0, or the end of a user block.
+    """Return the offset of an open file's superblock, the origin of all addresses: 0, or the end of a user block.
 
     Raises
     ------
     DataError
-        If it is no HDF5 file, or depends on other files. The message begins with `where`.
+        If it is not an HDF5 file, or depends on other files. The message begins with `where`.
     OSError
         If reading fails.
     """
@@ -113,17 +113,22 @@ def _check(descriptor: int, size: int, base: int, head: bytes, where: str) -> No
     """Refuse a superblock at offset `base`, with the bytes `head`, whose file is not complete in itself."""
     block = _superblock(head, size, where)
     if block.base not in (0, base):  # it is 0 if the user block was added later
-        raise DataError(f"{where}: addresses count from byte {block.base}, expected {base}. Rewrite it with h5repack.")
+        raise DataError(
+            f"{where}: addresses are relative to byte {block.base}, expected byte {base}. Rewrite it with h5repack."
+        )
     if _has_driver(descriptor, size, base, block):
-        raise DataError(f"{where}: its data lie in several files (an HDF5 driver), expected one. Join them: h5repart.")
+        raise DataError(
+            f"{where}: its data are spread over several files (an HDF5 file driver), expected one file. Join them "
+            "with h5repart."
+        )
     if block.version == 3 and head[11] & _OPEN_FLAGS:
         raise DataError(
-            f"{where}: left open by its writer: at work still, or crashed. Wait for it; or copy the file, run "
-            "h5clear -s on the copy, and check what it holds."
+            f"{where}: not closed by its writer, which is still running or has crashed. Wait for the writer; or copy "
+            "the file, run h5clear -s on the copy, and check its content."
         )
     end = block.end + base - block.base
     if end > size:
-        raise DataError(f"{where}: truncated: {size} bytes, expected {end} bytes as its header says. Copy it again.")
+        raise DataError(f"{where}: truncated: {size} bytes, expected {end} bytes from its header. Copy it again.")
 
 
 def _superblock(head: bytes, size: int, where: str) -> Superblock:
@@ -132,7 +137,7 @@ def _superblock(head: bytes, size: int, where: str) -> Superblock:
             raise DataError(f"{where}: HDF5 superblock version {head[8]}, expected 0 to 3. Rewrite it with h5repack.")
         return Superblock.of(head)
     except (LookupError, struct.error) as error:
-        raise DataError(f"{where}: truncated: {size} bytes, not even a whole header. Copy it again.") from error
+        raise DataError(f"{where}: truncated: {size} bytes, less than a header. Copy it again.") from error
 
 
 def _advice_on_format(head: bytes) -> str:
@@ -145,7 +150,7 @@ def _advice_on_format(head: bytes) -> str:
 
 
 def _has_driver(descriptor: int, size: int, base: int, block: Superblock) -> bool:
-    """Return whether a superblock names a driver, with which the data lie in several files."""
+    """Return whether a superblock names a driver, which stores the data in several files."""
     if block.version < 2:
         return block.fourth != block.nowhere
     return block.second != block.nowhere and _names_driver(descriptor, size, base, block.second)

@@ -1,8 +1,8 @@
 """Read values straight from the file, without HDF5 and its global lock.
 
-Each read opens the file, and checks before and after that it is the vetted one. Of a chunked dataset, one chunk at a
-time is in memory, and large ones stay in a cache. Values are converted a piece at a time. Values that are not plain,
-such as texts of any length, are read by HDF5 in the child.
+Each read opens the file, and checks before and after that it is the file that was vetted. One chunk at a time is in
+memory, and large chunks stay in a cache. Values are converted a piece at a time. Values that are not plain, such as
+strings of variable length, are read by libhdf5 in the child.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,10 +16,10 @@ import numpy as np
 
 from pipeline.errors import DataError, shown
 from pipeline.formats import digest
-from pipeline.hdf5.child.ask import ask, believed
+from pipeline.hdf5.child.ask import ask, checking_answer
 from pipeline.hdf5.chunkcache import CHUNKS
-from pipeline.hdf5.files import Identity, opened, persistently, read_into
-from pipeline.hdf5.filters.codecs import undone
+from pipeline.hdf5.files import Identity, opened, read_into, with_retries
+from pipeline.hdf5.filters.codecs import decode_chunk
 from pipeline.hdf5.layout import Layout, bytes_of, grid_of
 from pipeline.hdf5.limits import SMALLEST
 
@@ -58,7 +58,7 @@ def read_values(
     ----------
     path : str
     identity : Identity
-        Identity of the file when it was vetted.
+        Identity of the vetted file.
     layout : Layout
         Layout of the dataset.
     start : int
@@ -76,7 +76,7 @@ def read_values(
     Raises
     ------
     DataError
-        If they are damaged, or the file is not the one that was vetted.
+        If they are damaged, or the file is not the one that was checked.
     ReadFailed, NotPermitted, SystemLimit
         If the system fails.
     """
@@ -89,7 +89,7 @@ def read_values(
             _READERS[layout.kind](descriptor, request, values)
             return out
 
-    return persistently(read, where)
+    return with_retries(read, where)
 
 
 def file_digest(path: str, identity: Identity) -> str:
@@ -103,7 +103,7 @@ def file_digest(path: str, identity: Identity) -> str:
                 read_into(descriptor, piece, offset)
                 yield piece
 
-    return persistently(lambda: digest(pieces()), f"file={shown(path)}")
+    return with_retries(lambda: digest(pieces()), f"file={shown(path)}")
 
 
 def text_lengths(descriptor: int, size: int, layout: Layout, n_rows: int) -> Iterator[np.ndarray] | None:
@@ -179,7 +179,7 @@ def _read_converted(descriptor: int, layout: Layout, offset: int, row_bytes: int
 
 
 def _read_lines(descriptor: int, layout: Layout, start: int, out: np.ndarray) -> None:
-    """Read rows that lie across the lines of the file: a piece of each line, some lines at a time."""
+    """Read rows that are stored across the lines of the file: a piece of each line, some lines at a time."""
     itemsize = layout.dtype.itemsize
     n_lines = out.shape[1]
     n_rows = min(len(out), max(1, _LINE // itemsize))
@@ -272,10 +272,10 @@ def _is_whole(layout: Layout, part: _Part, axis: int) -> bool:
 
 
 def _decompressed(descriptor: int, layout: Layout, offset: int, size: int, mask: int) -> memoryview:
-    """Read one chunk and undo its filters; `ValueError` if it is damaged."""
+    """Read and decode one chunk; `ValueError` if it is damaged."""
     data = np.empty(size, dtype=np.uint8).data
     read_into(descriptor, data, offset)
-    return undone(data, layout.filters, mask, layout.chunk_bytes)
+    return decode_chunk(data, layout.filters, mask, layout.chunk_bytes)
 
 
 def _parts(layout: Layout, start: int, stop: int, along: int = 0) -> Iterator[_Part]:
@@ -289,7 +289,7 @@ def _parts(layout: Layout, start: int, stop: int, along: int = 0) -> Iterator[_P
 
 
 def _steps(low: int, high: int, size: int) -> list[tuple[int, slice, slice]]:
-    """Return the chunks of one axis that a range lies in: number, part of the chunk, part of the range."""
+    """Return the chunks along one axis that hold a range: number, part of the chunk, part of the range."""
     steps: list[tuple[int, slice, slice]] = []
     if low >= high:
         return steps
@@ -313,7 +313,7 @@ def _read_by_child(descriptor: int, request: _Request, out: np.ndarray) -> None:
     while first < len(out):
         arguments = [layout.name, request.start + first, stop, request.axis, n_texts]
         answer, arrays = ask("values", descriptor, arguments, request.where)
-        with believed(request.where):
+        with checking_answer(request.where):
             values = _answered(answer, arrays, layout.dtype, out.shape[1:])
             out[first : first + len(values)] = values
         first += len(values)

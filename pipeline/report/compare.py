@@ -62,17 +62,17 @@ class Likeness:
     @property
     def _change_text(self) -> str:
         if self.change is None:
-            return "no number, since the columns are not as many"
+            return "undefined, since the numbers of features differ"
         return f"{self.change:.2g}"
 
     def lines(self) -> list[str]:
         """Return the measures of similarity as lines of a table."""
         return [
-            f"  change               {self._change_text} (rms, in standard deviations; 0: the same columns)",
-            f"  matched units        correlation {self.correlation:.3f} on average, {self.least_correlation:.3f} "
-            f"at least; {self.n_in_place} of {self.n_units} in their places",
-            f"  linear CKA           {self.cka:.3f} (1: rows differ in the same ways, whatever the units)",
-            f"  nearest neighbours   {100 * self.neighbours:.1f} % of ten shared",
+            f"  change               {self._change_text} (RMS difference in standard deviations; 0: identical)",
+            f"  matched units        mean correlation {self.correlation:.3f}, minimum {self.least_correlation:.3f}; "
+            f"{self.n_in_place} of {self.n_units} in the same position",
+            f"  linear CKA           {self.cka:.3f} (1: the same similarities between rows)",
+            f"  nearest neighbours   {100 * self.neighbours:.1f} % of the ten nearest rows shared",
         ]
 
 
@@ -110,11 +110,11 @@ class Comparison:
     def __str__(self) -> str:
         changed = ""
         if self.n_changed:
-            changed = f"; {counted(self.n_changed, 'file')} of these changed between the runs"
+            changed = f"; {counted(self.n_changed, 'file')} of the input changed between the runs"
         n, m = self.n_features
         lines = [
             self.verdict,
-            f"  rows                 {self.likeness.n_rows} of {self.n_common} that both have{changed}",
+            f"  rows                 {self.likeness.n_rows} of {self.n_common} common rows{changed}",
             f"  features             {n} in {shown(self.a)}, {m} in {shown(self.b)}",
             *self.likeness.lines(),
         ]
@@ -123,17 +123,17 @@ class Comparison:
 
 def verdict(found: Likeness) -> tuple[bool, str]:
     """Return whether a downstream model must be trained again, and a sentence that says what the numbers mean."""
-    keeps = "what was trained on A can take B as it is."
+    keeps = "Models trained on A work on B unchanged."
     if found.change == 0:
-        return False, f"The features are the same: {keeps}"
+        return False, f"The features are identical. {keeps}"
     if found.change is not None and found.change < _SAME_CHANGE:
-        return False, f"The features mean the same, but for roundings: {keeps}"
+        return False, f"The features agree up to rounding. {keeps}"
     if found.change is not None and found.change < _NEARLY_SAME_CHANGE:
-        return False, f"The features mean nearly the same, and one prediction in a hundred may change: {keeps}"
-    again = "train again what was trained on A"
+        return False, f"The features nearly agree. {keeps} About one prediction in a hundred may change."
+    retrain = "Retrain models on B"
     if found.cka >= _SIMILAR_CKA and found.neighbours >= _SIMILAR_NEIGHBOURS:
-        return True, f"The features say about the same in other numbers: {again}, and expect about the same of it."
-    return True, f"The features say other things: {again}, and measure what it is worth then."
+        return True, f"A and B carry similar information in different coordinates. {retrain}; expect similar accuracy."
+    return True, f"A and B carry different information. {retrain}, and measure their accuracy."
 
 
 # -- rows that both runs have --------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def _likeness_of_pieces(a: str, b: str, pieces: Sequence[_Piece], n_rows: int) -
     if len(features_a) < 2:
         raise DataError(
             f"output={shown(a)} and output={shown(b)}: found {counted(len(features_a), 'row')} with features in both, "
-            "expected two at least, of input files of the same names and datasets. Compare runs over the same files."
+            "expected at least two, from input files with the same names and datasets. Compare runs on the same files."
         )
     return likeness(features_a, features_b)
 

@@ -60,7 +60,7 @@ def bad_data_facts(
     refused : sequence of mapping
         Files that were left out: ``file`` and ``reason``.
     missing : float or None
-        A value that stands for a missing one.
+        A value that means a missing one.
     """
     bad_shards = list(refused)
     bad_rows: dict[str, Any] = {"n": 0, "first": []}
@@ -249,5 +249,5 @@ def sample_facts(parts: Sequence[PartSource], spec: SampleSpec) -> dict[str, Any
         return measure(sample, parts, spec.model, categories_of(parts[0].file))
     except Exception as error:
         reason = shown(f"{type(error).__name__}: {error}")
-        log.warning("report: rows could not be looked at once more, so there are no pictures of them: %s", reason)
+        log.warning("report: measuring a sample of rows failed, so its figures are missing: %s", reason)
         return None

@@ -27,7 +27,7 @@ _N_PAIRS = 8
 _MAX_SIDE = 32  # pixels along an image's side
 _MAX_VALUES = 96  # of a row that is drawn as a line
 _MIN_PIXELS = 49  # of flat rows that are taken for square images; fewer columns are more likely measurements
-_MIN_TEST_ROWS = 30  # of the probe: with fewer its accuracy means nothing
+_MIN_TEST_ROWS = 30  # of the probe: with fewer rows its accuracy is meaningless
 
 
 def measure(
@@ -200,7 +200,7 @@ class _Plane:
     def describe(self, column: str) -> str:
         """Return the meaning of the axes, given the name of a column."""
         if self._is_rotated:
-            return "their first two principal components"
+            return "first two principal components"
         return f"{column}s 0 and 1"
 
 

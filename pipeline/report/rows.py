@@ -57,7 +57,7 @@ class Preprocessing:
     Attributes
     ----------
     missing : float or None
-        A value that stands for a missing one, like NaN.
+        A value that means a missing one, like NaN.
     clips : bool
         Whether rows outside the model's range were clipped, although the model itself does not require it.
     """
@@ -113,10 +113,10 @@ class RowCheck:
 
     def __str__(self) -> str:
         if not self.n_rows:
-            return "no row could be encoded again"
+            return "no row could be recomputed"
         return (
-            f"{self.n_rows} rows encoded again in float64: features differ by {self.largest_difference:.2g} at most, "
-            f"{100 * self.of_tolerance:.2g} % of what is allowed"
+            f"{self.n_rows} rows recomputed in float64 differ by at most {self.largest_difference:.2g} "
+            f"({100 * self.of_tolerance:.2g} % of the tolerance)"
         )
 
 
@@ -226,7 +226,7 @@ def read_features(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     DataError
         When the part cannot be read.
     ReadFailed, SystemLimit
-        When the storage or the system fails, which says nothing about the part.
+        When the storage or the system fails; the part may be intact.
     """
     try:
         with reading(path) as file:
@@ -456,16 +456,15 @@ def _fault(i: int, stored: _Stored, expected: _Expected, shares: np.ndarray) -> 
     """Describe the fault of a row."""
     where = f"row {stored.numbers[i]}"
     if expected.is_bad[i]:
-        return f"{where}: has features, though its input row is a bad one, expected NaN and valid False"
+        return f"{where}: has features although its input row is bad, expected NaN and valid=False"
     if not stored.valid[i]:
-        return f"{where}: counts as a bad row, though its input row is a good one"
+        return f"{where}: is marked as bad although its input row is good, expected features and valid=True"
     worst = int(np.argmax(np.where(np.isnan(shares[i]), np.inf, shares[i])))
     return f"{where}: {_difference(stored.features[i], expected.features[i], expected.allowed[i], worst)}"
 
 
 def _difference(stored: np.ndarray, expected: np.ndarray, allowed: np.ndarray, j: int) -> str:
-    right = f"{expected[j]:.7g} within {allowed[j]:.2g}"
-    return f"feature {j} is {stored[j]:.7g}, expected {right}, as its input row encodes in float64"
+    return f"feature {j} is {stored[j]:.7g}, expected {expected[j]:.7g} +- {allowed[j]:.2g} (recomputed in float64)"
 
 
 def rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from pipeline.shards.vet import Selection, vet
 __all__ = ["Verification", "verify"]
 
 _MODEL = "model.h5"
-_NOT_ENCODED = Fault("features", "the model is damaged, so that no row can be encoded again")
+_NOT_ENCODED = Fault("features", "no row can be recomputed, since the model is damaged")
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,18 @@ class Verification:
     unchecked: tuple[Fault, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"wrong: {shown(each.file)}: {each.fault}" for each in self.faults]
+        lines = [f"fault: {shown(each.file)}: {each.fault}" for each in self.faults]
         lines += [f"not checked: {shown(each.file)}: {each.fault}" for each in self.unchecked]
         lines.append(self._summary())
         return "\n".join(lines)
 
     def _summary(self) -> str:
-        result = "nothing is wrong"
+        result = "OK"
         if self.faults:
             result = counted(len(self.faults), "fault")
         n_right = self.n_files - len({each.file for each in self.faults})
         n_files = counted(self.n_files, "file")
-        files = f"{n_right} of {n_files} as they were written ({self.n_bytes / 1e6:.1f} MB, BLAKE3)"
+        files = f"{n_right} of {n_files} match their digests ({self.n_bytes / 1e6:.1f} MB, BLAKE3)"
         return f"{shown(self.output)}: {result}. {files}; {self.rows}."
 
 
@@ -81,7 +81,7 @@ def verify(output: str, n_rows: int | None = None) -> Verification:
     NoInput
         When there is no finished run.
     DataError
-        When its manifest is damaged: then nothing is known about the rest.
+        When its manifest is damaged.
     """
     directory = Path(output)
     manifest = read_manifest(directory)
@@ -166,7 +166,7 @@ class _Inputs:
         shard = vet(self._path(part), Selection(part["dataset"], self._orientation))
         identity = shard.identity
         if (identity.size, identity.mtime_ns) != (before["n_bytes"], before["changed"]):
-            raise DataError("has changed since the run")
+            raise DataError("the file has changed since the run")
         if "column_order" in before:
             shard = reordered(shard, self._model.columns)
         return with_offset(shard, self._model.offset)
@@ -176,4 +176,4 @@ class _Inputs:
         for candidate in (path, *(Path(folder) / path.name for folder in self._folders)):
             if candidate.is_file():
                 return candidate
-        raise NoInput(f"is not there any more, nor in {', '.join(map(shown, self._folders))}")
+        raise NoInput(f"the file no longer exists, and is not in {', '.join(map(shown, self._folders))} either")

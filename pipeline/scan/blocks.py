@@ -185,7 +185,7 @@ def _stats_of_rows(settings: ScanSettings, stride: int, first_row: int, block: B
     # A minimum or maximum is NaN or Inf if any value is, so most blocks are good without a second look.
     if settings.missing is not None or not (np.isfinite(minimum).all() and np.isfinite(maximum).all()):
         bad = bad_rows(rows, settings.missing, stored, settings.fills)
-        if len(bad) == len(rows):  # NumPy has no minimum of nothing
+        if len(bad) == len(rows):  # NumPy has no minimum of an empty array
             return _without_good_rows(len(rows), rows.shape[1], first_row + bad)
         minimum, maximum, n_missing = _range_and_missing(settings, rows, bad, stored)
     return BlockStats(

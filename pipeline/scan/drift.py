@@ -15,7 +15,7 @@ __all__ = ["Outside", "farthest", "outside_of"]
 
 
 class Outside(NamedTuple):
-    """The values of a column that lie outside the model's range `low` to `high`.
+    """The values of a column that are outside the model's range `low` to `high`.
 
     `value` is the farthest of `n_values`, which is 0 if an earlier version has not counted them.
     """
@@ -40,8 +40,8 @@ class Outside(NamedTuple):
         """Return the column with its name, its farthest value and the model's range."""
         where = f"column {columns.numbered(self.column)}"
         if self.high <= self.low:
-            return f"{where} ({self.value:g}, trained on {self.low:g} alone)"
-        far = f"{self.distance:.3g} times that range away"
+            return f"{where} ({self.value:g}, trained on {self.low:g} only)"
+        far = f"{self.distance:.3g} ranges away"
         return f"{where} ({self.value:g}, trained on {self.low:g} to {self.high:g}, {far})"
 
 
@@ -58,7 +58,7 @@ def farthest(found: Iterable[Outside], most: int | None = None) -> list[Outside]
 
 
 def outside_of(rows: np.ndarray, trained_on: Scaler) -> list[Outside]:
-    """Return the columns in which rows (n_rows, n_inputs) lie outside a range, the farthest first; at least one row."""
+    """Return the columns in which rows (n_rows, n_inputs) are outside a range, the farthest first; at least one row."""
     low = trained_on.minimum
     high = trained_on.maximum
     below = np.count_nonzero(rows < low, axis=0)

@@ -138,7 +138,7 @@ class Scan:
         Raises
         ------
         ValueError
-            If the data are no possible scan.
+            If the data cannot be a scan.
         """
         arrays, about = unpack(data)
         try:
@@ -147,10 +147,10 @@ class Scan:
             unreadable = dict(about["unreadable"])
             found = cls(about["n_rows"], **arrays, unreadable=unreadable, clips=bool(about.get("clips", False)))
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"is no scan: {error!r}") from error
+            raise ValueError(f"is not a scan: {error!r}") from error
         wrong = [name for name, is_possible in _possible(found).items() if not is_possible]
         if wrong:
-            raise ValueError(f"is no scan: {', '.join(wrong)} cannot be what rows tell")
+            raise ValueError(f"is not a scan: impossible {', '.join(wrong)}")
         return found
 
     def check_fits(self, shards: Sequence[Shard]) -> Scan:
@@ -161,7 +161,7 @@ class Scan:
             found = f"{self.n_rows} rows of {len(self.minimum)} columns"
             raise ValueError(f"is a scan of {found}, expected {n_rows} rows of {n_inputs} columns")
         if any(number >= len(shards) for number in self.unreadable):
-            raise ValueError(f"names a shard that is not among the {len(shards)} of the input")
+            raise ValueError(f"refers to a shard that is not among the {len(shards)} shards of the input")
         return self
 
 
@@ -253,7 +253,7 @@ def scan(
         If more shards than the settings allow cannot be read.
     """
     known = stats_of_unreadable(shards, {})
-    while True:  # at most twice, unless files go bad meanwhile
+    while True:  # at most twice, unless more files become unreadable
         found = _stats_of_others(shards, settings, known, executor, n_at_once, advance)
         if len(found.unreadable) == len(known.unreadable):
             return scan_from_stats(found, settings, row_dtype(shards))
@@ -285,8 +285,8 @@ def _check_unreadable(found: BlockStats, known: BlockStats, n_shards: int, limit
     if len(found.unreadable) > limit:
         first = next(why for i, why in found.unreadable.items() if i not in known.unreadable)
         raise DataError(
-            f"{len(found.unreadable)} of {n_shards} shards cannot be read, expected {limit} at most: {first} Mend the "
-            "files, or raise --max-bad-shards."
+            f"{len(found.unreadable)} of {n_shards} shards cannot be read, expected at most {limit} bad shards. The "
+            f"first one is: {first} Fix the files, or raise --max-bad-shards."
         )
 
 
@@ -404,13 +404,13 @@ def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = N
         raise _no_usable_rows(shards, found, missing)
     if found.n_good == 1:
         raise DataError(
-            f"{first}: 1 usable row of {found.n_rows}, expected two or more: nothing can be learnt from one. Give more "
-            "rows, or encode with a fitted model (--model)."
+            f"{first}: 1 usable row of {found.n_rows}, expected at least two to train on. Give more rows, or encode "
+            "with a fitted model (--model)."
         )
     if found.constant.all():
         raise DataError(
-            f"{first}: all {found.n_good} usable rows are the same, expected columns that vary: there is nothing to "
-            "learn. Name another dataset with --dataset, or give other rows."
+            f"{first}: all {found.n_good} usable rows are the same, expected columns that vary. Choose another "
+            "dataset with --dataset, or give other rows."
         )
     _check_finite_ranges(first, found)
     _log_useless_columns(first.columns, found)
@@ -419,10 +419,10 @@ def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = N
 def _no_usable_rows(shards: Sequence[Shard], found: Scan, missing: float | None) -> DataError:
     how = ""
     if misses_values(shards, found, missing):
-        how = " Fill in what is missing with --impute median."
+        how = " Fill in missing values with --impute median."
     return DataError(
-        f"no usable rows: all {found.n_rows} rows hold {_bad_values(found, missing)}, or cannot be read, from "
-        f"file={shown(shards[0].path)} on.{how}"
+        f"file={shown(shards[0].path)} and later shards: no usable rows, since all {found.n_rows} rows hold "
+        f"{_bad_values(found, missing)} or cannot be read.{how}"
     )
 
 
@@ -432,9 +432,8 @@ def _check_finite_ranges(first: Shard, found: Scan) -> None:
     overflowing = np.flatnonzero(np.isinf(ranges))
     if len(overflowing):
         raise DataError(
-            f"file={shown(first.path)} and what follows it: the range of columns "
-            f"{some(first.columns.listed(overflowing), _COLUMNS)} is beyond float64, expected numbers that can be "
-            "scaled. Scale them down."
+            f"file={shown(first.path)} and later shards: the range of columns "
+            f"{some(first.columns.listed(overflowing), _COLUMNS)} overflows float64. Scale these columns down."
         )
 
 
@@ -477,7 +476,7 @@ def describe_bad_rows(shards: Sequence[Shard], found: Scan, missing: float | Non
     counts = f"{len(found.bad_rows)} of {found.n_rows} rows in all hold {_bad_values(found, missing)}"
     if found.unreadable:
         first_reason = next(iter(found.unreadable.values()))
-        return f"{first_reason} {counts}, or lie in one of {len(found.unreadable)} such shards"
+        return f"{first_reason} {counts}, or are in one of {len(found.unreadable)} such shards"
     return f"{_first_bad_entry(shards, found, missing)}; {counts}"
 
 
@@ -506,7 +505,7 @@ def _first_bad_row(shards: Sequence[Shard], found: Scan) -> tuple[Block, np.ndar
 def _bad_values(found: Scan, missing: float | None) -> str:
     """Return in words what bad rows hold."""
     if found.fill is not None:
-        return "Inf, or no value at all"
+        return "Inf or no value at all"
     if missing is None:
         return "NaN or Inf"
     return f"NaN, Inf or {missing}"

@@ -181,7 +181,7 @@ def bad_entries(
 
 
 def _unfillable_entries(rows: np.ndarray, missing: float | None, stored: str | None) -> np.ndarray:
-    """Return which entries are Inf, or lie in a row without any value."""
+    """Return which entries are Inf, or in a row without any value."""
     is_empty = missing_entries(rows, missing, stored).all(axis=1, keepdims=True)
     if rows.dtype.kind == "f":
         return np.isinf(rows) | is_empty

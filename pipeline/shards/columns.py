@@ -57,8 +57,8 @@ class ColumnCheck:
     def __init__(self, rule: ColumnRule) -> None:
         if rule.match == "name" and rule.where and not rule.expected.names:
             raise DataError(
-                f"{rule.where}: holds no names of its columns, expected some for --match-columns name. Train a model "
-                "on input with names, or leave the option out if the columns are in the model's order."
+                f"{rule.where}: has no column names, which --match-columns name needs. Train a model on input with "
+                "names, or omit the option if the columns are in the model's order."
             )
         self.columns = rule.expected
         self._expected = rule.expected
@@ -103,9 +103,9 @@ class ColumnCheck:
 
     def _advice(self, found: Columns, is_name: bool) -> str:
         """Return what to do about columns that differ in their names, or in their numbers."""
-        advice = "Give shards of the same columns in one order"
+        advice = "Give shards with the same columns in the same order"
         if not is_name:
-            return f"{advice}, or leave the comparison out with --match-columns ignore."
+            return f"{advice}, or skip the comparison with --match-columns ignore."
         if sorted(found.names) == sorted(self.columns.names):
             return f"Only the order of the names differs. {advice}, or reorder them with --match-columns name."
         return f"{advice}."
@@ -115,8 +115,8 @@ class ColumnCheck:
         expected = self.columns.names
         if not names:
             raise DataError(
-                f"{shard}: holds no names of its columns, expected some for --match-columns name. Leave it out, or "
-                "write the names into the file (docs/inputs.md)."
+                f"{shard}: has no column names, which --match-columns name needs. Omit the option, or write the names "
+                "into the file (docs/inputs.md)."
             )
         if not expected or names == expected:
             return None
@@ -124,7 +124,7 @@ class ColumnCheck:
         order = _order_of(names, expected)
         return self._orders.setdefault(order.tobytes(), order)  # one array for all shards of one order
 
-    def accepted(self, shard: Shard, order: np.ndarray | None) -> Shard:
+    def accept(self, shard: Shard, order: np.ndarray | None) -> Shard:
         """Return an accepted shard as it is to be read, and compare later ones with its columns as well."""
         self._count(shard, order)
         found = _in_order(shard.columns, order)
@@ -154,7 +154,7 @@ class ColumnCheck:
         self._log_notes()
         has_any = self._n_named > 0 or self._n_valued > 0
         if self._model and has_any != self._expected.is_known:
-            lacking = "the input holds" if self._expected.is_known else "the model holds"
+            lacking = "the input has" if self._expected.is_known else "the model has"
             log.info("input: columns are not compared with those of %s: %s no names", self._model, lacking)
         if not has_any:
             return
@@ -168,16 +168,14 @@ class ColumnCheck:
         log.info("input: columns: %s, compared over %s%s", self.columns, counted(self._n_shards, "shard"), of_model)
         if self._n_named and self._n_named < self._n_shards:
             n_nameless = self._n_shards - self._n_named
-            log.info("input: columns: %s without names, taken in the order of the others", counted(n_nameless, "shard"))
+            log.info("input: columns: %s without names, read in the order of the others", counted(n_nameless, "shard"))
         if self._n_reordered:
             log.info("input: columns of %s are reordered by name", counted(self._n_reordered, "shard"))
 
     def _log_notes(self) -> None:
         for note, n in self._notes.most_common(_LISTED):
             more = f", in {counted(n, 'shard')}" if n > 1 else ""
-            log.warning(
-                "%s: names or numbers of its columns are not used%s: %s", self._first_note[note], more, shown(note)
-            )
+            log.warning("%s: column names or numbers are ignored%s: %s", self._first_note[note], more, shown(note))
 
 
 def _in_order(columns: Columns, order: np.ndarray | None) -> Columns:
@@ -217,8 +215,8 @@ def _check_same_names(shard: Shard, expected: Sequence[str], where: str) -> None
     surplus = sorted(found.difference(expected))
     if missing or surplus:
         raise DataError(
-            f"{shard}: {len(missing)} columns of {where} are missing ({_listed(missing)}), and {len(surplus)} are not "
-            f"among them ({_listed(surplus)}), expected the same names. Give shards of the same columns."
+            f"{shard}: {len(missing)} columns of {where} are missing ({_listed(missing)}), and {len(surplus)} columns "
+            f"are not in it ({_listed(surplus)}), expected the same names. Give shards with the same columns."
         )
 
 
@@ -226,8 +224,8 @@ def _check_different(names: Sequence[str], where: str) -> None:
     twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:
         raise DataError(
-            f"{where}: several columns are named {_listed(twice)}, expected different names for --match-columns "
-            "name. Rename them (AnnData: adata.var_names_make_unique())."
+            f"{where}: several columns are named {_listed(twice)}, but --match-columns name needs unique names. Rename "
+            "them (AnnData: adata.var_names_make_unique())."
         )
 
 

@@ -1,7 +1,7 @@
 """Extras, such as labels and ids: the same ones for all shards, and what the log says about them.
 
-An extra that some shards lack gets a fill value there that hardly looks like a real one, and a mask tells which
-rows have a value: ``y_present`` for ``y``.
+An extra that some shards lack gets a fill value there that hardly looks like a real one. A mask marks the rows
+that have a value: ``y_present`` for ``y``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import DataError, shown, some
+from pipeline.errors import DataError, counted, shown, some
 from pipeline.hdf5.forms import A_GROUP, are_few, normal
 from pipeline.hdf5.limits import MAX_EXTRAS, MOST_LEFT_OUT
 from pipeline.shards.shard import Extra, LeftOut, Shard
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 MOST_WARNED = 10
 """Number of warnings about extras."""
 
-_APART = "the shards do not have it alike"  # no dtype, or no list of categories, holds the values of all
+_NO_COMMON_DTYPE = "its dtypes or categories differ between shards"
 _FILES = 3  # files that a warning names
 _NAMED = 20  # extras in a line of the log
 _LEFT_OUT = 10  # left out extras in a line of the log
@@ -63,7 +63,7 @@ def unify_extras(shards: Sequence[Shard], include: Sequence[str] = ()) -> tuple[
     plans, apart = _plans(shards)
     unified = [replace(shard, extras=tuple(_planned_extras(shard, plans))) for shard in shards]
     # Listed for one shard only, since it is the same for all.
-    left_out = [LeftOut(name, _APART, False) for name in apart]
+    left_out = [LeftOut(name, _NO_COMMON_DTYPE, False) for name in apart]
     unified[0] = replace(unified[0], left_out=(*left_out, *shards[0].left_out))
     return tuple(unified)
 
@@ -85,7 +85,8 @@ def _plans(shards: Sequence[Shard]) -> tuple[list[_Plan], list[str]]:
         if plan is not None:
             plans.append(_with_mask(plan, own, shards, taken, warnings))
     if surplus:
-        warnings.append(f"{len(surplus)} more extras are left out, expected at most {MAX_EXTRAS}")
+        n_left_out = counted(len(surplus), "more extra")
+        warnings.append(f"{n_left_out} left out: at most {MAX_EXTRAS} are copied. Choose others with --include")
     _warn(warnings)
     return plans, apart
 
@@ -135,15 +136,15 @@ def _common_extra(name: str, kinds: Sequence[Extra]) -> Extra | None:
 
 
 def _plan_apart(name: str, kinds: Having, warnings: list[str]) -> _Plan | None:
-    """Return the plan of an extra without a common dtype; None if its values mean nothing without categories."""
+    """Return the plan of an extra without a common dtype; None if its values are useless without categories."""
     first = kinds[0][1]
     difference = _difference(name, kinds)
     if first.is_named:
         raise DataError(f"{difference}. Store it with one dtype in all files, or omit --include {shown(name)}.")
     if any(extra.categories is not None for _, extra in kinds):  # without these, codes could be mistaken for labels
-        warnings.append(f"{difference}. It is left out")
+        warnings.append(f"{difference}. The extra is left out")
         return None
-    warnings.append(f"{difference}. No dtype holds both, so it is stored in parts/ and not in index.h5")
+    warnings.append(f"{difference}. No dtype holds both, so the extra is in parts/ and not in index.h5")
     return _Plan(Extra(name, first.dtype, is_named=first.is_named), is_common=False)
 
 
@@ -160,7 +161,7 @@ def _difference(name: str, kinds: Sequence[tuple[Shard, Extra]]) -> str:
     first, other = (f"{_in_words(extra)} from file={shown(shard.path)}" for shard, extra in kinds[:2])
     why = ""
     if all(extra.categories is not None for _, extra in kinds):
-        why = ", which are too many or of two kinds in all"
+        why = "; together they are too many or mix numbers and strings"
     return f"{shorten(name)} is {first} and {other}{why}"
 
 
@@ -194,8 +195,8 @@ def _with_mask(plan: _Plan, having: Having, shards: Sequence[Shard], taken: set[
 def _missing_in_words(absent: Extra, lacking: Sequence[Shard], n_shards: int) -> str:
     files = some((_file_and_reason(shard, absent.name) for shard in lacking), _FILES)
     return (
-        f"{shorten(absent.name)} is missing in {len(lacking)} of {n_shards} shards, {files}: there it becomes "
-        f"{absent.absent_in_words}, and {shorten(absent.mask or '')} tells which rows have it"
+        f"{shorten(absent.name)} is missing in {len(lacking)} of {n_shards} shards, {files}. Their rows get "
+        f"{absent.absent_in_words}, and {shorten(absent.mask or '')} marks the rows that have it"
     )
 
 
@@ -259,8 +260,8 @@ def _renamed(shards: Sequence[Shard], include: Sequence[str]) -> list[Shard]:
 
 def _not_named(first: Shard, path: str) -> DataError:
     where = f"file={shown(first.path)} dataset={shown(path)}"
-    reason = _reason(first, path) or "cannot be an extra"
-    return DataError(f"{where}: {shown(reason)}. Name one of them with --include.")
+    reason = _reason(first, path) or "cannot be copied"
+    return DataError(f"{where}: {shown(reason)}. Choose one with --include.")
 
 
 def _short_names(include: Sequence[str], named: set[str], taken: set[str]) -> dict[str, str]:
@@ -331,13 +332,13 @@ def _holds(common: np.dtype, dtype: np.dtype) -> bool:
 
 
 def log_extras(shards: Sequence[Shard]) -> None:
-    """Log the extras, and what is left out and why: each name once, whatever the number of shards."""
+    """Log the extras and the reasons for those left out: each name once, whatever the number of shards."""
     # The first shard is enough, since the extras of all are the same.
     included = [_with_categories(extra) for extra in shards[0].extras]
     left_out = _left_out(shards)
     left_out_in_words = _left_out_in_words([each for each, _ in left_out.values()])
     log.info("input: extras: %s%s", some(included, _NAMED), left_out_in_words)
-    _warn([_missed(each, lacking) for each, lacking in left_out.values() if each.is_missed])
+    _warn([_warning_of(each, lacking) for each, lacking in left_out.values() if each.is_missed])
 
 
 def _left_out_in_words(left_out: Sequence[LeftOut]) -> str:
@@ -357,7 +358,7 @@ def _with_categories(extra: Extra) -> str:
     return f"{shorten(extra.name)} ({len(extra.categories)} categories)"
 
 
-def _missed(each: LeftOut, lacking: Sequence[Shard]) -> str:
+def _warning_of(each: LeftOut, lacking: Sequence[Shard]) -> str:
     more = f", in {len(lacking)} shards" if len(lacking) > 1 else ""
     where = f"file={shown(lacking[0].path)} dataset={shown(each.name)}"
     return f"{where}: {shown(each.reason)}, left out{more}"
@@ -368,7 +369,7 @@ def _warn(lines: Sequence[str]) -> None:
     for line in lines[:MOST_WARNED]:
         log.warning("%s", line)
     if len(lines) > MOST_WARNED:
-        log.warning("%d more datasets are told of in no line", len(lines) - MOST_WARNED)
+        log.warning("%d more warnings about extras are not shown", len(lines) - MOST_WARNED)
 
 
 def _left_out(shards: Sequence[Shard]) -> dict[str, tuple[LeftOut, list[Shard]]]:
@@ -377,7 +378,9 @@ def _left_out(shards: Sequence[Shard]) -> dict[str, tuple[LeftOut, list[Shard]]]
     included = {extra.name for extra in shards[0].extras}
     for shard in shards:
         for each in shard.left_out:
-            if each.name not in included or each.reason == _APART:  # others may have the extra that this shard lacks
+            if (
+                each.name not in included or each.reason == _NO_COMMON_DTYPE
+            ):  # others may have the extra that this shard lacks
                 first = replace(each, reason=each.reason.rstrip("."))
                 found.setdefault(each.name, (first, []))[1].append(shard)
     return found

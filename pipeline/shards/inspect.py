@@ -1,6 +1,6 @@
 """Descriptions of input files for users: their datasets, which one is chosen and why, and advice on faster storage.
 
-Files that differ in nothing but their rows are described together. No rows are read.
+Files that differ only in their rows are described together. No rows are read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import DataError, shown
-from pipeline.hdf5.child.ask import ask, believed
+from pipeline.hdf5.child.ask import ask, checking_answer
 from pipeline.hdf5.files import Identity
 from pipeline.hdf5.filters.codecs import FILTERS
 from pipeline.hdf5.layout import Layout, grid_of
@@ -28,14 +28,14 @@ __all__ = ["FileGroup", "Inspection", "inspect_files"]
 
 _SMALL_PIECE = 2**16  # bytes, below which seeking takes longer than reading
 _SMALL_FILE = 2**20  # bytes, below which opening a file takes longer than reading it
-_LARGE_CHUNK = 2**24  # bytes; larger chunks are decompressed once for each slab of the training that lies in them
+_LARGE_CHUNK = 2**24  # bytes; larger chunks are decompressed once for each slab of the training that they hold
 _MANY_FILES = 1000
 _LISTED = 10  # refused files whose datasets are listed
 
 
 @dataclass(frozen=True)
 class FileGroup:
-    """Files that differ in nothing but their rows.
+    """Files that differ only in their rows.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class FileGroup:
     extras : list of str
         Names of the extras.
     left_out : dict of str to str
-        Datasets that are no extras, with the reasons.
+        Datasets that are not extras, with the reasons.
     datasets : list of dict
         The datasets of the first file, as from `pipeline.hdf5.child.describe.listed`.
     faster : list of str
@@ -114,11 +114,11 @@ def inspect_files(
         if not refused:
             raise
         return Inspection(refused=refused)
-    return Inspection(shards, [_described(group, wanted) for group in _groups(shards)], refused)
+    return Inspection(shards, [_describe(group, wanted) for group in _groups(shards)], refused)
 
 
 def _groups(shards: Sequence[Shard]) -> list[list[Shard]]:
-    """Return groups of shards that differ in nothing but their rows."""
+    """Return groups of shards that differ only in their rows."""
     groups: dict[object, list[Shard]] = {}
     for shard in shards:
         groups.setdefault(_group_key(shard), []).append(shard)
@@ -126,14 +126,14 @@ def _groups(shards: Sequence[Shard]) -> list[list[Shard]]:
 
 
 def _group_key(shard: Shard) -> object:
-    """Return a key that is equal for files that differ in nothing but their rows."""
+    """Return a key that is equal for files that differ only in their rows."""
     layouts = tuple((layout.kind, layout.chunks, layout.filters) for layout in shard.layouts)
     extras = tuple((extra.name, str(extra.dtype), extra.layout is None) for extra in shard.extras)
     left_out = tuple((each.name, each.reason) for each in shard.left_out)
     return shard.dataset, shard.shape[1:], shard.stored_dtype, shard.form, layouts, extras, left_out
 
 
-def _described(shards: Sequence[Shard], wanted: Selection) -> FileGroup:
+def _describe(shards: Sequence[Shard], wanted: Selection) -> FileGroup:
     first = shards[0]
     return FileGroup(
         names=[shard.path for shard in shards],
@@ -153,10 +153,10 @@ def _described(shards: Sequence[Shard], wanted: Selection) -> FileGroup:
 
 def _why(shard: Shard, wanted: Selection) -> str:
     if wanted.dataset is not None:
-        return "it is named"
+        return "it is given by --dataset"
     if shard.dataset == "X":
-        return "it is called X"
-    return "it is the only one that can hold rows"
+        return "it is named X"
+    return "it is the only dataset that can hold rows"
 
 
 # -- datasets of a file ------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def _datasets(path: Path) -> list[dict[str, Any]]:
 
     try:
         claims = read_structure(path, read)
-        with believed(where, " about what is in it"):
+        with checking_answer(where, " about its datasets"):
             return [_checked(claim) for claim in claims]
     except DataError:  # already reported
         return []
@@ -199,13 +199,13 @@ def _checked(claim: dict[str, Any]) -> dict[str, Any]:
 
 def _checked_text(claim: Any) -> str:
     if not isinstance(claim, str):
-        raise ValueError("text")
+        raise ValueError("invalid text")
     return shown(claim)
 
 
 def _checked_numbers(claim: Any) -> list[int] | None:
     if claim is not None and not all(type(n) is int and 0 <= n < 2**64 for n in claim):
-        raise ValueError("numbers")
+        raise ValueError("invalid numbers")
     return claim
 
 
@@ -217,31 +217,31 @@ def faster_storage(shards: Sequence[Shard]) -> Iterator[str]:
     first = shards[0]
     layout = first.layouts[0]
     if first.form == "columns":
-        yield f"rows are stored by columns: each is gathered from {first.n_inputs} places. Write rows first."
+        yield f"rows are stored by columns: each is gathered from {first.n_inputs} places. Store rows first."
     if first.stored_dtype.startswith(">"):
-        yield "the bytes come in the other order, and every value is turned. Write them in this machine's order."
+        yield "the bytes of every value are swapped. Store values in the byte order of this machine."
     if layout.kind == "asked":
-        yield "only the HDF5 library can read it, in a process of its own. Write plain numbers."
+        yield "only libhdf5 can read the rows, in a separate process. Store plain numbers without special filters."
     slow = [FILTERS[code].name for code, _ in layout.filters if FILTERS[code].is_slow]
     if slow:
         yield (
-            f"{slow[0]} takes the processor longer to undo than all else that is done to rows before they are trained "
-            "on, in every epoch where they are streamed. Write them uncompressed, or with lz4 or lzf."
+            f"decompressing {slow[0]} takes longer than all other preparation of the rows, in every epoch that streams "
+            "them. Store the rows uncompressed, or with lz4 or lzf."
         )
     if first.form == "dense" and layout.chunks:
         yield from _faster_chunks(first, layout)
     if len(shards) > _MANY_FILES and sum(shard.identity.size for shard in shards) < len(shards) * _SMALL_FILE:
-        yield f"{len(shards)} files of less than a megabyte: each is opened by itself. Write fewer, larger ones."
+        yield f"{len(shards)} files of less than 1 MB: opening takes longer than reading. Write fewer, larger files."
 
 
 def _faster_chunks(shard: Shard, layout: Layout) -> Iterator[str]:
     n_rows = max(1, 2**20 // shard.row_bytes)
-    good = f"chunks of about a megabyte, like {(n_rows, *shard.shape[1:])}"
+    good = f"chunks of about 1 MB, for example {(n_rows, *shard.shape[1:])}"
     n_across = prod(grid_of(shard.shape, layout.chunks)[1:])
     if n_across > 1:
-        yield f"a row lies in {n_across} chunks of shape {layout.chunks}, all of which are read for it. Write {good}."
+        yield f"reading a row reads {n_across} chunks of shape {layout.chunks}. Use {good}."
     elif layout.chunk_bytes < _SMALL_PIECE and layout.n_bytes > _SMALL_FILE:
-        yield f"chunks of {layout.chunk_bytes} bytes, each of which is read by itself. Write {good}."
+        yield f"chunks have only {layout.chunk_bytes} bytes, and each takes one read. Use {good}."
     if layout.chunk_bytes > _LARGE_CHUNK:
         n_bytes = layout.chunk_bytes / 1e6
-        yield f"chunks of {n_bytes:.0f} MB, which shuffled training reads and undoes over and over. Write {good}."
+        yield f"chunks have {n_bytes:.0f} MB, and shuffled training decompresses them many times. Use {good}."

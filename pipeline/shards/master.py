@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pipeline import signals
 from pipeline.errors import DataError, NoInput, NotPermitted, ShardpressError, counted, shown
-from pipeline.hdf5.child.ask import ask, believed
+from pipeline.hdf5.child.ask import ask, checking_answer
 from pipeline.hdf5.files import Identity
 from pipeline.hdf5.forms import normal
 from pipeline.hdf5.limits import MOST_PIECES
@@ -30,7 +30,7 @@ _LONGEST_NAME = 4096  # characters; Linux has no longer paths
 _LONGEST_HINT = 200  # characters of a directory that a user has to type
 _LISTED = 20  # extras of a master, in a warning
 _MOST_ROWS = 2**63
-_IN_TURN = "expected the rows of one file behind those of the other"
+_IN_TURN = "expected the files' rows one after the other"
 
 Box = tuple[tuple[int, int], ...]
 """The first index along each axis, and the one after the last."""
@@ -65,7 +65,7 @@ def follow_masters(
     dataset : str, optional
         The virtual dataset, external link or group of external links in the masters. By default ``X``, or the only one.
     folders : sequence of str
-        Directories that the files may lie in.
+        Directories that may contain the files.
     refuse : callable
         Called with the path of a file that is refused, and the error.
 
@@ -92,12 +92,12 @@ def follow_masters(
 def _existing(folder: str) -> str:
     """Return the real path of a directory."""
     if not os.path.isdir(folder):
-        raise NoInput(f"follow={shown(folder)}: no such directory, expected one that holds what masters stack")
+        raise NoInput(f"follow={shown(folder)}: no such directory, expected one that holds the files of a master file")
     return os.path.realpath(folder)
 
 
 def _stacked_by(source: Source, dataset: str | None, inside: Sequence[str]) -> list[Source]:
-    """Return the files that a file stacks; itself if it is no master."""
+    """Return the files that a file stacks; itself if it is not a master file."""
     if source.blake3:  # a part of an output directory
         return [source]
     stack = _stack(source.path, dataset)
@@ -109,19 +109,19 @@ def _stacked_by(source: Source, dataset: str | None, inside: Sequence[str]) -> l
 
 
 def hint_at_stack(path: Path, dataset: str | None) -> str:
-    """Return a sentence on a refused file that stacks the rows of others, and how to read those; otherwise nothing."""
+    """Return a sentence on how to read a refused file that stacks the rows of others; an empty one for other files."""
     try:
         stack = _stack(path, dataset)
         if stack is None:
             return ""
         paths = [_path_of(path, piece) for piece in stack.pieces]
         folder = os.path.commonpath([os.path.normpath(os.path.dirname(each)) for each in paths])
-    except (ShardpressError, ValueError):  # it is no stack of whole rows, or the files have no directory in common
+    except (ShardpressError, ValueError):  # not a stack of whole rows, or the files have no directory in common
         return ""
     if len(folder) > _LONGEST_HINT:
         return ""
     files = counted(len(paths), "file")
-    return f" It stacks the rows of {files} in {shown(folder)}: --follow {shown(folder)} has them read as shards."
+    return f" It stacks the rows of {files} in {shown(folder)}: to read them as shards, give --follow {shown(folder)}."
 
 
 # -- from a stack to sources -------------------------------------------------------------------------------------
@@ -134,8 +134,8 @@ def _sources_of(master: Path, stack: Stack, inside: Sequence[str]) -> list[Sourc
         path = os.path.realpath(named)  # so that no link in an allowed directory leads out of it
         if not any(lies_in(folder, path) for folder in inside):
             raise NotPermitted(
-                f"{_where(master, stack)}: stacks {shown(named)}, which lies in {shown(os.path.dirname(path))}, "
-                "expected files inside of what --follow names. If it is meant, name that folder too."
+                f"{_where(master, stack)}: stacks {shown(named)}, which is in {shown(os.path.dirname(path))}, "
+                "expected files in the --follow directories. If it is meant, add that directory to --follow."
             )
         sources.append(Source(Path(path), master=master, dataset=piece.dataset, shape=piece.shape))
     return sources
@@ -147,12 +147,14 @@ def _where(master: Path, stack: Stack) -> str:
 
 def _log_stack(master: Path, stack: Stack) -> None:
     where = _where(master, stack)
-    log.info("%s: stacks %s, read in its place", where, counted(len(stack.pieces), "file"))
+    log.info("%s: reading the %s that it stacks instead", where, counted(len(stack.pieces), "file"))
     if stack.beside:
         names = ", ".join(map(shown, stack.beside[:_LISTED]))
         if len(stack.beside) > _LISTED:
             names += ", ..."
-        log.warning("%s: extras of the master are left out: %s. Those of the stacked files are copied.", where, names)
+        log.warning(
+            "%s: extras of the master file are left out: %s. Those of the stacked files are copied.", where, names
+        )
 
 
 def _path_of(master: Path, piece: Piece) -> str:
@@ -176,7 +178,7 @@ def _stack(path: Path, dataset: str | None) -> Stack | None:
     where = f"file={shown(path)}"
 
     def read(descriptor: int, identity: Identity, base: int) -> Any:
-        # Plain files stack nothing.
+        # Plain files are no master files.
         if describe_plain(descriptor, identity.size, dataset, base=base):
             return None
         return ask("stacked", descriptor, [dataset], where)[0]
@@ -184,7 +186,7 @@ def _stack(path: Path, dataset: str | None) -> Stack | None:
     facts = read_structure(path, read)
     if facts is None:
         return None
-    with believed(where, " about what it stacks"):
+    with checking_answer(where, " about its stacked files"):
         return _checked(facts, where)
 
 
@@ -233,11 +235,11 @@ def _piece_of_block(block: Any, shape: tuple[int, ...], where: str) -> tuple[tup
     file_claim, path_claim, target, source = block
     file = _literal(_name(file_claim), where)
     path = normal(_name(path_claim)) or "/"
-    where = f"{where}: of file={shown(file)} dataset={shown(path)}"
-    first, stop = _filled_rows(target, shape, where)
+    part = f"file={shown(file)} dataset={shown(path)}"
+    first, stop = _filled_rows(target, shape, f"{where}: {part}")
     whole = (stop - first, *shape[1:])
     if _box(source, whole) != _all_of(whole):
-        raise DataError(f"{where} only a part is stacked, expected all its rows. Give the file itself.")
+        raise DataError(f"{where}: stacks only a part of {part}, expected all its rows. Give that file itself.")
     return (first, stop), Piece(file, path, whole)
 
 
@@ -245,37 +247,37 @@ def _filled_rows(target: Any, shape: tuple[int, ...], where: str) -> tuple[int, 
     """Return the rows that a claimed box fills in a virtual dataset of that shape."""
     filled = _box(target, shape)
     if filled is None or filled[1:] != _all_of(shape[1:]):
-        raise DataError(f"{where} something else than rows is stacked, expected whole rows in one piece")
+        raise DataError(f"{where} does not fill whole rows, expected whole rows in one piece")
     return filled[0]
 
 
 def _literal(name: str, where: str) -> str:
     """Return a file's name, in which HDF5 spells % as %%; refuse patterns."""
     if "%" in name.replace("%%", ""):
-        raise DataError(f"{where}: stacks files by the pattern {shown(name)}, expected the names of files")
+        raise DataError(f"{where}: stacks files by a name pattern, {shown(name)}, expected names of files")
     return name.replace("%%", "%")
 
 
 def _name(value: Any) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME or "\0" in value:
-        raise ValueError("a name")
+        raise ValueError("invalid name")
     os.fsencode(value)  # raises an error if no file can have this name
     return value
 
 
 def _numbers(values: Any) -> tuple[int, ...]:
     if not isinstance(values, list) or not all(type(value) is int and 0 <= value < _MOST_ROWS for value in values):
-        raise ValueError("numbers")
+        raise ValueError("invalid numbers")
     return tuple(values)
 
 
 def _box(claim: Any, whole: tuple[int, ...]) -> Box | None:
-    """Return a claimed box: without axes, all of a dataset of that shape; None if it is no box."""
+    """Return a claimed box: without axes, all of a dataset of that shape; None if it is not a box."""
     if claim is None:
         return None
     box = tuple(_numbers(pair) for pair in claim)
     if not all(len(pair) == 2 and pair[0] < pair[1] for pair in box):
-        raise ValueError("a box")
+        raise ValueError("invalid box")
     return tuple((first, stop) for first, stop in box) or _all_of(whole)
 
 

@@ -34,12 +34,12 @@ _MOST_THREADS = 8
 _FILES_A_THREAD = 100  # files for each thread, since starting one takes as long as vetting some files
 _AT_ONCE = 1000  # files that are vetted ahead, so that one bad file of many ends a run early
 _A_TASK = 8  # files of a task, since passing one to a thread takes half as long as vetting it
-_ANEW = "Take another copy of the directory, or run again what made it."
+_COPY_AGAIN = "Copy the directory again, or repeat the run that made it."
 _DATASETS = 3  # datasets in a line of the log
 _FORMS = {
-    "columns": "stored by columns: the last axis counts them",
-    "sparse": "sparse: what is not there is 0",
-    "table": "records of a table, of which a first field `index` is none of the columns",
+    "columns": "stored by columns: the last axis is that of the rows",
+    "sparse": "sparse: values that are not stored are 0",
+    "table": "records of a table; a first field `index` is not a column",
 }
 
 
@@ -102,7 +102,7 @@ def open_shards(
 
 def _check_any(shards: Sequence[Shard], pattern: str, n_files: int) -> None:
     if not shards:
-        raise DataError(f"input={shown(pattern)}: none of {n_files} files is a shard that can be used")
+        raise DataError(f"input={shown(pattern)}: none of {n_files} files can be used as a shard")
     if not any(shard.n_rows for shard in shards):
         raise DataError(f"{shards[0]}: found no rows in any of {len(shards)} shards")
 
@@ -153,15 +153,15 @@ def _vet_stacked(source: Source, wanted: Selection) -> Shard:
     try:
         return vet(source.path, replace(wanted, dataset=source.dataset))
     except ShardpressError as error:
-        raise type(error)(f"{error} (It is one of those that file={shown(source.master)} stacks.)") from error
+        raise type(error)(f"{error} (The file is stacked by file={shown(source.master)}.)") from error
 
 
 def _check_as_stacked(shard: Shard, source: Source) -> None:
     """Check that the master file stacks all rows: its claim about their shape was accepted without this file."""
     if source.shape is not None and (shard.form != "dense" or shard.shape != source.shape):
         raise DataError(
-            f"{shard}: rows of shape {shard.shape} ({shard.form}), expected {source.shape} (dense) as "
-            f"file={shown(source.master)} stacks them: whole ones, and all. Give the file itself."
+            f"{shard}: rows of shape {shard.shape} ({shard.form}), expected {source.shape} (dense), "
+            f"since file={shown(source.master)} stacks all rows of a file. Give the file itself."
         )
 
 
@@ -171,9 +171,9 @@ def _check_as_listed(shard: Shard, source: Source) -> None:
     n_bytes = shard.identity.size
     for n, expected, what in ((n_bytes, source.n_bytes, "bytes"), (shard.n_rows, source.n_rows, "rows")):
         if expected not in (None, n):
-            raise DataError(f"{where}: {n} {what}, expected {expected} as the manifest says. {_ANEW}")
+            raise DataError(f"{where}: {n} {what}, expected {expected} from the manifest. {_COPY_AGAIN}")
     if source.blake3 is not None and file_digest(shard.path, shard.identity) != source.blake3:
-        raise DataError(f"{where}: its BLAKE3 is not the manifest's: the content has changed. {_ANEW}")
+        raise DataError(f"{where}: its content has changed: the BLAKE3 digest differs from the manifest. {_COPY_AGAIN}")
 
 
 # -- all together ------------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def _fitting(
         except DataError as error:
             refuse(source.path, error)
             continue
-        shards.append(check.accepted(shard, order))
+        shards.append(check.accept(shard, order))
     if check.columns.is_known:  # also for shards before the first one that names them
         return [replace(shard, columns=check.columns) for shard in shards]
     return shards
@@ -208,7 +208,7 @@ def _check_width(shard: Shard, first: Shard) -> None:
     if shard.n_inputs != first.n_inputs:
         raise DataError(
             f"{shard}: shape {shard.shape} has {shard.n_inputs} columns, expected {first.n_inputs} as in {first} of "
-            f"shape {first.shape}. Give shards of one width."
+            f"shape {first.shape}. Give shards with the same number of columns."
         )
 
 
@@ -216,7 +216,7 @@ def _check_width(shard: Shard, first: Shard) -> None:
 
 
 def _log_shards(shards: Sequence[Shard]) -> None:
-    """Log what the rows and extras are, and what may be wrong: each thing once, whatever the number of shards."""
+    """Log what the rows and extras are, and possible problems: each line once, whatever the number of shards."""
     first = shards[0]
     n_rows = sum(shard.n_rows for shard in shards)
     n_bytes = sum(shard.n_rows * shard.row_bytes for shard in shards)
@@ -241,7 +241,7 @@ def _log_rows(shards: Sequence[Shard]) -> None:
     first = shards[0]
     names = dict.fromkeys(shard.dataset for shard in shards)
     if list(names) != [PREFERRED]:
-        log.info("input: rows are those of dataset %s", some(map(shorten, names), _DATASETS))
+        log.info("input: rows are read from dataset %s", some(map(shorten, names), _DATASETS))
     if len(first.shape) > 2:
         log.info("input: rows of shape %s are flattened to %d columns", first.shape[1:], first.n_inputs)
     if len({shard.dtype for shard in shards}) > 1:
@@ -249,7 +249,9 @@ def _log_rows(shards: Sequence[Shard]) -> None:
         log.info("input: dtypes %s are read as %s", dtypes, row_dtype(shards))
     _log_forms(shards)
     for value in sorted({shard.fill_value for shard in shards if shard.fill_value is not None}):
-        log.info("input: attribute _FillValue: %s stands for no value. If it occurs: --missing-value %s", value, value)
+        log.info(
+            "input: attribute _FillValue marks missing values: %s. If it occurs, give --missing-value %s", value, value
+        )
 
 
 def _log_forms(shards: Sequence[Shard]) -> None:
@@ -269,10 +271,10 @@ def _warn_of_writers(shards: Sequence[Shard]) -> None:
             held.append((shard, pid))
     if held:
         shard, pid = held[0]
-        more = f" (and {len(held) - 1} more files are held so)" if len(held) > 1 else ""
+        more = f" (and {counted(len(held) - 1, 'more input file')})" if len(held) > 1 else ""
         log.warning(
-            "file=%s: process %d holds it open for writing%s: what is written from now on is not read, or ends the "
-            "run. Close it there first.",
+            "file=%s: process %d has it open for writing%s. If the file changes, the run reads old rows or stops. "
+            "Close it in that process first.",
             shown(shard.path),
             pid,
             more,

@@ -144,7 +144,7 @@ def _table(block: Block, out: np.ndarray) -> None:
 
 
 def _view_of(records: np.ndarray, numbers: Numbers) -> np.ndarray:
-    """Return a view of the numbers in each record, which lie side by side with other fields around them."""
+    """Return a view of the numbers in each record; they are adjacent, and other fields surround them."""
     return np.ndarray(
         shape=(len(records), numbers.n),
         dtype=numbers.dtype,
@@ -191,14 +191,14 @@ def _ranges_of_rows(ends: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _check_ends(block: Block, ends: np.ndarray) -> None:
-    """Check that rows begin where others end, lie in the file, and have no more entries than columns."""
+    """Check that rows begin where others end, are inside the file, and have no more entries than columns."""
     shard = block.shard
     sizes = np.diff(ends)
     # Without the limit of columns, a forged file could make this process allocate any amount of memory.
     wrong = (sizes < 0) | (sizes > shard.n_inputs) | (ends[:-1] < 0) | (ends[1:] > shard.layouts[0].shape[0])
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise _damaged(shard, block.start + row, f"its entries are said to be {ends[row]} to {ends[row + 1]}")
+        raise _damaged(shard, block.start + row, f"its entries are numbered {ends[row]} to {ends[row + 1]}")
 
 
 def _check_places(shard: Shard, first: int, where: np.ndarray, places: np.ndarray) -> None:
@@ -219,15 +219,15 @@ def _check_unique(shard: Shard, first: int, places: np.ndarray) -> None:
     if len(twice):
         row, column = divmod(int(twice[0]), shard.n_inputs)
         raise DataError(
-            f"{shard} row={first + row}: column {column} has two entries, expected one. Sum them before you write "
-            "the matrix (SciPy: X.sum_duplicates())."
+            f"{shard} row={first + row}: column {column} has two entries, expected one. Sum duplicates before "
+            "writing the matrix (SciPy: X.sum_duplicates())."
         )
 
 
 def _damaged(shard: Shard, row: int, what: str) -> DataError:
     return DataError(
         f"{shard} row={row}: {what}, expected {shard.n_inputs} columns and {shard.layouts[0].shape[0]} entries in "
-        "all, row by row. The file is damaged: copy it again."
+        "all rows. The file is damaged: copy it again."
     )
 
 
@@ -401,7 +401,7 @@ def _check_codes(block: Block, layout: Layout, stored: np.ndarray, n_categories:
     if len(wrong):
         raise DataError(
             f"file={shown(block.shard.path)} dataset={shown(layout.name)} rows={block.start + int(wrong[0])}: code "
-            f"{stored[wrong[0]]}, expected -1 to {n_categories - 1} for its categories. Write it anew."
+            f"{stored[wrong[0]]}, expected -1 to {n_categories - 1} for its categories. Write the dataset again."
         )
 
 

@@ -1,7 +1,7 @@
 """Shards, the blocks they are cut into, and the numbering of rows over all of them: plain values.
 
-No open file is passed between tasks: a shard says where its rows lie, and each read opens and closes the file. An array
-of rows can be a shard as well, and is then processed like a file.
+No open file is passed between tasks: a shard holds the location of its rows, and each read opens and closes the file.
+An array of rows can be a shard as well, and is then processed like a file.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ class Extra:
     fill : object
         Value of rows without one, and of values that cannot be read. None for the usual one of the dtype.
     is_named : bool
-        Whether a user has named it; then it may lie anywhere in the file.
+        Whether a user has named it; then it may be anywhere in the file.
     categories : tuple or None
         What each code means, if the values are codes.
     codes : tuple of int or None
-        For each code in the file, the code of the same category in the output. None if the values are no codes.
+        For each code in the file, the code of the same category in the output. None if the values are not codes.
     mask : str or None
-        Name of the extra that tells which rows have a value, if some shards lack it.
+        Name of the extra that marks the rows with a value, if some shards lack it.
     text_bytes : int
         Bytes of a text of any length: the average over the 1024 successive rows with the longest texts.
     """
@@ -153,7 +153,7 @@ class Shard:
     layouts : tuple of Layout
         Layouts of the datasets that make up the rows: one, or three for sparse rows.
     left_out : tuple of LeftOut
-        Datasets next to the rows that are no extras.
+        Datasets next to the rows that are not extras.
     rows : ndarray of shape (n_rows, n_inputs), or None
         The rows themselves, if they are in no file.
     offset : ndarray of shape (n_inputs,), float64, or None
@@ -196,7 +196,7 @@ class Shard:
 
     @property
     def band_bytes(self) -> int:
-        """Decompressed bytes of all chunks that one row lies in; 0 if it lies in no compressed chunk."""
+        """Decompressed bytes of all chunks that hold one row; 0 if no compressed chunk does."""
         if self.form not in ("dense", "columns") or not self.layouts[0].filters:
             return 0
         axis = -1 if self.form == "columns" else 0

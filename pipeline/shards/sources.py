@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError, NoInput, NotPermitted, shown, some
-from pipeline.hdf5.files import FILES, stand_in
+from pipeline.hdf5.files import FILES, translated_error
 from pipeline.hdf5.superblock import signature_at
 from pipeline.output.records import read_manifest
 
@@ -24,7 +24,7 @@ __all__ = ["Source", "distinct", "find", "lies_in", "natural_key"]
 log = logging.getLogger(__name__)
 
 _ENDINGS = (".h5", ".hdf5", ".hdf", ".he5", ".h5ad")
-_LISTED = 3  # files of a directory that are no HDF5, in a message
+_LISTED = 3  # files of a directory that are not HDF5, in a message
 _MOST_NAMES = 10_000  # names of a directory that are compared with a misspelled one
 _MARKER = ".shardpress"
 _INDEX = "index.h5"
@@ -44,7 +44,7 @@ class Source:
     dataset : str, optional
         The dataset that the master stacks.
     shape : tuple of int, optional
-        The shape of that dataset according to the master; an external link tells none.
+        The shape of that dataset according to the master; unknown for an external link.
     """
 
     path: Path
@@ -86,8 +86,8 @@ def distinct(named: Iterable[tuple[Source, str]]) -> list[Source]:
         key = _file_key(source.path)
         if key in names:
             raise DataError(
-                f"file={shown(source.path)}: found twice (as {shown(names[key])} and by {shown(name)}), "
-                "expected each shard once: its rows would count double. Drop one of the inputs."
+                f"file={shown(source.path)}: given twice (as {shown(names[key])} and by {shown(name)}), "
+                "expected each shard once. Remove one of the inputs."
             )
         names[key] = str(source.path)
         sources.append(source)
@@ -138,15 +138,15 @@ def _check_reachable(pattern: str) -> None:
         os.lstat(pattern)
     except PermissionError as error:
         raise NotPermitted(
-            f"input={shown(pattern)}: {error.strerror}, expected directories above it that may be entered. Run: chmod "
-            "+x on them, as their owner."
+            f"input={shown(pattern)}: {error.strerror}, expected permission to enter the directories above it. As "
+            "their owner, run chmod +x on them."
         ) from error
     except (OSError, ValueError):
         return
 
 
 def _no_match(pattern: str) -> str:
-    """Return why a pattern matches nothing, and what may have been meant."""
+    """Return why a pattern matches nothing, and a similar name if there is one."""
     if glob.has_magic(pattern):
         advice = "Check --input (scripts/make_data.py writes sample shards to data/)."
         return f"no file matches, expected at least one HDF5 file. {advice}"
@@ -155,7 +155,7 @@ def _no_match(pattern: str) -> str:
     advice = "Check --input."
     if near:
         advice = f"Did you mean {shown(os.path.join(folder, near[0]))}?"
-    return f"there is no such file or directory. {advice}"
+    return f"no such file or directory. {advice}"
 
 
 def _names_in(folder: str) -> list[str]:
@@ -177,15 +177,17 @@ def _listed(directory: str) -> list[str]:
     try:
         names, others = _names_and_others(directory)
     except PermissionError as error:
-        raise NotPermitted(f"input={shown(directory)}: {error.strerror}, expected a directory to list") from error
+        raise NotPermitted(
+            f"input={shown(directory)}: {error.strerror}, expected permission to list the directory"
+        ) from error
     except OSError as error:
-        raise stand_in(error, f"input={shown(directory)}") from error
+        raise translated_error(error, f"input={shown(directory)}") from error
     listed = some(map(shown, sorted(others, key=natural_key)), _LISTED)
     if not names:
-        contents = f"holds {listed}" if others else "an empty directory"
-        raise NoInput(f"input={shown(directory)}: {contents}, expected HDF5 files. Directories in it are not searched.")
+        contents = f"holds {listed}" if others else "empty directory"
+        raise NoInput(f"input={shown(directory)}: {contents}, expected HDF5 files. Subdirectories are not searched.")
     if others:
-        log.info("input=%s: %s left out: no HDF5 file", shown(directory), listed)
+        log.info("input=%s: left out, since they are not HDF5 files: %s", shown(directory), listed)
     return names
 
 
@@ -211,15 +213,18 @@ def _begins_like_hdf5(entry: os.DirEntry[str], inside: str) -> bool:
     """Return whether it is a regular file with HDF5's signature. No link out of the directory is followed."""
     where = f"file={shown(entry.path)}"
     if entry.is_symlink() and not lies_in(inside, os.path.realpath(entry.path)):
-        log.warning("%s: a link out of the directory, left out. If it is meant, name the file itself", where)
+        log.warning(
+            "%s: left out, since it is a link out of the directory. If it is meant, give the file itself with --input",
+            where,
+        )
         return False
     try:
         return entry.is_file() and _has_signature(entry.path)
     except OSError as error:
-        failure = stand_in(error, where)
+        failure = translated_error(error, where)
         if not isinstance(failure, (NoInput, NotPermitted)):
             raise failure from error  # otherwise a failing disk would look like other content
-        log.warning("%s: %s, left out", where, error.strerror)
+        log.warning("%s: left out: %s", where, error.strerror)
         return False
 
 
@@ -233,7 +238,7 @@ def _has_signature(path: str) -> bool:
 
 
 def lies_in(directory: str, path: str) -> bool:
-    """Return whether a path lies in a directory or below, both as from `os.path.realpath`."""
+    """Return whether a path is in a directory or below it, both as from `os.path.realpath`."""
     return os.path.commonpath([directory, path]) == directory
 
 
@@ -245,7 +250,7 @@ def _check_inside(directory: str, entries: Sequence[Path]) -> None:
         if not lies_in(inside, place):
             raise NotPermitted(
                 f"file={shown(entry)}: a link out of the directory {shown(directory or '.')} to {shown(place)}, "
-                "expected files that lie in it. If it is meant, name the file itself with --input."
+                "expected files in the directory. If it is meant, give the file itself with --input."
             )
 
 
@@ -258,11 +263,11 @@ def _parts(directory: Path) -> list[Source]:
     try:
         parts = [_part(directory, line) for line in read_manifest(directory)["parts"]]
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{where}: its manifest names no proper parts: {error!r}") from error
+        raise DataError(f"{where}: its manifest is malformed: {error!r}") from error
     for part in parts:
         _check_in_directory(part.path.relative_to(directory), directory, where)
     if not parts:
-        raise DataError(f"{where}: its manifest names no parts, expected one at least")
+        raise DataError(f"{where}: its manifest lists no parts, expected at least one")
     return parts
 
 
@@ -279,7 +284,7 @@ def _check_in_directory(part: Path, directory: Path, where: str) -> None:
     """Refuse a part outside the directory: the manifest may be forged, and parts may have been replaced by links."""
     leads_out = ".." in part.parts
     if leads_out or any(os.path.islink(directory / each) for each in (part, *part.parents[:-1])):
-        raise NotPermitted(f"{where}: its part {shown(part)} leads elsewhere, expected a file in the directory")
+        raise NotPermitted(f"{where}: its part {shown(part)} is outside the directory, expected a file in it")
 
 
 def natural_key(name: str) -> list[tuple[bool, int, str]]:
@@ -288,6 +293,6 @@ def natural_key(name: str) -> list[tuple[bool, int, str]]:
 
 
 def _natural_part(part: str) -> tuple[bool, int, str]:
-    # Numbers are compared with numbers only, hence the flag. The spelling is last, to tell 010 from 10.
+    # Numbers are compared with numbers only, hence the flag. The spelling is last, to distinguish 010 from 10.
     is_number = part.isdecimal()
     return is_number, int(part) if is_number else 0, part

@@ -36,10 +36,10 @@ class Twins:
     def __str__(self) -> str:
         names = f"file={shown(self.first.path)} and file={shown(self.second.path)}"
         if self.n_compared == self.first.n_rows:
-            return f"{names}: hold the same {self.n_compared} rows. Leave one of them out if it is a copy."
+            return f"{names}: both hold the same {self.n_compared} rows. Remove one of them if it is a copy."
         return (
-            f"{names}: may hold the same {self.first.n_rows} rows: {self.n_compared} of them were compared and are "
-            "equal. `shardpress inspect --all` compares all."
+            f"{names}: may hold the same {self.first.n_rows} rows; {self.n_compared} of them were compared and are "
+            "equal. Compare all rows with `shardpress inspect --all`."
         )
 
 

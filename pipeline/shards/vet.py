@@ -4,8 +4,8 @@ A shard is one HDF5 file with a numeric dataset, rows first, whose further axes 
 another of the forms that `pipeline.hdf5.forms` lists.
 
 No input file is trusted, and this process never runs libhdf5 on one. It opens the file and reads the first bytes by
-itself. If the file is not plain (`pipeline.hdf5.plain`), it asks a child where the rows lie. The answer is checked
-here, since a forged file may have produced any answer. Then the rows can be read without HDF5.
+itself. If the file is not plain (`pipeline.hdf5.plain`), it asks a child for the location of the rows. The answer
+is checked here, since a forged file may have produced any answer. Then the rows can be read without libhdf5.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import numpy as np
 
 from pipeline.columns import Columns
 from pipeline.errors import DataError, NoInput, ReadFailed, shown
-from pipeline.hdf5.child.ask import ask, believed
+from pipeline.hdf5.child.ask import ask, checking_answer
 from pipeline.hdf5.child.find import Refused
-from pipeline.hdf5.files import Identity, opened, persistently, stand_in
-from pipeline.hdf5.forms import are_few, numbers_of, rides, rows_of
+from pipeline.hdf5.files import Identity, opened, translated_error, with_retries
+from pipeline.hdf5.forms import are_few, has_one_for_each_row, numbers_of, rows_of
 from pipeline.hdf5.layout import Layout, check_places, layout_of
 from pipeline.hdf5.limits import MAX_EXTRAS, MOST_COLUMN_NAMES, MOST_LEFT_OUT, MOST_TEXT_BYTES, MOST_WORDS
 from pipeline.hdf5.plain.describe import describe_plain
@@ -56,7 +56,7 @@ class Selection:
     orientation : str, optional
         Axis of the rows: ``rows`` (the first one) or ``columns`` (the last one).
     include : tuple of str
-        Paths, from the root, of extras that may lie anywhere.
+        Paths, from the root, of extras anywhere in the file.
     """
 
     dataset: str | None = None
@@ -65,20 +65,20 @@ class Selection:
 
 
 def vet(path: Path, wanted: Selection = Selection()) -> Shard:
-    """Return a file as a shard, after a look at its structure and none at its rows.
+    """Return a file as a shard after checking its structure; no rows are read.
 
     Raises
     ------
     DataError
-        If it is no shard. The message says why.
+        If the file is not a shard; the message gives the reason.
     NoInput, NotPermitted, ReadFailed, SystemLimit
         If it cannot be read.
     """
     where = f"file={shown(path)}"
 
     def read(descriptor: int, identity: Identity, base: int) -> Shard:
-        facts, arrays = _described(descriptor, identity, base, wanted, where)
-        with believed(where, " about it"):
+        facts, arrays = _describe(descriptor, identity, base, wanted, where)
+        with checking_answer(where, " about it"):
             shard = _shard_of(facts, arrays, str(path), identity)
             _check_extras(shard, wanted)
         shard = leave_out_extras(shard, _reasons_of_misplaced(shard, where, base))
@@ -103,20 +103,20 @@ def read_structure(path: Path, read: Callable[[int, Identity, int], T]) -> T:
                 base = check_superblock(descriptor, identity.size, where)
                 return read(descriptor, identity, base)
         except OSError as error:
-            failure = stand_in(error, where)
+            failure = translated_error(error, where)
             if isinstance(failure, ReadFailed):
                 raise  # and try again
             raise failure from error
 
-    return persistently(once, where)
+    return with_retries(once, where)
 
 
-def _described(
+def _describe(
     descriptor: int, identity: Identity, base: int, wanted: Selection, where: str
 ) -> tuple[Any, list[np.ndarray]]:
     """Return the description of a file: by the plain reader if the file is plain, otherwise by the child."""
     try:
-        if not wanted.include:  # these extras may lie anywhere, and the plain reader looks at one group only
+        if not wanted.include:  # the plain reader looks at one group only, and these extras may be in others
             plain = describe_plain(descriptor, identity.size, wanted.dataset, wanted.orientation, base)
             if plain is not None:
                 return plain
@@ -124,7 +124,7 @@ def _described(
     except DataError:
         # The child opens the file by its descriptor's name, under which nothing is found once it is deleted.
         if not os.fstat(descriptor).st_nlink:
-            raise NoInput(f"{where}: deleted meanwhile, expected an HDF5 file") from None
+            raise NoInput(f"{where}: the file was deleted while it was read") from None
         raise
 
 
@@ -140,12 +140,12 @@ def _ask_child(descriptor: int, arguments: list[Any], where: str) -> tuple[Any, 
             facts, arrays = ask("describe", descriptor, [*arguments, False], where)
         except DataError:
             raise error from None
-        log.warning("%s The datasets next to the rows are left out, and the rows are read.", error)
+        log.warning("%s The rows are read without the datasets next to them.", error)
         return facts, arrays
 
 
 def _reasons_of_misplaced(shard: Shard, where: str, base: int) -> dict[str, str]:
-    """Return, by name, why extras lie outside the file or unfold to too much.
+    """Return, by name, why extras are outside the file or decompress to too much.
 
     Raises
     ------
@@ -182,7 +182,7 @@ def _with_measured_texts(shard: Shard, descriptor: int) -> Shard:
     for extra in shard.extras:
         measured = _measured(extra, shard, descriptor)
         if measured.layout is not None and measured.layout.longest > MOST_TEXT_BYTES:
-            reasons[extra.name] = f"a text of {measured.layout.longest} bytes, expected {MOST_TEXT_BYTES} at most"
+            reasons[extra.name] = f"a string of {measured.layout.longest} bytes, expected at most {MOST_TEXT_BYTES}"
         extras.append(measured)
     return leave_out_extras(replace(shard, extras=tuple(extras)), reasons)
 
@@ -262,7 +262,7 @@ def _check_extras(shard: Shard, wanted: Selection) -> None:
     if len({(extra.name, extra.is_named) for extra in extras}) < len(extras):
         raise ValueError("names")
     if not {extra.name for extra in extras if extra.is_named} <= set(wanted.include):
-        raise ValueError("named extras")
+        raise ValueError("unexpected named extras")
 
 
 def _columns(claim: Any, dtype: np.dtype, n_inputs: int, left: Iterator[np.ndarray]) -> Columns:
@@ -292,7 +292,7 @@ def _column_names(claim: Any, dtype: np.dtype, n_inputs: int) -> Columns:
 
 
 def _names_of_fields(dtype: np.dtype) -> tuple[list[str], str]:
-    """Return the names of a table's number fields, and where they are from; nothing for other dtypes."""
+    """Return the names of a table's number fields, and their origin; empty for other dtypes."""
     numbers = numbers_of(dtype)
     if numbers is None or not numbers.names:
         return [], ""
@@ -333,12 +333,12 @@ def _are_categories(claims: list[Any]) -> bool:
 
 def _fits(layout: Layout, n_rows: int) -> bool:
     """Return whether a layout has a value for each row; arrays as values must have the rows first."""
-    return rides(layout.shape, n_rows) and (layout.dtype.subdtype is None or layout.shape[0] == n_rows)
+    return has_one_for_each_row(layout.shape, n_rows) and (layout.dtype.subdtype is None or layout.shape[0] == n_rows)
 
 
 def _finite_number(claim: Any) -> float | None:
     if claim is not None and (type(claim) not in (int, float) or not isfinite(claim)):
-        raise ValueError("fill value")
+        raise ValueError("invalid fill value")
     return claim
 
 
@@ -360,5 +360,5 @@ def _left_out(claims: Any) -> tuple[LeftOut, ...]:
     for name, reason, is_missed in claims:
         left_out.append(LeftOut(name[:_LONGEST], reason[:_LONGEST], bool(is_missed)))
     if len(left_out) > MOST_LEFT_OUT or not all(isinstance(each.name + each.reason, str) for each in left_out):
-        raise ValueError("left out")
+        raise ValueError("invalid list of datasets left out")
     return tuple(left_out)

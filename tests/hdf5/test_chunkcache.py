@@ -23,13 +23,13 @@ N_ROWS = 100
 def decompressed(monkeypatch):
     """Count the chunks that are decompressed, and keep small ones as well, in an empty cache."""
     counts = []
-    undone = values.undone
+    decode_chunk = values.decode_chunk
 
     def counting(*arguments):
         counts.append(1)
-        return undone(*arguments)
+        return decode_chunk(*arguments)
 
-    monkeypatch.setattr(values, "undone", counting)
+    monkeypatch.setattr(values, "decode_chunk", counting)
     monkeypatch.setattr(chunkcache, "_LEAST_BYTES", 1)
     CHUNKS.resize(0)
     yield counts

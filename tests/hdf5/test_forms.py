@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.hdf5.forms import beside, is_utf8, normal, numbers_of, parts_of, rows_of, split, text, under
+from pipeline.hdf5.forms import is_utf8, normal, numbers_of, parts_of, rows_of, sibling, split, text, under
 from pipeline.hdf5.limits import MOST_COLUMNS
 
 F8, I8, I4 = np.dtype("<f8"), np.dtype("<i8"), np.dtype("<i4")
@@ -103,7 +103,7 @@ def test_paths_are_split_as_in_hdf5():
 
 
 def test_sibling_path_keeps_the_spelling_of_the_given_path():
-    assert [beside(path, "y") for path in ("X", "/X", "a/X", "/a/X")] == ["y", "y", "a/y", "/a/y"]
+    assert [sibling(path, "y") for path in ("X", "/X", "a/X", "/a/X")] == ["y", "y", "a/y", "/a/y"]
     assert [under(group, "y") for group in ("/", "a", "a/")] == ["/y", "a/y", "a/y"]
 
 

@@ -62,7 +62,7 @@ def test_first_of_many_columns_are_listed_with_a_note(tmp_path: Path) -> None:
     complete = str(next(drift(told)))
     shortened = str(next(drift(drift_facts(shards, cut, "pass"))))
     assert shortened.startswith(complete)
-    assert "20 columns" in shortened.removeprefix(complete)
+    assert "20 farthest columns" in shortened.removeprefix(complete)
 
 
 def test_no_drift_means_no_section(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pipeline.report.page.document import Figure, Table
 from pipeline.report.page.quality import quality
 from pipeline.report.page.run import settings, steps, time_spent
 from pipeline.report.page.svg import COLOURS
-from pipeline.report.page.verdict import needs, notices, verdict
+from pipeline.report.page.verdict import action_needed, notices, verdict
 from pipeline.report.page.words import cut, path
 from tests.support.cases import each
 from tests.support.pages import Parsed, largest
@@ -87,7 +87,7 @@ def test_text_that_begins_with_a_number_is_wrapped() -> None:
 
 def test_attention_section_comes_first_and_is_bounded(report: dict[str, Any]) -> None:
     first, second, *_ = page_of(report).sections
-    assert (first.title, second.title) == (needs(report).title, quality(report).title)
+    assert (first.title, second.title) == (action_needed(report).title, quality(report).title)
     captions = [item.caption for item in first.items if isinstance(item, Table)]
     assert [re.findall(r"[\d,]+", caption) for caption in captions] == [
         ["10", "1,000,000,000"],  # bad rows
@@ -149,7 +149,7 @@ def test_failure_to_build_the_page_is_reported_in_it(caplog: pytest.LogCaptureFi
 def test_report_of_an_earlier_version_has_a_page(report: dict[str, Any]) -> None:
     before = {name: report[name] for name in ("config", "device", "summary", "training")}
     page = page_of(before)
-    sections = [needs(before), quality(before), time_spent(before), steps(before), settings(before)]
+    sections = [action_needed(before), quality(before), time_spent(before), steps(before), settings(before)]
     assert [section.title for section in page.sections] == [section.title for section in sections if section]
     assert notices(before)[0] == 4  # bad rows and shards, rows outside, another device
     Parsed(html_of(page))

@@ -122,7 +122,7 @@ def test_a_run_without_usable_rows_is_refused(
     rows[slice(None) if what == "rows" else (slice(None), 2)] = np.nan
     shards.add(rows)
     assert shards.run("--on-bad-data", mode, *KEEP) == 65
-    assert mentions(errors(caplog), 30, f"file={shards.folder}/0.h5")
+    assert mentions(errors(caplog), f"file={shards.folder}/0.h5", 30)
 
 
 @TOLERANT

@@ -74,7 +74,8 @@ def test_equal_files_are_grouped_and_bad_files_listed(tmp_path: Path) -> None:
 def test_reason_for_the_chosen_dataset_is_given(tmp_path: Path) -> None:
     other = write_shard(tmp_path / "other.h5", numbered(5), "rows")
     preferred = write_shard(tmp_path / "x.h5", numbered(5), extras={"rows": numbered(5)})
-    for path, dataset, why in ((other, None, "only one"), (preferred, None, "called X"), (preferred, "rows", "named")):
+    reasons = ((other, None, "only"), (preferred, None, "named X"), (preferred, "rows", "--dataset"))
+    for path, dataset, why in reasons:
         with case(path, dataset):
             assert why in look(path, dataset=dataset).files[0].why
 

@@ -371,7 +371,7 @@ def test_too_many_links_in_a_master_are_refused(tmp_path):
 
 def test_too_many_blocks_in_a_master_are_refused(tmp_path, raw):
     path = virtual(tmp_path / "master.h5", rows_of(sources()))
-    with h5py.File(path) as file, pytest.raises(stacked.Refused, match="11 blocks, expected 10"):
+    with h5py.File(path) as file, pytest.raises(stacked.Refused, match="11 blocks, expected at most 10"):
         stacked._blocks(file["X"].id, most=N_FILES - 1)
 
 

@@ -90,8 +90,8 @@ def test_virtual_datasets_are_refused(tmp_path, unlimited):
 def test_claimed_shape_without_data_is_refused(tmp_path):
     for shape, how, phrase in [
         ((2**50, 16), {}, "never written"),
-        ((2**50, 16), {"chunks": (2**10, 16), "compression": "gzip"}, "expected 4194304"),
-        ((2**62, 3), {"chunks": (2**10, 3), "maxshape": (None, 3)}, "expected 4194304"),
+        ((2**50, 16), {"chunks": (2**10, 16), "compression": "gzip"}, "at most 4194304"),
+        ((2**62, 3), {"chunks": (2**10, 3), "maxshape": (None, 3)}, "at most 4194304"),
         ((4, 2**40), {"chunks": (1, 2**20)}, "never written"),
         ((2, 2**20), {"chunks": (2, 2**20), "compression": "gzip"}, "never written"),
     ]:

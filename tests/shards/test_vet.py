@@ -304,7 +304,7 @@ def test_common_other_formats_are_recognized(tmp_path):
         (b"MATLAB 5.0 MAT-file, Platform: GLNXA64", ["MATLAB", "'-v7.3'"]),
         (b"PK\3\4\x14\0", ["ZIP", "docs/inputs.md"]),
         (b"\x1f\x8b\x08\0", ["compressed", "gunzip"]),
-        (b"\x93NUMPY\1\0v\0", ["NumPy's", "docs/inputs.md"]),
+        (b"\x93NUMPY\1\0v\0", ["NumPy file", "docs/inputs.md"]),
         (b"CDF\1\0\0\0\1", ["netCDF-3", "nccopy -k nc4"]),
         (b"\x0e\x03\x13\x01\0", ["HDF4", "h4toh5"]),
         (bytes(256) + b"\x89HDF\r\n\x1a\n" + bytes(1000), [r"b'\x00\x00"]),

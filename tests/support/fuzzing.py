@@ -175,11 +175,11 @@ def _hdf5_differs(block: Block, rows: np.ndarray) -> bool:
 def _kind(error: ShardpressError) -> str:
     """An error's class and the point of its sentence."""
     sentence = str(error).partition(": ")[2]
-    points = ["not an HDF5 file", "truncated", "left open", "crashed", "memory limit", "took more than", "astray"]
-    points += ["makes no sense", "structure cannot be read", "not allowed", "never written", "overlap", "unfold to"]
-    points += ["values lie at", "bytes in the file", "cannot be read", "several files", "count from", "superblock"]
-    points += ["candidate", "no rows", "holds", "not there", "a group", "rank", "columns", "chunks", "stop talking"]
-    points += ["sparse", "pandas", "entries", "records"]
+    points = ["not an HDF5 file", "truncated", "not closed", "crashed", "memory limit", "took more than", "malformed"]
+    points += ["inconsistent", "structure cannot be read", "not allowed", "never written", "overlap", "decompress to"]
+    points += ["values are at", "a chunk takes", "cannot be read", "several files", "relative to", "superblock"]
+    points += ["candidate", "no rows", "holds", "does not exist", "a group", "rank", "columns", "chunks"]
+    points += ["more metadata", "sparse", "pandas", "entries", "records"]
     found = next((point for point in points if point in sentence), sentence[:40])
     signal = re.search(r"\(signal \d+\)", sentence)
     return f"{type(error).__name__}: {found} {signal[0] if signal else ''}".strip()

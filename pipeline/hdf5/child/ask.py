@@ -1,7 +1,7 @@
 """The parent's side of the child process: start it, ask it about an open file, and handle its failures.
 
 Messages are JSON and plain arrays, no pickle, and are sent over pipes. A child serves one thread at a time. Threads
-that ask at the same time start one each, and these are kept for later questions.
+that ask at the same time start one each, and these are kept for later requests.
 """
 
 import atexit
@@ -27,16 +27,16 @@ from pipeline.hdf5.child.find import Refused
 from pipeline.hdf5.limits import MOST_ANSWER_BYTES
 from pipeline.processcache import ProcessCache
 
-__all__ = ["LIMITS", "Limits", "ask", "believed", "retire"]
+__all__ = ["LIMITS", "Limits", "ask", "checking_answer", "retire"]
 
 log = logging.getLogger(__name__)
 
 _MODULE = "pipeline.hdf5.child.server"
 _UNSAFE_VARIABLES = ("HDF5_", "LD_AUDIT", "LD_PRELOAD")  # beginnings of the names
 _MOST_WORDS = 2000  # characters of an answer in a message
-_SECONDS_AT_LEAST = 10.0  # processor time
-_BYTES_PER_SECOND = 2**20  # of processor time: a small file has little structure to read
-_CLOCK_PER_PROCESSOR = 10  # seconds of elapsed time for one of processor time, on a busy machine
+_SECONDS_AT_LEAST = 10.0  # CPU time
+_BYTES_PER_SECOND = 2**20  # of CPU time: a small file has little structure to read
+_CLOCK_PER_PROCESSOR = 10  # seconds of elapsed time for one of CPU time, on a busy machine
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Limits:
     Attributes
     ----------
     seconds : float
-        Processor time.
+        CPU time.
     patience : float
         Elapsed time in seconds: many more, so that intact files are not refused on a busy machine.
     memory : int
@@ -56,7 +56,7 @@ class Limits:
     answer_bytes : int
         Bytes of the answer.
     silent : float
-        Seconds until a question that is not answered is logged.
+        Seconds until a request that is not answered is logged.
     grace : float
         Seconds after its own time limit until the child itself is regarded as stuck.
     """
@@ -76,7 +76,7 @@ class _Died(Exception):
     """The end of the child process."""
 
 
-class _Keeper:
+class _Child:
     """A child process."""
 
     def __init__(self) -> None:
@@ -168,7 +168,7 @@ def _log_wait(request: dict[str, Any], where: str) -> None:
     """Log which file the program is waiting for, and the time limit."""
     what = "values" if request["ask"] == "values" else "its structure"
     log.info(
-        "%s: still reading %s after %g s; it may take up to %g s of processor time",
+        "%s: still reading %s after %g s; this may take up to %g s of CPU time",
         where,
         what,
         request["silent"],
@@ -190,13 +190,13 @@ def _drain(reader: int, body: bytearray, most: int) -> None:
             body += data
 
 
-_idle = ProcessCache[int, _Keeper]()  # children that wait for a question, by `id`
+_idle = ProcessCache[int, _Child]()  # children that wait for a request, by `id`
 
 
 def ask(
     what: str, descriptor: int, arguments: Sequence[Any], where: str, limits: Limits | None = None
 ) -> tuple[Any, list[np.ndarray]]:
-    """Ask the child about an open file: the same inode, whatever its path means meanwhile.
+    """Ask the child about an open file; the inode is used, not the path.
 
     Parameters
     ----------
@@ -220,7 +220,7 @@ def ask(
     DataError
         If the file is refused, with `find.Refused` as the cause; or if the child did not survive it.
     ReadFailed
-        If the storage failed meanwhile.
+        If the storage fails.
     SystemLimit
         If no child can be started.
     """
@@ -240,7 +240,8 @@ def ask(
         said, arrays = _unpack(body)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(
-            f"{where}: the HDF5 library went astray on this file ({shown(error)}). Do not use it."
+            f"{where}: libhdf5 returned malformed data for this file ({shown(error)}). The file is damaged or forged: "
+            "do not use it."
         ) from error
     if "answer" in said:
         return said["answer"], arrays
@@ -252,48 +253,48 @@ def ask(
 def _answer_of_child(request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
     """Return the answer of an idle child, or of another one if it or its fork is killed, which no file causes."""
     for _ in range(2):
-        keeper = _idle_or_new(where)
+        child = _idle_or_new(where)
         try:
-            answer = keeper.ask(request, where)
+            answer = child.ask(request, where)
         except _Died:
-            keeper.end()
+            child.end()
             continue
         except BaseException:
-            keeper.end()  # otherwise the rest of its answer would be read as the next one
+            child.end()  # otherwise the rest of its answer would be read as the next one
             raise
-        _idle.put(id(keeper), keeper)
+        _idle.put(id(child), child)
         head, _ = answer
         if (head["end"], head["detail"]) != ("signal", signal.SIGKILL):  # sent by another process: out of memory?
             return answer
     raise SystemLimit(
-        f"{where}: the process that looks at files was killed or got stuck twice, expected it to answer. Check the "
-        "machine's memory and storage (dmesg), then type the same command again."
+        f"{where}: the process that reads the structure of files was killed or hung twice. Check the machine's "
+        "memory and storage (dmesg), then run the same command again."
     )
 
 
-def _idle_or_new(where: str) -> _Keeper:
-    while (keeper := _idle.pop_last()) is not None:
-        if keeper.usable:
-            return keeper
-        keeper.end()
+def _idle_or_new(where: str) -> _Child:
+    while (child := _idle.pop_last()) is not None:
+        if child.usable:
+            return child
+        child.end()
     try:
-        return _Keeper()
+        return _Child()
     except OSError as error:
         raise SystemLimit(
-            f"{where}: the process that looks at files cannot be started: {error.strerror}. Raise the limits "
-            "(ulimit -n 4096, ulimit -u), then type the same command again."
+            f"{where}: cannot start the process that reads the structure of files: {error.strerror}. Raise the "
+            "limits (ulimit -n 4096, ulimit -u), then run the same command again."
         ) from error
 
 
 @contextmanager
-def believed(where: str, about: str = "") -> Iterator[None]:
+def checking_answer(where: str, about: str = "") -> Iterator[None]:
     """Turn errors of checks of an answer into `DataError`."""
     try:
         yield
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, StopIteration) as error:
         raise DataError(
-            f"{where}: what the HDF5 library says{about} makes no sense ({shown(error)}). The file is damaged or "
-            "forged: do not use it."
+            f"{where}: libhdf5 returned inconsistent facts{about} ({shown(error)}). The file is damaged or forged: do "
+            "not use it."
         ) from error
 
 
@@ -301,9 +302,9 @@ def believed(where: str, about: str = "") -> Iterator[None]:
 def retire(n_kept: int = 0) -> None:
     """End all idle children but `n_kept`; each takes some 20 MB."""
     while len(_idle) > n_kept:
-        keeper = _idle.pop_last()
-        if keeper is not None:  # another thread may have taken the last one
-            keeper.end()
+        child = _idle.pop_last()
+        if child is not None:  # another thread may have taken the last one
+            child.end()
 
 
 def _environment() -> dict[str, str]:
@@ -326,24 +327,26 @@ def _unpack(body: bytearray) -> tuple[dict[str, Any], list[np.ndarray]]:
         offset += array.nbytes
         arrays.append(array)
     if offset != len(body):
-        raise ValueError(f"{len(body)} bytes")
+        raise ValueError(f"{len(body)} bytes, expected {offset}")
     return said, arrays
 
 
 def _array(body: bytearray, offset: int, code: Any, shape: Any) -> np.ndarray:
     if code not in ("<i8", "|u1") or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError("an array of another kind")
+        raise ValueError("unexpected dtype or shape of an array")
     return np.frombuffer(body, np.dtype(code), prod(shape), offset).reshape(shape)
 
 
 def _error_without_answer(head: dict[str, Any], where: str) -> Exception:
     if head["end"] == "system":
-        return SystemLimit(f"{where}: no process to look at it: {head['detail']}. Raise the limits (ulimit -u, -n).")
+        return SystemLimit(
+            f"{where}: cannot start a process to read it: {head['detail']}. Raise the limits (ulimit -u, -n)."
+        )
     words = {
-        "signal": f"the HDF5 library crashed on this file (signal {head['detail']})",
-        "exit": f"the HDF5 library gave up on this file (exit code {head['detail']})",
-        "time": f"the HDF5 library took more than {head['detail']} for this file",
-        "flood": "the HDF5 library does not stop talking about this file",
+        "signal": f"libhdf5 crashed on this file (signal {head['detail']})",
+        "exit": f"libhdf5 exited on this file (exit code {head['detail']})",
+        "time": f"libhdf5 took more than {head['detail']} for this file",
+        "flood": "libhdf5 returned more metadata than allowed for this file",
     }
     return DataError(f"{where}: {words[head['end']]}. The file is damaged or forged: do not use it.")
 
@@ -358,19 +361,19 @@ def _error_of_refusal(said: dict[str, Any], where: str) -> Exception:
 def _error_of_failure(said: dict[str, Any], where: str, limits: Limits) -> Exception:
     if "memory" in said:
         return DataError(
-            f"{where}: the HDF5 library ran out of its memory limit of {limits.memory >> 20} MiB on this file. It is "
+            f"{where}: libhdf5 exceeded its memory limit of {limits.memory >> 20} MiB on this file. The file is "
             "damaged or forged: do not use it."
         )
     if "system" in said:
-        return SystemLimit(f"{where}: the process that looks at it cannot open it: {_words(said['system'])}.")
+        return SystemLimit(f"{where}: the process that reads its structure cannot open it: {_words(said['system'])}.")
     words = _words(said.get("failed"))
     if said.get("errno") in STORAGE:
-        return ReadFailed(f"{where}: {words}. Check the storage, then type the same command again.")
+        return ReadFailed(f"{where}: {words}. Check the storage, then run the same command again.")
     return DataError(f"{where}: its structure cannot be read: {words}. The file is damaged: copy it again.")
 
 
 def _words(said: object) -> str:
-    """Return words of the child for a message, shortened and escaped, since a forged file may determine them."""
+    """Return a text of the child for a message, shortened and escaped, since a forged file may determine it."""
     words = str(said)
     if len(words) > _MOST_WORDS:
         words = words[:_MOST_WORDS] + "..."

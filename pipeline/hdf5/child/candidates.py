@@ -17,13 +17,13 @@ from pipeline.hdf5.child.find import (
     attribute,
     dtype_of,
     elsewhere,
-    held,
     identity,
     is_plain,
     link_of,
     listing,
     locate,
     objects,
+    own_dataset,
 )
 from pipeline.hdf5.child.stacked import is_stack
 from pipeline.hdf5.forms import PREFERRED, is_number, numbers_of, parts_of, split, text, under
@@ -35,22 +35,22 @@ _MATLAB = b"MATLAB_class"  # an attribute that MATLAB writes to every array
 _OTHERS = "(rows of other files)"
 _WRITE_ROWS = "Write them as one array of two dimensions"
 _IN_THE_ROOT = (
-    "a sparse matrix in the root group, expected one in a group of its own, beside which labels may lie. Write it "
-    "there (X/data, X/indices, X/indptr, X/shape)."
+    "a sparse matrix in the root group, expected one in a group of its own, next to its labels. Write it as X/data, "
+    "X/indices, X/indptr and X/shape."
 )
 _BLOCK = re.compile(r"block[0-9]+_values")  # columns of one type in a pandas frame of the fixed format
 
 _SPARSE_PARTS = (b"data", b"indices", b"indptr")
 _LONGEST_ATTRIBUTE = 64  # bytes
 _OTHER_WAY = {
-    False: "a sparse matrix by columns (CSC), expected one by rows. Write it as CSR (adata.X = adata.X.tocsr()), or "
-    "give --orientation columns if its columns are the samples.",
-    True: "a sparse matrix by rows (CSR), of which --orientation columns cannot read columns. Leave it out, or write "
-    "the matrix transposed (adata.T).",
+    False: "a sparse matrix stored by columns (CSC), expected one stored by rows. Write it as CSR "
+    "(adata.X = adata.X.tocsr()), or give --orientation columns if its columns are the samples.",
+    True: "a sparse matrix stored by rows (CSR), expected one stored by columns (CSC) with --orientation columns. Omit "
+    "the option, or write the matrix transposed (adata.T).",
 }
 _EITHER_WAY = (
-    "a sparse matrix of shape {} that does not say whether it is stored by rows or by columns. Give --orientation rows "
-    "if by rows (CSR), or --orientation columns if by columns (CSC), which are then the samples."
+    "a square sparse matrix of shape {} without a format (CSR or CSC). Give --orientation rows if it is stored by rows "
+    "(CSR), or --orientation columns if it is stored by columns (CSC) and these are the samples."
 )
 
 
@@ -95,7 +95,7 @@ class _Candidate(NamedTuple):
         """True if it is a single number or record."""
         return self.n_rows == 1 and (self.n_inputs == 1 or self.form == "table")
 
-    def turned(self, orientation: str | None) -> Self:
+    def oriented(self, orientation: str | None) -> Self:
         """Return the candidate with the numbers of rows and columns for an orientation."""
         if self.form != "dense":
             return self
@@ -156,8 +156,8 @@ def _no_choice(candidates: dict[str, _Candidate], contents: str = "") -> Refused
     if candidates:
         found = "candidates " + some((f"{name} {candidate}" for name, candidate in candidates.items()), LISTED)
     return Refused(
-        f"{found}, expected a dataset {PREFERRED!r} or exactly one numeric dataset of rank 2 or more. Name it with "
-        "--dataset."
+        f"{found}, expected a dataset {PREFERRED!r} or exactly one numeric dataset of rank 2 or more. Choose "
+        "one with --dataset."
     )
 
 
@@ -197,13 +197,13 @@ def _table_candidate(dataset: h5py.Dataset, stored: np.dtype) -> _Candidate:
 def _obvious(candidates: dict[str, _Candidate], orientation: str | None) -> list[str]:
     """Return the candidates that a user may mean: only the dense ones if one of them has several columns.
 
-    A single column next to wider rows of the same number is an extra of these. A single number or record is no rows.
+    A single column next to wider rows of the same number is an extra of these. A single number or record is ignored.
     """
-    turned = {name: candidate.turned(orientation) for name, candidate in candidates.items()}
-    wider = {(split(name)[0], candidate.n_rows) for name, candidate in turned.items() if candidate.n_inputs > 1}
-    obvious = [name for name, candidate in turned.items() if _may_be_meant(name, candidate, wider)]
-    dense = [name for name in obvious if turned[name].form in ("dense", _OTHERS)]
-    if any(turned[name].n_inputs != 1 for name in dense):
+    oriented = {name: candidate.oriented(orientation) for name, candidate in candidates.items()}
+    wider = {(split(name)[0], candidate.n_rows) for name, candidate in oriented.items() if candidate.n_inputs > 1}
+    obvious = [name for name, candidate in oriented.items() if _may_be_meant(name, candidate, wider)]
+    dense = [name for name in obvious if oriented[name].form in ("dense", _OTHERS)]
+    if any(oriented[name].n_inputs != 1 for name in dense):
         return dense
     return obvious
 
@@ -225,7 +225,7 @@ def _may_be_meant(name: str, candidate: _Candidate, wider: set[tuple[str, int]])
 def find(file: h5py.File, name: str, orientation: str | None) -> Rows:
     """Return the rows at the path of a dataset, of a group with a sparse matrix, or of a pandas frame.
 
-    They lie along the first axis, or along the last one if the orientation is ``columns``.
+    The rows are along the first axis, or along the last one if the orientation is ``columns``.
     """
     parent, item = locate(file, name)
     if isinstance(item, h5py.h5g.GroupID):
@@ -250,13 +250,13 @@ def _rows_of_array(dataset: h5py.Dataset, name: str, parent: Any, orientation: s
 
 
 def _rows_of_table(rows: h5py.Dataset, name: str, parent: Any, orientation: str | None) -> Rows | None:
-    """Return the rows of a dataset with one dimension; None if it is no table."""
+    """Return the rows of a dataset with one dimension; None if it is not a table."""
     numbers = numbers_of(dtype_of(rows) or np.dtype("V1"))
     if numbers is not None:
         _check_table(rows, name, orientation)
         return Rows(name, parent, "table", [(name, rows)], (*rows.shape, numbers.n))
     if is_sparse(parent):
-        raise Refused(f"rank 1, a part of the sparse matrix {split(name)[0]}: name that one", name)
+        raise Refused(f"rank 1, a part of the sparse matrix {split(name)[0]}. Give --dataset {split(name)[0]}", name)
     return None
 
 
@@ -277,16 +277,16 @@ def _check_place(file: h5py.File, rows: h5py.Dataset, name: str) -> None:
     if place:
         raise Refused(f"{place}, expected rows in the file itself", name)
     if identity(rows.id)[0] != identity(file.id)[0]:
-        raise Refused("lies in another file", name)
+        raise Refused("the dataset is in another file", name)
     if rows.shape is None:
-        raise Refused("an empty dataset (no shape at all), expected rows of numbers", name)
+        raise Refused("an empty dataset without a shape, expected rows of numbers", name)
 
 
 def _check_table(rows: h5py.Dataset, name: str, orientation: str | None) -> None:
     if orientation == "columns":
-        raise Refused("a table of records, which are rows, expected no --orientation columns. Leave it out.", name)
+        raise Refused("a table, which cannot be read by columns. Omit --orientation columns.", name)
     if not is_plain(rows, rows.dtype):
-        raise Refused(f"{_records_in_words(rows.dtype)}, in a form that is not NumPy's. {_WRITE_ROWS}.", name)
+        raise Refused(f"{_records_in_words(rows.dtype)} in a type that NumPy does not have. {_WRITE_ROWS}.", name)
 
 
 def _check_rows(rows: h5py.Dataset, name: str, orientation: str | None) -> None:
@@ -306,7 +306,7 @@ def _check_shape(rows: h5py.Dataset, stored: np.dtype | None, name: str, orienta
     shape = rows.shape
     if stored is not None and stored.fields is not None:
         raise Refused(
-            f"{_records_in_words(stored)}, expected equal numbers. {_WRITE_ROWS}: df.to_numpy() of a frame.", name
+            f"{_records_in_words(stored)}, expected numbers of one dtype. {_WRITE_ROWS} (pandas: df.to_numpy()).", name
         )
     if rows.ndim < 2:
         raise Refused(f"shape {shape} has rank {rows.ndim}, expected rank 2 or more, rows first", name)
@@ -319,9 +319,9 @@ def _ask_for_orientation(shape: tuple[int, ...]) -> str:
     """Return why an array of MATLAB's needs an orientation, and which one."""
     matlab_shape = " x ".join(map(str, shape[::-1]))
     return (
-        f"written by MATLAB, in which it is {matlab_shape}: here the axes come the other way "
-        f"round, as {shape}. Give --orientation columns to take MATLAB's rows as rows ({shape[-1]} of them), or "
-        f"--orientation rows to take its columns ({shape[0]})."
+        f"written by MATLAB, where its size is {matlab_shape}; the file holds the axes in reverse order, {shape}. Give "
+        f"--orientation columns to read MATLAB's rows as rows ({shape[-1]} rows), or --orientation rows to read its "
+        f"columns as rows ({shape[0]} rows)."
     )
 
 
@@ -339,7 +339,7 @@ def _values_in_words(rows: h5py.Dataset, dtype: np.dtype | None) -> str:
         _, _, n_exponent, _, _ = stored.get_fields()
         return f"floating point of {stored.get_precision()} bits with {n_exponent} exponent bits"
     if dtype is None:
-        return "a type that NumPy does not know"
+        return "a type that NumPy does not have"
     if h5py.check_string_dtype(dtype) is not None or dtype.kind in "SU":
         return "strings"
     return f"dtype {dtype}"
@@ -369,11 +369,11 @@ def _no_rows_in_group(group: Any, name: str) -> str:
     candidates = _candidates_below(group)
     listed = some((f"{under(name, path)} {candidate}" for path, candidate in candidates.items()), LISTED)
     if group.links.exists(b"block1_values"):
-        return f"a pandas frame of several types ({listed}). {_WRITE_ROWS}: df.to_numpy(); or name one of these."
+        return f"a pandas frame of several dtypes ({listed}). {_WRITE_ROWS} (df.to_numpy()), or choose one of these."
     if _is_matlab_sparse(group):
-        return f"a sparse matrix of MATLAB's, expected rows. {_WRITE_ROWS}: full(X)."
+        return f"a sparse matrix of MATLAB, expected a full one. {_WRITE_ROWS} (full(X))."
     if not candidates:
-        listed = "nothing that could be rows"
+        listed = "no dataset that could hold rows"
     return f"a group, expected a dataset; it holds {listed}"
 
 
@@ -391,7 +391,7 @@ def is_sparse(group: Any) -> bool:
 
 def _n_firsts(group: Any) -> int:
     """Return the number of row starts of a sparse matrix; 0 if the group does not hold them itself."""
-    dataset = held(group, _SPARSE_PARTS[2])
+    dataset = own_dataset(group, _SPARSE_PARTS[2])
     if dataset is None or elsewhere(dataset):
         return 0
     return prod(dataset.shape or (0,))
@@ -422,29 +422,29 @@ def _check_sparse_sizes(sizes: list[int], n_rows: int, shape: tuple[int, int], n
     n_values, n_columns, n_firsts = sizes
     if n_firsts != n_rows + 1 or n_values != n_columns:
         raise Refused(
-            f"a sparse matrix of shape {shape} with {n_values} values, {n_columns} indices and {n_firsts} places where "
-            "rows begin, which do not fit together. The file is damaged: write it anew.",
+            f"a sparse matrix of shape {shape} has inconsistent parts: {n_values} values, {n_columns} indices "
+            f"and {n_firsts} row pointers. The file is damaged: write it again.",
             name,
         )
 
 
 def _sparse_part(group: Any, part: bytes, name: str) -> h5py.Dataset:
     """Return the values of a sparse matrix, their columns, or the starts of the rows."""
-    dataset = held(group, part)
+    dataset = own_dataset(group, part)
     if dataset is not None and not elsewhere(dataset) and len(dataset.shape or ()) == 1:
         stored = dtype_of(dataset)
         kinds = "iufb" if part == b"data" else "iu"
         if stored is not None and stored.kind in kinds and is_plain(dataset, stored):
             return dataset
-    what = link_of(group, part) or "no plain numbers"
-    raise Refused(f"a sparse matrix whose {text(part)} are {what}. Write it anew.", name)
+    what = link_of(group, part) or "not plain numbers"
+    raise Refused(f"a sparse matrix whose {text(part)} are {what}. Write it again.", name)
 
 
 def _sparse_shape(group: Any, name: str) -> tuple[int, int]:
     shape = _written_shape(group)
     # As signed integers, those above 2**63 are refused like negative ones.
     if shape is None or shape.shape != (2,) or shape.dtype.kind not in "iu" or (shape.astype(np.int64) < 0).any():
-        raise Refused("a sparse matrix without its shape, expected two numbers in an attribute or dataset shape", name)
+        raise Refused("a sparse matrix without a shape, expected two numbers in an attribute or dataset `shape`", name)
     return int(shape[0]), int(shape[1])
 
 
@@ -454,14 +454,14 @@ def _written_shape(group: Any) -> np.ndarray | None:
         shape = attribute(group, key, _is_short)
         if shape is not None:
             return shape
-    dataset = held(group, b"shape")
+    dataset = own_dataset(group, b"shape")
     if dataset is None or elsewhere(dataset) or dataset.shape != (2,):
         return None
     return dataset[...]
 
 
 def _is_by_columns(group: Any, shape: tuple[int, int], n_firsts: int) -> bool | None:
-    """Return whether a sparse matrix is stored by columns (CSC); None if neither attributes nor sizes tell."""
+    """Return whether a sparse matrix is stored by columns (CSC); None if neither attributes nor sizes determine it."""
     for key in (b"encoding-type", b"h5sparse_format"):
         word = attribute(group, key, _is_short)
         if word is not None:

@@ -13,18 +13,18 @@ import numpy as np
 
 from pipeline.hdf5.child.candidates import Rows
 from pipeline.hdf5.child.extras import is_bare, n_set
-from pipeline.hdf5.child.find import Refused, as_dataset, attribute, dtype_of, elsewhere, held, names_in, reached
+from pipeline.hdf5.child.find import Refused, as_dataset, attribute, dtype_of, elsewhere, names_in, own_dataset, resolve
 from pipeline.hdf5.child.layouts import layout_claim
 from pipeline.hdf5.forms import (
-    beside,
     has_one_for_each_column,
     is_coordinate,
-    items_beside,
+    items_of,
     parts_of,
+    sibling,
     split,
     text,
     under,
-    variables_beside,
+    variables_of,
 )
 from pipeline.hdf5.layout import bytes_of
 from pipeline.hdf5.limits import ANSWER_BYTES, LONGEST_COLUMN_NAME, MOST_COLUMN_NAMES
@@ -85,7 +85,7 @@ def _first_usable(
             found = source(file, rows, n_inputs)
         except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError) as error:
             if _STORAGE.search(str(error)):
-                raise  # a failing disk says nothing about the file
+                raise  # a failing disk does not mean a bad file
             notes.append(f"cannot be read: {error}")
             continue
         except Refused as reason:
@@ -126,8 +126,8 @@ def _with_attributes(rows: Rows) -> list[Any]:
 
 def _variable_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
     """Return the names in AnnData's `var`, a group whose attribute `_index` names the dataset, or an earlier table."""
-    path = variables_beside(rows.name)
-    found = reached(file, path, if_link="{link}")
+    path = variables_of(rows.name)
+    found = resolve(file, path, if_link="{link}")
     if found is None:
         return None
     _, item = found
@@ -143,14 +143,14 @@ def _variable_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None
 
 def _names_at(file: h5py.File, path: str, n_inputs: int) -> _Names | None:
     """Return the names in a dataset, or in a group of texts and a mask, as pandas 3 writes them."""
-    found = reached(file, path, if_link="{link}")
+    found = resolve(file, path, if_link="{link}")
     if found is None:
         return None
     _, item = found
     if not isinstance(item, h5py.h5g.GroupID):
         return path, _texts(h5py.Dataset(item), path, n_inputs)
-    values = held(item, b"values")
-    mask = held(item, b"mask")
+    values = own_dataset(item, b"values")
+    mask = own_dataset(item, b"mask")
     if values is None or mask is None or n_set(mask, f"{path}/mask", n_inputs):
         return None
     return path, _texts(values, f"{path}/values", n_inputs)
@@ -183,10 +183,10 @@ def _table_names(table: h5py.Dataset, path: str, n_inputs: int) -> _Names | None
 
 def _block_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
     """Return the names next to a block of a pandas frame of the fixed format; integers are names, too."""
-    path = items_beside(rows.name)
+    path = items_of(rows.name)
     if path is None:
         return None
-    found = reached(file, path, if_link="{link}")
+    found = resolve(file, path, if_link="{link}")
     items = None if found is None else as_dataset(found[1])
     if items is None:
         return None
@@ -224,11 +224,11 @@ def _coordinate_values(file: h5py.File, rows: Rows, n_inputs: int) -> _Values | 
     for name in names_in(rows.parent):
         if not is_coordinate(text(name)):
             continue
-        dataset = held(rows.parent, name)
+        dataset = own_dataset(rows.parent, name)
         if dataset is None or elsewhere(dataset) or not _is_number(dataset):
             continue
         if has_one_for_each_column(dataset.shape, rows.shape[0], n_inputs):
-            path = beside(rows.name, text(name))
+            path = sibling(rows.name, text(name))
             return text(name), _numbers(dataset, path, n_inputs).astype(np.float64).reshape(-1)
     return None
 
@@ -300,7 +300,7 @@ def _texts(dataset: h5py.Dataset, path: str, n_inputs: int) -> list[str]:
     _check_place(dataset, path)
     stored = dtype_of(dataset)
     if stored is None or dataset.ndim != 1 or h5py.check_string_dtype(stored) is None:
-        raise Refused("expected texts in one dimension", path)
+        raise Refused("expected strings in one dimension", path)
     _check_sizes(len(dataset), len(dataset) * stored.itemsize, n_inputs, path)
     layout_claim(dataset, path, [])  # refuses what cannot be read: unwritten, unknown filters, large chunks
     return _read_texts(dataset, n_inputs, path)
@@ -314,7 +314,7 @@ def _read_texts(source: Any, n: int, path: str, most_bytes: int = ANSWER_BYTES, 
         some = source[start : min(start + at_once, n)].tolist()
         n_bytes += sum(map(len, some))
         if n_bytes > most_bytes:
-            raise Refused(f"names of more than {most_bytes} bytes", path)
+            raise Refused(f"names of more than {most_bytes} bytes in all", path)
         names += some
     return _checked_names(names, path)
 
@@ -328,10 +328,10 @@ def _numbers(dataset: h5py.Dataset, path: str, n_inputs: int) -> np.ndarray:
 
 def _check_sizes(n: int, n_bytes: int, n_inputs: int, path: str) -> None:
     if n != n_inputs:
-        raise Refused(f"{n} values for {n_inputs} columns", path)
+        raise Refused(f"{n} values, expected one for each of {n_inputs} columns", path)
     if n > MOST_COLUMN_NAMES or n_bytes > ANSWER_BYTES:
         raise Refused(
-            f"{n} values of {n_bytes} bytes, expected {MOST_COLUMN_NAMES} and {ANSWER_BYTES} bytes at most", path
+            f"{n} values of {n_bytes} bytes, expected at most {MOST_COLUMN_NAMES} values and {ANSWER_BYTES} bytes", path
         )
 
 
@@ -340,7 +340,7 @@ def _checked_names(names: Sequence[Any], path: str) -> list[str]:
     sizes = [len(name.encode("utf-8", "surrogateescape")) for name in found]
     longest = max(sizes, default=0)
     if longest > LONGEST_COLUMN_NAME or sum(sizes) > ANSWER_BYTES:
-        raise Refused(f"a name of {longest} bytes, expected {LONGEST_COLUMN_NAME} at most", path)
+        raise Refused(f"a name of {longest} bytes, expected at most {LONGEST_COLUMN_NAME}", path)
     return found
 
 

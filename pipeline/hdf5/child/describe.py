@@ -18,7 +18,7 @@ from pipeline.hdf5.child.find import Refused, attribute, dtype_of, elsewhere, li
 from pipeline.hdf5.child.layouts import filters_of, layout_claim
 from pipeline.hdf5.child.stacked import virtual_shape
 from pipeline.hdf5.filters.codecs import FILTERS
-from pipeline.hdf5.forms import beside, normal, text
+from pipeline.hdf5.forms import normal, sibling, text
 from pipeline.hdf5.layout import bytes_of
 from pipeline.hdf5.limits import ANSWER_BYTES, MOST_ANSWER_BYTES, MOST_LEFT_OUT
 
@@ -60,7 +60,7 @@ def describe(
         layouts of the datasets with the rows, as in `pipeline.hdf5.forms`; ``extras``, each with ``name``, ``layout``,
         ``categories`` and ``is_named``; ``left_out``, as from `forms.leave_out`.
     list of ndarray
-        For each chunked layout in turn, the rows' first: offsets, sizes and filter masks of its chunks, shape
+        For each chunked layout, those of the rows first: offsets, sizes and filter masks of its chunks, shape
         (3, n_chunks), int64. For each one inside the metadata: its bytes. At the end the bytes of the columns' numbers.
     """
     if dataset is None:
@@ -89,8 +89,8 @@ def _extras(
     left_out: list[list[Any]] = []
     if has_extras:
         extras, left_out = find_extras(rows.parent, rows.name, rows.shape, arrays)
-    # An extra that is named and lies next to the rows is included once, under its own name.
-    included = {beside(normal(rows.name), extra["name"]) for extra in extras}
+    # A named extra next to the rows is included once, under its own name.
+    included = {sibling(normal(rows.name), extra["name"]) for extra in extras}
     others = [path for path in include if path not in included]
     named, missing = find_named(file, others, rows.shape, arrays)
     return extras + named, [*missing, *left_out][:MOST_LEFT_OUT]
@@ -128,7 +128,7 @@ def values(
     """
     dataset = h5py.Dataset(locate(file, name)[1])
     if elsewhere(dataset):
-        raise Refused("its values lie elsewhere", name)
+        raise Refused("its values are in other files", name)
     filters_of(dataset.id.get_create_plist(), name)
     if dataset.dtype.hasobject:
         return _answer_with_texts(_texts(dataset, name, start, stop, axis, n_texts))
@@ -150,7 +150,7 @@ def _texts(dataset: h5py.Dataset, name: str, start: int, stop: int, axis: int, n
         texts.extend(more)
         n_bytes += sum(map(len, more))
     if n_bytes > MOST_ANSWER_BYTES:
-        raise Refused(f"texts of {n_bytes} bytes, expected {MOST_ANSWER_BYTES} at most", name)
+        raise Refused(f"strings of {n_bytes} bytes, expected at most {MOST_ANSWER_BYTES}", name)
     return texts
 
 
@@ -224,7 +224,7 @@ def _storage_of(item: Any) -> dict[str, Any]:
 
 def _dtype_in_words(dtype: np.dtype | None) -> str:
     if dtype is None:
-        return "no dtype of NumPy's"
+        return "no NumPy dtype"
     if dtype.fields is not None:
         return f"records of {len(dtype.fields)} fields"
     return "text" if h5py.check_string_dtype(dtype) else str(dtype)

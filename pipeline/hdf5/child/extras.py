@@ -16,11 +16,11 @@ from pipeline.hdf5.child.find import (
     attribute,
     dtype_of,
     elsewhere,
-    held,
     link_of,
     names_in,
     objects,
-    reached,
+    own_dataset,
+    resolve,
 )
 from pipeline.hdf5.child.layouts import layout_claim
 from pipeline.hdf5.forms import (
@@ -28,15 +28,15 @@ from pipeline.hdf5.forms import (
     CATEGORIES,
     NOT_UTF8,
     are_few,
-    beside,
+    has_one_for_each_row,
     is_utf8,
     leave_out,
     misfit,
     parts_of,
-    rides,
+    sibling,
     text,
 )
-from pipeline.hdf5.layout import most_unfolded
+from pipeline.hdf5.layout import max_decompressed
 from pipeline.hdf5.limits import MAX_EXTRAS, MOST_CATEGORIES, MOST_ITEM, MOST_PADDED, MOST_WORDS
 
 __all__ = ["find_extras", "find_named", "is_bare", "n_set"]
@@ -71,8 +71,8 @@ def find_extras(
         try:
             dataset = _extra_in(parent, name, shape)
             if len(extras) == most:
-                raise Refused(f"there are {most} extras already")
-            extras.append(_claim(dataset, parent, name, beside(rows, text(name)), arrays))
+                raise Refused(f"more than {most} extras")
+            extras.append(_claim(dataset, parent, name, sibling(rows, text(name)), arrays))
         except Exception as error:
             _leave_out(left_out, name, error)
     return extras, left_out
@@ -94,7 +94,7 @@ def _leave_out(left_out: list[list[Any]], name: bytes, error: Exception) -> None
 
 
 def _claim(dataset: h5py.Dataset, parent: Any, name: bytes, path: str, arrays: list[np.ndarray]) -> dict[str, Any]:
-    categories = _categories_beside(parent, name, path)
+    categories = _categories_of(parent, name, path)
     layout = layout_claim(dataset, path, arrays)
     return {"name": text(name), "layout": layout, "categories": categories, "is_named": False}
 
@@ -115,15 +115,15 @@ def _extra_in(parent: Any, name: bytes, shape: tuple[int, ...]) -> h5py.Dataset:
 
 
 def _check(dataset: h5py.Dataset, shape: tuple[int, ...]) -> None:
-    """Refuse a dataset that is no extra of rows of that shape."""
+    """Refuse a dataset that cannot be an extra of rows of that shape."""
     reason = elsewhere(dataset)  # before its shape, for which HDF5 may open other files
     if reason:
         raise Refused(reason)
     if not dataset.shape:
         raise _Unmissed("")
     if is_bare(dataset):
-        raise _Unmissed("a dimension of netCDF without values")
-    if not rides(dataset.shape, shape[0]):
+        raise _Unmissed("a netCDF dimension without values")
+    if not has_one_for_each_row(dataset.shape, shape[0]):
         reason, is_missed = misfit(dataset.shape, shape)
         if is_missed:
             raise Refused(reason)
@@ -134,11 +134,11 @@ def _check(dataset: h5py.Dataset, shape: tuple[int, ...]) -> None:
 def _check_dtype(dataset: h5py.Dataset, n_rows: int) -> None:
     stored = dtype_of(dataset)
     if stored is None or (stored.hasobject and h5py.check_string_dtype(stored) is None):
-        raise Refused("neither plain nor text")
+        raise Refused("neither numbers nor strings")
     if stored.subdtype and dataset.shape[0] != n_rows:
-        raise Refused("an array for each row, but not rows first")
+        raise Refused("one array for each row, but the rows are not the first axis")
     if stored.itemsize > MOST_ITEM:
-        raise Refused(f"values of {stored.itemsize} bytes, expected {MOST_ITEM} at most")
+        raise Refused(f"values of {stored.itemsize} bytes, expected at most {MOST_ITEM}")
 
 
 def is_bare(dataset: h5py.Dataset) -> bool:
@@ -170,10 +170,10 @@ def find_named(
     extras: list[dict[str, Any]] = []
     missing: list[list[Any]] = []
     for path in paths:
-        found = reached(file, path, if_link="{link}, cannot be an extra")
+        found = resolve(file, path, if_link="{link}; it cannot be copied")
         if found is None:
             possible = _possible_extras(file, shape[0])
-            missing.append([path, f"not there; one value for each row have {possible}", True])
+            missing.append([path, f"does not exist; datasets with one value for each row: {possible}", True])
         else:
             parent, item = found
             extras.append(_named_extra(parent, item, path, shape, arrays))
@@ -185,7 +185,7 @@ def _named_extra(parent: Any, item: Any, path: str, shape: tuple[int, ...], arra
     try:
         _check(dataset, shape)
     except Refused as reason:
-        raise Refused(f"{str(reason) or 'a single value'}, cannot be an extra", path) from reason
+        raise Refused(f"{str(reason) or 'a single value'}; it cannot be copied", path) from reason
     layout = layout_claim(dataset, where, arrays)
     return {"name": path, "layout": layout, "categories": categories, "is_named": True}
 
@@ -194,9 +194,9 @@ def _values(parent: Any, item: Any, path: str, n_rows: int) -> tuple[h5py.Datase
     """Return the dataset with a value for each row, its path, and the categories if its values are codes."""
     dataset = as_dataset(item)
     if dataset is not None:
-        return dataset, path, _categories_beside(parent, parts_of(path)[-1], path)
-    codes = held(item, b"codes")
-    categories = held(item, b"categories")
+        return dataset, path, _categories_of(parent, parts_of(path)[-1], path)
+    codes = own_dataset(item, b"codes")
+    categories = own_dataset(item, b"categories")
     if codes is not None and categories is not None:
         return codes, f"{path}/codes", _categories(categories, f"{path}/categories")
     return _masked_values(item, path, n_rows), f"{path}/values", None
@@ -204,15 +204,14 @@ def _values(parent: Any, item: Any, path: str, n_rows: int) -> tuple[h5py.Datase
 
 def _masked_values(group: Any, path: str, n_rows: int) -> h5py.Dataset:
     """Return the values of a group of values and a mask; refuse it if the mask hides some."""
-    values = held(group, b"values")
-    mask = held(group, b"mask")
+    values = own_dataset(group, b"values")
+    mask = own_dataset(group, b"mask")
     if values is None or mask is None:
-        raise Refused("a group, expected a dataset with one value for each row, or codes and categories", path)
+        raise Refused("a group, expected a dataset with one value for each row, or a categorical", path)
     n_missing = n_set(mask, f"{path}/mask", n_rows)
     if n_missing:
         raise Refused(
-            f"{n_missing} of its values are missing, expected all of them. Write it as a categorical, or as numbers "
-            "with NaN.",
+            f"{n_missing} of its values are missing, expected none. Write it as a categorical, or as numbers with NaN.",
             path,
         )
     return values
@@ -221,10 +220,10 @@ def _masked_values(group: Any, path: str, n_rows: int) -> h5py.Dataset:
 def n_set(mask: h5py.Dataset, path: str, n_rows: int) -> int:
     """Return how many entries of a mask of `n_rows` values are set."""
     if elsewhere(mask) or dtype_of(mask) != np.dtype(bool) or mask.shape != (n_rows,):
-        raise Refused("no mask, expected one bool for each row", path)
+        raise Refused("not a mask, expected one bool for each row", path)
     layout_claim(mask, path, [])  # refuses what cannot be read
     n_bytes = h5py.h5i.get_file_id(mask.id).get_filesize()
-    if n_rows > most_unfolded(n_bytes):  # its chunks may all be the same few bytes
+    if n_rows > max_decompressed(n_bytes):  # its chunks may all be the same few bytes
         raise Refused(f"a mask of {n_rows} values in a file of {n_bytes} bytes", path)
     n = 0
     for start in range(0, n_rows, _AT_ONCE):
@@ -232,15 +231,15 @@ def n_set(mask: h5py.Dataset, path: str, n_rows: int) -> int:
     return n
 
 
-def _categories_beside(parent: Any, name: bytes, path: str) -> list[Any] | None:
+def _categories_of(parent: Any, name: bytes, path: str) -> list[Any] | None:
     """Return the categories of a dataset if the group next to it lists them."""
     group = CATEGORIES.encode()
     if not parent.links.exists(group) or link_of(parent, group):
         return None
-    dataset = held(h5py.h5o.open(parent, group), name)
+    dataset = own_dataset(h5py.h5o.open(parent, group), name)
     if dataset is None:
         return None
-    return _categories(dataset, beside(path, f"{CATEGORIES}/{text(name)}"))
+    return _categories(dataset, sibling(path, f"{CATEGORIES}/{text(name)}"))
 
 
 def _categories(dataset: h5py.Dataset, path: str) -> list[Any]:
@@ -252,9 +251,9 @@ def _categories(dataset: h5py.Dataset, path: str) -> list[Any]:
             raise Refused(f"categories of more than {MOST_WORDS} bytes", path)
         categories = [text(each) for each in categories]
     elif dataset.dtype.kind == "u" and max(categories, default=0) >= _MOST_NUMBER:
-        raise Refused(f"category {max(categories)}, expected less than {_MOST_NUMBER}", path)
+        raise Refused(f"category {max(categories)}, expected numbers below {_MOST_NUMBER}", path)
     if not are_few(categories):
-        raise Refused(f"categories that take more than {MOST_PADDED} bytes, each as long as the longest", path)
+        raise Refused(f"categories that take more than {MOST_PADDED} bytes when padded to the longest one", path)
     return categories
 
 
@@ -266,9 +265,9 @@ def _check_categories(dataset: h5py.Dataset, path: str, most: int = MOST_CATEGOR
     stored = dtype_of(dataset)
     is_text = stored is not None and h5py.check_string_dtype(stored) is not None
     if stored is None or dataset.ndim != 1 or not (is_text or stored.kind in "iufb"):
-        raise Refused("expected categories: texts or numbers in one dimension", path)
+        raise Refused("expected categories: strings or numbers in one dimension", path)
     if len(dataset) > most or (not is_text and stored.itemsize > 8) or dataset.nbytes > MOST_PADDED:
-        raise Refused(f"{len(dataset)} categories of dtype {stored}, expected {most} at most", path)
+        raise Refused(f"{len(dataset)} categories of dtype {stored}, expected at most {most}", path)
     return is_text
 
 
@@ -278,7 +277,12 @@ def _possible_extras(file: h5py.File, n_rows: int) -> str:
     with suppress(Refused):
         for name, item in objects(file.id):
             dataset = as_dataset(item)
-            if dataset is None or elsewhere(dataset) or not dataset.shape or not rides(dataset.shape, n_rows):
+            if (
+                dataset is None
+                or elsewhere(dataset)
+                or not dataset.shape
+                or not has_one_for_each_row(dataset.shape, n_rows)
+            ):
                 continue
             if not name.endswith("/mask"):
                 names[name.removesuffix("/codes").removesuffix("/values")] = None

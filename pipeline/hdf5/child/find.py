@@ -21,7 +21,6 @@ __all__ = [
     "dtype_of",
     "elsewhere",
     "first_names",
-    "held",
     "identity",
     "is_plain",
     "link_of",
@@ -30,14 +29,15 @@ __all__ = [
     "most_entries",
     "names_in",
     "objects",
-    "reached",
+    "own_dataset",
+    "resolve",
 ]
 
 _INTERNAL = (b"_i_", b"#refs#", b"#subsystem#")  # beginnings of names: groups of PyTables' indexes and MATLAB's cells
 LISTED = 20
 """Number of names that a refusal lists."""
 _LEAST_ENTRY_BYTES = 4  # bytes of an entry: at least 2 for an address, 1 for a name, and something to mark the end
-_TOO_MANY_NAMES = "a group lists more names than the file has room for. The file is damaged or forged: do not use it."
+_TOO_MANY_NAMES = "a group lists more names than fit into the file. The file is damaged or forged: do not use it."
 
 
 class Refused(Exception):
@@ -56,13 +56,13 @@ class Refused(Exception):
 
 def locate(file: h5py.File, name: str) -> tuple[Any, Any]:
     """Return the group with an object, and the object; refuse the file if it does not exist."""
-    found = reached(file, name, "{path} is {link}, expected a dataset in the file itself")
+    found = resolve(file, name, "{path} is {link}, expected a dataset in the file itself")
     if found is None:
-        raise Refused(f"not there, the file holds {listing(file)}. Name one with --dataset.", name)
+        raise Refused(f"does not exist; the file holds {listing(file)}. Choose one with --dataset.", name)
     return found
 
 
-def reached(file: h5py.File, name: str, if_link: str) -> tuple[Any, Any] | None:
+def resolve(file: h5py.File, name: str, if_link: str) -> tuple[Any, Any] | None:
     """Return the group with an object, and the object; None if it does not exist.
 
     Links that are not hard are refused, in the words of `if_link`.
@@ -82,7 +82,7 @@ def reached(file: h5py.File, name: str, if_link: str) -> tuple[Any, Any] | None:
     return parent, item
 
 
-def held(group: Any, name: bytes) -> h5py.Dataset | None:
+def own_dataset(group: Any, name: bytes) -> h5py.Dataset | None:
     """Return the dataset of a name that a group itself holds; None for links and other objects."""
     if not isinstance(group, h5py.h5g.GroupID) or not group.links.exists(name) or link_of(group, name):
         return None
@@ -90,7 +90,7 @@ def held(group: Any, name: bytes) -> h5py.Dataset | None:
 
 
 def as_dataset(item: Any) -> h5py.Dataset | None:
-    """Return an open object as a dataset; None if it is none."""
+    """Return an open object as a dataset; None if it is not a dataset."""
     if not isinstance(item, h5py.h5d.DatasetID):
         return None
     return h5py.Dataset(item)
@@ -125,7 +125,7 @@ def elsewhere(dataset: h5py.Dataset) -> str | None:
     """Return how the values of a dataset come from other files; None if they are in the file itself."""
     properties = dataset.id.get_create_plist()
     if properties.get_layout() == h5py.h5d.VIRTUAL:
-        return "a virtual dataset (not allowed: its values lie elsewhere)"
+        return "a virtual dataset (not allowed: its values are in other files)"
     if properties.get_external_count():
         return f"external storage (not allowed: {text(properties.get_external(0)[0])})"
     return None
@@ -170,11 +170,11 @@ class _Walk:
             yield text(prefix + name), item
             if isinstance(item, h5py.h5g.GroupID):
                 if depth == MOST_DEPTH:
-                    raise Refused(f"groups more than {MOST_DEPTH} deep. Name the dataset with --dataset.")
+                    raise Refused(f"groups nested more than {MOST_DEPTH} deep. Choose a dataset with --dataset.")
                 yield from self.below(item, prefix + name + b"/", depth + 1)
 
     def _is_new(self, item: Any, name: bytes) -> bool:
-        """Return whether an object is met for the first time, and is no internal group."""
+        """Return whether an object is met for the first time, and is not an internal group."""
         address = identity(item)
         if address in self._seen or (name.startswith(_INTERNAL) and isinstance(item, h5py.h5g.GroupID)):
             return False
@@ -186,9 +186,7 @@ def names_in(group: Any, n_seen: int = 0) -> list[bytes]:
     """Return the names in a group, in their order, after `n_seen` names of other groups."""
     names = first_names(group, MOST_OBJECTS - n_seen)
     if n_seen + len(names) > MOST_OBJECTS:
-        raise Refused(
-            f"more than {MOST_OBJECTS} objects to look through, expected rows in a file or group of their own"
-        )
+        raise Refused(f"more than {MOST_OBJECTS} objects to search. Give the rows a file or a group of their own.")
     # Also of several groups together, since nodes of their trees may be shared.
     if n_seen + len(names) > most_entries(group):
         raise Refused(_TOO_MANY_NAMES)
@@ -247,5 +245,5 @@ def listing(file: h5py.File) -> str:
         for name, _ in objects(file.id):
             names.append(name)
     except Refused:
-        return some(names[:LISTED], LISTED) + " and many more"
+        return some(names[:LISTED], LISTED) + " and others"
     return some(names, LISTED)

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 
 from pipeline.hdf5.child.find import Refused, is_plain, most_entries
-from pipeline.hdf5.filters.codecs import ASKED, FILTERS, objection, written_anew
+from pipeline.hdf5.filters.codecs import ASKED, FILTERS, objection, rewrite_advice
 from pipeline.hdf5.forms import text
 from pipeline.hdf5.layout import bytes_of, grid_of
 from pipeline.hdf5.limits import MOST_CHUNK_BYTES, MOST_CHUNKS
@@ -23,7 +23,7 @@ _get_chunk_options.argtypes = [ctypes.c_int64, ctypes.POINTER(ctypes.c_uint)]
 
 
 def layout_claim(dataset: h5py.Dataset, name: str, arrays: list[np.ndarray]) -> dict[str, Any]:
-    """Return where the bytes of a dataset lie, as `layout.layout_of` takes it, and append arrays to `arrays`.
+    """Return the location of the bytes of a dataset for `layout.layout_of`, and append arrays to `arrays`.
 
     For a chunked dataset the array has offsets, sizes and filter masks of its chunks: shape (3, n_chunks), int64. For a
     dataset inside the metadata it has the bytes.
@@ -61,8 +61,8 @@ def _kind_of_chunked(dataset: h5py.Dataset, name: str, filters: list[tuple[int, 
     for code, _ in filters:
         if FILTERS[code].is_plugin:
             raise Refused(
-                f"values of another form than NumPy's through filter {code}, for which the HDF5 library would need a "
-                f"plugin (not allowed). {written_anew(name)}",
+                f"values of a type that NumPy does not have, compressed by filter {code}: libhdf5 would need a plugin "
+                f"to decode them (not allowed). {rewrite_advice(name)}",
                 name,
             )
     return "asked"
@@ -71,7 +71,7 @@ def _kind_of_chunked(dataset: h5py.Dataset, name: str, filters: list[tuple[int, 
 def _contiguous(dataset: h5py.Dataset, name: str, n_bytes: int) -> dict[str, Any]:
     offset = dataset.id.get_offset()
     if offset is None or dataset.id.get_storage_size() < n_bytes:
-        raise Refused(f"shape {dataset.shape}, but its {n_bytes} bytes were never written. Write the file anew.", name)
+        raise Refused(f"shape {dataset.shape}, but its {n_bytes} bytes were never written. Write the file again.", name)
     if is_plain(dataset, dataset.dtype):
         return {"kind": "contiguous", "offset": offset}
     if dataset.dtype.hasobject:
@@ -80,13 +80,13 @@ def _contiguous(dataset: h5py.Dataset, name: str, n_bytes: int) -> dict[str, Any
 
 
 def filters_of(properties: Any, name: str) -> list[tuple[int, list[int]]]:
-    """Return codes and parameters of a dataset's filters; refuse those that cannot be undone."""
+    """Return codes and parameters of a dataset's filters; refuse those that cannot be decoded."""
     listed = [properties.get_filter(i) for i in range(properties.get_nfilters())]
     filters: dict[int, list[int]] = {}
     for code, _flags, values, label in listed:
         words = objection(code, values, name)
         if code in filters:
-            words = f"twice, expected once. {written_anew(name)}"
+            words = f"is applied twice, expected once. {rewrite_advice(name)}"
         if words:
             raise Refused(f"filter {code} ({text(label)}) {words}", name)
         filters[code] = list(values)
@@ -104,7 +104,7 @@ def _index(dataset: h5py.Dataset, name: str, n_before: int) -> np.ndarray:
     if n_missing:
         raise Refused(
             f"shape {dataset.shape} in {prod(grid)} chunks, but {n_missing} of them were never written. Write the file "
-            "anew.",
+            "again.",
             name,
         )
     properties = dataset.id.get_create_plist()
@@ -139,14 +139,14 @@ class _Chunks:
         self._n_listed += 1
         if self._n_listed > self._most_listed:  # counts those outside the dataset, too
             raise Refused(
-                "an index of more chunks than the file has room for. The file is damaged or forged.", self._name
+                "its chunk index lists more chunks than fit into the file. The file is damaged or forged.", self._name
             )
         cell = [first // size for first, size in zip(chunk.chunk_offset, self._chunks, strict=True)]
         if self._is_ordered and any(i >= n for i, n in zip(cell, self._grid, strict=True)):
             return  # left over from a time when the dataset was larger
         if self._n_taken == self.index.shape[1]:  # otherwise a forged index would never end
             raise Refused(
-                f"shape {self._shape} has {self._n_taken} chunks, found more. The file is damaged or forged.",
+                f"shape {self._shape}, expected {self._n_taken} chunks, found more. The file is damaged or forged.",
                 self._name,
             )
         position = _position_in(self._grid, cell) if self._is_ordered else self._n_taken
@@ -175,12 +175,12 @@ def _checked_grid(dataset: h5py.Dataset, name: str, n_before: int, most: int = M
     if n_missing > 0 and n_chunks <= most:  # a chunk takes a byte at least
         raise Refused(
             f"shape {shape} in {n_chunks} chunks, but at least {n_missing} of them were never written. Write the "
-            "file anew.",
+            "file again.",
             name,
         )
     if n_before + n_chunks > most:
         raise Refused(
-            f"shape {shape} in {n_chunks} chunks, expected {most} at most. Rewrite the file with larger ones "
+            f"shape {shape} in {n_chunks} chunks, expected at most {most}. Rewrite the file with larger chunks "
             "(h5repack -l).",
             name,
         )
@@ -191,11 +191,11 @@ def _check_chunks(dataset: h5py.Dataset, name: str) -> None:
     shape = dataset.shape
     chunks = dataset.chunks
     if len(chunks) != len(shape) or 0 in chunks:
-        raise Refused(f"chunks of shape {chunks}, expected rank {len(shape)} as of its shape {shape}", name)
+        raise Refused(f"chunks of shape {chunks}, expected rank {len(shape)} for a dataset of shape {shape}", name)
     n_bytes = prod(chunks) * dataset.dtype.itemsize
     if n_bytes > MOST_CHUNK_BYTES:
         raise Refused(
-            f"chunks of {n_bytes} bytes, expected {MOST_CHUNK_BYTES} at most. Rewrite the file with smaller ones "
+            f"chunks of {n_bytes} bytes, expected at most {MOST_CHUNK_BYTES}. Rewrite the file with smaller chunks "
             "(h5repack -l).",
             name,
         )

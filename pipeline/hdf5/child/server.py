@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _warm_up() -> None:
-    """Answer every kind of question once, since a fork cannot import what Python and h5py load on first use."""
+    """Answer every kind of request once, since a fork cannot import what Python and h5py load on first use."""
     with h5py.File.in_memory() as file:
         _write_rows(file)
         _write_columns(file)
@@ -159,7 +159,7 @@ def _exit_code(child: int, alive: int, seconds: float) -> int | None:
 def _end_of(code: int, request: dict[str, Any]) -> tuple[str, object]:
     """Return how a fork with this exit code has ended: ``end`` and ``detail``."""
     if code == -signal.SIGXCPU:
-        return "time", f"{request['seconds']:g} s of the processor"
+        return "time", f"{request['seconds']:g} s of CPU time"
     if code < 0:
         return "signal", -code
     if code > 0:
@@ -260,7 +260,7 @@ def _confine(seconds: float, memory: int, inode: int) -> None:
     os.close(next_descriptor)
     most_seconds = max(1, int(seconds))
     _limit(resource.RLIMIT_AS, memory, memory)
-    _limit(resource.RLIMIT_CPU, most_seconds, most_seconds + 1)  # the signal at the hard limit would not tell why
+    _limit(resource.RLIMIT_CPU, most_seconds, most_seconds + 1)  # SIGKILL would not show the reason
     _limit(resource.RLIMIT_FSIZE, 0, 0)
     _limit(resource.RLIMIT_CORE, 0, 0)
     _limit(resource.RLIMIT_NPROC, 0, 0)

@@ -51,7 +51,7 @@ def _only(file: h5py.File) -> str | None:
     names = [name for name, item in (("/", file.id), *objects(file.id)) if is_stack(item)]
     if len(names) > 1:
         raise Refused(
-            f"candidates {some(names, LISTED)} stack rows of other files, expected one. Name it with --dataset."
+            f"candidates {some(names, LISTED)} stack rows of other files, expected one. Choose one with --dataset."
         )
     return names[0] if names else None
 
@@ -118,11 +118,11 @@ def _blocks(item: Any, most: int = MOST_PIECES) -> list[Any]:
     properties = item.get_create_plist()
     n_blocks = properties.get_virtual_count()
     if n_blocks > most:
-        raise Refused(f"a virtual dataset of {n_blocks} blocks, expected {most} at most. Stack larger files.")
+        raise Refused(f"a virtual dataset of {n_blocks} blocks, expected at most {most}. Stack larger files.")
     try:
         names = [(properties.get_virtual_filename(i), properties.get_virtual_dsetname(i)) for i in range(n_blocks)]
     except UnicodeDecodeError as error:
-        raise Refused("a virtual dataset over a file whose name is not UTF-8. Give that file itself.") from error
+        raise Refused("a virtual dataset with a file whose name is not UTF-8. Give that file itself.") from error
     blocks = []
     for i, (file, dataset) in enumerate(names):
         target = _box(properties.get_virtual_vspace(i))
@@ -132,7 +132,7 @@ def _blocks(item: Any, most: int = MOST_PIECES) -> list[Any]:
 
 
 def _box(space: Any) -> list[list[int]] | None:
-    """Return the first index and the end of a selection along each axis; empty for all, None if it is no box."""
+    """Return the first index and the end of a selection along each axis; empty for all, None if it is not a box."""
     if space.get_select_type() == h5py.h5s.SEL_ALL:
         return []
     if space.get_select_type() != h5py.h5s.SEL_HYPERSLABS or not space.is_regular_hyperslab():

@@ -1,1 +1,1 @@
-"""A chunk's filters, undone."""
+"""Decoding of filtered chunks."""

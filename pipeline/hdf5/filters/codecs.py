@@ -1,4 +1,4 @@
-"""Undo the filters of a chunk, the last one first.
+"""Decode the filters of a chunk, the last one first.
 
 Deflate is RFC 1950's, LZF is LibLZF's; shuffle and Fletcher's checksum are HDF5's own, as in its H5Zshuffle.c and
 H5checksum.c. For registered filters, HDF5 itself would load a plugin, a library of unknown origin. This is never
@@ -31,10 +31,10 @@ __all__ = [
     "LZF",
     "SHUFFLE",
     "Filter",
+    "decode_chunk",
     "fletcher32",
     "objection",
-    "undone",
-    "written_anew",
+    "rewrite_advice",
 ]
 
 GZIP = 1
@@ -49,7 +49,7 @@ _WORDS = 2**13  # words of a checksum that are added up at once
 _WEIGHTS = np.arange(_WORDS, 0, -1, dtype=np.float64)
 _MOST_BLOCKS = 2**16  # blocks in a chunk; the largest chunk has 8192 blocks of bitshuffle's usual size
 _BLOCK_BYTES = 2**13  # usual size of bitshuffle's blocks
-_LEAST_ELEMENTS = 128  # elements of one of bitshuffle's blocks, if the file does not tell
+_LEAST_ELEMENTS = 128  # elements of one of bitshuffle's blocks, if the file does not specify it
 _PIECE = 2**20  # bytes of bits that are sorted at once
 
 _Decoder = Callable[[memoryview, Sequence[int], int], memoryview]
@@ -66,7 +66,7 @@ class Filter:
         Name in messages.
     decode : callable or None
         Decodes stored bytes, given the filter's parameters and the largest allowed number of decoded bytes; None if the
-        child lets HDF5 undo the filter.
+        child lets libhdf5 decode the filter.
     packages : tuple of str
         Python packages that it needs.
     is_plugin : bool
@@ -82,7 +82,7 @@ class Filter:
     is_slow: bool = False
 
 
-def undone(data: memoryview, filters: Sequence[tuple[int, Sequence[int]]], mask: int, n_bytes: int) -> memoryview:
+def decode_chunk(data: memoryview, filters: Sequence[tuple[int, Sequence[int]]], mask: int, n_bytes: int) -> memoryview:
     """Return the bytes of a chunk as they were before they were filtered.
 
     Parameters
@@ -106,7 +106,7 @@ def undone(data: memoryview, filters: Sequence[tuple[int, Sequence[int]]], mask:
             continue
         decode = FILTERS[code].decode
         if decode is None:
-            raise ValueError(f"{FILTERS[code].name}: only HDF5 undoes it")
+            raise ValueError(f"{FILTERS[code].name}: only libhdf5 can decode it")
         try:
             data = decode(data, parameters, n_bytes + _SUM_BYTES)  # a checksum may have been added before
         except (MemoryError, ImportError):
@@ -119,18 +119,18 @@ def undone(data: memoryview, filters: Sequence[tuple[int, Sequence[int]]], mask:
 
 
 def objection(code: int, values: Sequence[int], dataset: str) -> str | None:
-    """Return why a filter with these parameters cannot be undone, and what to do; None if it can be."""
+    """Return why a filter with these parameters cannot be decoded, and what to do; None if it can be."""
     if code not in FILTERS:
         names = ", ".join(each.name for each in FILTERS.values())
-        return f"not allowed, expected {names}. {written_anew(dataset)}"
+        return f"is not supported, expected {names}. {rewrite_advice(dataset)}"
     if _MISSING.get(code):
         return f"needs a package that is not installed. Run: pip install {' '.join(_MISSING[code])}"
     if code == _BLOSC and list(values[6:7]) == [_SNAPPY]:
-        return f"with Snappy inside, not allowed, expected another of Blosc's codecs. {written_anew(dataset)}"
+        return f"with the codec Snappy is not supported, expected another codec of Blosc. {rewrite_advice(dataset)}"
     return None
 
 
-def written_anew(dataset: str) -> str:
+def rewrite_advice(dataset: str) -> str:
     """Return how to rewrite a dataset without a filter, with and without the tools of HDF5."""
     return (
         "Rewrite the file with h5repack -f GZIP=4, or in Python after pip install hdf5plugin: import h5py, hdf5plugin; "
@@ -152,12 +152,10 @@ def _deflate() -> Any:
 def _from_gzip(data: memoryview, _: Sequence[int], most: int) -> memoryview:
     deflate = _deflate()
     try:
-        # libdeflate takes a third of zlib's time, and `most` bytes whatever the stream unfolds to.
+        # libdeflate takes a third of zlib's time, and `most` bytes whatever the stream decompresses to.
         return memoryview(deflate.zlib_decompress(data, most))
     except deflate.DeflateError as error:
-        raise ValueError(
-            f"compressed data that are damaged or unfold to too much, expected {most} bytes at most"
-        ) from error
+        raise ValueError(f"damaged, or decompresses to more than the expected {most} bytes") from error
 
 
 def _from_lzf(data: memoryview, _: Sequence[int], most: int) -> memoryview:
@@ -169,7 +167,7 @@ def _from_lzf(data: memoryview, _: Sequence[int], most: int) -> memoryview:
 def _from_shuffle(data: memoryview, values: Sequence[int], _: int) -> memoryview:
     """Return bytes in their old order, which were sorted by their position in an element; a remainder is at the end."""
     if len(values) != 1 or not values[0]:
-        raise ValueError("shuffled, but not told by what size")
+        raise ValueError("the shuffle filter has no element size")
     itemsize = values[0]
     n_elements = len(data) // itemsize
     if itemsize == 1 or n_elements <= 1:
@@ -228,7 +226,7 @@ def _from_bzip2(data: memoryview, _: Sequence[int], most: int) -> memoryview:
     codec = bz2.BZ2Decompressor()
     done = codec.decompress(data, most)
     if not codec.eof:
-        raise ValueError(f"cut short, or more than {most} bytes unfolded")
+        raise ValueError(f"truncated, or decompresses to more than {most} bytes")
     return memoryview(done)
 
 
@@ -237,7 +235,7 @@ def _from_zstd(data: memoryview, _: Sequence[int], most: int) -> memoryview:
 
     n_bytes = zstandard.get_frame_parameters(data).content_size  # if known, the library obeys it instead of `most`
     if most < n_bytes != zstandard.CONTENTSIZE_UNKNOWN:
-        raise ValueError(f"{n_bytes} bytes unfolded, expected {most} at most")
+        raise ValueError(f"decompresses to {n_bytes} bytes, expected at most {most}")
     return memoryview(zstandard.ZstdDecompressor().decompress(data, max_output_size=most))
 
 
@@ -275,7 +273,7 @@ def _from_lz4(data: memoryview, _: Sequence[int], most: int) -> memoryview:
 def _check_blocks(n_bytes: int, n_block: int, most: int) -> None:
     """Refuse more bytes than allowed, and more blocks than any writer makes: all may be the same few bytes."""
     if n_bytes > min(most, n_block * _MOST_BLOCKS):
-        raise ValueError(f"{n_bytes} bytes in blocks of {n_block}, expected {most} at most")
+        raise ValueError(f"{n_bytes} bytes in blocks of {n_block}, expected at most {most} bytes")
 
 
 def _block_from_lz4_or_raw(piece: memoryview, size: int) -> bytes | memoryview:
@@ -334,7 +332,7 @@ def _from_bitshuffle(data: memoryview, values: Sequence[int], most: int, piece: 
     if n_block == 0:
         n_block = max(_LEAST_ELEMENTS, _BLOCK_BYTES // itemsize // 8 * 8)
     if n_bytes > min(most, n_block * itemsize * _MOST_BLOCKS) or n_bytes % itemsize or n_block % 8:
-        raise ValueError(f"{n_bytes} bytes in blocks of {n_block} x {itemsize}, expected {most} at most")
+        raise ValueError(f"{n_bytes} bytes in blocks of {n_block} x {itemsize}, expected at most {most} bytes")
     n_full, n_left = divmod(n_bytes // itemsize, n_block)
     n_last = n_left // 8 * 8
     if kind == _UNCOMPRESSED:
@@ -367,7 +365,7 @@ def _sort_bits(data: np.ndarray, n_block: int, itemsize: int) -> None:
     """Put the bits of each block's elements together again, in place; `n_block` is a multiple of 8."""
     if not data.size:
         return
-    # For every 8 elements, the bits of one byte position lie in 8 bytes, which are a line of the block apart.
+    # For every 8 elements, the bits of one byte position are in 8 bytes, which are a line of the block apart.
     lines = data.reshape(-1, itemsize, 8, n_block // 8)
     words = np.ascontiguousarray(lines.transpose(0, 3, 1, 2)).view("<u8")[..., 0]
     octets = _transposed_bits(words).view(np.uint8).reshape(-1, n_block // 8, itemsize, 8)
@@ -400,7 +398,7 @@ FILTERS = {
 """All filters that files may have, by their codes: HDF5's own, and registered ones."""
 
 ASKED = frozenset(code for code, each in FILTERS.items() if each.decode is None)
-"""Codes of the filters that the child lets HDF5 undo."""
+"""Codes of the filters that the child lets libhdf5 decode."""
 
 # Found before the child confines itself, since it then sees no packages any more.
 _MISSING = {code: [name for name in each.packages if find_spec(name) is None] for code, each in FILTERS.items()}

@@ -1,4 +1,4 @@
-"""LZF undone, without Python's lock: lzf.c."""
+"""LZF decoder that releases the GIL: lzf.c."""
 
 from typing_extensions import Buffer
 

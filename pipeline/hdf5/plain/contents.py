@@ -100,7 +100,7 @@ def _new_link(body: bytes) -> tuple[bytes, int]:
     has_type = bool(flags & 8)
     has_order = bool(flags & 4)
     has_encoding = bool(flags & 16)
-    expect(version == 1, flags < 32, not has_type or body[2] == 0)  # other types are no hard links
+    expect(version == 1, flags < 32, not has_type or body[2] == 0)  # other types are not hard links
     place = 2 + has_type + 8 * has_order + has_encoding
     start = place + (1 << (flags & 3))
     stop = start + int.from_bytes(body[place:start], "little")
@@ -184,7 +184,7 @@ class Contents(NamedTuple):
         KeyError
             If there is no object of that name.
         Exception
-            Of many kinds, if it is no dataset that is stored as a whole in the file itself.
+            Of many kinds, if it is not a dataset that is stored as a whole in the file itself.
         """
         found = dataset_of(messages(self.file, self.addresses[name]), self.file.end)
         expect(found.kind in ("contiguous", "inline"), found.place < NOWHERE, found.dtype.code[1] in "uifb")
@@ -217,19 +217,19 @@ def read_contents(descriptor: int, size: int, base: int, most_bytes: int) -> Con
 def read_arrays(
     descriptor: int, size: int, base: int, datasets: Mapping[str, Dataset], where: str
 ) -> dict[str, np.ndarray]:
-    """Return the values of datasets, after a check that they lie in the file and do not overlap.
+    """Return the values of datasets, after a check that they are inside the file and do not overlap.
 
     Raises
     ------
     DataError
-        If they lie outside the file, overlap, or are one dataset under several names. The message begins with `where`.
+        If they are outside the file, overlap, or are one dataset under several names. The message begins with `where`.
     OSError
         If reading fails.
     """
     n_bytes = sum(dataset.n_bytes for dataset in datasets.values())
     if n_bytes > size:
         raise DataError(
-            f"{where}: arrays of {n_bytes} bytes in a file of {size} bytes, expected each in a place of its own. The "
+            f"{where}: arrays of {n_bytes} bytes in a file of {size} bytes, expected arrays that do not overlap. The "
             "file is damaged or forged: do not use it."
         )
     check_places([_layout(name, dataset, base) for name, dataset in datasets.items()], size, where, base)

@@ -1,4 +1,4 @@
-"""Datasets and attributes of plain files: shapes, types, filters, and where the bytes lie."""
+"""Datasets and attributes of plain files: shapes, types, filters, and the location of the bytes."""
 
 import struct
 from collections.abc import Iterator
@@ -201,7 +201,7 @@ def _chunked(body: bytes, dataset: Dataset) -> Dataset:
 
 
 def layout_claim(file: Metadata, dataset: Dataset, name: str, arrays: list[np.ndarray]) -> dict[str, Any]:
-    """Return where the bytes of a dataset lie, as from `child.layouts.layout_claim`, and append arrays to `arrays`."""
+    """Return the location of a dataset's bytes, like `child.layouts.layout_claim`, and append arrays to `arrays`."""
     code, notes, itemsize = dataset.dtype
     expect(code[1] in "uifbS", itemsize <= MOST_ITEM)  # the child explains why others are left out
     claim = {"name": name, "shape": list(dataset.shape), "dtype": {"code": code, "notes": notes}, "kind": dataset.kind}
@@ -406,7 +406,7 @@ def value_of(file: Metadata, attribute: Attribute) -> Any:
 
 
 def _text_in_heap(file: Metadata, reference: bytes) -> bytes:
-    """Return a text of variable length, which lies in a global heap (III.E)."""
+    """Return a string of variable length from a global heap (III.E)."""
     n_bytes, heap, wanted = _REFERENCE.unpack_from(reference)
     if n_bytes == 0:
         return b""

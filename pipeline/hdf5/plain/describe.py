@@ -16,17 +16,17 @@ from pipeline.hdf5.forms import (
     CATEGORIES,
     NOT_UTF8,
     PREFERRED,
-    beside,
     has_one_for_each_column,
+    has_one_for_each_row,
     is_coordinate,
     is_utf8,
-    items_beside,
+    items_of,
     leave_out,
     misfit,
     parts_of,
-    rides,
+    sibling,
     text,
-    variables_beside,
+    variables_of,
 )
 from pipeline.hdf5.plain.contents import links, root
 from pipeline.hdf5.plain.datasets import Dataset, attribute_of, dataset_of, layout_claim
@@ -61,7 +61,7 @@ def describe_plain(
     base: int = 0,
     most_bytes: int = MOST_BYTES,
 ) -> tuple[dict[str, Any], list[np.ndarray]] | None:
-    """Return where the rows and their extras lie in an open file, whose superblock at `base` has been checked.
+    """Locate the rows and their extras in an open file, whose superblock at `base` has been checked.
 
     At most `most_bytes` of metadata are read.
 
@@ -159,13 +159,13 @@ def _has_notable_attributes(rows: Dataset, orientation: str | None) -> bool:
 
 
 def _names_columns(group: _Group, dataset: str, shape: tuple[int, ...]) -> bool:
-    """Return whether names or numbers of the columns may lie where `child.columns` looks for them."""
-    variables = parts_of(variables_beside(dataset))
+    """Return whether names or numbers of the columns may be in a place that `child.columns` searches."""
+    variables = parts_of(variables_of(dataset))
     is_in_group = len(variables) == len(parts_of(dataset))
     names = group.links if is_in_group else group.above
     if variables[-1] in names:
         return True
-    items = items_beside(dataset)
+    items = items_of(dataset)
     if items is not None and parts_of(items)[-1] in group.links:
         return True
     return _has_coordinate(group, shape[0], prod(shape[1:]))
@@ -189,8 +189,8 @@ def _find_extras(
         other = group.objects[address]
         if name == rows_name:
             continue
-        if other is not None and rides(other.shape, shape[0]) and is_utf8(name):
-            layout = layout_claim(file, other, beside(rows, text(name)), arrays)
+        if other is not None and has_one_for_each_row(other.shape, shape[0]) and is_utf8(name):
+            layout = layout_claim(file, other, sibling(rows, text(name)), arrays)
             extras.append({"name": text(name), "layout": layout, "categories": None, "is_named": False})
         else:
             _leave_out(left_out, name, other, shape)
@@ -198,10 +198,10 @@ def _find_extras(
 
 
 def _leave_out(left_out: list[list[Any]], name: bytes, other: Dataset | None, shape: tuple[int, ...]) -> None:
-    """List an object that is no extra of rows of that shape, with the reason."""
+    """List an object that cannot be an extra of rows of that shape, with the reason."""
     if other is None:
         leave_out(left_out, name, A_GROUP, is_missed=False)
-    elif rides(other.shape, shape[0]):
+    elif has_one_for_each_row(other.shape, shape[0]):
         leave_out(left_out, name, NOT_UTF8)
     elif other.shape:
         reason, is_missed = misfit(other.shape, shape)

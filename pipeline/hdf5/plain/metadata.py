@@ -1,6 +1,6 @@
 """HDF5's metadata, read without HDF5: bytes within bounds, checksums, B-trees, and the messages of object headers.
 
-Every address is checked against the end of the file, nothing recurses, and everything that is read has a bound. A
+Every address is checked against the end of the file, no function recurses, and every read has a bound. A
 forged number leads to a wrong answer at worst. Damaged files, and files that are merely unusual, raise `Odd`.
 
 The numbers in brackets, here and in the other modules of `plain`, are sections of the HDF5 File Format Specification
@@ -60,7 +60,7 @@ class Metadata:
     Attributes
     ----------
     base : int
-        Offset of the superblock, from which all other offsets count.
+        Offset of the superblock, to which all other offsets are relative.
     end : int
         End of the file. `root` replaces it by the end of the data.
     start : bytes
@@ -272,7 +272,7 @@ class _Header(NamedTuple):
     is_old : bool
         Whether it is of version 1.
     n_messages : int
-        Number of messages, if the version tells.
+        Number of messages, if the version specifies it.
     """
 
     first: _Block

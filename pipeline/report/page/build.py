@@ -18,7 +18,7 @@ from pipeline.output.records import published_file
 from pipeline.report.page.document import Command, Figure, Item, Page, Table
 from pipeline.report.page.quality import quality
 from pipeline.report.page.run import change, settings, steps, time_spent
-from pipeline.report.page.verdict import needs, notices, verdict
+from pipeline.report.page.verdict import action_needed, notices, verdict
 from pipeline.report.page.words import cut
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ def page_of(report: Mapping[str, Any]) -> Page:
     KeyError, TypeError, ValueError
         When it is not a report.
     """
-    sections = [make(report) for make in (needs, quality, change, time_spent, steps, settings)]
+    sections = [make(report) for make in (action_needed, quality, change, time_spent, steps, settings)]
     n_notices, _ = notices(report)
     return Page(
         title=f"shardpress: {cut(Path(report['config']['output']).name, 60)}",
         verdict=verdict(report),
-        needs=n_notices > 0,
+        has_warnings=n_notices > 0,
         sections=tuple(section for section in sections if section is not None and section.items),
     )
 
@@ -66,12 +66,12 @@ def page_bytes(report: Mapping[str, Any]) -> bytes:
         plain = json.loads(report_bytes(report))
         return html_of(page_of(plain)).encode()
     except Exception as error:
-        log.warning("report: report.html could not be made, report.json has its numbers: %r", error)
+        log.warning("report: could not build report.html; its numbers are in report.json: %r", error)
         reason = html.escape(shown(repr(error))[:300])
         return (
             '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>shardpress</title></head><body><main>'
-            f"<h1>shardpress</h1><p>The features are there, but this page could not be made: {reason}. The numbers "
-            "stand in report.json.</p></main></body></html>\n"
+            f"<h1>shardpress</h1><p>The features are complete, but this page could not be built: {reason}. Its "
+            "numbers are in report.json.</p></main></body></html>\n"
         ).encode()
 
 
@@ -93,9 +93,9 @@ def read_report(directory: str | Path) -> dict[str, Any]:
     try:
         report = json.loads(data)
     except ValueError as error:
-        raise DataError(f"{where}: not JSON: {shown(error)}. Type the run's command again to make it anew.") from error
+        raise DataError(f"{where}: not JSON: {shown(error)}. Run the command of that run again.") from error
     if not isinstance(report, dict):
-        raise DataError(f"{where}: a {type(report).__name__}, expected a report")
+        raise DataError(f"{where}: holds a {type(report).__name__}, expected a report")
     return report
 
 
@@ -105,7 +105,7 @@ def _read(path: Path, where: str) -> bytes:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NoInput(f"{where}: {error.strerror}, expected the output directory of a finished run") from error
     except OSError as error:
-        raise NotPermitted(f"{where}: {error.strerror}, expected a file that you may read") from error
+        raise NotPermitted(f"{where}: {error.strerror}, expected permission to read the file") from error
 
 
 def read_page(directory: str | Path) -> Page:
@@ -118,7 +118,9 @@ def read_page(directory: str | Path) -> Page:
         return page_of(report)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         path = shown(Path(directory) / "report.json")
-        raise DataError(f"file={path}: no report of ours: {error!r}. Type the run's command again.") from error
+        raise DataError(
+            f"file={path}: not a report of shardpress: {error!r}. Run the command of that run again."
+        ) from error
 
 
 # -- HTML ----------------------------------------------------------------------------------------------------------
@@ -148,7 +150,7 @@ def _kind(item: Item) -> str:
 
 def text_of(page: Page) -> str:
     """Return a page as plain text, for mail and terminals: figures become the tables with their numbers."""
-    lines = [page.title, "", *wrap(page.verdict, _TEXT_WIDTH)]
+    lines = [page.title, "", "", "Summary", "=======", "", *wrap(page.verdict, _TEXT_WIDTH)]
     for section in page.sections:
         lines += ["", "", section.title, "=" * len(section.title)]
         for item in section.items:

@@ -87,11 +87,11 @@ class Page:
     ----------
     verdict : str
         The run in one sentence.
-    needs : bool
-        Whether something needs attention.
+    has_warnings : bool
+        Whether there are warnings.
     """
 
     title: str
     verdict: str
-    needs: bool
+    has_warnings: bool
     sections: tuple[Section, ...]

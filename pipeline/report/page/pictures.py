@@ -103,9 +103,9 @@ def _legend(x: float, y: float, name: str, stroke: str) -> list[Element]:
 
 def _describe_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, float]) -> str:
     n_epochs = max(map(len, lines.values()))
-    ends = [f"{name} goes from {number(line[0])} to {number(line[-1])}" for name, line in lines.items()]
-    constants = [f"{name} has {number(level)}" for name, level in levels.items()]
-    return f"Over {count(n_epochs)} epochs {'; '.join([*ends, *constants])}."
+    ends = [f"{name} from {number(line[0])} to {number(line[-1])}" for name, line in lines.items()]
+    constants = [f"{name} {number(level)}" for name, level in levels.items()]
+    return f"{count(n_epochs)} epochs: {'; '.join([*ends, *constants])}."
 
 
 def _table_of_curves(title: str, lines: Mapping[str, Sequence[float]]) -> Table:
@@ -124,7 +124,7 @@ def bars(title: str, values: Mapping[str, float], spelled: Callable[[float], str
     texts = [(name, spelled(value)) for name, value in values.items()]
     description = "; ".join(f"{name}: {value}" for name, value in texts) + "."
     size = (_WIDTH, 16 + 30.0 * len(values))
-    return _figure(title, description, _draw_bars(values, texts), Table.of(title, "what, value", texts), note, size)
+    return _figure(title, description, _draw_bars(values, texts), Table.of(title, "name, value", texts), note, size)
 
 
 def _draw_bars(values: Mapping[str, float], texts: Sequence[tuple[str, str]]) -> list[Element]:
@@ -158,7 +158,7 @@ def histogram(title: str, edges: Sequence[float], counts: Sequence[int], x_name:
     """
     fullest = int(np.argmax(counts))
     between = f"between {number(edges[fullest])} and {number(edges[fullest + 1])}"
-    description = f"{count(sum(counts))} rows, most often {between}."
+    description = f"{count(sum(counts))} rows; the most frequent values are {between}."
     return _figure(title, description, _draw_bins(edges, counts, x_name), table)
 
 
@@ -184,11 +184,11 @@ def scatter(title: str, points: np.ndarray, codes: np.ndarray, names: Sequence[s
     groups = [_Group(code, _label(code, names), points[codes == code]) for code in sorted(set(codes.tolist()))]
     colours = ""
     if names:
-        colours = f" in the colours of {len(groups)} labels"
+        colours = f", coloured by {len(groups)} labels"
     description = f"{count(len(points))} rows{colours}."
     has_names = bool(names) and len(groups) <= _MAX_LABELS
     rows = [group.table_row() for group in groups[:_MAX_LABELS]]
-    table = Table.of(_title_of_medians(title, names, len(groups)), "label, rows, across, up", rows)
+    table = Table.of(_title_of_medians(title, names, len(groups)), "label, rows, x, y", rows)
     return _figure(title, description, _draw_groups(groups, points, has_names), table)
 
 
@@ -238,10 +238,10 @@ def _label(code: int, names: Sequence[str]) -> str:
 
 def _title_of_medians(title: str, names: Sequence[str], n_labels: int) -> str:
     if not names:
-        return f"{title}: the middle"
+        return f"{title}: median"
     if n_labels <= _MAX_LABELS:
-        return f"{title}: the middle of each label"
-    return f"{title}: the middle of the first {_MAX_LABELS} of {n_labels} labels"
+        return f"{title}: median of each label"
+    return f"{title}: medians of the first {_MAX_LABELS} of {n_labels} labels"
 
 
 # -- rows and their reconstructions --------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ def images(title: str, pairs: Sequence[Mapping[str, Any]], shape: Sequence[int],
         elements += _tiles([pair[key] for pair in pairs], None if key == "code" else shape, top)
         top += _TILE_STEP + 16
     elements += _short_labels(pairs, top - 8)
-    description = f"{len(pairs)} rows as images, above what their features give back; errors in the table."
+    description = f"{len(pairs)} rows as images, above their features and reconstructions; errors in the table."
     return _figure(title, description, elements, _table_of_pairs(title, pairs), size=(len(pairs) * _TILE_STEP, top))
 
 
@@ -304,14 +304,14 @@ def profiles(title: str, pairs: Sequence[Mapping[str, Any]]) -> Figure:
     n_lines = -(-len(pairs) // 2)
     bottom = n_lines * _PROFILE_STEP + 20
     elements += _legend_of_profiles(bottom - 4)
-    description = f"{len(pairs)} rows over their columns, and what their features give back; errors in the table."
+    description = f"{len(pairs)} rows and their reconstructions, plotted over the columns; errors in the table."
     size = (2 * _PROFILE_WIDTH + 20, bottom)
     return _figure(title, description, elements, _table_of_pairs(title, pairs), size=size)
 
 
 def _legend_of_profiles(y: float) -> list[Element]:
-    row = _legend(0, y, "the row, scaled", colour(_PROFILE_COLOURS["input"]))
-    reconstruction = _legend(140, y, "and again, from its features", colour(_PROFILE_COLOURS["again"]))
+    row = _legend(0, y, "scaled row", colour(_PROFILE_COLOURS["input"]))
+    reconstruction = _legend(140, y, "reconstruction", colour(_PROFILE_COLOURS["again"]))
     return [*row, *reconstruction]
 
 

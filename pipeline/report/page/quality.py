@@ -27,14 +27,14 @@ def quality(report: Mapping[str, Any]) -> Section:
         *_units(report, sample),
         *_missing_sample(report),
     ]
-    return Section("Is it good?", tuple(items))
+    return Section("Quality of the features", tuple(items))
 
 
 def _missing_sample(report: Mapping[str, Any]) -> Iterator[str]:
     if "sample" in report and not report["sample"]:
         yield (
-            "No rows are shown here: there were too few good ones, the model takes too much of the memory budget, or "
-            "they could not be read once more, which is a warning then."
+            "No sample of rows is shown: there were too few good rows, the model takes too much of the memory budget, "
+            "or reading the rows again failed (see the warnings)."
         )
 
 
@@ -49,22 +49,22 @@ def _costs(report: Mapping[str, Any]) -> Iterator[Item]:
     levels = {}
     if training.get("baseline"):
         levels["principal components"] = training["baseline"]["components"]
-    yield curves("Cost over the epochs", lines, levels)
+    yield curves("Training curve", lines, levels)
 
 
 def _errors(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[Item]:
     """Yield the reconstruction error: on validation rows, or on the sample if none were left out."""
     summary = report["summary"]
-    title = "Mean squared error in scaled units"
+    title = "Reconstruction error (mean squared error in scaled units)"
     features = f"{summary['n_features']} features"
     values = [summary.get(key) for key in ("cost", "components", "mean")]
     if None not in values:
-        names = (features, f"{summary['n_features']} components", "the mean")
-        note = "On rows that were kept out of the training: the lower, the more of a row its features still know."
+        names = (features, f"{summary['n_features']} components", "column means")
+        note = "Measured on validation rows; lower is better. Components are principal components."
         yield bars(title, dict(zip(names, values, strict=True)), note=note)
     elif sample:
-        errors = {features: sample["mean_error"], "the mean": sample["of_mean"]}
-        yield bars(title, errors, note=f"On {count(sample['n_rows'])} of the rows.")
+        errors = {features: sample["mean_error"], "column means": sample["of_mean"]}
+        yield bars(title, errors, note=f"Measured on a sample of {count(sample['n_rows'])} rows; lower is better.")
 
 
 def _probe(sample: Mapping[str, Any]) -> Iterator[Item]:
@@ -75,14 +75,14 @@ def _probe(sample: Mapping[str, Any]) -> Iterator[Item]:
         "features": probe["features"],
         f"{probe['n_components']} components": probe["components"],
         "raw columns": probe["columns"],
-        "always the commonest": probe["commonest"],
+        "most frequent label": probe["commonest"],
     }
     largest_deviation = max(_deviation(share, probe["n_test"]) for share in accuracies.values())
     note = (
-        f"A ridge classifier that has learnt the labels {cut(probe['labels'], 40)} from {count(probe['n_train'])} "
-        f"rows, tried on {count(probe['n_test'])} others; give or take {percent(2 * largest_deviation)}."
+        f"A ridge classifier, trained on the labels {cut(probe['labels'], 40)} of {count(probe['n_train'])} rows and "
+        f"tested on {count(probe['n_test'])} other rows. Margin of error: {percent(2 * largest_deviation)}."
     )
-    yield bars("Rows that a linear probe tells right", accuracies, percent, note)
+    yield bars("Accuracy of a linear probe", accuracies, percent, note)
 
 
 def _deviation(share: float, n: int) -> float:
@@ -97,9 +97,9 @@ def _points(sample: Mapping[str, Any]) -> Iterator[Item]:
     codes = np.array(points["labels"] or [0] * len(points["inputs"]))
     axes = points["axes"]
     titles = {
-        "inputs": f"Rows ({axes['inputs']})",
-        "codes": f"Their features ({axes['codes']})",
-        "reconstructions": f"Rows again, from the features alone ({axes['inputs']})",
+        "inputs": f"Input rows ({axes['inputs']})",
+        "codes": f"Features ({axes['codes']})",
+        "reconstructions": f"Reconstructed rows ({axes['inputs']})",
     }
     for key, title in titles.items():
         yield scatter(title, np.array(points[key]), codes, points["names"])
@@ -109,11 +109,11 @@ def _pairs(sample: Mapping[str, Any]) -> Iterator[Item]:
     pairs = sample.get("pairs")
     if not pairs or not pairs["rows"]:
         return
-    title = "Rows and what their features give back"
+    title = "Rows and their reconstructions"
     if pairs["shape"] is None:
         yield profiles(title, pairs["rows"])
         return
-    lines = {"input": "rows", "code": "their features", "again": "rows again, from the features alone"}
+    lines = {"input": "rows", "code": "features", "again": "reconstructions"}
     yield images(title, pairs["rows"], pairs["shape"], lines)
 
 
@@ -122,11 +122,13 @@ def _rows(sample: Mapping[str, Any]) -> Iterator[Item]:
         return
     errors = sample["errors"]
     quantiles = [(percent(float(share)), number(value)) for share, value in errors["quantiles"].items()]
-    table = Table.of("Errors of single rows: so many have less", "share of the rows, less than", quantiles)
-    yield histogram("Errors of single rows", errors["edges"], errors["counts"], "mean squared error of a row", table)
-    title = f"The worst of {count(sample['n_rows'])} rows from all over the data"
+    table = Table.of("Quantiles of the reconstruction error of rows", "share of rows, error below", quantiles)
+    yield histogram(
+        "Reconstruction error of rows", errors["edges"], errors["counts"], "mean squared error of a row", table
+    )
+    title = f"Worst rows of a sample of {count(sample['n_rows'])} rows"
     worst = [_worst_row(row) for row in sample["worst"]]
-    yield Table.of(title, "file, row, label, error, most of it in column", worst)
+    yield Table.of(title, "file, row, label, error, column with the largest error", worst)
 
 
 def _worst_row(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -140,9 +142,9 @@ def _units(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[Ite
         return
     of_all = f"of {units['n_features']}"
     rows = [
-        ("hardly vary", f"{units['dead']} {of_all}"),
-        ("are saturated for most rows", f"{units['saturated']} {of_all}"),
-        ("repeat another one", f"{units['duplicate']} {of_all}"),
-        ("activations that are saturated", percent(units["saturated_share"])),
+        ("nearly constant", f"{units['dead']} {of_all}"),
+        ("saturated for most rows", f"{units['saturated']} {of_all}"),
+        ("duplicate of another feature", f"{units['duplicate']} {of_all}"),
+        ("saturated activations", percent(units["saturated_share"])),
     ]
-    yield Table.of(f"Features that say little, in {count(units['n_rows'])} rows", "features that, how many", rows)
+    yield Table.of(f"Uninformative features, measured on {count(units['n_rows'])} rows", "kind, features", rows)

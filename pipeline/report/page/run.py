@@ -16,7 +16,7 @@ from pipeline.text import exact_duration, size
 __all__ = ["change", "settings", "steps", "time_spent"]
 
 _NOT_OF_RESULTS = ("overwrite", "restart", "quiet", "verbose")  # settings that do not affect results
-_HEADS = "stage, time, rows, bytes, cores busy, waited for"
+_HEADS = "stage, time, rows, bytes, CPU use, waiting for"
 _MIN_SHARE = 0.01  # of a stage's time, to be listed
 _MAX_WORKERS = 10  # report.json has all
 _STAGES = ["scan", "training", "encoding"]  # that workers take part in
@@ -30,7 +30,7 @@ _SUMMARY = {
     "bad rows": ("n_bad", count),
     "rows outside the model's range": ("n_outside", count),
     "mean squared error": ("cost", number),
-    "that of principal components": ("components", number),
+    "mean squared error of principal components": ("components", number),
 }
 """Names of the lines that compare two runs, with the key in the summary and the function that formats the value."""
 
@@ -43,12 +43,12 @@ def change(report: Mapping[str, Any]) -> Section | None:
     last = report.get("last")
     if not last:
         return None
-    title = f"The run of {cut(last.get('made', 'before'), 30)}, and this one"
-    items = [Table.of(title, ", then, now", _changed_numbers(last["summary"], report["summary"]))]
+    title = f"Results of the previous run ({cut(last.get('made', 'date unknown'), 30)}) and of this run"
+    items = [Table.of(title, "quantity, previous run, this run", _changed_numbers(last["summary"], report["summary"]))]
     rows = _changed_settings(last.get("config", {}), report["config"])
     if rows:
-        items.append(Table.of("Settings that differ", "setting, then, now", rows[:_MAX_ROWS]))
-    return Section("What changed since the last run here", tuple(items))
+        items.append(Table.of("Changed settings", "setting, previous run, this run", rows[:_MAX_ROWS]))
+    return Section("Comparison with the previous run", tuple(items))
 
 
 def _changed_numbers(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -87,11 +87,11 @@ def time_spent(report: Mapping[str, Any]) -> Section:
     items += _rates_of_stages(report, has_workers=bool(cluster.get("workers")))
     items += _workers(cluster)
     items += map(_earlier_times, report.get("sittings", []))
-    return Section("Where the night went", tuple(items))
+    return Section("Run time", tuple(items))
 
 
 def _earlier_times(run: Mapping[str, Any]) -> Table:
-    title = f"The sitting before, that ended {cut(run['made'], 30)}"
+    title = f"Throughput before this run was resumed (until {cut(run['made'], 30)})"
     return Table.of(title, _HEADS, [*_stages(run["stages"])])
 
 
@@ -99,13 +99,13 @@ def _rates_of_stages(report: Mapping[str, Any], has_workers: bool) -> Iterator[I
     rows = [*_stages(report.get("stages", {})), *_epochs(report)]
     if not rows:
         return
-    title = "Rates"
+    title = "Throughput by stage"
     if has_workers:
-        title = "Rates; what cores did and waited for is the driver's share"
+        title = "Throughput by stage; CPU use and waiting are the driver's share"
     yield Table.of(title, _HEADS, rows)
     peak = report.get("memory", {}).get("peak_bytes")
     if peak:
-        yield f"The process took {size(peak)} of memory at most."
+        yield f"Peak memory of the process: {size(peak)}."
 
 
 def _stages(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
@@ -163,7 +163,7 @@ def _workers(cluster: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def _title_of_workers(n: int) -> str:
-    title = "Workers, and their rows a second"
+    title = "Workers and their rows per second"
     if n > _MAX_WORKERS:
         title = f"{title}: the {_MAX_WORKERS} slowest of {count(n)}"
     return title
@@ -198,7 +198,7 @@ def steps(report: Mapping[str, Any]) -> Section:
         line = f"shardpress run --model {output} --input NEW --output {output}-new"
         commands.append(Command("Encode other shards with this model", line))
     commands.append(Command("Open the features", _command_to_open(config["output"])))
-    return Section("The next step", tuple(commands))
+    return Section("Next steps", tuple(commands))
 
 
 def _command_to_open(output: str) -> str:
@@ -213,7 +213,7 @@ def _command_to_open(output: str) -> str:
 def settings(report: Mapping[str, Any]) -> Section:
     """Return the section about inputs, settings, versions and digests."""
     items = [*_inputs(report.get("inputs")), *_settings(report["config"]), *_provenance(report)]
-    return Section("Settings, versions, digests", tuple(items))
+    return Section("Settings", tuple(items))
 
 
 def _inputs(inputs: Mapping[str, Any] | None) -> Iterator[Item]:
@@ -224,14 +224,14 @@ def _inputs(inputs: Mapping[str, Any] | None) -> Iterator[Item]:
     rows = [
         ("shards", count(inputs["n_shards"])),
         ("rows", count(inputs["n_rows"])),
-        ("bytes of rows", size(inputs["n_bytes"])),
+        ("size of the rows", size(inputs["n_bytes"])),
         ("dataset", cut(inputs["dataset"], 80)),
         ("columns", cut(inputs.get("columns", "-"), 120)),
-        ("stored as", cut(inputs["dtype"], 40)),
-        ("extras", cut(", ".join(extras) or "nothing", 200)),
+        ("dtype", cut(inputs["dtype"], 40)),
+        ("extras", cut(", ".join(extras) or "none", 200)),
         ("files", cut(files, 300)),
     ]
-    yield Table.of("Input", "what, value", rows)
+    yield Table.of("Input", "quantity, value", rows)
 
 
 def _settings(config: Mapping[str, Any]) -> Iterator[Item]:
@@ -239,7 +239,7 @@ def _settings(config: Mapping[str, Any]) -> Iterator[Item]:
     rows = [(name, _value(value)) for name, value in config.items()]
     changed = [row for row in rows if row[1] != defaults.get(row[0], _value(None))]
     unchanged = [row for row in rows if row not in changed]
-    title = "Settings that differ from their defaults, or follow from the inputs"
+    title = "Settings that differ from their defaults or are derived from the input"
     yield Table.of(title, "setting, value", changed[:_MAX_ROWS])
     yield Table.of("Settings at their defaults", "setting, value", unchanged[: 2 * _MAX_ROWS])
 
@@ -256,16 +256,16 @@ def _value(value: object) -> str:
 
 
 def _provenance(report: Mapping[str, Any]) -> Iterator[Item]:
-    yield Table.of("Versions and digests", "what, value", _versions_and_digests(report))
+    yield Table.of("Versions and fingerprints", "name, value", _versions_and_digests(report))
     if report.get("storage"):
         yield _storage(report["storage"])
     verification = report.get("verification")
     if verification:
         yield (
-            f"Verified: the features of {count(verification['n_rows'])} rows, read back from their files, differ from "
-            f"those that float64 gives by {number(verification['largest_difference'])} at most."
+            f"Verification: the features of {count(verification['n_rows'])} rows were read back and recomputed in "
+            f"float64. They differ by at most {number(verification['largest_difference'])}."
         )
-    yield "The BLAKE3 digest of every file stands in manifest.json."
+    yield "manifest.json holds the BLAKE3 digest of every file."
 
 
 def _versions_and_digests(report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -287,5 +287,5 @@ def _storage(stored: Mapping[str, Any]) -> str:
         form = f"{form}, {stored['compression']}"
     rounding = ""
     if stored["max_error"]:
-        rounding = f"; rounding moves them by {number(stored['max_error'])} at most"
-    return f"Stored: the features take {size(stored['n_bytes'])} as {cut(form, 40)}{rounding}."
+        rounding = f"; rounding changes them by at most {number(stored['max_error'])}"
+    return f"Storage: the features take {size(stored['n_bytes'])} as {cut(form, 40)}{rounding}."

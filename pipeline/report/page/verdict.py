@@ -10,29 +10,33 @@ from pipeline.report.page.document import Item, Section, Table
 from pipeline.report.page.words import column, count, cut, number, path, percent
 from pipeline.text import exact_duration
 
-__all__ = ["drift", "needs", "notices", "verdict"]
+__all__ = ["action_needed", "drift", "notices", "verdict"]
 
 _MAX_LISTED = 10
 _SAME = 0.02  # relative difference of errors: trainings with other seeds differ by as much
 _NEGLIGIBLE = 1e-3  # share of the mean's error; the same as `NOTHING` in `pipeline.training.components`
-_DONE = {"pass": "are encoded as they are", "clip": "were moved to its edge", "raise": "would have ended the run"}
+_ACTIONS = {
+    "pass": "were encoded unchanged",
+    "clip": "were clipped to this range",
+    "raise": "would have stopped the run",
+}
 
 
 def verdict(report: Mapping[str, Any]) -> str:
     """Return one sentence about the run."""
     summary = report["summary"]
     n_notices, _ = notices(report)
-    end = "nothing needs you"
+    end = "No action is needed."
     if n_notices:
-        end = f"{counted(n_notices, 'thing')} should be looked at"
+        end = f"There {'is' if n_notices == 1 else 'are'} {counted(n_notices, 'warning')}."
     columns = f"{count(summary['n_rows'])} rows of {count(summary['n_inputs'])} columns"
     features = counted(summary["n_features"], "feature")
     duration = exact_duration(sum(summary["seconds"].values()))
-    return f"{columns} became {features} each in {duration}{_error(report)}; {end}."
+    return f"Encoded {columns} into {features} per row in {duration}. {_error(report)}{end}"
 
 
 def _error(report: Mapping[str, Any]) -> str:
-    """Return the reconstruction error, compared with that of principal components if they are known."""
+    """Return a sentence on the reconstruction error, compared with that of principal components if it is known."""
     summary = report["summary"]
     cost = summary.get("cost")
     if cost is not None and summary.get("components") is not None:
@@ -40,7 +44,7 @@ def _error(report: Mapping[str, Any]) -> str:
     error = (report.get("sample") or {}).get("mean_error", cost)
     if error is None:
         return ""
-    return f", which give the rows back with a mean squared error of {number(error)}"
+    return f"The mean squared reconstruction error is {number(error)}. "
 
 
 def _error_and_baseline(summary: Mapping[str, Any]) -> str:
@@ -49,12 +53,12 @@ def _error_and_baseline(summary: Mapping[str, Any]) -> str:
     baseline = f"{summary['n_features']} principal components"
     negligible = _NEGLIGIBLE * (summary.get("mean") or 0.0)
     if abs(error - components) < max(_SAME * components, negligible):
-        return f", which give the rows back as well as {baseline} do"
+        return f"The reconstruction error is about that of {baseline}. "
     gain = 0.0
     if components:
         gain = 1 - error / components
     side = "below" if gain > 0 else "above"
-    return f", whose error is {percent(abs(gain))} {side} that of {baseline}"
+    return f"The reconstruction error is {percent(abs(gain))} {side} that of {baseline}. "
 
 
 # -- what needs attention ------------------------------------------------------------------------------------------
@@ -90,33 +94,33 @@ def _warnings_of_summary(report: Mapping[str, Any]) -> Iterator[str]:
     if summary.get("n_outside"):
         yield f"{counted(summary['n_outside'], 'row')} outside the range of the rows that the model was trained on."
     if report.get("device", {}).get("reason"):
-        yield f"Not the device that was asked for: {report['device']['reason']}"
+        yield f"The requested device was not used: {report['device']['reason']}"
 
 
-def needs(report: Mapping[str, Any]) -> Section:
+def action_needed(report: Mapping[str, Any]) -> Section:
     """Return the section about what needs attention: the first ten of each kind, and their numbers."""
     items = [*_warnings(report), *_bad_data(report.get("bad", {})), *drift(report.get("drift"))]
     gave_up = report["summary"].get("gave_up")
     if gave_up:
         items.append(cut(gave_up))
     if not items:
-        items.append("Nothing.")
+        items.append("None.")
     items += _reused_results(report)
-    return Section("What needs a person", tuple(items))
+    return Section("Action needed", tuple(items))
 
 
 def _reused_results(report: Mapping[str, Any]) -> Iterator[Item]:
     reused = report.get("taken_over")
     if reused:
         names = "; ".join(cut(each) for each in reused[:_MAX_LISTED])
-        yield f"Taken over from an earlier sitting: {names}."
+        yield f"Results reused from an earlier run: {names}."
 
 
 def _warnings(report: Mapping[str, Any]) -> Iterator[Item]:
     n, lines = notices(report)
     yield from lines
     if n > len(lines):
-        yield f"And {count(n - len(lines))} more: run.log has all of them."
+        yield f"{count(n - len(lines))} more warnings are in run.log."
 
 
 def _bad_data(bad: Mapping[str, Any]) -> Iterator[Item]:
@@ -127,7 +131,7 @@ def _bad_data(bad: Mapping[str, Any]) -> Iterator[Item]:
     shards = bad.get("shards", {}).get("first")
     if shards:
         title = f"Bad shards: {_first(shards, bad['shards']['n'])}"
-        yield Table.of(title, "file, why", [(path(each["file"]), cut(each["reason"], 200)) for each in shards])
+        yield Table.of(title, "file, reason", [(path(each["file"]), cut(each["reason"], 200)) for each in shards])
 
 
 def _bad_row(facts: Mapping[str, Any]) -> tuple[str, ...]:
@@ -145,16 +149,16 @@ def _first(listed: Sequence[object], n: int) -> str:
 
 
 def drift(facts: Mapping[str, Any] | None) -> Iterator[Item]:
-    """Yield rows outside the range of a given model, by column and by shard; nothing if there are none."""
+    """Yield rows outside the range of a given model, by column and by shard; no items if there are none."""
     if not facts or not facts["n_outside"]:
         return
     yield _drift_sentence(facts)
     columns = [_drift_of_column(each) for each in facts["columns"]]
     title = f"Drift by column: {_first(columns, facts['n_columns'])}"
-    yield Table.of(title, "column, values outside, shards, trained on, farthest value, ranges away", columns)
+    yield Table.of(title, "column, values outside, shards, training range, farthest value, distance in ranges", columns)
     shards = [_drift_of_shard(each) for each in facts["shards"]]
     title = f"Drift by shard: {_first(shards, facts['n_shards'])}"
-    yield Table.of(title, "file, rows outside, of rows, farthest columns (values outside)", shards)
+    yield Table.of(title, "file, rows outside, rows, farthest columns (values outside)", shards)
 
 
 def _drift_sentence(facts: Mapping[str, Any]) -> str:
@@ -163,15 +167,15 @@ def _drift_sentence(facts: Mapping[str, Any]) -> str:
     share = percent(n_outside / max(1, n_rows))
     note = ""
     if not facts["is_whole"]:
-        note = " Of each part the farthest 20 columns are counted, so there are more values."
+        note = " Only the 20 farthest columns of each part are counted, so the numbers of values are lower bounds."
     return (
-        f"Drift: {count(n_outside)} of {count(n_rows)} rows ({share}) lie outside the range of the "
-        f"rows that the model was trained on, and {_DONE[facts['on_drift']]}.{note}"
+        f"Drift: {count(n_outside)} of {count(n_rows)} rows ({share}) are outside the range of the "
+        f"rows that the model was trained on; they {_ACTIONS[facts['on_drift']]}.{note}"
     )
 
 
 def _drift_of_column(facts: Mapping[str, Any]) -> tuple[str, ...]:
-    is_constant = facts["high"] <= facts["low"]  # distances in units of its range mean nothing
+    is_constant = facts["high"] <= facts["low"]  # distances in units of its range are meaningless
     return (
         column(facts),
         count(facts["n_values"]),

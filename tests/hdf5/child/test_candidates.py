@@ -158,7 +158,9 @@ def test_matlab_matrix_requires_an_orientation(tmp_path, libver):
     with h5py.File(path, "w", libver=libver) as file:
         file["X"] = np.zeros((3, 5))
         file["X"].attrs["MATLAB_class"] = np.bytes_(b"double")
-    with refused(65, str(path), "MATLAB", "5 x 3", "--orientation columns", "(5 of them)", "--orientation rows", "(3)"):
+    with refused(
+        65, str(path), "MATLAB", "5 x 3", "--orientation columns", "(5 rows)", "--orientation rows", "(3 rows)"
+    ):
         open_shards([str(path)])
     for orientation, shape in (("columns", (5, 3)), ("rows", (3, 5))):
         assert open_shards([str(path)], orientation=orientation)[0].shape == shape

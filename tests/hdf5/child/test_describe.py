@@ -92,7 +92,7 @@ def test_too_many_chunks_are_refused(tmp_path):
             if fits:
                 assert layouts._checked_grid(file["X"], "X", 0, most=9) == (9, 1)
                 continue
-            with pytest.raises(find.Refused, match="10 chunks, expected 9"):
+            with pytest.raises(find.Refused, match="10 chunks, expected at most 9"):
                 layouts._checked_grid(file["X"], "X", 0, most=9)
 
 

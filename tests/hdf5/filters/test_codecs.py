@@ -11,7 +11,7 @@ import zstandard
 
 from pipeline.hdf5.child import ask
 from pipeline.hdf5.filters import codecs
-from pipeline.hdf5.filters.codecs import undone
+from pipeline.hdf5.filters.codecs import decode_chunk
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_extras
 from pipeline.shards.shard import Block
@@ -111,7 +111,7 @@ def stored(name):
 def test_damaged_chunk_is_an_error_or_has_the_expected_size(name):
     data, filters, n_bytes = stored(name)
     rng = np.random.default_rng(5)
-    assert len(undone(memoryview(data), filters, 0, n_bytes)) == n_bytes
+    assert len(decode_chunk(memoryview(data), filters, 0, n_bytes)) == n_bytes
     n_errors = 0
     for i in range(600):
         changed = bytearray(data)
@@ -119,7 +119,7 @@ def test_damaged_chunk_is_an_error_or_has_the_expected_size(name):
             changed[place] = rng.choice([0, 1, 2, 0x7F, 0x80, 0xFF, rng.integers(256)])
         changed = changed[: rng.integers(len(data) + 1)] if i % 5 == 0 else changed
         try:
-            assert len(undone(memoryview(changed), filters, 0, n_bytes)) == n_bytes
+            assert len(decode_chunk(memoryview(changed), filters, 0, n_bytes)) == n_bytes
         except ValueError:
             n_errors += 1
     assert n_errors > 100
@@ -137,9 +137,9 @@ def test_claimed_size_allocates_no_memory(name, size, monkeypatch):
 
     monkeypatch.setattr(codecs, "bytearray", bounded, raising=False)
     with pytest.raises(ValueError, match=r"bytes|lz4"):
-        undone(memoryview(size.to_bytes(8, "big") + data[8:]), filters, 0, n_bytes)
+        decode_chunk(memoryview(size.to_bytes(8, "big") + data[8:]), filters, 0, n_bytes)
     with suppress(ValueError):  # where one block holds all, it may be said to be longer
-        undone(memoryview(data[:8] + (size % 2**32).to_bytes(4, "big") + data[12:]), filters, 0, n_bytes)
+        decode_chunk(memoryview(data[:8] + (size % 2**32).to_bytes(4, "big") + data[12:]), filters, 0, n_bytes)
 
 
 @pytest.mark.parametrize("claimed", [2**20, 2**40, 2**62])
@@ -148,14 +148,14 @@ def test_frame_that_claims_more_than_a_chunk_is_not_decompressed(claimed):
     assert frame[4] >> 6 == 2  # the content's size has 4 bytes
     head = bytes([frame[4] & 0x3F | 0xC0]) + claimed.to_bytes(8, "little")
     with pytest.raises(ValueError, match=f"{claimed} bytes"):
-        undone(memoryview(frame[:4] + head + frame[9:]), [(32015, ())], 0, 100)
+        decode_chunk(memoryview(frame[:4] + head + frame[9:]), [(32015, ())], 0, 100)
 
 
 def test_frame_without_a_size_is_decompressed_up_to_a_chunk():
     frame = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(2**20))
-    assert len(undone(memoryview(frame), [(32015, ())], 0, 2**20)) == 2**20
+    assert len(decode_chunk(memoryview(frame), [(32015, ())], 0, 2**20)) == 2**20
     with pytest.raises(ValueError, match="zstd"):
-        undone(memoryview(frame), [(32015, ())], 0, 1000)
+        decode_chunk(memoryview(frame), [(32015, ())], 0, 1000)
 
 
 def test_blosc_chunk_with_too_many_blocks_is_refused():
@@ -165,7 +165,7 @@ def test_blosc_chunk_with_too_many_blocks_is_refused():
     def unfolded(n):
         body = struct.pack("<i", 16 + 4 * n) * n + struct.pack("<i", len(block)) + block
         head = struct.pack("<4B3I", 2, 1, 0x90, 1, 4 * n, 4, 16 + len(body))
-        return undone(memoryview(head + body), [(32001, ())], 0, 4 * n)
+        return decode_chunk(memoryview(head + body), [(32001, ())], 0, 4 * n)
 
     most = codecs._MOST_BLOCKS
     assert unfolded(most) == b"abcd" * most
@@ -178,7 +178,7 @@ def test_blosc_chunk_with_too_many_blocks_is_refused():
 )
 def test_invalid_bitshuffle_parameters_are_an_error(values):
     with pytest.raises(ValueError, match="bitshuffle"):
-        undone(memoryview(bytes(range(64))), [(32008, values)], 0, 64)
+        decode_chunk(memoryview(bytes(range(64))), [(32008, values)], 0, 64)
 
 
 # -- bits ----------------------------------------------------------------------------------------------------------

@@ -32,10 +32,10 @@ def test_byte_swapped_checksum_of_old_files_is_accepted():
     right = fletcher32(memoryview(data)).to_bytes(4, "little")
     old = bytes([right[1], right[0], right[3], right[2]])
     for stored in (right, old):
-        found = codecs.undone(memoryview(data + stored), [(codecs.FLETCHER32, ())], 0, 7)
+        found = codecs.decode_chunk(memoryview(data + stored), [(codecs.FLETCHER32, ())], 0, 7)
         assert bytes(found) == data
     with pytest.raises(ValueError, match="checksum"):
-        codecs.undone(memoryview(data + right[::-1]), [(codecs.FLETCHER32, ())], 0, 7)
+        codecs.decode_chunk(memoryview(data + right[::-1]), [(codecs.FLETCHER32, ())], 0, 7)
 
 
 def test_shuffle_is_inverted_for_any_remainder():
@@ -44,10 +44,10 @@ def test_shuffle_is_inverted_for_any_remainder():
             data = np.arange(n_bytes, dtype=np.uint8)
             n = n_bytes // size
             shuffled = np.concatenate([data[: n * size].reshape(n, size).T.ravel(), data[n * size :]])
-            assert bytes(codecs.undone(shuffled.data, [(codecs.SHUFFLE, (size,))], 0, n_bytes)) == data.tobytes()
+            assert bytes(codecs.decode_chunk(shuffled.data, [(codecs.SHUFFLE, (size,))], 0, n_bytes)) == data.tobytes()
 
 
 @pytest.mark.parametrize("parameters", [(), (0,), (4, 4)])
 def test_shuffle_without_an_element_size_is_refused(parameters):
     with pytest.raises(ValueError, match="shuffle"):
-        codecs.undone(memoryview(bytes(8)), [(codecs.SHUFFLE, parameters)], 0, 8)
+        codecs.decode_chunk(memoryview(bytes(8)), [(codecs.SHUFFLE, parameters)], 0, 8)

@@ -451,7 +451,7 @@ def test_plain_files_need_no_child(tmp_path, monkeypatch):
         raise AssertionError("a child was started")
 
     gatekeeper.retire()
-    monkeypatch.setattr(gatekeeper, "_Keeper", none)
+    monkeypatch.setattr(gatekeeper, "_Child", none)
     assert sum(shard.n_rows for shard in open_shards([str(tmp_path)])) == 750
     assert len(gatekeeper._idle) == 0
 
