@@ -1,4 +1,4 @@
-"""Tasks in a fresh process, where there is nothing but what pickle has carried there."""
+"""Run tasks in a fresh process that has only what pickle transfers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ for data in pickle.load(sys.stdin.buffer):
 
 
 def elsewhere(tasks: Sequence[tuple[Callable[[Any], Any], Any]]) -> list[Any]:
-    """What tasks give in a process that has run nothing else; each of them, and each result, is pickled by itself."""
+    """Return the results of tasks in a fresh process; each task and each result is pickled separately."""
     sent = pickle.dumps([pickle.dumps(task) for task in tasks])
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
     done = subprocess.run(

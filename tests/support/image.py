@@ -1,6 +1,6 @@
-"""The steps of docs/Dockerfile in a chroot of a plain Debian, as root: `make image-check`. What they make has to work.
+"""Run the steps of docs/Dockerfile in a chroot of a plain Debian and test the result: `make image-check`.
 
-It needs debootstrap and a network. A step is done as Docker does it, as far as this file has such steps.
+Needs root, debootstrap and a network. The steps are done as in Docker, as far as this Dockerfile uses them.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ __all__ = ["Image", "made", "mirror", "steps"]
 
 DOCKERFILE = REPOSITORY / "docs/Dockerfile"
 SUITES = {"debian:12": "bookworm"}
-# In a process's own view of the file system, so that nothing stays mounted.
+# In a private mount namespace, so that nothing stays mounted.
 CHROOT = 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
-# How this machine reaches package sources, for pip in there.
+# Settings of this machine's package sources, for pip in the chroot.
 NETWORK = ("http_proxy", "https_proxy", "no_proxy", "PIP_INDEX_URL", "PIP_DEFAULT_TIMEOUT")
 CERTIFICATES = "etc/certificates-of-the-machine.crt"
 
 
 def steps(text: str) -> Iterator[tuple[str, str]]:
-    """Each step's name and what follows it, on one line."""
+    """Return the name and the arguments of each step, joined into one line."""
     lines = re.sub(r"^#.*\n", "", text, flags=re.M).replace("\\\n", " ")
     for line in filter(None, lines.splitlines()):
         name, _, rest = line.partition(" ")
@@ -41,7 +41,7 @@ def steps(text: str) -> Iterator[tuple[str, str]]:
 
 
 def mirror() -> str:
-    """Where this machine's own packages come from."""
+    """Return the Debian mirror of this machine."""
     form = "$(REPO_URI) $(COMPONENT)"
     command = ["apt-get", "indextargets", "--no-release-info", "--format", form, "Created-By: Packages"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -49,7 +49,7 @@ def mirror() -> str:
 
 
 class Image:
-    """A folder that becomes what the steps make of it."""
+    """A folder that becomes the image."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -59,7 +59,7 @@ class Image:
         self.entrypoint: list[str] = []
 
     def do(self, name: str, rest: str) -> None:
-        """One step."""
+        """Do one step."""
         print(f"{name} {rest}", flush=True)
         if name == "FROM":
             subprocess.run(["debootstrap", "--variant=minbase", SUITES[rest], self.root, mirror()], check=True)
@@ -81,7 +81,7 @@ class Image:
             raise NotImplementedError(f"{DOCKERFILE}: {name} {rest}")
 
     def run(self, *command: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Start a program in there, and show what it says."""
+        """Run a program in the image and print its output."""
         words = [f"{key}={value}" for key, value in {**self.environment, **self._network(), **variables}.items()]
         inside = ["/usr/bin/env", "-i", f"--chdir={self.folder}", *words, *command]
         outside = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", CHROOT, str(self.root)]
@@ -110,7 +110,7 @@ class Image:
 
 
 def made(root: Path, what_for: str) -> Image:
-    """The image of docs/Dockerfile, in a folder that is not there yet."""
+    """Build the image of docs/Dockerfile in a new folder."""
     if os.geteuid() or shutil.which("debootstrap") is None:
         sys.exit(f"{what_for}: needs root, and debootstrap (Debian: apt-get install debootstrap)")
     image = Image(root)
@@ -120,7 +120,7 @@ def made(root: Path, what_for: str) -> Image:
 
 
 def main() -> None:
-    """Make the image, and use it on a machine without a driver, as this chroot is."""
+    """Build the image and use it, without a driver."""
     with TemporaryDirectory(prefix="shardpress-image-") as folder:
         image = made(Path(folder, "root"), "image-check")
         print("What is in it:", flush=True)

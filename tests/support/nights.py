@@ -1,4 +1,4 @@
-"""Runs of the stand-in one at a time: disks that stop them, damage in between, and what is the same afterwards."""
+"""Stop runs of the stand-in on purpose, damage their files, and compare the results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZES = (20, 0, 35)  # rows of the shards
 
 
 class Stopping(Watched):
-    """No space any more once it has named a file of this kind so many times."""
+    """Disk that is full after it has renamed `n_named` files of a kind."""
 
     def __init__(self, kind: str, n_named: int) -> None:
         super().__init__()
@@ -37,14 +37,14 @@ class Stopping(Watched):
 
 
 def fresh(night: Night, *flags: str) -> bytes:
-    """What an undisturbed run makes of its shards as they are now."""
+    """Return the features of an undisturbed run over the present shards."""
     output = night.folder / f"fresh{len(list(night.folder.iterdir()))}"
     assert night.run(output, *flags) == 0
     return features_of(output)
 
 
 def stamps(output: Path) -> dict[str, tuple[int, int]]:
-    """By which every file is known to be the same one, not written to since."""
+    """Return inode and modification time of every file, to see which files were rewritten."""
     found = {str(path.relative_to(output)): path.stat() for path in output.rglob("*") if path.is_file()}
     return {
         name: (status.st_ino, status.st_mtime_ns) for name, status in found.items() if name not in (".lock", "run.log")
@@ -52,12 +52,12 @@ def stamps(output: Path) -> dict[str, tuple[int, int]]:
 
 
 def results(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Of these files the results, which are written once; all else is made anew when a run is finished again."""
+    """Return the entries of results that are written once; a run that finishes again rewrites all other files."""
     return {name: each for name, each in found.items() if "/" in name and not name.startswith("published/")}
 
 
 def standing(output: Path) -> dict[str, tuple[int, int]]:
-    """Those of what a run has finished: a part that it was at when it ended is nobody's, and is cleared away."""
+    """Return the stamps of finished results, without parts that were unfinished when the run ended."""
     not_kept = nobodys(output)
     return {name: stamp for name, stamp in stamps(output).items() if name not in not_kept}
 

@@ -1,4 +1,4 @@
-"""A report of everything at its largest, and a page as a browser's parser takes it apart."""
+"""Build the largest possible report, and parse a page as a browser does."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EMPTY = {"meta", "br", "link", "img", "hr", "input"}
 
 
 def model_of(n_inputs: int, n_features: int, low: float = 0.0, high: float = 1.0) -> Model:
-    """A model with random weights."""
+    """Return a model with random weights."""
     network = Network((n_inputs, n_features), code="linear")
     rng = np.random.default_rng(0)
     weights = {name: (rng.normal(size=shape) / n_inputs).astype(np.float32) for name, shape in network.shapes.items()}
@@ -34,7 +34,7 @@ def model_of(n_inputs: int, n_features: int, low: float = 0.0, high: float = 1.0
 
 
 def made_of(folder: Path, model: Model, rows: np.ndarray, part_rows: int, **beside: Any) -> list[PartSource]:
-    """Return a shard of rows with extras, and parts of their features; rows with NaN are bad."""
+    """Write a shard of rows with extras, and return parts of their features; rows with NaN are bad."""
     with h5py.File(folder / "rows.h5", "w") as file:
         file["X"] = rows
         for name, values in beside.items():
@@ -55,7 +55,7 @@ def made_of(folder: Path, model: Model, rows: np.ndarray, part_rows: int, **besi
 
 
 def largest(folder: Path) -> dict[str, Any]:
-    """What report.json holds of noisy images in colour, with long names, many epochs and everything gone wrong."""
+    """Return a report.json of noisy colour images, with long names, many epochs and every kind of warning."""
     rng = np.random.default_rng(0)
     model, n = model_of(32 * 32 * 3, 256), 200
     names = [f"{i}<script>&\"' " + "x" * 200 for i in range(40)]
@@ -105,7 +105,7 @@ def largest(folder: Path) -> dict[str, Any]:
 
 
 class Parsed(HTMLParser):
-    """Elements in their order, each with its attributes, the elements around it and its own text."""
+    """Elements of a page in their order, each with its attributes, its parents and its own text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -133,12 +133,12 @@ class Parsed(HTMLParser):
             self._open[-1][1].append(data)
 
     def named(self, tag: str) -> list[tuple[dict[str, str | None], str]]:
-        """Attributes and own text of each element of a name."""
+        """Return attributes and own text of each element of a tag."""
         return [(attributes, "".join(words).strip()) for name, attributes, _, words in self.elements if name == tag]
 
 
 def main(target: str) -> None:
-    """Write the largest page there can be, for `make report-check`."""
+    """Write the largest possible page, for `make report-check`."""
     path = Path(target)
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as folder:

@@ -30,7 +30,7 @@ BANNED = (
     r"counts? for nothing",
     r"by your leave",
     r"says? of",
-    r"rid(e|es|ing|ers?) along|extras?",
+    r"rid(e|es|ing|ers?) along|riders?",
     r"sittings?",
 )
 BANNED_WORDS = re.compile(r"\b(" + "|".join(BANNED) + r")\b", re.IGNORECASE)

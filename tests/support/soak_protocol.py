@@ -1,11 +1,11 @@
-"""Every call to the disk failing in turn, every call the last one before a kill, every power cut.
+"""Inject every disk error, kill and power cut into whole runs.
 
-    python -m tests.support.soak_protocol                every kill of every kind of run; of the other faults all of a
-                                                         new run, and every seventh of the other kinds
+    python -m tests.support.soak_protocol                every kill of every kind of run; all other faults of a new run,
+    and every seventh of the other kinds
     python -m tests.support.soak_protocol 1              everything, which takes many hours
-    python -m tests.support.soak_protocol 7 overwrite    one kind of run alone
+    python -m tests.support.soak_protocol 7 overwrite    one kind of run only
 
-It prints how many there were. Kinds of runs are tried at the same time, one on each processor.
+It prints the number of faults. Kinds of runs are tried at the same time, one on each processor.
 
 `tests/run/test_protocol.py` runs a sample of them.
 """
@@ -60,13 +60,13 @@ __all__ = [
 
 Item = TypeVar("Item")
 Chosen = slice | Sequence[int]
-"""Numbers of calls: those of a slice, or a list."""
+"""Numbers of calls: a slice, or a list."""
 
 CLEAN = (0, 71, 73, 74)
-# Three steps, with a checkpoint after each: the first one makes room for the third.
+# Three steps, with a checkpoint after each: the first checkpoint is deleted before the third is written.
 STEPS = ("--quiet", "--checkpoint-minutes", "0", "--epochs", "1", "--batch-size", "12")
 GIVEN = "{another output}"
-# Flags of an earlier, finished run in the same place, and of the run that is disturbed.
+# Flags of an earlier, finished run in the same directory, and of the run that is disturbed.
 KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
     "new": (None, STEPS),
     "overwrite": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
@@ -75,29 +75,29 @@ KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
     "together": (None, STEPS),
     "single file": (None, (*STEPS, "--single-file")),
     "single file afterwards": (STEPS, (*STEPS, "--single-file")),
-    # What a finished run holds that the next one does not, and a single file that is published once more.
+    # Files that only the earlier run has, and a single file that is published again.
     "single file before": ((*STEPS, "--seed", "1", "--single-file"), (*STEPS, "--overwrite")),
     "version 0.1.0": ((*STEPS, "--seed", "1", "--single-file"), (*STEPS, "--overwrite")),
     "version 0.1.0, restart": ((*STEPS, "--seed", "1"), (*STEPS, "--restart")),
     "copy without links": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
     "lost links": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
-    # A copy of the model lies there for the workers, as long as the run lasts.
+    # A copy of the model is here for the workers while the run lasts.
     "given model": (None, ("--quiet", "--model", GIVEN)),
 }
 
 
 class Trial:
-    """A kind of run, what it makes undisturbed, and a check of what a disturbed one has left.
+    """A kind of run, its undisturbed result, and a check of what a disturbed run has left.
 
     Attributes
     ----------
     calls : list of (str, object)
-        What an undisturbed run calls of its disk.
+        Disk calls of an undisturbed run.
     """
 
     def __init__(self, folder: Path, kind: str) -> None:
         folder.mkdir()
-        # All but the first part in one group, or each by itself.
+        # All parts but the first in one group, or each part by itself.
         self._pause = math.inf if kind == "together" else 0.0
         self.night, self._folder, self._n_outputs = Night(folder, 20, 0, 15), folder, 0
         self._kind = kind
@@ -123,7 +123,7 @@ class Trial:
     def calls_of_each_kind(self) -> list[int]:
         """Return the number of one call of each kind: the same method with the same kind of file.
 
-        Where a kind has several calls, it is the first one, the last one or one between them, by turns.
+        If a kind has several calls, the first, the last or a middle one is chosen in turn.
         """
         numbers: dict[tuple[str, str], list[int]] = {}
         for number, (name, what) in enumerate(self.calls):
@@ -132,7 +132,7 @@ class Trial:
         return sorted(same[turn % len(same)] for turn, same in enumerate(numbers.values()))
 
     def fresh(self) -> Path:
-        """An output directory as the run finds it."""
+        """Return an output directory in the state before the run."""
         self._n_outputs += 1
         output = self._folder / f"{self._n_outputs}" / "out"
         output.parent.mkdir()
@@ -141,13 +141,13 @@ class Trial:
         return output
 
     def run(self, output: Path, disk: Watched | None = None) -> int:
-        """Exit code of the run."""
+        """Run the program and return its exit code."""
         with pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setattr(groupcommit, "_pause", lambda seconds: self._pause)
             return self.night.run(output, *self.flags, disk=disk or Watched())
 
     def check(self, output: Path, label: str) -> None:
-        """Nothing is half, and the same command, typed again, makes what an undisturbed run makes; then clean up."""
+        """Check that no result is incomplete and that a rerun gives the undisturbed result; then clean up."""
         assert broken_promises(output) == [], label
         self.check_readers(output, label)
         assert self.run(output) == 0, label
@@ -159,7 +159,7 @@ class Trial:
         shutil.rmtree(output.parent)
 
     def check_readers(self, output: Path, label: str) -> None:
-        """All readers see one run: the one before, or the new one, or none."""
+        """Check that all readers see the same run: the previous one, the new one, or none."""
         if not output.exists():
             return
         seen = seen_by_all(output)
@@ -169,7 +169,7 @@ class Trial:
 
 
 def broken_promises(output: Path) -> list[str]:
-    """What a commit record or the manifest names and is not as they say, found without the program's own ledger."""
+    """Return the entries of commit records and manifest that files do not match, without using the program's ledger."""
     named = [record["entry"] for record in records(output)]
     manifest = _manifest(output)
     return [entry["file"] for entry in [*named, *manifest["parts"], *manifest["files"]] if not _as_named(output, entry)]
@@ -183,7 +183,7 @@ def _manifest(output: Path) -> dict[str, Any]:
 
 
 def named(output: Path) -> list[str]:
-    """The files of fixed names that the manifest names, and how many views of parts."""
+    """Return the files with fixed names in the manifest, and the number of views of parts."""
     return [re.sub("-[0-9a-f]{32}", "", plain_name(entry["file"])) for entry in _manifest(output)["files"]]
 
 
@@ -196,7 +196,7 @@ def seen_by_all(output: Path) -> str | None:
     Raises
     ------
     AssertionError
-        When two readers see different runs, or one of them a damaged one.
+        If two readers see different runs, or one of them a damaged run.
     """
     try:
         manifest = read_manifest(output)
@@ -211,9 +211,9 @@ def seen_by_all(output: Path) -> str | None:
     report = read_report(output)
     assert report["fingerprints"] == {"request": manifest["fingerprint"], "model": manifest["model"]}
     assert load_model(published_file(output, "model.h5")).fingerprint == manifest["model"]
-    # In a copy that has lost its links, the publication has lost the one to its index, too.
+    # In a copy that has lost its links, the publication has also lost the link to its index.
     if os.path.lexists(manifest_path(output).resolve().with_name("index.h5")):
-        # Without HDF5's lock, since the run may have parts open in the same process.
+        # Without HDF5's lock, because the run may have parts open in the same process.
         with reading(output / "index.h5") as index:
             assert index["features"][()].tobytes() == features.tobytes()
             assert index.attrs["model"] == manifest["model"]
@@ -227,7 +227,7 @@ def seen_by_all(output: Path) -> str | None:
 
 
 def with_plain_files(output: Path) -> None:
-    """Give a finished output the layout of version 0.1.0: regular files under plain names."""
+    """Convert a finished output to the layout of version 0.1.0: regular files under plain names."""
     manifest = read_manifest(output)
     index = (output / "index.h5").resolve()
     for line in manifest["files"]:
@@ -244,7 +244,7 @@ def with_plain_files(output: Path) -> None:
 
 
 def without_links(output: Path) -> None:
-    """Remove every symbolic link, as some tools do that copy directories."""
+    """Remove every symbolic link, as some tools do when they copy directories."""
     for path in [path for path in output.rglob("*") if path.is_symlink()]:
         path.unlink()
 
@@ -264,7 +264,7 @@ def _as_named(output: Path, entry: dict[str, Any]) -> bool:
 
 
 def nobodys(output: Path) -> set[str]:
-    """Half-written files, and results that no record names, nor the manifest."""
+    """Return half-written files, and results that neither a record nor the manifest names."""
     named = {record["entry"]["file"] for record in records(output)}
     named |= {entry["file"] for entry in _manifest(output)["files"]}
     current = output / "published/current"
@@ -281,13 +281,13 @@ def nobodys(output: Path) -> set[str]:
 
 
 def leftovers(output: Path) -> list[str]:
-    """What is nobody's, and records of a training that is over."""
+    """Return unreferenced files, and records of a finished training."""
     checkpoints = {str(path.relative_to(output)) for path in output.rglob("*checkpoint*")}
     return sorted(nobodys(output) | checkpoints)
 
 
 class Observed(Watched):
-    """Calls `look` after each call that changes a name: between two of them nothing changes that a reader sees."""
+    """Disk that calls `look` after each call that changes a name; readers see no other changes."""
 
     def __init__(self, look: Callable[[str], None]) -> None:
         super().__init__()
@@ -301,7 +301,7 @@ class Observed(Watched):
 
 
 def watch_readers(trial: Trial) -> list[str | None]:
-    """Ask all readers after each change of a run; return the runs that they see, in the order of time."""
+    """Run all readers after each change of a run; return the runs that they see, in order of time."""
     output = trial.fresh()
     seen = [seen_by_all(output)] if output.exists() else [None]
     faults: list[str] = []
@@ -320,18 +320,19 @@ def watch_readers(trial: Trial) -> list[str | None]:
     return seen
 
 
-# -- the ordeals -----------------------------------------------------------------------------------------------------
+# -- faults
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def _chosen(items: Sequence[Item], of: Chosen) -> Sequence[Item]:
-    """Return the items of a slice, or those of these numbers."""
+    """Return the items of a slice, or those with these numbers."""
     return items[of] if isinstance(of, slice) else [items[number] for number in of]
 
 
 def fail_every_call(
     trial: Trial, code: int, for_good: bool, done: bool = False, of: Chosen = slice(None)
 ) -> Counter[int]:
-    """Let each call fail in turn; how often the run ended with which exit code."""
+    """Make each call fail in turn; return the number of runs by exit code."""
     codes = Counter[int]()
     for number in _chosen(range(len(trial.calls)), of):
         output = trial.fresh()
@@ -344,7 +345,7 @@ def fail_every_call(
 
 
 def fail_every_write(trial: Trial, code: int = 0, of: Chosen = slice(None)) -> Counter[int]:
-    """Let each write in turn be a short one; with a code, all later ones fail."""
+    """Shorten each write in turn, and with a code let later ones fail; return the number of runs by exit code."""
     codes = Counter[int]()
     n_writes = [name for name, _ in trial.calls].count("write")
     for number in _chosen(range(n_writes), of):
@@ -357,7 +358,7 @@ def fail_every_write(trial: Trial, code: int = 0, of: Chosen = slice(None)) -> C
 
 
 def kill_at_every_call(trial: Trial, after: bool, of: Chosen = slice(None)) -> int:
-    """Kill the run by SIGKILL right before or right after each call; how many there were."""
+    """Kill the run (SIGKILL) right before or right after each call; return the number of kills."""
     numbers = _chosen(range(len(trial.calls)), of)
     for number in numbers:
         output = trial.fresh()
@@ -368,7 +369,7 @@ def kill_at_every_call(trial: Trial, after: bool, of: Chosen = slice(None)) -> i
 
 
 def cut_power(trial: Trial, n_random: int, of: slice = slice(None)) -> Counter[str]:
-    """Cut the power after each call; how many different states each kind of cut has left."""
+    """Cut the power after each call; return the number of distinct states of each kind."""
     log = PowerLog(trial.fresh().parent)
     assert trial.run(log.folder / "out", log) == 0
     kinds = Counter[str]()
@@ -382,7 +383,7 @@ def cut_power(trial: Trial, n_random: int, of: slice = slice(None)) -> Counter[s
 
 
 def bad_nights(trial: Trial, n_weeks: int, seed: int = 0) -> Counter[str]:
-    """One disturbance after the other, of any kind, before the night that is good; how many of each."""
+    """Disturb several runs in a row at random before an undisturbed one; return the number of faults of each kind."""
     rng, kinds = random.Random(seed), Counter[str]()
     for week in range(n_weeks):
         output, story = trial.fresh(), f"week {week}:"
@@ -391,7 +392,7 @@ def bad_nights(trial: Trial, n_weeks: int, seed: int = 0) -> Counter[str]:
             story += f" {kind} {number},"
             kinds[kind] += 1
             if kind == "killed":
-                # It may be over before that call.
+                # The run may end before that call.
                 code, _ = forked(lambda out=output, n=number: trial.run(out, Killing(n, after=rng.random() < 0.5)))
                 assert code in (0, -signal.SIGKILL), story
             elif kind == "power":
@@ -408,12 +409,12 @@ def bad_nights(trial: Trial, n_weeks: int, seed: int = 0) -> Counter[str]:
 
 
 def _cut_off(trial: Trial, output: Path, rng: random.Random) -> Path:
-    """Where a run goes on that was cut off from power somewhere: all that it found had been on the disk."""
+    """Cut the power at a random call and return the output to resume; all that the run reused was on the disk."""
     log = PowerLog(output.parent)
     assert trial.run(output, log) == 0
     cuts = [*log.cuts(1, rng.randrange(1000))]
     if not cuts:
-        return output  # it had been complete
+        return output  # the output was already complete
     after = trial.fresh()
     shutil.rmtree(after.parent)
     shutil.rmtree(output.parent)
@@ -427,11 +428,12 @@ def _named(trial: Trial, number: int) -> str:
     return f"call {number}, {name} {Path(str(what)).name}"
 
 
-# -- all of it -------------------------------------------------------------------------------------------------------
+# -- command line
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _all(trial: Trial, step: int) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield all ordeals: each kill, and of the other faults every one of `step`."""
+    """Yield all tests: each kill, and every `step`-th fault of the other kinds."""
     of = slice(None, None, step)
     yield "readers asked after every change", lambda: len(watch_readers(trial))
     for code in (errno.ENOSPC, errno.EIO):
@@ -448,7 +450,7 @@ def _all(trial: Trial, step: int) -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def try_kind(kind: str, step: int) -> None:
-    """Print how many ordeals of each sort a kind of run survives; raise `AssertionError` at the first other one."""
+    """Print how many faults of each kind a kind of run survives; raise `AssertionError` at the first failure."""
     logging.getLogger().addHandler(logging.NullHandler())
     with pytest.MonkeyPatch.context() as monkeypatch, tempfile.TemporaryDirectory() as folder:
         install(monkeypatch)
@@ -463,7 +465,7 @@ def try_kind(kind: str, step: int) -> None:
 
 
 def _try_in_a_process(kind: str, step: int) -> int:
-    """Return the exit code of a process that tries a kind of run, once its output is printed."""
+    """Test a kind of run in a child process; return its exit code after its output is printed."""
     command = [sys.executable, "-m", "tests.support.soak_protocol", str(step), kind]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     print(done.stdout, end="", flush=True)
@@ -471,7 +473,7 @@ def _try_in_a_process(kind: str, step: int) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Try all kinds of runs, or one; return 1 if one of them does not survive."""
+    """Test all kinds of runs, or one; return 1 if a run does not survive."""
     step = int(arguments[0]) if arguments else 7
     if len(arguments) > 1:
         try_kind(arguments[1], step)

@@ -1,9 +1,9 @@
-"""ThreadSanitizer over every kernel of every graph, each thread of a block a thread of the machine's.
+"""Run every kernel of every graph under ThreadSanitizer, with one thread of the machine per thread of a block.
 
-    python -m tests.support.watched            all of them; with names of networks, these
+    python -m tests.support.thread_sanitizer            all networks; with names of networks, only these
 
-It sees when two threads of a block come to one place, one of them writes, and no barrier lies between; then the exit
-code is 1. Blocks run one after the other, so what two of them do to each other it does not see.
+It reports two threads of a block that access the same place without a barrier between them, if one of them writes; then
+the exit code is 1. Blocks run one after another, so it finds no conflicts between blocks.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tests.support.interpreters import Ended, fresh
 
 __all__ = ["FOUND", "watched"]
 
-FOUND = 66  # the exit code, whatever else comes of it
-_ASK, _NO_RANDOMIZE = 0xFFFFFFFF, 0x0040000  # of personality(2)
+FOUND = 66  # exit code of a process with findings
+_ASK, _NO_RANDOMIZE = 0xFFFFFFFF, 0x0040000  # from personality(2)
 _ALONE = """
 import os
 del os.environ["LD_PRELOAD"]  # compilers are not watched
@@ -32,10 +32,10 @@ main({names})
 
 
 def watched(code: str, **variables: str) -> Ended:
-    """Run `code` as `fresh` does, with the stub's card, whose kernels are watched."""
+    """Run `code` as `fresh` does, on the emulated card with ThreadSanitizer in its kernels."""
     found = subprocess.run(["g++", "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True)
     card = stub.variables(forwarded=True, threads=1)
-    # Its own `dlopen` does not know where a library looks for others.
+    # The sanitizer's `dlopen` does not know where a library looks for others.
     card["LD_LIBRARY_PATH"] = f"{card['LD_LIBRARY_PATH']}:{stub.nvrtc().parent}"
     options = f"exitcode={FOUND}:report_signal_unsafe=0"
     with _one_layout():
@@ -44,10 +44,10 @@ def watched(code: str, **variables: str) -> Ended:
 
 @contextmanager
 def _one_layout() -> Iterator[None]:
-    """Processes that are started have their memory where it always is: elsewhere some of g++'s own cannot begin."""
+    """Disable address space randomization in child processes, which ThreadSanitizer of some g++ versions needs."""
     personality = ctypes.CDLL(None).personality
     before = personality(_ASK)
-    personality(before | _NO_RANDOMIZE)  # where that is not allowed it may still begin
+    personality(before | _NO_RANDOMIZE)  # if this is not allowed, the process may start nevertheless
     try:
         yield
     finally:
@@ -55,8 +55,8 @@ def _one_layout() -> Iterator[None]:
 
 
 def main(names: Sequence[str]) -> int:
-    """Say what was found."""
-    # Without libgpuarray's cache of kernels, which holds those that nobody watches.
+    """Print the findings and return the exit code."""
+    # Without libgpuarray's cache, which has kernels that were compiled without the sanitizer.
     ended = watched(_GRAPHS.format(names=list(names)), THEANO_FLAGS="device=cuda,gpuarray.cache_path=")
     print(ended.stderr if ended.code else "no kernel's threads come to one place without a barrier between them")
     return int(ended.code != 0)
