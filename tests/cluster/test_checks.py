@@ -1,4 +1,4 @@
-"""Workers that would not do what the driver does are named before anything is done, with all that is otherwise."""
+"""Tests of the worker checks: workers that differ from the driver are refused at the start, with all differences."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from tests.support.clusters import Cluster, until
 from tests.support.interpreters import REPOSITORY
 from tests.support.logged import mentions
 
-HERE = "/proc/self/cwd"  # for each process its own: two that work in different folders see different files there
+HERE = "/proc/self/cwd"  # one per process: processes with different working directories see different files there
 
 
 @pytest.fixture
 def probe(tmp_path: Path) -> Probe:
-    """Of an output directory and an input that are there."""
+    """Return a probe with an existing output directory and input."""
     _make(tmp_path)
     return Probe(str(tmp_path), str(tmp_path), "stages/probe-0.txt", (str(tmp_path / "a.h5"),))
 
@@ -48,7 +48,7 @@ def _make(folder: Path, content: str = "4f1d") -> None:
 
 @pytest.fixture(autouse=True)
 def at_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Return to this directory, and leave out scratch directories of schedulers in other tests of this process."""
+    """Restore the working directory, and hide scratch directories of schedulers in other tests from `sys.path`."""
     before = os.getcwd()
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "dask-scratch-space" not in entry])
     yield
@@ -158,7 +158,7 @@ def test_a_worker_with_other_packages_or_another_disk_is_refused(
         _make(tmp_path / folder, content)
     os.chdir(tmp_path / "here")
     (tmp_path / "other").mkdir()
-    # What a worker says whose environment is another one.
+    # Answer of a worker with another environment.
     (tmp_path / "other/sitecustomize.py").write_text(
         "import importlib.metadata as m\nv = m.version\nm.version = lambda name: '0.1' if name == 'h5py' else v(name)\n"
     )
@@ -189,7 +189,7 @@ def test_a_worker_with_other_packages_or_another_disk_is_refused(
             until(lambda: mentions(caplog.text, "late"), f"a word of it: {cluster.said('late')}")
         assert cluster.processes["late"].wait(240) == 0
         assert [each["name"] for each in workers_of(client).values()] == ["good"]
-        client.close()  # the run is over, and what it asked for no longer counts
+        client.close()  # the run has ended, and its query no longer counts
         cluster.start_worker("later", directory=tmp_path / "here", **other)
         with _client(cluster) as another:
             another.wait_for_workers(2, timeout=240)

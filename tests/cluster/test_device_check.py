@@ -1,4 +1,4 @@
-"""What workers say of themselves, and for whom nobody waits."""
+"""Tests of the device check: reports of workers, and workers that are not waited for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.cluster.device_check import WorkerDevice, check_devices
 
 
 class Answer:
-    """Of a worker; None of one that never gives any. The first look at it comes too early."""
+    """Future of a worker's answer; with None it never finishes. It is not finished at the first look."""
 
     def __init__(self, found: Any) -> None:
         self.found, self.n_looks = found, 0
@@ -33,7 +33,7 @@ class Answer:
 
 
 class Client:
-    """Whose own idea of the cluster is always the one that it has asked for by itself: of no worker."""
+    """A client whose cached scheduler information contains only the workers of its last query: none."""
 
     def __init__(self, **answers: Any) -> None:
         self.answers, self.there = answers, dict.fromkeys(answers)
@@ -68,7 +68,7 @@ def test_answers_are_awaited_while_the_scheduler_has_the_workers() -> None:
 
 
 class Leaves(Client):
-    """Its workers go as soon as they are asked."""
+    """A client whose workers leave when they receive a task."""
 
     def submit(self, *arguments: Any, **named: Any) -> Answer:
         self.there = {}

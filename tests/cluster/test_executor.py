@@ -1,4 +1,4 @@
-"""Tasks: results in order, each told once to the thread that asked, and nothing at work afterwards."""
+"""Tests of executors: results are ordered and reported once in the calling thread, and no task is left running."""
 
 from __future__ import annotations
 
@@ -39,12 +39,13 @@ def run(tasks: Sequence[Any], n: int, done: Callable[[Any], object] | None = Non
         return compute(tasks, pool, n, done)
 
 
-# -- the same over every executor ----------------------------------------------------------------------------------
+# -- all executors
+# ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Rows:
-    """An argument as tasks have it: plain values, and lists in which Dask would look for lazy ones."""
+    """An argument of a task: plain values, and lists that Dask would search for lazy values."""
 
     start: int
     names: list[str]
@@ -72,7 +73,7 @@ def break_at(i: int) -> int:
 
 
 def end_after_failure(where: tuple[str, int]) -> None:
-    """Fails, or waits until the other one is about to, and marks that it has come to its end."""
+    """Raise an error, or wait until the other task is about to raise one, and then create a file."""
     folder, i = where
     if i:
         Path(folder, "pipe").write_text("now")
@@ -83,7 +84,7 @@ def end_after_failure(where: tuple[str, int]) -> None:
 
 @pytest.fixture(scope="module", params=["threads", "processes", "cluster"])
 def executor(request: pytest.FixtureRequest) -> Iterator[Callable[[], Executor]]:
-    """Makes executors of one kind: each serves until its first error."""
+    """Return a function that makes executors of one kind; each can be used until its first error."""
     if request.param == "threads":
         with ExitStack() as stack:
             yield lambda: stack.enter_context(threads(2))
@@ -95,7 +96,7 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Callable[[], Executor]]
 
         where = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "processes": True}
         with (
-            mock.patch.dict(os.environ),  # Dask sets some for its workers here, and the runs of later tests had them
+            mock.patch.dict(os.environ),  # Dask sets configuration for its workers here, which later runs would inherit
             LocalCluster(n_workers=1, threads_per_worker=2, **where) as cluster,
             Client(cluster) as client,
         ):
@@ -117,7 +118,7 @@ def test_every_executor_gives_the_same_results(executor: Callable[[], Executor])
 
 @pytest.mark.slow
 def test_an_error_waits_for_running_tasks(executor: Callable[[], Executor], tmp_path: Path) -> None:
-    """Whoever lets go of the output directory afterwards must not find a writer there."""
+    """After the error the output directory is released, so no task may still write to it."""
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="broken"):
         compute([(end_after_failure, (str(tmp_path), i)) for i in range(2)], executor(), 2)
@@ -125,7 +126,7 @@ def test_an_error_waits_for_running_tasks(executor: Callable[[], Executor], tmp_
 
 
 def test_arguments_are_passed_unchanged(executor: Callable[[], Executor]) -> None:
-    """Where Dask looked into it, a text that is also a task's name would become that task's result."""
+    """If Dask searched the argument, a text that equals the name of a task would be replaced by its result."""
     names = [f"task-{10**12 - i}" for i in range(1, 4)]
     assert compute([(tuple, names)] * 3, executor(), 2) == [tuple(names)] * 3
 
@@ -157,7 +158,7 @@ def test_results_are_ordered_and_reported_once_in_the_caller(n_threads: int) -> 
 
 
 def test_tasks_start_in_order() -> None:
-    """So that files are read from front to back, which disks and page caches look ahead for."""
+    """Files are then read from front to back, as read-ahead of disks and page caches expects."""
     for n_tasks in SIZES:
         begun: list[int] = []
         run([(begun.append, i) for i in range(n_tasks)], 1)
@@ -165,7 +166,7 @@ def test_tasks_start_in_order() -> None:
 
 
 def test_a_result_is_reported_as_soon_as_it_exists() -> None:
-    """Else a run that is interrupted in its tenth hour would have committed nothing."""
+    """Otherwise a run that is interrupted after ten hours would have committed nothing."""
     told = threading.Event()
 
     def work(is_second: bool) -> None:
@@ -175,7 +176,7 @@ def test_a_result_is_reported_as_soon_as_it_exists() -> None:
 
 
 def test_concurrent_computations_keep_their_results_apart() -> None:
-    """One runs inside the other's callback, and a third in another thread meanwhile."""
+    """One computation runs inside a callback of another, and a third one in another thread at the same time."""
     told: dict[str, list[int]] = {"outer": [], "inner": [], "aside": []}
 
     def tell(result: int) -> None:
@@ -195,7 +196,7 @@ def test_concurrent_computations_keep_their_results_apart() -> None:
 
 
 def until_told(begun: threading.Event) -> None:
-    """A task that goes on until it is to stop."""
+    """Run until the task is told to stop."""
     begun.set()
     while True:
         check()
@@ -254,20 +255,21 @@ def test_a_signal_stops_and_waits_for_running_tasks() -> None:
     assert sum(at_work) == 0
 
 
-# -- very many of them ---------------------------------------------------------------------------------------------
+# -- batches
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_small_or_many_tasks_are_sent_in_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A scheduler's time goes by what it passes on; and every thread gets its turns."""
+    """The time of a scheduler is proportional to the number of messages; and each thread should get several batches."""
     with threads(2) as pool:
         calls, submit = list[str](), pool.submit
         monkeypatch.setattr(pool, "submit", lambda call: calls.append(str(call)) or submit(call))
         monkeypatch.setattr(module, "_LARGE_GRAPH", 300)
         for n_tasks, n_far, n_small, together in (
             *((1000, 0, 99, 1), (63, 2, 99, 1), (64, 2, 99, 2), (1000, 2, 99, 16), (1000, 12, 99, 5), (200, 2, 5, 5)),
-            *((299, 2, 1, 1), (1000, 2, 1, 3), (1000, 2, 0, 3)),  # however large, where there are many of them
+            *((299, 2, 1, 1), (1000, 2, 1, 3), (1000, 2, 0, 3)),  # also large tasks, if there are many
         ):
             told = list[int]()
             calls.clear()
@@ -315,7 +317,8 @@ def test_few_results_are_held_while_merging() -> None:
     assert max(most) < 100, "of 1000"
 
 
-# -- no environment decides ----------------------------------------------------------------------------------------
+# -- independence of the environment
+# ------------------------------------------------------------------------------------
 
 HOSTILE = """
 import sys, threading
@@ -337,7 +340,7 @@ with threads(2) as pool:
 
 @pytest.mark.process
 def test_the_environment_does_not_choose_the_executor() -> None:
-    """Nor is distributed imported, in 0.1 s, as Dask does where it looks up a scheduler's name."""
+    """It also avoids importing distributed (0.1 s), which Dask does to look up the name of a scheduler."""
     settings = {"SCHEDULER": "processes", "POOL": "3", "NUM_WORKERS": "99", "CHUNKSIZE": "50", "CACHE": "7"}
     environment = {**os.environ, **{f"DASK_{name}": value for name, value in settings.items()}}
     environment["DASK_RERUN_EXCEPTIONS_LOCALLY"] = "True"

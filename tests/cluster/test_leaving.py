@@ -1,4 +1,4 @@
-"""A worker whose device is lost leaves, and the others do what was its work."""
+"""Tests of retiring workers: a worker whose device is lost leaves, and the others do its tasks."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.support.clusters import until
 from tests.support.helpers import refused
 from tests.support.logged import mentions
 
-HAS_FAILED = threading.Event()  # the device of worker 0: the others wait for that, so that it has its turn
+HAS_FAILED = threading.Event()  # device of worker 0; the others wait for its failure, so that worker 0 gets tasks
 
 
 def work(i: int) -> tuple[int, object]:
-    """As a task whose worker is on the card that has failed; what it had done before, it has done."""
+    """Fail on worker 0 from the seventh task on, as if its card were lost; earlier results stay valid."""
     worker = get_worker()
     if worker.name == 0 and i > 5:
         HAS_FAILED.set()
@@ -39,7 +39,7 @@ def work(i: int) -> tuple[int, object]:
 def cluster_of(n_workers: int) -> Iterator[Client]:
     where = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "protocol": "tcp", "processes": False}
     with (
-        mock.patch.dict(os.environ),  # Dask sets some for its workers
+        mock.patch.dict(os.environ),  # Dask sets configuration for its workers
         quiet_dask(),
         LocalCluster(n_workers=n_workers, threads_per_worker=2, **where) as cluster,
         Client(cluster, set_as_default=False) as client,

@@ -1,4 +1,4 @@
-"""Which of a run's own workers it makes do with."""
+"""Tests of local workers: which ones a run keeps if some have no device."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.logged import mentions
 
 
 class Process:
-    """One that ends when it is told to."""
+    """A process that exits when its standard input is closed."""
 
     def __init__(self) -> None:
         self.stdin, self.pid, self.is_over = self, 0, False
@@ -50,7 +50,7 @@ def usable(
     failed: Any = (),
     requires_device: bool = False,
 ) -> tuple[list[Any], set[str]]:
-    """What is known of the workers that are left, and which processes are."""
+    """Return the names of the usable workers, and the names of the processes that are kept."""
     monkeypatch.setattr(processes, "check_devices", lambda *_: (list(found), dict(failed)))
     there: Any = {f"{i}": Process() for i in range(len(found) + len(failed))}
     everyone = dict(there)

@@ -1,4 +1,4 @@
-"""Which schedulers a run talks to, and with whose certificates."""
+"""Tests of the certificates with which a run connects to a scheduler, and of schedulers that it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who has done what: every result is counted once, for the process that made it."""
+"""Tests of worker statistics: each result is counted once, for the process that computed it."""
 
 from __future__ import annotations
 
@@ -67,5 +67,5 @@ def test_the_log_shows_the_speed_of_workers(paces: list[int], facts: tuple[str, 
     now += 2
     assert mentions(str(stats), *facts)
     assert (str(stats) == "") == (not facts)
-    stats.begin("encoding")  # of which nothing is known yet
+    stats.begin("encoding")  # no information yet
     assert str(stats) == ""

@@ -1,4 +1,4 @@
-"""A pool of threads: which one of them stops, and what is left when it ends."""
+"""Tests of a thread pool: stopping it from one of its threads, and its state after the end."""
 
 from __future__ import annotations
 

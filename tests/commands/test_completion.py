@@ -1,4 +1,4 @@
-"""Completion: in a shell that finds no program, commands, flags and values are completed all the same."""
+"""Tests of completion: commands, options and values are completed even in a shell that finds no program."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 
 
 def completed(script: Path, *words: str) -> list[str]:
-    """What bash offers for the last word, where nothing can be started."""
+    """Return bash's completions of the last word, in a shell that cannot start any program."""
     command = [shutil.which("bash") or "bash", "--norc", "-c", PROGRAM, "bash", script, "shardpress", *words]
     env = {"PATH": "/nonexistent"}
     done = subprocess.run(command, cwd=script.parent, env=env, capture_output=True, text=True, check=True)

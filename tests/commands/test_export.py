@@ -1,4 +1,4 @@
-"""`shardpress export`: a file that a runtime takes, and what is said where there is none."""
+"""Tests of `shardpress export`: it writes a file that a runtime accepts, or reports that there is no model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.logged import mentions
 
 @pytest.fixture
 def model(tmp_path: Path) -> Model:
-    """Whose file stands in an output directory."""
+    """Return a model whose file is in an output directory."""
     network, rng = Network((5, 2)), np.random.default_rng(0)
     parameters = {name: rng.normal(size=shape).astype(np.float32) for name, shape in network.shapes.items()}
     found = Model(Scaler(np.zeros(5), np.full(5, 3.0)), network, parameters)

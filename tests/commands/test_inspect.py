@@ -1,4 +1,4 @@
-"""The command inspect: a page for people, the same as JSON, and an exit code for scripts."""
+"""Tests of `shardpress inspect`: a readable page, the same facts as JSON, and an exit code for scripts."""
 
 from __future__ import annotations
 

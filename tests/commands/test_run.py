@@ -1,4 +1,4 @@
-"""`shardpress run`: what is said at once, and with what."""
+"""Tests of `shardpress run`: fast messages at its start, and the files that it writes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.helpers import numbered, write_shard
 from tests.support.interpreters import environment
 from tests.support.logged import mentions
 
-# Everything that takes its time to load is refused: what is said before it is needed is said soon.
+# Modules that are slow to load are blocked: messages that do not need them must come first.
 PROGRAM = """
 import sys
 class Refuse:
@@ -47,7 +47,7 @@ def test_the_first_line_needs_no_libraries_and_lists_settings(tmp_path: Path) ->
 @pytest.mark.process
 @pytest.mark.compiler
 def test_a_run_writes_only_to_its_output_and_cache(tmp_path: Path) -> None:
-    """Neither beside the shards, where it was typed, at home, nor among temporary files."""
+    """Files next to the shards, in the working and home directories and among temporary files stay the same."""
     for name in ("here/data", "home", "temporary"):
         (tmp_path / name).mkdir(parents=True)
     write_shard(tmp_path / "here/data/x.h5", numbered(40, 4))

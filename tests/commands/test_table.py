@@ -1,4 +1,4 @@
-"""The table of commands: each is there, says its flags, and nothing heavy is loaded for the page of all."""
+"""Tests of the table of commands: each command exists and has help, and the overview loads no slow module."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The README: its commands run, in its order, and the features of Fashion-MNIST are as good as it says.
+"""Tests of the README: its commands run in order, and the features of Fashion-MNIST are as good as it says.
 
-Sample: the sample run trains for 4 epochs, after which the features are good enough; with TEST_CASES=all for the epochs
-of a user's run.
+Sample: the sample run trains for 4 epochs, after which the features are good enough; with TEST_CASES=all for the number
+of epochs in the README.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ PAGE = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"(?:^    \S.*\n)+", re.sub(r"^```.*?^```$", "", PAGE, flags=re.M | re.S), re.M)
 EPOCHS: dict[str, str | None] = {} if ALL_CASES else {"SHARDPRESS_EPOCHS": "4"}
 PYTHON = re.findall(r"^```python\n(.*?)```$", PAGE, re.M | re.S)
-# Set-up has been done where tests run; and the suite, which cannot run within itself, is one file here.
+# Where tests run, the project is already set up. The test suite, which cannot run inside itself, is reduced to one
+# file.
 MAKE = """#!/bin/sh
 export PYTEST_ADDOPTS="-p no:cacheprovider tests/test_errors.py"
 exec {make} --file=Makefile --old-file=setup --old-file=.venv-readers/.complete PYTHON_OF_VENV={python} "$@"
@@ -43,20 +44,20 @@ exec {make} --file=Makefile --old-file=setup --old-file=.venv-readers/.complete 
 
 @dataclass(frozen=True)
 class Checkout:
-    """A checkout in which all of it has been typed.
+    """A checkout in which all commands of the README were run.
 
     Attributes
     ----------
     folder : Path
     said : list of str
-        What each block of commands wrote.
+        Output of each block of commands.
     """
 
     folder: Path
     said: list[str]
 
     def sample(self, name: str) -> Path:
-        """Features of the sample shards."""
+        """Return a file in the features of the sample shards."""
         if not make_data.FASHION_FOLDER.exists():
             pytest.skip("this machine has no Fashion-MNIST (Debian: dataset-fashion-mnist)")
         return self.folder / "sample/fashion-mnist" / name
@@ -80,7 +81,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 
 def typed(folder: Path, block: str) -> str:
-    """What these lines write, each of which has to succeed; a line's explanation stands behind two spaces."""
+    """Return the output of commands that must succeed; two spaces separate a command from its explanation."""
     program = "\n".join(line.strip().split("  ")[0] for line in block.splitlines())
     path = f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = environment(PATH=path, **EPOCHS)
@@ -99,7 +100,7 @@ def test_commands_of_the_readme_run(checkout: Checkout) -> None:
 
 
 def test_python_of_the_readme_runs(checkout: Checkout) -> None:
-    example = PYTHON[0]  # the other one has a test beside the model's
+    example = PYTHON[0]  # the test of the other one is next to the tests of the model
     program = f"{example}\nprint(found.features.shape, len(found.extras['y'].compute()))"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program], cwd=checkout.folder, capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""docs/tutorial.md: all of it runs, in an empty folder, and ends with a classifier better than on components."""
+"""Tests of docs/tutorial.md: it runs in an empty folder, and its classifier is better than one on components."""
 
 from __future__ import annotations
 
@@ -38,4 +38,4 @@ def test_blocks_of_the_tutorial_run_in_order(
     printed = capsys.readouterr().out
     accuracy = {kind: float(value) for kind, value in re.findall(r"8 (\w+): +([\d.]+)", printed)}
     assert accuracy["features"] > accuracy["components"]
-    assert float(printed.split()[-1]) > accuracy["components"]  # of the search
+    assert float(printed.split()[-1]) > accuracy["components"]  # the search itself

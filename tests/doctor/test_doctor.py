@@ -22,7 +22,7 @@ COMMAND = Path(sys.executable).parent / "shardpress"
 
 
 def doctor(folder: Path, *flags: str, **variables: str | Path | None) -> tuple[int, dict[str, Any]]:
-    """The exit code, and what is said by name; nothing else stands on standard output."""
+    """Return the exit code and the checks by name; standard output must contain nothing else."""
     env = environment(**{"PYTHONPATH": None, **variables})
     command = [COMMAND, "doctor", "--json", *flags]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=300)
@@ -46,7 +46,7 @@ def test_page_lists_fixes_first_and_then_all_checks() -> None:
         "WARN c           hm",
         "",
     ]
-    assert lines[11:] == ["     /lib/libhdf5.so"]  # the other one is named above
+    assert lines[11:] == ["     /lib/libhdf5.so"]  # the other library is named above
     failed = page([*checks, Check("d", "fail", "x " * 100, "fix it")], {}).splitlines()
     assert failed[3:5] == ["   1. d: fix it", "   2. c: do"]
     assert all(len(line) <= 120 for line in failed)
@@ -146,7 +146,7 @@ def test_broken_packages_are_named_with_the_command_to_run(tmp_path: Path) -> No
 def test_hanging_or_crashing_device_keeps_earlier_findings(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str, words: str
 ) -> None:
-    """What it has told before counts."""
+    """Findings from before the crash are reported."""
     source = "import json, os, sys, time\ndef tell(**found): print(json.dumps(found), flush=True)\ndef main():\n"
     (tmp_path / "odd_device.py").write_text(f"{source}    print('1', 'noise'); tell(name='Card'); {program}\n")
     monkeypatch.syspath_prepend(tmp_path)

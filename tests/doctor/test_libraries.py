@@ -1,4 +1,4 @@
-"""What CUDA's libraries are asked, of small ones that answer as the real ones do."""
+"""Tests of the queries of CUDA libraries, with small libraries that answer as the real ones do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.doctor.cuda import cuda_checks
 
 pytestmark = [pytest.mark.process, pytest.mark.compiler]
 
-# Numbers come from variables, so that one file is every library of every machine.
+# The numbers come from environment variables, so that one file replaces every library of every machine.
 _SOURCE = r"""
 #include <stdio.h>
 #include <stdlib.h>
@@ -66,7 +66,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the libraries of a machine with a card lie."""
+    """Return the folder of the libraries of a machine with a card."""
     for name in ("libcuda.so", "libnvrtc.so", "libcublas.so", "libnvidia-ptxjitcompiler.so.1"):
         shutil.copy(library, tmp_path / name)
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
@@ -138,7 +138,7 @@ def test_driver_with_a_versioned_name_only_is_found(folder: Path) -> None:
 
 
 def test_both_files_of_a_forwarding_library_are_named(folder: Path, library: Path) -> None:
-    """Its own name has no version, that of the real one has."""
+    """Our library has a name without version, the real one a name with version."""
     real = folder / "real" / "libcuda.so.570.1"
     real.parent.mkdir()
     shutil.copy(library, real)
@@ -154,7 +154,7 @@ def test_both_files_of_a_forwarding_library_are_named(folder: Path, library: Pat
 
 
 def test_missing_libraries_are_reported_one_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Of a machine that has them, too: files that cannot be loaded stand before them."""
+    """Also on a machine that has the libraries: files that cannot be loaded come before them on the search path."""
     for name in ("libcuda.so", "libcuda.so.1", "libnvrtc.so", "libcublas.so"):
         (tmp_path / name).write_bytes(b"not a library")
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))

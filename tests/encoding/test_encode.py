@@ -1,4 +1,4 @@
-"""Encoding: every row's features stand at its place, in whole files or none."""
+"""Tests of encoding: the features of each row are in their place, in whole files or none."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.support.logged import mentions
 
 
 def double(rows: np.ndarray, out: np.ndarray) -> None:
-    """Stands for the device: two features, twice the first two columns."""
+    """Replaces the device: two features, twice the first two columns."""
     out[:] = 2 * rows[:, :2]
 
 
@@ -66,7 +66,7 @@ def run(
     done: Callable[[PartFacts], object] | None = None,
     unreadable: dict[int, str] | None = None,
 ) -> list[PartFacts]:
-    """Every part of the shards, encoded in threads."""
+    """Encode all parts of the shards in threads."""
     parts, _ = plan_parts(shards, settings.part_rows, [])
     tasks = [(encode_part, EncodeTask(part, settings, (unreadable or {}).get(part.number))) for part in parts]
     model = model_of(shards[0].n_inputs)
@@ -82,13 +82,13 @@ def encode(
     bad_data: BadData | None = None,
     **how: Any,
 ) -> tuple[list[PartFacts], np.ndarray]:
-    """Facts of all parts, and their features."""
+    """Return the facts of all parts, and their features."""
     done = run(shards, settings_of(shards, folder, block_rows, part_rows, bad_data=bad_data or BadData()), **how)
     return done, whole(folder, done, "features")
 
 
 def whole(folder: Path, parts: Sequence[PartFacts], name: str) -> np.ndarray:
-    """A dataset of all parts."""
+    """Return a dataset over all parts."""
     found = []
     for part in parts:
         with h5py.File(folder / part.entry.file) as file:
@@ -181,7 +181,7 @@ def test_a_failure_stops_other_parts_at_their_next_block(tmp_path: Path) -> None
 
 
 def test_each_part_is_passed_once_to_the_calling_thread(tmp_path: Path) -> None:
-    """The others only write files: what exists is decided by one."""
+    """The other threads only write files; one thread decides which of them count."""
     shards, told = numbered_shards(tmp_path, 9, 0, 30), []
 
     def commit(part: PartFacts) -> None:
@@ -260,7 +260,7 @@ EXTRAS = {
 
 @pytest.fixture(params=[False, True], ids=["at once", "block by block"])
 def wide(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether all extras are taken for wide ones, of which a few rows are read at a time."""
+    """Return whether all extras are treated as wide ones, of which a few rows are read at a time."""
     if request.param:
         monkeypatch.setattr(shard, "WIDE_BYTES", 0)
         monkeypatch.setattr(rows_module, "_EXTRA_PIECE", 50)
@@ -278,7 +278,7 @@ def test_unreadable_values_of_an_extra_dataset_are_filled(
     part_rows: int,
     wide: bool,
 ) -> None:
-    """Which values that are depends on the extra's chunks, and not on the parts."""
+    """Which values are filled depends on the chunks of the extra dataset, not on the parts."""
     if wide:
         monkeypatch.setattr(shard, "_NUMBER_BYTES", 0)
     path = tmp_path / "x.h5"
@@ -356,7 +356,7 @@ def test_rows_outside_the_range_are_counted_for_each_part(tmp_path: Path) -> Non
 @pytest.mark.process
 @pytest.mark.compiler
 def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path: Path) -> None:
-    """There the model is made anew, of the file that the task names."""
+    """The fresh process loads the model from the file that the task names."""
     rows = [numbered(n, 3, dtype=np.float32) % 190 for n in (TILE_ROWS + 40, 5, 9)]
     rows[0][7, 1], rows[0][TILE_ROWS + 3, 0], rows[1][4, 2] = np.nan, -99, 1e6
     extras = {"y": np.arange(TILE_ROWS + 40), "name": np.array([b"a", b"bc", b"d"] * 700, object)}
@@ -387,7 +387,7 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path: Path) -> Non
 
 @pytest.mark.process
 def test_runs_in_one_process_keep_their_own_categories(tmp_path: Path) -> None:
-    """Where runs have one model, the second finds the memory of the first, and that of its files' layout."""
+    """If runs share a model, the second one reuses the memory of the first and its file layout."""
     shards, found = [], []
     for i, kinds in enumerate(([b"a", b"b"], [b"c", b"d"])):
         write_shard(tmp_path / f"{i}.h5", numbered(3), extras={"kind": np.array([0, 1, 0], "i1")})

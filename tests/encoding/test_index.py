@@ -1,4 +1,4 @@
-"""The index: all parts as one file, in which nothing could be taken for data without them."""
+"""Tests of the index: all parts as one file, which cannot be mistaken for data when the parts are missing."""
 
 from functools import partial
 
@@ -89,7 +89,7 @@ def test_an_index_opens_no_part(tmp_path):
     memory = PartMemory(3, 2, extras)
 
     def viewed(name):
-        return f"parts/{name}", dict(sorted(part_shapes(sizes[name], 2, extras).items()))  # as HDF5 sorts them
+        return f"parts/{name}", dict(sorted(part_shapes(sizes[name], 2, extras).items()))  # sorted as by HDF5
 
     for most in (3, 2):
         found = dict(index_files(list(sizes), viewed, stored_categories(extras), {"a": 1}, most))
@@ -102,7 +102,7 @@ def test_an_index_opens_no_part(tmp_path):
 
 
 def test_views_of_many_parts_are_made_one_at_a_time():
-    """HDF5 takes 20 kB for each part of a view, so that one of 100,000 took 2 GB; and an index may stand for others."""
+    """HDF5 takes 20 kB for each part of a view: 2 GB for 100,000 parts. An index may contain views of views."""
     looked_at = []
 
     def viewed(i):

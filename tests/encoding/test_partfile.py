@@ -1,4 +1,4 @@
-"""A part's file: valid input again, ready to be mapped, and the one that HDF5 itself would write."""
+"""Tests of a part's file: it is valid input, can be mapped into memory, and equals the file that HDF5 writes."""
 
 import io
 import json
@@ -120,7 +120,7 @@ def test_an_attribute_names_the_source_of_a_part():
         {"path": "größe/0.h5", "n_rows": 3, "share": 0.5, "none": None, "is": True, "nested": {"a": [1, 2, 3]}},
         {"path": odd + "\\udcff.h5", "dataset": "a\0b"},
         {"path": odd * 4096, "dataset": odd * 4096},
-        *({"path": "x" * n} for n in range(240, 260)),  # around the length to which it is padded
+        *({"path": "x" * n} for n in range(240, 260)),  # lengths around the one to which it is padded
     ]
     for source in sources:
         with h5py.File(io.BytesIO(part_bytes(feature_rows(3), np.ones(3, bool), {}, {}, source))) as file:
@@ -139,7 +139,7 @@ def test_a_long_source_name_is_reduced_to_its_end():
 
 
 def test_reused_memory_gives_the_same_file_as_fresh_memory():
-    """Whatever earlier parts have left in it, and however much their extras needed."""
+    """The result does not depend on what earlier parts left in memory, or how much their extras needed."""
     for sizes in ((100, 7), (7, 100), (100, 100), (1, 100, 0, 3)):
         memory = PartMemory(max(sizes), 2)
         for i, size in enumerate(sizes):
@@ -194,7 +194,7 @@ def test_unsupported_text_is_an_error_in_every_part():
 
 
 def test_only_the_first_of_similar_parts_is_laid_out_by_hdf5(monkeypatch):
-    asked, memory = [], PartMemory(4, 2)  # which may be the process's first, and then asks where features go
+    asked, memory = [], PartMemory(4, 2)  # which may be the first one in the process
     monkeypatch.setattr(module, "lay_out", lambda *given: asked.append(1) or lay_out(*given))
     for i in range(5):
         memory.file(np.ones(3, bool), {"y": np.arange(3)}, {}, {"n_rows": 10**i, "path": f"größe/{'x' * i}.h5"})
@@ -243,7 +243,7 @@ def test_shapes_of_a_part_are_known_without_reading_it(tmp_path, n_rows):
 
 @pytest.mark.process
 def test_declared_extras_of_a_shard_match_its_parts(tmp_path):
-    """Otherwise the index, which is made of that alone, would show no values."""
+    """Otherwise the index, which is built from the declaration alone, would show no values."""
     n, state = 3, h5py.enum_dtype({"on": 1, "off": 0}, "i2")
     both = {
         "ascii": np.zeros(n, ASCII),
@@ -306,7 +306,7 @@ def test_a_part_with_an_extra_named_x_is_a_valid_shard(tmp_path):
 @pytest.mark.process
 @pytest.mark.parametrize("kind", ["ragged", "reference"])
 def test_every_extra_dataset_can_be_written(tmp_path, kind):
-    """An extra that cannot be copied is left out when the shards are vetted, before the training."""
+    """An extra that cannot be written is left out when the shards are vetted, before the training."""
     path = write_shard(tmp_path / "x.h5", numbered(3))
     with h5py.File(path, "a") as file:
         dtype = h5py.ref_dtype if kind == "reference" else h5py.vlen_dtype(np.int32)

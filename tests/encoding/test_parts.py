@@ -1,4 +1,4 @@
-"""Parts: which rows are still to be encoded, and what is known of those that are."""
+"""Tests of parts: which rows are still to be encoded, and the facts of encoded ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features that are stored in fewer bytes: as near to what was encoded as is said, and read like all others."""
+"""Tests of features stored in fewer bytes: the rounding error is within its limit, and readers need no change."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_rounding_errors_are_limited_and_reported(max_error: float) -> None:
                 with np.errstate(over="ignore"):
                     exact = np.abs(features[valid].astype(np.float16).astype(float) - features[valid])
                 assert dtype == "float16"
-                assert exact.max() > max_error / 4 or size > 1e4  # nor would it do without a step
+                assert exact.max() > max_error / 4 or size > 1e4  # also without a step
                 continue
             off = np.abs(found[valid].astype(float) - features[valid])
             assert off.max() == error <= max_error

@@ -1,4 +1,4 @@
-"""The single file, which holds what the index shows."""
+"""Tests of the single file, which contains the same datasets as the index."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def extras(n_rows, first):
 
 @pytest.fixture
 def parts(tmp_path):
-    """Names of feature files in a directory."""
+    """Write feature files into a directory and return their names."""
     names = []
     for i, size in enumerate(SIZES):
         first = sum(SIZES[:i])

@@ -1,4 +1,4 @@
-"""What a process keeps: one model, made once, and memory that each thread uses again."""
+"""Tests of the state of a worker process: one model, loaded once, and memory that each thread reuses."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def nothing(rows: np.ndarray, out: np.ndarray) -> None:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> EncodeSettings:
-    """Of tasks that name the model's file."""
+    """Return the settings of tasks that name the model's file."""
     return replace(EncodeSettings(str(tmp_path), IN_MEMORY, "float32", 4, 8, 2), model=written(tmp_path, MODEL))
 
 
@@ -49,7 +49,7 @@ def written(folder: Path, model: Model) -> Entry:
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """What this process makes instead of compiling."""
+    """Return the list of what this process makes instead of compiling."""
     found: list[Any] = []
 
     def make(*what: Any) -> Any:
@@ -84,7 +84,7 @@ def test_another_model_or_size_replaces_the_worker(made: list[Any], settings: En
 
 
 def test_another_file_in_place_of_the_model_is_refused(made: list[Any], settings: EncodeSettings) -> None:
-    """As a worker finds it that has another disk under the same path."""
+    """A worker would find another file if it has a different disk under the same path."""
     path = Path(settings.directory) / settings.model.file
     path.write_bytes(path.read_bytes().replace(b"shardpress-model/2", b"shardpress-model/1"))
     with pytest.raises(ReadFailed, match=rf"file={path}\b.*\bBLAKE3\b"):
@@ -119,7 +119,7 @@ def test_a_served_model_is_used_and_dropped_at_the_end(made: list[Any]) -> None:
 def test_the_number_of_readers_is_requested_or_that_of_cores(
     settings: EncodeSettings, monkeypatch: pytest.MonkeyPatch, asked: int, n: int
 ) -> None:
-    """The driver's cores say nothing of those of a worker that others have started."""
+    """The cores of the driver say nothing about those of an external worker."""
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     turns = Worker(replace(settings, n_readers=asked), MODEL, nothing, Disk()).turns

@@ -1,4 +1,4 @@
-"""Kernels for every card: those of one network here, those of all in `make soak`."""
+"""Tests of the kernels for every card: those of one network here, those of all networks in `make soak`."""
 
 from __future__ import annotations
 

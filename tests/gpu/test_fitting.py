@@ -1,4 +1,4 @@
-"""Which NVRTC and cuBLAS fit which driver: by its version, by the cards, and by a requested version."""
+"""Tests of the choice of NVRTC and cuBLAS for a driver: by its version, by the cards, and by a requested version."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.errors import DeviceError, UsageError
 from pipeline.gpu.driver import Driver
 from pipeline.gpu.fitting import choose_packages, parse_version
 
-# What there is of either.
+# Available versions of both.
 NVRTC = {"-cu12": "12.0.76 12.0.140 12.1.105 12.2.140 12.4.127 12.6.85 12.8.93 12.9.86", "": "13.0.88 13.1.115 13.5.37"}
 CUBLAS = {
     "-cu12": "12.0.2.224 12.1.3.1 12.2.5.6 12.4.5.8 12.6.4.1 12.8.5.5 12.9.3.13",
@@ -18,7 +18,7 @@ CUBLAS = {
 
 
 def taken(requirements: tuple[str, ...]) -> list[str]:
-    """What pip takes: the newest that meets each."""
+    """Return the versions that pip installs: the newest one for each requirement."""
     found = []
     for text, name, versions in zip(requirements, ("nvidia-cuda-nvrtc", "nvidia-cublas"), (NVRTC, CUBLAS), strict=True):
         asked = Requirement(text)
@@ -74,7 +74,7 @@ def test_requested_version_overrides_the_driver() -> None:
     late = choose_packages(driver, (13, 0))
     assert taken(late.requirements)[0] == "13.0.88"
     assert "CUDA 13.0" in late.why
-    assert "CUDA 12.2" in late.why  # the driver, which would refuse it
+    assert "CUDA 12.2" in late.why  # the driver would refuse the newer one
     assert choose_packages(Driver("", (11, 4)), (12, 0)).requirements == choose_packages(None, (12, 0)).requirements
 
 

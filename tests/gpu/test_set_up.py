@@ -1,4 +1,4 @@
-"""`shardpress setup-gpu` in an environment of its own, with wheels that lie in a folder: once, again, and half done."""
+"""Tests of `shardpress setup-gpu` in a virtual environment with wheels from a folder: once, again, and interrupted."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def here(tmp_path: Path) -> Environment:
 
 @pytest.fixture(scope="module")
 def nothing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a driver is found before this machine's own, and is none."""
+    """Return a folder with a library that is found before this machine's driver and is not a driver."""
     folder = tmp_path_factory.mktemp("nothing")
     library(folder / "libcuda.so.1", "int cuDriverGetVersion(int *version) { return 34; }")
     return folder
 
 
 def set_up(here: Environment, *arguments: str | Path, near: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """With the driver in a folder."""
+    """Run `setup-gpu` with the driver in a folder."""
     return here.run("python", "-m", "shardpress", "setup-gpu", *arguments, LD_LIBRARY_PATH=near)
 
 
 def libraries(here: Environment) -> dict[str, str]:
-    """What each name there leads to: the file, as it was called in its wheel."""
+    """Return the target of each link in the folder: the file name in its wheel."""
     folder = here.path / "lib/shardpress-gpu"
     return {path.name: path.resolve().name for path in folder.glob("lib*.so*") if path.exists()}
 

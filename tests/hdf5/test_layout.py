@@ -1,4 +1,4 @@
-"""What is said of a file is checked, whatever a forged one has made the child say."""
+"""Tests of the check of the child's answer, which a forged file may have manipulated."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.support.helpers import names, numbered, refused, write_shard
 
 @pytest.fixture
 def honest(tmp_path):
-    """What is said of a shard that has everything, for a test to forge."""
+    """Return a complete answer about a valid shard, for tests to forge."""
     path = write_shard(
         tmp_path / "x.h5", numbered(6), chunks=(2, 2), compression="gzip", shuffle=True, extras={"y": range(6)}
     )
@@ -63,14 +63,14 @@ NONSENSE = [
 
 
 def places(node, where=()):
-    """Every place in a tree of lists and dicts."""
+    """Yield every position in a tree of lists and dicts."""
     yield where
     for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
         yield from places(value, (*where, key))
 
 
 def at(node, where, value):
-    """A copy of a tree with another value at one place."""
+    """Return a copy of a tree with another value at one position."""
     if not where:
         return value
     copied = dict(node) if isinstance(node, dict) else list(node)
@@ -79,7 +79,7 @@ def at(node, where, value):
 
 
 def test_invalid_values_in_the_answer_are_refused_or_harmless(honest, monkeypatch):
-    """Nothing but a `DataError` comes of it, when it is vetted and when it is read."""
+    """Vetting and reading raise nothing except `DataError`."""
     path, facts, arrays = honest
     sentences, n_taken = [], 0
     for where in places(facts):

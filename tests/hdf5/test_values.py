@@ -1,4 +1,4 @@
-"""Raw reads: what comes out is what h5py reads, bit for bit; what is damaged, changed or gone is told apart."""
+"""Tests of raw reads: values equal h5py's bit for bit, and damaged, changed and missing files are distinguished."""
 
 import ctypes
 import dataclasses
@@ -41,7 +41,7 @@ def whole(shard):
 
 
 def random_rows(rng, dtype, shape):
-    """Half of them repetitive, so that some filters shrink chunks and others leave them as they are."""
+    """Return rows of which half are repetitive, so that filters shrink some chunks and leave others unchanged."""
     if dtype == np.dtype(bool):
         return rng.integers(0, 2, shape).astype(bool)
     noise = np.frombuffer(rng.bytes(int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape)
@@ -85,7 +85,7 @@ def test_every_storage_and_dtype_is_read_as_by_h5py(tmp_path):
 
 
 def low_level(path, data, libver="latest", **properties):
-    """A dataset made with property lists, as h5py's own interface would not."""
+    """Write a dataset with property lists that h5py's high-level interface does not offer."""
     created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     for name, arguments in properties.items():
         getattr(created, name)(*arguments)
@@ -119,7 +119,7 @@ def test_chunks_allocated_early_are_found_without_an_index(tmp_path, libver, chu
     "filtered", [("set_shuffle",), ("set_deflate",), ("set_fletcher32",), ("set_shuffle", "set_deflate")]
 )
 def test_edge_chunks_stored_without_filters_are_read(tmp_path, filtered):
-    """Which HDF5 does not tell by their masks, but by an option that h5py does not know."""
+    """HDF5 marks them by a property that h5py does not know, not by filter masks."""
     rows = numbered(5, 3, dtype=np.int32)
     created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     created.set_chunk((2, 2))
@@ -239,7 +239,7 @@ def test_wrong_checksum_is_reported_with_its_rows(tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Let a system call of the reading side do something else: ``calls("preadv", act)``."""
+    """Replace a system call of the reader: ``calls("preadv", act)``."""
     monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
 
     def replace(name, act):
@@ -250,7 +250,7 @@ def calls(monkeypatch):
 
 
 def failing(number, times):
-    """The first `times` calls fail with an error, the others are let through; and a list that counts them."""
+    """Return a function whose first `times` calls raise an error and later ones succeed, and the list of calls."""
     made = []
 
     def act(real, *arguments):
@@ -354,7 +354,7 @@ def test_file_changed_after_vetting_is_refused(tmp_path, change):
 
 
 def test_file_vetted_on_another_host_is_accepted(tmp_path):
-    """On a file system that hosts share, a file has one inode, but each host numbers its file systems by itself."""
+    """On a shared file system a file has one inode number, but each host assigns its own device number."""
     (shard,) = numbered_shards(tmp_path, 100)
     there = dataclasses.replace(shard.identity, device=shard.identity.device + 1)
     assert np.array_equal(whole(dataclasses.replace(shard, identity=there)), whole(shard))
@@ -418,7 +418,7 @@ def test_reads_by_the_child_leave_no_descriptor_open(tmp_path):
 
 
 def test_conversion_holds_one_piece_in_memory_twice(tmp_path):
-    """What must be converted is so a megabyte at a time; chunks come one by one."""
+    """Values are converted in pieces of a megabyte; chunks are read one by one."""
     rows = np.zeros((2**14, 512), ">f4")
     (shard,) = open_shards([write_shard(tmp_path / "x.h5", rows)])
     tracemalloc = pytest.importorskip("tracemalloc")

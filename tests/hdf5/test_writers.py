@@ -1,4 +1,4 @@
-"""Files as other software writes them (tests/files): their rows and labels, or what to write instead."""
+"""Tests with files of other software (tests/files): their rows and labels are read, or an error says what to write."""
 
 from itertools import product
 from pathlib import Path

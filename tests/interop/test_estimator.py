@@ -1,4 +1,4 @@
-"""The estimator: scikit-learn's own checks, the bits of a run, and arrays of every kind."""
+"""Tests of the estimator: scikit-learn's checks, the bits of a run, and arrays of every kind."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def same_models(one: TiedAutoencoder, other: Any) -> bool:
 
 @pytest.mark.process
 def test_all_checks_of_scikit_learn_pass() -> None:
-    """In a process of its own, since one of them needs a variable that is read while SciPy is imported."""
+    """They run in a child process, because one check needs a variable that is read when SciPy is imported."""
     ended = fresh(
         """
         from sklearn.utils.estimator_checks import check_estimator
@@ -70,7 +70,7 @@ def test_parameters_are_settings_with_their_defaults() -> None:
     for name, value in TiedAutoencoder().get_params().items():
         assert value == SETTINGS[{"random_state": "seed"}.get(name, name)].default, name
     deciding = {name for name, setting in SETTINGS.items() if setting.affects in ("scan", "model")}
-    # A shard's values may stand for missing ones; an array has NaN for that.
+    # Special values can mark missing ones in a shard; an array uses NaN.
     assert deciding - set(TiedAutoencoder().get_params()) == {"seed", "missing_value"}
 
 
@@ -222,7 +222,7 @@ def test_lazy_arrays_are_fitted_and_encoded_by_block() -> None:
     settings = {"epochs": 1, "n_features": 3, "batch_size": 1024, "memory_budget": 2**24}
     fitted = TiedAutoencoder(**settings).fit(x)
     assert same_models(TiedAutoencoder(**settings).fit(lazy), fitted)
-    few = lazy[:2000]  # which are computed at once
+    few = lazy[:2000]  # computed at once
     assert same_models(clone(fitted).fit(few), clone(fitted).fit(x[:2000]))
     found = fitted.transform(lazy)
     assert (found.chunks, found.dtype) == (((150_000, 150_000, 100_000), (3,)), np.float32)
@@ -272,7 +272,7 @@ def test_frames_and_any_memory_order_give_the_same_bits() -> None:
     for other in (frame, np.asfortranarray(x), x[::-1][::-1], x.tolist()):
         model = of_frame if other is frame else fitted
         assert model.transform(other).tobytes() == fitted.transform(x).tobytes()
-    for n in (1, 7):  # whichever rows are around a row
+    for n in (1, 7):  # for any rows around it
         assert fitted.transform(x[-n:]).tobytes() == fitted.transform(x)[-n:].tobytes()
 
 

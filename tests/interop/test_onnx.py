@@ -1,4 +1,4 @@
-"""The encoder for ONNX runtimes, held against the model on random rows."""
+"""Tests of the encoder for ONNX runtimes, compared with the model on random rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model on the CPU against slow, obvious NumPy: gradients, features of rows of every dtype, parameters.
+"""Tests of the model on the CPU against slow, simple NumPy: gradients, features of rows of every dtype, parameters.
 
 Sample: rows of each dtype are scaled in one way; with TEST_CASES=all in every way.
 """
@@ -46,7 +46,7 @@ both_ways = pytest.mark.usefixtures("path")
 
 @pytest.fixture
 def cost_and_gradients(rng):
-    """An autoencoder, scaled rows, and what they give: [cost, gradients], ours and Theano's own."""
+    """Return an autoencoder, scaled rows, and [cost, gradients] of our graph and of Theano's differentiation."""
     autoencoder, x = random_autoencoder(rng), rng.random((11, N_INPUTS), dtype=np.float32)
     symbol = theano.tensor.fmatrix()
     cost, gradients = graph.cost_and_gradients(autoencoder.network, symbol, symbol, autoencoder.shared)
@@ -81,7 +81,7 @@ def test_gradients_equal_those_of_theano(cost_and_gradients):
 def test_scaling_and_encoding_every_dtype_equals_numpy(rng, dtype, working):
     rows = random_rows(rng, 40, dtype)
     if working is None:
-        rows //= rows.dtype.type(rows.max() // 4 or 1)  # unscaled: nothing else keeps sigmoids from saturating
+        rows //= rows.dtype.type(rows.max() // 4 or 1)  # unscaled: otherwise sigmoids would saturate
     minimum, scale = scaling_of(rows, working)
     autoencoder = random_autoencoder(rng, minimum=minimum, scale=scale)
     symbol = theano.tensor.TensorType(dtype.name, (False, False))()
@@ -125,7 +125,7 @@ DEEP = Network((100, 40, 24), "leaky-relu", "linear", gain=True)
 
 @pytest.fixture(params=[WIDE, DEEP], ids=["wide", "deep"])
 def images(rng, request):
-    """An autoencoder of some width or depth, and rows of three tiles and a bit."""
+    """Return an autoencoder of some width or depth, and rows of three tiles and a fraction."""
     rows = rng.integers(0, 256, (3 * TILE_ROWS + 5, 100), dtype=np.uint8)
     return random_autoencoder(rng, request.param, *scaling_of(rows, "float32")), rows
 
@@ -210,7 +210,7 @@ def test_every_function_is_compiled_once_for_each_dtype(rng, compiled):
     calls = {
         "encode": autoencoder.encode,
         "errors": autoencoder.errors,
-        "cost": autoencoder.cost,  # by way of errors
+        "cost": autoencoder.cost,  # when it computes errors
     }
     for dtype in ("u1", "f4"):
         for rows in (np.ones((3, N_INPUTS), dtype), np.ones((5, N_INPUTS), dtype)):

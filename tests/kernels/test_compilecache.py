@@ -1,4 +1,4 @@
-"""The compile cache: no place for compiled code, and whose code is trusted."""
+"""Tests of the compile cache: a missing directory for compiled code, and whose code is trusted."""
 
 import errno
 import os
@@ -26,7 +26,7 @@ def test_lack_of_space_names_both_places_and_reasons(monkeypatch: pytest.MonkeyP
 
 
 def test_compile_cache_replaces_a_missing_temporary_directory():
-    """As in a container that cannot be written to, or where the disk of all the usual places is full."""
+    """As in a read-only container, or if the disk of all usual directories is full."""
     code = """
     import tempfile
     tempfile._candidate_tempdir_list = lambda: ["/proc/nowhere"]
@@ -38,7 +38,7 @@ def test_compile_cache_replaces_a_missing_temporary_directory():
 
 
 def test_key_of_a_module_is_replaced_atomically(tmp_path):
-    """Theano reads it without a lock, and removed a module whose note it found empty, though others had it loaded."""
+    """Theano reads the key without a lock; it used to delete a module with an empty key while others used it."""
     (tmp_path / "key.pkl").write_text("before")
     code = f"""
     import os, pickle
@@ -67,7 +67,7 @@ def test_key_of_a_module_is_replaced_atomically(tmp_path):
     assert facts == {"seen": ["before"], "after": ["a key"], "files": ["key.pkl"], "none": []}
 
 
-# ---- what libgpuarray keeps
+# ---- files of libgpuarray
 
 CACHE_PATH = """
 from kernels import backend
@@ -95,7 +95,7 @@ def test_cache_of_kernels_is_named_after_the_cards_unless_set(tmp_path: Path) ->
     assert fresh(CACHE_PATH, THEANO_FLAGS=f"gpuarray.cache_path={tmp_path}").facts["path"] == str(tmp_path)
 
 
-# ---- whose cache is trusted
+# ---- trust
 
 
 def test_compile_cache_is_private_with_any_umask(tmp_path):
@@ -137,7 +137,7 @@ except UnsafeCompileCache as error:
 
 @pytest.fixture
 def trap(tmp_path):
-    """A cache whose code tells when it runs: what Theano loads first of all, while it is imported."""
+    """Return a cache whose code creates a file when it runs, in the modules that Theano imports first."""
     cache, told = tmp_path / "base" / "cache", tmp_path / "told"
     for name in ("lazylinker_ext", "cutils_ext"):
         (cache / name).mkdir(parents=True, mode=0o700)

@@ -1,4 +1,4 @@
-"""The graph of every kind of network on the CPU against the NumPy reference."""
+"""Tests of the graph of every kind of network on the CPU against the NumPy reference."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What a step of training asks of a card's driver: nothing is waited for, and nothing crosses the bus that need not."""
+"""Tests of the driver calls of a training step: it does not wait, and transfers only the necessary data."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.support.steps_child import N_EACH, TAKEN
 
 pytestmark = pytest.mark.process
 
-NOISE = N_EACH * child.BATCH * child.N_INPUTS  # bytes of a piece's
-PIECE = {"streamed": NOISE, "uploaded": 8 * N_EACH * child.BATCH}  # bytes: rows, of a byte each entry, or their numbers
+NOISE = N_EACH * child.BATCH * child.N_INPUTS  # bytes of a piece
+PIECE = {"streamed": NOISE, "uploaded": 8 * N_EACH * child.BATCH}  # bytes: rows with one byte per entry, or row numbers
 SCALARS = 16  # bytes for each step: its rate, its length and the rule's count
 WAITING = ("Synchronize", "DtoH", "download")
 
 
 def uploads(calls: list[str]) -> list[int]:
-    """Bytes of each."""
+    """Return the size of each upload in bytes."""
     return [int(call.split()[1]) for call in calls if call.startswith("upload ")]
 
 

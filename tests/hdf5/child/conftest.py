@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the child."""
+"""Fixtures of the child tests."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.support.child import EVIL, plant, unusual
 
 @pytest.fixture
 def fresh():
-    """No child from before, and none that a test has bent left over."""
+    """Stop the child of earlier tests, and the modified child of this one."""
     gatekeeper.retire()
     yield
     gatekeeper.retire()
@@ -16,7 +16,7 @@ def fresh():
 
 @pytest.fixture
 def evil(fresh, monkeypatch, tmp_path_factory):
-    """Let the child do something else when it is to describe a file."""
+    """Replace what the child does when it describes a file."""
 
     def bend(*lines):
         gatekeeper.retire()

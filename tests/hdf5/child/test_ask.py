@@ -1,4 +1,4 @@
-"""What happens to the child costs one clear error, and whoever asks has another one."""
+"""Tests of failures of the child: each causes one clear error, and the next query gets a new child."""
 
 import os
 import select
@@ -69,7 +69,7 @@ def test_complete_answer_above_the_size_limit_is_refused(path, evil):
 
 
 def test_child_that_only_sleeps_is_stopped(path, evil):
-    """Though the clock alone says little: a busy machine takes its time for sound files as well."""
+    """Elapsed time alone would not suffice: a busy machine also takes long for valid files."""
     evil("if dataset == 'evil':", "    time.sleep(10**6)", "return honest(file, dataset, *wanted)")
     limits = replace(LIMITS, patience=0.5, grace=10**6)  # the child itself may take any time to start
     with refused(65, f"file={path}", "0.5 s"):
@@ -136,7 +136,7 @@ def test_killed_fork_is_a_system_limit_and_no_fault_of_the_file(path, evil, tmp_
     "program",
     [
         "import sys; sys.stdin.readline()",
-        "import sys; sys.stdin.readline(); print('end', end='')",  # which was waited for without end
+        "import sys; sys.stdin.readline(); print('end', end='')",  # used to wait forever
         "pass",
         "import os; os.kill(os.getpid(), 9)",
     ],

@@ -1,4 +1,4 @@
-"""What holds a file's rows: which object is chosen, in what form, and what is said where none can be."""
+"""Tests of the choice of the rows in a file: which object, in what form, and the error if there is none."""
 
 import h5py
 import numpy as np
@@ -17,7 +17,7 @@ MIXED = np.zeros(4, [("index", "<i8"), ("values_block_0", "<f8", (3,)), ("values
 
 
 def write(path, held, attributes=()):
-    """A file that holds these values under these names; None makes a group."""
+    """Write a file with these values under these names; None makes a group."""
     with h5py.File(path, "w") as file:
         for name, values in held.items():
             file.create_group(name) if values is None else file.create_dataset(name, data=values)
@@ -55,7 +55,7 @@ SHAPED = [("X", "shape", (61, 6))]
             ("raw/X", "sparse"),
         ),
         ({**sparse("matrix"), "matrix/shape": [61, 6]}, (), None, ("matrix", "sparse")),
-        # A single column beside rows in any form.
+        # A single column next to rows in any form.
         ({**sparse("matrix"), "matrix/shape": [61, 6], "y": numbered(61, 1)}, (), None, ("matrix", "sparse")),
         ({"table": FRAME, "labels": np.zeros((4, 1))}, (), None, ("table", "table")),
         ({"table": FRAME, "labels": np.zeros(4, [("y", "<f8")])}, (), None, ("table", "table")),

@@ -1,4 +1,4 @@
-"""What the child may do: look at one file, and reach nothing else."""
+"""Tests of the child's sandbox: it reads one file and reaches nothing else."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.process
 
 
 def attempt(path, evil, act):
-    """What comes of an attempt in the child, after it has opened the file: None where it succeeds."""
+    """Try an action in the child after it has opened the file; return the error, or None if it succeeds."""
     evil(
         "try:",
         f"    {act}",
@@ -62,7 +62,7 @@ def test_child_cannot_open_create_or_remove_files(path, tmp_path, evil, monkeypa
 
 
 def ctypes_landlock():
-    """The version of Landlock, or -1."""
+    """Return the version of Landlock, or -1."""
     return hostile._LIBC.syscall(444, None, 0, 1)
 
 
@@ -90,7 +90,7 @@ def test_child_starts_under_lower_limits_of_the_user(path):
 
 
 def test_driver_without_capabilities_has_a_child(tmp_path):
-    text = np.array([b"a", b"bc", b""], object)  # which only the child can read
+    text = np.array([b"a", b"bc", b""], object)  # only the child can read it
     path = write_shard(tmp_path / "x.h5", numbered(3), extras={"text": text})
     drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.getuid() == 0 else []
     command = [*drop, sys.executable, "-c", WITHOUT_RIGHTS, path]
@@ -160,7 +160,7 @@ except (OSError, KeyError, *([] if sys.argv[1] == "bare" else [DataError])) as e
 
 @pytest.mark.parametrize("by", ["filter", "connector"])
 def test_planted_plugin_is_not_loaded(tmp_path, by):
-    """Neither by this process nor by the child; that it would be is shown by h5py itself."""
+    """Neither this process nor the child loads it; h5py itself does, which shows that the plugin works."""
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
         made = file.create_dataset("X", (4, 2), "i4", chunks=(4, 2), compression=300 if by == "never" else None)

@@ -1,4 +1,4 @@
-"""Plain files: the reader says what the child says, or nothing; and of files that are plain, it does say something."""
+"""Tests of the Python reader of plain files: its answers equal the child's or are absent; plain files get an answer."""
 
 import os
 import struct
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.process
 NUMBERS = [*(order + sign + size for order in "<>" for sign in "ui" for size in "248"), "u1", "i1", "?"]
 NUMBERS += [f"{order}f{size}" for order in "<>" for size in (2, 4, 8)]
 VERSIONS = ["earliest", "v108", "v110", "latest"]
-OLD = ["earliest", "v108"]  # what HDF5 writes of its own accord; later ones index chunks in other ways
+OLD = ["earliest", "v108"]  # HDF5's default; later versions of the format index chunks in other ways
 ROWS = np.arange(60, dtype="<i4").reshape(30, 2)
 
 
@@ -43,7 +43,7 @@ def told_by_reader(descriptor, dataset=None):
 
 
 def told_by_both(path, dataset=None, limits=LIMITS):
-    """What the reader says, and what the child says: None, or the facts and arrays."""
+    """Return the answers of the reader and of the child: None, or the facts and arrays."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         ours = told_by_reader(descriptor, dataset)
@@ -68,7 +68,7 @@ def assert_left_to_the_child(path, dataset=None):
     assert theirs is not None
 
 
-# -- the same as the child ---------------------------------------------------------------------------------------
+# -- equal to the child ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.process
@@ -296,7 +296,7 @@ def test_files_to_refuse_are_left_to_the_child(tmp_path):
 
 
 def plain_corpus(folder):
-    """Small plain files of all structures that are read by hand."""
+    """Write small plain files of all structures that the reader supports."""
 
     def usual(file, **how):
         file.create_dataset("X", data=ROWS, **how)
@@ -355,7 +355,7 @@ def with_few_bytes_changed(content, rng):
 
 
 def test_reader_answers_damaged_files_as_the_child_or_not_at_all(tmp_path):
-    """Of 57,000 such files, none was answered otherwise than by the child; here are some of them."""
+    """In 57,000 such files no answer differed from the child's; this test repeats some of them."""
     corpus = plain_corpus(tmp_path)
     counts = Counter()
     path = tmp_path / "x.h5"
@@ -377,7 +377,7 @@ def test_reader_answers_damaged_files_as_the_child_or_not_at_all(tmp_path):
 
 
 def assert_little(work):
-    """Ten times what was seen, and less than a file may ask for."""
+    """Compare with ten times the observed work, which is less than a file may cause."""
     assert (work.n_calls < 2**16, work.n_reads < 2**9, work.n_bytes < metadata.MOST_BYTES) == (True, True, True), work
 
 
@@ -393,7 +393,7 @@ def test_circular_structures_are_given_up_soon(tmp_path):
     path = write_shard(tmp_path / "y.h5", numbered(300), chunks=(1, 2))
     content = bytearray(Path(path).read_bytes())
     (top,) = [i for i in range(len(content)) if content[i : i + 6] == b"TREE\1\1"]
-    for i in range(5):  # every child of the top is the top
+    for i in range(5):  # every child of the root is the root
         content[top + 24 + 32 + 40 * i : top + 24 + 40 + 40 * i] = struct.pack("<Q", top)
     Path(path).write_bytes(content)
     assert_given_up_soon(path)
@@ -401,7 +401,7 @@ def test_circular_structures_are_given_up_soon(tmp_path):
 
 @pytest.mark.parametrize("value", [0, 1, 47, 10**6, 2**31, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1])
 def test_any_number_in_the_metadata_costs_bounded_work(tmp_path, value):
-    """Counts, sizes and places: nothing is reserved, read or repeated for what they claim."""
+    """Counts, sizes and positions: memory, reads and loops do not follow the claims of a file."""
     path = hostile.plain(tmp_path, chunks=(3, 2))
     content = path.read_bytes()
     for place in range(0, 2000, 4):
@@ -458,7 +458,7 @@ def test_plain_files_need_no_child(tmp_path, monkeypatch):
 
 @pytest.mark.process
 def test_overlap_that_the_reader_misses_is_found_by_vetting(tmp_path):
-    """It does not look whether values overlap: vetting does."""
+    """The reader does not check for overlapping values; vetting does."""
     with h5py.File(hostile.plain(tmp_path)) as file:
         offset = file["X"].id.get_offset()
     path = hostile.moved(tmp_path, offset + 8, "y")
@@ -474,7 +474,7 @@ def test_read_failure_in_the_reader_is_a_storage_error(tmp_path, monkeypatch):
 
     def fail_later(*arguments):
         n.append(1)
-        if len(n) % 2 == 0:  # the superblock's check was well
+        if len(n) % 2 == 0:  # the checksum of the superblock was right
             raise OSError(5, "Input/output error")
         return real(*arguments)
 
