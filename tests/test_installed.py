@@ -1,4 +1,4 @@
-"""Started by the wrong Python, or with packages that do not fit, a program says so in a sentence and loads nothing."""
+"""Tests of a wrong Python or incompatible packages: programs report it clearly and load nothing."""
 
 import ast
 import importlib.metadata
@@ -17,8 +17,8 @@ from tests.support.interpreters import REPOSITORY, environment
 from tests.support.logged import mentions
 
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
-# The contestants are started by bench.py, in an environment of others; what looks at pages, and what tells what is
-# missing, take any Python as it is.
+# Contestants are started by bench.py, in other environments; the checks of pages and of missing packages work with any
+# Python.
 OTHERS = ("contestants.py", "report_check.py", "doctor.py")
 STARTED = [path for path in SCRIPTS if "__main__" in path.read_text() and path.name not in OTHERS]
 OLDEST = (3, 6)

@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, plain lines in a log."""
+"""Tests of progress: a bar on a terminal, plain lines in a log."""
 
 import io
 import re
@@ -20,13 +20,13 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def lines(caplog):
-    """The lines of the log so far."""
+    """Return a function that gives the lines of the log so far."""
     caplog.set_level("INFO", "pipeline")
     return lambda: [record.getMessage() for record in caplog.records]
 
 
 def passed(total, seconds, **how):
-    """A pass of one unit after the other, which takes so long."""
+    """Count units one by one with a clock, so that all of them take this time."""
     now = [0.0]
     with Progress("scan", total, "rows", clock=lambda: now[0], **how) as progress:
         for _ in range(total - how.get("done", 0)):

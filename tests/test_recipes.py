@@ -1,4 +1,4 @@
-"""The recipes of CONTRIBUTING.md, followed in a copy of the code: the examples of the page work there."""
+"""Tests of the recipes in CONTRIBUTING.md: their examples work in a copy of the code."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ N_INPUTS = 7
 
 
 def recipe(title: str) -> str:
-    """The text of a recipe."""
+    """Return the text of a recipe."""
     _, _, rest = PAGE.partition(f"### {title}\n")
     assert rest, title
     return re.split(r"\n##+ ", rest)[0]
 
 
 def examples(title: str) -> list[str]:
-    """The pieces of Python in a recipe."""
+    """Return the Python examples of a recipe."""
     return [dedent(block) for block in re.findall(r" *```python\n(.*?) *```", recipe(title), re.S)]
 
 
 def put_before(path: Path, mark: str, text: str) -> None:
-    """Put text into a file before a mark that occurs once in it."""
+    """Insert text into a file before a mark that occurs once in it."""
     source = path.read_text()
     assert source.count(mark) == 1, (path, mark)
     path.write_text(source.replace(mark, text + mark))
@@ -41,7 +41,7 @@ def put_before(path: Path, mark: str, text: str) -> None:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the code to which the examples of all recipes were added."""
+    """Make a copy of the code with the examples of all recipes."""
     root = tmp_path_factory.mktemp("tree")
     for package in ("kernels", "pipeline"):
         shutil.copytree(REPOSITORY / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -66,13 +66,13 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start programs outside of the checkout, whose own code they would import."""
+    """Start programs outside the checkout, because they would import its code."""
     monkeypatch.chdir(tmp_path)
 
 
 def in_tree(tree: Path, code: str, warnings: str = "error", **variables: str | None) -> Ended:
-    """What a program does with the copy."""
-    path = f"{tree}:{REPOSITORY}"  # the second has what tests share
+    """Return the result of a program that uses the copy."""
+    path = f"{tree}:{REPOSITORY}"  # the second entry has the helpers of tests
     ended = fresh(code, warnings, PYTHONPATH=path, **variables)
     assert ended.code == 0, ended.stderr
     return ended

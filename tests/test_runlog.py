@@ -1,4 +1,4 @@
-"""The run's log: in its own directory, from the first line on, and never in the way."""
+"""Tests of the run's log: it is in the output directory, complete from the first line, and never stops a run."""
 
 import errno
 import logging
@@ -65,7 +65,7 @@ def test_lines_hidden_by_a_bar_are_only_in_the_file(tmp_path, run_log, capsys):
 
 
 def test_a_closed_terminal_does_not_stop_the_run(monkeypatch):
-    monkeypatch.setattr(logging, "raiseExceptions", False)  # as the command line has it
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # as the command line does
 
     def gone(file):
         raise OSError(errno.EIO, "Input/output error")

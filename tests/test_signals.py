@@ -1,4 +1,4 @@
-"""Signals: the first one is heard at the next safe point, a second one ends the process."""
+"""Tests of signals: the first one stops the run at the next safe point, a second one ends the process."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
     assert done.stdout == ""
 
 
-# -- work that must not stop inside one of its steps ---------------------------------------------------------------
+# -- uninterruptible steps
+# ----------------------------------------------------------------------------------------------
 
 
 def test_a_deferred_signal_waits_for_the_next_check() -> None:
@@ -157,7 +158,7 @@ def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
             check()
             with pytest.raises(Stopped, match="SIGTERM"):
                 os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGHUP)  # not even now, when any other one would be the end
+            os.kill(os.getpid(), signal.SIGHUP)  # not even now, when any other signal would end the process
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)

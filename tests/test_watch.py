@@ -1,4 +1,4 @@
-"""What bounds a run, by the states of its threads, and that watching ends with the run."""
+"""Tests of the bottleneck of a run, measured by the states of its threads, and of the end of the measurement."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_states_are_read_for_any_thread_name(tmp_path: Path) -> None:
 
 
 def test_sleeping_and_computing_threads_are_distinguished(tmp_path: Path) -> None:
-    """These two alone: threads that other tests have left come and go."""
+    """Only these two threads are compared, since threads of other tests may come and go."""
     over = threading.Event()
 
     def compute() -> None:
@@ -87,7 +87,7 @@ def test_shares_cover_the_time_since_the_last_request() -> None:
     go_on.set()
     assert done.wait(60)
     watch.stop()
-    assert watch.take_shares() == {}  # nine looks tell nothing
+    assert watch.take_shares() == {}  # nine samples are too few
 
 
 def test_a_watch_ends_with_its_context_after_an_error() -> None:

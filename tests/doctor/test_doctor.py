@@ -1,4 +1,4 @@
-"""What is wrong comes first, with what to do, however little works: each test breaks something."""
+"""Tests of `shardpress doctor`: faults come first, with what to do. Each test breaks something."""
 
 from __future__ import annotations
 

@@ -278,7 +278,7 @@ def test_unreadable_values_of_an_extra_dataset_are_filled(
     part_rows: int,
     wide: bool,
 ) -> None:
-    """Which values are filled depends on the chunks of the extra dataset, not on the parts."""
+    """The chunks of the extra dataset determine which values are filled; the parts do not matter."""
     if wide:
         monkeypatch.setattr(shard, "_NUMBER_BYTES", 0)
     path = tmp_path / "x.h5"

@@ -26,7 +26,7 @@ def test_lack_of_space_names_both_places_and_reasons(monkeypatch: pytest.MonkeyP
 
 
 def test_compile_cache_replaces_a_missing_temporary_directory():
-    """As in a read-only container, or if the disk of all usual directories is full."""
+    """This happens in a read-only container, or if the disk of all usual directories is full."""
     code = """
     import tempfile
     tempfile._candidate_tempdir_list = lambda: ["/proc/nowhere"]

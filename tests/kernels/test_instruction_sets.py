@@ -71,7 +71,7 @@ def test_kernels_are_correct_with_every_instruction_set(name, file):
 
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
 def test_compiler_uses_the_requested_instruction_set(name):
-    """In the processes of the benchmark, and in those of tests that choose nothing else."""
+    """This includes the processes of the benchmark, and those of tests that choose nothing else."""
     skip_if_missing(name)
     there, too_much = MACROS[name]
     found = set(fresh(COMPILED, **limits(name)).facts["macros"])

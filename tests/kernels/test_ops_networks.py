@@ -92,7 +92,7 @@ def test_cost_and_gradients_equal_numpy_at_tile_edges(rng, network, corruption):
 
 
 def test_network_with_every_option_equals_numpy(rng):
-    """With all options together; each option alone, with every instruction set, would compile for minutes."""
+    """One network has all options; one for each option, with every instruction set, would compile for minutes."""
     check_features_and_errors(rng, NETWORKS[3], "uint8")
     check_cost_and_gradients(rng, NETWORKS[3], 0.25)
 

@@ -1,4 +1,4 @@
-"""Writing: a file is there whole or not at all, whatever the disk answers, and nobody else's is ever touched."""
+"""Tests of writing: files are whole or absent whatever fails, and other users' files are never changed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.faulty import Broken, Watched, forked, small_disk
 from tests.support.helpers import as_nobody, refused
 from tests.support.logged import mentions
 
-# Exit code, and what to do.
+# Exit code and advice.
 ADVICE = {
     errno.ENOSPC: (74, "bytes"),
     errno.EDQUOT: (74, "quota"),
@@ -40,7 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 class Answering(Watched):
-    """Its writes are answered in turn by what is given, then truly: bytes to take at most, or an error."""
+    """Disk whose first writes have given results: a maximal number of bytes, or an error. Later writes succeed."""
 
     def __init__(self, *answers: int | OSError) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Answering(Watched):
 
 
 def test_a_published_file_is_whole_and_alone(tmp_path: Path) -> None:
-    for data in (b"", b"x", b"x" * 10**6, b""):  # in place of the one before
+    for data in (b"", b"x", b"x" * 10**6, b""):  # in place of the previous file
         publish(Disk(), tmp_path / "part.h5", data)
         assert contents(tmp_path) == {"part.h5": data}, len(data)
 
@@ -78,13 +78,14 @@ def test_a_name_that_the_caller_will_sync_is_not_synced(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"part.h5": b"x"}
 
 
-# -- past the page cache -----------------------------------------------------------------------------------------
+# -- without the page cache
+# ---------------------------------------------------------------------------------------------
 
 LARGE = 300 * PAGE + 17
 
 
 def large(start: int = 0) -> memoryview:
-    """Bytes that begin so far behind a page's begin."""
+    """Return bytes that begin `start` bytes after the beginning of a page."""
     memory = np.zeros(LARGE + 2 * PAGE, dtype=np.uint8)
     first = -memory.ctypes.data % PAGE + start
     memory[first : first + LARGE] = np.random.default_rng(0).integers(0, 256, LARGE)
@@ -127,7 +128,7 @@ def test_the_page_cache_is_used_if_it_cannot_be_bypassed(tmp_path: Path) -> None
 )
 def test_an_interrupted_bypass_of_the_cache_is_completed(tmp_path: Path, answers: tuple[int | OSError, ...]) -> None:
     class ThroughIt(Answering):
-        """What stops within a page, only the cache does."""
+        """Disk without direct I/O: a write that ends within a page only reaches the cache."""
 
         def bypass_cache(self, descriptor: int, bypasses: bool) -> None:
             os.fstat(descriptor)
@@ -144,7 +145,8 @@ def test_an_error_while_bypassing_the_cache_is_reported(tmp_path: Path, code: in
     assert (contents(tmp_path), answering.names.count("write")) == ({}, 2)
 
 
-# -- a bad disk --------------------------------------------------------------------------------------------------
+# -- failing disks
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*BEGINNING, "replace"])
@@ -160,7 +162,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["sync", "close"])
 def test_a_failed_sync_or_close_is_not_repeated(tmp_path: Path, name: str) -> None:
-    """After a failed fsync the kernel may have dropped the data, and a second one succeeds."""
+    """After a failed fsync the kernel may have dropped the data, although a second fsync succeeds."""
     broken = Broken(errno.EIO, name)
     with refused(74, os.strerror(errno.EIO)):
         publish(broken, tmp_path / "part.h5", b"x")
@@ -248,7 +250,7 @@ def test_a_missing_folder_is_a_write_error(tmp_path: Path) -> None:
 
 
 def failing(act: Callable[[], object]) -> list[Any]:
-    """Exit code and sentence of the error that `act` meets."""
+    """Return exit code and message of the error that `act` raises."""
     try:
         act()
     except ShardpressError as error:
@@ -272,7 +274,7 @@ def test_a_real_limit_of_file_sizes_is_a_write_error(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_a_real_limit_of_open_files_is_a_system_limit(tmp_path: Path) -> None:
     def write() -> list[Any]:
-        lowest = os.dup(0)  # so all below are open
+        lowest = os.dup(0)  # so all lower numbers are in use
         os.close(lowest)
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, lowest))
         return failing(lambda: publish(Disk(), tmp_path / "part.h5", b"x"))
@@ -285,7 +287,7 @@ def test_a_real_limit_of_open_files_is_a_system_limit(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_a_real_full_disk_is_a_write_error(tmp_path: Path) -> None:
-    """Where the machine lets nobody mount one, a disk that says so."""
+    """If the machine does not allow mounts, a disk that returns the error replaces it."""
 
     def write() -> list[Any]:
         is_real = small_disk(tmp_path, 64 * 2**10)
@@ -323,7 +325,7 @@ def test_a_directory_without_permission_is_refused(open_path: Path, act: str) ->
 
 @pytest.fixture(params=["symbolic", "hard"])
 def victim(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Somebody's file, to which ``part.h5`` leads."""
+    """Return a foreign file to which ``part.h5`` is a link."""
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
     {"symbolic": os.symlink, "hard": os.link}[request.param](victim, tmp_path / "part.h5")

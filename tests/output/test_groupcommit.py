@@ -1,4 +1,4 @@
-"""Results that come fast share a record file, those that come slowly wait for nobody, and none is left behind."""
+"""Tests of group commits: frequent results share a record file, rare ones are committed at once, and none is lost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOW = "0" * 64
 
 
 class Clock:
-    """Seconds that pass when it is told so."""
+    """A clock that advances only when a test changes it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -30,7 +30,7 @@ class Clock:
 
 
 class Slow(Watched):
-    """A commit takes a 64th of a second: half of it for the names of results, half for the record's."""
+    """Disk on which a commit takes 1/64 s: half for the names of results, half for that of the record."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def made(ledger: Ledger, i: int) -> Record:
 
 
 def n_committed(ledger: Ledger) -> int:
-    """As a later run finds it."""
+    """Return the number of committed parts that a later run finds."""
     return len(Ledger(ledger.directory, ledger.disk).records("part", NOW))
 
 
@@ -82,7 +82,7 @@ def test_fast_results_share_a_record_file(ledger: Ledger, clock: Clock) -> None:
             record, before = made(ledger, i), clock.now
             group.add(record)
             commits += clock.now - before
-            # The first one at once, and later ones after ten times a commit at the latest.
+            # The first result is committed at once, later ones after at most ten times the duration of a commit.
             assert i + 1 - n_committed(ledger) <= 10
             clock.now += 1 / 64
     assert n_committed(ledger) == 200
@@ -102,7 +102,7 @@ def test_no_result_waits_longer_than_a_second(ledger: Ledger, clock: Clock) -> N
 
 
 class SlowerStill(Slow):
-    """A minute."""
+    """Disk on which a commit takes a minute."""
 
     def sync_directory(self, path: Path) -> None:
         self._clock.now += 30
@@ -133,7 +133,7 @@ def test_waiting_results_are_committed_if_the_run_fails(ledger: Ledger, clock: C
 
 
 class Full(Slow):
-    """No space for any record but the first."""
+    """Disk with space for only one record."""
 
     n_records = 0
 
@@ -163,7 +163,7 @@ def add_three(ledger: Ledger, clock: Clock) -> None:
 
 
 def test_a_failed_record_is_an_error_and_not_repeated(tmp_path: Path, clock: Clock) -> None:
-    """After a failed fsync the kernel may have dropped the data, and a second one succeeds."""
+    """After a failed fsync the kernel may have dropped the data, although a second fsync succeeds."""
     disk = Full(clock)
     with locked(tmp_path, disk) as ledger:
         with pytest.raises(WriteFailed, match=os.strerror(errno.ENOSPC)):

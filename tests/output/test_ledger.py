@@ -1,4 +1,4 @@
-"""The ledger: a result exists from its commit on, and nothing of anybody else's is ever touched."""
+"""Tests of the ledger: a result exists as soon as it is committed, and foreign files are never changed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.ledgers import (
     together,
 )
 
-# In every folder, and with names that resemble ours.
+# In every folder, and with names similar to ours.
 FOREIGN = [
     "notes.txt",
     "novel.writing",
@@ -197,7 +197,8 @@ def test_replacing_results_removes_groups_of_other_settings(ledger: Ledger) -> N
     assert contents(ledger.directory) == {}
 
 
-# -- taking back -------------------------------------------------------------------------------------------------
+# -- removing results
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_a_record_is_removed_durably_before_its_file(tmp_path: Path) -> None:
@@ -230,7 +231,7 @@ def test_a_dropped_result_can_be_committed_again(ledger: Ledger) -> None:
 
 
 def test_a_manifest_is_removed_durably_before_its_files(tmp_path: Path) -> None:
-    """A reader that meets a run beginning again finds an unfinished run, never a mixture."""
+    """If a run starts over, a reader must find an unfinished run, never a mixture."""
     watched = Watched()
     with locked(tmp_path, watched) as ledger:
         commit(ledger)
@@ -301,7 +302,8 @@ def test_optional_files_are_removed_if_results_are_replaced(ledger: Ledger) -> N
     assert set(contents(ledger.directory)) == {"model.h5"}
 
 
-# -- what is said of a run ---------------------------------------------------------------------------------------
+# -- reports of a run
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_a_manifest_can_be_read_again(ledger: Ledger) -> None:

@@ -1,4 +1,4 @@
-"""Whose an output directory is: a new one is made ours, others' are left alone, and one run at a time holds it."""
+"""Tests of ownership and lock: new directories are marked, foreign ones refused; one run at a time holds the lock."""
 
 from __future__ import annotations
 
@@ -35,12 +35,13 @@ from tests.support.ledgers import (
 
 
 def lock_and_let_go(directory: Path, disk: Disk | None = None) -> None:
-    """Lock a directory and let go of it at once."""
+    """Lock a directory and release it at once."""
     with locked(directory, disk):
         pass
 
 
-# -- whose directory it is ---------------------------------------------------------------------------------------
+# -- ownership
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["new", "new/and/deep", "with space\nand größe"])
@@ -179,7 +180,7 @@ with locked(Path(sys.argv[1])):
 
 @pytest.mark.process
 def test_a_killed_run_releases_its_lock(tmp_path: Path) -> None:
-    """The kernel frees it: nobody has to remove a file after a crash."""
+    """The kernel releases the lock, so no file has to be removed after a crash."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], **pipes) as holder:
         assert holder.stdout.readline() == b"held\n"
@@ -192,7 +193,7 @@ def test_a_killed_run_releases_its_lock(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_a_child_that_outlives_a_run_does_not_keep_its_lock(tmp_path: Path) -> None:
-    """It inherits every descriptor that may be inherited."""
+    """A child inherits every descriptor that can be inherited."""
     with locked(tmp_path):
         child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False)
     try:
@@ -236,7 +237,7 @@ def test_a_run_that_starts_at_the_same_moment_is_not_foreign(
 
 def test_sweeping_during_the_start_of_another_run_is_harmless(tmp_path: Path) -> None:
     class Late(Watched):
-        """The other run comes between when it gives its first name."""
+        """Disk on which another run locks the directory before this run's first rename."""
 
         def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
             if name == "replace":
@@ -261,7 +262,7 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("name", ["ftruncate", "pwrite"])
 def test_a_full_disk_does_not_prevent_locking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Only the kernel's lock decides; the words in the file are for people."""
+    """Only the kernel's lock matters; the text in the file is for people."""
 
     def fail(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

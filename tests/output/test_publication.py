@@ -1,4 +1,4 @@
-"""A finished run is published by one rename; its files are found by every name, and in every kind of copy."""
+"""Tests of publication: one rename publishes a finished run; all names and kinds of copies give its files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.soak_protocol import with_plain_files
 
 
 def publish(ledger: Ledger, *names: str) -> list[Entry]:
-    """Publish files of these names, which hold them."""
+    """Publish files with these names; the content of each is its name."""
     publication = ledger.publication()
     entries = [publication.write(name, name.encode()) for name in names]
     ledger.finish({}, {"parts": [], "files": [vars(entry) for entry in entries]}, publication)
@@ -182,7 +182,7 @@ N_PARTS = 5
 
 
 def run(directory: Path) -> np.ndarray:
-    """A finished output of five parts, whose index is a view of views; return its features."""
+    """Write a finished output of five parts, whose index is a view of views; return its features."""
     with locked(directory) as ledger:
         files = []
         for i in range(N_PARTS):
@@ -220,14 +220,14 @@ def features_in(index: Path | str) -> np.ndarray:
 
 
 def as_in_0_1_0(directory: Path, *names: str) -> None:
-    """Make an output directory with a finished run whose files are regular ones, as version 0.1.0 left them."""
+    """Write an output directory with a finished run of regular files, as version 0.1.0 did."""
     with locked(directory) as ledger:
         publish(ledger, *names)
     with_plain_files(directory)
 
 
 def test_a_restart_on_a_full_disk_restores_no_old_run(tmp_path: Path) -> None:
-    """A publication that was being made of plain files was taken for that of a copy that has lost its links."""
+    """Once, an unfinished publication of plain files was mistaken for a copy that has lost its links."""
     n_forgotten = 0
     for number in range(60):
         directory = tmp_path / str(number)
@@ -244,7 +244,7 @@ def test_a_restart_on_a_full_disk_restores_no_old_run(tmp_path: Path) -> None:
 
 
 def test_files_of_an_interrupted_run_are_not_mixed_with_another(tmp_path: Path) -> None:
-    """The next run has no single.h5; readers would take that of version 0.1.0 for its own."""
+    """The next run has no single.h5; readers would use that of version 0.1.0 with it."""
     for number in range(60):
         directory = tmp_path / str(number)
         as_in_0_1_0(directory, "model.h5", "index.h5", "single.h5")
@@ -292,7 +292,7 @@ def test_a_copy_without_links_can_be_read(tmp_path: Path) -> None:
 
 
 def test_removing_manifest_json_makes_a_run_unfinished(ledger: Ledger) -> None:
-    """Who removes the manifest means the run to count as unfinished."""
+    """A user who removes the manifest wants the run to count as unfinished."""
     publish(ledger, "model.h5")
     (ledger.directory / "manifest.json").unlink()
     with refused(66, f"file={ledger.directory / 'manifest.json'}"):

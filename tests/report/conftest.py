@@ -1,4 +1,4 @@
-"""A finished run of the stand-in, to be looked at."""
+"""Fixtures: a finished run of the stand-in."""
 
 from __future__ import annotations
 

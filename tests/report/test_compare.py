@@ -1,4 +1,4 @@
-"""Runs held against each other on rows that both have: which these are, and what is said of them."""
+"""Tests of comparing two runs on their common rows: which rows these are, and the results."""
 
 from __future__ import annotations
 

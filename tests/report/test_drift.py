@@ -1,4 +1,4 @@
-"""Drift as the report has it: sums over parts and shards, the first of many, and how sure they are."""
+"""Tests of drift in the report: sums over parts and shards, the largest values first, and their uncertainty."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RANGE = Scaler(np.zeros(30), np.ones(30))
 
 
 def parts_of(rows: np.ndarray, part_rows: int) -> list[PartDrift]:
-    """Parts of three shards, of whose rows some lie outside."""
+    """Return the drift of the parts of three shards, of which some rows are outside the range."""
     made = []
     for shard in range(3):
         for start in range(0, len(rows[shard]), part_rows):

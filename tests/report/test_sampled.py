@@ -1,4 +1,4 @@
-"""What a few rows tell: the same however the rows are cut into parts, and right where it can be known."""
+"""Tests of statistics of a sample of rows: they do not depend on the division into parts, and match known values."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_sample_is_bounded_even_and_independent_of_parts(tmp_path: Path) -> None
     np.testing.assert_array_equal(one.extras["y"], two.extras["y"])
     np.testing.assert_array_equal(one.scaled, two.scaled)
     np.testing.assert_array_equal(one.scaled, ROWS[one.rows])
-    assert np.diff(np.concatenate([[-1], one.rows, [5000]])).max() < 100  # none of them far from the next
+    assert np.diff(np.concatenate([[-1], one.rows, [5000]])).max() < 100  # no two columns are far apart
 
 
 def test_sample_fits_in_its_memory_without_bad_rows(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_probe_with_more_columns_than_rows_generalizes() -> None:
 def test_penalty_minimizes_generalized_cross_validation_error(n_rows: int, n_columns: int, rank: int | None) -> None:
     x, targets = random_rows(n_rows, n_columns, rank)
     errors = []
-    for penalty in probe._PENALTIES:  # the slow way: with the matrix that makes predictions of targets
+    for penalty in probe._PENALTIES:  # the slow way: with the matrix that maps targets to predictions
         inverse = np.linalg.inv(x.T @ x + penalty * n_rows * np.eye(n_columns))
         predict = x @ inverse @ x.T + 1 / n_rows
         residuals = targets - predict @ targets

@@ -1,4 +1,4 @@
-"""An output is what was written, and its features are those of its rows: whatever was done to it is found."""
+"""Tests of `shardpress verify`: it detects any change of an output, and features that do not match their rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ N_ROWS = sum(SIZES)
 
 
 def rewritten(out: Path, manifest: dict[str, Any], *kinds: str) -> None:
-    """The manifest with digests of the parts as they are now: as if the run had written them so."""
+    """Rewrite the manifest with the present digests of the parts, as if the run had written them."""
     from pipeline.formats import digest
 
     for line in [line for kind in kinds or ("parts",) for line in manifest[kind]]:
@@ -121,7 +121,7 @@ def test_damaged_model_is_neither_used_nor_verified(night: Night, out: Path, tmp
 
 
 def test_model_that_contradicts_its_fingerprint_is_a_fault(night: Night, out: Path) -> None:
-    """As if the run had written it so: its digest is that in the manifest."""
+    """Its digest matches the manifest, as if the run had written it."""
     assert night.run(out) == 0
     flip_weight(out)
     manifest = read_manifest(out)
@@ -160,11 +160,11 @@ def test_validity_of_rows_is_verified(night: Night, out: Path) -> None:
         assert fault.fault.startswith("row 1: ")
         found.add(fault.fault)
         path.write_bytes(whole)
-    assert len(found) == 2  # one fault for a good row that counts as bad, another one for the reverse
+    assert len(found) == 2  # one fault for a good row stored as bad, another one for the reverse
 
 
 def test_good_rows_stored_as_bad_are_a_fault(night: Night, out: Path) -> None:
-    """`valid` is False and the features are NaN, as of a bad row: readers would leave the row out."""
+    """`valid` is False and the features are NaN, as for a bad row: readers would skip the row."""
     assert night.run(out) == 0
     manifest = read_manifest(out)
     part = manifest["parts"][0]["file"]
@@ -275,7 +275,7 @@ def test_verification_does_not_need_theano(night: Night, out: Path) -> None:
 def test_rows_of_a_partly_unreadable_shard_are_no_fault(
     night: Night, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of its rows count as bad ones, and most of them can be read by whoever looks for these alone."""
+    """All of its rows are stored as bad, but most of them can be read if only these are requested."""
     monkeypatch.setattr(sys.modules["kernels.autoencoder"], "Autoencoder", Silent)
     rows = np.random.default_rng(3).normal(size=(64, 4)).astype(np.float32)
     path = write_shard(night.shards / "3.h5", rows, extras={"y": np.arange(64)}, chunks=(8, 4), fletcher32=True)

@@ -1,6 +1,6 @@
-"""Runs over bad data typed again: interrupted anywhere, mended meanwhile, or asked for otherwise.
+"""Tests of rerunning over bad data: interrupted anywhere, repaired in between, or with other settings.
 
-Sample: two checkpoints are damaged in two ways; with TEST_CASES=all in every way, as one is.
+Sample: two checkpoints are damaged in two ways; with TEST_CASES=all in every way, like a single one.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def test_a_rerun_over_unreadable_shards_is_already_complete(shards: Shards, caps
 def test_a_shard_that_was_repaired_between_runs_is_read(
     shards: Shards, model: str, stop: tuple[str, int], with_model: bool
 ) -> None:
-    """Though a copy from a backup has the same size and time: nothing of what was made without it is left."""
+    """A copy from a backup has the same size and time; nevertheless no result without the shard is reused."""
     shards.fill(30, 41, 50, fletcher32=True)
     path = shards.folder / "1.h5"
     good, status = path.read_bytes(), path.stat()
@@ -140,7 +140,8 @@ def test_training_resumes_from_the_last_intact_checkpoint(
         assert standin.features_of(output) == standin.features_of(tmp_path / "undisturbed"), how
 
 
-# -- another policy, when all is done --------------------------------------------------------------------------------
+# -- another policy after the run has finished
+# ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("with_model", [False, True], ids=["trained", "given"])

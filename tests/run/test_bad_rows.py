@@ -1,9 +1,9 @@
-"""Bad rows in whole runs: they stop the run with their place, or are left out by leave, and never shift another row.
+"""Tests of bad rows in whole runs: they stop the run with their position, or are left out, and never shift other rows.
 
 The encoder of the fitted model, applied to one row alone, gives the expected features, bit for bit.
 
-Sample: each way to write a limit with one way to treat bad data, and two seeds; with TEST_CASES=all every combination
-and four seeds.
+Sample: each way to write a limit with one policy for bad data, and two seeds; with TEST_CASES=all every combination and
+four seeds.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def check_skipped(shards: Shards, mode: str, seed: int) -> None:
 
 @pytest.mark.slow
 def test_values_of_a_bad_row_affect_nothing(shards: Shards, tmp_path: Path) -> None:
-    """Neither the ranges nor the training nor any other row's features know it."""
+    """They change neither the ranges nor the training nor the features of any other row."""
     shards.fill(60, 40)
     rng, bits = np.random.default_rng(1), set()
     places = rng.choice(40, 7, replace=False)
@@ -198,7 +198,7 @@ def test_a_range_stretched_by_outliers_causes_a_warning(shards: Shards, caplog: 
         assert mentions(words, 2, "1, 2", 1, "-1e+07", "--clip-quantile 0.001")
         report = json.loads((shards.output / "report.json").read_text())["scan"]
         assert list(report["narrow_columns"]) == ["1", "2"]
-        (shards.output / "manifest.json").unlink()  # the scan is taken over
+        (shards.output / "manifest.json").unlink()  # the scan is reused
 
 
 WIDEST_AND_NARROWEST: list[tuple[Any, float, float]] = [
@@ -277,7 +277,7 @@ def test_a_missing_value_stops_the_run_by_default(shards: Shards, caplog: pytest
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_missing_value_outside_the_dtype_matches_no_row(shards: Shards, dtype: Any) -> None:
     rows = np.random.default_rng(0).integers(0, 256, (50, 4)).astype(dtype)
-    rows[:, 0] = np.array(-9999 % 2**16).astype(dtype)  # what a wrapped -9999 would be
+    rows[:, 0] = np.array(-9999 % 2**16).astype(dtype)  # the value of a wrapped -9999
     shards.add(rows)
     assert shards.run("--missing-value", "-9999") == 0
     check(shards.output, [rows], [])
@@ -334,7 +334,7 @@ def check_limit(
 @pytest.mark.process
 @pytest.mark.compiler
 def test_bad_rows_change_no_bit_of_good_rows_in_the_kernels(tmp_path: Path) -> None:
-    """Though they are multiplied in one product: the features are those beside which good rows stand."""
+    """Good and bad rows are multiplied in one product, but the features equal those next to good rows."""
     shards, rng = Shards(tmp_path), np.random.default_rng(0)
     shards.fill(1100, 50)
     whole = [rows.copy() for rows in shards.arrays]

@@ -1,6 +1,7 @@
-"""Runs on a cluster that loses its workers, its scheduler or its driver: what was finished stays.
+"""Tests of runs on a cluster that loses its workers, its scheduler or its driver: finished results are kept.
 
-The device is the stand-in, in the driver and in every worker: what is tested is who does what, and how often it counts.
+The driver and every worker use the stand-in device; the tests check which process does which task, and that each result
+counts once.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from tests.support.standin import Night, features_of, install
 
 pytestmark = pytest.mark.process
 
-SIZES = [16] * 10  # rows of a part each
+SIZES = [16] * 10  # one part of rows each
 PRELOAD = ("--preload", "tests.support.befallen")
 
 
 @pytest.fixture
 def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Night]:
-    """Ten shards of one part each, and what threads make of them, in `expected`."""
+    """Write ten shards of one part each, and the results of threads in `expected`."""
     install(monkeypatch)
     before = os.getcwd()
     yield Night(tmp_path, *SIZES)
@@ -41,7 +42,7 @@ def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Night]:
 
 
 def befalls(once: Path | None = None, **what: str) -> dict[str, str]:
-    """A worker's environment: what befalls it at the shard of a number, once or always."""
+    """Return a worker's environment with the fault for each shard number, once or each time."""
     told = {"BEFALLS": json.dumps({f"{name.removeprefix('at')}.h5": each for name, each in what.items()})}
     if once is not None:
         once.mkdir(exist_ok=True)
@@ -50,7 +51,7 @@ def befalls(once: Path | None = None, **what: str) -> dict[str, str]:
 
 
 def check(output: Path, expected: Path) -> None:
-    """A finished run has every part once, and the bits of the expected one."""
+    """Check that a finished run has every part once, and the same bits as the expected one."""
     assert features_of(output) == features_of(expected)
     assert broken_promises(output) == []
     parts = Counter(record["key"] for record in records(output) if record["key"].startswith("part"))
@@ -58,13 +59,13 @@ def check(output: Path, expected: Path) -> None:
 
 
 def committed(output: Path) -> dict[str, str]:
-    """The file of each part that counts."""
+    """Return the file of each committed part."""
     found = {record["key"]: record["entry"]["file"] for record in records(output)}
     return {key: file for key, file in found.items() if key.startswith("part")}
 
 
 def test_killed_crashed_stopped_or_silent_workers_are_replaced(wide: Night, tmp_path: Path) -> None:
-    """Which the scheduler notices at once, or after a while; a part that comes late, too, is nobody's."""
+    """The scheduler notices some faults at once and others later; a part that arrives late is unreferenced."""
     assert wide.run(tmp_path / "expected") == 0
     fate = befalls(tmp_path / "once", at5="killed", at6="crashes", at7="stopped", at8="keeps the lock")
     with Cluster(tmp_path / "cluster", DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="1s") as cluster:
@@ -77,7 +78,7 @@ def test_killed_crashed_stopped_or_silent_workers_are_replaced(wide: Night, tmp_
         ended = {name: process.poll() for name, process in cluster.processes.items()}
         assert {-signal.SIGKILL, -signal.SIGSEGV} <= set(ended.values())
         (stopped,) = (name for name, code in ended.items() if code is None and is_stopped(cluster.processes[name].pid))
-        cluster.kill(stopped, signal.SIGCONT)  # what it was at it ends now, if it can
+        cluster.kill(stopped, signal.SIGCONT)  # its present task ends now, if it can
         until(lambda: cluster.processes[stopped].poll() is not None, "the scheduler to turn it away")
         assert wide.run(output) == 0
         assert leftovers(output) == []
@@ -89,14 +90,14 @@ def is_stopped(pid: int) -> bool:
 
 
 def test_a_worker_that_reconnects_changes_nothing(wide: Night, tmp_path: Path) -> None:
-    """Its part is done again elsewhere meanwhile, and what it says late counts for nothing."""
+    """Another worker encodes its part meanwhile, and the late result is ignored."""
     assert wide.run(tmp_path / "expected") == 0
     with Cluster(tmp_path / "cluster", DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="1s") as cluster:
         way, once = cluster.start_between("network"), tmp_path / "once"
         wherever = befalls(once, **{f"at{i}": "is cut off" for i in range(10)})
         between = {"BETWEEN": str(cluster.processes["network"].pid)}
         cluster.start_worker("far", *PRELOAD, "--scheduler-file", str(way), **wherever, **between)
-        # So that the run is still at work when the far one is heard again.
+        # This keeps the run at work until the far worker is connected again.
         cluster.start_worker("near", *PRELOAD, **befalls(**{f"at{i}": "takes its time" for i in range(6, 10)}))
         cluster.wait_for("far", "near")
         assert wide.run(tmp_path / "out", "--scheduler-file", str(cluster.file)) == 0
@@ -109,7 +110,7 @@ def test_a_shard_that_kills_worker_after_worker_is_named(
     wide: Night, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     scheduler = "DASK_DISTRIBUTED__SCHEDULER__"
-    # None has a second part at hand when it dies, which would be suspected as well.
+    # No worker has a second part when it dies, since both parts would be suspected.
     settings = {f"{scheduler}ALLOWED_FAILURES": "1", f"{scheduler}WORKER_SATURATION": "1.0"}
     with Cluster(tmp_path / "cluster", **settings) as cluster:
         for i in range(3):
@@ -149,7 +150,7 @@ def test_a_run_resumes_after_losing_all_workers_or_its_scheduler(
         assert leftovers(output) == []
 
 
-# A driver in a process of its own, that leaves word of its id.
+# A driver in a process of its own that writes its process id to a file.
 DRIVER = """
 import os, sys
 import pytest
@@ -180,7 +181,7 @@ def test_a_part_written_after_the_driver_died_is_ignored(wide: Night, tmp_path: 
 
 
 def late(output: Path) -> list[str]:
-    """Parts that do not count."""
+    """Return the parts that are not committed."""
     return sorted({f"parts/{path.name}" for path in output.glob("parts/*.h5")} - set(committed(output).values()))
 
 
@@ -194,7 +195,7 @@ def test_local_workers_end_with_a_killed_driver(small: Small, tmp_path: Path) ->
                 below = dict(descendants(process.pid))
                 process.kill()
         process.wait(DEADLINE)
-        # The pipe has ended, so those have that could write to it; and nothing is left of the others.
+        # The pipe has ended, so all processes that could write to it have exited; and the others have no remains.
         until(lambda: not any(arguments_of(pid) for pid in below), "the workers to end")
     finally:
         process.kill()

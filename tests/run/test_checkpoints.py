@@ -1,4 +1,4 @@
-"""A training goes on behind its last good checkpoint."""
+"""Tests of resuming a training from its last valid checkpoint."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_checkpoint_of_other_settings_is_ignored(
 
 
 def forged(data: bytes, kind: str) -> bytes:
-    """Return the file of a checkpoint with something about it changed."""
+    """Return the file of a checkpoint with a change of this kind."""
     arrays, about = unpack(data)
     if kind == "no archive":
         return b"nothing"

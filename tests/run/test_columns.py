@@ -1,4 +1,4 @@
-"""Columns of another order: refused or reordered, in a run and with a model, and named in messages and reports."""
+"""Tests of columns in another order: refused or reordered, in a run and with a model, and named in the report."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FLAGS = ("--epochs", "1", "--n-features", "2", "--hidden", "none")
 
 
 class Cells:
-    """Files of cells, the second of which has its genes in the order of the first, or in another one."""
+    """Files of cells; the second one has its genes in the same order or in another one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Real processes without the device, the compiler or the compile cache that they would have."""
+"""Tests of real processes whose device, compiler or compile cache is missing."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_the_error_of_a_failed_compiler_is_quoted(small: Small, tmp_path: Path) 
 
 
 def test_a_compiler_that_hides_the_processor_is_refused(small: Small, tmp_path: Path) -> None:
-    """Theano would compile for any processor without a word, which gives features other last bits."""
+    """Theano would silently compile for a generic processor, which changes the last bits of features."""
     broken = tmp_path / "bin" / "g++"
     broken.parent.mkdir()
     broken.write_text('#!/bin/sh\ncase "$*" in *-march=native*) exit 1;; esac\nexec /usr/bin/g++ "$@"\n')
@@ -148,7 +148,7 @@ def test_a_signal_removes_the_temporary_compile_cache(small: Small, tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["XDG_CACHE_HOME", "TMPDIR"])
 def test_a_full_compile_cache_or_temporary_directory_is_avoided(small: Small, tmp_path: Path, name: str) -> None:
-    """On a file system with hardly any room, where the machine lets a process mount one."""
+    """On a file system with hardly any space, if the machine allows mounting one."""
     (tmp_path / "full").mkdir()
     variables = {"XDG_CACHE_HOME": tmp_path / "cache", "TMPDIR": tmp_path, name: tmp_path / "full"}
 

@@ -1,4 +1,4 @@
-"""Input files that are changed in place under a restored modification time, and attributes that change alone."""
+"""Tests of input files changed in place with a restored modification time, and of changed attributes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.standin import Night, features_of
 
 
 def change_in_place(path: Path) -> None:
-    """Change one value of the rows; size and modification time stay."""
+    """Change one value of the rows without changing size and modification time."""
     status = path.stat()
     with h5py.File(path, "r+") as file:
         file["X"][0, 0] += 1
@@ -29,7 +29,7 @@ def change_in_place(path: Path) -> None:
 
 
 def change_attributes(path: Path) -> None:
-    """Change the time of change (ctime) alone, as chmod, hard links and backups do."""
+    """Change only the change time (ctime), as chmod, hard links and backups do."""
     before = path.stat().st_ctime_ns
     while path.stat().st_ctime_ns == before:  # a clock may tick slowly
         path.chmod(path.stat().st_mode ^ 0o020)
@@ -37,7 +37,7 @@ def change_attributes(path: Path) -> None:
 
 @pytest.fixture
 def digested(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files whose digests are computed."""
+    """Return the list of files whose digests are computed."""
     paths: list[str] = []
 
     def counted(path: str, identity: Any) -> str:
@@ -89,7 +89,7 @@ def test_without_digests_contents_are_not_compared(night: Night, out: Path, dige
     assert night.run(out, "--verify", "sizes") == 0
     assert digested == []
     change_in_place(night.shards / "0.h5")
-    assert night.run(out) == 0  # nothing is known of what it was
+    assert night.run(out) == 0  # its earlier content is unknown
 
 
 def test_contents_that_change_during_a_run_stop_it(

@@ -1,4 +1,4 @@
-"""A run that is over in time: as many epochs as fit, the same ones after an interruption, and the rest is told."""
+"""Tests of deadlines: a run trains as many epochs as fit, the same number after an interruption, and reports it."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def test_an_invalid_time_is_refused(night: Night, out: Path, time: str) -> None:
 
 
 class Machine:
-    """Determines how long an epoch, a step and the encoding take, by a clock that only steps and measurements move."""
+    """Sets the duration of an epoch, a step and the encoding, with a clock that only steps and measurements advance."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.epoch = EPOCH
         self.step = 0.0
-        self.encodings = [ENCODING]  # as measured, one after the other; the last one from then on
+        self.encodings = [ENCODING]  # as measured, one after another; the last one is repeated
         self.restart()
         self._monkeypatch = monkeypatch
         real_time, call = time.time, deadline.DeadlinePolicy.after_step
@@ -82,14 +82,14 @@ class Machine:
         monkeypatch.setattr(deadline, "_encoding_seconds", self._encoding)
 
     def steps_take(self, seconds: float) -> None:
-        """Let each step take so long, and nothing else any time."""
+        """Let each step take this long, and everything else no time."""
         start = time.time()
         self.step = seconds
         self._now = lambda: start + self._passed
         self._monkeypatch.setattr(time, "time", self._now)
 
     def restart(self) -> None:
-        """Begin to count and to measure time again, before another run."""
+        """Reset counts and clock before another run."""
         self.n_measured = 0
         self.n_steps = 0
         self._passed = 0.0
@@ -99,13 +99,13 @@ class Machine:
         return self.encodings[min(self.n_measured, len(self.encodings)) - 1]
 
     def flags(self, n_epochs: float, *more: str) -> list[str]:
-        """By which about so many epochs fit; the first of them really takes no time."""
+        """Return flags of a deadline that allows about `n_epochs` epochs; the first one takes no time."""
         reserve = deadline.reserved_seconds(ENCODING, single_file=False)
         seconds = reserve + (n_epochs - 1) * self.epoch / 0.9
         return [*MANY, "--max-hours", repr(seconds / 3600), *more]
 
     def hours(self, n_epochs: float, *more: str) -> list[str]:
-        """Flags that leave the time for so many epochs before the encoding, as it really is."""
+        """Return flags that leave time for `n_epochs` epochs before the actual encoding."""
         seconds = deadline.reserved_seconds(ENCODING, single_file=False) + n_epochs * self.epoch
         return [*MANY, *SHORT, "--max-hours", repr(seconds / 3600), *more]
 
@@ -153,7 +153,7 @@ def test_an_interrupted_run_keeps_its_epochs_and_its_deadline(
     expected = tmp_path / "expected"
     assert night.run(expected, *machine.flags(3.5)) == 0
     ends_by = None
-    for n_steps in range(4, 9):  # the first of them is the one in which it is decided
+    for n_steps in range(4, 9):  # the first one is the epoch that determines the number
         out = tmp_path / str(n_steps)
         machine.epoch = EPOCH
         flags = machine.flags(3.5)
@@ -162,7 +162,7 @@ def test_an_interrupted_run_keeps_its_epochs_and_its_deadline(
             told = make_plan(parse(night.arguments(out, *flags), os.environ, ""), lambda words: None)
             assert "of 3 epochs" in told.earlier["training"]
             assert float(told.stages[2].what.split()[0]) <= 3
-            machine.epoch = 1.0  # by which many would fit now
+            machine.epoch = 1.0  # allows many epochs now
             caplog.clear()
             assert night.run(out, *flags, *STEPS) == 0
             assert resumed_step(caplog.text) is not None
@@ -279,7 +279,7 @@ def test_a_resumed_run_ends_training_at_the_same_step(night: Night, tmp_path: Pa
     flags = machine.hours(0.55, *STEPS)
     expected = tmp_path / "expected"
     assert night.run(expected, *flags) == 0
-    for n_commits in range(1, 7):  # of each step; the last one is that of the end
+    for n_commits in range(1, 7):  # for each step; the last one is that at the end
         out = tmp_path / str(n_commits)
         machine.restart()
         with case(n_commits):
@@ -291,7 +291,7 @@ def test_a_resumed_run_ends_training_at_the_same_step(night: Night, tmp_path: Pa
 
 
 def test_a_deadline_can_end_training_within_an_epoch(night: Night, out: Path, machine: Machine) -> None:
-    machine.steps_take(15.0)  # so that 11 of them take longer than an epoch is said to take
+    machine.steps_take(15.0)  # so that 11 of them take longer than the assumed duration of an epoch
     assert night.run(out, *machine.hours(1.55)) == 0
     facts = training_of(out)
     assert facts["deadline"]["n_epochs"] == len(facts["history"]) == 1
@@ -309,7 +309,7 @@ def test_one_disturbed_measurement_of_the_encoding_is_corrected(night: Night, ou
 
 def test_a_training_that_ends_early_measures_the_encoding_again(night: Night, out: Path, machine: Machine) -> None:
     machine.steps_take(EPOCH / STEPS_PER_EPOCH)
-    machine.encodings = [ENCODING + EPOCH / 2, ENCODING + EPOCH / 2, ENCODING]  # a cold start that lasts
+    machine.encodings = [ENCODING + EPOCH / 2, ENCODING + EPOCH / 2, ENCODING]  # a slow start that lasts
     assert night.run(out, *machine.hours(0.95)) == 0
     assert machine.n_steps == 10
 
@@ -344,7 +344,7 @@ def test_results_with_a_deadline_differ_from_results_without(night: Night, out: 
     flags = machine.flags(3.5)
     assert night.run(out, *flags) == 0
     assert night.run(out, *MANY) == 78
-    assert night.run(out, *machine.flags(6.5)) == 0  # of another time: what has been decided stands
+    assert night.run(out, *machine.flags(6.5)) == 0  # of another deadline: the earlier decision is kept
     assert len(training_of(out)["history"]) == 3
     assert night.run(out, *MANY, "--overwrite") == 0
     assert len(training_of(out)["history"]) == 8

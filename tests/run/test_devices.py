@@ -1,4 +1,4 @@
-"""A device that runs out of memory, or is lost, ends a run that the same command goes on with: by one that pretends."""
+"""Tests of a simulated device that runs out of memory or is lost: the run ends, and the same command resumes it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_training_resumes_after_device_memory_ran_out(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Smaller minibatches would make another model: they are left to whoever asks for them."""
+    """Smaller minibatches would give another model, so only a user may choose them."""
     device = Device(monkeypatch, IN_TRAINING)
     device.fail(3, NO_MEMORY)
     assert night.run(out, *STEPS) == 69

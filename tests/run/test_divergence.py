@@ -1,4 +1,4 @@
-"""A training that diverges keeps its last good weights."""
+"""Tests of a training that diverges: it keeps its last good weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.process
 
 
 class Bursting(standin.TrainingStep):
-    """Takes wild steps when the schedule lets its rate fall below a half, and not on its way up in steps of 0.01."""
+    """Takes huge steps while the schedule reduces its rate below a half, but not while the rate rises."""
 
     def take_one(self, minibatch: np.ndarray, learning_rate: float, with_cost: bool) -> float | None:
         rate = 1e9 if 0.041 < learning_rate < 0.049 else learning_rate
@@ -31,7 +31,7 @@ class Bursting(standin.TrainingStep):
 def test_divergence_is_reproducible_and_keeps_the_last_weights(
     shards: Shards, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, late: bool, rate: str
 ) -> None:
-    """At once, and after epochs whose checkpoints the same command goes on from."""
+    """The training diverges at once, or after epochs whose checkpoints the same command resumes."""
     shards.fill(200)
     flags = ["--optimizer", "momentum", "--epochs", "6", "--learning-rate", rate, "--checkpoint-minutes", "0"]
     if late:

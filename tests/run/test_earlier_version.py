@@ -1,8 +1,8 @@
-"""Output directories that version 0.1.0 left: a finished one is complete, an unfinished one is resumed in any stage.
+"""Tests of output directories of version 0.1.0: a finished one is complete, an unfinished one is resumed in any stage.
 
-`version_0.1.0.tar.xz` holds shards of `tests.support.standin` and output directories of runs over them, without locks
-and logs: one that finished, and one each that was killed after the scan, in training, in encoding, and while it
-published.
+`version_0.1.0.tar.xz` contains shards of `tests.support.standin` and output directories of runs over them, without
+locks and logs: one that finished, and one each that was killed after the scan, in training, in encoding, and during
+publication.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.support.standin import Night, features_of, install
 
 STEPS = ("--checkpoint-minutes", "0")
 
-# The stages whose results are reused, by the directory.
+# Stages whose results are reused, by directory.
 REUSED = {
     "scanned": ["scan"],
     "training": ["scan"],
@@ -35,7 +35,7 @@ REUSED = {
 
 @pytest.fixture
 def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Night:
-    """Shards, and next to them what runs of version 0.1.0 left."""
+    """Extract the shards and the output directories of version 0.1.0 next to them."""
     install(monkeypatch)
     runs = Night(tmp_path)
     with tarfile.open(Path(__file__).with_name("version_0.1.0.tar.xz")) as archive:
@@ -44,7 +44,7 @@ def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Night:
         os.utime(path, ns=(0, 10**18))
     request = json.loads((tmp_path / "finished" / "run.json").read_text())
     versions = request["training"]["versions"]
-    monkeypatch.setattr(fingerprints, "version", versions.get)  # other libraries would train another model
+    monkeypatch.setattr(fingerprints, "version", versions.get)  # other versions of libraries would train another model
     return runs
 
 
@@ -85,7 +85,7 @@ def test_an_unfinished_run_is_resumed(earlier: Night, stage: str, caplog: pytest
     assert broken_promises(output) == leftovers(output) == []
     found = open_features(output).features.compute()
     expected = open_features(earlier.folder / "finished").features.compute()
-    np.testing.assert_allclose(found, expected, rtol=1e-5)  # another processor may round otherwise
+    np.testing.assert_allclose(found, expected, rtol=1e-5)  # another processor may round differently
 
     bits = features_of(output)
     watched = Watched()

@@ -1,4 +1,4 @@
-"""What a run says at its end."""
+"""Tests of the messages at the end of a run."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_more_parts_than_open_files_cause_a_warning(
     flags: list[str],
     is_told: bool,
 ) -> None:
-    """For what it cannot open HDF5 gives what stands for a missing value, and no error."""
+    """HDF5 returns fill values for files that it cannot open, without an error."""
     found = resource.getrlimit
     monkeypatch.setattr(
         resource, "getrlimit", lambda which: (most, most) if which == resource.RLIMIT_NOFILE else found(which)

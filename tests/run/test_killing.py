@@ -1,4 +1,4 @@
-"""Real runs, killed: a few of the rounds that ``make soak`` takes, and proof that their checks see what is wrong."""
+"""Tests of killed real runs: a few of the rounds of ``make soak``, and tests that the checks detect faults."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_run_killed_repeatedly_resumes_with_the_same_bits(victim: Victim, tmp_
 
 @pytest.fixture
 def output(victim: Victim, tmp_path: Path) -> Path:
-    """A finished output, to be damaged."""
+    """Return a copy of a finished output, to be damaged."""
     return Path(shutil.copytree(victim.undisturbed, tmp_path / "out", symlinks=True))
 
 

@@ -1,4 +1,4 @@
-"""Columns of whole numbers above 2^53, whose differences float64 loses."""
+"""Tests of integer columns above 2^53, whose differences are lost in float64."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LARGE = 2**60
 
 @pytest.fixture
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Night:
-    """A data set of int64 columns whose values differ by 3 at most."""
+    """Return a data set of int64 columns whose values differ by at most 3."""
     from tests.support.standin import install
 
     install(monkeypatch)
@@ -42,7 +42,7 @@ def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Night:
 
 
 def small_copy(night: Night) -> Night:
-    """The same rows, less 2^60."""
+    """Return the same rows minus 2^60."""
     folder = night.folder.with_name("small")
     folder.mkdir()
     copy = Night(folder)

@@ -1,4 +1,4 @@
-"""Two whole runs, one of which starts where the directory of the other has been moved away from."""
+"""Tests of two whole runs: the second one starts where the directory of the first one was moved away."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.standin import Night, features_of
 
 
 class Losing(Watched):
-    """Calls `lose` once, right before a file of this kind is named for the first time."""
+    """Disk that calls `lose` once, right before the first rename of a file of this kind."""
 
     def __init__(self, kind: str, lose: Callable[[], None]) -> None:
         super().__init__()

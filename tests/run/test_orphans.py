@@ -1,4 +1,4 @@
-"""A driver that is killed takes every process of its run with it, in each phase of the start."""
+"""Tests of a killed driver: all processes of its run exit, in each phase of the start."""
 
 from __future__ import annotations
 

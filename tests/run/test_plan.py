@@ -1,4 +1,4 @@
-"""The dry run: it changes nothing, and what it says of a run is what the run does."""
+"""Tests of the dry run: it changes nothing, and its statements match the actual run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def planned(night: Night, output: Path, *flags: str) -> Plan:
 
 
 def content(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Every file below a folder, to the last byte and the time of its last change."""
+    """Return content and modification time of every file in a folder."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
@@ -45,7 +45,7 @@ def test_a_plan_changes_nothing(night: Night, tmp_path: Path) -> None:
         if state == "unfinished":
             assert night.run(out, *STEPS, disk=Stopping("parts/", 2)) == 74
             (out / "parts/part-000000-000000000000-0123456789abcdef0123456789abcdef.h5").write_text("uncommitted")
-        elif state == "damaged":  # by which a run would begin to clear up
+        elif state == "damaged":  # a run would begin by removing it
             next((out / "commits").glob("scan-*")).write_text("no record")
         elif state == "finished":
             assert night.run(out) == 0
@@ -123,7 +123,7 @@ def test_a_plan_predicts_the_exit_code(night: Night, tmp_path: Path, caplog: pyt
             caplog.clear()
             expected = its.run(output, *flags)
             assert (told.problems[0]["exit_code"] if told.problems else 0) == expected
-            # Of a file in the directory's place the system's own words are told.
+            # If a file replaces the directory, the message of the system is shown.
             assert all(problem["words"] in caplog.text for problem in told.problems[:1] if output.suffix != ".txt")
 
 
@@ -187,7 +187,7 @@ def test_a_plan_predicts_the_bytes_that_are_written(night: Night, out: Path) -> 
     for part in read_manifest(out)["parts"]:
         with h5py.File(out / part["file"]) as file:
             written += sum(file[name].nbytes for name in ("features", "valid", "y"))
-    n_weights = 4 * 2  # in encoder.npz, and twice in a model.h5; biases are few beside them
+    n_weights = 4 * 2  # in encoder.npz, and twice in a model.h5; biases are small in comparison
     assert told.disk["n_bytes"] == written + 16 * n_weights
     assert planned(night, out).disk["n_bytes"] == 0
 
@@ -199,7 +199,7 @@ def test_a_plan_counts_the_epochs_that_fit(night: Night, out: Path) -> None:
         training = next(stage for stage in told.stages if stage.name == "training")
         with case(hours, training):
             assert f"of {many[1]} epochs" in training.what
-            assert training.seconds < 60  # and not those of a million
+            assert training.seconds < 60  # and not for a million rows
             assert fits is None or training.what.startswith(f"{fits} of")
 
 

@@ -1,4 +1,4 @@
-"""What is looked at before a run begins: what cannot work is refused before anything is written."""
+"""Tests of the checks before a run: impossible requests are refused before anything is written."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_limits_of_bad_data_require_on_bad_data(tmp_path: Path) -> None:
 
 
 def test_compilation_time_is_not_part_of_any_stage() -> None:
-    """Three stages of 10 s, the compiler busy before the first one and within the second."""
+    """Three stages take 10 s each; the compiler runs before the first one and during the second."""
     now, compiled = [100.0], [7.0]
     state = RunState(clock=lambda: now[0], compiler_clock=lambda: compiled[0])
     for stage, seconds in (("scan", 0), ("training", 4), ("encoding", 0)):

@@ -1,4 +1,4 @@
-"""Real processes: started twice, under a clock that jumps, in a hostile environment; and their last lines."""
+"""Tests of real processes: started twice, with a clock that jumps, in a hostile environment; and their last lines."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_environment_variables_of_theano_are_logged(small: Small, tmp_path: Path
 
 def test_a_finished_run_is_recognized_within_two_seconds(victim: Victim) -> None:
     seconds = []
-    for _ in range(3):  # of processor time, and the best of three: others are at work on this machine
+    for _ in range(3):  # of processor time, and the best of three, because the machine may be busy
         process = victim.program.start(victim.undisturbed)
         assert process.stdout is not None
         said = process.stdout.read().decode()

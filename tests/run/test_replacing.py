@@ -1,6 +1,6 @@
-"""Other settings, other inputs: what stays, what is refused, what goes on, and what readers meet meanwhile.
+"""Tests of other settings and inputs: results that are kept, refused or resumed, and what readers see meanwhile.
 
-Sample: each way to cut rows into other parts goes on behind one number of finished parts; with TEST_CASES=all behind
+Sample: each way to split rows into other parts resumes after one number of finished parts; with TEST_CASES=all after
 both.
 """
 
@@ -162,7 +162,7 @@ def test_a_run_without_usable_training_can_be_discarded(
 ) -> None:
     assert night.run(out, *STEPS, disk=Stopping("commits/scan", 1)) == 74
     assert night.run(out, *STEPS, "--optimizer", "momentum", disk=Stopping("commits/checkpoint", 2)) == 74
-    (out / "model-last-good.h5").touch()  # as a training leaves it that diverges
+    (out / "model-last-good.h5").touch()  # as after a training that diverges
     caplog.clear()
     assert night.run(out, *STEPS) == 0
     assert mentions(caplog.text, "optimizer momentum -> adam")
@@ -173,7 +173,7 @@ def test_a_training_that_follows_a_divergence_is_not_discarded(
     night: Night, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert night.run(out, *STEPS, "--optimizer", "momentum", disk=Stopping("commits/checkpoint", 2)) == 74
-    (out / "model-last-good.h5").touch()  # as a training leaves it that diverges
+    (out / "model-last-good.h5").touch()  # as after a training that diverges
     assert night.run(out, *STEPS, disk=Stopping("commits/checkpoint", 3)) == 74
     os.utime(out / "model-last-good.h5", ns=(0, (out / "run.json").stat().st_mtime_ns - 1))  # however fast this was
     caplog.clear()
@@ -212,7 +212,7 @@ def test_links_to_the_features_of_the_output_are_no_input(
     night.shards.mkdir()
     make(out / parts(out)[0], night.shards / "x.h5")
     if make is os.symlink:
-        night.shards /= "x.h5"  # links that lead out of a directory are refused in any case
+        night.shards /= "x.h5"  # links that lead out of a directory are always refused
     for flags in ([], ["--restart"]):
         caplog.clear()
         assert night.run(out, "--dataset", "features", *flags) == 78

@@ -1,4 +1,4 @@
-"""A run that replicas train: the same model whoever trains them, and after any interruption."""
+"""Tests of training by replicas: the model does not depend on the workers, or on interruptions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class OtherWorkers:
 
 @pytest.fixture(autouse=True)
 def few_steps(night: Night, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As many replicas as are asked for, of these few rows, and each of them on the stand-in."""
+    """Allow the requested number of replicas for these few rows, each of them on the stand-in."""
     monkeypatch.setattr(replicas, "_MIN_STEPS", 2)
     monkeypatch.setattr(replicas, "_MIN_ROUNDS", 6)
     monkeypatch.setattr(replicas, "_MIN_STEPS_PER_ROUND", 1)
@@ -101,7 +101,7 @@ def test_replicas_with_too_few_steps_are_reduced(night: Night, out: Path, caplog
 
 
 def test_the_deadline_uses_the_speed_of_all_replicas(night: Night, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first epoch, which one of them trains, says nothing of those that workers share."""
+    """The first epoch, which one replica trains, does not show the speed of epochs that workers share."""
     asked, seconds_of = list[tuple[int, int, float]](), deadline._epoch_seconds
 
     def epoch_seconds(training: Any) -> float:

@@ -1,4 +1,4 @@
-"""The page that a run leaves: of the whole night, made again of report.json alone, and never at the night's cost."""
+"""Tests of the report page: it covers all runs, can be made again from report.json, and never makes a run fail."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_the_report_compares_with_the_previous_run(night: Night, out: Path) -> N
     assert night.run(out, "--overwrite", "--seed", "1") == 0
     second = report_of(out)
     assert second["last"]["summary"] == first["summary"]
-    # The same request again, in a second sitting: it is not the run before itself.
+    # The same request again, in a second run: it is not its own previous run.
     (out / "index.h5").unlink()
     assert night.run(out, "--seed", "1") == 0
     assert report_of(out)["last"] == second["last"]
@@ -132,7 +132,7 @@ def test_the_report_samples_rows_with_a_given_model(shards: Shards, model: str) 
 
 
 def test_drift_is_reported_by_column_and_shard_after_resuming(shards: Shards, model: str) -> None:
-    """In whichever sitting they were encoded."""
+    """The parts may have been encoded by different runs."""
     shards.add(np.random.default_rng(0).uniform(-20, 20, (40, 4)).astype(np.float32))
     shards.add(shards.arrays[0][:30])
     rows = shards.arrays[1].copy()

@@ -1,4 +1,4 @@
-"""What an earlier run has left: of several results the last that can be used is taken, and no damaged one stays."""
+"""Tests of earlier results: the latest usable one is reused, and damaged ones are removed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMPLAINT = "checkpoint %s; the one before it is taken"
 
 @pytest.fixture
 def earlier(tmp_path: Path) -> Iterator[EarlierResults]:
-    """An output directory with three checkpoints."""
+    """Return the earlier results of an output directory with three checkpoints."""
     with locked(tmp_path / "out") as ledger:
         for step in (1, 2, 3):
             entry = ledger.write("stages/checkpoint", ".npz", b"step %d" % step)
@@ -93,7 +93,7 @@ def test_each_file_is_checked_once(earlier: EarlierResults) -> None:
 
 
 def test_the_error_counts_reused_features(night: Night, out: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """All parts are committed, and the disk is full when their index is written: at the first run and at the next."""
+    """All parts are committed, and the disk is full when their index is written, in the first and in the second run."""
     for _ in range(2):
         caplog.clear()
         assert night.run(out, disk=Stopping("published", 1)) == 74

@@ -1,4 +1,4 @@
-"""What a run meets before and while it writes: no space, limits, directories that it may not have."""
+"""Tests of limits before and during writing: space, system limits, and directories without permission."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_finished_run_needs_no_space(night: Night, out: Path) -> None:
 
 @pytest.mark.process
 def test_a_run_resumes_after_a_real_disk_was_full(night: Night, expected: Callable[..., bytes], tmp_path: Path) -> None:
-    """Where the machine lets nobody mount one, a disk that says so."""
+    """If the machine does not allow mounts, a disk that returns the error replaces it."""
     whole, folder = expected(), tmp_path / "disk"
     folder.mkdir()
 

@@ -1,4 +1,4 @@
-"""Processes of a cluster that are stopped (SIGSTOP): they keep their connections open and say nothing."""
+"""Tests of stopped (SIGSTOP) processes of a cluster: they keep their connections open and send nothing."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from tests.support.standin import features_of as features_of_standin
 
 pytestmark = pytest.mark.process
 
-SIZES = [16] * 6  # rows of a part each
+SIZES = [16] * 6  # one part of rows each
 BY_PATIENCE = "from pipeline.cluster import connection; connection._MAX_SILENCE = 3.0"
-# A driver in a process of its own, with the stand-in for its device.
+# A driver in a process of its own, with the stand-in as its device.
 DRIVER = """
 import sys
 import pytest
@@ -48,7 +48,7 @@ def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Night]:
 
 @contextmanager
 def driver(night: Night, output: Path, cluster: Cluster, line: str = "") -> Iterator[subprocess.Popen[bytes]]:
-    """Provide a run on the cluster, which has ended when the context has; its log is ``driver.log``."""
+    """Provide a run on the cluster, which must exit within the context; its log is ``driver.log``."""
     arguments = night.arguments(output, "--scheduler-file", str(cluster.file))
     command = [sys.executable, "-c", DRIVER.format(line=line), *arguments]
     with open(cluster.folder / "driver.log", "wb") as log:
@@ -61,7 +61,7 @@ def driver(night: Night, output: Path, cluster: Cluster, line: str = "") -> Iter
 
 
 def start_worker(cluster: Cluster, name: str) -> None:
-    """Start one that takes its time for each block, so that it is met at work."""
+    """Start a worker that delays each block, so that tests find it at work."""
     cluster.start_worker(name, "--preload", "tests.support.befallen", "--preload", "tests.support.slow")
     cluster.wait_for(name)
 
@@ -82,7 +82,7 @@ def test_a_stopped_scheduler_ends_the_run(wide: Night, tmp_path: Path) -> None:
         assert mentions(cluster.said("driver"), "TryAgain", "scheduler")
         assert "Traceback" not in cluster.said("driver")
         assert broken_promises(output) == []
-        # Without a cluster the same command goes on.
+        # Without a cluster the same command resumes.
         assert wide.run(output) == 0
     assert features_of_standin(output) == features_of_standin(tmp_path / "expected")
     assert leftovers(output) == []
@@ -112,7 +112,7 @@ def test_a_signal_ends_a_run_whose_scheduler_is_stopped(wide: Night, tmp_path: P
         assert "Traceback" not in cluster.said("driver")
 
 
-# Of its own workers, which the scheduler in the driver gives up sooner than by default.
+# Of its own workers; the scheduler in the driver drops them sooner than by default.
 SOON = """
 import sys
 sys.path.insert(0, "scripts")
@@ -128,7 +128,7 @@ sys.exit(extract.main())
 
 
 def test_a_stopped_local_worker_is_replaced(small: Small, tmp_path: Path) -> None:
-    """It is never continued."""
+    """The worker is never continued."""
     process = patched(small, SOON).start(tmp_path / "out", "--workers", "2", "--block-rows", "8")
     assert process.stdout is not None
     try:

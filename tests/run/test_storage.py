@@ -1,4 +1,4 @@
-"""Runs that store their features in fewer bytes: within what is allowed, resumed, replaced and read like all others."""
+"""Tests of runs that store features in fewer bytes: within the limit, resumed, replaced and read like all others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same command typed again: a finished run is complete, and of a damaged one that alone is made anew."""
+"""Tests of repeating a command: a finished run is complete, and only damaged results are recomputed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_only_damaged_files_of_a_finished_run_are_recomputed(
         of_part = [
             str(path.relative_to(output)) for path in output.glob("commits/part-*") if damaged in path.read_text()
         ]
-        # A file that was deleted by its plain name is still there, under the name that the link had led to.
+        # A file that was deleted by its plain name still exists under the target of the link.
         path = output / damaged if how == "deleted" else (output / damaged).resolve()
         DAMAGE[how](output / damaged)
         caplog.clear()
@@ -85,7 +85,7 @@ def test_damaged_files_of_an_unfinished_run_are_recomputed(
         DAMAGE[how](damaged)
         caplog.clear()
         assert night.run(output) == 0, how
-        # A record that is not there has never been.
+        # A missing record means that the result never existed.
         assert (f"file={damaged}: " in caplog.text) == (what.startswith("stages") or how != "deleted"), how
         assert features_of(output) == expected(), how
         assert broken_promises(output) == leftovers(output) == [], how
@@ -145,7 +145,7 @@ def first_feature(path: Path) -> int:
 
 
 def test_a_part_that_hdf5_cannot_read_is_named(night: Night, out: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """As it may be where only sizes are verified, when the features of some rows are read back."""
+    """This can happen if only sizes are verified, when features of some rows are read for the report."""
     assert night.run(out) == 0
     paths = parts(out)
     for path in paths:
@@ -154,7 +154,7 @@ def test_a_part_that_hdf5_cannot_read_is_named(night: Night, out: Path, caplog: 
     (out / "manifest.json").unlink()
     assert night.run(out, "--verify", "sizes") == 79
     assert mentions(caplog.text, "VerificationFailed", f"file={out / paths[0]}")
-    assert night.run(out, "--verify", "sizes") == 0  # all of them were made anew
+    assert night.run(out, "--verify", "sizes") == 0  # all of them were recomputed
 
 
 def test_links_that_a_copy_lost_are_restored(night: Night, out: Path) -> None:
@@ -174,7 +174,7 @@ SINGLE = ["--single-file"]
 
 
 def single(output: Path) -> tuple[bytes, list[str]]:
-    """Features in the single file, and the manifest's files."""
+    """Return the features in the single file, and the files in the manifest."""
     with h5py.File(output / "single.h5") as file:
         return file["features"][()].tobytes(), named(output)
 

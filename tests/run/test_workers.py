@@ -1,4 +1,4 @@
-"""Runs whose tasks go to other processes: the same bits, and nobody else hears or says a word."""
+"""Tests of runs whose tasks go to other processes: the bits are equal, and no other process can connect or read."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.process
 
 
 def listening(pid: int) -> Iterator[tuple[int, tuple[str, int]]]:
-    """Every address at which a process, or one below it, waits for others."""
-    with suppress(psutil.Error):  # it has ended meanwhile
+    """Yield every address on which a process or its descendants listen."""
+    with suppress(psutil.Error):  # it has exited meanwhile
         above = psutil.Process(pid)
         for process in (above, *above.children(recursive=True)):
             with suppress(psutil.Error):
@@ -38,7 +38,7 @@ def listening(pid: int) -> Iterator[tuple[int, tuple[str, int]]]:
 
 
 def turns_away(address: tuple[str, int]) -> bool:
-    """Whether who listens there talks neither plainly nor to a client without a certificate."""
+    """Return whether a server refuses plain connections and clients without a certificate."""
     with socket.create_connection(address, timeout=30) as plain:
         plain.sendall(bytes(16))
         with suppress(ConnectionResetError):
@@ -62,10 +62,10 @@ def test_local_workers_give_the_same_bits_and_refuse_strangers(small: Small, tmp
                 variables |= {name for pid in heard.values() for name in psutil.Process(pid).environ()}
             for address in heard.keys() - tried:
                 tried.add(address)
-                with suppress(ConnectionRefusedError):  # all has ended meanwhile
+                with suppress(ConnectionRefusedError):  # all have exited meanwhile
                     assert turns_away(address)
         time.sleep(0.02)
-    said = ends_well(process)  # also: the last one that could still write to this pipe has gone
+    said = ends_well(process)  # also: the last process that could still write to this pipe has exited
     assert features_of(tmp_path / "out") == small.features
     assert {host for host, _ in heard} == {"127.0.0.1"}, said
     assert len(set(heard.values())) == 5, "the scheduler, two workers, and what starts them anew"
@@ -76,9 +76,9 @@ def test_local_workers_give_the_same_bits_and_refuse_strangers(small: Small, tmp
 
 
 def test_processes_that_share_cores_share_the_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More at a time would only push each other's rows out of the caches."""
+    """More readers at a time would only evict each other's rows from the caches."""
     install(monkeypatch)
-    monkeypatch.chdir(".")  # where it is put back
+    monkeypatch.chdir(".")  # so that it is restored
     night, serving, told = Night(tmp_path, 20), encoding_stage.serving, list[int]()
 
     def watched(settings: EncodeSettings, *what: Any) -> AbstractContextManager[None]:
@@ -94,7 +94,7 @@ def test_processes_that_share_cores_share_the_readers(tmp_path: Path, monkeypatc
 
 @pytest.fixture
 def certificates(tmp_path: Path) -> dict[str, str]:
-    """Variables of Dask's configuration that name some."""
+    """Write certificates and return the variables of Dask's configuration that name them."""
     made, folder = Security.temporary(), tmp_path / "tls"
     folder.mkdir()
     (folder / "ca.pem").write_text(made.tls_ca_file)
@@ -145,7 +145,7 @@ def test_each_worker_computes_on_its_device(opencl: None, small: Small, tmp_path
 
 
 def test_a_worker_without_its_device_does_not_stop_the_others(small: Small, tmp_path: Path) -> None:
-    """Where there is a card, cuda9 is none."""
+    """On a machine with a card, cuda9 does not exist."""
     ended = small.program().run(tmp_path / "out", "--devices", "cpu,cuda9")
     assert ended.code == 0, ended.lines
     assert ended.says(r" WARNING worker 1 of 2\b")

@@ -1,4 +1,4 @@
-"""A run says what its features are worth: at its end, when it is typed again, and in its report."""
+"""Tests of the value of features: reported at the end of a run, when it is repeated, and in its report."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_baseline_changes_no_result(night: Night, out: Path, tmp_path: Path)
 def test_warnings_about_a_reused_model_are_repeated(
     night: Night, out: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verdict, "_MANY", -np.inf)  # every kind of units is one too many
+    monkeypatch.setattr(verdict, "_MANY", -np.inf)  # every kind of unit is reported if there is one
     assert night.run(out) == 0
     caplog.clear()
     (out / "index.h5").unlink()

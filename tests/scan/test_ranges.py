@@ -1,4 +1,4 @@
-"""The scan: the ranges and bad rows that NumPy finds, whatever the blocks and threads."""
+"""Tests of the scan: ranges and bad rows equal those of NumPy, for any blocks and threads."""
 
 import errno
 import io
@@ -28,7 +28,7 @@ def shards_of(folder, *arrays):
 
 
 def oracle(arrays):
-    """Range and mean of the good rows in float64, and the bad rows' numbers, row by row."""
+    """Return range and mean of the good rows in float64, and the numbers of bad rows, row by row."""
     rows = [row for rows in arrays for row in rows.astype(np.float64)]
     bad = [i for i, row in enumerate(rows) if not np.isfinite(row).all()]
     good = np.array([row for i, row in enumerate(rows) if i not in bad])
@@ -71,7 +71,7 @@ def test_bad_rows_are_numbered_globally_and_left_out_of_ranges(tmp_path, sign):
 
 
 def test_bad_rows_keep_their_numbers_if_blocks_share_a_task(tmp_path, monkeypatch):
-    """Past the limit of tasks each takes several blocks; bad rows must keep their numbers."""
+    """Above the limit of tasks each task has several blocks; bad rows must keep their numbers."""
     monkeypatch.setattr(module, "_MAX_TASKS", 3)
     arrays = [numbered(11, dtype=np.float32), numbered(6, first=11, dtype=np.float32)]
     arrays[0][7], arrays[1][5] = np.nan, np.inf
@@ -79,7 +79,7 @@ def test_bad_rows_keep_their_numbers_if_blocks_share_a_task(tmp_path, monkeypatc
 
 
 def test_results_of_a_task_do_not_depend_on_later_blocks(tmp_path):
-    """They are read over each other; files that a task looks at may be of several dtypes."""
+    """Blocks reuse the same memory; files of one task may have different dtypes."""
     arrays = [numbered(5, dtype=np.float64), numbered(7, first=5, dtype=np.float32), numbered(3, first=12, dtype="u1")]
     arrays[1][2] = np.nan
     shards, firsts = shards_of(tmp_path, *arrays), (0, 5, 12)
@@ -150,7 +150,8 @@ def test_integers_hold_no_bad_rows():
     assert bad_rows(numbered(0, dtype=np.float32)).tolist() == []
 
 
-# -- columns that do not fit their range ---------------------------------------------------------------------------
+# -- columns with outliers
+# ----------------------------------------------------------------------------------------------
 
 
 def test_the_spread_does_not_depend_on_blocks_and_threads(tmp_path):
@@ -188,7 +189,7 @@ def test_one_outlier_of_few_rows_makes_a_narrow_column(tmp_path, n):
 @pytest.mark.parametrize(
     ("dtype", "missing", "spelled"),
     [
-        ("f2", -9999, -10000),  # the nearest number that 16 bits hold
+        ("f2", -9999, -10000),  # the nearest number in 16 bits
         ("f2", -999.9, -1000),
         ("f4", -999.9, -999.9),
         (">f4", -999.9, -999.9),
@@ -196,7 +197,7 @@ def test_one_outlier_of_few_rows_makes_a_narrow_column(tmp_path, n):
         ("f8", 1e300, 1e300),
         ("u1", 255, 255),
         (">i2", -9999, -9999),
-        ("i8", 2**63 - 1, 2**63 - 1),  # no float64 is that number
+        ("i8", 2**63 - 1, 2**63 - 1),  # no float64 equals that number
         ("i8", -(2**63), -(2**63)),
         ("u8", 2**64 - 1, 2**64 - 1),
         ("f4", 0, -0.0),
@@ -229,7 +230,7 @@ def test_a_missing_value_is_found_in_the_dtype_of_its_file(tmp_path, dtype, miss
     ],
 )
 def test_a_missing_value_outside_the_dtype_is_never_found(tmp_path, dtype, missing):
-    """Neither wrapped around, nor rounded to 0, nor as Inf."""
+    """It is neither wrapped around, nor rounded to 0 or Inf."""
     wrapped = [int(missing) % 2**bits for bits in (8, 16, 64) if float(missing).is_integer()]
     values = [0, 1, *(value for value in (-1, 241, 0x7FFF, *wrapped) if dtype != "?" and _fits(value, dtype))]
     (shard,) = shards_of(tmp_path, np.array(values, dtype=object).astype(dtype)[:, None])
@@ -253,11 +254,12 @@ def test_rows_that_are_all_missing_are_refused(tmp_path):
         check_usable(shards, scanned(shards, 2, 1, missing=9), 9)
 
 
-# -- what is filled in, and clipped --------------------------------------------------------------------------------
+# -- imputation and clipping
+# --------------------------------------------------------------------------------------------
 
 
 def gappy(rng, n, dtype, missing):
-    """Rows of which a third of the values is missing, some rows whole, and one that holds Inf where it can."""
+    """Return rows with a third of the values missing, some rows whole, and one with Inf if the dtype has it."""
     rows = (100 * rng.standard_normal((n, 5))).astype(dtype)
     rows[:, 4] = missing
     rows[rng.random(rows.shape) < 0.3] = missing
@@ -319,7 +321,7 @@ def test_clipped_ranges_are_quantiles_and_contain_the_fill(tmp_path):
 
 
 def test_quantiles_of_a_sample_are_within_five_standard_errors(tmp_path, monkeypatch):
-    """Five standard errors of the rank, of columns that are in order, in waves and in none."""
+    """The limit is five standard errors of the rank, for sorted, periodic and random columns."""
     monkeypatch.setattr(module, "LARGE_SAMPLE", 3 * 2000)
     n, q = 100_000, 0.02
     values = np.arange(n) / n
@@ -345,7 +347,7 @@ def test_a_scan_with_imputation_is_restored_from_its_file(tmp_path):
 
 
 def random_shards(folder, rng, how):
-    """Shards of random sizes, some with NaN, some damaged; what they hold, and which are damaged."""
+    """Return shards of random sizes, some with NaN, some damaged; their rows, and which are damaged."""
     sizes = rng.integers(0, 12, 6)
     arrays = [numbered(size, first=sum(sizes[:i]), dtype=np.float32) for i, size in enumerate(sizes)]
     for rows in arrays:
@@ -425,7 +427,8 @@ def test_an_unreadable_shard_is_described_by_its_error(tmp_path):
     assert mentions(words, "8 of 20", 2)
 
 
-# -- its file ----------------------------------------------------------------------------------------------------
+# -- the file of a scan
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_bad", [0, 2])

@@ -1,4 +1,4 @@
-"""scripts/card.py resumes after the last finished step, and reports how each step ended."""
+"""Tests of scripts/card.py: it resumes after the last finished step, and reports how each step ended."""
 
 from __future__ import annotations
 

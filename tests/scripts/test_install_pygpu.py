@@ -1,4 +1,4 @@
-"""scripts/install_pygpu.sh: Debian's packages into an environment, from a folder and from the sources that apt has."""
+"""Tests of scripts/install_pygpu.sh: it installs Debian packages into an environment, from a folder or from apt."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ pytestmark = [
 
 SCRIPT = REPOSITORY / "scripts/install_pygpu.sh"
 PREFIX, SITE = Path(sys.prefix), Path(sysconfig.get_path("purelib"))
-# What Debian's packages hold, as far as it is installed here.
+# Content of Debian's packages, as far as it is installed here.
 PACKAGES = {
     "python3-pygpu": {"usr/lib/python3/dist-packages": [SITE / "pygpu", *SITE.glob("pygpu-*.egg-info")]},
     "libgpuarray3": {"usr/lib": [PREFIX / "lib/libgpuarray.so.3", PREFIX / "lib/libgpuarray.so.3.0"]},
     "libgpuarray-dev": {"usr/lib": [PREFIX / "lib/libgpuarray.so"], "usr/include": [PREFIX / "include/gpuarray"]},
 }
-# What libgpuarray says of a driver tells which file it has opened.
+# libgpuarray's message about a driver shows which file it has opened.
 ASK = "import pygpu\ntry:\n    pygpu.gpuarray.count_devices('cuda', 0)\nexcept Exception as error:\n    print(error)"
 
 APT_GET = """#!/bin/bash
@@ -61,12 +61,12 @@ def debs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(tmp_path: Path) -> Environment:
-    """Without pygpu."""
+    """Return an environment without pygpu."""
     return Environment(tmp_path / "env", "pygpu")
 
 
 def install(here: Environment, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """By the script, where a wheel puts it."""
+    """Run the script, from where a wheel installs it."""
     shutil.copy(SCRIPT, here.path / "bin")
     return here.run("install_pygpu.sh", *arguments, **variables)
 
@@ -77,7 +77,7 @@ def files(here: Environment) -> set[Path]:
 
 @pytest.mark.parametrize("has_dpkg", [True, False])
 def test_packages_in_a_directory_are_installed(here: Environment, debs: Path, tmp_path: Path, has_dpkg: bool) -> None:
-    """With and without dpkg; libgpuarray then searches our directory first."""
+    """Packages are unpacked with or without dpkg; libgpuarray then searches our directory first."""
     variables = {}
     if not has_dpkg:
         for program in ("bash", "dirname", "mktemp", "chmod", "mkdir", "head", "ar", "tar", "xz", "cp", "rm", "mv"):
@@ -122,7 +122,7 @@ def test_incomplete_installation_is_repaired(here: Environment, debs: Path) -> N
 def test_debian_12_is_taken_from_the_own_source_or_a_mirror(
     here: Environment, debs: Path, tmp_path: Path, mirror: str | None
 ) -> None:
-    """By an apt-get that says where it would look, and has what it is asked for."""
+    """An apt-get that prints its sources, and has the requested packages, replaces the real one."""
     program = here.path / "bin/apt-get"
     program.write_text(APT_GET.format(debs=debs, asked=tmp_path / "asked"))
     program.chmod(0o755)

@@ -1,4 +1,4 @@
-"""One wheel for all Pythons: its content, and reading with a later Python, NumPy 2 and no Theano."""
+"""Tests of the wheel: its content, and reading with a later Python, NumPy 2 and no Theano."""
 
 import json
 import os
@@ -41,7 +41,7 @@ print(json.dumps({
     "transformed": shardpress.TiedAutoencoder.from_run(sys.argv[1]).transform(rows).tolist(),  # loads scikit-learn
 }))
 """
-OF_A_RUN = {"theano", "blake3", "deflate", "tqdm", "sklearn"}  # SciPy, where there is one, is loaded by Dask
+OF_A_RUN = {"theano", "blake3", "deflate", "tqdm", "sklearn"}  # SciPy, if it is installed, is loaded by Dask
 
 ROWS = np.linspace(-1, 2, 12).reshape(4, 3)
 FEATURES, VALID, Y = np.arange(8, dtype=np.float32).reshape(4, 2), np.array([1, 1, 0, 1], bool), np.array([3, 1, 2, 0])
@@ -49,7 +49,7 @@ FEATURES, VALID, Y = np.arange(8, dtype=np.float32).reshape(4, 2), np.array([1, 
 
 @pytest.fixture
 def output(tmp_path):
-    """A finished output directory of two parts, and rows for its model."""
+    """Return a finished output directory of two parts, and rows for its model."""
     directory, files = tmp_path / "out", ["parts/part-0.h5", "parts/part-1.h5"]
     W = np.array([[1, -900], [0, 0.5], [-2, 1]], np.float32)
     parameters = {"W": W, "b_hidden": np.zeros(2, np.float32), "b_output": np.zeros(3, np.float32)}
@@ -66,7 +66,7 @@ def output(tmp_path):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """What pip makes of a source distribution of this checkout."""
+    """Build a wheel from a source distribution of this checkout, as pip does."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("out")
     for name in SOURCES:
         path = REPOSITORY / name
@@ -98,7 +98,7 @@ def test_wheel_holds_all_packages_and_nothing_else(wheel):
 
 @pytest.fixture
 def typed(wheel, tmp_path):
-    """Start a later Python, with the wheel's code, where a user has a file of a name that is ours; skip without it."""
+    """Start a later Python with the wheel, next to a file with the name of one of our packages; skip without it."""
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     (tmp_path / "pipeline.py").write_text("raise SystemExit('theirs')")
 
@@ -127,7 +127,7 @@ def test_features_and_models_are_read_by_later_pythons(output, typed, version):
 
 @pytest.fixture(scope="module")
 def night(tmp_path_factory):
-    """What a run has left."""
+    """Return the output of a run."""
     folder = tmp_path_factory.mktemp("night")
     y = np.arange(300) % 2
     write_shard(folder / "x.h5", np.random.default_rng(0).normal(size=(300, 8)) + 4 * y[:, None], extras={"y": y})
@@ -157,7 +157,7 @@ def test_commands_without_theano_work_in_later_pythons(night, typed, version):
 
 
 def test_failed_environment_is_removed(tmp_path):
-    """Then the tests in it would fail instead of skipping."""
+    """Otherwise the tests in it would fail instead of being skipped."""
     tools, script = tmp_path / "bin", tmp_path / "scripts/readers.sh"
     tools.mkdir()
     script.parent.mkdir()

@@ -1,4 +1,4 @@
-"""The reference run of the model: its costs on two donuts, in numbers and in a plot."""
+"""Tests of the reference run of the model: its costs on two donuts, as numbers and as a plot."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def test_costs_on_opencl_equal_those_on_the_cpu(tmp_path: Path, opencl: None) ->
         features[device] = open_features(tmp_path / device).features.compute()
     assert list(found["cpu"]) == [0, 500]
     assert found["opencl0:0"] == pytest.approx(found["cpu"], rel=1e-3)
-    # 501 steps of training lie between them, each a little off.
+    # After 501 steps of training rounding errors have accumulated.
     assert np.allclose(features["opencl0:0"], features["cpu"], rtol=0, atol=1e-3)
 
 
 def test_reference_flags_set_every_model_setting() -> None:
-    """Defaults change, the reference does not."""
+    """The defaults may change, but not the reference."""
     model = {each.name for each in SETTINGS.values() if each.affects == "model"}
     named = {flag.removeprefix("--").replace("-", "_") for flag in reference.FLAGS if flag.startswith("--")}
     assert model - named - {"epochs", "batch_size", "seed"} == {"patience"}, "without validation nobody waits"

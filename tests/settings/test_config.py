@@ -1,4 +1,4 @@
-"""Settings that cannot work are named, all of them at once, with what was expected; what is left open is filled in."""
+"""Tests of settings: all invalid ones are reported at once with what was expected, and defaults are filled in."""
 
 import pytest
 
@@ -85,7 +85,7 @@ def test_defaults_follow_the_data_and_other_settings():
         64,
         64,
     ]
-    # Rows, and those of them that are trained on, make this many steps: 11 of 16 rows, 24, 48 of 30 rows, 446.
+    # Number of rows, training rows, and steps: 11 of 16 rows, 24, 48 of 30 rows, 446.
     for n_rows, epochs in ((178, 182), (400, 84), (1500, 42), (60_000, 20)):
         assert resolve(Config(), n_rows, 4).training.epochs == epochs
         assert resolve(Config.of(batch_size=10_000), n_rows, 4).training.epochs == epochs, (

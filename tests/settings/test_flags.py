@@ -1,4 +1,4 @@
-"""Settings: four sources, one order, and every mistake named with what was expected."""
+"""Tests of settings from four sources: their precedence, and every mistake is named with what was expected."""
 
 import json
 
@@ -11,7 +11,7 @@ from pipeline.settings.flags import parse
 from tests.support.cases import case
 from tests.support.helpers import refused
 
-# For each setting, as words: what the file, the environment and the flag say; and then the three as values.
+# For each setting, as text: its value in the file, the environment and the flag; then the three values.
 SAMPLES = {
     "input": (("a.h5",), ("b.h5", "c.h5"), ("d.h5", "e.h5")),
     "follow": (("a",), ("b", "c"), ("d", "e")),
@@ -76,11 +76,11 @@ SAMPLES = {
 }
 
 
-NEEDED = {  # what one makes no sense without
+NEEDED = {  # values that others require
     **{name: {"scheduler": "a"} for name in ("insecure_cluster", "mixed_processors")},
     "dashboard": {"workers": 1},
 }
-LISTS = ("hidden", "devices")  # of which commas part the values in one word
+LISTS = ("hidden", "devices")  # commas separate the values in one word
 
 
 def flags(name, value):
@@ -184,7 +184,7 @@ def test_invalid_limits_are_refused_with_an_example():
 
 
 def test_a_missing_value_is_exact(file):
-    """Integers of 64 bits are often marked by their largest or smallest value, which no float64 is."""
+    """Missing 64-bit integers are often marked by their largest or smallest value, which no float64 equals."""
     values = {
         **{"-9999": -9999, "-999.9": -999.9, "1e3": 1000, "1e300": int(1e300), "none": None},
         **{"9223372036854775807": 2**63 - 1, "18446744073709551615": 2**64 - 1},
@@ -274,7 +274,7 @@ def test_an_unknown_flag_is_refused_with_a_suggestion():
 
 
 def test_an_unknown_key_or_variable_is_refused_with_a_suggestion(file):
-    with pytest.raises(ConfigError, match=r"key config\b[^?]*$"):  # which would suggest itself
+    with pytest.raises(ConfigError, match=r"key config\b[^?]*$"):  # the obvious suggestion
         settings(*file("config: other.yaml"))
     with refused(78, "settings.yaml: key n_feature ", "n_features?"):
         settings(*file("n_feature: 3"))

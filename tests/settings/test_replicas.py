@@ -1,4 +1,4 @@
-"""How many replicas there are follows from sizes alone, and each of them has steps and meetings enough."""
+"""Tests of the number of replicas: it depends only on sizes, and each replica has enough steps and rounds."""
 
 from itertools import product
 
@@ -7,7 +7,7 @@ from pipeline.settings.replicas import TrainingSizes, fitting_replicas, rounds_i
 from pipeline.settings.resolve import resolve
 from tests.support.cases import case, each
 
-# Of 784 columns: rows, what is asked for, and the replicas that come of it.
+# For 784 columns: number of rows, requested replicas, and resulting replicas.
 TABLE = [
     (60_000, {}, 1),
     (10_000_000, {}, 1),

@@ -1,4 +1,4 @@
-"""Columns mean the same in all shards: their names, or one number each, are found and compared."""
+"""Tests of column names and numbers: they are found in all shards and compared."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def opened(paths: list[Path], dataset: str | None = None, rule: ColumnRule | Non
 
 
 def two(folder: Path, kind: str) -> tuple[list[Path], str | None]:
-    """Two files of one kind: the second one has the same columns in another order."""
+    """Write two files of one kind; the second one has the same columns in another order."""
     write, dataset = named.SOURCES[kind]
     paths = [folder / "0.h5", folder / "1.h5"]
     write(paths[0], ROWS, NAMES)
@@ -262,7 +262,7 @@ FORGED = [too_large, never_written, of_another_length, far_away, linked, externa
 
 @pytest.mark.process
 def test_untrusted_column_names_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing outside the file is opened, and the rows are read nevertheless."""
+    """No other file is opened, and the rows are still read."""
     named.anndata(tmp_path / "elsewhere.h5", ROWS, NAMES)
     for change in FORGED:
         with case(change.__name__):
@@ -293,7 +293,7 @@ def test_damaged_heap_of_names_costs_the_names_alone(tmp_path: Path) -> None:
     try:
         (shard,) = opened([path])
     except DataError:
-        return  # the attribute that names them lies in the same heap
+        return  # the attribute that names them is in the same heap
     assert shard.columns.names == ()
 
 

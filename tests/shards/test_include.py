@@ -1,4 +1,4 @@
-"""Extras that are named, in any group; and codes with their categories."""
+"""Tests of extras that are named, in any group, and of codes with categories."""
 
 import json
 
@@ -28,20 +28,20 @@ N = 4
 
 
 def categorical(codes, categories, name="obs/kind"):
-    """Extras as AnnData has a categorical."""
+    """Return the extras of an AnnData categorical."""
     texts = isinstance(categories[0], str)
     stored = np.array(categories, object if texts else None)
     return {f"{name}/codes": np.array(codes, "i1"), f"{name}/categories": stored}
 
 
 def earlier(codes, categories):
-    """Extras as AnnData had it before version 0.7."""
+    """Return the extras of an AnnData categorical before version 0.7."""
     return {"obs/kind": np.array(codes, "i1"), "obs/__categories/kind": np.array(categories, object)}
 
 
 @pytest.fixture
 def shards(tmp_path):
-    """Write a shard of N rows for each set of extras, and open them with what is named."""
+    """Write a shard of N rows for each set of extras, and open them with the named datasets."""
 
     def opened(*extras, include=("obs/kind",)):
         paths = [write_shard(tmp_path / f"{i}.h5", numbered(N), extras=r) for i, r in enumerate(extras)]
@@ -59,7 +59,7 @@ def values_of(shards):
 
 
 def meant(shards, name="kind"):
-    """What codes stand for."""
+    """Return the categories of all codes."""
     (categories,) = {extra.categories for shard in shards for extra in shard.extras if extra.name == name}
     return [None if code < 0 else categories[code] for code in values(shards, name)]
 
@@ -251,7 +251,7 @@ def test_too_many_categories_in_all_shards_are_left_out(shards, monkeypatch, cap
 
 
 def test_long_category_among_many_takes_no_memory(tmp_path, caplog):
-    """Of one length they would take a thousand times what the file does."""
+    """If all texts had the same length, they would take a thousand times the size of the file."""
     words = np.array(["x" * 2**19, *map(str, range(10**4))], object)
     extras = {"y": range(N), "kind": [0] * N, "__categories/kind": words, "id": [0] * N}
     path = write_shard(tmp_path / "x.h5", numbered(N), extras=extras)

@@ -1,4 +1,4 @@
-"""What is told of files: as h5py tells it, and nothing that lies elsewhere is opened."""
+"""Tests of inspecting files: the facts equal h5py's, and no other files are opened."""
 
 from __future__ import annotations
 

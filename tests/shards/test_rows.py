@@ -1,4 +1,4 @@
-"""Rows in any form are the same, bit for bit, as rows of a dense dataset; damaged rows are reported."""
+"""Tests of rows in any form: they equal rows of a dense dataset bit for bit, and damaged rows are reported."""
 
 import fcntl
 from itertools import pairwise, product
@@ -75,7 +75,7 @@ FORMS = {
 
 
 def write_form(path, form, rows, libver="earliest", **how):
-    """A shard in a form, with labels."""
+    """Write a shard in a form, with labels."""
     with h5py.File(path, "w", libver=libver) as file:
         FORMS[form](file, rows, **how)
         file["y"] = np.arange(len(rows))
@@ -83,7 +83,7 @@ def write_form(path, form, rows, libver="earliest", **how):
 
 
 def write_both(folder, form, rows, **how):
-    """The same rows, densely and in a form."""
+    """Write the same rows in dense form and in another one."""
     return tuple(write_form(folder / f"{i}.h5", each, rows, **how) for i, each in enumerate(("dense", form)))
 
 
@@ -169,14 +169,15 @@ def test_rank_above_2_is_flattened_per_row_and_logged(tmp_path, shape, caplog):
 
 
 def test_shard_locked_by_another_program_is_read(tmp_path):
-    """Some file systems know no locks, and on others a crashed writer's lock stays."""
+    """Some file systems have no locks, and on others the lock of a crashed writer remains."""
     path = write_shard(tmp_path / "x.h5", numbered(3))
     with open(path, "rb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         np.testing.assert_array_equal(whole(open_shards([path])[0]), numbered(3))
 
 
-# -- what is damaged --------------------------------------------------------------------------------------------------
+# -- damaged rows
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", [{"compression": "gzip"}, {"fletcher32": True}], ids=str)
@@ -326,7 +327,7 @@ def test_sparse_rows_are_read_a_few_entries_at_a_time(tmp_path, monkeypatch):
     rows = some_rows()
     shard = write_form(tmp_path / "x.h5", "sparse", rows)
     assert read(Block(shard, 10, 40)).tobytes() == rows[10:40].tobytes()
-    assert sizes[0] == 31  # where the block's rows begin, and no others
+    assert sizes[0] == 31  # only the start of the block's rows
     assert max(sizes[1:]) <= 20
 
 
@@ -410,7 +411,7 @@ def test_invalid_sparse_rows_are_refused_with_their_row(tmp_path):
 
 
 def filled_in(values, columns, firsts, shape):
-    """Sparse rows, entry by entry; None where they make no sense."""
+    """Convert sparse rows to dense ones, entry by entry; return None if they are invalid."""
     rows = np.zeros(shape, dtype=values.dtype)
     for row, (start, stop) in enumerate(pairwise(firsts.tolist())):
         here = columns[start:stop].tolist() if 0 <= start <= stop <= len(values) else [-1]

@@ -1,4 +1,4 @@
-"""Shards and blocks: plain values, with arithmetic over all rows."""
+"""Tests of shards and blocks: plain values, with arithmetic over all rows."""
 
 import pickle
 from itertools import product

@@ -1,4 +1,4 @@
-"""Which files are read: what patterns, directories and manifests name, and nothing that a link leads to."""
+"""Tests of input paths: patterns, directories and manifests name the files, and links are not followed."""
 
 import errno
 import os
@@ -17,7 +17,8 @@ from tests.support import hostile
 from tests.support.cases import case
 from tests.support.helpers import as_nobody, numbered, refused, whole, write_shard
 
-# -- which files ------------------------------------------------------------------------------------------------------
+# -- patterns and directories
+# -------------------------------------------------------------------------------------------
 
 
 def test_natural_order_puts_9_before_10(tmp_path):
@@ -97,7 +98,7 @@ def test_directory_gives_files_that_begin_like_hdf5(tmp_path, monkeypatch, caplo
     (tmp_path / "broken").symlink_to("nowhere")
     (tmp_path / "circle").symlink_to("circle")
     os.mkfifo(tmp_path / "fifo")
-    (tmp_path / "named.h5").touch()  # as many as there may be of these, they cost no look
+    (tmp_path / "named.h5").touch()  # any number of these costs no access
     opened, open_it = [], FILES.open
     monkeypatch.setattr(FILES, "open", lambda path: opened.append(os.path.basename(path)) or open_it(path))
     found = [source.path.name for source in find([str(tmp_path)])]
@@ -169,7 +170,7 @@ def test_link_out_of_a_directory_is_not_opened(tmp_path, caplog):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A directory of shards next to a file that must not be read."""
+    """Return a directory of shards next to a file that must not be read."""
     write_shard(tmp_path / "secret.h5", numbered(3))
     (tmp_path / "in/sub").mkdir(parents=True)
     write_shard(tmp_path / "in/a.h5", numbered(3))
@@ -205,13 +206,13 @@ def test_links_inside_a_directory_and_named_links_are_followed(folder):
 
 @pytest.fixture
 def output(tmp_path):
-    """A finished run's directory with parts of 3, 2 and 4 rows; and what changes its manifest."""
+    """Return the directory of a finished run with parts of 3, 2 and 4 rows, and a function that edits its manifest."""
     directory = tmp_path / "out"
     (directory / "parts").mkdir(parents=True)
     (directory / ".shardpress").touch()
     lines = []
     for i, size in enumerate((3, 2, 4)):
-        name = f"parts/part-{9 - i}.h5"  # whose order is not that of the names
+        name = f"parts/part-{9 - i}.h5"  # their order is not that of the names
         data = Path(write_shard(directory / name, numbered(size, first=10 * i), "features")).read_bytes()
         digest = blake3(data).hexdigest()
         lines.append({"file": name, "n_rows": size, "n_bytes": len(data), "blake3": digest})

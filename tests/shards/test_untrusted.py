@@ -1,4 +1,4 @@
-"""Files that lead elsewhere, ask for too much or are forged: refused by name, and nothing outside is opened."""
+"""Tests of malicious files with links, excessive sizes or forged data: refused by name, and no other file is opened."""
 
 from dataclasses import replace
 
@@ -19,7 +19,8 @@ from tests.support.helpers import names, numbered, refused, write_shard
 
 pytestmark = pytest.mark.process
 
-# -- what leads elsewhere ---------------------------------------------------------------------------------------------
+# -- links to other files
+# -----------------------------------------------------------------------------------------------
 
 
 def test_watch_notices_that_the_secret_is_opened(tmp_path):
@@ -73,7 +74,7 @@ def test_external_storage_is_refused(tmp_path):
 
 @pytest.mark.parametrize("unlimited", [True, False])
 def test_virtual_datasets_are_refused(tmp_path, unlimited):
-    """Of one that grows with its sources, even the shape cannot be told without opening them."""
+    """Even the shape of a virtual dataset that grows with its sources is unknown without opening them."""
     secret = hostile.secret(tmp_path)
     path = hostile.virtual(tmp_path, secret, unlimited)
     with hostile.opens(secret) as counts:
@@ -84,7 +85,8 @@ def test_virtual_datasets_are_refused(tmp_path, unlimited):
     assert counts == [0]
 
 
-# -- what is too much -------------------------------------------------------------------------------------------------
+# -- excessive sizes
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_claimed_shape_without_data_is_refused(tmp_path):
@@ -178,7 +180,7 @@ def test_too_long_texts_are_left_out(tmp_path, monkeypatch, caplog, limit):
 
 
 def test_long_texts_are_read_within_the_childs_memory(tmp_path):
-    """200 MB of texts next to the rows, of which 1024 at once would be too much."""
+    """The file has 200 MB of texts next to the rows; 1024 of them at once would be too much."""
     texts = [bytes([65 + i % 26]) * (2 * 10**6) for i in range(100)]
     (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(100), extras={"text": np.array(texts, object)})])
     found = read_extras(Block(shard, 0, 100))["text"]
@@ -186,7 +188,7 @@ def test_long_texts_are_read_within_the_childs_memory(tmp_path):
 
 
 def test_extras_that_the_child_does_not_survive_are_left_out(tmp_path, caplog):
-    """Names of 16 categories, all of them the same 40 MB."""
+    """Its 16 categories are all the same text of 40 MB."""
     path = write_shard(tmp_path / "x.h5", numbered(6), extras={"y": range(6)})
     with h5py.File(path, "a") as file:
         file["__categories/y"] = np.array(["x" * (40 * 10**6)] * 16, object)
@@ -196,7 +198,8 @@ def test_extras_that_the_child_does_not_survive_are_left_out(tmp_path, caplog):
     np.testing.assert_array_equal(read(Block(shard, 0, 6)), numbered(6))
 
 
-# -- what is wrong ----------------------------------------------------------------------------------------------------
+# -- invalid content
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_rows_at_forged_offsets_are_refused(tmp_path):
@@ -269,13 +272,13 @@ def test_chunks_of_an_impossible_shape_are_refused(tmp_path):
 
 
 def test_circular_index_nodes_are_not_followed(tmp_path):
-    """`H5Oget_info` adds up the sizes of neighbouring nodes, for ever where these form a circle (HDF5 2.0)."""
+    """`H5Oget_info` adds up the sizes of neighbouring nodes, endlessly if they form a circle (HDF5 2.0)."""
     (shard,) = open_shards([str(hostile.endless_chunk_index(tmp_path))])
     np.testing.assert_array_equal(read(Block(shard, 0, 6)), hostile.ROWS)
 
 
 def test_index_of_more_chunks_than_bytes_is_refused(tmp_path):
-    """In 22 kB, 64 nodes in 64 nodes in 64 nodes of chunks that lie outside the dataset."""
+    """In 22 kB, three levels of 64 nodes each lead to chunks outside the dataset."""
     path = hostile.shared_chunk_nodes(tmp_path, 6)
     assert path.stat().st_size < 23_000
     with refused(65, f"file={path} dataset=X", "chunks"):
@@ -284,7 +287,7 @@ def test_index_of_more_chunks_than_bytes_is_refused(tmp_path):
 
 @pytest.mark.process
 def test_index_without_chunks_is_stopped_by_the_time_limit(tmp_path, monkeypatch):
-    """HDF5 goes through all of its nodes, and says nothing."""
+    """HDF5 visits all of its nodes without a message."""
     monkeypatch.setattr(ask, "LIMITS", replace(ask.LIMITS, seconds=1))
     path = hostile.shared_chunk_nodes(tmp_path, 6, n_in_leaf=0)
     with refused(65, f"file={path}", "1 s"):

@@ -1,4 +1,4 @@
-"""What is a shard is described, and everything else is refused by name, before a row is read."""
+"""Tests of vetting: shards are described, and all other files are refused by name, before a row is read."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ from tests.support.helpers import as_nobody, names, numbered, refused, write_sha
 
 
 def low_level(path, kind, name=b"X", shape=(3, 2)):
-    """A dataset of a type that h5py itself would not make."""
+    """Write a dataset of a type that h5py itself would not make."""
     with h5py.File(path, "w") as file:
         h5py.h5d.create(file.id, name, kind, h5py.h5s.create_simple(shape))
     return str(path)
@@ -34,7 +34,8 @@ def three_byte_integer():
     return kind
 
 
-# -- which dataset -----------------------------------------------------------------------------------------------
+# -- choice of the dataset
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.process
@@ -115,7 +116,8 @@ def test_links_are_no_extras(tmp_path):
     assert names(open_shards([path])[0]) == ("y",)
 
 
-# -- what is refused ---------------------------------------------------------------------------------------------
+# -- refused files
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_file_that_is_not_hdf5_is_refused_with_its_first_bytes(tmp_path):
@@ -217,7 +219,7 @@ def test_file_with_a_damaged_structure_is_refused(tmp_path):
 def test_fifo_is_refused_without_blocking(tmp_path):
     path = tmp_path / "x.h5"
     os.mkfifo(path)
-    # Held open, so that a reader that does open it fails on reading instead of hanging.
+    # The file is held open, so that a reader that does open it fails instead of hanging.
     descriptor = os.open(path, os.O_RDWR)
     try:
         with refused(66, f"file={path}"):
@@ -226,7 +228,7 @@ def test_fifo_is_refused_without_blocking(tmp_path):
         os.close(descriptor)
 
 
-@pytest.mark.parametrize("path", ["/dev/full", "/dev/zero"])  # /dev/null is opened by any program around
+@pytest.mark.parametrize("path", ["/dev/full", "/dev/zero"])  # any other program may open /dev/null
 def test_device_file_is_refused_without_opening_it(path):
     with hostile.opens(Path(path)) as counts, refused(66, f"file={path}"):
         open_shards([path])
@@ -284,7 +286,7 @@ def test_extra_with_an_unknown_filter_is_left_out(tmp_path, caplog):
 
 
 def add_unknown_filter(file, name, shape):
-    """A dataset with one chunk that went through filter 300, which HDF5 keeps free for tests."""
+    """Write a dataset with one chunk through filter 300, which HDF5 reserves for tests."""
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_chunk(shape)
     properties.set_filter(300, h5py.h5z.FLAG_OPTIONAL, ())
@@ -293,7 +295,8 @@ def add_unknown_filter(file, name, shape):
     made.write_direct_chunk((0,) * len(shape), b"\1" * (8 * int(np.prod(shape))))
 
 
-# -- what stands before the rows -----------------------------------------------------------------------------------
+# -- checks before the rows
+# ---------------------------------------------------------------------------------------------
 
 
 def test_common_other_formats_are_recognized(tmp_path):
@@ -451,7 +454,7 @@ def test_file_changed_while_it_is_vetted_is_refused(tmp_path, monkeypatch):
 @pytest.mark.process
 @pytest.mark.parametrize("is_plain", [True, False])
 def test_opened_file_is_vetted_even_if_its_path_is_replaced(tmp_path, monkeypatch, is_plain):
-    """Whatever lies at its path by then; the child could not open it again."""
+    """The file at its path may be another one by then; the child could not open it again."""
     extras = {} if is_plain else {"text": np.array(["a", "b", "c"], object)}
     path = Path(write_shard(tmp_path / "x.h5", numbered(3), extras=extras))
     other = Path(write_shard(tmp_path / "other.h5", numbered(5)))

@@ -12,7 +12,7 @@ __all__ = ["HERE", "Hosts", "Place"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process runs.
+    """A host for a process.
 
     Attributes
     ----------

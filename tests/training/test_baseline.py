@@ -1,4 +1,4 @@
-"""The errors of principal components and of the mean, and when features are worse than those."""
+"""Tests of baselines: the errors of principal components and of the mean, and the warning if features are worse."""
 
 from __future__ import annotations
 

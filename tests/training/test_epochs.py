@@ -1,4 +1,4 @@
-"""Training: schedule, early stopping, divergence, with a stand-in for the device."""
+"""Tests of training with a simulated device: schedule, early stopping and divergence."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NO_ROWS, FEW_ROWS, ENOUGH_ROWS = np.empty((0, 1)), np.zeros((99, 1)), np.zeros((
 
 
 class Numbered:
-    """Stands for rows: minibatches are their numbers."""
+    """Replaces rows: minibatches are their numbers."""
 
     resident = None
 
@@ -51,7 +51,7 @@ class Numbered:
 
 
 class Counting:
-    """Stands for an autoencoder and its step: the parameter counts the steps, and costs are told in advance."""
+    """Replaces an autoencoder and its step: the parameter counts the steps, and costs are given in advance."""
 
     def __init__(self, costs: Sequence[float] = (), validation_costs: Sequence[float] = ()) -> None:
         self._costs = itertools.chain(costs, itertools.repeat(1.0))
@@ -154,7 +154,7 @@ def test_patience_starts_in_the_second_half_of_a_falling_rate() -> None:
 
 
 def test_patience_is_longer_for_short_epochs() -> None:
-    """Of 200 epochs of 2 steps, a twentieth are 20 steps, and two of them 20 epochs."""
+    """A twentieth of 200 epochs of 2 steps is 20 steps; two of them are 20 epochs."""
     trained = run(Counting(validation_costs=[0.9, 0.5, *[0.6] * 200]), CONFIG.changed(epochs=200), ENOUGH_ROWS)
     assert len(trained.history) == 21
 
@@ -233,7 +233,7 @@ def test_every_step_uses_the_rate_of_the_schedule() -> None:
 
 
 def saved(config: Settings, **device: Any) -> list[Checkpoint]:
-    """Every checkpoint of a training that saves one after each step."""
+    """Return every checkpoint of a training that saves one after each step."""
     found: list[Checkpoint] = []
     minutes = config.timing.checkpoint_minutes
     train(training(Counting(**device), config, ENOUGH_ROWS), found.append, minutes)
@@ -307,7 +307,7 @@ class Slow(Counting):
 
 
 def test_seconds_of_an_epoch_exclude_the_time_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise what a deadline measures after a step would count as training, and leave time for fewer epochs."""
+    """Otherwise a deadline's measurements after a step would count as training, and leave time for fewer epochs."""
     clock = [0.0]
     for module in ("epochs", "loop"):
         monkeypatch.setattr(f"pipeline.training.{module}.time", SimpleNamespace(monotonic=lambda: clock[0]))
@@ -339,10 +339,10 @@ class Limiting:
 
 
 def limited(number: int, limit: Limit, device: Any = None) -> tuple[Training, list[Checkpoint]]:
-    """A training of six epochs of two steps that gets a limit after a step, and its checkpoints."""
+    """Return a training of six epochs of two steps that gets a limit after a step, and its checkpoints."""
     found: list[Checkpoint] = []
     ended = training(device or Counting(), CONFIG.changed(schedule="linear"))
-    # Without the one at the end of each epoch, only limits are saved.
+    # Without a checkpoint at the end of each epoch, only limits are saved.
     with training_loop(ended, Limiting(number, limit), Saving(found)) as steps:
         for _ in steps:
             pass
@@ -350,7 +350,7 @@ def limited(number: int, limit: Limit, device: Any = None) -> tuple[Training, li
 
 
 class Saving(CheckpointPolicy):
-    """Saves only what the loop demands at once."""
+    """Saves only what the loop requires at once."""
 
     def __init__(self, found: list[Checkpoint]) -> None:
         super().__init__(found.append)

@@ -1,4 +1,4 @@
-"""The order of the training rows: every one once an epoch, decided by the seed alone; runs that stand for all rows."""
+"""Tests of the order of training rows: each row once per epoch, determined by the seed alone; and of row samples."""
 
 from itertools import product
 
@@ -64,7 +64,7 @@ def test_windows_hold_the_rows_of_their_slabs_within_the_limit():
 
 
 def test_a_window_mixes_slabs_of_the_whole_data_set():
-    """Files are often sorted by class or day: a window of neighbours would train on one of them at a time."""
+    """Files are often sorted by class or day, so a window of neighbours would contain only one of them."""
     windows = Order(np.arange(0, 1001, 10), NONE, 100, 0).windows(0)
     assert all(slabs.max() - slabs.min() > 20 for slabs, _rows in windows)
 

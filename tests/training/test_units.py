@@ -1,4 +1,4 @@
-"""Dead, saturated and duplicate features are told apart."""
+"""Tests of the detection of dead, saturated and duplicate features."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def test_a_saturated_feature_is_extreme_for_most_rows() -> None:
 def test_a_duplicate_repeats_an_earlier_feature(n_compared: int) -> None:
     features = lively(200, 8)
     features[:, 2] = 0.3 + features[:, 0] / 2
-    features[:, 3] = 1 - features[:, 0]  # up to the sign, and the same as the one before it
+    features[:, 3] = 1 - features[:, 0]  # equal to the previous one up to the sign
     features[:, 7] = features[:, 6]
-    features[:, 5] = 0.5  # dead ones are all alike, and counted as such
+    features[:, 5] = 0.5  # dead ones are all equal, and counted as dead
     found = count_units(features, "sigmoid", n_compared)
     assert (found.duplicate, found.dead) == (3, 1)

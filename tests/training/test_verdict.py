@@ -1,4 +1,4 @@
-"""What is said of a training's result, and of which rows."""
+"""Tests of the verdict on a training, and of the rows that it is based on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Rows:
 
 
 class Passing:
-    """Stands for an autoencoder whose features are two of the columns."""
+    """Replaces an autoencoder; its features are two of the columns."""
 
     network = Network((4, 2))
 
