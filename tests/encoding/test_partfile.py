@@ -175,10 +175,10 @@ def test_parts_equal_the_files_that_hdf5_writes(extras):
             beside["code"] = beside["code"].astype(ASCII)
         features, valid = feature_rows(3, first=i), np.arange(3) % 2 == i % 2
         memory.features(3)[:] = features
-        told = json.dumps(source, ensure_ascii=False).encode()
-        told = told.ljust(256 * (len(told) // 256 + 1), b"\0")
+        text = json.dumps(source, ensure_ascii=False).encode()
+        padded = text.ljust(256 * (len(text) // 256 + 1), b"\0")
         numbers, texts = ({n: v for n, v in beside.items() if v.dtype.hasobject == has} for has in (False, True))
-        expected = written_by_hdf5({"features": features, "valid": valid, **numbers}, texts, attributes, told)
+        expected = written_by_hdf5({"features": features, "valid": valid, **numbers}, texts, attributes, padded)
         found = bytes(memory.file(valid, beside, attributes, source))
         assert found == expected, f"part {i}"
         with h5py.File(io.BytesIO(found)) as file:

@@ -251,15 +251,15 @@ def calls(monkeypatch):
 
 def failing(number, times):
     """Return a function whose first `times` calls raise an error and later ones succeed, and the list of calls."""
-    made = []
+    calls_made = []
 
     def act(real, *arguments):
-        made.append(arguments)
-        if len(made) <= times:
+        calls_made.append(arguments)
+        if len(calls_made) <= times:
             raise OSError(number, os.strerror(number))
         return real(*arguments)
 
-    return act, made
+    return act, calls_made
 
 
 LAYOUTS = [{}, {"chunks": (2, 2), "compression": "gzip"}]
@@ -296,11 +296,11 @@ def test_failed_read_is_repeated_with_a_new_descriptor(tmp_path, calls, how, nam
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
 def test_persistent_read_failure_is_a_storage_error(tmp_path, calls, name, number):
     (shard,) = numbered_shards(tmp_path, 9)
-    act, made = failing(number, 10**6)
+    act, all_calls = failing(number, 10**6)
     calls(name, act)
     with refused(74, f"file={shard.path} dataset=X rows=2:7", os.strerror(number), "4 times"):
         read(Block(shard, 2, 7))
-    assert len(made) == 4
+    assert len(all_calls) == 4
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])

@@ -18,7 +18,7 @@ LOST = "gpuarray error: cuLaunchKernel: CUDA_ERROR_ECC_UNCORRECTABLE: uncorrecta
 
 
 class Device:
-    """Fails as pygpu does at its Nth call, and at every one behind it, until it is mended."""
+    """Device that fails like pygpu at its Nth call and at every later one, until it is repaired."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
         self._monkeypatch, (self._module, self._name, self._call) = monkeypatch, where.split()

@@ -242,7 +242,7 @@ def test_an_interrupt_exits_with_130_and_leaves_no_partial_file(
 @pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_ends_a_process_cleanly(shards: Path, tmp_path: Path, number: int) -> None:
-    """Whoever waits for the process, a shell or a scheduler of jobs, sees which signal ended it."""
+    """The shell or scheduler that waits for the process sees which signal ended it."""
     command = [sys.executable, "scripts/extract.py", "--input", str(shards), "--output", str(tmp_path / "out")]
     process = subprocess.Popen([*command, "--epochs", "1000000"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None

@@ -254,7 +254,7 @@ def test_a_changed_input_of_a_finished_run_is_detected(
 def test_overwrite_does_not_replace_results_of_other_inputs(
     night: Night, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever wrote `--overwrite` into a script meant results of the same files."""
+    """The option in a script refers to results of the same files."""
     assert night.run(out) == 0
     before, watched = stamps(out), Watched()
     (night.shards / "0.h5").rename(night.shards / "mine.h5")

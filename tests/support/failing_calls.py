@@ -203,13 +203,13 @@ def _serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         reader, writer = os.pipe()
-        said, told = os.pipe()  # not a file, because the run may be limited to files of no size
+        reading_end, writing_end = os.pipe()  # not a file, because the run may be limited to files of no size
         child = os.fork()
         if not child:
-            _run(request, writer, told)
+            _run(request, writer, writing_end)
         os.close(writer)
-        os.close(told)
-        text = _heard(said, child)
+        os.close(writing_end)
+        text = _heard(reading_end, child)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         with os.fdopen(reader) as pipe:
             n_calls = int(pipe.read() or -1)

@@ -126,9 +126,9 @@ class Rig:
         save: Callable[[Checkpoint], object] = lambda _: None,
         **settings: Any,
     ) -> Trained:
-        """Train from the start, or from a checkpoint after another training has left its traces everywhere.
+        """Train from the start, or from a checkpoint after another training has changed all state.
 
-        SIGTERM comes within step number `stop` of this sitting, counted from 1.
+        SIGTERM arrives in step number `stop` of this call, counted from 1.
         """
         if checkpoint is None:
             self.autoencoder.set_parameters(self._start(seed=0))
