@@ -52,7 +52,7 @@ def test_all_settings_that_do_not_fit_the_shards_are_listed(tmp_path: Path, capl
     assert code == 78
     assert mentions(message, "n_features: 4", "1 to 3")
     assert mentions(message, "batch_size: 11", "1 to 10")
-    assert not (tmp_path / "out").exists(), "a refused run makes nothing"
+    assert not (tmp_path / "out").exists(), "a refused run writes no files"
 
 
 def test_a_single_column_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -77,7 +77,7 @@ def test_a_file_is_mutated_only_within_the_context(tmp_path: Path) -> None:
             times.append(int(path.stat().st_mtime))
         assert path.read_text() == "one three"
         times.append(int(path.stat().st_mtime))
-    assert len(set(times)) == len(times), "byte code of one version would be taken for that of another"
+    assert len(set(times)) == len(times), "stale byte code would be used"
     for text in ("three", "one one"):
         path.write_text(text)
         with pytest.raises(Failed, match=r"notes\.txt"), sources.planted(_HARMLESS):

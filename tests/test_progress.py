@@ -45,11 +45,11 @@ def test_a_log_shows_progress_and_remaining_time_at_some_shares(lines, capsys):
 
 def test_progress_lines_are_neither_too_frequent_nor_too_rare(lines):
     passed(1000, 4.0)
-    assert [mentions(line, "1000/1000", "4.0 s") for line in lines()] == [True], "of a short pass the end alone"
+    assert [mentions(line, "1000/1000", "4.0 s") for line in lines()] == [True], "a short pass logs only its end"
     passed(1000, 100.0)
     assert len(lines()) == 1 + len(["5 %", *range(10, 100, 10), "the end"])
     passed(1000, 100_000.0)
-    assert len(lines()) >= 12 + 100_000 / 600 / 2, "ten minutes pass without a mark"
+    assert len(lines()) >= 12 + 100_000 / 600 / 2, "no line for ten minutes"
 
 
 def test_earlier_work_does_not_count_for_rate_and_remaining_time(lines):

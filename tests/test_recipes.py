@@ -184,7 +184,7 @@ def test_a_new_activation_trains_encodes_and_is_exported(tree: Path, tmp_path: P
 def test_a_new_activation_has_its_derivative_everywhere(tree: Path) -> None:
     found = in_tree(tree, DERIVATIVES).facts
     assert found["settings"] == ["tanh", "tanh"]
-    assert found["fuses"], "the C code is what is compared"
+    assert found["fuses"], "the comparison uses the C code"
     assert found["of finite differences"] < 1e-8
     assert found["of the cost"] < 1e-5
     assert found["of the gradients"] < 1e-5

@@ -75,12 +75,12 @@ def test_a_closed_terminal_does_not_stop_the_run(monkeypatch):
 
 
 def test_a_second_run_appends_to_the_file(tmp_path):
-    for text in ("first night", "second night"):
+    for text in ("first run", "second run"):
         run_log = RunLog()
         run_log.start(tmp_path)
         run_log.say(text)
         run_log.close()
-    assert [line.split(" ", 3)[3] for line in lines(tmp_path)] == ["first night", "second night"]
+    assert [line.split(" ", 3)[3] for line in lines(tmp_path)] == ["first run", "second run"]
 
 
 @pytest.mark.parametrize("make", [os.symlink, os.link], ids=["symbolic", "hard"])

@@ -36,7 +36,7 @@ def test_a_result_ends_a_wait(clock: Clock) -> None:
     looks: Iterator[str] = iter(["", "", "there"])
     assert wait_until(lambda: next(looks), "it", 60, clock.monotonic, clock.sleep) == "there"
     found = wait_until(lambda: 7, "it", 0, clock.monotonic, clock.sleep)
-    assert found == 7, "a result that exists is not waited for"
+    assert found == 7, "an existing result needs no wait"
 
 
 def test_a_wait_is_limited_and_logs_what_it_waits_for(caplog: pytest.LogCaptureFixture, clock: Clock) -> None:

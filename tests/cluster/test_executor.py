@@ -170,7 +170,7 @@ def test_a_result_is_reported_as_soon_as_it_exists() -> None:
     told = threading.Event()
 
     def work(is_second: bool) -> None:
-        assert not is_second or told.wait(timeout=30), "told only after everything was done"
+        assert not is_second or told.wait(timeout=30), "reported only after all tasks were done"
 
     run([(work, False), (work, True)], 2, lambda _: told.set())
 
@@ -279,14 +279,14 @@ def test_small_or_many_tasks_are_sent_in_batches(
             assert sorted(told) == [i * i for i in range(n_tasks)]
             assert len(calls) == -(-n_tasks // together)
             assert calls[0] == "; ".join(map(str, range(together)))
-            assert n_far == 0 or len(calls) >= min(n_tasks, 16 * n_far), "turns of each thread"
+            assert n_far == 0 or len(calls) >= min(n_tasks, 16 * n_far), "batches per thread"
 
 
 @pytest.mark.parametrize(("n_tasks", "together"), [(1000, 3), (25, 3), (12, 2), (10, 1), (3, 1)])
 def test_many_threads_get_batches_but_at_least_a_task_each(n_tasks: int, together: int) -> None:
     assert module.batch_size(n_tasks, 10, capacity=4) == together
-    assert -(-n_tasks // together) >= min(n_tasks, 5), "half of the threads or more have one"
-    assert module.batch_size(n_tasks, 10, 0, capacity=4) == 1, "of tasks that take longer it keeps more at work"
+    assert -(-n_tasks // together) >= min(n_tasks, 5), "at least half of the threads have a batch"
+    assert module.batch_size(n_tasks, 10, 0, capacity=4) == 1, "with longer tasks the scheduler keeps more threads busy"
     assert module.batch_size(n_tasks, 4, capacity=4) == 1
 
 

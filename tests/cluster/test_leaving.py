@@ -60,7 +60,7 @@ def test_tasks_of_a_worker_that_lost_its_device_move_to_others(caplog: pytest.Lo
         assert {by for i, (_, by) in enumerate(found) if i > 5} == {1, 2}
         until(lambda: {told["name"] for told in workers_of(client).values()} == {1, 2}, "worker 0 to leave")
     reports = [mentions(line, "worker 0", "CUDA_ERROR_ECC_UNCORRECTABLE") for line in caplog.messages]
-    assert sum(reports) == 1, "however many tasks met with it"
+    assert sum(reports) == 1, "independent of the number of failed tasks"
 
 
 @pytest.mark.slow

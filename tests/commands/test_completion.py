@@ -46,7 +46,7 @@ def test_completion_starts_no_program(script: Path) -> None:
     assert completed(script, "run", "--dry") == ["--dry-run"]
     assert completed(script, "run", "--on-bad-data", "") == ["raise", "skip", "quarantine"]
     assert set(completed(script, "run", "--input", "sha")) == {"shards", "shardpress.bash"}
-    assert completed(script, "run", "--output", "sha") == ["shards"], "folders alone"
+    assert completed(script, "run", "--output", "sha") == ["shards"], "only folders"
     assert completed(script, "completion", "") == ["bash", "zsh", "fish"]
 
 

@@ -37,7 +37,7 @@ def test_the_page_and_the_json_have_equal_facts(tmp_path: Path, capsys: pytest.C
     told = json.loads(capsys.readouterr().out)
     assert (told["rows"]["n_bad"], told["rows"]["constant_columns"], told["rows"]["n_looked_at"]) == (1, [1], 20)
     assert told["files"][0]["extras"] == ["y"]
-    assert logging.getLogger("pipeline.progress").level == logging.NOTSET, "as it was before"
+    assert logging.getLogger("pipeline.progress").level == logging.NOTSET, "unchanged"
 
 
 def test_a_refused_file_is_listed_with_its_contents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

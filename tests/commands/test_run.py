@@ -40,8 +40,8 @@ def test_the_first_line_needs_no_libraries_and_lists_settings(tmp_path: Path) ->
     assert mentions(first, "input a.h5, b.h5, c.h5", 1, "output features", "hidden none", "epochs 3", "--verbose")
     assert last == ["loads dask"]
     assert said(tmp_path, "--quiet") == ["loads dask"]
-    (tmp_path / "night.yaml").write_text("quiet: true\n")
-    assert said(tmp_path, "--config", "night.yaml") == ["loads dask"], "whoever says it"
+    (tmp_path / "quiet.yaml").write_text("quiet: true\n")
+    assert said(tmp_path, "--config", "quiet.yaml") == ["loads dask"], "also from the file"
 
 
 @pytest.mark.process

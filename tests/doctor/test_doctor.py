@@ -72,10 +72,10 @@ def test_working_machine_passes_with_devices_and_library_files(tmp_path: Path) -
     }
     assert found["cpu"]["found"]
     assert re.fullmatch(r"[\d,]+ GFLOP/s .*: /.*/libscipy_openblas.*", found["blas"]["found"])
-    assert found["driver"]["status"] in ("pass", "absent"), "nothing of CUDA is asked for"
+    assert found["driver"]["status"] in ("pass", "absent"), "CUDA was not requested"
     assert all(Path(path).exists() for paths in found["libraries"].values() for path in paths)
     assert {"blas", "hdf5"} <= set(found["libraries"])
-    assert list(tmp_path.iterdir()) == [], "it leaves nothing"
+    assert list(tmp_path.iterdir()) == [], "it leaves no files"
 
 
 @pytest.mark.process
@@ -130,7 +130,7 @@ def test_broken_packages_are_named_with_the_command_to_run(tmp_path: Path) -> No
     assert "<2,>=1.26.4" in found["packages"]["found"]
     assert found["packages"]["fix"].endswith(" install 'numpy<2,>=1.26.4'")
     assert "half installed" in found["cpu"]["found"]
-    assert found["compiler"]["status"] == "pass", "the others are looked at"
+    assert found["compiler"]["status"] == "pass", "the others are checked"
 
 
 @pytest.mark.process

@@ -115,9 +115,9 @@ def test_views_of_many_parts_are_made_one_at_a_time():
     made += files
     assert [name for name, _ in made][-1] == "index.h5"
     assert len(set(made)) == len(dict(made)) == 11
-    assert all(is_left(name) for name, _ in made[:-1]), "what is swept when nothing names it"
+    assert all(is_left(name) for name, _ in made[:-1]), "unreferenced files that are removed"
     again = index_files(range(85), viewed, {}, {}, most=10)
-    assert set(again) & set(made) == set(made[:8]), "of equal parts, equal views"
+    assert set(again) & set(made) == set(made[:8]), "equal parts have equal views"
 
 
 def test_a_view_of_views_loses_only_rows_of_missing_parts(tmp_path):

@@ -172,7 +172,7 @@ def test_missing_driver_is_named_and_found_once_installed(tmp_path: Path) -> Non
     assert ended.code == 0 or "libcuda.so.1: cannot open shared object file" in ended.stderr
     code += "facts['codes'] = [ours.cuInit(0), ours.cuMemAlloc_v2(None, 4)]"
     later = driver(tmp_path / "driver", (12, 4)).parent
-    assert fresh(code, LD_LIBRARY_PATH=later).facts == {"codes": [0, 500]}, "CUDA_ERROR_NOT_FOUND of what it lacks"
+    assert fresh(code, LD_LIBRARY_PATH=later).facts == {"codes": [0, 500]}, "CUDA_ERROR_NOT_FOUND for missing functions"
 
 
 @pytest.mark.parametrize(("compiler", "says"), [("/nowhere/g++", "/nowhere/g\\+\\+"), ("false -m64", "false ")])

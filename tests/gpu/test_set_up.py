@@ -75,8 +75,8 @@ def test_no_driver_installs_widely_usable_libraries(here: Environment, source: P
         "libcublasLt.so.12": "libcublasLt.so.12",
     }
     links = [path.readlink() for path in folder.glob("lib*") if path.name not in OURS]
-    assert not any(link.is_absolute() for link in links), "the environment may be moved"
-    assert not list(here.site.glob("nvidia*")), "another package may want others of them there"
+    assert not any(link.is_absolute() for link in links), "the environment can be moved"
+    assert not list(here.site.glob("nvidia*")), "other packages may need other versions"
 
 
 def test_repeated_set_up_changes_libraries_with_the_driver(here: Environment, source: Path, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_repeated_set_up_changes_libraries_with_the_driver(here: Environment, so
     made = folder.stat().st_ino
     again = set_up(here, "--from", tmp_path, near=file.parent)
     told = [line for line in first.stdout.splitlines() if not line.startswith("installing ")]
-    assert (again.stdout.splitlines(), again.stderr) == (told, ""), "no wheel is asked for"
+    assert (again.stdout.splitlines(), again.stderr) == (told, ""), "no wheel is needed"
     assert folder.stat().st_ino == made
     driver(file.parent, (13, 0), (8, 0))
     assert set_up(here, "--from", source, near=file.parent).returncode == 0

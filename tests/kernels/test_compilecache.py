@@ -207,5 +207,5 @@ def test_library_in_the_current_directory_is_not_linked(tmp_path, monkeypatch):
     windows = SimpleNamespace(output_subprocess_Popen=run)
     watch_compiler(windows, SimpleNamespace(compiledir=str(cache)))
     command = ["g++", "-shared", "-fPIC", "-o", str(cache / "module.so"), str(cache / "module.cpp")]
-    assert run(command)[2] != 0, "the linker reads what is planted, so the trap works"
+    assert run(command)[2] != 0, "the linker reads the planted file, so the test works"
     assert windows.output_subprocess_Popen(command)[2] == 0

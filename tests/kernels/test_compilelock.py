@@ -95,7 +95,7 @@ def test_full_disk_is_reported_and_releases_the_lock(cache: Path, monkeypatch: p
     with monkeypatch.context() as patched:
         patched.setattr(os, "pwrite", full)
         with lock_ctx():
-            assert is_locked(cache), "who holds it is for the reader only"
+            assert is_locked(cache), "the name of the holder is only informative"
         patched.setattr(os, "open", full)
         with pytest.raises(OSError, match="No space left"):
             get_lock()

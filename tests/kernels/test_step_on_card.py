@@ -42,15 +42,15 @@ def test_steps_do_not_wait_and_have_their_minibatches_uploaded(
     pieces = [calls for name, calls in told if name == "piece"]
     with_cost, first, *others, _ = (calls for name, calls in told if name == "steps")
     assert len(pieces) == len(TAKEN)
-    assert any("DtoH" in call for call in with_cost), "so waiting is told apart"
+    assert any("DtoH" in call for call in with_cost), "so the log shows waits"
     assert first
     for n, calls in zip(list(chain.from_iterable(TAKEN))[2:], others, strict=True):
         assert [call for call in calls if any(word in call for word in WAITING)] == []
-        assert not any(call.startswith("cuMemAlloc") for call in calls), "what they need is there already"
+        assert not any(call.startswith("cuMemAlloc") for call in calls), "no memory is allocated"
         n_products = len([call for call in calls if call.startswith("cublasSgemm")])
         assert n_products == n * (6 * child.NETWORKS["relu"].n_layers - 1)
         assert sum(uploads(calls)) <= n * SCALARS
     for i, calls in enumerate(pieces):
         assert sorted(uploads(calls)) == sorted([PIECE[place], NOISE])
         assert [call for call in calls if any(word in call for word in WAITING)] == []
-        assert i < 2 or not any(call.startswith("cuMemAlloc") for call in calls), "there is room for two"
+        assert i < 2 or not any(call.startswith("cuMemAlloc") for call in calls), "memory for two pieces is allocated"

@@ -184,7 +184,7 @@ def test_the_quarantine_list_can_be_requested_after_a_run(shards: Shards, capsys
     before = results(shards.output)
     capsys.readouterr()
     assert shards.run("--on-bad-data", "skip", *KEEP) == 0
-    assert capsys.readouterr().out.startswith(COMPLETE), "to have the list as well is no harm"
+    assert capsys.readouterr().out.startswith(COMPLETE), "the additional list is allowed"
     assert results(shards.output) == before
 
 

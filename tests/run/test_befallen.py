@@ -74,7 +74,7 @@ def test_killed_crashed_stopped_or_silent_workers_are_replaced(wide: Night, tmp_
         output = tmp_path / "out"
         assert wide.run(output, "--scheduler-file", str(cluster.file)) == 0
         check(output, tmp_path / "expected")
-        assert len(list((tmp_path / "once").iterdir())) == 4, "all of it has happened"
+        assert len(list((tmp_path / "once").iterdir())) == 4, "each fault has happened"
         ended = {name: process.poll() for name, process in cluster.processes.items()}
         assert {-signal.SIGKILL, -signal.SIGSEGV} <= set(ended.values())
         (stopped,) = (name for name, code in ended.items() if code is None and is_stopped(cluster.processes[name].pid))
@@ -145,7 +145,7 @@ def test_a_run_resumes_after_losing_all_workers_or_its_scheduler(
         cluster.wait_for("w3")
         assert wide.run(output, *typed) == 0
         check(output, tmp_path / "expected")
-        assert len(first) > 0, "what was finished stays"
+        assert len(first) > 0, "finished results are kept"
         assert first.items() <= second.items() <= committed(output).items()
         assert leftovers(output) == []
 
@@ -201,4 +201,4 @@ def test_local_workers_end_with_a_killed_driver(small: Small, tmp_path: Path) ->
         process.kill()
         process.stdout.close()
     assert process.returncode == -signal.SIGKILL
-    assert len(below) >= 4, "two workers, and what starts them anew"
+    assert len(below) >= 4, "two workers and their nannies"

@@ -108,7 +108,7 @@ def watch(victim: Victim, tmp_path_factory: pytest.TempPathFactory) -> Watch:
         phases = list(pairwise(ended.begun.values()))
         if all(any(start <= moment <= stop for moment in program.watch.times) for start, stop in phases):
             return program.watch
-    pytest.fail(f"nobody looked at each phase of a run: {ended.begun}")
+    pytest.fail(f"no run was observed in each phase: {ended.begun}")
 
 
 def test_the_watch_sees_a_listening_socket() -> None:

@@ -63,7 +63,7 @@ def test_the_compiler_finds_its_linker_without_a_path(small: Small, tmp_path: Pa
     assert sum(re.search(r" INFO compiling\b", line) is not None for line in ended.lines) == 1
     assert ended.says(r"^Done: .*\bcompiling\b.* [\d.]+ s\.")
     second = program.run(tmp_path / "second", *small.with_model)
-    assert not second.says("compiling"), "what is compiled is kept"
+    assert not second.says("compiling"), "compiled code is cached"
 
 
 def test_the_log_keeps_the_compiler_output_that_is_not_shown(small: Small, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_the_log_keeps_the_compiler_output_that_is_not_shown(small: Small, tmp_p
     assert ended.says(r"DeviceError: .* x\.cpp:0: error: number 0\. .*\brun\.log\b")
     assert not ended.says("number 1|temporary file|command line")
     assert "number 499" in (tmp_path / "out" / "run.log").read_text()
-    assert [path.name for path in broken.parent.iterdir()] == ["g++"], "nothing is left among temporary files"
+    assert [path.name for path in broken.parent.iterdir()] == ["g++"], "no temporary files are left"
 
 
 def test_the_error_of_a_failed_compiler_is_quoted(small: Small, tmp_path: Path) -> None:

@@ -130,8 +130,8 @@ def test_a_deadline_equals_a_run_of_the_epochs_that_fit(
             assert night.run(out, *machine.flags(n_epochs + 0.5)) == 0
             assert night.run(other, "--epochs", str(n_epochs), "--patience", "0") == 0
             assert features_of(out) == features_of(other)
-            told = training_of(out)
-            assert (told["deadline"]["n_epochs"], told["deadline"]["of"]) == (n_epochs, 8)
+            chosen = training_of(out)["deadline"]
+            assert (chosen["n_epochs"], chosen["of"]) == (n_epochs, 8)
             costs = [[line["cost"] for line in training_of(each)["history"]] for each in (out, other)]
             assert costs[0] == costs[1]
             words = read_manifest(out)["summary"]["gave_up"]
@@ -159,9 +159,9 @@ def test_an_interrupted_run_keeps_its_epochs_and_its_deadline(
         flags = machine.flags(3.5)
         with case(n_steps):
             assert night.run(out, *flags, *STEPS, disk=Stopping("commits/checkpoint", n_steps)) == 74
-            told = make_plan(parse(night.arguments(out, *flags), os.environ, ""), lambda words: None)
-            assert "of 3 epochs" in told.earlier["training"]
-            assert float(told.stages[2].what.split()[0]) <= 3
+            plan = make_plan(parse(night.arguments(out, *flags), os.environ, ""), lambda words: None)
+            assert "of 3 epochs" in plan.earlier["training"]
+            assert float(plan.stages[2].what.split()[0]) <= 3
             machine.epoch = 1.0  # allows many epochs now
             caplog.clear()
             assert night.run(out, *flags, *STEPS) == 0
@@ -180,8 +180,8 @@ def test_max_hours_count_from_the_first_start(
     seconds = 3600 * float(flags[flags.index("--max-hours") + 1])
     assert night.run(out, *flags, disk=Stopping(kind, 1)) == 74
     monkeypatch.setattr(time, "time", lambda: now() + seconds / 2)
-    told = make_plan(parse(night.arguments(out, *flags), os.environ, ""), lambda words: None)
-    assert any(in_words(before + seconds + later) in told.stages[2].what for later in (0, 60))  # to the minute
+    plan = make_plan(parse(night.arguments(out, *flags), os.environ, ""), lambda words: None)
+    assert any(in_words(before + seconds + later) in plan.stages[2].what for later in (0, 60))  # to the minute
     assert night.run(out, *flags) == 0
     ends_by = datetime.fromisoformat(training_of(out)["deadline"]["ends_by"]).timestamp()
     assert before - 1 <= ends_by - seconds < before + seconds / 4

@@ -51,6 +51,6 @@ def test_divergence_is_reproducible_and_keeps_the_last_weights(
         found.append((said, stopped.fingerprint))
     assert found[0] == found[1]
     assert resumed_step(caplog.text) is not None
-    assert shards.run() == 0, "other settings begin anew"
+    assert shards.run() == 0, "other settings start over"
     assert not (shards.output / "model-last-good.h5").exists()
     check(shards.output, shards.arrays, [])

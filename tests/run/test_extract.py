@@ -196,7 +196,7 @@ def test_results_are_only_replaced_with_overwrite(
     first = features(shards, out)
     assert main(["--input", str(shards), "--output", str(out), *QUICK, "--seed", "3"]) == 78
     assert mentions(caplog.text, f"output={out}", "seed 0 -> 3", "--overwrite")
-    assert np.array_equal(open_features(out).features.compute(), first), "a refusal touches nothing"
+    assert np.array_equal(open_features(out).features.compute(), first), "a refused run changes nothing"
     assert not np.array_equal(features(shards, out, "--overwrite", "--seed", "3"), first)
 
 

@@ -47,7 +47,7 @@ def test_a_run_whose_directory_was_moved_stops_and_harms_no_run(night: Night, ou
     assert seen_by_all(out) is not None
     assert broken_promises(out) == leftovers(out) == []
     assert night.run(out, *STEPS, *OTHER) == 0
-    assert night.run(old, *STEPS) == 0, "it can be resumed where it is now"
+    assert night.run(old, *STEPS) == 0, "it can be resumed in the new place"
     assert features_of(old) != features_of(out)
 
 

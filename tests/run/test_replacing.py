@@ -107,7 +107,7 @@ def test_an_interrupted_replacement_keeps_the_old_results(
     assert features_of(out) == expected()
     begun = standing(out)
     assert night.run(out) == 0
-    assert stamps(out) == begun, "and the new one may go on"
+    assert stamps(out) == begun, "the new run may resume"
     caplog.clear()
     assert night.run(out, *OTHER, "--overwrite") == 0
     assert resumes_encoding(caplog.text)
@@ -273,7 +273,7 @@ def test_other_files_of_the_same_names_are_other_inputs(
 ) -> None:
     assert night.run(out) == 0
     before, first = stamps(out), night.shards
-    night.shards = first.with_name("next night")
+    night.shards = first.with_name("next")
     night.shards.mkdir()
     for path in first.iterdir():
         (night.shards / path.name).write_bytes(path.read_bytes())

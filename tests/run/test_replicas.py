@@ -65,7 +65,7 @@ def test_features_do_not_depend_on_the_processes_of_replicas(
     assert night.run(out.with_name("others"), *FLAGS) == 0
     assert features_of(out.with_name("others")) == features_of(out)
     assert "52 rows in memory" in caplog.text
-    assert "52 rows streamed" in caplog.text, "nobody else needs all of them"
+    assert "52 rows streamed" in caplog.text, "workers do not need all rows in memory"
     (worker,) = json.loads((out.with_name("others") / "report.json").read_text())["cluster"]["workers"]
     assert worker["stages"]["training"]["n_tasks"] == 3 * 8
     assert night.run(out.with_name("one"), *FLAGS, "--replicas", "1") == 0

@@ -114,8 +114,8 @@ def test_the_report_compares_with_the_previous_run(night: Night, out: Path) -> N
     (out / "index.h5").unlink()
     assert night.run(out, "--seed", "1") == 0
     assert report_of(out)["last"] == second["last"]
-    (sitting,) = report_of(out)["sittings"]
-    assert sitting == {"made": second["made"], "stages": second["stages"]}
+    (only_run,) = report_of(out)["sittings"]
+    assert only_run == {"made": second["made"], "stages": second["stages"]}
     assert second["sittings"] == []
     page = (out / "report.html").read_text()
     assert page.count("seed") > first_page.count("seed"), "the changed setting"

@@ -68,10 +68,10 @@ def test_local_workers_give_the_same_bits_and_refuse_strangers(small: Small, tmp
     said = ends_well(process)  # also: the last process that could still write to this pipe has exited
     assert features_of(tmp_path / "out") == small.features
     assert {host for host, _ in heard} == {"127.0.0.1"}, said
-    assert len(set(heard.values())) == 5, "the scheduler, two workers, and what starts them anew"
+    assert len(set(heard.values())) == 5, "the scheduler, two workers and their nannies"
     assert len(tried) == 5
     assert "PATH" in variables
-    assert "MALLOC_TRIM_THRESHOLD_" not in variables, "nor any other of Dask's own"
+    assert "MALLOC_TRIM_THRESHOLD_" not in variables, "nor any other variable of Dask"
     assert [line for line in said.splitlines() if " INFO " not in line and not line.startswith("Done: ")] == []
 
 

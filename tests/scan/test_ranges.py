@@ -317,7 +317,7 @@ def test_clipped_ranges_are_quantiles_and_contain_the_fill(tmp_path):
             assert (found.minimum[column], found.maximum[column]) == (low, -np.quantile(-values, q, method="lower"))
             clipped = np.clip(values.astype(float), found.minimum[column], found.maximum[column])
             np.testing.assert_allclose(found.fill[column], clipped.mean(), rtol=1e-4)
-        assert (found.minimum[2], found.maximum[2]) == (0, 1), "where nearly all is the same, the range is whole"
+        assert (found.minimum[2], found.maximum[2]) == (0, 1), "the range is complete if nearly all values are equal"
 
 
 def test_quantiles_of_a_sample_are_within_five_standard_errors(tmp_path, monkeypatch):
@@ -373,7 +373,7 @@ def test_unreadable_shards_count_as_bad_rows_for_any_blocks(tmp_path, how):
                 check(found, told)
                 assert list(found.unreadable) == bad
                 assert all(f"file={shards[i].path} dataset=X rows=" in why for i, why in found.unreadable.items())
-                assert sum(counts) == found.n_rows, "every row is reported once, though some are read twice"
+                assert sum(counts) == found.n_rows, "each row is reported once, although some are read twice"
 
 
 def test_a_scan_can_drop_its_unreadable_shards(tmp_path):
@@ -486,7 +486,7 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path, monkeypatch)
 
     monkeypatch.setattr(module, "reduce", kept)
     found = scanned(shards, 2, 2, missing=-1, max_unreadable=1)
-    assert len(tasks) == 5 + 3 + 4 + 5 + 4, "what can be read is read again"
+    assert len(tasks) == 5 + 3 + 4 + 5 + 4, "readable blocks are read again"
     here, there = [work(task) for work, task in tasks], elsewhere(tasks)
     assert [plainly(each) for each in there] == [plainly(each) for each in here]
     assert (found.bad_rows.tolist(), list(found.unreadable)) == ([3, *range(9, 14), 21], [1])

@@ -38,7 +38,7 @@ def test_costs_fall_like_the_published_ones_and_end_lower(tmp_path: Path, capsys
     found = costs_of(capsys.readouterr().out)
     assert list(found) == list(reference.PUBLISHED)
     costs = list(found.values())
-    assert 0.1 <= costs[0] < 1, "the decade of the published start"
+    assert 0.1 <= costs[0] < 1, "the magnitude of the published start"
     assert all(later < earlier for earlier, later in pairwise(costs))
     assert costs[-1] <= COSTS[-1]
     assert (output / "reference.png").read_bytes().startswith(b"\x89PNG")
@@ -71,11 +71,11 @@ def test_reference_flags_set_every_model_setting() -> None:
     """The defaults may change, but not the reference."""
     model = {each.name for each in SETTINGS.values() if each.affects == "model"}
     named = {flag.removeprefix("--").replace("-", "_") for flag in reference.FLAGS if flag.startswith("--")}
-    assert model - named - {"epochs", "batch_size", "seed"} == {"patience"}, "without validation nobody waits"
+    assert model - named - {"epochs", "batch_size", "seed"} == {"patience"}, "without validation there is no patience"
     settings = resolve(parse(reference.FLAGS, {}, ""), 2000, 4)
     assert network_of(settings.network, 4) == Network((4, 2))
     since = {each.name for each in SETTINGS.values() if each.before != ()} | {"hidden"}
-    assert since & set(fingerprint_values(settings, "model")) == set(), "and runs of the first version are taken over"
+    assert since & set(fingerprint_values(settings, "model")) == set(), "runs of the first version are reused"
 
 
 def test_missing_donuts_are_reported_with_the_script_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

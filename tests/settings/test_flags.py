@@ -304,7 +304,7 @@ def test_invalid_flags_are_usage_errors(file):
                 settings("--epochs", value)
             if value == "0":
                 for given in (settings(*file("epochs: 0")), settings(SHARDPRESS_EPOCHS="0")):
-                    assert [line.partition(", ")[0] for line in problems(given)] == ["epochs: 0"], "refused by the run"
+                    assert [line.partition(", ")[0] for line in problems(given)] == ["epochs: 0"], "the run refuses it"
 
 
 def test_help_lists_values_of_settings_by_stage(capsys):
@@ -351,6 +351,6 @@ def test_a_tilde_is_expanded_in_the_path_of_the_file(tmp_path, monkeypatch):
 def test_a_tilde_of_an_unknown_user_is_refused():
     for name in ("input", "output", "model"):
         with case(name):
-            with refused(64, f"--{name}: '~nobody-of-this-name/x', "):
-                settings(f"--{name}", "~nobody-of-this-name/x")
+            with refused(64, f"--{name}: '~missing-user/x', "):
+                settings(f"--{name}", "~missing-user/x")
             assert settings(f"--{name}", "./~x").flat()[name] in ("./~x", ("./~x",))

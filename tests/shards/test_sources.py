@@ -234,7 +234,7 @@ def test_output_directory_is_read_by_its_manifest(output):
         shards = open_shards([str(pattern)])
         assert [shard.n_rows for shard in shards] == [3, 2, 4]
         np.testing.assert_array_equal(whole(shards[2]), numbered(4, first=20))
-    assert len(open_shards([str(directory / "parts")])) == 4, "as it stands there"
+    assert len(open_shards([str(directory / "parts")])) == 4, "the path in the manifest"
 
 
 def test_manifest_without_sizes_and_digests_is_read(output):

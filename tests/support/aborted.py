@@ -141,7 +141,7 @@ def _aborted(folder: Path, every: int) -> dict[str, int]:
         assert before.items() <= kept(output).items(), f"{label}: lost"
         assert (broken_promises(output) if output.exists() else []) == [], label
         assert night.run(output, *_STEPS) == 0, label
-        assert before.items() <= kept(output).items(), f"{label}: made anew"
+        assert before.items() <= kept(output).items(), f"{label}: recomputed"
         assert features_of(output) == expected, label
         assert leftovers(output) == [], label
         codes[str(code)] += 1

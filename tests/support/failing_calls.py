@@ -356,13 +356,13 @@ class Scene:
             wrong = f"lost: {lost}: {ended.text[-2000:]}"
         again = self.run()
         if not wrong and again.code:
-            wrong = f"typed again: exit code {again.code}: {again.text[-2000:]}"
+            wrong = f"rerun: exit code {again.code}: {again.text[-2000:]}"
         if not wrong and features_of(self._path) != self.expected:
-            wrong = "typed again: other features"
+            wrong = "rerun: different features"
         if not wrong and (left := leftovers(self._path)):
-            wrong = f"typed again: left over: {left}"
+            wrong = f"rerun: unreferenced files: {left}"
         if not wrong and (lost := after.items() - kept(self._path).items()):
-            wrong = f"typed again: parts made anew: {sorted(lost)}"
+            wrong = f"rerun: parts were recomputed: {sorted(lost)}"
         return ended.code, wrong
 
 

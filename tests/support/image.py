@@ -127,7 +127,7 @@ def main() -> None:
         again = image.run(*image.entrypoint, "setup-gpu")
         assert "no driver here" in again.stdout, again.stdout
         doctor = image.run(*image.entrypoint, "doctor", check=False)
-        assert doctor.returncode == 1, "a device was asked for that is not there"
+        assert doctor.returncode == 1, "the requested device does not exist"
         assert "no NVIDIA driver" in doctor.stdout
         work = image.root / image.folder.lstrip("/")
         (work / "shards").mkdir()

@@ -435,7 +435,7 @@ def _named(trial: Trial, number: int) -> str:
 def _all(trial: Trial, step: int) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield all tests: each kill, and every `step`-th fault of the other kinds."""
     of = slice(None, None, step)
-    yield "readers asked after every change", lambda: len(watch_readers(trial))
+    yield "readers after every change", lambda: len(watch_readers(trial))
     for code in (errno.ENOSPC, errno.EIO):
         for for_good in (False, True):
             words = f"calls fail with {errno.errorcode[code]} {'for good' if for_good else 'once'}"
@@ -446,7 +446,7 @@ def _all(trial: Trial, step: int) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "killed before every call", lambda: kill_at_every_call(trial, after=False)
     yield "killed after every call", lambda: kill_at_every_call(trial, after=True)
     yield "power cuts", lambda: cut_power(trial, n_random=5, of=of)
-    yield "bad nights, one after the other", lambda: bad_nights(trial, 200 // step)
+    yield "several faults in a row", lambda: bad_nights(trial, 200 // step)
 
 
 def try_kind(kind: str, step: int) -> None:

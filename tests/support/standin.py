@@ -259,7 +259,7 @@ def features_of(output: Path) -> bytes:
     with h5py.File(output / INDEX) as index:
         for name in ("features", "valid", "y"):
             values = b"".join(_values(output / part["file"], name) for part in manifest["parts"])
-            assert index[name][()].tobytes() == values, "the index is not what the parts are"
+            assert index[name][()].tobytes() == values, "index and parts differ"
             bits.append(values)
     return b"".join(bits)
 

@@ -30,7 +30,7 @@ def put_by_turns() -> None:
     assert [np.asarray(each).tolist() for each in (first, second)] == [each.tolist() for each in arrays[:2]]
     third = buffers.put(arrays[2])
     assert np.asarray(third).tolist() == arrays[2].tolist()
-    assert np.asarray(first).tolist() == [[2, 2]] * 4 + [[0, 0]], "in the first one's place"
+    assert np.asarray(first).tolist() == [[2, 2]] * 4 + [[0, 0]], "it reuses the memory of the first one"
     assert np.asarray(second).tolist() == arrays[1].tolist()
     assert np.asarray(buffers.put(arrays[3])).tolist() == arrays[3].tolist()
     assert np.asarray(second).tolist() == arrays[3].tolist()

@@ -75,9 +75,9 @@ class Limited:
         wrong = "" if _is_ended_by_openblas(ended) else trouble(ended, _ALLOWED)
         again = self._run(output)
         if not wrong and again.code:
-            wrong = f"typed again: exit code {again.code}: {again.text[-2000:]}"
+            wrong = f"rerun: exit code {again.code}: {again.text[-2000:]}"
         if not wrong and features_of(output) != self._features:
-            wrong = "typed again: other features"
+            wrong = "rerun: different features"
         return ended.code, wrong
 
     def _run(self, output: Path, name: str = "", value: int = 0) -> Ended:

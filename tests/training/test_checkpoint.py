@@ -223,7 +223,7 @@ def test_training_resumes_at_any_step_with_the_same_bits(rig: Any, name: str, re
     for stop in {1, n - 1, n, n + 1, 3 * n + 2, 6 * n - 1, *random}:
         checkpoint = training.interrupted(stop)
         assert isinstance(checkpoint, Checkpoint)
-        assert checkpoint.n_steps == stop, "the step that was under way is taken to its end"
+        assert checkpoint.n_steps == stop, "the current step is completed"
         assert_same(training.train(checkpoint), expected)
 
 

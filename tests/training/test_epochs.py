@@ -127,7 +127,7 @@ def test_training_keeps_a_start_that_is_not_improved() -> None:
     device = Counting(validation_costs=[0.2, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
     trained = run(device, validation=ENOUGH_ROWS)
     assert trained.best_epoch == -1
-    assert len(trained.history) == 6, "it goes on as long as it gets better, though not better than its start"
+    assert len(trained.history) == 6, "it continues while it improves, even if it stays worse than its start"
     assert device.n_steps == 0
 
 
@@ -150,7 +150,7 @@ def test_patience_starts_in_the_second_half_of_a_falling_rate() -> None:
     costs = [0.9, *[0.1] + [0.5] * 9, *[0.6] * 10]
     trained = run(Counting(validation_costs=costs), CONFIG.changed(schedule="linear", epochs=20), ENOUGH_ROWS)
     assert trained.best_epoch == 0
-    assert len(trained.history) == 13, "ten epochs, another one, and two that are no better"
+    assert len(trained.history) == 13, "ten epochs, another one, and two without improvement"
 
 
 def test_patience_is_longer_for_short_epochs() -> None:
@@ -173,7 +173,7 @@ def test_costs_are_sampled_on_few_steps() -> None:
             return super().take_one(minibatch, learning_rate, with_cost)
 
     run(Watching(), CONFIG.changed(epochs=1, batch_size=1), n_rows=320)
-    assert asked[0], "the first cost is the one everything is compared with"
+    assert asked[0], "all others are compared with the first cost"
     assert sum(asked) == 16
 
 
@@ -363,7 +363,7 @@ def test_a_limit_shortens_a_training_and_its_schedule() -> None:
     device = Counting()
     ended, found = limited(2, Limit(3), device)
     assert len(ended.state.history) == 3
-    assert ended.settings == CONFIG.changed(schedule="linear").training, "the settings stay"
+    assert ended.settings == CONFIG.changed(schedule="linear").training, "the settings do not change"
     rates = [learning_rate(ended.settings, step, 2, 6 if step < 2 else 3) for step in range(6)]
     assert device.rates == rates
     assert [checkpoint.state.n_epochs for checkpoint in found] == [3], "saved at once"

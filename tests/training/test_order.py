@@ -137,7 +137,7 @@ def test_noise_depends_only_on_seed_and_step():
     found = [noise_of(seed, step, (3, 5)).tobytes() for seed, step in ((0, 0), (0, 1), (1, 0), (1, 1), (2**70, 10**9))]
     assert len(set(found)) == len(found)
     assert noise_of(0, 1, (3, 5)).tobytes() == found[1]
-    assert noise_of(0, 1, (1, 5)).tobytes() == found[1][:5], "a smaller minibatch has the first of it"
+    assert noise_of(0, 1, (1, 5)).tobytes() == found[1][:5], "a smaller minibatch gets the beginning"
 
 
 def test_noise_has_uniformly_distributed_bytes():

@@ -163,7 +163,7 @@ def test_a_task_of_a_share_carries_no_rows(quick: None, shards: Any) -> None:
         assert len(sent.rates) == -(-share.n_rows // 8)
     assert len(pickle.dumps(tasks[0])) < 2 * len(pickle.dumps(training.replicas.settings)) + 20_000
     numbers = [task.first_noise + i for task in tasks for i in range(len(task.rates))]
-    assert len(set(numbers)) == len(numbers), "no two steps hide the same entries"
+    assert len(set(numbers)) == len(numbers), "no two steps corrupt the same entries"
 
 
 def test_the_learning_rate_falls_over_rounds_as_over_steps(quick: None, shards: Any) -> None:

@@ -109,7 +109,7 @@ def test_steps_do_not_depend_on_how_minibatches_are_grouped(corruption: float, n
 
         def begin(self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int) -> None:
             assert len(minibatches) <= self.n_each * batch_size
-            assert self.n_taken == len(self.begun), "a step on each of those before"
+            assert self.n_taken == len(self.begun), "a step on each earlier minibatch"
             for i in range(0, len(minibatches), batch_size):
                 some = slice(i, i + batch_size)
                 self.begun.append((minibatches[some], None if noise is None else noise[some]))

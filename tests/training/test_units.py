@@ -21,7 +21,7 @@ def test_a_dead_feature_hardly_varies_compared_with_the_others() -> None:
     features[:, 1] = 0.7
     features[:, 3] = 0.5 + 1e-4 * (features[:, 3] - 0.5)
     assert count_units(features, "sigmoid").dead == 2
-    assert count_units(1000 * features, "linear").dead == 2, "of a linear code the scale means nothing"
+    assert count_units(1000 * features, "linear").dead == 2, "the scale of a linear code does not matter"
     assert count_units(np.full((50, 3), 0.5, dtype=np.float32), "sigmoid").dead == 3
 
 

@@ -81,7 +81,7 @@ def test_units_are_measured_on_validation_rows_if_there_are_many() -> None:
         is_left_out = {number < n_validation for number in numbers}
         assert is_left_out == {n_validation == 300}
         assert found["units"]["n_rows"] == len(rows) == (300 if n_validation == 300 else 1000 - n_validation)
-        assert found["units"]["duplicate"] == 1, "columns of numbered rows go along with each other"
+        assert found["units"]["duplicate"] == 1, "columns of numbered rows are correlated"
         assert found["baseline"] is None
 
 
@@ -104,7 +104,7 @@ def test_good_or_unmeasured_features_cause_no_warning() -> None:
 def test_features_worse_than_components_cause_a_warning() -> None:
     (complaint,) = said(WORSE)
     assert mentions(complaint, "20 principal components", "0.01")
-    assert said(WORSE, corruption=0.25) == [], "it is not for small errors that one corrupts"
+    assert said(WORSE, corruption=0.25) == [], "corruption is expected to increase the error"
 
 
 def test_advice_omits_settings_that_are_already_used() -> None:
@@ -125,11 +125,11 @@ def test_a_training_that_still_improves_causes_a_warning() -> None:
     assert mentions(complaint, 20, "34%")
     assert "--epochs" in complaint
     assert said(history(done), epochs=20) == []
-    assert said(history(still), epochs=21) == [], "validation has stopped it"
+    assert said(history(still), epochs=21) == [], "validation stopped the training"
     assert said(history(still[:9]), epochs=9) == [], "too few to tell"
-    assert said({"baseline": BESIDE, **history(1e-4 * still)}, epochs=20) == [], "almost nothing beside the mean's"
+    assert said({"baseline": BESIDE, **history(1e-4 * still)}, epochs=20) == [], "negligible compared with the mean's"
     assert said(history([0.0] * 20), epochs=20) == []
-    assert said(history(still, list(done)), epochs=20) == [], "it learns its own rows by heart"
+    assert said(history(still, list(done)), epochs=20) == [], "the training overfits"
     assert len(said(history(still, list(done)), epochs=20, corruption=0.25)) == 1
 
 

@@ -195,7 +195,7 @@ def test_child_ends_with_its_driver(path, how):
         if how != "exit":
             driver.send_signal(getattr(signal, how))
         driver.communicate()
-        assert select.select([child], [], [], 60)[0], "the child lives on"
+        assert select.select([child], [], [], 60)[0], "the child is still alive"
     finally:
         os.close(child)
 
