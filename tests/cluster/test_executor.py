@@ -160,9 +160,9 @@ def test_results_are_ordered_and_reported_once_in_the_caller(n_threads: int) -> 
 def test_tasks_start_in_order() -> None:
     """Files are then read from front to back, as read-ahead of disks and page caches expects."""
     for n_tasks in SIZES:
-        begun: list[int] = []
-        run([(begun.append, i) for i in range(n_tasks)], 1)
-        assert begun == list(range(n_tasks))
+        started: list[int] = []
+        run([(started.append, i) for i in range(n_tasks)], 1)
+        assert started == list(range(n_tasks))
 
 
 def test_a_result_is_reported_as_soon_as_it_exists() -> None:

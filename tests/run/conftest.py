@@ -47,7 +47,7 @@ def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Night:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., bytes]]:
-    """Return a function that gives the features of an undisturbed run with these flags over the shards of `workspace`."""
+    """Return a function that gives the features of an undisturbed run with these flags over the same shards."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         install(monkeypatch)
         undisturbed = Night(tmp_path_factory.mktemp("undisturbed"), *SIZES)
