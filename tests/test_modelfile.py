@@ -25,7 +25,7 @@ from tests.support.interpreters import REPOSITORY
 ARRAYS = ["W_1", "W_2", "b_hidden_1", "b_hidden_2", "b_output_1", "b_output_2", "gain", "minimum", "maximum", "fill"]
 
 
-# -- hostile files -----------------------------------------------------------------------------------------------
+# -- hostile files -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -81,8 +81,7 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
     assert done.stdout == ""
 
 
-# -- uninterruptible steps
-# ----------------------------------------------------------------------------------------------
+# -- uninterruptible steps -----------------------------------------------------------------------------------------
 
 
 def test_a_deferred_signal_waits_for_the_next_check() -> None:

@@ -39,8 +39,7 @@ def run(tasks: Sequence[Any], n: int, done: Callable[[Any], object] | None = Non
         return compute(tasks, pool, n, done)
 
 
-# -- all executors
-# ------------------------------------------------------------------------------------------------------
+# -- all executors -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -255,8 +254,7 @@ def test_a_signal_stops_and_waits_for_running_tasks() -> None:
     assert sum(at_work) == 0
 
 
-# -- batches
-# ------------------------------------------------------------------------------------------------------------
+# -- batches -------------------------------------------------------------------------------------------------------
 
 
 def test_small_or_many_tasks_are_sent_in_batches(
@@ -317,8 +315,7 @@ def test_few_results_are_held_while_merging() -> None:
     assert max(most) < 100, "of 1000"
 
 
-# -- independence of the environment
-# ------------------------------------------------------------------------------------
+# -- independence of the environment -------------------------------------------------------------------------------
 
 HOSTILE = """
 import sys, threading

@@ -79,8 +79,7 @@ def torch() -> Any:
     return SimpleNamespace(from_numpy=from_numpy, utils=SimpleNamespace(data=data))
 
 
-# -- one test per line
-# --------------------------------------------------------------------------------------------------
+# -- one test per line ------------------------------------------------------------------------------------------------
 
 
 def same(found: Any, expected: Any) -> None:

@@ -82,7 +82,7 @@ def test_the_missing_value_is_compared_in_the_dtype_of_the_file() -> None:
     assert judge(BadData("skip", missing=-9999), rows, stored="<f2").bad.tolist() == [1]
 
 
-# -- rows outside a model's range ----------------------------------------------------------------------------------
+# -- rows outside a model's range --------------------------------------------------------------------------------
 
 LOW, HIGH = np.array([0.0, -1.0]), np.array([1.0, 2.0])
 

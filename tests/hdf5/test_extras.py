@@ -79,7 +79,7 @@ def test_one_array_per_row_needs_rows_on_the_first_axis(tmp_path):
     assert (names(shard), [each.name for each in shard.left_out]) == ((), ["y"])
 
 
-# -- other datasets, and what is logged ----------------------------------------------------------------------------
+# -- other datasets, and what is logged ------------------------------------------------------------------------------
 
 
 def test_extras_and_other_datasets_are_logged_in_one_line(add, caplog):

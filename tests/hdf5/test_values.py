@@ -206,7 +206,7 @@ def test_long_texts_are_read_in_several_answers(tmp_path, monkeypatch):
     assert found.tolist() == texts[1:].tolist()
 
 
-# -- damaged chunks -----------------------------------------------------------------------------------------------
+# -- damaged chunks ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_bytes", [0, 99, 101, 2**20])
@@ -234,7 +234,7 @@ def test_wrong_checksum_is_reported_with_its_rows(tmp_path):
         read(Block(shard, 3, 8))
 
 
-# -- the system ----------------------------------------------------------------------------------------------------
+# -- the system --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -78,8 +78,7 @@ def test_a_name_that_the_caller_will_sync_is_not_synced(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"part.h5": b"x"}
 
 
-# -- without the page cache
-# ---------------------------------------------------------------------------------------------
+# -- without the page cache --------------------------------------------------------------------------------------
 
 LARGE = 300 * PAGE + 17
 
@@ -145,8 +144,7 @@ def test_an_error_while_bypassing_the_cache_is_reported(tmp_path: Path, code: in
     assert (contents(tmp_path), answering.names.count("write")) == ({}, 2)
 
 
-# -- failing disks
-# ------------------------------------------------------------------------------------------------------
+# -- failing disks -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*BEGINNING, "replace"])

@@ -124,7 +124,7 @@ def test_a_result_of_an_earlier_run_takes_precedence(ledger: Ledger) -> None:
     assert set(contents(ledger.directory / "parts").values()) == {b"data"}
 
 
-# -- results that are committed together ---------------------------------------------------------------------------
+# -- results that are committed together -------------------------------------------------------------------------
 
 
 def test_grouped_results_are_found_by_later_runs(ledger: Ledger) -> None:
@@ -197,8 +197,7 @@ def test_replacing_results_removes_groups_of_other_settings(ledger: Ledger) -> N
     assert contents(ledger.directory) == {}
 
 
-# -- removing results
-# ---------------------------------------------------------------------------------------------------
+# -- removing results --------------------------------------------------------------------------------------------
 
 
 def test_a_record_is_removed_durably_before_its_file(tmp_path: Path) -> None:
@@ -302,8 +301,7 @@ def test_optional_files_are_removed_if_results_are_replaced(ledger: Ledger) -> N
     assert set(contents(ledger.directory)) == {"model.h5"}
 
 
-# -- reports of a run
-# ---------------------------------------------------------------------------------------------------
+# -- reports of a run --------------------------------------------------------------------------------------------
 
 
 def test_a_manifest_can_be_read_again(ledger: Ledger) -> None:

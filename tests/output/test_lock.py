@@ -40,8 +40,7 @@ def lock_and_let_go(directory: Path, disk: Disk | None = None) -> None:
         pass
 
 
-# -- ownership
-# ----------------------------------------------------------------------------------------------------------
+# -- ownership ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["new", "new/and/deep", "with space\nand größe"])

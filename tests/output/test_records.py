@@ -219,7 +219,7 @@ def test_an_error_of_the_system_does_not_count_as_damage(
     assert contents(ledger.directory) == before
 
 
-# -- the manifest -------------------------------------------------------------------------------------------------
+# -- the manifest ------------------------------------------------------------------------------------------------
 
 
 def test_a_run_without_a_manifest_is_unfinished(ledger: Ledger, tmp_path: Path) -> None:

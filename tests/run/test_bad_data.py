@@ -140,8 +140,7 @@ def test_training_resumes_from_the_last_intact_checkpoint(
         assert standin.features_of(output) == standin.features_of(tmp_path / "undisturbed"), how
 
 
-# -- another policy after the run has finished
-# ----------------------------------------------------------------------------
+# -- another policy after the run has finished ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("with_model", [False, True], ids=["trained", "given"])

@@ -227,7 +227,7 @@ def test_extreme_ranges_give_finite_features(shards: Shards) -> None:
         assert scaled.max() <= 1, words
 
 
-# -- missing values ----------------------------------------------------------------------------------------------
+# -- missing values ------------------------------------------------------------------------------------------------
 
 
 MISSING: list[tuple[Any, str, float]] = [
@@ -292,7 +292,7 @@ def test_another_missing_value_is_another_run(shards: Shards, caplog: pytest.Log
     assert results(shards.output) == before
 
 
-# -- limits ------------------------------------------------------------------------------------------------------
+# -- limits --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

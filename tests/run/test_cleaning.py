@@ -225,8 +225,7 @@ def test_cleaning_that_a_given_model_did_not_learn_is_refused(shards: Shards, mo
         assert flags[0][2:].replace("-", "_") in errors(caplog)
 
 
-# -- messages
-# -----------------------------------------------------------------------------------------------------------
+# -- messages ----------------------------------------------------------------------------------------------------
 
 
 def test_the_report_counts_imputed_values_by_column(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
@@ -253,7 +252,7 @@ def test_default_cleaning_flags_keep_earlier_results(shards: Shards, caplog: pyt
     assert shards.run("--impute", "mean") == 78
 
 
-# -- on the real kernels -------------------------------------------------------------------------------------------
+# -- on the real kernels -----------------------------------------------------------------------------------------
 
 
 def r2_of(model: Model, rows: np.ndarray, column: int) -> float:

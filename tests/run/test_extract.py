@@ -104,8 +104,7 @@ def test_features_can_be_the_input_of_a_run(shards: Path, tmp_path: Path) -> Non
     assert again.shape == (3500, 2)
 
 
-# -- correct features
-# ---------------------------------------------------------------------------------------------------
+# -- correct features --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "float64", "int64"])

@@ -68,8 +68,7 @@ def plain(found: Request) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(found)))
 
 
-# -- dependences
-# --------------------------------------------------------------------------------------------------------
+# -- dependences -------------------------------------------------------------------------------------------------
 
 
 def test_equal_requests_have_equal_fingerprints() -> None:
@@ -288,8 +287,7 @@ def test_another_model_makes_other_features() -> None:
     assert words == f"model {MODEL.fingerprint} -> {other.fingerprint}"
 
 
-# -- messages
-# -----------------------------------------------------------------------------------------------------------
+# -- messages ----------------------------------------------------------------------------------------------------
 
 
 def test_equal_requests_have_no_differences() -> None:

@@ -22,8 +22,7 @@ from tests.support.processes import DEADLINE, LAST_LINE, Small
 
 pytestmark = pytest.mark.process
 
-# -- signals
-# ------------------------------------------------------------------------------------------------------------
+# -- signals ----------------------------------------------------------------------------------------------------------
 
 
 def told_while_encoding(victim: Victim, folder: Path, *numbers: int) -> tuple[Ended, Path]:
@@ -133,8 +132,7 @@ def test_a_run_with_nohup_survives_its_terminal(victim: Victim, tmp_path: Path) 
     victim.check(tmp_path / "out")
 
 
-# -- no reader of the log
-# -----------------------------------------------------------------------------------------------
+# -- no reader of the log ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["--quiet", "--no-quiet", "--verbose"])

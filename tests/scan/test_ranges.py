@@ -150,8 +150,7 @@ def test_integers_hold_no_bad_rows():
     assert bad_rows(numbered(0, dtype=np.float32)).tolist() == []
 
 
-# -- columns with outliers
-# ----------------------------------------------------------------------------------------------
+# -- columns with outliers ---------------------------------------------------------------------------------------
 
 
 def test_the_spread_does_not_depend_on_blocks_and_threads(tmp_path):
@@ -254,8 +253,7 @@ def test_rows_that_are_all_missing_are_refused(tmp_path):
         check_usable(shards, scanned(shards, 2, 1, missing=9), 9)
 
 
-# -- imputation and clipping
-# --------------------------------------------------------------------------------------------
+# -- imputation and clipping -------------------------------------------------------------------------------------
 
 
 def gappy(rng, n, dtype, missing):
@@ -343,7 +341,7 @@ def test_a_scan_with_imputation_is_restored_from_its_file(tmp_path):
     assert again.summary() == {"narrow_columns": {}, "filled": {1: 1}}
 
 
-# -- shards that cannot be read ------------------------------------------------------------------------------------
+# -- shards that cannot be read ----------------------------------------------------------------------------------
 
 
 def random_shards(folder, rng, how):
@@ -427,8 +425,7 @@ def test_an_unreadable_shard_is_described_by_its_error(tmp_path):
     assert mentions(words, "8 of 20", 2)
 
 
-# -- the file of a scan
-# -------------------------------------------------------------------------------------------------
+# -- the file of a scan ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_bad", [0, 2])

@@ -212,7 +212,7 @@ def test_numbers_of_reordered_columns_are_compared(tmp_path: Path) -> None:
         opened(paths, rule=BY_NAME)
 
 
-# -- untrusted files -----------------------------------------------------------------------------------------------
+# -- untrusted files ---------------------------------------------------------------------------------------------
 
 
 def forged(path: Path, change: object) -> Path:
@@ -336,7 +336,7 @@ def _plain(folder: Path) -> Path:
     return path
 
 
-# -- plain values --------------------------------------------------------------------------------------------------
+# -- plain values ------------------------------------------------------------------------------------------------
 
 
 def test_columns_survive_being_written_as_json() -> None:

@@ -162,7 +162,7 @@ def test_masked_array_is_an_extra_if_nothing_is_masked(shards, values):
         shards({"obs/kind/values": values, "obs/kind/mask": np.arange(N)})
 
 
-# -- categories ------------------------------------------------------------------------------------------------------
+# -- categories -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("write", [categorical, earlier])
@@ -290,7 +290,7 @@ def test_negative_code_is_no_label():
     assert has_label(found, "kind").tolist() == [True, False, True]
 
 
-# -- in the output -------------------------------------------------------------------------------------------------
+# -- in the output --------------------------------------------------------------------------------------------------
 
 
 def test_codes_and_categories_are_in_every_output(tmp_path, monkeypatch):

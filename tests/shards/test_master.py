@@ -75,8 +75,7 @@ def read_all(shards):
     return np.concatenate([read(Block(shard, 0, shard.n_rows)) for shard in shards])
 
 
-# -- stacks of rows
-# -----------------------------------------------------------------------------------------------------
+# -- stacks of rows --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.process
@@ -194,8 +193,7 @@ def test_run_over_a_master_equals_a_run_over_its_files(tmp_path, raw, write):
     assert main([*runs["a"], *settings, "--output", str(tmp_path / "b")]) == 0
 
 
-# -- other layouts
-# ------------------------------------------------------------------------------------------------------
+# -- other layouts ---------------------------------------------------------------------------------------------------
 
 WHOLE = h5py.VirtualSource("raw/run_1.h5", "entry/data", (N_ROWS, 2, 1))
 
@@ -316,8 +314,7 @@ def test_incomplete_master_is_refused_without_advice(tmp_path):
     assert "--follow" not in str(caught.value)
 
 
-# -- malicious masters
-# --------------------------------------------------------------------------------------------------
+# -- malicious masters -----------------------------------------------------------------------------------------------
 
 OUTSIDE = ["/etc/passwd", "../secret.h5", "raw/../../secret.h5", "link.h5", "folder/secret.h5", "absolute", "passwd"]
 

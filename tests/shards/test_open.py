@@ -74,8 +74,7 @@ def test_any_dataset_name_works_and_is_escaped(tmp_path, caplog):
                 open_shards([path], "nowhere")
 
 
-# -- mismatched shards
-# --------------------------------------------------------------------------------------------------
+# -- mismatched shards ------------------------------------------------------------------------------------------------
 
 
 def with_columns(path, names, n=2):
@@ -175,8 +174,7 @@ def test_only_bad_data_is_left_out(tmp_path, open_path):
         open_shards([str(tmp_path)], on_bad_shard=lambda path, error: pytest.fail("left out"))
 
 
-# -- many shards
-# --------------------------------------------------------------------------------------------------------
+# -- many shards ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -92,7 +92,7 @@ def opened(path, form):
     return shard
 
 
-# -- every storage and dtype ------------------------------------------------------------------------------------------
+# -- every storage and dtype ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.process
@@ -176,8 +176,7 @@ def test_shard_locked_by_another_program_is_read(tmp_path):
         np.testing.assert_array_equal(whole(open_shards([path])[0]), numbered(3))
 
 
-# -- damaged rows
-# -------------------------------------------------------------------------------------------------------
+# -- damaged rows --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", [{"compression": "gzip"}, {"fletcher32": True}], ids=str)

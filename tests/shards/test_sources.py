@@ -17,8 +17,7 @@ from tests.support import hostile
 from tests.support.cases import case
 from tests.support.helpers import as_nobody, numbered, refused, whole, write_shard
 
-# -- patterns and directories
-# -------------------------------------------------------------------------------------------
+# -- patterns and directories -----------------------------------------------------------------------------------------
 
 
 def test_natural_order_puts_9_before_10(tmp_path):

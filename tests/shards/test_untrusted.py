@@ -19,8 +19,7 @@ from tests.support.helpers import names, numbered, refused, write_shard
 
 pytestmark = pytest.mark.process
 
-# -- links to other files
-# -----------------------------------------------------------------------------------------------
+# -- links to other files ---------------------------------------------------------------------------------------------
 
 
 def test_watch_notices_that_the_secret_is_opened(tmp_path):
@@ -85,8 +84,7 @@ def test_virtual_datasets_are_refused(tmp_path, unlimited):
     assert counts == [0]
 
 
-# -- excessive sizes
-# ----------------------------------------------------------------------------------------------------
+# -- excessive sizes --------------------------------------------------------------------------------------------------
 
 
 def test_claimed_shape_without_data_is_refused(tmp_path):
@@ -198,8 +196,7 @@ def test_extras_that_the_child_does_not_survive_are_left_out(tmp_path, caplog):
     np.testing.assert_array_equal(read(Block(shard, 0, 6)), numbered(6))
 
 
-# -- invalid content
-# ----------------------------------------------------------------------------------------------------
+# -- invalid content --------------------------------------------------------------------------------------------------
 
 
 def test_rows_at_forged_offsets_are_refused(tmp_path):

@@ -34,8 +34,7 @@ def three_byte_integer():
     return kind
 
 
-# -- choice of the dataset
-# ----------------------------------------------------------------------------------------------
+# -- choice of the dataset ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.process
@@ -116,8 +115,7 @@ def test_links_are_no_extras(tmp_path):
     assert names(open_shards([path])[0]) == ("y",)
 
 
-# -- refused files
-# ------------------------------------------------------------------------------------------------------
+# -- refused files -----------------------------------------------------------------------------------------------
 
 
 def test_file_that_is_not_hdf5_is_refused_with_its_first_bytes(tmp_path):
@@ -295,8 +293,7 @@ def add_unknown_filter(file, name, shape):
     made.write_direct_chunk((0,) * len(shape), b"\1" * (8 * int(np.prod(shape))))
 
 
-# -- checks before the rows
-# ---------------------------------------------------------------------------------------------
+# -- checks before the rows --------------------------------------------------------------------------------------
 
 
 def test_common_other_formats_are_recognized(tmp_path):
@@ -421,7 +418,7 @@ def test_files_of_every_version_of_hdf5_are_read(tmp_path):
             np.testing.assert_array_equal(read(Block(shard, 0, 9)), numbered(9))
 
 
-# -- the system ----------------------------------------------------------------------------------------------------
+# -- the system --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["open", "stat", "fstat", "preadv"])

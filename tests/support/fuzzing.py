@@ -185,7 +185,7 @@ def _kind(error: ShardpressError) -> str:
     return f"{type(error).__name__}: {found} {signal[0] if signal else ''}".strip()
 
 
-# -- undamaged files --------------------------------------------------------------------------------------------------
+# -- undamaged files -------------------------------------------------------------------------------------------------
 
 
 def stacked_files(folder: Path) -> Path:

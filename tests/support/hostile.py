@@ -49,8 +49,7 @@ def secret(folder: Path) -> Path:
     return path
 
 
-# -- links to other files
-# ------------------------------------------------------------------------------------------------
+# -- links to other files ---------------------------------------------------------------------------------------------
 
 
 def external_link(folder: Path, target: Path, place: str) -> tuple[Path, str]:
@@ -116,8 +115,7 @@ def in_several_files(folder: Path, driver: str, libver: str, space: str | None =
     return folder / names[1]
 
 
-# -- excessive sizes
-# ----------------------------------------------------------------------------------------------------
+# -- excessive sizes --------------------------------------------------------------------------------------------------
 
 
 def declared(folder: Path, shape: tuple[int, ...], dtype: str = "f4", **how: object) -> Path:
@@ -151,8 +149,7 @@ def crowded(folder: Path, n: int, group: str = "/", libver: str = "latest") -> P
     return path
 
 
-# -- damaged files
-# ------------------------------------------------------------------------------------------------------
+# -- damaged files ----------------------------------------------------------------------------------------------------
 
 
 def edited(path: Path, found: bytes, replaced: bytes, nth: int = 0) -> Path:
@@ -273,7 +270,7 @@ def left_open(folder: Path) -> Path:
     return path
 
 
-# -- a plugin ------------------------------------------------------------------------------------------------------
+# -- a plugin ---------------------------------------------------------------------------------------------------------
 
 _PLUGIN = """
 #include <stdlib.h>

@@ -54,8 +54,7 @@ def _replaced(folder: Path, create: Callable[[h5py.File], object], name: str = "
     return _changed(folder, change)
 
 
-# -- links to other files
-# ------------------------------------------------------------------------------------------------
+# -- links to other files ---------------------------------------------------------------------------------------------
 
 
 def external_link(folder: Path) -> Path:
@@ -89,8 +88,7 @@ def virtual_dataset(folder: Path) -> Path:
     return _replaced(folder, lambda file: file.create_virtual_dataset("W_1", layout))
 
 
-# -- excessive sizes
-# ----------------------------------------------------------------------------------------------------
+# -- excessive sizes --------------------------------------------------------------------------------------------------
 
 
 def _of_widths(folder: Path, widths: tuple[int, ...], create: Callable[[h5py.File], object]) -> Path:
@@ -195,8 +193,7 @@ def nested_values(folder: Path) -> Path:
     return _changed(folder, lambda file: file.attrs.__setitem__("about", "[" * 10**5))
 
 
-# -- invalid content
-# ----------------------------------------------------------------------------------------------------
+# -- invalid content --------------------------------------------------------------------------------------------------
 
 
 def _with_array(folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
@@ -260,8 +257,7 @@ def later_format(folder: Path) -> Path:
     return _changed(folder, lambda file: file.attrs.__setitem__("format", "shardpress-model/99"))
 
 
-# -- not regular files
-# --------------------------------------------------------------------------------------------------
+# -- not regular files ------------------------------------------------------------------------------------------------
 
 
 def fifo(folder: Path) -> Path:

@@ -396,7 +396,7 @@ def _must_be_nothing(what: str, found: list[str]) -> None:
         raise Broken(f"{what}: {found[:5]}")
 
 
-# -- many rounds -----------------------------------------------------------------------------------------------------
+# -- many rounds ------------------------------------------------------------------------------------------------------
 
 
 def rounds(victim: Victim, n_rounds: int, seed: int) -> Iterator[tuple[list[Kill], float]]:

@@ -320,8 +320,7 @@ def watch_readers(trial: Trial) -> list[str | None]:
     return seen
 
 
-# -- faults
-# ---------------------------------------------------------------------------------------------------------------
+# -- faults --------------------------------------------------------------------------------------------------------
 
 
 def _chosen(items: Sequence[Item], of: Chosen) -> Sequence[Item]:
@@ -428,8 +427,7 @@ def _named(trial: Trial, number: int) -> str:
     return f"call {number}, {name} {Path(str(what)).name}"
 
 
-# -- command line
-# ---------------------------------------------------------------------------------------------------------
+# -- command line --------------------------------------------------------------------------------------------------
 
 
 def _all(trial: Trial, step: int) -> Iterator[tuple[str, Callable[[], object]]]:

@@ -68,7 +68,7 @@ def assert_left_to_the_child(path, dataset=None):
     assert theirs is not None
 
 
-# -- equal to the child ------------------------------------------------------------------------------------------------
+# -- equal to the child ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.process
@@ -440,7 +440,7 @@ def test_checksum_equals_an_independent_lookup3():
             assert metadata.checksum(data) == fuzzing.lookup3(data).to_bytes(4, "little")
 
 
-# -- the vetting ----------------------------------------------------------------------------------------------------
+# -- the vetting -------------------------------------------------------------------------------------------------
 
 
 def test_plain_files_need_no_child(tmp_path, monkeypatch):
