@@ -382,7 +382,8 @@ def test_file_left_open_is_refused_and_not_repaired(tmp_path):
 @pytest.mark.parametrize("libver", ["earliest", "v108", "v110", "latest"])
 @pytest.mark.parametrize("driver", ["family", "split"])
 def test_multi_file_driver_is_refused(tmp_path, driver, libver):
-    for space in (None, "none"):  # how it keeps unused space is said beside its driver, in a message that none may skip
+    # The strategy for free space is next to the driver, in a header message that readers must not skip.
+    for space in (None, "none"):
         with case(space):
             path = hostile.in_several_files(tmp_path, driver, libver, space)
             with refused(65, str(path), "h5repart"):

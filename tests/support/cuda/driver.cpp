@@ -1,16 +1,16 @@
-// libcuda: what libgpuarray loads of the driver, with host memory for device memory.
+// libcuda: the functions of the driver that libgpuarray loads, with host memory as device memory.
 //
-// A card that these variables describe, each with a default:
+// These variables describe the card; each has a default:
 //     STUB_CAPABILITY=9.0  STUB_MEMORY=8192 (MiB)  STUB_DRIVER=12.9 (its CUDA)  STUB_CARDS=1 (CUDA_VISIBLE_DEVICES counts)
-//     STUB_HOLD=downloads,uploads   copies between device and pageable memory are done when somebody waits for the
-//                                   stream, not before: NVIDIA promises no more for either since CUDA 12.2. A card
-//                                   whose uploads wait says that it reads pageable memory by itself
+//     STUB_HOLD=downloads,uploads   copies between device and pageable memory are done when a call waits for the
+//                                   stream, not before; CUDA guarantees no more since 12.2. A card with delayed
+//                                   uploads reports that it can read pageable memory
 //     STUB_OOM_AT=N                 the Nth allocation, counted from 1, finds no memory
-//     STUB_LOST_AT=N                the Nth launch loses the card: when its turn comes, and every later call, fail
+//     STUB_LOST_AT=N                the Nth launch loses the card: it fails when it is executed, as do all later calls
 //     STUB_LOG=FILE                 a line for each call
 //     STUB_BLIND=1                  launches do nothing, and no kernel is compiled for the host
-//     STUB_THREADS=1                a block's threads are the machine's, and ThreadSanitizer watches them
-// Launches always wait for their turn.
+//     STUB_THREADS=1                threads of a block are threads of the machine, under ThreadSanitizer
+// Launches are always asynchronous.
 
 #include <cstdint>
 #include <cstring>
