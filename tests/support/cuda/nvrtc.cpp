@@ -15,7 +15,7 @@
 namespace {
 
 std::mutex lock;
-auto &sources = *new std::map<void *, std::string>; // by program; never destroyed, since other libraries may be unloaded later
+auto &sources = *new std::map<void *, std::string>; // by program; never destroyed: libraries are unloaded in any order
 
 template <class Function> Function real(const char *name, Function)
 {
