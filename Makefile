@@ -59,13 +59,13 @@ soak-killing:
 	$(PYTHON_OF_VENV) -m tests.support.killing 200
 
 soak-watched:
-	$(PYTHON_OF_VENV) -m tests.support.watched
+	$(PYTHON_OF_VENV) -m tests.support.thread_sanitizer
 
 soak-chaos:
 	$(PYTHON_OF_VENV) -m tests.support.chaos 10
 
 soak-aborted:
-	$(PYTHON_OF_VENV) -m tests.support.aborted
+	$(PYTHON_OF_VENV) -m tests.support.readonly_disk
 
 soak-mutants:
 	$(PYTHON_OF_VENV) -m tests.support.mutants all

@@ -42,8 +42,14 @@ def test_a_removed_current_directory_does_no_harm(tmp_path: Path, monkeypatch: p
 
 
 def test_variables_of_python_are_not_inherited() -> None:
-    given = {"PYTHONPATH": "/tmp", "PYTHONSTARTUP": "/tmp/x.py", "PYTHONHOME": "/tmp", "HOME": "/h", "MYPYTHON": "1"}
-    assert environment_of_child(given) == {"HOME": "/h", "MYPYTHON": "1"}
+    inherited = {
+        "PYTHONPATH": "/tmp",
+        "PYTHONSTARTUP": "/tmp/x.py",
+        "PYTHONHOME": "/tmp",
+        "HOME": "/h",
+        "MYPYTHON": "1",
+    }
+    assert environment_of_child(inherited) == {"HOME": "/h", "MYPYTHON": "1"}
 
 
 # Starts a child and prints the process ids of the child and of a process that the child has started.

@@ -187,8 +187,8 @@ def test_packed_arrays_are_restored_bit_for_bit(seed: int) -> None:
         data = bytes(byte & 1 for byte in data) if dtype == "|b1" else data
         arrays[f"group/{i}"] = np.frombuffer(data, dtype=dtype).reshape(shape)
     about = {"n": [plain(random.Random(seed))]}
-    found, told = unpack(pack(arrays, about))
-    assert exactly(told, about)
+    found, metadata = unpack(pack(arrays, about))
+    assert exactly(metadata, about)
     assert list(found) == list(arrays)
     for name, array in arrays.items():
         assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)

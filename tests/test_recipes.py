@@ -65,7 +65,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def outside_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start programs outside the checkout, because they would import its code."""
     monkeypatch.chdir(tmp_path)
 
@@ -312,8 +312,8 @@ def write_xz(path: Path, rows: np.ndarray, is_damaged: bool = False) -> None:
         properties.set_chunk(rows.shape)
         properties.set_filter(300, h5py.h5z.FLAG_OPTIONAL, ())
         space = h5py.h5s.create_simple(rows.shape)
-        made = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I64LE, space, dcpl=properties)
-        made.write_direct_chunk((0, 0), bytes(stored))
+        dataset = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I64LE, space, dcpl=properties)
+        dataset.write_direct_chunk((0, 0), bytes(stored))
 
 
 @pytest.mark.process

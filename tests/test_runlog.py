@@ -37,12 +37,12 @@ def test_earlier_lines_are_written_when_the_directory_is_known(tmp_path, run_log
 def test_the_terminal_shows_the_date_once_a_day(monkeypatch):
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
-    formatter, said = Dated(), []
+    formatter, formatted = Dated(), []
     for created in (86398, 86399, 86400, 86401, 3 * 86400):
         line = record("line")
         line.created = created
-        said.append(formatter.format(line))
-    assert said == [
+        formatted.append(formatter.format(line))
+    assert formatted == [
         "1970-01-01 23:59:58 WARNING line",
         "23:59:59 WARNING line",
         "1970-01-02 00:00:00 WARNING line",
@@ -116,21 +116,21 @@ def test_an_unwritable_directory_disables_the_log(tmp_path, run_log):
 
 def test_repeated_warnings_are_kept_once_but_counted() -> None:
     log = logging.getLogger("pipeline.some.where")
-    with collect_warnings() as kept:
+    with collect_warnings() as warnings:
         log.info("no warning")
         for i in range(70):
             log.warning("warning %d", i)
             log.warning("warning %d", i % 7)
     log.warning("too late")
-    assert kept.first == [f"warning {i}" for i in range(50)]
-    assert kept.n == 70
+    assert warnings.first == [f"warning {i}" for i in range(50)]
+    assert warnings.n == 70
 
 
 def test_warnings_are_printed_without_logging_handlers(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    with collect_warnings() as kept:
+    with collect_warnings() as warnings:
         logging.getLogger("kernels.backend").warning("look here")
-    assert kept.first == ["look here"]
+    assert warnings.first == ["look here"]
     assert capsys.readouterr().err == "look here\n"

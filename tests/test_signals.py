@@ -38,13 +38,13 @@ def test_a_suppressed_signal_is_raised_at_the_next_check() -> None:
 
 
 def test_other_threads_are_stopped_by_a_signal_too() -> None:
-    heard = []
+    numbers = []
 
     def listen() -> None:
         try:
             check()
         except Stopped as stopped:
-            heard.append(stopped.number)
+            numbers.append(stopped.number)
 
     with stoppable():
         with pytest.raises(Stopped):
@@ -52,7 +52,7 @@ def test_other_threads_are_stopped_by_a_signal_too() -> None:
         thread = threading.Thread(target=listen)
         thread.start()
         thread.join()
-    assert heard == [signal.SIGHUP]
+    assert numbers == [signal.SIGHUP]
 
 
 def test_a_new_run_starts_unstopped() -> None:
@@ -117,17 +117,17 @@ def test_a_signal_after_deferred_work_raises_at_once(error: type[Exception] | No
 
 
 def test_deferral_in_another_thread_does_not_affect_the_main_one() -> None:
-    begun, over = threading.Event(), threading.Event()
+    has_begun, over = threading.Event(), threading.Event()
 
     def work() -> None:
         with deferred():
-            begun.set()
+            has_begun.set()
             over.wait(60)
 
     thread = threading.Thread(target=work)
     with stoppable():
         thread.start()
-        begun.wait(60)
+        has_begun.wait(60)
         with pytest.raises(Stopped):
             os.kill(os.getpid(), signal.SIGINT)
         over.set()

@@ -66,14 +66,14 @@ def test_equal_processes_give_equal_answers(probe: Probe) -> None:
 def test_differences_name_both_values(probe: Probe) -> None:
     here = describe_environment(probe)
     facts = here.facts
-    there = replace(
+    other_environment = replace(
         here, facts={**facts, "numpy": "1.25.2", "processor": "Another One", "h5py": "not installed", "g++": "4.8"}
     )
-    changed = [name for name in facts if there.facts[name] != facts[name]]
-    found = compare_environments(probe, here, there)
+    changed = [name for name in facts if other_environment.facts[name] != facts[name]]
+    found = compare_environments(probe, here, other_environment)
     assert sorted(changed) == ["g++", "h5py", "numpy", "processor"]
     for name, line in zip(changed, found, strict=True):
-        assert mentions(line, f"{name} {there.facts[name]}", facts[name])
+        assert mentions(line, f"{name} {other_environment.facts[name]}", facts[name])
 
 
 @pytest.mark.process  # asks g++ for its version
@@ -97,10 +97,10 @@ def test_other_files_under_the_same_paths_are_detected(probe: Probe, tmp_path: P
 
 @pytest.mark.process  # asks g++ for its version
 def test_files_written_by_a_worker_must_be_visible_to_the_driver(probe: Probe, tmp_path: Path) -> None:
-    here, there = describe_environment(probe), describe_environment(probe)
-    (tmp_path / there.written_file).unlink()
-    (words,) = compare_environments(probe, here, there)
-    assert mentions(words, f"file={tmp_path / there.written_file}", os.strerror(errno.ENOENT))
+    here, other_environment = describe_environment(probe), describe_environment(probe)
+    (tmp_path / other_environment.written_file).unlink()
+    (words,) = compare_environments(probe, here, other_environment)
+    assert mentions(words, f"file={tmp_path / other_environment.written_file}", os.strerror(errno.ENOENT))
 
 
 @pytest.mark.process  # asks g++ for its version
@@ -174,19 +174,19 @@ def test_a_worker_with_other_packages_or_another_disk_is_refused(
         client.wait_for_workers(4, timeout=240)
         with pytest.raises(ConfigError) as caught:
             check_workers(client, probe)
-        said = str(caught.value)
-        assert mentions(said, "3 of 4")
-        assert mentions(said, "older", "h5py 0.1")
-        assert mentions(said, "elsewhere", f"file={HERE}/stages/probe-0.txt", "9e02", "4f1d")
-        assert "good" not in said
-        assert mentions(said, "exposed", tmp_path / "open", "0777")
+        message = str(caught.value)
+        assert mentions(message, "3 of 4")
+        assert mentions(message, "older", "h5py 0.1")
+        assert mentions(message, "elsewhere", f"file={HERE}/stages/probe-0.txt", "9e02", "4f1d")
+        assert "good" not in message
+        assert mentions(message, "exposed", tmp_path / "open", "0777")
         for name in ("elsewhere", "older", "exposed"):
             cluster.kill(name)
         until(lambda: len(workers_of(client)) == 1, "the dead to be missed")
         check_workers(client, probe)
         with caplog.at_level(logging.WARNING):
             cluster.start_worker("late", "--nanny", directory=tmp_path / "here", **other)
-            until(lambda: mentions(caplog.text, "late"), f"a word of it: {cluster.said('late')}")
+            until(lambda: mentions(caplog.text, "late"), f"a word of it: {cluster.output('late')}")
         assert cluster.processes["late"].wait(240) == 0
         assert [each["name"] for each in workers_of(client).values()] == ["good"]
         client.close()  # the run has ended, and its query no longer counts
@@ -202,8 +202,10 @@ def _client(cluster: Cluster) -> Client:
 @pytest.mark.process  # asks g++ for its version
 def test_an_incomplete_answer_differs(probe: Probe) -> None:
     here = describe_environment(probe)
-    there = Environment({name: said for name, said in here.facts.items() if name != "dask"}, here.written_file)
-    (line,) = compare_environments(probe, here, there)
+    other_environment = Environment(
+        {name: message for name, message in here.facts.items() if name != "dask"}, here.written_file
+    )
+    (line,) = compare_environments(probe, here, other_environment)
     assert mentions(line, "dask None", here.facts["dask"])
 
 

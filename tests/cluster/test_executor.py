@@ -104,10 +104,10 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Callable[[], Executor]]
 
 def test_every_executor_gives_the_same_results(executor: Callable[[], Executor]) -> None:
     rows = [Rows(i, [f"task-{i}", "x"], (Rows(0, []),) * (i % 3)) for i in range(40)]
-    told: list[str] = []
-    found = compute([(look, each) for each in rows], executor(), 2, lambda each: told.append(each.text))
+    reported: list[str] = []
+    found = compute([(look, each) for each in rows], executor(), 2, lambda each: reported.append(each.text))
     assert [each.text for each in found] == [f"{i}task-{i}x" for i in range(40)]
-    assert sorted(told) == sorted(each.text for each in found)
+    assert sorted(reported) == sorted(each.text for each in found)
     merged = reduce([(look, each) for each in rows], join, executor(), 2)
     assert merged.text == "".join(each.text for each in found)
     assert np.array_equal(merged.rows, join(found).rows)
@@ -131,10 +131,10 @@ def test_arguments_are_passed_unchanged(executor: Callable[[], Executor]) -> Non
 
 
 def test_a_scan_is_equal_on_every_executor(executor: Callable[[], Executor], tmp_path: Path) -> None:
-    shards, told = numbered_shards(tmp_path, 9, 0, 4), list[int]()
-    found = scan(shards, ScanSettings(2, missing=41), executor(), 2, told.append)
+    shards, reported = numbered_shards(tmp_path, 9, 0, 4), list[int]()
+    found = scan(shards, ScanSettings(2, missing=41), executor(), 2, reported.append)
     assert found.to_npz() == scanned(shards, 3, missing=41).to_npz()
-    assert (found.bad_rows.tolist(), sum(told)) == ([4], 13)
+    assert (found.bad_rows.tolist(), sum(reported)) == ([4], 13)
 
 
 # -- order ---------------------------------------------------------------------------------------------------------
@@ -143,16 +143,16 @@ def test_a_scan_is_equal_on_every_executor(executor: Callable[[], Executor], tmp
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
 def test_results_are_ordered_and_reported_once_in_the_caller(n_threads: int) -> None:
     for n_tasks in SIZES:
-        told: list[int] = []
+        reported: list[int] = []
         by = set[threading.Thread]()
 
-        def tell(result: int, told: list[int] = told, by: set[threading.Thread] = by) -> None:
-            told.append(result)
+        def tell(result: int, reported: list[int] = reported, by: set[threading.Thread] = by) -> None:
+            reported.append(result)
             by.add(threading.current_thread())
 
         results = run([(square, i) for i in range(n_tasks)], n_threads, tell)
         assert results == [i * i for i in range(n_tasks)], f"{n_tasks} tasks"
-        assert sorted(told) == results, f"{n_tasks} tasks"
+        assert sorted(reported) == results, f"{n_tasks} tasks"
         assert by <= {threading.current_thread()}
 
 
@@ -166,50 +166,50 @@ def test_tasks_start_in_order() -> None:
 
 def test_a_result_is_reported_as_soon_as_it_exists() -> None:
     """Otherwise a run that is interrupted after ten hours would have committed nothing."""
-    told = threading.Event()
+    reported = threading.Event()
 
     def work(is_second: bool) -> None:
-        assert not is_second or told.wait(timeout=30), "reported only after all tasks were done"
+        assert not is_second or reported.wait(timeout=30), "reported only after all tasks were done"
 
-    run([(work, False), (work, True)], 2, lambda _: told.set())
+    run([(work, False), (work, True)], 2, lambda _: reported.set())
 
 
 def test_concurrent_computations_keep_their_results_apart() -> None:
     """One computation runs inside a callback of another, and a third one in another thread at the same time."""
-    told: dict[str, list[int]] = {"outer": [], "inner": [], "aside": []}
+    reported: dict[str, list[int]] = {"outer": [], "inner": [], "aside": []}
 
     def tell(result: int) -> None:
-        told["outer"].append(result)
-        run([(square, i) for i in (7, 8)], 2, told["inner"].append)
+        reported["outer"].append(result)
+        run([(square, i) for i in (7, 8)], 2, reported["inner"].append)
 
-    aside = threading.Thread(target=lambda: run([(square, i) for i in range(50)], 2, told["aside"].append))
+    aside = threading.Thread(target=lambda: run([(square, i) for i in range(50)], 2, reported["aside"].append))
     aside.start()
     run([(square, i) for i in range(5)], 2, tell)
     aside.join()
-    assert sorted(told["outer"]) == [i * i for i in range(5)]
-    assert sorted(told["inner"]) == sorted([49, 64] * 5)
-    assert sorted(told["aside"]) == [i * i for i in range(50)]
+    assert sorted(reported["outer"]) == [i * i for i in range(5)]
+    assert sorted(reported["inner"]) == sorted([49, 64] * 5)
+    assert sorted(reported["aside"]) == [i * i for i in range(50)]
 
 
 # -- stopping ------------------------------------------------------------------------------------------------------
 
 
-def until_told(begun: threading.Event) -> None:
+def run_until_stopped(has_begun: threading.Event) -> None:
     """Run until the task is told to stop."""
-    begun.set()
+    has_begun.set()
     while True:
         check()
 
 
 def test_an_error_stops_running_tasks_at_their_next_check() -> None:
-    begun = threading.Event()
+    has_begun = threading.Event()
 
     def fail(_: None) -> None:
-        assert begun.wait(timeout=30)
+        assert has_begun.wait(timeout=30)
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
-        run([(until_told, begun), (fail, None)], 2)
+        run([(run_until_stopped, has_begun), (fail, None)], 2)
 
 
 def test_the_first_error_stops_the_remaining_tasks() -> None:
@@ -225,15 +225,15 @@ def test_the_first_error_stops_the_remaining_tasks() -> None:
 
 
 def test_an_error_of_the_callback_stops_the_remaining_tasks() -> None:
-    told, n_started, begun = list[int](), list[int](), threading.Event()
+    reported, n_started, has_begun = list[int](), list[int](), threading.Event()
 
     def tell(result: int) -> None:
-        told.append(result)
+        reported.append(result)
         raise ValueError("full")
 
     with pytest.raises(ValueError, match="full"):
-        run([(until_told, begun), *((n_started.append, i) for i in range(1000))], 2, tell)
-    assert (len(told), len(n_started) < 100) == (1, True)
+        run([(run_until_stopped, has_begun), *((n_started.append, i) for i in range(1000))], 2, tell)
+    assert (len(reported), len(n_started) < 100) == (1, True)
 
 
 def test_a_signal_stops_and_waits_for_running_tasks() -> None:
@@ -269,12 +269,12 @@ def test_small_or_many_tasks_are_sent_in_batches(
             *((1000, 0, 99, 1), (63, 2, 99, 1), (64, 2, 99, 2), (1000, 2, 99, 16), (1000, 12, 99, 5), (200, 2, 5, 5)),
             *((299, 2, 1, 1), (1000, 2, 1, 3), (1000, 2, 0, 3)),  # also large tasks, if there are many
         ):
-            told = list[int]()
+            reported = list[int]()
             calls.clear()
             pool.n_remote_threads = n_far
-            found = compute([(square, i) for i in range(n_tasks)], pool, 3, told.append, n_small)
+            found = compute([(square, i) for i in range(n_tasks)], pool, 3, reported.append, n_small)
             assert found == [i * i for i in range(n_tasks)]
-            assert sorted(told) == [i * i for i in range(n_tasks)]
+            assert sorted(reported) == [i * i for i in range(n_tasks)]
             assert len(calls) == -(-n_tasks // together)
             assert calls[0] == "; ".join(map(str, range(together)))
             assert n_far == 0 or len(calls) >= min(n_tasks, 16 * n_far), "batches per thread"
@@ -293,10 +293,10 @@ def test_many_threads_get_batches_but_at_least_a_task_each(n_tasks: int, togethe
 
 def test_results_are_merged_in_order_and_reported_once() -> None:
     for n_tasks in SIZES[1:]:
-        letters, told = [chr(ord("a") + i % 26) for i in range(n_tasks)], list[str]()
+        letters, reported = [chr(ord("a") + i % 26) for i in range(n_tasks)], list[str]()
         with threads(3) as pool:
-            merged = reduce([(str, letter) for letter in letters], "".join, pool, 3, told.append)
-        assert (merged, sorted(told)) == ("".join(letters), sorted(letters))
+            merged = reduce([(str, letter) for letter in letters], "".join, pool, 3, reported.append)
+        assert (merged, sorted(reported)) == ("".join(letters), sorted(letters))
 
 
 def test_few_results_are_held_while_merging() -> None:

@@ -58,7 +58,7 @@ def test_tasks_of_a_worker_that_lost_its_device_move_to_others(caplog: pytest.Lo
         found = compute([(work, i) for i in range(200)], *where)
         assert [each for each, _ in found] == [i * i for i in range(200)]
         assert {by for i, (_, by) in enumerate(found) if i > 5} == {1, 2}
-        until(lambda: {told["name"] for told in workers_of(client).values()} == {1, 2}, "worker 0 to leave")
+        until(lambda: {entry["name"] for entry in workers_of(client).values()} == {1, 2}, "worker 0 to leave")
     reports = [mentions(line, "worker 0", "CUDA_ERROR_ECC_UNCORRECTABLE") for line in caplog.messages]
     assert sum(reports) == 1, "independent of the number of failed tasks"
 

@@ -52,11 +52,11 @@ def usable(
 ) -> tuple[list[Any], set[str]]:
     """Return the names of the usable workers, and the names of the processes that are kept."""
     monkeypatch.setattr(processes, "check_devices", lambda *_: (list(found), dict(failed)))
-    there: Any = {f"{i}": Process() for i in range(len(found) + len(failed))}
-    everyone = dict(there)
-    known = _keep_usable(None, there, device_names(settings.devices, {}), lambda: None, requires_device)  # type: ignore[arg-type]
-    assert {name for name, each in everyone.items() if each.is_over} == everyone.keys() - there.keys()
-    return [each["name"] for each in known], set(there)
+    present: Any = {f"{i}": Process() for i in range(len(found) + len(failed))}
+    everyone = dict(present)
+    known = _keep_usable(None, present, device_names(settings.devices, {}), lambda: None, requires_device)  # type: ignore[arg-type]
+    assert {name for name, each in everyone.items() if each.is_over} == everyone.keys() - present.keys()
+    return [each["name"] for each in known], set(present)
 
 
 def test_workers_with_their_devices_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

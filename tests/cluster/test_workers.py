@@ -27,7 +27,7 @@ from tests.support.helpers import refused
 from tests.support.logged import mentions
 
 
-class Asked:
+class FakeFuture:
     """A future with the interface of Dask's client."""
 
     def __init__(self) -> None:
@@ -55,16 +55,16 @@ class Client:
     def add_callback(self, function: Any, *arguments: Any) -> None:
         threading.Thread(target=lambda: asyncio.run(function(*arguments)), daemon=True).start()
 
-    def submit(self, function: Any, /, call: Any, key: object) -> Asked:
+    def submit(self, function: Any, /, call: Any, key: object) -> FakeFuture:
         assert function is run_or_retire
-        asked = Asked()
-        self.work(asked.future, call)
-        return asked
+        pending = FakeFuture()
+        self.work(pending.future, call)
+        return pending
 
     def work(self, future: Future[Any], function: Any) -> None:
         pass
 
-    def cancel(self, all_asked: list[Asked]) -> None:
+    def cancel(self, all_asked: list[FakeFuture]) -> None:
         self.taken_back = True
         for each in all_asked:
             each.future.cancel()
@@ -137,10 +137,10 @@ def test_a_lost_scheduler_ends_the_run_for_now() -> None:
         run(Loses())
 
     class LosesResults(Client):
-        def submit(self, *called: Any, key: object) -> Asked:
-            asked = super().submit(*called, key=key)
-            asked.is_there = True
-            return asked
+        def submit(self, *called: Any, key: object) -> FakeFuture:
+            pending = super().submit(*called, key=key)
+            pending.is_there = True
+            return pending
 
         def work(self, future: Future[Any], function: Any) -> None:
             future.set_exception(CommClosedError("in <TCP (closed) ConnectionPool.gather>: Connection reset by peer"))

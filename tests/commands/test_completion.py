@@ -53,8 +53,8 @@ def test_completion_starts_no_program(script: Path) -> None:
 def test_every_setting_is_completed_in_every_shell(capsys: pytest.CaptureFixture[str]) -> None:
     for shell, sign in (("zsh", "#compdef shardpress"), ("fish", "complete -c shardpress")):
         assert main(["completion", shell]) == 0
-        said = capsys.readouterr().out
-        assert sign in said
+        printed = capsys.readouterr().out
+        assert sign in printed
         dashes = "--" if shell == "zsh" else "-l "
         flags = [dashes + name.replace("_", "-") for name in Config().flat()]
-        assert [flag for flag in flags if not re.search(rf"{flag}\b", said)] == []
+        assert [flag for flag in flags if not re.search(rf"{flag}\b", printed)] == []

@@ -33,9 +33,9 @@ def test_the_printed_line_runs_the_exported_file(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "encoder.onnx").write_text("an earlier one")
     assert main(["export", "features", "--onnx", "encoder.onnx"]) == 0
-    said = capsys.readouterr().out
-    assert mentions(said, "(n, 5) float32", "(n, 2) float32")
-    (line,) = re.findall(r"onnxruntime\..*\)", said)
+    text = capsys.readouterr().out
+    assert mentions(text, "(n, 5) float32", "(n, 2) float32")
+    (line,) = re.findall(r"onnxruntime\..*\)", text)
     rows = np.random.default_rng(1).integers(0, 4, (7, 5)).astype(np.float32)
     (features,) = eval(line, {"onnxruntime": onnxruntime, "rows": rows})
     np.testing.assert_allclose(features, model.encode(rows), atol=1e-6)

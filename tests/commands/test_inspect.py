@@ -34,9 +34,9 @@ def test_the_page_and_the_json_have_equal_facts(tmp_path: Path, capsys: pytest.C
     ):
         assert mentions(page, *facts), facts
     assert main(["inspect", "--json", "--all", str(tmp_path)]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["rows"]["n_bad"], told["rows"]["constant_columns"], told["rows"]["n_looked_at"]) == (1, [1], 20)
-    assert told["files"][0]["extras"] == ["y"]
+    report = json.loads(capsys.readouterr().out)
+    assert (report["rows"]["n_bad"], report["rows"]["constant_columns"], report["rows"]["n_looked_at"]) == (1, [1], 20)
+    assert report["files"][0]["extras"] == ["y"]
     assert logging.getLogger("pipeline.progress").level == logging.NOTSET, "unchanged"
 
 

@@ -25,7 +25,7 @@ main(sys.argv[1:])
 """
 
 
-def said(folder: Path, *flags: str) -> list[str]:
+def first_output(folder: Path, *flags: str) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, "run", *flags], cwd=folder, env=environment(), capture_output=True, text=True
     )
@@ -35,13 +35,15 @@ def said(folder: Path, *flags: str) -> list[str]:
 
 @pytest.mark.process
 def test_the_first_line_needs_no_libraries_and_lists_settings(tmp_path: Path) -> None:
-    first, *last = said(tmp_path, "--input", "a.h5", "b.h5", "c.h5", "d.h5", "--epochs", "3", "--hidden", "none")
+    first, *last = first_output(
+        tmp_path, "--input", "a.h5", "b.h5", "c.h5", "d.h5", "--epochs", "3", "--hidden", "none"
+    )
     assert first.startswith("shardpress ")
     assert mentions(first, "input a.h5, b.h5, c.h5", 1, "output features", "hidden none", "epochs 3", "--verbose")
     assert last == ["loads dask"]
-    assert said(tmp_path, "--quiet") == ["loads dask"]
+    assert first_output(tmp_path, "--quiet") == ["loads dask"]
     (tmp_path / "quiet.yaml").write_text("quiet: true\n")
-    assert said(tmp_path, "--config", "quiet.yaml") == ["loads dask"], "also from the file"
+    assert first_output(tmp_path, "--config", "quiet.yaml") == ["loads dask"], "also from the file"
 
 
 @pytest.mark.process

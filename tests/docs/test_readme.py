@@ -54,7 +54,7 @@ class Checkout:
     """
 
     folder: Path
-    said: list[str]
+    outputs: list[str]
 
     def sample(self, name: str) -> Path:
         """Return a file in the features of the sample shards."""
@@ -77,10 +77,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
         write_shard(folder / f"shards/{number}.h5", rng.normal(size=(300, 12)) + 4 * y[:, None], extras={"y": y})
     (folder / "bin/make").write_text(MAKE.format(make=shutil.which("make"), python=sys.executable))
     (folder / "bin/make").chmod(0o755)
-    return Checkout(folder, [typed(folder, block) for block in BLOCKS])
+    return Checkout(folder, [run_commands(folder, block) for block in BLOCKS])
 
 
-def typed(folder: Path, block: str) -> str:
+def run_commands(folder: Path, block: str) -> str:
     """Return the output of commands that must succeed; two spaces separate a command from its explanation."""
     program = "\n".join(line.strip().split("  ")[0] for line in block.splitlines())
     path = f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -91,7 +91,7 @@ def typed(folder: Path, block: str) -> str:
 
 
 def test_commands_of_the_readme_run(checkout: Checkout) -> None:
-    one, two, three = checkout.said
+    one, two, three = checkout.outputs
     assert "600 rows x 12 columns -> 6 features in features/index.h5" in one
     assert re.search(r"[\d.]+  on \d+ features", two)
     assert re.search("[0-9]+ passed", two)
@@ -133,12 +133,14 @@ def test_units_are_neither_dead_nor_saturated(checkout: Checkout) -> None:
 
 def test_classifier_on_features_is_better_than_on_components(checkout: Checkout) -> None:
     checkout.sample("features")
-    accuracy = {kind: float(value) for value, kind in re.findall(r"([\d.]+)  on 64 (features|pri)", checkout.said[1])}
+    accuracy = {
+        kind: float(value) for value, kind in re.findall(r"([\d.]+)  on 64 (features|pri)", checkout.outputs[1])
+    }
     assert accuracy["features"] >= 0.82
     assert accuracy["features"] > accuracy["pri"]
 
 
 def test_picture_of_the_samples_is_drawn(checkout: Checkout) -> None:
     checkout.sample("features")
-    assert "sample/fashion-mnist/picture.png" in typed(checkout.folder, "python scripts/picture.py")
+    assert "sample/fashion-mnist/picture.png" in run_commands(checkout.folder, "python scripts/picture.py")
     assert (checkout.folder / "sample/fashion-mnist/picture.png").read_bytes()[:4] == b"\x89PNG"

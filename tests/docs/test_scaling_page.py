@@ -36,9 +36,9 @@ def test_flags_are_options_of_their_programs() -> None:
             with case(program, words):
                 assert words
                 assert set(words) <= known
-    given = re.search(r"worker_extra_args=\[(.*?)\]", PAGE)
-    assert given
-    assert set(re.findall(r'"(--[\w-]+)"', given[1])) <= OPTIONS["dask worker"]
+    arguments = re.search(r"worker_extra_args=\[(.*?)\]", PAGE)
+    assert arguments
+    assert set(re.findall(r'"(--[\w-]+)"', arguments[1])) <= OPTIONS["dask worker"]
 
 
 def test_started_programs_show_no_page_on_the_network() -> None:

@@ -23,7 +23,7 @@ def test_blocks_of_the_tutorial_run_in_order(
     monkeypatch.chdir(tmp_path)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     names: dict[str, object] = {}
-    said = ""
+    output = ""
     for kind, block in BLOCKS:
         if kind == "python":
             exec(block, names)
@@ -32,8 +32,8 @@ def test_blocks_of_the_tutorial_run_in_order(
                 ["sh", "-ec", block], env=environment(PATH=path), capture_output=True, text=True, check=False
             )
             assert done.returncode == 0, done.stderr
-            said += done.stdout + done.stderr
-    error, components = map(float, re.findall(r"error ([\d.]+).*\(8 principal components: ([\d.]+)", said)[0])
+            output += done.stdout + done.stderr
+    error, components = map(float, re.findall(r"error ([\d.]+).*\(8 principal components: ([\d.]+)", output)[0])
     assert error < 0.7 * components
     printed = capsys.readouterr().out
     accuracy = {kind: float(value) for kind, value in re.findall(r"8 (\w+): +([\d.]+)", printed)}

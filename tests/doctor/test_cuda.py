@@ -122,7 +122,7 @@ def test_disabled_jit_of_the_driver_is_reported(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("told", "fix"),
+    ("answers", "fix"),
     [
         ({"error": "the driver refuses NVRTC's kernel: error 221", "code": 221}, "libnvidia-ptxjitcompiler.so.1"),
         (
@@ -134,8 +134,8 @@ def test_disabled_jit_of_the_driver_is_reported(monkeypatch: pytest.MonkeyPatch)
         ({"error": "cannot be opened: error 46"}, "nvidia-smi"),
     ],
 )
-def test_card_that_accepts_no_kernel_comes_with_a_fix(told: dict[str, Any], fix: str) -> None:
-    check = found_of(card0={**CARD, **told})["card0"]
+def test_card_that_accepts_no_kernel_comes_with_a_fix(answers: dict[str, Any], fix: str) -> None:
+    check = found_of(card0={**CARD, **answers})["card0"]
     assert check.status == "fail"
     assert fix in check.fix
 

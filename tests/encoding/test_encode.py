@@ -34,7 +34,7 @@ from pipeline.shards import shard
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
 from tests.support.damage import damage
-from tests.support.elsewhere import elsewhere
+from tests.support.fresh_process import run_in_fresh_process
 from tests.support.helpers import numbered, numbered_shards, refused, write_shard
 from tests.support.logged import mentions
 
@@ -157,16 +157,16 @@ def test_an_interrupt_leaves_whole_files_or_none(tmp_path: Path) -> None:
 
 
 def test_a_failure_stops_other_parts_at_their_next_block(tmp_path: Path) -> None:
-    begun = threading.Event()
+    has_begun = threading.Event()
 
     class Full(Disk):
         def create(self, path: Path) -> int:
-            assert begun.wait(timeout=30)
+            assert has_begun.wait(timeout=30)
             raise OSError(errno.ENOSPC, "no")
 
     def endless(rows: np.ndarray, out: np.ndarray) -> None:
         if rows[0, 0] >= 40:
-            begun.set()
+            has_begun.set()
             while True:
                 check()
 
@@ -182,15 +182,15 @@ def test_a_failure_stops_other_parts_at_their_next_block(tmp_path: Path) -> None
 
 def test_each_part_is_passed_once_to_the_calling_thread(tmp_path: Path) -> None:
     """The other threads only write files; one thread decides which of them count."""
-    shards, told = numbered_shards(tmp_path, 9, 0, 30), []
+    shards, reported = numbered_shards(tmp_path, 9, 0, 30), []
 
     def commit(part: PartFacts) -> None:
         assert threading.current_thread() is threading.main_thread()
         assert (tmp_path / part.entry.file).is_file()
-        told.append(part)
+        reported.append(part)
 
     parts, _ = encode(shards, tmp_path, 1, 3, n_threads=4, done=commit)
-    assert sorted(told, key=parts.index) == parts
+    assert sorted(reported, key=parts.index) == parts
 
 
 def test_nothing_is_committed_after_a_commit_failed(tmp_path: Path) -> None:
@@ -375,7 +375,9 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path: Path) -> Non
     autoencoder.set_parameters(model.parameters)
     here = run(shards, settings, encoder=autoencoder.encode_checked, unreadable={2: "broken"})
     parts, _ = plan_parts(shards, TILE_ROWS, [])
-    there = elsewhere([(encode_part, EncodeTask(part, settings, {2: "broken"}.get(part.number))) for part in parts])
+    there = run_in_fresh_process(
+        [(encode_part, EncodeTask(part, settings, {2: "broken"}.get(part.number))) for part in parts]
+    )
     assert [(part.n_bad, part.n_outside) for part in here] == [(1, 0), (1, 0), (0, 1), (9, 0)]
     names_aside = [[dataclasses.replace(part.entry, file="") for part in parts] for parts in (here, there)]
     assert names_aside[0] == names_aside[1], "sizes and BLAKE3 of the files"

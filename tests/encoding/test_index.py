@@ -110,14 +110,14 @@ def test_views_of_many_parts_are_made_one_at_a_time():
         return f"parts/part-{i:032x}.h5", part_shapes(2, 2, ())
 
     files = index_files(range(95), viewed, {}, {}, most=10)
-    made = [next(files)]
+    written = [next(files)]
     assert looked_at == [*range(10)]
-    made += files
-    assert [name for name, _ in made][-1] == "index.h5"
-    assert len(set(made)) == len(dict(made)) == 11
-    assert all(is_left(name) for name, _ in made[:-1]), "unreferenced files that are removed"
+    written += files
+    assert [name for name, _ in written][-1] == "index.h5"
+    assert len(set(written)) == len(dict(written)) == 11
+    assert all(is_left(name) for name, _ in written[:-1]), "unreferenced files that are removed"
     again = index_files(range(85), viewed, {}, {}, most=10)
-    assert set(again) & set(made) == set(made[:8]), "equal parts have equal views"
+    assert set(again) & set(written) == set(written[:8]), "equal parts have equal views"
 
 
 def test_a_view_of_views_loses_only_rows_of_missing_parts(tmp_path):

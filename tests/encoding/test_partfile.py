@@ -194,22 +194,22 @@ def test_unsupported_text_is_an_error_in_every_part():
 
 
 def test_only_the_first_of_similar_parts_is_laid_out_by_hdf5(monkeypatch):
-    asked, memory = [], PartMemory(4, 2)  # which may be the first one in the process
-    monkeypatch.setattr(module, "lay_out", lambda *given: asked.append(1) or lay_out(*given))
+    layouts, memory = [], PartMemory(4, 2)  # which may be the first one in the process
+    monkeypatch.setattr(module, "lay_out", lambda *given: layouts.append(1) or lay_out(*given))
     for i in range(5):
         memory.file(np.ones(3, bool), {"y": np.arange(3)}, {}, {"n_rows": 10**i, "path": f"größe/{'x' * i}.h5"})
-    assert len(asked) == 1
+    assert len(layouts) == 1
 
 
 def test_layouts_of_a_few_sizes_are_kept(monkeypatch):
     expected = {n: part_bytes(feature_rows(n), np.arange(n) > 0, {}, {}, {}) for n in (1, 3, 4)}
-    asked, memory = [], PartMemory(4, 2, most_templates=2)
-    monkeypatch.setattr(module, "lay_out", lambda *given: asked.append(1) or lay_out(*given))
-    for sizes, n_asked in (((3, 4, 3, 4), 2), ((1,), 3), ((1, 3), 4), ((4, 3), 6)):
+    layouts, memory = [], PartMemory(4, 2, most_templates=2)
+    monkeypatch.setattr(module, "lay_out", lambda *given: layouts.append(1) or lay_out(*given))
+    for sizes, n_layouts in (((3, 4, 3, 4), 2), ((1,), 3), ((1, 3), 4), ((4, 3), 6)):
         for n_rows in sizes:
             memory.features(n_rows)[:] = feature_rows(n_rows)
             assert bytes(memory.file(np.arange(n_rows) > 0, {}, {}, {})) == expected[n_rows]
-        assert len(asked) == n_asked, sizes
+        assert len(layouts) == n_layouts, sizes
 
 
 def test_texts_are_copied_rarely_and_never_kept():
@@ -218,10 +218,10 @@ def test_texts_are_copied_rarely_and_never_kept():
     tracemalloc.start()
     try:
         n_bytes = len(memory.file(np.ones(1000, bool), texts, {}, {}))
-        kept, peak = tracemalloc.get_traced_memory()
+        current, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert kept < 1.1 * n_bytes, kept
+    assert current < 1.1 * n_bytes, current
     assert peak < 3.2 * n_bytes, peak
 
 
@@ -261,11 +261,11 @@ def test_declared_extras_of_a_shard_match_its_parts(tmp_path):
     for shard in open_shards([str(tmp_path)]):
         found = read_extras(Block(shard, 0, n))
         (tmp_path / "part").write_bytes(part(n, extras=found))
-        told, held = part_shapes(n, 2, shard.extras), shapes_in(tmp_path / "part")
-        assert {"ascii", "utf8", "state", "big", "big_present", "column", "row", "text", "array"} <= set(told)
-        assert told == held
+        declared, held = part_shapes(n, 2, shard.extras), shapes_in(tmp_path / "part")
+        assert {"ascii", "utf8", "state", "big", "big_present", "column", "row", "text", "array"} <= set(declared)
+        assert declared == held
         for check in (h5py.check_enum_dtype, h5py.check_string_dtype):
-            assert {name: check(dtype) for name, (_, dtype) in told.items()} == {
+            assert {name: check(dtype) for name, (_, dtype) in declared.items()} == {
                 name: check(dtype) for name, (_, dtype) in held.items()
             }
 

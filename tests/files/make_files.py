@@ -79,8 +79,8 @@ def _n_bit(path: Path, precision: int) -> None:
     kind = h5py.h5t.STD_I32LE.copy()
     kind.set_precision(precision)
     with h5py.File(h5py.h5f.create(bytes(path), h5py.h5f.ACC_TRUNC, of_file, access)) as file:
-        made = h5py.h5d.create(file.id, b"X", kind, h5py.h5s.create_simple(ROWS.shape), dcpl=creation)
-        made.write(h5py.h5s.ALL, h5py.h5s.ALL, ROWS)
+        dataset = h5py.h5d.create(file.id, b"X", kind, h5py.h5s.create_simple(ROWS.shape), dcpl=creation)
+        dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, ROWS)
 
 
 def sparse() -> None:

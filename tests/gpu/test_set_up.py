@@ -84,11 +84,11 @@ def test_repeated_set_up_changes_libraries_with_the_driver(here: Environment, so
     first = set_up(here, "--from", source, near=file.parent)
     assert f"CUDA 12.4 ({file})" in first.stdout
     assert versions(here) == ["12.4.127", "12.4.5.8"]
-    made = folder.stat().st_ino
+    inode = folder.stat().st_ino
     again = set_up(here, "--from", tmp_path, near=file.parent)
-    told = [line for line in first.stdout.splitlines() if not line.startswith("installing ")]
-    assert (again.stdout.splitlines(), again.stderr) == (told, ""), "no wheel is needed"
-    assert folder.stat().st_ino == made
+    lines = [line for line in first.stdout.splitlines() if not line.startswith("installing ")]
+    assert (again.stdout.splitlines(), again.stderr) == (lines, ""), "no wheel is needed"
+    assert folder.stat().st_ino == inode
     driver(file.parent, (13, 0), (8, 0))
     assert set_up(here, "--from", source, near=file.parent).returncode == 0
     assert versions(here) == ["13.0.2.14", "13.0.88"]

@@ -121,16 +121,16 @@ def test_failure_reaches_all_waiting_threads_and_is_not_cached():
 
 def test_least_recently_used_chunks_are_evicted():
     cache = ChunkCache(20)
-    made = []
+    calls = []
 
     def make(key):
-        made.append(key)
+        calls.append(key)
         return memoryview(key.encode())
 
     for key in "abacab":
         cache.get(key, 10, lambda key=key: make(key))
-    assert "".join(made) == "abcb"
+    assert "".join(calls) == "abcb"
     cache.resize(0)
     cache.get("a", 10, lambda: make("a"))
     cache.get("a", 10, lambda: make("a"))
-    assert "".join(made) == "abcbaa"
+    assert "".join(calls) == "abcbaa"

@@ -87,7 +87,7 @@ def test_numpy_numbers_and_texts_are_valid_parameters() -> None:
 
 
 @each(
-    "parameters, said",
+    "parameters, message",
     [
         ({"n_features": 9}, "n_features: 9.* 8"),
         ({"batch_size": 121}, "batch_size: 121.* 120"),
@@ -96,8 +96,8 @@ def test_numpy_numbers_and_texts_are_valid_parameters() -> None:
         ({"validation_fraction": 0.999}, "validation_fraction"),
     ],
 )
-def test_invalid_parameter_is_a_value_error_with_its_name(parameters, said) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_invalid_parameter_is_a_value_error_with_its_name(parameters, message) -> None:
+    with pytest.raises(ValueError, match=message):
         TiedAutoencoder(**parameters).fit(rows())
 
 
@@ -130,35 +130,35 @@ def test_example_of_the_readme_runs() -> None:
     assert found["classifier"].score(X[1000:], y[1000:]) > 0.85
 
 
-class Told:
+class Recorder:
     """A callback that stops a training after its second epoch."""
 
     def __init__(self) -> None:
-        self.heard: list[str] = []
+        self.calls: list[str] = []
         self.errors: list[float] = []
 
     def setup(self, estimator: Any, context: Any) -> None:
-        self.heard.append("setup")
+        self.calls.append("setup")
 
     def teardown(self, estimator: Any, context: Any) -> None:
-        self.heard.append("teardown")
+        self.calls.append("teardown")
 
     def on_fit_task_begin(self, estimator: Any, context: Any) -> None:
-        self.heard.append(f"begin {context.task_name}")
+        self.calls.append(f"begin {context.task_name}")
 
     def on_fit_task_end(self, estimator: Any, context: Any, *, X: Any, fitted_estimator: Any) -> bool:
-        self.heard.append(f"end {context.task_name}")
+        self.calls.append(f"end {context.task_name}")
         self.errors.append(-fitted_estimator.score(X))
         return context.task_name == "epoch" and context.task_id == 1
 
 
 def test_callbacks_are_called_for_each_epoch_and_can_stop() -> None:
-    told, x = Told(), rows()
-    found = TiedAutoencoder(epochs=5, n_features=3, start="random").set_callbacks(told).fit(x)
+    recorder, x = Recorder(), rows()
+    found = TiedAutoencoder(epochs=5, n_features=3, start="random").set_callbacks(recorder).fit(x)
     epoch = ["begin epoch", "end epoch"]
-    assert told.heard == ["setup", "begin fit", *epoch, *epoch, "end fit", "teardown"]
+    assert recorder.calls == ["setup", "begin fit", *epoch, *epoch, "end fit", "teardown"]
     assert found.n_iter_ == 2
-    assert told.errors[0] > told.errors[1] == told.errors[2] == -found.score(x)
+    assert recorder.errors[0] > recorder.errors[1] == recorder.errors[2] == -found.score(x)
 
 
 # -- the same bits -----------------------------------------------------------------------------------------------

@@ -50,8 +50,8 @@ def cost_and_gradients(rng):
     autoencoder, x = random_autoencoder(rng), rng.random((11, N_INPUTS), dtype=np.float32)
     symbol = theano.tensor.fmatrix()
     cost, gradients = graph.cost_and_gradients(autoencoder.network, symbol, symbol, autoencoder.shared)
-    theanos = theano.grad(cost, list(autoencoder.shared.values()))
-    values = theano.function([symbol], [cost, *gradients, *theanos])(x)
+    by_theano = theano.grad(cost, list(autoencoder.shared.values()))
+    values = theano.function([symbol], [cost, *gradients, *by_theano])(x)
     return autoencoder, x, values[:4], [values[0], *values[4:]]
 
 
@@ -67,8 +67,8 @@ def test_gradients_equal_central_finite_differences(cost_and_gradients):
 
 
 def test_gradients_equal_those_of_theano(cost_and_gradients):
-    _, _, ours, theanos = cost_and_gradients
-    for gradient, expected in zip(ours, theanos, strict=True):
+    _, _, by_graph, by_theano = cost_and_gradients
+    for gradient, expected in zip(by_graph, by_theano, strict=True):
         assert_close(gradient, expected, "cpu", "float32", "gradients")
 
 
@@ -178,11 +178,11 @@ def test_row_that_is_not_finite_affects_no_other(rng, bad, network):
     rows = rng.random((TILE_ROWS + 9, 100), dtype=np.float32)
     autoencoder = random_autoencoder(rng, network)
     expected = autoencoder.encode(rows), autoencoder.errors(rows)
-    spoilt, others = rows.copy(), np.delete(np.arange(len(rows)), [5, TILE_ROWS + 3])
-    spoilt[[5, TILE_ROWS + 3]] = bad
-    for found, clean in zip((autoencoder.encode(spoilt), autoencoder.errors(spoilt)), expected, strict=True):
+    bad_rows, others = rows.copy(), np.delete(np.arange(len(rows)), [5, TILE_ROWS + 3])
+    bad_rows[[5, TILE_ROWS + 3]] = bad
+    for found, clean in zip((autoencoder.encode(bad_rows), autoencoder.errors(bad_rows)), expected, strict=True):
         np.testing.assert_array_equal(found[others], clean[others])
-    assert not np.isfinite(autoencoder.errors(spoilt)[[5, TILE_ROWS + 3]]).any()
+    assert not np.isfinite(autoencoder.errors(bad_rows)[[5, TILE_ROWS + 3]]).any()
 
 
 @both_ways

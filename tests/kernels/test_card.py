@@ -36,9 +36,9 @@ def found(tmp_path_factory: pytest.TempPathFactory, pygpu: None) -> dict[str, An
     env = environment(THEANO_FLAGS="device=cuda", **stub.card(hold="downloads"))
     done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    told: dict[str, Any] = json.loads(facts.read_text())
-    assert told["device"] == "cuda"
-    return told
+    results: dict[str, Any] = json.loads(facts.read_text())
+    assert results["device"] == "cuda"
+    return results
 
 
 def test_copies_to_a_card_and_back_are_unchanged(found: dict[str, Any]) -> None:

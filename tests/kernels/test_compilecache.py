@@ -108,8 +108,8 @@ def test_compile_cache_is_private_with_any_umask(tmp_path):
     cache = Path(fresh(code, XDG_CACHE_HOME=tmp_path / "new").facts["cache"])
     assert cache.is_relative_to(tmp_path / "new" / "shardpress")
     assert cache.stat().st_mode & 0o777 == 0o700
-    made = [path for path in (tmp_path / "new").rglob("*") if path.is_dir()]
-    assert [path for path in made if path.stat().st_mode & 0o077] == []
+    folders = [path for path in (tmp_path / "new").rglob("*") if path.is_dir()]
+    assert [path for path in folders if path.stat().st_mode & 0o077] == []
 
 
 BASE = """
@@ -138,13 +138,13 @@ except UnsafeCompileCache as error:
 @pytest.fixture
 def trap(tmp_path):
     """Return a cache whose code creates a file when it runs, in the modules that Theano imports first."""
-    cache, told = tmp_path / "base" / "cache", tmp_path / "told"
+    cache, marker = tmp_path / "base" / "cache", tmp_path / "told"
     for name in ("lazylinker_ext", "cutils_ext"):
         (cache / name).mkdir(parents=True, mode=0o700)
-        (cache / name / "__init__.py").write_text(f"open({str(told)!r}, 'w').close()\n")
+        (cache / name / "__init__.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
     cache.chmod(0o700)
     cache.parent.chmod(0o700)
-    return cache, told
+    return cache, marker
 
 
 def flags_for(cache):
@@ -152,9 +152,9 @@ def flags_for(cache):
 
 
 def test_code_in_a_private_cache_runs(trap):
-    cache, told = trap
+    cache, marker = trap
     fresh(UNSAFE, THEANO_FLAGS=flags_for(cache))
-    assert told.exists()
+    assert marker.exists()
 
 
 @pytest.mark.parametrize(
@@ -168,12 +168,12 @@ def test_code_in_a_private_cache_runs(trap):
     ],
 )
 def test_cache_that_others_can_write_is_refused_before_use(trap, which, mode, phrases):
-    cache, told = trap
+    cache, marker = trap
     path = {"cache": cache, "base": cache.parent, "above": cache.parents[1]}[which]
     path.chmod(mode)
     ended = fresh(UNSAFE, THEANO_FLAGS=flags_for(cache))
     assert [phrase for phrase in phrases if phrase.format(path=path) not in ended.facts["error"]] == []
-    assert not told.exists()
+    assert not marker.exists()
 
 
 def test_private_cache_in_a_sticky_directory_is_accepted(tmp_path):
@@ -183,12 +183,12 @@ def test_private_cache_in_a_sticky_directory_is_accepted(tmp_path):
 
 @pytest.mark.skipif(os.getuid() != 0, reason="missing on this machine: root, who can make directories for other users")
 def test_cache_in_a_directory_of_another_user_is_refused(trap):
-    cache, told = trap
+    cache, marker = trap
     os.chown(cache.parents[1], 12345, -1)
     ended = fresh(UNSAFE, THEANO_FLAGS=flags_for(cache))
     assert f"{cache.parents[1]} " in ended.facts["error"]
     assert "user 12345" in ended.facts["error"]
-    assert not told.exists()
+    assert not marker.exists()
 
 
 def test_library_in_the_current_directory_is_not_linked(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.cuda.stub import variables
 from tests.support.interpreters import fresh
-from tests.support.watched import FOUND, watched
+from tests.support.thread_sanitizer import FOUND, run_sanitized
 
 pytestmark = pytest.mark.process
 
@@ -93,7 +93,7 @@ def test_missing_barrier_gives_a_wrong_result() -> None:
 @pytest.mark.parametrize(("barrier", "code"), [("__syncthreads()", 0), ("", FOUND)])
 def test_thread_sanitizer_reports_a_missing_barrier(barrier: str, code: int) -> None:
     """`python -m tests.support.thread_sanitizer` runs every kernel of ours, Theano's and libgpuarray's this way."""
-    ended = watched(f'{BEGIN}barrier = "{barrier}"{SUMS}')
+    ended = run_sanitized(f'{BEGIN}barrier = "{barrier}"{SUMS}')
     assert ended.code == code, ended.stderr
     assert ("data race" in ended.stderr) is bool(code), ended.stderr
 

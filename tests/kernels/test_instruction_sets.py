@@ -31,11 +31,11 @@ COMPILED = "from tests.support.compiler import macros\nfacts['macros'] = sorted(
 
 def skip_if_missing(name):
     """Skip an instruction set that the processor lacks, or that the test session excludes."""
-    lacks, asked = missing(name), os.environ.get("TEST_ISA")
+    lacks, requested = missing(name), os.environ.get("TEST_ISA")
     if lacks:
         pytest.skip(f"missing on this machine: a processor with {', '.join(lacks)}")
-    if asked not in (None, name):
-        pytest.skip(f"TEST_ISA={asked} asks for another one")
+    if requested not in (None, name):
+        pytest.skip(f"TEST_ISA={requested} asks for another one")
 
 
 # Tests of the basis: products, sigmoid, gradients, rows of bytes and floats. Other tests compile much more code; a run
@@ -47,7 +47,7 @@ CORE = {  # for each file, words in test names
 SAMPLE = [("sse2", "test_ops.py"), ("avx2", "test_ops_networks.py")]
 
 
-def kept_to(name, *arguments):
+def run_tests_with(name, *arguments):
     """Run tests with one instruction set."""
     command = [sys.executable, "-m", "pytest", "-q", "-rp", "-x", "-p", "no:cacheprovider", *arguments]
     env = environment(TEST_ISA=name, THEANORC=None)
@@ -61,7 +61,7 @@ def test_kernels_are_correct_with_every_instruction_set(name, file):
     if os.environ.get("TEST_ISA"):
         return  # then this run already has the same tests
     path, words = REPOSITORY / "tests/kernels" / file, CORE[file]
-    done = kept_to(name, str(path), "-k", " or ".join(words))
+    done = run_tests_with(name, str(path), "-k", " or ".join(words))
     assert done.returncode == 0, done.stdout[-20_000:]
     passed = set(re.findall(r"^PASSED .*::(test_\w+)", done.stdout, re.MULTILINE))
     assert all(any(word in test for test in passed) for word in words), done.stdout
@@ -73,19 +73,19 @@ def test_kernels_are_correct_with_every_instruction_set(name, file):
 def test_compiler_uses_the_requested_instruction_set(name):
     """This includes the processes of the benchmark, and those of tests that choose nothing else."""
     skip_if_missing(name)
-    there, too_much = MACROS[name]
+    defined, too_much = MACROS[name]
     found = set(fresh(COMPILED, **limits(name)).facts["macros"])
-    assert (there in found, too_much in found) == (True, False)
+    assert (defined in found, too_much in found) == (True, False)
     if os.environ.get("TEST_ISA"):
         for flags in (None, "optimizer=fast_compile"):
             assert set(fresh(COMPILED, THEANO_FLAGS=flags).facts["macros"]) == found
 
 
-@pytest.mark.parametrize("asked", ["avx1024", "AVX2"])
-def test_unknown_instruction_set_is_refused(asked):
-    done = kept_to(asked, "tests/test_errors.py")
+@pytest.mark.parametrize("requested", ["avx1024", "AVX2"])
+def test_unknown_instruction_set_is_refused(requested):
+    done = run_tests_with(requested, "tests/test_errors.py")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert f"TEST_ISA={asked}, " in done.stderr
+    assert f"TEST_ISA={requested}, " in done.stderr
     assert ", ".join(INSTRUCTION_SETS) in done.stderr
 
 
@@ -93,7 +93,7 @@ def test_instruction_sets_cover_all_vectors_of_the_kernels():
     """And every instruction that the kernels name."""
     text = "".join(path.read_text() for path in (REPOSITORY / "kernels/native").iterdir())
     named = set(re.findall(r"defined\((__(?:AVX|SSE)\w+__)\)", text))
-    assert named <= {"__AVX__", *(there for there, _ in MACROS.values())}
+    assert named <= {"__AVX__", *(defined for defined, _ in MACROS.values())}
 
 
 def test_make_passes_the_instruction_set_to_pytest():

@@ -513,12 +513,12 @@ def test_row_that_is_not_finite_affects_no_other(rng, bad, n_inputs, n_features)
     parameters, rows = random_parameters(rng, n_inputs, n_features), rng.random((50, n_inputs), dtype=np.float32)
     autoencoder = autoencoder_of(parameters)
     features, errors = autoencoder.encode(rows), autoencoder.errors(rows)
-    spoilt, others = rows.copy(), np.delete(np.arange(50), [5, 49])
-    spoilt[[5, 49], 17] = bad
-    found = autoencoder.encode(spoilt)
+    bad_rows, others = rows.copy(), np.delete(np.arange(50), [5, 49])
+    bad_rows[[5, 49], 17] = bad
+    found = autoencoder.encode(bad_rows)
     assert_same_bits(found[others], features[others])
-    assert_same_bits(autoencoder.errors(spoilt)[others], errors[others])
-    assert not np.isfinite(autoencoder.errors(spoilt)[[5, 49]]).any()
+    assert_same_bits(autoencoder.errors(bad_rows)[others], errors[others])
+    assert not np.isfinite(autoencoder.errors(bad_rows)[[5, 49]]).any()
     saturated = np.where(bad * parameters["W"][17] > 0, 1, 0) if np.isinf(bad) else np.full(n_features, np.nan)
     np.testing.assert_array_equal(found[[5, 49]], [saturated] * 2)
 
@@ -609,13 +609,13 @@ def test_short_minibatch_after_a_long_one_is_independent(rng):
     parameters, minibatches = random_parameters(rng, 70, 33), rng.random((4, 300, 70), dtype=np.float32)
     sizes = [7, 300, 1, 299]
     autoencoder = autoencoder_of(parameters)
-    kept = TrainingStep(autoencoder, Rule("momentum", 0.0), np.dtype("f4"))
+    reused = TrainingStep(autoencoder, Rule("momentum", 0.0), np.dtype("f4"))
     for size, minibatch in zip(sizes, minibatches, strict=True):
         autoencoder.set_parameters(parameters)
-        take_step(kept, minibatch[:size], -1.0)
+        take_step(reused, minibatch[:size], -1.0)
         new = TrainingStep(autoencoder_of(parameters), Rule("momentum", 0.0), np.dtype("f4"))
         take_step(new, minibatch[:size], -1.0)
-        for found, expected in zip(kept.state().values(), new.state().values(), strict=True):
+        for found, expected in zip(reused.state().values(), new.state().values(), strict=True):
             assert_same_bits(found, expected)
 
 

@@ -208,11 +208,11 @@ def test_row_that_is_not_finite_affects_no_other(rng, bad):
     network = Network((100, 70, 9), "leaky-relu", gain=True)
     autoencoder, (rows, _) = autoencoder_of(network, random_parameters(rng, network)), random_rows(rng, 50, network)
     features, errors = autoencoder.encode(rows), autoencoder.errors(rows)
-    spoilt, others = rows.copy(), np.delete(np.arange(50), [5, 49])
-    spoilt[[5, 49], 17] = bad
-    assert_same_bits(autoencoder.encode(spoilt)[others], features[others])
-    assert_same_bits(autoencoder.errors(spoilt)[others], errors[others])
-    assert not np.isfinite(autoencoder.errors(spoilt)[[5, 49]]).any()
+    bad_rows, others = rows.copy(), np.delete(np.arange(50), [5, 49])
+    bad_rows[[5, 49], 17] = bad
+    assert_same_bits(autoencoder.encode(bad_rows)[others], features[others])
+    assert_same_bits(autoencoder.errors(bad_rows)[others], errors[others])
+    assert not np.isfinite(autoencoder.errors(bad_rows)[[5, 49]]).any()
 
 
 # ---- errors

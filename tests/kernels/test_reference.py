@@ -23,12 +23,12 @@ def differences(network, x, seen, parameters, width=1e-6):
     found = {name: np.zeros_like(array) for name, array in parameters.items()}
     for name, array in parameters.items():
         for i in np.ndindex(array.shape):
-            there = array[i]
-            array[i] = there + width
+            value = array[i]
+            array[i] = value + width
             above = cost(network, x, seen, parameters)
-            array[i] = there - width
+            array[i] = value - width
             found[name][i] = (above - cost(network, x, seen, parameters)) / (2 * width)
-            array[i] = there
+            array[i] = value
     return found
 
 

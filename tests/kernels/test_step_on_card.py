@@ -38,9 +38,9 @@ def test_steps_do_not_wait_and_have_their_minibatches_uploaded(
     done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     marked = re.split(r"^(piece|steps)\n", log.read_text(), flags=re.MULTILINE)
-    told = [(name, calls.splitlines()) for name, calls in zip(marked[1::2], marked[2::2], strict=True)]
-    pieces = [calls for name, calls in told if name == "piece"]
-    with_cost, first, *others, _ = (calls for name, calls in told if name == "steps")
+    sections = [(name, calls.splitlines()) for name, calls in zip(marked[1::2], marked[2::2], strict=True)]
+    pieces = [calls for name, calls in sections if name == "piece"]
+    with_cost, first, *others, _ = (calls for name, calls in sections if name == "steps")
     assert len(pieces) == len(TAKEN)
     assert any("DtoH" in call for call in with_cost), "so the log shows waits"
     assert first

@@ -63,9 +63,9 @@ def test_link_of_another_user_is_not_trusted(folders: Path) -> None:
 
 def test_private_directory_is_made_in_safe_places_only(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(folders / "a"))
-    made = private_directory("test-")
-    assert made.parent == folders / "a"
-    assert made.stat().st_mode & 0o777 == 0o700
+    created = private_directory("test-")
+    assert created.parent == folders / "a"
+    assert created.stat().st_mode & 0o777 == 0o700
     (folders / "a").chmod(0o777)
     with pytest.raises(UntrustedDirectory, match="TMPDIR"):
         private_directory("test-")

@@ -14,7 +14,7 @@ from pipeline.output.groupcommit import GroupCommit
 from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
 from pipeline.output.records import Record
-from tests.support.faulty import Watched
+from tests.support.faulty import RecordingDisk
 
 NOW = "0" * 64
 
@@ -29,7 +29,7 @@ class Clock:
         return self.now
 
 
-class Slow(Watched):
+class Slow(RecordingDisk):
     """Disk on which a commit takes 1/64 s: half for the names of results, half for that of the record."""
 
     def __init__(self, clock: Clock) -> None:
@@ -51,7 +51,7 @@ def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
         yield found
 
 
-def made(ledger: Ledger, i: int) -> Record:
+def make_record(ledger: Ledger, i: int) -> Record:
     key = f"part-{i:06d}-000000000000"
     return Record(key, NOW, ledger.write(f"parts/{key}", ".h5", b"data"))
 
@@ -68,7 +68,7 @@ def n_files(ledger: Ledger) -> int:
 def test_slow_results_are_committed_at_once(ledger: Ledger, clock: Clock) -> None:
     with GroupCommit(ledger, clock.monotonic) as group:
         for i in range(5):
-            group.add(made(ledger, i))
+            group.add(make_record(ledger, i))
             assert n_committed(ledger) == i + 1
             clock.now += 0.2
     assert n_files(ledger) == 5
@@ -79,7 +79,7 @@ def test_fast_results_share_a_record_file(ledger: Ledger, clock: Clock) -> None:
     start, commits = clock.now, 0.0
     with GroupCommit(ledger, clock.monotonic) as group:
         for i in range(200):
-            record, before = made(ledger, i), clock.now
+            record, before = make_record(ledger, i), clock.now
             group.add(record)
             commits += clock.now - before
             # The first result is committed at once, later ones after at most ten times the duration of a commit.
@@ -92,12 +92,12 @@ def test_fast_results_share_a_record_file(ledger: Ledger, clock: Clock) -> None:
 
 def test_no_result_waits_longer_than_a_second(ledger: Ledger, clock: Clock) -> None:
     with GroupCommit(ledger, clock.monotonic) as group:
-        record = made(ledger, 0)
+        record = make_record(ledger, 0)
         ledger.disk = SlowerStill(clock)
         group.add(record)
-        group.add(made(ledger, 1))
+        group.add(make_record(ledger, 1))
         clock.now += 1
-        group.add(made(ledger, 2))
+        group.add(make_record(ledger, 2))
         assert n_committed(ledger) == 3
 
 
@@ -110,18 +110,18 @@ class SlowerStill(Slow):
 
 def test_a_fast_result_after_a_slow_one_waits_for_the_next(ledger: Ledger, clock: Clock) -> None:
     with GroupCommit(ledger, clock.monotonic) as group:
-        group.add(made(ledger, 0))
-        group.add(made(ledger, 1))
+        group.add(make_record(ledger, 0))
+        group.add(make_record(ledger, 1))
         assert n_committed(ledger) == 1
         clock.now += 100
-        group.add(made(ledger, 2))
+        group.add(make_record(ledger, 2))
         assert n_committed(ledger) == 3
 
 
 def fail_after_three(ledger: Ledger, clock: Clock, error: BaseException) -> None:
     with GroupCommit(ledger, clock.monotonic) as group:
         for i in range(3):
-            group.add(made(ledger, i))
+            group.add(make_record(ledger, i))
         raise error
 
 
@@ -159,7 +159,7 @@ def add_three(ledger: Ledger, clock: Clock) -> None:
     with GroupCommit(ledger, clock.monotonic) as group:
         for i in range(3):
             clock.now += i == 2
-            group.add(made(ledger, i))
+            group.add(make_record(ledger, i))
 
 
 def test_a_failed_record_is_an_error_and_not_repeated(tmp_path: Path, clock: Clock) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
 from pipeline.output.records import MANIFEST, Entry, Record, fault_of, read_manifest
-from tests.support.faulty import Watched
+from tests.support.faulty import RecordingDisk
 from tests.support.ledgers import (
     BEFORE,
     HEX,
@@ -140,7 +140,7 @@ def test_grouped_results_are_found_by_later_runs(ledger: Ledger) -> None:
 
 
 def test_committing_nothing_writes_nothing(tmp_path: Path) -> None:
-    watched = Watched()
+    watched = RecordingDisk()
     with locked(tmp_path, watched) as ledger:
         watched.calls.clear()
         ledger.commit()
@@ -157,7 +157,7 @@ def test_the_first_of_two_results_in_a_group_is_kept(ledger: Ledger) -> None:
 
 
 def test_files_are_synced_before_their_record_is_written(tmp_path: Path) -> None:
-    watched = Watched()
+    watched = RecordingDisk()
     with locked(tmp_path, watched) as ledger:
         watched.calls.clear()
         together(ledger, *KEYS)
@@ -170,7 +170,7 @@ def test_files_are_synced_before_their_record_is_written(tmp_path: Path) -> None
 
 
 def test_dropping_results_of_a_group_keeps_the_others(tmp_path: Path) -> None:
-    watched = Watched()
+    watched = RecordingDisk()
     with locked(tmp_path, watched) as ledger:
         records = together(ledger, *KEYS)
         watched.calls.clear()
@@ -201,7 +201,7 @@ def test_replacing_results_removes_groups_of_other_settings(ledger: Ledger) -> N
 
 
 def test_a_record_is_removed_durably_before_its_file(tmp_path: Path) -> None:
-    watched = Watched()
+    watched = RecordingDisk()
     with locked(tmp_path, watched) as ledger:
         records = [commit(ledger), commit(ledger, OTHER)]
         files = record_files(ledger)
@@ -216,7 +216,7 @@ def test_a_record_is_removed_durably_before_its_file(tmp_path: Path) -> None:
 
 
 def test_dropping_nothing_writes_nothing(tmp_path: Path) -> None:
-    watched = Watched()
+    watched = RecordingDisk()
     with locked(tmp_path, watched) as ledger:
         watched.calls.clear()
         ledger.drop()
@@ -231,7 +231,7 @@ def test_a_dropped_result_can_be_committed_again(ledger: Ledger) -> None:
 
 def test_a_manifest_is_removed_durably_before_its_files(tmp_path: Path) -> None:
     """If a run starts over, a reader must find an unfinished run, never a mixture."""
-    watched = Watched()
+    watched = RecordingDisk()
     with locked(tmp_path, watched) as ledger:
         commit(ledger)
         ledger.finish({}, {"parts": []})
@@ -312,7 +312,7 @@ def test_a_manifest_can_be_read_again(ledger: Ledger) -> None:
 
 
 def test_the_request_is_written_only_if_it_changed(tmp_path: Path) -> None:
-    watched = Watched()
+    watched = RecordingDisk()
     with locked(tmp_path, watched) as ledger:
         assert ledger.request() is None
         ledger.set_request({"epochs": 1})

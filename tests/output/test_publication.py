@@ -23,7 +23,7 @@ from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
 from pipeline.output.publication import misplaced_names
 from pipeline.output.records import Entry, fault_of, manifest_path, published_file, read_manifest
-from tests.support.faulty import Broken, Failing, Watched
+from tests.support.faulty import BrokenDisk, FailingDisk, RecordingDisk
 from tests.support.helpers import refused
 from tests.support.ledgers import HEX, NOW, commit, fill
 from tests.support.parts import feature_rows, part, shapes_in
@@ -60,7 +60,7 @@ def test_nothing_is_visible_before_the_last_rename(ledger: Ledger) -> None:
 
 
 def test_all_files_are_synced_before_publication(tmp_path: Path) -> None:
-    watched = Watched()
+    watched = RecordingDisk()
     with locked(tmp_path, watched) as ledger:
         watched.calls.clear()
         publish(ledger, "model.h5", "index.h5")
@@ -87,12 +87,12 @@ def test_files_missing_from_the_next_publication_are_removed(ledger: Ledger) -> 
 
 def test_unfinished_publications_are_swept(ledger: Ledger) -> None:
     publish(ledger, "model.h5")
-    kept = folders(ledger.directory)
+    folders_before = folders(ledger.directory)
     ledger.publication().write("model.h5", b"half")
     fill(ledger.directory, f"published/current.{HEX}.writing")
     assert len(folders(ledger.directory)) == 3
     ledger.sweep()
-    assert folders(ledger.directory) == kept
+    assert folders(ledger.directory) == folders_before
     assert (ledger.directory / "model.h5").read_bytes() == b"model.h5"
 
 
@@ -141,7 +141,7 @@ def test_a_manifest_cannot_name_files_of_publications(ledger: Ledger, name: str)
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK], ids=errno.errorcode.get)
 def test_a_reused_file_is_linked_or_copied(tmp_path: Path, code: int) -> None:
-    for disk in (Watched(), Broken(code, "link")):
+    for disk in (RecordingDisk(), BrokenDisk(code, "link")):
         directory = tmp_path / type(disk).__name__
         with locked(directory, disk) as ledger:
             (entry,) = publish(ledger, "single.h5")
@@ -152,7 +152,7 @@ def test_a_reused_file_is_linked_or_copied(tmp_path: Path, code: int) -> None:
             ledger.sweep(NOW)
         assert fault_of(directory, again) is None
         assert (directory / "single.h5").read_bytes() == b"single.h5"
-        assert ((directory / "single.h5").stat().st_ino == number) == (type(disk) is Watched)
+        assert ((directory / "single.h5").stat().st_ino == number) == (type(disk) is RecordingDisk)
         assert len(folders(directory)) == 1
 
 
@@ -161,7 +161,7 @@ def test_the_manifest_is_written_last_without_symbolic_links(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
     module._warned.clear()
-    broken = Broken(code, "symlink")
+    broken = BrokenDisk(code, "symlink")
     with locked(tmp_path, broken) as ledger:
         for _ in range(2):
             publish(ledger, "model.h5", "index.h5")
@@ -193,8 +193,8 @@ def run(directory: Path) -> np.ndarray:
         def viewed(file: str) -> tuple[str, dict[str, index_module.Shape]]:
             return file, shapes_in(directory / file)
 
-        made = index_module.index_files(files, viewed, {}, {})
-        entries = [publication.write(name, data) for name, data in made]
+        written = index_module.index_files(files, viewed, {}, {})
+        entries = [publication.write(name, data) for name, data in written]
         parts = [{"file": file, "n_rows": 3, "n_bytes": 1, "blake3": ""} for file in files]
         ledger.finish({}, {"parts": parts, "files": [vars(entry) for entry in entries]}, publication)
     return np.asarray(feature_rows(3 * N_PARTS))
@@ -233,7 +233,7 @@ def test_a_restart_on_a_full_disk_restores_no_old_run(tmp_path: Path) -> None:
         directory = tmp_path / str(number)
         as_in_0_1_0(directory, "model.h5", "index.h5", "single.h5")
         with locked(directory) as ledger:
-            ledger.disk = Failing(number, errno.ENOSPC)
+            ledger.disk = FailingDisk(number, errno.ENOSPC)
             try:
                 ledger.forget()
             except WriteFailed:
@@ -249,7 +249,7 @@ def test_files_of_an_interrupted_run_are_not_mixed_with_another(tmp_path: Path) 
         directory = tmp_path / str(number)
         as_in_0_1_0(directory, "model.h5", "index.h5", "single.h5")
         with suppress(WriteFailed):
-            module.settle(directory, Failing(number, errno.EIO, for_good=True))
+            module.settle(directory, FailingDisk(number, errno.EIO, for_good=True))
         with locked(directory) as ledger:
             publish(ledger, "model.h5", "index.h5")
         assert not (directory / "single.h5").exists(), f"call {number}"

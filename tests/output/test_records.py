@@ -19,7 +19,7 @@ from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
 from pipeline.output.records import MANIFEST, fault_of, read_manifest
 from tests.support.faulty import forked
-from tests.support.helpers import as_nobody, refused
+from tests.support.helpers import refused, without_privileges
 from tests.support.ledgers import (
     HEX,
     KEY,
@@ -270,7 +270,7 @@ def test_a_manifest_without_permission_is_refused(open_path: Path) -> None:
     with locked(open_path / "out") as ledger:
         ledger.finish({}, {"parts": []})
     (open_path / "out" / MANIFEST).chmod(0)
-    exit_code, sentence = as_nobody(lambda: read_manifest(open_path / "out"))
+    exit_code, sentence = without_privileges(lambda: read_manifest(open_path / "out"))
     assert (exit_code, os.strerror(errno.EACCES) in sentence) == (77, True)
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from pipeline.scan import blocks
+from tests.support.bad_shards import Shards, Silent
 from tests.support.helpers import write_shard
+from tests.support.interruptions import SIZES, fresh
 from tests.support.killing import Victim, features_of
-from tests.support.nights import SIZES, fresh
 from tests.support.processes import Small
-from tests.support.spoilt import Shards, Silent
-from tests.support.standin import Night, install
+from tests.support.standin import Workspace, install
 
 
 @pytest.fixture(scope="session")
@@ -40,9 +40,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
 
 
 @pytest.fixture
-def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Night:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     install(monkeypatch)
-    return Night(tmp_path, *SIZES)
+    return Workspace(tmp_path, *SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
     """Return a function that gives the features of an undisturbed run with these flags over the same shards."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         install(monkeypatch)
-        undisturbed = Night(tmp_path_factory.mktemp("undisturbed"), *SIZES)
+        undisturbed = Workspace(tmp_path_factory.mktemp("undisturbed"), *SIZES)
         yield cache(partial(fresh, undisturbed))
 
 

@@ -21,9 +21,7 @@ from kernels.autoencoder import Autoencoder
 from pipeline.features import open_features
 from pipeline.model import load_model
 from tests.support import standin
-from tests.support.cases import crossed, sampled
-from tests.support.logged import mentions
-from tests.support.spoilt import (
+from tests.support.bad_shards import (
     KEEP,
     TOLERANT,
     Shards,
@@ -32,6 +30,8 @@ from tests.support.spoilt import (
     quarantined,
     results,
 )
+from tests.support.cases import crossed, sampled
+from tests.support.logged import mentions
 from tests.support.tolerances import assert_close
 
 
@@ -72,12 +72,12 @@ def check_skipped(shards: Shards, mode: str, seed: int) -> None:
     shards.fill(*rng.integers(0, 40, 5), 33, seed=seed)
     holes: list[tuple[int, int, list[int], str]] = []
     for number, rows in enumerate(shards.arrays):
-        spoilt = rows.copy()
+        rewritten = rows.copy()
         for row in np.flatnonzero(rng.random(len(rows)) < 0.2):
             columns = np.flatnonzero(rng.random(4) < 0.5).tolist() or [2]
-            spoilt[row, columns] = rng.choice([np.nan, np.inf, -np.inf], len(columns))
-            holes.append((number, int(row), columns, str(spoilt[row, columns[0]])))
-        shards.rewrite(number, spoilt)
+            rewritten[row, columns] = rng.choice([np.nan, np.inf, -np.inf], len(columns))
+            holes.append((number, int(row), columns, str(rewritten[row, columns[0]])))
+        shards.rewrite(number, rewritten)
     assert shards.run("--on-bad-data", mode, *KEEP) == 0
     firsts = np.cumsum([0, *map(len, shards.arrays)])
     check(shards.output, shards.arrays, [firsts[number] + row for number, row, _, _ in holes])
@@ -101,9 +101,9 @@ def test_values_of_a_bad_row_affect_nothing(shards: Shards, tmp_path: Path) -> N
     rng, bits = np.random.default_rng(1), set()
     places = rng.choice(40, 7, replace=False)
     for i, value in enumerate((np.nan, np.inf, -77)):
-        spoilt = shards.arrays[1].copy()
-        spoilt[places, 1] = value
-        shards.rewrite(1, spoilt)
+        rewritten = shards.arrays[1].copy()
+        rewritten[places, 1] = value
+        shards.rewrite(1, rewritten)
         output = tmp_path / str(i)
         assert shards.run("--on-bad-data", "skip", "--missing-value", "-77", *KEEP, output=output) == 0
         bits.add(standin.features_of(output))
@@ -312,10 +312,10 @@ def check_limit(
     flags = ["--on-bad-data", mode, "--max-bad-rows", limit, *(["--model", model] if with_model else [])]
     bad = rng.choice(100, 8, replace=False)
     for n_bad in (7, 8):
-        spoilt = np.concatenate([rows.copy() for rows in shards.arrays])
-        spoilt[bad[:n_bad], 1] = np.nan
-        shards.rewrite(0, spoilt[:60])
-        shards.rewrite(1, spoilt[60:])
+        rewritten = np.concatenate([rows.copy() for rows in shards.arrays])
+        rewritten[bad[:n_bad], 1] = np.nan
+        shards.rewrite(0, rewritten[:60])
+        shards.rewrite(1, rewritten[60:])
         caplog.clear()
         if n_bad == 7:
             assert shards.run(*flags) == 0, limit

@@ -20,11 +20,7 @@ from pipeline.hdf5.files import FILES
 from pipeline.model import load_model
 from pipeline.output.records import read_manifest
 from tests.support import standin
-from tests.support.cases import crossed, sampled
-from tests.support.damage import damage
-from tests.support.helpers import write_shard
-from tests.support.logged import mentions
-from tests.support.spoilt import (
+from tests.support.bad_shards import (
     KEEP,
     TOLERANT,
     Shards,
@@ -32,6 +28,10 @@ from tests.support.spoilt import (
     errors,
     quarantined,
 )
+from tests.support.cases import crossed, sampled
+from tests.support.damage import damage
+from tests.support.helpers import write_shard
+from tests.support.logged import mentions
 
 
 def spoil(shards: Shards, refused: int, unreadable: int) -> None:

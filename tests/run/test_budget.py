@@ -170,8 +170,8 @@ def test_a_large_network_leaves_less_memory_for_rows():
 
 
 def test_requested_blocks_are_rounded_up_to_whole_tiles():
-    for asked, given in ((1, 64), (63, 64), (64, 64), (65, 128), (1000, 1024)):
-        assert budget_of(block_rows=asked).block_rows == given, asked
+    for requested, given in ((1, 64), (63, 64), (64, 64), (65, 128), (1000, 1024)):
+        assert budget_of(block_rows=requested).block_rows == given, requested
 
 
 def test_rows_stay_in_memory_if_they_fit_half_of_the_budget():

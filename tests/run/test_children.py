@@ -49,7 +49,7 @@ class Watch:
     sockets: set[str] = field(default_factory=set)
 
 
-class Watched(Program):
+class ObservedProgram(Program):
     """Observes every process that it starts until the process exits."""
 
     def start(self, output: Path, *flags: str, **how: object) -> subprocess.Popen[bytes]:
@@ -99,16 +99,16 @@ def kernel_table() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def watch(victim: Victim, tmp_path_factory: pytest.TempPathFactory) -> Watch:
     """Return the observations of a run that was seen in each of its phases; a busy machine needs several runs."""
-    program = Watched([])
+    program = ObservedProgram([])
     program.command, program.environment = victim.program.command, victim.program.environment
     for i in range(10):
         ended = program.run(tmp_path_factory.mktemp("watched") / str(i))
         program.watcher.join()
         assert ended.code == 0
-        phases = list(pairwise(ended.begun.values()))
+        phases = list(pairwise(ended.phase_starts.values()))
         if all(any(start <= moment <= stop for moment in program.watch.times) for start, stop in phases):
             return program.watch
-    pytest.fail(f"no run was observed in each phase: {ended.begun}")
+    pytest.fail(f"no run was observed in each phase: {ended.phase_starts}")
 
 
 def test_the_watch_sees_a_listening_socket() -> None:

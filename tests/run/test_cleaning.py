@@ -19,10 +19,10 @@ import pytest
 from pipeline.features import open_features
 from pipeline.model import Model, load_model
 from pipeline.output.records import read_manifest
+from tests.support.bad_shards import KEEP, TOLERANT, Shards, check, errors, quarantined
 from tests.support.cases import ALL_CASES, case, sampled
 from tests.support.helpers import csr, write_csr
 from tests.support.logged import mentions
-from tests.support.spoilt import KEEP, TOLERANT, Shards, check, errors, quarantined
 from tests.support.tolerances import assert_close
 
 # Storage dtype of rows, the value for missing entries, and the position of the columns.
@@ -236,8 +236,8 @@ def test_the_report_counts_imputed_values_by_column(shards: Shards, caplog: pyte
     shards.add(rows)
     assert shards.run("--impute", "mean", "--on-bad-data", "skip", *KEEP) == 0
     counts = np.isnan(np.delete(rows, np.flatnonzero(np.isnan(rows).all(axis=1)), axis=0)).sum(axis=0)
-    told = json.loads((shards.output / "report.json").read_text())["scan"]["filled"]
-    assert told == {str(column): n for column, n in enumerate(counts.tolist()) if n}
+    reported = json.loads((shards.output / "report.json").read_text())["scan"]["filled"]
+    assert reported == {str(column): n for column, n in enumerate(counts.tolist()) if n}
     assert mentions(caplog.text, counts.sum(), 3, "mean")
     assert mentions(caplog.text, "1 column", 0, 1)
     assert load_model(shards.output).scaler.transform(rows)[:, 1].tolist() == [0] * len(rows)

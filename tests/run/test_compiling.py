@@ -172,7 +172,7 @@ def test_a_full_compile_cache_ends_the_run(small: Small, tmp_path: Path) -> None
 
     program = small.program(XDG_CACHE_HOME=tmp_path / "cache")
     process = program.start(tmp_path / "out", preexec_fn=limit_files)
-    said = process.communicate(timeout=DEADLINE)[0].decode()
-    assert process.returncode == 74, said
-    assert re.search(r"WriteFailed: .*\bbase_compiledir\b", said)
-    assert LAST_LINE.search(said.splitlines()[-1])
+    output = process.communicate(timeout=DEADLINE)[0].decode()
+    assert process.returncode == 74, output
+    assert re.search(r"WriteFailed: .*\bbase_compiledir\b", output)
+    assert LAST_LINE.search(output.splitlines()[-1])

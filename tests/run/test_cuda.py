@@ -192,6 +192,6 @@ def test_a_worker_that_lost_its_card_hands_its_work_to_another(
         process = program.start(tmp_path / "out", "--scheduler-file", str(cluster.file))
         until(lambda: cluster.processes["falls"].poll() is not None, "its end")
         cluster.start_worker("stands")
-        said = ends_well(process)
-    assert re.search(r" WARNING cluster: worker falls .*\bdevice\b", said)
+        printed = ends_well(process)
+    assert re.search(r" WARNING cluster: worker falls .*\bdevice\b", printed)
     assert features_of(tmp_path / "out") == features_of(undisturbed.output)

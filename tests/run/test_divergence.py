@@ -9,12 +9,12 @@ import pytest
 
 from pipeline.model import load_model
 from tests.support import standin
-from tests.support.logged import mentions, resumed_step
-from tests.support.spoilt import (
+from tests.support.bad_shards import (
     Shards,
     check,
     errors,
 )
+from tests.support.logged import mentions, resumed_step
 
 pytestmark = pytest.mark.process
 
@@ -42,13 +42,13 @@ def test_divergence_is_reproducible_and_keeps_the_last_weights(
     for _ in range(2):
         with np.errstate(all="ignore"):
             assert shards.run(*flags) == 65
-        said = errors(caplog)
-        assert mentions(said, "TrainingDiverged", f"epoch {3 if late else 0}")
-        assert all(phrase in said for phrase in ("--learning-rate", "model-last-good.h5"))
+        message = errors(caplog)
+        assert mentions(message, "TrainingDiverged", f"epoch {3 if late else 0}")
+        assert all(phrase in message for phrase in ("--learning-rate", "model-last-good.h5"))
         assert not (shards.output / "manifest.json").exists()
         stopped = load_model(shards.output / "model-last-good.h5")
         assert all(np.isfinite(array).all() for array in stopped.parameters.values())
-        found.append((said, stopped.fingerprint))
+        found.append((message, stopped.fingerprint))
     assert found[0] == found[1]
     assert resumed_step(caplog.text) is not None
     assert shards.run() == 0, "other settings start over"

@@ -180,8 +180,8 @@ def test_divergence_keeps_the_last_good_weights(shards: Path, tmp_path: Path, ca
     rate = ["--optimizer", "momentum", "--learning-rate", "1e6", "--schedule", "constant"]
     assert main(["--input", str(shards), "--output", str(out), *QUICK, *rate]) == 65
     assert mentions(caplog.text, "TrainingDiverged", "epoch 0")
-    kept = load_model(out / "model-last-good.h5").parameters
-    assert all(np.isfinite(array).all() for array in kept.values())
+    last_good = load_model(out / "model-last-good.h5").parameters
+    assert all(np.isfinite(array).all() for array in last_good.values())
     assert not (out / "manifest.json").exists()
 
 

@@ -10,8 +10,7 @@ import pytest
 
 from pipeline.model import load_model
 from pipeline.output.records import read_manifest
-from tests.support.logged import mentions
-from tests.support.spoilt import (
+from tests.support.bad_shards import (
     KEEP,
     TOLERANT,
     Shards,
@@ -19,6 +18,7 @@ from tests.support.spoilt import (
     errors,
     quarantined,
 )
+from tests.support.logged import mentions
 
 
 def scattered(rng: np.random.Generator, size: int, dtype: Any = np.float32) -> tuple[np.ndarray, int]:

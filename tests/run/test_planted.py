@@ -69,18 +69,18 @@ class Trap:
 @pytest.fixture(scope="module")
 def trap(tmp_path_factory: pytest.TempPathFactory) -> Trap:
     base = tmp_path_factory.mktemp("planted")
-    made = Trap(base / "data", base / "canaries", base / "tmp" / "dask-scratch-space")
-    for folder in (made.folder, made.canaries, made.scratch.parent, made.scratch):
+    planted = Trap(base / "data", base / "canaries", base / "tmp" / "dask-scratch-space")
+    for folder in (planted.folder, planted.canaries, planted.scratch.parent, planted.scratch):
         folder.mkdir()
-    plant(made.folder, made.canaries)
-    made.scratch.parent.chmod(0o1777)
-    made.scratch.chmod(0o777)
+    plant(planted.folder, planted.canaries)
+    planted.scratch.parent.chmod(0o1777)
+    planted.scratch.chmod(0o777)
     if os.getuid() == 0:
-        os.chown(made.scratch, STRANGER, STRANGER)
+        os.chown(planted.scratch, STRANGER, STRANGER)
     rng = np.random.default_rng(0)
     rows = (rng.normal(size=(400, 2)) @ rng.normal(size=(2, 6))).astype(np.float32)
-    write_shard(made.folder / "a.h5", rows, extras={"y": (rows[:, 0] > 0).astype(np.int8)})
-    return made
+    write_shard(planted.folder / "a.h5", rows, extras={"y": (rows[:, 0] > 0).astype(np.int8)})
+    return planted
 
 
 def plant(folder: Path, canaries: Path) -> None:

@@ -17,11 +17,11 @@ import pytest
 from tests.support.soak_protocol import (
     KINDS,
     Trial,
-    bad_nights,
     cut_power,
     fail_every_call,
     fail_every_write,
     kill_at_every_call,
+    several_faults,
     watch_readers,
 )
 from tests.support.standin import install
@@ -158,4 +158,4 @@ def test_writing_a_single_file_can_be_disturbed(trial: Callable[[str], Trial]) -
 
 @pytest.mark.process
 def test_disturbances_can_follow_each_other(trial: Callable[[str], Trial]) -> None:
-    assert set(bad_nights(trial("new"), 8)) == {"fails", "is short", "killed", "power"}
+    assert set(several_faults(trial("new"), 8)) == {"fails", "is short", "killed", "power"}

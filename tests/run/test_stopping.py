@@ -25,7 +25,7 @@ pytestmark = pytest.mark.process
 # -- signals ----------------------------------------------------------------------------------------------------------
 
 
-def told_while_encoding(victim: Victim, folder: Path, *numbers: int) -> tuple[Ended, Path]:
+def stopped_while_encoding(victim: Victim, folder: Path, *numbers: int) -> tuple[Ended, Path]:
     """Return a run that received signals after some, but not all, of its parts were committed."""
     for attempt in range(20):
         output = folder / str(attempt)
@@ -36,15 +36,15 @@ def told_while_encoding(victim: Victim, folder: Path, *numbers: int) -> tuple[En
         for number in numbers:
             process.send_signal(number)
             time.sleep(0.002)
-        said, _ = process.communicate(timeout=DEADLINE)
+        output_bytes, _ = process.communicate(timeout=DEADLINE)
         if process.returncode != 0:  # otherwise it had already finished
-            return Ended(process.returncode, said.decode().splitlines(), {}, 0.0), output
+            return Ended(process.returncode, output_bytes.decode().splitlines(), {}, 0.0), output
     raise AssertionError("no run could be met while it was encoding")
 
 
-def stopped_well(victim: Victim, folder: Path, number: signal.Signals) -> None:
+def check_stopped_run(victim: Victim, folder: Path, number: signal.Signals) -> None:
     """Check that a run reports its progress, ends by the signal, and can be resumed."""
-    ended, output = told_while_encoding(victim, folder, number)
+    ended, output = stopped_while_encoding(victim, folder, number)
     assert ended.code == -number, ended.lines
     assert ended.says(rf" ERROR .*\b{number.name}\b")
     last = LAST_LINE.search(ended.lines[-1])
@@ -56,15 +56,15 @@ def stopped_well(victim: Victim, folder: Path, number: signal.Signals) -> None:
 
 
 def test_sigterm_while_encoding_can_be_resumed(victim: Victim, tmp_path: Path) -> None:
-    stopped_well(victim, tmp_path, signal.SIGTERM)
+    check_stopped_run(victim, tmp_path, signal.SIGTERM)
 
 
 def test_sigint_while_encoding_can_be_resumed(victim: Victim, tmp_path: Path) -> None:
-    stopped_well(victim, tmp_path, signal.SIGINT)
+    check_stopped_run(victim, tmp_path, signal.SIGINT)
 
 
 def test_a_second_sigint_ends_the_run_at_once(victim: Victim, tmp_path: Path) -> None:
-    ended, output = told_while_encoding(victim, tmp_path, signal.SIGINT, signal.SIGINT)
+    ended, output = stopped_while_encoding(victim, tmp_path, signal.SIGINT, signal.SIGINT)
     assert ended.code == -signal.SIGINT
     assert not ended.says("Traceback")
     victim.go_on(output)

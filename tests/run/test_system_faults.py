@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.aborted import abort_at_calls, objection
 from tests.support.failing_calls import Ended, Fault, Runs, Scene, started, sweep, trouble
 from tests.support.faulty import forked
+from tests.support.readonly_disk import abort_at_calls, objection
 
 pytestmark = [
     pytest.mark.process,

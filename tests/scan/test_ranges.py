@@ -18,7 +18,7 @@ from pipeline.shards.open import open_shards
 from pipeline.shards.shard import blocks
 from tests.support.cases import case
 from tests.support.damage import damage
-from tests.support.elsewhere import elsewhere
+from tests.support.fresh_process import run_in_fresh_process
 from tests.support.helpers import numbered, refused, scanned, write_shard
 from tests.support.logged import mentions
 
@@ -363,12 +363,12 @@ def random_shards(folder, rng, how):
 def test_unreadable_shards_count_as_bad_rows_for_any_blocks(tmp_path, how):
     for seed in range(8):
         shards, arrays, bad = random_shards(tmp_path, np.random.default_rng(seed), how)
-        told = [np.full_like(rows, np.nan) if i in bad else rows for i, rows in enumerate(arrays)]
+        expected_arrays = [np.full_like(rows, np.nan) if i in bad else rows for i, rows in enumerate(arrays)]
         for block_rows, n_threads in ((1, 1), (2, 3), (3, 2), (100, 2)):
             counts = []
             with case(seed=seed, block_rows=block_rows):
                 found = scanned(shards, block_rows, n_threads, counts.append, max_unreadable=6)
-                check(found, told)
+                check(found, expected_arrays)
                 assert list(found.unreadable) == bad
                 assert all(f"file={shards[i].path} dataset=X rows=" in why for i, why in found.unreadable.items())
                 assert sum(counts) == found.n_rows, "each row is reported once, although some are read twice"
@@ -477,13 +477,13 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path, monkeypatch)
     shards = open_shards([str(path) for path in paths])
     tasks = []
 
-    def kept(work, *rest):
+    def recording(work, *rest):
         tasks.extend(work)
         return reduce(work, *rest)
 
-    monkeypatch.setattr(module, "reduce", kept)
+    monkeypatch.setattr(module, "reduce", recording)
     found = scanned(shards, 2, 2, missing=-1, max_unreadable=1)
     assert len(tasks) == 5 + 3 + 4 + 5 + 4, "readable blocks are read again"
-    here, there = [work(task) for work, task in tasks], elsewhere(tasks)
+    here, there = [work(task) for work, task in tasks], run_in_fresh_process(tasks)
     assert [plainly(each) for each in there] == [plainly(each) for each in here]
     assert (found.bad_rows.tolist(), list(found.unreadable)) == ([3, *range(9, 14), 21], [1])

@@ -196,10 +196,10 @@ def test_hiding_instructions_changes_no_other_processor_facts(tmp_path: Path) ->
         for env in ({**os.environ}, os.environ | ({"LD_PRELOAD": str(library)} if library else {}))
     )
     assert before[:-1] == after[:-1]
-    (_, _, known, *_), (_, _, told, *_) = before[-1], after[-1]
+    (_, _, known, *_), (_, _, reported, *_) = before[-1], after[-1]
     avx2, avx512f = 1 << 5, 1 << 16
-    assert int(told, 16) & avx2 == int(known, 16) & avx2
-    assert library is None or not int(told, 16) & avx512f
+    assert int(reported, 16) & avx2 == int(known, 16) & avx2
+    assert library is None or not int(reported, 16) & avx512f
 
 
 def test_missing_instruction_set_is_refused(

@@ -180,19 +180,19 @@ def test_synthetic_rows_do_not_depend_on_the_block_size(tmp_path, monkeypatch):
 
 
 def test_at_most_one_block_of_rows_is_in_memory(tmp_path, monkeypatch):
-    asked = []
+    sizes_read = []
     load_synthetic = make_data.load_synthetic
 
     def spy(*arguments):
         table = load_synthetic(*arguments)
-        read = lambda start, stop: asked.append(stop - start) or table.read(start, stop)  # noqa: E731
+        read = lambda start, stop: sizes_read.append(stop - start) or table.read(start, stop)  # noqa: E731
         return make_data.Table(table.n_rows, table.n_inputs, table.dtype, read)
 
     monkeypatch.setattr(make_data, "load_synthetic", spy)
     monkeypatch.setattr(make_data, "BLOCK_BYTES", 100 * 60 * 4)
     for layout in make_data.LAYOUTS:
         synthetic(tmp_path / layout, "--shards", 2, "--layout", layout)
-    assert max(asked) == 100
+    assert max(sizes_read) == 100
 
 
 def test_layouts_are_stored_as_named_and_hold_the_same_rows(tmp_path):

@@ -97,24 +97,24 @@ def test_wheel_holds_all_packages_and_nothing_else(wheel):
 
 
 @pytest.fixture
-def typed(wheel, tmp_path):
+def later_python(wheel, tmp_path):
     """Start a later Python with the wheel, next to a file with the name of one of our packages; skip without it."""
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     (tmp_path / "pipeline.py").write_text("raise SystemExit('theirs')")
 
-    def typed(version, *command):
+    def later_python(version, *command):
         python = REPOSITORY / ".venv-readers" / version / "bin/python"
         if not python.exists():
             pytest.skip(f"no Python {version} with NumPy 2, h5py and Dask; scripts/readers.sh makes one where it can")
         env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
         return subprocess.run([python, *command], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
 
-    return typed
+    return later_python
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_features_and_models_are_read_by_later_pythons(output, typed, version):
-    done = typed(version, "-W", "error", "-c", PROGRAM, output, output.parent / "rows.npy")
+def test_features_and_models_are_read_by_later_pythons(output, later_python, version):
+    done = later_python(version, "-W", "error", "-c", PROGRAM, output, output.parent / "rows.npy")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["numpy"] >= "2"
@@ -126,9 +126,9 @@ def test_features_and_models_are_read_by_later_pythons(output, typed, version):
 
 
 @pytest.fixture(scope="module")
-def night(tmp_path_factory):
+def finished_run(tmp_path_factory):
     """Return the output of a run."""
-    folder = tmp_path_factory.mktemp("night")
+    folder = tmp_path_factory.mktemp("finished")
     y = np.arange(300) % 2
     write_shard(folder / "x.h5", np.random.default_rng(0).normal(size=(300, 8)) + 4 * y[:, None], extras={"y": y})
     flags = ["--input", str(folder / "x.h5"), "--output", str(folder / "out"), "--epochs", "2", "--quiet"]
@@ -138,22 +138,22 @@ def night(tmp_path_factory):
 
 @pytest.mark.compiler
 @pytest.mark.parametrize("version", VERSIONS)
-def test_commands_without_theano_work_in_later_pythons(night, typed, version):
-    said = {
-        name: typed(version, "-m", "shardpress", name, *flags)
+def test_commands_without_theano_work_in_later_pythons(finished_run, later_python, version):
+    outputs = {
+        name: later_python(version, "-m", "shardpress", name, *flags)
         for name, flags in {
-            "verify": [night],
-            "report": [night, "--text"],
-            "classify": ["--features", night],
+            "verify": [finished_run],
+            "report": [finished_run, "--text"],
+            "classify": ["--features", finished_run],
             "version": [],
-            "run": ["--input", night],
+            "run": ["--input", finished_run],
         }.items()
     }
-    codes = {name: done.returncode for name, done in said.items()}
-    assert codes == {**dict.fromkeys(said, 0), "run": 69}, {name: done.stderr for name, done in said.items()}
-    assert "files" in said["verify"].stdout
-    assert "1.0000  on 4 features" in said["classify"].stdout
-    assert re.search(r"3\.11.*\n$", said["run"].stderr)
+    codes = {name: done.returncode for name, done in outputs.items()}
+    assert codes == {**dict.fromkeys(outputs, 0), "run": 69}, {name: done.stderr for name, done in outputs.items()}
+    assert "files" in outputs["verify"].stdout
+    assert "1.0000  on 4 features" in outputs["classify"].stdout
+    assert re.search(r"3\.11.*\n$", outputs["run"].stderr)
 
 
 def test_failed_environment_is_removed(tmp_path):

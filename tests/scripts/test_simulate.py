@@ -81,10 +81,10 @@ def test_run_is_the_sum_of_stages_and_scales_with_workers() -> None:
 
 
 def test_check_reports_too_large_differences(tmp_path: Path, capsys: Any) -> None:
-    told = {"n_tasks": 100, "n_rows": 10**6, "driver_seconds": 0.1, "scheduler_seconds": 0.1}
+    common = {"n_tasks": 100, "n_rows": 10**6, "driver_seconds": 0.1, "scheduler_seconds": 0.1}
     stages = {
-        "scan": {**told, "seconds": 1.0, "processor_seconds": 1.0},
-        "encoding": {**told, "seconds": 5.1, "processor_seconds": 5.1},
+        "scan": {**common, "seconds": 1.0, "processor_seconds": 1.0},
+        "encoding": {**common, "seconds": 5.1, "processor_seconds": 5.1},
     }
     costs, measured = tmp_path / "costs.json", tmp_path / "measured.json"
     costs.write_text(json.dumps({"costs": {"load": 0.1, "found": asdict(COSTS)}}))  # in the format of `scaling`

@@ -130,8 +130,8 @@ def test_sigmoids_have_a_gain_by_default():
 def test_a_given_model_determines_the_network():
     given = Network((784, 30, 20, 7), "leaky-relu", "linear", gain=True)
     assert network_of(resolve(Config.of(activation="relu"), 100, 784, given).network, 784) == given
-    typed = resolve(Config.of(decoder_gain=False), 100, 784, given)
-    assert typed.network.decoder_gain is False, "the run refuses it"
+    resolved = resolve(Config.of(decoder_gain=False), 100, 784, given)
+    assert resolved.network.decoder_gain is False, "the run refuses it"
 
 
 def test_the_settings_describe_a_network():

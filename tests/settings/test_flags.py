@@ -118,11 +118,11 @@ def test_flags_override_environment_file_and_defaults(file):
             default = Config().changed(**needed)
             lines = [f"{other}: {value}" for other, value in needed.items()]
             lines.append(f"{name}: {list(in_file) if isinstance(in_file, tuple) else in_file}")
-            given = file("\n".join(lines))
+            sources = file("\n".join(lines))
             variables = variable(name, in_environment)
-            assert settings(*given) == default.changed(**{name: in_file})
-            assert settings(*given, **variables) == default.changed(**{name: in_environment})
-            assert settings(*given, *flags(name, in_flag), **variables) == default.changed(**{name: in_flag})
+            assert settings(*sources) == default.changed(**{name: in_file})
+            assert settings(*sources, **variables) == default.changed(**{name: in_environment})
+            assert settings(*sources, *flags(name, in_flag), **variables) == default.changed(**{name: in_flag})
 
 
 def test_sources_add_up(file):
@@ -152,10 +152,10 @@ def test_automatic_values_can_be_requested_by_name(file):
 
 
 def test_hidden_layers_distinguish_none_and_automatic(file):
-    for given in (["--hidden", "auto"], file("hidden:"), file("hidden: ''")):
-        assert settings(*given).network.hidden is None, given
-    for given in (["--hidden", "none"], file("hidden: none"), file("hidden: []")):
-        assert settings(*given).network.hidden == (), given
+    for sources in (["--hidden", "auto"], file("hidden:"), file("hidden: ''")):
+        assert settings(*sources).network.hidden is None, sources
+    for sources in (["--hidden", "none"], file("hidden: none"), file("hidden: []")):
+        assert settings(*sources).network.hidden == (), sources
     assert settings(*file("hidden: 512")).network.hidden == (512,)
     assert settings(*file("hidden: 512, 256")).network.hidden == (512, 256)
     assert settings("--hidden", "512,256").network.hidden == (512, 256)
@@ -303,23 +303,25 @@ def test_invalid_flags_are_usage_errors(file):
             with refused(64, f"epochs: {value!r}, " if value == "ten" else "epochs: 0, "):
                 settings("--epochs", value)
             if value == "0":
-                for given in (settings(*file("epochs: 0")), settings(SHARDPRESS_EPOCHS="0")):
-                    assert [line.partition(", ")[0] for line in problems(given)] == ["epochs: 0"], "the run refuses it"
+                for sources in (settings(*file("epochs: 0")), settings(SHARDPRESS_EPOCHS="0")):
+                    assert [line.partition(", ")[0] for line in problems(sources)] == ["epochs: 0"], (
+                        "the run refuses it"
+                    )
 
 
 def test_help_lists_values_of_settings_by_stage(capsys):
     with pytest.raises(SystemExit):
         settings("--help")
-    said = capsys.readouterr().out
-    assert "VALUE" not in said
+    printed = capsys.readouterr().out
+    assert "VALUE" not in printed
     for phrase in (
         "--verify {digests,sizes}",
         "--on-drift {clip,pass,raise}",
         "--epochs N",
         "--memory-budget BYTES",
     ):
-        assert phrase in said
-    titles = [line for line in said.splitlines() if line.endswith(":") and not line.startswith(" ")]
+        assert phrase in printed
+    titles = [line for line in printed.splitlines() if line.endswith(":") and not line.startswith(" ")]
     assert titles == ["options:", *(f"{title}:" for title in module._STAGES)]
 
 
@@ -334,9 +336,9 @@ def test_a_tilde_is_expanded_in_every_path(file, tmp_path, monkeypatch):
             monkeypatch.setenv("HOME", str(tmp_path / "home"))
             several = name in ("input", "follow")
             expected = (f"{tmp_path}/home/x", "a~b/~") if several else f"{tmp_path}/home/x"
-            given = ("~/x", "a~b/~") if several else "~/x"
-            line = f"{name}: {json.dumps(given)}"
-            for found in (settings(*flags(name, given)), settings(**variable(name, given)), settings(*file(line))):
+            sources = ("~/x", "a~b/~") if several else "~/x"
+            line = f"{name}: {json.dumps(sources)}"
+            for found in (settings(*flags(name, sources)), settings(**variable(name, sources)), settings(*file(line))):
                 assert found.flat()[name] == expected
 
 

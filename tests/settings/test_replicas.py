@@ -28,18 +28,18 @@ TABLE = [
 ]
 
 
-@each("n_rows, asked, expected", TABLE)
-def test_replicas_follow_the_request_and_the_sizes(n_rows, asked, expected) -> None:
-    assert resolve(Config.of(**asked), n_rows, 784).training.replicas == expected
+@each("n_rows, requested, expected", TABLE)
+def test_replicas_follow_the_request_and_the_sizes(n_rows, requested, expected) -> None:
+    assert resolve(Config.of(**requested), n_rows, 784).training.replicas == expected
 
 
 def test_replicas_have_enough_steps_and_rounds() -> None:
     sizes = product([999, 57_000, 10**6, 10**9], [2, 20, 300], [300, 10**4, 10**8])
-    for asked, (n_rows, epochs, window_rows), batch_size in product([2, 3, 8, 64], sizes, [1, 128]):
-        with case(asked, n_rows, epochs, window_rows, batch_size):
+    for requested, (n_rows, epochs, window_rows), batch_size in product([2, 3, 8, 64], sizes, [1, 128]):
+        with case(requested, n_rows, epochs, window_rows, batch_size):
             sizes_of_it = TrainingSizes(n_rows, epochs, window_rows)
-            n = fitting_replicas(asked, batch_size, sizes_of_it)
-            assert n <= asked
+            n = fitting_replicas(requested, batch_size, sizes_of_it)
+            assert n <= requested
             if n > 1:
                 n_rounds = rounds_in_epoch(n, batch_size, sizes_of_it)
                 assert n_rounds * (epochs - 1) >= 70

@@ -23,16 +23,16 @@ ROWS = np.random.default_rng(0).integers(-8, 9, (20, 4)).astype(np.float32) / 4 
 
 def float_type(size: int, n_exponent: int, n_mantissa: int) -> Any:
     """Return a floating-point type of `size` bytes, with sign bit, exponent and mantissa in this order."""
-    made = h5t.IEEE_F32LE.copy() if size <= 4 else h5t.IEEE_F64LE.copy()
+    kind = h5t.IEEE_F32LE.copy() if size <= 4 else h5t.IEEE_F64LE.copy()
     if size > 8:
-        made.set_size(size)
-        made.set_precision(8 * size)
+        kind.set_size(size)
+        kind.set_precision(8 * size)
     n_bits = 1 + n_exponent + n_mantissa
-    made.set_fields(n_bits - 1, n_mantissa, n_exponent, 0, n_mantissa)
-    made.set_ebias(2 ** (n_exponent - 1) - 1)
-    made.set_size(size)
-    made.set_precision(n_bits)
-    return made
+    kind.set_fields(n_bits - 1, n_mantissa, n_exponent, 0, n_mantissa)
+    kind.set_ebias(2 ** (n_exponent - 1) - 1)
+    kind.set_size(size)
+    kind.set_precision(n_bits)
+    return kind
 
 
 BFLOAT16 = float_type(2, 8, 7)

@@ -58,7 +58,7 @@ def values_of(shards):
     return values(shards, "kind")
 
 
-def meant(shards, name="kind"):
+def categories_of(shards, name="kind"):
     """Return the categories of all codes."""
     (categories,) = {extra.categories for shard in shards for extra in shard.extras if extra.name == name}
     return [None if code < 0 else categories[code] for code in values(shards, name)]
@@ -169,12 +169,12 @@ def test_masked_array_is_an_extra_if_nothing_is_masked(shards, values):
 def test_codes_are_read_with_their_categories(shards, write):
     opened = shards(write([1, 0, -1, 1], ["T cell", "ß"]))
     assert values(opened, "kind") == [1, 0, -1, 1]
-    assert meant(opened) == ["ß", "T cell", None, "ß"]
+    assert categories_of(opened) == ["ß", "T cell", None, "ß"]
 
 
 @pytest.mark.parametrize("categories", [[3, 5], [0.5, 1.5]])
 def test_categories_may_be_numbers(shards, categories):
-    assert meant(shards(categorical([1, 0, -1, 1], categories))) == [categories[i] for i in (1, 0)] + [
+    assert categories_of(shards(categorical([1, 0, -1, 1], categories))) == [categories[i] for i in (1, 0)] + [
         None,
         categories[1],
     ]
@@ -182,7 +182,7 @@ def test_categories_may_be_numbers(shards, categories):
 
 def test_shards_of_different_categories_get_the_codes_of_all(shards):
     opened = shards(categorical([0, 1, -1, 0], ["b", "c"]), categorical([2, 1, 0, -1], ["a", "b", "c"]), {})
-    assert meant(opened) == ["b", "c", None, "b", "c", "b", "a", None] + [None] * N
+    assert categories_of(opened) == ["b", "c", None, "b", "c", "b", "a", None] + [None] * N
     assert values(opened, "kind_present") == [True] * 2 * N + [False] * N
 
 
@@ -195,7 +195,7 @@ def test_codes_in_a_row_are_merged_across_shards(tmp_path):
         )
         for i, categories in enumerate((["a", "b"], ["b", "c"]))
     ]
-    assert meant(open_shards(paths, orientation="columns")) == ["a", "b", None, "a", "b", "c", None, "b"]
+    assert categories_of(open_shards(paths, orientation="columns")) == ["a", "b", None, "a", "b", "c", None, "b"]
 
 
 def test_dtype_of_codes_holds_every_code_and_none(shards):
@@ -203,7 +203,7 @@ def test_dtype_of_codes_holds_every_code_and_none(shards):
         with case(dtype, n):
             words = np.array([str(i) for i in range(n)], object)
             opened = shards({"obs/kind/codes": np.array([1, 0, 0, 1], dtype), "obs/kind/categories": words})
-            assert meant(opened) == ["1", "0", "0", "1"]
+            assert categories_of(opened) == ["1", "0", "0", "1"]
             (extra,) = opened[0].extras
             assert extra.absent == -1
             assert np.iinfo(extra.dtype).max >= n - 1
@@ -212,7 +212,7 @@ def test_dtype_of_codes_holds_every_code_and_none(shards):
 def test_codes_are_widened_for_many_categories(shards):
     many = [[f"{i} {j}" for j in range(100)] for i in range(3)]
     opened = shards(*(categorical([99, 0, -1, 1], each) for each in many))
-    assert meant(opened) == [word for each in many for word in (each[99], each[0], None, each[1])]
+    assert categories_of(opened) == [word for each in many for word in (each[99], each[0], None, each[1])]
     assert read_extras(Block(opened[0], 0, N))["kind"].dtype == np.int16
 
 

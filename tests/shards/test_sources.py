@@ -15,7 +15,7 @@ from pipeline.shards.open import open_shards
 from pipeline.shards.sources import find
 from tests.support import hostile
 from tests.support.cases import case
-from tests.support.helpers import as_nobody, numbered, refused, whole, write_shard
+from tests.support.helpers import numbered, refused, whole, without_privileges, write_shard
 
 # -- patterns and directories -----------------------------------------------------------------------------------------
 
@@ -115,7 +115,7 @@ def test_unreadable_file_in_a_directory_is_left_out(open_path, caplog):
     for name in ("a.nc", "b.nc"):
         write_shard(open_path / name, numbered(3))
     (open_path / "b.nc").chmod(0)
-    assert as_nobody(look) == (0, "")
+    assert without_privileges(look) == (0, "")
 
 
 @pytest.mark.process
@@ -125,7 +125,7 @@ def test_path_in_a_locked_directory_is_not_called_missing(open_path, name):
     write_shard(open_path / "locked/in/a.h5", numbered(3))
     (open_path / "locked").chmod(0)
     pattern = f"{open_path}/locked/in{name}"
-    exit_code, sentence = as_nobody(lambda: find([pattern]))
+    exit_code, sentence = without_privileges(lambda: find([pattern]))
     assert exit_code == 77
     assert sentence.startswith(f"input={pattern}: Permission denied")
 

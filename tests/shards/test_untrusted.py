@@ -31,15 +31,15 @@ def test_watch_notices_that_the_secret_is_opened(tmp_path):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("is_named", [True, False])
 @pytest.mark.parametrize("place", ["dataset", "group", "deeper"])
-def test_external_links_are_refused(tmp_path, place, asked):
+def test_external_links_are_refused(tmp_path, place, is_named):
     secret = hostile.secret(tmp_path)
     path, name = hostile.external_link(tmp_path, secret, place)
     with hostile.opens(secret) as counts:
-        if asked or place == "dataset":
+        if is_named or place == "dataset":
             with refused(65, f"file={path} dataset={name}", "external link", str(secret)):
-                open_shards([str(path)], name if asked else None)
+                open_shards([str(path)], name if is_named else None)
         else:
             with refused(65, f"file={path}", "--dataset" if place == "group" else "dataset="):
                 open_shards([str(path)])
@@ -115,9 +115,9 @@ def test_unwritten_rows_are_an_error(tmp_path):
         with case(how):
             path = tmp_path / "x.h5"
             with h5py.File(path, "w") as file:
-                made = file.create_dataset("X", (10, 2), "f4", **how)
+                dataset = file.create_dataset("X", (10, 2), "f4", **how)
                 if how:
-                    made[:6] = 1
+                    dataset[:6] = 1
             with refused(65, f"file={path} dataset=X", "never written"):
                 open_shards([str(path)])
 

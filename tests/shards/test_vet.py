@@ -17,7 +17,7 @@ from pipeline.shards.shard import Block
 from pipeline.shards.vet import vet
 from tests.support import hostile
 from tests.support.cases import case
-from tests.support.helpers import as_nobody, names, numbered, refused, write_shard
+from tests.support.helpers import names, numbered, refused, without_privileges, write_shard
 
 
 def low_level(path, kind, name=b"X", shape=(3, 2)):
@@ -39,19 +39,19 @@ def three_byte_integer():
 
 @pytest.mark.process
 def test_requested_dataset_or_x_or_the_only_candidate_is_read(tmp_path):
-    for held, asked, chosen in [
+    for held, requested, chosen in [
         ({"X": 2, "Y": 2}, None, "X"),
         ({"X": 2, "Y": 2}, "Y", "Y"),
         ({"Y": 2, "labels": 1}, None, "Y"),
         ({"deep/er/images": 3, "labels": 1}, None, "deep/er/images"),
         ({"deep/X": 2, "deep/Y": 2}, "/deep/Y", "/deep/Y"),
     ]:
-        with case(held, asked, chosen):
+        with case(held, requested, chosen):
             with h5py.File(tmp_path / "x.h5", "w") as file:
                 for name, rank in held.items():
                     file[name] = np.zeros((3, 2, 2)[:rank])
                 file["text"] = [["a"], ["b"]]
-            assert open_shards([str(tmp_path / "x.h5")], asked)[0].dataset == chosen
+            assert open_shards([str(tmp_path / "x.h5")], requested)[0].dataset == chosen
 
 
 @pytest.mark.process
@@ -156,12 +156,12 @@ def test_dataset_that_is_no_table_of_numbers_is_refused(tmp_path):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("asked", [None, "X"])
+@pytest.mark.parametrize("requested", [None, "X"])
 @pytest.mark.parametrize("kind", [three_byte_integer(), h5py.h5t.UNIX_D32LE], ids=["int24", "time"])
-def test_type_unknown_to_numpy_is_refused(tmp_path, kind, asked):
+def test_type_unknown_to_numpy_is_refused(tmp_path, kind, requested):
     path = low_level(tmp_path / "x.h5", kind)
     with refused(65, path, "dataset=X", "expected"):
-        open_shards([path], asked)
+        open_shards([path], requested)
 
 
 @pytest.mark.process
@@ -251,7 +251,7 @@ def test_dangling_link_is_refused(tmp_path, target):
 def test_file_without_read_permission_is_refused(open_path):
     path = write_shard(open_path / "x.h5", numbered(2))
     Path(path).chmod(0)
-    exit_code, sentence = as_nobody(lambda: open_shards([path]))
+    exit_code, sentence = without_privileges(lambda: open_shards([path]))
     assert exit_code == 77, sentence
     assert path in sentence
 
@@ -260,7 +260,7 @@ def test_file_without_read_permission_is_refused(open_path):
 def test_directory_without_read_permission_is_refused(open_path):
     folder = open_path / "closed"
     folder.mkdir(mode=0o300)
-    exit_code, sentence = as_nobody(lambda: open_shards([str(folder)]))
+    exit_code, sentence = without_privileges(lambda: open_shards([str(folder)]))
     assert exit_code == 77, sentence
     assert str(folder) in sentence
 
@@ -289,8 +289,8 @@ def add_unknown_filter(file, name, shape):
     properties.set_chunk(shape)
     properties.set_filter(300, h5py.h5z.FLAG_OPTIONAL, ())
     space = h5py.h5s.create_simple(shape)
-    made = h5py.h5d.create(file.id, name, h5py.h5t.STD_I64LE, space, dcpl=properties)
-    made.write_direct_chunk((0,) * len(shape), b"\1" * (8 * int(np.prod(shape))))
+    stored = h5py.h5d.create(file.id, name, h5py.h5t.STD_I64LE, space, dcpl=properties)
+    stored.write_direct_chunk((0,) * len(shape), b"\1" * (8 * int(np.prod(shape))))
 
 
 # -- checks before the rows --------------------------------------------------------------------------------------
@@ -336,8 +336,8 @@ def test_file_with_a_user_block_is_read(tmp_path):
                     created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
                     created.set_layout(h5py.h5d.COMPACT)
                     space = h5py.h5s.create_simple(rows.shape)
-                    made = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I64LE, space, dcpl=created)
-                    made.write(h5py.h5s.ALL, h5py.h5s.ALL, rows)
+                    stored = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I64LE, space, dcpl=created)
+                    stored.write(h5py.h5s.ALL, h5py.h5s.ALL, rows)
                 else:
                     file.create_dataset("X", data=rows, **storage.get(how, {}))
                 file["y"] = np.arange(30)

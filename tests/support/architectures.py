@@ -77,8 +77,8 @@ def collect(folder: Path, *arguments: str) -> list[Path]:
 def compile_for(wheel: Path, sources: Sequence[Path], capabilities: Sequence[str], ptxas: str = "") -> list[Compiled]:
     """Compile sources with the NVRTC of a wheel, in a child process, because a process can load only one NVRTC."""
     command = [sys.executable, "-m", "tests.support.architectures", "--child", str(wheel), *capabilities]
-    given = json.dumps({"sources": [str(path) for path in sources], "ptxas": ptxas})
-    done = subprocess.run(command, input=given, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    request = json.dumps({"sources": [str(path) for path in sources], "ptxas": ptxas})
+    done = subprocess.run(command, input=request, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
     return [Compiled(**each) for each in json.loads(done.stdout)]
@@ -148,7 +148,7 @@ def _line(row: Sequence[Compiled]) -> str:
 def wrong(each: Compiled) -> list[str]:
     """Return one line for each kernel that does not compile, and one for PTX of an unexpected version or target."""
     where = f"NVRTC {each.nvrtc}, capability {each.capability}"
-    lines = [f"{where}: {name}: {said}" for name, said in each.failed.items()]
+    lines = [f"{where}: {name}: {message}" for name, message in each.failed.items()]
     lines += [f"{where}: {name} is not assembled" for name in each.not_assembled]
     if each.versions != [ptx_of(each.nvrtc)] or len(each.targets) != 1:
         lines.append(f"{where}: PTX {each.versions} for {each.targets}, expected {ptx_of(each.nvrtc)} for one")
@@ -158,20 +158,20 @@ def wrong(each: Compiled) -> list[str]:
 def main(arguments: Sequence[str]) -> int:
     """Print the table and all errors; return the exit code."""
     if arguments[:1] == ["--child"]:
-        given = json.load(sys.stdin)
-        print(json.dumps(_compile_for(Path(arguments[1]), arguments[2:], **given)))
+        request = json.load(sys.stdin)
+        print(json.dumps(_compile_for(Path(arguments[1]), arguments[2:], **request)))
         return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ptxas", default="", metavar="FILE")
     parser.add_argument("--sources", type=Path, metavar="FOLDER", help="where they are kept, and taken from again")
     parser.add_argument("wheels", nargs="+", type=Path, metavar="FOLDER")
-    given = parser.parse_args(arguments)
+    request = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(2) as pool:
-        folder = given.sources or Path(scratch)
+        folder = request.sources or Path(scratch)
         folder.mkdir(exist_ok=True)
         sources = sorted(folder.glob("*.cu")) or collect(folder)
-        compiled = partial(compile_for, sources=sources, capabilities=CAPABILITIES, ptxas=given.ptxas)
-        rows = list(pool.map(compiled, sorted(path.resolve() for path in given.wheels)))
+        compiled = partial(compile_for, sources=sources, capabilities=CAPABILITIES, ptxas=request.ptxas)
+        rows = list(pool.map(compiled, sorted(path.resolve() for path in request.wheels)))
     print(f"{len(sources)} kernels\nNVRTC  PTX  " + "".join(f"{each:>5}" for each in CAPABILITIES))
     print("\n".join(map(_line, rows)))
     lines = [line for row in rows for each in row for line in wrong(each)]

@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.support.image import made
+from tests.support.image import build_image
 from tests.support.interpreters import REPOSITORY
 
 FOLDER = REPOSITORY / "card-kit"
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--without-peers", action="store_true", help="leave PyTorch out")
     options = parser.parse_args()
     with TemporaryDirectory(prefix="shardpress-kit-") as folder:
-        image = made(Path(folder, "root"), "card-kit")
+        image = build_image(Path(folder, "root"), "card-kit")
         add_checkout(image.root / CHECKOUT)
         image.run("/bin/sh", "-ec", INSTALL)
         if not options.without_peers:

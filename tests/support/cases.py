@@ -71,10 +71,10 @@ def each(names: str, cases: Iterable[Any]) -> Callable[[Callable[..., None]], Ca
         @wraps(test)
         def loop(**fixtures: Any) -> None:
             for values in listed:
-                given = dict(zip(arguments, values if len(arguments) > 1 else [values], strict=True))
+                values_by_name = dict(zip(arguments, values if len(arguments) > 1 else [values], strict=True))
                 fresh = {name: deepcopy(f) if isinstance(f, np.random.Generator) else f for name, f in fixtures.items()}
-                with case(**given):
-                    test(**fresh, **given)
+                with case(**values_by_name):
+                    test(**fresh, **values_by_name)
 
         signature = inspect.signature(test)
         others = [parameter for name, parameter in signature.parameters.items() if name not in arguments]

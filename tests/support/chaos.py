@@ -30,7 +30,7 @@ from pathlib import Path
 
 from tests.support.clusters import Cluster, until
 from tests.support.hosts import HERE, Hosts
-from tests.support.killing import Broken, Victim, committed
+from tests.support.killing import CheckFailed, Victim, committed
 from tests.support.processes import DEADLINE
 from tests.support.soak_protocol import records
 
@@ -82,7 +82,7 @@ class Round:
         )
 
 
-class _Night:
+class _DisturbedRun:
     """A run on a cluster with repeated faults."""
 
     def __init__(self, victim: Victim, cluster: Cluster, hosts: Hosts | None, rng: random.Random) -> None:
@@ -97,8 +97,8 @@ class _Night:
         """Start the program and four workers."""
         self._fill_up()
         flags = ("--scheduler-file", str(self._cluster.file), *(("--insecure-cluster",) if self._hosts else ()))
-        with open(self._cluster.folder / "driver.log", "ab") as said:
-            return self._program.start(output, *flags, stdout=said, stderr=said)
+        with open(self._cluster.folder / "driver.log", "ab") as log:
+            return self._program.start(output, *flags, stdout=log, stderr=log)
 
     def disturb(self, process: subprocess.Popen[bytes], is_enough: Callable[[], bool]) -> None:
         """Harm one worker after another while the program runs, beginning when it has connected to some."""
@@ -140,7 +140,7 @@ class _Night:
 
     def has_begun(self, stage: str) -> bool:
         """Return whether the last run has reached a stage."""
-        last = re.split(STAGES["scan"], self._cluster.said("driver"))[self._n_typed :]
+        last = re.split(STAGES["scan"], self._cluster.output("driver"))[self._n_typed :]
         return bool(last) and (stage == "scan" or re.search(STAGES[stage], "".join(last)) is not None)
 
     def _harm(self, i: int) -> None:
@@ -174,47 +174,49 @@ class _Night:
                 self._cluster.start_worker(self._there[i], *_SLOW, place=self._places[i])
                 self._n_started += 1
 
-    def _is_manned(self) -> bool:
+    def _has_all_workers(self) -> bool:
         """Return whether all workers have connected or have exited."""
         names = self._there.values()
-        return all("Registered to:" in self._cluster.said(each) or self._has_gone(each) for each in names)
+        return all("Registered to:" in self._cluster.output(each) or self._has_gone(each) for each in names)
 
     def _has_gone(self, name: str) -> bool:
         return self._cluster.processes[name].poll() is not None
 
     def _n_found(self) -> int:
         """Return how many runs have connected to workers."""
-        return len(re.findall(r" INFO cluster: \d+ workers?: ", self._cluster.said("driver")))
+        return len(re.findall(r" INFO cluster: \d+ workers?: ", self._cluster.output("driver")))
 
 
 def _round(victim: Victim, folder: Path, hosts: Hosts | None, rng: random.Random) -> Round:
     output, codes = folder / "out", list[int]()
     settings = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "1s"}
     with Cluster(folder / "cluster", hosts.places[0] if hosts else HERE, **settings) as cluster:
-        night = _Night(victim, cluster, hosts, rng)
-        process = night.start(output)
+        disturbed = _DisturbedRun(victim, cluster, hosts, rng)
+        process = disturbed.start(output)
         try:
             stage = rng.choice(list(STAGES))
             n_parts = rng.randint(1, 30) if stage == "encoding" else 0
-            night.disturb(process, lambda: night.has_begun(stage) and len(list(output.glob("parts/*.h5"))) >= n_parts)
+            disturbed.disturb(
+                process, lambda: disturbed.has_begun(stage) and len(list(output.glob("parts/*.h5"))) >= n_parts
+            )
             cluster.kill("scheduler")
             codes.append(process.wait(DEADLINE))
             n_parts = sum(key.startswith("part") for key in committed(output))
-            night.lose_scheduler()
+            disturbed.lose_scheduler()
             while codes[-1] != 0 and len(codes) < _MOST:
-                process = night.start(output)
-                n_harmed = night.n_killed + night.n_cut_off + rng.randint(1, 4)
-                night.disturb(process, partial(night.has_harmed, n_harmed))
-                codes.append(night.end_of(process))
+                process = disturbed.start(output)
+                n_harmed = disturbed.n_killed + disturbed.n_cut_off + rng.randint(1, 4)
+                disturbed.disturb(process, partial(disturbed.has_harmed, n_harmed))
+                codes.append(disturbed.end_of(process))
         finally:
             process.kill()
             process.wait()
     if codes[-1] != 0 or set(codes[:-1]) - {_LOST, _GIVEN_UP}:
-        raise Broken(f"exit codes {codes}")
+        raise CheckFailed(f"exit codes {codes}")
     victim.check(output)
     if twice := [key for key, n in Counter(record["key"] for record in records(output)).items() if n > 1]:
-        raise Broken(f"committed twice: {twice}")
-    return Round(night.n_killed, night.n_cut_off, night.n_stopped, stage, n_parts, codes)
+        raise CheckFailed(f"committed twice: {twice}")
+    return Round(disturbed.n_killed, disturbed.n_cut_off, disturbed.n_stopped, stage, n_parts, codes)
 
 
 def rounds(victim: Victim, n_rounds: int, seed: int, hosts: Hosts | None = None) -> Iterator[Round]:
@@ -230,8 +232,8 @@ def rounds(victim: Victim, n_rounds: int, seed: int, hosts: Hosts | None = None)
         folder.mkdir()
         try:
             yield _round(victim, folder, hosts, random.Random(f"{seed} {number}"))
-        except (Broken, subprocess.TimeoutExpired, AssertionError) as broken:
-            raise Broken(f"round {number}, seed {seed}: {broken}. Kept: {folder}") from broken
+        except (CheckFailed, subprocess.TimeoutExpired, AssertionError) as broken:
+            raise CheckFailed(f"round {number}, seed {seed}: {broken}. Kept: {folder}") from broken
         shutil.rmtree(folder)
 
 
@@ -243,7 +245,7 @@ def main() -> int:
         with Hosts(_WORKERS) if "hosts" in sys.argv else nullcontext() as hosts:
             for number, found in enumerate(rounds(Victim(folder, _REPLICAS), n_rounds, seed, hosts)):
                 print(f"round {number}: {found}; {time.monotonic() - start:.0f} s so far", flush=True)
-    except Broken as broken:
+    except CheckFailed as broken:
         print(f"BROKEN: {broken} (everything is in {folder})")
         return 1
     shutil.rmtree(folder)

@@ -91,7 +91,7 @@ class Cluster:
         command = [*_DASK, "scheduler", *where, "--no-dashboard", "--no-show"]
         # A run refuses a scheduler that imports from a directory of another user.
         self._run("scheduler", command, self._place, DASK_TEMPORARY_DIRECTORY=str(self.folder))
-        until(lambda: self.file.exists() and self.file.stat().st_size, f"the scheduler: {self.said('scheduler')}")
+        until(lambda: self.file.exists() and self.file.stat().st_size, f"the scheduler: {self.output('scheduler')}")
 
     def start_worker(
         self, name: str, *flags: str, place: Place = HERE, directory: Path | None = None, **variables: str
@@ -113,18 +113,18 @@ class Cluster:
 
     def start_between(self, name: str) -> Path:
         """Start a proxy in front of the scheduler, like a network; return its ``--scheduler-file``."""
-        told, port = json.loads(self.file.read_text()), self.folder / f"{name}.port"
-        host, _, there = told["address"].removeprefix("tcp://").partition(":")
-        self._run(name, [sys.executable, "-c", _BETWEEN, host, there, str(port)])
+        scheduler, port = json.loads(self.file.read_text()), self.folder / f"{name}.port"
+        host, _, scheduler_port = scheduler["address"].removeprefix("tcp://").partition(":")
+        self._run(name, [sys.executable, "-c", _BETWEEN, host, scheduler_port, str(port)])
         until(lambda: port.exists() and port.read_text(), name)
         file = self.folder / f"{name}.json"
-        file.write_text(json.dumps({**told, "address": f"tcp://{host}:{port.read_text()}"}))
+        file.write_text(json.dumps({**scheduler, "address": f"tcp://{host}:{port.read_text()}"}))
         return file
 
     def wait_for(self, *names: str) -> None:
         """Wait until the scheduler knows these workers."""
         for name in names:
-            until(lambda name=name: "Registered to:" in self.said(name), f"worker {name}")
+            until(lambda name=name: "Registered to:" in self.output(name), f"worker {name}")
 
     def kill(self, name: str, by: int = signal.SIGKILL) -> None:
         """Send a signal to a process; wait for its end if the signal kills it."""
@@ -135,7 +135,7 @@ class Cluster:
             process.wait(_SECONDS)
             del self.processes[name]
 
-    def said(self, name: str) -> str:
+    def output(self, name: str) -> str:
         """Return the output of a process so far."""
         return (self.folder / f"{name}.log").read_text(errors="replace")
 

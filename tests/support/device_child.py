@@ -124,8 +124,8 @@ def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
     graphs.label = f"step {label}"
     costs = []
     for number, minibatch in enumerate(make_minibatches()):
-        given = rows[minibatch] if resident is None else minibatch
-        costs.append(take_step(step, given, RATES[rule], with_cost(number)))
+        minibatch_or_numbers = rows[minibatch] if resident is None else minibatch
+        costs.append(take_step(step, minibatch_or_numbers, RATES[rule], with_cost(number)))
     graphs.label = f"encode {label}"
     found = {"costs": np.array([cost for cost in costs if cost is not None]), "features": autoencoder.encode(rows)}
     if resident is None:
@@ -209,11 +209,11 @@ def main(arrays: str, facts: str) -> None:
         found |= train_network(graphs, name)
     found |= encode_every_dtype(graphs)
     graphs.label = "reductions"
-    told = {"device": device.used, "name": device.name, "free": device.free, "graphs": graphs.seen}
-    told["reductions"] = reductions() if device.used.startswith("opencl") else {}
+    results = {"device": device.used, "name": device.name, "free": device.free, "graphs": graphs.seen}
+    results["reductions"] = reductions() if device.used.startswith("opencl") else {}
     np.savez(arrays, **found)
     with open(facts, "w") as file:
-        json.dump(told, file)
+        json.dump(results, file)
 
 
 if __name__ == "__main__":

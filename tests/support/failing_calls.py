@@ -30,7 +30,7 @@ from typing import Any
 
 from tests.support.interpreters import REPOSITORY, environment
 
-__all__ = ["SCENES", "SWEEPS", "Ended", "Fault", "Runs", "Scene", "build", "kept", "trouble"]
+__all__ = ["SCENES", "SWEEPS", "Ended", "Fault", "Runs", "Scene", "build", "committed_files", "trouble"]
 
 _SOURCE = Path(__file__).with_suffix(".c")
 _SECONDS = 120.0  # time limit; afterwards a run counts as stuck
@@ -209,14 +209,14 @@ def _serve() -> None:
             _run(request, writer, writing_end)
         os.close(writer)
         os.close(writing_end)
-        text = _heard(reading_end, child)
+        text = _output_of(reading_end, child)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         with os.fdopen(reader) as pipe:
             n_calls = int(pipe.read() or -1)
         print(json.dumps({"code": code, "n_calls": n_calls, "text": text}), flush=True)
 
 
-def _run(request: Mapping[str, Any], writer: int, said: int) -> None:
+def _run(request: Mapping[str, Any], writer: int, stream: int) -> None:
     """Run the program in this process, which then exits."""
     import resource
 
@@ -224,9 +224,9 @@ def _run(request: Mapping[str, Any], writer: int, said: int) -> None:
 
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    os.close(said)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    os.close(stream)
     os.close(nothing)
     library = ctypes.CDLL(None)
     fault = Fault(**request["fault"])
@@ -251,7 +251,7 @@ def _run(request: Mapping[str, Any], writer: int, said: int) -> None:
         os._exit(code)
 
 
-def _heard(descriptor: int, child: int) -> str:
+def _output_of(descriptor: int, child: int) -> str:
     """Return all output of a child and its children; kill the child if it takes too long."""
     deadline = time.monotonic() + _SECONDS
     data = b""
@@ -293,11 +293,11 @@ class Scene:
     """
 
     def __init__(self, runs: Runs, folder: Path, kind: str) -> None:
-        from tests.support.standin import Night, features_of
+        from tests.support.standin import Workspace, features_of
 
         folder.mkdir()
         self._runs, self.kind, self._folder = runs, kind, folder
-        self._night = Night(folder, 20, 0, 15, 9)
+        self._night = Workspace(folder, 20, 0, 15, 9)
         self.shards = str(self._night.shards)
         self._path = folder / "out"
         self.output = str(self._path)
@@ -341,16 +341,16 @@ class Scene:
 
     def meets(self, fault: Fault | None = None, **limits: int) -> tuple[int, str]:
         """Run with a fault and then without it; return the first exit code, and a description of any problem."""
-        from tests.support.soak_protocol import broken_promises, leftovers
+        from tests.support.soak_protocol import invalid_entries, leftovers
         from tests.support.standin import features_of
 
         self.fresh()
-        before = kept(self._path)
+        before = committed_files(self._path)
         ended = self.run(fault, **limits)
         wrong = trouble(ended)
-        if not wrong and (broken := broken_promises(self._path) if self._path.exists() else []):
+        if not wrong and (broken := invalid_entries(self._path) if self._path.exists() else []):
             wrong = f"not as recorded: {broken}"
-        after = kept(self._path)
+        after = committed_files(self._path)
         if not wrong and ended.code and before.keys() - after.keys():
             lost = sorted(before.keys() - after.keys())
             wrong = f"lost: {lost}: {ended.text[-2000:]}"
@@ -361,12 +361,12 @@ class Scene:
             wrong = "rerun: different features"
         if not wrong and (left := leftovers(self._path)):
             wrong = f"rerun: unreferenced files: {left}"
-        if not wrong and (lost := after.items() - kept(self._path).items()):
+        if not wrong and (lost := after.items() - committed_files(self._path).items()):
             wrong = f"rerun: parts were recomputed: {sorted(lost)}"
         return ended.code, wrong
 
 
-def kept(output: Path) -> dict[str, str]:
+def committed_files(output: Path) -> dict[str, str]:
     """Return the file of each committed scan, model and part."""
     from tests.support.soak_protocol import records
 

@@ -22,7 +22,7 @@ from typing import Any
 from pipeline.output.disk import Disk
 
 __all__ = [
-    *("Broken", "Failing", "Killing", "Left", "PowerLog", "Short", "Watched"),
+    *("BrokenDisk", "FailingDisk", "KillingDisk", "Left", "PowerLog", "ShortWriteDisk", "RecordingDisk"),
     *("bind", "forked", "materialize", "small_disk"),
 ]
 
@@ -34,7 +34,7 @@ _CALLS = (
 _NEW_MOUNTS, _PRIVATE, _REMOUNT, _BIND = 0x20000, 0x44000, 0x20, 0x1000
 
 
-class Watched(Disk):
+class RecordingDisk(Disk):
     """Disk that records its calls; subclasses override `between` to change them.
 
     Attributes
@@ -64,7 +64,7 @@ class Watched(Disk):
 
 
 def _through_between(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-    def call(self: Watched, *arguments: Any) -> Any:
+    def call(self: RecordingDisk, *arguments: Any) -> Any:
         with self._lock:
             number = len(self.calls)
             self.calls.append((name, arguments[-1]))
@@ -74,10 +74,10 @@ def _through_between(name: str, original: Callable[..., Any]) -> Callable[..., A
 
 
 for _name in _CALLS:
-    setattr(Watched, _name, _through_between(_name, getattr(Watched, _name)))
+    setattr(RecordingDisk, _name, _through_between(_name, getattr(RecordingDisk, _name)))
 
 
-class Failing(Watched):
+class FailingDisk(RecordingDisk):
     """Disk whose call `first` fails, and later ones if `for_good`; with `done` it takes effect before it fails."""
 
     def __init__(self, first: int, code: int, for_good: bool = False, done: bool = False) -> None:
@@ -93,7 +93,7 @@ class Failing(Watched):
         raise OSError(self._code, os.strerror(self._code))
 
 
-class Broken(Watched):
+class BrokenDisk(RecordingDisk):
     """Disk on which the methods of the given names always fail."""
 
     def __init__(self, code: int, *names: str) -> None:
@@ -108,7 +108,7 @@ class Broken(Watched):
         raise OSError(self._code, os.strerror(self._code))
 
 
-class Short(Watched):
+class ShortWriteDisk(RecordingDisk):
     """Disk whose write number `first` is short; later writes succeed, or fail with `code`."""
 
     def __init__(self, first: int, code: int = 0) -> None:
@@ -127,7 +127,7 @@ class Short(Watched):
         return do(*arguments)
 
 
-class Killing(Watched):
+class KillingDisk(RecordingDisk):
     """Disk that kills the process right before or right after call number `number`."""
 
     def __init__(self, number: int, after: bool) -> None:
@@ -252,7 +252,7 @@ def _moved(name: PurePath, moved_from: PurePath, path: PurePath) -> PurePath:
     return path / name.relative_to(moved_from) if moved_from in name.parents else name
 
 
-class PowerLog(Watched):
+class PowerLog(RecordingDisk):
     """Records all changes below a folder, so that a power cut can be simulated after each call.
 
     Parameters
@@ -314,7 +314,7 @@ class PowerLog(Watched):
         promises, seen = _Promises(), set()
         for number, (name, arguments) in enumerate(self._log):
             _play(state, name, arguments)
-            promises.hear(name, arguments)
+            promises.record(name, arguments)
             found = [
                 ("lost", _left(state.durable, lambda content: b"")),
                 ("empty", _left(state.now, lambda content: b"")),
@@ -327,7 +327,7 @@ class PowerLog(Watched):
                         _apply(names, *change)
                 found.append(("mixed", _left(names, lambda content: bytes(len(content.written)))))
             for kind, left in found:
-                assert promises.kept - set(left) == set(), f"power cut after call {number}, {name}: {kind}"
+                assert promises.promised - set(left) == set(), f"power cut after call {number}, {name}: {kind}"
                 key = frozenset(left.items())
                 if key not in seen:
                     seen.add(key)
@@ -338,21 +338,21 @@ class _Promises:
     """Names that must survive a power cut: files written by the main thread, as soon as it creates the next file."""
 
     def __init__(self) -> None:
-        self.kept: set[PurePath] = set()
-        self._given: set[PurePath] = set()
+        self.promised: set[PurePath] = set()
+        self._pending: set[PurePath] = set()
 
-    def hear(self, name: str, arguments: tuple[Any, ...]) -> None:
+    def record(self, name: str, arguments: tuple[Any, ...]) -> None:
         path = arguments[-1] if name == "replace" else arguments[0]
         # The names in a publication are synced together, before the switch to it.
         if path.parent.name in ("parts", "stages") or path.parent.parent.name == "published":
             return
         if name == "replace":
-            self._given.add(path)
+            self._pending.add(path)
         elif name == "create":
-            self.kept |= self._given
+            self.promised |= self._pending
         elif name == "remove":
-            self.kept.discard(path)
-            self._given.discard(path)
+            self.promised.discard(path)
+            self._pending.discard(path)
 
 
 def _play(state: _State, name: str, arguments: tuple[Any, ...]) -> None:

@@ -245,8 +245,8 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
         created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         created.set_layout(h5py.h5d.COMPACT)
         space = h5py.h5s.create_simple((4, 2))
-        made = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I32LE, space, dcpl=created)
-        made.write(h5py.h5s.ALL, h5py.h5s.ALL, ROWS[:4])
+        stored = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I32LE, space, dcpl=created)
+        stored.write(h5py.h5s.ALL, h5py.h5s.ALL, ROWS[:4])
 
     def master(file: h5py.File) -> None:
         layout = h5py.VirtualLayout((30, 2), "<i4")
@@ -342,7 +342,7 @@ def mutant(corpus: list[bytes], rng: np.random.Generator) -> bytes:
     for _ in range(rng.integers(1, 5)):
         _DAMAGES[rng.integers(len(_DAMAGES))](content, corpus, rng)
     if rng.random() < 0.8:
-        mend(content)
+        correct_checksums(content)
     return bytes(content)
 
 
@@ -364,7 +364,7 @@ def structure_mutant(sound: list[tuple[bytes, list[Structure]]], rng: np.random.
         _change(content, alike[rng.integers(len(alike))], rng)
     repair(content, structures)
     if rng.random() < 0.5:
-        mend(content)  # also where the header now states another length
+        correct_checksums(content)  # also where the header now states another length
     return bytes(content)
 
 
@@ -437,7 +437,7 @@ def _swap_words(content: bytearray, corpus: list[bytes], rng: np.random.Generato
 _DAMAGES = [_flip_bits, _flip_bits, _set_bytes, _set_word, _set_word, _truncate, _splice, _swap_words]
 
 
-def mend(content: bytearray) -> None:
+def correct_checksums(content: bytearray) -> None:
     """Correct the checksums of the superblock (versions 2 and 3) and of object headers (version 2)."""
     start = max(0, content.find(b"\x89HDF"))
     if len(content) >= start + 48 and content[start + 8] in (2, 3):

@@ -21,7 +21,7 @@ from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard
 
-NOBODY = 65534
+UNPRIVILEGED = 65534
 
 
 def write_shard(path: Path, rows: Any, name: str = "X", extras: Mapping[str, Any] | None = None, **how: Any) -> str:
@@ -102,7 +102,7 @@ def refused(exit_code: int, *phrases: str) -> Iterator[None]:
     assert sentence.isprintable()
 
 
-def as_nobody(act: Callable[[], object]) -> tuple[int, str]:
+def without_privileges(act: Callable[[], object]) -> tuple[int, str]:
     """Return exit code and message of the error that `act` raises without root privileges; (0, "") without an error."""
     if os.getuid() != 0:
         return _outcome(act)
@@ -111,8 +111,8 @@ def as_nobody(act: Callable[[], object]) -> tuple[int, str]:
     if not child:
         try:
             os.setgroups([])
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
+            os.setgid(UNPRIVILEGED)
+            os.setuid(UNPRIVILEGED)
             os.write(writer, json.dumps(_outcome(act)).encode())
         finally:
             os._exit(0)

@@ -249,10 +249,10 @@ def endless_header(folder: Path) -> Path:
     """Write an object header whose continuation is itself."""
     path = folder / "x.h5"
     with h5py.File(path, "w", libver="earliest") as file:
-        made = file.create_dataset("X", data=ROWS)
+        dataset = file.create_dataset("X", data=ROWS)
         for i in range(20):
-            made.attrs[f"attribute {i}"] = i  # until the header needs a continuation
-        header = h5py.h5o.get_info(made.id).addr
+            dataset.attrs[f"attribute {i}"] = i  # until the header needs a continuation
+        header = h5py.h5o.get_info(dataset.id).addr
     content = path.read_bytes()
     at = content.index(struct.pack("<HHI", 0x10, 16, 0), header)
     path.write_bytes(content[: at + 8] + struct.pack("<QQ", header + 16, 256) + content[at + 24 :])

@@ -21,7 +21,7 @@ import numpy as np
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY
 
-__all__ = ["Image", "made", "mirror", "steps"]
+__all__ = ["Image", "build_image", "mirror", "steps"]
 
 DOCKERFILE = REPOSITORY / "docs/Dockerfile"
 SUITES = {"debian:12": "bookworm"}
@@ -66,8 +66,8 @@ class Image:
             self._connect()
         elif name in ("ARG", "ENV"):
             key, _, value = rest.partition("=")
-            kept = self.arguments if name == "ARG" else self.environment
-            kept[key] = Template(value).substitute(self.environment)
+            values = self.arguments if name == "ARG" else self.environment
+            values[key] = Template(value).substitute(self.environment)
         elif name == "COPY":
             self._copy(*rest.split())
         elif name == "RUN":
@@ -109,7 +109,7 @@ class Image:
         return found | ({"PIP_CERT": f"/{CERTIFICATES}"} if (self.root / CERTIFICATES).exists() else {})
 
 
-def made(root: Path, what_for: str) -> Image:
+def build_image(root: Path, what_for: str) -> Image:
     """Build the image of docs/Dockerfile in a new folder."""
     if os.geteuid() or shutil.which("debootstrap") is None:
         sys.exit(f"{what_for}: needs root, and debootstrap (Debian: apt-get install debootstrap)")
@@ -122,7 +122,7 @@ def made(root: Path, what_for: str) -> Image:
 def main() -> None:
     """Build the image and use it, without a driver."""
     with TemporaryDirectory(prefix="shardpress-image-") as folder:
-        image = made(Path(folder, "root"), "image-check")
+        image = build_image(Path(folder, "root"), "image-check")
         print("What is in it:", flush=True)
         again = image.run(*image.entrypoint, "setup-gpu")
         assert "no driver here" in again.stdout, again.stdout

@@ -34,9 +34,9 @@ import numpy as np
 from pipeline.output.records import read_manifest
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, environment
-from tests.support.soak_protocol import broken_promises, leftovers, records, seen_by_all
+from tests.support.soak_protocol import invalid_entries, leftovers, records, run_seen_by_readers
 
-__all__ = ["PHASES", "Broken", "Ended", "Kill", "Program", "Victim", "committed", "features_of", "rounds", "table"]
+__all__ = ["PHASES", "CheckFailed", "Ended", "Kill", "Program", "Victim", "committed", "features_of", "rounds", "table"]
 
 # Log line at which each phase begins, in a first run and in one that resumes.
 PHASES = {
@@ -71,7 +71,7 @@ _HARMLESS = re.compile(r"Overriding existing lock by dead process")
 _SECONDS = 300.0  # time limit; afterwards a run counts as stuck
 
 
-class Broken(AssertionError):
+class CheckFailed(AssertionError):
     """Raised if a check fails."""
 
 
@@ -95,14 +95,14 @@ class Ended:
 
     code: int
     lines: list[str]
-    begun: dict[str, float]
+    phase_starts: dict[str, float]
     seconds: float
     sent: float = 0.0
 
     @property
     def phase(self) -> str:
         """Last phase that began."""
-        return list(self.begun)[-1]
+        return list(self.phase_starts)[-1]
 
     def says(self, pattern: str) -> bool:
         """Return whether a line matches a pattern."""
@@ -151,7 +151,7 @@ class Program:
         Broken
             If the run is stuck, or leaves a stuck process.
         """
-        start, sent, lines, begun = time.monotonic(), 0.0, [], {"start": 0.0}
+        start, sent, lines, phase_starts = time.monotonic(), 0.0, [], {"start": 0.0}
         process = self.start(output, *flags)
         assert process.stdout is not None
         try:
@@ -162,7 +162,7 @@ class Program:
                 lines.append(line)
                 phase = next((name for name, pattern in PHASES.items() if re.search(pattern, line)), None)
                 if phase is not None:
-                    begun.setdefault(phase, time.monotonic() - start)
+                    phase_starts.setdefault(phase, time.monotonic() - start)
                 if at is not None and re.search(PHASES.get(at, at), line):
                     sent, at = _signal_after(process, delay, by) - start, None
             code = process.wait(_SECONDS)
@@ -170,7 +170,7 @@ class Program:
             process.kill()
             process.wait()
             process.stdout.close()
-        return Ended(code, lines, begun, time.monotonic() - start, sent)
+        return Ended(code, lines, phase_starts, time.monotonic() - start, sent)
 
 
 def _signal_after(process: subprocess.Popen[bytes], seconds: float, number: int) -> float:
@@ -186,7 +186,7 @@ def _heard(descriptor: int, deadline: float) -> Iterator[str]:
     while True:
         ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
-            raise Broken(f"is stuck, or has left a process behind, after {_SECONDS:.0f} s")
+            raise CheckFailed(f"is stuck, or has left a process behind, after {_SECONDS:.0f} s")
         data = os.read(descriptor, 2**16)
         if not data:
             if rest:
@@ -257,7 +257,7 @@ class Victim:
         self._must_end(ended, self.undisturbed)
         self.features, self.n_rows = features_of(self.undisturbed), read_manifest(self.undisturbed)["n_rows"]
         if features_of(folder / "first") != self.features:
-            raise Broken("two undisturbed runs differ")
+            raise CheckFailed("two undisturbed runs differ")
         self.seconds = _lengths(ended)
 
     def round(self, output: Path, phases: Sequence[str], rng: random.Random) -> tuple[list[Kill], float]:
@@ -306,10 +306,10 @@ class Victim:
     def look(self, ended: Ended, output: Path, is_rerun: bool = False) -> Kill:
         """Check what a killed run has left: only whole results, with or without a manifest."""
         if ended.code != -signal.SIGKILL:
-            raise Broken(f"exit code {ended.code}, expected to be killed: {ended.lines[-3:]}")
+            raise CheckFailed(f"exit code {ended.code}, expected to be killed: {ended.lines[-3:]}")
         _must_be_nothing("not as promised", _broken(output))
         if output.exists():
-            seen_by_all(output)
+            run_seen_by_readers(output)
         names = [path.name for path in output.rglob("*")]
         return Kill(
             phase=ended.phase,
@@ -325,11 +325,11 @@ class Victim:
         _must_be_nothing("not as promised", _broken(output))
         _must_be_nothing("left over", leftovers(output))
         if features_of(output) != self.features:
-            raise Broken("the features are not those of an undisturbed run")
+            raise CheckFailed("the features are not those of an undisturbed run")
 
     def _must_end(self, ended: Ended, output: Path) -> None:
         if ended.code != 0:
-            raise Broken(f"exit code {ended.code} in {output}: {ended.lines[-3:]}")
+            raise CheckFailed(f"exit code {ended.code} in {output}: {ended.lines[-3:]}")
         _must_be_nothing(
             "complaints", [line for line in ended.lines if _COMPLAINTS.search(line) and not _HARMLESS.search(line)]
         )
@@ -337,7 +337,7 @@ class Victim:
 
 def _lengths(ended: Ended) -> dict[str, float]:
     """Return the duration of each phase that ended, in seconds."""
-    return {phase: stop - start for (phase, start), (_, stop) in pairwise(ended.begun.items())}
+    return {phase: stop - start for (phase, start), (_, stop) in pairwise(ended.phase_starts.items())}
 
 
 def _write_shards(folder: Path) -> None:
@@ -370,9 +370,9 @@ def committed(output: Path) -> dict[str, str]:
 
 def _broken(output: Path) -> list[str]:
     try:
-        return broken_promises(output)
+        return invalid_entries(output)
     except ValueError as error:
-        raise Broken(f"a record or the manifest is half: {error}") from error
+        raise CheckFailed(f"a record or the manifest is half: {error}") from error
 
 
 def _must_use(before: dict[str, str], ended: Ended, output: Path) -> None:
@@ -393,7 +393,7 @@ def _must_use(before: dict[str, str], ended: Ended, output: Path) -> None:
 
 def _must_be_nothing(what: str, found: list[str]) -> None:
     if found:
-        raise Broken(f"{what}: {found[:5]}")
+        raise CheckFailed(f"{what}: {found[:5]}")
 
 
 # -- many rounds ------------------------------------------------------------------------------------------------------
@@ -416,13 +416,15 @@ def rounds(victim: Victim, n_rounds: int, seed: int) -> Iterator[tuple[list[Kill
             output = victim.folder / f"round-{number}-{attempt}"
             try:
                 kills, seconds = victim.round(output, [phases[number % len(phases)], *chain], rng)
-            except Broken as broken:
-                raise Broken(f"round {number}, attempt {attempt}, seed {seed}: {broken}. Kept: {output}") from broken
+            except CheckFailed as broken:
+                raise CheckFailed(
+                    f"round {number}, attempt {attempt}, seed {seed}: {broken}. Kept: {output}"
+                ) from broken
             if kills:
                 yield kills, seconds
                 break
         else:
-            raise Broken(f"round {number}, seed {seed}: the run always ended before it was killed")
+            raise CheckFailed(f"round {number}, seed {seed}: the run always ended before it was killed")
 
 
 def table(found: Sequence[tuple[list[Kill], float]]) -> str:
@@ -462,7 +464,7 @@ def main() -> int:
             found.append(each)
             if len(found) % 20 == 0:
                 print(f"{len(found)} rounds in {time.monotonic() - start:.0f} s", flush=True)
-    except Broken as broken:
+    except CheckFailed as broken:
         print(f"BROKEN: {broken} (everything is in {folder})")
         return 1
     finally:

@@ -57,7 +57,7 @@ class StartedRun:
         with open(self._log, "wb") as log:
             self.process = program.start(folder / "out", stdout=log, stderr=log)
 
-    def said(self) -> str:
+    def output(self) -> str:
         """Return the output so far."""
         return self._log.read_text(errors="replace")
 
@@ -83,7 +83,7 @@ EVENTS: dict[str, Callable[[StartedRun], object]] = {
     "the first child": lambda run: run.children(),
     "the program of a worker": lambda run: run.n_running("pipeline.cluster.processes"),
     "a worker": lambda run: run.n_running("multiprocessing.spawn"),
-    "all workers": lambda run: " INFO cluster: 2 workers: " in run.said(),
+    "all workers": lambda run: " INFO cluster: 2 workers: " in run.output(),
 }
 
 

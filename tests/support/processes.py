@@ -44,8 +44,8 @@ class Small:
 
 def ends_well(process: subprocess.Popen[bytes]) -> str:
     """Return the output of a process that must exit with code 0."""
-    said, _ = process.communicate(timeout=DEADLINE)
-    text = (said or b"").decode()
+    raw, _ = process.communicate(timeout=DEADLINE)
+    text = (raw or b"").decode()
     assert process.returncode == 0, text[-2000:]
     return text
 

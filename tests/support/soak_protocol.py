@@ -40,19 +40,19 @@ from pipeline.output import groupcommit
 from pipeline.output.records import NAMES, manifest_path, plain_name, published_file, read_manifest
 from pipeline.report.page.build import read_report
 from pipeline.report.verify import verify
-from tests.support.faulty import Failing, Killing, PowerLog, Short, Watched, forked, materialize
-from tests.support.standin import Night, features_of, install
+from tests.support.faulty import FailingDisk, KillingDisk, PowerLog, RecordingDisk, ShortWriteDisk, forked, materialize
+from tests.support.standin import Workspace, features_of, install
 
 __all__ = [
     "KINDS",
     "Trial",
-    "bad_nights",
-    "broken_promises",
     "cut_power",
     "fail_every_call",
     "fail_every_write",
+    "invalid_entries",
     "kill_at_every_call",
-    "seen_by_all",
+    "run_seen_by_readers",
+    "several_faults",
     "watch_readers",
     "with_plain_files",
     "without_links",
@@ -99,25 +99,25 @@ class Trial:
         folder.mkdir()
         # All parts but the first in one group, or each part by itself.
         self._pause = math.inf if kind == "together" else 0.0
-        self.night, self._folder, self._n_outputs = Night(folder, 20, 0, 15), folder, 0
+        self.workspace, self._folder, self._n_outputs = Workspace(folder, 20, 0, 15), folder, 0
         self._kind = kind
         before, flags = KINDS[kind]
         self.flags = [str(folder / "another") if flag == GIVEN else flag for flag in flags]
         if GIVEN in flags:
-            assert self.night.run(folder / "another", *STEPS) == 0
+            assert self.workspace.run(folder / "another", *STEPS) == 0
         self._before = None if before is None else folder / "before"
         self._runs_before: set[str | None] = set()
         if before is not None:
-            assert self.night.run(folder / "before", *before) == 0
+            assert self.workspace.run(folder / "before", *before) == 0
             if kind.startswith("version 0.1.0"):
                 with_plain_files(folder / "before")
             if kind == "lost links":
                 without_links(folder / "before")
-            self._runs_before = {seen_by_all(folder / "before")}
-        disk, output = Watched(), self.fresh()
+            self._runs_before = {run_seen_by_readers(folder / "before")}
+        disk, output = RecordingDisk(), self.fresh()
         assert self.run(output, disk) == 0
         self.calls, self._expected = disk.calls, features_of(output)
-        self._run_after = seen_by_all(output)
+        self._run_after = run_seen_by_readers(output)
         self._n_records, self._names = len(records(output)), named(output)
 
     def calls_of_each_kind(self) -> list[int]:
@@ -140,19 +140,19 @@ class Trial:
             shutil.copytree(self._before, output, symlinks=self._kind != "copy without links")
         return output
 
-    def run(self, output: Path, disk: Watched | None = None) -> int:
+    def run(self, output: Path, disk: RecordingDisk | None = None) -> int:
         """Run the program and return its exit code."""
         with pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setattr(groupcommit, "_pause", lambda seconds: self._pause)
-            return self.night.run(output, *self.flags, disk=disk or Watched())
+            return self.workspace.run(output, *self.flags, disk=disk or RecordingDisk())
 
     def check(self, output: Path, label: str) -> None:
         """Check that no result is incomplete and that a rerun gives the undisturbed result; then clean up."""
-        assert broken_promises(output) == [], label
+        assert invalid_entries(output) == [], label
         self.check_readers(output, label)
         assert self.run(output) == 0, label
         assert features_of(output) == self._expected, label
-        assert broken_promises(output) == [], label
+        assert invalid_entries(output) == [], label
         assert leftovers(output) == [], label
         assert named(output) == self._names, label
         assert len(records(output)) == self._n_records, label
@@ -162,13 +162,13 @@ class Trial:
         """Check that all readers see the same run: the previous one, the new one, or none."""
         if not output.exists():
             return
-        seen = seen_by_all(output)
+        seen = run_seen_by_readers(output)
         assert seen in {None, self._run_after, *self._runs_before}, label
         # Only a run that discards everything first may leave nothing to read.
         assert seen is not None or self._before is None or "--restart" in self.flags, label
 
 
-def broken_promises(output: Path) -> list[str]:
+def invalid_entries(output: Path) -> list[str]:
     """Return the entries of commit records and manifest that files do not match, without using the program's ledger."""
     named = [record["entry"] for record in records(output)]
     manifest = _manifest(output)
@@ -190,7 +190,7 @@ def named(output: Path) -> list[str]:
 # -- readers -------------------------------------------------------------------------------------------------------
 
 
-def seen_by_all(output: Path) -> str | None:
+def run_seen_by_readers(output: Path) -> str | None:
     """Return the run that every reader sees, by the digest of its features and its settings; None for no run.
 
     Raises
@@ -263,7 +263,7 @@ def _as_named(output: Path, entry: dict[str, Any]) -> bool:
     return (len(data), digest([data])) == (entry["n_bytes"], entry["blake3"])
 
 
-def nobodys(output: Path) -> set[str]:
+def unreferenced(output: Path) -> set[str]:
     """Return half-written files, and results that neither a record nor the manifest names."""
     named = {record["entry"]["file"] for record in records(output)}
     named |= {entry["file"] for entry in _manifest(output)["files"]}
@@ -283,10 +283,10 @@ def nobodys(output: Path) -> set[str]:
 def leftovers(output: Path) -> list[str]:
     """Return unreferenced files, and records of a finished training."""
     checkpoints = {str(path.relative_to(output)) for path in output.rglob("*checkpoint*")}
-    return sorted(nobodys(output) | checkpoints)
+    return sorted(unreferenced(output) | checkpoints)
 
 
-class Observed(Watched):
+class ObservedDisk(RecordingDisk):
     """Disk that calls `look` after each call that changes a name; readers see no other changes."""
 
     def __init__(self, look: Callable[[str], None]) -> None:
@@ -303,19 +303,19 @@ class Observed(Watched):
 def watch_readers(trial: Trial) -> list[str | None]:
     """Run all readers after each change of a run; return the runs that they see, in order of time."""
     output = trial.fresh()
-    seen = [seen_by_all(output)] if output.exists() else [None]
+    seen = [run_seen_by_readers(output)] if output.exists() else [None]
     faults: list[str] = []
 
     def look(label: str) -> None:
         try:
-            found = seen_by_all(output)
+            found = run_seen_by_readers(output)
         except Exception as error:
             faults.append(f"{label}: {error!r}")
             return
         if found != seen[-1]:
             seen.append(found)
 
-    assert trial.run(output, Observed(look)) == 0
+    assert trial.run(output, ObservedDisk(look)) == 0
     assert faults == [], faults
     return seen
 
@@ -335,7 +335,7 @@ def fail_every_call(
     codes = Counter[int]()
     for number in _chosen(range(len(trial.calls)), of):
         output = trial.fresh()
-        found = trial.run(output, Failing(number, code, for_good, done))
+        found = trial.run(output, FailingDisk(number, code, for_good, done))
         label = f"{_named(trial, number)} fails with {errno.errorcode[code]}, for good: {for_good}, done: {done}"
         assert found in CLEAN, f"{label}: exit code {found}"
         trial.check(output, label)
@@ -349,7 +349,7 @@ def fail_every_write(trial: Trial, code: int = 0, of: Chosen = slice(None)) -> C
     n_writes = [name for name, _ in trial.calls].count("write")
     for number in _chosen(range(n_writes), of):
         output = trial.fresh()
-        found = trial.run(output, Short(number, code))
+        found = trial.run(output, ShortWriteDisk(number, code))
         assert found in (CLEAN[1:] if code else (0,)), f"write {number} is short: exit code {found}"
         trial.check(output, f"write {number} is short, then {code}")
         codes[found] += 1
@@ -362,7 +362,9 @@ def kill_at_every_call(trial: Trial, after: bool, of: Chosen = slice(None)) -> i
     for number in numbers:
         output = trial.fresh()
         label = f"killed {'after' if after else 'before'} {_named(trial, number)}"
-        assert forked(lambda out=output, n=number: trial.run(out, Killing(n, after))) == (-signal.SIGKILL, None), label
+        assert forked(lambda out=output, n=number: trial.run(out, KillingDisk(n, after))) == (-signal.SIGKILL, None), (
+            label
+        )
         trial.check(output, label)
     return len(numbers)
 
@@ -381,7 +383,7 @@ def cut_power(trial: Trial, n_random: int, of: slice = slice(None)) -> Counter[s
     return kinds
 
 
-def bad_nights(trial: Trial, n_weeks: int, seed: int = 0) -> Counter[str]:
+def several_faults(trial: Trial, n_weeks: int, seed: int = 0) -> Counter[str]:
     """Disturb several runs in a row at random before an undisturbed one; return the number of faults of each kind."""
     rng, kinds = random.Random(seed), Counter[str]()
     for week in range(n_weeks):
@@ -392,16 +394,16 @@ def bad_nights(trial: Trial, n_weeks: int, seed: int = 0) -> Counter[str]:
             kinds[kind] += 1
             if kind == "killed":
                 # The run may end before that call.
-                code, _ = forked(lambda out=output, n=number: trial.run(out, Killing(n, after=rng.random() < 0.5)))
+                code, _ = forked(lambda out=output, n=number: trial.run(out, KillingDisk(n, after=rng.random() < 0.5)))
                 assert code in (0, -signal.SIGKILL), story
             elif kind == "power":
                 output = _cut_off(trial, output, rng)
             else:
                 code = rng.choice([errno.ENOSPC, errno.EIO, errno.EMFILE])
-                failing = Failing(number, code, for_good=rng.random() < 0.5, done=rng.random() < 0.2)
-                short = Short(number // 8, rng.choice([0, code]))
+                failing = FailingDisk(number, code, for_good=rng.random() < 0.5, done=rng.random() < 0.2)
+                short = ShortWriteDisk(number // 8, rng.choice([0, code]))
                 assert trial.run(output, failing if kind == "fails" else short) in CLEAN, story
-            assert broken_promises(output) == [], story
+            assert invalid_entries(output) == [], story
             trial.check_readers(output, story)
         trial.check(output, story)
     return kinds
@@ -444,7 +446,7 @@ def _all(trial: Trial, step: int) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "killed before every call", lambda: kill_at_every_call(trial, after=False)
     yield "killed after every call", lambda: kill_at_every_call(trial, after=True)
     yield "power cuts", lambda: cut_power(trial, n_random=5, of=of)
-    yield "several faults in a row", lambda: bad_nights(trial, 200 // step)
+    yield "several faults in a row", lambda: several_faults(trial, 200 // step)
 
 
 def try_kind(kind: str, step: int) -> None:

@@ -34,7 +34,7 @@ from pipeline.run.plan import plan
 from pipeline.shards.open import open_shards
 from tests.support.helpers import write_shard
 
-__all__ = ["Autoencoder", "Night", "Rule", "TrainingStep", "Unsynced", "features_of", "install"]
+__all__ = ["Autoencoder", "Rule", "TrainingStep", "UnsyncedDisk", "Workspace", "features_of", "install"]
 
 TILE_ROWS = 4
 PART_BYTES = 4 * TILE_ROWS * 4 * 2  # so that a part has four tiles of two features
@@ -210,7 +210,7 @@ def _remembering(vet: Callable[..., Any]) -> Callable[..., Any]:
     return vet_once
 
 
-class Unsynced(Disk):
+class UnsyncedDisk(Disk):
     """Disk without waiting: a sync only changes what a power cut leaves."""
 
     def sync(self, descriptor: int) -> None:
@@ -220,7 +220,7 @@ class Unsynced(Disk):
         os.stat(path)
 
 
-class Night:
+class Workspace:
     """A data set of a few small shards, and runs over it.
 
     Parameters
@@ -249,7 +249,7 @@ class Night:
     def run(self, output: Path, *flags: str, disk: Disk | None = None) -> int:
         """Run the program and return its exit code."""
         with redirect_stdout(io.StringIO()):
-            return cli.main("", self.arguments(output, *flags), disk or Unsynced())
+            return cli.main("", self.arguments(output, *flags), disk or UnsyncedDisk())
 
 
 def features_of(output: Path) -> bytes:

@@ -80,14 +80,14 @@ def main(place: str, log: str) -> None:
     numbers = np.concatenate([child.make_minibatches()[0]] * N_EACH)
     noise = np.concatenate([child.make_noise(i) for i in range(N_EACH)])
     piece, rate = rows[numbers] if resident is None else numbers, child.RATES["adam"]
-    with open(log, "a", buffering=1) as told:
+    with open(log, "a", buffering=1) as file:
         for i, at_once in enumerate(TAKEN):
-            told.write("piece\n")
+            file.write("piece\n")
             step.begin(piece, noise, child.BATCH)
             for j, n in enumerate(at_once):
-                told.write("steps\n")
+                file.write("steps\n")
                 step.take([rate] * n, with_cost=i + j == 0)
-        told.write("steps\n")
+        file.write("steps\n")
     taken_together(step, autoencoder, rows, is_resident=resident is not None)
 
 

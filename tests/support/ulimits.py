@@ -97,12 +97,12 @@ class Limited:
             command, cwd=REPOSITORY, env=environment(**variables), preexec_fn=limit, **pipes
         ) as process:
             try:
-                said, _ = process.communicate(timeout=_SECONDS)
+                raw, _ = process.communicate(timeout=_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
-                said, _ = process.communicate()
-                said += b"\nstuck"
-        return Ended(process.returncode, -1, said.decode(errors="replace"))
+                raw, _ = process.communicate()
+                raw += b"\nstuck"
+        return Ended(process.returncode, -1, raw.decode(errors="replace"))
 
     def _their_cache(self) -> Path:
         """Return a copy of the compile cache that belongs to the other user; one of root's would be refused."""

@@ -165,16 +165,16 @@ def test_the_cost_of_an_epoch_is_the_mean_of_sampled_costs() -> None:
 
 
 def test_costs_are_sampled_on_few_steps() -> None:
-    asked = []
+    requests = []
 
     class Watching(Counting):
         def take_one(self, minibatch: np.ndarray, learning_rate: float, with_cost: bool) -> float | None:
-            asked.append(with_cost)
+            requests.append(with_cost)
             return super().take_one(minibatch, learning_rate, with_cost)
 
     run(Watching(), CONFIG.changed(epochs=1, batch_size=1), n_rows=320)
-    assert asked[0], "all others are compared with the first cost"
-    assert sum(asked) == 16
+    assert requests[0], "all others are compared with the first cost"
+    assert sum(requests) == 16
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e9])
@@ -263,15 +263,15 @@ def test_training_resumes_from_any_checkpoint_with_equal_results(patience: int) 
 
 
 def test_progress_names_step_epoch_and_costs() -> None:
-    told: list[str] = []
+    lines: list[str] = []
     config = CONFIG.changed(epochs=2, patience=0)
-    watched = training(Counting([0.5], [0.9, 0.25, 0.125]), config, ENOUGH_ROWS)
-    train(watched, watch=lambda step: told.append(str(watched)))
-    n_steps = len(told) // 2 - 1
-    assert told[0] == f"epoch 1/2, step 1/{2 * n_steps}"
-    assert told[n_steps + 1].startswith(f"epoch 2/2, step {n_steps + 1}/{2 * n_steps}, cost ")
-    assert told[-1].endswith(", validation 0.125")
-    assert told[-1].startswith(f"epoch 2/2, step {2 * n_steps}/{2 * n_steps}")
+    observed = training(Counting([0.5], [0.9, 0.25, 0.125]), config, ENOUGH_ROWS)
+    train(observed, watch=lambda step: lines.append(str(observed)))
+    n_steps = len(lines) // 2 - 1
+    assert lines[0] == f"epoch 1/2, step 1/{2 * n_steps}"
+    assert lines[n_steps + 1].startswith(f"epoch 2/2, step {n_steps + 1}/{2 * n_steps}, cost ")
+    assert lines[-1].endswith(", validation 0.125")
+    assert lines[-1].startswith(f"epoch 2/2, step {2 * n_steps}/{2 * n_steps}")
 
 
 def test_short_epochs_share_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:

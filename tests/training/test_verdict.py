@@ -67,7 +67,7 @@ def training(n_validation: int, baseline: Baseline | None = None, config: Settin
     )
 
 
-def said(about: Mapping[str, Any], **settings: Any) -> list[str]:
+def complaints_about(about: Mapping[str, Any], **settings: Any) -> list[str]:
     config = CONFIG.changed(**settings)
     return list(complaints(about, config.training, network_of(config.network, 4)))
 
@@ -96,47 +96,51 @@ def test_errors_are_compared_with_the_baseline_on_the_same_rows() -> None:
 
 
 def test_good_or_unmeasured_features_cause_no_warning() -> None:
-    assert said({"baseline": BESIDE, "units": asdict(UNITS)}) == []
-    assert said({"baseline": None, "units": asdict(UNITS)}) == []
-    assert said({"history": []}) == []
+    assert complaints_about({"baseline": BESIDE, "units": asdict(UNITS)}) == []
+    assert complaints_about({"baseline": None, "units": asdict(UNITS)}) == []
+    assert complaints_about({"history": []}) == []
 
 
 def test_features_worse_than_components_cause_a_warning() -> None:
-    (complaint,) = said(WORSE)
+    (complaint,) = complaints_about(WORSE)
     assert mentions(complaint, "20 principal components", "0.01")
-    assert said(WORSE, corruption=0.25) == [], "corruption is expected to increase the error"
+    assert complaints_about(WORSE, corruption=0.25) == [], "corruption is expected to increase the error"
 
 
 def test_advice_omits_settings_that_are_already_used() -> None:
-    (complaint,) = said(WORSE, start="random", decoder_gain=False, code_activation="sigmoid", hidden=())
+    (complaint,) = complaints_about(WORSE, start="random", decoder_gain=False, code_activation="sigmoid", hidden=())
     assert re.findall("--[a-z-]+", complaint) == ["--start", "--decoder-gain", "--hidden", "--epochs"]
-    (complaint,) = said(WORSE, start="components", decoder_gain=False, code_activation="linear", hidden=(9,))
+    (complaint,) = complaints_about(
+        WORSE, start="components", decoder_gain=False, code_activation="linear", hidden=(9,)
+    )
     assert re.findall("--[a-z-]+", complaint) == ["--epochs"]
 
 
 def history(costs: Sequence[float], validation: Sequence[float | None] | None = None) -> dict[str, Any]:
-    told = zip(costs, validation or [None] * len(costs), strict=True)
-    return {"history": [{"cost": cost, "validation_cost": each} for cost, each in told]}
+    pairs = zip(costs, validation or [None] * len(costs), strict=True)
+    return {"history": [{"cost": cost, "validation_cost": each} for cost, each in pairs]}
 
 
 def test_a_training_that_still_improves_causes_a_warning() -> None:
     still, done = np.linspace(1, 0.5, 20), np.concatenate([np.linspace(1, 0.5, 10), np.full(10, 0.48)])
-    (complaint,) = said(history(still), epochs=20)
+    (complaint,) = complaints_about(history(still), epochs=20)
     assert mentions(complaint, 20, "34%")
     assert "--epochs" in complaint
-    assert said(history(done), epochs=20) == []
-    assert said(history(still), epochs=21) == [], "validation stopped the training"
-    assert said(history(still[:9]), epochs=9) == [], "too few to tell"
-    assert said({"baseline": BESIDE, **history(1e-4 * still)}, epochs=20) == [], "negligible compared with the mean's"
-    assert said(history([0.0] * 20), epochs=20) == []
-    assert said(history(still, list(done)), epochs=20) == [], "the training overfits"
-    assert len(said(history(still, list(done)), epochs=20, corruption=0.25)) == 1
+    assert complaints_about(history(done), epochs=20) == []
+    assert complaints_about(history(still), epochs=21) == [], "validation stopped the training"
+    assert complaints_about(history(still[:9]), epochs=9) == [], "too few to tell"
+    assert complaints_about({"baseline": BESIDE, **history(1e-4 * still)}, epochs=20) == [], (
+        "negligible compared with the mean's"
+    )
+    assert complaints_about(history([0.0] * 20), epochs=20) == []
+    assert complaints_about(history(still, list(done)), epochs=20) == [], "the training overfits"
+    assert len(complaints_about(history(still, list(done)), epochs=20, corruption=0.25)) == 1
 
 
 def test_each_kind_of_bad_units_causes_its_own_warning() -> None:
     few, many = (replace(UNITS, dead=n, saturated=n, duplicate=n) for n in (2, 3))
-    assert said({"units": asdict(few)}) == []
-    found = said({"units": asdict(many)})
+    assert complaints_about({"units": asdict(few)}) == []
+    found = complaints_about({"units": asdict(many)})
     kinds = ("vary", "saturated", "repeat")
     assert all(mentions(complaint, "3 of 20", kind) for complaint, kind in zip(found, kinds, strict=True))
     assert all("--" in complaint for complaint in found)

@@ -163,12 +163,12 @@ def test_planted_plugin_is_not_loaded(tmp_path, by):
     """Neither this process nor the child loads it; h5py itself does, which shows that the plugin works."""
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
-        made = file.create_dataset("X", (4, 2), "i4", chunks=(4, 2), compression=300 if by == "never" else None)
-        properties = made.id.get_create_plist()
+        dataset = file.create_dataset("X", (4, 2), "i4", chunks=(4, 2), compression=300 if by == "never" else None)
+        properties = dataset.id.get_create_plist()
         properties.set_filter(300, h5py.h5z.FLAG_OPTIONAL, ())
         del file["X"]
-        made = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I32LE, h5py.h5s.create_simple((4, 2)), dcpl=properties)
-        made.write_direct_chunk((0, 0), bytes(32))
+        dataset = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I32LE, h5py.h5s.create_simple((4, 2)), dcpl=properties)
+        dataset.write_direct_chunk((0, 0), bytes(32))
     environment = {**os.environ, **hostile.plugin(tmp_path)}
     environment.pop("HDF5_PLUGIN_PRELOAD")
     if by == "connector":

@@ -78,8 +78,8 @@ def test_streams_written_by_h5py_read_back(tmp_path):
             rng = np.random.default_rng(seed)
             rows = (rng.integers(0, 4, (64, 50)) * rng.integers(0, 2, (64, 1))).astype(rng.choice(["u1", "f4", "f8"]))
             with h5py.File(tmp_path / "x.h5", "w") as file:
-                made = file.create_dataset("X", data=rows, chunks=rows.shape, compression="lzf")
-                mask, data = made.id.read_direct_chunk((0, 0))
+                dataset = file.create_dataset("X", data=rows, chunks=rows.shape, compression="lzf")
+                mask, data = dataset.id.read_direct_chunk((0, 0))
             assert mask == 0
             assert undo(data, rows.nbytes) == rows.tobytes()
 

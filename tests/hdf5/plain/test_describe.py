@@ -37,35 +37,38 @@ OLD = ["earliest", "v108"]  # HDF5's default; later versions of the format index
 ROWS = np.arange(60, dtype="<i4").reshape(30, 2)
 
 
-def told_by_reader(descriptor, dataset=None):
+def answer_of_reader(descriptor, dataset=None):
     size = os.fstat(descriptor).st_size
     return describe_plain(descriptor, size, dataset, base=signature_at(descriptor, size) or 0)
 
 
-def told_by_both(path, dataset=None, limits=LIMITS):
+def answers_of_both(path, dataset=None, limits=LIMITS):
     """Return the answers of the reader and of the child: None, or the facts and arrays."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        ours = told_by_reader(descriptor, dataset)
+        by_reader = answer_of_reader(descriptor, dataset)
         try:
-            theirs = ask("describe", descriptor, [dataset], f"file={path}", limits)
+            by_child = ask("describe", descriptor, [dataset], f"file={path}", limits)
         except ShardpressError:
-            theirs = None
+            by_child = None
     finally:
         os.close(descriptor)
-    return [told and (told[0], [(array.dtype, array.tolist()) for array in told[1]]) for told in (ours, theirs)]
+    return [
+        answer and (answer[0], [(array.dtype, array.tolist()) for array in answer[1]])
+        for answer in (by_reader, by_child)
+    ]
 
 
 def assert_plain(path, dataset=None):
-    ours, theirs = told_by_both(path, dataset)
-    assert ours is not None, "left to the child"
-    assert ours == theirs
+    by_reader, by_child = answers_of_both(path, dataset)
+    assert by_reader is not None, "left to the child"
+    assert by_reader == by_child
 
 
 def assert_left_to_the_child(path, dataset=None):
-    ours, theirs = told_by_both(path, dataset)
-    assert ours is None
-    assert theirs is not None
+    by_reader, by_child = answers_of_both(path, dataset)
+    assert by_reader is None
+    assert by_child is not None
 
 
 # -- equal to the child ------------------------------------------------------------------------------------------
@@ -124,9 +127,9 @@ def test_file_with_a_user_block_is_plain(tmp_path, libver, n_bytes):
 def test_chunk_trees_of_several_levels_in_any_order_are_read(tmp_path, shape, libver):
     rng = np.random.default_rng(0)
     with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest")) as file:
-        made = file.create_dataset("X", shape, "i4", chunks=(1,) * len(shape), maxshape=(None, *shape[1:]))
+        stored = file.create_dataset("X", shape, "i4", chunks=(1,) * len(shape), maxshape=(None, *shape[1:]))
         for i in rng.permutation(shape[0]):
-            made[i] = np.arange(i, i + np.prod(shape[1:])).reshape(shape[1:])
+            stored[i] = np.arange(i, i + np.prod(shape[1:])).reshape(shape[1:])
     assert_plain(tmp_path / "x.h5")
 
 
@@ -194,8 +197,8 @@ def test_compact_values_are_plain(tmp_path, libver):
         layout.set_layout(h5py.h5d.COMPACT)
         for name, shape in ((b"X", (4, 2)), (b"y", (4,))):
             space = h5py.h5s.create_simple(shape)
-            made = h5py.h5d.create(file.id, name, h5py.h5t.STD_I32LE, space, dcpl=layout)
-            made.write(h5py.h5s.ALL, h5py.h5s.ALL, np.arange(np.prod(shape), dtype="<i4").reshape(shape))
+            stored = h5py.h5d.create(file.id, name, h5py.h5t.STD_I32LE, space, dcpl=layout)
+            stored.write(h5py.h5s.ALL, h5py.h5s.ALL, np.arange(np.prod(shape), dtype="<i4").reshape(shape))
     assert_plain(tmp_path / "x.h5")
 
 
@@ -281,7 +284,7 @@ def test_many_attributes_are_read_if_stored_in_the_header(tmp_path, libver):
 def test_files_to_refuse_are_left_to_the_child(tmp_path):
     path = write_shard(tmp_path / "x.h5", [1, 2, 3])
     for dataset in (None, "X", "nowhere", "X/deeper", "", "/"):
-        assert told_by_both(path, dataset) == [None, None]
+        assert answers_of_both(path, dataset) == [None, None]
     with h5py.File(path, "a") as file:
         file["one"] = file["two"] = ROWS
         file["unwritten"] = np.zeros((9, 0))
@@ -289,7 +292,7 @@ def test_files_to_refuse_are_left_to_the_child(tmp_path):
         file.create_dataset("some", (9, 9), "f4", chunks=(3, 3))[:3] = 1
         file.create_dataset("three", (9, 9), h5py.h5t.STD_I8BE)
     for dataset in (None, "unwritten", "zeros", "some", "three"):
-        assert told_by_both(path, dataset) == [None, None]
+        assert answers_of_both(path, dataset) == [None, None]
 
 
 # -- damaged and hostile -----------------------------------------------------------------------------------------
@@ -339,7 +342,7 @@ def plain_corpus(folder):
                 path, "w", libver=(libver, "latest"), userblock_size=1024 if write is crowded else 0
             ) as file:
                 write(file)
-            if told_by_both(path)[0] is not None:
+            if answers_of_both(path)[0] is not None:
                 corpus.append(path.read_bytes())
     return corpus
 
@@ -350,7 +353,7 @@ def with_few_bytes_changed(content, rng):
         place = fuzzing._place(changed, rng)
         other = [changed[place] ^ 1 << rng.integers(8), rng.choice([0, 1, 2, 3, 8, 0x10, 0x7F, 0x80, 0xFF])]
         changed[place] = int(other[rng.integers(2)])
-    fuzzing.mend(changed)
+    fuzzing.correct_checksums(changed)
     return bytes(changed)
 
 
@@ -367,12 +370,12 @@ def test_reader_answers_damaged_files_as_the_child_or_not_at_all(tmp_path):
         if path.stat().st_size < 100:
             continue
         with open(path, "rb") as file, counted() as work:
-            ours = told_by_reader(file.fileno())
+            by_reader = answer_of_reader(file.fileno())
         assert_little(work)
-        if ours is not None:
-            ours, theirs = told_by_both(path, limits=replace(LIMITS, seconds=fuzzing.SECONDS))
-            assert ours == theirs, i
-        counts[ours is not None] += 1
+        if by_reader is not None:
+            by_reader, by_child = answers_of_both(path, limits=replace(LIMITS, seconds=fuzzing.SECONDS))
+            assert by_reader == by_child, i
+        counts[by_reader is not None] += 1
     assert min(counts[True], counts[False]) > 300
 
 

@@ -83,8 +83,8 @@ def variables(forwarded: bool = False, **settings: str | Path | int | None) -> d
     """
     named = {f"STUB_{name.upper()}": value for name, value in settings.items()}
     folder = built() / ("behind" if forwarded else "direct")
-    given = {"LD_LIBRARY_PATH": folder, "STUB_NVRTC": nvrtc(), **named}
-    return {name: None if value is None else str(value) for name, value in given.items()}
+    settings_of_stub = {"LD_LIBRARY_PATH": folder, "STUB_NVRTC": nvrtc(), **named}
+    return {name: None if value is None else str(value) for name, value in settings_of_stub.items()}
 
 
 def card(**settings: str | Path | int | None) -> dict[str, str | None]:

@@ -9,18 +9,30 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.output.records import read_manifest
-from tests.support.faulty import Watched
-from tests.support.soak_protocol import nobodys
-from tests.support.standin import Night, features_of
+from tests.support.faulty import RecordingDisk
+from tests.support.soak_protocol import unreferenced
+from tests.support.standin import Workspace, features_of
 
-__all__ = ["DAMAGE", "OTHER", "SIZES", "STEPS", "Stopping", "flip", "fresh", "parts", "results", "stamps", "standing"]
+__all__ = [
+    "DAMAGE",
+    "OTHER",
+    "SIZES",
+    "STEPS",
+    "FullDisk",
+    "finished_stamps",
+    "flip",
+    "fresh",
+    "parts",
+    "results",
+    "stamps",
+]
 
 STEPS = ["--checkpoint-minutes", "0"]
 OTHER = ["--seed", "1"]
 SIZES = (20, 0, 35)  # rows of the shards
 
 
-class Stopping(Watched):
+class FullDisk(RecordingDisk):
     """Disk that is full after it has renamed `n_named` files of a kind."""
 
     def __init__(self, kind: str, n_named: int) -> None:
@@ -36,10 +48,10 @@ class Stopping(Watched):
         return result
 
 
-def fresh(night: Night, *flags: str) -> bytes:
+def fresh(workspace: Workspace, *flags: str) -> bytes:
     """Return the features of an undisturbed run over the present shards."""
-    output = night.folder / f"fresh{len(list(night.folder.iterdir()))}"
-    assert night.run(output, *flags) == 0
+    output = workspace.folder / f"fresh{len(list(workspace.folder.iterdir()))}"
+    assert workspace.run(output, *flags) == 0
     return features_of(output)
 
 
@@ -56,9 +68,9 @@ def results(found: Mapping[str, Any]) -> dict[str, Any]:
     return {name: each for name, each in found.items() if "/" in name and not name.startswith("published/")}
 
 
-def standing(output: Path) -> dict[str, tuple[int, int]]:
+def finished_stamps(output: Path) -> dict[str, tuple[int, int]]:
     """Return the stamps of finished results, without parts that were unfinished when the run ended."""
-    not_kept = nobodys(output)
+    not_kept = unreferenced(output)
     return {name: stamp for name, stamp in stamps(output).items() if name not in not_kept}
 
 

@@ -28,7 +28,7 @@ __all__ = ["SECONDS", "dask_setup"]
 
 SECONDS = 8  # duration of a silence; Dask declares a worker dead after 5 s
 
-BEFALLS: dict[str, Callable[[], object]] = {
+FAULTS: dict[str, Callable[[], object]] = {
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "crashes": lambda: ctypes.string_at(0),
     "stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
@@ -53,20 +53,20 @@ def dask_setup(_worker: Any = None) -> None:
     install(patch)
     for module in (device, worker):
         patch.setattr(module, "start_device", lambda is_required=False: Device("cpu", "cpu", "stand-in"))
-    befalls = json.loads(os.environ.get("BEFALLS", "{}"))
+    faults = json.loads(os.environ.get("WORKER_FAULTS", "{}"))
     read = encode.read
 
     def read_or_not(block: Any, *rest: Any) -> Any:
         name = Path(block.shard.path).name
-        if name in befalls and _is_due(befalls[name]):
-            BEFALLS[befalls[name]]()
+        if name in faults and _is_due(faults[name]):
+            FAULTS[faults[name]]()
         return read(block, *rest)
 
     patch.setattr(encode, "read", read_or_not)
 
 
 def _is_due(what: str) -> bool:
-    folder = os.environ.get("BEFALLS_ONCE")
+    folder = os.environ.get("WORKER_FAULTS_ONCE")
     if folder is None:
         return True
     try:

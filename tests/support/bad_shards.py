@@ -20,8 +20,19 @@ from tests.support.damage import damage
 from tests.support.helpers import write_shard
 
 __all__ = [
-    *("KEEP", "TOLERANT", "Impatient", "Shards", "Silent", "check", "encoded", "errors", "quarantined", "results"),
-    *("spoilt", "state"),
+    *(
+        "KEEP",
+        "TOLERANT",
+        "InterruptedDisk",
+        "Shards",
+        "Silent",
+        "check",
+        "encoded",
+        "errors",
+        "quarantined",
+        "results",
+    ),
+    *("fill_with_bad_data", "state"),
 ]
 
 SETTINGS = ["--n-features", "2", "--epochs", "2", "--batch-size", "20", "--block-rows", "8", "--threads", "2"]
@@ -74,8 +85,8 @@ class Shards:
 
     def run(self, *flags: str, output: Path | None = None, disk: Disk | None = None) -> int:
         """Run the program on all shards and return its exit code."""
-        given = ["--input", str(self.folder), "--output", str(output or self.output), *SETTINGS, *flags]
-        return cli.main("", given, disk or standin.Unsynced())
+        arguments = ["--input", str(self.folder), "--output", str(output or self.output), *SETTINGS, *flags]
+        return cli.main("", arguments, disk or standin.UnsyncedDisk())
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> str:
@@ -131,7 +142,7 @@ def results(output: Path) -> dict[str, bytes]:
     return {name: (output / name).read_bytes() for name in names}
 
 
-class Impatient(Disk):
+class InterruptedDisk(Disk):
     """Disk that raises KeyboardInterrupt, as Ctrl-C does, when file number `number` of a folder is created."""
 
     def __init__(self, folder: str, number: int) -> None:
@@ -144,7 +155,7 @@ class Impatient(Disk):
         return super().create(path)
 
 
-def spoilt(shards: Shards) -> list[int]:
+def fill_with_bad_data(shards: Shards) -> list[int]:
     """Write shards with bad rows, an unreadable shard and a refused one; return the numbers of the bad rows."""
     shards.fill(30, 41, 50, fletcher32=True)
     rows = shards.arrays[0].copy()

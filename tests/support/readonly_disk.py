@@ -1,7 +1,7 @@
 """Make the disk read-only in the middle of a run, as ext4 does after an error. Needs root and a loop device.
 
-    python -m tests.support.aborted         before each disk call of a run; prints the number of calls
-    python -m tests.support.aborted 20      before every twentieth call
+    python -m tests.support.readonly_disk         before each disk call of a run; prints the number of calls
+    python -m tests.support.readonly_disk 20      before every twentieth call
 
 The file system is real: ext4 in a file, in a mount namespace of its own, whose journal is aborted by
 ``mount -o remount,abort``. Afterwards it is checked (e2fsck) and mounted again, and the same command is run again.
@@ -24,10 +24,10 @@ from typing import Any
 import pytest
 
 from pipeline.output.disk import Disk
-from tests.support.failing_calls import kept
-from tests.support.faulty import Watched, forked
-from tests.support.soak_protocol import broken_promises, leftovers
-from tests.support.standin import Night, features_of, install
+from tests.support.failing_calls import committed_files
+from tests.support.faulty import RecordingDisk, forked
+from tests.support.soak_protocol import invalid_entries, leftovers
+from tests.support.standin import Workspace, features_of, install
 
 __all__ = ["abort_at_calls", "objection"]
 
@@ -80,7 +80,7 @@ class _FileSystem:
         self.mount()
 
 
-class _Aborting(Watched):
+class _Aborting(RecordingDisk):
     """Disk whose file system turns read-only right before call number `number`.
 
     Attributes
@@ -104,7 +104,7 @@ class _Aborting(Watched):
         found = getattr(Disk, name)(self, *arguments)  # use real syncs here
         if name == "sync_directory" and arguments[-1] == self._output / "commits":
             # Check only now: a record in a directory that is not synced yet may be lost.
-            self.committed = kept(self._output)
+            self.committed = committed_files(self._output)
         return found
 
 
@@ -123,25 +123,25 @@ def abort_at_calls(folder: Path, every: int) -> dict[str, int]:
 
 
 def _aborted(folder: Path, every: int) -> dict[str, int]:
-    night = Night(folder, 20, 0, 15)
+    workspace = Workspace(folder, 20, 0, 15)
     disk = _FileSystem(folder)
     output = disk.path / "out"
-    watched = Watched()
-    assert night.run(output, *_STEPS, disk=watched) == 0
+    watched = RecordingDisk()
+    assert workspace.run(output, *_STEPS, disk=watched) == 0
     expected = features_of(output)
     codes = Counter[str]()
     for number in range(1, len(watched.calls), every):
         shutil.rmtree(output)
         label = f"before call {number}, {watched.calls[number]}"
         aborting = _Aborting(disk, output, number)
-        code = night.run(output, *_STEPS, disk=aborting)
+        code = workspace.run(output, *_STEPS, disk=aborting)
         before = aborting.committed
         assert code in (73, 74), f"{label}: exit code {code}"
         disk.repair()
-        assert before.items() <= kept(output).items(), f"{label}: lost"
-        assert (broken_promises(output) if output.exists() else []) == [], label
-        assert night.run(output, *_STEPS) == 0, label
-        assert before.items() <= kept(output).items(), f"{label}: recomputed"
+        assert before.items() <= committed_files(output).items(), f"{label}: lost"
+        assert (invalid_entries(output) if output.exists() else []) == [], label
+        assert workspace.run(output, *_STEPS) == 0, label
+        assert before.items() <= committed_files(output).items(), f"{label}: recomputed"
         assert features_of(output) == expected, label
         assert leftovers(output) == [], label
         codes[str(code)] += 1

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from tests.support.cuda import stub
 from tests.support.interpreters import Ended, fresh
 
-__all__ = ["FOUND", "watched"]
+__all__ = ["FOUND", "run_sanitized"]
 
 FOUND = 66  # exit code of a process with findings
 _ASK, _NO_RANDOMIZE = 0xFFFFFFFF, 0x0040000  # from personality(2)
@@ -31,7 +31,7 @@ main({names})
 """
 
 
-def watched(code: str, **variables: str) -> Ended:
+def run_sanitized(code: str, **variables: str) -> Ended:
     """Run `code` as `fresh` does, on the emulated card with ThreadSanitizer in its kernels."""
     found = subprocess.run(["g++", "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True)
     card = stub.variables(forwarded=True, threads=1)
@@ -57,7 +57,7 @@ def _one_layout() -> Iterator[None]:
 def main(names: Sequence[str]) -> int:
     """Print the findings and return the exit code."""
     # Without libgpuarray's cache, which has kernels that were compiled without the sanitizer.
-    ended = watched(_GRAPHS.format(names=list(names)), THEANO_FLAGS="device=cuda,gpuarray.cache_path=")
+    ended = run_sanitized(_GRAPHS.format(names=list(names)), THEANO_FLAGS="device=cuda,gpuarray.cache_path=")
     print(ended.stderr if ended.code else "no kernel's threads come to one place without a barrier between them")
     return int(ended.code != 0)
 
