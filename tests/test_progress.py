@@ -25,11 +25,11 @@ def lines(caplog):
     return lambda: [record.getMessage() for record in caplog.records]
 
 
-def passed(total, seconds, **how):
+def passed(total, seconds, **options):
     """Count units one by one with a clock, so that all of them take this time."""
     now = [0.0]
-    with Progress("scan", total, "rows", clock=lambda: now[0], **how) as progress:
-        for _ in range(total - how.get("done", 0)):
+    with Progress("scan", total, "rows", clock=lambda: now[0], **options) as progress:
+        for _ in range(total - options.get("done", 0)):
             now[0] += seconds / total
             progress.advance()
 

@@ -49,7 +49,7 @@ class Checkout:
     Attributes
     ----------
     folder : Path
-    said : list of str
+    outputs : list of str
         Output of each block of commands.
     """
 

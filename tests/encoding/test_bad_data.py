@@ -24,13 +24,13 @@ def block_of(rows: np.ndarray, start: int = 100, stored: str | None = None) -> B
 
 
 def judge(
-    bad_data: BadData, rows: Any, dtype: Any = np.float32, features: Any = 0.0, suspects: Any = None, **how: Any
+    bad_data: BadData, rows: Any, dtype: Any = np.float32, features: Any = 0.0, suspects: Any = None, **options: Any
 ) -> Any:
     """Return the judgement of rows with these features, and, as ``rows``, the rows that were encoded last."""
     array, encoded = np.array(rows, dtype=dtype), []
     out = np.array(np.broadcast_to(np.asarray(features, np.float32), (len(array), 2)))
     judged = bad_data.judge(
-        block_of(array, **how), (array, array), out, lambda rows, out: encoded.append(rows), suspects
+        block_of(array, **options), (array, array), out, lambda rows, out: encoded.append(rows), suspects
     )
     assert np.isnan(out[judged.bad]).all()
     return SimpleNamespace(**vars(judged), rows=encoded[-1] if encoded else array, is_encoded_again=bool(encoded))

@@ -80,10 +80,10 @@ def encode(
     block_rows: int,
     part_rows: int,
     bad_data: BadData | None = None,
-    **how: Any,
+    **options: Any,
 ) -> tuple[list[PartFacts], np.ndarray]:
     """Return the facts of all parts, and their features."""
-    done = run(shards, settings_of(shards, folder, block_rows, part_rows, bad_data=bad_data or BadData()), **how)
+    done = run(shards, settings_of(shards, folder, block_rows, part_rows, bad_data=bad_data or BadData()), **options)
     return done, whole(folder, done, "features")
 
 

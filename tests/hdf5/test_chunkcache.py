@@ -36,8 +36,8 @@ def decompressed(monkeypatch):
     CHUNKS.resize(0)
 
 
-def shard_of(tmp_path, chunks, **how):
-    path = write_shard(tmp_path / "x.h5", numbered(N_ROWS, 4), chunks=chunks, compression="gzip", **how)
+def shard_of(tmp_path, chunks, **options):
+    path = write_shard(tmp_path / "x.h5", numbered(N_ROWS, 4), chunks=chunks, compression="gzip", **options)
     return open_shards([path])[0]
 
 

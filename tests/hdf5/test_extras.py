@@ -28,9 +28,10 @@ def add(request, tmp_path, caplog):
         with h5py.File(path, "a") as file:
             if not request.param:
                 file["X"].attrs["columns"] = ["a", "b"]
-            for name, how in datasets.items():
+            for name, options in datasets.items():
                 file.create_dataset(
-                    name.encode("utf-8", "surrogateescape"), **how if isinstance(how, dict) else {"data": how}
+                    name.encode("utf-8", "surrogateescape"),
+                    **options if isinstance(options, dict) else {"data": options},
                 )
         return open_shards([path])[0]
 
@@ -49,12 +50,12 @@ def warnings_of(caplog):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("how", [{}, {"chunks": True, "compression": "gzip"}], ids=["contiguous", "chunked"])
+@pytest.mark.parametrize("options", [{}, {"chunks": True, "compression": "gzip"}], ids=["contiguous", "chunked"])
 @pytest.mark.parametrize("dtype", ["i8", ">f4", "S3", object])
-def test_one_value_per_row_is_an_extra_in_any_rank(add, how, dtype):
+def test_one_value_per_row_is_an_extra_in_any_rank(add, options, dtype):
     values = np.arange(N).astype("S3").astype(dtype)
     shapes = {"a": (N,), "b": (N, 1), "c": (N, 1, 1), "d": (1, N), "e": (1, 1, N)}
-    shard = add(**{name: {"data": values.reshape(shape), **how} for name, shape in shapes.items()})
+    shard = add(**{name: {"data": values.reshape(shape), **options} for name, shape in shapes.items()})
     assert names(shard) == tuple(shapes)
     for name, found in read_extras(Block(shard, 1, N)).items():
         with case(shape=shapes[name]):

@@ -49,12 +49,12 @@ def random_rows(rng, dtype, shape):
 
 
 def random_storage(rng, shape):
-    how = dict(PIPELINES[rng.integers(len(PIPELINES))])
-    if how or rng.random() < 0.6:
-        how["chunks"] = tuple(int(rng.integers(1, n + 1)) for n in shape)
-    if "chunks" in how and rng.random() < 0.4:
-        how["maxshape"] = tuple(None if rng.random() < 0.5 else n + 3 for n in shape)
-    return how
+    options = dict(PIPELINES[rng.integers(len(PIPELINES))])
+    if options or rng.random() < 0.6:
+        options["chunks"] = tuple(int(rng.integers(1, n + 1)) for n in shape)
+    if "chunks" in options and rng.random() < 0.4:
+        options["maxshape"] = tuple(None if rng.random() < 0.5 else n + 3 for n in shape)
+    return options
 
 
 @pytest.mark.process
@@ -64,10 +64,10 @@ def test_every_storage_and_dtype_is_read_as_by_h5py(tmp_path):
             rng = np.random.default_rng(seed)
             dtype = np.dtype(DTYPES[rng.integers(len(DTYPES))])
             shape = tuple(int(n) for n in rng.integers(1, (40, 9, 4, 3)[: rng.integers(2, 5)]))
-            how = random_storage(rng, shape)
+            options = random_storage(rng, shape)
             path = tmp_path / "x.h5"
             with h5py.File(path, "w", libver=(LIBVERS[rng.integers(len(LIBVERS))], "latest")) as file:
-                file.create_dataset("X", data=random_rows(rng, dtype, shape), **how)
+                file.create_dataset("X", data=random_rows(rng, dtype, shape), **options)
                 y = random_rows(rng, dtype, shape[:1])
                 file.create_dataset("y", data=y, chunks=(int(rng.integers(1, shape[0] + 1)),))
             (shard,) = open_shards([str(path)])
@@ -265,9 +265,9 @@ def failing(number, times):
 LAYOUTS = [{}, {"chunks": (2, 2), "compression": "gzip"}]
 
 
-@pytest.mark.parametrize("how", LAYOUTS, ids=str)
-def test_short_and_interrupted_reads_change_nothing(tmp_path, calls, how):
-    (shard,) = numbered_shards(tmp_path, 9, **how)
+@pytest.mark.parametrize("options", LAYOUTS, ids=str)
+def test_short_and_interrupted_reads_change_nothing(tmp_path, calls, options):
+    (shard,) = numbered_shards(tmp_path, 9, **options)
     count = iter(range(10**6))
 
     def one_byte_or_none(real, descriptor, buffer, offset):
@@ -279,11 +279,11 @@ def test_short_and_interrupted_reads_change_nothing(tmp_path, calls, how):
     np.testing.assert_array_equal(whole(shard), numbered(9))
 
 
-@pytest.mark.parametrize("how", LAYOUTS, ids=str)
+@pytest.mark.parametrize("options", LAYOUTS, ids=str)
 @pytest.mark.parametrize("name", ["open", "stat", "fstat", "preadv"])
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOENT])
-def test_failed_read_is_repeated_with_a_new_descriptor(tmp_path, calls, how, name, number):
-    (shard,) = numbered_shards(tmp_path, 9, **how)
+def test_failed_read_is_repeated_with_a_new_descriptor(tmp_path, calls, options, name, number):
+    (shard,) = numbered_shards(tmp_path, 9, **options)
     act, _ = failing(number, 3)
     opened = []
     calls(name, act)
@@ -360,10 +360,10 @@ def test_file_vetted_on_another_host_is_accepted(tmp_path):
     assert np.array_equal(whole(dataclasses.replace(shard, identity=there)), whole(shard))
 
 
-@pytest.mark.parametrize("how", LAYOUTS, ids=str)
+@pytest.mark.parametrize("options", LAYOUTS, ids=str)
 @pytest.mark.parametrize("change", [append, touch, truncate])
-def test_file_changed_during_a_read_is_refused(tmp_path, calls, how, change):
-    (shard,) = numbered_shards(tmp_path, 100, **how)
+def test_file_changed_during_a_read_is_refused(tmp_path, calls, options, change):
+    (shard,) = numbered_shards(tmp_path, 100, **options)
 
     def act(real, *arguments):
         change(shard.path)
@@ -393,9 +393,9 @@ def test_fifo_in_place_of_a_vetted_file_does_not_block(tmp_path):
         whole(shard)
 
 
-@pytest.mark.parametrize("how", [*LAYOUTS, {"chunks": (2, 2), "compression": "lzf"}], ids=str)
-def test_reads_leave_no_descriptor_open(tmp_path, calls, how):
-    (shard,) = numbered_shards(tmp_path, 9, **how)
+@pytest.mark.parametrize("options", [*LAYOUTS, {"chunks": (2, 2), "compression": "lzf"}], ids=str)
+def test_reads_leave_no_descriptor_open(tmp_path, calls, options):
+    (shard,) = numbered_shards(tmp_path, 9, **options)
     whole(shard)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):

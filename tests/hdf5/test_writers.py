@@ -129,9 +129,9 @@ def test_fill_value_is_one_finite_number_or_none(tmp_path, value, expected):
 def test_any_file_layout_of_h5py_is_read(tmp_path, libver):
     spaces = [{"fs_strategy": "page", "fs_persist": True}, {"fs_strategy": "none"}, {"fs_strategy": "page"}, {}]
     storages = [{}, {"chunks": (7, 3)}, {"chunks": (7, 4), "maxshape": (None, None)}]
-    for how, storage in product(spaces, storages):
-        with case(how=how, storage=storage):
-            with h5py.File(tmp_path / "x", "w", libver=(libver, "latest"), track_order=True, **how) as file:
+    for options, storage in product(spaces, storages):
+        with case(options=options, storage=storage):
+            with h5py.File(tmp_path / "x", "w", libver=(libver, "latest"), track_order=True, **options) as file:
                 rows = file.create_dataset("X", data=ROWS, track_order=True, **storage)
                 rows.attrs.update({f"a{i}": i for i in range(20)})
                 file["y"] = np.arange(60)

@@ -294,10 +294,10 @@ def test_model_with_column_names_refuses_other_columns(tmp_path: Path) -> None:
 def test_numpy_replaces_a_missing_theano(monkeypatch: pytest.MonkeyPatch) -> None:
     x = rows(9000)
     x[::7, 3] = np.nan
-    for how in ({}, {"impute": "mean", "clip_quantile": 0.1, "hidden": (8,), "code_activation": "sigmoid"}):
-        with case(how):
-            given = x if how else np.nan_to_num(x)
-            fitted = TiedAutoencoder(**QUICK, **how).fit(given)
+    for options in ({}, {"impute": "mean", "clip_quantile": 0.1, "hidden": (8,), "code_activation": "sigmoid"}):
+        with case(options):
+            given = x if options else np.nan_to_num(x)
+            fitted = TiedAutoencoder(**QUICK, **options).fit(given)
             lazy = da.from_array(given, chunks=(4000, 9))
             on_device = fitted.transform(given), fitted.score_samples(given)
             monkeypatch.setattr(applying, "has_theano", lambda: False)

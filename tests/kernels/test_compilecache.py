@@ -200,8 +200,8 @@ def test_library_in_the_current_directory_is_not_linked(tmp_path, monkeypatch):
     (cache / "module.cpp").write_text("int f() { return 1; }\n")
     monkeypatch.chdir(planted)
 
-    def run(command, **how):
-        done = subprocess.run(command, capture_output=True, check=False, **how)
+    def run(command, **options):
+        done = subprocess.run(command, capture_output=True, check=False, **options)
         return done.stdout, done.stderr, done.returncode
 
     windows = SimpleNamespace(output_subprocess_Popen=run)

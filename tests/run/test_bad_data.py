@@ -121,23 +121,23 @@ def test_training_resumes_from_the_last_intact_checkpoint(
     shards.fill(100)
     flags = ["--checkpoint-minutes", "0", "--epochs", "4"]
     assert shards.run(*flags, output=tmp_path / "undisturbed") == 0
-    for how in DAMAGE if n_damaged == 1 else sampled(DAMAGE, 2):
-        output = tmp_path / how
-        assert shards.run(*flags, output=output, disk=InterruptedDisk("stages", 12)) == 130, how
+    for fault in DAMAGE if n_damaged == 1 else sampled(DAMAGE, 2):
+        output = tmp_path / fault
+        assert shards.run(*flags, output=output, disk=InterruptedDisk("stages", 12)) == 130, fault
         found = [record for record in records(output) if record["key"].startswith("checkpoint")]
         earlier, last = sorted(found, key=lambda record: record["key"])
         for record in (earlier, last)[-n_damaged:]:
             path = output / record["entry"]["file"]
-            if DAMAGE[how] is None:
+            if DAMAGE[fault] is None:
                 path.unlink()
             else:
-                path.write_bytes(DAMAGE[how](path.read_bytes()))
+                path.write_bytes(DAMAGE[fault](path.read_bytes()))
         caplog.clear()
-        assert shards.run(*flags, output=output) == 0, how
-        assert n_recomputed(caplog.text) == n_damaged, how
+        assert shards.run(*flags, output=output) == 0, fault
+        assert n_recomputed(caplog.text) == n_damaged, fault
         step = int(earlier["key"].split("-")[1])
-        assert (resumed_step(caplog.text) == step) == (n_damaged == 1), how
-        assert standin.features_of(output) == standin.features_of(tmp_path / "undisturbed"), how
+        assert (resumed_step(caplog.text) == step) == (n_damaged == 1), fault
+        assert standin.features_of(output) == standin.features_of(tmp_path / "undisturbed"), fault
 
 
 # -- another policy after the run has finished ------------------------------------------------------------------------

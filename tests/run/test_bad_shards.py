@@ -74,20 +74,20 @@ def test_all_rows_of_an_unreadable_shard_count_as_bad(shards: Shards, caplog: py
 # -- shards that cannot be read ------------------------------------------------------------------------------------
 
 WAYS_TO_STORE = [{"compression": "gzip"}, {"fletcher32": True}]
-STORED = pytest.mark.parametrize("how", WAYS_TO_STORE, ids=["gzip", "fletcher32"])
+STORED = pytest.mark.parametrize("options", WAYS_TO_STORE, ids=["gzip", "fletcher32"])
 
 
-def with_damage(shards: Shards, how: dict[str, Any]) -> None:
+def with_damage(shards: Shards, options: dict[str, Any]) -> None:
     """Write four shards; a chunk in the middle of the second one cannot be read."""
-    shards.fill(30, 41, 0, 50, chunks=(6, 4), maxshape=(None, 4), **how)
+    shards.fill(30, 41, 0, 50, chunks=(6, 4), maxshape=(None, 4), **options)
     damage(shards.folder / "1.h5", chunk=3)
 
 
 @STORED
 def test_the_error_about_a_damaged_chunk_names_its_rows(
-    shards: Shards, caplog: pytest.LogCaptureFixture, how: dict[str, Any]
+    shards: Shards, caplog: pytest.LogCaptureFixture, options: dict[str, Any]
 ) -> None:
-    with_damage(shards, how)
+    with_damage(shards, options)
     assert shards.run() == 65
     assert mentions(errors(caplog), f"file={shards.folder}/1.h5 dataset=X rows=16:24", "[18, 0]")
 
@@ -101,12 +101,12 @@ def good_rows_only(shards: Shards) -> Shards:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "mode"), crossed(WAYS_TO_STORE, ["skip", "quarantine"]))
+@pytest.mark.parametrize(("options", "mode"), crossed(WAYS_TO_STORE, ["skip", "quarantine"]))
 def test_an_unreadable_shard_keeps_its_place_and_affects_nothing(
-    shards: Shards, caplog: pytest.LogCaptureFixture, how: dict, mode: str
+    shards: Shards, caplog: pytest.LogCaptureFixture, options: dict, mode: str
 ) -> None:
     """The model is that of the other shards, no matter how much of this one could be read."""
-    with_damage(shards, how)
+    with_damage(shards, options)
     good = good_rows_only(shards)
     settings = ["--validation-fraction", "0.1", "--batch-size", "16"]
     assert good.run(*settings) == 0

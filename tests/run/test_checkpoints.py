@@ -49,31 +49,31 @@ def test_training_resumes_after_its_last_checkpoint(
 def test_training_skips_a_damaged_checkpoint(
     workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    for how in DAMAGE:
-        output = out.with_name(how)
-        assert workspace.run(output, *STEPS, disk=FullDisk("commits/checkpoint", 3)) == 74, how
+    for damage in DAMAGE:
+        output = out.with_name(damage)
+        assert workspace.run(output, *STEPS, disk=FullDisk("commits/checkpoint", 3)) == 74, damage
         damaged = checkpoints(output)[-1]
-        DAMAGE[how](damaged)
+        DAMAGE[damage](damaged)
         caplog.clear()
-        assert workspace.run(output, *STEPS) == 0, how
-        assert f"file={damaged}: " in caplog.text, how
-        assert resumed_step(caplog.text) == 2, how
-        assert features_of(output) == expected(), how
+        assert workspace.run(output, *STEPS) == 0, damage
+        assert f"file={damaged}: " in caplog.text, damage
+        assert resumed_step(caplog.text) == 2, damage
+        assert features_of(output) == expected(), damage
 
 
 def test_training_starts_over_without_an_intact_checkpoint(
     workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    for how in DAMAGE:
-        output = out.with_name(how)
-        assert workspace.run(output, *STEPS, disk=FullDisk("commits/checkpoint", 3)) == 74, how
+    for damage in DAMAGE:
+        output = out.with_name(damage)
+        assert workspace.run(output, *STEPS, disk=FullDisk("commits/checkpoint", 3)) == 74, damage
         for path in checkpoints(output):
-            DAMAGE[how](path)
+            DAMAGE[damage](path)
         caplog.clear()
-        assert workspace.run(output, *STEPS) == 0, how
-        assert resumed_step(caplog.text) is None, how
-        assert features_of(output) == expected(), how
-        assert leftovers(output) == [], how
+        assert workspace.run(output, *STEPS) == 0, damage
+        assert resumed_step(caplog.text) is None, damage
+        assert features_of(output) == expected(), damage
+        assert leftovers(output) == [], damage
 
 
 @pytest.mark.parametrize("flags", [["--n-features", "1"], ["--seed", "1"], ["--optimizer", "momentum"]], ids=" ".join)

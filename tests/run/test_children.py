@@ -52,8 +52,8 @@ class Watch:
 class ObservedProgram(Program):
     """Observes every process that it starts until the process exits."""
 
-    def start(self, output: Path, *flags: str, **how: object) -> subprocess.Popen[bytes]:
-        process = super().start(output, *flags, **how)
+    def start(self, output: Path, *flags: str, **options: object) -> subprocess.Popen[bytes]:
+        process = super().start(output, *flags, **options)
         self.watch = Watch()
         self.watcher = threading.Thread(target=look, args=(process.pid, self.watch))
         self.watcher.start()

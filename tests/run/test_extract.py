@@ -81,13 +81,15 @@ def test_streamed_and_resident_rows_give_equal_features(tmp_path: Path, caplog: 
     assert resident.tobytes() == streamed.tobytes()
 
 
-@pytest.mark.parametrize("how", [{"chunks": (100, 5), "compression": "gzip"}, {"compression": "lzf", "shuffle": True}])
-def test_the_storage_of_rows_does_not_change_a_bit(shards: Path, tmp_path: Path, how: dict) -> None:
+@pytest.mark.parametrize(
+    "options", [{"chunks": (100, 5), "compression": "gzip"}, {"compression": "lzf", "shuffle": True}]
+)
+def test_the_storage_of_rows_does_not_change_a_bit(shards: Path, tmp_path: Path, options: dict) -> None:
     stored = tmp_path / "stored"
     stored.mkdir()
     for path in shards.iterdir():
         with h5py.File(path) as file:
-            write_shard(stored / path.name, file["X"][:], extras={"y": file["y"][:]}, **how)
+            write_shard(stored / path.name, file["X"][:], extras={"y": file["y"][:]}, **options)
     assert features(shards, tmp_path / "a").tobytes() == features(stored, tmp_path / "b").tobytes()
 
 

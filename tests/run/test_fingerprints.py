@@ -209,9 +209,9 @@ def test_a_memory_budget_matters_only_if_it_limits_the_rows() -> None:
 # -- inputs ------------------------------------------------------------------------------------------------------
 
 
-def changed(**how: Any) -> Callable[[tuple[Shard, ...]], tuple[Shard, ...]]:
+def changed(**options: Any) -> Callable[[tuple[Shard, ...]], tuple[Shard, ...]]:
     """Return a function that changes the second shard."""
-    return lambda shards: (shards[0], replace(shards[1], **how), shards[2])
+    return lambda shards: (shards[0], replace(shards[1], **options), shards[2])
 
 
 INPUTS: dict[str, tuple[Callable[[tuple[Shard, ...]], tuple[Shard, ...]], str]] = {

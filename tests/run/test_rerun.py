@@ -49,9 +49,9 @@ def test_a_finished_run_is_verified_and_nothing_is_written(
 def test_only_damaged_files_of_a_finished_run_are_recomputed(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
-    for how in DAMAGE:
-        output = out.with_name(how)
-        assert workspace.run(output) == 0, how
+    for damage in DAMAGE:
+        output = out.with_name(damage)
+        assert workspace.run(output) == 0, damage
         expected, before = features_of(output), stamps(output)
         view = next(name for name in before if name.startswith("index-"))
         damaged = {"part": parts(output)[1], "view": view}.get(what, what)
@@ -59,18 +59,18 @@ def test_only_damaged_files_of_a_finished_run_are_recomputed(
             str(path.relative_to(output)) for path in output.glob("commits/part-*") if damaged in path.read_text()
         ]
         # A file that was deleted by its plain name still exists under the target of the link.
-        path = output / damaged if how == "deleted" else (output / damaged).resolve()
-        DAMAGE[how](output / damaged)
+        path = output / damaged if damage == "deleted" else (output / damaged).resolve()
+        DAMAGE[damage](output / damaged)
         caplog.clear()
-        assert workspace.run(output) == 0, how
-        assert f"file={path}: " in caplog.text, how
-        assert n_recomputed(caplog.text) > 0, how
-        assert reuses(caplog.text, "scan"), how
-        assert reuses(caplog.text, "training"), how
-        assert features_of(output) == expected, how
-        assert invalid_entries(output) == leftovers(output) == [], how
+        assert workspace.run(output) == 0, damage
+        assert f"file={path}: " in caplog.text, damage
+        assert n_recomputed(caplog.text) > 0, damage
+        assert reuses(caplog.text, "scan"), damage
+        assert reuses(caplog.text, "training"), damage
+        assert features_of(output) == expected, damage
+        assert invalid_entries(output) == leftovers(output) == [], damage
         changed = {name for name, stamp in results(before).items() if stamps(output).get(name) != stamp}
-        assert changed == ({damaged, *of_part} if what == "part" else set()), how
+        assert changed == ({damaged, *of_part} if what == "part" else set()), damage
 
 
 @pytest.mark.slow
@@ -78,29 +78,29 @@ def test_only_damaged_files_of_a_finished_run_are_recomputed(
 def test_damaged_files_of_an_unfinished_run_are_recomputed(
     workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
-    for how in DAMAGE:
-        output = out.with_name(how)
-        assert workspace.run(output, disk=FullDisk("commits/part", 2)) == 74, how
+    for damage in DAMAGE:
+        output = out.with_name(damage)
+        assert workspace.run(output, disk=FullDisk("commits/part", 2)) == 74, damage
         (damaged, *_others) = sorted(output.glob(f"{what}*"))
-        DAMAGE[how](damaged)
+        DAMAGE[damage](damaged)
         caplog.clear()
-        assert workspace.run(output) == 0, how
+        assert workspace.run(output) == 0, damage
         # A missing record means that the result never existed.
-        assert (f"file={damaged}: " in caplog.text) == (what.startswith("stages") or how != "deleted"), how
-        assert features_of(output) == expected(), how
-        assert invalid_entries(output) == leftovers(output) == [], how
+        assert (f"file={damaged}: " in caplog.text) == (what.startswith("stages") or damage != "deleted"), damage
+        assert features_of(output) == expected(), damage
+        assert invalid_entries(output) == leftovers(output) == [], damage
 
 
 @pytest.mark.slow
 def test_a_damaged_manifest_is_restored_from_the_parts(workspace: Workspace, out: Path) -> None:
-    for how in DAMAGE:
-        output = out.with_name(how)
-        assert workspace.run(output) == 0, how
+    for damage in DAMAGE:
+        output = out.with_name(damage)
+        assert workspace.run(output) == 0, damage
         expected, before = features_of(output), stamps(output)
-        DAMAGE[how](output / "manifest.json")
-        assert workspace.run(output) == 0, how
-        assert features_of(output) == expected, how
-        assert results(stamps(output)) == results(before), how
+        DAMAGE[damage](output / "manifest.json")
+        assert workspace.run(output) == 0, damage
+        assert features_of(output) == expected, damage
+        assert results(stamps(output)) == results(before), damage
 
 
 def test_verifying_sizes_finds_only_truncated_files(
@@ -210,14 +210,14 @@ def test_a_finished_run_with_a_single_file_is_complete(workspace: Workspace, out
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], SINGLE], ids=["without the flag", "with the flag"])
 def test_a_damaged_single_file_is_rewritten(workspace: Workspace, out: Path, flags: list[str]) -> None:
-    for how in DAMAGE:
-        output = out.with_name(how)
-        assert workspace.run(output, *SINGLE) == 0, how
+    for damage in DAMAGE:
+        output = out.with_name(damage)
+        assert workspace.run(output, *SINGLE) == 0, damage
         expected = single(output)
-        DAMAGE[how](output / "single.h5")
-        assert workspace.run(output, *flags) == 0, how
-        assert single(output) == expected, how
-        assert invalid_entries(output) == [], how
+        DAMAGE[damage](output / "single.h5")
+        assert workspace.run(output, *flags) == 0, damage
+        assert single(output) == expected, damage
+        assert invalid_entries(output) == [], damage
 
 
 def test_an_intact_single_file_is_not_rewritten(workspace: Workspace, out: Path) -> None:

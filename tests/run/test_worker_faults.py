@@ -34,7 +34,7 @@ PRELOAD = ("--preload", "tests.support.worker_faults")
 
 @pytest.fixture
 def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
-    """Write ten shards of one part each, and the results of threads in `expected`."""
+    """Return a workspace with ten shards of one part each."""
     install(monkeypatch)
     before = os.getcwd()
     yield Workspace(tmp_path, *SIZES)

@@ -279,8 +279,8 @@ def is_gap(value, missing):
 def test_imputed_values_equal_the_mean_or_median(tmp_path, dtype, missing, impute):
     rows, bad = gappy(np.random.default_rng(0), 97, dtype, missing)
     shards = shards_of(tmp_path, rows[:40], rows[40:])
-    how = {"impute": impute, "missing": None if np.isnan(missing) else missing, "clip_quantile": 0.0}
-    found = scanned(shards, 1000, 1, **how)
+    options = {"impute": impute, "missing": None if np.isnan(missing) else missing, "clip_quantile": 0.0}
+    found = scanned(shards, 1000, 1, **options)
     assert (found.bad_rows.tolist(), found.clips) == (bad, False)
     good = np.delete(rows, bad, axis=0)
     for column, values in enumerate(good.T):
@@ -296,8 +296,8 @@ def test_imputed_values_equal_the_mean_or_median(tmp_path, dtype, missing, imput
         assert found.fill[column] == np.array(found.fill[column]).astype(dtype)
     for block_rows, n_threads in ((1, 3), (2, 1), (7, 2), (40, 2)):
         with case(block_rows=block_rows, n_threads=n_threads):
-            assert scanned(shards, block_rows, n_threads, **how).to_npz() == found.to_npz()
-            clipped = {**how, "clip_quantile": 0.1}
+            assert scanned(shards, block_rows, n_threads, **options).to_npz() == found.to_npz()
+            clipped = {**options, "clip_quantile": 0.1}
             assert scanned(shards, block_rows, 2, **clipped).to_npz() == scanned(shards, 9, 1, **clipped).to_npz()
 
 
@@ -344,14 +344,15 @@ def test_a_scan_with_imputation_is_restored_from_its_file(tmp_path):
 # -- shards that cannot be read ----------------------------------------------------------------------------------
 
 
-def random_shards(folder, rng, how):
+def random_shards(folder, rng, options):
     """Return shards of random sizes, some with NaN, some damaged; their rows, and which are damaged."""
     sizes = rng.integers(0, 12, 6)
     arrays = [numbered(size, first=sum(sizes[:i]), dtype=np.float32) for i, size in enumerate(sizes)]
     for rows in arrays:
         rows[rng.random(len(rows)) < 0.2, rng.integers(2)] = np.nan
     names = [
-        write_shard(folder / f"{i}.h5", rows, chunks=(2, 2), maxshape=(None, 2), **how) for i, rows in enumerate(arrays)
+        write_shard(folder / f"{i}.h5", rows, chunks=(2, 2), maxshape=(None, 2), **options)
+        for i, rows in enumerate(arrays)
     ]
     bad = [i for i in range(len(arrays)) if len(arrays[i]) and rng.random() < 0.4]
     for i in bad:
@@ -359,10 +360,10 @@ def random_shards(folder, rng, how):
     return open_shards(names), arrays, bad
 
 
-@pytest.mark.parametrize("how", [{"compression": "gzip"}, {"fletcher32": True}], ids=str)
-def test_unreadable_shards_count_as_bad_rows_for_any_blocks(tmp_path, how):
+@pytest.mark.parametrize("options", [{"compression": "gzip"}, {"fletcher32": True}], ids=str)
+def test_unreadable_shards_count_as_bad_rows_for_any_blocks(tmp_path, options):
     for seed in range(8):
-        shards, arrays, bad = random_shards(tmp_path, np.random.default_rng(seed), how)
+        shards, arrays, bad = random_shards(tmp_path, np.random.default_rng(seed), options)
         expected_arrays = [np.full_like(rows, np.nan) if i in bad else rows for i, rows in enumerate(arrays)]
         for block_rows, n_threads in ((1, 1), (2, 3), (3, 2), (100, 2)):
             counts = []

@@ -111,7 +111,7 @@ def test_all_contestants_use_the_same_instruction_set(tmp_path: Path, monkeypatc
     """The contestants and the program as a whole."""
     found: list[dict[str, str]] = []
 
-    def started(*arguments: Any, env: dict[str, str], **how: Any) -> None:
+    def started(*arguments: Any, env: dict[str, str], **options: Any) -> None:
         found.append(env)
         raise InterruptedError
 
@@ -215,13 +215,13 @@ def test_missing_instruction_set_is_refused(
 @pytest.mark.process
 def test_shards_of_every_layout_hold_the_same_rows(tmp_path: Path) -> None:
     plain = programs.make_shards(tmp_path / "plain", 5000, 2, dtype="u1")
-    for i, (name, (how, _, _)) in enumerate(programs.LAYOUTS.items()):
-        shards = programs.make_shards(tmp_path / str(i), 5000, 2, **how)
+    for i, (name, (options, _, _)) in enumerate(programs.LAYOUTS.items()):
+        shards = programs.make_shards(tmp_path / str(i), 5000, 2, **options)
         programs.evict(shards)
         for path in sorted(shards.iterdir()):
             with h5py.File(path) as file, h5py.File(plain / path.name) as expected:
-                assert file["X"].dtype == how["dtype"], name
-                assert file["X"].chunks == how.get("chunks"), name
+                assert file["X"].dtype == options["dtype"], name
+                assert file["X"].chunks == options.get("chunks"), name
                 np.testing.assert_array_equal(file["X"][:], expected["X"][:], err_msg=name)
 
 

@@ -121,7 +121,7 @@ def test_named_extra_may_be_missing_in_some_shards(shards, caplog):
 
 
 @pytest.mark.parametrize(
-    ("how", "phrase"),
+    ("options", "phrase"),
     [
         ({"data": range(3)}, "shape (3,), expected (4,)"),
         ({"data": 5}, "single value"),
@@ -129,10 +129,10 @@ def test_named_extra_may_be_missing_in_some_shards(shards, caplog):
         ({"shape": (N,), "dtype": "i4"}, "never written"),
     ],
 )
-def test_named_dataset_that_cannot_be_an_extra_is_an_error(tmp_path, how, phrase):
+def test_named_dataset_that_cannot_be_an_extra_is_an_error(tmp_path, options, phrase):
     path = write_shard(tmp_path / "x.h5", numbered(N))
     with h5py.File(path, "a") as file:
-        file.create_dataset("obs/kind", **how)
+        file.create_dataset("obs/kind", **options)
     with refused(65, f"file={path} dataset=obs/kind: ", phrase):
         open_shards([path], include=["obs/kind"])
 

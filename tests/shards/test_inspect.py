@@ -80,7 +80,7 @@ def test_reason_for_the_chosen_dataset_is_given(tmp_path: Path) -> None:
 
 
 @each(
-    "how, dtype, expected",
+    "options, dtype, expected",
     [
         ({}, "<f4", []),
         ({"chunks": (4096, 32)}, "<f4", []),
@@ -92,8 +92,8 @@ def test_reason_for_the_chosen_dataset_is_given(tmp_path: Path) -> None:
         ({}, ">f4", ["order"]),
     ],
 )
-def test_faster_storage_is_suggested(tmp_path: Path, how: dict[str, Any], dtype: str, expected: list[str]) -> None:
-    path = write_shard(tmp_path / "a.h5", np.zeros((150_000, 32), dtype), **how)
+def test_faster_storage_is_suggested(tmp_path: Path, options: dict[str, Any], dtype: str, expected: list[str]) -> None:
+    path = write_shard(tmp_path / "a.h5", np.zeros((150_000, 32), dtype), **options)
     (files,) = look(path).files
     assert len(files.faster) == len(expected)
     assert all(words in facts for words, facts in zip(expected, files.faster, strict=True))

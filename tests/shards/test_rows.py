@@ -37,32 +37,32 @@ N_ROWS, N_INPUTS = some_rows().shape
 CHUNKED = {"chunks": True, "compression": "gzip", "shuffle": True}
 
 
-def write_dense(file, rows, **how):
-    file.create_dataset("X", data=rows, **how)
+def write_dense(file, rows, **options):
+    file.create_dataset("X", data=rows, **options)
 
 
-def write_columns(file, rows, **how):
-    file.create_dataset("X", data=np.moveaxis(rows, 0, -1), **how)
+def write_columns(file, rows, **options):
+    file.create_dataset("X", data=np.moveaxis(rows, 0, -1), **options)
 
 
-def write_sparse(file, rows, **how):
+def write_sparse(file, rows, **options):
     group = file.create_group("X")
     group.attrs["encoding-type"], group.attrs["shape"] = "csr_matrix", rows.shape
     for name, values in zip(("data", "indices", "indptr"), csr(rows), strict=True):
-        group.create_dataset(name, data=values, **how)
+        group.create_dataset(name, data=values, **options)
 
 
-def write_table(file, rows, **how):
+def write_table(file, rows, **options):
     records = np.zeros(len(rows), [("index", "<i8"), ("values_block_0", rows.dtype, rows.shape[1:])])
     records["index"], records["values_block_0"] = np.arange(len(rows)), rows
-    file.create_dataset("X", data=records, **how)
+    file.create_dataset("X", data=records, **options)
 
 
-def write_fields(file, rows, **how):
+def write_fields(file, rows, **options):
     records = np.zeros(len(rows), [(f"c{i}", rows.dtype) for i in range(rows.shape[1])])
     for i, name in enumerate(records.dtype.names):
         records[name] = rows[:, i]
-    file.create_dataset("X", data=records, **how)
+    file.create_dataset("X", data=records, **options)
 
 
 FORMS = {
@@ -74,17 +74,17 @@ FORMS = {
 }
 
 
-def write_form(path, form, rows, libver="earliest", **how):
+def write_form(path, form, rows, libver="earliest", **options):
     """Write a shard in a form, with labels."""
     with h5py.File(path, "w", libver=libver) as file:
-        FORMS[form](file, rows, **how)
+        FORMS[form](file, rows, **options)
         file["y"] = np.arange(len(rows))
     return opened(path, form)
 
 
-def write_both(folder, form, rows, **how):
+def write_both(folder, form, rows, **options):
     """Write the same rows in dense form and in another one."""
-    return tuple(write_form(folder / f"{i}.h5", each, rows, **how) for i, each in enumerate(("dense", form)))
+    return tuple(write_form(folder / f"{i}.h5", each, rows, **options) for i, each in enumerate(("dense", form)))
 
 
 def opened(path, form):
@@ -138,7 +138,7 @@ def test_nan_and_inf_are_read_unchanged(tmp_path):
 
 
 def test_any_storage_and_any_blocks_give_the_same_rows(tmp_path):
-    for how, block_rows in product(
+    for options, block_rows in product(
         [
             {},
             {"chunks": (1, 3)},
@@ -153,9 +153,9 @@ def test_any_storage_and_any_blocks_give_the_same_rows(tmp_path):
         ],
         [1, 4, 10, 11, 12],
     ):
-        with case(how, block_rows):
+        with case(options, block_rows):
             rows = numbered(11, 3)
-            shards = open_shards([write_shard(tmp_path / "x.h5", rows, **how)])
+            shards = open_shards([write_shard(tmp_path / "x.h5", rows, **options)])
             np.testing.assert_array_equal(np.concatenate([read(block) for block in blocks(shards, block_rows)]), rows)
 
 
@@ -179,9 +179,9 @@ def test_shard_locked_by_another_program_is_read(tmp_path):
 # -- damaged rows --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", [{"compression": "gzip"}, {"fletcher32": True}], ids=str)
-def test_damaged_chunk_is_reported_with_its_place(tmp_path, how):
-    path = write_shard(tmp_path / "x.h5", numbered(8), chunks=(4, 2), **how)
+@pytest.mark.parametrize("options", [{"compression": "gzip"}, {"fletcher32": True}], ids=str)
+def test_damaged_chunk_is_reported_with_its_place(tmp_path, options):
+    path = write_shard(tmp_path / "x.h5", numbered(8), chunks=(4, 2), **options)
     damage(path)
     (shard,) = open_shards([path])
     with refused(65, f"file={path} dataset=X rows=1:4"):
@@ -210,10 +210,10 @@ def test_shard_that_shrank_after_vetting_is_refused(tmp_path):
 @pytest.mark.process
 @pytest.mark.parametrize("form", FORMS)
 def test_rows_of_any_form_equal_a_dense_dataset(tmp_path, form):
-    for dtype, how in product(["?", "u1", "<i2", ">i4", "<u8", "<f2", ">f4", "<f8"], [{}, CHUNKED]):
-        with case(dtype, how):
+    for dtype, options in product(["?", "u1", "<i2", ">i4", "<u8", "<f2", ">f4", "<f8"], [{}, CHUNKED]):
+        with case(dtype, options):
             rows = some_rows(dtype)
-            dense, shard = write_both(tmp_path, form, rows, **how)
+            dense, shard = write_both(tmp_path, form, rows, **options)
             assert (shard.shape, shard.stored_dtype, shard.dtype) == (dense.shape, dense.stored_dtype, dense.dtype)
             for start, stop in [(0, N_ROWS), (0, 0), (17, 17), (17, 18), (5, 44), (N_ROWS - 1, N_ROWS)]:
                 found, expected = (read(Block(each, start, stop)) for each in (shard, dense))
@@ -231,12 +231,12 @@ def test_columns_in_any_storage_equal_the_transposed_array(tmp_path, monkeypatch
                 monkeypatch.setattr(hdf5_values, name, int(rng.integers(8, most)) if name != "_TILE" else most)
             shape = tuple(int(n) for n in rng.integers(1, (5, 7, 40)[-rng.integers(2, 4) :]))
             stored = rng.integers(0, 200, shape).astype(["u1", "<f4", ">i8"][rng.integers(3)])
-            how = {}
+            options = {}
             if rng.random() < 0.7:
-                how = {"chunks": tuple(int(rng.integers(1, n + 1)) for n in shape), "compression": "lzf"}
-                how["maxshape"] = tuple(None if rng.random() < 0.4 else n for n in shape)
+                options = {"chunks": tuple(int(rng.integers(1, n + 1)) for n in shape), "compression": "lzf"}
+                options["maxshape"] = tuple(None if rng.random() < 0.4 else n for n in shape)
             with h5py.File(tmp_path / "x.h5", "w", libver=("earliest", "latest")[seed % 2]) as file:
-                file.create_dataset("X", data=stored, **how)
+                file.create_dataset("X", data=stored, **options)
             shard = opened(tmp_path / "x.h5", "columns")
             expected = np.moveaxis(stored, -1, 0).reshape(shape[-1], -1)
             assert shard.shape == (shape[-1], *shape[:-1])
@@ -270,12 +270,14 @@ def test_rows_are_read_into_a_given_array(tmp_path, form):
 
 @pytest.mark.process
 def test_index_of_a_table_may_have_any_type(tmp_path):
-    for how, index in product([{}, CHUNKED], ["S3", h5py.opaque_dtype(np.dtype("M8[ns]")), h5py.enum_dtype({"a": 0})]):
-        with case(how, index):
+    for options, index in product(
+        [{}, CHUNKED], ["S3", h5py.opaque_dtype(np.dtype("M8[ns]")), h5py.enum_dtype({"a": 0})]
+    ):
+        with case(options, index):
             records = np.zeros(9, [("index", index), ("a", "<f8"), ("b", "<f8")])
             records["b"] = np.arange(9)
             with h5py.File(tmp_path / "x.h5", "w") as file:
-                file.create_dataset("X", data=records, **how)
+                file.create_dataset("X", data=records, **options)
             assert read(Block(opened(tmp_path / "x.h5", "table"), 2, 9)).tolist() == [[0, i] for i in range(2, 9)]
 
 

@@ -88,15 +88,15 @@ def test_virtual_datasets_are_refused(tmp_path, unlimited):
 
 
 def test_claimed_shape_without_data_is_refused(tmp_path):
-    for shape, how, phrase in [
+    for shape, options, phrase in [
         ((2**50, 16), {}, "never written"),
         ((2**50, 16), {"chunks": (2**10, 16), "compression": "gzip"}, "expected 4194304"),
         ((2**62, 3), {"chunks": (2**10, 3), "maxshape": (None, 3)}, "expected 4194304"),
         ((4, 2**40), {"chunks": (1, 2**20)}, "never written"),
         ((2, 2**20), {"chunks": (2, 2**20), "compression": "gzip"}, "never written"),
     ]:
-        with case(shape, how, phrase):
-            path = hostile.declared(tmp_path, shape, **how)
+        with case(shape, options, phrase):
+            path = hostile.declared(tmp_path, shape, **options)
             assert path.stat().st_size < 10_000
             with refused(65, f"file={path} dataset=X", phrase):
                 open_shards([str(path)])
@@ -111,12 +111,12 @@ def test_large_chunks_are_refused(tmp_path):
 
 
 def test_unwritten_rows_are_an_error(tmp_path):
-    for how in [{"chunks": (2, 2)}, {"chunks": (2, 2), "compression": "gzip"}, {}]:
-        with case(how):
+    for options in [{"chunks": (2, 2)}, {"chunks": (2, 2), "compression": "gzip"}, {}]:
+        with case(options):
             path = tmp_path / "x.h5"
             with h5py.File(path, "w") as file:
-                dataset = file.create_dataset("X", (10, 2), "f4", **how)
-                if how:
+                dataset = file.create_dataset("X", (10, 2), "f4", **options)
+                if options:
                     dataset[:6] = 1
             with refused(65, f"file={path} dataset=X", "never written"):
                 open_shards([str(path)])
@@ -132,10 +132,10 @@ def test_unwritten_labels_are_left_out(tmp_path, caplog):
 
 
 def test_shards_without_rows_are_accepted_in_any_storage(tmp_path):
-    for i, how in enumerate(
+    for i, options in enumerate(
         ({}, {"chunks": (2, 2), "compression": "gzip", "maxshape": (None, 2)}, {"maxshape": (9, 9)})
     ):
-        write_shard(tmp_path / f"{i}.h5", numbered(0), extras={"y": np.arange(0)}, **how)
+        write_shard(tmp_path / f"{i}.h5", numbered(0), extras={"y": np.arange(0)}, **options)
     write_shard(tmp_path / "9.h5", numbered(2), extras={"y": np.arange(2)})
     shards = open_shards([str(tmp_path)])
     assert [shard.n_rows for shard in shards] == [0, 0, 0, 2]
@@ -155,12 +155,12 @@ def test_extras_that_decompress_to_too_much_are_left_out(tmp_path, monkeypatch, 
     assert "16000" in caplog.text
 
 
-@pytest.mark.parametrize("how", [{}, {"chunks": (7,), "compression": "gzip", "maxshape": (None,)}])
-def test_longest_texts_are_measured(tmp_path, how):
+@pytest.mark.parametrize("options", [{}, {"chunks": (7,), "compression": "gzip", "maxshape": (None,)}])
+def test_longest_texts_are_measured(tmp_path, options):
     texts = [b"x" * n for n in range(3000)]
     path = write_shard(tmp_path / "x.h5", numbered(3000))
     with h5py.File(path, "a") as file:
-        file.create_dataset("text", data=np.array(texts, object), dtype=h5py.string_dtype(), **how)
+        file.create_dataset("text", data=np.array(texts, object), dtype=h5py.string_dtype(), **options)
     (extra,) = open_shards([path])[0].extras
     assert extra.layout.longest == 2999
     assert extra.text_bytes == -(-sum(range(2048, 3000)) // 1024)

@@ -172,14 +172,14 @@ def test_type_unknown_to_numpy_elsewhere_is_harmless(tmp_path):
     assert open_shards([path])[0].dataset == "rows"
 
 
-@pytest.mark.parametrize("how", [{}, {"compression": "gzip", "chunks": (64, 2)}], ids=str)
+@pytest.mark.parametrize("layout", [{}, {"compression": "gzip", "chunks": (64, 2)}], ids=str)
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
-def test_truncated_file_is_refused(tmp_path, how, libver):
+def test_truncated_file_is_refused(tmp_path, layout, libver):
     for sixteenths in range(16):
         with case(sixteenths):
             path = tmp_path / "x.h5"
             with h5py.File(path, "w", libver=libver) as file:
-                file.create_dataset("X", data=numbered(1024), **how)
+                file.create_dataset("X", data=numbered(1024), **layout)
                 file["y"] = range(1024)
             content = path.read_bytes()
             n_bytes = len(content) * sixteenths // 16
@@ -321,25 +321,25 @@ def test_common_other_formats_are_recognized(tmp_path):
 
 @pytest.mark.process
 def test_file_with_a_user_block_is_read(tmp_path):
-    for is_plain, libver, how in product(
+    for is_plain, libver, layout in product(
         [True, False],
         ["earliest", "v108", "latest"],
         ["contiguous", "chunks", "chunks that may grow", "compact", "put before"],
     ):
-        with case(is_plain, libver, how):
+        with case(is_plain, libver, layout):
             rows, path = numbered(30), tmp_path / "x.mat"
-            user_block = 0 if how == "put before" else 1024
+            user_block = 0 if layout == "put before" else 1024
             storage = {"chunks": {"chunks": (7, 1), "compression": "gzip", "fletcher32": True}}
             storage["chunks that may grow"] = {"chunks": (7, 2), "maxshape": (None, 2), "shuffle": True}
             with h5py.File(path, "w", userblock_size=user_block, libver=(libver, "latest")) as file:
-                if how == "compact":
+                if layout == "compact":
                     created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
                     created.set_layout(h5py.h5d.COMPACT)
                     space = h5py.h5s.create_simple(rows.shape)
                     stored = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I64LE, space, dcpl=created)
                     stored.write(h5py.h5s.ALL, h5py.h5s.ALL, rows)
                 else:
-                    file.create_dataset("X", data=rows, **storage.get(how, {}))
+                    file.create_dataset("X", data=rows, **storage.get(layout, {}))
                 file["y"] = np.arange(30)
                 if not is_plain:
                     file["text"] = ["a"] * 30

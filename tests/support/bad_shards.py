@@ -56,25 +56,25 @@ class Shards:
         self.folder.mkdir()
         self.arrays: list[np.ndarray] = []
 
-    def add(self, rows: Any, **how: Any) -> Path:
+    def add(self, rows: Any, **options: Any) -> Path:
         """Add a shard, with labels that are numbered over all shards."""
         first = sum(map(len, self.arrays))
         path = self.folder / f"{len(self.arrays)}.h5"
-        write_shard(path, rows, extras={"y": np.arange(first, first + len(rows))}, **how)
+        write_shard(path, rows, extras={"y": np.arange(first, first + len(rows))}, **options)
         self.arrays.append(np.asarray(rows))
         return path
 
-    def fill(self, *sizes: int, seed: int = 0, dtype: Any = np.float32, **how: Any) -> None:
+    def fill(self, *sizes: int, seed: int = 0, dtype: Any = np.float32, **options: Any) -> None:
         """Add shards of these sizes with good rows."""
         rng = np.random.default_rng(seed)
         for size in sizes:
-            self.add((rng.normal(size=(size, 4)) * 10).astype(dtype), **how)
+            self.add((rng.normal(size=(size, 4)) * 10).astype(dtype), **options)
 
-    def rewrite(self, number: int, rows: np.ndarray, **how: Any) -> None:
+    def rewrite(self, number: int, rows: np.ndarray, **options: Any) -> None:
         """Replace the rows of a shard."""
         first = sum(map(len, self.arrays[:number]))
         path = self.folder / f"{number}.h5"
-        write_shard(path, rows, extras={"y": np.arange(first, first + len(rows))}, **how)
+        write_shard(path, rows, extras={"y": np.arange(first, first + len(rows))}, **options)
         self.arrays[number] = rows
 
     def another(self, name: str) -> Shards:

@@ -202,15 +202,15 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
     """Return small valid files of all layouts, filters and versions; some link to the secret file."""
     text = np.array([f"row {i}" for i in range(30)], object)
 
-    def everything(file: h5py.File, **how: Any) -> None:
-        file.create_dataset("X", data=ROWS, **how)
+    def everything(file: h5py.File, **options: Any) -> None:
+        file.create_dataset("X", data=ROWS, **options)
         file["y"] = np.arange(30)
         file["text"] = text
         file["X"].attrs["columns"] = ["a", "b"]
         file["elsewhere"] = h5py.ExternalLink(secret, "/y")
 
-    def plain(file: h5py.File, **how: Any) -> None:
-        file.create_dataset("X", data=ROWS, **how)
+    def plain(file: h5py.File, **options: Any) -> None:
+        file.create_dataset("X", data=ROWS, **options)
         file["y"], file["short"], file["valid"] = np.arange(30), np.zeros(4, ">f4"), np.ones(30, bool)
         file["X"].attrs["unit"] = "m"
 
@@ -262,22 +262,22 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
         file["secret"] = h5py.SoftLink(str(secret))
         file["own"] = ROWS
 
-    def by_columns(file: h5py.File, **how: Any) -> None:
-        file.create_dataset("X", data=np.ascontiguousarray(ROWS.T), **how)
+    def by_columns(file: h5py.File, **options: Any) -> None:
+        file.create_dataset("X", data=np.ascontiguousarray(ROWS.T), **options)
         file["y"] = np.arange(30)
         file["X"].attrs[_MATLAB.decode()] = np.bytes_(b"int32")
 
-    def sparse(file: h5py.File, **how: Any) -> None:
+    def sparse(file: h5py.File, **options: Any) -> None:
         group = file.create_group("X")
         for name, values in (("data", ROWS.ravel()), ("indices", np.tile([0, 1], 30)), ("indptr", np.arange(31) * 2)):
-            group.create_dataset(name, data=values.astype("<i4"), **how)
+            group.create_dataset(name, data=values.astype("<i4"), **options)
         group.attrs.update({"encoding-type": "csr_matrix", "shape": ROWS.shape})
         file["y"] = np.arange(30)
 
-    def table(file: h5py.File, **how: Any) -> None:
+    def table(file: h5py.File, **options: Any) -> None:
         records = np.zeros(30, [("index", "<i8"), ("values_block_0", "<i4", (2,))])
         records["values_block_0"] = ROWS
-        file.create_dataset("df/table", data=records, **how)
+        file.create_dataset("df/table", data=records, **options)
         file["df/_i_table/index/bounds"] = ROWS
 
     def crowded(file: h5py.File) -> None:

@@ -24,10 +24,10 @@ from pipeline.shards.shard import Block, Shard
 UNPRIVILEGED = 65534
 
 
-def write_shard(path: Path, rows: Any, name: str = "X", extras: Mapping[str, Any] | None = None, **how: Any) -> str:
+def write_shard(path: Path, rows: Any, name: str = "X", extras: Mapping[str, Any] | None = None, **options: Any) -> str:
     """Write an HDF5 file with one dataset of rows and extras; `how` is passed to h5py's ``create_dataset``."""
     with h5py.File(path, "w") as file:
-        file.create_dataset(name, data=rows, **how)
+        file.create_dataset(name, data=rows, **options)
         for extra, values in (extras or {}).items():
             file.create_dataset(extra, data=values)
     return str(path)
@@ -38,10 +38,10 @@ def numbered(n_rows: int, n_inputs: int = 2, first: int = 0, dtype: Any = np.int
     return (10 * np.arange(first, first + n_rows)[:, None] + np.arange(n_inputs)).astype(dtype)
 
 
-def numbered_shards(folder: Path, *sizes: int, **how: Any) -> tuple[Shard, ...]:
+def numbered_shards(folder: Path, *sizes: int, **options: Any) -> tuple[Shard, ...]:
     """Write shards of these sizes whose rows contain their number over all shards."""
     for i, size in enumerate(sizes):
-        write_shard(folder / f"{i}.h5", numbered(size, first=sum(sizes[:i])), **how)
+        write_shard(folder / f"{i}.h5", numbered(size, first=sum(sizes[:i])), **options)
     return open_shards([str(folder / f"{i}.h5") for i in range(len(sizes))])
 
 

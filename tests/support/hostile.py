@@ -109,8 +109,8 @@ def virtual(folder: Path, target: Path, unlimited: bool = False) -> Path:
 def in_several_files(folder: Path, driver: str, libver: str, space: str | None = None) -> Path:
     """Write the first file of a family, or the metadata half of a split pair."""
     names = {"family": ("x%d.h5", "x0.h5"), "split": ("x", "x-m.h5")}[driver]
-    how = {"memb_size": 4096} if driver == "family" else {}
-    with h5py.File(folder / names[0], "w", driver=driver, libver=libver, fs_strategy=space, **how) as file:
+    options = {"memb_size": 4096} if driver == "family" else {}
+    with h5py.File(folder / names[0], "w", driver=driver, libver=libver, fs_strategy=space, **options) as file:
         file["X"] = np.zeros((600, 2))
     return folder / names[1]
 
@@ -118,11 +118,11 @@ def in_several_files(folder: Path, driver: str, libver: str, space: str | None =
 # -- excessive sizes --------------------------------------------------------------------------------------------------
 
 
-def declared(folder: Path, shape: tuple[int, ...], dtype: str = "f4", **how: object) -> Path:
+def declared(folder: Path, shape: tuple[int, ...], dtype: str = "f4", **options: object) -> Path:
     """Write a dataset of which only the header exists."""
     path = folder / "x.h5"
     with h5py.File(path, "w") as file:
-        file.create_dataset("X", shape, dtype, **how)
+        file.create_dataset("X", shape, dtype, **options)
     return path
 
 
@@ -163,11 +163,11 @@ def edited(path: Path, found: bytes, replaced: bytes, nth: int = 0) -> Path:
     return path
 
 
-def plain(folder: Path, **how: object) -> Path:
+def plain(folder: Path, **options: object) -> Path:
     """Write a shard with labels in the oldest format, which has no checksums that an edit would break."""
     path = folder / "x.h5"
     with h5py.File(path, "w", libver="earliest") as file:
-        file.create_dataset("X", data=ROWS, **how)
+        file.create_dataset("X", data=ROWS, **options)
         file["y"] = np.arange(6, dtype="<i8")
     return path
 

@@ -85,7 +85,7 @@ class Ended:
         Exit code, negative for a signal.
     lines : list of str
         Lines of standard output and standard error.
-    begun : dict of str to float
+    phase_starts : dict of str to float
         Start of each phase, in seconds from the start of the run.
     seconds : float
         Duration.
@@ -123,11 +123,11 @@ class Program:
         self.command = [sys.executable, "-W", "error", "scripts/extract.py", *arguments]
         self.environment = environment(**variables)
 
-    def start(self, output: Path, *flags: str, **how: Any) -> subprocess.Popen[bytes]:
+    def start(self, output: Path, *flags: str, **options: Any) -> subprocess.Popen[bytes]:
         """Start a process with all its output in one pipe; `how` is passed to ``Popen``."""
         usual = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         command = [*self.command, "--output", str(output), *flags]
-        return subprocess.Popen(command, cwd=REPOSITORY, env=self.environment, **{**usual, **how})
+        return subprocess.Popen(command, cwd=REPOSITORY, env=self.environment, **{**usual, **options})
 
     def run(
         self, output: Path, *flags: str, at: str | None = None, delay: float = 0, by: int = signal.SIGKILL
@@ -347,9 +347,9 @@ def _write_shards(folder: Path) -> None:
     directions = rng.normal(size=(5, 64))
     for i in range(40):
         rows = rng.normal(size=(int(rng.integers(320, 520)), 5)) @ directions
-        how = {"chunks": (64, 64), "compression": "gzip"} if i % 3 == 0 else {}
+        options = {"chunks": (64, 64), "compression": "gzip"} if i % 3 == 0 else {}
         beside = {"y": np.arange(len(rows)) % 7, **({"nothing": h5py.Empty("f4")} if i == 7 else {})}
-        write_shard(folder / f"{i:02d}.h5", rows, extras=beside, **how)
+        write_shard(folder / f"{i:02d}.h5", rows, extras=beside, **options)
 
 
 def features_of(output: Path) -> str:

@@ -86,7 +86,7 @@ class _Aborting(RecordingDisk):
     Attributes
     ----------
     committed : dict of str to str
-        Results that were committed before the abort, as returned by `kept`.
+        Results that were committed before the abort, as returned by `committed_files`.
     """
 
     def __init__(self, disk: _FileSystem, output: Path, number: int) -> None:

@@ -101,7 +101,7 @@ def test_steps_do_not_depend_on_how_minibatches_are_grouped(corruption: float, n
     class Step:
         def __init__(self, n_each: int) -> None:
             self.n_each = n_each
-            self.begun = list[tuple[np.ndarray, np.ndarray | None]]()
+            self.started = list[tuple[np.ndarray, np.ndarray | None]]()
             self.n_taken = 0
 
         def n_at_once(self, batch_size: int) -> int:
@@ -109,14 +109,14 @@ def test_steps_do_not_depend_on_how_minibatches_are_grouped(corruption: float, n
 
         def begin(self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int) -> None:
             assert len(minibatches) <= self.n_each * batch_size
-            assert self.n_taken == len(self.begun), "a step on each earlier minibatch"
+            assert self.n_taken == len(self.started), "a step on each earlier minibatch"
             for i in range(0, len(minibatches), batch_size):
                 some = slice(i, i + batch_size)
-                self.begun.append((minibatches[some], None if noise is None else noise[some]))
+                self.started.append((minibatches[some], None if noise is None else noise[some]))
 
         def take(self, rates: list[float], with_cost: bool) -> float | None:
             self.n_taken += len(rates)
-            assert self.n_taken <= len(self.begun)
+            assert self.n_taken <= len(self.started)
             return 0.5 if with_cost else None
 
     def begun_by(n_each: int) -> list[tuple[np.ndarray, np.ndarray | None]]:
@@ -127,9 +127,9 @@ def test_steps_do_not_depend_on_how_minibatches_are_grouped(corruption: float, n
             n_taken_rows, cost = feed.take([0.1], with_cost=len(lengths) == 1)
             assert (cost is not None) == (len(lengths) == 1)
             lengths.append(n_taken_rows)
-        assert lengths == [len(batch) for batch, _ in step.begun]
+        assert lengths == [len(batch) for batch, _ in step.started]
         assert feed.n_ready() == 0, "still"
-        return step.begun
+        return step.started
 
     one_by_one = begun_by(1)
     for i, (batch, noise) in enumerate(one_by_one):

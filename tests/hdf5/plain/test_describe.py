@@ -89,7 +89,7 @@ def test_numbers_of_every_dtype_are_read_as_rows_and_extras(tmp_path, libver, ra
 @pytest.mark.process
 @pytest.mark.parametrize("libver", OLD)
 @pytest.mark.parametrize(
-    "how",
+    "options",
     [
         {"chunks": (5, 1)},
         {"chunks": (7, 2), "compression": "gzip"},
@@ -103,9 +103,9 @@ def test_numbers_of_every_dtype_are_read_as_rows_and_extras(tmp_path, libver, ra
     ],
     ids=str,
 )
-def test_chunks_of_every_shape_and_filter_are_found(tmp_path, how, libver):
+def test_chunks_of_every_shape_and_filter_are_found(tmp_path, options, libver):
     with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest"), track_order=True) as file:
-        file.create_dataset("X", data=ROWS, **how)
+        file.create_dataset("X", data=ROWS, **options)
         file.create_dataset("y", data=np.arange(30), chunks=(7,), compression="gzip")
     assert_plain(tmp_path / "x.h5")
     (shard,) = open_shards([str(tmp_path / "x.h5")])
@@ -181,11 +181,11 @@ def test_datasets_that_are_no_extras_do_not_matter(tmp_path, libver):
 
 @pytest.mark.parametrize("libver", VERSIONS)
 @pytest.mark.parametrize(
-    "how", [{}, {"maxshape": (None, 2), "chunks": (2, 2)}, {"maxshape": (9, 2), "chunks": (4, 1)}], ids=str
+    "options", [{}, {"maxshape": (None, 2), "chunks": (2, 2)}, {"maxshape": (9, 2), "chunks": (4, 1)}], ids=str
 )
-def test_datasets_without_rows_are_plain(tmp_path, how, libver):
-    with h5py.File(tmp_path / "x.h5", "w", libver=(libver if not how else "v108", "latest")) as file:
-        file.create_dataset("X", (0, 2), "f4", **how)
+def test_datasets_without_rows_are_plain(tmp_path, options, libver):
+    with h5py.File(tmp_path / "x.h5", "w", libver=(libver if not options else "v108", "latest")) as file:
+        file.create_dataset("X", (0, 2), "f4", **options)
         file["y"] = np.zeros(0)
     assert_plain(tmp_path / "x.h5")
 
@@ -266,9 +266,9 @@ def test_extra_with_too_long_values_is_left_out_alone(tmp_path):
     assert_left_to_the_child(tmp_path / "x.h5")
 
 
-@pytest.mark.parametrize("how", [{"fs_strategy": "page"}, {"libver": "latest"}], ids=str)
-def test_files_of_newer_layouts_are_left_to_the_child(tmp_path, how):
-    with h5py.File(tmp_path / "x.h5", "w", **how) as file:
+@pytest.mark.parametrize("options", [{"fs_strategy": "page"}, {"libver": "latest"}], ids=str)
+def test_files_of_newer_layouts_are_left_to_the_child(tmp_path, options):
+    with h5py.File(tmp_path / "x.h5", "w", **options) as file:
         file.create_dataset("X", data=ROWS, chunks=(5, 2), maxshape=(None, 2))
     assert_left_to_the_child(tmp_path / "x.h5")
 
@@ -301,8 +301,8 @@ def test_files_to_refuse_are_left_to_the_child(tmp_path):
 def plain_corpus(folder):
     """Write small plain files of all structures that the reader supports."""
 
-    def usual(file, **how):
-        file.create_dataset("X", data=ROWS, **how)
+    def usual(file, **options):
+        file.create_dataset("X", data=ROWS, **options)
         file["y"], file["z"], file["b"], file["s"] = (
             np.arange(30),
             np.zeros(7, ">f4"),
