@@ -373,18 +373,18 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path: Path) -> Non
     )
     autoencoder = autoencoder_of(model.scaler, model.network, np.dtype(settings.dtype))
     autoencoder.set_parameters(model.parameters)
-    here = run(shards, settings, encoder=autoencoder.encode_checked, unreadable={2: "broken"})
+    local = run(shards, settings, encoder=autoencoder.encode_checked, unreadable={2: "broken"})
     parts, _ = plan_parts(shards, TILE_ROWS, [])
-    there = run_in_fresh_process(
+    remote = run_in_fresh_process(
         [(encode_part, EncodeTask(part, settings, {2: "broken"}.get(part.number))) for part in parts]
     )
-    assert [(part.n_bad, part.n_outside) for part in here] == [(1, 0), (1, 0), (0, 1), (9, 0)]
-    names_aside = [[dataclasses.replace(part.entry, file="") for part in parts] for parts in (here, there)]
+    assert [(part.n_bad, part.n_outside) for part in local] == [(1, 0), (1, 0), (0, 1), (9, 0)]
+    names_aside = [[dataclasses.replace(part.entry, file="") for part in parts] for parts in (local, remote)]
     assert names_aside[0] == names_aside[1], "sizes and BLAKE3 of the files"
-    assert [part.record("") for part in there] == [
-        dataclasses.replace(mine.record(""), entry=other.entry) for mine, other in zip(here, there, strict=True)
+    assert [part.record("") for part in remote] == [
+        dataclasses.replace(one.record(""), entry=other.entry) for one, other in zip(local, remote, strict=True)
     ]
-    assert all(fault_of(tmp_path, part.entry) is None for part in there)
+    assert all(fault_of(tmp_path, part.entry) is None for part in remote)
 
 
 @pytest.mark.process

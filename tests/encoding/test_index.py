@@ -49,14 +49,14 @@ def test_the_index_holds_extra_datasets_of_every_kind(output):
 
 def test_extra_datasets_can_have_any_name(output):
     names = ["50%", "a%b", "%%", "with space", "größe"]
-    beside = {i: {name: np.full(2, i) for name in names} for i in range(2)}
-    with h5py.File(output(2, 2, extras=beside) / "index.h5") as file:
+    part_extras = {i: {name: np.full(2, i) for name in names} for i in range(2)}
+    with h5py.File(output(2, 2, extras=part_extras) / "index.h5") as file:
         assert {name: file[name][:].tolist() for name in names} == {name: [0, 0, 1, 1] for name in names}
 
 
 def test_the_index_omits_extras_that_differ_between_parts(output):
-    beside = {0: {"some": np.arange(2), "odd": np.zeros(2, "f4")}, 1: {"odd": np.zeros(3, "f8")}}
-    directory = output(2, 3, extras=beside)
+    part_extras = {0: {"some": np.arange(2), "odd": np.zeros(2, "f4")}, 1: {"odd": np.zeros(3, "f8")}}
+    directory = output(2, 3, extras=part_extras)
     with h5py.File(directory / "index.h5") as file:
         assert set(file) == {"features", "valid", "y"}
     with h5py.File(directory / "parts/part-00000.h5") as file:
@@ -64,8 +64,14 @@ def test_the_index_omits_extras_that_differ_between_parts(output):
 
 
 def test_an_index_without_its_parts_gives_only_fill_values(output, tmp_path):
-    beside = {"i": np.ones(3, "i2"), "u": np.ones(3, ">u4"), "f": np.ones(3, "f2"), "is": np.ones(3, bool), **EXTRAS}
-    alone = (output(3, extras={0: beside}) / "index.h5").rename(tmp_path / "alone.h5")
+    part_extras = {
+        "i": np.ones(3, "i2"),
+        "u": np.ones(3, ">u4"),
+        "f": np.ones(3, "f2"),
+        "is": np.ones(3, bool),
+        **EXTRAS,
+    }
+    alone = (output(3, extras={0: part_extras}) / "index.h5").rename(tmp_path / "alone.h5")
     with h5py.File(alone) as file:
         np.testing.assert_array_equal(file["features"], np.full((3, 2), np.nan))
         assert {name: file[name][:].tolist() for name in ("valid", "i", "u", "is", "y", "code", "name")} == {
@@ -95,8 +101,8 @@ def test_an_index_opens_no_part(tmp_path):
         found = dict(index_files(list(sizes), viewed, stored_categories(extras), {"a": 1}, most))
         (tmp_path / "parts").mkdir(exist_ok=True)
         for name, size in sizes.items():
-            beside = {"y": np.arange(size), "cell": np.zeros(size, "i1")}
-            (tmp_path / "parts" / name).write_bytes(memory.file(np.ones(size, bool), beside, {}, {}))
+            part_extras = {"y": np.arange(size), "cell": np.zeros(size, "i1")}
+            (tmp_path / "parts" / name).write_bytes(memory.file(np.ones(size, bool), part_extras, {}, {}))
         assert found["index.h5"] == index_of(tmp_path, [f"parts/{name}" for name in sizes], {"a": 1}, most)
         assert all((tmp_path / name).read_bytes() == data for name, data in found.items())
 

@@ -170,19 +170,19 @@ def test_parts_equal_the_files_that_hdf5_writes(extras):
     memory = PartMemory(4, 2)
     sources = [{"path": path, "n_rows": n} for path in ("größe/0.h5", "x" * 300, "b") for n in (3, -(2**63), 2**64)]
     for i, source in enumerate(sources):
-        beside = {name: np.roll(values, i, axis=0) for name, values in extras.items()}
-        if i == 3 and "code" in beside:
-            beside["code"] = beside["code"].astype(ASCII)
+        part_extras = {name: np.roll(values, i, axis=0) for name, values in extras.items()}
+        if i == 3 and "code" in part_extras:
+            part_extras["code"] = part_extras["code"].astype(ASCII)
         features, valid = feature_rows(3, first=i), np.arange(3) % 2 == i % 2
         memory.features(3)[:] = features
         text = json.dumps(source, ensure_ascii=False).encode()
         padded = text.ljust(256 * (len(text) // 256 + 1), b"\0")
-        numbers, texts = ({n: v for n, v in beside.items() if v.dtype.hasobject == has} for has in (False, True))
+        numbers, texts = ({n: v for n, v in part_extras.items() if v.dtype.hasobject == has} for has in (False, True))
         expected = written_by_hdf5({"features": features, "valid": valid, **numbers}, texts, attributes, padded)
-        found = bytes(memory.file(valid, beside, attributes, source))
+        found = bytes(memory.file(valid, part_extras, attributes, source))
         assert found == expected, f"part {i}"
         with h5py.File(io.BytesIO(found)) as file:
-            same({name: file[name][()] for name in beside}, beside)
+            same({name: file[name][()] for name in part_extras}, part_extras)
 
 
 def test_unsupported_text_is_an_error_in_every_part():
@@ -251,11 +251,11 @@ def test_declared_extras_of_a_shard_match_its_parts(tmp_path):
         "state": np.zeros(n, state),
     }
     one = {"big": np.zeros(n, ">i4"), "column": np.zeros((n, 1)), "row": np.zeros((1, n), "f4"), "is": np.ones(n, bool)}
-    for i, beside in enumerate(
+    for i, part_extras in enumerate(
         ({**both, **one}, {**both, "ascii": np.zeros(n, "S7"), "text": np.full(n, "ö", object)})
     ):
         with h5py.File(write_shard(tmp_path / f"{i}.h5", numbered(n)), "a") as file:
-            for name, values in beside.items():
+            for name, values in part_extras.items():
                 file.create_dataset(name, data=values, dtype=h5py.string_dtype() if name == "text" else None)
             file.create_dataset("array", (n,), np.dtype(("f4", (2, 2))))[...] = np.zeros((n, 2, 2))
     for shard in open_shards([str(tmp_path)]):

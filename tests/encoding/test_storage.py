@@ -108,8 +108,8 @@ def test_every_storage_is_valid_in_shards_index_and_single_file(tmp_path: Path) 
         folder.mkdir()
         files = ["0.h5", "1.h5", "2.h5"]
         for name, size, first in zip(files, (3, 0, 3), (0, 3, 3), strict=True):
-            rows, beside = feature_rows(size, first), {key: values[:size] for key, values in EXTRAS.items()}
-            (folder / name).write_bytes(part_bytes(rows, np.ones(size, bool), beside, {}, {}, storage))
+            rows, part_extras = feature_rows(size, first), {key: values[:size] for key, values in EXTRAS.items()}
+            (folder / name).write_bytes(part_bytes(rows, np.ones(size, bool), part_extras, {}, {}, storage))
         (shard,) = open_shards([str(folder / "0.h5")])
         assert shard.dtype == "float32"
         np.testing.assert_array_equal(read(Block(shard, 0, 3)), feature_rows(3))

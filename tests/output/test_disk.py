@@ -65,16 +65,16 @@ def test_a_published_file_is_whole_and_alone(tmp_path: Path) -> None:
 
 
 def test_data_are_synced_before_the_rename_and_the_name_after_it(tmp_path: Path) -> None:
-    watched = RecordingDisk()
-    publish(watched, tmp_path / "part.h5", b"x")
-    assert watched.names == [*BEGINNING, "replace", "sync_directory"]
-    assert watched.calls[-1] == ("sync_directory", tmp_path)
+    recording = RecordingDisk()
+    publish(recording, tmp_path / "part.h5", b"x")
+    assert recording.names == [*BEGINNING, "replace", "sync_directory"]
+    assert recording.calls[-1] == ("sync_directory", tmp_path)
 
 
 def test_a_name_that_the_caller_will_sync_is_not_synced(tmp_path: Path) -> None:
-    watched = RecordingDisk()
-    publish(watched, tmp_path / "part.h5", b"x", name_is_synced=False)
-    assert watched.names == [*BEGINNING, "replace"]
+    recording = RecordingDisk()
+    publish(recording, tmp_path / "part.h5", b"x", name_is_synced=False)
+    assert recording.names == [*BEGINNING, "replace"]
     assert contents(tmp_path) == {"part.h5": b"x"}
 
 
@@ -92,19 +92,19 @@ def large(start: int = 0) -> memoryview:
 
 
 def test_an_aligned_large_file_bypasses_the_page_cache(tmp_path: Path) -> None:
-    watched = RecordingDisk()
-    publish(watched, tmp_path / "part.h5", large())
+    recording = RecordingDisk()
+    publish(recording, tmp_path / "part.h5", large())
     assert contents(tmp_path) == {"part.h5": bytes(large())}
-    assert watched.names[:6] == ["create", "reserve", "bypass_cache", "write", "bypass_cache", "write"]
-    assert [len(what) for name, what in watched.calls if name == "write"] == [300 * PAGE, 17]  # type: ignore[arg-type]
+    assert recording.names[:6] == ["create", "reserve", "bypass_cache", "write", "bypass_cache", "write"]
+    assert [len(what) for name, what in recording.calls if name == "write"] == [300 * PAGE, 17]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("data", [large(start=16), large()[: 2**17 - 1]], ids=["between pages", "small"])
 def test_unaligned_or_small_files_use_the_page_cache(tmp_path: Path, data: memoryview) -> None:
-    watched = RecordingDisk()
-    publish(watched, tmp_path / "part.h5", data)
+    recording = RecordingDisk()
+    publish(recording, tmp_path / "part.h5", data)
     assert contents(tmp_path) == {"part.h5": bytes(data)}
-    assert watched.names[:4] == BEGINNING[:4]
+    assert recording.names[:4] == BEGINNING[:4]
 
 
 def test_the_page_cache_is_used_if_it_cannot_be_bypassed(tmp_path: Path) -> None:

@@ -50,10 +50,10 @@ def test_a_new_directory_is_created_with_its_parents(tmp_path: Path, name: str) 
 
 
 def test_new_directories_are_synced_before_they_are_used(tmp_path: Path) -> None:
-    watched, synced = RecordingDisk(), [tmp_path]
-    lock_and_let_go(tmp_path / "new" / "out", watched)
+    recording, synced = RecordingDisk(), [tmp_path]
+    lock_and_let_go(tmp_path / "new" / "out", recording)
     waiting = []
-    for name, path in watched.calls:
+    for name, path in recording.calls:
         if name == "make_directory":
             assert Path(str(path)).parent in synced
             waiting.append(path)
@@ -72,10 +72,10 @@ def test_an_empty_or_aborted_output_directory_is_accepted(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("names", [["thesis.tex"], [MANIFEST], [f"parts/{KEY}-{HEX}.h5"], ["model.h5", "index.h5"]])
 def test_a_directory_with_foreign_files_is_refused_and_unchanged(tmp_path: Path, names: list[str]) -> None:
-    there = fill(tmp_path, *names)
+    before = fill(tmp_path, *names)
     with refused(73, f"output={tmp_path}", "--output"):
         lock_and_let_go(tmp_path)
-    assert contents(tmp_path) == there
+    assert contents(tmp_path) == before
     assert not (tmp_path / ".shardpress").exists()
 
 

@@ -60,14 +60,14 @@ def test_nothing_is_visible_before_the_last_rename(ledger: Ledger) -> None:
 
 
 def test_all_files_are_synced_before_publication(tmp_path: Path) -> None:
-    watched = RecordingDisk()
-    with locked(tmp_path, watched) as ledger:
-        watched.calls.clear()
+    recording = RecordingDisk()
+    with locked(tmp_path, recording) as ledger:
+        recording.calls.clear()
         publish(ledger, "model.h5", "index.h5")
     (folder,) = folders(tmp_path)
-    switch = watched.calls.index(("replace", tmp_path / "published/current"))
-    before = watched.calls[:switch]
-    assert watched.calls[switch + 1] == ("sync_directory", tmp_path / "published")
+    switch = recording.calls.index(("replace", tmp_path / "published/current"))
+    before = recording.calls[:switch]
+    assert recording.calls[switch + 1] == ("sync_directory", tmp_path / "published")
     assert ("sync_directory", tmp_path / "published" / folder) in before
     assert [name for name, _ in before].count("sync") == 3
     last_link = max(i for i, call in enumerate(before) if call == ("replace", tmp_path / "model.h5"))

@@ -56,9 +56,9 @@ def test_a_finished_run_is_complete_and_unchanged(earlier: Workspace) -> None:
     assert np.isfinite(features).all()
     bits = features_of(output)
     assert earlier.run(output, *STEPS) == 0  # notes that the shards were copied, which changes their ctime
-    watched = RecordingDisk()
-    assert earlier.run(output, *STEPS, disk=watched) == 0
-    assert watched.calls == []
+    recording = RecordingDisk()
+    assert earlier.run(output, *STEPS, disk=recording) == 0
+    assert recording.calls == []
     assert features_of(output) == bits
     assert mentions((output / "run.log").read_text(), COMPLETE, 55, 4, 2)
 
@@ -88,7 +88,7 @@ def test_an_unfinished_run_is_resumed(earlier: Workspace, stage: str, caplog: py
     np.testing.assert_allclose(found, expected, rtol=1e-5)  # another processor may round differently
 
     bits = features_of(output)
-    watched = RecordingDisk()
-    assert earlier.run(output, *STEPS, disk=watched) == 0
-    assert watched.calls == []
+    recording = RecordingDisk()
+    assert earlier.run(output, *STEPS, disk=recording) == 0
+    assert recording.calls == []
     assert features_of(output) == bits

@@ -37,9 +37,9 @@ def test_a_finished_run_is_verified_and_nothing_is_written(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert workspace.run(out) == 0
-    before, watched = stamps(out), RecordingDisk()
-    assert workspace.run(out, disk=watched) == 0
-    assert watched.calls == []
+    before, recording = stamps(out), RecordingDisk()
+    assert workspace.run(out, disk=recording) == 0
+    assert recording.calls == []
     assert stamps(out) == before
     assert mentions((out / "run.log").read_text(), COMPLETE, 55, 4, 2)
 
@@ -201,9 +201,9 @@ def test_a_single_file_can_be_added_without_recomputing(
 @pytest.mark.parametrize("flags", [[], SINGLE], ids=["without the flag", "with the flag"])
 def test_a_finished_run_with_a_single_file_is_complete(workspace: Workspace, out: Path, flags: list[str]) -> None:
     assert workspace.run(out, *SINGLE) == 0
-    watched = RecordingDisk()
-    assert workspace.run(out, *flags, disk=watched) == 0
-    assert watched.calls == []
+    recording = RecordingDisk()
+    assert workspace.run(out, *flags, disk=recording) == 0
+    assert recording.calls == []
     assert named(out)[-1] == "single.h5"
 
 

@@ -60,7 +60,7 @@ def structures_of(content: bytes) -> list[Structure]:
         if match[0] == _HEAP_BLOCK:
             structure = _heap_block(content, start)
         else:
-            structure = next(filter(None, (_ended(content, name, start, most) for most in _LONGEST)), None)
+            structure = next(filter(None, (_ended(content, name, start, max_length) for max_length in _LONGEST)), None)
         if structure is not None:
             found.append(structure)
     return found
@@ -91,9 +91,9 @@ def _heap_block(content: bytes, start: int) -> Structure | None:
     return None
 
 
-def _ended(content: bytes, name: str, start: int, most: int) -> Structure | None:
-    """Return the shortest structure of at most `most` bytes from `start` that is followed by its checksum."""
-    data = np.frombuffer(content, np.uint8, min(most, len(content) - start), start)
+def _ended(content: bytes, name: str, start: int, max_length: int) -> Structure | None:
+    """Return the shortest structure of at most `max_length` bytes from `start` that is followed by its checksum."""
+    data = np.frombuffer(content, np.uint8, min(max_length, len(content) - start), start)
     if len(data) < _SHORTEST + _WIDTH:
         return None
     lengths = np.arange(_SHORTEST, len(data) - _WIDTH + 1)

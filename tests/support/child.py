@@ -11,7 +11,7 @@ from tests.support.helpers import numbered, write_shard
 ROOT = Path(__file__).parents[2]
 
 # A child like the real one, except for the function that describes a file.
-EVIL = """
+MODIFIED_CHILD = """
 import ctypes, os, socket, sys, time
 import numpy as np
 from pipeline.hdf5.child import server

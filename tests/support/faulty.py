@@ -22,7 +22,7 @@ from typing import Any
 from pipeline.output.disk import Disk
 
 __all__ = [
-    *("BrokenDisk", "FailingDisk", "KillingDisk", "Left", "PowerLog", "ShortWriteDisk", "RecordingDisk"),
+    *("BrokenDisk", "FailingDisk", "KillingDisk", "Remains", "PowerLog", "ShortWriteDisk", "RecordingDisk"),
     *("bind", "forked", "materialize", "small_disk"),
 ]
 
@@ -203,7 +203,7 @@ class _Content:
     """Target of a symbolic link, which is on the disk as soon as its name is."""
 
 
-Left = dict[PurePath, bytes | str | None]
+Remains = dict[PurePath, bytes | str | None]
 """State after a power cut: the bytes of a file, the target of a link, None for a directory."""
 
 Names = dict[PurePath, _Content | None]
@@ -298,7 +298,7 @@ class PowerLog(RecordingDisk):
         # Directories above the folder existed before.
         return path.relative_to(self.folder) if path.is_relative_to(self.folder) else PurePath("/", path)
 
-    def cuts(self, n_random: int, seed: int = 0) -> Iterator[tuple[int, str, Left]]:
+    def cuts(self, n_random: int, seed: int = 0) -> Iterator[tuple[int, str, Remains]]:
         """Yield each state that a power cut may leave, once: after which call, of which kind, and the files.
 
         ``lost``: everything that was not synced is lost. ``empty`` and ``zeros``: names that were not synced exist, but
@@ -316,22 +316,22 @@ class PowerLog(RecordingDisk):
             _play(state, name, arguments)
             promises.record(name, arguments)
             found = [
-                ("lost", _left(state.durable, lambda content: b"")),
-                ("empty", _left(state.now, lambda content: b"")),
-                ("zeros", _left(state.now, lambda content: bytes(len(content.written)))),
+                ("lost", _remains(state.durable, lambda content: b"")),
+                ("empty", _remains(state.now, lambda content: b"")),
+                ("zeros", _remains(state.now, lambda content: bytes(len(content.written)))),
             ]
             for _ in range(n_random if state.pending else 0):
                 names = dict(state.durable)
                 for change in state.pending:
                     if rng.random() < 0.5:
                         _apply(names, *change)
-                found.append(("mixed", _left(names, lambda content: bytes(len(content.written)))))
-            for kind, left in found:
-                assert promises.promised - set(left) == set(), f"power cut after call {number}, {name}: {kind}"
-                key = frozenset(left.items())
+                found.append(("mixed", _remains(names, lambda content: bytes(len(content.written)))))
+            for kind, remains in found:
+                assert promises.promised - set(remains) == set(), f"power cut after call {number}, {name}: {kind}"
+                key = frozenset(remains.items())
                 if key not in seen:
                     seen.add(key)
-                    yield number, kind, left
+                    yield number, kind, remains
 
 
 class _Promises:
@@ -398,28 +398,28 @@ def _file(state: _State, path: PurePath) -> _Content:
     return content
 
 
-def _left(names: Names, unsynced: Callable[[_Content], bytes]) -> Left:
+def _remains(names: Names, unsynced: Callable[[_Content], bytes]) -> Remains:
     """Return files and directories with their remaining content; the content of a lost directory is lost."""
-    left: Left = {}
+    remains: Remains = {}
     for path, content in sorted(names.items(), key=lambda item: len(item[0].parts)):
-        is_in_directory = path.parent == PurePath() or (path.parent in left and left[path.parent] is None)
+        is_in_directory = path.parent == PurePath() or (path.parent in remains and remains[path.parent] is None)
         if not is_in_directory:  # the directory was lost, or is now a link
             continue
         if content is None:
-            left[path] = None
+            remains[path] = None
         elif content.target is not None:
-            left[path] = content.target
+            remains[path] = content.target
         elif content.synced is not None:
-            left[path] = content.synced
+            remains[path] = content.synced
         else:
-            left[path] = unsynced(content)
-    return left
+            remains[path] = unsynced(content)
+    return remains
 
 
-def materialize(left: Mapping[PurePath, bytes | str | None], folder: Path) -> None:
+def materialize(remains: Mapping[PurePath, bytes | str | None], folder: Path) -> None:
     """Write the state after a power cut to a new folder."""
     folder.mkdir()
-    for path, data in left.items():
+    for path, data in remains.items():
         if data is None:
             (folder / path).mkdir()
         elif isinstance(data, str):

@@ -348,8 +348,8 @@ def _write_shards(folder: Path) -> None:
     for i in range(40):
         rows = rng.normal(size=(int(rng.integers(320, 520)), 5)) @ directions
         options = {"chunks": (64, 64), "compression": "gzip"} if i % 3 == 0 else {}
-        beside = {"y": np.arange(len(rows)) % 7, **({"nothing": h5py.Empty("f4")} if i == 7 else {})}
-        write_shard(folder / f"{i:02d}.h5", rows, extras=beside, **options)
+        shard_extras = {"y": np.arange(len(rows)) % 7, **({"nothing": h5py.Empty("f4")} if i == 7 else {})}
+        write_shard(folder / f"{i:02d}.h5", rows, extras=shard_extras, **options)
 
 
 def features_of(output: Path) -> str:

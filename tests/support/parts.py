@@ -86,9 +86,9 @@ def finished(directory, *sizes, extras=None, most=None):
         lines = []
         for i, size in enumerate(sizes):
             first = sum(sizes[:i])
-            beside = {"y": np.arange(first, first + size), **(extras or {}).get(i, {})}
+            part_extras = {"y": np.arange(first, first + size), **(extras or {}).get(i, {})}
             lines.append({"file": f"parts/part-{i:05d}.h5", "n_rows": size})
-            ledger.replace(lines[-1]["file"], part(size, first, beside))
+            ledger.replace(lines[-1]["file"], part(size, first, part_extras))
         index_of(directory, [line["file"] for line in lines], {}, most)
         ledger.finish({}, {"parts": lines})
     return directory

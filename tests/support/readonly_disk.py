@@ -126,13 +126,13 @@ def _aborted(folder: Path, every: int) -> dict[str, int]:
     workspace = Workspace(folder, 20, 0, 15)
     disk = _FileSystem(folder)
     output = disk.path / "out"
-    watched = RecordingDisk()
-    assert workspace.run(output, *_STEPS, disk=watched) == 0
+    recording = RecordingDisk()
+    assert workspace.run(output, *_STEPS, disk=recording) == 0
     expected = features_of(output)
     codes = Counter[str]()
-    for number in range(1, len(watched.calls), every):
+    for number in range(1, len(recording.calls), every):
         shutil.rmtree(output)
-        label = f"before call {number}, {watched.calls[number]}"
+        label = f"before call {number}, {recording.calls[number]}"
         aborting = _Aborting(disk, output, number)
         code = workspace.run(output, *_STEPS, disk=aborting)
         before = aborting.committed

@@ -268,14 +268,14 @@ def unreferenced(output: Path) -> set[str]:
     named = {record["entry"]["file"] for record in records(output)}
     named |= {entry["file"] for entry in _manifest(output)["files"]}
     current = output / "published/current"
-    kept = f"published/{os.readlink(current)}/" if current.is_symlink() else "nothing"
+    current_folder = f"published/{os.readlink(current)}/" if current.is_symlink() else "nothing"
     found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file() or path.is_symlink()}
     return {
         name
         for name in found
         if name.endswith(".writing")
         or (name.startswith(("parts", "stages", "index-")) and name not in named)
-        or (name.startswith("published/") and name != "published/current" and not name.startswith(kept))
+        or (name.startswith("published/") and name != "published/current" and not name.startswith(current_folder))
         or not (output / name).exists()
     }
 
@@ -374,10 +374,10 @@ def cut_power(trial: Trial, n_random: int, of: slice = slice(None)) -> Counter[s
     log = PowerLog(trial.fresh().parent)
     assert trial.run(log.folder / "out", log) == 0
     kinds = Counter[str]()
-    for number, kind, left in [*log.cuts(n_random)][of]:
+    for number, kind, remains in [*log.cuts(n_random)][of]:
         output = trial.fresh()
         shutil.rmtree(output.parent)
-        materialize(left, output.parent)
+        materialize(remains, output.parent)
         trial.check(output, f"power cut after {_named(trial, number)}: {kind}")
         kinds[kind] += 1
     return kinds
@@ -419,8 +419,8 @@ def _cut_off(trial: Trial, output: Path, rng: random.Random) -> Path:
     after = trial.fresh()
     shutil.rmtree(after.parent)
     shutil.rmtree(output.parent)
-    _, _, left = rng.choice(cuts)
-    materialize(left, after.parent)
+    _, _, remains = rng.choice(cuts)
+    materialize(remains, after.parent)
     return after
 
 

@@ -59,8 +59,8 @@ class Limited:
         shards.mkdir()
         rows = np.random.default_rng(0).normal(size=(300, 9)).astype(np.float32)
         for i in range(2):
-            beside = {"nothing": h5py.Empty("f4")} if i else None  # needs the child process
-            write_shard(shards / f"{i}.h5", rows[150 * i : 150 * (i + 1)], extras=beside)
+            shard_extras = {"nothing": h5py.Empty("f4")} if i else None  # needs the child process
+            write_shard(shards / f"{i}.h5", rows[150 * i : 150 * (i + 1)], extras=shard_extras)
         usual = ["--input", str(shards), "--epochs", "1", "--n-features", "4", *flags]
         self._command = [sys.executable, "-W", "error", "scripts/extract.py", *usual]
         ended = self._run(folder / "undisturbed")

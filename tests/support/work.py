@@ -32,8 +32,8 @@ class Work:
 
     def highest(self, other: Work) -> Work:
         """Return the maximum of each count."""
-        most = (max(ours, theirs) for ours, theirs in zip(astuple(self), astuple(other), strict=True))
-        return Work(*most)
+        highest = (max(a, b) for a, b in zip(astuple(self), astuple(other), strict=True))
+        return Work(*highest)
 
 
 @contextmanager

@@ -89,15 +89,15 @@ def test_rows_on_a_device_train_like_resident_rows(data, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(upload, "upload_rows", upload_rows)
     sizes = replace(SIZES, window_rows=window_rows)
-    kept, held = (
+    uploaded, resident = (
         ready(shards, scan, config, replace(sizes, resident=not on_device, on_device=on_device))
         for on_device in (True, False)
     )
     np.testing.assert_array_equal(np.concatenate(pieces), rows)
     assert max(map(len, pieces)) <= max(1, window_rows + window_rows // 4)
-    for training in (kept, held):
+    for training in (uploaded, resident):
         train(training)
-    assert all(np.array_equal(kept.best[name], array) for name, array in held.best.items())
+    assert all(np.array_equal(uploaded.best[name], array) for name, array in resident.best.items())
 
 
 def test_validation_rows_are_limited_and_never_trained_on(data) -> None:

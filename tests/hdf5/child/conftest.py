@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.hdf5.child import ask as gatekeeper
-from tests.support.child import EVIL, plant, unusual
+from tests.support.child import MODIFIED_CHILD, plant, unusual
 
 
 @pytest.fixture
@@ -15,12 +15,12 @@ def fresh():
 
 
 @pytest.fixture
-def evil(fresh, monkeypatch, tmp_path_factory):
+def child_runs(fresh, monkeypatch, tmp_path_factory):
     """Replace what the child does when it describes a file."""
 
     def bend(*lines):
         gatekeeper.retire()
-        source = EVIL.format(lines="\n    ".join(lines))
+        source = MODIFIED_CHILD.format(lines="\n    ".join(lines))
         plant(monkeypatch, tmp_path_factory.mktemp("child"), source)
 
     return bend

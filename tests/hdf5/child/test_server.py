@@ -18,9 +18,9 @@ from tests.support.helpers import numbered, write_shard
 pytestmark = pytest.mark.process
 
 
-def attempt(path, evil, act):
+def attempt(path, child_runs, act):
     """Try an action in the child after it has opened the file; return the error, or None if it succeeds."""
-    evil(
+    child_runs(
         "try:",
         f"    {act}",
         "except BaseException as error:",
@@ -50,13 +50,13 @@ def attempt(path, evil, act):
         "os.symlink('/', os.environ['VICTIM'] + '2')",
     ],
 )
-def test_child_cannot_open_create_or_remove_files(path, tmp_path, evil, monkeypatch, act):
+def test_child_cannot_open_create_or_remove_files(path, tmp_path, child_runs, monkeypatch, act):
     victim = tmp_path / "victim"
     victim.touch()
     monkeypatch.setenv("VICTIM", str(victim))
     if "VICTIM" in act and ctypes_landlock() < 1:
         pytest.skip("missing on this machine: Landlock (Linux 5.13)")
-    assert attempt(path, evil, act)
+    assert attempt(path, child_runs, act)
     assert victim.exists()
     assert not Path(f"{victim}2").exists()
 
@@ -66,8 +66,8 @@ def ctypes_landlock():
     return hostile._LIBC.syscall(444, None, 0, 1)
 
 
-def test_allowed_action_of_the_child_is_seen_as_allowed(path, evil):
-    assert attempt(path, evil, "os.getpid()") is None
+def test_allowed_action_of_the_child_is_seen_as_allowed(path, child_runs):
+    assert attempt(path, child_runs, "os.getpid()") is None
 
 
 WITHOUT_RIGHTS = """
