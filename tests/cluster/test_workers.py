@@ -165,7 +165,7 @@ def test_a_run_without_workers_waits_for_a_limited_time(
 def test_a_signal_ends_a_run_that_waits_for_workers() -> None:
     class Tells(Client):
         def scheduler_info(self, n_workers: int) -> dict[str, int]:
-            if threading.current_thread() is not threading.main_thread():  # another thread that watches while all wait
+            if threading.current_thread() is not threading.main_thread():  # the thread that polls while the run waits
                 os.kill(os.getpid(), signal.SIGTERM)
             return {"n_workers": 0, "total_threads": 0}
 

@@ -74,7 +74,7 @@ def test_requested_version_overrides_the_driver() -> None:
     late = choose_packages(driver, (13, 0))
     assert chosen(late.requirements)[0] == "13.0.88"
     assert "CUDA 13.0" in late.why
-    assert "CUDA 12.2" in late.why  # the driver would refuse the newer one
+    assert "CUDA 12.2" in late.why  # the driver's own version is older
     assert choose_packages(Driver("", (11, 4)), (12, 0)).requirements == choose_packages(None, (12, 0)).requirements
 
 

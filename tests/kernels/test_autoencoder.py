@@ -210,7 +210,7 @@ def test_every_function_is_compiled_once_for_each_dtype(rng, compiled):
     calls = {
         "encode": autoencoder.encode,
         "errors": autoencoder.errors,
-        "cost": autoencoder.cost,  # when it computes errors
+        "cost": autoencoder.cost,  # uses `errors`
     }
     for dtype in ("u1", "f4"):
         for rows in (np.ones((3, N_INPUTS), dtype), np.ones((5, N_INPUTS), dtype)):

@@ -712,7 +712,7 @@ def test_child_of_a_fork_has_its_own_threads():
 
 @pytest.mark.process
 def test_idle_threads_sleep():
-    """Each check yields the core to the threads that are still active, for as long as a busy machine needs."""
+    """Each check for work yields the core to other waiting threads, for as long as a busy machine needs."""
     code = """
     import os
     from pathlib import Path

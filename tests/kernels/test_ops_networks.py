@@ -191,7 +191,7 @@ def test_no_weight_decay_gives_the_same_bits_as_a_negligible_one(rng):
 @each("dtype", ["uint8", "float32"])
 @each("network", [Network((20, 3), code="linear"), Network((20, 40, 3), "leaky-relu", "linear"), Network((20, 40, 3))])
 def test_rows_with_features_that_are_not_finite_are_reported(rng, network, dtype):
-    """Sums of all rows are reported, except for rows that the huge weights of a column make infinite."""
+    """All sums are finite, except in the rows where a column with huge weights is not zero."""
     parameters, (rows, _) = random_parameters(rng, network), random_rows(rng, 60, network, dtype)
     parameters[network.layers[0][0]][4] = 3e38
     rows[:, 4], rows[[5, 6, 59], 4] = 0, 255

@@ -43,7 +43,7 @@ def test_gradients_of_every_option_equal_finite_differences(rng, name, corruptio
     for gradient, expected in zip(gradients, differences(network, x, seen, p).values(), strict=True):
         assert gradient.shape == expected.shape
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-8 * max(1, np.abs(expected).max()))
-        assert expected.any()  # every entry affects the cost
+        assert expected.any()  # every parameter affects the cost
 
 
 def test_one_layer_equals_its_formulas(rng):

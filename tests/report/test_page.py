@@ -160,7 +160,7 @@ def test_page_says_what_each_stage_waited_for(report: dict[str, Any]) -> None:
     shares = {"device": 0.0, "processor": 0.15, "disk": 0.845, "other": 0.005}
     stages = {"scan": {**stage, "bound_by": shares}, "training": {**stage, "bound_by": {}}, "encoding": stage}
     page = html_of(page_of({**report, "stages": stages}))
-    assert page.count("disk 84 %, processor 15 %<") == 1  # the others have no known device
+    assert page.count("disk 84 %, processor 15 %<") == 1  # the bottleneck of the others is unknown
     assert page.count(">60 %<") == 3
     Parsed(page)
 

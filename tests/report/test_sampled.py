@@ -34,7 +34,7 @@ def test_sample_is_bounded_even_and_independent_of_parts(tmp_path: Path) -> None
     np.testing.assert_array_equal(one.extras["y"], two.extras["y"])
     np.testing.assert_array_equal(one.scaled, two.scaled)
     np.testing.assert_array_equal(one.scaled, ROWS[one.rows])
-    assert np.diff(np.concatenate([[-1], one.rows, [5000]])).max() < 100  # no two columns are far apart
+    assert np.diff(np.concatenate([[-1], one.rows, [5000]])).max() < 100  # no large gaps
 
 
 def test_sample_fits_in_its_memory_without_bad_rows(tmp_path: Path) -> None:

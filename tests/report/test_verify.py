@@ -94,7 +94,7 @@ def test_every_damaged_file_is_named_and_others_are_checked(workspace: Workspace
         path.unlink() if damage is None else path.write_bytes(damage)
         found = verify(str(out))
         assert [fault.file for fault in found.faults] == [line["file"]]
-        assert "file=" not in found.faults[0].fault  # once is enough
+        assert "file=" not in found.faults[0].fault  # the file is named only once
         assert found.rows.n_rows > N_ROWS - 20 or line["file"].endswith("/model.h5")
         assert main(["verify", str(out)]) == 79
         assert f"{line['file']}: " in capsys.readouterr().out

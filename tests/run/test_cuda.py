@@ -109,7 +109,7 @@ def test_a_card_gives_the_features_of_the_cpu(on_cpu: Path, undisturbed: Undistu
 
 @pytest.mark.parametrize(("preallocate", "expected"), [("0.5", 400), ("0.99", 760), ("300", 300)])
 def test_preallocated_memory_counts_as_free(pygpu: None, preallocate: str, expected: int) -> None:
-    """Otherwise hardly any memory would be free; the rows take half of it."""
+    """Otherwise hardly any memory would count as free; rows may use half of the free memory."""
     code = "from kernels import backend; facts['free'] = backend.start(require=True).free >> 20"
     flags = f"device=cuda,gpuarray.preallocate={preallocate}"
     assert fresh(code, THEANO_FLAGS=flags, **variables(True, memory=800)).facts == {"free": expected}
@@ -129,7 +129,7 @@ def test_the_card_computes_every_product_and_memory_is_freed(undisturbed: Undist
     calls = Counter(line.split()[0] for line in undisturbed.calls)
     n_steps = 2 * 9
     assert calls["cublasSgemm_v2"] >= 5 * n_steps
-    assert calls["cuMemFree_v2"] >= calls["cuMemAlloc_v2"] - 20  # except for the end
+    assert calls["cuMemFree_v2"] >= calls["cuMemAlloc_v2"] - 20  # all but what is used until the end
 
 
 def test_encoding_continues_with_fewer_rows_if_memory_runs_out(

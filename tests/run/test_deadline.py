@@ -153,7 +153,7 @@ def test_an_interrupted_run_keeps_its_epochs_and_its_deadline(
     expected = tmp_path / "expected"
     assert workspace.run(expected, *machine.flags(3.5)) == 0
     ends_by = None
-    for n_steps in range(4, 9):  # the first one is the epoch that determines the number
+    for n_steps in range(4, 9):  # the first one is in the epoch in which the number is determined
         out = tmp_path / str(n_steps)
         machine.epoch = EPOCH
         flags = machine.flags(3.5)

@@ -73,7 +73,7 @@ def test_streamed_and_resident_rows_give_equal_features(tmp_path: Path, caplog: 
     folder.mkdir()
     for i in range(3):
         write_shard(folder / f"{i}.h5", x[2000 * i : 2000 * (i + 1)])
-    window = ["--shuffle-window", "1MiB", "--hidden", "64", "--start", "random"]  # what both budgets have in common
+    window = ["--shuffle-window", "1MiB", "--hidden", "64", "--start", "random"]  # sizes that fit into both budgets
     resident = features(folder, tmp_path / "a", *window)
     assert "rows in memory" in caplog.text
     streamed = features(folder, tmp_path / "b", *window, "--memory-budget", "16MiB")

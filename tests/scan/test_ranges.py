@@ -485,6 +485,6 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path, monkeypatch)
     monkeypatch.setattr(module, "reduce", recording)
     found = scanned(shards, 2, 2, missing=-1, max_unreadable=1)
     assert len(tasks) == 5 + 3 + 4 + 5 + 4, "readable blocks are read again"
-    here, there = [work(task) for work, task in tasks], run_in_fresh_process(tasks)
-    assert [plainly(each) for each in there] == [plainly(each) for each in here]
+    local, remote = [work(task) for work, task in tasks], run_in_fresh_process(tasks)
+    assert [plainly(each) for each in remote] == [plainly(each) for each in local]
     assert (found.bad_rows.tolist(), list(found.unreadable)) == ([3, *range(9, 14), 21], [1])

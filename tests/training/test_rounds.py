@@ -74,4 +74,4 @@ def test_shares_have_similar_sizes_and_cover_the_data_set(tmp_path, monkeypatch)
         sizes = [share.n_rows for share in shared.shares(epoch)]
         assert max(sizes) <= 1.3 * min(sizes)
     for share in shared.shares(0):
-        assert len(np.unique(trained_on(share) // 400)) >= 4, "ten shares of a tenth of the rows"
+        assert len(np.unique(trained_on(share) // 400)) >= 4, "rows from at least four tenths of the data"

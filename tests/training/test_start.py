@@ -82,7 +82,7 @@ def test_random_weights_reconstruct_rows_of_the_right_size(network):
     W = found[network.layers[0][0]]
     hidden = np.maximum(x @ W, 0) if slope else x @ W
     back = hidden @ W.T
-    along = np.sum(back * x) / np.sum(np.square(x @ W))  # of the part of a row in the span of the weights
+    along = np.sum(back * x) / np.sum(np.square(x @ W))  # for the part of a row in the span of the weights
     assert 0.5 < along * np.square(W).sum(axis=0).mean() < 2
 
 
