@@ -59,7 +59,7 @@ def test_the_error_without_packages_names_the_right_python(path):
 def test_an_unsupported_later_python_is_refused(version):
     python = REPOSITORY / ".venv-readers" / version / "bin/python"
     if not python.exists():
-        pytest.skip(f"no Python {version} in .venv-readers; scripts/readers.sh makes one where it can")
+        pytest.skip(f"no Python {version} in .venv-readers; scripts/readers.sh can create one")
     code, message = start(python, "scripts/extract.py", PYTHONPATH=None)
     assert code == 69
     assert message.startswith("extract.py")

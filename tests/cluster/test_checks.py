@@ -182,11 +182,11 @@ def test_a_worker_with_other_packages_or_another_disk_is_refused(
         assert mentions(message, "exposed", tmp_path / "open", "0777")
         for name in ("elsewhere", "older", "exposed"):
             cluster.kill(name)
-        until(lambda: len(workers_of(client)) == 1, "the dead to be missed")
+        until(lambda: len(workers_of(client)) == 1, "dead workers to be noticed")
         check_workers(client, probe)
         with caplog.at_level(logging.WARNING):
             cluster.start_worker("late", "--nanny", directory=tmp_path / "here", **other)
-            until(lambda: mentions(caplog.text, "late"), f"a word of it: {cluster.output('late')}")
+            until(lambda: mentions(caplog.text, "late"), f"a warning about it: {cluster.output('late')}")
         assert cluster.processes["late"].wait(240) == 0
         assert [each["name"] for each in workers_of(client).values()] == ["good"]
         client.close()  # the run has ended, and its query no longer counts

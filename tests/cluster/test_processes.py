@@ -122,7 +122,7 @@ def test_a_scratch_directory_writable_by_others_is_refused(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     tmp_path.chmod(mode)
     with refused(77, "TMPDIR", str(tmp_path)), processes._scratch_directory():
-        pytest.fail("it was made")
+        pytest.fail("a process was started")
     tmp_path.chmod(0o700)
     with processes._scratch_directory() as scratch:
         assert scratch.stat().st_mode & 0o777 == 0o700

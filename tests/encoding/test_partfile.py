@@ -194,7 +194,7 @@ def test_unsupported_text_is_an_error_in_every_part():
 
 
 def test_only_the_first_of_similar_parts_is_laid_out_by_hdf5(monkeypatch):
-    layouts, memory = [], PartMemory(4, 2)  # which may be the first one in the process
+    layouts, memory = [], PartMemory(4, 2)  # may be the first one of the process
     monkeypatch.setattr(module, "lay_out", lambda *given: layouts.append(1) or lay_out(*given))
     for i in range(5):
         memory.file(np.ones(3, bool), {"y": np.arange(3)}, {}, {"n_rows": 10**i, "path": f"größe/{'x' * i}.h5"})

@@ -35,7 +35,7 @@ def skip_if_missing(name):
     if lacks:
         pytest.skip(f"missing on this machine: a processor with {', '.join(lacks)}")
     if requested not in (None, name):
-        pytest.skip(f"TEST_ISA={requested} asks for another one")
+        pytest.skip(f"TEST_ISA={requested} selects another instruction set")
 
 
 # Tests of the basis: products, sigmoid, gradients, rows of bytes and floats. Other tests compile much more code; a run

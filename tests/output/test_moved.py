@@ -122,7 +122,7 @@ def test_a_lock_that_is_replaced_while_locking_is_refused(tmp_path: Path, monkey
 
     monkeypatch.setattr(os, "open", open_and_replace)
     with refused(75, ".lock"), locked(tmp_path):
-        pytest.fail("it was locked")
+        pytest.fail("the directory was locked")
     assert (tmp_path / ".lock").read_bytes() == b"of another run"
 
 

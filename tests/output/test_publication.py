@@ -123,7 +123,7 @@ def test_a_link_in_place_of_the_publications_is_refused(tmp_path: Path, is_there
         fill(tmp_path / "victim", f"{HEX}/model.h5")
     (tmp_path / "out" / "published").symlink_to(tmp_path / "victim")
     with refused(73, "published", "link"), locked(tmp_path / "out"):
-        pytest.fail("it was locked")
+        pytest.fail("the directory was locked")
     if is_there:
         assert (tmp_path / "victim" / HEX / "model.h5").exists()
 

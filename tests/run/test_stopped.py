@@ -112,7 +112,7 @@ def test_a_signal_ends_a_run_whose_scheduler_is_stopped(wide: Workspace, tmp_pat
         assert "Traceback" not in cluster.output("driver")
 
 
-# Of its own workers; the scheduler in the driver drops them sooner than by default.
+# A driver with local workers, whose scheduler drops silent ones sooner than by default.
 SOON = """
 import sys
 sys.path.insert(0, "scripts")

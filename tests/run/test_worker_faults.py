@@ -79,7 +79,7 @@ def test_killed_crashed_stopped_or_silent_workers_are_replaced(wide: Workspace, 
         assert {-signal.SIGKILL, -signal.SIGSEGV} <= set(ended.values())
         (stopped,) = (name for name, code in ended.items() if code is None and is_stopped(cluster.processes[name].pid))
         cluster.kill(stopped, signal.SIGCONT)  # its present task ends now, if it can
-        until(lambda: cluster.processes[stopped].poll() is not None, "the scheduler to turn it away")
+        until(lambda: cluster.processes[stopped].poll() is not None, "the scheduler to refuse the worker")
         assert wide.run(output) == 0
         assert leftovers(output) == []
         check(output, tmp_path / "expected")
@@ -102,7 +102,7 @@ def test_a_worker_that_reconnects_changes_nothing(wide: Workspace, tmp_path: Pat
         cluster.wait_for("far", "near")
         assert wide.run(tmp_path / "out", "--scheduler-file", str(cluster.file)) == 0
         assert list(once.iterdir()), "it was cut off"
-        until(lambda: cluster.processes["far"].poll() is not None, "the scheduler to turn it away")
+        until(lambda: cluster.processes["far"].poll() is not None, "the scheduler to refuse the worker")
         check(tmp_path / "out", tmp_path / "expected")
 
 

@@ -105,7 +105,7 @@ def later_python(wheel, tmp_path):
     def later_python(version, *command):
         python = REPOSITORY / ".venv-readers" / version / "bin/python"
         if not python.exists():
-            pytest.skip(f"no Python {version} with NumPy 2, h5py and Dask; scripts/readers.sh makes one where it can")
+            pytest.skip(f"no Python {version} with NumPy 2, h5py and Dask; scripts/readers.sh can create one")
         env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
         return subprocess.run([python, *command], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
 

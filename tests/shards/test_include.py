@@ -105,7 +105,7 @@ def test_named_dataset_that_does_not_exist_is_an_error(shards):
 
 def test_file_is_searched_once_for_a_missing_name(tmp_path, monkeypatch):
     path = write_shard(tmp_path / "x.h5", numbered(3), extras={"y": np.arange(3)})
-    monkeypatch.setattr(find, "listing", lambda file: pytest.fail("listed again"))
+    monkeypatch.setattr(find, "listing", lambda file: pytest.fail("the file was listed again"))
     with h5py.File(path) as file:
         answer, _ = describe(file, None, None, ["obs/kind"])
     ((name, reason, is_missed),) = answer["left_out"]

@@ -171,7 +171,7 @@ def test_only_bad_data_is_left_out(tmp_path, open_path):
     write_shard(tmp_path / "0.h5", numbered(3))
     (tmp_path / "1.h5").mkdir()
     with refused(66, "1.h5"):
-        open_shards([str(tmp_path)], on_bad_shard=lambda path, error: pytest.fail("left out"))
+        open_shards([str(tmp_path)], on_bad_shard=lambda path, error: pytest.fail("the shard was left out"))
 
 
 # -- many shards ------------------------------------------------------------------------------------------------------

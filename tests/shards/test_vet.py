@@ -432,7 +432,7 @@ def test_failing_storage_is_no_bad_shard(tmp_path, monkeypatch, name):
 
     monkeypatch.setattr(FILES, name, fail)
     with refused(74, f"file={path}", "Input/output error", "4 times"):
-        open_shards([path], on_bad_shard=lambda path, error: pytest.fail("left out"))
+        open_shards([path], on_bad_shard=lambda path, error: pytest.fail("the shard was left out"))
 
 
 def test_file_changed_while_it_is_vetted_is_refused(tmp_path, monkeypatch):

@@ -246,10 +246,10 @@ def main() -> int:
             for number, found in enumerate(rounds(Victim(folder, _REPLICAS), n_rounds, seed, hosts)):
                 print(f"round {number}: {found}; {time.monotonic() - start:.0f} s so far", flush=True)
     except CheckFailed as broken:
-        print(f"BROKEN: {broken} (everything is in {folder})")
+        print(f"BROKEN: {broken} (all files are in {folder})")
         return 1
     shutil.rmtree(folder)
-    print(f"{n_rounds} rounds, each with the bits of an undisturbed run, no part twice and none lost")
+    print(f"{n_rounds} rounds, each with the bits of an undisturbed run, without duplicate or lost parts")
     return 0
 
 

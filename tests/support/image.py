@@ -123,7 +123,7 @@ def main() -> None:
     """Build the image and use it, without a driver."""
     with TemporaryDirectory(prefix="shardpress-image-") as folder:
         image = build_image(Path(folder, "root"), "image-check")
-        print("What is in it:", flush=True)
+        print("Content:", flush=True)
         again = image.run(*image.entrypoint, "setup-gpu")
         assert "no driver here" in again.stdout, again.stdout
         doctor = image.run(*image.entrypoint, "doctor", check=False)
@@ -135,7 +135,7 @@ def main() -> None:
         run = image.run(*image.entrypoint, "run", "--input", "shards", "--epochs", "1", "--quiet")
         assert "instead of cuda: no NVIDIA driver was found" in run.stdout
         assert (work / "features/index.h5").exists()
-    print("image-check: done; docs/Dockerfile makes an image that works.")
+    print("image-check: done; docs/Dockerfile builds a working image.")
 
 
 if __name__ == "__main__":

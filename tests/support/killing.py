@@ -465,7 +465,7 @@ def main() -> int:
             if len(found) % 20 == 0:
                 print(f"{len(found)} rounds in {time.monotonic() - start:.0f} s", flush=True)
     except CheckFailed as broken:
-        print(f"BROKEN: {broken} (everything is in {folder})")
+        print(f"BROKEN: {broken} (all files are in {folder})")
         return 1
     finally:
         if found:

@@ -58,7 +58,7 @@ def main(names: Sequence[str]) -> int:
     """Print the findings and return the exit code."""
     # Without libgpuarray's cache, which has kernels that were compiled without the sanitizer.
     ended = run_sanitized(_GRAPHS.format(names=list(names)), THEANO_FLAGS="device=cuda,gpuarray.cache_path=")
-    print(ended.stderr if ended.code else "no kernel's threads come to one place without a barrier between them")
+    print(ended.stderr if ended.code else "no data races between threads of a block")
     return int(ended.code != 0)
 
 

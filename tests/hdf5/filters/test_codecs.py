@@ -57,7 +57,7 @@ def test_n_bit_reads_back(precision):
 
 @pytest.mark.parametrize("name", REGISTERED)
 def test_file_with_a_registered_filter_needs_no_child(name, monkeypatch):
-    monkeypatch.setattr("pipeline.shards.vet.ask", lambda *_: pytest.fail("the child was asked"))
+    monkeypatch.setattr("pipeline.shards.vet.ask", lambda *_: pytest.fail("the child was called"))
     vet(path_of(name))
 
 
