@@ -52,7 +52,7 @@ def test_the_checks_accept_an_undamaged_run(victim: Victim, output: Path) -> Non
 def test_the_checks_detect_a_truncated_file(victim: Victim, output: Path, name: str) -> None:
     path = next(output.glob(name)).resolve()
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CheckFailed, match="not as promised.*" + path.name):
+    with pytest.raises(CheckFailed, match="damaged results.*" + path.name):
         victim.look(killed("encoding"), output)
 
 

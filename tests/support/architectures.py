@@ -163,7 +163,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ptxas", default="", metavar="FILE")
-    parser.add_argument("--sources", type=Path, metavar="FOLDER", help="where they are kept, and taken from again")
+    parser.add_argument("--sources", type=Path, metavar="FOLDER", help="folder in which sources are stored and reused")
     parser.add_argument("wheels", nargs="+", type=Path, metavar="FOLDER")
     request = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(2) as pool:

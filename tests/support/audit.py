@@ -49,6 +49,6 @@ def _check(event: str, arguments: tuple[object, ...]) -> None:
     if _marks is None:
         return
     if event in _STARTS_A_PROCESS and not _marks & {"process", "compiler"}:
-        raise AssertionError("starts a process, so it has to be marked with pytest.mark.process")
+        raise AssertionError("starts a process, so it must be marked with pytest.mark.process")
     if event == "import" and arguments[0] == "theano" and "compiler" not in _marks:
-        raise AssertionError("loads Theano, which compiles, so it has to be marked with pytest.mark.compiler")
+        raise AssertionError("loads Theano, which compiles, so it must be marked with pytest.mark.compiler")

@@ -51,7 +51,7 @@ def main() -> None:
     shutil.copy(SCRIPT, FOLDER / "card.sh")
     pieces = sorted(FOLDER.glob("kit.tar.gz.*"))
     size = sum(path.stat().st_size for path in pieces)
-    print(f"card-kit: {len(pieces)} pieces of {size / 1e6:.0f} MB in total; on the machine with a card, run: sh card-kit/card.sh")
+    print(f"card-kit: {len(pieces)} pieces, {size / 1e6:.0f} MB; run on the machine with a card: sh card-kit/card.sh")
 
 
 def add_checkout(place: Path) -> None:

@@ -186,7 +186,7 @@ def _heard(descriptor: int, deadline: float) -> Iterator[str]:
     while True:
         ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
-            raise CheckFailed(f"is stuck, or has left a process behind, after {_SECONDS:.0f} s")
+            raise CheckFailed(f"is stuck, or has left a running process, after {_SECONDS:.0f} s")
         data = os.read(descriptor, 2**16)
         if not data:
             if rest:
@@ -307,7 +307,7 @@ class Victim:
         """Check what a killed run has left: only whole results, with or without a manifest."""
         if ended.code != -signal.SIGKILL:
             raise CheckFailed(f"exit code {ended.code}, expected to be killed: {ended.lines[-3:]}")
-        _must_be_nothing("not as promised", _broken(output))
+        _must_be_nothing("damaged results", _broken(output))
         if output.exists():
             run_seen_by_readers(output)
         names = [path.name for path in output.rglob("*")]
@@ -322,7 +322,7 @@ class Victim:
 
     def check(self, output: Path) -> None:
         """Check that a finished output has the bits of the undisturbed one, and no other files."""
-        _must_be_nothing("not as promised", _broken(output))
+        _must_be_nothing("damaged results", _broken(output))
         _must_be_nothing("left over", leftovers(output))
         if features_of(output) != self.features:
             raise CheckFailed("the features are not those of an undisturbed run")
@@ -372,7 +372,7 @@ def _broken(output: Path) -> list[str]:
     try:
         return invalid_entries(output)
     except ValueError as error:
-        raise CheckFailed(f"a record or the manifest is half: {error}") from error
+        raise CheckFailed(f"a record or the manifest is incomplete: {error}") from error
 
 
 def _must_use(before: dict[str, str], ended: Ended, output: Path) -> None:
@@ -473,8 +473,8 @@ def main() -> int:
     shutil.rmtree(folder)
     n_kills = sum(len(kills) for kills, _ in found)
     print(
-        f"{n_rounds} rounds of seed {seed}, {n_kills} kills in {time.monotonic() - start:.0f} s: each run that went on "
-        "kept what was finished, and each round ended with the bits of an undisturbed run"
+        f"{n_rounds} rounds of seed {seed}, {n_kills} kills in {time.monotonic() - start:.0f} s: each resumed run "
+        "kept the finished results, and each round ended with the bits of an undisturbed run"
     )
     return 0
 

@@ -193,7 +193,7 @@ class Sandbox:
         try:
             output, _ = process.communicate(timeout=_SECONDS)
         except subprocess.TimeoutExpired as error:
-            raise Failed(f"{' '.join(command)}: not over after {_SECONDS:.0f} s") from error
+            raise Failed(f"{' '.join(command)}: did not end within {_SECONDS:.0f} s") from error
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
