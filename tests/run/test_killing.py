@@ -60,7 +60,7 @@ def test_the_checks_detect_a_truncated_file(victim: Victim, output: Path, name: 
 def test_the_checks_detect_a_truncated_record(victim: Victim, output: Path, name: str) -> None:
     path = next(output.glob(name))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(CheckFailed, match="half"):
+    with pytest.raises(CheckFailed, match="incomplete"):
         victim.look(killed("finishing"), output)
 
 
@@ -72,7 +72,7 @@ def test_the_checks_detect_a_changed_bit_despite_valid_digests(victim: Victim, o
 
 def test_the_checks_detect_leftover_files(victim: Victim, output: Path) -> None:
     (output / "parts" / "part-000001-000000000000-x.h5.writing").touch()
-    with pytest.raises(CheckFailed, match="left over"):
+    with pytest.raises(CheckFailed, match="unreferenced files"):
         victim.check(output)
 
 

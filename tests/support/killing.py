@@ -323,7 +323,7 @@ class Victim:
     def check(self, output: Path) -> None:
         """Check that a finished output has the bits of the undisturbed one, and no other files."""
         _must_be_nothing("damaged results", _broken(output))
-        _must_be_nothing("left over", leftovers(output))
+        _must_be_nothing("unreferenced files", leftovers(output))
         if features_of(output) != self.features:
             raise CheckFailed("the features are not those of an undisturbed run")
 
@@ -331,7 +331,8 @@ class Victim:
         if ended.code != 0:
             raise CheckFailed(f"exit code {ended.code} in {output}: {ended.lines[-3:]}")
         _must_be_nothing(
-            "complaints", [line for line in ended.lines if _COMPLAINTS.search(line) and not _HARMLESS.search(line)]
+            "warnings or errors",
+            [line for line in ended.lines if _COMPLAINTS.search(line) and not _HARMLESS.search(line)],
         )
 
 
@@ -381,14 +382,14 @@ def _must_use(before: dict[str, str], ended: Ended, output: Path) -> None:
         return
     parts = {part["file"] for part in read_manifest(output)["parts"]}
     _must_be_nothing(
-        "parts made again", [file for key, file in before.items() if key.startswith("part") and file not in parts]
+        "parts recomputed", [file for key, file in before.items() if key.startswith("part") and file not in parts]
     )
     last = max((int(key.split("-")[1]) for key in before if key.startswith("checkpoint")), default=0)
     expected = {"scan": "scan: an earlier run has finished it", "model": "training: an earlier run has finished it"}
     words = [expected[key] for key in before if key in expected]
     if last and "model" not in before:
         words.append(f"training: going on behind step {last} ")
-    _must_be_nothing("never said", [sentence for sentence in words if not ended.says(re.escape(sentence))])
+    _must_be_nothing("missing log lines", [sentence for sentence in words if not ended.says(re.escape(sentence))])
 
 
 def _must_be_nothing(what: str, found: list[str]) -> None:
