@@ -113,7 +113,7 @@ class _DisturbedRun:
             self._harm(self._rng.randint(1, _WORKERS))
             self._fill_up()
             # Leave more time for work than for faults, also on a busy machine.
-            until(lambda: process.poll() is not None or self._is_manned(), "new workers", DEADLINE)
+            until(lambda: process.poll() is not None or self._has_all_workers(), "new workers", DEADLINE)
 
     def end_of(self, process: subprocess.Popen[bytes]) -> int:
         """Wait for the end of the program and return its exit code; replace workers that exit meanwhile.
