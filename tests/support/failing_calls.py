@@ -297,13 +297,13 @@ class Scene:
 
         folder.mkdir()
         self._runs, self.kind, self._folder = runs, kind, folder
-        self._night = Workspace(folder, 20, 0, 15, 9)
-        self.shards = str(self._night.shards)
+        self._workspace = Workspace(folder, 20, 0, 15, 9)
+        self.shards = str(self._workspace.shards)
         self._path = folder / "out"
         self.output = str(self._path)
         self._flags: list[str] = list(STEPS)
         if kind == "given model":
-            self._must(self._runs.run(self._night.arguments(folder / "model", *STEPS)))
+            self._must(self._runs.run(self._workspace.arguments(folder / "model", *STEPS)))
             self._flags = ["--model", str(folder / "model")]
         if kind == "threads":
             self._flags += ["--threads", "3"]
@@ -337,7 +337,7 @@ class Scene:
 
     def run(self, fault: Fault | None = None, **limits: int) -> Ended:
         """Run the program once."""
-        return self._runs.run(self._night.arguments(self._path, *self._flags), fault, limits)
+        return self._runs.run(self._workspace.arguments(self._path, *self._flags), fault, limits)
 
     def meets(self, fault: Fault | None = None, **limits: int) -> tuple[int, str]:
         """Run with a fault and then without it; return the first exit code, and a description of any problem."""

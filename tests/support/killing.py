@@ -158,7 +158,7 @@ class Program:
             if at == "start":
                 sent, at = _signal_after(process, delay, by) - start, None
             # The pipe ends when the last process that can write to it has exited, so all children have exited as well.
-            for line in _heard(process.stdout.fileno(), start + _SECONDS):
+            for line in _lines_of(process.stdout.fileno(), start + _SECONDS):
                 lines.append(line)
                 phase = next((name for name, pattern in PHASES.items() if re.search(pattern, line)), None)
                 if phase is not None:
@@ -180,7 +180,7 @@ def _signal_after(process: subprocess.Popen[bytes], seconds: float, number: int)
     return time.monotonic()
 
 
-def _heard(descriptor: int, deadline: float) -> Iterator[str]:
+def _lines_of(descriptor: int, deadline: float) -> Iterator[str]:
     """Yield lines as they arrive, until the last writer has exited."""
     rest = b""
     while True:
