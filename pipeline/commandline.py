@@ -31,7 +31,9 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             argument_default=argument_default,
             allow_abbrev=False,  # a later version could make an abbreviation ambiguous
+            add_help=False,  # its text would begin with a lower-case letter
         )
+        self.add_argument("-h", "--help", action="help", default=argparse.SUPPRESS, help="Print this page and exit.")
 
     def error(self, message: str) -> NoReturn:
         """Raise `UsageError` for arguments that cannot be read."""

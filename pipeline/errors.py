@@ -1,6 +1,6 @@
 """Error classes, one for each kind of failure, with exit codes as in ``sysexits.h``.
 
-A message says where the error is (file, dataset, rows), what was found, what was expected and what to do.
+A message states where the error is (file, dataset, rows), what was found, what was expected, and what to do.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ STORAGE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENODE
 
 
 class ShardpressError(Exception):
-    """Base class of all errors. Raised itself, it means a fault of the program."""
+    """Base class of all errors. An instance of the class itself is an internal error."""
 
     exit_code = 70
     details = ""
@@ -117,7 +117,7 @@ class DeviceLost(TryAgain):
 
 
 class NewerFormat(ShardpressError):
-    """A later version of shardpress has written a file."""
+    """A file was written by a later version of shardpress."""
 
     exit_code = 76
 
@@ -135,7 +135,7 @@ class ConfigError(ShardpressError):
 
 
 class VerificationFailed(ShardpressError):
-    """Files of an output have changed, or do not hold the features that its rows encode to."""
+    """Files of an output have changed, or contain other features than those of its rows."""
 
     exit_code = 79  # sysexits.h ends before it
 
@@ -189,14 +189,14 @@ def _system_failure(error: Exception) -> ShardpressError | None:
     is_limit = isinstance(error, MemoryError) or number in _LIMITS
     if not is_limit and not any(sign in str(error) for sign in _OUT_OF_RESOURCES):
         return None
-    why = f"{type(error).__name__}: {error}" if str(error) else "the memory has run out"
+    why = f"{type(error).__name__}: {error}" if str(error) else "out of memory"
     advice = "Raise its limits (ulimit -v, -u, -n), or use fewer --threads."
-    return SystemLimit(f"the system gives no more: {shown(why)}. {advice}")
+    return SystemLimit(f"the system is out of resources: {shown(why)}. {advice}")
 
 
 def _storage_message(error: Exception) -> str:
     reason = getattr(error, "strerror", None) or str(error)
-    message = f"the storage failed: {shown(reason)}. Check the disk, then type the same command again."
+    message = f"the storage failed: {shown(reason)}. Check the disk, then run the same command again."
     name = getattr(error, "filename", None)
     return f"file={shown(name)}: {message}" if name else message
 

@@ -1,4 +1,4 @@
-"""Checks of Python, packages and memory: importing this module ends a process that could not run, with a message.
+"""Checks of Python, packages and memory: if a run is impossible, importing this module ends the process with a message.
 
 It must run with Python 3.6.
 """

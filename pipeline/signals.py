@@ -20,9 +20,9 @@ _n_deferred = 0
 
 
 class Stopped(KeyboardInterrupt):
-    """Stop that was requested by a signal.
+    """Request to stop, caused by a signal.
 
-    It is a `KeyboardInterrupt` and no `Exception`, so that it is not handled as an error.
+    It is a `KeyboardInterrupt`, not an `Exception`, so that it is not handled as an error.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def deferred() -> Iterator[None]:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit with a code. Above 128 it stands for a signal, which then ends the process, so that its parent knows why."""
+    """Exit with a code. A code above 128 means a signal, which then ends the process, so that its parent knows why."""
     if code > 128:
         handled = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         for number in (*handled, code - 128):

@@ -3,9 +3,9 @@
     make card                                     into card/NAME OF THE CARD/, in at most nine minutes
     .venv/bin/python scripts/card.py --quick      small sizes, a fraction of the data, one epoch
 
-The output of each step goes to a file of its own, and card.md lists how each step ended. The same command again repeats
-only steps that failed or were stopped by the time limit. No step needs a network: without the data of `make run`, the
-run uses scikit-learn's digits.
+The output of each step is written to a file of its own, and card.md lists the exit codes. Run the command again to
+repeat only the steps that failed or were stopped by the time limit. No step needs a network: without the data of
+`make run`, the run uses scikit-learn's digits.
 """
 
 import sys
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     (folder / "card.md").write_text(page(name, folder, list(todo)))
     print(f"written to {folder}/card.md")
     if None in codes:
-        print("The time limit is reached. Type the same command again to resume.")
+        print("The time limit was reached. Run the same command again to resume.")
         return 75
     return int(any(codes))
 

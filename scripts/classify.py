@@ -3,9 +3,10 @@
     python scripts/classify.py                     features/, labels "y"
     python scripts/classify.py --features compact --labels y --test more
 
-`shardpress classify` does the same. The same classifier is trained on the raw columns and on as many principal
-components, on the same rows: a logistic regression on standardized columns, until it has converged. Rows that do not
-fit in the memory budget are learnt from out of core. Without --test, a fifth of the rows of every class is held out.
+`shardpress classify` does the same. The classifier is a logistic regression on standardized columns, trained until it
+converges. For comparison it is also trained on the raw columns and on the same number of principal components of the
+same rows. Rows that do not fit in the memory budget are read in batches. Without --test, a fifth of the rows of every
+class is held out.
 """
 
 import sys

@@ -1,15 +1,15 @@
 """Extract features from HDF5 shards: scan them, train an autoencoder, encode every row.
 
-    python scripts/extract.py                                       reads data/*.h5, writes features/
+    python scripts/extract.py                                       read data/*.h5, write features/
     THEANO_FLAGS=device=cuda python scripts/extract.py              the same on a GPU
     python scripts/extract.py --input shards/ --n-features 32 --output compact
-    python scripts/extract.py --model features --input new.h5 --output more     encodes only, with a fitted model
+    python scripts/extract.py --model features --input new.h5 --output more     encode only, with a fitted model
 
-A setting may also stand in a YAML file (--config) or in the environment (SHARDPRESS_EPOCHS=5); flags win over the
-environment, and the environment over the file. report.json, next to the features, describes the run.
+Settings can also be given in a YAML file (--config) or in the environment (SHARDPRESS_EPOCHS=5). Flags take precedence
+over the environment, and the environment over the file. report.json, next to the features, describes the run.
 
-docs/training.md says why the defaults are what they are, docs/inputs.md which files can be read and how to write them,
-docs/reliability.md what is promised when a run is interrupted.
+docs/training.md explains the settings of a training, docs/inputs.md the input files that can be read, and
+docs/reliability.md what happens when a run is interrupted.
 """
 
 import sys

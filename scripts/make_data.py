@@ -7,10 +7,10 @@
     python scripts/make_data.py fashion-mnist-test   # data/fashion-mnist-test/
     python scripts/make_data.py synthetic --rows 2000000 --columns 784 --shards 8 --layout gzip
 
-A set that exists already with the same parameters is not written again, except with `--force`. One directory
-holds one set: shards of an earlier call that do not belong to the new set are removed. Files that this script
-did not make are never touched. Exit codes: 0 done, 64 wrong usage, 65 bad source file, 66 no
-source file, 73 a shard cannot be written, 130 interrupted.
+A set that exists with the same parameters is not written again, except with `--force`. A directory holds one set:
+shards of an earlier call that do not belong to the new set are removed. Files that other programs wrote are never
+changed. Exit codes: 0 success, 64 wrong usage, 65 bad source file, 66 no source file, 73 a shard cannot be written,
+130 interrupted.
 """
 
 import sys
@@ -44,19 +44,19 @@ CANNOT_CREATE = 73
 INTERRUPTED = 130
 
 MADE_BY = "shardpress make_data"
-VERSION = 1  # raise it when a set comes out with different rows: shards made before are then written again
+VERSION = 1  # increment it if the rows of a set change: shards of earlier versions are then written again
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FASHION_HINT = "for Fashion-MNIST on Debian: apt-get install dataset-fashion-mnist"
 SETS = ("default", "fashion-mnist", "fashion-mnist-test", "digits", "donuts", "synthetic")
 DTYPES = ("bool", "uint8", "int16", "uint16", "int32", "float16", "float32", "float64")
 LAYOUTS = ("contiguous", "chunked", "gzip", "lzf", "columns")
 SYNTHETIC = {"rows": 20_000, "columns": 784, "shards": 4, "dtype": "float32", "layout": "contiguous"}
-BLOCK_BYTES = 32 << 20  # what a block of rows may take as float32; a shard is written block by block
+BLOCK_BYTES = 32 << 20  # of a block of rows, as float32; a shard is written block by block
 CHUNK_BYTES = 1 << 20
 
 
 class MakeDataError(Exception):
-    """An error with a message for the user and an exit code."""
+    """Error with a message for the user and an exit code."""
 
     def __init__(self, code: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -132,7 +132,7 @@ def read_gzip(path: Path) -> bytes:
 
 
 def fashion_files(part: str) -> tuple[Path, Path]:
-    """Name the files with the images and the labels of `part`, train or t10k."""
+    """Return the files with the images and the labels of `part`, train or t10k."""
     return FASHION_FOLDER / f"{part}-images-idx3-ubyte.gz", FASHION_FOLDER / f"{part}-labels-idx1-ubyte.gz"
 
 
@@ -256,7 +256,7 @@ def fashion(folder: Path, part: str) -> Piece:
 
 
 def digits(folder: Path) -> list[Piece]:
-    """Plan the digits: the first 1500 to train on, the other 297 in a folder below for tests."""
+    """Plan the digits: the first 1500 to train on, the other 297 for tests in a subdirectory."""
     train = shards(folder, "digits-train", 3)
     test = shards(folder / "digits-test", "test", 1)
     return [
@@ -266,12 +266,12 @@ def digits(folder: Path) -> list[Piece]:
 
 
 def default(folder: Path, force: bool) -> list[Piece]:
-    """Plan Fashion-MNIST where its files, or all the shards made of them, are there; otherwise the digits."""
+    """Plan Fashion-MNIST if its files, or all the shards made from them, exist; otherwise the digits."""
     pieces = [fashion(folder, "train"), fashion(folder / "fashion-mnist-test", "t10k")]
     sources = [*fashion_files("train"), *fashion_files("t10k")]
     if all(path.exists() for path in sources) or not (force or any(piece.unfinished() for piece in pieces)):
         return pieces
-    print(f"no Fashion-MNIST in {FASHION_FOLDER}: taking scikit-learn's digits instead; {FASHION_HINT}")
+    print(f"no Fashion-MNIST in {FASHION_FOLDER}: using scikit-learn's digits instead; {FASHION_HINT}")
     return digits(folder)
 
 
@@ -302,7 +302,7 @@ def plan(options: argparse.Namespace) -> tuple[list[Piece], set[Path]]:
 
 
 def recipe_of(path: Path) -> str | None:
-    """Read the recipe that a shard records; None where there is no whole file of this script's."""
+    """Read the recipe that a shard records; return None if it is not a complete file of this script."""
     try:
         with h5py.File(path, "r") as file:
             return str(file.attrs.get("recipe")) if str(file.attrs.get("made_by")) == MADE_BY else None
@@ -375,27 +375,27 @@ def write_shard(piece: Piece, index: int, table: Table) -> None:
 def cannot_write(path: Path, error: Exception) -> MakeDataError:
     """Return the error of a failed write."""
     cause = os.strerror(error.errno) if getattr(error, "errno", None) else error
-    return MakeDataError(CANNOT_CREATE, f"{path}: cannot be written ({cause}); choose another folder with --output")
+    return MakeDataError(CANNOT_CREATE, f"{path}: cannot be written ({cause}); choose another directory with --output")
 
 
 def need_room(path: Path, n_bytes: int) -> None:
-    """Stop before the disk is full: HDF5 would take the process down when it fills up under chunks."""
+    """Stop before the disk is full: HDF5 ends the process if the disk fills up while it writes chunks."""
     free = shutil.disk_usage(path.parent).free
     if free < n_bytes:
-        room = f"needs {n_bytes / 1e6:,.1f} MB, free are {free / 1e6:,.1f} MB"
-        raise MakeDataError(CANNOT_CREATE, f"{path}: {room}; make room, or choose another folder with --output")
+        room = f"needs {n_bytes / 1e6:,.1f} MB, but only {free / 1e6:,.1f} MB are free"
+        raise MakeDataError(CANNOT_CREATE, f"{path}: {room}; free some space or choose another --output")
 
 
 def clear(folders: set[Path], keep: set[Path]) -> None:
     """Remove shards of ours that are not in `keep`; print a note about other files."""
     for path in sorted(path for folder in folders for path in folder.glob("*.h5") if path not in keep):
         if recipe_of(path) is None:
-            print(f"note: {path} is not this script's and stays where it is")
+            print(f"note: {path} was not written by this script and is kept")
             continue
         path.unlink()
-        print(f"removed {path}, which belonged to another set")
+        print(f"removed {path}, which belongs to another set")
         if not any(each.parent == path.parent for each in keep):
-            with contextlib.suppress(OSError):  # holds something else
+            with contextlib.suppress(OSError):  # it is not empty
                 path.parent.rmdir()
 
 
@@ -420,7 +420,7 @@ def refuse_foreign_files(piece: Piece, todo: list[int]) -> None:
     for index in todo:
         path = piece.paths[index]
         if os.path.lexists(path) and recipe_of(path) is None:
-            sentence = f"{path}: exists, and is no whole file of this script's; move it, or give --output"
+            sentence = f"{path}: exists, but is not a complete file of this script; move it, or choose another --output"
             raise MakeDataError(CANNOT_CREATE, sentence)
 
 
@@ -440,7 +440,7 @@ def summary(piece: Piece, table: Table | None) -> str:
     count = len(piece.paths)
     where = f"{first} to {piece.paths[-1].name}" if count > 1 else f"{first}"
     if table is None:
-        return f"{name}: {where} there already, nothing rewritten (--force would)"
+        return f"{name}: {where} exists; use --force to write it again"
     rows = f"{table.n_rows:,} rows x {table.n_inputs} columns of {table.dtype}, labels y, row_id"
     size = sum(path.stat().st_size for path in piece.paths) / 1e6
     return f"{name}: {rows} -> {where} ({size:.1f} MB)"
@@ -453,11 +453,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read and check the command line."""
     parser = argparse.ArgumentParser("make_data.py", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("set", nargs="?", default="default", choices=SETS, help="which rows to write")
-    parser.add_argument("--output", type=Path, help="folder for the shards (default: data, or data/SET)")
-    parser.add_argument("--seed", type=int, default=0, help="of donuts and synthetic rows (default: 0)")
-    parser.add_argument("--force", action="store_true", help="write the set again although it is there")
-    group = parser.add_argument_group("synthetic only")
+    parser.add_argument("set", nargs="?", default="default", choices=SETS, help="data set (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="directory of the shards (default: data, or data/SET)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of donuts and synthetic rows (default: 0)")
+    parser.add_argument("--force", action="store_true", help="write the set even if it exists")
+    group = parser.add_argument_group("options of synthetic")
     for name in ("rows", "columns", "shards"):
         group.add_argument(f"--{name}", type=int, help=f"(default: {SYNTHETIC[name]})")
     for name, choices in (("dtype", DTYPES), ("layout", LAYOUTS)):
@@ -470,11 +470,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> list[str]:
-    """Fill in the synthetic set's defaults; list everything that is wrong with the options."""
+    """Fill in the defaults of the synthetic set; return all problems of the options."""
     set_options = {name for name in SYNTHETIC if getattr(options, name) is not None}
     problems = [] if options.seed >= 0 else ["--seed is negative"]
     if options.set != "synthetic":
-        return problems + [f"--{name} goes with synthetic only" for name in sorted(set_options)]
+        return problems + [f"--{name} can be used with synthetic only" for name in sorted(set_options)]
     vars(options).update({name: value for name, value in SYNTHETIC.items() if name not in set_options})
     limits = {"rows": 2**48, "columns": 2**24, "shards": max(1, options.rows)}
     for name, limit in limits.items():
@@ -484,10 +484,10 @@ def check(options: argparse.Namespace) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the set that `argv` names; return an exit code of those that the module's docstring lists."""
+    """Write the set that `argv` names; return an exit code, as listed in the docstring of the module."""
     try:
         options = parse(argv)
-    except SystemExit as stop:  # argparse has printed help (0), or what is wrong (2)
+    except SystemExit as stop:  # argparse has printed the help (0) or an error (2)
         return USAGE if stop.code else 0
     try:
         make(*plan(options), options.force)
@@ -498,7 +498,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"make_data: {error}", file=sys.stderr)
         return CANNOT_CREATE
     except KeyboardInterrupt:
-        print("make_data: interrupted; the same command goes on after the last whole shard", file=sys.stderr)
+        print("make_data: interrupted; the same command resumes after the last complete shard", file=sys.stderr)
         return INTERRUPTED
     return 0
 

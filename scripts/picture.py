@@ -3,7 +3,7 @@
     make run
     python scripts/picture.py            sample/fashion-mnist/picture.png, one image of each label
 
-Rows must be square images with a label y; `--features`, `--input` and `--output` name others.
+The rows must be square images with a label y. `--features`, `--input` and `--output` choose other files.
 """
 
 import sys
@@ -33,11 +33,13 @@ TITLES = ("rows: {} columns", "their {} features", "rows again, from the feature
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--features", default="sample/fashion-mnist/features", help="a finished run (%(default)s)")
     parser.add_argument(
-        "--input", nargs="+", default=["data/fashion-mnist-train-*.h5"], help="its shards (%(default)s)"
+        "--features", default="sample/fashion-mnist/features", help="a finished run (default: %(default)s)"
     )
-    parser.add_argument("--output", default="sample/fashion-mnist/picture.png", help="(%(default)s)")
+    parser.add_argument(
+        "--input", nargs="+", default=["data/fashion-mnist-train-*.h5"], help="its input files (default: %(default)s)"
+    )
+    parser.add_argument("--output", default="sample/fashion-mnist/picture.png", help="PNG file (default: %(default)s)")
     options = parser.parse_args(argv)
     try:
         lines = images(options.features, options.input)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv-readers/<version> for each later Python that is here, with a wheel of this checkout and what it needs there,
-# and no more. Where there is none, or no network, the tests in them skip.
+# Create .venv-readers/<version> for each later Python of this machine, with a wheel of this checkout and its
+# dependencies only. Without such a Python or without a network, the tests that need it are skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,7 +10,7 @@ candidates() {
     uv python find "$1" 2>/dev/null || true
 }
 
-# A pyenv shim may stand for nothing, and Debian's python3 come without venv.
+# A pyenv shim may have no interpreter, and Debian's python3 may have no venv.
 make_venv() {
     local python
     while read -r python; do
@@ -25,12 +25,12 @@ install_packages() {
 }
 
 quiet=(--quiet --no-input --disable-pip-version-check)
-rm -rf .venv-readers build # where files would lie that are no longer part of the code
+rm -rf .venv-readers build # build/ may have files that are no longer part of the code
 mkdir .venv-readers
 .venv/bin/python -m pip "${quiet[@]}" wheel --no-deps --no-build-isolation --wheel-dir .venv-readers . ||
-    echo "readers: no wheel could be made" >&2
+    echo "readers: cannot build a wheel" >&2
 for version in 3.12 3.13 3.14; do
-    # Of a half one the tests would take the interpreter for a whole one.
+    # The tests would use the interpreter of an incomplete environment.
     { make_venv "$version" && install_packages "$version"; } || rm -rf ".venv-readers/$version"
 done
 touch .venv-readers/.complete

@@ -4,7 +4,7 @@
     python scripts/reference.py                      10,000 epochs; table and reference/reference.png
     THEANO_FLAGS=device=opencl0:0 python scripts/reference.py --epochs 600
 
-It is `scripts/extract.py` with the flags that FLAGS lists.
+It runs `scripts/extract.py` with the flags in FLAGS.
 """
 
 import sys
@@ -30,7 +30,7 @@ from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read
 from pipeline.shards.shard import blocks
 
-# The published run of this model; its data file cannot be had, ours is of the same kind.
+# Costs of the published run of this model. Its data are not available; ours are similar.
 PUBLISHED = {
     0: 0.4269,
     500: 8.602e-4,

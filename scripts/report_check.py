@@ -86,7 +86,7 @@ addEventListener("message", event => {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check the pages, print what is wrong, and return 1 if anything is."""
+    """Check the pages, print their faults, and return 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", nargs="+", type=Path)
     parser.add_argument("--pictures", type=Path, help="directory of screenshots")
@@ -121,7 +121,7 @@ def check_page(page: Path, browser: Browser, axe: str, pictures: Path | None) ->
 
 
 def find_faults(found: dict[str, Any], width: int, is_dark: bool) -> list[str]:
-    """Return what is wrong with the results of a probe."""
+    """Return the faults in the results of a probe."""
     faults = [*accessibility_faults(found), *picture_faults(found)]
     faults += [f"requests {url[:200]}" for url in found["requests"]]
     if found["width"] > width:

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Makes .venv with everything that shardpress needs, and installs the system packages where it can.
+# Create .venv with everything that shardpress needs, and install system packages if possible (as root on Debian).
 #
 #     scripts/setup.sh            (or: make setup)
 #
-# It finds a Python 3.11 by itself; PYTHON=/path/to/python3.11 names one. Running it again is safe at any time.
+# The script searches for Python 3.11; PYTHON=/path/to/python3.11 chooses one. It can be run again at any time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$(pwd -P)
@@ -22,20 +22,20 @@ can_install() {
 lists_are_fresh=no
 apt_install() {
     if [ "$lists_are_fresh" = no ]; then
-        say "asking apt-get for its package lists"
-        apt-get -qq update >/dev/null || true # an unreachable source need not be the one that matters
+        say "updating the package lists of apt-get"
+        apt-get -qq update >/dev/null || true # the packages may come from another source
         lists_are_fresh=yes
     fi
     say "installing $* with apt-get"
     local output
     if ! output=$(DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=60 \
         install -y --no-install-recommends "$@" 2>&1); then
-        say "apt-get could not: ${output##*$'\n'}"
+        say "apt-get failed: ${output##*$'\n'}"
         return 1
     fi
 }
 
-# libgpuarray opens its libraries by these bare names, which on Debian only the -dev packages bring.
+# libgpuarray opens its libraries by these names, which on Debian only the -dev packages install.
 has_library() {
     "$python" -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1])' "$1" 2>/dev/null
 }
@@ -50,7 +50,7 @@ sys.exit(count.value == 0)
 END
 }
 
-# Fills `missing` with Debian's names of the packages whose contents are not there.
+# Set `missing` to Debian's names of the packages that are not installed.
 find_missing() {
     missing=()
     command -v g++ >/dev/null || missing+=(g++)
@@ -62,9 +62,9 @@ find_missing() {
 
 without() {
     case $1 in
-        g++) echo "Theano cannot compile (any C++ compiler called g++ will do)" ;;
+        g++) echo "Theano cannot compile (any C++ compiler with the name g++ works)" ;;
         dataset-fashion-mnist) echo "the sample data are scikit-learn's digits instead of Fashion-MNIST" ;;
-        *) echo "OpenCL cannot be used, and the tests of the pygpu path skip" ;;
+        *) echo "OpenCL cannot be used, and the tests of pygpu are skipped" ;;
     esac
 }
 
@@ -73,7 +73,7 @@ system_packages() {
     find_missing
     if can_install; then
         for package in "${missing[@]}"; do
-            apt_install "$package" || true # what is still missing is told below
+            apt_install "$package" || true # still missing packages are reported below
         done
         find_missing
     fi
@@ -89,13 +89,13 @@ system_packages() {
 
 candidates() {
     if [ -n "${PYTHON:-}" ]; then echo "$PYTHON"; fi
-    if [ -x .venv/bin/python ]; then echo "$root/.venv/bin/python"; fi # what an earlier set-up found
+    if [ -x .venv/bin/python ]; then echo "$root/.venv/bin/python"; fi # the interpreter of an earlier set-up
     type -aP python3.11 python3 || true
     compgen -G "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/3.11*/bin/python3.11" || true
     uv python find 3.11 2>/dev/null || true
 }
 
-# Prints the path of the interpreter behind $1 when shardpress can run on it, else fails and says why not.
+# Print the path of the interpreter of $1 if shardpress can run on it; otherwise fail and print the reason.
 inspect() {
     command -v "$1" >/dev/null || { echo "is not a program" && return 1; }
     "$1" - <<'END'
@@ -112,12 +112,12 @@ if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
 folders = [sysconfig.get_config_var("LIBDIR"), os.path.dirname(sysconfig.get_path("stdlib"))]
 if not any(os.path.exists(os.path.join(folder, "libpython3.11.so")) for folder in folders):
     sys.exit("has no libpython3.11.so, which Theano links against (pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared)")
-# Of a virtual environment, the interpreter below it: the environment may be the .venv that is made anew.
+# For a virtual environment this is its base interpreter, because .venv itself may be replaced.
 print(sys._base_executable)
 END
 }
 
-# Sets `python`, or `rejected` to a line for each candidate.
+# Set `python`, or `rejected` to one line for each candidate.
 find_python() {
     local candidate answer
     rejected=
@@ -139,38 +139,37 @@ choose_python() {
         return
     fi
     cat >&2 <<END
-setup: found no usable Python 3.11. Looked at:
-${rejected:-    nothing: no python3 in PATH, pyenv or uv
-}setup: ways to get one:
+setup: no usable Python 3.11 was found. Candidates:
+${rejected:-    none: no python3 in PATH, pyenv or uv
+}setup: ways to install one:
     Debian 12:  sudo apt-get install python3.11 python3.11-venv python3.11-dev
     pyenv:      PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install 3.11
     uv:         uv python install 3.11
-setup: then run this again; PYTHON=/path/to/python3.11 names one that lies elsewhere.
+setup: then run this script again. PYTHON=/path/to/python3.11 chooses one in another place.
 END
     exit 69
 }
 
 # --- the virtual environment -----------------------------------------------------------------------------------------
 
-# The stamp holds the checkout's path, since an environment does not survive being moved. One without a stamp was
-# interrupted while it was made.
+# The stamp has the path of the checkout, because an environment cannot be moved. Without a stamp, an earlier set-up was
+# interrupted.
 venv_is_whole() {
     [ "$(cat "$stamp" 2>/dev/null)" = "$root" ] && .venv/bin/python -c 'import pip' 2>/dev/null
 }
 
 make_venv() {
     if ! venv_is_whole; then
-        say "making .venv with $python"
+        say "creating .venv with $python"
         rm -rf .venv
         "$python" -m venv "$root/.venv"
     fi
     rm -f "$stamp"
     say "installing the Python packages of constraints.txt (a minute or two the first time)"
     local pip=(.venv/bin/python -m pip --quiet --no-input --disable-pip-version-check install -c constraints.txt)
-    # First a pip that knows --build-constraint: Theano is built from source, with a setuptools that was tested too.
+    # First install a pip that has --build-constraint: Theano is built from source, with a tested setuptools.
     "${pip[@]}" pip
-    # setuptools would warn at length that an editable install is one. And a Python from elsewhere would take the C compiler
-    # that it was made with.
+    # setuptools warns about editable installs. A Python from elsewhere would use the C compiler that it was built with.
     PYTHONWARNINGS=ignore CC=${CC:-gcc} "${pip[@]}" --build-constraint constraints.txt -e '.[test]'
 }
 
@@ -178,6 +177,7 @@ choose_python
 system_packages
 make_venv
 pygpu="pygpu"
-scripts/install_pygpu.sh || pygpu="no pygpu (everything runs on the CPU, and the tests of the pygpu path skip)"
+scripts/install_pygpu.sh || pygpu="no pygpu (everything runs on the CPU, and the tests of pygpu are skipped)"
 echo "$root" >"$stamp"
-say "done. .venv holds $(.venv/bin/python --version), shardpress with its packages, and $pygpu. The command is .venv/bin/shardpress."
+say "done. .venv has $(.venv/bin/python --version), shardpress with its packages, and $pygpu."
+say "The command is .venv/bin/shardpress."

@@ -82,7 +82,7 @@ def test_unsuitable_packages_end_a_run_before_being_imported(tmp_path):
 
 
 def test_this_environment_meets_every_requirement():
-    found = packages.installed()
+    found = packages.find_distributions()
     assert packages.unmet_requirements(found) == []
     all_of_ours = [Requirement(text) for text in importlib.metadata.requires("shardpress") or []]
     needed = [each for each in all_of_ours if each.marker is None or each.marker.evaluate({"extra": ""})]
@@ -137,7 +137,7 @@ def test_advised_commands_are_quoted(monkeypatch, tmp_path):
     advice = packages._what_to_type(str(tmp_path / "my files"))
     assert advice.endswith(": 'my files/.venv/bin/python' 'my files/scripts/extract.py'")
     monkeypatch.setattr(sys, "executable", str(python))
-    needs_one = {"shardpress": packages.installed()["shardpress"]}
+    needs_one = {"shardpress": packages.find_distributions()["shardpress"]}
     assert f": '{python}' -m pip install " in packages.unmet_requirements(needs_one)[0]
 
 
@@ -151,10 +151,10 @@ def test_system_packages_and_unreadable_folders_are_harmless(monkeypatch, tmp_pa
             raise PermissionError(folder)
         return listdir(folder)
 
-    found = packages.installed()
+    found = packages.find_distributions()
     monkeypatch.setattr(os, "listdir", refuse)
     monkeypatch.setattr(sys, "path", ["/refused", str(tmp_path)])
-    listed = packages.installed()
+    listed = packages.find_distributions()
     assert list(listed) == ["pyyaml"]
     assert packages.unmet_requirements(found | listed) == []
 
@@ -163,7 +163,7 @@ def test_the_first_of_two_versions_on_the_path_counts(tmp_path, monkeypatch):
     for version in ("1.0", "2.0"):
         (tmp_path / version / f"Some_Thing-{version}.dist-info").mkdir(parents=True)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "1.0"), str(tmp_path / "2.0"), str(tmp_path / "nowhere")])
-    assert [Path(path).name for path in packages.installed().values()] == ["Some_Thing-1.0.dist-info"]
+    assert [Path(path).name for path in packages.find_distributions().values()] == ["Some_Thing-1.0.dist-info"]
 
 
 @pytest.mark.process

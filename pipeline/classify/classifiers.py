@@ -27,8 +27,8 @@ from pipeline.progress import Progress
 
 __all__ = ["Outcome", "compare", "fits_in_memory"]
 
-# Up to this number of raw values everything is done as scikit-learn does by default: in float64, to a gradient of 1e-4.
-# More of them converge to 1e-3 in float32: on Fashion-MNIST in a tenth of the time, with accuracies within 0.005.
+# Up to this number of raw values, scikit-learn's defaults are used: float64, and a gradient of 1e-4.
+# More values converge to 1e-3 in float32: on Fashion-MNIST in a tenth of the time, with accuracies within 0.005.
 _MAX_VALUES_IN_FLOAT64 = 10**7
 
 # Out of core: rows that decide when to stop.
@@ -61,7 +61,7 @@ def compare(rows: Rows, n_classes: int, memory_budget: int, max_passes: int, see
     Raises
     ------
     DataError
-        When the budget is too small even out of core.
+        If the budget is too small even out of core.
     """
     if fits_in_memory(rows, n_classes, memory_budget):
         return _in_memory(rows, max_passes, seed)
@@ -188,7 +188,7 @@ class _Training:
     Attributes
     ----------
     is_train : ndarray of shape (n_rows,), bool
-        Which rows are trained on.
+        Mask of the training rows.
     validation : RowsRead
         Rows that decide when to stop.
     """
@@ -223,7 +223,7 @@ class _Training:
 
 
 def _mask(rows: Rows, numbers: np.ndarray) -> np.ndarray:
-    """Return which rows have one of some numbers, bool (n_rows,)."""
+    """Return a mask of the rows with these numbers, bool (n_rows,)."""
     mask = np.zeros(len(rows.codes), dtype=bool)
     mask[numbers] = True
     return mask
@@ -256,15 +256,15 @@ def _first_pass(rows: Rows, is_train: np.ndarray, validation: np.ndarray, memory
         for piece in rows.read(is_train, advance=progress.advance):
             scaler.partial_fit(piece.features)
             moments.add(piece.raw)
-            found.append(piece.at(is_validation[piece.numbers]))
-    return _maps(rows, scaler, moments), RowsRead.joined(found)
+            found.append(piece.select(is_validation[piece.numbers]))
+    return _maps(rows, scaler, moments), RowsRead.concatenate(found)
 
 
 def _check_budget(n_inputs: int, memory_budget: int) -> None:
     needed = 24 * n_inputs**2
     if needed > memory_budget:
         raise DataError(
-            f"memory_budget: {memory_budget} bytes, expected {needed} at least for the principal components "
+            f"memory_budget: {memory_budget} bytes, expected at least {needed} for the principal components "
             f"of {n_inputs} columns. Raise --memory-budget."
         )
 
@@ -331,10 +331,10 @@ def _windows(
     for piece in rows.read(wanted, rng.permutation(len(rows.pieces)).tolist(), advance):
         window.append(piece)
         if len(window) == _PIECES_PER_WINDOW:
-            yield RowsRead.joined(window)
+            yield RowsRead.concatenate(window)
             window = []
     if window:
-        yield RowsRead.joined(window)
+        yield RowsRead.concatenate(window)
 
 
 class _Learner:

@@ -82,11 +82,11 @@ class Comparison:
         for name, outcome in self.outcomes.items():
             doubt = ""
             if not outcome.converged:
-                doubt = f" (not converged: raise --passes from {outcome.n_passes})"
+                doubt = f" (not converged in {outcome.n_passes} passes: raise --passes)"
             lines.append(f"  {outcome.accuracy:.4f}  on {name}{doubt}")
         if self.n_bad or self.n_unlabelled:
-            left_out = f"{counted(self.n_bad, 'bad row')}, {counted(self.n_unlabelled, 'row')} without a label"
-            lines.append(f"Left out: {left_out}.")
+            excluded = f"{counted(self.n_bad, 'bad row')}, {counted(self.n_unlabelled, 'row')} without a label"
+            lines.append(f"Excluded: {excluded}.")
         return "\n".join(lines)
 
 
@@ -96,7 +96,7 @@ def compare_representations(options: Options) -> Comparison:
     Raises
     ------
     NoInput
-        When a directory holds no finished run.
+        If a directory contains no finished run.
     DataError
         For labels that cannot be used, features of another model, or rows that have changed.
     """
@@ -134,7 +134,7 @@ def _describe_test_rows(n: int, directory: str | None) -> str:
 
 
 def _test_rows(options: Options, runs: Sequence[Features], codes: np.ndarray) -> np.ndarray:
-    """Return which rows test, bool (n_rows,)."""
+    """Return a mask of the test rows, bool (n_rows,)."""
     if not options.test:
         return held_out(codes, options.seed)
     n_train = len(runs[0].valid)
@@ -168,8 +168,8 @@ def _pieces(options: Options, runs: Sequence[Features], model: Model) -> tuple[P
 def _open(directory: str) -> Features:
     if Path(directory).is_file():
         raise DataError(
-            f"features={shown(directory)}: a file, expected the output directory of a finished run, whose manifest "
-            "says where the raw rows lie"
+            f"features={shown(directory)}: is a file, expected the output directory of a finished run, whose manifest "
+            "names the files of the raw rows"
         )
     return open_features(directory)
 
@@ -177,9 +177,9 @@ def _open(directory: str) -> Features:
 def _check_model(directory: str, run: Features, model: Model, features: str) -> None:
     if run.manifest["model"] != model.fingerprint:
         raise DataError(
-            f"features={shown(directory)}: {run.features.shape[1]} features of another model than that of "
-            f"features={shown(features)}, which gives {model.n_features}. Encode them with shardpress run --model "
-            f"{shown(features)}."
+            f"features={shown(directory)}: has {run.features.shape[1]} features of another model, expected the "
+            f"{model.n_features} features of the model of features={shown(features)}. Encode the rows with shardpress "
+            f"run --model {shown(features)}."
         )
 
 
@@ -190,18 +190,18 @@ def _check_classes(options: Options, codes: np.ndarray, is_test: np.ndarray) -> 
     n_classes = len(np.unique(train_codes))
     _check_training_rows(options, n_classes, len(train_codes))
     if not (is_labelled & is_test).any():
-        raise DataError(f"features={shown(options.test)} dataset={options.labels}: no row with a label, expected some")
+        raise DataError(f"features={shown(options.test)} dataset={options.labels}: no test row has a label")
     if len(np.unique(codes[is_labelled])) > n_classes:
-        log.warning("some test rows have labels that no training row has; they count as mistakes")
+        log.warning("some test rows have labels that no training row has; they count as errors")
     return n_classes
 
 
 def _check_training_rows(options: Options, n_classes: int, n_train: int) -> None:
     where = f"features={shown(options.features)} dataset={options.labels}"
     if n_classes < 2:
-        raise DataError(f"{where}: {('no', 'one')[n_classes]} class only among the training rows, expected two or more")
+        raise DataError(f"{where}: the training rows have {('no', 'only one')[n_classes]} class, expected two or more")
     if 2 * n_classes > n_train:
         raise DataError(
-            f"{where}: {n_classes} different values in {n_train} training rows, expected a class to have a few "
-            "rows. Name the labels with --labels."
+            f"{where}: {n_classes} different values in {n_train} training rows, expected several rows per class. Name "
+            "the labels with --labels."
         )

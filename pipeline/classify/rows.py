@@ -54,7 +54,7 @@ def labels_of(directory: str, run: Features, name: str) -> np.ndarray:
     Raises
     ------
     DataError
-        When there is no such dataset, or when it holds values of another kind.
+        If the dataset does not exist, or has values of another kind.
     """
     if name not in run.extras:
         raise _no_such_extra(directory, run, name)
@@ -71,12 +71,12 @@ def labels_of(directory: str, run: Features, name: str) -> np.ndarray:
 
 def _no_such_extra(directory: str, run: Features, name: str) -> DataError:
     left_out = run.manifest.get("left_out", {})
-    reason = f"left out: {sorted(left_out)}"
+    reason = f"not copied: {sorted(left_out)}"
     if name in left_out:
-        reason = f"{name} was left out ({shown(left_out[name])})"
+        reason = f"{name} was not copied ({shown(left_out[name])})"
     return DataError(
-        f"features={shown(directory)}: no extra {name!r}, found {sorted(run.extras)}; {shown(reason)}. "
-        "Name the labels with --labels; shardpress run --include GROUP/NAME copies others."
+        f"features={shown(directory)}: has no extra dataset {name!r}, found {sorted(run.extras)}; {shown(reason)}. "
+        "Name the labels with --labels. To copy other datasets, use shardpress run --include GROUP/NAME."
     )
 
 
@@ -87,8 +87,8 @@ def _check_whole_numbers(where: str, labels: np.ndarray) -> None:
     if len(wrong):
         raise DataError(
             f"{where}: {labels[wrong[0]]} in row {wrong[0]}; "
-            f"{counted(len(wrong), 'row')} without a whole number, expected a number "
-            "or text for each class. Name others with --labels."
+            f"{counted(len(wrong), 'row')} without a whole number, expected a whole number "
+            "or a text for each class. Name other labels with --labels."
         )
 
 
@@ -102,7 +102,7 @@ def _decode(codes: np.ndarray, categories: np.ndarray) -> np.ndarray:
 
 
 def has_label(run: Features, name: str) -> np.ndarray:
-    """Return which rows have a label, bool (n_rows,).
+    """Return a mask of the rows with a label, bool (n_rows,).
 
     If some shards lack the dataset, a mask accompanies it. Codes of -1 mean no label.
     """
@@ -164,7 +164,7 @@ def _text(value: object) -> str:
 
 
 def held_out(codes: np.ndarray, seed: int) -> np.ndarray:
-    """Return which rows test, bool (n_rows,): a fifth of each class, at least one of a class of two, never all."""
+    """Return a mask of test rows, bool (n_rows,): a fifth of each class, at least one row, but never all rows."""
     order = np.random.default_rng(seed).permutation(np.flatnonzero(codes != LEFT_OUT))
     order = order[np.argsort(codes[order], kind="stable")]
     sizes = np.bincount(codes[order])
@@ -190,7 +190,7 @@ class Piece:
     first : int
         Number of the first row.
     missing : float or None
-        A value that stands for a missing one.
+        Value that means a missing one.
     """
 
     raw: Block
@@ -229,7 +229,7 @@ class RowsRead(NamedTuple):
     features: np.ndarray
     raw: np.ndarray
 
-    def at(self, rows: np.ndarray) -> RowsRead:
+    def select(self, rows: np.ndarray) -> RowsRead:
         """Return some of the rows, given by positions or a mask."""
         return RowsRead(self.numbers[rows], self.features[rows], self.raw[rows])
 
@@ -238,7 +238,7 @@ class RowsRead(NamedTuple):
         return function(self.features, self.raw)
 
     @classmethod
-    def joined(cls, pieces: Sequence[RowsRead]) -> RowsRead:
+    def concatenate(cls, pieces: Sequence[RowsRead]) -> RowsRead:
         """Return the rows of several pieces."""
         return cls(
             numbers=np.concatenate([piece.numbers for piece in pieces]),
@@ -283,7 +283,7 @@ class Rows:
         Parameters
         ----------
         wanted : ndarray of shape (n_rows,), bool
-            Which rows; a piece without any of them is not read.
+            Mask of the rows to read; pieces without any of them are skipped.
         order : sequence of int, optional
             Order of the pieces.
         advance : callable
@@ -292,7 +292,7 @@ class Rows:
         Raises
         ------
         DataError
-            When the raw rows are not those that the features were made from.
+            If the features were not made from the raw rows.
         """
         if order is None:
             order = range(len(self.pieces))
@@ -363,6 +363,6 @@ def _check(model: Model, piece: Piece, raw: np.ndarray, features: np.ndarray) ->
     clipped = np.clip(raw.astype(np.float64), low, high)
     if not any(np.allclose(model.encode(rows), features, atol=_TOLERANCE) for rows in (raw, clipped)):
         raise DataError(
-            f"{piece.raw}: not the rows that file={shown(piece.encoded.shard.path)} was made from, expected them "
-            "unchanged. Type shardpress run again."
+            f"{piece.raw}: the rows differ from those that file={shown(piece.encoded.shard.path)} was made from. Run "
+            "shardpress run again."
         )

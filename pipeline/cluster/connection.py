@@ -201,7 +201,7 @@ class SchedulerMonitor:
 
 @contextmanager
 def disconnect_if_silent(
-    client: Client, interval: float = _WATCH_INTERVAL, max_silence: float = _MAX_SILENCE
+    client: Client, interval: float = _WATCH_INTERVAL, max_silence: float | None = None
 ) -> Iterator[None]:
     """Close the connections of a client when the scheduler stops answering, for as long as the context lasts.
 
@@ -213,9 +213,11 @@ def disconnect_if_silent(
         A client that is connected to the scheduler.
     interval : float
         Seconds between two requests.
-    max_silence : float
-        Seconds without an answer after which the scheduler counts as lost.
+    max_silence : float, optional
+        Seconds without an answer after which the scheduler counts as lost; five minutes by default.
     """
+    if max_silence is None:
+        max_silence = _MAX_SILENCE  # not the default itself, so that tests can shorten it for a whole run
     ended = threading.Event()
     arguments = (client, ended, interval, max_silence)
     thread = threading.Thread(target=_watch, args=arguments, name="scheduler-monitor", daemon=True)

@@ -1,1 +1,1 @@
-"""The commands `shardpress NAME`, one module each: they parse flags, print an answer and return an exit code."""
+"""The commands `shardpress NAME`, one module each: they parse flags, print a result and return an exit code."""

@@ -12,14 +12,14 @@ from pipeline.signals import Stopped, stoppable
 
 __all__ = ["DESCRIPTION", "configure", "run"]
 
-DESCRIPTION = """Train a scikit-learn classifier on features, and say how good they are.
+DESCRIPTION = """Measure how useful features are: train a scikit-learn classifier on them, and print its accuracy.
 
     shardpress classify                     features/, labels "y"
     shardpress classify --features compact --labels y --test more
 
-The same classifier is trained on the raw columns and on as many principal components, on the same rows: a logistic
-regression on standardized columns, until it has converged. Rows that do not fit in the memory budget are learnt from
-out of core. Without --test, a fifth of the rows of every class is held out.
+For comparison the same classifier is trained on the raw columns, and on the same number of principal components. It is
+a logistic regression on standardized columns, trained until it converges. Rows that do not fit in the memory budget are
+read again in every pass (out of core). Without --test, a fifth of the rows of each class is held out.
 """
 
 
@@ -29,27 +29,31 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--features",
         metavar="DIRECTORY",
         default="features",
-        help="output directory of a run (default: %(default)s)",
+        help="Output directory of a finished run. Default: %(default)s.",
     )
     parser.add_argument(
-        "--test", metavar="DIRECTORY", help="the same with the features of test rows (default: hold out a fifth)"
+        "--test",
+        metavar="DIRECTORY",
+        help="Output directory with the features of test rows. Default: hold out a fifth of the rows.",
     )
-    parser.add_argument("--labels", metavar="NAME", default="y", help="extra with the labels (default: %(default)s)")
+    parser.add_argument(
+        "--labels", metavar="NAME", default="y", help="Extra dataset with the labels. Default: %(default)s."
+    )
     parser.add_argument(
         "--passes",
         metavar="N",
         type=whole_number,
         default=2000,
-        help="passes over the training rows, at most (default: %(default)s)",
+        help="Maximum number of passes over the training rows. Default: %(default)s.",
     )
     parser.add_argument(
         "--memory-budget",
         metavar="BYTES",
         type=byte_count,
         default=2 * 2**30,
-        help="host memory for rows, like 4GiB (default: 2GiB)",
+        help="Host memory for rows, for example 4GiB. Default: 2GiB.",
     )
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="where all randomness starts (default: 0)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="Seed of all random numbers. Default: 0.")
     add_json_flag(parser)
 
 

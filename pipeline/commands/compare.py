@@ -9,23 +9,25 @@ from pipeline.commands.parsing import add_json_flag, print_json, whole_number
 
 __all__ = ["DESCRIPTION", "configure", "run"]
 
-DESCRIPTION = """Do the features of two runs mean the same? Must what was trained on A be trained again for B?
+DESCRIPTION = """Compare the features of two runs: is their information the same, and must classifiers be retrained?
 
     shardpress compare features features-new
-    shardpress compare features features-new --rows 20000      more rows than the 4096 that take a second
+    shardpress compare features features-new --rows 20000      compare more than 4096 rows, which take a second
     shardpress compare features features-new --json
 
-Rows are those that both have: of files of the same names, by their numbers. Labels and other extras are
-ignored; the numbers of features may differ. Nothing is written, and no Theano is needed.
+Rows are compared that both runs have encoded: those with the same file name and row number. Labels and other extras are
+ignored. The runs can have different numbers of features. Nothing is written, and Theano is not needed.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("a", metavar="A", help="directory of a finished run, on which something was trained")
-    parser.add_argument("b", metavar="B", help="directory of another one")
     parser.add_argument(
-        "--rows", type=whole_number, metavar="N", help="rows to compare, all over the data (default: 4096)"
+        "a", metavar="A", help="Output directory of a finished run, on whose features classifiers were trained."
+    )
+    parser.add_argument("b", metavar="B", help="Output directory of another finished run.")
+    parser.add_argument(
+        "--rows", type=whole_number, metavar="N", help="Number of rows to compare, spread over the data. Default: 4096."
     )
     add_json_flag(parser)
 
@@ -34,9 +36,9 @@ def run(options: argparse.Namespace) -> int:
     """Compare two outputs; the exit code is 0 for any result."""
     from pipeline.report.compare import compare
 
-    found = compare(options.a, options.b, options.rows)
+    comparison = compare(options.a, options.b, options.rows)
     if options.json:
-        print_json(asdict(found))
+        print_json(asdict(comparison))
     else:
-        print(found)
+        print(comparison)
     return 0

@@ -1,4 +1,4 @@
-"""`shardpress completion`: write a script that completes commands, flags and values in a shell."""
+"""`shardpress completion`: print a script that completes commands, flags and values in a shell."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from pipeline.commands.table import COMMANDS, load_command
 
 __all__ = ["DESCRIPTION", "configure", "run"]
 
-DESCRIPTION = """Write a script for a shell, which completes commands, flags and their values.
+DESCRIPTION = """Print a script that completes commands, flags and their values in a shell.
 
     shardpress completion bash > ~/.local/share/bash-completion/completions/shardpress
     shardpress completion zsh > "${fpath[1]}/_shardpress"
     shardpress completion fish > ~/.config/fish/completions/shardpress.fish
 
-The script starts no Python at a TAB. Write it again after an update.
+The script does not start Python when you press TAB. Create it again after an update of shardpress.
 """
 _SHELLS = ("bash", "zsh", "fish")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("shell", choices=_SHELLS)
+    parser.add_argument("shell", choices=_SHELLS, help="Shell to write the script for.")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the script on standard output."""
+    """Print the script."""
     import shtab
 
     parser = _parser_of_all(shtab.FILE, shtab.DIRECTORY)

@@ -10,25 +10,26 @@ from pipeline.commands.parsing import add_json_flag, print_json
 
 __all__ = ["DESCRIPTION", "configure", "run"]
 
-DESCRIPTION = """Look at everything that a run needs, and say what to mend: that comes first.
+DESCRIPTION = """Check everything that a run needs on this machine, and say how to fix what is missing.
 
     shardpress doctor
-    THEANO_FLAGS=device=cuda shardpress doctor       for a run that asks for this device
+    THEANO_FLAGS=device=cuda shardpress doctor       check for a run on this device
     shardpress doctor --output /scratch/features --json
 
-The page begins with what to do, in the order in which it helps, and goes on with everything that was looked at, from
-Python up to each device. A device is really tried: something is compiled, and a small model is held against NumPy, in
-a process with a time limit. Exit code 0 when a run will do, 78 when settings or packages have to be mended, 1 when
-something else has to be.
+The page starts with the steps to take, in order, followed by all checks, from Python to each device. Each device is
+tested in a child process with a time limit, which compiles a small model and compares its features with NumPy's. The
+exit code is 0 if a run will work, 78 if settings or packages must be fixed, and 1 if something else must be fixed.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument(
-        "--output", metavar="DIR", default="features", help="where features shall go (default: features)"
+        "--output", metavar="DIR", default="features", help="Output directory to check. Default: features."
     )
-    parser.add_argument("--seconds", metavar="N", type=float, default=300.0, help="for each device (default: 300)")
+    parser.add_argument(
+        "--seconds", metavar="N", type=float, default=300.0, help="Time limit for each device. Default: 300."
+    )
     add_json_flag(parser)
 
 
@@ -38,7 +39,10 @@ def run(options: argparse.Namespace) -> int:
     from pipeline.doctor.devices import device_checks
     from pipeline.doctor.machine import machine_checks, python_checks
 
-    print("shardpress doctor: looking; each device takes some seconds, the first time half a minute.", file=sys.stderr)
+    print(
+        "shardpress doctor: checking; this takes a few seconds per device, half a minute the first time.",
+        file=sys.stderr,
+    )
     checks = list(python_checks())
     libraries: dict[str, list[str]] = {}
     for check, loaded in device_checks(options.seconds):

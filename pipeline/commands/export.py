@@ -9,25 +9,33 @@ from pipeline.errors import shown
 
 __all__ = ["DESCRIPTION", "configure", "run"]
 
-DESCRIPTION = """Write a model's encoder for other runtimes: rows as they lie in the shards in, features out.
+DESCRIPTION = """Write the encoder of a model for other runtimes. It takes unscaled rows, like those in shards.
 
-    shardpress export --onnx encoder.onnx                     of the run in features/
-    shardpress export model.h5 --onnx encoder.onnx            of a model alone
+    shardpress export --onnx encoder.onnx                     the model of the run in features/
+    shardpress export model.h5 --onnx encoder.onnx            a model file
 
-For NumPy alone a run writes encoder.npz beside the features; the README has the lines that read it.
+For NumPy, a run writes encoder.npz to its output directory; the README shows how to use it.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument(
-        "output", nargs="?", default="features", help="directory of a finished run, or a model.h5 (default: features)"
+        "output",
+        nargs="?",
+        default="features",
+        help="Output directory of a finished run, or a model.h5. Default: features.",
     )
-    parser.add_argument("--onnx", metavar="FILE", required=True, help="for ONNX runtimes (extra onnx)")
+    parser.add_argument(
+        "--onnx",
+        metavar="FILE",
+        required=True,
+        help="Write an ONNX model to this file; needs pip install 'shardpress[onnx]'.",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the file and print how to use it."""
+    """Write the file, and print how to use it."""
     from pipeline.interop.onnx import encoder_onnx, input_dtype
     from pipeline.model import load_model
     from pipeline.output.disk import Disk, publish
@@ -37,8 +45,8 @@ def run(options: argparse.Namespace) -> int:
     data = encoder_onnx(model)
     publish(Disk(), path, data)
     print(
-        f"{shown(path)}: {len(data)} bytes; rows (n, {model.n_inputs}) {input_dtype(model)} in, "
-        f"features (n, {model.n_features}) float32 out. "
+        f"Wrote {shown(path)} ({len(data)} bytes). Input: rows (n, {model.n_inputs}) {input_dtype(model)}. "
+        f"Output: features (n, {model.n_features}) float32. "
         f'Run it with onnxruntime.InferenceSession("{shown(path)}").run(["features"], {{"rows": rows}}).'
     )
     return 0

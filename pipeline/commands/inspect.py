@@ -22,109 +22,133 @@ if TYPE_CHECKING:
 
 __all__ = ["DESCRIPTION", "configure", "run"]
 
-DESCRIPTION = """What is in HDF5 files: datasets, which of them a run would take and why, extras, ranges,
-constant columns, bad rows, and what would be read faster stored otherwise. Nothing is written.
+DESCRIPTION = """Describe HDF5 files: datasets, which one contains the rows and why, extras, ranges of values,
+constant columns, bad rows, and storage layouts that make reading slow.
 
     shardpress inspect shards/
     shardpress inspect cells.h5ad --include obs/cell_type
-    shardpress inspect 'night/*.h5' --all --json | jq .rows.n_bad
+    shardpress inspect 'shards/*.h5' --all --json | jq .rows.n_bad
 
-Of the rows, 256 MB from all over the files are looked at, or all with --all. When a file is refused, the exit code
-is 65.
+By default 256 MB of rows from all files are scanned. --all scans all rows and also finds files with equal rows. Nothing
+is written. The exit code is 65 if a file is refused.
 """
 _BLOCK_BYTES = 2**23
-_MAX_NUMBERS = 2**16  # columns whose ranges are part of the JSON
-_FEW = 20  # columns whose ranges are listed one by one
+_MAX_NUMBERS = 2**16  # number of columns whose ranges are in the JSON
+_FEW = 20  # number of columns up to which each range is listed
 _LISTED = 10
-_FLOAT32_IS_ENOUGH = 1e-5  # resolution relative to a column's range: sensors are not finer
+_FLOAT32_IS_ENOUGH = 1e-5  # relative to a column's range; sensors are not more precise
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add = parser.add_argument
-    add("shards", nargs="*", metavar="SHARDS", help="files, directories or globs (default: data/*.h5)")
-    add("--dataset", metavar="NAME", help="dataset with the rows (default: X, else the only candidate)")
-    add("--orientation", choices=("rows", "columns"), help="along which axis of it they lie")
+    add("shards", nargs="*", metavar="SHARDS", help="HDF5 shards: files, directories or globs. Default: data/*.h5.")
+    add("--dataset", metavar="NAME", help="Dataset that contains the rows. Default: X, or the only candidate.")
+    add("--orientation", choices=("rows", "columns"), help="Axis of the rows: the first (rows) or the last (columns).")
     add(
         "--match-columns",
         choices=("order", "name", "ignore"),
         default="order",
-        help="how names of columns are compared",
+        help="How to compare column names between files. Default: order.",
     )
-    add("--include", nargs="+", default=[], type=DATASET.read, metavar="NAME", help="datasets elsewhere to copy")
-    add("--follow", nargs="+", default=[], metavar="DIR", help="folders with the files that a master file stacks")
-    add("--missing-value", type=EXACT_NUMBER.read, metavar="X", help="a value that stands for a missing one")
-    add("--most", type=byte_count, default=256 * 10**6, metavar="BYTES", help="of rows to look at (default: 256MB)")
-    add("--all", action="store_true", help="look at all rows")
+    add(
+        "--include",
+        nargs="+",
+        default=[],
+        type=DATASET.read,
+        metavar="NAME",
+        help="Report these datasets as extras, too.",
+    )
+    add(
+        "--follow",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="Read the external files of a master file if they are in these directories.",
+    )
+    add("--missing-value", type=EXACT_NUMBER.read, metavar="X", help="Treat this value as missing, like NaN.")
+    add(
+        "--most",
+        type=byte_count,
+        default=256 * 10**6,
+        metavar="BYTES",
+        help="Scan this many bytes of rows. Default: 256MB.",
+    )
+    add("--all", action="store_true", help="Scan all rows, and find files with equal rows.")
     add_json_flag(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Describe the files; the exit code is 65 if a file is refused."""
-    logging.basicConfig(level=logging.ERROR, format="%(message)s")  # warnings are part of the answer
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")  # the page contains the warnings
     from pipeline.shards.columns import ColumnRule
     from pipeline.shards.inspect import inspect_files
     from pipeline.shards.twins import find_twins
     from pipeline.shards.vet import Selection
 
-    wanted = Selection(options.dataset, options.orientation, tuple(options.include))
+    selection = Selection(options.dataset, options.orientation, tuple(options.include))
     rule = ColumnRule(options.match_columns)
-    found = inspect_files(options.shards or ["data/*.h5"], wanted, options.follow, rule)
-    look = None
-    if found.shards:
+    inspection = inspect_files(options.shards or ["data/*.h5"], selection, options.follow, rule)
+    preview = None
+    if inspection.shards:
         with log_progress():
-            look = _look_at_rows(found, options)
+            preview = _preview_rows(inspection, options)
     twins: list[Twins] = []
     if options.all:
-        twins = list(find_twins(found.shards))
+        twins = list(find_twins(inspection.shards))
     if options.json:
-        print_json(_as_json(found, look, twins))
+        print_json(_as_json(inspection, preview, twins))
     else:
-        print("\n".join(_lines(found, look, twins)))
-    return DataError.exit_code if found.refused else 0
+        print("\n".join(_lines(inspection, preview, twins)))
+    return DataError.exit_code if inspection.refused else 0
 
 
-def _look_at_rows(found: Inspection, options: argparse.Namespace) -> Preview:
+def _preview_rows(inspection: Inspection, options: argparse.Namespace) -> Preview:
     """Scan some of the rows, or all of them with ``--all``."""
     from pipeline.progress import Progress
     from pipeline.scan.blocks import ScanSettings
     from pipeline.scan.preview import preview_rows
 
-    row_bytes = found.shards[0].row_bytes
+    row_bytes = inspection.shards[0].row_bytes
     settings = ScanSettings(max(1, _BLOCK_BYTES // row_bytes), options.missing_value)
     n_threads = len(os.sched_getaffinity(0))
     if not options.all:
-        return preview_rows(found.shards, settings, n_threads, options.most)
-    n_rows = sum(shard.n_rows for shard in found.shards)
-    with Progress("looking at rows", n_rows, "rows", row_bytes) as progress:
-        return preview_rows(found.shards, settings, n_threads, None, advance=progress.advance)
+        return preview_rows(inspection.shards, settings, n_threads, options.most)
+    n_rows = sum(shard.n_rows for shard in inspection.shards)
+    with Progress("scanning rows", n_rows, "rows", row_bytes) as progress:
+        return preview_rows(inspection.shards, settings, n_threads, None, advance=progress.advance)
 
 
 # -- JSON ---------------------------------------------------------------------------------------------------------
 
 
-def _as_json(found: Inspection, look: Preview | None, twins: Sequence[Twins]) -> dict[str, Any]:
-    rows = None if look is None else _rows_as_json(found, look)
+def _as_json(inspection: Inspection, preview: Preview | None, twins: Sequence[Twins]) -> dict[str, Any]:
+    rows = None if preview is None else _rows_as_json(inspection, preview)
     equal = [[each.first.path, each.second.path] for each in twins]
-    return {"files": [vars(each) for each in found.files], "refused": found.refused, "rows": rows, "equal": equal}
-
-
-def _rows_as_json(found: Inspection, look: Preview) -> dict[str, Any]:
-    scan = look.scan
     return {
-        "n_rows": look.n_rows,
+        "files": [vars(each) for each in inspection.files],
+        "refused": inspection.refused,
+        "rows": rows,
+        "equal": equal,
+    }
+
+
+def _rows_as_json(inspection: Inspection, preview: Preview) -> dict[str, Any]:
+    scan = preview.scan
+    return {
+        "n_rows": preview.n_rows,
         "n_looked_at": scan.n_rows,
         "n_inputs": len(scan.minimum),
         "n_bad": len(scan.bad_rows),
         "bad_rows": scan.bad_rows[:_LISTED].tolist(),
-        "unreadable": {found.shards[i].path: why for i, why in scan.unreadable.items()},
+        "unreadable": {inspection.shards[i].path: why for i, why in scan.unreadable.items()},
         **_columns_as_json(scan),
-        "smaller_dtype": look.smaller,
+        "smaller_dtype": preview.smaller,
     }
 
 
 def _columns_as_json(scan: Scan) -> dict[str, Any]:
-    """Return constant and narrow columns, and their ranges, which are unknown without good rows."""
+    """Return constant columns, narrow columns and ranges; ranges are empty without good rows."""
     narrow = scan.narrow.tolist()
     if not scan.n_good:
         return {"constant_columns": [], "narrow_columns": narrow, "minimum": [], "maximum": []}
@@ -139,34 +163,34 @@ def _columns_as_json(scan: Scan) -> dict[str, Any]:
 # -- text ---------------------------------------------------------------------------------------------------------
 
 
-def _lines(found: Inspection, look: Preview | None, twins: Sequence[Twins]) -> Iterator[str]:
-    for files in found.files:
+def _lines(inspection: Inspection, preview: Preview | None, twins: Sequence[Twins]) -> Iterator[str]:
+    for files in inspection.files:
         yield from _lines_of_files(files)
         yield ""
-    if look is not None:
-        yield from _lines_of_rows(found, look)
+    if preview is not None:
+        yield from _lines_of_rows(inspection, preview)
     for each in twins[:_LISTED]:
         yield f"EQUAL ROWS  {each}"
     if len(twins) > _LISTED:
-        yield f"EQUAL ROWS  {len(twins) - _LISTED} files more hold the same rows as another one"
-    for refused in found.refused[:_LISTED]:
+        yield f"EQUAL ROWS  {len(twins) - _LISTED} more files have the same rows as another file"
+    for refused in inspection.refused[:_LISTED]:
         yield f"REFUSED  {refused['reason']}"
         yield from _table(refused["datasets"], "")
-    if len(found.refused) > _LISTED:
-        yield f"REFUSED  {len(found.refused) - _LISTED} files more"
+    if len(inspection.refused) > _LISTED:
+        yield f"REFUSED  {len(inspection.refused) - _LISTED} more files"
 
 
 def _lines_of_files(files: FileGroup) -> Iterator[str]:
     yield f"{counted(len(files.names), 'file')} ({_names(files)}), {counted(files.n_rows, 'row')}"
     yield from _table(files.datasets, files.taken)
-    yield f"  taken: {_chosen_dataset(files)}"
+    yield f"  rows from: {_chosen_dataset(files)}"
     yield f"  columns: {files.columns}"
     yield f"  extras: {some(map(shown, files.extras), _LISTED)}"
     if files.left_out:
         words = [f"{name} ({why})" for name, why in files.left_out.items()]
-        yield f"  left out: {some(words, _LISTED)}"
+        yield f"  not copied: {some(words, _LISTED)}"
     for advice in files.faster:
-        yield f"  would read faster: {advice}"
+        yield f"  slow to read: {advice}"
 
 
 def _names(files: FileGroup) -> str:
@@ -183,7 +207,7 @@ def _chosen_dataset(files: FileGroup) -> str:
     words = shown(files.taken)
     if files.form != "dense":
         words += f" ({files.form})"
-    words += f", since {files.why}"
+    words += f", because {files.why}"
     if len(files.shape) > 1:
         words += f", rows of shape {tuple(files.shape)} flattened"
     return words
@@ -222,21 +246,21 @@ def _times(lengths: Sequence[int]) -> str:
     return " x ".join(map(str, lengths))
 
 
-def _lines_of_rows(found: Inspection, look: Preview) -> Iterator[str]:
+def _lines_of_rows(inspection: Inspection, preview: Preview) -> Iterator[str]:
     from pipeline.scan.ranges import describe_bad_rows
 
-    scan = look.scan
-    looked_at = "all" if look.has_all_rows else scan.n_rows
-    yield f"{look.n_rows} rows, {looked_at} of them looked at"
+    scan = preview.scan
+    n_scanned = "all" if preview.has_all_rows else scan.n_rows
+    yield f"{preview.n_rows} rows, {n_scanned} of them scanned"
     for i, why in list(scan.unreadable.items())[:_LISTED]:
-        yield f"  CANNOT BE READ: {shown(found.shards[i].path)}: {why}"
+        yield f"  UNREADABLE: {shown(inspection.shards[i].path)}: {why}"
     if len(scan.bad_rows):
-        yield f"  BAD ROWS: {describe_bad_rows(found.shards, replace(scan, unreadable={}))}"
+        yield f"  BAD ROWS: {describe_bad_rows(inspection.shards, replace(scan, unreadable={}))}"
     if scan.n_good:
         n_bad = len(scan.bad_rows) or "none"
         yield f"  values from {scan.minimum.min():g} to {scan.maximum.max():g}; bad rows: {n_bad}"
-        yield from _lines_of_columns(found.shards[0].columns, scan)
-        yield from _lines_of_dtypes(found, look)
+        yield from _lines_of_columns(inspection.shards[0].columns, scan)
+        yield from _lines_of_dtypes(inspection, preview)
 
 
 def _lines_of_columns(columns: Columns, scan: Scan) -> Iterator[str]:
@@ -244,25 +268,25 @@ def _lines_of_columns(columns: Columns, scan: Scan) -> Iterator[str]:
     yield f"  constant columns: {some(constant, _LISTED) if constant else 'none'}"
     if len(scan.narrow):
         narrow = some(columns.listed(scan.narrow), _LISTED)
-        yield f"  columns that a few outliers leave no room: {narrow} (--clip-quantile 0.001)"
+        yield f"  columns whose range a few outliers stretch: {narrow} (clip them with --clip-quantile 0.001)"
     if len(scan.minimum) <= _FEW:
         for i, (low, high) in enumerate(zip(scan.minimum, scan.maximum, strict=True)):
             yield f"    column {columns.numbered(i)}: {low:g} to {high:g}"
 
 
-def _lines_of_dtypes(found: Inspection, look: Preview) -> Iterator[str]:
+def _lines_of_dtypes(inspection: Inspection, preview: Preview) -> Iterator[str]:
     """Yield a line if a smaller dtype would be sufficient."""
     import numpy as np
 
-    stored = np.dtype(found.shards[0].stored_dtype)
-    smaller = np.dtype(look.smaller) if look.smaller else stored
+    stored = np.dtype(inspection.shards[0].stored_dtype)
+    smaller = np.dtype(preview.smaller) if preview.smaller else stored
     if smaller.itemsize < stored.itemsize:
         yield (
-            f"  would read faster: {look.smaller} holds every value that was looked at, in "
-            f"{smaller.itemsize} of {stored.itemsize} bytes"
+            f"  slow to read: {preview.smaller} would hold every scanned value in {smaller.itemsize} bytes instead of "
+            f"{stored.itemsize}"
         )
-    elif stored == np.float64 and look.float32_error < _FLOAT32_IS_ENOUGH:
+    elif stored == np.float64 and preview.float32_error < _FLOAT32_IS_ENOUGH:
         yield (
-            f"  would read faster: float32, in half the bytes, tells {look.float32_error:.1g} of every column's range "
-            "apart, and training computes in it"
+            f"  slow to read: float32 would take half the bytes, with a rounding error of {preview.float32_error:.1g} "
+            "of a column's range; training uses float32 anyway"
         )

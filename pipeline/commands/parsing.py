@@ -30,13 +30,13 @@ def byte_count(text: str) -> int:
 
 
 def add_json_flag(parser: argparse.ArgumentParser) -> None:
-    """Add ``--json``, which prints the answer as JSON."""
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    """Add ``--json``, which prints the result as JSON."""
+    parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
 
 
-def print_json(answer: Any) -> None:
-    """Write an answer as JSON to standard output."""
-    print(json.dumps(answer, indent=1, ensure_ascii=False))
+def print_json(result: Any) -> None:
+    """Write a result as JSON to standard output."""
+    print(json.dumps(result, indent=1, ensure_ascii=False))
 
 
 @contextmanager

@@ -11,15 +11,16 @@ from pipeline.commands.parsing import add_json_flag, print_json
 __all__ = ["DESCRIPTION", "configure", "run"]
 
 DESCRIPTION = """\
-What a run with these settings would do: the time of each stage, memory, disk, what of an earlier run is
-taken over, and everything that would stop it. Some rows are read, trained on and encoded for that; nothing is written.
+Estimate time, memory and disk space of a run, list the earlier results that it reuses, and every problem
+that would stop it.
 
     shardpress plan --input shards/ --output features
     shardpress plan --json | jq .seconds
     shardpress run --dry-run ...                           the same
 
-The exit code is 0, or that of the first problem. All settings of `shardpress run` may stand here, and --json: the
-answer as JSON, alone on standard output.
+For the estimate some rows are read, trained on and encoded; nothing is written. All settings of `shardpress run` are
+accepted. --json prints the plan as JSON, with nothing else on standard output. The exit code is 0, or that of the first
+problem.
 """
 _OWN_FLAGS = ("--json", "--dry-run")  # `run --dry-run` calls this command, too
 

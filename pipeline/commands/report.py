@@ -11,24 +11,30 @@ from pipeline.errors import CannotCreate, UsageError, shown
 
 __all__ = ["DESCRIPTION", "configure", "run"]
 
-DESCRIPTION = """The report of a finished run, made again from what lies in its output directory. No input is read.
+DESCRIPTION = """Write the report of a finished run from its output directory. No input file is read.
 
-    shardpress report features                          features-report.html, here
-    shardpress report features --output night.html      the page, elsewhere; - for standard output
-    shardpress report features --text | mail -s night me@example.org
+    shardpress report features                          write features-report.html to the current directory
+    shardpress report features --output run.html        write another file; - is standard output
+    shardpress report features --text | mail -s features me@example.org
     shardpress report features --json | jq .summary.cost
 
-The run itself has left the same page as report.html beside its features.
+A run also writes the same page itself, as report.html in its output directory.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("directory", nargs="?", default="features", help="a run's output (default: %(default)s)")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--output", metavar="FILE", help="where the page goes (default: OUTPUT-report.html, here)")
-    how.add_argument("--text", action="store_true", help="print it as plain text")
-    how.add_argument("--json", action="store_true", help="print its numbers")
+    parser.add_argument(
+        "directory", nargs="?", default="features", help="Output directory of a finished run. Default: %(default)s."
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "--output",
+        metavar="FILE",
+        help="Write the page to this file. Default: DIRECTORY-report.html in the current directory.",
+    )
+    form.add_argument("--text", action="store_true", help="Print the report as plain text.")
+    form.add_argument("--json", action="store_true", help="Print the numbers of the report as JSON.")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -57,11 +63,11 @@ def _write(target: str, page: str) -> None:
     path = Path(target).expanduser()
     if (path.parent / "manifest.json").exists():
         raise UsageError(
-            f"output={shown(path)}: lies in a run's own directory, whose files are as it has committed them. "
-            "Choose another place."
+            f"output={shown(path)}: is in the output directory of a run, which only runs may change. Choose another "
+            "directory."
         )
     try:
         path.write_text(page, "utf-8")
     except OSError as error:
-        raise CannotCreate(f"output={shown(path)}: {error.strerror}, expected a file that can be written") from error
-    print(f"The page is in {shown(path)}.", file=sys.stderr)
+        raise CannotCreate(f"output={shown(path)}: {error.strerror}, expected a writable file") from error
+    print(f"Wrote {shown(path)}.", file=sys.stderr)

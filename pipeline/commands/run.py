@@ -8,14 +8,15 @@ __all__ = ["DESCRIPTION", "configure", "run"]
 
 DESCRIPTION = """Extract features from HDF5 shards: scan them, train an autoencoder, encode every row.
 
-    shardpress run                                         reads data/*.h5, writes features/
+    shardpress run                                         read data/*.h5, write features/
     THEANO_FLAGS=device=cuda shardpress run                the same on a GPU
     shardpress run --input shards/ --n-features 32 --output compact
-    shardpress run --dry-run                               what it would take, without a run
-    shardpress run --model features --input new.h5 --output more     encodes only, with a fitted model
+    shardpress run --dry-run                               estimate time and memory, like shardpress plan
+    shardpress run --model features --input new.h5 --output more     encode with an existing model
 
-A setting may also stand in a YAML file (--config) or in the environment (SHARDPRESS_EPOCHS=5); flags win over the
-environment, and the environment over the file. What the run did stands in report.json beside the features.
+An interrupted run resumes when the same command is run again. Settings can also be given in a YAML file (--config) and
+in environment variables (SHARDPRESS_EPOCHS=5); flags override variables, and variables override the file. report.html
+and report.json in the output directory describe the run.
 """
 
 
@@ -24,7 +25,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     from pipeline.settings.flags import add_settings
 
     add_settings(parser)
-    parser.add_argument("--dry-run", action="store_true", help="what it would take, without a run")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="Estimate time, memory and disk space, and list problems; do not run."
+    )
 
 
 def run(options: argparse.Namespace) -> int:

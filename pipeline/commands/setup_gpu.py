@@ -9,24 +9,35 @@ from pipeline.errors import UsageError
 
 __all__ = ["DESCRIPTION", "configure", "run"]
 
-DESCRIPTION = """Install what a CUDA card needs beside NVIDIA's driver: pygpu, and NVRTC and cuBLAS as new as it takes.
+DESCRIPTION = """Install the libraries that a CUDA card needs in addition to NVIDIA's driver: pygpu, NVRTC and cuBLAS.
 
     shardpress setup-gpu
-    shardpress setup-gpu --for 12.4        on a machine without the driver: an image, a login node
-    shardpress setup-gpu --from FOLDER     without any network
+    shardpress setup-gpu --for 12.4        on a machine without a driver, such as an image or a login node
+    shardpress setup-gpu --from DIR        without a network
 
-No root, no CUDA toolkit, no environment variable. Everything goes into this environment; type it again when the driver
-has been updated, or this was interrupted. docs/gpu.md: on Debian, on Ubuntu, with conda, in a container.
+The newest versions that the driver accepts are installed into this Python environment, without root, CUDA toolkit or
+environment variables. Run the command again after an update of the driver or an interruption. docs/gpu.md covers
+Debian, Ubuntu, conda and containers.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument(
-        "--for", dest="cuda", metavar="CUDA", type=_version, help="a version of CUDA, like 12.4 (default: the driver's)"
+        "--for",
+        dest="cuda",
+        metavar="CUDA",
+        type=_version,
+        help="Install for this version of CUDA, for example 12.4. Default: that of the driver.",
     )
-    parser.add_argument("--from", dest="source", metavar="DIR", type=_folder, help="where all wheels and packages lie")
-    parser.add_argument("--mirror", metavar="ADDRESS", help="of Debian, for pygpu, where apt's own source has none")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="DIR",
+        type=_folder,
+        help="Use the wheels and Debian packages in this directory, and no network.",
+    )
+    parser.add_argument("--mirror", metavar="ADDRESS", help="Debian mirror for pygpu, if apt has no source with it.")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -51,5 +62,5 @@ def _version(text: str) -> tuple[int, int]:
 
 def _folder(text: str) -> Path:
     if not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a folder")
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a directory")
     return Path(text).absolute()

@@ -1,4 +1,4 @@
-"""The table of commands, and how a command starts.
+"""The table of commands, and the functions that start them.
 
 Each command is a module of this package with three names: ``DESCRIPTION``, the first part of its ``--help`` page;
 ``configure(parser)``, which adds its arguments to a parser; and ``run(options)``, which returns the exit code. A module
@@ -32,12 +32,12 @@ class Command:
     Attributes
     ----------
     group : str
-        Heading of the command on the page of all commands.
+        Heading above the command in ``shardpress --help``.
     summary : str
-        What it does, in half a line.
+        Description in ``shardpress --help``: a verb phrase of at most half a line.
     takes_settings : bool
-        True if `pipeline.settings.flags` parses its arguments, together with the environment and a file. Its options
-        are then the unparsed ``arguments``.
+        Whether its arguments are settings, which `pipeline.settings.flags` parses together with the environment and a
+        file. Its options are then the unparsed ``arguments``.
     """
 
     group: str
@@ -45,23 +45,24 @@ class Command:
     takes_settings: bool = False
 
 
+_SET_UP = "set up"
 COMMANDS = {
-    "run": Command("each night", "scan shards, train, and encode every row", takes_settings=True),
-    "inspect": Command("before", "what is in HDF5 files, and what would be made of it"),
-    "plan": Command("before", "what a run would take and stumble over, without one", takes_settings=True),
-    "report": Command("after", "the morning's page, as a file, a text or numbers"),
-    "classify": Command("after", "a classifier on the features, beside raw columns and principal components"),
-    "compare": Command("after", "whether two runs' features mean the same"),
-    "verify": Command("after", "check files and features against digests and input rows"),
-    "export": Command("after", "write the encoder for ONNX runtimes"),
-    "doctor": Command("set up", "whether a run will do on this machine, and what to mend if not"),
-    "setup-gpu": Command("set up", "pygpu, and the CUDA libraries that the driver takes"),
-    "completion": Command("set up", "a script that completes commands and flags in bash, zsh or fish"),
-    "version": Command("set up", "versions of shardpress and of what its results depend on"),
+    "run": Command("extract features", "scan shards, train an autoencoder, and encode every row", takes_settings=True),
+    "inspect": Command("before a run", "describe HDF5 files, and the rows that a run would read from them"),
+    "plan": Command("before a run", "estimate time, memory and disk space, and list problems", takes_settings=True),
+    "report": Command("after a run", "write its report as HTML, text or JSON"),
+    "classify": Command("after a run", "compare classifiers on features, raw columns and principal components"),
+    "compare": Command("after a run", "compare the features of two runs"),
+    "verify": Command("after a run", "check files against digests, and features against input rows"),
+    "export": Command("after a run", "write the encoder as an ONNX file"),
+    "doctor": Command(_SET_UP, "check this machine, and say what to fix"),
+    "setup-gpu": Command(_SET_UP, "install pygpu and the CUDA libraries that fit the driver"),
+    "completion": Command(_SET_UP, "print a script for completion in bash, zsh or fish"),
+    "version": Command(_SET_UP, "print the versions of shardpress and its dependencies"),
 }
 _EXAMPLES = (
-    "  shardpress doctor                                   will a run do on this machine?",
-    "  shardpress run --input shards/ --output features    the whole night; typed again, it goes on where it was",
+    "  shardpress doctor                                   check this machine",
+    "  shardpress run --input shards/ --output features    extract features; run it again to resume",
 )
 _INTERRUPTED = 130
 
@@ -92,7 +93,7 @@ def run_script(name: str, arguments: Sequence[str], prog: str = "", description:
     arguments : sequence of str
         Its arguments.
     prog, description : str
-        Name of the program, and first part of its ``--help`` page, if these are not the command's.
+        Name of the program, and first part of its ``--help`` page; by default those of the command.
     """
     return _exit_code(lambda: _run(name, arguments, prog, description))
 
@@ -121,9 +122,9 @@ def _main(arguments: Sequence[str]) -> int:
     if name in ("--help", "-h"):
         print(_page())
         return 0
-    name = _known(name)
+    name = _find_command(name)
     problem = missing_proc()
-    if problem and COMMANDS[name].group != "set up":
+    if problem and COMMANDS[name].group != _SET_UP:
         raise SystemLimit(problem)
     return _run(name, arguments[1:])
 
@@ -137,7 +138,7 @@ def _run(name: str, arguments: Sequence[str], prog: str = "", description: str =
     return int(command.run(parser.parse_args(arguments)))
 
 
-def _known(name: str) -> str:
+def _find_command(name: str) -> str:
     """Return the name of a command; raise `UsageError` if there is none."""
     if name == "--version":
         return "version"
@@ -151,10 +152,10 @@ def _known(name: str) -> str:
 
 
 def _page() -> str:
-    lines = ["HDF5 shards in, compact autoencoder features out.", "", *_EXAMPLES]
+    lines = ["Extract compact features from HDF5 shards with an autoencoder.", "", *_EXAMPLES]
     groups = dict.fromkeys(command.group for command in COMMANDS.values())
     for group in groups:
         lines += ["", f"{group}:"]
         lines += [f"  {name:11} {each.summary}" for name, each in COMMANDS.items() if each.group == group]
-    lines += ["", "shardpress COMMAND --help says more of each."]
+    lines += ["", "shardpress COMMAND --help describes a command and its options."]
     return "\n".join(lines)

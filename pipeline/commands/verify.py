@@ -10,22 +10,27 @@ from pipeline.errors import VerificationFailed
 
 __all__ = ["DESCRIPTION", "configure", "run"]
 
-DESCRIPTION = """Check an output directory: size and BLAKE3 of every file, and some rows, encoded again in float64.
+DESCRIPTION = """Check an output directory: size and BLAKE3 digest of each file, and the features of some rows.
 
-    shardpress verify                     of features/
-    shardpress verify /backup/features    a copy: the rows are read from where the run has read them
-    shardpress verify --rows 100000       more rows than the 256 that take a moment
+    shardpress verify                     check features/
+    shardpress verify /backup/features    check a copy; rows are read from the input files of the run
+    shardpress verify --rows 100000       recompute more than 256 rows
 
-Nothing is written, and no Theano is needed. What cannot be checked, since its input is gone or has changed, is said. It
-ends with 0, or with 79 when anything is wrong.
+Features are recomputed in float64, without Theano. Nothing is written. Checks that are impossible, because an input
+file is missing or has changed, are reported. The exit code is 0, or 79 if something is wrong.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("output", nargs="?", default="features", help="directory of a finished run (default: features)")
     parser.add_argument(
-        "--rows", type=whole_number, metavar="N", help="rows to encode again, all over the data (default: 256)"
+        "output", nargs="?", default="features", help="Output directory of a finished run. Default: features."
+    )
+    parser.add_argument(
+        "--rows",
+        type=whole_number,
+        metavar="N",
+        help="Number of rows to recompute, spread over the data. Default: 256.",
     )
     add_json_flag(parser)
 
@@ -34,9 +39,9 @@ def run(options: argparse.Namespace) -> int:
     """Check an output."""
     from pipeline.report.verify import verify
 
-    found = verify(options.output, options.rows)
+    verification = verify(options.output, options.rows)
     if options.json:
-        print_json(asdict(found))
+        print_json(asdict(verification))
     else:
-        print(found)
-    return VerificationFailed.exit_code if found.faults else 0
+        print(verification)
+    return VerificationFailed.exit_code if verification.faults else 0

@@ -10,7 +10,7 @@ from pipeline.commands.parsing import add_json_flag, print_json
 
 __all__ = ["DESCRIPTION", "configure", "run"]
 
-DESCRIPTION = """Versions of shardpress and of what its results depend on.
+DESCRIPTION = """Print the versions of shardpress and of the packages that its results depend on.
 
     shardpress version
     shardpress version --json
@@ -25,11 +25,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print versions."""
-    found = {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
     if options.json:
-        print_json(found)
+        print_json(versions)
     else:
-        for name, number in found.items():
+        for name, number in versions.items():
             print(f"{name:14} {number or 'not installed'}")
     return 0
 

@@ -24,15 +24,15 @@ class Check:
     Attributes
     ----------
     name : str
-        Name of the thing that was checked.
+        Subject of the check.
     status : str
         ``fail`` stops a run, ``warn`` may stop one, ``absent`` is optional.
     found : str
-        What was found.
+        Findings.
     fix : str
-        What to do; empty if there is nothing to do.
+        Advice; empty if there is nothing to do.
     is_setting : bool
-        True if it is about settings or packages, and not about the machine.
+        Whether it is about settings or packages, and not about the machine.
     """
 
     name: str
@@ -54,12 +54,12 @@ def verdict(checks: Sequence[Check]) -> str:
     """Return the result of all checks in one sentence."""
     statuses = [each.status for each in checks]
     n_failed = statuses.count("fail")
-    n_doubtful = statuses.count("warn")
+    n_warnings = statuses.count("warn")
     if n_failed:
-        return f"{counted(n_failed, 'thing')} to mend before a run."
-    if n_doubtful:
-        return f"Nothing has to be mended; {counted(n_doubtful, 'doubt')}."
-    return "All is well."
+        return f"{counted(n_failed, 'problem')} to fix before a run."
+    if n_warnings:
+        return f"A run will work; {counted(n_warnings, 'warning')}."
+    return "A run will work; no problems found."
 
 
 def page(checks: Sequence[Check], libraries: Mapping[str, Sequence[str]]) -> str:
@@ -70,13 +70,13 @@ def page(checks: Sequence[Check], libraries: Mapping[str, Sequence[str]]) -> str
     checks : sequence of Check
         The checks, each after those that it depends on.
     libraries : mapping
-        Files of loaded libraries by name; those that no check names are listed.
+        Files of loaded libraries by name. Those that no check mentions are listed at the end.
     """
     lines = [verdict(checks), "", *_steps(checks)]
     for each in checks:
-        lines += _wrapped(f"{_LABELS[each.status]:5}{each.name:12}", each.found)
+        lines += _wrap(f"{_LABELS[each.status]:5}{each.name:12}", each.found)
         if each.fix and each.status == "absent":
-            lines += _wrapped("     -> ", each.fix)
+            lines += _wrap("     -> ", each.fix)
     return "\n".join([*lines, *_other_libraries(checks, libraries)])
 
 
@@ -85,7 +85,7 @@ def _other_libraries(checks: Sequence[Check], libraries: Mapping[str, Sequence[s
     others = [path for paths in libraries.values() for path in paths if path not in words]
     if not others:
         return []
-    return ["", "Other libraries that were loaded:", *(f"     {shown(path)}" for path in others)]
+    return ["", "Other loaded libraries:", *(f"     {shown(path)}" for path in others)]
 
 
 def _steps(checks: Sequence[Check]) -> list[str]:
@@ -97,11 +97,11 @@ def _steps(checks: Sequence[Check]) -> list[str]:
         return []
     lines = ["What to do, in this order:"]
     for number, each in enumerate(steps, 1):
-        lines += _wrapped(f"{number:4}. ", f"{each.name}: {each.fix}")
+        lines += _wrap(f"{number:4}. ", f"{each.name}: {each.fix}")
     return [*lines, ""]
 
 
-def _wrapped(prefix: str, text: str) -> Iterator[str]:
+def _wrap(prefix: str, text: str) -> Iterator[str]:
     wrapper = textwrap.TextWrapper(_WIDTH, initial_indent=prefix, subsequent_indent=" " * len(prefix))
     wrapper.break_on_hyphens = False  # a path stays one word, so that it can be copied
     wrapper.break_long_words = False

@@ -23,24 +23,24 @@ from typing import Any
 
 from pipeline.childprocess import report
 from pipeline.doctor.check import Check, Status
-from pipeline.gpu.driver import capability_of, count_cards, cuda_version, dotted, files_of
+from pipeline.gpu.driver import capability_of, count_cards, cuda_version, files_of, format_version
 
 __all__ = ["cuda_checks", "main", "newest_ptx"]
 
-_INSTALL = "shardpress setup-gpu (in a checkout: make gpu), without root: docs/gpu.md"
+_INSTALL = "shardpress setup-gpu (in a checkout: make gpu); it needs no root, see docs/gpu.md"
 _DRIVER = "NVIDIA's driver (Debian: apt-get install nvidia-driver; Ubuntu: ubuntu-drivers install)"
 _IN_CONTAINERS = "in a container: --gpus all, NVIDIA_DRIVER_CAPABILITIES=compute,utility"
-_NO_JIT = f"the driver's package with libnvidia-ptxjitcompiler.so.1; {_IN_CONTAINERS}"
-_ALLOW_JIT = "unset CUDA_DISABLE_PTX_JIT: NVRTC's kernels are made for a card by the driver"
-# Errors of cuda.h for the first kernel. All others are faults of the card or the driver.
+_NO_JIT = f"install the driver's package with libnvidia-ptxjitcompiler.so.1; {_IN_CONTAINERS}"
+_ALLOW_JIT = "unset CUDA_DISABLE_PTX_JIT, since the driver must compile NVRTC's PTX for the card"
+# Error codes of cuda.h for the first kernel. All others are faults of the card or the driver.
 _ADVICE = {
     221: _NO_JIT,
-    222: f"a newer driver, or the NVRTC that fits this one: {_INSTALL}",
+    222: f"install a newer driver, or an NVRTC that fits this driver: {_INSTALL}",
     223: _ALLOW_JIT,
 }
 _PCI_DEVICES = "/sys/bus/pci/devices"
 _SECONDS = 20.0  # of nvidia-smi
-_NO_REPORT = {"error": "the process that looked for it has not told"}
+_NO_REPORT = {"error": "the process that looks for it did not report"}
 _USERS = "pid,process_name,used_memory,gpu_bus_id"
 _EMPTY_KERNEL = b'extern "C" __global__ void nothing() {}\n'
 _PTX = 1  # CU_JIT_INPUT_PTX
@@ -58,7 +58,7 @@ def cuda_checks(found: Mapping[str, Any], is_wanted: bool) -> Iterator[Check]:
     found : mapping
         The reports of the child.
     is_wanted : bool
-        Whether a run would use CUDA. If not, missing parts are no failure.
+        Whether a run would use CUDA. If not, missing libraries are no failure.
     """
     yield _pygpu("fail" if is_wanted else "absent")
     if "failed" in found:
@@ -116,8 +116,8 @@ def newest_ptx(cuda: Sequence[int]) -> tuple[int, int]:
 def _pygpu(bad: Status) -> Check:
     spec = find_spec("pygpu")
     if spec is None or spec.origin is None:
-        return Check("pygpu", bad, "is not installed", _INSTALL)
-    installed = "of unknown version"
+        return Check("pygpu", bad, "not installed", _INSTALL)
+    installed = "unknown version"
     with suppress(PackageNotFoundError):
         installed = version("pygpu")
     return Check("pygpu", "pass", f"{installed}: {os.path.dirname(spec.origin)}")
@@ -126,55 +126,55 @@ def _pygpu(bad: Status) -> Check:
 def _library(name: str, found: Mapping[str, Any], bad: Status) -> Check:
     facts = found.get(name, _NO_REPORT)
     if "files" not in facts:
-        return Check(name, bad, f"is not found: {facts['error']}", _INSTALL)
+        return Check(name, bad, f"not found: {facts['error']}", _INSTALL)
     files = _files(facts)
     if "version" not in facts:
         return Check(name, "pass", files)
-    return Check(name, "pass", f"{dotted(facts['version'])}: {files}")
+    return Check(name, "pass", f"{format_version(facts['version'])}: {files}")
 
 
 def _driver(facts: Mapping[str, Any], bad: Status) -> Check:
     if "files" not in facts:
         return _no_driver(facts, bad)
-    takes = "does not say its version"
+    supported = "reports no version"
     if "version" in facts:
-        takes = f"takes code of CUDA {dotted(facts['version'])}"
+        supported = f"supports CUDA {format_version(facts['version'])} or earlier"
     place = _files(facts)
     if "module" in facts:
         place += f"; {facts['module']}"
     if "error" in facts:
-        fix = f"{_DRIVER}, of the version that the kernel runs (nvidia-smi says more); {_IN_CONTAINERS}"
-        return Check("driver", bad, f"{takes}, but {facts['error']}: {place}", fix)
+        fix = f"{_DRIVER}, in the version of the kernel module (see nvidia-smi); {_IN_CONTAINERS}"
+        return Check("driver", bad, f"{supported}, but {facts['error']}: {place}", fix)
     if not facts.get("n_cards"):
         fix = f"CUDA_VISIBLE_DEVICES is {os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}; {_IN_CONTAINERS}"
-        return Check("driver", bad, f"{takes}, but sees no card: {place}", fix)
-    return Check("driver", "pass", f"{takes}: {place}")
+        return Check("driver", bad, f"{supported}, but finds no card: {place}", fix)
+    return Check("driver", "pass", f"{supported}: {place}")
 
 
 def _no_driver(facts: Mapping[str, Any], bad: Status) -> Check:
     if "beside" in facts:
-        found = f"{facts['beside']} is there, but not libcuda.so, which libgpuarray opens"
+        found = f"{facts['beside']} exists, but not libcuda.so, which libgpuarray opens"
         return Check("driver", bad, found, _INSTALL)
     cards = _pci_cards()
-    hint = "nor an NVIDIA card on the PCI bus"
+    hint = "and the PCI bus has no NVIDIA card"
     if cards:
-        hint = f"though the PCI bus shows an NVIDIA card ({cards[0]})"
-    return Check("driver", bad, f"no NVIDIA driver: there is no libcuda.so.1, {hint}", f"{_DRIVER}, or device=cpu")
+        hint = f"although the PCI bus has an NVIDIA card ({cards[0]})"
+    return Check("driver", bad, f"no NVIDIA driver (libcuda.so.1) is installed, {hint}", f"{_DRIVER}, or device=cpu")
 
 
 def _nvrtc(found: Mapping[str, Any], bad: Status) -> Check:
     facts = found.get("nvrtc", _NO_REPORT)
     if "ptx" not in facts:
-        what = "is not found"
+        problem = "not found"
         if "files" in facts:
-            what = f"compiles nothing: {_files(facts)}"
-        return Check("nvrtc", bad, f"{what}: {facts.get('error')}", _INSTALL)
-    writes = f"{dotted(facts['version'])} writes PTX {dotted(facts['ptx'])}"
+            problem = f"cannot compile: {_files(facts)}"
+        return Check("nvrtc", bad, f"{problem}: {facts.get('error')}", _INSTALL)
+    ptx = f"{format_version(facts['version'])} generates PTX {format_version(facts['ptx'])}"
     driver = found.get("driver", {})
     if "version" not in driver:
-        return Check("nvrtc", "pass", f"{writes}: {_files(facts)}")
+        return Check("nvrtc", "pass", f"{ptx}: {_files(facts)}")
     newest = newest_ptx(driver["version"])
-    both = f"{writes}, the driver takes up to {dotted(newest)}: {_files(facts)}"
+    both = f"{ptx}, the driver accepts up to {format_version(newest)}: {_files(facts)}"
     if tuple(facts["ptx"]) <= newest:
         return Check("nvrtc", "pass", both)
     return Check("nvrtc", bad, both, _ADVICE[222])
@@ -185,10 +185,10 @@ def _kernels(driver: Mapping[str, Any], bad: Status) -> Iterator[Check]:
     if "files" not in driver:
         return
     if os.environ.get("CUDA_DISABLE_PTX_JIT", "0") not in ("", "0"):
-        yield Check("kernels", bad, "CUDA_DISABLE_PTX_JIT is set: the first kernel ends with 223", _ALLOW_JIT)
+        yield Check("kernels", bad, "CUDA_DISABLE_PTX_JIT is set, so the first kernel fails with error 223", _ALLOW_JIT)
     # If there is a card, a kernel has been compiled for it.
     elif driver.get("jit") is False and not driver.get("n_cards"):
-        found = "libnvidia-ptxjitcompiler.so.1 is not found: the first kernel ends with 221"
+        found = "libnvidia-ptxjitcompiler.so.1 is not found, so the first kernel fails with error 221"
         yield Check("kernels", bad, found, _NO_JIT)
 
 
@@ -196,15 +196,15 @@ def _card(name: str, facts: Mapping[str, Any], bad: Status, users: Sequence[Mapp
     found = _describe_card(facts, users)
     if "error" not in facts:
         return Check(name, "pass", found)
-    fix = _ADVICE.get(facts.get("code", 0), "nvidia-smi says more; another card: THEANO_FLAGS=device=cuda1")
+    fix = _ADVICE.get(facts.get("code", 0), "see nvidia-smi, or use another card: THEANO_FLAGS=device=cuda1")
     if "NVRTC" in facts["error"] and "code" not in facts:
-        fix = f"an NVRTC that knows this card: {_INSTALL}"
+        fix = f"install an NVRTC that supports this card: {_INSTALL}"
     return Check(name, bad, f"{found}: {facts['error']}", fix)
 
 
 def _describe_card(facts: Mapping[str, Any], users: Sequence[Mapping[str, str]]) -> str:
     """Return name, capability, address and free memory of a card, and the processes that use it."""
-    text = f"{facts['name']}, capability {dotted(facts['capability'])}, at {facts['place']}"
+    text = f"{facts['name']}, capability {format_version(facts['capability'])}, at {facts['place']}"
     if "free" in facts:
         text += f", {facts['free'] / 1e9:.1f} of {facts['total'] / 1e9:.1f} GB free"
     address = facts["place"].lower()
@@ -212,7 +212,7 @@ def _describe_card(facts: Mapping[str, Any], users: Sequence[Mapping[str, str]])
         if (
             each["gpu_bus_id"].lower().endswith(address)
         ):  # nvidia-smi writes eight digits of the domain, the driver four
-            text += f"; {each['process_name']} ({each['pid']}) has {each['used_memory']}"
+            text += f"; {each['process_name']} ({each['pid']}) uses {each['used_memory']}"
     return text
 
 
@@ -244,9 +244,9 @@ def _pci_cards() -> list[str]:
 
 def _files(facts: Mapping[str, Any]) -> str:
     """Return the file of a library, and the files to which it forwards all calls."""
-    first, *others = facts["files"] or ["its file is not known"]
+    first, *others = facts["files"] or ["unknown file"]
     if others:
-        return f"{first}, which passes on to {', '.join(others)}"
+        return f"{first}, which forwards calls to {', '.join(others)}"
     return str(first)
 
 
@@ -254,7 +254,7 @@ def _files(facts: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Report facts about each library; reports before a hanging or crashing call are kept."""
+    """Report facts about each library; if a call hangs or crashes, earlier reports remain."""
     _, facts = _open("libgpuarray.so.3", "libgpuarray.")
     report(libgpuarray=facts)
     cublas, facts = _open("libcublas.so", "libcublas.")
@@ -270,7 +270,7 @@ def main() -> None:
 
 def _report_driver() -> ctypes.CDLL | None:
     cuda, facts = _open("libcuda.so", "libcuda.")
-    if cuda is None and _load("libcuda.so.1") is not None:  # a name that libgpuarray does not know
+    if cuda is None and _load("libcuda.so.1") is not None:  # libgpuarray does not try this name
         files = files_of("libcuda.")
         facts["beside"] = (files or ["libcuda.so.1"])[0]
     report(driver=facts)
@@ -421,7 +421,7 @@ def _kernel_error(cuda: ctypes.CDLL, nvrtc: ctypes.CDLL, capability: list[int]) 
     architecture = "compute_{}{}".format(*capability)[:10]  # libgpuarray cuts it like this
     ptx, error = _compile(nvrtc, b"-arch", architecture.encode())
     if error:
-        return {"error": f"NVRTC makes no kernel of {architecture}: {error}"}
+        return {"error": f"NVRTC cannot compile for {architecture}: {error}"}
     code = _link(cuda, ptx)
     if not code:
         return {}

@@ -1,7 +1,7 @@
-"""Checks that each device computes.
+"""Checks that each device computes correctly.
 
-A child process with a time limit takes the device as a run does, compiles something, and compares a small model with
-NumPy: a driver may hang or crash the process that calls it.
+A child process opens the device like a run, compiles a kernel, and compares a small model with NumPy. It has a time
+limit, because a driver can hang or crash the process that calls it.
 """
 
 from __future__ import annotations
@@ -136,12 +136,12 @@ def _checks_of(reports: dict[str, Any] | None, device: str, chosen: str) -> Iter
     if "blas" in reports:
         yield _blas(reports), {}
     if device == "cpu" and reports.get("cache"):
-        yield Check("cache", "pass", f"{reports['cache']}: what is compiled is kept there"), {}
+        yield Check("cache", "pass", f"compiled code is kept in {reports['cache']}"), {}
     yield _device(device, reports, device == chosen), reports.get("libraries", {})
 
 
 def _without_theano(device: str) -> Check:
-    found = "there is no Theano in this Python, so nothing is computed here"
+    found = "Theano is not installed in this Python, so no run is possible"
     if sys.version_info[:2] == (3, 11):
         return Check(device, "fail", found, complaint(), is_setting=True)
     return Check(device, "absent", found)  # later Pythons have no Theano, but they can read features
@@ -151,8 +151,8 @@ def _blas(reports: Mapping[str, Any]) -> Check:
     """Check the library that computes products on the processor."""
     speed = f"{reports['flops'] / 1e9:,.0f} GFLOP/s in float32"
     if not reports["blas"]:
-        fix = "take blas.ldflags= out of THEANO_FLAGS and .theanorc"
-        return Check("blas", "warn", f"none is linked, so NumPy's own is called: {speed}", fix)
+        fix = "remove blas.ldflags= from THEANO_FLAGS and .theanorc"
+        return Check("blas", "warn", f"no BLAS is linked, so that of NumPy is used: {speed}", fix)
     files = reports.get("libraries", {}).get("blas", [])
     linked = [path for path in files if ".libs" not in path]  # those are NumPy's
     return Check("blas", "pass", f"{speed}: {', '.join(linked) or reports['blas']}")
@@ -163,22 +163,23 @@ def _device(device: str, reports: Mapping[str, Any], is_chosen: bool) -> Check:
         status: Status = "fail" if is_chosen or device == "cpu" else "warn"
         return Check(device, status, reports["failed"], is_setting=reports.get("code") == ConfigError.exit_code)
     words = [
-        f"{reports['name']}: compiled anew in {reports['seconds']:.1f} s",
-        f"features are NumPy's but for {reports['difference']:.0e}",
+        f"{reports['name']}: compiles in {reports['seconds']:.1f} s",
+        f"features agree with NumPy's within {reports['difference']:.0e}",
     ]
     if device != "cpu":
         words += _speeds(reports)
     if is_chosen:
-        words.append("a run takes it")
+        words.append("runs use this device")
     else:
-        words.append(f"THEANO_FLAGS=device={device} takes it")
+        words.append(f"THEANO_FLAGS=device={device} selects it")
     return Check(device, "pass", "; ".join(words))
 
 
 def _speeds(reports: Mapping[str, Any]) -> list[str]:
-    there = reports["bytes_per_second"]["there"] / 1e9
-    back = reports["bytes_per_second"]["back"] / 1e9
-    return [f"{reports['flops'] / 1e9:,.0f} GFLOP/s", f"{there:.1f} GB/s there and {back:.1f} back"]
+    to_device = reports["bytes_per_second"]["there"] / 1e9
+    from_device = reports["bytes_per_second"]["back"] / 1e9
+    transfers = f"{to_device:.1f} GB/s to the device and {from_device:.1f} GB/s back"
+    return [f"{reports['flops'] / 1e9:,.0f} GFLOP/s", transfers]
 
 
 # -- in the child ------------------------------------------------------------------------------------------------------
@@ -211,7 +212,7 @@ def _probe() -> Iterator[dict[str, Any]]:
     difference = _difference_from_numpy()
     yield {"difference": difference}
     if not difference <= _TOLERANCE:
-        yield {"failed": f"its features differ from NumPy's by {difference:.1g}, expected {_TOLERANCE} at most"}
+        yield {"failed": f"its features differ from NumPy's by {difference:.1g}, expected at most {_TOLERANCE}"}
     yield device_speeds(device)
 
 

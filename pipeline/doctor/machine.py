@@ -23,7 +23,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.doctor.check import Check
-from pipeline.doctor.packages import HOW_TO_GET_IT, installed, missing_proc, too_little_memory, unmet_requirements
+from pipeline.doctor.packages import (
+    HOW_TO_GET_IT,
+    find_distributions,
+    missing_proc,
+    too_little_memory,
+    unmet_requirements,
+)
 
 __all__ = ["machine_checks", "python_checks"]
 
@@ -32,7 +38,7 @@ _IMPORTED |= {"scikit-learn": "sklearn", "scipy": "scipy"}
 _FILTERS = {"zstandard": "zstandard", "lz4": "lz4", "blosc": "blosc"}
 # It prints the version of Python whose headers it was compiled with.
 _PROGRAM = "#include <Python.h>\n#include <cstdio>\nint main() { std::puts(PY_VERSION); }\n"
-_SECONDS = 60  # for the compiler, and for the program that it made
+_SECONDS = 60  # for the compiler, and for the compiled program
 _MIN_FREE_BYTES = 10**9
 _FEW_FILES = 256
 
@@ -55,20 +61,23 @@ def _try(check: Callable[[], Check], name: str = "") -> Check:
         return check()
     except Exception as error:
         name = name or check.__name__.strip("_").replace("_", " ")
-        return Check(name, "fail", f"cannot be looked at: {type(error).__name__}: {error}")
+        return Check(name, "fail", f"the check failed: {type(error).__name__}: {error}")
 
 
 def _python() -> Check:
     found = f"{platform.python_version()} at {sys.executable}"
     if sys.version_info[:2] == (3, 11):
         return Check("python", "pass", found)
-    return Check("python", "warn", f"{found}: reads features, but runs nothing, since Theano needs 3.11", HOW_TO_GET_IT)
+    found = f"{found}: can read features, but not run, because Theano needs Python 3.11"
+    return Check("python", "warn", found, HOW_TO_GET_IT)
 
 
 def _packages() -> Check:
-    distributions = installed()
+    distributions = find_distributions()
     if "shardpress" not in distributions:
-        return Check("packages", "warn", "shardpress is not installed, so nobody knows what it needs", "pip install .")
+        return Check(
+            "packages", "warn", "shardpress is not installed, so its requirements are unknown", "pip install ."
+        )
     wrong = unmet_requirements(distributions)
     if wrong:
         found = [each.partition(": ")[0] for each in wrong]
@@ -85,7 +94,7 @@ def _version_of(name: str, module: str) -> str:
     try:
         number = version(name)
     except PackageNotFoundError:
-        number = "of unknown version"
+        number = "(unknown version)"
     folder = os.path.dirname(os.path.dirname(spec.origin or ""))
     if folder == sysconfig.get_path("platlib"):
         return f"{name} {number}"
@@ -95,9 +104,9 @@ def _version_of(name: str, module: str) -> str:
 def _filters() -> Check:
     missing = [name for name, module in _FILTERS.items() if find_spec(module) is None]
     if not missing:
-        return Check("filters", "pass", "HDF5's own are undone, and of plugins' zstd, lz4, bitshuffle, bzip2 and Blosc")
-    found = f"HDF5's own are undone, and bzip2; for those of other plugins there is no {', '.join(missing)}"
-    return Check("filters", "absent", found, "pip install 'shardpress[filters]', where files need them")
+        return Check("filters", "pass", "can decode HDF5's own, zstd, lz4, bitshuffle, bzip2 and Blosc")
+    found = f"can decode HDF5's own and bzip2; for others, {', '.join(missing)} would be needed"
+    return Check("filters", "absent", found, "pip install 'shardpress[filters]', if files need other filters")
 
 
 def _compiler() -> Check:
@@ -109,10 +118,15 @@ def _compiler() -> Check:
     except _CompilerError as error:
         return Check("compiler", "fail", str(error), error.fix)
     if python != platform.python_version():
-        found = f"{path}: {headers} has headers of Python {python or '(nothing was said)'}"
-        return Check("compiler", "fail", found, f"headers of {platform.python_version()}: python3.11-dev")
+        found = f"{path}: {headers} has headers of Python {python or '(unknown)'}"
+        return Check(
+            "compiler",
+            "fail",
+            found,
+            f"install the headers of Python {platform.python_version()} (Debian: python3.11-dev)",
+        )
     name = _call([path, "--version"]).stdout.partition("\n")[0]
-    return Check("compiler", "pass", f"{path}: {name}; compiles with this Python's headers, and what it makes runs")
+    return Check("compiler", "pass", f"{path}: {name}; compiles and runs a program with this Python's headers")
 
 
 class _CompilerError(Exception):
@@ -136,7 +150,7 @@ def _find_compiler() -> str:
 def _find_headers() -> str:
     headers = sysconfig.get_path("include")
     if not os.path.exists(os.path.join(headers, "Python.h")):
-        raise _CompilerError(f"{headers}/Python.h is not there", "apt-get install python3.11-dev")
+        raise _CompilerError(f"{headers}/Python.h does not exist", "apt-get install python3.11-dev")
     return headers
 
 
@@ -147,14 +161,14 @@ def _compile_and_run(path: str, headers: str) -> str:
         # The linker would take libgcc_s.so.1 from the current directory.
         compiling = _call([path, "-x", "c++", f"-I{headers}", "-o", program, "-"], _PROGRAM, folder)
         if compiling.returncode:
-            lines = compiling.stderr.strip().splitlines() or [f"it ended with {compiling.returncode}"]
+            lines = compiling.stderr.strip().splitlines() or [f"exit code {compiling.returncode}"]
             fix = "apt-get install g++ binutils libc6-dev, or THEANO_FLAGS=cxx=NAME"
             raise _CompilerError(f"{path} cannot compile: {lines[0]}", fix)
         try:
             return _call([program]).stdout.strip()
         except OSError as error:
-            found = f"{path} compiles, but what it has made cannot be started in {folder}: {error.strerror}"
-            raise _CompilerError(found, "TMPDIR=elsewhere, where programs may run (no noexec)") from error
+            found = f"{path} compiles, but the program cannot be started in {folder}: {error.strerror}"
+            raise _CompilerError(found, "set TMPDIR to a directory that is not mounted noexec") from error
 
 
 def _call(command: list[str], standard_input: str = "", folder: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -182,9 +196,9 @@ def _semaphores() -> Check:
     try:
         multiprocessing.get_context("fork").Lock()
     except OSError as error:
-        found = f"no semaphore can be made ({error.strerror}), so that --workers cannot be used"
+        found = f"semaphores cannot be created ({error.strerror}), so --workers does not work"
         return Check("semaphores", "warn", found, "make /dev/shm writable")
-    return Check("semaphores", "pass", "can be made")
+    return Check("semaphores", "pass", "can be created")
 
 
 def _memory() -> Check:
@@ -192,12 +206,12 @@ def _memory() -> Check:
         return Check("memory", "fail", complaint, "ulimit -v unlimited")
     n_free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     n_cores = len(os.sched_getaffinity(0))
-    return Check("memory", "pass", f"{n_free / 1e9:.1f} GB are free; {n_cores} cores may be used")
+    return Check("memory", "pass", f"{n_free / 1e9:.1f} GB free; {n_cores} available cores")
 
 
 def _open_files() -> Check:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    found = f"{soft} at most"
+    found = f"at most {soft}"
     if soft < _FEW_FILES:
         return Check("open files", "warn", found, f"ulimit -n {min(hard, 4096)}")
     return Check("open files", "pass", found)
@@ -210,12 +224,13 @@ def _folder(name: str, folder: str) -> Check:
     try:
         _write_sync_and_lock(existing)
     except OSError as error:
-        advice = "--output elsewhere" if name == "output" else "TMPDIR=elsewhere"
+        option = "--output" if name == "output" else "TMPDIR"
+        advice = f"choose another directory with {option}"
         return Check(name, "fail", f"{existing}: cannot be written, synced or locked: {error.strerror}", advice)
     n_free = shutil.disk_usage(existing).free
-    found = f"{path}: can be written, synced and locked; {n_free / 1e9:.1f} GB are free there"
+    found = f"{path}: can be written, synced and locked; {n_free / 1e9:.1f} GB free"
     if n_free < _MIN_FREE_BYTES:
-        return Check(name, "warn", found, "free some space")
+        return Check(name, "warn", found, "free disk space")
     return Check(name, "pass", found)
 
 

@@ -12,35 +12,42 @@ import resource
 import shlex
 import sys
 
-__all__ = ["HOW_TO_GET_IT", "complaint", "installed", "missing_proc", "too_little_memory", "unmet_requirements"]
+__all__ = [
+    "HOW_TO_GET_IT",
+    "complaint",
+    "find_distributions",
+    "missing_proc",
+    "too_little_memory",
+    "unmet_requirements",
+]
 
-# A run over a hundred rows takes 350 MiB for two threads and the libraries. With less, HDF5 has crashed.
+# A run over a hundred rows needs 350 MiB for two threads and the libraries. With less, HDF5 crashed.
 _MIN_ADDRESS_SPACE = 360 * 2**20
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _COMPARED = {"<": operator.lt, ">=": operator.ge, "==": operator.eq}
-# Lines with markers of other kinds belong to extras.
+# Lines with other markers belong to extras.
 _MARKER = r"(?: *; *python_version *([<>=]+) *.([\d.]+).)?"
 _REQUIREMENT = r"^Requires-Dist: ([\w.-]+)(?:\[.*?\])? *\(?([^ ;()\n]*)\)?" + _MARKER + "$"
 # The same advice as in scripts/setup.sh, which is not part of a wheel.
 HOW_TO_GET_IT = (
-    "Python 3.11 comes from Debian 12 (apt-get install python3.11-venv python3.11-dev g++), pyenv "
-    "(PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install 3.11) or uv (uv python install 3.11); install the same wheel "
-    "there: python3.11 -m venv night && night/bin/pip install shardpress. What reads features works here: see "
-    "shardpress --help."
+    "Install Python 3.11 from Debian 12 (apt-get install python3.11-venv python3.11-dev g++), with pyenv "
+    "(PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install 3.11) or with uv (uv python install 3.11). Then install the "
+    "same wheel there: python3.11 -m venv env && env/bin/pip install shardpress. Commands that only read features "
+    "work in this Python, too: see shardpress --help."
 )
 
 
 def complaint() -> str:
     """Return the fault of this Python and what to do, in one sentence; empty if there is none."""
     if sys.version_info[:2] == (3, 11):
-        wrong = unmet_requirements(installed())
+        wrong = unmet_requirements(find_distributions())
         if wrong or importlib.util.find_spec("theano"):
             return "; ".join(wrong)
     version = ".".join(str(part) for part in sys.version_info[:3])
-    needed = "3.11: Theano runs on no later one"
+    needed = "Python 3.11, because Theano does not run on later versions"
     advice = HOW_TO_GET_IT
     if _in_checkout():
-        needed = "3.11 with what make setup installs"
+        needed = "Python 3.11 with the packages that make setup installs"
         advice = _what_to_type()
     return (
         f"{_program()} cannot run in this Python ({version} at {sys.executable}): shardpress needs {needed}. {advice}"
@@ -53,8 +60,8 @@ def too_little_memory() -> str:
     if limit == resource.RLIM_INFINITY or limit >= _MIN_ADDRESS_SPACE:
         return ""
     return (
-        f"the process may have {limit >> 10} KiB of address space (ulimit -v), expected {_MIN_ADDRESS_SPACE >> 10} at "
-        "least: Python and its libraries alone need that. Raise the limit."
+        f"the address space is limited to {limit >> 10} KiB (ulimit -v), expected at least {_MIN_ADDRESS_SPACE >> 10} "
+        "KiB, which Python and its libraries need. Raise the limit."
     )
 
 
@@ -63,13 +70,13 @@ def missing_proc() -> str:
     if os.path.isdir("/proc/self/fd"):
         return ""
     return (
-        "/proc is not mounted, and Dask, Theano and the processes that look at HDF5 files need it. Mount it (mount -t "
-        "proc proc /proc), or let the container have it."
+        "/proc is not mounted, but Dask, Theano and the processes that check HDF5 files need it. Mount it (mount -t "
+        "proc proc /proc), or make it available in the container."
     )
 
 
 def _program() -> str:
-    """Return the program as it was typed; of `shardpress` with the command, since not all of them need Theano."""
+    """Return the name of the program; for `shardpress` with its command, since not all commands need Theano."""
     name = os.path.basename(sys.argv[0])
     if name == "shardpress":
         return " ".join([name, *sys.argv[1:2]])
@@ -85,11 +92,11 @@ def _what_to_type(root: str = _ROOT) -> str:
     python = os.path.join(root, ".venv", "bin", "python")
     command = " ".join(map(shlex.quote, (os.path.relpath(python), sys.argv[0])))
     if os.path.exists(python) and os.path.abspath(sys.executable) != python:
-        return f"Type: {command}"
-    return f"Type make setup in {root}, then: {command}"
+        return f"Run: {command}"
+    return f"Run make setup in {root}, then: {command}"
 
 
-def installed() -> "dict[str, str]":
+def find_distributions() -> "dict[str, str]":
     """Return the metadata directories of all distributions, by normalized names; the first one of each is used.
 
     Those of Debian are in .egg-info directories.
@@ -112,7 +119,7 @@ def unmet_requirements(found: "dict[str, str]") -> "list[str]":
     Parameters
     ----------
     found : dict of str to str
-        Installed distributions, see `installed`.
+        Installed distributions, see `find_distributions`.
     """
     if "shardpress" not in found:
         return []  # a checkout that is not installed has no list of versions

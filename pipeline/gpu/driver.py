@@ -17,9 +17,9 @@ __all__ = [
     "capability_of",
     "count_cards",
     "cuda_version",
-    "dotted",
     "files_of",
     "find_driver",
+    "format_version",
     "main",
 ]
 
@@ -59,7 +59,7 @@ def find_driver(seconds: float = _SECONDS) -> Driver | None:
     return Driver(found["file"], tuple(found["cuda"]), capabilities)
 
 
-def dotted(version: Sequence[int]) -> str:
+def format_version(version: Sequence[int]) -> str:
     """Return a version as text, such as ``12.4``."""
     return ".".join(map(str, version))
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.errors import DeviceError, UsageError
-from pipeline.gpu.driver import Driver, Version, dotted
+from pipeline.gpu.driver import Driver, Version, format_version
 
 __all__ = ["OLDEST", "CudaPackages", "choose_packages", "parse_version"]
 
 OLDEST = (12, 0)  # the first whose NVRTC compiles all kernels of libgpuarray 0.7.6 up to Hopper
 _OLDEST_DRIVER = "525.60.13"
 _LATEST_MAJOR = 13  # a later one may not compile for some cards; a driver accepts the code of all earlier ones
-_OLDEST_CARD_OF_13 = (7, 5)  # Turing: for Volta there is no compiler after 12
+_OLDEST_CARD_OF_13 = (7, 5)  # Turing; CUDA 12 has the last compiler for Volta
 _NAMES = ("nvidia-cuda-nvrtc", "nvidia-cublas")
 
 
@@ -45,30 +45,31 @@ def choose_packages(driver: Driver | None, requested: Version | None = None) -> 
         If the driver is older than any package that could be installed.
     """
     if requested is not None:
-        why = f"for CUDA {dotted(requested)}, as asked for"
+        why = f"for CUDA {format_version(requested)}, as requested"
         if driver is not None and requested > driver.cuda:
-            why += f"; the driver here takes code of CUDA {dotted(driver.cuda)} at most"
+            why += f"; the driver of this machine supports CUDA {format_version(driver.cuda)} or earlier"
         return CudaPackages(_not_newer(requested), why)
     if driver is None:
         # Every driver since 2022 accepts the code of 12.0, and nothing that libgpuarray compiles needs a later one.
         # Blackwell needs a cuBLAS of 12.8 or later.
         nvrtc, _ = _not_newer(OLDEST)
         _, cublas = _not_newer((12, None))
-        return CudaPackages((nvrtc, cublas), "no driver here, so what every driver of CUDA 12.0 or later takes")
+        return CudaPackages((nvrtc, cublas), "no driver found, so for any driver of CUDA 12.0 or later")
     return _packages_of(driver)
 
 
 def _packages_of(driver: Driver) -> CudaPackages:
     if driver.cuda < OLDEST:
         raise DeviceError(
-            f"{driver.file}: the driver takes code of CUDA {dotted(driver.cuda)}, expected {dotted(OLDEST)} or more. "
-            f"Install NVIDIA's driver {_OLDEST_DRIVER} or later, then type the same command again."
+            f"{driver.file}: the driver supports CUDA {format_version(driver.cuda)}, expected "
+            f"{format_version(OLDEST)} or later. Install NVIDIA's driver {_OLDEST_DRIVER} or later, then run the "
+            "same command again."
         )
-    why = f"for the driver's CUDA {dotted(driver.cuda)} ({driver.file})"
+    why = f"for the driver's CUDA {format_version(driver.cuda)} ({driver.file})"
     oldest_card = min(driver.capabilities, default=_OLDEST_CARD_OF_13)
     if driver.cuda >= (13, 0) and oldest_card < _OLDEST_CARD_OF_13:
-        card = f"the card of capability {dotted(oldest_card)}"
-        return CudaPackages(_not_newer((12, None)), f"{why}, but of CUDA 12: later ones do not compile for {card}")
+        card = f"the card of capability {format_version(oldest_card)}"
+        return CudaPackages(_not_newer((12, None)), f"{why}, but packages of CUDA 12: later ones do not support {card}")
     return CudaPackages(_not_newer(driver.cuda), why)
 
 
@@ -85,7 +86,7 @@ def parse_version(text: str) -> Version:
         raise UsageError(f"{text!r}, expected a version of CUDA, such as 12.4")
     version = int(major), int(minor)
     if version < OLDEST:
-        raise UsageError(f"CUDA {text}, expected {dotted(OLDEST)} or later")
+        raise UsageError(f"CUDA {text}, expected {format_version(OLDEST)} or later")
     return version
 
 

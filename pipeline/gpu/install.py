@@ -51,11 +51,11 @@ class SetupOptions:
     Attributes
     ----------
     cuda : tuple of int, optional
-        The version of CUDA to install for, instead of that of this machine's driver.
+        Version of CUDA to install for; by default that of this machine's driver.
     source : Path, optional
-        A directory with all wheels and Debian packages, instead of a network.
+        Directory with all wheels and Debian packages, for installation without a network.
     mirror : str, optional
-        Address of Debian's packages, instead of this machine's own source.
+        Address of a Debian mirror; by default the package source of this machine.
     """
 
     cuda: Version | None = None
@@ -69,13 +69,13 @@ def set_up(options: SetupOptions) -> Iterator[str]:
     Raises
     ------
     DeviceError
-        If something cannot be installed.
+        If a package cannot be installed.
     NotPermitted
         If the environment cannot be written.
     """
     environment = Path(sys.prefix)
     if not os.access(environment / "lib", os.W_OK):
-        raise NotPermitted(f"{environment / 'lib'} cannot be written, expected a virtual environment of one's own")
+        raise NotPermitted(f"{environment / 'lib'} cannot be written. Use a virtual environment that you own.")
     packages = choose_packages(find_driver(), options.cuda)  # first, since it raises an error if no package fits
     yield f"environment  {environment}"
     yield f"CUDA         {packages.why}"
@@ -83,7 +83,7 @@ def set_up(options: SetupOptions) -> Iterator[str]:
     yield f"pygpu        {version('pygpu')}, with libgpuarray"
     folder = environment / "lib" / "shardpress-gpu"
     if not _is_complete(folder, packages.requirements):
-        yield f"installing   {' and '.join(packages.requirements)}: hundreds of megabytes"
+        yield f"installing   {' and '.join(packages.requirements)} (several hundred megabytes)"
         _unpack(folder, packages.requirements, options.source)
     yield f"libraries    {_installed_in(folder)}, in {folder}"
     yield from _warnings()
@@ -104,7 +104,7 @@ def _install_pygpu(environment: Path, options: SetupOptions) -> None:
         arguments += ["--mirror", options.mirror]
     done = subprocess.run([_script(), *arguments, environment], stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
-        raise DeviceError("pygpu could not be installed: the lines above say why.")
+        raise DeviceError("pygpu could not be installed, see the lines above.")
 
 
 def _script() -> Path:
@@ -119,7 +119,7 @@ def _warnings() -> Iterator[str]:
     """Yield warnings about libraries that are found before ours by processes of this environment."""
     for folder in filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")):
         if any(Path(folder, f"lib{name}.so").exists() for name in ("cuda", "nvrtc", "cublas")):
-            yield f"warning      LD_LIBRARY_PATH has libraries in {folder} that come before these: take it out"
+            yield f"warning      libraries in {folder} are used instead of these: remove it from LD_LIBRARY_PATH"
 
 
 # -- the directory of libraries ----------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def _unpack(folder: Path, requirements: Sequence[str], source: Path | None) -> N
     new = folder.with_name(f"{folder.name}.new")
     old = folder.with_name(f"{folder.name}.old")
     if find_spec("pip") is None:
-        raise DeviceError(f"there is no pip here: type {sys.executable} -m ensurepip, then the same command again")
+        raise DeviceError(f"pip is not installed here. Run {sys.executable} -m ensurepip, then the same command again.")
     shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     _install_wheels(new, requirements, source)
@@ -167,7 +167,7 @@ def _install_wheels(folder: Path, requirements: Sequence[str], source: Path | No
     pip = ChildProcess(__name__, _PIP, *command, *requirements, stdin=None)  # it may ask for a password
     pip.answer()
     if pip.returncode:
-        raise DeviceError(f"pip could not install {' and '.join(requirements)}: its words stand above.")
+        raise DeviceError(f"pip could not install {' and '.join(requirements)}, see its messages above.")
 
 
 def _link_all(folder: Path) -> None:

@@ -32,7 +32,7 @@ _compiled: ProcessCache[tuple[str, str], Autoencoder] = ProcessCache(_MAX_COMPIL
 
 @cache
 def has_theano() -> bool:
-    """Return whether Theano is installed; there is none for Pythons after 3.11."""
+    """Return whether Theano is installed; it does not exist for Pythons after 3.11."""
     return find_spec("theano") is not None
 
 
@@ -67,7 +67,7 @@ def encode(model: Model, rows: Any) -> Any:
     Returns
     -------
     array of shape (n_rows, n_features), float32
-        On the device the same bits that a run computes for them.
+        On the device, equal in all bits to the result of a run.
     """
     if is_lazy(rows):
         return _apply_lazily(partial(_apply_to_block, encode, model), rows, model.n_features, np.float32)
@@ -142,12 +142,12 @@ def compute(rows: Any, max_bytes: float = np.inf) -> Any:
     ValueError
         For an array of an unknown number of rows.
     WriteFailed
-        When there is no space for the file.
+        If there is no space for the file.
     """
     if not is_lazy(rows):
         return rows
     if np.isnan(rows.shape[0]):
-        raise ValueError("a Dask array of an unknown number of rows: X.compute_chunk_sizes() finds it out")
+        raise ValueError("the Dask array has an unknown number of rows. Call X.compute_chunk_sizes() first.")
     if rows.nbytes > max_bytes:
         return _compute_to_file(rows)
     return rows.compute()
@@ -160,8 +160,9 @@ def _compute_to_file(rows: Any) -> np.ndarray:
             os.posix_fallocate(file.fileno(), 0, rows.nbytes)  # otherwise a full disk would end the process
         except OSError as error:
             raise WriteFailed(
-                f"{shown(tempfile.gettempdir())}: no room for {rows.nbytes} bytes of a Dask array that is larger than "
-                f"half the memory budget: {error.strerror}. Set TMPDIR to another place, or write shards of it."
+                f"{shown(tempfile.gettempdir())}: no space for the {rows.nbytes} bytes of a Dask array that exceeds "
+                f"half the memory budget: {error.strerror}. Set TMPDIR to another directory, or write shards "
+                "of the array."
             ) from error
         array: np.ndarray = np.memmap(file, rows.dtype, "r+", shape=rows.shape)
         rows.store(array, lock=False)  # blocks do not overlap
@@ -183,5 +184,5 @@ def _apply_to_block(apply: Callable[[Model, np.ndarray], np.ndarray], model: Mod
     # Arrays in memory are checked by the caller; lazy ones can only be checked here.
     if model.scaler.fill is None and rows.dtype.kind == "f" and not np.isfinite(rows).all():
         first = int(np.argmax(~np.isfinite(rows).all(axis=1)))
-        raise ValueError(f"row {first} of a block holds NaN or Inf, expected finite numbers. Leave such rows out.")
+        raise ValueError(f"row {first} of a block contains NaN or Inf, expected finite numbers. Remove such rows.")
     return apply(model, rows)

@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError, DataError, DeviceError, shown
 from pipeline.interop.applying import compute, decode, encode, has_theano, is_lazy, reconstruction_errors
 from pipeline.model import Model, load_model
 from pipeline.settings.config import Config
-from pipeline.settings.flags import converted
+from pipeline.settings.flags import convert_settings
 
 try:
     import sklearn.callback as _callback
@@ -56,38 +56,39 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     code_activation : str, optional
         Activation of the features; by default "sigmoid", or "linear" for fewer than 256 columns.
     decoder_gain : bool, optional
-        Whether the decoder learns a factor for each feature; by default if the features are sigmoids.
+        Whether the decoder learns one scale factor per feature; by default if the features are sigmoids.
     start : {"components", "random"}
-        Start of the weights: principal components of the rows, or random.
+        Initial weights: principal components of the rows, or random.
     epochs : int, optional
         Largest number of passes over the rows; by default 20, or more if these are fewer than 2,000 steps.
     batch_size : int, optional
-        Rows of one step; by default 128, or a fiftieth of the rows, at least 16.
+        Rows of one step; by default a fiftieth of the rows, but at least 16 and at most 128.
     optimizer : str
         Update rule; ``shardpress run --help`` lists the values.
     learning_rate : float, optional
-        Size of a step; the default depends on the update rule.
+        Largest learning rate; the default depends on the update rule.
     schedule : {"linear", "constant"}
         Schedule of the learning rate; that of `partial_fit`, which does not know the last step, is constant.
     biases : {"mean", "zero"}
-        Start of the biases of random weights.
+        Initial biases of random weights: the columns' means, or zero.
     momentum : float
-        Decay of the update rule's running average.
+        Decay rate of the update rule's running average.
     corruption : float, optional
-        Share of the entries that training hides; by default 0.0625 with a hidden layer and 256 columns or more, else 0.
+        Fraction of the entries that training hides; by default 0.0625 with a hidden layer and 256 columns or more, else
+        0.
     weight_decay : float
         Factor by which a step shrinks the weights, relative to its learning rate.
     replicas : int, optional
         Copies of the model that train separately and are averaged many times an epoch; by default 1, or 8 if one device
         would take hours. `partial_fit` has one.
     validation_fraction : float
-        Share of the rows that are kept out of training to measure its progress.
+        Fraction of the rows that are held out from training to measure its progress.
     patience : int
-        Stop after this number of epochs without a better validation cost; 0 for never.
+        Stop after this number of epochs without a lower validation cost; 0 never stops early.
     impute : {"mean", "median"}, optional
         Statistic that replaces NaN, which is refused by default.
     clip_quantile : float
-        Share of each column's values, at either end, that are outside its range and are moved to its edge.
+        Fraction of each column's values, at either end, that are clipped, so that outliers do not stretch its range.
     shuffle_window, memory_budget, device_memory_budget : int or str
         Bytes of rows that are shuffled together, that are held in the host's memory, and in the device's memory (by
         default half of what is free). Texts like ``"4GiB"`` are allowed.
@@ -140,7 +141,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     device_memory_budget: int | None = None
     random_state: Any = 0
 
-    # -- learning --
+    # -- training --
 
     @_with_callbacks
     def fit(self, X: Any, y: Any = None) -> Self:
@@ -157,9 +158,9 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         Raises
         ------
         ValueError
-            For parameters or rows that cannot work; when the training diverges.
+            For invalid parameters or rows, or if the training diverges.
         DeviceError
-            When Theano is not installed, or the device or a compiler cannot be used.
+            If Theano is not installed, or the device or a compiler cannot be used.
         """
         _check_for_theano()
         from pipeline.interop.fitting import Epochs, prepare_fit
@@ -211,12 +212,12 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         Raises
         ------
         NoInput, DataError
-            When the model does not exist or cannot be read.
+            If the model does not exist or cannot be read.
         """
         model = load_model(path)
         if model.offset is not None:
             raise DataError(
-                f"model={shown(path)}: trained on whole numbers above 2^53, which an estimator would round. Encode "
+                f"model={shown(path)}: was trained on whole numbers above 2^53, which an estimator would round. Encode "
                 "such rows with `shardpress run --model`."
             )
         estimator = cls(**_parameters_of(model, cls().get_params()))
@@ -249,7 +250,9 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
             features = check_array(X, dtype=[np.float32, np.float64], input_name="X")
         expected = self.model_.n_features
         if features.shape[1] != expected:
-            raise ValueError(f"X has {features.shape[1]} columns, expected the {expected} features of transform")
+            raise ValueError(
+                f"X has {features.shape[1]} columns, expected the {expected} features that transform returns"
+            )
         return decode(self.model_, features)
 
     def score_samples(self, X: Any) -> Any:
@@ -260,10 +263,10 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         """Return the mean of `score_samples`, which is 0 for perfect reconstructions."""
         return float(np.mean(self.score_samples(X), dtype=np.float64))
 
-    # -- inside --
+    # -- private methods --
 
     def __sklearn_tags__(self) -> Any:
-        """Return the abilities of this estimator."""
+        """Return the tags of this estimator."""
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = self.impute is not None
         tags.transformer_tags.preserves_dtype = ["float32"]
@@ -280,7 +283,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31 - 1)
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}
-        return Config.of(**converted({**plain, "seed": seed}, "", ConfigError))
+        return Config.of(**convert_settings({**plain, "seed": seed}, "", ConfigError))
 
     def _rows(self, X: Any, reset: bool, min_rows: int = 1) -> Any:
         """Return rows after the checks of scikit-learn."""
@@ -327,7 +330,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
 
 
 def _parameters_of(model: Model, names: Iterable[str]) -> dict[str, Any]:
-    """Return the parameters of an estimator with this model: those of its run, as far as they are stored."""
+    """Return the parameters of an estimator with this model, from the stored settings of its run."""
     network = model.network
     config = model.about.get("config", {})
     stored = {name: config[name] for name in names if name in config}
@@ -345,8 +348,8 @@ def _parameters_of(model: Model, names: Iterable[str]) -> dict[str, Any]:
 def _check_for_theano() -> None:
     if not has_theano():
         raise DeviceError(
-            f"TiedAutoencoder learns by Theano, which is not installed here; one that is fitted transforms without. "
-            f"{HOW_TO_GET_IT}"
+            "TiedAutoencoder needs Theano for training, which is not installed here; a fitted estimator transforms "
+            f"without it. {HOW_TO_GET_IT}"
         )
 
 

@@ -134,9 +134,9 @@ def prepare_fit(rows: np.ndarray, config: Config) -> Fit:
     Raises
     ------
     ConfigError
-        For settings that cannot work, on their own or with these rows.
+        For settings that are invalid, in general or for these rows.
     DataError
-        For rows that are not finite, or from which nothing can be learnt.
+        For rows that are not finite, or that allow no training.
     """
     shards = (array_shard(rows),)
     n_rows, n_inputs = shards[0].shape
@@ -144,21 +144,21 @@ def prepare_fit(rows: np.ndarray, config: Config) -> Fit:
     settings = resolve(config, n_rows, n_inputs)
     _refuse([*misfits(settings, n_rows, n_inputs)])
     budget = _budget(settings, shards)
-    how = _scan_settings(budget, settings.bad_data.clip_quantile, settings.bad_data.impute)
-    ranges = _scan(shards, how, budget)
+    scan_settings = _scan_settings(budget, settings.bad_data.clip_quantile, settings.bad_data.impute)
+    ranges = _scan(shards, scan_settings, budget)
     check_usable(shards, ranges)
     return _fit(shards, ranges, settings, budget)
 
 
-def prepare_partial_fit(rows: np.ndarray, config: Config, given: Model | None, checkpoint: Checkpoint | None) -> Fit:
+def prepare_partial_fit(rows: np.ndarray, config: Config, model: Model | None, checkpoint: Checkpoint | None) -> Fit:
     """Prepare one more pass over these rows, at a constant learning rate.
 
     Parameters
     ----------
-    given : Model or None
-        The model so far; with None the training begins.
+    model : Model or None
+        Current model; None starts a new training.
     checkpoint : Checkpoint or None
-        State of the training. Without it a given model was trained in another way, and the states begin at zero.
+        State of the training. If it is None, the model was trained in another way, and the optimizer starts afresh.
     """
     n_epochs = 0
     if checkpoint is not None:
@@ -171,35 +171,35 @@ def prepare_partial_fit(rows: np.ndarray, config: Config, given: Model | None, c
         replicas=1,
         baseline=False,
     )
-    if given is None:
+    if model is None:
         return prepare_fit(rows, config)
     _refuse(problems(config))
-    fit = _fit_from(given, rows, config)
+    fit = _fit_from(model, rows, config)
     if checkpoint is not None:
         fit.training.resume(checkpoint)
     return fit
 
 
-def _fit_from(given: Model, rows: np.ndarray, config: Config) -> Fit:
-    """Prepare a training that begins with a model's parameters, and scales as it does."""
+def _fit_from(model: Model, rows: np.ndarray, config: Config) -> Fit:
+    """Prepare a training that starts with the parameters and the scaling of a model."""
     shards = (array_shard(rows),)
-    config = _like_model(config, given, len(rows))
-    settings = resolve(config, len(rows), given.n_inputs, given.network)
+    config = _like_model(config, model, len(rows))
+    settings = resolve(config, len(rows), model.n_inputs, model.network)
     budget = _budget(settings, shards)
-    fit = _fit(shards, _scan_with(given.scaler, shards, settings, budget), settings, budget)
-    fit.training.autoencoder.set_parameters(given.parameters)
+    fit = _fit(shards, _scan_with(model.scaler, shards, settings, budget), settings, budget)
+    fit.training.autoencoder.set_parameters(model.parameters)
     fit.training.best = fit.training.autoencoder.parameters()
     return fit
 
 
-def _like_model(config: Config, given: Model, n_rows: int) -> Config:
-    """Return settings with the network of a model; the start is the cheapest one, since its parameters are replaced."""
+def _like_model(config: Config, model: Model, n_rows: int) -> Config:
+    """Return settings with the network of a model; the start is the cheapest, since its parameters are replaced."""
     batch_size = config.training.batch_size
     if batch_size is not None:
         batch_size = min(batch_size, n_rows)
     return config.changed(
-        n_features=given.n_features,
-        hidden=given.network.widths[1:-1],
+        n_features=model.n_features,
+        hidden=model.network.widths[1:-1],
         batch_size=batch_size,
         start="random",
         biases="zero",
@@ -234,13 +234,13 @@ def _scan_settings(budget: Budget, clip_quantile: float, impute: str | None) -> 
     return ScanSettings(budget.block_rows, clip_quantile=clip_quantile, impute=impute, chunk_bytes=budget.chunk_bytes)
 
 
-def _scan(shards: tuple[Shard, ...], how: ScanSettings, budget: Budget) -> Scan:
+def _scan(shards: tuple[Shard, ...], scan_settings: ScanSettings, budget: Budget) -> Scan:
     """Scan the rows; raise `DataError` if one of them is bad."""
     with threads(budget.n_threads) as pool:
-        result = scan(shards, how, pool, budget.n_threads)
+        result = scan(shards, scan_settings, pool, budget.n_threads)
     if len(result.bad_rows):
         raise DataError(
-            f"{describe_bad_rows(shards, result)}, expected finite numbers. Leave such rows out, or impute."
+            f"{describe_bad_rows(shards, result)}, expected finite numbers. Remove such rows, or set impute."
         )
     return result
 

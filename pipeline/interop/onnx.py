@@ -36,9 +36,9 @@ def encoder_onnx(model: Model) -> bytes:
     Raises
     ------
     DeviceError
-        Where the package ``onnx`` is not installed.
+        If the package ``onnx`` is not installed.
     DataError
-        For a model of whole numbers above 2^53, which its input would round.
+        For a model of whole numbers above 2^53, which the ONNX input would round.
     """
     if model.offset is not None:
         raise DataError(
@@ -48,7 +48,9 @@ def encoder_onnx(model: Model) -> bytes:
     try:
         from onnx import checker, helper
     except ImportError as error:
-        raise DeviceError(f"{error}, expected the package onnx. Install it: pip install 'shardpress[onnx]'.") from error
+        raise DeviceError(
+            f"{error}; this needs the package onnx. Install it: pip install 'shardpress[onnx]'."
+        ) from error
     found = helper.make_model(
         _encoder_graph(model),
         producer_name="shardpress",

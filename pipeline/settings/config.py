@@ -1,8 +1,8 @@
 """Settings in slices, filled from defaults, a configuration file, the environment and flags.
 
-Later sources override earlier ones. A setting is a flag ``--like-this``, a key ``like_this`` of the YAML file that
-``--config`` names, and an environment variable ``SHARDPRESS_LIKE_THIS``; none of them names its slice. Theano chooses
-the device, by ``THEANO_FLAGS`` and ``.theanorc``.
+Later sources override earlier ones. Each setting has a flag ``--like-this``, a key ``like_this`` in the YAML file that
+``--config`` names, and an environment variable ``SHARDPRESS_LIKE_THIS``. The slice is not part of these names. The
+device is not a setting: Theano reads it from ``THEANO_FLAGS`` and ``.theanorc``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from kernels.activations import CODES, HIDDEN
 from kernels.rules import RULES
 from pipeline.settings.defaults import EPOCHS, LEARNING_RATES, LEAST_STEPS, MANY_INPUTS, MASKED, RATED_INPUTS
 from pipeline.settings.kinds import (
+    ADDRESS,
     DATASET,
     DEVICES,
     EXACT_NUMBER,
@@ -59,8 +60,8 @@ Affected = Literal["inputs", "budget", "scan", "model", "features", "nothing"]
 """The first result that a setting changes; results that are made from it change as well.
 
 ``scan``, ``model`` and ``features`` are recomputed when the value changes. A setting of ``inputs`` or of a ``budget``
-matters only by its effect: the files that are read; the rows that are shuffled together or used for validation, if not
-all of them; the epochs that fit into a time.
+matters only through its effect: which files are read, how many rows are shuffled together or used for validation, how
+many epochs fit before a deadline.
 """
 
 
@@ -79,7 +80,7 @@ class Setting:
     Attributes
     ----------
     name : str
-        Name of the setting, its flag, its key and its field.
+        Name of the setting; its flag, key and field have the same name.
     slice : str
         Field of `Config` that holds it.
     type : str
@@ -87,16 +88,16 @@ class Setting:
     default : object
         None if it depends on other facts; a tuple if the setting takes several values.
     kind : Kind
-        How its values are read, and which are valid.
+        Reader and valid range of its values.
     affects : str
-        The first result that a change recomputes, see `Affected`.
+        First result that a change recomputes, see `Affected`.
     help : str
-        Description of its flag.
-    before : object
-        The value with which a version that did not have this setting works the same way. With this value the setting is
-        left out of the fingerprint, so that results of that version are reused. An empty tuple if there is none.
-    formerly : tuple of (str, dict), optional
-        The key, and the values by today's values, that stand for a renamed setting in fingerprints.
+        Help text of its flag: sentences; a fixed default is appended.
+    legacy_value : object
+        Value that gives the behaviour of versions without this setting. With this value the setting is left out of the
+        fingerprint, so that results of these versions are reused. An empty tuple if there is none.
+    former_names : tuple of (str, dict), optional
+        For a renamed setting: the former key, and the former values by the current ones, as used in fingerprints.
     """
 
     name: str
@@ -106,8 +107,8 @@ class Setting:
     kind: Kind
     affects: Affected
     help: str
-    before: object
-    formerly: tuple[str, Mapping[str, str]] | None
+    legacy_value: object
+    former_names: tuple[str, Mapping[str, str]] | None
 
 
 def _setting(
@@ -115,13 +116,13 @@ def _setting(
     kind: Kind,
     affects: Affected,
     help: str,
-    before: object = (),
-    formerly: tuple[str, Mapping[str, str]] | None = None,
+    legacy_value: object = (),
+    former_names: tuple[str, Mapping[str, str]] | None = None,
 ) -> Any:
     """Return a field with the facts of its setting, see `Setting`."""
     if default is None:
         kind = kind.or_none()
-    facts = {"kind": kind, "affects": affects, "help": help, "before": before, "formerly": formerly}
+    facts = {"kind": kind, "affects": affects, "help": help, "legacy_value": legacy_value, "former_names": former_names}
     return field(default=default, metadata=facts)
 
 
@@ -135,34 +136,39 @@ class InputSettings:
     """Input files, and the location of rows and columns in them."""
 
     input: tuple[str, ...] = _setting(
-        ("data/*.h5",), FILES, "inputs", "HDF5 shards: files, directories or globs, one or more"
+        ("data/*.h5",), FILES, "inputs", "Read these HDF5 shards: files, directories or globs."
     )
     follow: tuple[str, ...] = _setting(
-        (), FOLDERS, "inputs", "folders in which the files may lie that a master file among the inputs stacks"
+        (), FOLDERS, "inputs", "Read the external files of a master file if they are in these directories."
     )
-    dataset: str | None = _setting(None, NAME, "inputs", "dataset with the rows (default: X, else the only candidate)")
+    dataset: str | None = _setting(
+        None, NAME, "inputs", "Dataset that contains the rows. Default: X, or the only candidate."
+    )
     orientation: str | None = _setting(
         None,
         one_of("rows", "columns"),
         "inputs",
-        "along which axis of the dataset its rows lie: rows, the first one, or columns, the last one, as of files that "
-        "MATLAB, Fortran, Julia or R have written (default: rows; MATLAB's files must be told)",
+        "Axis of the rows: rows (first axis) or columns (last axis, as MATLAB, Fortran, Julia and R write them). "
+        "Required for MATLAB files. Default: rows.",
     )
     match_columns: str = _setting(
         "order",
         one_of("order", "name", "ignore"),
         "inputs",
-        "how the columns of all files, and of --model, are compared where files name them: refuse names in another "
-        "order (order), reorder the columns by their names (name), or do not compare them (ignore)",
+        "How to compare the column names of all files, and of --model: require the same order (order), reorder the "
+        "columns by name (name), or do not compare names (ignore).",
     )
     include: tuple[str, ...] = _setting(  # extra datasets are not used by scan or training
         (),
         DATASET,
         "features",
-        "datasets elsewhere in the files to copy to the output as extras: paths from the root, like obs/cell_type",
-        formerly=("carry", {}),
+        "Copy these datasets to the output as extras, for example obs/cell_type. Datasets next to the rows that have "
+        "the same length are copied anyway.",
+        former_names=("carry", {}),
     )
-    model: str | None = _setting(None, FILES, "inputs", "encode with this model.h5 or output directory, no training")
+    model: str | None = _setting(
+        None, FILES, "inputs", "Encode with this model.h5, or with the model of this output directory; train nothing."
+    )
 
 
 @dataclass(frozen=True)
@@ -170,30 +176,32 @@ class NetworkSettings:
     """The layers of the autoencoder."""
 
     n_features: int | None = _setting(  # the default depends on the inputs: see `resolve`
-        None, whole(1), "model", "columns out (default: 64, or half the columns where there are fewer than 128)"
+        None, whole(1), "model", "Number of features. Default: 64, or half the columns if there are fewer than 128."
     )
     hidden: tuple[int, ...] | None = _setting(
         None,
         WIDTHS,
         "model",
-        "units of each hidden layer between the columns and the features, or none (default: one layer of 512, of fewer "
-        "for narrow data or few rows)",
+        "Number of units in each hidden layer between columns and features, or none. Default: one layer of 512, or "
+        "fewer for narrow data or few rows.",
     )
-    activation: str = _setting("relu", one_of(*HIDDEN), "model", "of the hidden layers", before="relu")
+    activation: str = _setting(
+        "relu", one_of(*HIDDEN), "model", "Activation of the hidden layers.", legacy_value="relu"
+    )
     code_activation: str | None = _setting(
         None,
         one_of(*CODES),
         "model",
-        f"of the features (default: sigmoid, or linear of fewer than {MANY_INPUTS} columns)",
-        before="sigmoid",
+        f"Activation of the features. Default: sigmoid, or linear for fewer than {MANY_INPUTS} columns.",
+        legacy_value="sigmoid",
     )
     decoder_gain: bool | None = _setting(
         None,
         YES_OR_NO,
         "model",
-        "whether the decoder learns a factor for each feature, so that sigmoids need not saturate (default: with a "
-        "sigmoid code)",
-        before=False,
+        "Learn one scale factor per feature in the decoder, which keeps sigmoid features from saturating. Default: "
+        "yes for sigmoid features.",
+        legacy_value=False,
     )
 
 
@@ -205,65 +213,73 @@ class TrainingSettings:
         "components",
         one_of("components", "random"),
         "model",
-        "start of the weights: the rows' principal components, as nearly as the layers can be them, or random",
-        before="random",
+        "Initialize the weights from principal components or at random.",
+        legacy_value="random",
     )
     epochs: int | None = _setting(
         None,
         whole(1),
         "model",
-        f"passes over the training rows, at most (default: {EPOCHS}, or as many as make {LEAST_STEPS} steps)",
+        f"Maximum number of passes over the training rows. Default: {EPOCHS}, or more if these are fewer than "
+        f"{LEAST_STEPS} steps.",
     )
     batch_size: int | None = _setting(
-        None, whole(1), "model", "rows of one training step (default: 128, or a fiftieth of the rows, at least 16)"
+        None,
+        whole(1),
+        "model",
+        "Number of rows in one training step. Default: a fiftieth of the rows, but at least 16 and at most 128.",
     )
-    optimizer: str = _setting("adam", one_of(*RULES), "model", "update rule")
+    optimizer: str = _setting("adam", one_of(*RULES), "model", "Rule that updates the weights.")
     learning_rate: float | None = _setting(
         None,
         number(lambda rate: 0 < rate < math.inf, "a finite number above 0"),
         "model",
-        f"step size (default: {', '.join(f'{v} for {k}' for k, v in LEARNING_RATES.items())}; less for more than "
-        f"{RATED_INPUTS} columns)",
+        f"Largest learning rate. Default: {', '.join(f'{v} for {k}' for k, v in LEARNING_RATES.items())}; less for "
+        f"more than {RATED_INPUTS} columns.",
     )
     schedule: str = _setting(
         "linear",
         one_of("constant", "linear"),
         "model",
-        "learning rate over the steps: constant, or linear (up over the first epoch, then down to 0 at the end)",
+        "How the learning rate changes: not at all (constant), or up over the first epoch and then down to 0 at the "
+        "end (linear).",
     )
     biases: str = _setting(
-        "mean", one_of("mean", "zero"), "model", "start of the biases of random weights: the columns' mean, or zero"
+        "mean",
+        one_of("mean", "zero"),
+        "model",
+        "Initialize the biases from the column means or to zero; used with --start random.",
     )
     momentum: float = _setting(
         0.9,
         number(lambda share: 0 <= share < 1, "from 0 up to but not including 1"),
         "model",
-        "decay of the update rule's running average",
+        "Decay rate of the optimizer's running average, from 0 to below 1.",
     )
     corruption: float | None = _setting(  # in steps of 1/256: smaller shares would become 0, larger ones 1
         None,
         number(lambda share: share == 0 or 0.004 <= share <= 0.998, "0, or from 0.004 to 0.998"),
         "model",
-        "share of the entries that training hides from the encoder, others in each step (default: "
-        f"{MASKED} with a hidden layer and {MANY_INPUTS} columns or more, else 0)",
-        before=0.0,
+        "Fraction of the entries to hide from the encoder during training; they differ in each step. Default: "
+        f"{MASKED} with a hidden layer and {MANY_INPUTS} columns or more, otherwise 0.",
+        legacy_value=0.0,
     )
     weight_decay: float = _setting(
         0.0,
         number(lambda rate: 0 <= rate < math.inf, "0 or more, and finite"),
         "model",
-        "by how much a step shrinks the weights, times its learning rate",
-        before=0.0,
+        "Shrink the weights by this factor times the learning rate in each step.",
+        legacy_value=0.0,
     )
     replicas: int | None = _setting(
         None,
         whole(1),
         "model",
-        "copies of the model that train apart and meet many times an epoch, on as many workers as there are; fewer "
-        "where each would take too few steps (default: 1 where one device trains in minutes, else 8)",
-        before=1,
+        "Number of copies of the model that train in parallel and are averaged many times per epoch; reduced if each "
+        "would have too few steps. Default: 1 if one device trains in minutes, otherwise 8.",
+        legacy_value=1,
     )
-    seed: int = _setting(0, whole(0), "model", "where all randomness starts")
+    seed: int = _setting(0, whole(0), "model", "Seed of all random numbers.")
 
 
 @dataclass(frozen=True)
@@ -274,17 +290,21 @@ class ValidationSettings:
         0.05,
         number(lambda share: 0 <= share < 1, "from 0 to below 1"),
         "model",
-        "share of the rows kept out of training to watch its progress",
+        "Fraction of the rows to hold out from training, in order to measure its progress.",
     )
     patience: int = _setting(
         5,
         whole(0),
         "model",
-        "stop after so many epochs, or hundreds of steps where these are longer, without a better validation cost "
-        "(0: never)",
+        "Stop training after this number of epochs (at least 100 steps each) without a lower validation cost; 0 never "
+        "stops early.",
     )
     baseline: bool = _setting(  # it is part of the report, not of the model
-        True, YES_OR_NO, "nothing", "compare the features with as many principal components, and with the columns' mean"
+        True,
+        YES_OR_NO,
+        "nothing",
+        "Compare the reconstruction error with that of the same number of principal components and of the column "
+        "means.",
     )
 
 
@@ -293,20 +313,27 @@ class MachineSettings:
     """Use of memory and processors of this machine."""
 
     # The encoder works in tiles of one height, so neither blocks nor threads change any result.
-    block_rows: int | None = _setting(None, whole(1), "nothing", "rows read at once (default: about 8 MiB of them)")
-    threads: int | None = _setting(None, whole(1), "nothing", "Dask threads (default: one for each processor core)")
+    block_rows: int | None = _setting(
+        None, whole(1), "nothing", "Number of rows to read at once. Default: about 8 MiB of rows."
+    )
+    threads: int | None = _setting(
+        None, whole(1), "nothing", "Number of Dask threads. Default: one per processor core."
+    )
     memory_budget: int = _setting(
-        2 * 2**30, size(2**24, "16MiB or more"), "budget", "host memory for rows and features, like 4GiB"
+        2 * 2**30, size(2**24, "16MiB or more"), "budget", "Host memory for rows and features, for example 4GiB."
     )
     # Rows that are kept in memory and rows that are streamed train the same model.
     device_memory_budget: int | None = _setting(
         None,
         size(0),
         "nothing",
-        "device memory for rows, like 4GiB (default: half of what is free, or is set aside by gpuarray.preallocate)",
+        "Device memory for rows, for example 4GiB. Default: half of the free memory, or of the memory that "
+        "gpuarray.preallocate reserves.",
     )
-    shuffle_window: int = _setting(256 * 2**20, size(1), "budget", "bytes of rows that are shuffled together")
-    require_device: bool = _switch("stop when Theano's device cannot be used, do not take the CPU")
+    shuffle_window: int = _setting(
+        256 * 2**20, size(1), "budget", "Shuffle rows within windows of this size, for example 512MiB."
+    )
+    require_device: bool = _switch("Stop if Theano's device cannot be used, instead of using the CPU.")
 
 
 @dataclass(frozen=True)
@@ -317,39 +344,41 @@ class BadDataSettings:
         "raise",
         one_of("raise", "skip", "quarantine"),
         "inputs",
-        "rows with NaN or Inf, and shards that cannot be read: raise stops, skip leaves them out (NaN features), "
-        "quarantine also lists them in quarantine.jsonl",
+        "What to do with rows that contain NaN or Inf and with unreadable shards: stop (raise), write NaN features for "
+        "them (skip), or also list them in quarantine.jsonl (quarantine).",
     )
     max_bad_rows: str = _setting(  # checked again even if all results are reused
-        "1%", LIMIT, "nothing", "bad rows that skip and quarantine let pass, a number or a percentage"
+        "1%", LIMIT, "nothing", "Number or percentage of bad rows to tolerate, unless --on-bad-data is raise."
     )
-    max_bad_shards: str = _setting("1%", LIMIT, "nothing", "the same for shards")
+    max_bad_shards: str = _setting(
+        "1%", LIMIT, "nothing", "Number or percentage of unreadable shards to tolerate, unless --on-bad-data is raise."
+    )
     missing_value: float | None = _setting(  # its rows belong to no range, so the scaling changes
-        None, EXACT_NUMBER, "scan", "a value that stands for a missing one, like -9999, as NaN does"
+        None, EXACT_NUMBER, "scan", "Treat this value as missing, like NaN; for example -9999."
     )
     impute: str | None = _setting(
         None,
         one_of("mean", "median"),
         "scan",
-        "fill in what is missing with its column's mean or median, but in rows without any value (default: a row that "
-        "misses one is a bad row)",
-        before=None,
+        "Replace missing values by the mean or median of their column; a row without any value stays bad. Default: "
+        "rows with missing values are bad.",
+        legacy_value=None,
     )
     clip_quantile: float = _setting(
         0.0,
         number(lambda share: 0 <= share < 0.5, "from 0 to below 0.5"),
         "scan",
-        "share of each column's values, at either end, that its range leaves out and that are moved to its edge, where "
-        "outliers leave the others no room: 0.001 (0: none)",
-        before=0.0,
+        "Clip this fraction of the values at either end of each column, so that outliers do not stretch its range; for "
+        "example 0.001.",
+        legacy_value=0.0,
     )
     on_drift: str = _setting(
         "pass",
         one_of("clip", "pass", "raise"),
         "features",
-        "with --model, rows outside the range that it was trained on: pass counts them, clip moves them to its edge, "
-        "raise stops",
-        formerly=("out_of_range", {"pass": "allow"}),
+        "With --model, what to do with rows outside the range of its training data: count them (pass), clip them to "
+        "the range (clip), or stop (raise).",
+        former_names=("out_of_range", {"pass": "allow"}),
     )
 
 
@@ -361,22 +390,23 @@ class StorageSettings:
         None,
         one_of("float32", "float16"),
         "features",
-        "of the stored features (default: float32, or what --max-feature-error lets do)",
-        before="float32",
+        "Data type of the stored features. Default: float32, or whatever --max-feature-error allows.",
+        legacy_value="float32",
     )
     compression: str | None = _setting(
         None,
         one_of("none", "lzf", "gzip"),
         "features",
-        "of the stored features, in chunks; lzf is h5py's own (default: none, or gzip with --max-feature-error)",
-        before="none",
+        "Compression of the stored features; lzf is specific to h5py. Default: none, or gzip with --max-feature-error.",
+        legacy_value="none",
     )
     max_feature_error: float | None = _setting(
         None,
         number(lambda error: 1e-9 <= error < math.inf, "1e-9 or more, and finite"),
         "features",
-        "how far stored features may be off, like 1e-3: they are rounded as much, and take what room is left then",
-        before=None,
+        "Maximum rounding error of stored features, for example 1e-3. Larger values give smaller files. Default: no "
+        "rounding.",
+        legacy_value=None,
     )
 
 
@@ -384,17 +414,27 @@ class StorageSettings:
 class ClusterSettings:
     """Processes that do the work."""
 
-    workers: int = _setting(0, whole(0), "nothing", "processes of this machine that do the work (0: threads of one do)")
+    workers: int = _setting(
+        0, whole(0), "nothing", "Number of worker processes on this machine; 0 uses threads of one process."
+    )
     devices: tuple[str, ...] | None = _setting(
-        None, DEVICES, "nothing", "one for each of these workers, like cuda0,cuda1, or all (default: by THEANO_FLAGS)"
+        None,
+        DEVICES,
+        "nothing",
+        "Start a worker for each of these devices, for example cuda0,cuda1 or all. Default: the device of "
+        "THEANO_FLAGS.",
     )
     scheduler: str | None = _setting(
-        None, NAME, "nothing", "of a Dask cluster that is there, like tls://host:8786: its workers do the work"
+        None, ADDRESS, "nothing", "Run on the Dask cluster at this address, for example tls://host:8786."
     )
-    scheduler_file: str | None = _setting(None, FILES, "nothing", "the same, by the file that the scheduler writes")
-    insecure_cluster: bool = _switch("talk to a scheduler on another machine without TLS")
-    mixed_processors: bool = _switch("take workers on other kinds of processors: bits then depend on who does what")
-    dashboard: bool = _switch("say where Dask's own page about the workers is; of --workers open it, on 127.0.0.1")
+    scheduler_file: str | None = _setting(
+        None, FILES, "nothing", "Run on the Dask cluster whose scheduler has written this file."
+    )
+    insecure_cluster: bool = _switch("Allow a connection without TLS to a scheduler on another machine.")
+    mixed_processors: bool = _switch(
+        "Allow workers with different processors. The last bits of results then depend on which worker computed them."
+    )
+    dashboard: bool = _switch("Log the address of the Dask dashboard; with --workers, start it on 127.0.0.1.")
 
 
 @dataclass(frozen=True)
@@ -405,20 +445,20 @@ class TimingSettings:
         5.0,
         number(lambda minutes: 0 <= minutes < math.inf, "0 or more, and finite"),
         "nothing",
-        "how much of the training an interruption may cost, at most",
+        "Write a checkpoint of the training at least this often, in minutes.",
     )
     finish_by: str | None = _setting(
         None,
         TIME,
         "budget",
-        "when the run is to be over, like 06:00 or 2030-01-31 06:00: it trains for as many of the epochs as fit before "
-        "all rows have to be encoded (default: for all of them, or until that gains nothing more)",
+        "Stop training in time to finish the run by this time, for example 06:00 or '2030-01-31 06:00'. Default: no "
+        "limit.",
     )
     max_hours: float | None = _setting(
         None,
         number(lambda hours: 0 < hours < 24 * 366, "above 0, and less than a year"),
         "budget",
-        "the same, counted from the start",
+        "Stop training in time to finish the run within this many hours. Default: no limit.",
     )
 
 
@@ -426,15 +466,18 @@ class TimingSettings:
 class ResultSettings:
     """The output directory, and the messages."""
 
-    output: str = _setting("features", FOLDER, "nothing", "directory for the features")
+    output: str = _setting("features", FOLDER, "nothing", "Write the results to this directory.")
     verify: str = _setting(
-        "digests", one_of("digests", "sizes"), "nothing", "what is compared of files that an earlier run has finished"
+        "digests",
+        one_of("digests", "sizes"),
+        "nothing",
+        "How to check files of an earlier run: by size and digest (digests), or by size only (sizes).",
     )
-    restart: bool = _switch("forget what an earlier run left in the output directory; begin again")
-    overwrite: bool = _switch("replace results of the same input files made with other settings")
-    single_file: bool = _switch("also write single.h5: all rows in one file that needs no other")
-    quiet: bool = _switch("print warnings, errors and the summary only")
-    verbose: bool = _switch("print details")
+    restart: bool = _switch("Discard all results in the output directory and start over.")
+    overwrite: bool = _switch("Allow replacing results that were made from the same input with other settings.")
+    single_file: bool = _switch("Also write all rows to one self-contained file, single.h5.")
+    quiet: bool = _switch("Print only warnings, errors and the summary.")
+    verbose: bool = _switch("Print details as well.")
 
 
 @dataclass(frozen=True)
@@ -490,10 +533,10 @@ def fingerprint_values(config: Config, result: Affected) -> dict[str, Any]:
     found = {}
     for name, setting in SETTINGS.items():
         value = values[name]
-        if setting.affects != result or value == setting.before:
+        if setting.affects != result or value == setting.legacy_value:
             continue
-        if setting.formerly is not None:
-            name, spelled = setting.formerly
+        if setting.former_names is not None:
+            name, spelled = setting.former_names
             value = spelled.get(value, value)
         found[name] = value
     return found
@@ -502,9 +545,9 @@ def fingerprint_values(config: Config, result: Affected) -> dict[str, Any]:
 def current_name(key: str, value: object) -> tuple[str, object]:
     """Return the current name and value of a setting, given its key and value in a fingerprint."""
     for setting in SETTINGS.values():
-        if setting.formerly is None or setting.formerly[0] != key:
+        if setting.former_names is None or setting.former_names[0] != key:
             continue
-        for current, former in setting.formerly[1].items():
+        for current, former in setting.former_names[1].items():
             if value == former:
                 return setting.name, current
         return setting.name, value
@@ -517,11 +560,11 @@ def problems(config: Config) -> list[str]:
     wrong = []
     for name, value in values.items():
         kind = SETTINGS[name].kind
-        if not kind.holds(value):
+        if not kind.is_valid(value):
             wrong.append(f"{name}: {value}, expected {kind.expected}")
     for pair in _EXCLUSIVE:
         if all(values[name] for name in pair):
-            wrong.append(f"{' and '.join(pair)}: both, expected at most one of them")
+            wrong.append(f"{' and '.join(pair)}: both are set, expected at most one of them")
     return wrong + _without_cluster(config.cluster)
 
 
@@ -531,9 +574,9 @@ def _without_cluster(cluster: ClusterSettings) -> list[str]:
     has_workers = bool(has_scheduler or cluster.workers or cluster.devices)
     found = []
     if cluster.insecure_cluster and not has_scheduler:
-        found.append("insecure_cluster: set, expected with scheduler")
+        found.append("insecure_cluster: is set without scheduler or scheduler_file, expected one of them")
     if cluster.mixed_processors and not has_scheduler:
-        found.append("mixed_processors: set, expected with scheduler")
+        found.append("mixed_processors: is set without scheduler or scheduler_file, expected one of them")
     if cluster.dashboard and not has_workers:
-        found.append("dashboard: set, expected with workers or scheduler")
+        found.append("dashboard: is set without workers, devices or scheduler, expected one of them")
     return found

@@ -1,6 +1,6 @@
 """Configuration files: YAML of plain values without duplicate keys, references or tags, read in bounded memory.
 
-libyaml limits how deep lists and mappings can be nested, and the length of a file limits the number of its values.
+libyaml limits how deep lists and mappings can be nested.
 PyYAML's own scanner, in Python, would take seconds where libyaml takes a tenth of one.
 """
 
@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, shown
 __all__ = ["read_configuration"]
 
 _MAX_BYTES = 2**18
+_MAX_VALUES = 2**16  # keys, values, lists and mappings; a list of inputs may be long
 
 _SafeLoader: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 
@@ -25,17 +26,17 @@ def read_configuration(path: str) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        When it cannot be read, is too long, or is not YAML of plain values.
+        If it cannot be read, is too long, or is not YAML of plain values.
     """
     where = f"config={shown(path)}"
     try:
         text = _read(path, where).decode()
-        _refuse_references_and_tags(text)
+        _check_events(text)
         values = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and numbers out of range are ValueErrors
         raise ConfigError(f"{where}: not YAML: {shown(' '.join(str(error).split()))}") from error
     if not isinstance(values, dict | None):
-        raise ConfigError(f"{where}: a {type(values).__name__}, expected lines like `epochs: 20`")
+        raise ConfigError(f"{where}: contains a {type(values).__name__}, expected lines such as `epochs: 20`")
     return {str(key): value for key, value in (values or {}).items()}
 
 
@@ -46,7 +47,7 @@ def _read(path: str, where: str) -> bytes:
     except OSError as error:
         raise ConfigError(f"{where}: {error.strerror}, expected a YAML file") from error
     if len(data) > _MAX_BYTES:
-        raise ConfigError(f"{where}: too long, expected {_MAX_BYTES} bytes at most")
+        raise ConfigError(f"{where}: is too long, expected at most {_MAX_BYTES} bytes")
     return data
 
 
@@ -54,21 +55,31 @@ class _Loader(_SafeLoader):
     """A loader that refuses duplicate keys."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        self.flatten_mapping(node)  # `<<` brings keys in
+        self.flatten_mapping(node)  # `<<` merges keys
         seen: set[object] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.YAMLError("a key that is no name")
+                raise yaml.YAMLError("a key is not a plain name")
             if key.value in seen:
-                raise yaml.YAMLError(f"the key {key.value} stands twice")
+                raise yaml.YAMLError(f"the key {key.value} occurs twice")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-def _refuse_references_and_tags(text: str) -> None:
-    """Refuse references, which can stand for any number of values, and tags, with which the loader may fail."""
+def _check_events(text: str) -> None:
+    """Refuse what the loader does not need: references, tags, and more values than a configuration can have.
+
+    A few references that are nested in each other stand for any number of values. With a tag the loader may fail in its
+    own code. Each value takes about a kilobyte while it is loaded.
+    """
+    n_values = 0
     for event in yaml.parse(text, _SafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.YAMLError(f"a reference (*{event.anchor}), expected plain values")
-        if isinstance(event, yaml.NodeEvent) and event.tag is not None:
-            raise yaml.YAMLError(f"a tag ({event.tag}), expected plain values")
+            raise yaml.YAMLError(f"contains a reference (*{event.anchor}), expected plain values")
+        if not isinstance(event, yaml.NodeEvent):
+            continue
+        if event.tag is not None:
+            raise yaml.YAMLError(f"contains a tag ({event.tag}), expected plain values")
+        n_values += 1
+        if n_values > _MAX_VALUES:
+            raise yaml.YAMLError(f"contains more than {_MAX_VALUES} keys and values, expected fewer")

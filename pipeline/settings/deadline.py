@@ -1,4 +1,4 @@
-"""The end of a run by its settings, in local time."""
+"""The deadline of a run, in local time."""
 
 from __future__ import annotations
 

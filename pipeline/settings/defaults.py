@@ -1,4 +1,4 @@
-"""The numbers in defaults that depend on the inputs; docs/training.md has the measurements."""
+"""Constants of defaults that depend on the inputs; docs/training.md has the measurements."""
 
 from __future__ import annotations
 

@@ -14,10 +14,10 @@ from pipeline.commandline import Parser
 from pipeline.errors import ConfigError, UsageError, shown
 from pipeline.settings.config import SETTINGS, Config, Setting, problems
 from pipeline.settings.configfile import read_configuration
-from pipeline.settings.kinds import SWITCH, Kind, plain
+from pipeline.settings.kinds import SWITCH, YES_OR_NO, Kind, plain
 from pipeline.settings.printed import as_yaml
 
-__all__ = ["add_settings", "converted", "parse", "parser_of_settings"]
+__all__ = ["add_settings", "convert_settings", "parse", "parser_of_settings"]
 
 ENVIRONMENT_PREFIX = "SHARDPRESS_"
 
@@ -66,15 +66,15 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], description:
     SystemExit
         After ``--help``, ``--version`` or ``--print-config``.
     UsageError
-        For an unknown flag, or a flag's value that cannot be read or cannot work.
+        For an unknown flag, or a flag with an invalid value.
     ConfigError
-        For values of the file or the environment that cannot be read.
+        For invalid values in the file or the environment.
     """
     flags = _parse_flags(arguments, description)
     is_printed = flags.pop("print_config", False)
     config = _merge(flags, _variables(environment))
     wrong = problems(config)
-    # So that --epochs 0 ends as --epochs ten does.
+    # --epochs 0 ends with the same exit code as --epochs ten.
     wrong_names = {name for line in wrong for name in line.split(":")[0].split(" and ")}
     if wrong_names & flags.keys():
         raise UsageError("; ".join(wrong))
@@ -99,9 +99,9 @@ def _merge(flags: dict[str, Any], variables: dict[str, str]) -> Config:
     path = os.path.expanduser(flags.pop("config", None) or from_variable)
     values: dict[str, Any] = {}
     if path:
-        values |= converted(read_configuration(path), f"config={shown(path)}: key ", ConfigError)
-    values |= converted(variables, "environment: ", ConfigError, _variable)
-    values |= converted(flags, "", UsageError, _flag)
+        values |= convert_settings(read_configuration(path), f"config={shown(path)}: key ", ConfigError)
+    values |= convert_settings(variables, "environment: ", ConfigError, _variable)
+    values |= convert_settings(flags, "", UsageError, _flag)
     return Config.of(**values)
 
 
@@ -115,17 +115,21 @@ def _flag(name: str) -> str:
 
 def parser_of_settings(description: str) -> argparse.ArgumentParser:
     """Return a parser of all flags, with the settings in groups."""
-    parser = Parser(description=description, argument_default=argparse.SUPPRESS)  # other sources give the rest
+    parser = Parser(description=description, argument_default=argparse.SUPPRESS)  # other sources provide the rest
     add_settings(parser)
     return parser
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each setting to a parser, in groups by subject."""
-    parser.add_argument("--version", action="version", version=f"shardpress {version('shardpress')}")
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below, spelled with _")
     parser.add_argument(
-        "--print-config", action="store_true", help="print all settings as a YAML file for --config, and do no more"
+        "--version", action="version", version=f"shardpress {version('shardpress')}", help="Print the version and exit."
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="Read settings from this YAML file; names have _ instead of -."
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="Print all settings as a YAML file for --config, and exit."
     )
     group_of: dict[str, Any] = {}
     for title, names in _STAGES.items():
@@ -151,7 +155,7 @@ def _argument(setting: Setting) -> dict[str, Any]:
     """Return the arguments of `add_argument` for a setting."""
     text = setting.help
     if setting.default not in (None, ()) and setting.default is not False:
-        text += f" (default: {plain(setting.default)})"
+        text += f" Default: {_default_in_words(setting)}."
     text = text.replace("%", "%%")
     if setting.kind is SWITCH:
         return {"action": argparse.BooleanOptionalAction, "help": text}
@@ -163,7 +167,13 @@ def _argument(setting: Setting) -> dict[str, Any]:
     return arguments
 
 
-def converted(
+def _default_in_words(setting: Setting) -> str:
+    if setting.kind is YES_OR_NO:
+        return "yes" if setting.default else "no"
+    return plain(setting.default)
+
+
+def convert_settings(
     values: Mapping[str, Any],
     where: str,
     error: type[UsageError | ConfigError],
@@ -174,9 +184,9 @@ def converted(
     Parameters
     ----------
     where : str
-        Beginning of each complaint.
+        Beginning of each message.
     error : type
-        Error to raise with all complaints.
+        Error that is raised with all messages.
     spelled : callable
         Returns the spelling of a setting's name in the source of the values.
     """
@@ -224,9 +234,9 @@ def _text(kind: Kind, value: Any) -> str:
     if isinstance(value, (list, dict)):
         raise ValueError(f"{value!r}, expected one value")
     if kind.is_text and isinstance(value, (bool, int, float)):
-        raise ValueError(f"{value!r} to YAML, expected a text. Put it in quotes.")
+        raise ValueError(f"{value!r} (as YAML reads it), expected a text. Put it in quotes.")
     if "\0" in str(value):
-        raise ValueError(f"{value!r}, expected a text without the character 0")  # which would end a path in C
+        raise ValueError(f"{value!r}, expected a text without NUL characters")  # which would end a path in C
     return str(value)
 
 

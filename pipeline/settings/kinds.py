@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.errors import shown
 
 __all__ = [
+    "ADDRESS",
     "DATASET",
     "DEVICES",
     "EXACT_NUMBER",
@@ -44,17 +45,17 @@ class Kind:
     Attributes
     ----------
     read : callable
-        Returns the value of a text; raises `ValueError` that says what was expected.
+        Converts a text to a value; raises `ValueError` with what was expected.
     metavar : str
         Placeholder of a value in ``--help``.
     is_text : bool
-        Whether values are names; one that looks like a number needs quotes in YAML.
-    holds : callable
+        Whether values are texts; a text that looks like a number needs quotes in YAML.
+    is_valid : callable
         Returns whether a value is valid.
     expected : str
         Description of valid values.
-    leaves_open : tuple of str
-        Texts that are read as None, if the default is None.
+    none_texts : tuple of str
+        Texts that stand for None, if the default is None.
     is_list : bool
         Whether a value is a list in YAML, and a text with commas elsewhere.
     """
@@ -62,20 +63,20 @@ class Kind:
     read: Callable[[str], Any]
     metavar: str = "NAME"
     is_text: bool = False
-    holds: Callable[[Any], bool] = lambda value: True
+    is_valid: Callable[[Any], bool] = lambda value: True
     expected: str = ""
-    leaves_open: tuple[str, ...] = ("", "none", "auto")
+    none_texts: tuple[str, ...] = ("", "none", "auto")
     is_list: bool = False
 
     def or_none(self) -> Kind:
         """Return the kind of a setting whose value may also be None."""
 
         def read(text: str) -> Any:
-            if text in self.leaves_open:
+            if text in self.none_texts:
                 return None
             return self.read(text)
 
-        return replace(self, read=read, holds=lambda value: value is None or self.holds(value))
+        return replace(self, read=read, is_valid=lambda value: value is None or self.is_valid(value))
 
 
 def parse_bytes(text: str) -> int:
@@ -109,7 +110,7 @@ def plain(value: object) -> str:
     return shown(value)
 
 
-def _by(convert: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
+def _reader(convert: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
     """Return `convert` with an error that says what was expected."""
 
     def read(text: str) -> Any:
@@ -124,13 +125,13 @@ def _by(convert: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
 def one_of(*choices: str) -> Kind:
     """Return the kind of a setting that is one of a few words."""
     known = {choice: choice for choice in choices}
-    leaves_open = tuple(word for word in Kind.leaves_open if word not in known)
-    read = _by(known.__getitem__, f"one of {', '.join(choices)}")
-    return Kind(read, f"{{{','.join(choices)}}}", leaves_open=leaves_open)
+    none_texts = tuple(word for word in Kind.none_texts if word not in known)
+    read = _reader(known.__getitem__, f"one of {', '.join(choices)}")
+    return Kind(read, f"{{{','.join(choices)}}}", none_texts=none_texts)
 
 
 def _time(text: str) -> str:
-    """Check a time of day, or a date with one; it stays a text, since only a run knows which day it is."""
+    """Check a time of day, with or without a date; it stays a text, because the day depends on the start of the run."""
     moment = text
     if "-" not in text:
         moment = f"2000-01-01T{text.strip()}"
@@ -150,7 +151,7 @@ def _limit(text: str) -> str:
 
 def _exact_number(text: str) -> float:
     """Read a number; a whole one as an integer, since float64 does not hold all of int64."""
-    value: float = _by(float, "a number")(text)
+    value: float = _reader(float, "a number")(text)
     if not value.is_integer():
         return value
     try:
@@ -162,10 +163,10 @@ def _exact_number(text: str) -> float:
 def _path(text: str) -> str:
     """Expand ``~``, which shells leave alone after ``--output=``, in files and in quotes."""
     if not text:
-        raise ValueError("found nothing, expected a name")
+        raise ValueError("is empty, expected a path")
     path = os.path.expanduser(text)
     if path.startswith("~"):
-        raise ValueError(f"{text!r}, expected a user whose home is known behind ~ (a name that begins so: ./{text})")
+        raise ValueError(f"{text!r}, expected the name of a known user after ~ (for a file of this name: ./{text})")
     return path
 
 
@@ -178,7 +179,7 @@ def _dataset(text: str) -> str:
 
 
 def _devices(text: str) -> tuple[str, ...]:
-    """Read the names of devices in Theano, each of a single one: ``cuda`` alone could be any."""
+    """Read names of single devices of Theano; ``cuda`` is refused, since it can be any of them."""
     names = tuple(each.strip() for each in text.split(","))
     if names == ("all",):
         return names
@@ -196,12 +197,12 @@ def _widths(text: str) -> tuple[int, ...]:
 
 def whole(least: int) -> Kind:
     """Return the kind of a whole number of `least` or more."""
-    return Kind(_by(int, "a whole number"), "N", False, lambda value: value >= least, f"{least} or more")
+    return Kind(_reader(int, "a whole number"), "N", False, lambda value: value >= least, f"{least} or more")
 
 
-def number(holds: Callable[[float], bool], expected: str) -> Kind:
-    """Return the kind of a number for which `holds` returns True."""
-    return Kind(_by(float, "a number"), "X", False, holds, expected)
+def number(is_valid: Callable[[float], bool], expected: str) -> Kind:
+    """Return the kind of a number for which `is_valid` returns True."""
+    return Kind(_reader(float, "a number"), "X", False, is_valid, expected)
 
 
 def size(least: int, words: str = "") -> Kind:
@@ -209,25 +210,28 @@ def size(least: int, words: str = "") -> Kind:
     return Kind(parse_bytes, "BYTES", False, lambda value: value >= least, words or f"{least} or more")
 
 
-# As YAML, environment variables and Python spell them.
+# The spellings of YAML, environment variables and Python.
 _ANSWERS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 NAME = Kind(str, is_text=True)  # an empty one is None if that is the default
+ADDRESS = Kind(str, "ADDRESS", is_text=True)
 DATASET = Kind(_dataset, is_text=True)
 FILES = Kind(_path, "PATH", is_text=True)
 FOLDERS = Kind(_path, "DIR", is_text=True)
-FOLDER = Kind(_path, "DIR", True, lambda value: not value.startswith("~"), "a path whose ~ is expanded")
-EXACT_NUMBER = Kind(_exact_number, "X", False, math.isfinite, "a finite number: NaN always is")
+FOLDER = Kind(_path, "DIR", True, lambda value: not value.startswith("~"), "a path without a leading ~")
+EXACT_NUMBER = Kind(_exact_number, "X", False, math.isfinite, "a finite number (NaN is always missing)")
 LIMIT = Kind(_limit, "N|N%")
 TIME = Kind(_time, "TIME", is_text=True)
-SWITCH = Kind(_by(lambda text: _ANSWERS[text.lower()], "true or false"))
-YES_OR_NO = Kind(_by(lambda text: _ANSWERS[text.lower()], "yes or no"), "{yes,no}")
-DEVICES = Kind(_by(_devices, "all, or names like cuda0,cuda1 or opencl0:0"), "NAME,NAME", is_text=True, is_list=True)
+SWITCH = Kind(_reader(lambda text: _ANSWERS[text.lower()], "true or false"))
+YES_OR_NO = Kind(_reader(lambda text: _ANSWERS[text.lower()], "yes or no"), "{yes,no}")
+DEVICES = Kind(
+    _reader(_devices, "all, or names like cuda0,cuda1 or opencl0:0"), "NAME,NAME", is_text=True, is_list=True
+)
 WIDTHS = Kind(  # here, "none" is a value
-    _by(_widths, "whole numbers, like 512 or 512,256, or none"),
+    _reader(_widths, "whole numbers, like 512 or 512,256, or none"),
     "N,N",
-    holds=lambda value: all(n >= 1 for n in value),
+    is_valid=lambda value: all(n >= 1 for n in value),
     expected="1 or more each",
-    leaves_open=("", "auto"),
+    none_texts=("", "auto"),
     is_list=True,
 )

@@ -16,8 +16,8 @@ from pipeline.settings.kinds import Kind, plain
 __all__ = ["as_yaml", "summary_line"]
 
 _HEAD = """\
-# All settings of a run, for shardpress run --config FILE. Those behind a # have their default, which is left to the
-# version that reads the file; null stands for what follows from the inputs and from other settings.
+# All settings of a run, for shardpress run --config FILE. Lines that start with # show defaults; remove the # to change
+# a value. null is a default that depends on the inputs and on other settings.
 """
 _WIDTH = 120
 
@@ -31,7 +31,7 @@ def summary_line(config: Config) -> str:
     values = config.flat()
     hidden = {*_ALWAYS, *_NEVER}
     changed = [name for name, value in values.items() if value != SETTINGS[name].default and name not in hidden]
-    return ", ".join(f"{name} {_brief(SETTINGS[name], values[name])}" for name in [*_ALWAYS, *changed])
+    return ", ".join(f"{name} {_short_value(SETTINGS[name], values[name])}" for name in [*_ALWAYS, *changed])
 
 
 def as_yaml(config: Config, stages: Mapping[str, Sequence[str]]) -> str:
@@ -47,40 +47,40 @@ def as_yaml(config: Config, stages: Mapping[str, Sequence[str]]) -> str:
     for title, names in stages.items():
         lines.append(f"\n# {f' {title} ':-^{_WIDTH - 2}}\n")
         for name in names:
-            lines += _explained(SETTINGS[name], values[name])
+            lines += _lines_of_setting(SETTINGS[name], values[name])
     return "".join(lines)
 
 
-def _brief(setting: Setting, value: Any) -> str:
+def _short_value(setting: Setting, value: Any) -> str:
     if value == ():
         return "none"
     if isinstance(value, tuple):
         return some(map(shown, value), _VALUES_SHOWN)
-    return shown(_spelled(setting.kind, value))
+    return shown(_yaml_value(setting.kind, value))
 
 
-def _explained(setting: Setting, value: Any) -> Iterator[str]:
+def _lines_of_setting(setting: Setting, value: Any) -> Iterator[str]:
     text = setting.help
     if setting.kind.metavar.startswith("{"):
-        text = f"{text} {setting.kind.metavar}"
+        text = f"{text} Values: {setting.kind.metavar.strip('{}').replace(',', ', ')}."
     yield "\n"
     for line in textwrap.wrap(text, _WIDTH - 3):
         yield f"## {line}\n"
     prefix = ""
     if value == setting.default:
         prefix = "# "
-    for line in _dumped(setting.name, _spelled(setting.kind, value)):
+    for line in _yaml_lines(setting.name, _yaml_value(setting.kind, value)):
         yield prefix + line
 
 
-def _dumped(name: str, value: Any) -> list[str]:
+def _yaml_lines(name: str, value: Any) -> list[str]:
     """Return lines of YAML; characters that libyaml may take for the end of a line are escaped."""
     values = value if isinstance(value, list) else [value]
     is_plain = all(str(each).isprintable() for each in values)
     return yaml.safe_dump({name: value}, allow_unicode=is_plain, width=math.inf).splitlines(keepends=True)
 
 
-def _spelled(kind: Kind, value: Any) -> Any:
+def _yaml_value(kind: Kind, value: Any) -> Any:
     """Return a value as a user would write it into a file."""
     if value == () and kind.is_list:
         return "none"

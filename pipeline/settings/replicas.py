@@ -1,4 +1,4 @@
-"""Number of replicas and of their averages: they depend on sizes only, so they are the same on any machine."""
+"""Number of replicas, and how often they are averaged: functions of sizes only, equal on all machines."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class ResolvedTraining(TrainingSettings):
 
     @property
     def hides_much(self) -> bool:
-        """True if training hides so much that its features are not meant to be those of the smallest error."""
+        """Whether training hides so many entries that its features are not expected to have the smallest error."""
         return self.corruption > MASKED
 
 
@@ -76,20 +76,20 @@ class Settings(Config):
     storage: ResolvedStorage
 
 
-def resolve(config: Config, n_rows: int, n_inputs: int, given: Network | None = None) -> Settings:
+def resolve(config: Config, n_rows: int, n_inputs: int, trained_network: Network | None = None) -> Settings:
     """Return the settings with all defaults that depend on the inputs and on other settings.
 
     Parameters
     ----------
     n_rows, n_inputs : int
         Rows and columns of all shards.
-    given : Network, optional
-        The network of a given model.
+    trained_network : Network, optional
+        Network of the model that the run uses instead of training one.
     """
-    if given is None:
+    if trained_network is None:
         network = _resolved_network(config, n_rows, n_inputs)
     else:
-        network = _network_of_model(config.network, given)
+        network = _network_of_model(config.network, trained_network)
     return Settings(
         inputs=config.inputs,
         network=network,
@@ -126,19 +126,19 @@ def _resolved_network(config: Config, n_rows: int, n_inputs: int) -> ResolvedNet
     )
 
 
-def _network_of_model(requested: NetworkSettings, given: Network) -> ResolvedNetwork:
-    """Return the network of a given model; settings that contradict it are kept, and reported later."""
+def _network_of_model(requested: NetworkSettings, trained: Network) -> ResolvedNetwork:
+    """Return the network of an existing model; contradicting settings are kept, and reported later."""
     hidden = requested.hidden
     if hidden is None:
-        hidden = given.widths[1:-1]
+        hidden = trained.widths[1:-1]
     decoder_gain = requested.decoder_gain
     if decoder_gain is None:
-        decoder_gain = given.gain
+        decoder_gain = trained.gain
     return ResolvedNetwork(
-        n_features=requested.n_features or given.n_features,
+        n_features=requested.n_features or trained.n_features,
         hidden=hidden,
-        activation=given.activation,
-        code_activation=requested.code_activation or given.code,
+        activation=trained.activation,
+        code_activation=requested.code_activation or trained.code,
         decoder_gain=decoder_gain,
     )
 
@@ -176,12 +176,12 @@ def _resolved_training(config: Config, network: ResolvedNetwork, n_rows: int, n_
 
 
 def _default_batch_size(n_rows: int) -> int:
-    """Return a fiftieth of the rows within limits, so that few rows still make about fifty steps an epoch."""
+    """Return a fiftieth of the rows, within limits, so that small data still give about fifty steps per epoch."""
     return min(128, max(16, n_rows // 50), n_rows)
 
 
 def _default_epochs(n_rows: int, n_trained: int) -> int:
-    """Return the epochs for steps of the default batch size: larger batches must not make a training longer."""
+    """Return the epochs for the default batch size, so that a larger batch size does not lengthen the training."""
     steps_per_epoch = math.ceil(n_trained / _default_batch_size(n_rows))
     return max(EPOCHS, math.ceil(LEAST_STEPS / max(1, steps_per_epoch)))
 
@@ -193,7 +193,7 @@ def _default_corruption(network: ResolvedNetwork, n_inputs: int) -> float:
 
 
 def _window_rows(machine: MachineSettings, n_inputs: int) -> int:
-    """Return the rows that are shuffled together, of the widest numbers, since their dtype is not known here."""
+    """Return the number of rows that are shuffled together, for the widest dtype: the actual one is unknown here."""
     window_bytes = min(machine.shuffle_window, machine.memory_budget // 8)
     return window_bytes // (8 * n_inputs)
 

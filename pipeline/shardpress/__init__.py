@@ -1,9 +1,9 @@
-"""What `import shardpress` gives: the public names of the package `pipeline`, and that `pipeline` is ours.
+"""The public API of shardpress: the public names of the package `pipeline`.
 
     from shardpress import load_model, open_features
 
-setup.py installs it beside `pipeline` and `kernels`. A file `pipeline.py` in the folder where a script or a notebook
-starts comes before them on Python's path, so they are loaded from their own place, before anything asks for them.
+setup.py installs this package next to `pipeline` and `kernels`. A file `pipeline.py` in the directory of a script or a
+notebook would be found first on Python's path. Therefore both packages are loaded here by their paths.
 """
 
 import importlib.util as _util
@@ -11,25 +11,25 @@ import os as _os
 import sys as _sys
 from types import ModuleType as _ModuleType
 
-_AROUND = _os.path.dirname(_os.path.dirname(_os.path.abspath(__file__)))
-# In the repository it lies in `pipeline`.
-_ROOT = _AROUND if _os.path.exists(_os.path.join(_AROUND, "pipeline", "__init__.py")) else _os.path.dirname(_AROUND)
+_PARENT = _os.path.dirname(_os.path.dirname(_os.path.abspath(__file__)))
+# In the repository, this package is a subdirectory of `pipeline`.
+_ROOT = _PARENT if _os.path.exists(_os.path.join(_PARENT, "pipeline", "__init__.py")) else _os.path.dirname(_PARENT)
 
 
-def _ours(name: str) -> _ModuleType:
-    """Our package of a name that others may have taken."""
+def _load(name: str) -> _ModuleType:
+    """Load a package of shardpress by its path; raise `ImportError` if another module has its name."""
     path = _os.path.join(_ROOT, name, "__init__.py")
     if name in _sys.modules:
-        there = getattr(_sys.modules[name], "__file__", None)
-        if there is None or not _os.path.exists(there) or not _os.path.samefile(there, path):
+        file = getattr(_sys.modules[name], "__file__", None)
+        if file is None or not _os.path.exists(file) or not _os.path.samefile(file, path):
             raise ImportError(
-                f"shardpress: the module {name!r} that is loaded already is that of {there or 'a folder'}, expected "
-                f"{path}, which shardpress needs. Give that file another name, or use it in another process."
+                f"shardpress: another module named {name!r} is already loaded, from {file or 'a directory'}; "
+                f"shardpress needs {path}. Rename the other module, or import it in another process."
             )
         return _sys.modules[name]
     spec = _util.spec_from_file_location(name, path, submodule_search_locations=[_os.path.dirname(path)])
     if spec is None or spec.loader is None:
-        raise ImportError(f"shardpress: {path} cannot be loaded. Install shardpress again.")
+        raise ImportError(f"shardpress: {path} cannot be loaded. Reinstall shardpress.")
     module = _util.module_from_spec(spec)
     _sys.modules[name] = module
     try:
@@ -40,10 +40,10 @@ def _ours(name: str) -> _ModuleType:
     return module
 
 
-_ours("kernels")
-_pipeline = _ours("pipeline")
+_load("kernels")
+_pipeline = _load("pipeline")
 
-TYPE_CHECKING = False  # as in `pipeline`
+TYPE_CHECKING = False  # like in `pipeline`
 if TYPE_CHECKING:
     from pipeline import TiedAutoencoder as TiedAutoencoder
     from pipeline import load_model as load_model

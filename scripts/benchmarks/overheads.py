@@ -32,7 +32,7 @@ from pipeline.training.loop import CheckpointPolicy
 from scripts.benchmarks.common import fresh, median_ratio, script, seconds_of, synthetic_shards, take_turns
 from scripts.benchmarks.tasks import compute_and_commit, encoding_tasks
 
-N_WRITERS = len(os.sched_getaffinity(0)) + 2  # as many as a run has
+N_WRITERS = len(os.sched_getaffinity(0)) + 2  # the default of a run
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

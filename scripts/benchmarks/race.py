@@ -96,7 +96,7 @@ class Contestant:
         except RuntimeError as error:
             if self.name in _OWN:
                 raise
-            print(f"  {self.name} takes no part: {error}", flush=True)
+            print(f"  {self.name} does not take part: {error}", flush=True)
             return False
         self.about = answer.get("about", "")
         return "absent" not in answer
@@ -194,7 +194,7 @@ class Bench:
         return self._keep(case, what, found, {each.name: each.about for each in racing})
 
     def _with_equal_results(self, prepared: list[Contestant], relative: float, absolute: float) -> list[Contestant]:
-        """Return the contestants whose results equal ours. If no peer's do, ours are wrong."""
+        """Return the contestants whose results equal ours; raise `RuntimeError` if no peer agrees with ours."""
         comparable = [each.name for each in prepared if each.name != "sklearn"]  # which has another model
         results = {name: dict(np.load(self.folder / f"{name}.npz")) for name in comparable}
         expected = results.pop("ours")
@@ -206,7 +206,7 @@ class Bench:
         if "blas" in wrong or (peers and peers == wrong.keys()):
             raise RuntimeError("; ".join(wrong.values()))
         for sentence in wrong.values():
-            print(f"  takes no part: {sentence}", flush=True)
+            print(f"  does not take part: {sentence}", flush=True)
         return [each for each in prepared if each.name not in wrong]
 
     def _keep(self, case: str, what: str, found: dict[str, list[float]], about: dict[str, str]) -> dict[str, float]:
@@ -261,7 +261,7 @@ def turn(contestant: Contestant, times: int, before: Callable[[], object]) -> fl
 
 
 def repetitions(contestant: Contestant, seconds: float) -> int:
-    """Return how often a contestant does its work in about so many seconds."""
+    """Return how often a contestant does its work in about `seconds`."""
     once = contestant.seconds()
     if once < seconds:
         once = min(once, contestant.seconds())

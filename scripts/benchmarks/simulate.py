@@ -1,14 +1,14 @@
 """Predict the time of a run on a large cluster, by a discrete-event model with measured costs.
 
     run.py simulate                              10^9 and 10^12 rows on 1 to 1,000 workers, as tables
-    run.py simulate --plot docs/scaling.png      the same as a picture, too
+    run.py simulate --plot docs/scaling.png      as tables and as a picture
     run.py simulate --costs scaling/scaling.json --check scaling/scaling.json
                                                  compare predictions with measurements of 1 to 4 workers
 
 A task waits for the driver, the scheduler, a thread of a worker, a core and the storage in turn, as in a run. Each of
-them serves one task at a time, except for the storage, which serves as many streams as its bandwidth holds. Of many
-tasks only the first ones are simulated, and the others follow at the same rate. The costs are those of
-docs/scaling.json, unless `--costs` names others.
+them serves one task at a time, except for the storage, which serves as many streams as its bandwidth holds. If
+there are many tasks, only the first ones are simulated, and the others follow at the same rate. The costs are those
+of docs/scaling.json, unless `--costs` names another file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SCAN_TASK_ROWS = 128 * 2688
 MAX_SCAN_TASKS = 4096
 REPLICAS = 8
 ROUND_ROWS = 512 * 128
-# Of larger data a part is enough to train on: see docs/scaling.md.
+# A part of larger data is enough to train on: see docs/scaling.md.
 TRAINED_ROWS = 10**8
 EPOCHS = 20
 MAX_ERROR = 0.15

@@ -1,4 +1,4 @@
-"""The fault table of docs/reliability.md lists tests for every fault that one machine can produce."""
+"""The fault list of docs/reliability.md has tests for every fault that one machine can produce."""
 
 import ast
 import re
@@ -11,29 +11,36 @@ TESTS = Path(__file__).parents[1]
 PAGE = TESTS.parent / "docs" / "reliability.md"
 
 
-def rows(letter, first, last):
+def faults(letter, first, last):
     return [f"{letter}{number}" for number in range(first, last + 1)]
 
 
 COVERED = [
-    *rows("P", 1, 12),
-    *rows("D", 1, 14),
-    *rows("C", 1, 7),
-    *rows("I", 1, 21),
-    *rows("V", 1, 10),
-    *rows("G", 1, 6),
-    *rows("K", 1, 10),
-    *rows("S", 1, 19),
-    *rows("U", 1, 5),
+    *faults("P", 1, 12),
+    *faults("D", 1, 14),
+    *faults("C", 1, 7),
+    *faults("I", 1, 21),
+    *faults("V", 1, 10),
+    *faults("G", 1, 6),
+    *faults("K", 1, 10),
+    *faults("S", 1, 19),
+    *faults("U", 1, 5),
 ]
 
 
 @cache
 def listed():
-    """Return the tests of each row of the table, as ``file.py::test_...``."""
-    lines = re.findall(r"^\| ([A-Z][0-9]+) \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
-    assert len(dict(lines)) == len(lines), "a row occurs twice"
-    return {row: re.findall(r"`([a-z0-9_/]+\.py::test_[a-z0-9_]+)`", names) for row, names in lines}
+    """Return the tests of each fault in the list, as ``file.py::test_...``."""
+    items = re.findall(r"^- ([A-Z][0-9]+): .+\n((?:  .+\n)*)", PAGE.read_text(), re.MULTILINE)
+    assert len(dict(items)) == len(items), "a fault occurs twice"
+    return {fault: [name_of(line) for line in lines.splitlines()] for fault, lines in items}
+
+
+def name_of(line):
+    """Return the name of the test in a line of the list."""
+    found = re.fullmatch(r"  - `([a-z0-9_/]+\.py::test_[a-z0-9_]+)`", line)
+    assert found, f"not a test: {line!r}"
+    return found[1]
 
 
 @cache
@@ -46,18 +53,18 @@ def names_in(file):
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
-@each("row", COVERED)
-def test_fault_has_a_test(row):
-    assert listed().get(row)
+@each("fault", COVERED)
+def test_fault_has_a_test(fault):
+    assert listed().get(fault)
 
 
-def test_table_lists_known_faults_only():
+def test_list_has_known_faults_only():
     assert list(listed()) == COVERED
 
 
-@each("row", COVERED)
-def test_listed_tests_exist_and_are_listed_once_in_a_row(row):
-    tests = listed()[row]
+@each("fault", COVERED)
+def test_listed_tests_exist_and_occur_once_per_fault(fault):
+    tests = listed()[fault]
     missing = [name for name in tests if name.partition("::")[2] not in names_in(name.partition("::")[0])]
     assert missing == []
     assert len(set(tests)) == len(tests)

@@ -247,7 +247,8 @@ def test_unwritable_output_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
     monkeypatch.setattr(machine.tempfile, "TemporaryFile", refuse)
     found = {each.name: each for each in machine.machine_checks(str(tmp_path / "new/features"))}["output"]
-    assert (found.status, found.fix) == ("fail", "--output elsewhere")
+    assert found.status == "fail"
+    assert "--output" in found.fix
     assert found.found.startswith(f"{tmp_path}: ")
     assert found.found.endswith("Read-only file system")
 

@@ -74,7 +74,7 @@ def test_reference_flags_set_every_model_setting() -> None:
     assert model - named - {"epochs", "batch_size", "seed"} == {"patience"}, "without validation there is no patience"
     settings = resolve(parse(reference.FLAGS, {}, ""), 2000, 4)
     assert network_of(settings.network, 4) == Network((4, 2))
-    since = {each.name for each in SETTINGS.values() if each.before != ()} | {"hidden"}
+    since = {each.name for each in SETTINGS.values() if each.legacy_value != ()} | {"hidden"}
     assert since & set(fingerprint_values(settings, "model")) == set(), "runs of the first version are reused"
 
 

@@ -235,7 +235,7 @@ WRONG_SHAPES = [
     ("input: 3", "value"),
     ("input: [[a.h5]]", "['a.h5']"),
     ("include: [{a: b}]", "{'a': 'b'}"),
-    ("input: [~]", "nothing"),
+    ("input: [~]", "empty"),
     ("output: 2024_01", "202401"),
     ("dataset: yes", "True"),
     ("include: [1.50]", "1.5"),

@@ -75,7 +75,7 @@ def some_value(setting: Setting, draw: random.Random) -> Any:
     values = of_kind.get(kind.metavar, TEXTS)
     if setting.name == "missing_value":
         return draw.choice([-9999, 2**63 + 1, 0.5, -1e-7, 10**300])
-    return draw.choice([value for value in values if kind.holds(value)])
+    return draw.choice([value for value in values if kind.is_valid(value)])
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -17,7 +17,7 @@ DEADLINE = 240.0  # time limit for operations that take seconds on an idle machi
 
 LAST_LINE = re.compile(
     r" ERROR (Nothing was started|Not finished after [\d.]+ s in .*: stages done: .*; (\d+) of \d+ rows have committed "
-    r"features)\. (Type|Mend what the line above says, then type) the same command again"
+    r"features)\. (Run|Fix the problem named above, then run) the same command again"
 )
 
 
