@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 MAX_FINDINGS = 10
 CODE = ("pipeline", "kernels", "scripts", "tests")
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "data/*.md")
-RELATIVE_CLAUSE = re.compile(r"(What|Whether|Which|Where|Of|By|As|With|How|Who|Whose|That|When|For|In|From) [a-z]")
+RELATIVE_CLAUSE = re.compile(r"(What|Which|Where|Of|By|How|Who|Whose|That) [a-z]")
+EXEMPT = (Path(__file__).resolve(), ROOT / "docs/style.md")  # they list the banned words
 # Wrong in every context: each has a standard word in docs/style.md.
 BANNED = (
     r"mend(s|ed|ing)?",
@@ -30,7 +31,7 @@ BANNED = (
     r"counts? for nothing",
     r"by your leave",
     r"says? of",
-    r"rid(e|es|ing|ers?) along|riders?",
+    r"rid(e|es|ing) along",
     r"sittings?",
 )
 BANNED_WORDS = re.compile(r"\b(" + "|".join(BANNED) + r")\b", re.IGNORECASE)
@@ -63,7 +64,7 @@ def main() -> int:
     files += [path for pattern in DOCUMENTS for path in sorted(ROOT.glob(pattern))]
     n_findings = 0
     for path in files:
-        if path != Path(__file__).resolve():
+        if path not in EXEMPT:
             for line, description in findings(path):
                 n_findings += 1
                 print(f"{path.relative_to(ROOT)}:{line}: {description}")
