@@ -38,8 +38,8 @@ check: lint ## run linters, type checks, and the quick tests (no compiler, no ot
 test: setup .venv-readers/.complete ## run all tests; ISA=avx2 restricts the instruction set
 	$(if $(ISA),TEST_ISA=$(ISA) )$(PYTHON_OF_VENV) -m pytest --numprocesses auto
 
-SOAK_TARGETS := soak-tests soak-failing-calls soak-protocol soak-killing soak-watched soak-chaos soak-aborted \
-	soak-mutants soak-orphans soak-fuzzing soak-structures soak-ulimits soak-architectures
+SOAK_TARGETS := soak-tests soak-failing-calls soak-protocol soak-killing soak-thread-sanitizer soak-chaos \
+	soak-readonly-disk soak-mutants soak-orphans soak-fuzzing soak-structures soak-ulimits soak-architectures
 .PHONY: $(SOAK_TARGETS)
 
 # Two run at a time, the longest first. A failure does not stop the others.
@@ -58,14 +58,14 @@ soak-protocol:
 soak-killing:
 	$(PYTHON_OF_VENV) -m tests.support.killing 200
 
-soak-watched:
-	$(PYTHON_OF_VENV) -m tests.support.watched
+soak-thread-sanitizer:
+	$(PYTHON_OF_VENV) -m tests.support.thread_sanitizer
 
 soak-chaos:
 	$(PYTHON_OF_VENV) -m tests.support.chaos 10
 
-soak-aborted:
-	$(PYTHON_OF_VENV) -m tests.support.aborted
+soak-readonly-disk:
+	$(PYTHON_OF_VENV) -m tests.support.readonly_disk
 
 soak-mutants:
 	$(PYTHON_OF_VENV) -m tests.support.mutants all

@@ -99,7 +99,7 @@ def steps(folder: Path, device: str, quick: bool) -> dict[str, Step]:
         "encode": ((*extract, test, "--output", encoded, "--model", features, "--require-device"), on_card),
         "classify": (("scripts/classify.py", "--features", features, "--test", encoded), on_cpu),
         "cpu": ((*extract, train, "--output", cpu_features, "--model", features), on_cpu),
-        "agree": (("-m", "tests.support.agree", features, cpu_features, device), {}),
+        "agree": (("-m", "tests.support.compare_features", features, cpu_features, device), {}),
         "races": ((*races(device, quick), "--output", folder / "bench"), {}),
     }
 

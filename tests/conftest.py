@@ -39,7 +39,7 @@ facts["missing"] = missing()
 
 
 def pytest_collection_finish() -> None:
-    """Exempt the objects of modules and tests from garbage collection, which each training calls for."""
+    """Exempt the objects of modules and tests from garbage collection, which each training triggers."""
     gc.collect()
     gc.freeze()
 
@@ -54,7 +54,7 @@ def same_environment() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def same_import_path() -> Iterator[None]:
-    """Dask puts the scratch directories of workers into `sys.path`, where a later run would find and refuse them."""
+    """Restore `sys.path`: Dask adds scratch directories of workers, which a later run would refuse."""
     before = list(sys.path)
     yield
     sys.path[:] = before
@@ -62,12 +62,12 @@ def same_import_path() -> Iterator[None]:
 
 @pytest.fixture
 def open_path() -> Iterator[Path]:
-    """A directory that every user can enter, unlike ``tmp_path``."""
+    """Return a directory that every user can enter, unlike ``tmp_path``."""
     path = Path(tempfile.mkdtemp(prefix="shardpress-test-"))
     path.chmod(0o755)
     yield path
     for entry in path.iterdir():
-        entry.chmod(0o755)  # so that it can be removed without root's rights
+        entry.chmod(0o755)  # so that it can be removed without root privileges
     shutil.rmtree(path)
 
 

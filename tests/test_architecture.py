@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-# Each package or module of `pipeline` may import itself, the modules that all may import, and what is listed here.
+# Each package or module of `pipeline` may import itself, the common modules, and those listed here.
 COMMON = [
     *("childprocess", "columns", "commandline", "errors", "formats", "processcache", "runlog", "settings", "signals"),
     "text",
 ]
-# These need no Theano: all of the pipeline may import them.
+# Modules without Theano, which all of the pipeline may import.
 PLAIN = ["kernels.activations", "kernels.network", "kernels.reference", "kernels.rules", "kernels.trust"]
 MAY_IMPORT = {
     **{each: [] for each in ("progress", "watch", *COMMON, "gpu", "hdf5", "output")},
@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "report": [
         *("features", "model", "output.records", "scan", "shards", "training.components", "training.verdict"),
     ],
-    # It alone commits results and shows progress; the packages above count rows for their caller.
+    # It alone commits results and shows progress; the packages above report row counts to their caller.
     "run": [
         *("progress", "output", "shards", "scan", "cluster", "model", "device", "features", "training", "encoding"),
         *("hdf5.files", "hdf5.values", "report", "watch"),
@@ -47,7 +47,7 @@ MAY_IMPORT = {
         *("cli", "installed", "classify", "doctor", "gpu", "progress", "report", "run.plan", "scan", "shards"),
         *("interop", "model", "output.disk"),
     ],
-    # Which setup.py installs beside pipeline, under its own name.
+    # setup.py installs it next to pipeline, under its own name.
     "shardpress": ["commands", "features", "interop.estimator", "model"],
 }
 
@@ -57,7 +57,7 @@ KERNELS = sorted((ROOT / "kernels").glob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
 # Largest number of AST nodes in one function. Lower it as the code gets simpler. Ruff limits parameters and branches.
 MOST_NODES = 680
-# Too large to load for a command line that has a typing error in it.
+# Too slow to load for a command line with a typing error.
 HEAVY = ["theano", "pygpu", "scipy", "sklearn", "matplotlib", "distributed", "pandas", "numpy", "dask", "h5py", "tqdm"]
 
 
@@ -66,7 +66,7 @@ def is_type_checking(node: ast.AST) -> bool:
 
 
 def statements(node: ast.AST) -> Iterator[ast.AST]:
-    """Every node below, but for what only type checkers see."""
+    """Yield every node below, except for the code of type checkers."""
     for child in ast.iter_child_nodes(node):
         if not is_type_checking(child):
             yield child
@@ -80,7 +80,7 @@ def parsed(path: Path) -> ast.Module:
 
 @cache
 def imports(source: str) -> list[tuple[str, str | None]]:
-    """(module, name or None) of every import, inside functions too; a relative one begins with dots."""
+    """Return (module, name or None) of every import, also in functions; a relative import begins with dots."""
     found: list[tuple[str, str | None]] = []
     for node in statements(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -95,20 +95,20 @@ def module_of(path: Path) -> str:
 
 
 def file_of(module: str) -> Path | None:
-    """The file of a module of ours."""
+    """Return the file of one of our modules."""
     stem = ROOT / module.replace(".", "/")
     candidates = [stem.with_suffix(".py"), stem.with_suffix(".pyi"), stem / "__init__.py"]
     return next((path for path in candidates if path.exists()), None)
 
 
 def our_imports(source: str) -> list[str]:
-    """Modules of pipeline and kernels that a source imports."""
+    """Return the modules of pipeline and kernels that a source imports."""
     ours = [(module, name) for module, name in imports(source) if module.split(".")[0] in ("pipeline", "kernels")]
     return [f"{module}.{name}" if name and file_of(f"{module}.{name}") else module for module, name in ours]
 
 
 def wrong_imports(module: str, source: str) -> list[str]:
-    """Return what a module imports that its package must not import."""
+    """Return the imports of a module that its package does not allow."""
     package = module.removeprefix("pipeline.").split(".")[0]
     if package == "kernels":
         return [each for each in our_imports(source) if not each.startswith("kernels")]
@@ -120,7 +120,7 @@ def wrong_imports(module: str, source: str) -> list[str]:
 
 @cache
 def exported(path: Path) -> list[str] | None:
-    """What ``__all__`` lists, or None without one."""
+    """Return the names in ``__all__``, or None without it."""
     for node in parsed(path).body:
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]:
             return list(ast.literal_eval(node.value))

@@ -1,4 +1,4 @@
-"""Tests that do more than their marks say are stopped."""
+"""Tests of the audit, which fails tests that do more than their marks say."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.audit import marks_enforced
 
 
 def item(*marks: str, markexpr: str = "not process") -> Any:
-    """Return as much of a test as the check reads."""
+    """Return the attributes of a test that the audit reads."""
     return SimpleNamespace(
         config=SimpleNamespace(getoption={"markexpr": markexpr}.get),
         iter_markers=lambda: [SimpleNamespace(name=name) for name in marks],

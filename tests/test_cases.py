@@ -1,4 +1,4 @@
-"""The loops of cases that tests are made of."""
+"""Tests of the loops over cases."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_a_case_for_an_unknown_argument_is_refused():
 
         @each("m", [1])
         def test(n):
-            """Takes another one."""
+            """Test another case."""
 
 
 def test_a_sample_holds_the_first_and_the_last_case():

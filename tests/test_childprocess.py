@@ -1,4 +1,4 @@
-"""Child processes import nothing from where others may write, and end with their parent."""
+"""Tests of child processes: they import nothing that other users can write to, and end with their parent."""
 
 from __future__ import annotations
 
@@ -42,11 +42,17 @@ def test_a_removed_current_directory_does_no_harm(tmp_path: Path, monkeypatch: p
 
 
 def test_variables_of_python_are_not_inherited() -> None:
-    given = {"PYTHONPATH": "/tmp", "PYTHONSTARTUP": "/tmp/x.py", "PYTHONHOME": "/tmp", "HOME": "/h", "MYPYTHON": "1"}
-    assert environment_of_child(given) == {"HOME": "/h", "MYPYTHON": "1"}
+    inherited = {
+        "PYTHONPATH": "/tmp",
+        "PYTHONSTARTUP": "/tmp/x.py",
+        "PYTHONHOME": "/tmp",
+        "HOME": "/h",
+        "MYPYTHON": "1",
+    }
+    assert environment_of_child(inherited) == {"HOME": "/h", "MYPYTHON": "1"}
 
 
-# Starts a child and reports both process ids, of the child and of a process that the child has started.
+# Starts a child and prints the process ids of the child and of a process that the child has started.
 PARENT = """
 import subprocess, sys
 from pathlib import Path
@@ -85,7 +91,7 @@ def test_a_scratch_directory_is_removed_after_the_parent(tmp_path: Path) -> None
 
 
 def _is_ended_with_parent(folder: Path, *arguments: str) -> bool:
-    """Kill the parent, and return whether its child and what that has started end."""
+    """Kill the parent; return whether its child and the child's process end."""
     variables = {**os.environ, "PYTHONPATH": f"{folder}:{REPOSITORY}"}
     command = [sys.executable, "-c", PARENT, "stuck_child", *arguments]
     parent = subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""Mistakes of users: a line that says what to do, the right exit code, never a traceback."""
+"""Tests of mistakes on the command line: a line that says what to do, the right exit code, never a traceback."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_all_settings_that_do_not_fit_the_shards_are_listed(tmp_path: Path, capl
     assert code == 78
     assert mentions(message, "n_features: 4", "1 to 3")
     assert mentions(message, "batch_size: 11", "1 to 10")
-    assert not (tmp_path / "out").exists(), "a refused run makes nothing"
+    assert not (tmp_path / "out").exists(), "a refused run writes no files"
 
 
 def test_a_single_column_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

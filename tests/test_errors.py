@@ -1,4 +1,4 @@
-"""Every failure has its exit code, and no name can forge a line of the log."""
+"""Tests of errors: every failure has its exit code, and no file name can forge a line of the log."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ SYSEXITS = {
     "NewerFormat": 76,
     "NotPermitted": 77,
     "ConfigError": 78,
-    "VerificationFailed": 79,  # the first that sysexits leaves free
+    "VerificationFailed": 79,  # the first one that sysexits does not use
 }
 
 

@@ -1,4 +1,4 @@
-"""What downstream opens: equal to the parts, lazy, and refused when a part is not what the manifest says."""
+"""Tests of `open_features`: lazy arrays equal to the parts, and an error if a part does not match the manifest."""
 
 from functools import partial
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is written comes back as it was; what is damaged, forged or newer does not come back at all."""
+"""Tests of file formats: values are restored exactly, and damaged, forged or newer files are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SEEDS = range(30)
 
 
 def plain(rng: random.Random, depth: int = 0) -> Any:
-    """Some value that JSON can hold."""
+    """Return a random value that JSON can hold."""
     makers: list[Callable[[], Any]] = [
         lambda: rng.choice([None, True, False, 0, -1, 2**63, -(2**200), 0.1, -0.0, 5e-324, 1.7e308]),
         lambda: rng.uniform(-1e9, 1e9),
@@ -38,7 +38,7 @@ def plain(rng: random.Random, depth: int = 0) -> Any:
 
 
 def exactly(found: Any, expected: Any) -> bool:
-    """Equal, and of one type: 1, 1.0 and True differ."""
+    """Return whether values are equal and of the same type: 1, 1.0 and True differ."""
     return json.dumps(found) == json.dumps(expected)
 
 
@@ -81,7 +81,7 @@ def test_a_sealed_file_of_another_length_is_refused() -> None:
 
 
 def resealed(**content: Any) -> bytes:
-    """A file with whatever content, whose digest fits."""
+    """Return a file with any content and a matching digest."""
     return json.dumps({**content, "seal": fingerprint(content)}, indent=1).encode() + b"\n"
 
 
@@ -187,8 +187,8 @@ def test_packed_arrays_are_restored_bit_for_bit(seed: int) -> None:
         data = bytes(byte & 1 for byte in data) if dtype == "|b1" else data
         arrays[f"group/{i}"] = np.frombuffer(data, dtype=dtype).reshape(shape)
     about = {"n": [plain(random.Random(seed))]}
-    found, told = unpack(pack(arrays, about))
-    assert exactly(told, about)
+    found, metadata = unpack(pack(arrays, about))
+    assert exactly(metadata, about)
     assert list(found) == list(arrays)
     for name, array in arrays.items():
         assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
@@ -203,7 +203,7 @@ def test_arrays_can_hold_nan_but_plain_values_cannot() -> None:
 
 
 def test_a_changed_byte_of_an_archive_is_refused_or_harmless() -> None:
-    """The rest is for the BLAKE3 of the commit record: a date in the archive, for one."""
+    """The remaining bytes, such as a date in the archive, are covered by the BLAKE3 digest of the commit record."""
     arrays = {"W": np.arange(6, dtype=np.float32).reshape(2, 3)}
     data = pack(arrays, {"step": 3})
     n_refused = 0
@@ -229,7 +229,7 @@ def test_truncated_archives_are_refused() -> None:
 
 
 class Canary:
-    """Whoever loads its pickle makes a file."""
+    """An object that creates a file when its pickle is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

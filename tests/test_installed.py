@@ -1,4 +1,4 @@
-"""Started by the wrong Python, or with packages that do not fit, a program says so in a sentence and loads nothing."""
+"""Tests of a wrong Python or incompatible packages: programs report it clearly and load nothing."""
 
 import ast
 import importlib.metadata
@@ -17,8 +17,8 @@ from tests.support.interpreters import REPOSITORY, environment
 from tests.support.logged import mentions
 
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
-# The contestants are started by bench.py, in an environment of others; what looks at pages, and what tells what is
-# missing, take any Python as it is.
+# Contestants are started by bench.py, in other environments; the checks of pages and of missing packages work with any
+# Python.
 OTHERS = ("contestants.py", "report_check.py", "doctor.py")
 STARTED = [path for path in SCRIPTS if "__main__" in path.read_text() and path.name not in OTHERS]
 OLDEST = (3, 6)
@@ -46,12 +46,12 @@ def test_old_pythons_can_parse_the_programs(path):
 @pytest.mark.parametrize("path", STARTED, ids=lambda path: path.name)
 def test_the_error_without_packages_names_the_right_python(path):
     script = str(path.relative_to(REPOSITORY))
-    code, said = start(sys.executable, "-S", script, PYTHONPATH=None)
+    code, message = start(sys.executable, "-S", script, PYTHONPATH=None)
     assert code == 69
-    assert said.startswith(path.name)
-    assert "(3.11." in said
-    assert said.endswith(f".venv/bin/python {script}\n")
-    assert len(said.splitlines()) == 1
+    assert message.startswith(path.name)
+    assert "(3.11." in message
+    assert message.endswith(f".venv/bin/python {script}\n")
+    assert len(message.splitlines()) == 1
 
 
 @pytest.mark.process
@@ -59,11 +59,11 @@ def test_the_error_without_packages_names_the_right_python(path):
 def test_an_unsupported_later_python_is_refused(version):
     python = REPOSITORY / ".venv-readers" / version / "bin/python"
     if not python.exists():
-        pytest.skip(f"no Python {version} in .venv-readers; scripts/readers.sh makes one where it can")
-    code, said = start(python, "scripts/extract.py", PYTHONPATH=None)
+        pytest.skip(f"no Python {version} in .venv-readers; scripts/readers.sh can create one")
+    code, message = start(python, "scripts/extract.py", PYTHONPATH=None)
     assert code == 69
-    assert said.startswith("extract.py")
-    assert f"({version}." in said
+    assert message.startswith("extract.py")
+    assert f"({version}." in message
 
 
 def test_setup_is_advised_without_a_virtual_environment(tmp_path):
@@ -74,11 +74,11 @@ def test_setup_is_advised_without_a_virtual_environment(tmp_path):
 def test_unsuitable_packages_end_a_run_before_being_imported(tmp_path):
     (tmp_path / "numpy-2.4.6.dist-info").mkdir()
     (tmp_path / "numpy.py").write_text("raise SystemExit('loaded')")
-    code, said = start(sys.executable, "scripts/extract.py", PYTHONPATH=tmp_path)
+    code, message = start(sys.executable, "scripts/extract.py", PYTHONPATH=tmp_path)
     assert code == 69
     command = f"{shlex.quote(sys.executable)} -m pip install 'numpy<2,>=1.26.4'\n"
-    assert mentions(said, "numpy 2.4.6", "<2,>=1.26.4")
-    assert said.endswith(f": {command}")
+    assert mentions(message, "numpy 2.4.6", "<2,>=1.26.4")
+    assert message.endswith(f": {command}")
 
 
 def test_this_environment_meets_every_requirement():
@@ -154,9 +154,9 @@ def test_system_packages_and_unreadable_folders_are_harmless(monkeypatch, tmp_pa
     found = packages.find_distributions()
     monkeypatch.setattr(os, "listdir", refuse)
     monkeypatch.setattr(sys, "path", ["/refused", str(tmp_path)])
-    there = packages.find_distributions()
-    assert list(there) == ["pyyaml"]
-    assert packages.unmet_requirements(found | there) == []
+    listed = packages.find_distributions()
+    assert list(listed) == ["pyyaml"]
+    assert packages.unmet_requirements(found | listed) == []
 
 
 def test_the_first_of_two_versions_on_the_path_counts(tmp_path, monkeypatch):

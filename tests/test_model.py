@@ -1,4 +1,4 @@
-"""The model: scaling that keeps digits, files that come back as they were, and a NumPy encoder to trust."""
+"""Tests of the model: scaling that keeps digits, files that are restored exactly, and a NumPy encoder as reference."""
 
 import io
 import math
@@ -52,7 +52,7 @@ def model(request):
 
 
 def slowly(kind, z):
-    """An activation, in Python's own float64."""
+    """Return an activation, computed with Python floats."""
     if kind == "sigmoid":
         return 1 / (1 + math.exp(-z))
     slope = {"relu": 0.0, "leaky-relu": 0.1, "linear": 1.0}[kind]
@@ -60,7 +60,7 @@ def slowly(kind, z):
 
 
 def slow_layer(kind, rows, W, b):
-    """One number at a time."""
+    """Return the output of a layer, computed number by number."""
     sums = [[sum(x * float(w) for x, w in zip(row, W[:, j], strict=True)) for j in range(len(b))] for row in rows]
     return [[slowly(kind, z + float(b[j])) for j, z in enumerate(row)] for row in sums]
 
@@ -96,7 +96,7 @@ def test_encode_and_decode_equal_the_formulas(network):
 
 
 def encoded_as_shown(tmp_path, rows):
-    """Features of rows by the lines of Python that the README has for them, in the folder of an ``encoder.npz``."""
+    """Return features of rows, computed by the Python code in the README in the folder of an ``encoder.npz``."""
     page = (REPOSITORY / "README.md").read_text()
     (lines,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "encoder.npz" in block]
     found = {"rows": rows}
@@ -111,13 +111,13 @@ def test_the_folded_encoder_needs_only_numpy(tmp_path):
             rows[:, 3] = offset
             model = model_of(network, scaler_of(rows))
             (tmp_path / "encoder.npz").write_bytes(model.to_npz())
-            # encode rounds scaled rows to float32, as a device does; a fold does not.
+            # encode rounds scaled rows to float32, as a device does; folded weights do not.
             found = encoded_as_shown(tmp_path, rows.reshape(40, 2, 2))
             np.testing.assert_allclose(found, model.encode(rows), atol=1e-5, err_msg=f"{network}, {offset}")
 
 
 def cleaning_model(network, seed=0):
-    """One that fills and clips, and rows that miss values and lie outside."""
+    """Return a model that imputes and clips, and rows with missing values and outliers."""
     rows = MIDNIGHT + 100 * np.random.default_rng(seed).standard_normal((200, 4))
     low, high = np.quantile(rows, (0.1, 0.9), axis=0)
     rows[np.random.default_rng(1).random(rows.shape) < 0.1] = np.nan
@@ -191,7 +191,7 @@ def test_the_fingerprint_depends_on_network_and_arrays_only(model):
 
 @pytest.fixture
 def broken(model, tmp_path):
-    """Write the model's file, changed: arrays by name (None takes one away), and attributes."""
+    """Return a function that writes the model's file with changes: arrays by name (None removes) and attributes."""
 
     def write(changes, attributes=()):
         path = tmp_path / "model.h5"
@@ -260,7 +260,7 @@ def test_a_model_with_objects_in_place_of_arrays_is_refused(broken, model):
 
 
 class Trap:
-    """Unpickling one fails the test."""
+    """An object whose unpickling fails the test."""
 
     def __reduce__(self):
         return pytest.fail, ("a pickle was loaded",)
@@ -307,7 +307,7 @@ def test_names_of_columns_do_not_change_the_fingerprint(tmp_path):
     found = load_model(tmp_path)
     assert (found.columns.names, found.columns.names_from) == (names, "var/_index")
     np.testing.assert_array_equal(found.columns.values, named.columns.values)
-    (tmp_path / "model.h5").write_bytes(model.to_hdf5())  # as earlier versions did
+    (tmp_path / "model.h5").write_bytes(model.to_hdf5())  # like earlier versions
     assert not load_model(tmp_path).columns.is_known
 
 

@@ -1,4 +1,4 @@
-"""Model files from elsewhere: none leads to another file, takes memory without end, or is used when it is damaged."""
+"""Tests of model files from elsewhere: none opens another file, takes unbounded memory, or is used when damaged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.interpreters import REPOSITORY
 ARRAYS = ["W_1", "W_2", "b_hidden_1", "b_hidden_2", "b_output_1", "b_output_2", "gain", "minimum", "maximum", "fill"]
 
 
-# -- hostile files -----------------------------------------------------------------------------------------------
+# -- hostile files -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -87,7 +87,7 @@ def test_hostile_models_take_little_memory(tmp_path: Path) -> None:
     )
     found: dict[str, tuple[int, float]] = json.loads(done.stdout)
     assert {path: code for path, (code, _) in found.items()} == expected
-    # The largest description is 16 MiB, as bytes and as text; that of a larger file is not read at all.
+    # The largest description is 16 MiB, as bytes and as text; a larger one is not read at all.
     too_much = {path: n_mebibytes for path, (_, n_mebibytes) in found.items() if n_mebibytes > 64}
     assert too_much == {}
 
@@ -221,7 +221,7 @@ def test_a_manifest_of_another_program_is_ignored(tmp_path: Path) -> None:
 def test_a_run_that_finishes_while_loading_does_no_harm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str
 ) -> None:
-    """The manifest is replaced after it was read and before the model is."""
+    """The manifest is replaced after it was read and before the model is read."""
     path = write_output(tmp_path, old)
     read_manifest = modelfile.read_manifest
     n_reads = []

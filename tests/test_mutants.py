@@ -1,4 +1,4 @@
-"""The table of mutations fits the code, and a sample of them is planted and caught."""
+"""Tests of the table of mutations: it matches the code, and a sample of mutations is caught."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_file_is_mutated_only_within_the_context(tmp_path: Path) -> None:
             times.append(int(path.stat().st_mtime))
         assert path.read_text() == "one three"
         times.append(int(path.stat().st_mtime))
-    assert len(set(times)) == len(times), "byte code of one version would be taken for that of another"
+    assert len(set(times)) == len(times), "stale byte code would be used"
     for text in ("three", "one one"):
         path.write_text(text)
         with pytest.raises(Failed, match=r"notes\.txt"), sources.planted(_HARMLESS):
@@ -97,7 +97,7 @@ def test_a_sample_of_mutations_is_caught() -> None:
 
 @pytest.mark.process
 def test_a_mutation_that_no_test_sees_survives(capsys: pytest.CaptureFixture) -> None:
-    """The output and the exit code say so."""
+    """The output and the exit code report it."""
     file = "pipeline/signals.py"
     docstring = (REPOSITORY / file).read_text().splitlines()[0]
     unseen = Mutation(

@@ -1,4 +1,4 @@
-"""The package: light until somebody asks for more, and libhdf5's environment is cleaned before it can be loaded."""
+"""Tests of the package: importing it loads little, and libhdf5's environment is cleaned before libhdf5 is loaded."""
 
 import os
 import subprocess

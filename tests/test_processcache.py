@@ -1,4 +1,4 @@
-"""What a process keeps is made once, in any thread, and is dropped when others take its place."""
+"""Tests of the process cache: each value is made once, in any thread, and dropped when others replace it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_values_are_taken_out_the_last_one_first() -> None:
 
 @pytest.mark.process
 def test_a_fork_finds_a_free_lock_and_the_values() -> None:
-    """While another thread makes a value."""
+    """The fork happens while another thread makes a value."""
     cache = ProcessCache[str, int]()
     cache.put("a", 1)
     is_making = threading.Event()

@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, plain lines in a log."""
+"""Tests of progress: a bar on a terminal, plain lines in a log."""
 
 import io
 import re
@@ -20,16 +20,16 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def lines(caplog):
-    """The lines of the log so far."""
+    """Return a function that gives the lines of the log so far."""
     caplog.set_level("INFO", "pipeline")
     return lambda: [record.getMessage() for record in caplog.records]
 
 
-def passed(total, seconds, **how):
-    """A pass of one unit after the other, which takes so long."""
+def passed(total, seconds, **options):
+    """Count units one by one with a clock, so that all of them take this time."""
     now = [0.0]
-    with Progress("scan", total, "rows", clock=lambda: now[0], **how) as progress:
-        for _ in range(total - how.get("done", 0)):
+    with Progress("scan", total, "rows", clock=lambda: now[0], **options) as progress:
+        for _ in range(total - options.get("done", 0)):
             now[0] += seconds / total
             progress.advance()
 
@@ -45,11 +45,11 @@ def test_a_log_shows_progress_and_remaining_time_at_some_shares(lines, capsys):
 
 def test_progress_lines_are_neither_too_frequent_nor_too_rare(lines):
     passed(1000, 4.0)
-    assert [mentions(line, "1000/1000", "4.0 s") for line in lines()] == [True], "of a short pass the end alone"
+    assert [mentions(line, "1000/1000", "4.0 s") for line in lines()] == [True], "a short pass logs only its end"
     passed(1000, 100.0)
     assert len(lines()) == 1 + len(["5 %", *range(10, 100, 10), "the end"])
     passed(1000, 100_000.0)
-    assert len(lines()) >= 12 + 100_000 / 600 / 2, "ten minutes pass without a mark"
+    assert len(lines()) >= 12 + 100_000 / 600 / 2, "no line for ten minutes"
 
 
 def test_earlier_work_does_not_count_for_rate_and_remaining_time(lines):

@@ -1,4 +1,4 @@
-"""The recipes of CONTRIBUTING.md, followed in a copy of the code: the examples of the page work there."""
+"""Tests of the recipes in CONTRIBUTING.md: their examples work in a copy of the code."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ N_INPUTS = 7
 
 
 def recipe(title: str) -> str:
-    """The text of a recipe."""
+    """Return the text of a recipe."""
     _, _, rest = PAGE.partition(f"### {title}\n")
     assert rest, title
     return re.split(r"\n##+ ", rest)[0]
 
 
 def examples(title: str) -> list[str]:
-    """The pieces of Python in a recipe."""
+    """Return the Python examples of a recipe."""
     return [dedent(block) for block in re.findall(r" *```python\n(.*?) *```", recipe(title), re.S)]
 
 
 def put_before(path: Path, mark: str, text: str) -> None:
-    """Put text into a file before a mark that occurs once in it."""
+    """Insert text into a file before a mark that occurs once in it."""
     source = path.read_text()
     assert source.count(mark) == 1, (path, mark)
     path.write_text(source.replace(mark, text + mark))
@@ -41,7 +41,7 @@ def put_before(path: Path, mark: str, text: str) -> None:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the code to which the examples of all recipes were added."""
+    """Make a copy of the code with the examples of all recipes."""
     root = tmp_path_factory.mktemp("tree")
     for package in ("kernels", "pipeline"):
         shutil.copytree(REPOSITORY / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -65,14 +65,14 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start programs outside of the checkout, whose own code they would import."""
+def outside_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start programs outside the checkout, because they would import its code."""
     monkeypatch.chdir(tmp_path)
 
 
 def in_tree(tree: Path, code: str, warnings: str = "error", **variables: str | None) -> Ended:
-    """What a program does with the copy."""
-    path = f"{tree}:{REPOSITORY}"  # the second has what tests share
+    """Return the result of a program that uses the copy."""
+    path = f"{tree}:{REPOSITORY}"  # the second entry has the helpers of tests
     ended = fresh(code, warnings, PYTHONPATH=path, **variables)
     assert ended.code == 0, ended.stderr
     return ended
@@ -184,7 +184,7 @@ def test_a_new_activation_trains_encodes_and_is_exported(tree: Path, tmp_path: P
 def test_a_new_activation_has_its_derivative_everywhere(tree: Path) -> None:
     found = in_tree(tree, DERIVATIVES).facts
     assert found["settings"] == ["tanh", "tanh"]
-    assert found["fuses"], "the C code is what is compared"
+    assert found["fuses"], "the comparison uses the C code"
     assert found["of finite differences"] < 1e-8
     assert found["of the cost"] < 1e-5
     assert found["of the gradients"] < 1e-5
@@ -312,8 +312,8 @@ def write_xz(path: Path, rows: np.ndarray, is_damaged: bool = False) -> None:
         properties.set_chunk(rows.shape)
         properties.set_filter(300, h5py.h5z.FLAG_OPTIONAL, ())
         space = h5py.h5s.create_simple(rows.shape)
-        made = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I64LE, space, dcpl=properties)
-        made.write_direct_chunk((0, 0), bytes(stored))
+        dataset = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I64LE, space, dcpl=properties)
+        dataset.write_direct_chunk((0, 0), bytes(stored))
 
 
 @pytest.mark.process

@@ -1,4 +1,4 @@
-"""The run's log: in its own directory, from the first line on, and never in the way."""
+"""Tests of the run's log: it is in the output directory, complete from the first line, and never stops a run."""
 
 import errno
 import logging
@@ -37,12 +37,12 @@ def test_earlier_lines_are_written_when_the_directory_is_known(tmp_path, run_log
 def test_the_terminal_shows_the_date_once_a_day(monkeypatch):
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
-    formatter, said = Dated(), []
+    formatter, formatted = Dated(), []
     for created in (86398, 86399, 86400, 86401, 3 * 86400):
         line = record("line")
         line.created = created
-        said.append(formatter.format(line))
-    assert said == [
+        formatted.append(formatter.format(line))
+    assert formatted == [
         "1970-01-01 23:59:58 WARNING line",
         "23:59:59 WARNING line",
         "1970-01-02 00:00:00 WARNING line",
@@ -65,7 +65,7 @@ def test_lines_hidden_by_a_bar_are_only_in_the_file(tmp_path, run_log, capsys):
 
 
 def test_a_closed_terminal_does_not_stop_the_run(monkeypatch):
-    monkeypatch.setattr(logging, "raiseExceptions", False)  # as the command line has it
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # as the command line does
 
     def gone(file):
         raise OSError(errno.EIO, "Input/output error")
@@ -75,12 +75,12 @@ def test_a_closed_terminal_does_not_stop_the_run(monkeypatch):
 
 
 def test_a_second_run_appends_to_the_file(tmp_path):
-    for text in ("first night", "second night"):
+    for text in ("first run", "second run"):
         run_log = RunLog()
         run_log.start(tmp_path)
         run_log.say(text)
         run_log.close()
-    assert [line.split(" ", 3)[3] for line in lines(tmp_path)] == ["first night", "second night"]
+    assert [line.split(" ", 3)[3] for line in lines(tmp_path)] == ["first run", "second run"]
 
 
 @pytest.mark.parametrize("make", [os.symlink, os.link], ids=["symbolic", "hard"])
@@ -116,21 +116,21 @@ def test_an_unwritable_directory_disables_the_log(tmp_path, run_log):
 
 def test_repeated_warnings_are_kept_once_but_counted() -> None:
     log = logging.getLogger("pipeline.some.where")
-    with collect_warnings() as kept:
+    with collect_warnings() as warnings:
         log.info("no warning")
         for i in range(70):
             log.warning("warning %d", i)
             log.warning("warning %d", i % 7)
     log.warning("too late")
-    assert kept.first == [f"warning {i}" for i in range(50)]
-    assert kept.n == 70
+    assert warnings.first == [f"warning {i}" for i in range(50)]
+    assert warnings.n == 70
 
 
 def test_warnings_are_printed_without_logging_handlers(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    with collect_warnings() as kept:
+    with collect_warnings() as warnings:
         logging.getLogger("kernels.backend").warning("look here")
-    assert kept.first == ["look here"]
+    assert warnings.first == ["look here"]
     assert capsys.readouterr().err == "look here\n"

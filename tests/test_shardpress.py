@@ -1,4 +1,4 @@
-"""`import shardpress`, the command and `python -m shardpress`, where files of the names that are ours lie."""
+"""Tests of `import shardpress`, the command and `python -m shardpress` next to files with the names of our packages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMMAND = Path(sys.executable).parent / "shardpress"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where a user works, with files of their own."""
+    """Return a working directory with files of the user."""
     for name in ("pipeline.py", "kernels.py"):
         (tmp_path / name).write_text("THEIRS = True\nprint('theirs was loaded')\n")
     return tmp_path

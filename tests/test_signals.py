@@ -1,4 +1,4 @@
-"""Signals: the first one is heard at the next safe point, a second one ends the process."""
+"""Tests of signals: the first one stops the run at the next safe point, a second one ends the process."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def test_a_suppressed_signal_is_raised_at_the_next_check() -> None:
 
 
 def test_other_threads_are_stopped_by_a_signal_too() -> None:
-    heard = []
+    numbers = []
 
     def listen() -> None:
         try:
             check()
         except Stopped as stopped:
-            heard.append(stopped.number)
+            numbers.append(stopped.number)
 
     with stoppable():
         with pytest.raises(Stopped):
@@ -52,7 +52,7 @@ def test_other_threads_are_stopped_by_a_signal_too() -> None:
         thread = threading.Thread(target=listen)
         thread.start()
         thread.join()
-    assert heard == [signal.SIGHUP]
+    assert numbers == [signal.SIGHUP]
 
 
 def test_a_new_run_starts_unstopped() -> None:
@@ -81,7 +81,7 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
     assert done.stdout == ""
 
 
-# -- work that must not stop inside one of its steps ---------------------------------------------------------------
+# -- uninterruptible steps -----------------------------------------------------------------------------------------
 
 
 def test_a_deferred_signal_waits_for_the_next_check() -> None:
@@ -117,17 +117,17 @@ def test_a_signal_after_deferred_work_raises_at_once(error: type[Exception] | No
 
 
 def test_deferral_in_another_thread_does_not_affect_the_main_one() -> None:
-    begun, over = threading.Event(), threading.Event()
+    has_begun, over = threading.Event(), threading.Event()
 
     def work() -> None:
         with deferred():
-            begun.set()
+            has_begun.set()
             over.wait(60)
 
     thread = threading.Thread(target=work)
     with stoppable():
         thread.start()
-        begun.wait(60)
+        has_begun.wait(60)
         with pytest.raises(Stopped):
             os.kill(os.getpid(), signal.SIGINT)
         over.set()
@@ -157,7 +157,7 @@ def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
             check()
             with pytest.raises(Stopped, match="SIGTERM"):
                 os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGHUP)  # not even now, when any other one would be the end
+            os.kill(os.getpid(), signal.SIGHUP)  # not even now, when any other signal would end the process
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -1,4 +1,4 @@
-"""Durations and sizes in words."""
+"""Tests of durations and sizes as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What bounds a run, by the states of its threads, and that watching ends with the run."""
+"""Tests of the bottleneck of a run, measured by the states of its threads, and of the end of the measurement."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_the_bound_is_the_resource_that_threads_wait_for(
 
 def test_states_are_read_for_any_thread_name(tmp_path: Path) -> None:
     own = threading.get_native_id()
-    told = {str(own): "me", "1": "python", "2": ") D (", "3": ")))"}
-    for (thread, name), state in zip(told.items(), "RSDR", strict=True):
+    names = {str(own): "me", "1": "python", "2": ") D (", "3": ")))"}
+    for (thread, name), state in zip(names.items(), "RSDR", strict=True):
         (tmp_path / thread).mkdir()
         (tmp_path / thread / "stat").write_text(f"{thread} ({name}) {state} 1 2 3\n")
     (tmp_path / "4").mkdir()  # has ended meanwhile
@@ -45,7 +45,7 @@ def test_states_are_read_for_any_thread_name(tmp_path: Path) -> None:
 
 
 def test_sleeping_and_computing_threads_are_distinguished(tmp_path: Path) -> None:
-    """These two alone: threads that other tests have left come and go."""
+    """Only these two threads are compared, since threads of other tests may come and go."""
     over = threading.Event()
 
     def compute() -> None:
@@ -87,7 +87,7 @@ def test_shares_cover_the_time_since_the_last_request() -> None:
     go_on.set()
     assert done.wait(60)
     watch.stop()
-    assert watch.take_shares() == {}  # nine looks tell nothing
+    assert watch.take_shares() == {}  # nine samples are too few
 
 
 def test_a_watch_ends_with_its_context_after_an_error() -> None:
@@ -104,16 +104,16 @@ def test_a_watch_ends_with_its_context_after_an_error() -> None:
 
 
 def test_nothing_is_reported_while_compiling() -> None:
-    asked = Counter[str]()
+    counts = Counter[str]()
 
     def is_compiling() -> bool:
-        asked["times"] += 1
+        counts["times"] += 1
         return True
 
     give_up = time.monotonic() + 60
     with watching(lambda: 0, is_compiling, interval=0.0) as watch:
-        while asked["times"] < 100 and time.monotonic() < give_up:
+        while counts["times"] < 100 and time.monotonic() < give_up:
             time.sleep(0.001)
         assert watch.take_shares() == {}
-    assert asked["times"] >= 100
+    assert counts["times"] >= 100
     assert set(BOTTLENECKS) == {"device", "processor", "disk", "other"}

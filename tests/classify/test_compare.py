@@ -1,4 +1,4 @@
-"""The classifier on features, raw columns and principal components: as plain scikit-learn has it, in memory or not."""
+"""Tests of the classifier: accuracies on features, raw columns and principal components equal those of scikit-learn."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BUNDLED = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Features of two clouds of points, and of other points of the same kind."""
+    """Write features of two clusters of points, and of other points from the same distribution."""
     folder = tmp_path_factory.mktemp("classify")
     for name, seed in [("train", 0), ("test", 1)]:
         y = np.sort(np.random.default_rng(seed).integers(0, 2, 500))
@@ -64,7 +64,7 @@ def extracted(folder: Path, shard: str, output: str, *flags: str) -> None:
 def accuracies(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., dict[str, float]]:
-    """Run the program and give the table."""
+    """Run the program and return its table."""
     monkeypatch.chdir(folder)
 
     def run(*flags: str) -> dict[str, float]:
@@ -80,7 +80,7 @@ def accuracies(
 
 
 def plain(x: np.ndarray, y: np.ndarray, encoded: np.ndarray) -> list[float]:
-    """What scikit-learn alone makes of the same rows and the same split."""
+    """Return the accuracies that scikit-learn alone reaches with the same rows and split."""
     is_test = held_out(classes_of([y])[1], seed=0)
     raw = MinMaxScaler().fit_transform(x)
     components = PCA(encoded.shape[1]).fit(raw[~is_test]).transform(raw)
@@ -100,7 +100,7 @@ def test_accuracies_on_bundled_sets_equal_plain_scikit_learn(
     found = list(accuracies("--features", str(tmp_path / "out")).values())
     expected = plain(x, y, open_features(tmp_path / "out").features.compute())
     assert found == pytest.approx(expected, abs=0.01)
-    # Their order, wherever they are not equal but for a row or two.
+    # Check the order, except where accuracies differ by a row or two.
     far = np.abs(np.subtract.outer(expected, expected)) > 0.01
     assert np.array_equal(np.less.outer(found, found)[far], np.less.outer(expected, expected)[far])
 
@@ -177,7 +177,7 @@ def test_rows_of_shards_without_labels_are_unlabelled(tmp_path: Path, capsys: py
     out, err = capsys.readouterr()
     for part in ("12 held-out rows", "2 classes", "48 training rows", "0 bad rows", "7 rows"):
         assert part in out
-    assert "odd" not in err  # the run has already reported that it is left out
+    assert "odd" not in err  # the run has already reported this dataset
 
 
 def test_renamed_mask_of_labels_is_used() -> None:

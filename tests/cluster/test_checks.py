@@ -1,4 +1,4 @@
-"""Workers that would not do what the driver does are named before anything is done, with all that is otherwise."""
+"""Tests of the worker checks: workers that differ from the driver are refused at the start, with all differences."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from tests.support.clusters import Cluster, until
 from tests.support.interpreters import REPOSITORY
 from tests.support.logged import mentions
 
-HERE = "/proc/self/cwd"  # for each process its own: two that work in different folders see different files there
+HERE = "/proc/self/cwd"  # one per process: processes with different working directories see different files there
 
 
 @pytest.fixture
 def probe(tmp_path: Path) -> Probe:
-    """Of an output directory and an input that are there."""
+    """Return a probe with an existing output directory and input."""
     _make(tmp_path)
     return Probe(str(tmp_path), str(tmp_path), "stages/probe-0.txt", (str(tmp_path / "a.h5"),))
 
@@ -48,7 +48,7 @@ def _make(folder: Path, content: str = "4f1d") -> None:
 
 @pytest.fixture(autouse=True)
 def at_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Return to this directory, and leave out scratch directories of schedulers in other tests of this process."""
+    """Restore the working directory, and hide scratch directories of schedulers in other tests from `sys.path`."""
     before = os.getcwd()
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "dask-scratch-space" not in entry])
     yield
@@ -66,14 +66,14 @@ def test_equal_processes_give_equal_answers(probe: Probe) -> None:
 def test_differences_name_both_values(probe: Probe) -> None:
     here = describe_environment(probe)
     facts = here.facts
-    there = replace(
+    other_environment = replace(
         here, facts={**facts, "numpy": "1.25.2", "processor": "Another One", "h5py": "not installed", "g++": "4.8"}
     )
-    changed = [name for name in facts if there.facts[name] != facts[name]]
-    found = compare_environments(probe, here, there)
+    changed = [name for name in facts if other_environment.facts[name] != facts[name]]
+    found = compare_environments(probe, here, other_environment)
     assert sorted(changed) == ["g++", "h5py", "numpy", "processor"]
     for name, line in zip(changed, found, strict=True):
-        assert mentions(line, f"{name} {there.facts[name]}", facts[name])
+        assert mentions(line, f"{name} {other_environment.facts[name]}", facts[name])
 
 
 @pytest.mark.process  # asks g++ for its version
@@ -97,10 +97,10 @@ def test_other_files_under_the_same_paths_are_detected(probe: Probe, tmp_path: P
 
 @pytest.mark.process  # asks g++ for its version
 def test_files_written_by_a_worker_must_be_visible_to_the_driver(probe: Probe, tmp_path: Path) -> None:
-    here, there = describe_environment(probe), describe_environment(probe)
-    (tmp_path / there.written_file).unlink()
-    (words,) = compare_environments(probe, here, there)
-    assert mentions(words, f"file={tmp_path / there.written_file}", os.strerror(errno.ENOENT))
+    here, other_environment = describe_environment(probe), describe_environment(probe)
+    (tmp_path / other_environment.written_file).unlink()
+    (words,) = compare_environments(probe, here, other_environment)
+    assert mentions(words, f"file={tmp_path / other_environment.written_file}", os.strerror(errno.ENOENT))
 
 
 @pytest.mark.process  # asks g++ for its version
@@ -158,7 +158,7 @@ def test_a_worker_with_other_packages_or_another_disk_is_refused(
         _make(tmp_path / folder, content)
     os.chdir(tmp_path / "here")
     (tmp_path / "other").mkdir()
-    # What a worker says whose environment is another one.
+    # Answer of a worker with another environment.
     (tmp_path / "other/sitecustomize.py").write_text(
         "import importlib.metadata as m\nv = m.version\nm.version = lambda name: '0.1' if name == 'h5py' else v(name)\n"
     )
@@ -174,22 +174,22 @@ def test_a_worker_with_other_packages_or_another_disk_is_refused(
         client.wait_for_workers(4, timeout=240)
         with pytest.raises(ConfigError) as caught:
             check_workers(client, probe)
-        said = str(caught.value)
-        assert mentions(said, "3 of 4")
-        assert mentions(said, "older", "h5py 0.1")
-        assert mentions(said, "elsewhere", f"file={HERE}/stages/probe-0.txt", "9e02", "4f1d")
-        assert "good" not in said
-        assert mentions(said, "exposed", tmp_path / "open", "0777")
+        message = str(caught.value)
+        assert mentions(message, "3 of 4")
+        assert mentions(message, "older", "h5py 0.1")
+        assert mentions(message, "elsewhere", f"file={HERE}/stages/probe-0.txt", "9e02", "4f1d")
+        assert "good" not in message
+        assert mentions(message, "exposed", tmp_path / "open", "0777")
         for name in ("elsewhere", "older", "exposed"):
             cluster.kill(name)
-        until(lambda: len(workers_of(client)) == 1, "the dead to be missed")
+        until(lambda: len(workers_of(client)) == 1, "dead workers to be noticed")
         check_workers(client, probe)
         with caplog.at_level(logging.WARNING):
             cluster.start_worker("late", "--nanny", directory=tmp_path / "here", **other)
-            until(lambda: mentions(caplog.text, "late"), f"a word of it: {cluster.said('late')}")
+            until(lambda: mentions(caplog.text, "late"), f"a warning about it: {cluster.output('late')}")
         assert cluster.processes["late"].wait(240) == 0
         assert [each["name"] for each in workers_of(client).values()] == ["good"]
-        client.close()  # the run is over, and what it asked for no longer counts
+        client.close()  # the run has ended, and its query no longer counts
         cluster.start_worker("later", directory=tmp_path / "here", **other)
         with _client(cluster) as another:
             another.wait_for_workers(2, timeout=240)
@@ -202,8 +202,10 @@ def _client(cluster: Cluster) -> Client:
 @pytest.mark.process  # asks g++ for its version
 def test_an_incomplete_answer_differs(probe: Probe) -> None:
     here = describe_environment(probe)
-    there = Environment({name: said for name, said in here.facts.items() if name != "dask"}, here.written_file)
-    (line,) = compare_environments(probe, here, there)
+    other_environment = Environment(
+        {name: message for name, message in here.facts.items() if name != "dask"}, here.written_file
+    )
+    (line,) = compare_environments(probe, here, other_environment)
     assert mentions(line, "dask None", here.facts["dask"])
 
 

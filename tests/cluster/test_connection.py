@@ -1,4 +1,4 @@
-"""Every wait has an end, and says what it waits for."""
+"""Tests of connecting to a scheduler: every wait has a time limit, and the log says what it waits for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.logged import mentions
 
 
 class Clock:
-    """Time passes while somebody sleeps, and not otherwise."""
+    """A clock that advances only during sleeps."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -36,11 +36,11 @@ def test_a_result_ends_a_wait(clock: Clock) -> None:
     looks: Iterator[str] = iter(["", "", "there"])
     assert wait_until(lambda: next(looks), "it", 60, clock.monotonic, clock.sleep) == "there"
     found = wait_until(lambda: 7, "it", 0, clock.monotonic, clock.sleep)
-    assert found == 7, "a result that exists is not waited for"
+    assert found == 7, "an existing result needs no wait"
 
 
 def test_a_wait_is_limited_and_logs_what_it_waits_for(caplog: pytest.LogCaptureFixture, clock: Clock) -> None:
-    with caplog.at_level(logging.INFO, logger="pipeline"):  # which a quiet run of another test has silenced
+    with caplog.at_level(logging.INFO, logger="pipeline"):  # a quiet run in another test may have raised the level
         what = "a worker of tls://10.0.0.7:8786"
         assert wait_until(lambda: 0, what, 70, clock.monotonic, clock.sleep) == 0
     for seconds, line in zip((3, 33, 63), caplog.messages, strict=True):
@@ -54,7 +54,7 @@ def test_a_signal_ends_a_wait(clock: Clock) -> None:
 
 
 class Question:
-    """Fails a number of times, as one to all workers does when one of them is lost."""
+    """A query that fails a number of times, as a query to all workers does when one of them is lost."""
 
     def __init__(self, n_failures: int) -> None:
         self.n_left = n_failures

@@ -1,4 +1,4 @@
-"""What workers say of themselves, and for whom nobody waits."""
+"""Tests of the device check: reports of workers, and workers that are not waited for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.cluster.device_check import WorkerDevice, check_devices
 
 
 class Answer:
-    """Of a worker; None of one that never gives any. The first look at it comes too early."""
+    """Future of a worker's answer; with None it never finishes. It is not finished at the first look."""
 
     def __init__(self, found: Any) -> None:
         self.found, self.n_looks = found, 0
@@ -33,17 +33,17 @@ class Answer:
 
 
 class Client:
-    """Whose own idea of the cluster is always the one that it has asked for by itself: of no worker."""
+    """A client whose cached scheduler information contains only the workers of its last query: none."""
 
     def __init__(self, **answers: Any) -> None:
-        self.answers, self.there = answers, dict.fromkeys(answers)
-        self.scheduler = SimpleNamespace(identity=lambda n_workers: {"workers": {n: {"name": n} for n in self.there}})
+        self.answers, self.present = answers, dict.fromkeys(answers)
+        self.scheduler = SimpleNamespace(identity=lambda n_workers: {"workers": {n: {"name": n} for n in self.present}})
 
     def sync(self, function: Any, **named: Any) -> Any:
         return function(**named)
 
     def scheduler_info(self, n_workers: int = -1) -> dict[str, Any]:
-        return {"workers": {}, "n_workers": len(self.there)}
+        return {"workers": {}, "n_workers": len(self.present)}
 
     def submit(self, *_: Any, workers: list[str], **__: Any) -> Answer:
         return Answer(self.answers[workers[0]])
@@ -57,25 +57,25 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_WAIT_INTERVAL", 0.001)
 
 
-def asked(client: Any, seconds: float = 60.0) -> Any:
+def check(client: Any, seconds: float = 60.0) -> Any:
     return check_devices(client, lambda: None, seconds)  # type: ignore[arg-type, return-value]
 
 
 def test_answers_are_awaited_while_the_scheduler_has_the_workers() -> None:
-    found, failed = asked(Client(a=("host:1", "cpu", "", ""), b=OSError("no such device")))
+    found, failed = check(Client(a=("host:1", "cpu", "", ""), b=OSError("no such device")))
     assert (found, failed) == ([WorkerDevice("a", "host:1", "cpu", "")], {"b": "no such device"})
     assert found[0].facts() == {"name": "a", "host": "host", "pid": 1, "device": "cpu"}
 
 
 class Leaves(Client):
-    """Its workers go as soon as they are asked."""
+    """A client whose workers leave when they receive a task."""
 
     def submit(self, *arguments: Any, **named: Any) -> Answer:
-        self.there = {}
+        self.present = {}
         return super().submit(*arguments, **named)
 
 
 def test_a_lost_or_busy_worker_is_not_awaited() -> None:
     for client, seconds in ((Client(a=None), 0.01), (Leaves(a=None), 60.0)):
-        found, failed = asked(client, seconds)
+        found, failed = check(client, seconds)
         assert (found, list(failed)) == ([], ["a"])

@@ -1,4 +1,4 @@
-"""One device for each worker, in the environment that its process starts with."""
+"""Tests of the assignment of one device to each worker, through the environment of its process."""
 
 from __future__ import annotations
 

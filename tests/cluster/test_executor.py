@@ -1,4 +1,4 @@
-"""Tasks: results in order, each told once to the thread that asked, and nothing at work afterwards."""
+"""Tests of executors: results are ordered and reported once in the calling thread, and no task is left running."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def run(tasks: Sequence[Any], n: int, done: Callable[[Any], object] | None = Non
         return compute(tasks, pool, n, done)
 
 
-# -- the same over every executor ----------------------------------------------------------------------------------
+# -- all executors -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Rows:
-    """An argument as tasks have it: plain values, and lists in which Dask would look for lazy ones."""
+    """An argument of a task: plain values, and lists that Dask would search for lazy values."""
 
     start: int
     names: list[str]
@@ -72,7 +72,7 @@ def break_at(i: int) -> int:
 
 
 def end_after_failure(where: tuple[str, int]) -> None:
-    """Fails, or waits until the other one is about to, and marks that it has come to its end."""
+    """Raise an error, or wait until the other task is about to raise one, and then create a file."""
     folder, i = where
     if i:
         Path(folder, "pipe").write_text("now")
@@ -83,7 +83,7 @@ def end_after_failure(where: tuple[str, int]) -> None:
 
 @pytest.fixture(scope="module", params=["threads", "processes", "cluster"])
 def executor(request: pytest.FixtureRequest) -> Iterator[Callable[[], Executor]]:
-    """Makes executors of one kind: each serves until its first error."""
+    """Return a function that makes executors of one kind; each can be used until its first error."""
     if request.param == "threads":
         with ExitStack() as stack:
             yield lambda: stack.enter_context(threads(2))
@@ -95,7 +95,7 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Callable[[], Executor]]
 
         where = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "processes": True}
         with (
-            mock.patch.dict(os.environ),  # Dask sets some for its workers here, and the runs of later tests had them
+            mock.patch.dict(os.environ),  # Dask sets configuration for its workers here, which later runs would inherit
             LocalCluster(n_workers=1, threads_per_worker=2, **where) as cluster,
             Client(cluster) as client,
         ):
@@ -104,10 +104,10 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Callable[[], Executor]]
 
 def test_every_executor_gives_the_same_results(executor: Callable[[], Executor]) -> None:
     rows = [Rows(i, [f"task-{i}", "x"], (Rows(0, []),) * (i % 3)) for i in range(40)]
-    told: list[str] = []
-    found = compute([(look, each) for each in rows], executor(), 2, lambda each: told.append(each.text))
+    reported: list[str] = []
+    found = compute([(look, each) for each in rows], executor(), 2, lambda each: reported.append(each.text))
     assert [each.text for each in found] == [f"{i}task-{i}x" for i in range(40)]
-    assert sorted(told) == sorted(each.text for each in found)
+    assert sorted(reported) == sorted(each.text for each in found)
     merged = reduce([(look, each) for each in rows], join, executor(), 2)
     assert merged.text == "".join(each.text for each in found)
     assert np.array_equal(merged.rows, join(found).rows)
@@ -117,7 +117,7 @@ def test_every_executor_gives_the_same_results(executor: Callable[[], Executor])
 
 @pytest.mark.slow
 def test_an_error_waits_for_running_tasks(executor: Callable[[], Executor], tmp_path: Path) -> None:
-    """Whoever lets go of the output directory afterwards must not find a writer there."""
+    """After the error the output directory is released, so no task may still write to it."""
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="broken"):
         compute([(end_after_failure, (str(tmp_path), i)) for i in range(2)], executor(), 2)
@@ -125,16 +125,16 @@ def test_an_error_waits_for_running_tasks(executor: Callable[[], Executor], tmp_
 
 
 def test_arguments_are_passed_unchanged(executor: Callable[[], Executor]) -> None:
-    """Where Dask looked into it, a text that is also a task's name would become that task's result."""
+    """If Dask searched the argument, a text that equals the name of a task would be replaced by its result."""
     names = [f"task-{10**12 - i}" for i in range(1, 4)]
     assert compute([(tuple, names)] * 3, executor(), 2) == [tuple(names)] * 3
 
 
 def test_a_scan_is_equal_on_every_executor(executor: Callable[[], Executor], tmp_path: Path) -> None:
-    shards, told = numbered_shards(tmp_path, 9, 0, 4), list[int]()
-    found = scan(shards, ScanSettings(2, missing=41), executor(), 2, told.append)
+    shards, reported = numbered_shards(tmp_path, 9, 0, 4), list[int]()
+    found = scan(shards, ScanSettings(2, missing=41), executor(), 2, reported.append)
     assert found.to_npz() == scanned(shards, 3, missing=41).to_npz()
-    assert (found.bad_rows.tolist(), sum(told)) == ([4], 13)
+    assert (found.bad_rows.tolist(), sum(reported)) == ([4], 13)
 
 
 # -- order ---------------------------------------------------------------------------------------------------------
@@ -143,73 +143,73 @@ def test_a_scan_is_equal_on_every_executor(executor: Callable[[], Executor], tmp
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
 def test_results_are_ordered_and_reported_once_in_the_caller(n_threads: int) -> None:
     for n_tasks in SIZES:
-        told: list[int] = []
+        reported: list[int] = []
         by = set[threading.Thread]()
 
-        def tell(result: int, told: list[int] = told, by: set[threading.Thread] = by) -> None:
-            told.append(result)
+        def tell(result: int, reported: list[int] = reported, by: set[threading.Thread] = by) -> None:
+            reported.append(result)
             by.add(threading.current_thread())
 
         results = run([(square, i) for i in range(n_tasks)], n_threads, tell)
         assert results == [i * i for i in range(n_tasks)], f"{n_tasks} tasks"
-        assert sorted(told) == results, f"{n_tasks} tasks"
+        assert sorted(reported) == results, f"{n_tasks} tasks"
         assert by <= {threading.current_thread()}
 
 
 def test_tasks_start_in_order() -> None:
-    """So that files are read from front to back, which disks and page caches look ahead for."""
+    """Files are then read from front to back, as read-ahead of disks and page caches expects."""
     for n_tasks in SIZES:
-        begun: list[int] = []
-        run([(begun.append, i) for i in range(n_tasks)], 1)
-        assert begun == list(range(n_tasks))
+        started: list[int] = []
+        run([(started.append, i) for i in range(n_tasks)], 1)
+        assert started == list(range(n_tasks))
 
 
 def test_a_result_is_reported_as_soon_as_it_exists() -> None:
-    """Else a run that is interrupted in its tenth hour would have committed nothing."""
-    told = threading.Event()
+    """Otherwise a run that is interrupted after ten hours would have committed nothing."""
+    reported = threading.Event()
 
     def work(is_second: bool) -> None:
-        assert not is_second or told.wait(timeout=30), "told only after everything was done"
+        assert not is_second or reported.wait(timeout=30), "reported only after all tasks were done"
 
-    run([(work, False), (work, True)], 2, lambda _: told.set())
+    run([(work, False), (work, True)], 2, lambda _: reported.set())
 
 
 def test_concurrent_computations_keep_their_results_apart() -> None:
-    """One runs inside the other's callback, and a third in another thread meanwhile."""
-    told: dict[str, list[int]] = {"outer": [], "inner": [], "aside": []}
+    """One computation runs inside a callback of another, and a third one in another thread at the same time."""
+    reported: dict[str, list[int]] = {"outer": [], "inner": [], "aside": []}
 
     def tell(result: int) -> None:
-        told["outer"].append(result)
-        run([(square, i) for i in (7, 8)], 2, told["inner"].append)
+        reported["outer"].append(result)
+        run([(square, i) for i in (7, 8)], 2, reported["inner"].append)
 
-    aside = threading.Thread(target=lambda: run([(square, i) for i in range(50)], 2, told["aside"].append))
+    aside = threading.Thread(target=lambda: run([(square, i) for i in range(50)], 2, reported["aside"].append))
     aside.start()
     run([(square, i) for i in range(5)], 2, tell)
     aside.join()
-    assert sorted(told["outer"]) == [i * i for i in range(5)]
-    assert sorted(told["inner"]) == sorted([49, 64] * 5)
-    assert sorted(told["aside"]) == [i * i for i in range(50)]
+    assert sorted(reported["outer"]) == [i * i for i in range(5)]
+    assert sorted(reported["inner"]) == sorted([49, 64] * 5)
+    assert sorted(reported["aside"]) == [i * i for i in range(50)]
 
 
 # -- stopping ------------------------------------------------------------------------------------------------------
 
 
-def until_told(begun: threading.Event) -> None:
-    """A task that goes on until it is to stop."""
-    begun.set()
+def run_until_stopped(has_begun: threading.Event) -> None:
+    """Run until the task is told to stop."""
+    has_begun.set()
     while True:
         check()
 
 
 def test_an_error_stops_running_tasks_at_their_next_check() -> None:
-    begun = threading.Event()
+    has_begun = threading.Event()
 
     def fail(_: None) -> None:
-        assert begun.wait(timeout=30)
+        assert has_begun.wait(timeout=30)
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
-        run([(until_told, begun), (fail, None)], 2)
+        run([(run_until_stopped, has_begun), (fail, None)], 2)
 
 
 def test_the_first_error_stops_the_remaining_tasks() -> None:
@@ -225,15 +225,15 @@ def test_the_first_error_stops_the_remaining_tasks() -> None:
 
 
 def test_an_error_of_the_callback_stops_the_remaining_tasks() -> None:
-    told, n_started, begun = list[int](), list[int](), threading.Event()
+    reported, n_started, has_begun = list[int](), list[int](), threading.Event()
 
     def tell(result: int) -> None:
-        told.append(result)
+        reported.append(result)
         raise ValueError("full")
 
     with pytest.raises(ValueError, match="full"):
-        run([(until_told, begun), *((n_started.append, i) for i in range(1000))], 2, tell)
-    assert (len(told), len(n_started) < 100) == (1, True)
+        run([(run_until_stopped, has_begun), *((n_started.append, i) for i in range(1000))], 2, tell)
+    assert (len(reported), len(n_started) < 100) == (1, True)
 
 
 def test_a_signal_stops_and_waits_for_running_tasks() -> None:
@@ -254,37 +254,37 @@ def test_a_signal_stops_and_waits_for_running_tasks() -> None:
     assert sum(at_work) == 0
 
 
-# -- very many of them ---------------------------------------------------------------------------------------------
+# -- batches -------------------------------------------------------------------------------------------------------
 
 
 def test_small_or_many_tasks_are_sent_in_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A scheduler's time goes by what it passes on; and every thread gets its turns."""
+    """The time of a scheduler is proportional to the number of messages; and each thread should get several batches."""
     with threads(2) as pool:
         calls, submit = list[str](), pool.submit
         monkeypatch.setattr(pool, "submit", lambda call: calls.append(str(call)) or submit(call))
         monkeypatch.setattr(module, "_LARGE_GRAPH", 300)
         for n_tasks, n_far, n_small, together in (
             *((1000, 0, 99, 1), (63, 2, 99, 1), (64, 2, 99, 2), (1000, 2, 99, 16), (1000, 12, 99, 5), (200, 2, 5, 5)),
-            *((299, 2, 1, 1), (1000, 2, 1, 3), (1000, 2, 0, 3)),  # however large, where there are many of them
+            *((299, 2, 1, 1), (1000, 2, 1, 3), (1000, 2, 0, 3)),  # also large tasks, if there are many
         ):
-            told = list[int]()
+            reported = list[int]()
             calls.clear()
             pool.n_remote_threads = n_far
-            found = compute([(square, i) for i in range(n_tasks)], pool, 3, told.append, n_small)
+            found = compute([(square, i) for i in range(n_tasks)], pool, 3, reported.append, n_small)
             assert found == [i * i for i in range(n_tasks)]
-            assert sorted(told) == [i * i for i in range(n_tasks)]
+            assert sorted(reported) == [i * i for i in range(n_tasks)]
             assert len(calls) == -(-n_tasks // together)
             assert calls[0] == "; ".join(map(str, range(together)))
-            assert n_far == 0 or len(calls) >= min(n_tasks, 16 * n_far), "turns of each thread"
+            assert n_far == 0 or len(calls) >= min(n_tasks, 16 * n_far), "batches per thread"
 
 
 @pytest.mark.parametrize(("n_tasks", "together"), [(1000, 3), (25, 3), (12, 2), (10, 1), (3, 1)])
 def test_many_threads_get_batches_but_at_least_a_task_each(n_tasks: int, together: int) -> None:
     assert module.batch_size(n_tasks, 10, capacity=4) == together
-    assert -(-n_tasks // together) >= min(n_tasks, 5), "half of the threads or more have one"
-    assert module.batch_size(n_tasks, 10, 0, capacity=4) == 1, "of tasks that take longer it keeps more at work"
+    assert -(-n_tasks // together) >= min(n_tasks, 5), "at least half of the threads have a batch"
+    assert module.batch_size(n_tasks, 10, 0, capacity=4) == 1, "with longer tasks the scheduler keeps more threads busy"
     assert module.batch_size(n_tasks, 4, capacity=4) == 1
 
 
@@ -293,10 +293,10 @@ def test_many_threads_get_batches_but_at_least_a_task_each(n_tasks: int, togethe
 
 def test_results_are_merged_in_order_and_reported_once() -> None:
     for n_tasks in SIZES[1:]:
-        letters, told = [chr(ord("a") + i % 26) for i in range(n_tasks)], list[str]()
+        letters, reported = [chr(ord("a") + i % 26) for i in range(n_tasks)], list[str]()
         with threads(3) as pool:
-            merged = reduce([(str, letter) for letter in letters], "".join, pool, 3, told.append)
-        assert (merged, sorted(told)) == ("".join(letters), sorted(letters))
+            merged = reduce([(str, letter) for letter in letters], "".join, pool, 3, reported.append)
+        assert (merged, sorted(reported)) == ("".join(letters), sorted(letters))
 
 
 def test_few_results_are_held_while_merging() -> None:
@@ -315,7 +315,7 @@ def test_few_results_are_held_while_merging() -> None:
     assert max(most) < 100, "of 1000"
 
 
-# -- no environment decides ----------------------------------------------------------------------------------------
+# -- independence of the environment -------------------------------------------------------------------------------
 
 HOSTILE = """
 import sys, threading
@@ -337,7 +337,7 @@ with threads(2) as pool:
 
 @pytest.mark.process
 def test_the_environment_does_not_choose_the_executor() -> None:
-    """Nor is distributed imported, in 0.1 s, as Dask does where it looks up a scheduler's name."""
+    """It also avoids importing distributed (0.1 s), which Dask does to look up the name of a scheduler."""
     settings = {"SCHEDULER": "processes", "POOL": "3", "NUM_WORKERS": "99", "CHUNKSIZE": "50", "CACHE": "7"}
     environment = {**os.environ, **{f"DASK_{name}": value for name, value in settings.items()}}
     environment["DASK_RERUN_EXCEPTIONS_LOCALLY"] = "True"

@@ -1,4 +1,4 @@
-"""A worker whose device is lost leaves, and the others do what was its work."""
+"""Tests of retiring workers: a worker whose device is lost leaves, and the others do its tasks."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.support.clusters import until
 from tests.support.helpers import refused
 from tests.support.logged import mentions
 
-HAS_FAILED = threading.Event()  # the device of worker 0: the others wait for that, so that it has its turn
+HAS_FAILED = threading.Event()  # device of worker 0; the others wait for its failure, so that worker 0 gets tasks
 
 
 def work(i: int) -> tuple[int, object]:
-    """As a task whose worker is on the card that has failed; what it had done before, it has done."""
+    """Fail on worker 0 from the seventh task on, as if its card were lost; earlier results stay valid."""
     worker = get_worker()
     if worker.name == 0 and i > 5:
         HAS_FAILED.set()
@@ -39,7 +39,7 @@ def work(i: int) -> tuple[int, object]:
 def cluster_of(n_workers: int) -> Iterator[Client]:
     where = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "protocol": "tcp", "processes": False}
     with (
-        mock.patch.dict(os.environ),  # Dask sets some for its workers
+        mock.patch.dict(os.environ),  # Dask sets configuration for its workers
         quiet_dask(),
         LocalCluster(n_workers=n_workers, threads_per_worker=2, **where) as cluster,
         Client(cluster, set_as_default=False) as client,
@@ -58,9 +58,9 @@ def test_tasks_of_a_worker_that_lost_its_device_move_to_others(caplog: pytest.Lo
         found = compute([(work, i) for i in range(200)], *where)
         assert [each for each, _ in found] == [i * i for i in range(200)]
         assert {by for i, (_, by) in enumerate(found) if i > 5} == {1, 2}
-        until(lambda: {told["name"] for told in workers_of(client).values()} == {1, 2}, "worker 0 to leave")
+        until(lambda: {entry["name"] for entry in workers_of(client).values()} == {1, 2}, "worker 0 to leave")
     reports = [mentions(line, "worker 0", "CUDA_ERROR_ECC_UNCORRECTABLE") for line in caplog.messages]
-    assert sum(reports) == 1, "however many tasks met with it"
+    assert sum(reports) == 1, "independent of the number of failed tasks"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The pool of a run: settings that are refused before a connection, and the default pool."""
+"""Tests of worker pools: settings that are refused before connecting, and the default pool."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_invalid_cluster_settings_are_refused_at_once(monkeypatch: pytest.Monkey
     with refused(78, "tcp://10.0.0.7:8786"):
         check_settings(ClusterSettings(scheduler="tcp://10.0.0.7:8786"))
     file = tmp_path / "scheduler.json"
-    check_settings(ClusterSettings(scheduler_file=str(file)))  # which may come
+    check_settings(ClusterSettings(scheduler_file=str(file)))  # the file may appear later
     for text, words in (
         ("{", str(file)),
         ('{"address": "tcp://10.0.0.7:8786"}', "tcp://10.0.0.7:8786"),
@@ -50,9 +50,9 @@ def test_a_run_with_threads_does_not_import_distributed() -> None:
 
 
 def test_threads_work_while_the_driver_handles_a_result() -> None:
-    begun = [threading.Event() for _ in range(3)]
+    events = [threading.Event() for _ in range(3)]
     seen: list[bool] = []
     with LocalPool().executor(1) as (pool, n_at_once):
-        tasks = [(threading.Event.set, each) for each in begun]
-        compute(tasks, pool, n_at_once, lambda _: seen.append(begun[min(len(seen) + 1, 2)].wait(60)))
+        tasks = [(threading.Event.set, each) for each in events]
+        compute(tasks, pool, n_at_once, lambda _: seen.append(events[min(len(seen) + 1, 2)].wait(60)))
     assert seen == [True] * 3

@@ -1,4 +1,4 @@
-"""Which of a run's own workers it makes do with."""
+"""Tests of local workers: which ones a run keeps if some have no device."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.logged import mentions
 
 
 class Process:
-    """One that ends when it is told to."""
+    """A process that exits when its standard input is closed."""
 
     def __init__(self) -> None:
         self.stdin, self.pid, self.is_over = self, 0, False
@@ -50,13 +50,13 @@ def usable(
     failed: Any = (),
     requires_device: bool = False,
 ) -> tuple[list[Any], set[str]]:
-    """What is known of the workers that are left, and which processes are."""
+    """Return the names of the usable workers, and the names of the processes that are kept."""
     monkeypatch.setattr(processes, "check_devices", lambda *_: (list(found), dict(failed)))
-    there: Any = {f"{i}": Process() for i in range(len(found) + len(failed))}
-    everyone = dict(there)
-    known = _keep_usable(None, there, device_names(settings.devices, {}), lambda: None, requires_device)  # type: ignore[arg-type]
-    assert {name for name, each in everyone.items() if each.is_over} == everyone.keys() - there.keys()
-    return [each["name"] for each in known], set(there)
+    present: Any = {f"{i}": Process() for i in range(len(found) + len(failed))}
+    everyone = dict(present)
+    known = _keep_usable(None, present, device_names(settings.devices, {}), lambda: None, requires_device)  # type: ignore[arg-type]
+    assert {name for name, each in everyone.items() if each.is_over} == everyone.keys() - present.keys()
+    return [each["name"] for each in known], set(present)
 
 
 def test_workers_with_their_devices_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_a_scratch_directory_writable_by_others_is_refused(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     tmp_path.chmod(mode)
     with refused(77, "TMPDIR", str(tmp_path)), processes._scratch_directory():
-        pytest.fail("it was made")
+        pytest.fail("a process was started")
     tmp_path.chmod(0o700)
     with processes._scratch_directory() as scratch:
         assert scratch.stat().st_mode & 0o777 == 0o700

@@ -1,4 +1,4 @@
-"""The workers of somebody else's scheduler: what is said of those that have no device."""
+"""Tests of workers of an external scheduler: warnings about workers without a device."""
 
 from __future__ import annotations
 

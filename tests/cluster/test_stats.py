@@ -1,4 +1,4 @@
-"""Who has done what: every result is counted once, for the process that made it."""
+"""Tests of worker statistics: each result is counted once, for the process that computed it."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def test_results_count_for_the_process_that_made_them() -> None:
         stats.begin("encoding")
         compute([(make, i) for i in range(10)], pool, 2, found.append)
         known = [{"name": "w0", "host": "here", "pid": 1, "device": "cpu"}]
-        told = {f"{worker['host']}:{worker['pid']}": worker for worker in stats.summary(known)}
-    assert told.pop("here:1") == {**known[0], "stages": {}}
-    scan = [worker["stages"]["scan"] for worker in told.values() if "scan" in worker["stages"]]
+        summaries = {f"{worker['host']}:{worker['pid']}": worker for worker in stats.summary(known)}
+    assert summaries.pop("here:1") == {**known[0], "stages": {}}
+    scan = [worker["stages"]["scan"] for worker in summaries.values() if "scan" in worker["stages"]]
     assert (sum(done["n_tasks"] for done in scan), sum(done["n_rows"] for done in scan)) == (40, merged.n_rows)
-    for by in {made.by for made in found}:
-        rows = [made.n_rows for made in found if made.by == by]
-        encoding = told[by]["stages"]["encoding"]
+    for by in {result.by for result in found}:
+        rows = [result.n_rows for result in found if result.by == by]
+        encoding = summaries[by]["stages"]["encoding"]
         assert (encoding["n_tasks"], encoding["n_rows"]) == (len(rows), sum(rows))
-    assert process_name() not in told
+    assert process_name() not in summaries
 
 
 @each(
@@ -67,5 +67,5 @@ def test_the_log_shows_the_speed_of_workers(paces: list[int], facts: tuple[str, 
     now += 2
     assert mentions(str(stats), *facts)
     assert (str(stats) == "") == (not facts)
-    stats.begin("encoding")  # of which nothing is known yet
+    stats.begin("encoding")  # no information yet
     assert str(stats) == ""

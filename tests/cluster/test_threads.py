@@ -1,4 +1,4 @@
-"""A pool of threads: which one of them stops, and what is left when it ends."""
+"""Tests of a thread pool: stopping it from one of its threads, and its state after the end."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def test_no_thread_is_running_after_a_pool_ends() -> None:
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("dask")] == []
 
 
-def until_told(begun: threading.Event) -> None:
-    begun.set()
+def run_until_stopped(has_begun: threading.Event) -> None:
+    has_begun.set()
     while True:
         check()
 
@@ -27,10 +27,10 @@ def test_an_error_stops_running_tasks() -> None:
     futures = []
 
     def fail() -> None:
-        begun = threading.Event()
+        has_begun = threading.Event()
         with threads(2) as pool:
-            futures.append(pool.submit(until_told, begun))
-            assert begun.wait(timeout=30)
+            futures.append(pool.submit(run_until_stopped, has_begun))
+            assert has_begun.wait(timeout=30)
             raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):

@@ -1,4 +1,4 @@
-"""An executor over a scheduler's workers: results come through, and what befalls workers is told in our words."""
+"""Tests of the executor on a scheduler's workers: results arrive, and failures of workers are reported clearly."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tests.support.helpers import refused
 from tests.support.logged import mentions
 
 
-class Asked:
-    """A future as the client has it."""
+class FakeFuture:
+    """A future with the interface of Dask's client."""
 
     def __init__(self) -> None:
         self.future: Future[Any] = Future()
-        self.is_there = False  # what the task has come to, and cannot be had
+        self.is_there = False  # the result exists but cannot be fetched
 
     @property
     def status(self) -> str:
@@ -45,26 +45,26 @@ class Asked:
 
 
 class Client:
-    """Of a scheduler whose workers do nothing by themselves."""
+    """A client of a scheduler whose workers do nothing on their own."""
 
     def __init__(self, n_workers: int = 1) -> None:
         self.status, self.n_workers, self.taken_back = "running", n_workers, False
-        self.loop = self  # in which what is called has a thread of its own
+        self.loop = self  # runs each call in a thread of its own
         self.scheduler = self
 
     def add_callback(self, function: Any, *arguments: Any) -> None:
         threading.Thread(target=lambda: asyncio.run(function(*arguments)), daemon=True).start()
 
-    def submit(self, function: Any, /, call: Any, key: object) -> Asked:
+    def submit(self, function: Any, /, call: Any, key: object) -> FakeFuture:
         assert function is run_or_retire
-        asked = Asked()
-        self.work(asked.future, call)
-        return asked
+        pending = FakeFuture()
+        self.work(pending.future, call)
+        return pending
 
     def work(self, future: Future[Any], function: Any) -> None:
         pass
 
-    def cancel(self, all_asked: list[Asked]) -> None:
+    def cancel(self, all_asked: list[FakeFuture]) -> None:
         self.taken_back = True
         for each in all_asked:
             each.future.cancel()
@@ -83,7 +83,7 @@ def run(client: Any, n: int = 3, patience: float = 60.0) -> Any:
 
 
 def test_a_scheduler_lost_without_an_answer_can_be_retried() -> None:
-    """The driver of a run whose scheduler was killed between two rounds ended with a KeyError (70)."""
+    """A run whose scheduler was killed between two rounds used to end with a KeyError (exit code 70)."""
 
     class Silent(Client):
         def scheduler_info(self, n_workers: int) -> dict[str, int]:
@@ -112,7 +112,7 @@ def test_results_and_errors_are_passed_unchanged() -> None:
     with refused(65, "bad"):
         run(breaks)
     assert breaks.taken_back
-    with pytest.raises(ConnectionResetError):  # the task's own connection, to a file server perhaps
+    with pytest.raises(ConnectionResetError):  # a connection of the task itself, for example to a file server
         run(Breaks(ConnectionResetError()))
 
 
@@ -137,10 +137,10 @@ def test_a_lost_scheduler_ends_the_run_for_now() -> None:
         run(Loses())
 
     class LosesResults(Client):
-        def submit(self, *called: Any, key: object) -> Asked:
-            asked = super().submit(*called, key=key)
-            asked.is_there = True
-            return asked
+        def submit(self, *called: Any, key: object) -> FakeFuture:
+            pending = super().submit(*called, key=key)
+            pending.is_there = True
+            return pending
 
         def work(self, future: Future[Any], function: Any) -> None:
             future.set_exception(CommClosedError("in <TCP (closed) ConnectionPool.gather>: Connection reset by peer"))
@@ -148,7 +148,7 @@ def test_a_lost_scheduler_ends_the_run_for_now() -> None:
     with refused(75, "scheduler"):
         run(LosesResults())
     silent = Client()
-    silent.status = "closed"  # and has told nobody
+    silent.status = "closed"  # without notifying any process
     with refused(75, "scheduler"):
         run(silent)
 
@@ -165,7 +165,7 @@ def test_a_run_without_workers_waits_for_a_limited_time(
 def test_a_signal_ends_a_run_that_waits_for_workers() -> None:
     class Tells(Client):
         def scheduler_info(self, n_workers: int) -> dict[str, int]:
-            if threading.current_thread() is not threading.main_thread():  # whoever watches while all wait
+            if threading.current_thread() is not threading.main_thread():  # the thread that polls while the run waits
                 os.kill(os.getpid(), signal.SIGTERM)
             return {"n_workers": 0, "total_threads": 0}
 
@@ -176,18 +176,18 @@ def test_a_signal_ends_a_run_that_waits_for_workers() -> None:
 
 
 def test_a_result_counts_even_if_its_worker_dies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part is there, and the run was ended by a fault of its own."""
+    """The part exists, and the run used to end with an internal error."""
     result = DaskFuture._result
 
     async def lose(self: DaskFuture, raiseit: bool = True) -> Any:
         found = await result(self, raiseit)
-        self._state.lose()  # what the scheduler has the client do
+        self._state.lose()  # what the scheduler makes the client do
         return found
 
     monkeypatch.setattr(DaskFuture, "_result", lose)
     where = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "protocol": "tcp", "processes": False}
     with (
-        mock.patch.dict(os.environ),  # Dask sets some for its workers
+        mock.patch.dict(os.environ),  # Dask sets configuration for its workers
         LocalCluster(n_workers=1, threads_per_worker=1, **where) as cluster,
         DaskClient(cluster) as client,
     ):
@@ -195,7 +195,7 @@ def test_a_result_counts_even_if_its_worker_dies(monkeypatch: pytest.MonkeyPatch
 
 
 class Silent(Client):
-    """Of a scheduler that takes questions and answers none of them, as one does that was stopped."""
+    """A client of a scheduler that receives queries and never answers, as if it were stopped."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -225,7 +225,7 @@ def test_a_scheduler_that_does_not_answer_counts_as_lost(caplog: pytest.LogCaptu
 def test_a_signal_ends_a_run_whose_scheduler_does_not_answer() -> None:
     class Tells(Silent):
         def work(self, future: Future[Any], function: Any) -> None:
-            if str(function) == "0":  # a second one would end the process
+            if str(function) == "0":  # a second signal would end the process
                 os.kill(os.getpid(), signal.SIGTERM)
 
     with stoppable(), pytest.raises(Stopped):

@@ -1,4 +1,4 @@
-"""Completion: in a shell that finds no program, commands, flags and values are completed all the same."""
+"""Tests of completion: commands, options and values are completed even in a shell that finds no program."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 
 
 def completed(script: Path, *words: str) -> list[str]:
-    """What bash offers for the last word, where nothing can be started."""
+    """Return bash's completions of the last word, in a shell that cannot start any program."""
     command = [shutil.which("bash") or "bash", "--norc", "-c", PROGRAM, "bash", script, "shardpress", *words]
     env = {"PATH": "/nonexistent"}
     done = subprocess.run(command, cwd=script.parent, env=env, capture_output=True, text=True, check=True)
@@ -46,15 +46,15 @@ def test_completion_starts_no_program(script: Path) -> None:
     assert completed(script, "run", "--dry") == ["--dry-run"]
     assert completed(script, "run", "--on-bad-data", "") == ["raise", "skip", "quarantine"]
     assert set(completed(script, "run", "--input", "sha")) == {"shards", "shardpress.bash"}
-    assert completed(script, "run", "--output", "sha") == ["shards"], "folders alone"
+    assert completed(script, "run", "--output", "sha") == ["shards"], "only folders"
     assert completed(script, "completion", "") == ["bash", "zsh", "fish"]
 
 
 def test_every_setting_is_completed_in_every_shell(capsys: pytest.CaptureFixture[str]) -> None:
     for shell, sign in (("zsh", "#compdef shardpress"), ("fish", "complete -c shardpress")):
         assert main(["completion", shell]) == 0
-        said = capsys.readouterr().out
-        assert sign in said
+        printed = capsys.readouterr().out
+        assert sign in printed
         dashes = "--" if shell == "zsh" else "-l "
         flags = [dashes + name.replace("_", "-") for name in Config().flat()]
-        assert [flag for flag in flags if not re.search(rf"{flag}\b", said)] == []
+        assert [flag for flag in flags if not re.search(rf"{flag}\b", printed)] == []

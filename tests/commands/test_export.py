@@ -1,4 +1,4 @@
-"""`shardpress export`: a file that a runtime takes, and what is said where there is none."""
+"""Tests of `shardpress export`: it writes a file that a runtime accepts, or reports that there is no model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.logged import mentions
 
 @pytest.fixture
 def model(tmp_path: Path) -> Model:
-    """Whose file stands in an output directory."""
+    """Return a model whose file is in an output directory."""
     network, rng = Network((5, 2)), np.random.default_rng(0)
     parameters = {name: rng.normal(size=shape).astype(np.float32) for name, shape in network.shapes.items()}
     found = Model(Scaler(np.zeros(5), np.full(5, 3.0)), network, parameters)
@@ -33,9 +33,9 @@ def test_the_printed_line_runs_the_exported_file(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "encoder.onnx").write_text("an earlier one")
     assert main(["export", "features", "--onnx", "encoder.onnx"]) == 0
-    said = capsys.readouterr().out
-    assert mentions(said, "(n, 5) float32", "(n, 2) float32")
-    (line,) = re.findall(r"onnxruntime\..*\)", said)
+    text = capsys.readouterr().out
+    assert mentions(text, "(n, 5) float32", "(n, 2) float32")
+    (line,) = re.findall(r"onnxruntime\..*\)", text)
     rows = np.random.default_rng(1).integers(0, 4, (7, 5)).astype(np.float32)
     (features,) = eval(line, {"onnxruntime": onnxruntime, "rows": rows})
     np.testing.assert_allclose(features, model.encode(rows), atol=1e-6)

@@ -1,4 +1,4 @@
-"""The command inspect: a page for people, the same as JSON, and an exit code for scripts."""
+"""Tests of `shardpress inspect`: a readable page, the same facts as JSON, and an exit code for scripts."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def test_the_page_and_the_json_have_equal_facts(tmp_path: Path, capsys: pytest.C
     ):
         assert mentions(page, *facts), facts
     assert main(["inspect", "--json", "--all", str(tmp_path)]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["rows"]["n_bad"], told["rows"]["constant_columns"], told["rows"]["n_looked_at"]) == (1, [1], 20)
-    assert told["files"][0]["extras"] == ["y"]
-    assert logging.getLogger("pipeline.progress").level == logging.NOTSET, "as it was before"
+    report = json.loads(capsys.readouterr().out)
+    assert (report["rows"]["n_bad"], report["rows"]["constant_columns"], report["rows"]["n_looked_at"]) == (1, [1], 20)
+    assert report["files"][0]["extras"] == ["y"]
+    assert logging.getLogger("pipeline.progress").level == logging.NOTSET, "unchanged"
 
 
 def test_a_refused_file_is_listed_with_its_contents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""How many rows are to be looked at: a number, or a word to the user."""
+"""Tests of options that take a number of rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`shardpress run`: what is said at once, and with what."""
+"""Tests of `shardpress run`: fast messages at its start, and the files that it writes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.helpers import numbered, write_shard
 from tests.support.interpreters import environment
 from tests.support.logged import mentions
 
-# Everything that takes its time to load is refused: what is said before it is needed is said soon.
+# Modules that are slow to load are blocked: messages that do not need them must come first.
 PROGRAM = """
 import sys
 class Refuse:
@@ -25,7 +25,7 @@ main(sys.argv[1:])
 """
 
 
-def said(folder: Path, *flags: str) -> list[str]:
+def first_output(folder: Path, *flags: str) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, "run", *flags], cwd=folder, env=environment(), capture_output=True, text=True
     )
@@ -35,19 +35,21 @@ def said(folder: Path, *flags: str) -> list[str]:
 
 @pytest.mark.process
 def test_the_first_line_needs_no_libraries_and_lists_settings(tmp_path: Path) -> None:
-    first, *last = said(tmp_path, "--input", "a.h5", "b.h5", "c.h5", "d.h5", "--epochs", "3", "--hidden", "none")
+    first, *last = first_output(
+        tmp_path, "--input", "a.h5", "b.h5", "c.h5", "d.h5", "--epochs", "3", "--hidden", "none"
+    )
     assert first.startswith("shardpress ")
     assert mentions(first, "input a.h5, b.h5, c.h5", 1, "output features", "hidden none", "epochs 3", "--verbose")
     assert last == ["loads dask"]
-    assert said(tmp_path, "--quiet") == ["loads dask"]
-    (tmp_path / "night.yaml").write_text("quiet: true\n")
-    assert said(tmp_path, "--config", "night.yaml") == ["loads dask"], "whoever says it"
+    assert first_output(tmp_path, "--quiet") == ["loads dask"]
+    (tmp_path / "quiet.yaml").write_text("quiet: true\n")
+    assert first_output(tmp_path, "--config", "quiet.yaml") == ["loads dask"], "also from the file"
 
 
 @pytest.mark.process
 @pytest.mark.compiler
 def test_a_run_writes_only_to_its_output_and_cache(tmp_path: Path) -> None:
-    """Neither beside the shards, where it was typed, at home, nor among temporary files."""
+    """Files next to the shards, in the working and home directories and among temporary files stay the same."""
     for name in ("here/data", "home", "temporary"):
         (tmp_path / name).mkdir(parents=True)
     write_shard(tmp_path / "here/data/x.h5", numbered(40, 4))

@@ -1,4 +1,4 @@
-"""The table of commands: each is there, says its flags, and nothing heavy is loaded for the page of all."""
+"""Tests of the table of commands: each command exists and has help, and the overview loads no slow module."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_each_help_page_starts_with_a_summary_and_examples(name: str, capsys: py
         main([name, "--help"])
     assert ended.value.code == 0
     first, *others = capsys.readouterr().out.splitlines()
-    assert first[0].isupper(), "no usage, which of a run is a screen of flags"
+    assert first[0].isupper(), "no usage, which would fill a screen for `run`"
     assert any(line.startswith(f"    shardpress {name}") for line in others[:6])
 
 

@@ -1,4 +1,4 @@
-"""Without /proc no command is able to work, and each of them says so."""
+"""Tests of commands on a system without /proc: each of them reports that it cannot work."""
 
 from __future__ import annotations
 

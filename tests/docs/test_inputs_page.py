@@ -1,4 +1,4 @@
-"""docs/inputs.md: what its recipes write is read as they say."""
+"""Tests of docs/inputs.md: files that its recipes write are read as the page says."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ NAMES = ["ant", "bee", "cat", "ant"]
 
 
 class Column:
-    """What a column of names is to pandas, in the environment of which none of these libraries is."""
+    """Replaces a text column of pandas, because this environment has none of these libraries."""
 
     def astype(self, kind):
         assert kind is str
@@ -38,7 +38,7 @@ class Frame:
 
 
 class Cells:
-    """Of AnnData; every second column is wanted."""
+    """Replaces an AnnData object in which every second column is selected."""
 
     def __init__(self, form):
         self.form = form
@@ -50,7 +50,7 @@ class Cells:
 
 
 class Array:
-    """Of xarray, with the times last."""
+    """Replaces an array of xarray with the times as last axis."""
 
     def transpose(self, first, _):
         assert first == "time"

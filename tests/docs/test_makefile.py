@@ -1,4 +1,4 @@
-"""`make run` changes its own directory alone, and no file of a user."""
+"""Tests of `make run`: it writes only to its own directory, and to no file of the user."""
 
 import subprocess
 from pathlib import Path
@@ -12,7 +12,7 @@ MAKEFILE = Path(__file__).parents[2] / "Makefile"
 
 @pytest.mark.parametrize("name", ["fashion-mnist", "digits"])
 def test_sample_run_writes_to_its_own_directory(tmp_path, name):
-    """Another one for each set of samples, so that it goes through again after the set has changed."""
+    """Each set of samples has its own directory, so that the run succeeds again after the set has changed."""
     for shard in (f"{name}-train-0.h5", f"{name}-train-1.h5", "mine.h5", "my-train-0.h5"):
         (tmp_path / "data" / shard).parent.mkdir(exist_ok=True)
         (tmp_path / "data" / shard).touch()

@@ -1,7 +1,7 @@
-"""The README: its commands run, in its order, and the features of Fashion-MNIST are as good as it says.
+"""Tests of the README: its commands run in order, and the features of Fashion-MNIST are as good as it says.
 
-Sample: the sample run trains for 4 epochs, after which the features are good enough; with TEST_CASES=all for the epochs
-of a user's run.
+Sample: the sample run trains for 4 epochs, after which the features are good enough; with TEST_CASES=all for the number
+of epochs in the README.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ PAGE = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"(?:^    \S.*\n)+", re.sub(r"^```.*?^```$", "", PAGE, flags=re.M | re.S), re.M)
 EPOCHS: dict[str, str | None] = {} if ALL_CASES else {"SHARDPRESS_EPOCHS": "4"}
 PYTHON = re.findall(r"^```python\n(.*?)```$", PAGE, re.M | re.S)
-# Set-up has been done where tests run; and the suite, which cannot run within itself, is one file here.
+# Where tests run, the project is already set up. The test suite, which cannot run inside itself, is reduced to one
+# file.
 MAKE = """#!/bin/sh
 export PYTEST_ADDOPTS="-p no:cacheprovider tests/test_errors.py"
 exec {make} --file=Makefile --old-file=setup --old-file=.venv-readers/.complete PYTHON_OF_VENV={python} "$@"
@@ -43,20 +44,20 @@ exec {make} --file=Makefile --old-file=setup --old-file=.venv-readers/.complete 
 
 @dataclass(frozen=True)
 class Checkout:
-    """A checkout in which all of it has been typed.
+    """A checkout in which all commands of the README were run.
 
     Attributes
     ----------
     folder : Path
-    said : list of str
-        What each block of commands wrote.
+    outputs : list of str
+        Output of each block of commands.
     """
 
     folder: Path
-    said: list[str]
+    outputs: list[str]
 
     def sample(self, name: str) -> Path:
-        """Features of the sample shards."""
+        """Return a file in the features of the sample shards."""
         if not make_data.FASHION_FOLDER.exists():
             pytest.skip("this machine has no Fashion-MNIST (Debian: dataset-fashion-mnist)")
         return self.folder / "sample/fashion-mnist" / name
@@ -76,11 +77,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
         write_shard(folder / f"shards/{number}.h5", rng.normal(size=(300, 12)) + 4 * y[:, None], extras={"y": y})
     (folder / "bin/make").write_text(MAKE.format(make=shutil.which("make"), python=sys.executable))
     (folder / "bin/make").chmod(0o755)
-    return Checkout(folder, [typed(folder, block) for block in BLOCKS])
+    return Checkout(folder, [run_commands(folder, block) for block in BLOCKS])
 
 
-def typed(folder: Path, block: str) -> str:
-    """What these lines write, each of which has to succeed; a line's explanation stands behind two spaces."""
+def run_commands(folder: Path, block: str) -> str:
+    """Return the output of commands that must succeed; two spaces separate a command from its explanation."""
     program = "\n".join(line.strip().split("  ")[0] for line in block.splitlines())
     path = f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = environment(PATH=path, **EPOCHS)
@@ -90,7 +91,7 @@ def typed(folder: Path, block: str) -> str:
 
 
 def test_commands_of_the_readme_run(checkout: Checkout) -> None:
-    one, two, three = checkout.said
+    one, two, three = checkout.outputs
     assert "600 rows x 12 columns -> 6 features in features/index.h5" in one
     assert re.search(r"[\d.]+  on \d+ features", two)
     assert re.search("[0-9]+ passed", two)
@@ -99,7 +100,7 @@ def test_commands_of_the_readme_run(checkout: Checkout) -> None:
 
 
 def test_python_of_the_readme_runs(checkout: Checkout) -> None:
-    example = PYTHON[0]  # the other one has a test beside the model's
+    example = PYTHON[0]  # the test of the other one is next to the tests of the model
     program = f"{example}\nprint(found.features.shape, len(found.extras['y'].compute()))"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program], cwd=checkout.folder, capture_output=True, text=True, check=True
@@ -132,12 +133,14 @@ def test_units_are_neither_dead_nor_saturated(checkout: Checkout) -> None:
 
 def test_classifier_on_features_is_better_than_on_components(checkout: Checkout) -> None:
     checkout.sample("features")
-    accuracy = {kind: float(value) for value, kind in re.findall(r"([\d.]+)  on 64 (features|pri)", checkout.said[1])}
+    accuracy = {
+        kind: float(value) for value, kind in re.findall(r"([\d.]+)  on 64 (features|pri)", checkout.outputs[1])
+    }
     assert accuracy["features"] >= 0.82
     assert accuracy["features"] > accuracy["pri"]
 
 
 def test_picture_of_the_samples_is_drawn(checkout: Checkout) -> None:
     checkout.sample("features")
-    assert "sample/fashion-mnist/picture.png" in typed(checkout.folder, "python scripts/picture.py")
+    assert "sample/fashion-mnist/picture.png" in run_commands(checkout.folder, "python scripts/picture.py")
     assert (checkout.folder / "sample/fashion-mnist/picture.png").read_bytes()[:4] == b"\x89PNG"

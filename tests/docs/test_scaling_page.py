@@ -1,4 +1,4 @@
-"""docs/scaling.md: its commands use options that exist, and its Python compiles."""
+"""Tests of docs/scaling.md: its commands use existing options, and its Python code compiles."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OPTIONS = {
 
 
 def commands(program: str) -> list[list[str]]:
-    """The words behind each call of it."""
+    """Return the options in each call of a program."""
     text = "\n".join([*SHELL, *INDENTED]).replace("\\\n", " ")
     found = re.findall(rf"{program} (--[^;&|\n]*|[^;&|\n]*--[^;&|\n]*)", text)
     return [[word for word in shlex.split(each, comments=True) if word.startswith("--")] for each in found]
@@ -36,13 +36,13 @@ def test_flags_are_options_of_their_programs() -> None:
             with case(program, words):
                 assert words
                 assert set(words) <= known
-    given = re.search(r"worker_extra_args=\[(.*?)\]", PAGE)
-    assert given
-    assert set(re.findall(r'"(--[\w-]+)"', given[1])) <= OPTIONS["dask worker"]
+    arguments = re.search(r"worker_extra_args=\[(.*?)\]", PAGE)
+    assert arguments
+    assert set(re.findall(r'"(--[\w-]+)"', arguments[1])) <= OPTIONS["dask worker"]
 
 
 def test_started_programs_show_no_page_on_the_network() -> None:
-    """Each of Dask's programs opens a port for HTTP on every interface, unless it is told where."""
+    """Unless told otherwise, each of Dask's programs opens an HTTP port on every interface."""
     for program in ("dask scheduler", "dask worker"):
         for words in commands(program):
             assert "--dashboard-address" in words, (program, words)

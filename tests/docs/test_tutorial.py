@@ -1,4 +1,4 @@
-"""docs/tutorial.md: all of it runs, in an empty folder, and ends with a classifier better than on components."""
+"""Tests of docs/tutorial.md: it runs in an empty folder, and its classifier is better than one on components."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_blocks_of_the_tutorial_run_in_order(
     monkeypatch.chdir(tmp_path)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     names: dict[str, object] = {}
-    said = ""
+    output = ""
     for kind, block in BLOCKS:
         if kind == "python":
             exec(block, names)
@@ -32,10 +32,10 @@ def test_blocks_of_the_tutorial_run_in_order(
                 ["sh", "-ec", block], env=environment(PATH=path), capture_output=True, text=True, check=False
             )
             assert done.returncode == 0, done.stderr
-            said += done.stdout + done.stderr
-    error, components = map(float, re.findall(r"error ([\d.]+).*\(8 principal components: ([\d.]+)", said)[0])
+            output += done.stdout + done.stderr
+    error, components = map(float, re.findall(r"error ([\d.]+).*\(8 principal components: ([\d.]+)", output)[0])
     assert error < 0.7 * components
     printed = capsys.readouterr().out
     accuracy = {kind: float(value) for kind, value in re.findall(r"8 (\w+): +([\d.]+)", printed)}
     assert accuracy["features"] > accuracy["components"]
-    assert float(printed.split()[-1]) > accuracy["components"]  # of the search
+    assert float(printed.split()[-1]) > accuracy["components"]  # the search itself

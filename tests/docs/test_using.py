@@ -1,4 +1,4 @@
-"""docs/using.md: what it says of other libraries holds with these, and its lines of Python run."""
+"""Tests of docs/using.md: its Python code runs, and its statements about other libraries hold."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def python_of(section: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", SECTIONS[section], re.M | re.S)
 
 
-# -- PyTorch, which is a gigabyte: where it is not installed, what stands in for it asks of arrays what it does itself
+# -- PyTorch: if it is not installed (it needs a gigabyte), a replacement with the same requirements on arrays --------
 
 
 def from_numpy(array: Any) -> np.ndarray:
-    """It shares the memory of an array, and so takes no other kinds of one than these."""
+    """Check the requirements of PyTorch, which shares the memory of an array and accepts only some kinds."""
     assert type(array) is np.ndarray
     assert array.dtype in (np.float32, np.int64)
     assert array.dtype.isnative
-    assert array.flags.writeable  # else it warns
+    assert array.flags.writeable  # otherwise PyTorch warns
     assert min(array.strides) > 0
     return array
 
@@ -59,27 +59,27 @@ class TensorDataset:
 
 
 class DataLoader:
-    """Of a map-style dataset it asks for its length and for single rows by their numbers, and stacks these."""
+    """Replaces PyTorch's loader: it calls a dataset for its length and single rows by number, and stacks the rows."""
 
     def __init__(self, dataset: Any, batch_size: int) -> None:
         self.dataset, self.batch_size = dataset, batch_size
 
     def __iter__(self) -> Any:
-        assert not hasattr(self.dataset, "__getitems__")  # which it would prefer
+        assert not hasattr(self.dataset, "__getitems__")  # PyTorch would prefer this method
         numbers = range(len(self.dataset))
         for start in range(0, len(numbers), self.batch_size):
             yield np.stack([from_numpy(self.dataset[i]) for i in numbers[start : start + self.batch_size]])
 
 
 def torch() -> Any:
-    """PyTorch, or what stands in for it."""
+    """Return PyTorch, or its replacement."""
     if importlib.util.find_spec("torch"):
         return importlib.import_module("torch")
     data = SimpleNamespace(TensorDataset=TensorDataset, DataLoader=DataLoader)
     return SimpleNamespace(from_numpy=from_numpy, utils=SimpleNamespace(data=data))
 
 
-# -- a line each -------------------------------------------------------------------------------------------------
+# -- one test per line ------------------------------------------------------------------------------------------------
 
 
 def same(found: Any, expected: Any) -> None:

@@ -1,4 +1,4 @@
-"""All checks of CUDA, on the tests' card that computes on the host, and on cards with one fault."""
+"""Tests of all CUDA checks together, on an emulated card without a fault and with one fault each."""
 
 from __future__ import annotations
 

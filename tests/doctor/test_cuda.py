@@ -1,4 +1,4 @@
-"""Each check of CUDA says what is wrong, and what to do about it."""
+"""Tests of each CUDA check: it reports the fault and what to do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOT_THERE = {"error": "libcuda.so: cannot open shared object file"}
 
 @pytest.fixture(autouse=True)
 def no_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nothing of this one's."""
+    """Hide the cards and drivers of this machine."""
     monkeypatch.delenv("CUDA_DISABLE_PTX_JIT", raising=False)
     monkeypatch.setattr(cuda, "_PCI_DEVICES", str(tmp_path))
     monkeypatch.setattr(cuda, "_users", list)
@@ -68,7 +68,7 @@ def test_ptx_newer_than_the_driver_is_a_fault(driver: list[int]) -> None:
     check = found_of(nvrtc=newer, driver={**WHOLE["driver"], "version": driver})["nvrtc"]
     assert check.status == "fail"
     assert "NVRTC" in check.fix
-    for version, ptx in (([12, 5], [8, 5]), ([12, 6], [8, 5])):  # NVRTC may be newer, if what it writes is not
+    for version, ptx in (([12, 5], [8, 5]), ([12, 6], [8, 5])):  # NVRTC may be newer if its PTX is not
         changed = {"driver": {**WHOLE["driver"], "version": version}, "nvrtc": {**WHOLE["nvrtc"], "ptx": ptx}}
         assert found_of(**changed)["nvrtc"].status == "pass"
 
@@ -114,7 +114,7 @@ def test_disabled_jit_of_the_driver_is_reported(monkeypatch: pytest.MonkeyPatch)
     no_card = {**WHOLE["driver"], "n_cards": 0, "jit": False}
     check = found_of(driver=no_card)["kernels"]
     assert "libnvidia-ptxjitcompiler.so.1" in check.found
-    assert "kernels" not in found_of(driver={**WHOLE["driver"], "jit": False}), "a card has shown that it can"
+    assert "kernels" not in found_of(driver={**WHOLE["driver"], "jit": False}), "a card works, so the driver does"
     monkeypatch.setenv("CUDA_DISABLE_PTX_JIT", "1")
     check = found_of()["kernels"]
     assert check.status == "fail"
@@ -122,7 +122,7 @@ def test_disabled_jit_of_the_driver_is_reported(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("told", "fix"),
+    ("answers", "fix"),
     [
         ({"error": "the driver refuses NVRTC's kernel: error 221", "code": 221}, "libnvidia-ptxjitcompiler.so.1"),
         (
@@ -134,8 +134,8 @@ def test_disabled_jit_of_the_driver_is_reported(monkeypatch: pytest.MonkeyPatch)
         ({"error": "cannot be opened: error 46"}, "nvidia-smi"),
     ],
 )
-def test_card_that_accepts_no_kernel_comes_with_a_fix(told: dict[str, Any], fix: str) -> None:
-    check = found_of(card0={**CARD, **told})["card0"]
+def test_card_that_accepts_no_kernel_comes_with_a_fix(answers: dict[str, Any], fix: str) -> None:
+    check = found_of(card0={**CARD, **answers})["card0"]
     assert check.status == "fail"
     assert fix in check.fix
 

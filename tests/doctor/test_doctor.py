@@ -1,4 +1,4 @@
-"""What is wrong comes first, with what to do, however little works: each test breaks something."""
+"""Tests of `shardpress doctor`: faults come first, with what to do. Each test breaks something."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMAND = Path(sys.executable).parent / "shardpress"
 
 
 def doctor(folder: Path, *flags: str, **variables: str | Path | None) -> tuple[int, dict[str, Any]]:
-    """The exit code, and what is said by name; nothing else stands on standard output."""
+    """Return the exit code and the checks by name; standard output must contain nothing else."""
     env = environment(**{"PYTHONPATH": None, **variables})
     command = [COMMAND, "doctor", "--json", *flags]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=300)
@@ -46,7 +46,7 @@ def test_page_lists_fixes_first_and_then_all_checks() -> None:
         "WARN c           hm",
         "",
     ]
-    assert lines[11:] == ["     /lib/libhdf5.so"]  # the other one is named above
+    assert lines[11:] == ["     /lib/libhdf5.so"]  # the other library is named above
     failed = page([*checks, Check("d", "fail", "x " * 100, "fix it")], {}).splitlines()
     assert failed[3:5] == ["   1. d: fix it", "   2. c: do"]
     assert all(len(line) <= 120 for line in failed)
@@ -72,10 +72,10 @@ def test_working_machine_passes_with_devices_and_library_files(tmp_path: Path) -
     }
     assert found["cpu"]["found"]
     assert re.fullmatch(r"[\d,]+ GFLOP/s .*: /.*/libscipy_openblas.*", found["blas"]["found"])
-    assert found["driver"]["status"] in ("pass", "absent"), "nothing of CUDA is asked for"
+    assert found["driver"]["status"] in ("pass", "absent"), "CUDA was not requested"
     assert all(Path(path).exists() for paths in found["libraries"].values() for path in paths)
     assert {"blas", "hdf5"} <= set(found["libraries"])
-    assert list(tmp_path.iterdir()) == [], "it leaves nothing"
+    assert list(tmp_path.iterdir()) == [], "it leaves no files"
 
 
 @pytest.mark.process
@@ -130,7 +130,7 @@ def test_broken_packages_are_named_with_the_command_to_run(tmp_path: Path) -> No
     assert "<2,>=1.26.4" in found["packages"]["found"]
     assert found["packages"]["fix"].endswith(" install 'numpy<2,>=1.26.4'")
     assert "half installed" in found["cpu"]["found"]
-    assert found["compiler"]["status"] == "pass", "the others are looked at"
+    assert found["compiler"]["status"] == "pass", "the others are checked"
 
 
 @pytest.mark.process
@@ -146,7 +146,7 @@ def test_broken_packages_are_named_with_the_command_to_run(tmp_path: Path) -> No
 def test_hanging_or_crashing_device_keeps_earlier_findings(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str, words: str
 ) -> None:
-    """What it has told before counts."""
+    """Findings from before the crash are reported."""
     source = "import json, os, sys, time\ndef tell(**found): print(json.dumps(found), flush=True)\ndef main():\n"
     (tmp_path / "odd_device.py").write_text(f"{source}    print('1', 'noise'); tell(name='Card'); {program}\n")
     monkeypatch.syspath_prepend(tmp_path)

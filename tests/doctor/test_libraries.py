@@ -1,4 +1,4 @@
-"""What CUDA's libraries are asked, of small ones that answer as the real ones do."""
+"""Tests of the queries of CUDA libraries, with small libraries that answer as the real ones do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.doctor.cuda import cuda_checks
 
 pytestmark = [pytest.mark.process, pytest.mark.compiler]
 
-# Numbers come from variables, so that one file is every library of every machine.
+# The numbers come from environment variables, so that one file replaces every library of every machine.
 _SOURCE = r"""
 #include <stdio.h>
 #include <stdlib.h>
@@ -66,7 +66,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the libraries of a machine with a card lie."""
+    """Return the folder of the libraries of a machine with a card."""
     for name in ("libcuda.so", "libnvrtc.so", "libcublas.so", "libnvidia-ptxjitcompiler.so.1"):
         shutil.copy(library, tmp_path / name)
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
@@ -74,13 +74,13 @@ def folder(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path
 
 
-def told(seconds: float = 60) -> dict[str, Any]:
+def query(seconds: float = 60) -> dict[str, Any]:
     return collect_reports("pipeline.doctor.cuda", seconds)
 
 
 def test_versions_of_libraries_and_facts_of_cards_are_collected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_CARDS", "2")
-    found = told()
+    found = query()
     assert found["nvrtc"] == {"files": [str(folder / "libnvrtc.so")], "version": [12, 8], "ptx": [8, 7]}
     assert found["cublas"] == {"files": [str(folder / "libcublas.so")], "version": [12, 11, 10]}
     driver = found["driver"]
@@ -92,7 +92,7 @@ def test_versions_of_libraries_and_facts_of_cards_are_collected(folder: Path, mo
 
 def test_findings_before_a_hanging_driver_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_HANGS", "1")
-    found = told(5)
+    found = query(5)
     assert "5 s" in found["failed"]
     assert found["nvrtc"]["ptx"] == [8, 7]
     assert found["driver"] == {"files": [str(folder / "libcuda.so")]}
@@ -115,7 +115,7 @@ def test_card_that_accepts_no_kernel_is_reported_with_its_error(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    card = told()["card0"]
+    card = query()["card0"]
     words, code = error
     assert card["error"].endswith(words)
     assert card.get("code") == code
@@ -123,13 +123,13 @@ def test_card_that_accepts_no_kernel_is_reported_with_its_error(
 
 def test_driver_that_fails_to_start_reports_its_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_INIT", "803")
-    driver = told()["driver"]
+    driver = query()["driver"]
     assert (driver["version"], driver["error"]) == ([12, 8], "cuInit: error 803")
 
 
 def test_driver_with_a_versioned_name_only_is_found(folder: Path) -> None:
     (folder / "libcuda.so").rename(folder / "libcuda.so.1")
-    driver = told()["driver"]
+    driver = query()["driver"]
     assert driver["beside"] == str(folder / "libcuda.so.1")
     assert driver["error"].startswith("libcuda.so: ")
     (check,) = (each for each in cuda_checks({"driver": driver}, is_wanted=True) if each.name == "driver")
@@ -138,7 +138,7 @@ def test_driver_with_a_versioned_name_only_is_found(folder: Path) -> None:
 
 
 def test_both_files_of_a_forwarding_library_are_named(folder: Path, library: Path) -> None:
-    """Its own name has no version, that of the real one has."""
+    """Our library has a name without version, the real one a name with version."""
     real = folder / "real" / "libcuda.so.570.1"
     real.parent.mkdir()
     shutil.copy(library, real)
@@ -146,7 +146,7 @@ def test_both_files_of_a_forwarding_library_are_named(folder: Path, library: Pat
     source = "int cuInit(unsigned); int (*kept)(unsigned) = cuInit;"
     command = ["g++", "-shared", "-fPIC", "-o", folder / "libcuda.so", "-x", "c", "-", "-x", "none", real]
     subprocess.run(command, input=source, text=True, check=True)
-    found = told()
+    found = query()
     assert found["driver"]["files"] == [str(folder / "libcuda.so"), str(real)]
     (check,) = (each for each in cuda_checks(found, is_wanted=True) if each.name == "driver")
     assert f": {folder / 'libcuda.so'}" in check.found
@@ -154,11 +154,11 @@ def test_both_files_of_a_forwarding_library_are_named(folder: Path, library: Pat
 
 
 def test_missing_libraries_are_reported_one_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Of a machine that has them, too: files that cannot be loaded stand before them."""
+    """Also on a machine that has the libraries: files that cannot be loaded come before them on the search path."""
     for name in ("libcuda.so", "libcuda.so.1", "libnvrtc.so", "libcublas.so"):
         (tmp_path / name).write_bytes(b"not a library")
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
-    found = told()
+    found = query()
     assert {name for name in ("driver", "nvrtc", "cublas") if "error" in found[name]} == {"driver", "nvrtc", "cublas"}
     assert not any(name.startswith("card") for name in found)
     assert os.path.basename(found["libgpuarray"]["files"][0]).startswith("libgpuarray.")

@@ -1,4 +1,4 @@
-"""Bad data: what becomes of a row depends on the row and the settings, and on nothing beside it."""
+"""Tests of bad data: the result of a row depends only on that row and the settings."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tests.support.logged import mentions
 
 
 def block_of(rows: np.ndarray, start: int = 100, stored: str | None = None) -> Block:
-    """A block that these rows might have been read from."""
+    """Return a block from which these rows could have been read."""
     shard = Shard("a.h5", "X", (1000, rows.shape[1]), stored or rows.dtype.str, rows.dtype.name)
     return Block(shard, start, start + len(rows))
 
 
 def judge(
-    bad_data: BadData, rows: Any, dtype: Any = np.float32, features: Any = 0.0, suspects: Any = None, **how: Any
+    bad_data: BadData, rows: Any, dtype: Any = np.float32, features: Any = 0.0, suspects: Any = None, **options: Any
 ) -> Any:
-    """What is said of rows with these features, and, as ``rows``, what was encoded last."""
+    """Return the judgement of rows with these features, and, as ``rows``, the rows that were encoded last."""
     array, encoded = np.array(rows, dtype=dtype), []
     out = np.array(np.broadcast_to(np.asarray(features, np.float32), (len(array), 2)))
     judged = bad_data.judge(
-        block_of(array, **how), (array, array), out, lambda rows, out: encoded.append(rows), suspects
+        block_of(array, **options), (array, array), out, lambda rows, out: encoded.append(rows), suspects
     )
     assert np.isnan(out[judged.bad]).all()
     return SimpleNamespace(**vars(judged), rows=encoded[-1] if encoded else array, is_encoded_again=bool(encoded))
@@ -77,12 +77,12 @@ def test_integers_are_only_bad_if_they_equal_the_missing_value() -> None:
 
 
 def test_the_missing_value_is_compared_in_the_dtype_of_the_file() -> None:
-    rows = np.array([[-9999, 1], [-10000, 1]], np.float32)  # the second is what a file of 16-bit numbers holds
+    rows = np.array([[-9999, 1], [-10000, 1]], np.float32)  # the second value is exact in 16 bits
     assert judge(BadData("skip", missing=-9999), rows).bad.tolist() == [0]
     assert judge(BadData("skip", missing=-9999), rows, stored="<f2").bad.tolist() == [1]
 
 
-# -- rows outside a model's range ----------------------------------------------------------------------------------
+# -- rows outside a model's range --------------------------------------------------------------------------------
 
 LOW, HIGH = np.array([0.0, -1.0]), np.array([1.0, 2.0])
 
@@ -132,7 +132,7 @@ def test_allowed_rows_outside_the_range_are_not_changed() -> None:
 
 @pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u4", "i8", "u8", "f4", "f8"])
 def test_clipping_moves_values_to_the_nearest_number_inside(dtype: str) -> None:
-    """Compared in Python's own numbers, entry by entry; edges with fractions, and beyond what the dtype holds."""
+    """The comparison uses Python numbers, entry by entry; some edges have fractions or exceed the dtype."""
     info: Any = np.iinfo(dtype) if dtype[0] in "iu" else np.finfo(dtype)
     for seed in range(5):
         rng = np.random.default_rng(seed)
@@ -149,7 +149,7 @@ def test_clipping_moves_values_to_the_nearest_number_inside(dtype: str) -> None:
 
 
 def is_nearest(value: float, moved: float, low: float, high: float, info: Any) -> bool:
-    """Whether `moved` is what a dtype holds that is nearest to `value`, within a range."""
+    """Return whether `moved` is the number of the dtype that is nearest to `value` within a range."""
     if low <= value <= high:
         return moved == value
     if not (info.min <= low and high <= info.max):
@@ -160,7 +160,7 @@ def is_nearest(value: float, moved: float, low: float, high: float, info: Any) -
 
 
 def test_clipping_keeps_the_largest_integers() -> None:
-    """No float64 is the largest integer of 64 bits."""
+    """No float64 equals the largest 64-bit integer."""
     for dtype in ("i8", "u8"):
         most = np.iinfo(dtype).max
         rows = np.array([[most, 0], [most, 9]], dtype)

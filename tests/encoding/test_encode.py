@@ -1,4 +1,4 @@
-"""Encoding: every row's features stand at its place, in whole files or none."""
+"""Tests of encoding: the features of each row are in their place, in whole files or none."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from pipeline.shards import shard
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
 from tests.support.damage import damage
-from tests.support.elsewhere import elsewhere
+from tests.support.fresh_process import run_in_fresh_process
 from tests.support.helpers import numbered, numbered_shards, refused, write_shard
 from tests.support.logged import mentions
 
 
 def double(rows: np.ndarray, out: np.ndarray) -> None:
-    """Stands for the device: two features, twice the first two columns."""
+    """Replaces the device: two features, twice the first two columns."""
     out[:] = 2 * rows[:, :2]
 
 
@@ -66,7 +66,7 @@ def run(
     done: Callable[[PartFacts], object] | None = None,
     unreadable: dict[int, str] | None = None,
 ) -> list[PartFacts]:
-    """Every part of the shards, encoded in threads."""
+    """Encode all parts of the shards in threads."""
     parts, _ = plan_parts(shards, settings.part_rows, [])
     tasks = [(encode_part, EncodeTask(part, settings, (unreadable or {}).get(part.number))) for part in parts]
     model = model_of(shards[0].n_inputs)
@@ -80,15 +80,15 @@ def encode(
     block_rows: int,
     part_rows: int,
     bad_data: BadData | None = None,
-    **how: Any,
+    **options: Any,
 ) -> tuple[list[PartFacts], np.ndarray]:
-    """Facts of all parts, and their features."""
-    done = run(shards, settings_of(shards, folder, block_rows, part_rows, bad_data=bad_data or BadData()), **how)
+    """Return the facts of all parts, and their features."""
+    done = run(shards, settings_of(shards, folder, block_rows, part_rows, bad_data=bad_data or BadData()), **options)
     return done, whole(folder, done, "features")
 
 
 def whole(folder: Path, parts: Sequence[PartFacts], name: str) -> np.ndarray:
-    """A dataset of all parts."""
+    """Return a dataset over all parts."""
     found = []
     for part in parts:
         with h5py.File(folder / part.entry.file) as file:
@@ -157,16 +157,16 @@ def test_an_interrupt_leaves_whole_files_or_none(tmp_path: Path) -> None:
 
 
 def test_a_failure_stops_other_parts_at_their_next_block(tmp_path: Path) -> None:
-    begun = threading.Event()
+    has_begun = threading.Event()
 
     class Full(Disk):
         def create(self, path: Path) -> int:
-            assert begun.wait(timeout=30)
+            assert has_begun.wait(timeout=30)
             raise OSError(errno.ENOSPC, "no")
 
     def endless(rows: np.ndarray, out: np.ndarray) -> None:
         if rows[0, 0] >= 40:
-            begun.set()
+            has_begun.set()
             while True:
                 check()
 
@@ -181,16 +181,16 @@ def test_a_failure_stops_other_parts_at_their_next_block(tmp_path: Path) -> None
 
 
 def test_each_part_is_passed_once_to_the_calling_thread(tmp_path: Path) -> None:
-    """The others only write files: what exists is decided by one."""
-    shards, told = numbered_shards(tmp_path, 9, 0, 30), []
+    """The other threads only write files; one thread decides which of them count."""
+    shards, reported = numbered_shards(tmp_path, 9, 0, 30), []
 
     def commit(part: PartFacts) -> None:
         assert threading.current_thread() is threading.main_thread()
         assert (tmp_path / part.entry.file).is_file()
-        told.append(part)
+        reported.append(part)
 
     parts, _ = encode(shards, tmp_path, 1, 3, n_threads=4, done=commit)
-    assert sorted(told, key=parts.index) == parts
+    assert sorted(reported, key=parts.index) == parts
 
 
 def test_nothing_is_committed_after_a_commit_failed(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ EXTRAS = {
 
 @pytest.fixture(params=[False, True], ids=["at once", "block by block"])
 def wide(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether all extras are taken for wide ones, of which a few rows are read at a time."""
+    """Return whether all extras are treated as wide ones, of which a few rows are read at a time."""
     if request.param:
         monkeypatch.setattr(shard, "WIDE_BYTES", 0)
         monkeypatch.setattr(rows_module, "_EXTRA_PIECE", 50)
@@ -278,7 +278,7 @@ def test_unreadable_values_of_an_extra_dataset_are_filled(
     part_rows: int,
     wide: bool,
 ) -> None:
-    """Which values that are depends on the extra's chunks, and not on the parts."""
+    """The chunks of the extra dataset determine which values are filled; the parts do not matter."""
     if wide:
         monkeypatch.setattr(shard, "_NUMBER_BYTES", 0)
     path = tmp_path / "x.h5"
@@ -356,7 +356,7 @@ def test_rows_outside_the_range_are_counted_for_each_part(tmp_path: Path) -> Non
 @pytest.mark.process
 @pytest.mark.compiler
 def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path: Path) -> None:
-    """There the model is made anew, of the file that the task names."""
+    """The fresh process loads the model from the file that the task names."""
     rows = [numbered(n, 3, dtype=np.float32) % 190 for n in (TILE_ROWS + 40, 5, 9)]
     rows[0][7, 1], rows[0][TILE_ROWS + 3, 0], rows[1][4, 2] = np.nan, -99, 1e6
     extras = {"y": np.arange(TILE_ROWS + 40), "name": np.array([b"a", b"bc", b"d"] * 700, object)}
@@ -373,21 +373,23 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path: Path) -> Non
     )
     autoencoder = autoencoder_of(model.scaler, model.network, np.dtype(settings.dtype))
     autoencoder.set_parameters(model.parameters)
-    here = run(shards, settings, encoder=autoencoder.encode_checked, unreadable={2: "broken"})
+    local = run(shards, settings, encoder=autoencoder.encode_checked, unreadable={2: "broken"})
     parts, _ = plan_parts(shards, TILE_ROWS, [])
-    there = elsewhere([(encode_part, EncodeTask(part, settings, {2: "broken"}.get(part.number))) for part in parts])
-    assert [(part.n_bad, part.n_outside) for part in here] == [(1, 0), (1, 0), (0, 1), (9, 0)]
-    names_aside = [[dataclasses.replace(part.entry, file="") for part in parts] for parts in (here, there)]
+    remote = run_in_fresh_process(
+        [(encode_part, EncodeTask(part, settings, {2: "broken"}.get(part.number))) for part in parts]
+    )
+    assert [(part.n_bad, part.n_outside) for part in local] == [(1, 0), (1, 0), (0, 1), (9, 0)]
+    names_aside = [[dataclasses.replace(part.entry, file="") for part in parts] for parts in (local, remote)]
     assert names_aside[0] == names_aside[1], "sizes and BLAKE3 of the files"
-    assert [part.record("") for part in there] == [
-        dataclasses.replace(mine.record(""), entry=other.entry) for mine, other in zip(here, there, strict=True)
+    assert [part.record("") for part in remote] == [
+        dataclasses.replace(one.record(""), entry=other.entry) for one, other in zip(local, remote, strict=True)
     ]
-    assert all(fault_of(tmp_path, part.entry) is None for part in there)
+    assert all(fault_of(tmp_path, part.entry) is None for part in remote)
 
 
 @pytest.mark.process
 def test_runs_in_one_process_keep_their_own_categories(tmp_path: Path) -> None:
-    """Where runs have one model, the second finds the memory of the first, and that of its files' layout."""
+    """If runs share a model, the second one reuses the memory of the first and its file layout."""
     shards, found = [], []
     for i, kinds in enumerate(([b"a", b"b"], [b"c", b"d"])):
         write_shard(tmp_path / f"{i}.h5", numbered(3), extras={"kind": np.array([0, 1, 0], "i1")})

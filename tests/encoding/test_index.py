@@ -1,4 +1,4 @@
-"""The index: all parts as one file, in which nothing could be taken for data without them."""
+"""Tests of the index: all parts as one file, which cannot be mistaken for data when the parts are missing."""
 
 from functools import partial
 
@@ -49,14 +49,14 @@ def test_the_index_holds_extra_datasets_of_every_kind(output):
 
 def test_extra_datasets_can_have_any_name(output):
     names = ["50%", "a%b", "%%", "with space", "größe"]
-    beside = {i: {name: np.full(2, i) for name in names} for i in range(2)}
-    with h5py.File(output(2, 2, extras=beside) / "index.h5") as file:
+    part_extras = {i: {name: np.full(2, i) for name in names} for i in range(2)}
+    with h5py.File(output(2, 2, extras=part_extras) / "index.h5") as file:
         assert {name: file[name][:].tolist() for name in names} == {name: [0, 0, 1, 1] for name in names}
 
 
 def test_the_index_omits_extras_that_differ_between_parts(output):
-    beside = {0: {"some": np.arange(2), "odd": np.zeros(2, "f4")}, 1: {"odd": np.zeros(3, "f8")}}
-    directory = output(2, 3, extras=beside)
+    part_extras = {0: {"some": np.arange(2), "odd": np.zeros(2, "f4")}, 1: {"odd": np.zeros(3, "f8")}}
+    directory = output(2, 3, extras=part_extras)
     with h5py.File(directory / "index.h5") as file:
         assert set(file) == {"features", "valid", "y"}
     with h5py.File(directory / "parts/part-00000.h5") as file:
@@ -64,8 +64,14 @@ def test_the_index_omits_extras_that_differ_between_parts(output):
 
 
 def test_an_index_without_its_parts_gives_only_fill_values(output, tmp_path):
-    beside = {"i": np.ones(3, "i2"), "u": np.ones(3, ">u4"), "f": np.ones(3, "f2"), "is": np.ones(3, bool), **EXTRAS}
-    alone = (output(3, extras={0: beside}) / "index.h5").rename(tmp_path / "alone.h5")
+    part_extras = {
+        "i": np.ones(3, "i2"),
+        "u": np.ones(3, ">u4"),
+        "f": np.ones(3, "f2"),
+        "is": np.ones(3, bool),
+        **EXTRAS,
+    }
+    alone = (output(3, extras={0: part_extras}) / "index.h5").rename(tmp_path / "alone.h5")
     with h5py.File(alone) as file:
         np.testing.assert_array_equal(file["features"], np.full((3, 2), np.nan))
         assert {name: file[name][:].tolist() for name in ("valid", "i", "u", "is", "y", "code", "name")} == {
@@ -89,20 +95,20 @@ def test_an_index_opens_no_part(tmp_path):
     memory = PartMemory(3, 2, extras)
 
     def viewed(name):
-        return f"parts/{name}", dict(sorted(part_shapes(sizes[name], 2, extras).items()))  # as HDF5 sorts them
+        return f"parts/{name}", dict(sorted(part_shapes(sizes[name], 2, extras).items()))  # sorted as by HDF5
 
     for most in (3, 2):
         found = dict(index_files(list(sizes), viewed, stored_categories(extras), {"a": 1}, most))
         (tmp_path / "parts").mkdir(exist_ok=True)
         for name, size in sizes.items():
-            beside = {"y": np.arange(size), "cell": np.zeros(size, "i1")}
-            (tmp_path / "parts" / name).write_bytes(memory.file(np.ones(size, bool), beside, {}, {}))
+            part_extras = {"y": np.arange(size), "cell": np.zeros(size, "i1")}
+            (tmp_path / "parts" / name).write_bytes(memory.file(np.ones(size, bool), part_extras, {}, {}))
         assert found["index.h5"] == index_of(tmp_path, [f"parts/{name}" for name in sizes], {"a": 1}, most)
         assert all((tmp_path / name).read_bytes() == data for name, data in found.items())
 
 
 def test_views_of_many_parts_are_made_one_at_a_time():
-    """HDF5 takes 20 kB for each part of a view, so that one of 100,000 took 2 GB; and an index may stand for others."""
+    """HDF5 takes 20 kB for each part of a view: 2 GB for 100,000 parts. An index may contain views of views."""
     looked_at = []
 
     def viewed(i):
@@ -110,14 +116,14 @@ def test_views_of_many_parts_are_made_one_at_a_time():
         return f"parts/part-{i:032x}.h5", part_shapes(2, 2, ())
 
     files = index_files(range(95), viewed, {}, {}, most=10)
-    made = [next(files)]
+    written = [next(files)]
     assert looked_at == [*range(10)]
-    made += files
-    assert [name for name, _ in made][-1] == "index.h5"
-    assert len(set(made)) == len(dict(made)) == 11
-    assert all(is_left(name) for name, _ in made[:-1]), "what is swept when nothing names it"
+    written += files
+    assert [name for name, _ in written][-1] == "index.h5"
+    assert len(set(written)) == len(dict(written)) == 11
+    assert all(is_left(name) for name, _ in written[:-1]), "unreferenced files that are removed"
     again = index_files(range(85), viewed, {}, {}, most=10)
-    assert set(again) & set(made) == set(made[:8]), "of equal parts, equal views"
+    assert set(again) & set(written) == set(written[:8]), "equal parts have equal views"
 
 
 def test_a_view_of_views_loses_only_rows_of_missing_parts(tmp_path):

@@ -1,4 +1,4 @@
-"""A part's file: valid input again, ready to be mapped, and the one that HDF5 itself would write."""
+"""Tests of a part's file: it is valid input, can be mapped into memory, and equals the file that HDF5 writes."""
 
 import io
 import json
@@ -120,7 +120,7 @@ def test_an_attribute_names_the_source_of_a_part():
         {"path": "größe/0.h5", "n_rows": 3, "share": 0.5, "none": None, "is": True, "nested": {"a": [1, 2, 3]}},
         {"path": odd + "\\udcff.h5", "dataset": "a\0b"},
         {"path": odd * 4096, "dataset": odd * 4096},
-        *({"path": "x" * n} for n in range(240, 260)),  # around the length to which it is padded
+        *({"path": "x" * n} for n in range(240, 260)),  # lengths around the one to which it is padded
     ]
     for source in sources:
         with h5py.File(io.BytesIO(part_bytes(feature_rows(3), np.ones(3, bool), {}, {}, source))) as file:
@@ -139,7 +139,7 @@ def test_a_long_source_name_is_reduced_to_its_end():
 
 
 def test_reused_memory_gives_the_same_file_as_fresh_memory():
-    """Whatever earlier parts have left in it, and however much their extras needed."""
+    """The result does not depend on what earlier parts left in memory, or how much their extras needed."""
     for sizes in ((100, 7), (7, 100), (100, 100), (1, 100, 0, 3)):
         memory = PartMemory(max(sizes), 2)
         for i, size in enumerate(sizes):
@@ -170,19 +170,19 @@ def test_parts_equal_the_files_that_hdf5_writes(extras):
     memory = PartMemory(4, 2)
     sources = [{"path": path, "n_rows": n} for path in ("größe/0.h5", "x" * 300, "b") for n in (3, -(2**63), 2**64)]
     for i, source in enumerate(sources):
-        beside = {name: np.roll(values, i, axis=0) for name, values in extras.items()}
-        if i == 3 and "code" in beside:
-            beside["code"] = beside["code"].astype(ASCII)
+        part_extras = {name: np.roll(values, i, axis=0) for name, values in extras.items()}
+        if i == 3 and "code" in part_extras:
+            part_extras["code"] = part_extras["code"].astype(ASCII)
         features, valid = feature_rows(3, first=i), np.arange(3) % 2 == i % 2
         memory.features(3)[:] = features
-        told = json.dumps(source, ensure_ascii=False).encode()
-        told = told.ljust(256 * (len(told) // 256 + 1), b"\0")
-        numbers, texts = ({n: v for n, v in beside.items() if v.dtype.hasobject == has} for has in (False, True))
-        expected = written_by_hdf5({"features": features, "valid": valid, **numbers}, texts, attributes, told)
-        found = bytes(memory.file(valid, beside, attributes, source))
+        text = json.dumps(source, ensure_ascii=False).encode()
+        padded = text.ljust(256 * (len(text) // 256 + 1), b"\0")
+        numbers, texts = ({n: v for n, v in part_extras.items() if v.dtype.hasobject == has} for has in (False, True))
+        expected = written_by_hdf5({"features": features, "valid": valid, **numbers}, texts, attributes, padded)
+        found = bytes(memory.file(valid, part_extras, attributes, source))
         assert found == expected, f"part {i}"
         with h5py.File(io.BytesIO(found)) as file:
-            same({name: file[name][()] for name in beside}, beside)
+            same({name: file[name][()] for name in part_extras}, part_extras)
 
 
 def test_unsupported_text_is_an_error_in_every_part():
@@ -194,22 +194,22 @@ def test_unsupported_text_is_an_error_in_every_part():
 
 
 def test_only_the_first_of_similar_parts_is_laid_out_by_hdf5(monkeypatch):
-    asked, memory = [], PartMemory(4, 2)  # which may be the process's first, and then asks where features go
-    monkeypatch.setattr(module, "lay_out", lambda *given: asked.append(1) or lay_out(*given))
+    layouts, memory = [], PartMemory(4, 2)  # may be the first one of the process
+    monkeypatch.setattr(module, "lay_out", lambda *given: layouts.append(1) or lay_out(*given))
     for i in range(5):
         memory.file(np.ones(3, bool), {"y": np.arange(3)}, {}, {"n_rows": 10**i, "path": f"größe/{'x' * i}.h5"})
-    assert len(asked) == 1
+    assert len(layouts) == 1
 
 
 def test_layouts_of_a_few_sizes_are_kept(monkeypatch):
     expected = {n: part_bytes(feature_rows(n), np.arange(n) > 0, {}, {}, {}) for n in (1, 3, 4)}
-    asked, memory = [], PartMemory(4, 2, most_templates=2)
-    monkeypatch.setattr(module, "lay_out", lambda *given: asked.append(1) or lay_out(*given))
-    for sizes, n_asked in (((3, 4, 3, 4), 2), ((1,), 3), ((1, 3), 4), ((4, 3), 6)):
+    layouts, memory = [], PartMemory(4, 2, most_templates=2)
+    monkeypatch.setattr(module, "lay_out", lambda *given: layouts.append(1) or lay_out(*given))
+    for sizes, n_layouts in (((3, 4, 3, 4), 2), ((1,), 3), ((1, 3), 4), ((4, 3), 6)):
         for n_rows in sizes:
             memory.features(n_rows)[:] = feature_rows(n_rows)
             assert bytes(memory.file(np.arange(n_rows) > 0, {}, {}, {})) == expected[n_rows]
-        assert len(asked) == n_asked, sizes
+        assert len(layouts) == n_layouts, sizes
 
 
 def test_texts_are_copied_rarely_and_never_kept():
@@ -218,10 +218,10 @@ def test_texts_are_copied_rarely_and_never_kept():
     tracemalloc.start()
     try:
         n_bytes = len(memory.file(np.ones(1000, bool), texts, {}, {}))
-        kept, peak = tracemalloc.get_traced_memory()
+        current, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert kept < 1.1 * n_bytes, kept
+    assert current < 1.1 * n_bytes, current
     assert peak < 3.2 * n_bytes, peak
 
 
@@ -243,7 +243,7 @@ def test_shapes_of_a_part_are_known_without_reading_it(tmp_path, n_rows):
 
 @pytest.mark.process
 def test_declared_extras_of_a_shard_match_its_parts(tmp_path):
-    """Otherwise the index, which is made of that alone, would show no values."""
+    """Otherwise the index, which is built from the declaration alone, would show no values."""
     n, state = 3, h5py.enum_dtype({"on": 1, "off": 0}, "i2")
     both = {
         "ascii": np.zeros(n, ASCII),
@@ -251,21 +251,21 @@ def test_declared_extras_of_a_shard_match_its_parts(tmp_path):
         "state": np.zeros(n, state),
     }
     one = {"big": np.zeros(n, ">i4"), "column": np.zeros((n, 1)), "row": np.zeros((1, n), "f4"), "is": np.ones(n, bool)}
-    for i, beside in enumerate(
+    for i, part_extras in enumerate(
         ({**both, **one}, {**both, "ascii": np.zeros(n, "S7"), "text": np.full(n, "ö", object)})
     ):
         with h5py.File(write_shard(tmp_path / f"{i}.h5", numbered(n)), "a") as file:
-            for name, values in beside.items():
+            for name, values in part_extras.items():
                 file.create_dataset(name, data=values, dtype=h5py.string_dtype() if name == "text" else None)
             file.create_dataset("array", (n,), np.dtype(("f4", (2, 2))))[...] = np.zeros((n, 2, 2))
     for shard in open_shards([str(tmp_path)]):
         found = read_extras(Block(shard, 0, n))
         (tmp_path / "part").write_bytes(part(n, extras=found))
-        told, held = part_shapes(n, 2, shard.extras), shapes_in(tmp_path / "part")
-        assert {"ascii", "utf8", "state", "big", "big_present", "column", "row", "text", "array"} <= set(told)
-        assert told == held
+        declared, held = part_shapes(n, 2, shard.extras), shapes_in(tmp_path / "part")
+        assert {"ascii", "utf8", "state", "big", "big_present", "column", "row", "text", "array"} <= set(declared)
+        assert declared == held
         for check in (h5py.check_enum_dtype, h5py.check_string_dtype):
-            assert {name: check(dtype) for name, (_, dtype) in told.items()} == {
+            assert {name: check(dtype) for name, (_, dtype) in declared.items()} == {
                 name: check(dtype) for name, (_, dtype) in held.items()
             }
 
@@ -306,7 +306,7 @@ def test_a_part_with_an_extra_named_x_is_a_valid_shard(tmp_path):
 @pytest.mark.process
 @pytest.mark.parametrize("kind", ["ragged", "reference"])
 def test_every_extra_dataset_can_be_written(tmp_path, kind):
-    """An extra that cannot be copied is left out when the shards are vetted, before the training."""
+    """An extra that cannot be written is left out when the shards are vetted, before the training."""
     path = write_shard(tmp_path / "x.h5", numbered(3))
     with h5py.File(path, "a") as file:
         dtype = h5py.ref_dtype if kind == "reference" else h5py.vlen_dtype(np.int32)

@@ -1,4 +1,4 @@
-"""Parts: which rows are still to be encoded, and what is known of those that are."""
+"""Tests of parts: which rows are still to be encoded, and the facts of encoded ones."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def part(shard: int, start: int, stop: int, **more: Any) -> PartFacts:
 
 def test_committed_parts_of_any_size_are_kept(tmp_path: Path) -> None:
     shards = numbered_shards(tmp_path, 10, 0, 7)
-    there = [part(2, 0, 7), part(0, 4, 6), part(0, 2, 5)]
-    missing, overlapping = plan_parts(shards, 4, there)
+    existing = [part(2, 0, 7), part(0, 4, 6), part(0, 2, 5)]
+    missing, overlapping = plan_parts(shards, 4, existing)
     places = [(each.number, each.source.start, each.source.stop) for each in missing]
     assert places == [(0, 0, 2), (0, 5, 9), (0, 9, 10)]
-    assert overlapping == [there[1]]
+    assert overlapping == [existing[1]]
 
 
 def test_a_part_is_restored_from_its_record(tmp_path: Path) -> None:

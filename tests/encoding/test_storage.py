@@ -1,4 +1,4 @@
-"""Features that are stored in fewer bytes: as near to what was encoded as is said, and read like all others."""
+"""Tests of features stored in fewer bytes: the rounding error is within its limit, and readers need no change."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_rounding_errors_are_limited_and_reported(max_error: float) -> None:
                 with np.errstate(over="ignore"):
                     exact = np.abs(features[valid].astype(np.float16).astype(float) - features[valid])
                 assert dtype == "float16"
-                assert exact.max() > max_error / 4 or size > 1e4  # nor would it do without a step
+                assert exact.max() > max_error / 4 or size > 1e4  # too coarse without a rounding step as well
                 continue
             off = np.abs(found[valid].astype(float) - features[valid])
             assert off.max() == error <= max_error
@@ -108,8 +108,8 @@ def test_every_storage_is_valid_in_shards_index_and_single_file(tmp_path: Path) 
         folder.mkdir()
         files = ["0.h5", "1.h5", "2.h5"]
         for name, size, first in zip(files, (3, 0, 3), (0, 3, 3), strict=True):
-            rows, beside = feature_rows(size, first), {key: values[:size] for key, values in EXTRAS.items()}
-            (folder / name).write_bytes(part_bytes(rows, np.ones(size, bool), beside, {}, {}, storage))
+            rows, part_extras = feature_rows(size, first), {key: values[:size] for key, values in EXTRAS.items()}
+            (folder / name).write_bytes(part_bytes(rows, np.ones(size, bool), part_extras, {}, {}, storage))
         (shard,) = open_shards([str(folder / "0.h5")])
         assert shard.dtype == "float32"
         np.testing.assert_array_equal(read(Block(shard, 0, 3)), feature_rows(3))

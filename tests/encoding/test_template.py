@@ -1,4 +1,4 @@
-"""A file made from a template is the file that HDF5 itself would have written, whatever the values."""
+"""Tests of files made from a template: they equal the files that HDF5 writes, for any values."""
 
 import io
 import tracemalloc
@@ -74,7 +74,7 @@ def test_a_template_includes_what_hdf5_writes_itself(tmp_path):
 
 
 def test_holes_of_a_template_take_no_memory():
-    """HDF5's words behind the values lie far from those before them."""
+    """HDF5 stores its metadata after the values far away from the metadata before them."""
     tracemalloc.start()
     try:
         template = lay_out({"features": ((2**38, 1), np.dtype("<f4"))}, {}, {"a": 1})
@@ -87,7 +87,7 @@ def test_holes_of_a_template_take_no_memory():
 
 def test_an_image_equals_the_written_file():
     rng, image, expected = np.random.default_rng(0), module._Image(), bytearray(400000)
-    for _ in range(50):  # some over the ends of what it keeps together
+    for _ in range(50):  # some cross the ends of its blocks
         start, data = int(rng.integers(0, 200000)), rng.bytes(int(rng.integers(0, 10 ** rng.integers(1, 6))))
         image.seek(start)
         assert image.write(memoryview(data)) == len(data)

@@ -1,4 +1,4 @@
-"""The single file, which holds what the index shows."""
+"""Tests of the single file, which contains the same datasets as the index."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def extras(n_rows, first):
 
 @pytest.fixture
 def parts(tmp_path):
-    """Names of feature files in a directory."""
+    """Write feature files into a directory and return their names."""
     names = []
     for i, size in enumerate(SIZES):
         first = sum(SIZES[:i])
@@ -117,10 +117,10 @@ def test_pieces_of_the_single_file_are_small(tmp_path, parts, monkeypatch):
 def test_the_longest_text_of_all_parts_determines_the_width(tmp_path):
     names = []
     for i, texts in enumerate([["a", ""], [], ["größer", "\udcff"]]):
-        beside = {"t": np.array([text.encode("utf-8", "surrogateescape") for text in texts], object)}
+        part_extras = {"t": np.array([text.encode("utf-8", "surrogateescape") for text in texts], object)}
         names.append(f"{i}.h5")
         features, valid = np.zeros((len(texts), 1), np.float32), np.ones(len(texts), bool)
-        (tmp_path / names[-1]).write_bytes(part_bytes(features, valid, beside, {}))
+        (tmp_path / names[-1]).write_bytes(part_bytes(features, valid, part_extras, {}))
     path = written(tmp_path, names)
     with h5py.File(path) as file:
         assert file["t"].dtype == np.dtype("S8")

@@ -1,4 +1,4 @@
-"""What a process keeps: one model, made once, and memory that each thread uses again."""
+"""Tests of the state of a worker process: one model, loaded once, and memory that each thread reuses."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def nothing(rows: np.ndarray, out: np.ndarray) -> None:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> EncodeSettings:
-    """Of tasks that name the model's file."""
+    """Return the settings of tasks that name the model's file."""
     return replace(EncodeSettings(str(tmp_path), IN_MEMORY, "float32", 4, 8, 2), model=written(tmp_path, MODEL))
 
 
@@ -48,8 +48,8 @@ def written(folder: Path, model: Model) -> Entry:
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """What this process makes instead of compiling."""
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Return the list of what this process makes instead of compiling."""
     found: list[Any] = []
 
     def make(*what: Any) -> Any:
@@ -63,28 +63,28 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     module._workers.clear()
 
 
-def test_a_model_is_made_once_for_all_threads(made: list[Any], settings: EncodeSettings) -> None:
+def test_a_model_is_made_once_for_all_threads(compiled: list[Any], settings: EncodeSettings) -> None:
     with threads(4) as pool:
         found = compute([(worker_of, replace(settings, attributes={"part": i})) for i in range(20)], pool, 4)
     assert all(each is found[0] for each in found)
-    assert len(made) == 2
-    scaler, network, dtype = made[0]
+    assert len(compiled) == 2
+    scaler, network, dtype = compiled[0]
     assert (network, dtype, scaler.maximum.tolist()) == (MODEL.network, np.dtype("float32"), [1, 1, 1])
     assert found[0].model.fingerprint == MODEL.fingerprint
 
 
-def test_another_model_or_size_replaces_the_worker(made: list[Any], settings: EncodeSettings) -> None:
+def test_another_model_or_size_replaces_the_worker(compiled: list[Any], settings: EncodeSettings) -> None:
     first = worker_of(settings)
     other = replace(MODEL, parameters={**MODEL.parameters, "b_hidden": W[0] + 1})
     file = written(Path(settings.directory), other)
     for changed in (replace(settings, part_rows=12), replace(settings, model=file), settings):
         assert worker_of(changed) is not first
         assert len(module._workers) == 1
-    assert len(made) == 8
+    assert len(compiled) == 8
 
 
-def test_another_file_in_place_of_the_model_is_refused(made: list[Any], settings: EncodeSettings) -> None:
-    """As a worker finds it that has another disk under the same path."""
+def test_another_file_in_place_of_the_model_is_refused(compiled: list[Any], settings: EncodeSettings) -> None:
+    """A worker would find another file if it has a different disk under the same path."""
     path = Path(settings.directory) / settings.model.file
     path.write_bytes(path.read_bytes().replace(b"shardpress-model/2", b"shardpress-model/1"))
     with pytest.raises(ReadFailed, match=rf"file={path}\b.*\bBLAKE3\b"):
@@ -92,7 +92,7 @@ def test_another_file_in_place_of_the_model_is_refused(made: list[Any], settings
     path.unlink()
     with pytest.raises(ReadFailed, match=rf"file={path}\b.*{os.strerror(errno.ENOENT)}"):
         worker_of(settings)
-    assert made == []
+    assert compiled == []
 
 
 def test_the_size_of_a_task_does_not_depend_on_the_model(settings: EncodeSettings) -> None:
@@ -107,33 +107,33 @@ def test_the_size_of_a_task_does_not_depend_on_the_model(settings: EncodeSetting
     assert n_bytes[1] < n_bytes[0] + 20 < 2000
 
 
-def test_a_served_model_is_used_and_dropped_at_the_end(made: list[Any]) -> None:
+def test_a_served_model_is_used_and_dropped_at_the_end(compiled: list[Any]) -> None:
     disk, settings = Disk(), EncodeSettings("out", IN_MEMORY, "float32", 4, 8, 2)
     with serving(settings, MODEL, nothing, disk):
         found = worker_of(settings)
-        assert (found.model, found.encode, found.disk, made) == (MODEL, nothing, disk, [])
+        assert (found.model, found.encode, found.disk, compiled) == (MODEL, nothing, disk, [])
     assert len(module._workers) == 0
 
 
-@pytest.mark.parametrize(("asked", "n"), [(2, 2), (0, 3)])
+@pytest.mark.parametrize(("requested", "n"), [(2, 2), (0, 3)])
 def test_the_number_of_readers_is_requested_or_that_of_cores(
-    settings: EncodeSettings, monkeypatch: pytest.MonkeyPatch, asked: int, n: int
+    settings: EncodeSettings, monkeypatch: pytest.MonkeyPatch, requested: int, n: int
 ) -> None:
-    """The driver's cores say nothing of those of a worker that others have started."""
+    """The cores of the driver say nothing about those of an external worker."""
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    turns = Worker(replace(settings, n_readers=asked), MODEL, nothing, Disk()).turns
+    turns = Worker(replace(settings, n_readers=requested), MODEL, nothing, Disk()).turns
     assert [turns.acquire(blocking=False) for _ in range(4)] == [i < n for i in range(4)]
 
 
 def test_a_thread_reuses_its_memory(settings: EncodeSettings) -> None:
     shards = {dtype: Shard("a.h5", "X", (9, 3), dtype, dtype) for dtype in ("float32", "uint8")}
     worker = Worker(settings, MODEL, nothing, Disk())
-    kept = worker.block_memory(Block(shards["float32"], 0, 4))
+    memory = worker.block_memory(Block(shards["float32"], 0, 4))
     again = worker.block_memory(Block(shards["float32"], 4, 7))
-    assert (again.shape, np.shares_memory(kept, again)) == ((3, 3), True)
+    assert (again.shape, np.shares_memory(memory, again)) == ((3, 3), True)
     assert worker.block_memory(Block(shards["uint8"], 0, 2)).dtype == np.uint8
     assert worker.part_memory(shards["uint8"]) is worker.part_memory(shards["float32"])
     with threads(1) as pool:
         (others,) = compute([(worker.block_memory, Block(shards["float32"], 0, 4))], pool, 1)
-    assert not np.shares_memory(kept, others)
+    assert not np.shares_memory(memory, others)

@@ -1,6 +1,6 @@
-"""Write the files beside this one anew, as other software writes them.
+"""Write the files in this directory again, with the software that they come from.
 
-It runs in an environment of its own, whose packages README.md names: python tests/files/make_files.py
+It runs in an environment with the packages that README.md names: python tests/files/make_files.py
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import tables
 import xarray
 
 HERE = Path(__file__).parent
-# 35 of 240 elements are no multiple of 8, where bitshuffle leaves some as they are; and they can be told apart.
+# 35 of 240 elements are not a multiple of 8, so bitshuffle leaves some unchanged. All elements are distinct.
 ROWS = (np.arange(240).reshape(60, 4) % 97).astype("<i4")
 CHUNKS = (35, 4)
 FEW = np.where(ROWS % 3, 0, ROWS).astype("f4")
@@ -29,7 +29,7 @@ KINDS = np.array(["b", "a", "c"])[ROWS[:, 0] % 3]
 
 
 def filtered() -> None:
-    """One file for each filter that a plugin brings, rows and labels, in the oldest format."""
+    """Write one file for each filter of a plugin, rows and labels, in the oldest format."""
     ways = {
         "zstd": hdf5plugin.Zstd(),
         "zstd-shuffle": {"shuffle": True, "fletcher32": True, **hdf5plugin.Zstd()},
@@ -57,7 +57,7 @@ def filtered() -> None:
 
 
 def packed() -> None:
-    """HDF5's own filters that store as few bits as they can."""
+    """Write files with HDF5's own filters that store the minimal number of bits."""
     with h5py.File(HERE / "filter-scaleoffset.h5", "w", libver=("v108", "v108")) as file:
         file.create_dataset("X", data=ROWS, chunks=CHUNKS, scaleoffset=0)
         file.create_dataset("y", data=np.arange(60.0), chunks=(35,), scaleoffset=1)
@@ -66,11 +66,11 @@ def packed() -> None:
 
 
 def _n_bit(path: Path, precision: int) -> None:
-    hdf5 = ctypes.CDLL(h5py.h5p.__file__)  # h5py leaves out these two functions
+    hdf5 = ctypes.CDLL(h5py.h5p.__file__)  # h5py does not provide these two functions
     hdf5.H5Pset_nbit.argtypes = [ctypes.c_int64]
     hdf5.H5Pset_relax_file_integrity_checks.argtypes = [ctypes.c_int64, ctypes.c_uint64]
     access, creation = h5py.h5p.create(h5py.h5p.FILE_ACCESS), h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    assert hdf5.H5Pset_relax_file_integrity_checks(access.id, 1) >= 0  # or bits that nobody uses are an error
+    assert hdf5.H5Pset_relax_file_integrity_checks(access.id, 1) >= 0  # otherwise unused bits are an error
     creation.set_chunk(CHUNKS)
     of_file = h5py.h5p.create(h5py.h5p.FILE_CREATE)
     for properties in (creation, of_file):
@@ -79,12 +79,12 @@ def _n_bit(path: Path, precision: int) -> None:
     kind = h5py.h5t.STD_I32LE.copy()
     kind.set_precision(precision)
     with h5py.File(h5py.h5f.create(bytes(path), h5py.h5f.ACC_TRUNC, of_file, access)) as file:
-        made = h5py.h5d.create(file.id, b"X", kind, h5py.h5s.create_simple(ROWS.shape), dcpl=creation)
-        made.write(h5py.h5s.ALL, h5py.h5s.ALL, ROWS)
+        dataset = h5py.h5d.create(file.id, b"X", kind, h5py.h5s.create_simple(ROWS.shape), dcpl=creation)
+        dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, ROWS)
 
 
 def sparse() -> None:
-    """AnnData's, with labels as categories: by rows and by columns."""
+    """Write AnnData files with categorical labels, by rows and by columns."""
     obs = pd.DataFrame({"kind": pd.Categorical(KINDS)}, index=[f"cell {i}" for i in range(60)])
     for form in ("csr", "csc"):
         data = anndata.AnnData(getattr(scipy.sparse, f"{form}_matrix")(FEW), obs=obs)
@@ -93,7 +93,7 @@ def sparse() -> None:
 
 
 def frames() -> None:
-    """Frames of pandas, which has PyTables write them, of one type and of several."""
+    """Write data frames of pandas, by PyTables, with one type and with several."""
     frame = pd.DataFrame(ROWS.astype("f4"), columns=list("abcd"))
     for name, each in {"": frame, "-mixed": frame.assign(d=ROWS[:, 3])}.items():
         each.to_hdf(HERE / f"frames-fixed{name}.h5", key="df")
@@ -101,7 +101,7 @@ def frames() -> None:
 
 
 def records() -> None:
-    """A table of PyTables', of fields that are numbers of one type."""
+    """Write a table of PyTables whose fields are numbers of one type."""
     with tables.open_file(HERE / "records.h5", "w") as file:
         fields = {name: tables.Int32Col(pos=i) for i, name in enumerate("abcd")}
         table = file.create_table("/", "table", fields, chunkshape=35)
@@ -109,13 +109,13 @@ def records() -> None:
 
 
 def matlab() -> None:
-    """A file of MATLAB 7.3: behind a user block, rows in columns, labels in a column of their own."""
+    """Write a MATLAB 7.3 file: a user block, rows in columns, and labels in a column of their own."""
     held = {"X": ROWS.astype("f8"), "y": np.arange(60.0)}
     hdf5storage.savemat(str(HERE / "matlab.mat"), held, format="7.3", oned_as="column", store_python_metadata=False)
 
 
 def netcdf() -> None:
-    """Rows over times, which are values too, by xarray; and over an axis that may grow and has none, by netCDF4."""
+    """Write netCDF files: rows over times (xarray), and rows over an unlimited axis without coordinates (netCDF4)."""
     times = pd.date_range("2024-01-01", periods=60, freq="h")
     array = xarray.DataArray(ROWS.astype("f4"), {"time": times}, ("time", "place"), "temp")
     packed = {"dtype": "i2", "scale_factor": 0.5, "add_offset": 1.0, "_FillValue": -9999}
@@ -128,7 +128,7 @@ def netcdf() -> None:
 
 
 def pytables() -> None:
-    """An array that may grow, compressed by Blosc, by PyTables; behind a user block."""
+    """Write an extendable array of PyTables after a user block, compressed by Blosc."""
     filters = tables.Filters(5, "blosc", fletcher32=True)
     with tables.open_file(HERE / "pytables.h5", "w", filters=filters, user_block_size=512) as file:
         rows = file.create_earray("/", "X", tables.Int32Atom(), (0, 4), chunkshape=CHUNKS, track_times=False)
@@ -137,7 +137,7 @@ def pytables() -> None:
 
 
 def main() -> None:
-    """Write all of them."""
+    """Write all files."""
     for write in (filtered, packed, sparse, frames, records, matlab, netcdf, pytables):
         write()
 

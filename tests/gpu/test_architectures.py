@@ -1,4 +1,4 @@
-"""Kernels for every card: those of one network here, those of all in `make soak`."""
+"""Tests of the kernels for every card: those of one network here, those of all networks in `make soak`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def test_kernels_compile_for_old_and_new_cards(tmp_path: Path) -> None:
     assert len(sources) > 50
     oldest, newest = compile_for(WHEEL, sources, [CAPABILITIES[0], CAPABILITIES[-1]])
     assert (oldest.n, oldest.failed, oldest.targets) == (len(sources), {}, ["sm_75"])
-    assert (newest.n, newest.failed, newest.targets) == (len(sources), {}, ["sm_90"]), "which the driver compiles on"
-    assert oldest.versions == newest.versions == [ptx_of(newest.nvrtc)], "which a driver of the same CUDA takes"
+    assert (newest.n, newest.failed, newest.targets) == (len(sources), {}, ["sm_90"]), "the driver compiles it further"
+    assert oldest.versions == newest.versions == [ptx_of(newest.nvrtc)], "a driver of the same CUDA version accepts it"
 
 
 def test_failed_compilation_is_reported_for_each_card(tmp_path: Path) -> None:

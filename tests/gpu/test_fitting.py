@@ -1,4 +1,4 @@
-"""Which NVRTC and cuBLAS fit which driver: by its version, by the cards, and by a requested version."""
+"""Tests of the choice of NVRTC and cuBLAS for a driver: by its version, by the cards, and by a requested version."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.errors import DeviceError, UsageError
 from pipeline.gpu.driver import Driver
 from pipeline.gpu.fitting import choose_packages, parse_version
 
-# What there is of either.
+# Available versions of both.
 NVRTC = {"-cu12": "12.0.76 12.0.140 12.1.105 12.2.140 12.4.127 12.6.85 12.8.93 12.9.86", "": "13.0.88 13.1.115 13.5.37"}
 CUBLAS = {
     "-cu12": "12.0.2.224 12.1.3.1 12.2.5.6 12.4.5.8 12.6.4.1 12.8.5.5 12.9.3.13",
@@ -17,13 +17,13 @@ CUBLAS = {
 }
 
 
-def taken(requirements: tuple[str, ...]) -> list[str]:
-    """What pip takes: the newest that meets each."""
+def chosen(requirements: tuple[str, ...]) -> list[str]:
+    """Return the versions that pip installs: the newest one for each requirement."""
     found = []
     for text, name, versions in zip(requirements, ("nvidia-cuda-nvrtc", "nvidia-cublas"), (NVRTC, CUBLAS), strict=True):
-        asked = Requirement(text)
-        offered = versions[asked.name.removeprefix(name)].split()
-        found.append([each for each in offered if asked.specifier.contains(each)][-1])
+        requirement = Requirement(text)
+        offered = versions[requirement.name.removeprefix(name)].split()
+        found.append([each for each in offered if requirement.specifier.contains(each)][-1])
     return found
 
 
@@ -47,34 +47,34 @@ def test_newest_libraries_that_the_driver_accepts_are_chosen(
     cuda: tuple[int, int], card: tuple[int, int], nvrtc: str, cublas: str
 ) -> None:
     fits = choose_packages(Driver("/lib/libcuda.so.1", cuda, (card,)))
-    assert taken(fits.requirements) == [nvrtc, cublas]
+    assert chosen(fits.requirements) == [nvrtc, cublas]
     assert f"CUDA {cuda[0]}.{cuda[1]} (/lib/libcuda.so.1)" in fits.why
 
 
 def test_oldest_card_decides_the_version_of_cuda() -> None:
     several = choose_packages(Driver("", (13, 0), ((12, 0), (7, 0), (9, 0))))
-    assert taken(several.requirements)[0] == "12.9.86"
+    assert chosen(several.requirements)[0] == "12.9.86"
     assert "CUDA 12" in several.why
     assert "capability 7.0" in several.why
-    assert taken(choose_packages(Driver("", (13, 0))).requirements)[0] == "13.0.88"
+    assert chosen(choose_packages(Driver("", (13, 0))).requirements)[0] == "13.0.88"
 
 
 def test_no_driver_selects_libraries_for_every_cuda_12() -> None:
     fits = choose_packages(None)
-    assert taken(fits.requirements) == ["12.0.140", "12.9.3.13"]
+    assert chosen(fits.requirements) == ["12.0.140", "12.9.3.13"]
     assert "CUDA 12.0" in fits.why
 
 
 def test_requested_version_overrides_the_driver() -> None:
     driver = Driver("", (12, 2), ((8, 0),))
-    assert taken(choose_packages(None, (12, 4)).requirements) == ["12.4.127", "12.4.5.8"]
+    assert chosen(choose_packages(None, (12, 4)).requirements) == ["12.4.127", "12.4.5.8"]
     early = choose_packages(driver, (12, 0))
     assert "CUDA 12.0" in early.why
     assert "CUDA 12.2" not in early.why
     late = choose_packages(driver, (13, 0))
-    assert taken(late.requirements)[0] == "13.0.88"
+    assert chosen(late.requirements)[0] == "13.0.88"
     assert "CUDA 13.0" in late.why
-    assert "CUDA 12.2" in late.why  # the driver, which would refuse it
+    assert "CUDA 12.2" in late.why  # the driver's own version is older
     assert choose_packages(Driver("", (11, 4)), (12, 0)).requirements == choose_packages(None, (12, 0)).requirements
 
 

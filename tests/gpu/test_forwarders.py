@@ -1,4 +1,4 @@
-"""Cures for libgpuarray: each of these fails where the library behind ours is opened by its own name."""
+"""Tests of the workarounds for libgpuarray: each of them fails if the real library is opened by its own name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def elsewhere(*arguments):
 
 
 def with_and_without(code: str, **settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What ends up in ``facts`` with our libraries before a stub of these settings, and without."""
+    """Return ``facts`` with our libraries in front of a stub with these settings, and without our libraries."""
     ends = [fresh(BEGIN + code, **variables(forwarded, **settings)) for forwarded in (True, False)]
     assert [end.code for end in ends] == [0, 0], [end.stderr for end in ends]
     return ends[0].facts, ends[1].facts
@@ -68,7 +68,7 @@ def test_uploads_from_pageable_memory_are_waited_for() -> None:
 
 
 def test_uploads_to_other_cards_are_not_waited_for(tmp_path: Path) -> None:
-    """Since the driver takes a copy, and a wait would hold up what could be done meanwhile."""
+    """The driver copies the data on its own, and waiting would delay other work."""
     ended = fresh(BEGIN + "Card().upload(np.ones(16))", **variables(True, log=tmp_path / "log"))
     assert ended.code == 0, ended.stderr
     lines = (tmp_path / "log").read_text().splitlines()
@@ -153,7 +153,7 @@ for name in ("libnvrtc.so", "libnvrtc.so.12"):
 def test_truncated_architecture_is_replaced_by_compute_90(tmp_path: Path) -> None:
     for path in Path(sysconfig.get_path("purelib"), "nvidia/cuda_nvrtc/lib").iterdir():
         (tmp_path / path.name).symlink_to(path)
-    (tmp_path / "libnvrtc.so").symlink_to("libnvrtc.so.12")  # as earlier set-ups have left it
+    (tmp_path / "libnvrtc.so").symlink_to("libnvrtc.so.12")  # as earlier set-ups left it
     build_forwarders(tmp_path)
     found = fresh(NVRTC.replace("FOLDER", str(tmp_path))).facts
     whole = {"75": [0, "sm_75"], "90": [0, "sm_90"], "100": [0, "sm_100"]}
@@ -172,7 +172,7 @@ def test_missing_driver_is_named_and_found_once_installed(tmp_path: Path) -> Non
     assert ended.code == 0 or "libcuda.so.1: cannot open shared object file" in ended.stderr
     code += "facts['codes'] = [ours.cuInit(0), ours.cuMemAlloc_v2(None, 4)]"
     later = driver(tmp_path / "driver", (12, 4)).parent
-    assert fresh(code, LD_LIBRARY_PATH=later).facts == {"codes": [0, 500]}, "CUDA_ERROR_NOT_FOUND of what it lacks"
+    assert fresh(code, LD_LIBRARY_PATH=later).facts == {"codes": [0, 500]}, "CUDA_ERROR_NOT_FOUND for missing functions"
 
 
 @pytest.mark.parametrize(("compiler", "says"), [("/nowhere/g++", "/nowhere/g\\+\\+"), ("false -m64", "false ")])

@@ -1,4 +1,4 @@
-"""`shardpress setup-gpu` in an environment of its own, with wheels that lie in a folder: once, again, and half done."""
+"""Tests of `shardpress setup-gpu` in a virtual environment with wheels from a folder: once, again, and interrupted."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def here(tmp_path: Path) -> Environment:
 
 @pytest.fixture(scope="module")
 def nothing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a driver is found before this machine's own, and is none."""
+    """Return a folder with a library that is found before this machine's driver and is not a driver."""
     folder = tmp_path_factory.mktemp("nothing")
     library(folder / "libcuda.so.1", "int cuDriverGetVersion(int *version) { return 34; }")
     return folder
 
 
 def set_up(here: Environment, *arguments: str | Path, near: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """With the driver in a folder."""
+    """Run `setup-gpu` with the driver in a folder."""
     return here.run("python", "-m", "shardpress", "setup-gpu", *arguments, LD_LIBRARY_PATH=near)
 
 
 def libraries(here: Environment) -> dict[str, str]:
-    """What each name there leads to: the file, as it was called in its wheel."""
+    """Return the target of each link in the folder: the file name in its wheel."""
     folder = here.path / "lib/shardpress-gpu"
     return {path.name: path.resolve().name for path in folder.glob("lib*.so*") if path.exists()}
 
@@ -75,8 +75,8 @@ def test_no_driver_installs_widely_usable_libraries(here: Environment, source: P
         "libcublasLt.so.12": "libcublasLt.so.12",
     }
     links = [path.readlink() for path in folder.glob("lib*") if path.name not in OURS]
-    assert not any(link.is_absolute() for link in links), "the environment may be moved"
-    assert not list(here.site.glob("nvidia*")), "another package may want others of them there"
+    assert not any(link.is_absolute() for link in links), "the environment can be moved"
+    assert not list(here.site.glob("nvidia*")), "other packages may need other versions"
 
 
 def test_repeated_set_up_changes_libraries_with_the_driver(here: Environment, source: Path, tmp_path: Path) -> None:
@@ -84,11 +84,11 @@ def test_repeated_set_up_changes_libraries_with_the_driver(here: Environment, so
     first = set_up(here, "--from", source, near=file.parent)
     assert f"CUDA 12.4 ({file})" in first.stdout
     assert versions(here) == ["12.4.127", "12.4.5.8"]
-    made = folder.stat().st_ino
+    inode = folder.stat().st_ino
     again = set_up(here, "--from", tmp_path, near=file.parent)
-    told = [line for line in first.stdout.splitlines() if not line.startswith("installing ")]
-    assert (again.stdout.splitlines(), again.stderr) == (told, ""), "no wheel is asked for"
-    assert folder.stat().st_ino == made
+    lines = [line for line in first.stdout.splitlines() if not line.startswith("installing ")]
+    assert (again.stdout.splitlines(), again.stderr) == (lines, ""), "no wheel is needed"
+    assert folder.stat().st_ino == inode
     driver(file.parent, (13, 0), (8, 0))
     assert set_up(here, "--from", source, near=file.parent).returncode == 0
     assert versions(here) == ["13.0.2.14", "13.0.88"]

@@ -1,4 +1,4 @@
-"""Chunks that are larger than a block are decompressed once, as far as memory holds them."""
+"""Tests of the chunk cache: chunks larger than a block are decompressed once, as far as memory allows."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ N_ROWS = 100
 
 @pytest.fixture
 def decompressed(monkeypatch):
-    """Count the chunks that are decompressed, and keep small ones as well, in an empty cache."""
+    """Count the chunks that are decompressed, with an empty cache that also keeps small chunks."""
     counts = []
     decode_chunk = values.decode_chunk
 
@@ -36,8 +36,8 @@ def decompressed(monkeypatch):
     CHUNKS.resize(0)
 
 
-def shard_of(tmp_path, chunks, **how):
-    path = write_shard(tmp_path / "x.h5", numbered(N_ROWS, 4), chunks=chunks, compression="gzip", **how)
+def shard_of(tmp_path, chunks, **options):
+    path = write_shard(tmp_path / "x.h5", numbered(N_ROWS, 4), chunks=chunks, compression="gzip", **options)
     return open_shards([path])[0]
 
 
@@ -58,7 +58,7 @@ def test_each_chunk_is_decompressed_once_for_all_blocks(tmp_path, decompressed, 
 
 def test_chunks_that_do_not_fit_are_decompressed_for_each_block(tmp_path, decompressed):
     shard = shard_of(tmp_path, (50, 2))
-    CHUNKS.resize(2 * 50 * 2 * 8 - 1)  # two of them hold the rows
+    CHUNKS.resize(2 * 50 * 2 * 8 - 1)  # two of them contain the rows
     found = np.concatenate([read(block) for block in blocks(shard, 25)])
     np.testing.assert_array_equal(found, numbered(N_ROWS, 4))
     assert len(decompressed) == 2 * 4
@@ -80,7 +80,7 @@ def test_training_window_decompresses_each_chunk_once(tmp_path, decompressed):
     rows = StreamedRows([shard], 2)
     found = np.concatenate(list(rows.minibatches(order, 0, 10)))
     np.testing.assert_array_equal(np.sort(found[:, 0]), numbered(N_ROWS, 4)[:, 0])
-    assert len(decompressed) <= 2 * 2  # two windows, each with rows of both chunks at most
+    assert len(decompressed) <= 2 * 2  # two windows, each with rows of at most both chunks
 
 
 def test_changed_file_is_not_read_from_the_cache(tmp_path, decompressed):
@@ -121,16 +121,16 @@ def test_failure_reaches_all_waiting_threads_and_is_not_cached():
 
 def test_least_recently_used_chunks_are_evicted():
     cache = ChunkCache(20)
-    made = []
+    calls = []
 
     def make(key):
-        made.append(key)
+        calls.append(key)
         return memoryview(key.encode())
 
     for key in "abacab":
         cache.get(key, 10, lambda key=key: make(key))
-    assert "".join(made) == "abcb"
+    assert "".join(calls) == "abcb"
     cache.resize(0)
     cache.get("a", 10, lambda: make("a"))
     cache.get("a", 10, lambda: make("a"))
-    assert "".join(made) == "abcbaa"
+    assert "".join(calls) == "abcbaa"

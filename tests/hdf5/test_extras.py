@@ -1,4 +1,4 @@
-"""Extras of a file: which datasets are copied, which are left out, and how that is reported."""
+"""Tests of a file's extras: which datasets are copied, which are left out, and how that is reported."""
 
 import h5py
 import numpy as np
@@ -20,7 +20,7 @@ N = 6
 
 @pytest.fixture(params=PLAIN, ids=["plain", "child"])
 def add(request, tmp_path, caplog):
-    """Add datasets beside (N, 2) rows, and open them in either way; what is logged counts from then on."""
+    """Add datasets next to (N, 2) rows and open the file by either reader; log records before that are dropped."""
     path = write_shard(tmp_path / "x.h5", numbered(N))
     caplog.set_level("INFO", "pipeline")
 
@@ -28,9 +28,10 @@ def add(request, tmp_path, caplog):
         with h5py.File(path, "a") as file:
             if not request.param:
                 file["X"].attrs["columns"] = ["a", "b"]
-            for name, how in datasets.items():
+            for name, options in datasets.items():
                 file.create_dataset(
-                    name.encode("utf-8", "surrogateescape"), **how if isinstance(how, dict) else {"data": how}
+                    name.encode("utf-8", "surrogateescape"),
+                    **options if isinstance(options, dict) else {"data": options},
                 )
         return open_shards([path])[0]
 
@@ -49,12 +50,12 @@ def warnings_of(caplog):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("how", [{}, {"chunks": True, "compression": "gzip"}], ids=["contiguous", "chunked"])
+@pytest.mark.parametrize("options", [{}, {"chunks": True, "compression": "gzip"}], ids=["contiguous", "chunked"])
 @pytest.mark.parametrize("dtype", ["i8", ">f4", "S3", object])
-def test_one_value_per_row_is_an_extra_in_any_rank(add, how, dtype):
+def test_one_value_per_row_is_an_extra_in_any_rank(add, options, dtype):
     values = np.arange(N).astype("S3").astype(dtype)
     shapes = {"a": (N,), "b": (N, 1), "c": (N, 1, 1), "d": (1, N), "e": (1, 1, N)}
-    shard = add(**{name: {"data": values.reshape(shape), **how} for name, shape in shapes.items()})
+    shard = add(**{name: {"data": values.reshape(shape), **options} for name, shape in shapes.items()})
     assert names(shard) == tuple(shapes)
     for name, found in read_extras(Block(shard, 1, N)).items():
         with case(shape=shapes[name]):
@@ -79,7 +80,7 @@ def test_one_array_per_row_needs_rows_on_the_first_axis(tmp_path):
     assert (names(shard), [each.name for each in shard.left_out]) == ((), ["y"])
 
 
-# -- other datasets, and what is logged ----------------------------------------------------------------------------
+# -- other datasets, and what is logged ------------------------------------------------------------------------------
 
 
 def test_extras_and_other_datasets_are_logged_in_one_line(add, caplog):
@@ -106,7 +107,7 @@ def test_labels_of_another_length_are_warned_about(add, caplog, shape):
 
 @pytest.mark.parametrize("shape", [(), (1,), (2,), (1, 1), (N, 2), (3, N), (0, 0)])
 def test_datasets_of_other_shapes_cause_no_warning(add, caplog, shape):
-    """One value in all or for each column, and what has several for each row."""
+    """One value in all, one for each column, or several for each row."""
     assert names(add(z=np.zeros(shape))) == ()
     assert not warnings_of(caplog)
 

@@ -1,4 +1,4 @@
-"""Rules about a file's structure: names and paths, which records hold equal numbers, which datasets fit together."""
+"""Tests of rules on the structure of a file: names and paths, records of equal types, and matching datasets."""
 
 import numpy as np
 import pytest

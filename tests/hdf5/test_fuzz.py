@@ -1,4 +1,4 @@
-"""Damaged files: each one is read or refused in words, in bounds, and none reaches another file."""
+"""Tests with damaged files: each is read or refused with a message, within bounds, and none reaches another file."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def test_damaged_files_are_read_or_refused_in_bounds():
     outcome = fuzz(300, seed=1)
     assert outcome.faults == []
     assert sum(outcome.counts.values()) == 300
-    # A master may name a file that is not there, or one outside the folder that may be followed.
+    # A master may name a missing file, or one outside the allowed folder.
     kinds = {kind.partition(":")[0] for kind in outcome.counts}
     assert {"accepted", "DataError"} <= kinds <= {"accepted", "DataError", "NoInput", "NotPermitted"}
     assert 20 < outcome.counts["accepted"] < 200
@@ -24,7 +24,7 @@ def test_damaged_files_are_read_or_refused_in_bounds():
 
 
 def test_files_with_repaired_checksums_are_read_or_refused():
-    """Each change reaches the parser behind a checksum."""
+    """Each change reaches the parser, because the checksum is right."""
     outcome = fuzz(120, seed=2, in_structures=True)
     assert outcome.faults == []
     assert sum(outcome.counts.values()) == 120
@@ -35,7 +35,7 @@ def test_files_with_repaired_checksums_are_read_or_refused():
 
 
 def test_checksummed_structures_of_all_kinds_are_found(tmp_path):
-    """All kinds that h5py writes, and those alone that are whole."""
+    """They include all kinds that h5py writes, and only whole ones."""
     corpus = make_corpus(tmp_path, hostile.secret(tmp_path))
     found = {each.name for content, structures in checksummed(corpus) for each in structures}
     trees_and_heaps = {"BTHD", "BTLF", "BTIN", "FRHP", "FHDB", "FHIB"}

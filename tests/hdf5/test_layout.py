@@ -1,4 +1,4 @@
-"""What is said of a file is checked, whatever a forged one has made the child say."""
+"""Tests of the check of the child's answer, which a forged file may have manipulated."""
 
 import json
 import os
@@ -18,8 +18,8 @@ from tests.support.helpers import names, numbered, refused, write_shard
 
 
 @pytest.fixture
-def honest(tmp_path):
-    """What is said of a shard that has everything, for a test to forge."""
+def answer(tmp_path):
+    """Return a complete answer about a valid shard, for tests to forge."""
     path = write_shard(
         tmp_path / "x.h5", numbered(6), chunks=(2, 2), compression="gzip", shuffle=True, extras={"y": range(6)}
     )
@@ -36,8 +36,8 @@ def forged(monkeypatch, path, facts, arrays):
     return vet(Path(path))
 
 
-def test_unchanged_answer_is_accepted(honest, monkeypatch):
-    shard = forged(monkeypatch, *honest)
+def test_unchanged_answer_is_accepted(answer, monkeypatch):
+    shard = forged(monkeypatch, *answer)
     assert (shard.shape, names(shard), shard.columns.names) == ((6, 2), ("y",), ("a", "b"))
 
 
@@ -63,14 +63,14 @@ NONSENSE = [
 
 
 def places(node, where=()):
-    """Every place in a tree of lists and dicts."""
+    """Yield every position in a tree of lists and dicts."""
     yield where
     for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
         yield from places(value, (*where, key))
 
 
 def at(node, where, value):
-    """A copy of a tree with another value at one place."""
+    """Return a copy of a tree with another value at one position."""
     if not where:
         return value
     copied = dict(node) if isinstance(node, dict) else list(node)
@@ -78,9 +78,9 @@ def at(node, where, value):
     return copied
 
 
-def test_invalid_values_in_the_answer_are_refused_or_harmless(honest, monkeypatch):
-    """Nothing but a `DataError` comes of it, when it is vetted and when it is read."""
-    path, facts, arrays = honest
+def test_invalid_values_in_the_answer_are_refused_or_harmless(answer, monkeypatch):
+    """Vetting and reading raise nothing except `DataError`."""
+    path, facts, arrays = answer
     sentences, n_taken = [], 0
     for where in places(facts):
         for value in NONSENSE:
@@ -112,8 +112,8 @@ def test_invalid_values_in_the_answer_are_refused_or_harmless(honest, monkeypatc
         (2, 3, "expected about 32"),
     ],
 )
-def test_chunk_outside_its_place_is_refused(honest, monkeypatch, row, value, phrase):
-    path, facts, arrays = honest
+def test_chunk_outside_its_place_is_refused(answer, monkeypatch, row, value, phrase):
+    path, facts, arrays = answer
     index = arrays[0].copy()
     index[row, 1] = value
     if phrase is None:
@@ -123,8 +123,8 @@ def test_chunk_outside_its_place_is_refused(honest, monkeypatch, row, value, phr
         forged(monkeypatch, path, facts, [index, *arrays[1:]])
 
 
-def test_overlapping_chunks_are_refused(honest, monkeypatch):
-    path, facts, arrays = honest
+def test_overlapping_chunks_are_refused(answer, monkeypatch):
+    path, facts, arrays = answer
     index = arrays[0].copy()
     index[0, 1] = index[0, 0] + 1
     with refused(65, path, f" {index[0, 1]}"):
@@ -134,14 +134,14 @@ def test_overlapping_chunks_are_refused(honest, monkeypatch):
 @pytest.mark.parametrize(
     "arrays", [[], [np.zeros((3, 2), np.int64)], [np.zeros((3, 3), np.uint8)], [np.zeros(9, np.int64)]]
 )
-def test_arrays_of_an_unexpected_shape_are_refused(honest, monkeypatch, arrays):
-    path, facts, _ = honest
+def test_arrays_of_an_unexpected_shape_are_refused(answer, monkeypatch, arrays):
+    path, facts, _ = answer
     with refused(65, f"file={path}"):
         forged(monkeypatch, path, facts, arrays)
 
 
-def test_size_that_deflate_cannot_reach_is_refused(honest, monkeypatch):
-    path, facts, _ = honest
+def test_size_that_deflate_cannot_reach_is_refused(answer, monkeypatch):
+    path, facts, _ = answer
     n = 2**12
     rows = {**facts["rows"][0], "shape": [n, 2**14], "chunks": [1, 2**14]}
     index = np.stack([100 + np.arange(n), np.ones(n), np.zeros(n)]).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Raw reads: what comes out is what h5py reads, bit for bit; what is damaged, changed or gone is told apart."""
+"""Tests of raw reads: values equal h5py's bit for bit, and damaged, changed and missing files are distinguished."""
 
 import ctypes
 import dataclasses
@@ -41,7 +41,7 @@ def whole(shard):
 
 
 def random_rows(rng, dtype, shape):
-    """Half of them repetitive, so that some filters shrink chunks and others leave them as they are."""
+    """Return rows of which half are repetitive, so that filters shrink some chunks and leave others unchanged."""
     if dtype == np.dtype(bool):
         return rng.integers(0, 2, shape).astype(bool)
     noise = np.frombuffer(rng.bytes(int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape)
@@ -49,12 +49,12 @@ def random_rows(rng, dtype, shape):
 
 
 def random_storage(rng, shape):
-    how = dict(PIPELINES[rng.integers(len(PIPELINES))])
-    if how or rng.random() < 0.6:
-        how["chunks"] = tuple(int(rng.integers(1, n + 1)) for n in shape)
-    if "chunks" in how and rng.random() < 0.4:
-        how["maxshape"] = tuple(None if rng.random() < 0.5 else n + 3 for n in shape)
-    return how
+    options = dict(PIPELINES[rng.integers(len(PIPELINES))])
+    if options or rng.random() < 0.6:
+        options["chunks"] = tuple(int(rng.integers(1, n + 1)) for n in shape)
+    if "chunks" in options and rng.random() < 0.4:
+        options["maxshape"] = tuple(None if rng.random() < 0.5 else n + 3 for n in shape)
+    return options
 
 
 @pytest.mark.process
@@ -64,10 +64,10 @@ def test_every_storage_and_dtype_is_read_as_by_h5py(tmp_path):
             rng = np.random.default_rng(seed)
             dtype = np.dtype(DTYPES[rng.integers(len(DTYPES))])
             shape = tuple(int(n) for n in rng.integers(1, (40, 9, 4, 3)[: rng.integers(2, 5)]))
-            how = random_storage(rng, shape)
+            options = random_storage(rng, shape)
             path = tmp_path / "x.h5"
             with h5py.File(path, "w", libver=(LIBVERS[rng.integers(len(LIBVERS))], "latest")) as file:
-                file.create_dataset("X", data=random_rows(rng, dtype, shape), **how)
+                file.create_dataset("X", data=random_rows(rng, dtype, shape), **options)
                 y = random_rows(rng, dtype, shape[:1])
                 file.create_dataset("y", data=y, chunks=(int(rng.integers(1, shape[0] + 1)),))
             (shard,) = open_shards([str(path)])
@@ -85,7 +85,7 @@ def test_every_storage_and_dtype_is_read_as_by_h5py(tmp_path):
 
 
 def low_level(path, data, libver="latest", **properties):
-    """A dataset made with property lists, as h5py's own interface would not."""
+    """Write a dataset with property lists that h5py's high-level interface does not offer."""
     created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     for name, arguments in properties.items():
         getattr(created, name)(*arguments)
@@ -119,7 +119,7 @@ def test_chunks_allocated_early_are_found_without_an_index(tmp_path, libver, chu
     "filtered", [("set_shuffle",), ("set_deflate",), ("set_fletcher32",), ("set_shuffle", "set_deflate")]
 )
 def test_edge_chunks_stored_without_filters_are_read(tmp_path, filtered):
-    """Which HDF5 does not tell by their masks, but by an option that h5py does not know."""
+    """HDF5 marks them by a property that h5py does not know, not by filter masks."""
     rows = numbered(5, 3, dtype=np.int32)
     created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     created.set_chunk((2, 2))
@@ -206,7 +206,7 @@ def test_long_texts_are_read_in_several_answers(tmp_path, monkeypatch):
     assert found.tolist() == texts[1:].tolist()
 
 
-# -- damaged chunks -----------------------------------------------------------------------------------------------
+# -- damaged chunks ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_bytes", [0, 99, 101, 2**20])
@@ -234,12 +234,12 @@ def test_wrong_checksum_is_reported_with_its_rows(tmp_path):
         read(Block(shard, 3, 8))
 
 
-# -- the system ----------------------------------------------------------------------------------------------------
+# -- the system --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Let a system call of the reading side do something else: ``calls("preadv", act)``."""
+    """Replace a system call of the reader: ``calls("preadv", act)``."""
     monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
 
     def replace(name, act):
@@ -250,24 +250,24 @@ def calls(monkeypatch):
 
 
 def failing(number, times):
-    """The first `times` calls fail with an error, the others are let through; and a list that counts them."""
-    made = []
+    """Return a function whose first `times` calls raise an error and later ones succeed, and the list of calls."""
+    calls_made = []
 
     def act(real, *arguments):
-        made.append(arguments)
-        if len(made) <= times:
+        calls_made.append(arguments)
+        if len(calls_made) <= times:
             raise OSError(number, os.strerror(number))
         return real(*arguments)
 
-    return act, made
+    return act, calls_made
 
 
 LAYOUTS = [{}, {"chunks": (2, 2), "compression": "gzip"}]
 
 
-@pytest.mark.parametrize("how", LAYOUTS, ids=str)
-def test_short_and_interrupted_reads_change_nothing(tmp_path, calls, how):
-    (shard,) = numbered_shards(tmp_path, 9, **how)
+@pytest.mark.parametrize("options", LAYOUTS, ids=str)
+def test_short_and_interrupted_reads_change_nothing(tmp_path, calls, options):
+    (shard,) = numbered_shards(tmp_path, 9, **options)
     count = iter(range(10**6))
 
     def one_byte_or_none(real, descriptor, buffer, offset):
@@ -279,11 +279,11 @@ def test_short_and_interrupted_reads_change_nothing(tmp_path, calls, how):
     np.testing.assert_array_equal(whole(shard), numbered(9))
 
 
-@pytest.mark.parametrize("how", LAYOUTS, ids=str)
+@pytest.mark.parametrize("options", LAYOUTS, ids=str)
 @pytest.mark.parametrize("name", ["open", "stat", "fstat", "preadv"])
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOENT])
-def test_failed_read_is_repeated_with_a_new_descriptor(tmp_path, calls, how, name, number):
-    (shard,) = numbered_shards(tmp_path, 9, **how)
+def test_failed_read_is_repeated_with_a_new_descriptor(tmp_path, calls, options, name, number):
+    (shard,) = numbered_shards(tmp_path, 9, **options)
     act, _ = failing(number, 3)
     opened = []
     calls(name, act)
@@ -296,11 +296,11 @@ def test_failed_read_is_repeated_with_a_new_descriptor(tmp_path, calls, how, nam
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
 def test_persistent_read_failure_is_a_storage_error(tmp_path, calls, name, number):
     (shard,) = numbered_shards(tmp_path, 9)
-    act, made = failing(number, 10**6)
+    act, all_calls = failing(number, 10**6)
     calls(name, act)
     with refused(74, f"file={shard.path} dataset=X rows=2:7", os.strerror(number), "4 times"):
         read(Block(shard, 2, 7))
-    assert len(made) == 4
+    assert len(all_calls) == 4
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
@@ -354,16 +354,16 @@ def test_file_changed_after_vetting_is_refused(tmp_path, change):
 
 
 def test_file_vetted_on_another_host_is_accepted(tmp_path):
-    """On a file system that hosts share, a file has one inode, but each host numbers its file systems by itself."""
+    """On a shared file system a file has one inode number, but each host assigns its own device number."""
     (shard,) = numbered_shards(tmp_path, 100)
     there = dataclasses.replace(shard.identity, device=shard.identity.device + 1)
     assert np.array_equal(whole(dataclasses.replace(shard, identity=there)), whole(shard))
 
 
-@pytest.mark.parametrize("how", LAYOUTS, ids=str)
+@pytest.mark.parametrize("options", LAYOUTS, ids=str)
 @pytest.mark.parametrize("change", [append, touch, truncate])
-def test_file_changed_during_a_read_is_refused(tmp_path, calls, how, change):
-    (shard,) = numbered_shards(tmp_path, 100, **how)
+def test_file_changed_during_a_read_is_refused(tmp_path, calls, options, change):
+    (shard,) = numbered_shards(tmp_path, 100, **options)
 
     def act(real, *arguments):
         change(shard.path)
@@ -393,9 +393,9 @@ def test_fifo_in_place_of_a_vetted_file_does_not_block(tmp_path):
         whole(shard)
 
 
-@pytest.mark.parametrize("how", [*LAYOUTS, {"chunks": (2, 2), "compression": "lzf"}], ids=str)
-def test_reads_leave_no_descriptor_open(tmp_path, calls, how):
-    (shard,) = numbered_shards(tmp_path, 9, **how)
+@pytest.mark.parametrize("options", [*LAYOUTS, {"chunks": (2, 2), "compression": "lzf"}], ids=str)
+def test_reads_leave_no_descriptor_open(tmp_path, calls, options):
+    (shard,) = numbered_shards(tmp_path, 9, **options)
     whole(shard)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
@@ -418,7 +418,7 @@ def test_reads_by_the_child_leave_no_descriptor_open(tmp_path):
 
 
 def test_conversion_holds_one_piece_in_memory_twice(tmp_path):
-    """What must be converted is so a megabyte at a time; chunks come one by one."""
+    """Values are converted in pieces of a megabyte; chunks are read one by one."""
     rows = np.zeros((2**14, 512), ">f4")
     (shard,) = open_shards([write_shard(tmp_path / "x.h5", rows)])
     tracemalloc = pytest.importorskip("tracemalloc")

@@ -1,4 +1,4 @@
-"""Files as other software writes them (tests/files): their rows and labels, or what to write instead."""
+"""Tests with files of other software (tests/files): their rows and labels are read, or an error says what to write."""
 
 from itertools import product
 from pathlib import Path
@@ -22,7 +22,7 @@ FEW = np.where(ROWS % 3, 0, ROWS)
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("name", "asked", "orientation", "dataset", "dtype", "rows"),
+    ("name", "requested", "orientation", "dataset", "dtype", "rows"),
     [
         ("sparse-csr.h5ad", None, None, "X", "<f4", FEW),
         ("sparse-csc.h5ad", None, "columns", "X", "<f4", FEW.T),
@@ -36,8 +36,8 @@ FEW = np.where(ROWS % 3, 0, ROWS)
         ("matlab.mat", None, "rows", "X", "<f8", ROWS.T),
     ],
 )
-def test_rows_of_other_software_are_read(name, asked, orientation, dataset, dtype, rows):
-    (shard,) = open_shards([str(FILES / name)], asked, orientation=orientation)
+def test_rows_of_other_software_are_read(name, requested, orientation, dataset, dtype, rows):
+    (shard,) = open_shards([str(FILES / name)], requested, orientation=orientation)
     assert (shard.dataset, shard.stored_dtype) == (dataset, dtype)
     for start, stop in ((0, len(rows)), (1, 3)):
         found = read(Block(shard, start, stop))
@@ -46,7 +46,7 @@ def test_rows_of_other_software_are_read(name, asked, orientation, dataset, dtyp
 
 
 @pytest.mark.parametrize(
-    ("name", "asked", "phrases"),
+    ("name", "requested", "phrases"),
     [
         ("sparse-csc.h5ad", None, ["dataset=X", "(CSC)", "tocsr()"]),
         (
@@ -59,9 +59,9 @@ def test_rows_of_other_software_are_read(name, asked, orientation, dataset, dtyp
         ("matlab.mat", None, ["MATLAB", "60 x 4", "--orientation columns", "--orientation rows"]),
     ],
 )
-def test_unusable_layout_is_refused_with_advice(name, asked, phrases):
+def test_unusable_layout_is_refused_with_advice(name, requested, phrases):
     with refused(65, name, *phrases):
-        open_shards([str(FILES / name)], asked)
+        open_shards([str(FILES / name)], requested)
 
 
 def test_columns_are_named_after_the_fields_of_a_table():
@@ -104,7 +104,7 @@ def test_packed_values_are_read_unscaled_with_times_as_extras(caplog):
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "expected"),
     [
         (np.float32(1e30), float(np.float32(1e30))),
         ([2], 2),
@@ -117,21 +117,21 @@ def test_packed_values_are_read_unscaled_with_times_as_extras(caplog):
         (1 + 2j, None),
     ],
 )
-def test_fill_value_is_one_finite_number_or_none(tmp_path, value, told):
+def test_fill_value_is_one_finite_number_or_none(tmp_path, value, expected):
     path = write_shard(tmp_path / "x.h5", ROWS)
     with h5py.File(path, "a") as file:
         file["X"].attrs["_FillValue"] = value
     (shard,) = open_shards([path])
-    assert shard.fill_value == told
+    assert shard.fill_value == expected
 
 
 @pytest.mark.parametrize("libver", ["earliest", "v108", "v110", "v200"])
 def test_any_file_layout_of_h5py_is_read(tmp_path, libver):
     spaces = [{"fs_strategy": "page", "fs_persist": True}, {"fs_strategy": "none"}, {"fs_strategy": "page"}, {}]
     storages = [{}, {"chunks": (7, 3)}, {"chunks": (7, 4), "maxshape": (None, None)}]
-    for how, storage in product(spaces, storages):
-        with case(how=how, storage=storage):
-            with h5py.File(tmp_path / "x", "w", libver=(libver, "latest"), track_order=True, **how) as file:
+    for options, storage in product(spaces, storages):
+        with case(options=options, storage=storage):
+            with h5py.File(tmp_path / "x", "w", libver=(libver, "latest"), track_order=True, **options) as file:
                 rows = file.create_dataset("X", data=ROWS, track_order=True, **storage)
                 rows.attrs.update({f"a{i}": i for i in range(20)})
                 file["y"] = np.arange(60)

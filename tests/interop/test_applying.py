@@ -1,4 +1,4 @@
-"""A fitted model applied without Theano: what the estimator says about rows, against the formulas."""
+"""Tests of a fitted model applied without Theano: the estimator's results equal the formulas."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MINIMUM, MAXIMUM = np.array([-3.0, 0.0, 5.0, 100.0, -1.0]), np.array([-1.0, 8.0,
 
 @pytest.fixture
 def fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TiedAutoencoder:
-    """An estimator of random parameters."""
+    """Return an estimator with random parameters."""
     monkeypatch.setattr(applying, "has_theano", lambda: False)
     rng = np.random.default_rng(0)
     parameters = {name: rng.normal(size=shape).astype(np.float32) for name, shape in NETWORK.shapes.items()}

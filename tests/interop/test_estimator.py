@@ -1,4 +1,4 @@
-"""The estimator: scikit-learn's own checks, the bits of a run, and arrays of every kind."""
+"""Tests of the estimator: scikit-learn's checks, the bits of a run, and arrays of every kind."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def same_models(one: TiedAutoencoder, other: Any) -> bool:
 
 @pytest.mark.process
 def test_all_checks_of_scikit_learn_pass() -> None:
-    """In a process of its own, since one of them needs a variable that is read while SciPy is imported."""
+    """They run in a child process, because one check needs a variable that is read when SciPy is imported."""
     ended = fresh(
         """
         from sklearn.utils.estimator_checks import check_estimator
@@ -70,7 +70,7 @@ def test_parameters_are_settings_with_their_defaults() -> None:
     for name, value in TiedAutoencoder().get_params().items():
         assert value == SETTINGS[{"random_state": "seed"}.get(name, name)].default, name
     deciding = {name for name, setting in SETTINGS.items() if setting.affects in ("scan", "model")}
-    # A shard's values may stand for missing ones; an array has NaN for that.
+    # Special values can mark missing ones in a shard; an array uses NaN.
     assert deciding - set(TiedAutoencoder().get_params()) == {"seed", "missing_value"}
 
 
@@ -87,7 +87,7 @@ def test_numpy_numbers_and_texts_are_valid_parameters() -> None:
 
 
 @each(
-    "parameters, said",
+    "parameters, message",
     [
         ({"n_features": 9}, "n_features: 9.* 8"),
         ({"batch_size": 121}, "batch_size: 121.* 120"),
@@ -96,8 +96,8 @@ def test_numpy_numbers_and_texts_are_valid_parameters() -> None:
         ({"validation_fraction": 0.999}, "validation_fraction"),
     ],
 )
-def test_invalid_parameter_is_a_value_error_with_its_name(parameters, said) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_invalid_parameter_is_a_value_error_with_its_name(parameters, message) -> None:
+    with pytest.raises(ValueError, match=message):
         TiedAutoencoder(**parameters).fit(rows())
 
 
@@ -130,35 +130,35 @@ def test_example_of_the_readme_runs() -> None:
     assert found["classifier"].score(X[1000:], y[1000:]) > 0.85
 
 
-class Told:
+class Recorder:
     """A callback that stops a training after its second epoch."""
 
     def __init__(self) -> None:
-        self.heard: list[str] = []
+        self.calls: list[str] = []
         self.errors: list[float] = []
 
     def setup(self, estimator: Any, context: Any) -> None:
-        self.heard.append("setup")
+        self.calls.append("setup")
 
     def teardown(self, estimator: Any, context: Any) -> None:
-        self.heard.append("teardown")
+        self.calls.append("teardown")
 
     def on_fit_task_begin(self, estimator: Any, context: Any) -> None:
-        self.heard.append(f"begin {context.task_name}")
+        self.calls.append(f"begin {context.task_name}")
 
     def on_fit_task_end(self, estimator: Any, context: Any, *, X: Any, fitted_estimator: Any) -> bool:
-        self.heard.append(f"end {context.task_name}")
+        self.calls.append(f"end {context.task_name}")
         self.errors.append(-fitted_estimator.score(X))
         return context.task_name == "epoch" and context.task_id == 1
 
 
 def test_callbacks_are_called_for_each_epoch_and_can_stop() -> None:
-    told, x = Told(), rows()
-    found = TiedAutoencoder(epochs=5, n_features=3, start="random").set_callbacks(told).fit(x)
+    recorder, x = Recorder(), rows()
+    found = TiedAutoencoder(epochs=5, n_features=3, start="random").set_callbacks(recorder).fit(x)
     epoch = ["begin epoch", "end epoch"]
-    assert told.heard == ["setup", "begin fit", *epoch, *epoch, "end fit", "teardown"]
+    assert recorder.calls == ["setup", "begin fit", *epoch, *epoch, "end fit", "teardown"]
     assert found.n_iter_ == 2
-    assert told.errors[0] > told.errors[1] == told.errors[2] == -found.score(x)
+    assert recorder.errors[0] > recorder.errors[1] == recorder.errors[2] == -found.score(x)
 
 
 # -- the same bits -----------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def test_lazy_arrays_are_fitted_and_encoded_by_block() -> None:
     settings = {"epochs": 1, "n_features": 3, "batch_size": 1024, "memory_budget": 2**24}
     fitted = TiedAutoencoder(**settings).fit(x)
     assert same_models(TiedAutoencoder(**settings).fit(lazy), fitted)
-    few = lazy[:2000]  # which are computed at once
+    few = lazy[:2000]  # computed at once
     assert same_models(clone(fitted).fit(few), clone(fitted).fit(x[:2000]))
     found = fitted.transform(lazy)
     assert (found.chunks, found.dtype) == (((150_000, 150_000, 100_000), (3,)), np.float32)
@@ -272,7 +272,7 @@ def test_frames_and_any_memory_order_give_the_same_bits() -> None:
     for other in (frame, np.asfortranarray(x), x[::-1][::-1], x.tolist()):
         model = of_frame if other is frame else fitted
         assert model.transform(other).tobytes() == fitted.transform(x).tobytes()
-    for n in (1, 7):  # whichever rows are around a row
+    for n in (1, 7):  # for any rows around it
         assert fitted.transform(x[-n:]).tobytes() == fitted.transform(x)[-n:].tobytes()
 
 
@@ -294,10 +294,10 @@ def test_model_with_column_names_refuses_other_columns(tmp_path: Path) -> None:
 def test_numpy_replaces_a_missing_theano(monkeypatch: pytest.MonkeyPatch) -> None:
     x = rows(9000)
     x[::7, 3] = np.nan
-    for how in ({}, {"impute": "mean", "clip_quantile": 0.1, "hidden": (8,), "code_activation": "sigmoid"}):
-        with case(how):
-            given = x if how else np.nan_to_num(x)
-            fitted = TiedAutoencoder(**QUICK, **how).fit(given)
+    for options in ({}, {"impute": "mean", "clip_quantile": 0.1, "hidden": (8,), "code_activation": "sigmoid"}):
+        with case(options):
+            given = x if options else np.nan_to_num(x)
+            fitted = TiedAutoencoder(**QUICK, **options).fit(given)
             lazy = da.from_array(given, chunks=(4000, 9))
             on_device = fitted.transform(given), fitted.score_samples(given)
             monkeypatch.setattr(applying, "has_theano", lambda: False)

@@ -1,4 +1,4 @@
-"""The encoder for ONNX runtimes, held against the model on random rows."""
+"""Tests of the encoder for ONNX runtimes, compared with the model on random rows."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def test_onnx_encoder_imputes_and_clips(network: Network) -> None:
 
 def test_onnx_file_names_its_model() -> None:
     model = model_of(NETWORKS[0], np.eye(4))
-    made = onnx.load_model_from_string(encoder_onnx(model))
-    assert {each.key: each.value for each in made.metadata_props} == {"fingerprint": model.fingerprint}
-    assert made.producer_name == "shardpress"
+    loaded = onnx.load_model_from_string(encoder_onnx(model))
+    assert {each.key: each.value for each in loaded.metadata_props} == {"fingerprint": model.fingerprint}
+    assert loaded.producer_name == "shardpress"
 
 
 def test_missing_onnx_is_reported_with_its_installation(monkeypatch: pytest.MonkeyPatch) -> None:

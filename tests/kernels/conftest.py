@@ -1,4 +1,4 @@
-"""Fixtures of the kernels' tests."""
+"""Fixtures of the kernel tests."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from kernels import backend
 
 @pytest.fixture(params=["ops", "theano"])
 def path(request, monkeypatch):
-    """Every test here holds for the Ops of `kernels.ops`, and for what Theano makes of the model by itself."""
+    """Run each test with the Ops of `kernels.ops`, and with Theano's own operations."""
     if request.param == "theano":
         monkeypatch.setattr(backend, "uses_ops", lambda: False)
 
@@ -20,7 +20,7 @@ def rng():
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """The calls of ``theano.function``, as a list that grows."""
+    """Return the list of calls of ``theano.function`` so far."""
     theano, calls = backend.load(), []
     original = theano.function
 

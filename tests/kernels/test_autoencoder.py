@@ -1,4 +1,4 @@
-"""The model on the CPU against slow, obvious NumPy: gradients, features of rows of every dtype, parameters.
+"""Tests of the model on the CPU against slow, simple NumPy: gradients, features of rows of every dtype, parameters.
 
 Sample: rows of each dtype are scaled in one way; with TEST_CASES=all in every way.
 """
@@ -46,12 +46,12 @@ both_ways = pytest.mark.usefixtures("path")
 
 @pytest.fixture
 def cost_and_gradients(rng):
-    """An autoencoder, scaled rows, and what they give: [cost, gradients], ours and Theano's own."""
+    """Return an autoencoder, scaled rows, and [cost, gradients] of our graph and of Theano's differentiation."""
     autoencoder, x = random_autoencoder(rng), rng.random((11, N_INPUTS), dtype=np.float32)
     symbol = theano.tensor.fmatrix()
     cost, gradients = graph.cost_and_gradients(autoencoder.network, symbol, symbol, autoencoder.shared)
-    theanos = theano.grad(cost, list(autoencoder.shared.values()))
-    values = theano.function([symbol], [cost, *gradients, *theanos])(x)
+    by_theano = theano.grad(cost, list(autoencoder.shared.values()))
+    values = theano.function([symbol], [cost, *gradients, *by_theano])(x)
     return autoencoder, x, values[:4], [values[0], *values[4:]]
 
 
@@ -67,8 +67,8 @@ def test_gradients_equal_central_finite_differences(cost_and_gradients):
 
 
 def test_gradients_equal_those_of_theano(cost_and_gradients):
-    _, _, ours, theanos = cost_and_gradients
-    for gradient, expected in zip(ours, theanos, strict=True):
+    _, _, by_graph, by_theano = cost_and_gradients
+    for gradient, expected in zip(by_graph, by_theano, strict=True):
         assert_close(gradient, expected, "cpu", "float32", "gradients")
 
 
@@ -81,7 +81,7 @@ def test_gradients_equal_those_of_theano(cost_and_gradients):
 def test_scaling_and_encoding_every_dtype_equals_numpy(rng, dtype, working):
     rows = random_rows(rng, 40, dtype)
     if working is None:
-        rows //= rows.dtype.type(rows.max() // 4 or 1)  # unscaled: nothing else keeps sigmoids from saturating
+        rows //= rows.dtype.type(rows.max() // 4 or 1)  # unscaled: otherwise sigmoids would saturate
     minimum, scale = scaling_of(rows, working)
     autoencoder = random_autoencoder(rng, minimum=minimum, scale=scale)
     symbol = theano.tensor.TensorType(dtype.name, (False, False))()
@@ -125,7 +125,7 @@ DEEP = Network((100, 40, 24), "leaky-relu", "linear", gain=True)
 
 @pytest.fixture(params=[WIDE, DEEP], ids=["wide", "deep"])
 def images(rng, request):
-    """An autoencoder of some width or depth, and rows of three tiles and a bit."""
+    """Return an autoencoder of some width or depth, and rows of three tiles and a fraction."""
     rows = rng.integers(0, 256, (3 * TILE_ROWS + 5, 100), dtype=np.uint8)
     return random_autoencoder(rng, request.param, *scaling_of(rows, "float32")), rows
 
@@ -178,11 +178,11 @@ def test_row_that_is_not_finite_affects_no_other(rng, bad, network):
     rows = rng.random((TILE_ROWS + 9, 100), dtype=np.float32)
     autoencoder = random_autoencoder(rng, network)
     expected = autoencoder.encode(rows), autoencoder.errors(rows)
-    spoilt, others = rows.copy(), np.delete(np.arange(len(rows)), [5, TILE_ROWS + 3])
-    spoilt[[5, TILE_ROWS + 3]] = bad
-    for found, clean in zip((autoencoder.encode(spoilt), autoencoder.errors(spoilt)), expected, strict=True):
+    bad_rows, others = rows.copy(), np.delete(np.arange(len(rows)), [5, TILE_ROWS + 3])
+    bad_rows[[5, TILE_ROWS + 3]] = bad
+    for found, clean in zip((autoencoder.encode(bad_rows), autoencoder.errors(bad_rows)), expected, strict=True):
         np.testing.assert_array_equal(found[others], clean[others])
-    assert not np.isfinite(autoencoder.errors(spoilt)[[5, TILE_ROWS + 3]]).any()
+    assert not np.isfinite(autoencoder.errors(bad_rows)[[5, TILE_ROWS + 3]]).any()
 
 
 @both_ways
@@ -210,7 +210,7 @@ def test_every_function_is_compiled_once_for_each_dtype(rng, compiled):
     calls = {
         "encode": autoencoder.encode,
         "errors": autoencoder.errors,
-        "cost": autoencoder.cost,  # by way of errors
+        "cost": autoencoder.cost,  # uses `errors`
     }
     for dtype in ("u1", "f4"):
         for rows in (np.ones((3, N_INPUTS), dtype), np.ones((5, N_INPUTS), dtype)):

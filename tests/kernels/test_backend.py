@@ -1,4 +1,4 @@
-"""How Theano is loaded: the fallback if the requested device is missing, and the number of cores for products."""
+"""Tests of loading Theano: the fallback if the requested device is missing, and the number of cores for products."""
 
 import ctypes
 from importlib.util import find_spec
@@ -9,7 +9,7 @@ from tests.support.interpreters import fresh
 
 pytestmark = pytest.mark.process
 
-FILE = "cuda101"  # a card that no machine has
+FILE = "cuda101"  # a card that does not exist
 
 START = "from kernels import backend\ndevice = backend.start()\n"
 
@@ -26,7 +26,7 @@ needs_pygpu = pytest.mark.skipif(find_spec("pygpu") is None, reason="pygpu is no
 without_a_card = pytest.mark.skipif(has_nvidia_driver(), reason="this machine has an NVIDIA driver")
 
 
-# ---- falling back
+# ---- fallback
 
 
 FALL_BACK = """
@@ -141,7 +141,7 @@ facts["library"] = any(name.startswith(scipy_openblas32.get_lib_dir()) for name 
 
 def test_products_run_in_the_installed_openblas():
     ended = fresh(PRODUCTS, THEANO_FLAGS="optimizer_excluding=fused")
-    assert ended.stderr == ""  # Theano warns when it has no BLAS
+    assert ended.stderr == ""  # Theano warns if it has no BLAS
     assert ended.facts["modules"] > 0
     assert ended.facts["prefixed"] > 0
     assert ended.facts["plain"] == 0

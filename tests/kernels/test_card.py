@@ -1,6 +1,7 @@
-"""What a card may get wrong without a word: copies, and sums of shapes that its kernels divide otherwise.
+"""Tests of silent errors of a card: copies, and sums over shapes that its kernels divide in different ways.
 
-With TEST_CARD=full on the machine's own card, with sizes that only a card is fast enough for; else on the tests' stub.
+With TEST_CARD=full they use the machine's card and sizes that only a card is fast enough for; otherwise the emulated
+card.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tests.support.interpreters import REPOSITORY, environment
 
 pytestmark = pytest.mark.process
 
-# Around the sizes of warps, of blocks, and of what a block sums at once.
+# Sizes around those of warps, blocks, and the number of values that a block sums.
 SIZES = [1, 2, 3, 31, 32, 33, 63, 64, 65, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 4095, 4096, 4097]
 FEW = [1, 2, 31, 33, 65, 257]
 
@@ -35,9 +36,9 @@ def found(tmp_path_factory: pytest.TempPathFactory, pygpu: None) -> dict[str, An
     env = environment(THEANO_FLAGS="device=cuda", **stub.card(hold="downloads"))
     done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    told: dict[str, Any] = json.loads(facts.read_text())
-    assert told["device"] == "cuda"
-    return told
+    results: dict[str, Any] = json.loads(facts.read_text())
+    assert results["device"] == "cuda"
+    return results
 
 
 def test_copies_to_a_card_and_back_are_unchanged(found: dict[str, Any]) -> None:
@@ -55,7 +56,7 @@ class Pieces:
 
 
 def test_rows_of_more_than_4_gib_are_refused() -> None:
-    """It counts their bytes in 32 bits, and gave others for those beyond."""
+    """libgpuarray counts bytes in 32 bits, and returned wrong values beyond."""
     with pytest.raises(ValueError, match=r"4294967600 bytes .*4294967296"):
         upload_rows(Pieces(), 784, np.dtype(np.uint8), "rows")
 

@@ -1,4 +1,4 @@
-"""The compile cache: no place for compiled code, and whose code is trusted."""
+"""Tests of the compile cache: a missing directory for compiled code, and whose code is trusted."""
 
 import errno
 import os
@@ -26,7 +26,7 @@ def test_lack_of_space_names_both_places_and_reasons(monkeypatch: pytest.MonkeyP
 
 
 def test_compile_cache_replaces_a_missing_temporary_directory():
-    """As in a container that cannot be written to, or where the disk of all the usual places is full."""
+    """This happens in a read-only container, or if the disk of all usual directories is full."""
     code = """
     import tempfile
     tempfile._candidate_tempdir_list = lambda: ["/proc/nowhere"]
@@ -38,7 +38,7 @@ def test_compile_cache_replaces_a_missing_temporary_directory():
 
 
 def test_key_of_a_module_is_replaced_atomically(tmp_path):
-    """Theano reads it without a lock, and removed a module whose note it found empty, though others had it loaded."""
+    """Theano reads the key without a lock; it used to delete a module with an empty key while others used it."""
     (tmp_path / "key.pkl").write_text("before")
     code = f"""
     import os, pickle
@@ -67,7 +67,7 @@ def test_key_of_a_module_is_replaced_atomically(tmp_path):
     assert facts == {"seen": ["before"], "after": ["a key"], "files": ["key.pkl"], "none": []}
 
 
-# ---- what libgpuarray keeps
+# ---- files of libgpuarray
 
 CACHE_PATH = """
 from kernels import backend
@@ -95,7 +95,7 @@ def test_cache_of_kernels_is_named_after_the_cards_unless_set(tmp_path: Path) ->
     assert fresh(CACHE_PATH, THEANO_FLAGS=f"gpuarray.cache_path={tmp_path}").facts["path"] == str(tmp_path)
 
 
-# ---- whose cache is trusted
+# ---- trust
 
 
 def test_compile_cache_is_private_with_any_umask(tmp_path):
@@ -108,8 +108,8 @@ def test_compile_cache_is_private_with_any_umask(tmp_path):
     cache = Path(fresh(code, XDG_CACHE_HOME=tmp_path / "new").facts["cache"])
     assert cache.is_relative_to(tmp_path / "new" / "shardpress")
     assert cache.stat().st_mode & 0o777 == 0o700
-    made = [path for path in (tmp_path / "new").rglob("*") if path.is_dir()]
-    assert [path for path in made if path.stat().st_mode & 0o077] == []
+    folders = [path for path in (tmp_path / "new").rglob("*") if path.is_dir()]
+    assert [path for path in folders if path.stat().st_mode & 0o077] == []
 
 
 BASE = """
@@ -137,14 +137,14 @@ except UnsafeCompileCache as error:
 
 @pytest.fixture
 def trap(tmp_path):
-    """A cache whose code tells when it runs: what Theano loads first of all, while it is imported."""
-    cache, told = tmp_path / "base" / "cache", tmp_path / "told"
+    """Return a cache whose code creates a file when it runs, in the modules that Theano imports first."""
+    cache, marker = tmp_path / "base" / "cache", tmp_path / "told"
     for name in ("lazylinker_ext", "cutils_ext"):
         (cache / name).mkdir(parents=True, mode=0o700)
-        (cache / name / "__init__.py").write_text(f"open({str(told)!r}, 'w').close()\n")
+        (cache / name / "__init__.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
     cache.chmod(0o700)
     cache.parent.chmod(0o700)
-    return cache, told
+    return cache, marker
 
 
 def flags_for(cache):
@@ -152,9 +152,9 @@ def flags_for(cache):
 
 
 def test_code_in_a_private_cache_runs(trap):
-    cache, told = trap
+    cache, marker = trap
     fresh(UNSAFE, THEANO_FLAGS=flags_for(cache))
-    assert told.exists()
+    assert marker.exists()
 
 
 @pytest.mark.parametrize(
@@ -168,12 +168,12 @@ def test_code_in_a_private_cache_runs(trap):
     ],
 )
 def test_cache_that_others_can_write_is_refused_before_use(trap, which, mode, phrases):
-    cache, told = trap
+    cache, marker = trap
     path = {"cache": cache, "base": cache.parent, "above": cache.parents[1]}[which]
     path.chmod(mode)
     ended = fresh(UNSAFE, THEANO_FLAGS=flags_for(cache))
     assert [phrase for phrase in phrases if phrase.format(path=path) not in ended.facts["error"]] == []
-    assert not told.exists()
+    assert not marker.exists()
 
 
 def test_private_cache_in_a_sticky_directory_is_accepted(tmp_path):
@@ -183,12 +183,12 @@ def test_private_cache_in_a_sticky_directory_is_accepted(tmp_path):
 
 @pytest.mark.skipif(os.getuid() != 0, reason="missing on this machine: root, who can make directories for other users")
 def test_cache_in_a_directory_of_another_user_is_refused(trap):
-    cache, told = trap
+    cache, marker = trap
     os.chown(cache.parents[1], 12345, -1)
     ended = fresh(UNSAFE, THEANO_FLAGS=flags_for(cache))
     assert f"{cache.parents[1]} " in ended.facts["error"]
     assert "user 12345" in ended.facts["error"]
-    assert not told.exists()
+    assert not marker.exists()
 
 
 def test_library_in_the_current_directory_is_not_linked(tmp_path, monkeypatch):
@@ -200,12 +200,12 @@ def test_library_in_the_current_directory_is_not_linked(tmp_path, monkeypatch):
     (cache / "module.cpp").write_text("int f() { return 1; }\n")
     monkeypatch.chdir(planted)
 
-    def run(command, **how):
-        done = subprocess.run(command, capture_output=True, check=False, **how)
+    def run(command, **options):
+        done = subprocess.run(command, capture_output=True, check=False, **options)
         return done.stdout, done.stderr, done.returncode
 
     windows = SimpleNamespace(output_subprocess_Popen=run)
     watch_compiler(windows, SimpleNamespace(compiledir=str(cache)))
     command = ["g++", "-shared", "-fPIC", "-o", str(cache / "module.so"), str(cache / "module.cpp")]
-    assert run(command)[2] != 0, "the linker reads what is planted, so the trap works"
+    assert run(command)[2] != 0, "the linker reads the planted file, so the test works"
     assert windows.output_subprocess_Popen(command)[2] == 0

@@ -1,4 +1,4 @@
-"""The lock on the compile cache: nested, given back, never waited for without end."""
+"""Tests of the lock on the compile cache: it can be nested, is released, and never blocks forever."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kernels.compilelock import CompileLockHeld, get_lock, lock_ctx, release_loc
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A compile cache whose lock has a timeout of 0 s."""
+    """Return a compile cache whose lock has a timeout of 0 s."""
     config = SimpleNamespace(compiledir=str(tmp_path), compile=SimpleNamespace(timeout=0))
     monkeypatch.setitem(sys.modules, "theano", SimpleNamespace(config=config))  # type: ignore[arg-type]
     assert get_lock.n_lock == 0
@@ -60,7 +60,7 @@ def test_wait_ends_with_the_holder_of_the_lock(cache: Path) -> None:
     holder = os.open(cache / ".lock", os.O_RDWR | os.O_CREAT)
     os.write(holder, b"pid 7 on elsewhere")
     fcntl.flock(holder, fcntl.LOCK_EX)
-    try_out(str(cache))  # which is no reason to take another cache
+    try_out(str(cache))  # no reason to use another cache
     with pytest.raises(CompileLockHeld, match=rf"pid 7 on elsewhere.*{cache}.* 0 s"):
         get_lock()
     os.close(holder)  # as when it dies
@@ -69,7 +69,7 @@ def test_wait_ends_with_the_holder_of_the_lock(cache: Path) -> None:
 
 
 def test_wait_is_unlimited_while_the_holder_changes(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of those before us may take as long as the setting says: all of them together take longer."""
+    """Each holder may take as long as the setting allows; all of them together take longer."""
     holder = os.open(cache / ".lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(holder, fcntl.LOCK_EX)
     n_steps, n_owners = 0, 5
@@ -78,7 +78,7 @@ def test_wait_is_unlimited_while_the_holder_changes(cache: Path, monkeypatch: py
     def step(_: float) -> None:
         nonlocal n_steps
         n_steps += 1
-        os.utime(holder, ns=(n_steps, n_steps))  # as when the next one writes down who it is
+        os.utime(holder, ns=(n_steps, n_steps))  # as when the next holder writes its identity
         if n_steps == n_owners:
             os.close(holder)
 
@@ -95,7 +95,7 @@ def test_full_disk_is_reported_and_releases_the_lock(cache: Path, monkeypatch: p
     with monkeypatch.context() as patched:
         patched.setattr(os, "pwrite", full)
         with lock_ctx():
-            assert is_locked(cache), "who holds it is for the reader only"
+            assert is_locked(cache), "the name of the holder is only informative"
         patched.setattr(os, "open", full)
         with pytest.raises(OSError, match="No space left"):
             get_lock()

@@ -1,4 +1,4 @@
-"""The stub of CUDA itself: what it refuses, what it holds back, what it computes, and which faults it has on demand."""
+"""Tests of the emulated CUDA card: its errors, delayed copies, results, and faults on demand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.cuda.stub import variables
 from tests.support.interpreters import fresh
-from tests.support.watched import FOUND, watched
+from tests.support.thread_sanitizer import FOUND, run_sanitized
 
 pytestmark = pytest.mark.process
 
@@ -22,13 +22,13 @@ FILL = 'extern "C" __global__ void fill(float *x, float value) { x[blockIdx.x * 
 
 
 def facts_of(code: str, **settings: Any) -> dict[str, Any]:
-    """What code says of a stub of these settings."""
+    """Return the ``facts`` of code that runs on a stub with these settings."""
     ended = fresh(BEGIN + code, **variables(**settings))
     assert ended.code == 0, ended.stderr
     return ended.facts
 
 
-# -- what it computes
+# -- results
 
 
 def test_every_thread_of_every_block_runs_once() -> None:
@@ -92,8 +92,8 @@ def test_missing_barrier_gives_a_wrong_result() -> None:
 
 @pytest.mark.parametrize(("barrier", "code"), [("__syncthreads()", 0), ("", FOUND)])
 def test_thread_sanitizer_reports_a_missing_barrier(barrier: str, code: int) -> None:
-    """`python -m tests.support.watched` has it watch every kernel of ours, Theano's and libgpuarray's."""
-    ended = watched(f'{BEGIN}barrier = "{barrier}"{SUMS}')
+    """`python -m tests.support.thread_sanitizer` runs every kernel of ours, Theano's and libgpuarray's this way."""
+    ended = run_sanitized(f'{BEGIN}barrier = "{barrier}"{SUMS}')
     assert ended.code == code, ended.stderr
     assert ("data race" in ended.stderr) is bool(code), ended.stderr
 
@@ -106,7 +106,7 @@ facts["all"] = bool(np.isnan(card.download(card.allocate(40), np.zeros(10, np.fl
     assert facts == {"all": True}
 
 
-# -- what it holds back
+# -- delayed copies
 
 READ = """
 card = Card()
@@ -120,7 +120,7 @@ facts["after"] = bool((found == 7).all())
 
 
 def test_synchronous_download_is_complete_on_return() -> None:
-    """The driver does so until CUDA 12.1."""
+    """The driver behaves like this up to CUDA 12.1."""
     assert facts_of(READ) == {"before": True, "after": True}
 
 
@@ -159,7 +159,7 @@ facts["found"] = float(card.download(place, np.zeros(32, np.float32)).mean())
     assert facts == {"found": 3}
 
 
-# -- what it refuses
+# -- errors
 
 
 def test_call_from_a_thread_without_a_context_is_refused() -> None:
@@ -181,7 +181,7 @@ facts["popped"] = code_of(card.allocate, 4)
     assert facts == {"here": 0, "elsewhere": 201, "with one": 0, "popped": 201}
 
 
-# NVRTC 12.9 writes PTX 8.8; an architecture that the card does not have is refused, too.
+# NVRTC 12.9 writes PTX 8.8; it is also refused for an architecture that the card does not have.
 @pytest.mark.parametrize(
     ("driver", "architecture", "expected"),
     [
@@ -209,7 +209,7 @@ if not facts["code"]:
     assert ended.facts == ({"code": 100} if expected is None else {"code": 0, "n": expected}), ended.stderr
 
 
-# -- its faults
+# -- faults on demand
 
 
 @pytest.mark.parametrize("settings", [{"oom_at": 3}, {"memory": 2}])

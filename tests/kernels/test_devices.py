@@ -1,7 +1,7 @@
-"""The whole pygpu path on two GPUs that every machine has, held against the CPU and NumPy.
+"""Tests of the whole pygpu path on two emulated GPUs, compared with the CPU and NumPy.
 
-OpenCL on the processor, and the tests' stub of CUDA, which computes what a card would be given. With TEST_CARD=full it
-is the machine's own card.
+The GPUs are OpenCL on the processor, and the emulated CUDA card. With TEST_CARD=full the machine's card replaces the
+latter.
 
 Sample: rows of 5 dtypes and two networks of several layers; with TEST_CASES=all rows of all 10 dtypes, and in addition
 a network of one layer with a gain.
@@ -36,7 +36,7 @@ LABELS = [" ".join(training) for training in child.TRAININGS]
 
 @dataclass
 class Run:
-    """What `device_child` found on a device."""
+    """Results of `device_child` on a device."""
 
     arrays: dict
     device: str
@@ -47,11 +47,11 @@ class Run:
 
 
 def run(device, folder):
-    """What one run on a device found."""
+    """Run `device_child` on a device and return its results."""
     arrays, facts = folder / "arrays.npz", folder / "facts.json"
     command = [sys.executable, "-W", "error", "tests/support/device_child.py", arrays, facts]
-    # Of the CPU, too, the graph that Theano makes: test_autoencoder.py holds our Ops against the same oracles.
-    # A driver of today holds copies back, and our own libraries stand before it.
+    # The CPU also runs Theano's own graph: test_autoencoder.py compares our Ops with the same reference. The emulated
+    # driver delays copies as current drivers do, and our own libraries are in front of it.
     card = stub.card(hold="downloads") if device == CUDA else {}
     env = environment(THEANO_FLAGS=f"device={device},optimizer_excluding=fused", **card)
     done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
@@ -63,7 +63,7 @@ def run(device, folder):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """One run on each device, when it is first asked for."""
+    """Return the runs by device; each run is made when it is first requested."""
 
     class Runs(dict):
         def __missing__(self, device):
@@ -74,7 +74,7 @@ def runs(tmp_path_factory):
 
 
 def needing(request):
-    """The fixture's device, or a skip that names what it lacks."""
+    """Return the device of a fixture, or skip the test with what is missing."""
     needs = {OPENCL: "opencl", CUDA: "pygpu"}
     if request.param in needs:
         request.getfixturevalue(needs[request.param])
@@ -83,17 +83,17 @@ def needing(request):
 
 @pytest.fixture(params=[OPENCL, CUDA])
 def gpu(request):
-    """A device that is not the CPU."""
+    """Return a device that is not the CPU."""
     return needing(request)
 
 
 @pytest.fixture(params=["cpu", OPENCL, CUDA])
 def device(request):
-    """Any device."""
+    """Return any device."""
     return needing(request)
 
 
-# ---- where it ran
+# ---- where operations ran
 
 
 def test_each_run_uses_its_device(runs, device):
@@ -101,7 +101,7 @@ def test_each_run_uses_its_device(runs, device):
 
 
 def products(graph):
-    """The matrix products among operations, whatever computes them: Dot, Dot22, Gemm, GpuGemv, BatchedDot, Ger..."""
+    """Return the matrix products among operations of any kind: Dot, Dot22, Gemm, GpuGemv, BatchedDot, Ger..."""
     return [node["op"] for node in graph if re.search(r"Dot|Gem[mv]|Ger(?!m)", node["op"])]
 
 
@@ -112,7 +112,7 @@ def test_every_product_is_compiled_for_the_device(runs, gpu, label, kind, n_prod
     assert len(found) == n_products
     assert set(found) <= {"GpuDot22", "GpuGemm"}
     on_cpu = products(runs["cpu"].graphs[kind.format(label)])
-    assert len(on_cpu) == n_products  # so the pattern knows the CPU's products, too
+    assert len(on_cpu) == n_products  # so the pattern includes the CPU's products
     assert set(on_cpu) <= {"Dot22", "Gemm"}
 
 
@@ -136,11 +136,11 @@ def test_step_uploads_nothing_but_scalars(runs, gpu):
         assert [node for node in graph if node["op"] == "GpuFromHost" and node["ndim"]] == []
 
 
-# ---- what it computed
+# ---- results
 
 
 def oracle_training(rule):
-    """The same training in NumPy and float64: parameters after it, and the costs that were asked for."""
+    """Do the same training in NumPy and float64; return the parameters, and the costs that were requested."""
     rows = child.make_rows()
     x_all = child.make_scaler(rows).transform(rows).astype(np.float64)
     p, costs = {name: array.astype(np.float64) for name, array in child.start_of(child.NETWORK).items()}, []
@@ -170,7 +170,7 @@ def test_costs_and_parameters_of_training_equal_numpy(runs, device, label):
 
 @pytest.fixture(scope="module")
 def trained_by_numpy():
-    """What `device_child.train_network` does, in NumPy and float64: parameters and costs of each network."""
+    """Repeat `device_child.train_network` in NumPy and float64; return parameters and costs of each network."""
     rows = child.make_rows()
     x_all = child.make_scaler(rows).transform(rows).astype(np.float64)
     minibatches = [x_all[numbers] for numbers in child.make_minibatches()[: child.N_NETWORK_STEPS]]
@@ -205,7 +205,7 @@ def test_features_and_errors_equal_numpy(runs, device, name):
 
 @each("name", child.NETWORKS)
 def test_products_of_every_network_are_compiled_for_the_device(runs, gpu, name):
-    """Of each layer: there and back, the error's way there and, but for the first, back, and two of its gradient."""
+    """Each layer has one product for encoding, one for decoding, one or two for the error, and two for its gradient."""
     n_layers = child.NETWORKS[name].n_layers
     for kind, expected in [(f"step {name} with cost", 6 * n_layers - 1), (f"encode {name}", n_layers)]:
         found = products(runs[gpu].graphs[kind])
@@ -254,11 +254,11 @@ def test_features_of_every_dtype_equal_numpy(runs, device, dtype):
     assert_close(runs[device].arrays[f"{dtype} features"], expected, device, "float32", "features")
 
 
-# ---- the repair of OpenCL reductions
+# ---- the fix of OpenCL reductions
 
 
 def room_and_need(code):
-    """How many entries the kernel's argument array has, and how many the code writes."""
+    """Return the length of the kernel's argument array, and the number of entries that the code writes."""
     (room,) = re.findall(r"void \*args\[(\d+)\];", code)
     written = [
         sum(map(int, index.split("+"))) for index in re.findall(r"args\[([\d+]+)\] = ", code)
@@ -279,7 +279,7 @@ def test_repaired_reductions_have_room_for_every_argument(opencl, runs, name):
 
 @each("name", REDUCTIONS)
 def test_unrepaired_reductions_write_after_the_end(opencl, runs, name):
-    """If this fails, Theano has fixed the bug and the repair can go."""
+    """If this fails, Theano has fixed the bug, and our fix can be removed."""
     room, need = room_and_need(runs[OPENCL].reductions[name]["original"])
     assert room < need
 
@@ -296,4 +296,4 @@ def test_repair_changes_the_size_of_the_array_alone(opencl, runs, name):
 def test_repair_changes_the_cache_version(opencl, runs, name):
     reduction = runs[OPENCL].reductions[name]
     assert reduction["repaired version"] != reduction["original version"]
-    assert reduction["repaired version"] != "()"  # Theano caches nothing of that version
+    assert reduction["repaired version"] != "()"  # Theano does not cache this version

@@ -1,4 +1,4 @@
-"""What Theano reads while it is imported: whose settings win, and which are refused."""
+"""Tests of Theano's settings: which ones take precedence, and which are refused."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from tests.support.interpreters import fresh
 
 pytestmark = pytest.mark.process
 
-# Cards that no machine has: asking for one shows what was read, and falls back at once.
+# Cards that do not exist: the fallback shows which setting was read, without delay.
 FILE, OTHER_FILE, FLAG = "cuda101", "cuda102", "cuda103"
 
 START = "from kernels import backend\ndevice = backend.start()\n"
@@ -22,7 +22,7 @@ START = "from kernels import backend\ndevice = backend.start()\n"
 
 @dataclass
 class Settings:
-    """What a user has set: files by name, in a home of their own, and variables that may name ``{home}``."""
+    """Settings of a user: files by name in a home directory, and environment variables that may contain ``{home}``."""
 
     expected: str
     files: dict[str, str] = field(default_factory=dict)
@@ -56,7 +56,7 @@ SETTINGS = {
     "a-comment-in-flags": Settings(FLAG, variables={"THEANO_FLAGS": f"device={FLAG}#,device={FILE}"}),
 }
 
-# Theano alone, as far as it reads its settings: the modules after that would open the device, and need a compiler.
+# Theano alone, until it has read its settings: later modules would open the device and need a compiler.
 THEANOS_OWN = """
 import builtins, sys
 import numpy as np
@@ -78,7 +78,7 @@ facts["imported with"] = backend.load().config.device
 
 @pytest.fixture(scope="module")
 def devices(tmp_path_factory):
-    """For each of the settings: what our backend makes of them, and what Theano alone does."""
+    """Return the devices that our backend and Theano alone choose for each of the settings."""
 
     def read(settings, home):
         for name, text in settings.files.items():
@@ -89,8 +89,8 @@ def devices(tmp_path_factory):
         assert (ours.code, theanos.code) == (0, 0), ours.stderr + theanos.stderr
         return ours.facts, theanos.facts
 
-    fresh(OURS)  # fills a cold compile cache, on whose lock the others would wait for 5 to 10 s at a time
-    # Not by the threads: two that ask for the first folder of a session at one time may be given different roots.
+    fresh(OURS)  # fills a cold compile cache; otherwise the others would wait for its lock for 5 to 10 s at a time
+    # Not in the threads: two that request the first folder of a session concurrently may get different roots.
     homes = [tmp_path_factory.mktemp("home") for _ in SETTINGS]
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(SETTINGS, pool.map(read, SETTINGS.values(), homes), strict=True))
@@ -100,7 +100,7 @@ def devices(tmp_path_factory):
 def test_device_is_read_from_flags_and_files_as_theano_reads_it(devices, case):
     ours, theanos = devices[case]
     assert ours["device"] == theanos["device"] == SETTINGS[case].expected
-    assert ours["imported with"] == "cpu"  # Theano would log a failure, and could not be asked again
+    assert ours["imported with"] == "cpu"  # Theano would log a failure and could not be queried again
 
 
 @each("device, phrase", [("gpu0", "device=cuda"), ("abacus", 'start with one of "cpu", "opencl" or "cuda"')])
@@ -174,7 +174,7 @@ def test_scipy_is_not_loaded_with_theano_but_can_be_imported():
     assert fresh(code).facts == {"before": [], "after": 1.0}
 
 
-# ---- our defaults, below everything the user says
+# ---- our defaults, which all settings of the user override
 
 CONFIG = """
 from kernels import backend

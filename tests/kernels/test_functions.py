@@ -1,4 +1,4 @@
-"""What is compiled of a model: from any number of threads, and on a device that has little memory."""
+"""Tests of a model's compiled functions: calls from several threads, and devices with little memory."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.compiler
 @pytest.mark.parametrize("fuses", [True, False])
 @each("network", [Network((100, 24)), Network((100, 30, 24), "leaky-relu", "linear")])
 def test_any_number_of_threads_can_encode_concurrently(monkeypatch, fuses, network):
-    """From the first call on, which compiles; rows of a dtype that no Op takes among them."""
+    """The first call compiles; some rows have a dtype that no Op supports."""
     monkeypatch.setattr(backend, "uses_ops", lambda: fuses)
     minimum = np.full(100, 10, np.float32)
     autoencoder = Autoencoder(network, minimum, np.full(100, 1 / 80, np.float32), minimum + np.float32(80))
@@ -83,7 +83,7 @@ def test_concurrent_calls_are_limited_to_cores_or_one_in_theano(monkeypatch, fus
 
         def call(*arrays):
             inside.append(None)
-            os.sched_yield()  # so that others come in, if they can
+            os.sched_yield()  # so that other threads can enter, if nothing prevents it
             counts.append(len(inside))
             try:
                 return function(*arrays)
@@ -105,7 +105,7 @@ def test_concurrent_calls_are_limited_to_cores_or_one_in_theano(monkeypatch, fus
 
 @pytest.fixture
 def device(monkeypatch):
-    """A device whose memory holds as many rows as are put in here, failing as pygpu does; all of them at first."""
+    """Return a device whose memory holds a given number of rows and fails as pygpu does; at first it holds all rows."""
     monkeypatch.setattr(backend, "uses_ops", lambda: False)
     rows_that_fit, compiled = [TILE_ROWS], backend.compile_function
 

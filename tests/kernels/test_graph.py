@@ -1,4 +1,4 @@
-"""The graph of every kind of network on the CPU against the NumPy reference."""
+"""Tests of the graph of every kind of network on the CPU against the NumPy reference."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tests.support.tolerances import assert_close
 pytestmark = [pytest.mark.compiler, pytest.mark.process]
 
 
-def made(rng, network):
+def random_model(rng, network):
     autoencoder = Autoencoder(network)
     autoencoder.set_parameters(random_parameters(rng, network))
     return autoencoder, {name: array.astype(np.float64) for name, array in autoencoder.parameters().items()}
@@ -21,7 +21,7 @@ def made(rng, network):
 @each("name", NETWORKS)
 def test_networks_equal_the_reference_in_float32_throughout(rng, name):
     network, rows = NETWORKS[name], theano.tensor.fmatrix()
-    autoencoder, p = made(rng, network)
+    autoencoder, p = random_model(rng, network)
     noise, shared = theano.tensor.TensorType("uint8", (False, False))(), autoencoder.shared
     cost, gradients = graph.cost_and_gradients(network, rows, graph.masked(rows, noise, 0.3), shared)
     h = graph.code(network, rows, shared)

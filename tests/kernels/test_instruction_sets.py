@@ -1,7 +1,7 @@
-"""The tests of the C kernels, by the instruction sets that this machine's processor has.
+"""Tests of the C kernels with the instruction sets that this machine's processor has.
 
-Sample: the core of `test_ops` by sse2 and that of `test_ops_networks` by avx2, in addition to what the processor itself
-has; with TEST_CASES=all both by every instruction set.
+Sample: the core of `test_ops` with sse2 and that of `test_ops_networks` with avx2, in addition to the processor's best;
+with TEST_CASES=all both files with every instruction set.
 """
 
 import os
@@ -18,7 +18,7 @@ from tests.support.interpreters import REPOSITORY, environment, fresh
 
 pytestmark = pytest.mark.process
 
-# For each, a macro of the compiler's that says so, and one that would say too much.
+# For each instruction set, a macro that the compiler must define, and one that it must not define.
 MACROS = {
     "sse2": ("__SSE2__", "__AVX__"),
     "avx2": ("__AVX2__", "__AVXVNNI__"),
@@ -30,25 +30,25 @@ COMPILED = "from tests.support.compiler import macros\nfacts['macros'] = sorted(
 
 
 def skip_if_missing(name):
-    """Skip an instruction set that the processor lacks, or that is not the one which the tests keep to."""
-    lacks, asked = missing(name), os.environ.get("TEST_ISA")
+    """Skip an instruction set that the processor lacks, or that the test session excludes."""
+    lacks, requested = missing(name), os.environ.get("TEST_ISA")
     if lacks:
         pytest.skip(f"missing on this machine: a processor with {', '.join(lacks)}")
-    if asked not in (None, name):
-        pytest.skip(f"TEST_ISA={asked} asks for another one")
+    if requested not in (None, name):
+        pytest.skip(f"TEST_ISA={requested} selects another instruction set")
 
 
-# Tests of what all else rests on: products, sigmoid, gradients, rows of bytes and floats. Others compile far more code:
-# a run of all tests with TEST_ISA has these.
-CORE = {  # of each file, words in their names
+# Tests of the basis: products, sigmoid, gradients, rows of bytes and floats. Other tests compile much more code; a run
+# of all tests with TEST_ISA includes them.
+CORE = {  # for each file, words in test names
     "test_ops.py": ["edge", "bytes", "floats", "same_bits", "finite", "sigmoid", "nan", "after_the_last_row"],
     "test_ops_networks.py": ["every_option"],
 }
 SAMPLE = [("sse2", "test_ops.py"), ("avx2", "test_ops_networks.py")]
 
 
-def kept_to(name, *arguments):
-    """A run of tests that keeps to an instruction set."""
+def run_tests_with(name, *arguments):
+    """Run tests with one instruction set."""
     command = [sys.executable, "-m", "pytest", "-q", "-rp", "-x", "-p", "no:cacheprovider", *arguments]
     env = environment(TEST_ISA=name, THEANORC=None)
     return subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
@@ -56,12 +56,12 @@ def kept_to(name, *arguments):
 
 @pytest.mark.parametrize(("name", "file"), list(product(INSTRUCTION_SETS, CORE)) if ALL_CASES else SAMPLE)
 def test_kernels_are_correct_with_every_instruction_set(name, file):
-    """What they compute, and in which ways, where the rest of a run sees the processor's own way only."""
+    """The rest of a test run uses only the processor's best instruction set."""
     skip_if_missing(name)
     if os.environ.get("TEST_ISA"):
-        return  # in which case this run has the same tests
+        return  # then this run already has the same tests
     path, words = REPOSITORY / "tests/kernels" / file, CORE[file]
-    done = kept_to(name, str(path), "-k", " or ".join(words))
+    done = run_tests_with(name, str(path), "-k", " or ".join(words))
     assert done.returncode == 0, done.stdout[-20_000:]
     passed = set(re.findall(r"^PASSED .*::(test_\w+)", done.stdout, re.MULTILINE))
     assert all(any(word in test for test in passed) for word in words), done.stdout
@@ -71,29 +71,29 @@ def test_kernels_are_correct_with_every_instruction_set(name, file):
 
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
 def test_compiler_uses_the_requested_instruction_set(name):
-    """In the benchmark's processes; and in those of tests, where nothing else is said of it."""
+    """This includes the processes of the benchmark, and those of tests that choose nothing else."""
     skip_if_missing(name)
-    there, too_much = MACROS[name]
+    defined, too_much = MACROS[name]
     found = set(fresh(COMPILED, **limits(name)).facts["macros"])
-    assert (there in found, too_much in found) == (True, False)
+    assert (defined in found, too_much in found) == (True, False)
     if os.environ.get("TEST_ISA"):
         for flags in (None, "optimizer=fast_compile"):
             assert set(fresh(COMPILED, THEANO_FLAGS=flags).facts["macros"]) == found
 
 
-@pytest.mark.parametrize("asked", ["avx1024", "AVX2"])
-def test_unknown_instruction_set_is_refused(asked):
-    done = kept_to(asked, "tests/test_errors.py")
+@pytest.mark.parametrize("requested", ["avx1024", "AVX2"])
+def test_unknown_instruction_set_is_refused(requested):
+    done = run_tests_with(requested, "tests/test_errors.py")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert f"TEST_ISA={asked}, " in done.stderr
+    assert f"TEST_ISA={requested}, " in done.stderr
     assert ", ".join(INSTRUCTION_SETS) in done.stderr
 
 
 def test_instruction_sets_cover_all_vectors_of_the_kernels():
-    """And every instruction that they name."""
+    """And every instruction that the kernels name."""
     text = "".join(path.read_text() for path in (REPOSITORY / "kernels/native").iterdir())
     named = set(re.findall(r"defined\((__(?:AVX|SSE)\w+__)\)", text))
-    assert named <= {"__AVX__", *(there for there, _ in MACROS.values())}
+    assert named <= {"__AVX__", *(defined for defined, _ in MACROS.values())}
 
 
 def test_make_passes_the_instruction_set_to_pytest():

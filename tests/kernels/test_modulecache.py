@@ -1,4 +1,4 @@
-"""The cache of compiled modules: reads the records that a process needs, and no others."""
+"""Tests of the cache of compiled modules: a process reads only the records that it needs."""
 
 import os
 import time

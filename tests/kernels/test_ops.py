@@ -1,7 +1,7 @@
-"""The CPU's own Ops against their NumPy reference: every edge of a tile, any number of threads, and any neighbours.
+"""Tests of the CPU Ops against their NumPy reference: all edges of tiles, any number of threads, and any neighbours.
 
-Sample: where a test crosses dtypes, rules, shapes or ways to store, each of them occurs, but with one of the others;
-with TEST_CASES=all with all of them.
+Sample: if a test crosses dtypes, rules, shapes or layouts, each of them occurs with one of the others; with
+TEST_CASES=all with all of them.
 """
 
 import os
@@ -26,8 +26,8 @@ from tests.support.tolerances import assert_close
 
 pytestmark = pytest.mark.compiler
 
-# Tiles are 6 rows high and, by the processor, 8, 16 or 64 columns wide; rows of W are taken 512 at a time, rows of a
-# minibatch 258 at a time.
+# Tiles have 6 rows and, depending on the processor, 8, 16 or 64 columns. Rows of W are processed 512 at a time, rows of
+# a minibatch 258 at a time.
 WIDTHS = [(1, 1), (7, 3), (15, 16), (17, 15), (64, 64), (65, 33), (100, 130), (512, 48), (513, 17), (1030, 70)]
 HEIGHTS = [1, 5, 6, 7, 24, 25, 258, 259, 600]
 THREADS = [1, 2, 4]
@@ -63,12 +63,12 @@ def float64(parameters):
 
 
 def code_of(x, W, b_hidden):
-    """The reference's, of a network of one layer of sigmoids."""
+    """Return the code of the reference, for a network of one layer of sigmoids."""
     return reference.code(Network(W.shape), x, [W, b_hidden, np.zeros(len(W))])
 
 
 def gradients_of(x, parameters):
-    """The reference's, of a network of one layer of sigmoids."""
+    """Return the gradients of the reference, for a network of one layer of sigmoids."""
     return reference.gradients(Network(parameters[0].shape), x, x, parameters)
 
 
@@ -111,7 +111,7 @@ def test_cost_and_gradients_equal_numpy_at_tile_edges(rng, n_inputs, n_features)
         autoencoder.set_parameters(parameters)
         cost, gradients = gradients_of(x.astype(np.float64), float64(parameters))
         assert_close(take_step(step, x, -1.0, with_cost=True), cost, "cpu", "float32", "cost")
-        # Without momentum and at a rate of -1 the velocity is the gradient.
+        # Without momentum and with a rate of -1 the velocity is the gradient.
         for found, expected in zip(step.state().values(), gradients, strict=True):
             assert_close(found, expected, "cpu", "float32", "gradients")
 
@@ -120,7 +120,7 @@ def test_cost_and_gradients_equal_numpy_at_tile_edges(rng, n_inputs, n_features)
 def test_training_on_every_dtype_equals_numpy(rng, dtype, working):
     rows = (rng.random((40, 19)) * (200 if np.dtype(dtype).kind != "i" else 100)).astype(dtype)
     if working is None:
-        rows //= rows.dtype.type(100)  # nothing else keeps sigmoids from saturating
+        rows //= rows.dtype.type(100)  # otherwise sigmoids would saturate
     scaling = scaling_of(rows, working)
     parameters, numbers = random_parameters(rng, 19, 5), rng.permutation(40)[:31]
     autoencoder = autoencoder_of(parameters, *scaling)
@@ -162,7 +162,7 @@ def test_every_rule_equals_its_numpy_reference(rng, rule):
 @each("working, dtype", crossed(["float32", "float64"], ["u1", "f8", "f4", "i8", "i2"]))
 @each("n_inputs", [1, 15, 64, 100])
 def test_rows_outside_the_range_are_reported(rng, monkeypatch, optimizer, working, dtype, n_inputs):
-    """A value just outside of it, in any place of a row; NaN and Inf; and no row whose values are just inside."""
+    """Some rows have one value just outside the range, in any column, or NaN or Inf; others are just inside."""
     monkeypatch.setattr("kernels.backend.uses_ops", lambda: not optimizer)
     low, high = np.full(n_inputs, 10, working), np.full(n_inputs, 90, working)
     rows = rng.integers(11, 90, (60, n_inputs)).astype(dtype)
@@ -195,7 +195,7 @@ NETWORKS = [Network((9, 4)), Network((9, 5, 4), "leaky-relu", "linear", gain=Tru
 
 @each("inplace, network", crossed([False, True], NETWORKS))
 def test_numpy_and_c_versions_of_each_op_agree(rng, network, inplace):
-    """Theano takes `perform` where it is told to do without C."""
+    """Theano calls `perform` if it is configured without C."""
     parameters = [rng.normal(0, 1 / 3, shape).astype(np.float32) for shape in network.shapes.values()]
     rows, noise = rng.random((20, 9), dtype=np.float32), rng.integers(0, 256, (14, 9), dtype=np.uint8)
     one, rates = np.array(1, dtype=np.int64), [np.array(rate, dtype=np.float32) for rate in (0.1, 0.2)]
@@ -218,7 +218,7 @@ def test_numpy_and_c_versions_of_each_op_agree(rng, network, inplace):
 
 
 def outputs_of(op, arrays, use_c):
-    """What an Op makes of copies of arrays, which it leaves alone unless it works in place."""
+    """Return what an Op computes from copies of arrays; an Op that does not work in place must not change them."""
     given = [array.copy() for array in arrays]
     variables = [theano.tensor.TensorType(array.dtype, (False,) * array.ndim)() for array in arrays]
     node = op(*variables, return_list=True)[0].owner
@@ -244,7 +244,7 @@ def has_products_of_bytes():
 
 
 def hard_columns(kind, rng, n_inputs=300):
-    """Bytes, and the minimum and scale of their columns."""
+    """Return bytes, and the minimum and scale of their columns."""
     low, high = np.zeros(n_inputs), np.full(n_inputs, 255)
     if kind == "far from zero":
         low[:] = 200
@@ -304,7 +304,7 @@ def test_features_of_bytes_are_as_exact_as_those_of_floats(rng, columns, weights
     + [(n, "even", n > 20) for n in (10, 100, 1000)],
 )
 def test_bytes_use_integer_products_where_these_are_exact(rng, n_inputs, columns, in_integers):
-    """Floats are what other dtypes of the same values are multiplied in; and bytes, where there is no instruction."""
+    """Values of other dtypes are multiplied as floats, and so are bytes if the processor lacks the instruction."""
     rows, *scaling = hard_columns(columns, rng, n_inputs)
     autoencoder = autoencoder_of(random_parameters(rng, n_inputs, 60), *scaling)
     of_bytes, of_floats = autoencoder.encode(rows), autoencoder.encode(rows.astype(np.uint16))
@@ -325,20 +325,20 @@ def test_bytes_use_float_products_if_parameters_are_not_finite(rng, where, bad):
 
 @each("n_inputs", [65_535, 65_536, 65_537, 140_001])
 def test_sums_of_bytes_do_not_overflow(n_inputs):
-    """All bytes and all weights are the largest, of either sign; so are their digits."""
+    """All bytes and all weights are the largest of either sign; so are their digits."""
     rows, scaling = np.full((7, n_inputs), 255, np.uint8), (np.zeros(n_inputs, "f4"), np.full(n_inputs, 1 / 255, "f4"))
     W = np.array([1, -1, 1 - 2**-16], np.float32) / np.full((n_inputs, 1), n_inputs, np.float32)
     autoencoder = autoencoder_of({"W": W, "b_hidden": np.zeros(3), "b_output": np.zeros(n_inputs)}, *scaling)
     expected = code_of(reference.scaled(rows, scaling), W.astype(np.float64), np.zeros(3))
     tolerance = (
         5e-6 if n_inputs <= 65_536 and has_products_of_bytes() else 1e-3
-    )  # a long chain, all rounded the same way
+    )  # a long sum, with all terms rounded the same way
     np.testing.assert_allclose(autoencoder.encode(rows), expected, rtol=0, atol=tolerance)
 
 
 @each("name", ["W", "b_hidden", "minimum", "scale"])
 def test_changed_parameter_is_noticed_between_calls(rng, name):
-    """What was made of the parameters is kept as long as they stay the same."""
+    """Data derived from the parameters is reused as long as they stay the same."""
     rows, *scaling = hard_columns("even", rng)
     parameters = random_parameters(rng, 300, 60)
     autoencoder = autoencoder_of(parameters, *scaling)
@@ -353,13 +353,13 @@ def test_changed_parameter_is_noticed_between_calls(rng, name):
     expected = autoencoder_of(autoencoder.parameters(), *scaling).encode(rows)
     assert not np.array_equal(expected, before)
     assert_same_bits(autoencoder.encode(rows), expected)
-    autoencoder.n_threads.set_value(np.int64(4))  # which takes more memory
+    autoencoder.n_threads.set_value(np.int64(4))  # needs more memory
     assert_same_bits(autoencoder.encode(rows), expected)
 
 
 @each("n_inputs", [1, 3, 63, 64, 65, 100, 785])
 def test_bytes_are_compared_with_ranges_of_any_numbers(rng, n_inputs):
-    """Whole or not, within those of a byte or beyond them, or none; each of them in one column at a time."""
+    """Limits are whole numbers or not, inside or outside those of a byte, or missing; each kind in one column."""
     rows = rng.integers(50, 200, (256, n_inputs), dtype=np.uint8)
     whole = [(low, high) for low in (-1, 0, 1, 254, 255, 256) for high in (-1, 0, 1, 254, 255, 256)]
     others = [(-0.5, 254.5), (0.5, 255.5), (254.5, 300.0), (-3e38, 3e38), (100, 99), (99.5, 100.4), (99.5, 99.6)]
@@ -380,7 +380,7 @@ def test_bytes_are_compared_with_ranges_of_any_numbers(rng, n_inputs):
 @pytest.mark.process
 @each("dtype", ["uint8", "float32"])
 def test_no_memory_is_read_after_the_last_row(dtype):
-    """Rows end where a page ends, and the next one must not be touched."""
+    """Rows end at the end of a page, and the next page must not be accessed."""
     code = f"""
     import ctypes, mmap
     import numpy as np
@@ -412,11 +412,11 @@ def test_no_memory_is_read_after_the_last_row(dtype):
 @each("offset", [0, 0.5, -1, 1, 1.5, 1000])
 @each("n_features", [8, 64, 65])
 def test_rows_of_floats_are_not_scaled_if_columns_begin_near_0(rng, n_features, offset):
-    """Others are scaled first, as rows of other dtypes are, and so are all where there are more than 64 features."""
+    """Other rows are scaled first, like rows of other dtypes; with more than 64 features all rows are scaled first."""
     width = np.exp(rng.normal(size=300)).astype(np.float32)
     low, scale = (offset * width).astype(np.float32), 1 / width
     if abs(offset) == 1:
-        low *= np.float32(0.999)  # or the rounding of the scale decides
+        low *= np.float32(0.999)  # otherwise the rounding of the scale would matter
     rows = (low + rng.random((500, 300), dtype=np.float32) * width).astype(np.float32)
     parameters = random_parameters(rng, 300, n_features)
     autoencoder = autoencoder_of(parameters, low, scale)
@@ -429,7 +429,7 @@ def test_rows_of_floats_are_not_scaled_if_columns_begin_near_0(rng, n_features, 
     assert not np.array_equal(found, scaled_first)
     assert_close(found, expected, "cpu", "float32", "features")
     errors = [np.sqrt(np.mean((features - expected) ** 2)) for features in (found, scaled_first)]
-    assert errors[0] <= 1.05 * (1 + 2 * abs(offset)) * errors[1]  # the mean row is at 1/2
+    assert errors[0] <= 1.05 * (1 + 2 * abs(offset)) * errors[1]  # the mean row is 1/2
 
 
 @each("bad", [np.nan, np.inf, 3e38])
@@ -504,7 +504,7 @@ def test_concurrent_calls_are_independent(rng):
                 assert_same_bits(features, expected)
 
 
-# ---- numbers that are none
+# ---- NaN and Inf
 
 
 @each("bad", [np.nan, np.inf, -np.inf])
@@ -513,12 +513,12 @@ def test_row_that_is_not_finite_affects_no_other(rng, bad, n_inputs, n_features)
     parameters, rows = random_parameters(rng, n_inputs, n_features), rng.random((50, n_inputs), dtype=np.float32)
     autoencoder = autoencoder_of(parameters)
     features, errors = autoencoder.encode(rows), autoencoder.errors(rows)
-    spoilt, others = rows.copy(), np.delete(np.arange(50), [5, 49])
-    spoilt[[5, 49], 17] = bad
-    found = autoencoder.encode(spoilt)
+    bad_rows, others = rows.copy(), np.delete(np.arange(50), [5, 49])
+    bad_rows[[5, 49], 17] = bad
+    found = autoencoder.encode(bad_rows)
     assert_same_bits(found[others], features[others])
-    assert_same_bits(autoencoder.errors(spoilt)[others], errors[others])
-    assert not np.isfinite(autoencoder.errors(spoilt)[[5, 49]]).any()
+    assert_same_bits(autoencoder.errors(bad_rows)[others], errors[others])
+    assert not np.isfinite(autoencoder.errors(bad_rows)[[5, 49]]).any()
     saturated = np.where(bad * parameters["W"][17] > 0, 1, 0) if np.isinf(bad) else np.full(n_features, np.nan)
     np.testing.assert_array_equal(found[[5, 49]], [saturated] * 2)
 
@@ -563,14 +563,14 @@ def test_subnormal_numbers_are_not_flushed_to_zero():
     assert fresh(code).facts["tiny"] == pytest.approx(5e-40)
 
 
-# ---- arrays in any state
+# ---- memory layouts of arrays
 
 
 def test_features_are_written_to_the_given_array_only(rng):
     autoencoder, rows = autoencoder_of(random_parameters(rng, 50, 21)), rng.random((33, 50), dtype=np.float32)
     expected = autoencoder.encode(rows)
     around = np.full(35 * 21 + 1, 7, dtype=np.float32)
-    out = around[1 + 21 : 1 + 34 * 21].reshape(33, 21)  # at no multiple of 8 bytes
+    out = around[1 + 21 : 1 + 34 * 21].reshape(33, 21)  # not aligned to 8 bytes
     assert autoencoder.encode(rows, out) is out
     assert_same_bits(out, expected)
     assert (around[: 1 + 21] == 7).all()
@@ -605,21 +605,21 @@ def test_parameters_may_have_any_memory_order(rng):
 
 
 def test_short_minibatch_after_a_long_one_is_independent(rng):
-    """A compiled step keeps its memory, and what lies beyond the ends of rows must stay 0."""
+    """A compiled step reuses its memory, and the padding after the rows must stay 0."""
     parameters, minibatches = random_parameters(rng, 70, 33), rng.random((4, 300, 70), dtype=np.float32)
     sizes = [7, 300, 1, 299]
     autoencoder = autoencoder_of(parameters)
-    kept = TrainingStep(autoencoder, Rule("momentum", 0.0), np.dtype("f4"))
+    reused = TrainingStep(autoencoder, Rule("momentum", 0.0), np.dtype("f4"))
     for size, minibatch in zip(sizes, minibatches, strict=True):
         autoencoder.set_parameters(parameters)
-        take_step(kept, minibatch[:size], -1.0)
+        take_step(reused, minibatch[:size], -1.0)
         new = TrainingStep(autoencoder_of(parameters), Rule("momentum", 0.0), np.dtype("f4"))
         take_step(new, minibatch[:size], -1.0)
-        for found, expected in zip(kept.state().values(), new.state().values(), strict=True):
+        for found, expected in zip(reused.state().values(), new.state().values(), strict=True):
             assert_same_bits(found, expected)
 
 
-# ---- refusals
+# ---- errors
 
 
 def test_arrays_of_wrong_shapes_are_refused_by_name(rng):
@@ -661,7 +661,7 @@ def test_other_dtypes_are_computed_by_theano(rng):
 
 
 def test_other_python_threads_run_during_a_call(rng):
-    """Python takes its lock from no thread here, so another one runs only if the encoder gives it back."""
+    """A Python thread does not lose the interpreter lock here, so another one runs only if the encoder releases it."""
     parameters, rows = random_parameters(rng, 784, 256), rng.random((3_000, 784), dtype=np.float32)
     autoencoder, turns, stop = autoencoder_of(parameters, n_threads=1), [0], threading.Event()
     autoencoder.encode(rows)
@@ -669,7 +669,7 @@ def test_other_python_threads_run_during_a_call(rng):
     def take_turns():
         while not stop.is_set():
             turns[0] += 1
-            os.sched_yield()  # which gives it back
+            os.sched_yield()  # releases the lock
 
     thread, before = threading.Thread(target=take_turns), sys.getswitchinterval()
     thread.start()
@@ -712,7 +712,7 @@ def test_child_of_a_fork_has_its_own_threads():
 
 @pytest.mark.process
 def test_idle_threads_sleep():
-    """Each look gives the core to those that still look out for work, for as long as a busy machine needs."""
+    """Each check for work yields the core to other waiting threads, for as long as a busy machine needs."""
     code = """
     import os
     from pathlib import Path

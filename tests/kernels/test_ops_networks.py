@@ -1,6 +1,6 @@
-"""The CPU's own Ops on networks of any layers, against the NumPy reference: `test_ops` has all else that they are.
+"""Tests of the CPU Ops on networks of several layers against the NumPy reference; `test_ops` has all other tests.
 
-Sample: each network takes rows of one dtype; with TEST_CASES=all of both.
+Sample: each network gets rows of one dtype; with TEST_CASES=all of both.
 """
 
 import numpy as np
@@ -18,8 +18,8 @@ from tests.support.tolerances import assert_close
 
 pytestmark = pytest.mark.compiler
 
-# On both sides of what a tile is wide (8, 16 or 64 columns), of the 512 rows of W that are taken at a time, and of the
-# size of W from which more rows go through it at once.
+# Sizes on both sides of the width of a tile (8, 16 or 64 columns), of the 512 rows of W that are processed at a time,
+# and of the size of W from which more rows are processed at once.
 NETWORKS = [
     Network((65, 33), code="linear", gain=True),
     Network((64, 17), gain=True),
@@ -36,7 +36,7 @@ def rng():
 
 
 def random_parameters(rng, network):
-    """Of a size that keeps what comes out of every layer near 1."""
+    """Return parameters for which the output of every layer stays near 1."""
     shapes = network.shapes.items()
     parameters = {name: rng.normal(0, 1 / np.sqrt(shape[0]), shape).astype(np.float32) for name, shape in shapes}
     return parameters | ({"gain": rng.uniform(1, 2, network.n_features).astype(np.float32)} if network.gain else {})
@@ -47,7 +47,7 @@ def float64(parameters):
 
 
 def scaling_of(network):
-    """Minimum, scale and maximum of bytes."""
+    """Return minimum, scale and maximum of bytes."""
     n = network.n_inputs
     return np.zeros(n, np.float32), np.full(n, 1 / 255, np.float32), np.full(n, 255, np.float32)
 
@@ -92,7 +92,7 @@ def test_cost_and_gradients_equal_numpy_at_tile_edges(rng, network, corruption):
 
 
 def test_network_with_every_option_equals_numpy(rng):
-    """Among the others above; alone, since by each instruction set all of them would compile for minutes."""
+    """One network has all options; one for each option, with every instruction set, would compile for minutes."""
     check_features_and_errors(rng, NETWORKS[3], "uint8")
     check_cost_and_gradients(rng, NETWORKS[3], 0.25)
 
@@ -109,14 +109,14 @@ def check_cost_and_gradients(rng, network, corruption):
         cost, gradients = reference.gradients(network, x, seen, float64(parameters))
         found_cost = take_step(step, rows, -1.0, with_cost=True, noise=noise)
         assert_close(found_cost, cost, "cpu", "float32", "cost")
-        # Without momentum and at a rate of -1 the velocity is the gradient.
+        # Without momentum and with a rate of -1 the velocity is the gradient.
         for found, expected in zip(step.state().values(), gradients, strict=True):
             assert_close(found, expected, "cpu", "float32", "gradients")
 
 
 @each("rule, decay", [("adam", 0.0), *((rule, 0.5) for rule in RULES)])
 def test_every_rule_equals_its_numpy_reference(rng, rule, decay):
-    """Weight decay shrinks matrices alone, by the learning rate and not by adam's corrected one."""
+    """Weight decay shrinks only matrices, by the learning rate and not by adam's corrected one."""
     network = Network((70, 40, 9), "leaky-relu", gain=True)
     parameters = random_parameters(rng, network)
     expected = float64(parameters)
@@ -172,7 +172,7 @@ def test_training_gives_the_same_bits_with_any_threads_and_place(rng, network):
 
 
 def test_no_weight_decay_gives_the_same_bits_as_a_negligible_one(rng):
-    """With none of it, and with so little that nothing is left of it in float32."""
+    """One training has no weight decay, the other so little that it vanishes in float32."""
     network = Network((70, 40, 9))
     parameters, (rows, _) = random_parameters(rng, network), random_rows(rng, 100, network)
     results = []
@@ -185,13 +185,13 @@ def test_no_weight_decay_gives_the_same_bits_as_a_negligible_one(rng):
         assert_same_bits(found, expected)
 
 
-# ---- numbers that are none
+# ---- NaN and Inf
 
 
 @each("dtype", ["uint8", "float32"])
 @each("network", [Network((20, 3), code="linear"), Network((20, 40, 3), "leaky-relu", "linear"), Network((20, 40, 3))])
 def test_rows_with_features_that_are_not_finite_are_reported(rng, network, dtype):
-    """All sums are, but for those of the rows that a column's huge weights count in."""
+    """All sums are finite, except in the rows where a column with huge weights is not zero."""
     parameters, (rows, _) = random_parameters(rng, network), random_rows(rng, 60, network, dtype)
     parameters[network.layers[0][0]][4] = 3e38
     rows[:, 4], rows[[5, 6, 59], 4] = 0, 255
@@ -208,14 +208,14 @@ def test_row_that_is_not_finite_affects_no_other(rng, bad):
     network = Network((100, 70, 9), "leaky-relu", gain=True)
     autoencoder, (rows, _) = autoencoder_of(network, random_parameters(rng, network)), random_rows(rng, 50, network)
     features, errors = autoencoder.encode(rows), autoencoder.errors(rows)
-    spoilt, others = rows.copy(), np.delete(np.arange(50), [5, 49])
-    spoilt[[5, 49], 17] = bad
-    assert_same_bits(autoencoder.encode(spoilt)[others], features[others])
-    assert_same_bits(autoencoder.errors(spoilt)[others], errors[others])
-    assert not np.isfinite(autoencoder.errors(spoilt)[[5, 49]]).any()
+    bad_rows, others = rows.copy(), np.delete(np.arange(50), [5, 49])
+    bad_rows[[5, 49], 17] = bad
+    assert_same_bits(autoencoder.encode(bad_rows)[others], features[others])
+    assert_same_bits(autoencoder.errors(bad_rows)[others], errors[others])
+    assert not np.isfinite(autoencoder.errors(bad_rows)[[5, 49]]).any()
 
 
-# ---- refusals
+# ---- errors
 
 
 def test_arrays_of_wrong_shapes_are_refused_by_name(rng):

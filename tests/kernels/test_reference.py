@@ -1,4 +1,4 @@
-"""The NumPy reference of all networks: against the formulas of one layer, and against finite differences."""
+"""Tests of the NumPy reference of all networks, against the formulas of one layer and finite differences."""
 
 import numpy as np
 import pytest
@@ -14,21 +14,21 @@ def float64_parameters(rng, network):
 
 
 def cost(network, x, seen, parameters):
-    """By the network's own formulas: what is reconstructed from what is seen, held against the rows."""
+    """Return the mean squared difference between rows and their reconstruction from `seen`."""
     return np.mean((reference.forward(network, seen, parameters)[1][0] - x) ** 2)
 
 
 def differences(network, x, seen, parameters, width=1e-6):
-    """Central finite differences of the cost by each entry; so narrow that no unit crosses its kink between them."""
+    """Return central finite differences of the cost by each entry, too narrow for a unit to cross its kink."""
     found = {name: np.zeros_like(array) for name, array in parameters.items()}
     for name, array in parameters.items():
         for i in np.ndindex(array.shape):
-            there = array[i]
-            array[i] = there + width
+            value = array[i]
+            array[i] = value + width
             above = cost(network, x, seen, parameters)
-            array[i] = there - width
+            array[i] = value - width
             found[name][i] = (above - cost(network, x, seen, parameters)) / (2 * width)
-            array[i] = there
+            array[i] = value
     return found
 
 
@@ -43,7 +43,7 @@ def test_gradients_of_every_option_equal_finite_differences(rng, name, corruptio
     for gradient, expected in zip(gradients, differences(network, x, seen, p).values(), strict=True):
         assert gradient.shape == expected.shape
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-8 * max(1, np.abs(expected).max()))
-        assert expected.any()  # nothing here is out of the cost's reach
+        assert expected.any()  # every parameter affects the cost
 
 
 def test_one_layer_equals_its_formulas(rng):
@@ -56,7 +56,7 @@ def test_one_layer_equals_its_formulas(rng):
 
 
 def test_stacked_layers_and_their_decoder_equal_their_formulas(rng):
-    """Each number written out once: leaky units, a linear code, the gain about 0."""
+    """Each formula is written out: leaky units, a linear code, and the gain."""
     network, x = Network((7, 6, 3), "leaky-relu", "linear", gain=True), rng.random((5, 7))
     p = float64_parameters(rng, network)
 

@@ -1,4 +1,4 @@
-"""Steps of training against slow, obvious NumPy loops, and against each other."""
+"""Tests of training steps against slow, simple NumPy loops, and against each other."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def test_momentum_steps_equal_a_numpy_loop(rng):
 
 @each("corruption", [0.0, 0.5])
 def test_steps_on_several_minibatches_equal_single_steps(rng, corruption):
-    """On the CPU no more than one is asked for at a time, which is still in the cache then."""
+    """On the CPU only one minibatch is requested at a time, because it is then still in the cache."""
     rows, noise = random_rows(rng, 10, np.dtype("f4")), rng.integers(0, 256, (10, N_INPUTS), dtype=np.uint8)
     start, rates, found = random_autoencoder(rng).parameters(), [0.3, 0.2, 0.1], []
 
@@ -83,7 +83,7 @@ def test_steps_on_several_minibatches_equal_single_steps(rng, corruption):
 
 
 def test_minibatches_at_once_are_limited_by_size_and_time(rng):
-    """Half a second of a processor that makes 64 GFLOP/s: what is slower than that is no device to train on."""
+    """Half a second of a processor with 64 GFLOP/s: a device that is slower than that is not used for training."""
     step = step_of(random_autoencoder(rng), dtype="f4", corruption=0.5)
     assert step.n_at_once(1) == 1, "on the CPU"
     assert step.row_bytes == 5 * N_INPUTS
@@ -103,7 +103,7 @@ def test_minibatches_at_once_depend_on_the_network(rng):
 
 
 def train_some(autoencoder, step, minibatches, with_cost=lambda number: False):
-    """Parameters and state after a step on each minibatch."""
+    """Return parameters and state after a step on each minibatch."""
     for number, minibatch in enumerate(minibatches):
         take_step(step, minibatch, 0.1, with_cost(number))
     return autoencoder.parameters() | step.state()
@@ -127,7 +127,7 @@ def test_resident_and_streamed_rows_train_the_same_bits(rng, dtype):
 @pytest.mark.process
 @each("rule", RULES)
 def test_every_rule_with_every_option_equals_numpy(rng, rule):
-    """Weight decay, rows of which a part is hidden, and the cost of all that they are."""
+    """Weight decay, corrupted rows, and the cost."""
     network, corruption, weight_decay = NETWORKS["three"], 0.25, 0.5
     x, noise = rng.random((8, 16, N_INPUTS), dtype=np.float32), rng.integers(0, 256, (8, 16, N_INPUTS), np.uint8)
     autoencoder = random_autoencoder(rng, network)

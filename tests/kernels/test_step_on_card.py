@@ -1,4 +1,4 @@
-"""What a step of training asks of a card's driver: nothing is waited for, and nothing crosses the bus that need not."""
+"""Tests of the driver calls of a training step: it does not wait, and transfers only the necessary data."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.support.steps_child import N_EACH, TAKEN
 
 pytestmark = pytest.mark.process
 
-NOISE = N_EACH * child.BATCH * child.N_INPUTS  # bytes of a piece's
-PIECE = {"streamed": NOISE, "uploaded": 8 * N_EACH * child.BATCH}  # bytes: rows, of a byte each entry, or their numbers
+NOISE = N_EACH * child.BATCH * child.N_INPUTS  # bytes of a piece
+PIECE = {"streamed": NOISE, "uploaded": 8 * N_EACH * child.BATCH}  # bytes: rows with one byte per entry, or row numbers
 SCALARS = 16  # bytes for each step: its rate, its length and the rule's count
 WAITING = ("Synchronize", "DtoH", "download")
 
 
 def uploads(calls: list[str]) -> list[int]:
-    """Bytes of each."""
+    """Return the size of each upload in bytes."""
     return [int(call.split()[1]) for call in calls if call.startswith("upload ")]
 
 
@@ -38,19 +38,19 @@ def test_steps_do_not_wait_and_have_their_minibatches_uploaded(
     done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     marked = re.split(r"^(piece|steps)\n", log.read_text(), flags=re.MULTILINE)
-    told = [(name, calls.splitlines()) for name, calls in zip(marked[1::2], marked[2::2], strict=True)]
-    pieces = [calls for name, calls in told if name == "piece"]
-    with_cost, first, *others, _ = (calls for name, calls in told if name == "steps")
+    sections = [(name, calls.splitlines()) for name, calls in zip(marked[1::2], marked[2::2], strict=True)]
+    pieces = [calls for name, calls in sections if name == "piece"]
+    with_cost, first, *others, _ = (calls for name, calls in sections if name == "steps")
     assert len(pieces) == len(TAKEN)
-    assert any("DtoH" in call for call in with_cost), "so waiting is told apart"
+    assert any("DtoH" in call for call in with_cost), "so the log shows waits"
     assert first
     for n, calls in zip(list(chain.from_iterable(TAKEN))[2:], others, strict=True):
         assert [call for call in calls if any(word in call for word in WAITING)] == []
-        assert not any(call.startswith("cuMemAlloc") for call in calls), "what they need is there already"
+        assert not any(call.startswith("cuMemAlloc") for call in calls), "no memory is allocated"
         n_products = len([call for call in calls if call.startswith("cublasSgemm")])
         assert n_products == n * (6 * child.NETWORKS["relu"].n_layers - 1)
         assert sum(uploads(calls)) <= n * SCALARS
     for i, calls in enumerate(pieces):
         assert sorted(uploads(calls)) == sorted([PIECE[place], NOISE])
         assert [call for call in calls if any(word in call for word in WAITING)] == []
-        assert i < 2 or not any(call.startswith("cuMemAlloc") for call in calls), "there is room for two"
+        assert i < 2 or not any(call.startswith("cuMemAlloc") for call in calls), "memory for two pieces is allocated"

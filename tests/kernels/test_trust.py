@@ -1,4 +1,4 @@
-"""Directories that other users could replace are known, wherever on the way to them the permission lies."""
+"""Tests of the detection of directories that other users can replace, at any level of their path."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STRANGER = 12345
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Iterator[Path]:
-    """Three nested directories."""
+    """Return a path with three nested directories."""
     tmp_path.chmod(0o700)
     (tmp_path / "a/b/c").mkdir(parents=True)
     yield tmp_path
@@ -46,7 +46,7 @@ def test_targets_of_links_are_checked(folders: Path) -> None:
 @pytest.mark.skipif(os.getuid() != 0, reason="missing on this machine: root, who can make directories for other users")
 @pytest.mark.parametrize("mode", [0o755, 0o1777])
 def test_directory_of_another_user_is_not_trusted(folders: Path, mode: int) -> None:
-    """Even a sticky one: its owner can rename everything in it."""
+    """Not even a sticky one: its owner can rename everything in it."""
     os.chown(folders / "a", STRANGER, -1)
     (folders / "a").chmod(mode)
     problem = str(untrusted_above(folders / "a/b/c"))
@@ -63,9 +63,9 @@ def test_link_of_another_user_is_not_trusted(folders: Path) -> None:
 
 def test_private_directory_is_made_in_safe_places_only(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(folders / "a"))
-    made = private_directory("test-")
-    assert made.parent == folders / "a"
-    assert made.stat().st_mode & 0o777 == 0o700
+    created = private_directory("test-")
+    assert created.parent == folders / "a"
+    assert created.stat().st_mode & 0o777 == 0o700
     (folders / "a").chmod(0o777)
     with pytest.raises(UntrustedDirectory, match="TMPDIR"):
         private_directory("test-")

@@ -1,4 +1,4 @@
-"""Update rules against slow, obvious NumPy loops over given gradients."""
+"""Tests of update rules against slow, simple NumPy loops over given gradients."""
 
 import numpy as np
 import pytest
@@ -12,15 +12,15 @@ N_STEPS = 10
 DECAY = float(np.float32(0.9))
 RATES = [0.1] * 5 + [0.02] * 5
 
-BETA2 = float(np.float32(0.999))  # 1 - 0.999 comes out 1e-5 of its size away in float32
+BETA2 = float(np.float32(0.999))  # in float32, 1 - 0.999 has a relative error of 1e-5
 
-# The state that each rule keeps for a parameter, and what it keeps once.
+# State that each rule keeps for each parameter, and state that it keeps once.
 STATE = {"momentum": ["velocity"], "nesterov": ["velocity"], "adam": ["mean", "square"], "rmsprop": ["square"]}
 ONCE = {"adam": ["step"]}
 
 
 def momentum_loop(p, gradients, rates, decay):
-    """The design's: ``v <- momentum * v - learning_rate * d cost / d p ;  p <- p + v``."""
+    """Apply the design's formula: ``v <- momentum * v - learning_rate * d cost / d p ;  p <- p + v``."""
     v = np.zeros_like(p)
     for g, rate in zip(gradients, rates, strict=True):
         for i in np.ndindex(p.shape):
@@ -30,7 +30,7 @@ def momentum_loop(p, gradients, rates, decay):
 
 
 def nesterov_loop(p, gradients, rates, decay):
-    """Bengio et al. 2013: as momentum, then one more step along the new velocity."""
+    """Apply Bengio et al. 2013: momentum, then one more step along the new velocity."""
     v = np.zeros_like(p)
     for g, rate in zip(gradients, rates, strict=True):
         for i in np.ndindex(p.shape):
@@ -40,7 +40,7 @@ def nesterov_loop(p, gradients, rates, decay):
 
 
 def adam_loop(p, gradients, rates, decay):
-    """Kingma and Ba 2015, algorithm 1, with epsilon moved as at the end of their section 2."""
+    """Apply algorithm 1 of Kingma and Ba 2015, with epsilon moved as at the end of their section 2."""
     m, s = np.zeros_like(p), np.zeros_like(p)
     for t, (g, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
         for i in np.ndindex(p.shape):
@@ -51,7 +51,7 @@ def adam_loop(p, gradients, rates, decay):
 
 
 def rmsprop_loop(p, gradients, rates, decay):
-    """Tieleman and Hinton 2012: divide by the root of a running mean of the squared gradient."""
+    """Apply Tieleman and Hinton 2012: divide by the root of a running mean of the squared gradient."""
     s = np.zeros_like(p)
     for g, rate in zip(gradients, rates, strict=True):
         for i in np.ndindex(p.shape):
@@ -68,7 +68,7 @@ def shared_parameter(start, name="p"):
 
 
 def states(step):
-    """Everything a rule's updates change, by name."""
+    """Return every variable that a rule updates, by name."""
     return {variable.name: variable for variable in step}
 
 
@@ -82,7 +82,7 @@ def test_every_rule_has_a_loop_and_a_state():
 def test_rule_equals_a_numpy_loop_over_ten_steps(rule):
     rng = np.random.default_rng(1)
     start, gradients = rng.normal(size=(3, 2)), rng.normal(size=(N_STEPS, 3, 2)).astype(np.float32)
-    gradients[:, 0, 0] = 0  # a weight that no row touches: no rule may divide by its zero
+    gradients[:, 0, 0] = 0  # a weight that no row affects: no rule may divide by its zero
     start = start.astype(np.float32)
     parameter, gradient, rate = shared_parameter(start), theano.tensor.fmatrix(), theano.tensor.fscalar()
     step = updates_of(Rule(rule, DECAY), [gradient], [parameter], rate)

@@ -1,4 +1,4 @@
-"""A ledger in a directory of its own."""
+"""Fixture: a ledger in an empty directory."""
 
 from __future__ import annotations
 

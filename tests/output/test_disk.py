@@ -1,4 +1,4 @@
-"""Writing: a file is there whole or not at all, whatever the disk answers, and nobody else's is ever touched."""
+"""Tests of writing: files are whole or absent whatever fails, and other users' files are never changed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import pytest
 from pipeline.errors import ShardpressError
 from pipeline.output import disk
 from pipeline.output.disk import PAGE, Disk, publish, remove
-from tests.support.faulty import Broken, Watched, forked, small_disk
-from tests.support.helpers import as_nobody, refused
+from tests.support.faulty import BrokenDisk, RecordingDisk, forked, small_disk
+from tests.support.helpers import refused, without_privileges
 from tests.support.logged import mentions
 
-# Exit code, and what to do.
+# Exit code and advice.
 ADVICE = {
     errno.ENOSPC: (74, "bytes"),
     errno.EDQUOT: (74, "quota"),
@@ -39,8 +39,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-class Answering(Watched):
-    """Its writes are answered in turn by what is given, then truly: bytes to take at most, or an error."""
+class Answering(RecordingDisk):
+    """Disk whose first writes have given results: a maximal number of bytes, or an error. Later writes succeed."""
 
     def __init__(self, *answers: int | OSError) -> None:
         super().__init__()
@@ -59,32 +59,32 @@ class Answering(Watched):
 
 
 def test_a_published_file_is_whole_and_alone(tmp_path: Path) -> None:
-    for data in (b"", b"x", b"x" * 10**6, b""):  # in place of the one before
+    for data in (b"", b"x", b"x" * 10**6, b""):  # in place of the previous file
         publish(Disk(), tmp_path / "part.h5", data)
         assert contents(tmp_path) == {"part.h5": data}, len(data)
 
 
 def test_data_are_synced_before_the_rename_and_the_name_after_it(tmp_path: Path) -> None:
-    watched = Watched()
-    publish(watched, tmp_path / "part.h5", b"x")
-    assert watched.names == [*BEGINNING, "replace", "sync_directory"]
-    assert watched.calls[-1] == ("sync_directory", tmp_path)
+    recording = RecordingDisk()
+    publish(recording, tmp_path / "part.h5", b"x")
+    assert recording.names == [*BEGINNING, "replace", "sync_directory"]
+    assert recording.calls[-1] == ("sync_directory", tmp_path)
 
 
 def test_a_name_that_the_caller_will_sync_is_not_synced(tmp_path: Path) -> None:
-    watched = Watched()
-    publish(watched, tmp_path / "part.h5", b"x", name_is_synced=False)
-    assert watched.names == [*BEGINNING, "replace"]
+    recording = RecordingDisk()
+    publish(recording, tmp_path / "part.h5", b"x", name_is_synced=False)
+    assert recording.names == [*BEGINNING, "replace"]
     assert contents(tmp_path) == {"part.h5": b"x"}
 
 
-# -- past the page cache -----------------------------------------------------------------------------------------
+# -- without the page cache --------------------------------------------------------------------------------------
 
 LARGE = 300 * PAGE + 17
 
 
 def large(start: int = 0) -> memoryview:
-    """Bytes that begin so far behind a page's begin."""
+    """Return bytes that begin `start` bytes after the beginning of a page."""
     memory = np.zeros(LARGE + 2 * PAGE, dtype=np.uint8)
     first = -memory.ctypes.data % PAGE + start
     memory[first : first + LARGE] = np.random.default_rng(0).integers(0, 256, LARGE)
@@ -92,24 +92,24 @@ def large(start: int = 0) -> memoryview:
 
 
 def test_an_aligned_large_file_bypasses_the_page_cache(tmp_path: Path) -> None:
-    watched = Watched()
-    publish(watched, tmp_path / "part.h5", large())
+    recording = RecordingDisk()
+    publish(recording, tmp_path / "part.h5", large())
     assert contents(tmp_path) == {"part.h5": bytes(large())}
-    assert watched.names[:6] == ["create", "reserve", "bypass_cache", "write", "bypass_cache", "write"]
-    assert [len(what) for name, what in watched.calls if name == "write"] == [300 * PAGE, 17]  # type: ignore[arg-type]
+    assert recording.names[:6] == ["create", "reserve", "bypass_cache", "write", "bypass_cache", "write"]
+    assert [len(what) for name, what in recording.calls if name == "write"] == [300 * PAGE, 17]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("data", [large(start=16), large()[: 2**17 - 1]], ids=["between pages", "small"])
 def test_unaligned_or_small_files_use_the_page_cache(tmp_path: Path, data: memoryview) -> None:
-    watched = Watched()
-    publish(watched, tmp_path / "part.h5", data)
+    recording = RecordingDisk()
+    publish(recording, tmp_path / "part.h5", data)
     assert contents(tmp_path) == {"part.h5": bytes(data)}
-    assert watched.names[:4] == BEGINNING[:4]
+    assert recording.names[:4] == BEGINNING[:4]
 
 
 def test_the_page_cache_is_used_if_it_cannot_be_bypassed(tmp_path: Path) -> None:
     for code in UNSUPPORTED:
-        publish(Broken(code, "bypass_cache"), tmp_path / "part.h5", large())
+        publish(BrokenDisk(code, "bypass_cache"), tmp_path / "part.h5", large())
         assert contents(tmp_path) == {"part.h5": bytes(large())}, errno.errorcode[code]
         (tmp_path / "part.h5").unlink()
 
@@ -127,7 +127,7 @@ def test_the_page_cache_is_used_if_it_cannot_be_bypassed(tmp_path: Path) -> None
 )
 def test_an_interrupted_bypass_of_the_cache_is_completed(tmp_path: Path, answers: tuple[int | OSError, ...]) -> None:
     class ThroughIt(Answering):
-        """What stops within a page, only the cache does."""
+        """Disk without direct I/O: a write that ends within a page only reaches the cache."""
 
         def bypass_cache(self, descriptor: int, bypasses: bool) -> None:
             os.fstat(descriptor)
@@ -144,7 +144,7 @@ def test_an_error_while_bypassing_the_cache_is_reported(tmp_path: Path, code: in
     assert (contents(tmp_path), answering.names.count("write")) == ({}, 2)
 
 
-# -- a bad disk --------------------------------------------------------------------------------------------------
+# -- failing disks -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*BEGINNING, "replace"])
@@ -154,14 +154,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, name: str) -> None:
     for code, (exit_code, advice) in ADVICE.items():
         what = f"file={target}: {os.strerror(code)}"
         with refused(exit_code, what, "100", advice):
-            publish(Broken(code, name), target, b"x" * 100)
+            publish(BrokenDisk(code, name), target, b"x" * 100)
         assert contents(tmp_path) == {"part.h5": b"old"}, errno.errorcode[code]
 
 
 @pytest.mark.parametrize("name", ["sync", "close"])
 def test_a_failed_sync_or_close_is_not_repeated(tmp_path: Path, name: str) -> None:
-    """After a failed fsync the kernel may have dropped the data, and a second one succeeds."""
-    broken = Broken(errno.EIO, name)
+    """After a failed fsync the kernel may have dropped the data, although a second fsync succeeds."""
+    broken = BrokenDisk(errno.EIO, name)
     with refused(74, os.strerror(errno.EIO)):
         publish(broken, tmp_path / "part.h5", b"x")
     assert broken.names.count(name) == 1
@@ -170,18 +170,18 @@ def test_a_failed_sync_or_close_is_not_repeated(tmp_path: Path, name: str) -> No
 
 def test_a_failed_sync_of_a_name_is_an_error_but_keeps_the_file(tmp_path: Path) -> None:
     with refused(74, os.strerror(errno.EIO), "part.h5"):
-        publish(Broken(errno.EIO, "sync_directory"), tmp_path / "part.h5", b"data")
+        publish(BrokenDisk(errno.EIO, "sync_directory"), tmp_path / "part.h5", b"data")
     assert contents(tmp_path) == {"part.h5": b"data"}
 
 
 def test_an_error_while_cleaning_up_does_not_hide_the_first_one(tmp_path: Path) -> None:
     with refused(74, os.strerror(errno.ENOSPC)):
-        publish(Broken(errno.ENOSPC, "write", "close", "remove"), tmp_path / "part.h5", b"x")
+        publish(BrokenDisk(errno.ENOSPC, "write", "close", "remove"), tmp_path / "part.h5", b"x")
     assert not (tmp_path / "part.h5").exists()
 
 
 def test_nothing_is_written_without_space_for_all_of_it(tmp_path: Path) -> None:
-    broken = Broken(errno.ENOSPC, "reserve")
+    broken = BrokenDisk(errno.ENOSPC, "reserve")
     with refused(74, os.strerror(errno.ENOSPC), "bytes"):
         publish(broken, tmp_path / "part.h5", b"x" * 100)
     assert "write" not in broken.names
@@ -189,7 +189,7 @@ def test_nothing_is_written_without_space_for_all_of_it(tmp_path: Path) -> None:
 
 def test_a_file_system_without_reservation_is_supported(tmp_path: Path) -> None:
     for code in UNSUPPORTED:
-        publish(Broken(code, "reserve"), tmp_path / "part.h5", b"data")
+        publish(BrokenDisk(code, "reserve"), tmp_path / "part.h5", b"data")
         assert contents(tmp_path) == {"part.h5": b"data"}, errno.errorcode[code]
         (tmp_path / "part.h5").unlink()
 
@@ -211,7 +211,7 @@ def test_a_write_of_zero_bytes_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_rename_to_another_file_system_is_an_error(tmp_path: Path) -> None:
-    broken = Broken(errno.EXDEV, "replace")
+    broken = BrokenDisk(errno.EXDEV, "replace")
     with refused(74, "cross-device link"):
         publish(broken, tmp_path / "part.h5", b"data")
     assert contents(tmp_path) == {}
@@ -224,13 +224,13 @@ def test_unsupported_directory_syncs_cause_one_warning(tmp_path: Path, caplog: p
         disk._warned.clear()
         caplog.clear()
         for name in ("parts/1.h5", "2.h5", "parts/3.h5"):
-            publish(Broken(code, "sync_directory"), tmp_path / name, b"data")
+            publish(BrokenDisk(code, "sync_directory"), tmp_path / name, b"data")
         assert [record.levelname for record in caplog.records] == ["WARNING"], errno.errorcode[code]
         assert f"output={tmp_path}" in caplog.text
 
 
 def test_an_interrupt_leaves_nothing_and_is_raised(tmp_path: Path) -> None:
-    class Interrupting(Watched):
+    class Interrupting(RecordingDisk):
         def sync(self, descriptor: int) -> None:
             raise KeyboardInterrupt
 
@@ -248,7 +248,7 @@ def test_a_missing_folder_is_a_write_error(tmp_path: Path) -> None:
 
 
 def failing(act: Callable[[], object]) -> list[Any]:
-    """Exit code and sentence of the error that `act` meets."""
+    """Return exit code and message of the error that `act` raises."""
     try:
         act()
     except ShardpressError as error:
@@ -272,7 +272,7 @@ def test_a_real_limit_of_file_sizes_is_a_write_error(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_a_real_limit_of_open_files_is_a_system_limit(tmp_path: Path) -> None:
     def write() -> list[Any]:
-        lowest = os.dup(0)  # so all below are open
+        lowest = os.dup(0)  # so all lower numbers are in use
         os.close(lowest)
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, lowest))
         return failing(lambda: publish(Disk(), tmp_path / "part.h5", b"x"))
@@ -285,13 +285,15 @@ def test_a_real_limit_of_open_files_is_a_system_limit(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_a_real_full_disk_is_a_write_error(tmp_path: Path) -> None:
-    """Where the machine lets nobody mount one, a disk that says so."""
+    """If the machine does not allow mounts, a disk that returns the error replaces it."""
 
     def write() -> list[Any]:
         is_real = small_disk(tmp_path, 64 * 2**10)
         publish(Disk(), tmp_path / "small.h5", b"x" * 2**12)
         found = failing(
-            lambda: publish(Disk() if is_real else Broken(errno.ENOSPC, "reserve"), tmp_path / "part.h5", b"x" * 2**17)
+            lambda: publish(
+                Disk() if is_real else BrokenDisk(errno.ENOSPC, "reserve"), tmp_path / "part.h5", b"x" * 2**17
+            )
         )
         return [*found, sorted(os.listdir(tmp_path))]
 
@@ -312,7 +314,7 @@ def test_a_directory_without_permission_is_refused(open_path: Path, act: str) ->
         "publish": lambda: publish(Disk(), folder / "part.h5", b"x"),
         "remove": lambda: remove(Disk(), folder / "part.h5"),
     }
-    exit_code, sentence = as_nobody(acts[act])
+    exit_code, sentence = without_privileges(acts[act])
     assert exit_code == 77, sentence
     assert f"file={folder / 'part.h5'}: {os.strerror(errno.EACCES)}" in sentence
     assert contents(folder) == {"part.h5": b"old"}
@@ -323,7 +325,7 @@ def test_a_directory_without_permission_is_refused(open_path: Path, act: str) ->
 
 @pytest.fixture(params=["symbolic", "hard"])
 def victim(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Somebody's file, to which ``part.h5`` leads."""
+    """Return a foreign file to which ``part.h5`` is a link."""
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
     {"symbolic": os.symlink, "hard": os.link}[request.param](victim, tmp_path / "part.h5")
@@ -360,4 +362,4 @@ def test_removing_a_missing_file_is_no_error(tmp_path: Path) -> None:
 def test_a_failed_removal_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "part.h5").write_bytes(b"old")
     with refused(74, f"file={tmp_path / 'part.h5'}: {os.strerror(errno.EIO)}"):
-        remove(Broken(errno.EIO, "remove"), tmp_path / "part.h5")
+        remove(BrokenDisk(errno.EIO, "remove"), tmp_path / "part.h5")

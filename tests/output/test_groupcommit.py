@@ -1,4 +1,4 @@
-"""Results that come fast share a record file, those that come slowly wait for nobody, and none is left behind."""
+"""Tests of group commits: frequent results share a record file, rare ones are committed at once, and none is lost."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pipeline.output.groupcommit import GroupCommit
 from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
 from pipeline.output.records import Record
-from tests.support.faulty import Watched
+from tests.support.faulty import RecordingDisk
 
 NOW = "0" * 64
 
 
 class Clock:
-    """Seconds that pass when it is told so."""
+    """A clock that advances only when a test changes it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -29,8 +29,8 @@ class Clock:
         return self.now
 
 
-class Slow(Watched):
-    """A commit takes a 64th of a second: half of it for the names of results, half for the record's."""
+class Slow(RecordingDisk):
+    """Disk on which a commit takes 1/64 s: half for the names of results, half for that of the record."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -51,13 +51,13 @@ def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
         yield found
 
 
-def made(ledger: Ledger, i: int) -> Record:
+def make_record(ledger: Ledger, i: int) -> Record:
     key = f"part-{i:06d}-000000000000"
     return Record(key, NOW, ledger.write(f"parts/{key}", ".h5", b"data"))
 
 
 def n_committed(ledger: Ledger) -> int:
-    """As a later run finds it."""
+    """Return the number of committed parts that a later run finds."""
     return len(Ledger(ledger.directory, ledger.disk).records("part", NOW))
 
 
@@ -68,7 +68,7 @@ def n_files(ledger: Ledger) -> int:
 def test_slow_results_are_committed_at_once(ledger: Ledger, clock: Clock) -> None:
     with GroupCommit(ledger, clock.monotonic) as group:
         for i in range(5):
-            group.add(made(ledger, i))
+            group.add(make_record(ledger, i))
             assert n_committed(ledger) == i + 1
             clock.now += 0.2
     assert n_files(ledger) == 5
@@ -79,10 +79,10 @@ def test_fast_results_share_a_record_file(ledger: Ledger, clock: Clock) -> None:
     start, commits = clock.now, 0.0
     with GroupCommit(ledger, clock.monotonic) as group:
         for i in range(200):
-            record, before = made(ledger, i), clock.now
+            record, before = make_record(ledger, i), clock.now
             group.add(record)
             commits += clock.now - before
-            # The first one at once, and later ones after ten times a commit at the latest.
+            # The first result is committed at once, later ones after at most ten times the duration of a commit.
             assert i + 1 - n_committed(ledger) <= 10
             clock.now += 1 / 64
     assert n_committed(ledger) == 200
@@ -92,17 +92,17 @@ def test_fast_results_share_a_record_file(ledger: Ledger, clock: Clock) -> None:
 
 def test_no_result_waits_longer_than_a_second(ledger: Ledger, clock: Clock) -> None:
     with GroupCommit(ledger, clock.monotonic) as group:
-        record = made(ledger, 0)
+        record = make_record(ledger, 0)
         ledger.disk = SlowerStill(clock)
         group.add(record)
-        group.add(made(ledger, 1))
+        group.add(make_record(ledger, 1))
         clock.now += 1
-        group.add(made(ledger, 2))
+        group.add(make_record(ledger, 2))
         assert n_committed(ledger) == 3
 
 
 class SlowerStill(Slow):
-    """A minute."""
+    """Disk on which a commit takes a minute."""
 
     def sync_directory(self, path: Path) -> None:
         self._clock.now += 30
@@ -110,18 +110,18 @@ class SlowerStill(Slow):
 
 def test_a_fast_result_after_a_slow_one_waits_for_the_next(ledger: Ledger, clock: Clock) -> None:
     with GroupCommit(ledger, clock.monotonic) as group:
-        group.add(made(ledger, 0))
-        group.add(made(ledger, 1))
+        group.add(make_record(ledger, 0))
+        group.add(make_record(ledger, 1))
         assert n_committed(ledger) == 1
         clock.now += 100
-        group.add(made(ledger, 2))
+        group.add(make_record(ledger, 2))
         assert n_committed(ledger) == 3
 
 
 def fail_after_three(ledger: Ledger, clock: Clock, error: BaseException) -> None:
     with GroupCommit(ledger, clock.monotonic) as group:
         for i in range(3):
-            group.add(made(ledger, i))
+            group.add(make_record(ledger, i))
         raise error
 
 
@@ -133,7 +133,7 @@ def test_waiting_results_are_committed_if_the_run_fails(ledger: Ledger, clock: C
 
 
 class Full(Slow):
-    """No space for any record but the first."""
+    """Disk with space for only one record."""
 
     n_records = 0
 
@@ -159,11 +159,11 @@ def add_three(ledger: Ledger, clock: Clock) -> None:
     with GroupCommit(ledger, clock.monotonic) as group:
         for i in range(3):
             clock.now += i == 2
-            group.add(made(ledger, i))
+            group.add(make_record(ledger, i))
 
 
 def test_a_failed_record_is_an_error_and_not_repeated(tmp_path: Path, clock: Clock) -> None:
-    """After a failed fsync the kernel may have dropped the data, and a second one succeeds."""
+    """After a failed fsync the kernel may have dropped the data, although a second fsync succeeds."""
     disk = Full(clock)
     with locked(tmp_path, disk) as ledger:
         with pytest.raises(WriteFailed, match=os.strerror(errno.ENOSPC)):

@@ -1,4 +1,4 @@
-"""Files that lie in an output directory are found whatever their paths say."""
+"""Tests of recognizing files inside an output directory, whatever their paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ledger: a result exists from its commit on, and nothing of anybody else's is ever touched."""
+"""Tests of the ledger: a result exists as soon as it is committed, and foreign files are never changed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
 from pipeline.output.records import MANIFEST, Entry, Record, fault_of, read_manifest
-from tests.support.faulty import Watched
+from tests.support.faulty import RecordingDisk
 from tests.support.ledgers import (
     BEFORE,
     HEX,
@@ -27,7 +27,7 @@ from tests.support.ledgers import (
     together,
 )
 
-# In every folder, and with names that resemble ours.
+# In every folder, and with names similar to ours.
 FOREIGN = [
     "notes.txt",
     "novel.writing",
@@ -124,7 +124,7 @@ def test_a_result_of_an_earlier_run_takes_precedence(ledger: Ledger) -> None:
     assert set(contents(ledger.directory / "parts").values()) == {b"data"}
 
 
-# -- results that are committed together ---------------------------------------------------------------------------
+# -- results that are committed together -------------------------------------------------------------------------
 
 
 def test_grouped_results_are_found_by_later_runs(ledger: Ledger) -> None:
@@ -140,11 +140,11 @@ def test_grouped_results_are_found_by_later_runs(ledger: Ledger) -> None:
 
 
 def test_committing_nothing_writes_nothing(tmp_path: Path) -> None:
-    watched = Watched()
-    with locked(tmp_path, watched) as ledger:
-        watched.calls.clear()
+    recording = RecordingDisk()
+    with locked(tmp_path, recording) as ledger:
+        recording.calls.clear()
         ledger.commit()
-    assert watched.calls == []
+    assert recording.calls == []
 
 
 def test_the_first_of_two_results_in_a_group_is_kept(ledger: Ledger) -> None:
@@ -157,27 +157,27 @@ def test_the_first_of_two_results_in_a_group_is_kept(ledger: Ledger) -> None:
 
 
 def test_files_are_synced_before_their_record_is_written(tmp_path: Path) -> None:
-    watched = Watched()
-    with locked(tmp_path, watched) as ledger:
-        watched.calls.clear()
+    recording = RecordingDisk()
+    with locked(tmp_path, recording) as ledger:
+        recording.calls.clear()
         together(ledger, *KEYS)
-    paths = [Path(str(path)) if isinstance(path, Path) else Path() for _, path in watched.calls]
+    paths = [Path(str(path)) if isinstance(path, Path) else Path() for _, path in recording.calls]
     first_of_record = next(i for i, path in enumerate(paths) if path.parent.name == "commits")
-    assert watched.calls[first_of_record - 1] == ("sync_directory", tmp_path / "parts")
+    assert recording.calls[first_of_record - 1] == ("sync_directory", tmp_path / "parts")
     assert {path.parent.name for path in paths[first_of_record:]} <= {"commits", "", tmp_path.name}
-    assert watched.calls[-1] == ("sync_directory", tmp_path / "commits")
-    assert watched.names[:first_of_record].count("sync") == len(KEYS)
+    assert recording.calls[-1] == ("sync_directory", tmp_path / "commits")
+    assert recording.names[:first_of_record].count("sync") == len(KEYS)
 
 
 def test_dropping_results_of_a_group_keeps_the_others(tmp_path: Path) -> None:
-    watched = Watched()
-    with locked(tmp_path, watched) as ledger:
+    recording = RecordingDisk()
+    with locked(tmp_path, recording) as ledger:
         records = together(ledger, *KEYS)
-        watched.calls.clear()
+        recording.calls.clear()
         ledger.drop(records[0], records[3])
-        names, gone = watched.names, [tmp_path / records[i].entry.file for i in (0, 3)]
+        names, gone = recording.names, [tmp_path / records[i].entry.file for i in (0, 3)]
         assert names.index("replace") < names.index("sync_directory") < len(names) - 2
-        assert watched.calls[-2:] == [("remove", path) for path in gone]
+        assert recording.calls[-2:] == [("remove", path) for path in gone]
         for found in (ledger, reopened(ledger)):
             assert found.records("part", NOW) == [records[i] for i in (1, 2, 4)]
         again = commit(ledger, KEYS[0], data=b"new")
@@ -197,18 +197,18 @@ def test_replacing_results_removes_groups_of_other_settings(ledger: Ledger) -> N
     assert contents(ledger.directory) == {}
 
 
-# -- taking back -------------------------------------------------------------------------------------------------
+# -- removing results --------------------------------------------------------------------------------------------
 
 
 def test_a_record_is_removed_durably_before_its_file(tmp_path: Path) -> None:
-    watched = Watched()
-    with locked(tmp_path, watched) as ledger:
+    recording = RecordingDisk()
+    with locked(tmp_path, recording) as ledger:
         records = [commit(ledger), commit(ledger, OTHER)]
         files = record_files(ledger)
-        watched.calls.clear()
+        recording.calls.clear()
         ledger.drop(*records)
-    assert watched.calls[:2] in ([("remove", path) for path in order] for order in (files, files[::-1]))
-    assert watched.calls[2:] == [
+    assert recording.calls[:2] in ([("remove", path) for path in order] for order in (files, files[::-1]))
+    assert recording.calls[2:] == [
         ("sync_directory", tmp_path / "commits"),
         *(("remove", tmp_path / record.entry.file) for record in records),
     ]
@@ -216,11 +216,11 @@ def test_a_record_is_removed_durably_before_its_file(tmp_path: Path) -> None:
 
 
 def test_dropping_nothing_writes_nothing(tmp_path: Path) -> None:
-    watched = Watched()
-    with locked(tmp_path, watched) as ledger:
-        watched.calls.clear()
+    recording = RecordingDisk()
+    with locked(tmp_path, recording) as ledger:
+        recording.calls.clear()
         ledger.drop()
-    assert watched.calls == []
+    assert recording.calls == []
 
 
 def test_a_dropped_result_can_be_committed_again(ledger: Ledger) -> None:
@@ -230,15 +230,15 @@ def test_a_dropped_result_can_be_committed_again(ledger: Ledger) -> None:
 
 
 def test_a_manifest_is_removed_durably_before_its_files(tmp_path: Path) -> None:
-    """A reader that meets a run beginning again finds an unfinished run, never a mixture."""
-    watched = Watched()
-    with locked(tmp_path, watched) as ledger:
+    """If a run starts over, a reader must find an unfinished run, never a mixture."""
+    recording = RecordingDisk()
+    with locked(tmp_path, recording) as ledger:
         commit(ledger)
         ledger.finish({}, {"parts": []})
-        watched.calls.clear()
+        recording.calls.clear()
         ledger.forget()
     published = tmp_path / "published"
-    assert watched.calls[:2] == [("remove", published / "current"), ("sync_directory", published)]
+    assert recording.calls[:2] == [("remove", published / "current"), ("sync_directory", published)]
     assert contents(tmp_path) == {}
     assert os.listdir(published) == []
 
@@ -273,13 +273,13 @@ def test_sweeping_removes_every_temporary_file(ledger: Ledger) -> None:
 
 
 def test_results_of_other_settings_are_kept_until_replaced(ledger: Ledger) -> None:
-    kept, other = commit(ledger), commit(ledger, made_from=BEFORE)
+    newer, other = commit(ledger), commit(ledger, made_from=BEFORE)
     found = reopened(ledger)
     found.sweep()
-    assert found.records("part", NOW) == [kept]
+    assert found.records("part", NOW) == [newer]
     assert found.records("part", BEFORE) == [other]
     found.sweep(NOW)
-    assert set(contents(ledger.directory)) == {file_of(ledger), kept.entry.file}
+    assert set(contents(ledger.directory)) == {file_of(ledger), newer.entry.file}
 
 
 def test_files_of_the_manifest_are_kept_without_their_record(ledger: Ledger) -> None:
@@ -289,8 +289,8 @@ def test_files_of_the_manifest_are_kept_without_their_record(ledger: Ledger) -> 
     (ledger.directory / file_of(ledger)).unlink()
     found = reopened(ledger)
     found.sweep(NOW)
-    there = {name for name in contents(ledger.directory) if not name.startswith("published/")}
-    assert there == {MANIFEST, record.entry.file, "quarantine.jsonl"}
+    remaining = {name for name in contents(ledger.directory) if not name.startswith("published/")}
+    assert remaining == {MANIFEST, record.entry.file, "quarantine.jsonl"}
 
 
 def test_optional_files_are_removed_if_results_are_replaced(ledger: Ledger) -> None:
@@ -301,7 +301,7 @@ def test_optional_files_are_removed_if_results_are_replaced(ledger: Ledger) -> N
     assert set(contents(ledger.directory)) == {"model.h5"}
 
 
-# -- what is said of a run ---------------------------------------------------------------------------------------
+# -- reports of a run --------------------------------------------------------------------------------------------
 
 
 def test_a_manifest_can_be_read_again(ledger: Ledger) -> None:
@@ -312,13 +312,13 @@ def test_a_manifest_can_be_read_again(ledger: Ledger) -> None:
 
 
 def test_the_request_is_written_only_if_it_changed(tmp_path: Path) -> None:
-    watched = Watched()
-    with locked(tmp_path, watched) as ledger:
+    recording = RecordingDisk()
+    with locked(tmp_path, recording) as ledger:
         assert ledger.request() is None
         ledger.set_request({"epochs": 1})
-        n_calls = len(watched.calls)
+        n_calls = len(recording.calls)
         ledger.set_request({"epochs": 1})
-        assert len(watched.calls) == n_calls
+        assert len(recording.calls) == n_calls
         assert ledger.request() == {"epochs": 1}
         ledger.set_request({"epochs": 2})
         assert reopened(ledger).request() == {"epochs": 2}

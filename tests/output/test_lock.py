@@ -1,4 +1,4 @@
-"""Whose an output directory is: a new one is made ours, others' are left alone, and one run at a time holds it."""
+"""Tests of ownership and lock: new directories are marked, foreign ones refused; one run at a time holds the lock."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from pipeline.output.disk import Disk
 from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
 from pipeline.output.records import MANIFEST
-from tests.support.faulty import Broken, Watched
-from tests.support.helpers import as_nobody, refused
+from tests.support.faulty import BrokenDisk, RecordingDisk
+from tests.support.helpers import refused, without_privileges
 from tests.support.ledgers import (
     HEX,
     KEY,
@@ -35,12 +35,12 @@ from tests.support.ledgers import (
 
 
 def lock_and_let_go(directory: Path, disk: Disk | None = None) -> None:
-    """Lock a directory and let go of it at once."""
+    """Lock a directory and release it at once."""
     with locked(directory, disk):
         pass
 
 
-# -- whose directory it is ---------------------------------------------------------------------------------------
+# -- ownership ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["new", "new/and/deep", "with space\nand größe"])
@@ -50,10 +50,10 @@ def test_a_new_directory_is_created_with_its_parents(tmp_path: Path, name: str) 
 
 
 def test_new_directories_are_synced_before_they_are_used(tmp_path: Path) -> None:
-    watched, synced = Watched(), [tmp_path]
-    lock_and_let_go(tmp_path / "new" / "out", watched)
+    recording, synced = RecordingDisk(), [tmp_path]
+    lock_and_let_go(tmp_path / "new" / "out", recording)
     waiting = []
-    for name, path in watched.calls:
+    for name, path in recording.calls:
         if name == "make_directory":
             assert Path(str(path)).parent in synced
             waiting.append(path)
@@ -72,10 +72,10 @@ def test_an_empty_or_aborted_output_directory_is_accepted(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("names", [["thesis.tex"], [MANIFEST], [f"parts/{KEY}-{HEX}.h5"], ["model.h5", "index.h5"]])
 def test_a_directory_with_foreign_files_is_refused_and_unchanged(tmp_path: Path, names: list[str]) -> None:
-    there = fill(tmp_path, *names)
+    before = fill(tmp_path, *names)
     with refused(73, f"output={tmp_path}", "--output"):
         lock_and_let_go(tmp_path)
-    assert contents(tmp_path) == there
+    assert contents(tmp_path) == before
     assert not (tmp_path / ".shardpress").exists()
 
 
@@ -93,7 +93,7 @@ def test_an_output_that_is_no_directory_is_refused(tmp_path: Path, name: str) ->
 def test_a_directory_without_permission_is_refused(open_path: Path, name: str) -> None:
     folder = open_path / "closed"
     folder.mkdir(mode=0o555)
-    exit_code, sentence = as_nobody(lambda: lock_and_let_go(folder / name))
+    exit_code, sentence = without_privileges(lambda: lock_and_let_go(folder / name))
     assert exit_code == 77, sentence
     assert f"output={folder / name}" in sentence
     assert "--output" in sentence
@@ -104,25 +104,25 @@ def test_an_output_that_cannot_be_created_is_an_error(tmp_path: Path, name: str)
     codes = {errno.EROFS: 73, errno.ENOSPC: 73, errno.EIO: 73, errno.EACCES: 77, errno.EPERM: 77}
     for code, exit_code in codes.items():
         with refused(exit_code, f"output={tmp_path / 'out'}", os.strerror(code), "--output"):
-            lock_and_let_go(tmp_path / "out", Broken(code, name))
+            lock_and_let_go(tmp_path / "out", BrokenDisk(code, name))
 
 
 @pytest.mark.parametrize("name", ["create", "sync_directory"])
 def test_too_many_open_files_are_a_system_limit(tmp_path: Path, name: str) -> None:
     with refused(71, str(tmp_path), os.strerror(errno.EMFILE), "ulimit -n"):
-        lock_and_let_go(tmp_path / "out", Broken(errno.EMFILE, name))
+        lock_and_let_go(tmp_path / "out", BrokenDisk(errno.EMFILE, name))
 
 
 def test_a_directory_that_cannot_be_synced_is_refused(tmp_path: Path) -> None:
     with refused(73, os.strerror(errno.EIO)):
-        lock_and_let_go(tmp_path, Broken(errno.EIO, "sync_directory"))
+        lock_and_let_go(tmp_path, BrokenDisk(errno.EIO, "sync_directory"))
 
 
 @pytest.mark.process
 def test_an_unreadable_parent_directory_is_accepted(open_path: Path) -> None:
     (open_path / "closed").mkdir()
     (open_path / "closed").chmod(0o333)
-    assert as_nobody(lambda: lock_and_let_go(open_path / "closed" / "out")) == (0, "")
+    assert without_privileges(lambda: lock_and_let_go(open_path / "closed" / "out")) == (0, "")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", seal("shardpress-output/0", {})])
@@ -163,7 +163,7 @@ def test_a_run_that_cannot_start_releases_its_lock(tmp_path: Path) -> None:
     lock_and_let_go(tmp_path)
     (tmp_path / "commits").rmdir()
     with refused(73, os.strerror(errno.ENOSPC)):
-        lock_and_let_go(tmp_path, Broken(errno.ENOSPC, "make_directory"))
+        lock_and_let_go(tmp_path, BrokenDisk(errno.ENOSPC, "make_directory"))
     lock_and_let_go(tmp_path)
 
 
@@ -179,7 +179,7 @@ with locked(Path(sys.argv[1])):
 
 @pytest.mark.process
 def test_a_killed_run_releases_its_lock(tmp_path: Path) -> None:
-    """The kernel frees it: nobody has to remove a file after a crash."""
+    """The kernel releases the lock, so no file has to be removed after a crash."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], **pipes) as holder:
         assert holder.stdout.readline() == b"held\n"
@@ -192,7 +192,7 @@ def test_a_killed_run_releases_its_lock(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_a_child_that_outlives_a_run_does_not_keep_its_lock(tmp_path: Path) -> None:
-    """It inherits every descriptor that may be inherited."""
+    """A child inherits every descriptor that can be inherited."""
     with locked(tmp_path):
         child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False)
     try:
@@ -235,8 +235,8 @@ def test_a_run_that_starts_at_the_same_moment_is_not_foreign(
 
 
 def test_sweeping_during_the_start_of_another_run_is_harmless(tmp_path: Path) -> None:
-    class Late(Watched):
-        """The other run comes between when it gives its first name."""
+    class Late(RecordingDisk):
+        """Disk on which another run locks the directory before this run's first rename."""
 
         def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
             if name == "replace":
@@ -261,7 +261,7 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("name", ["ftruncate", "pwrite"])
 def test_a_full_disk_does_not_prevent_locking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Only the kernel's lock decides; the words in the file are for people."""
+    """Only the kernel's lock matters; the text in the file is for people."""
 
     def fail(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,4 +1,4 @@
-"""A directory that was moved away, or whose lock was replaced: the run that held it changes nothing more."""
+"""Tests of a moved directory or replaced lock: the run that held the lock makes no more changes."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_run_that_lost_its_directory_changes_nothing(
 
 
 def test_a_moved_run_keeps_the_results_of_the_other_run(tmp_path: Path) -> None:
-    """The sequence that was found: both runs finish, and the first one swept the parts of the second."""
+    """This sequence once failed: both runs finished, and the first one removed the parts of the second."""
     directory = tmp_path / "out"
     with locked(directory) as first:
         move(directory)
@@ -122,12 +122,12 @@ def test_a_lock_that_is_replaced_while_locking_is_refused(tmp_path: Path, monkey
 
     monkeypatch.setattr(os, "open", open_and_replace)
     with refused(75, ".lock"), locked(tmp_path):
-        pytest.fail("it was locked")
+        pytest.fail("the directory was locked")
     assert (tmp_path / ".lock").read_bytes() == b"of another run"
 
 
 def test_a_directory_that_moves_after_the_check_is_detected(tmp_path: Path) -> None:
-    """The call fails since there is no such directory, which says nothing about the disk."""
+    """The call fails because the directory does not exist, which is not a fault of the disk."""
     folder = tmp_path / "parts"
     folder.mkdir()
 

@@ -1,4 +1,4 @@
-"""A finished run is published by one rename; its files are found by every name, and in every kind of copy."""
+"""Tests of publication: one rename publishes a finished run; all names and kinds of copies give its files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
 from pipeline.output.publication import misplaced_names
 from pipeline.output.records import Entry, fault_of, manifest_path, published_file, read_manifest
-from tests.support.faulty import Broken, Failing, Watched
+from tests.support.faulty import BrokenDisk, FailingDisk, RecordingDisk
 from tests.support.helpers import refused
 from tests.support.ledgers import HEX, NOW, commit, fill
 from tests.support.parts import feature_rows, part, shapes_in
@@ -31,7 +31,7 @@ from tests.support.soak_protocol import with_plain_files
 
 
 def publish(ledger: Ledger, *names: str) -> list[Entry]:
-    """Publish files of these names, which hold them."""
+    """Publish files with these names; the content of each is its name."""
     publication = ledger.publication()
     entries = [publication.write(name, name.encode()) for name in names]
     ledger.finish({}, {"parts": [], "files": [vars(entry) for entry in entries]}, publication)
@@ -60,14 +60,14 @@ def test_nothing_is_visible_before_the_last_rename(ledger: Ledger) -> None:
 
 
 def test_all_files_are_synced_before_publication(tmp_path: Path) -> None:
-    watched = Watched()
-    with locked(tmp_path, watched) as ledger:
-        watched.calls.clear()
+    recording = RecordingDisk()
+    with locked(tmp_path, recording) as ledger:
+        recording.calls.clear()
         publish(ledger, "model.h5", "index.h5")
     (folder,) = folders(tmp_path)
-    switch = watched.calls.index(("replace", tmp_path / "published/current"))
-    before = watched.calls[:switch]
-    assert watched.calls[switch + 1] == ("sync_directory", tmp_path / "published")
+    switch = recording.calls.index(("replace", tmp_path / "published/current"))
+    before = recording.calls[:switch]
+    assert recording.calls[switch + 1] == ("sync_directory", tmp_path / "published")
     assert ("sync_directory", tmp_path / "published" / folder) in before
     assert [name for name, _ in before].count("sync") == 3
     last_link = max(i for i, call in enumerate(before) if call == ("replace", tmp_path / "model.h5"))
@@ -87,12 +87,12 @@ def test_files_missing_from_the_next_publication_are_removed(ledger: Ledger) -> 
 
 def test_unfinished_publications_are_swept(ledger: Ledger) -> None:
     publish(ledger, "model.h5")
-    kept = folders(ledger.directory)
+    folders_before = folders(ledger.directory)
     ledger.publication().write("model.h5", b"half")
     fill(ledger.directory, f"published/current.{HEX}.writing")
     assert len(folders(ledger.directory)) == 3
     ledger.sweep()
-    assert folders(ledger.directory) == kept
+    assert folders(ledger.directory) == folders_before
     assert (ledger.directory / "model.h5").read_bytes() == b"model.h5"
 
 
@@ -123,7 +123,7 @@ def test_a_link_in_place_of_the_publications_is_refused(tmp_path: Path, is_there
         fill(tmp_path / "victim", f"{HEX}/model.h5")
     (tmp_path / "out" / "published").symlink_to(tmp_path / "victim")
     with refused(73, "published", "link"), locked(tmp_path / "out"):
-        pytest.fail("it was locked")
+        pytest.fail("the directory was locked")
     if is_there:
         assert (tmp_path / "victim" / HEX / "model.h5").exists()
 
@@ -141,7 +141,7 @@ def test_a_manifest_cannot_name_files_of_publications(ledger: Ledger, name: str)
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK], ids=errno.errorcode.get)
 def test_a_reused_file_is_linked_or_copied(tmp_path: Path, code: int) -> None:
-    for disk in (Watched(), Broken(code, "link")):
+    for disk in (RecordingDisk(), BrokenDisk(code, "link")):
         directory = tmp_path / type(disk).__name__
         with locked(directory, disk) as ledger:
             (entry,) = publish(ledger, "single.h5")
@@ -152,7 +152,7 @@ def test_a_reused_file_is_linked_or_copied(tmp_path: Path, code: int) -> None:
             ledger.sweep(NOW)
         assert fault_of(directory, again) is None
         assert (directory / "single.h5").read_bytes() == b"single.h5"
-        assert ((directory / "single.h5").stat().st_ino == number) == (type(disk) is Watched)
+        assert ((directory / "single.h5").stat().st_ino == number) == (type(disk) is RecordingDisk)
         assert len(folders(directory)) == 1
 
 
@@ -161,7 +161,7 @@ def test_the_manifest_is_written_last_without_symbolic_links(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
     module._warned.clear()
-    broken = Broken(code, "symlink")
+    broken = BrokenDisk(code, "symlink")
     with locked(tmp_path, broken) as ledger:
         for _ in range(2):
             publish(ledger, "model.h5", "index.h5")
@@ -182,7 +182,7 @@ N_PARTS = 5
 
 
 def run(directory: Path) -> np.ndarray:
-    """A finished output of five parts, whose index is a view of views; return its features."""
+    """Write a finished output of five parts, whose index is a view of views; return its features."""
     with locked(directory) as ledger:
         files = []
         for i in range(N_PARTS):
@@ -193,8 +193,8 @@ def run(directory: Path) -> np.ndarray:
         def viewed(file: str) -> tuple[str, dict[str, index_module.Shape]]:
             return file, shapes_in(directory / file)
 
-        made = index_module.index_files(files, viewed, {}, {})
-        entries = [publication.write(name, data) for name, data in made]
+        written = index_module.index_files(files, viewed, {}, {})
+        entries = [publication.write(name, data) for name, data in written]
         parts = [{"file": file, "n_rows": 3, "n_bytes": 1, "blake3": ""} for file in files]
         ledger.finish({}, {"parts": parts, "files": [vars(entry) for entry in entries]}, publication)
     return np.asarray(feature_rows(3 * N_PARTS))
@@ -220,20 +220,20 @@ def features_in(index: Path | str) -> np.ndarray:
 
 
 def as_in_0_1_0(directory: Path, *names: str) -> None:
-    """Make an output directory with a finished run whose files are regular ones, as version 0.1.0 left them."""
+    """Write an output directory with a finished run of regular files, as version 0.1.0 did."""
     with locked(directory) as ledger:
         publish(ledger, *names)
     with_plain_files(directory)
 
 
 def test_a_restart_on_a_full_disk_restores_no_old_run(tmp_path: Path) -> None:
-    """A publication that was being made of plain files was taken for that of a copy that has lost its links."""
+    """Once, an unfinished publication of plain files was mistaken for a copy that has lost its links."""
     n_forgotten = 0
     for number in range(60):
         directory = tmp_path / str(number)
         as_in_0_1_0(directory, "model.h5", "index.h5", "single.h5")
         with locked(directory) as ledger:
-            ledger.disk = Failing(number, errno.ENOSPC)
+            ledger.disk = FailingDisk(number, errno.ENOSPC)
             try:
                 ledger.forget()
             except WriteFailed:
@@ -244,12 +244,12 @@ def test_a_restart_on_a_full_disk_restores_no_old_run(tmp_path: Path) -> None:
 
 
 def test_files_of_an_interrupted_run_are_not_mixed_with_another(tmp_path: Path) -> None:
-    """The next run has no single.h5; readers would take that of version 0.1.0 for its own."""
+    """The next run has no single.h5; readers would use that of version 0.1.0 with it."""
     for number in range(60):
         directory = tmp_path / str(number)
         as_in_0_1_0(directory, "model.h5", "index.h5", "single.h5")
         with suppress(WriteFailed):
-            module.settle(directory, Failing(number, errno.EIO, for_good=True))
+            module.settle(directory, FailingDisk(number, errno.EIO, for_good=True))
         with locked(directory) as ledger:
             publish(ledger, "model.h5", "index.h5")
         assert not (directory / "single.h5").exists(), f"call {number}"
@@ -292,7 +292,7 @@ def test_a_copy_without_links_can_be_read(tmp_path: Path) -> None:
 
 
 def test_removing_manifest_json_makes_a_run_unfinished(ledger: Ledger) -> None:
-    """Who removes the manifest means the run to count as unfinished."""
+    """A user who removes the manifest wants the run to count as unfinished."""
     publish(ledger, "model.h5")
     (ledger.directory / "manifest.json").unlink()
     with refused(66, f"file={ledger.directory / 'manifest.json'}"):

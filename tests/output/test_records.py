@@ -1,4 +1,4 @@
-"""Files, records and the manifest: what is not as it was written counts as none, and is named."""
+"""Tests of files, records and the manifest: damaged ones are ignored and named."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
 from pipeline.output.records import MANIFEST, fault_of, read_manifest
 from tests.support.faulty import forked
-from tests.support.helpers import as_nobody, refused
+from tests.support.helpers import refused, without_privileges
 from tests.support.ledgers import (
     HEX,
     KEY,
@@ -45,7 +45,7 @@ def test_names_are_unique_for_any_clock(ledger: Ledger, monkeypatch: pytest.Monk
         return [ledger.write(f"parts/{KEY}", ".h5", b"").file for _ in range(n_files)]
 
     names = write(50)
-    for _ in range(2):  # processes that are copies of each other
+    for _ in range(2):  # processes that are forks of each other
         names += forked(lambda: write(50))[1]
     assert len(set(names)) == 150 == len(os.listdir(ledger.directory / "parts"))
 
@@ -145,7 +145,7 @@ DAMAGED_RECORDS = {
 def test_a_damaged_record_file_is_ignored_and_named(
     ledger: Ledger, caplog: pytest.LogCaptureFixture, n_parts: int
 ) -> None:
-    """It goes, and takes with it nothing but what it stood for."""
+    """Its results are lost; all other results stay valid."""
     victim = ledger.directory.parent / "victim"
     victim.write_bytes(b"precious")
     for words, content in DAMAGED_RECORDS.items():
@@ -219,7 +219,7 @@ def test_an_error_of_the_system_does_not_count_as_damage(
     assert contents(ledger.directory) == before
 
 
-# -- the manifest -------------------------------------------------------------------------------------------------
+# -- the manifest ------------------------------------------------------------------------------------------------
 
 
 def test_a_run_without_a_manifest_is_unfinished(ledger: Ledger, tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_manifest_without_permission_is_refused(open_path: Path) -> None:
     with locked(open_path / "out") as ledger:
         ledger.finish({}, {"parts": []})
     (open_path / "out" / MANIFEST).chmod(0)
-    exit_code, sentence = as_nobody(lambda: read_manifest(open_path / "out"))
+    exit_code, sentence = without_privileges(lambda: read_manifest(open_path / "out"))
     assert (exit_code, os.strerror(errno.EACCES) in sentence) == (77, True)
 
 

@@ -1,4 +1,4 @@
-"""A finished run of the stand-in, to be looked at."""
+"""Fixtures: a finished run of the stand-in."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.nights import SIZES
-from tests.support.standin import Night, install
+from tests.support.interruptions import SIZES
+from tests.support.standin import Workspace, install
 
 
 @pytest.fixture
-def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Night:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     install(monkeypatch)
-    return Night(tmp_path, *SIZES)
+    return Workspace(tmp_path, *SIZES)
 
 
 @pytest.fixture

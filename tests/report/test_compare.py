@@ -1,4 +1,4 @@
-"""Runs held against each other on rows that both have: which these are, and what is said of them."""
+"""Tests of comparing two runs on their common rows: which rows these are, and the results."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from pipeline.commands.table import main
 from pipeline.features import open_features
 from pipeline.report.compare import Likeness, _common, compare, verdict
 from tests.support.helpers import refused
-from tests.support.nights import SIZES
-from tests.support.standin import Night
+from tests.support.interruptions import SIZES
+from tests.support.standin import Workspace
 
 N_ROWS = sum(SIZES)
 
 
-def told(change: float | None, cka: float = 1.0, neighbours: float = 1.0) -> tuple[bool, str]:
+def verdict_of(change: float | None, cka: float = 1.0, neighbours: float = 1.0) -> tuple[bool, str]:
     return verdict(Likeness(100, change, 0.9, 0.5, 4, 4, cka, neighbours))
 
 
 def test_verdict_says_whether_to_train_again() -> None:
-    assert [told(change)[0] for change in (0, 1e-3, 0.02, 0.13, None)] == [False, False, False, True, True]
-    same = told(0)[1]
-    similar = told(0.13)[1]
-    different = told(1.4, cka=0.3)[1]
+    assert [verdict_of(change)[0] for change in (0, 1e-3, 0.02, 0.13, None)] == [False, False, False, True, True]
+    same = verdict_of(0)[1]
+    similar = verdict_of(0.13)[1]
+    different = verdict_of(1.4, cka=0.3)[1]
     assert len({same, similar, different}) == 3
-    assert told(None)[1] == similar
-    assert told(1.4, neighbours=0.2)[1] == different
+    assert verdict_of(None)[1] == similar
+    assert verdict_of(1.4, neighbours=0.2)[1] == different
 
 
-def test_run_equals_itself_and_a_run_with_other_parts(night: Night, out: Path, tmp_path: Path) -> None:
-    assert night.run(out) == 0
-    assert night.run(tmp_path / "other", "--memory-budget", "20MiB", "--block-rows", "4") == 0
+def test_run_equals_itself_and_a_run_with_other_parts(workspace: Workspace, out: Path, tmp_path: Path) -> None:
+    assert workspace.run(out) == 0
+    assert workspace.run(tmp_path / "other", "--memory-budget", "20MiB", "--block-rows", "4") == 0
     for other in (out, tmp_path / "other"):
         found = compare(str(out), str(other))
         assert (found.likeness.change, found.retrain, found.n_common, found.n_changed) == (0, False, N_ROWS, 0)
@@ -71,71 +71,71 @@ def test_common_pieces_equal_those_of_a_pairwise_search() -> None:
         assert found == {row: (held[0][row], held[1][row]) for row in held[0].keys() & held[1].keys()}
 
 
-def test_rows_are_matched_by_file_name_and_number(night: Night, out: Path, tmp_path: Path) -> None:
-    assert night.run(out) == 0
-    (night.shards / "0.h5").unlink()
-    night.add_shard("00.h5", np.random.default_rng(5).normal(size=(30, 4)).astype(np.float32))
-    shutil.move(night.shards, tmp_path / "moved")
-    night.shards = tmp_path / "moved"
+def test_rows_are_matched_by_file_name_and_number(workspace: Workspace, out: Path, tmp_path: Path) -> None:
+    assert workspace.run(out) == 0
+    (workspace.shards / "0.h5").unlink()
+    workspace.add_shard("00.h5", np.random.default_rng(5).normal(size=(30, 4)).astype(np.float32))
+    shutil.move(workspace.shards, tmp_path / "moved")
+    workspace.shards = tmp_path / "moved"
     other = tmp_path / "other"
-    assert night.run(other, "--model", str(out)) == 0
+    assert workspace.run(other, "--model", str(out)) == 0
     found = compare(str(out), str(other))
     assert (found.n_common, found.likeness.n_rows, found.likeness.change, found.n_changed) == (35, 35, 0, 0)
-    os.utime(night.shards / "2.h5", (0, 0))
-    assert night.run(other, "--model", str(out), "--restart") == 0
+    os.utime(workspace.shards / "2.h5", (0, 0))
+    assert workspace.run(other, "--model", str(out), "--restart") == 0
     assert compare(str(out), str(other)).n_changed == 1
     assert "1 file " in str(compare(str(out), str(other)))
 
 
-def test_files_of_equal_names_in_two_directories_are_distinct(night: Night, out: Path, tmp_path: Path) -> None:
-    shutil.copytree(night.shards, tmp_path / "more")
+def test_files_of_equal_names_in_two_directories_are_distinct(workspace: Workspace, out: Path, tmp_path: Path) -> None:
+    shutil.copytree(workspace.shards, tmp_path / "more")
     rows = np.random.default_rng(6).normal(size=(20, 4)).astype(np.float32)
-    night.shards, first = tmp_path / "more", night.shards
-    night.add_shard("0.h5", rows)
+    workspace.shards, first = tmp_path / "more", workspace.shards
+    workspace.add_shard("0.h5", rows)
     flags = ["--input", str(first)]
-    assert night.run(out, *flags) == 0
-    assert night.run(tmp_path / "other", *flags, "--seed", "1") == 0
+    assert workspace.run(out, *flags) == 0
+    assert workspace.run(tmp_path / "other", *flags, "--seed", "1") == 0
     assert compare(str(out), str(out)).likeness.change == 0
     assert compare(str(out), str(tmp_path / "other")).n_common == 2 * N_ROWS
 
 
-def test_rows_bad_in_both_runs_are_not_compared(night: Night, out: Path, tmp_path: Path) -> None:
+def test_rows_bad_in_both_runs_are_not_compared(workspace: Workspace, out: Path, tmp_path: Path) -> None:
     rows = np.random.default_rng(6).normal(size=(20, 4)).astype(np.float32)
     rows[4] = np.nan
-    night.add_shard("3.h5", rows)
+    workspace.add_shard("3.h5", rows)
     leave = ["--on-bad-data", "skip", "--max-bad-rows", "50%"]
-    assert night.run(out, *leave) == 0
+    assert workspace.run(out, *leave) == 0
     assert compare(str(out), str(out)).likeness.n_rows == N_ROWS + 19
 
 
-def test_rows_bad_in_one_run_are_not_compared(night: Night, out: Path, tmp_path: Path) -> None:
+def test_rows_bad_in_one_run_are_not_compared(workspace: Workspace, out: Path, tmp_path: Path) -> None:
     rows = np.random.default_rng(6).normal(size=(20, 4)).astype(np.float32)
     rows[4, 1] = 0.5
-    night.add_shard("3.h5", rows)
+    workspace.add_shard("3.h5", rows)
     leave = ["--on-bad-data", "skip", "--max-bad-rows", "50%"]
     other = tmp_path / "other"
-    assert night.run(out, *leave) == 0
-    assert night.run(other, *leave, "--missing-value", "0.5") == 0
+    assert workspace.run(out, *leave) == 0
+    assert workspace.run(other, *leave, "--missing-value", "0.5") == 0
     for a, b in ((out, other), (other, out)):
         assert compare(str(a), str(b)).likeness.n_rows == N_ROWS + 19
 
 
-def test_different_numbers_of_features_are_compared(night: Night, out: Path, tmp_path: Path) -> None:
-    assert night.run(out) == 0
-    assert night.run(tmp_path / "wide", "--n-features", "3") == 0
+def test_different_numbers_of_features_are_compared(workspace: Workspace, out: Path, tmp_path: Path) -> None:
+    assert workspace.run(out) == 0
+    assert workspace.run(tmp_path / "wide", "--n-features", "3") == 0
     found = compare(str(out), str(tmp_path / "wide"))
     assert (found.n_features, found.likeness.change, found.likeness.n_units, found.retrain) == ((2, 3), None, 2, True)
     assert "None" not in str(found)
 
 
-def test_requested_number_of_rows_is_compared(night: Night, out: Path) -> None:
-    assert night.run(out) == 0
+def test_requested_number_of_rows_is_compared(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out) == 0
     assert compare(str(out), str(out), 10).likeness.n_rows == 10
 
 
-def test_storage_format_hardly_changes_features(night: Night, out: Path, tmp_path: Path) -> None:
-    assert night.run(out) == 0
-    assert night.run(tmp_path / "half", "--storage-dtype", "float16", "--compression", "gzip") == 0
+def test_storage_format_hardly_changes_features(workspace: Workspace, out: Path, tmp_path: Path) -> None:
+    assert workspace.run(out) == 0
+    assert workspace.run(tmp_path / "half", "--storage-dtype", "float16", "--compression", "gzip") == 0
     found = compare(str(out), str(tmp_path / "half"))
     assert found.likeness.change is not None
     assert 0 < found.likeness.change < 0.01
@@ -143,22 +143,22 @@ def test_storage_format_hardly_changes_features(night: Night, out: Path, tmp_pat
     assert open_features(tmp_path / "half").features.dtype == np.float16
 
 
-def test_runs_without_common_rows_are_refused(night: Night, out: Path, tmp_path: Path) -> None:
-    assert night.run(out) == 0
-    for path in night.shards.iterdir():
+def test_runs_without_common_rows_are_refused(workspace: Workspace, out: Path, tmp_path: Path) -> None:
+    assert workspace.run(out) == 0
+    for path in workspace.shards.iterdir():
         path.rename(path.with_name(f"x{path.name}"))
-    assert night.run(tmp_path / "other") == 0
+    assert workspace.run(tmp_path / "other") == 0
     with refused(65, f"output={out}", f"output={tmp_path / 'other'}", " 0 rows"):
         compare(str(out), str(tmp_path / "other"))
     with refused(66, "nowhere"):
         compare(str(out), str(tmp_path / "nowhere"))
 
 
-def test_command_prints_the_verdict_and_numbers(night: Night, out: Path, capsys: Any) -> None:
-    assert night.run(out) == 0
+def test_command_prints_the_verdict_and_numbers(workspace: Workspace, out: Path, capsys: Any) -> None:
+    assert workspace.run(out) == 0
     capsys.readouterr()
     assert main(["compare", str(out), str(out)]) == 0
-    assert capsys.readouterr().out.startswith(f"{told(0)[1]}\n")
+    assert capsys.readouterr().out.startswith(f"{verdict_of(0)[1]}\n")
     assert main(["compare", str(out), str(out), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["retrain"], found["likeness"]["cka"]) == (False, pytest.approx(1))

@@ -1,4 +1,4 @@
-"""Drift as the report has it: sums over parts and shards, the first of many, and how sure they are."""
+"""Tests of drift in the report: sums over parts and shards, the largest values first, and their uncertainty."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ RANGE = Scaler(np.zeros(30), np.ones(30))
 
 
 def parts_of(rows: np.ndarray, part_rows: int) -> list[PartDrift]:
-    """Parts of three shards, of whose rows some lie outside."""
-    made = []
+    """Return the drift of the parts of three shards, of which some rows are outside the range."""
+    parts = []
     for shard in range(3):
         for start in range(0, len(rows[shard]), part_rows):
             part = rows[shard][start : start + part_rows]
             out = part[((part < 0) | (part > 1)).any(axis=1)]
             found = tuple(outside_of(out, RANGE)) if len(out) else ()
-            made.append(PartDrift(shard, len(part), len(out), found, True))
-    return made
+            parts.append(PartDrift(shard, len(part), len(out), found, True))
+    return parts
 
 
 def test_counts_of_drift_do_not_depend_on_the_parts(tmp_path: Path) -> None:
     shards = numbered_shards(tmp_path, 40, 40, 40)
     rows = np.random.default_rng(0).uniform(0.1, 0.9, (3, 40, 30))
     rows[0, 5:9, 3], rows[1, 7, 3], rows[1, 8:30, 4], rows[1, 30, 11] = 2, -4, 1.5, 9
-    told = drift_facts(shards, parts_of(rows, 7), "clip")
-    assert told == drift_facts(shards, parts_of(rows, 40), "clip")
-    assert (told["n_rows"], told["n_outside"], told["n_columns"], told["n_shards"]) == (120, 28, 3, 2)
+    summary = drift_facts(shards, parts_of(rows, 7), "clip")
+    assert summary == drift_facts(shards, parts_of(rows, 40), "clip")
+    assert (summary["n_rows"], summary["n_outside"], summary["n_columns"], summary["n_shards"]) == (120, 28, 3, 2)
     assert [
-        (each["column"], each["n_values"], each["n_shards"], each["value"], each["excess"]) for each in told["columns"]
+        (each["column"], each["n_values"], each["n_shards"], each["value"], each["excess"])
+        for each in summary["columns"]
     ] == [
         (4, 22, 1, 1.5, 0.5),
         (3, 5, 2, -4, 4),
         (11, 1, 1, 9, 8),
     ]
-    assert [(Path(each["file"]).name, each["n_outside"]) for each in told["shards"]] == [("1.h5", 24), ("0.h5", 4)]
-    assert [each["column"] for each in told["shards"][0]["farthest"]] == [11, 3, 4]
-    words, columns, files = drift(told)
+    assert [(Path(each["file"]).name, each["n_outside"]) for each in summary["shards"]] == [("1.h5", 24), ("0.h5", 4)]
+    assert [each["column"] for each in summary["shards"][0]["farthest"]] == [11, 3, 4]
+    words, columns, files = drift(summary)
     assert "28 of 120 rows (23 %)" in str(words)
     assert str(words) != str(next(drift(drift_facts(shards, parts_of(rows, 7), "pass"))))
     assert isinstance(columns, Table)
@@ -56,10 +57,10 @@ def test_counts_of_drift_do_not_depend_on_the_parts(tmp_path: Path) -> None:
 def test_first_of_many_columns_are_listed_with_a_note(tmp_path: Path) -> None:
     shards = numbered_shards(tmp_path, 40, 40, 40)
     rows = np.full((3, 40, 30), 2.0)
-    told = drift_facts(shards, parts_of(rows, 40), "pass")
-    assert (told["n_columns"], len(told["columns"])) == (30, 10)
+    summary = drift_facts(shards, parts_of(rows, 40), "pass")
+    assert (summary["n_columns"], len(summary["columns"])) == (30, 10)
     cut = [PartDrift(part.shard, part.n_rows, part.n_outside, part.outside[:20], False) for part in parts_of(rows, 40)]
-    complete = str(next(drift(told)))
+    complete = str(next(drift(summary)))
     shortened = str(next(drift(drift_facts(shards, cut, "pass"))))
     assert shortened.startswith(complete)
     assert "20 farthest columns" in shortened.removeprefix(complete)

@@ -1,4 +1,4 @@
-"""Numbers of likeness, held against what is known of features that were turned, swapped, stretched or made up."""
+"""Tests of similarity measures on features that are rotated, permuted, scaled or random."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def test_matching_is_optimal() -> None:
 def test_alignment_and_neighbours_are_invariant_to_rotation() -> None:
     found = likeness(A, 3 * A @ TURN + 1)
     np.testing.assert_allclose(found.cka, 1)
-    assert found.neighbours > 0.999  # but for equal distances
+    assert found.neighbours > 0.999  # except for equal distances
     assert found.change is not None
     assert found.change > 1
     assert found.correlation < 0.95
 
 
 def test_alignment_equals_that_of_the_kernels_of_rows() -> None:
-    """As Kornblith et al. define it first: HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with K = A A', L = B B'."""
+    """Kornblith et al. first define it as HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with K = A A', L = B B'."""
     B = np.tanh(A @ RNG.normal(size=(6, 9)))
     center = np.eye(len(A)) - 1 / len(A)
     K, L = (center @ each @ each.T @ center for each in (A, B))
@@ -69,7 +69,7 @@ def test_change_is_relative_to_the_variation_of_each_column() -> None:
     dead = np.hstack([A, np.full((len(A), 1), 0.5)])
     found = likeness(dead, dead + 1e-4 * (np.arange(7) == 6)).change
     assert found is not None
-    assert 0 < found < 0.005  # of a unit that never varies
+    assert 0 < found < 0.005  # of a constant unit
 
 
 def test_random_features_are_dissimilar() -> None:

@@ -1,4 +1,4 @@
-"""The page: one small file that asks for nothing, says what each picture shows, and takes any text for a text."""
+"""Tests of the report page: one small file that loads nothing, describes each picture, and escapes all text."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_tables_and_headings_are_well_formed(html: str) -> None:
 
 
 def test_text_that_begins_with_a_number_is_wrapped() -> None:
-    """Else a table of them is wider than any screen."""
+    """Otherwise a table of such texts would be wider than any screen."""
     table = Table.of(
         "", "rate, columns", [("1,000,000 rows/s", "7 temperature (1,000 values)"), ("-", "8 x (2 values)")]
     )
@@ -99,7 +99,7 @@ def test_attention_section_comes_first_and_is_bounded(report: dict[str, Any]) ->
 
 
 def test_attention_section_is_empty_only_without_tables(report: dict[str, Any]) -> None:
-    """A few rows outside are no warning, and a table all the same."""
+    """A few rows outside the range are no warning, but have a table."""
     quiet = report | {"warnings": {"n": 0, "first": []}, "bad": {}, "taken_over": []}
     (nothing,) = page_of(quiet | {"drift": None}).sections[0].items
     assert isinstance(nothing, str)
@@ -128,7 +128,7 @@ def test_colours_have_contrast_on_light_and_dark_backgrounds() -> None:
 
 
 def contrast(*colours: str) -> float:
-    """As WCAG 2.2 defines it."""
+    """Return the contrast as defined by WCAG 2.2."""
     dark, light = sorted(map(luminance, colours))
     return (light + 0.05) / (dark + 0.05)
 
@@ -160,13 +160,13 @@ def test_page_says_what_each_stage_waited_for(report: dict[str, Any]) -> None:
     shares = {"device": 0.0, "processor": 0.15, "disk": 0.845, "other": 0.005}
     stages = {"scan": {**stage, "bound_by": shares}, "training": {**stage, "bound_by": {}}, "encoding": stage}
     page = html_of(page_of({**report, "stages": stages}))
-    assert page.count("disk 84 %, processor 15 %<") == 1  # of the others nothing is known
+    assert page.count("disk 84 %, processor 15 %<") == 1  # the bottleneck of the others is unknown
     assert page.count(">60 %<") == 3
     Parsed(page)
 
 
 def test_workers_are_listed_slowest_first(report: dict[str, Any]) -> None:
-    """One that died has no device any more, and one that came late took no part in the scan."""
+    """A worker that died has no device any more, and one that joined late has no scan time."""
     worker = {"host": "node-1", "pid": 7, "device": "cuda0"}
     done = {"n_tasks": 5, "n_rows": 1000, "seconds": 10.0}
     workers = [

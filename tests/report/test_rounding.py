@@ -1,4 +1,4 @@
-"""What features may differ by: more than float32 rounds away in any order, and little more."""
+"""Tests of the allowed rounding error: more than float32 causes in any order of summation, and little more."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def model_of(network: Network, rng: np.random.Generator) -> Model:
 
 
 def in_one_chain(model: Model, rows: np.ndarray) -> np.ndarray:
-    """Features in float32, each sum one term after the other: the longest way to add them, and the least exact."""
+    """Return float32 features whose sums add one term after another, the least exact order."""
     a = model.scaler.transform(rows)
     for (weights, bias, _), kind in zip(model.network.layers, model.network.activations, strict=True):
         W, b = model.parameters[weights], model.parameters[bias]

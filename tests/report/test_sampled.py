@@ -1,4 +1,4 @@
-"""What a few rows tell: the same however the rows are cut into parts, and right where it can be known."""
+"""Tests of statistics of a sample of rows: they do not depend on the division into parts, and match known values."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from pipeline.report.measures import measure
 from pipeline.report.probe import NONE, accuracy, labels_of
 from pipeline.report.sample import Sample, SampleSpec, draw_sample
 from tests.support.cases import each
-from tests.support.pages import made_of, model_of
+from tests.support.pages import make_parts, model_of
 
 ROWS = np.random.default_rng(1).random((5000, 6)).astype(np.float32)
 
 
-def sampled(folder: Path, rows: np.ndarray, part_rows: int, looking: SampleSpec, **beside: np.ndarray) -> Sample:
+def sampled(folder: Path, rows: np.ndarray, part_rows: int, spec: SampleSpec, **arrays: np.ndarray) -> Sample:
     folder.mkdir(exist_ok=True)
-    found = draw_sample(made_of(folder, looking.model, rows, part_rows, **beside), looking)
+    found = draw_sample(make_parts(folder, spec.model, rows, part_rows, **arrays), spec)
     assert found is not None
     return found
 
 
 def test_sample_is_bounded_even_and_independent_of_parts(tmp_path: Path) -> None:
-    looking = SampleSpec(model_of(6, 2))
-    one, two = (sampled(tmp_path / str(n), ROWS, n, looking, y=np.arange(5000)) for n in (5000, 37))
+    spec = SampleSpec(model_of(6, 2))
+    one, two = (sampled(tmp_path / str(n), ROWS, n, spec, y=np.arange(5000)) for n in (5000, 37))
     assert 1800 < len(one.rows) <= 2000
     np.testing.assert_array_equal(one.rows, one.extras["y"])
     np.testing.assert_array_equal(one.extras["y"], two.extras["y"])
     np.testing.assert_array_equal(one.scaled, two.scaled)
     np.testing.assert_array_equal(one.scaled, ROWS[one.rows])
-    assert np.diff(np.concatenate([[-1], one.rows, [5000]])).max() < 100  # none of them far from the next
+    assert np.diff(np.concatenate([[-1], one.rows, [5000]])).max() < 100  # no large gaps
 
 
 def test_sample_fits_in_its_memory_without_bad_rows(tmp_path: Path) -> None:
@@ -48,35 +48,35 @@ def test_sample_fits_in_its_memory_without_bad_rows(tmp_path: Path) -> None:
 
 def test_no_sample_without_good_rows_or_memory(tmp_path: Path) -> None:
     model = model_of(6, 2)
-    made = made_of(tmp_path, model, np.full((50, 6), np.nan), 50)
-    assert draw_sample(made, SampleSpec(model)) is None
-    assert draw_sample(made, SampleSpec(model, memory_bytes=64)) is None
+    parts = make_parts(tmp_path, model, np.full((50, 6), np.nan), 50)
+    assert draw_sample(parts, SampleSpec(model)) is None
+    assert draw_sample(parts, SampleSpec(model, memory_bytes=64)) is None
     assert draw_sample([], SampleSpec(model)) is None
 
 
 def test_errors_and_worst_rows_are_found_by_file_and_row(tmp_path: Path) -> None:
     model, rows = model_of(6, 3), ROWS[:300].copy()
     rows[217, 4] = 40
-    made = made_of(tmp_path, model, rows, 100)
-    sample = draw_sample(made, SampleSpec(model))
+    parts = make_parts(tmp_path, model, rows, 100)
+    sample = draw_sample(parts, SampleSpec(model))
     assert sample is not None
-    told = measure(sample, made, model, {})
+    facts = measure(sample, parts, model, {})
     errors = np.square(rows - model.decode(model.encode(rows).astype(np.float32))).mean(axis=1)
-    assert told["mean_error"] == pytest.approx(errors.mean(), rel=1e-6)
-    assert told["n_rows"] == 300 == sum(told["errors"]["counts"])
-    assert told["errors"]["quantiles"]["1"] == pytest.approx(errors.max(), rel=1e-6)
-    worst = told["worst"][0]
-    assert (worst["row"], worst["column"], worst["file"]) == (217, 4, made[0].block.shard.path)
-    assert "probe" not in told
-    assert len(json.dumps(told)) < 100_000
+    assert facts["mean_error"] == pytest.approx(errors.mean(), rel=1e-6)
+    assert facts["n_rows"] == 300 == sum(facts["errors"]["counts"])
+    assert facts["errors"]["quantiles"]["1"] == pytest.approx(errors.max(), rel=1e-6)
+    worst = facts["worst"][0]
+    assert (worst["row"], worst["column"], worst["file"]) == (217, 4, parts[0].block.shard.path)
+    assert "probe" not in facts
+    assert len(json.dumps(facts)) < 100_000
 
 
 def test_two_columns_are_drawn_as_they_are(tmp_path: Path) -> None:
     model, rows = model_of(2, 1), ROWS[:90, :2]
-    made = made_of(tmp_path, model, rows, 90)
-    sample = draw_sample(made, SampleSpec(model))
+    parts = make_parts(tmp_path, model, rows, 90)
+    sample = draw_sample(parts, SampleSpec(model))
     assert sample is not None
-    points = measure(sample, made, model, {})["points"]
+    points = measure(sample, parts, model, {})["points"]
     np.testing.assert_allclose(points["inputs"], rows, atol=1e-4)
     assert np.shape(points["codes"]) == (90, 2)
     assert re.findall(r"\d+", points["axes"]["inputs"]) == ["0", "1"]
@@ -100,10 +100,10 @@ def test_rows_of_image_shape_are_shown_as_images(
     width = int(np.prod(axes))
     rows = np.linspace(0, 1, 8 * width, dtype=np.float32).reshape(8, *axes)
     model = model_of(width, 3)
-    made = made_of(tmp_path, model, rows, 8)
-    sample = draw_sample(made, SampleSpec(model))
+    parts = make_parts(tmp_path, model, rows, 8)
+    sample = draw_sample(parts, SampleSpec(model))
     assert sample is not None
-    pairs = measure(sample, made, model, {})["pairs"]
+    pairs = measure(sample, parts, model, {})["pairs"]
     assert pairs["shape"] == expected
 
 
@@ -198,7 +198,7 @@ def test_probe_with_more_columns_than_rows_generalizes() -> None:
 def test_penalty_minimizes_generalized_cross_validation_error(n_rows: int, n_columns: int, rank: int | None) -> None:
     x, targets = random_rows(n_rows, n_columns, rank)
     errors = []
-    for penalty in probe._PENALTIES:  # the slow way: with the matrix that makes predictions of targets
+    for penalty in probe._PENALTIES:  # the slow way: with the matrix that maps targets to predictions
         inverse = np.linalg.inv(x.T @ x + penalty * n_rows * np.eye(n_columns))
         predict = x @ inverse @ x.T + 1 / n_rows
         residuals = targets - predict @ targets

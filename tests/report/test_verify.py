@@ -1,4 +1,4 @@
-"""An output is what was written, and its features are those of its rows: whatever was done to it is found."""
+"""Tests of `shardpress verify`: it detects any change of an output, and features that do not match their rows."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from pipeline.output.records import OUTPUT, read_manifest
 from pipeline.report import rows as module
 from pipeline.report.verify import verify
 from tests.support import standin
+from tests.support.bad_shards import Silent
 from tests.support.helpers import refused, write_shard
-from tests.support.nights import SIZES
-from tests.support.spoilt import Silent
-from tests.support.standin import Night, features_of
+from tests.support.interruptions import SIZES
+from tests.support.standin import Workspace, features_of
 
 N_ROWS = sum(SIZES)
 
 
 def rewritten(out: Path, manifest: dict[str, Any], *kinds: str) -> None:
-    """The manifest with digests of the parts as they are now: as if the run had written them so."""
+    """Rewrite the manifest with the present digests of the parts, as if the run had written them."""
     from pipeline.formats import digest
 
     for line in [line for kind in kinds or ("parts",) for line in manifest[kind]]:
@@ -40,17 +40,17 @@ def rewritten(out: Path, manifest: dict[str, Any], *kinds: str) -> None:
     (out / "manifest.json").write_bytes(seal(OUTPUT, manifest))
 
 
-def test_run_reports_differences_from_float64_features(night: Night, out: Path) -> None:
-    assert night.run(out) == 0
-    told = read_manifest(out)["verification"]
-    assert (told["n_rows"], told["n_bad"], told["unchecked"]) == (N_ROWS, 0, [])
-    assert 0 < told["largest_difference"] < 1e-6
-    assert 0 < told["of_tolerance"] < 1
-    assert json.loads((out / "report.json").read_text())["verification"] == told
+def test_run_reports_differences_from_float64_features(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out) == 0
+    facts = read_manifest(out)["verification"]
+    assert (facts["n_rows"], facts["n_bad"], facts["unchecked"]) == (N_ROWS, 0, [])
+    assert 0 < facts["largest_difference"] < 1e-6
+    assert 0 < facts["of_tolerance"] < 1
+    assert json.loads((out / "report.json").read_text())["verification"] == facts
 
 
 def test_wrong_features_end_the_run_and_are_recomputed(
-    night: Night, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    workspace: Workspace, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Wrong(standin.Autoencoder):
         def encode(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -60,30 +60,32 @@ def test_wrong_features_end_the_run_and_are_recomputed(
 
     right = sys.modules["kernels.autoencoder"].Autoencoder
     monkeypatch.setattr(sys.modules["kernels.autoencoder"], "Autoencoder", Wrong)
-    assert night.run(out) == 79
+    assert workspace.run(out) == 79
     assert not (out / "manifest.json").exists()
     assert "row 0: feature 1 " in caplog.text
     assert "of 5 parts" in caplog.text
     monkeypatch.setattr(sys.modules["kernels.autoencoder"], "Autoencoder", right)
-    assert night.run(out) == 0
-    assert night.run(tmp_path / "undisturbed") == 0
+    assert workspace.run(out) == 0
+    assert workspace.run(tmp_path / "undisturbed") == 0
     assert features_of(out) == features_of(tmp_path / "undisturbed")
 
 
-def test_intact_output_is_verified(night: Night, out: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert night.run(out) == 0
+def test_intact_output_is_verified(
+    workspace: Workspace, out: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert workspace.run(out) == 0
     monkeypatch.chdir("/")
     capsys.readouterr()
     assert main(["verify", str(out), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["faults"], told["unchecked"], told["rows"]["n_rows"]) == ([], [], N_ROWS)
-    assert told["n_files"] == len(read_manifest(out)["parts"]) + len(read_manifest(out)["files"])
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["faults"], facts["unchecked"], facts["rows"]["n_rows"]) == ([], [], N_ROWS)
+    assert facts["n_files"] == len(read_manifest(out)["parts"]) + len(read_manifest(out)["files"])
     assert main(["verify", str(out)]) == 0
-    assert f"{told['n_files']} of {told['n_files']} files" in capsys.readouterr().out
+    assert f"{facts['n_files']} of {facts['n_files']} files" in capsys.readouterr().out
 
 
-def test_every_damaged_file_is_named_and_others_are_checked(night: Night, out: Path, capsys: Any) -> None:
-    assert night.run(out) == 0
+def test_every_damaged_file_is_named_and_others_are_checked(workspace: Workspace, out: Path, capsys: Any) -> None:
+    assert workspace.run(out) == 0
     manifest = read_manifest(out)
     for i, line in enumerate([*manifest["parts"], *manifest["files"]]):
         path = out / line["file"]
@@ -92,7 +94,7 @@ def test_every_damaged_file_is_named_and_others_are_checked(night: Night, out: P
         path.unlink() if damage is None else path.write_bytes(damage)
         found = verify(str(out))
         assert [fault.file for fault in found.faults] == [line["file"]]
-        assert "file=" not in found.faults[0].fault  # once is enough
+        assert "file=" not in found.faults[0].fault  # the file is named only once
         assert found.rows.n_rows > N_ROWS - 20 or line["file"].endswith("/model.h5")
         assert main(["verify", str(out)]) == 79
         assert f"{line['file']}: " in capsys.readouterr().out
@@ -110,19 +112,19 @@ def flip_weight(out: Path) -> None:
     path.write_bytes(content)
 
 
-def test_damaged_model_is_neither_used_nor_verified(night: Night, out: Path, tmp_path: Path) -> None:
-    assert night.run(out) == 0
+def test_damaged_model_is_neither_used_nor_verified(workspace: Workspace, out: Path, tmp_path: Path) -> None:
+    assert workspace.run(out) == 0
     flip_weight(out)
     copy = tmp_path / "copy.h5"
     copy.write_bytes((out / "model.h5").read_bytes())
     for model in (out, out / "model.h5", copy):
-        assert night.run(tmp_path / "other", "--model", str(model)) == 65
+        assert workspace.run(tmp_path / "other", "--model", str(model)) == 65
     assert main(["verify", str(out)]) == 79
 
 
-def test_model_that_contradicts_its_fingerprint_is_a_fault(night: Night, out: Path) -> None:
-    """As if the run had written it so: its digest is that in the manifest."""
-    assert night.run(out) == 0
+def test_model_that_contradicts_its_fingerprint_is_a_fault(workspace: Workspace, out: Path) -> None:
+    """Its digest matches the manifest, as if the run had written it."""
+    assert workspace.run(out) == 0
     flip_weight(out)
     manifest = read_manifest(out)
     rewritten(out, manifest, "parts", "files")
@@ -132,8 +134,8 @@ def test_model_that_contradicts_its_fingerprint_is_a_fault(night: Night, out: Pa
     assert main(["verify", str(out)]) == 79
 
 
-def test_swapped_rows_are_found_despite_correct_digests(night: Night, out: Path) -> None:
-    assert night.run(out) == 0
+def test_swapped_rows_are_found_despite_correct_digests(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out) == 0
     manifest = read_manifest(out)
     part = manifest["parts"][2]["file"]
     with h5py.File(out / part, "a") as file:
@@ -144,9 +146,9 @@ def test_swapped_rows_are_found_despite_correct_digests(night: Night, out: Path)
     assert "row 3: feature" in fault.fault
 
 
-def test_validity_of_rows_is_verified(night: Night, out: Path) -> None:
-    night.add_shard("3.h5", np.full((4, 4), np.nan, np.float32))
-    assert night.run(out, "--on-bad-data", "skip", "--max-bad-rows", "4") == 0
+def test_validity_of_rows_is_verified(workspace: Workspace, out: Path) -> None:
+    workspace.add_shard("3.h5", np.full((4, 4), np.nan, np.float32))
+    assert workspace.run(out, "--on-bad-data", "skip", "--max-bad-rows", "4") == 0
     assert verify(str(out)).rows.n_bad == 4
     manifest = read_manifest(out)
     found = set()
@@ -160,12 +162,12 @@ def test_validity_of_rows_is_verified(night: Night, out: Path) -> None:
         assert fault.fault.startswith("row 1: ")
         found.add(fault.fault)
         path.write_bytes(whole)
-    assert len(found) == 2  # one fault for a good row that counts as bad, another one for the reverse
+    assert len(found) == 2  # one fault for a good row stored as bad, another one for the reverse
 
 
-def test_good_rows_stored_as_bad_are_a_fault(night: Night, out: Path) -> None:
-    """`valid` is False and the features are NaN, as of a bad row: readers would leave the row out."""
-    assert night.run(out) == 0
+def test_good_rows_stored_as_bad_are_a_fault(workspace: Workspace, out: Path) -> None:
+    """`valid` is False and the features are NaN, as for a bad row: readers would skip the row."""
+    assert workspace.run(out) == 0
     manifest = read_manifest(out)
     part = manifest["parts"][0]["file"]
     with h5py.File(out / part, "a") as file:
@@ -177,8 +179,8 @@ def test_good_rows_stored_as_bad_are_a_fault(night: Night, out: Path) -> None:
     assert fault.fault.startswith("row 1: ")
 
 
-def test_rounding_error_is_allowed_once(night: Night, out: Path) -> None:
-    assert night.run(out, "--max-feature-error", "0.01") == 0
+def test_rounding_error_is_allowed_once(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out, "--max-feature-error", "0.01") == 0
     manifest = read_manifest(out)
     part = manifest["parts"][0]
     with h5py.File(part["path"]) as file:
@@ -202,14 +204,14 @@ def test_rounding_error_is_allowed_once(night: Night, out: Path) -> None:
     ids=lambda flags: flags[0],
 )
 def test_verification_applies_every_encoding_setting(
-    night: Night, out: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:
     monkeypatch.setattr(sys.modules["kernels.autoencoder"], "Autoencoder", Silent)
     rows = np.random.default_rng(2).normal(size=(20, 4)).astype(np.float32)
     rows[3, 1] = 0.5
-    night.add_shard("3.h5", rows)
-    night.add_shard("4.h5", (10 * rows).astype(np.int16))
-    assert night.run(out, *flags) == 0
+    workspace.add_shard("3.h5", rows)
+    workspace.add_shard("4.h5", (10 * rows).astype(np.int16))
+    assert workspace.run(out, *flags) == 0
     found = verify(str(out), 1000)
     assert (found.faults, found.unchecked) == ((), ())
     assert found.rows.n_rows + found.rows.n_bad == N_ROWS + 40
@@ -217,18 +219,20 @@ def test_verification_applies_every_encoding_setting(
 
 
 @pytest.mark.parametrize("choice", ["pass", "clip"])
-def test_rows_outside_the_range_of_a_model_are_verified(night: Night, out: Path, tmp_path: Path, choice: str) -> None:
-    assert night.run(out) == 0
-    night.add_shard("3.h5", np.full((5, 4), 100, np.float32))
+def test_rows_outside_the_range_of_a_model_are_verified(
+    workspace: Workspace, out: Path, tmp_path: Path, choice: str
+) -> None:
+    assert workspace.run(out) == 0
+    workspace.add_shard("3.h5", np.full((5, 4), 100, np.float32))
     other = tmp_path / "other"
-    assert night.run(other, "--model", str(out), "--on-drift", choice) == 0
+    assert workspace.run(other, "--model", str(out), "--on-drift", choice) == 0
     found = verify(str(other), 1000)
     assert (found.faults, found.unchecked, found.rows.n_rows) == ((), (), N_ROWS + 5)
 
 
-def test_missing_or_changed_inputs_are_listed_and_others_checked(night: Night, out: Path) -> None:
-    assert night.run(out) == 0
-    path = night.shards / "0.h5"
+def test_missing_or_changed_inputs_are_listed_and_others_checked(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out) == 0
+    path = workspace.shards / "0.h5"
     os.utime(path, (0, 0))
     reasons = set()
     for _ in ("changed", "missing"):
@@ -239,13 +243,15 @@ def test_missing_or_changed_inputs_are_listed_and_others_checked(night: Night, o
         reasons.add(unchecked.fault)
         path.unlink(missing_ok=True)
     assert len(reasons) == 2
-    shutil.rmtree(night.shards)
+    shutil.rmtree(workspace.shards)
     found = verify(str(out))
     assert (found.faults, found.rows.n_rows, len(found.unchecked)) == ((), 0, 2)
 
 
-def test_fewer_rows_are_read_from_large_chunks(night: Night, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert night.run(out) == 0
+def test_fewer_rows_are_read_from_large_chunks(
+    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert workspace.run(out) == 0
     monkeypatch.setattr(module, "_BYTES", 20 * 16)  # of four float32 each
     assert verify(str(out)).rows.n_rows == 20
     monkeypatch.setattr(module, "_BYTES", 0)
@@ -253,18 +259,18 @@ def test_fewer_rows_are_read_from_large_chunks(night: Night, out: Path, monkeypa
     assert verify(str(out), 30).rows.n_rows == 30
 
 
-def test_unfinished_run_or_damaged_manifest_is_refused(night: Night, out: Path) -> None:
+def test_unfinished_run_or_damaged_manifest_is_refused(workspace: Workspace, out: Path) -> None:
     with refused(66, str(out)):
         verify(str(out))
-    assert night.run(out) == 0
+    assert workspace.run(out) == 0
     (out / "manifest.json").write_text("{}")
     with refused(65, str(out / "manifest.json")):
         verify(str(out))
 
 
 @pytest.mark.process
-def test_verification_does_not_need_theano(night: Night, out: Path) -> None:
-    assert night.run(out) == 0
+def test_verification_does_not_need_theano(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out) == 0
     program = (
         "import sys; sys.modules['theano'] = None; from pipeline.commands.table import main;"
         f"sys.exit(main(['verify', {str(out)!r}]))"
@@ -273,15 +279,15 @@ def test_verification_does_not_need_theano(night: Night, out: Path) -> None:
 
 
 def test_rows_of_a_partly_unreadable_shard_are_no_fault(
-    night: Night, out: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of its rows count as bad ones, and most of them can be read by whoever looks for these alone."""
+    """All of its rows are stored as bad, but most of them can be read if only these are requested."""
     monkeypatch.setattr(sys.modules["kernels.autoencoder"], "Autoencoder", Silent)
     rows = np.random.default_rng(3).normal(size=(64, 4)).astype(np.float32)
-    path = write_shard(night.shards / "3.h5", rows, extras={"y": np.arange(64)}, chunks=(8, 4), fletcher32=True)
-    spoilt = Path(path).read_bytes().replace(rows[24:32].tobytes(), rows[16:24].tobytes())
-    Path(path).write_bytes(spoilt)
+    path = write_shard(workspace.shards / "3.h5", rows, extras={"y": np.arange(64)}, chunks=(8, 4), fletcher32=True)
+    damaged = Path(path).read_bytes().replace(rows[24:32].tobytes(), rows[16:24].tobytes())
+    Path(path).write_bytes(damaged)
     leave = ["--on-bad-data", "skip", "--max-bad-rows", "100%", "--max-bad-shards", "100%"]
-    assert night.run(out, *leave) == 0
+    assert workspace.run(out, *leave) == 0
     found = verify(str(out), 1000)
     assert (found.faults, found.unchecked, found.rows.n_rows, found.rows.n_bad) == ((), (), N_ROWS, 56)

@@ -1,4 +1,4 @@
-"""Data sets of runs as real processes, and of runs of the stand-in."""
+"""Fixtures: data sets for real processes, and for runs of the stand-in."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 from pipeline.scan import blocks
+from tests.support.bad_shards import Shards, Silent
 from tests.support.helpers import write_shard
+from tests.support.interruptions import SIZES, fresh
 from tests.support.killing import Victim, features_of
-from tests.support.nights import SIZES, fresh
 from tests.support.processes import Small
-from tests.support.spoilt import Shards, Silent
-from tests.support.standin import Night, install
+from tests.support.standin import Workspace, install
 
 
 @pytest.fixture(scope="session")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Victim:
-    """A data set large enough to be met at work."""
+    """Return a data set that is large enough to interrupt runs over it."""
     return Victim(tmp_path_factory.mktemp("victim"))
 
 
@@ -32,7 +32,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     (folder / "shards").mkdir()
     rows = np.random.default_rng(0).normal(size=(300, 9)).astype(np.float32)
     for i in range(2):
-        beside = {"nothing": h5py.Empty("f4")} if i else None  # by which this one needs the child
+        beside = {"nothing": h5py.Empty("f4")} if i else None  # needs the child process
         write_shard(folder / "shards" / f"{i}.h5", rows[150 * i : 150 * (i + 1)], extras=beside)
     untouched = Small(folder, "")
     assert untouched.program().run(untouched.output).code == 0
@@ -40,17 +40,17 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
 
 
 @pytest.fixture
-def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Night:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     install(monkeypatch)
-    return Night(tmp_path, *SIZES)
+    return Workspace(tmp_path, *SIZES)
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., bytes]]:
-    """What an undisturbed run with these flags makes of a night's shards."""
+    """Return a function that gives the features of an undisturbed run with these flags over the same shards."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         install(monkeypatch)
-        undisturbed = Night(tmp_path_factory.mktemp("undisturbed"), *SIZES)
+        undisturbed = Workspace(tmp_path_factory.mktemp("undisturbed"), *SIZES)
         yield cache(partial(fresh, undisturbed))
 
 
@@ -60,12 +60,12 @@ def out(tmp_path: Path) -> Path:
 
 
 class Reading(Exception):
-    """Rows were read."""
+    """Raised if rows are read."""
 
 
 @pytest.fixture
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No row is read."""
+    """Raise `Reading` if rows are read."""
 
     def read(*_arguments: object) -> None:
         raise Reading
@@ -75,7 +75,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shards:
-    """None yet; runs over them have a stand-in for the device."""
+    """Return an empty folder of shards; runs over it use the stand-in."""
     install(monkeypatch)
     monkeypatch.setattr(sys.modules["kernels.autoencoder"], "Autoencoder", Silent)
     return Shards(tmp_path)
@@ -83,7 +83,7 @@ def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shards:
 
 @pytest.fixture
 def model(shards: Shards, tmp_path: Path) -> str:
-    """The directory of a model of other rows than those that are encoded with it: between -30 and 30."""
+    """Return the directory of a model that was trained on other rows, with values between -30 and 30."""
     other = tmp_path / "other"
     other.mkdir()
     training = Shards(other)

@@ -1,6 +1,6 @@
-"""Runs over bad data typed again: interrupted anywhere, mended meanwhile, or asked for otherwise.
+"""Tests of rerunning over bad data: interrupted anywhere, repaired in between, or with other settings.
 
-Sample: two checkpoints are damaged in two ways; with TEST_CASES=all in every way, as one is.
+Sample: two checkpoints are damaged in two ways; with TEST_CASES=all in every way, like a single one.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import pytest
 
 from pipeline.model import load_model
 from tests.support import standin
+from tests.support.bad_shards import (
+    KEEP,
+    TOLERANT,
+    InterruptedDisk,
+    Shards,
+    check,
+    fill_with_bad_data,
+    quarantined,
+    results,
+    state,
+)
 from tests.support.cases import sampled
 from tests.support.damage import damage
 from tests.support.logged import COMPLETE, mentions, n_recomputed, resumed_step, reuses
 from tests.support.soak_protocol import records
-from tests.support.spoilt import (
-    KEEP,
-    TOLERANT,
-    Impatient,
-    Shards,
-    check,
-    quarantined,
-    results,
-    spoilt,
-    state,
-)
 
 
 @pytest.mark.process
@@ -37,14 +37,14 @@ from tests.support.spoilt import (
 def test_a_run_interrupted_anywhere_resumes_with_the_same_bits(
     shards: Shards, tmp_path: Path, mode: str, threads: str
 ) -> None:
-    bad = spoilt(shards)
+    bad = fill_with_bad_data(shards)
     flags = ["--on-bad-data", mode, "--threads", threads, *KEEP]
     assert shards.run(*flags) == 0
     check(shards.output, shards.arrays, bad)
     expected, lines = standin.features_of(shards.output), (mode == "quarantine" and quarantined(shards.output))
     for folder, number in (("commits", 0), ("commits", 2), ("parts", 0), ("parts", 1), ("parts", 5), ("commits", 7)):
         output = tmp_path / f"{folder}-{number}"
-        assert shards.run(*flags, output=output, disk=Impatient(folder, number)) == 130
+        assert shards.run(*flags, output=output, disk=InterruptedDisk(folder, number)) == 130
         assert not (output / "manifest.json").exists()
         assert shards.run(*flags, output=output) == 0
         assert standin.features_of(output) == expected
@@ -70,15 +70,15 @@ def test_allowing_the_bad_rows_resumes_with_the_same_scan(
 
 
 def test_a_rerun_over_unreadable_shards_is_already_complete(shards: Shards, capsys: Any) -> None:
-    spoilt(shards)
+    fill_with_bad_data(shards)
     flags = ["--on-bad-data", "skip", *KEEP]
     assert shards.run(*flags) == 0
     before = state(shards.output)
     capsys.readouterr()
     assert shards.run(*flags) == 0
-    said = capsys.readouterr().out
-    assert said.startswith(COMPLETE)
-    assert mentions(said, 121, 43, 2)
+    summary = capsys.readouterr().out
+    assert summary.startswith(COMPLETE)
+    assert mentions(summary, 121, 43, 2)
     assert state(shards.output) == before
 
 
@@ -87,7 +87,7 @@ def test_a_rerun_over_unreadable_shards_is_already_complete(shards: Shards, caps
 def test_a_shard_that_was_repaired_between_runs_is_read(
     shards: Shards, model: str, stop: tuple[str, int], with_model: bool
 ) -> None:
-    """Though a copy from a backup has the same size and time: nothing of what was made without it is left."""
+    """A copy from a backup has the same size and time; nevertheless no result without the shard is reused."""
     shards.fill(30, 41, 50, fletcher32=True)
     path = shards.folder / "1.h5"
     good, status = path.read_bytes(), path.stat()
@@ -96,7 +96,7 @@ def test_a_shard_that_was_repaired_between_runs_is_read(
     flags = ["--on-bad-data", "skip", *KEEP, *(["--model", model] if with_model else [])]
     if with_model:
         stop = ("parts", 5)
-    assert shards.run(*flags, disk=Impatient(*stop)) == 130
+    assert shards.run(*flags, disk=InterruptedDisk(*stop)) == 130
     with open(path, "r+b") as file:
         file.write(good)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -121,26 +121,26 @@ def test_training_resumes_from_the_last_intact_checkpoint(
     shards.fill(100)
     flags = ["--checkpoint-minutes", "0", "--epochs", "4"]
     assert shards.run(*flags, output=tmp_path / "undisturbed") == 0
-    for how in DAMAGE if n_damaged == 1 else sampled(DAMAGE, 2):
-        output = tmp_path / how
-        assert shards.run(*flags, output=output, disk=Impatient("stages", 12)) == 130, how
+    for fault in DAMAGE if n_damaged == 1 else sampled(DAMAGE, 2):
+        output = tmp_path / fault
+        assert shards.run(*flags, output=output, disk=InterruptedDisk("stages", 12)) == 130, fault
         found = [record for record in records(output) if record["key"].startswith("checkpoint")]
         earlier, last = sorted(found, key=lambda record: record["key"])
         for record in (earlier, last)[-n_damaged:]:
             path = output / record["entry"]["file"]
-            if DAMAGE[how] is None:
+            if DAMAGE[fault] is None:
                 path.unlink()
             else:
-                path.write_bytes(DAMAGE[how](path.read_bytes()))
+                path.write_bytes(DAMAGE[fault](path.read_bytes()))
         caplog.clear()
-        assert shards.run(*flags, output=output) == 0, how
-        assert n_recomputed(caplog.text) == n_damaged, how
+        assert shards.run(*flags, output=output) == 0, fault
+        assert n_recomputed(caplog.text) == n_damaged, fault
         step = int(earlier["key"].split("-")[1])
-        assert (resumed_step(caplog.text) == step) == (n_damaged == 1), how
-        assert standin.features_of(output) == standin.features_of(tmp_path / "undisturbed"), how
+        assert (resumed_step(caplog.text) == step) == (n_damaged == 1), fault
+        assert standin.features_of(output) == standin.features_of(tmp_path / "undisturbed"), fault
 
 
-# -- another policy, when all is done --------------------------------------------------------------------------------
+# -- another policy after the run has finished ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("with_model", [False, True], ids=["trained", "given"])
@@ -152,7 +152,7 @@ def test_training_resumes_from_the_last_intact_checkpoint(
 def test_results_with_more_bad_data_than_allowed_are_refused(
     shards: Shards, model: str, flags: list[str], with_model: bool
 ) -> None:
-    spoilt(shards)
+    fill_with_bad_data(shards)
     (shards.folder / "x.h5").unlink()
     flags = [*flags, *(["--model", model] if with_model else [])]
     assert shards.run("--on-bad-data", "skip", *KEEP, *flags[4 if flags[1] == "skip" else 2 :]) == 0
@@ -162,7 +162,7 @@ def test_results_with_more_bad_data_than_allowed_are_refused(
 
 
 def test_results_with_more_bad_shards_than_allowed_are_refused(shards: Shards) -> None:
-    spoilt(shards)
+    fill_with_bad_data(shards)
     assert shards.run("--on-bad-data", "skip", *KEEP) == 0
     before = results(shards.output)
     assert shards.run("--on-bad-data", "skip", "--max-bad-rows", "100%", "--max-bad-shards", "1") == 65
@@ -171,7 +171,7 @@ def test_results_with_more_bad_shards_than_allowed_are_refused(shards: Shards) -
 
 
 def test_the_quarantine_list_can_be_requested_after_a_run(shards: Shards, capsys: Any) -> None:
-    bad = spoilt(shards)
+    bad = fill_with_bad_data(shards)
     assert shards.run("--on-bad-data", "skip", *KEEP) == 0
     expected = standin.features_of(shards.output)
     assert shards.run("--on-bad-data", "quarantine", *KEEP) == 0
@@ -183,12 +183,12 @@ def test_the_quarantine_list_can_be_requested_after_a_run(shards: Shards, capsys
     before = results(shards.output)
     capsys.readouterr()
     assert shards.run("--on-bad-data", "skip", *KEEP) == 0
-    assert capsys.readouterr().out.startswith(COMPLETE), "to have the list as well is no harm"
+    assert capsys.readouterr().out.startswith(COMPLETE), "the additional list is allowed"
     assert results(shards.output) == before
 
 
 def test_the_quarantine_list_is_removed_with_its_results(shards: Shards) -> None:
-    spoilt(shards)
+    fill_with_bad_data(shards)
     assert shards.run("--on-bad-data", "quarantine", *KEEP) == 0
     assert len(quarantined(shards.output)) > 3
     assert shards.run("--on-bad-data", "skip", *KEEP, "--seed", "1", "--overwrite") == 0

@@ -1,9 +1,9 @@
-"""Bad rows in whole runs: they stop the run with their place, or are left out by leave, and never shift another row.
+"""Tests of bad rows in whole runs: they stop the run with their position, or are left out, and never shift other rows.
 
 The encoder of the fitted model, applied to one row alone, gives the expected features, bit for bit.
 
-Sample: each way to write a limit with one way to treat bad data, and two seeds; with TEST_CASES=all every combination
-and four seeds.
+Sample: each way to write a limit with one policy for bad data, and two seeds; with TEST_CASES=all every combination and
+four seeds.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ from kernels.autoencoder import Autoencoder
 from pipeline.features import open_features
 from pipeline.model import load_model
 from tests.support import standin
-from tests.support.cases import crossed, sampled
-from tests.support.logged import mentions
-from tests.support.spoilt import (
+from tests.support.bad_shards import (
     KEEP,
     TOLERANT,
     Shards,
@@ -32,6 +30,8 @@ from tests.support.spoilt import (
     quarantined,
     results,
 )
+from tests.support.cases import crossed, sampled
+from tests.support.logged import mentions
 from tests.support.tolerances import assert_close
 
 
@@ -72,12 +72,12 @@ def check_skipped(shards: Shards, mode: str, seed: int) -> None:
     shards.fill(*rng.integers(0, 40, 5), 33, seed=seed)
     holes: list[tuple[int, int, list[int], str]] = []
     for number, rows in enumerate(shards.arrays):
-        spoilt = rows.copy()
+        rewritten = rows.copy()
         for row in np.flatnonzero(rng.random(len(rows)) < 0.2):
             columns = np.flatnonzero(rng.random(4) < 0.5).tolist() or [2]
-            spoilt[row, columns] = rng.choice([np.nan, np.inf, -np.inf], len(columns))
-            holes.append((number, int(row), columns, str(spoilt[row, columns[0]])))
-        shards.rewrite(number, spoilt)
+            rewritten[row, columns] = rng.choice([np.nan, np.inf, -np.inf], len(columns))
+            holes.append((number, int(row), columns, str(rewritten[row, columns[0]])))
+        shards.rewrite(number, rewritten)
     assert shards.run("--on-bad-data", mode, *KEEP) == 0
     firsts = np.cumsum([0, *map(len, shards.arrays)])
     check(shards.output, shards.arrays, [firsts[number] + row for number, row, _, _ in holes])
@@ -96,14 +96,14 @@ def check_skipped(shards: Shards, mode: str, seed: int) -> None:
 
 @pytest.mark.slow
 def test_values_of_a_bad_row_affect_nothing(shards: Shards, tmp_path: Path) -> None:
-    """Neither the ranges nor the training nor any other row's features know it."""
+    """They change neither the ranges nor the training nor the features of any other row."""
     shards.fill(60, 40)
     rng, bits = np.random.default_rng(1), set()
     places = rng.choice(40, 7, replace=False)
     for i, value in enumerate((np.nan, np.inf, -77)):
-        spoilt = shards.arrays[1].copy()
-        spoilt[places, 1] = value
-        shards.rewrite(1, spoilt)
+        rewritten = shards.arrays[1].copy()
+        rewritten[places, 1] = value
+        shards.rewrite(1, rewritten)
         output = tmp_path / str(i)
         assert shards.run("--on-bad-data", "skip", "--missing-value", "-77", *KEEP, output=output) == 0
         bits.add(standin.features_of(output))
@@ -198,7 +198,7 @@ def test_a_range_stretched_by_outliers_causes_a_warning(shards: Shards, caplog: 
         assert mentions(words, 2, "1, 2", 1, "-1e+07", "--clip-quantile 0.001")
         report = json.loads((shards.output / "report.json").read_text())["scan"]
         assert list(report["narrow_columns"]) == ["1", "2"]
-        (shards.output / "manifest.json").unlink()  # the scan is taken over
+        (shards.output / "manifest.json").unlink()  # the scan is reused
 
 
 WIDEST_AND_NARROWEST: list[tuple[Any, float, float]] = [
@@ -227,7 +227,7 @@ def test_extreme_ranges_give_finite_features(shards: Shards) -> None:
         assert scaled.max() <= 1, words
 
 
-# -- missing values ----------------------------------------------------------------------------------------------
+# -- missing values ------------------------------------------------------------------------------------------------
 
 
 MISSING: list[tuple[Any, str, float]] = [
@@ -277,7 +277,7 @@ def test_a_missing_value_stops_the_run_by_default(shards: Shards, caplog: pytest
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_missing_value_outside_the_dtype_matches_no_row(shards: Shards, dtype: Any) -> None:
     rows = np.random.default_rng(0).integers(0, 256, (50, 4)).astype(dtype)
-    rows[:, 0] = np.array(-9999 % 2**16).astype(dtype)  # what a wrapped -9999 would be
+    rows[:, 0] = np.array(-9999 % 2**16).astype(dtype)  # the value of a wrapped -9999
     shards.add(rows)
     assert shards.run("--missing-value", "-9999") == 0
     check(shards.output, [rows], [])
@@ -292,7 +292,7 @@ def test_another_missing_value_is_another_run(shards: Shards, caplog: pytest.Log
     assert results(shards.output) == before
 
 
-# -- limits ------------------------------------------------------------------------------------------------------
+# -- limits --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -312,10 +312,10 @@ def check_limit(
     flags = ["--on-bad-data", mode, "--max-bad-rows", limit, *(["--model", model] if with_model else [])]
     bad = rng.choice(100, 8, replace=False)
     for n_bad in (7, 8):
-        spoilt = np.concatenate([rows.copy() for rows in shards.arrays])
-        spoilt[bad[:n_bad], 1] = np.nan
-        shards.rewrite(0, spoilt[:60])
-        shards.rewrite(1, spoilt[60:])
+        rewritten = np.concatenate([rows.copy() for rows in shards.arrays])
+        rewritten[bad[:n_bad], 1] = np.nan
+        shards.rewrite(0, rewritten[:60])
+        shards.rewrite(1, rewritten[60:])
         caplog.clear()
         if n_bad == 7:
             assert shards.run(*flags) == 0, limit
@@ -334,7 +334,7 @@ def check_limit(
 @pytest.mark.process
 @pytest.mark.compiler
 def test_bad_rows_change_no_bit_of_good_rows_in_the_kernels(tmp_path: Path) -> None:
-    """Though they are multiplied in one product: the features are those beside which good rows stand."""
+    """Good and bad rows are multiplied in one product, but the features equal those next to good rows."""
     shards, rng = Shards(tmp_path), np.random.default_rng(0)
     shards.fill(1100, 50)
     whole = [rows.copy() for rows in shards.arrays]

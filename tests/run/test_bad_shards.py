@@ -1,7 +1,7 @@
-"""Shards that are refused or cannot be read: they stop the run, or keep their place and decide nothing.
+"""Tests of refused or unreadable shards: they stop the run, or keep their place and affect no other results.
 
-Sample: the disk fails at 8 moments of a run, and with TEST_CASES=all at every 4th read; each limit and each way to
-store rows is combined with one way to treat bad data, and with TEST_CASES=all with both.
+Sample: the disk fails at 8 moments of a run, and with TEST_CASES=all at every 4th read; each limit and each storage
+layout is combined with one policy for bad data, and with TEST_CASES=all with both.
 """
 
 from __future__ import annotations
@@ -20,11 +20,7 @@ from pipeline.hdf5.files import FILES
 from pipeline.model import load_model
 from pipeline.output.records import read_manifest
 from tests.support import standin
-from tests.support.cases import crossed, sampled
-from tests.support.damage import damage
-from tests.support.helpers import write_shard
-from tests.support.logged import mentions
-from tests.support.spoilt import (
+from tests.support.bad_shards import (
     KEEP,
     TOLERANT,
     Shards,
@@ -32,10 +28,14 @@ from tests.support.spoilt import (
     errors,
     quarantined,
 )
+from tests.support.cases import crossed, sampled
+from tests.support.damage import damage
+from tests.support.helpers import write_shard
+from tests.support.logged import mentions
 
 
 def spoil(shards: Shards, refused: int, unreadable: int) -> None:
-    """Ten shards, of which some are refused when they are vetted and some cannot be read."""
+    """Write ten shards, of which some are refused when they are vetted and some cannot be read."""
     shards.fill(*[10] * 10, fletcher32=True)
     for i in range(refused):
         (shards.folder / f"{9 - i}.h5").write_bytes(b"no HDF5 at all")
@@ -74,26 +74,26 @@ def test_all_rows_of_an_unreadable_shard_count_as_bad(shards: Shards, caplog: py
 # -- shards that cannot be read ------------------------------------------------------------------------------------
 
 WAYS_TO_STORE = [{"compression": "gzip"}, {"fletcher32": True}]
-STORED = pytest.mark.parametrize("how", WAYS_TO_STORE, ids=["gzip", "fletcher32"])
+STORED = pytest.mark.parametrize("options", WAYS_TO_STORE, ids=["gzip", "fletcher32"])
 
 
-def with_damage(shards: Shards, how: dict[str, Any]) -> None:
-    """Four shards; of the second, a chunk in the middle cannot be read."""
-    shards.fill(30, 41, 0, 50, chunks=(6, 4), maxshape=(None, 4), **how)
+def with_damage(shards: Shards, options: dict[str, Any]) -> None:
+    """Write four shards; a chunk in the middle of the second one cannot be read."""
+    shards.fill(30, 41, 0, 50, chunks=(6, 4), maxshape=(None, 4), **options)
     damage(shards.folder / "1.h5", chunk=3)
 
 
 @STORED
 def test_the_error_about_a_damaged_chunk_names_its_rows(
-    shards: Shards, caplog: pytest.LogCaptureFixture, how: dict[str, Any]
+    shards: Shards, caplog: pytest.LogCaptureFixture, options: dict[str, Any]
 ) -> None:
-    with_damage(shards, how)
+    with_damage(shards, options)
     assert shards.run() == 65
     assert mentions(errors(caplog), f"file={shards.folder}/1.h5 dataset=X rows=16:24", "[18, 0]")
 
 
 def good_rows_only(shards: Shards) -> Shards:
-    """The same shards without the damaged one."""
+    """Write the same shards without the damaged one."""
     good = shards.another("good")
     for i in (0, 2, 3):
         good.add(shards.arrays[i])
@@ -101,12 +101,12 @@ def good_rows_only(shards: Shards) -> Shards:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "mode"), crossed(WAYS_TO_STORE, ["skip", "quarantine"]))
+@pytest.mark.parametrize(("options", "mode"), crossed(WAYS_TO_STORE, ["skip", "quarantine"]))
 def test_an_unreadable_shard_keeps_its_place_and_affects_nothing(
-    shards: Shards, caplog: pytest.LogCaptureFixture, how: dict, mode: str
+    shards: Shards, caplog: pytest.LogCaptureFixture, options: dict, mode: str
 ) -> None:
-    """The model is that of the other shards, whatever could be read of this one in whatever blocks."""
-    with_damage(shards, how)
+    """The model is that of the other shards, no matter how much of this one could be read."""
+    with_damage(shards, options)
     good = good_rows_only(shards)
     settings = ["--validation-fraction", "0.1", "--batch-size", "16"]
     assert good.run(*settings) == 0
@@ -136,7 +136,7 @@ def test_a_given_model_scans_shards_if_bad_data_is_allowed(shards: Shards, model
 def test_rows_need_no_range_of_their_own_with_a_given_model(
     shards: Shards, model: str, caplog: pytest.LogCaptureFixture, mode: str
 ) -> None:
-    """They are scaled by the model's: they may all be bad, or alike, or further apart than any number."""
+    """Rows are scaled by the model's range: they may all be bad, or equal, or span an infinite range."""
     caplog.set_level("INFO", "pipeline")
     shards.add(np.array([[1.7e308, 1, 2, np.nan], [-1.7e308, 1, 2, np.nan]]))
     assert shards.run("--on-bad-data", mode, "--model", model, *KEEP) == 0
@@ -158,7 +158,7 @@ def test_a_given_model_and_good_data_need_no_scan(shards: Shards, model: str) ->
 def test_unreadable_values_of_an_extra_dataset_are_filled(
     shards: Shards, caplog: pytest.LogCaptureFixture, mode: str
 ) -> None:
-    """Neither of a shard that cannot be read itself, nor of one that can."""
+    """This holds for shards whose rows are readable, and for those whose rows are not."""
     with_damage(shards, {"fletcher32": True})
     labels = np.arange(121)
     for number, first, size in ((1, 30, 41), (3, 71, 50)):
@@ -182,7 +182,7 @@ def test_unreadable_values_of_an_extra_dataset_are_filled(
 def test_refused_shards_are_left_out_and_named(shards: Shards, caplog: pytest.LogCaptureFixture, mode: str) -> None:
     shards.fill(20, 20, 20, 20)
     (shards.folder / "1.h5").write_bytes(b"<html>")
-    write_shard(shards.folder / "2.h5", np.zeros((20, 5), np.float32))  # another width
+    write_shard(shards.folder / "2.h5", np.zeros((20, 5), np.float32))  # another number of columns
     assert shards.run("--on-bad-data", mode, "--max-bad-shards", "2") == 0
     names = [f"{shards.folder}/{i}.h5" for i in (1, 2)]
     bad = read_manifest(shards.output)["bad_shards"]
@@ -224,7 +224,7 @@ def test_a_failing_disk_is_never_bad_data(
     caplog: pytest.LogCaptureFixture,
     call: str,
 ) -> None:
-    """Whether the shards are vetted just then, scanned, trained on, encoded or looked at for the report."""
+    """The disk may fail while shards are vetted, scanned, trained on, encoded or read for the report."""
     shards.fill(30, 30)
     monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
     original, n_left = getattr(FILES, call), [10**9]
@@ -244,7 +244,7 @@ def test_a_failing_disk_is_never_bad_data(
         caplog.clear()
         code = shards.run(*flags, output=output)
         assert os.strerror(errno.EIO) in caplog.text
-        # Behind the last part there are only the rows that the report looks at once more.
+        # After the last part, only the rows for the report are read.
         assert code == (0 if "report: " in caplog.text else 74)
         n_left[0] = 10**9
         assert shards.run(*flags, output=output) == 0

@@ -1,4 +1,4 @@
-"""Memory is shared out so that the budget holds, in whole tiles, blocks and parts."""
+"""Tests of sharing the memory budget: it holds, in whole tiles, blocks and parts."""
 
 import re
 from contextlib import suppress
@@ -55,7 +55,7 @@ def test_blocks_parts_window_and_validation_fit_the_budget():
 
 
 def test_many_rows_make_larger_parts_within_the_budget():
-    """A driver's time goes by parts: see docs/scaling.md."""
+    """The driver's work is proportional to the number of parts: see docs/scaling.md."""
     n_parts = {}
     for memory, n_rows in product((2048 * MiB, 2**20 * MiB), (10**8, 10**10, 10**12)):
         budget = budget_of([shard(n_rows)], 64, memory_budget=memory, threads=2)
@@ -128,7 +128,7 @@ def in_chunks(n_rows, chunk_rows, n_inputs=100):
 
 def test_chunks_that_do_not_fit_the_budget_cause_a_warning():
     for n_rows, chunk_rows, memory, times in (
-        (10**6, 150_000, 2048 * MiB, None),  # 60 MB, of which an eighth holds one
+        (10**6, 150_000, 2048 * MiB, None),  # 60 MB; an eighth of the budget holds one
         (10**6, 150_000, 256 * MiB, r"\b[0-9]+ times\b.*\bpass\b"),
         (10**6, 100, 64 * MiB, None),
         (10**7, 150_000, 2048 * MiB, r"\b1[0-9] times\b.*\bepoch\b"),
@@ -142,14 +142,14 @@ def test_chunks_that_do_not_fit_the_budget_cause_a_warning():
 
 
 def test_a_tile_larger_than_the_data_takes_no_memory():
-    """Twelve rows of 300,000 columns are 14 MB, though a tile of them would be 1.2 GB."""
+    """Twelve rows of 300,000 columns are 14 MB, although a full tile would be 1.2 GB."""
     settings = {"memory_budget": 2**30, "threads": 2, "n_features": 4, "tile_rows": 1024}
     budget_of([shard(12, 300_000)], **settings)
     budget_of([shard(12, 300_000)] * 3, **settings)
     with pytest.raises(ConfigError, match=r"memory_budget\b.*\b1024\b"):
         budget_of([shard(10_000, 300_000)], **settings)
     one_block = [shard(TILE, 300_000)]
-    budget_of(one_block, memory_budget=4 * TILE * 1_200_000, threads=8, n_features=1)  # seven threads hold nothing
+    budget_of(one_block, memory_budget=4 * TILE * 1_200_000, threads=8, n_features=1)  # seven threads are idle
 
 
 def test_a_network_larger_than_half_of_the_budget_is_refused():
@@ -170,8 +170,8 @@ def test_a_large_network_leaves_less_memory_for_rows():
 
 
 def test_requested_blocks_are_rounded_up_to_whole_tiles():
-    for asked, given in ((1, 64), (63, 64), (64, 64), (65, 128), (1000, 1024)):
-        assert budget_of(block_rows=asked).block_rows == given, asked
+    for requested, given in ((1, 64), (63, 64), (64, 64), (65, 128), (1000, 1024)):
+        assert budget_of(block_rows=requested).block_rows == given, requested
 
 
 def test_rows_stay_in_memory_if_they_fit_half_of_the_budget():
@@ -186,11 +186,11 @@ def test_rows_stay_in_memory_if_they_fit_half_of_the_budget():
 @pytest.mark.parametrize(
     ("given", "free", "most"),
     [
-        (900 * 4096, 10**9, 900),  # what is asked for, whatever is free
+        (900 * 4096, 10**9, 900),  # the requested amount, whatever is free
         (0, 10**9, 0),
         (None, 2 * 901 * 4096, 901),  # half of what is free
-        (None, 0, 2**30 // 4096),  # of a device that does not tell
-        (None, 80 * 10**9, 2**32 // 4096),  # what rows on a device are found by
+        (None, 0, 2**30 // 4096),  # of a device that does not report its memory
+        (None, 80 * 10**9, 2**32 // 4096),  # limit of 32-bit offsets into rows on a device
         (2**36, 80 * 10**9, 2**32 // 4096),
     ],
 )
@@ -216,6 +216,6 @@ def test_a_window_holds_the_requested_bytes_and_at_least_one_row():
 
 
 def test_default_threads_are_the_cores_allowed_to_the_process(monkeypatch):
-    """Not as the machine has: a batch system gives a job its share of them."""
+    """The process may use fewer cores than the machine has, for example in a batch system."""
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3, 5, 9})
     assert budget_of(threads=None).n_threads == 3

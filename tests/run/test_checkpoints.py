@@ -1,4 +1,4 @@
-"""A training goes on behind its last good checkpoint."""
+"""Tests of resuming a training from its last valid checkpoint."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 from pipeline.formats import pack, unpack
 from pipeline.output.lock import locked
 from pipeline.output.records import Record
+from tests.support.interruptions import DAMAGE, STEPS, FullDisk
 from tests.support.logged import resumed_step, reuses
-from tests.support.nights import DAMAGE, STEPS, Stopping
 from tests.support.soak_protocol import (
     leftovers,
     records,
 )
-from tests.support.standin import Night, features_of
+from tests.support.standin import Workspace, features_of
 
 N_CHECKPOINTS = 4  # two epochs of two steps
 
@@ -32,14 +32,14 @@ def checkpoints(output: Path) -> list[Path]:
 
 @pytest.mark.slow
 def test_training_resumes_after_its_last_checkpoint(
-    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
+    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     for n_steps in range(1, N_CHECKPOINTS + 1):
         output = out.with_name(str(n_steps))
-        assert night.run(output, *STEPS, disk=Stopping("commits/checkpoint", n_steps)) == 74
+        assert workspace.run(output, *STEPS, disk=FullDisk("commits/checkpoint", n_steps)) == 74
         assert len(checkpoints(output)) == min(n_steps, 3), n_steps
         caplog.clear()
-        assert night.run(output, *STEPS) == 0, n_steps
+        assert workspace.run(output, *STEPS) == 0, n_steps
         assert resumed_step(caplog.text) == n_steps
         assert features_of(output) == expected(), n_steps
         assert leftovers(output) == [], n_steps
@@ -47,48 +47,48 @@ def test_training_resumes_after_its_last_checkpoint(
 
 @pytest.mark.slow
 def test_training_skips_a_damaged_checkpoint(
-    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
+    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    for how in DAMAGE:
-        output = out.with_name(how)
-        assert night.run(output, *STEPS, disk=Stopping("commits/checkpoint", 3)) == 74, how
+    for damage in DAMAGE:
+        output = out.with_name(damage)
+        assert workspace.run(output, *STEPS, disk=FullDisk("commits/checkpoint", 3)) == 74, damage
         damaged = checkpoints(output)[-1]
-        DAMAGE[how](damaged)
+        DAMAGE[damage](damaged)
         caplog.clear()
-        assert night.run(output, *STEPS) == 0, how
-        assert f"file={damaged}: " in caplog.text, how
-        assert resumed_step(caplog.text) == 2, how
-        assert features_of(output) == expected(), how
+        assert workspace.run(output, *STEPS) == 0, damage
+        assert f"file={damaged}: " in caplog.text, damage
+        assert resumed_step(caplog.text) == 2, damage
+        assert features_of(output) == expected(), damage
 
 
 def test_training_starts_over_without_an_intact_checkpoint(
-    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
+    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    for how in DAMAGE:
-        output = out.with_name(how)
-        assert night.run(output, *STEPS, disk=Stopping("commits/checkpoint", 3)) == 74, how
+    for damage in DAMAGE:
+        output = out.with_name(damage)
+        assert workspace.run(output, *STEPS, disk=FullDisk("commits/checkpoint", 3)) == 74, damage
         for path in checkpoints(output):
-            DAMAGE[how](path)
+            DAMAGE[damage](path)
         caplog.clear()
-        assert night.run(output, *STEPS) == 0, how
-        assert resumed_step(caplog.text) is None, how
-        assert features_of(output) == expected(), how
-        assert leftovers(output) == [], how
+        assert workspace.run(output, *STEPS) == 0, damage
+        assert resumed_step(caplog.text) is None, damage
+        assert features_of(output) == expected(), damage
+        assert leftovers(output) == [], damage
 
 
 @pytest.mark.parametrize("flags", [["--n-features", "1"], ["--seed", "1"], ["--optimizer", "momentum"]], ids=" ".join)
 def test_a_checkpoint_of_other_settings_is_ignored(
-    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, flags: list[str]
+    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, flags: list[str]
 ) -> None:
-    assert night.run(out, *STEPS, disk=Stopping("commits/checkpoint", 3)) == 74
+    assert workspace.run(out, *STEPS, disk=FullDisk("commits/checkpoint", 3)) == 74
     caplog.clear()
-    assert night.run(out, *STEPS, *flags, "--overwrite") == 0
+    assert workspace.run(out, *STEPS, *flags, "--overwrite") == 0
     assert resumed_step(caplog.text) is None
     assert features_of(out) == expected(*flags)
 
 
 def forged(data: bytes, kind: str) -> bytes:
-    """Return the file of a checkpoint with something about it changed."""
+    """Return the file of a checkpoint with a change of this kind."""
     arrays, about = unpack(data)
     if kind == "no archive":
         return b"nothing"
@@ -145,9 +145,9 @@ ABOUT: dict[str, dict[str, Any]] = {
     "kind", ["no archive", "too long", "compressed", "no number of steps", *ARRAYS, *PROGRESS, *ABOUT]
 )
 def test_an_invalid_checkpoint_is_ignored(
-    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, kind: str
+    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    assert night.run(out, *STEPS, disk=Stopping("commits/checkpoint", 3)) == 74
+    assert workspace.run(out, *STEPS, disk=FullDisk("commits/checkpoint", 3)) == 74
     with locked(out) as ledger:
         *_, last = ledger.records("checkpoint")
         data = ledger.load(last)
@@ -155,17 +155,17 @@ def test_an_invalid_checkpoint_is_ignored(
         entry = ledger.write("stages/checkpoint", ".npz", forged(data, kind))
         ledger.commit(Record(last.key, last.fingerprint, entry))
     caplog.clear()
-    assert night.run(out, *STEPS) == 0
+    assert workspace.run(out, *STEPS) == 0
     assert any(record.levelname == "WARNING" and "checkpoint" in record.getMessage() for record in caplog.records)
     assert resumed_step(caplog.text) == 2
     assert features_of(out) == expected()
 
 
 def test_a_checkpoint_of_a_forged_step_is_ignored(
-    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
+    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The record and the file agree on a step that the training does not have."""
-    assert night.run(out, *STEPS, disk=Stopping("commits/checkpoint", 3)) == 74
+    assert workspace.run(out, *STEPS, disk=FullDisk("commits/checkpoint", 3)) == 74
     with locked(out) as ledger:
         *_, last = ledger.records("checkpoint")
         arrays, about = unpack(ledger.load(last))
@@ -173,7 +173,7 @@ def test_a_checkpoint_of_a_forged_step_is_ignored(
         entry = ledger.write("stages/checkpoint", ".npz", pack(arrays, {**about, "n_steps": step}))
         ledger.commit(Record(f"checkpoint-{step}", last.fingerprint, entry))
     caplog.clear()
-    assert night.run(out, *STEPS) == 0
+    assert workspace.run(out, *STEPS) == 0
     assert resumed_step(caplog.text) == 3
     assert features_of(out) == expected()
 
@@ -191,9 +191,9 @@ FORGED_SCANS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", FORGED_SCANS)
 def test_a_forged_scan_is_ignored(
-    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, kind: str
+    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    assert night.run(out, *STEPS, disk=Stopping("commits/checkpoint", 1)) == 74
+    assert workspace.run(out, *STEPS, disk=FullDisk("commits/checkpoint", 1)) == 74
     with locked(out) as ledger:
         (record,) = ledger.records("scan")
         arrays, about = unpack(ledger.load(record))
@@ -202,6 +202,6 @@ def test_a_forged_scan_is_ignored(
         entry = ledger.write("stages/scan", ".npz", pack({**arrays, **changed}, about))
         ledger.commit(Record(record.key, record.fingerprint, entry))
     caplog.clear()
-    assert night.run(out, *STEPS) == 0
+    assert workspace.run(out, *STEPS) == 0
     assert not reuses(caplog.text, "scan")
     assert features_of(out) == expected()

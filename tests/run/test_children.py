@@ -1,4 +1,4 @@
-"""Real processes, watched from beginning to end: what children and sockets they have."""
+"""Tests of the child processes and sockets of real runs, observed from beginning to end."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from tests.support.processes import arguments_of, descendants
 
 @dataclass
 class Watch:
-    """What a run and its descendants were seen with, from beginning to end.
+    """Observations of a run and its descendants, from beginning to end.
 
     Attributes
     ----------
     pid : int
-        The run's.
+        Process id of the run.
     times : list of float
-        When somebody looked, in seconds from the start.
+        Times of the observations, in seconds from the start.
     parents : dict of int to int
-        Of every descendant.
+        Parent of every descendant.
     commands : dict of int to list of str
-        What every descendant was last seen as.
+        Last observed command line of every descendant.
     copies : Counter
-        How often a child was seen as a mere copy of the run.
+        How often a child was observed as a fork of the run.
     sockets : set of str
-        Lines of the kernel's tables, or inodes that stand in none.
+        Lines of the kernel's tables, or inodes that are in none of them.
     """
 
     pid: int = 0
@@ -49,11 +49,11 @@ class Watch:
     sockets: set[str] = field(default_factory=set)
 
 
-class Watched(Program):
-    """Looks at every process that it starts until that has ended."""
+class ObservedProgram(Program):
+    """Observes every process that it starts until the process exits."""
 
-    def start(self, output: Path, *flags: str, **how: object) -> subprocess.Popen[bytes]:
-        process = super().start(output, *flags, **how)
+    def start(self, output: Path, *flags: str, **options: object) -> subprocess.Popen[bytes]:
+        process = super().start(output, *flags, **options)
         self.watch = Watch()
         self.watcher = threading.Thread(target=look, args=(process.pid, self.watch))
         self.watcher.start()
@@ -61,7 +61,7 @@ class Watched(Program):
 
 
 def look(pid: int, watch: Watch) -> None:
-    """Until the process has gone."""
+    """Observe a process until it exits."""
     watch.pid = pid
     start = time.monotonic()
     while own := arguments_of(pid):
@@ -74,15 +74,15 @@ def look(pid: int, watch: Watch) -> None:
             arguments = arguments_of(child)
             if arguments:
                 watch.commands[child] = arguments
-            if arguments == own:  # between a fork and an exec everybody looks like that
+            if arguments == own:  # between fork and exec every child looks like that
                 watch.copies[child] += 1
         time.sleep(0.005)
 
 
 def sockets_of(pid: int) -> set[str]:
-    """The sockets that a process has open, as the kernel's tables tell of them."""
+    """Return the open sockets of a process, as lines of the kernel's tables."""
     inodes = set()
-    with suppress(OSError):  # it has ended
+    with suppress(OSError):  # it has exited
         for path in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(OSError):  # this one was closed meanwhile
                 inodes |= set(re.findall(r"^socket:\[(\d+)\]$", os.readlink(path)))
@@ -92,23 +92,23 @@ def sockets_of(pid: int) -> set[str]:
 def kernel_table() -> Iterator[str]:
     for name in ("tcp", "tcp6", "udp", "udp6", "unix"):
         path = Path(f"/proc/net/{name}")
-        if path.exists():  # where there is no IPv6, there is no table of it
+        if path.exists():  # without IPv6 there is no table of it
             yield from (f"{name}: {line}" for line in path.read_text().splitlines())
 
 
 @pytest.fixture(scope="module")
 def watch(victim: Victim, tmp_path_factory: pytest.TempPathFactory) -> Watch:
-    """A run that was looked at in each of its phases: one of a few, where the machine is busy."""
-    program = Watched([])
+    """Return the observations of a run that was seen in each of its phases; a busy machine needs several runs."""
+    program = ObservedProgram([])
     program.command, program.environment = victim.program.command, victim.program.environment
     for i in range(10):
         ended = program.run(tmp_path_factory.mktemp("watched") / str(i))
         program.watcher.join()
         assert ended.code == 0
-        phases = list(pairwise(ended.begun.values()))
+        phases = list(pairwise(ended.phase_starts.values()))
         if all(any(start <= moment <= stop for moment in program.watch.times) for start, stop in phases):
             return program.watch
-    pytest.fail(f"nobody looked at each phase of a run: {ended.begun}")
+    pytest.fail(f"no run was observed in each phase: {ended.phase_starts}")
 
 
 def test_the_watch_sees_a_listening_socket() -> None:
@@ -117,7 +117,7 @@ def test_the_watch_sees_a_listening_socket() -> None:
         listening.listen()
         port = f":{listening.getsockname()[1]:04X} "
         seen = sockets_of(os.getpid()) & set(kernel_table())
-    # Other tests of this process may have left sockets of their own.
+    # Other tests of this process may have open sockets.
     assert [line for line in seen if port in line and line.startswith("tcp: ")]
 
 
@@ -125,9 +125,9 @@ def test_the_watch_sees_a_listening_socket() -> None:
 def test_the_run_forks_nothing_and_starts_only_the_gatekeeper(watch: Watch) -> None:
     assert all(n_looks < 300 for n_looks in watch.copies.values()), watch.copies
     gatekeepers = [pid for pid, words in watch.commands.items() if words[-1] == "pipeline.hdf5.child.server"]
-    # What forks is a gatekeeper, which has neither threads nor the run's memory.
+    # Processes are forked by a gatekeeper, which has neither threads nor the run's memory.
     assert {watch.parents[pid] for pid in gatekeepers} - set(gatekeepers) == {watch.pid}
-    # Theano asks compilers and the system who they are: programs, and none of them Python.
+    # Theano starts compilers and system tools to query their versions; none of them is Python.
     pythons = [pid for pid, words in watch.commands.items() if Path(words[0]).name.startswith("python")]
     assert set(pythons) <= {*gatekeepers, *watch.copies}, watch.commands
 

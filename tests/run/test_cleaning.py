@@ -1,9 +1,9 @@
-"""Runs that fill in what is missing and clip what lies far outside: as if the files had held such rows.
+"""Tests of imputation and clipping: results are those of a run over files with imputed and clipped values.
 
-What fills and clips is told by the fitted model; the rows are cleaned by hand in NumPy, entry by entry, and a run over
-them has to give the same bits.
+The fitted model says what to impute and clip; the tests clean the rows in NumPy, entry by entry, and a run over them
+must give the same bits.
 
-Sample: each kind of rows is filled in one way; with TEST_CASES=all in every way.
+Sample: each kind of rows is imputed in one way; with TEST_CASES=all in every way.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import pytest
 from pipeline.features import open_features
 from pipeline.model import Model, load_model
 from pipeline.output.records import read_manifest
+from tests.support.bad_shards import KEEP, TOLERANT, Shards, check, errors, quarantined
 from tests.support.cases import ALL_CASES, case, sampled
 from tests.support.helpers import csr, write_csr
 from tests.support.logged import mentions
-from tests.support.spoilt import KEEP, TOLERANT, Shards, check, errors, quarantined
 from tests.support.tolerances import assert_close
 
-# How rows are stored, what stands for no value there, and where the columns lie.
+# Storage dtype of rows, the value for missing entries, and the position of the columns.
 KINDS: list[tuple[Any, float, float]] = [
     (np.float32, np.nan, 0),
     (np.float16, -9999, 0),
@@ -37,7 +37,7 @@ KINDS: list[tuple[Any, float, float]] = [
 
 
 def gappy(dtype: Any, missing: float, offset: float, seed: int = 0, n: int = 90) -> np.ndarray:
-    """Rows of four columns with outliers, of which a fifth of the entries is missing; no row misses all."""
+    """Return rows of four columns with outliers and a fifth of the entries missing; no row misses all."""
     rng = np.random.default_rng(seed)
     rows = offset + 100 + 20 * rng.standard_normal((n, 4))
     rows[5, 0], rows[6, 3] = offset + 250, offset
@@ -53,7 +53,7 @@ def as_read(rows: np.ndarray) -> np.ndarray:
 
 
 def by_hand(rows: np.ndarray, missing: float, model: Model) -> np.ndarray:
-    """Rows cleaned entry by entry, in the dtype that they are read in."""
+    """Clean rows entry by entry, in the dtype in which they are read."""
     scaler, is_whole = model.scaler, rows.dtype.kind in "iu"
     gap = missing if is_whole else float(np.array(missing).astype(rows.dtype))
     cleaned = as_read(rows).copy()
@@ -225,7 +225,7 @@ def test_cleaning_that_a_given_model_did_not_learn_is_refused(shards: Shards, mo
         assert flags[0][2:].replace("-", "_") in errors(caplog)
 
 
-# -- what is told ------------------------------------------------------------------------------------------------
+# -- messages ----------------------------------------------------------------------------------------------------
 
 
 def test_the_report_counts_imputed_values_by_column(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
@@ -236,8 +236,8 @@ def test_the_report_counts_imputed_values_by_column(shards: Shards, caplog: pyte
     shards.add(rows)
     assert shards.run("--impute", "mean", "--on-bad-data", "skip", *KEEP) == 0
     counts = np.isnan(np.delete(rows, np.flatnonzero(np.isnan(rows).all(axis=1)), axis=0)).sum(axis=0)
-    told = json.loads((shards.output / "report.json").read_text())["scan"]["filled"]
-    assert told == {str(column): n for column, n in enumerate(counts.tolist()) if n}
+    reported = json.loads((shards.output / "report.json").read_text())["scan"]["filled"]
+    assert reported == {str(column): n for column, n in enumerate(counts.tolist()) if n}
     assert mentions(caplog.text, counts.sum(), 3, "mean")
     assert mentions(caplog.text, "1 column", 0, 1)
     assert load_model(shards.output).scaler.transform(rows)[:, 1].tolist() == [0] * len(rows)
@@ -252,11 +252,11 @@ def test_default_cleaning_flags_keep_earlier_results(shards: Shards, caplog: pyt
     assert shards.run("--impute", "mean") == 78
 
 
-# -- on the real kernels -------------------------------------------------------------------------------------------
+# -- on the real kernels -----------------------------------------------------------------------------------------
 
 
 def r2_of(model: Model, rows: np.ndarray, column: int) -> float:
-    """How much of a column's variance, scaled, features give back."""
+    """Return the fraction of a scaled column's variance that the features explain."""
     x = model.scaler.transform(rows)
     errors = (x - model.decode(model.encode(rows)))[:, column]
     return float(1 - (errors**2).mean() / x[:, column].var())

@@ -1,4 +1,4 @@
-"""Columns of another order: refused or reordered, in a run and with a model, and named in messages and reports."""
+"""Tests of columns in another order: refused or reordered, in a run and with a model, and named in the report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.cli import main
 from pipeline.columns import NO_COLUMNS
 from pipeline.model import load_model
 from pipeline.report.verify import verify
-from tests.support import named
+from tests.support import named_columns
 from tests.support.logged import mentions
 from tests.support.standin import install
 
@@ -26,7 +26,7 @@ FLAGS = ("--epochs", "1", "--n-features", "2", "--hidden", "none")
 
 
 class Cells:
-    """Files of cells, the second of which has its genes in the order of the first, or in another one."""
+    """Files of cells; the second one has its genes in the same order or in another one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -34,9 +34,9 @@ class Cells:
         shuffled = [NAMES[place] for place in ORDER]
         for name in ("same", "other"):
             (folder / name).mkdir()
-            named.anndata(folder / name / "0.h5ad", self.rows[:50], NAMES)
-        named.anndata(folder / "same" / "1.h5ad", self.rows[50:], NAMES)
-        named.anndata(folder / "other" / "1.h5ad", self.rows[50:, ORDER], shuffled)
+            named_columns.anndata(folder / name / "0.h5ad", self.rows[:50], NAMES)
+        named_columns.anndata(folder / "same" / "1.h5ad", self.rows[50:], NAMES)
+        named_columns.anndata(folder / "other" / "1.h5ad", self.rows[50:, ORDER], shuffled)
 
     def run(self, shards: str, output: str, *flags: str) -> int:
         where = ["--input", str(self.folder / shards), "--output", str(self.folder / output)]
@@ -106,7 +106,7 @@ def test_bad_and_drifting_columns_are_named(cells: Cells, caplog: pytest.LogCapt
     rows = cells.rows.copy()
     rows[3, 1] = np.nan
     rows[5:, 4] = 1000
-    named.anndata(cells.folder / "bad.h5ad", rows, NAMES)
+    named_columns.anndata(cells.folder / "bad.h5ad", rows, NAMES)
     model = ("--model", str(cells.folder / "trained"))
     assert cells.run("bad.h5ad", "out", *model) == 65
     assert "column 1 (GAPDH)" in caplog.text

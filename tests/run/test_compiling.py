@@ -1,4 +1,4 @@
-"""Real processes without the device, the compiler or the compile cache that they would have."""
+"""Tests of real processes whose device, compiler or compile cache is missing."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_compiler_finds_its_linker_without_a_path(small: Small, tmp_path: Pa
     assert sum(re.search(r" INFO compiling\b", line) is not None for line in ended.lines) == 1
     assert ended.says(r"^Done: .*\bcompiling\b.* [\d.]+ s\.")
     second = program.run(tmp_path / "second", *small.with_model)
-    assert not second.says("compiling"), "what is compiled is kept"
+    assert not second.says("compiling"), "compiled code is cached"
 
 
 def test_the_log_keeps_the_compiler_output_that_is_not_shown(small: Small, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_the_log_keeps_the_compiler_output_that_is_not_shown(small: Small, tmp_p
     assert ended.says(r"DeviceError: .* x\.cpp:0: error: number 0\. .*\brun\.log\b")
     assert not ended.says("number 1|temporary file|command line")
     assert "number 499" in (tmp_path / "out" / "run.log").read_text()
-    assert [path.name for path in broken.parent.iterdir()] == ["g++"], "nothing is left among temporary files"
+    assert [path.name for path in broken.parent.iterdir()] == ["g++"], "no temporary files are left"
 
 
 def test_the_error_of_a_failed_compiler_is_quoted(small: Small, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_the_error_of_a_failed_compiler_is_quoted(small: Small, tmp_path: Path) 
 
 
 def test_a_compiler_that_hides_the_processor_is_refused(small: Small, tmp_path: Path) -> None:
-    """Theano would compile for any processor without a word, which gives features other last bits."""
+    """Theano would silently compile for a generic processor, which changes the last bits of features."""
     broken = tmp_path / "bin" / "g++"
     broken.parent.mkdir()
     broken.write_text('#!/bin/sh\ncase "$*" in *-march=native*) exit 1;; esac\nexec /usr/bin/g++ "$@"\n')
@@ -148,7 +148,7 @@ def test_a_signal_removes_the_temporary_compile_cache(small: Small, tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["XDG_CACHE_HOME", "TMPDIR"])
 def test_a_full_compile_cache_or_temporary_directory_is_avoided(small: Small, tmp_path: Path, name: str) -> None:
-    """On a file system with hardly any room, where the machine lets a process mount one."""
+    """On a file system with hardly any space, if the machine allows mounting one."""
     (tmp_path / "full").mkdir()
     variables = {"XDG_CACHE_HOME": tmp_path / "cache", "TMPDIR": tmp_path, name: tmp_path / "full"}
 
@@ -172,7 +172,7 @@ def test_a_full_compile_cache_ends_the_run(small: Small, tmp_path: Path) -> None
 
     program = small.program(XDG_CACHE_HOME=tmp_path / "cache")
     process = program.start(tmp_path / "out", preexec_fn=limit_files)
-    said = process.communicate(timeout=DEADLINE)[0].decode()
-    assert process.returncode == 74, said
-    assert re.search(r"WriteFailed: .*\bbase_compiledir\b", said)
-    assert LAST_LINE.search(said.splitlines()[-1])
+    output = process.communicate(timeout=DEADLINE)[0].decode()
+    assert process.returncode == 74, output
+    assert re.search(r"WriteFailed: .*\bbase_compiledir\b", output)
+    assert LAST_LINE.search(output.splitlines()[-1])

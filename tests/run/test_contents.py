@@ -1,4 +1,4 @@
-"""Input files that are changed in place under a restored modification time, and attributes that change alone."""
+"""Tests of input files changed in place with a restored modification time, and of changed attributes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pipeline.hdf5.values import file_digest
 from pipeline.run import contents
 from pipeline.run.encoding_stage import EncodingStage
 from pipeline.run.scan_stage import ScanStage
-from tests.support.nights import STEPS, Stopping, fresh, results, stamps
-from tests.support.standin import Night, features_of
+from tests.support.interruptions import STEPS, FullDisk, fresh, results, stamps
+from tests.support.standin import Workspace, features_of
 
 
 def change_in_place(path: Path) -> None:
-    """Change one value of the rows; size and modification time stay."""
+    """Change one value of the rows without changing size and modification time."""
     status = path.stat()
     with h5py.File(path, "r+") as file:
         file["X"][0, 0] += 1
@@ -29,7 +29,7 @@ def change_in_place(path: Path) -> None:
 
 
 def change_attributes(path: Path) -> None:
-    """Change the time of change (ctime) alone, as chmod, hard links and backups do."""
+    """Change only the change time (ctime), as chmod, hard links and backups do."""
     before = path.stat().st_ctime_ns
     while path.stat().st_ctime_ns == before:  # a clock may tick slowly
         path.chmod(path.stat().st_mode ^ 0o020)
@@ -37,7 +37,7 @@ def change_attributes(path: Path) -> None:
 
 @pytest.fixture
 def digested(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files whose digests are computed."""
+    """Return the list of files whose digests are computed."""
     paths: list[str] = []
 
     def counted(path: str, identity: Any) -> str:
@@ -49,81 +49,83 @@ def digested(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_finished_run_notices_contents_changed_in_place(
-    night: Night, out: Path, caplog: pytest.LogCaptureFixture
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert night.run(out) == 0
+    assert workspace.run(out) == 0
     before = features_of(out)
-    change_in_place(night.shards / "0.h5")
+    change_in_place(workspace.shards / "0.h5")
     caplog.clear()
-    assert night.run(out) == 78
+    assert workspace.run(out) == 78
     assert re.search(r"ConfigError: .* 0\.h5 \(.*\bcontents\b", caplog.text)
-    assert night.run(out, "--overwrite") == 0
-    assert features_of(out) == fresh(night) != before
-    kept = stamps(out)
-    assert night.run(out) == 0
-    assert stamps(out) == kept
+    assert workspace.run(out, "--overwrite") == 0
+    assert features_of(out) == fresh(workspace) != before
+    stamps_before = stamps(out)
+    assert workspace.run(out) == 0
+    assert stamps(out) == stamps_before
 
 
-def test_an_unfinished_run_notices_contents_changed_in_place(night: Night, out: Path) -> None:
-    assert night.run(out, *STEPS, disk=Stopping("commits/checkpoint", 2)) == 74
-    change_in_place(night.shards / "0.h5")
-    assert night.run(out, *STEPS) == 0
-    assert features_of(out) == fresh(night, *STEPS)
+def test_an_unfinished_run_notices_contents_changed_in_place(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out, *STEPS, disk=FullDisk("commits/checkpoint", 2)) == 74
+    change_in_place(workspace.shards / "0.h5")
+    assert workspace.run(out, *STEPS) == 0
+    assert features_of(out) == fresh(workspace, *STEPS)
 
 
-def test_changed_attributes_are_confirmed_once(night: Night, out: Path, digested: list[str]) -> None:
-    assert night.run(out) == 0
+def test_changed_attributes_are_confirmed_once(workspace: Workspace, out: Path, digested: list[str]) -> None:
+    assert workspace.run(out) == 0
     before = results(stamps(out))
-    path = night.shards / "0.h5"
+    path = workspace.shards / "0.h5"
     change_attributes(path)
-    os.link(path, night.folder / "backup.h5")
+    os.link(path, workspace.folder / "backup.h5")
     digested.clear()
     for expected in ([str(path)], []):
-        assert night.run(out) == 0
+        assert workspace.run(out) == 0
         assert digested == expected
         digested.clear()
     assert results(stamps(out)) == before
 
 
-def test_without_digests_contents_are_not_compared(night: Night, out: Path, digested: list[str]) -> None:
-    assert night.run(out, "--verify", "sizes") == 0
+def test_without_digests_contents_are_not_compared(workspace: Workspace, out: Path, digested: list[str]) -> None:
+    assert workspace.run(out, "--verify", "sizes") == 0
     assert digested == []
-    change_in_place(night.shards / "0.h5")
-    assert night.run(out) == 0  # nothing is known of what it was
+    change_in_place(workspace.shards / "0.h5")
+    assert workspace.run(out) == 0  # its earlier content is unknown
 
 
 def test_contents_that_change_during_a_run_stop_it(
-    night: Night, out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     make = EncodingStage.make
 
     def encode_and_change(*arguments: Any) -> Any:
         found = make(*arguments)
-        change_in_place(night.shards / "0.h5")
+        change_in_place(workspace.shards / "0.h5")
         return found
 
     monkeypatch.setattr(EncodingStage, "make", encode_and_change)
-    assert night.run(out) == 65
-    assert re.search(rf"DataError: file={night.shards}/0\.h5: .*\bcontents\b", caplog.text)
+    assert workspace.run(out) == 65
+    assert re.search(rf"DataError: file={workspace.shards}/0\.h5: .*\bcontents\b", caplog.text)
     monkeypatch.setattr(EncodingStage, "make", make)
-    assert night.run(out) == 0
-    assert features_of(out) == fresh(night)
+    assert workspace.run(out) == 0
+    assert features_of(out) == fresh(workspace)
 
 
-def test_a_file_truncated_during_a_run_is_a_bad_shard(night: Night, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_truncated_during_a_run_is_a_bad_shard(
+    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make = ScanStage.make
 
     def scan_after_truncation(*arguments: Any) -> Any:
-        path = night.shards / "2.h5"
+        path = workspace.shards / "2.h5"
         os.truncate(path, path.stat().st_size - 1)
         return make(*arguments)
 
     monkeypatch.setattr(ScanStage, "make", scan_after_truncation)
     flags = ["--on-bad-data", "skip", "--max-bad-shards", "1", "--max-bad-rows", "90%"]
-    assert night.run(out, *flags) == 0
+    assert workspace.run(out, *flags) == 0
 
 
-def test_attributes_that_change_during_a_read_cause_a_retry(night: Night) -> None:
-    path = night.shards / "0.h5"
+def test_attributes_that_change_during_a_read_cause_a_retry(workspace: Workspace) -> None:
+    path = workspace.shards / "0.h5"
     with pytest.raises(BlockingIOError), opened(str(path)):  # EAGAIN
         change_attributes(path)

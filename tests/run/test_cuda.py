@@ -1,4 +1,4 @@
-"""Whole runs on the tests' stub of a CUDA card: what they make of the rows, and how each fault of a card ends."""
+"""Tests of whole runs on the emulated CUDA card: their results, and their end after each fault of a card."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.tolerances import assert_close
 pytestmark = pytest.mark.process
 
 
-LAUNCHES_OF_A_START = 4  # before a worker is given a part
+LAUNCHES_OF_A_START = 4  # before a worker gets a part
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Undisturbed:
     ----------
     output : Path
     calls : list of str
-        The stub's log of it.
+        Log of the stub.
     """
 
     output: Path
@@ -44,28 +44,28 @@ class Undisturbed:
 
     @property
     def n_launches(self) -> int:
-        """As the stub counts them for ``STUB_LOST_AT``."""
+        """Number of kernel launches, counted as for the stub's ``STUB_LOST_AT``."""
         return len([line for line in self.calls if line.startswith(("launch ", "cublas"))])
 
     def allocations(self, n_bytes: int) -> list[int]:
-        """Which of the allocations, as the stub counts them for ``STUB_OOM_AT``, are of this size."""
+        """Return the numbers of the allocations of this size, counted as for the stub's ``STUB_OOM_AT``."""
         sizes = [int(line.split()[1]) for line in self.calls if line.startswith("allocate ")]
         return [i for i, size in enumerate(sizes, 1) if size == n_bytes]
 
 
-# Rows, network and rule are those of test_devices.py, so that both files have their code compiled once.
+# Rows, network and rule are those of test_devices.py, so that their code is compiled only once.
 N_INPUTS, BATCH = 20, 64
 SETTINGS = [
     *("--hidden", "none", "--code-activation", "sigmoid", "--decoder-gain", "no", "--corruption", "0"),
     *("--optimizer", "momentum", "--n-features", "4", "--epochs", "2", "--batch-size", f"{BATCH}"),
-    *("--threads", "1"),  # the card's calls come in an order that does not change
+    *("--threads", "1"),  # the order of the card's calls is fixed
 ]
 
 
 def on_card(shards: Path, **settings: str | Path | int) -> Program:
-    """The program on a stub of these settings, which holds copies back as a driver of today may.
+    """Return the program on a stub with these settings, which delays copies as current drivers may.
 
-    libgpuarray keeps no memory for later, so that every array is asked for where it is needed.
+    libgpuarray does not cache memory, so that every array is allocated where it is needed.
     """
     card = variables(True, hold="downloads", **settings)
     flags = "device=cuda,gpuarray.preallocate=-1"
@@ -82,7 +82,7 @@ def shards(pygpu: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def on_cpu(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the processor makes of them."""
+    """Return the output of a run on the processor."""
     out = tmp_path_factory.mktemp("cpu") / "out"
     assert Program(["--input", str(shards), *SETTINGS]).run(out).code == 0
     return out
@@ -103,13 +103,13 @@ def features(output: Path) -> np.ndarray:
 
 
 def test_a_card_gives_the_features_of_the_cpu(on_cpu: Path, undisturbed: Undisturbed) -> None:
-    # Of two trainings: what their parameters may differ by counts, too.
+    # They come from two trainings, so differences of their parameters add to the tolerance.
     assert_close(features(undisturbed.output), features(on_cpu), "cuda", "float32", "parameters")
 
 
 @pytest.mark.parametrize(("preallocate", "expected"), [("0.5", 400), ("0.99", 760), ("300", 300)])
 def test_preallocated_memory_counts_as_free(pygpu: None, preallocate: str, expected: int) -> None:
-    """What is free beside it would be next to nothing; the rows take half of this."""
+    """Otherwise hardly any memory would count as free; rows may use half of the free memory."""
     code = "from kernels import backend; facts['free'] = backend.start(require=True).free >> 20"
     flags = f"device=cuda,gpuarray.preallocate={preallocate}"
     assert fresh(code, THEANO_FLAGS=flags, **variables(True, memory=800)).facts == {"free": expected}
@@ -129,7 +129,7 @@ def test_the_card_computes_every_product_and_memory_is_freed(undisturbed: Undist
     calls = Counter(line.split()[0] for line in undisturbed.calls)
     n_steps = 2 * 9
     assert calls["cublasSgemm_v2"] >= 5 * n_steps
-    assert calls["cuMemFree_v2"] >= calls["cuMemAlloc_v2"] - 20  # but for what there is to the end
+    assert calls["cuMemFree_v2"] >= calls["cuMemAlloc_v2"] - 20  # all but what is used until the end
 
 
 def test_encoding_continues_with_fewer_rows_if_memory_runs_out(
@@ -186,12 +186,12 @@ def test_a_worker_that_lost_its_card_hands_its_work_to_another(
     shards: Path, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     settings = on_card(shards).environment
-    program = Program(["--input", str(shards), "--model", str(undisturbed.output)])  # itself it computes nothing
+    program = Program(["--input", str(shards), "--model", str(undisturbed.output)])  # computes nothing itself
     with Cluster(tmp_path / "cluster", **settings) as cluster:
         cluster.start_worker("falls", **variables(True, lost_at=LAUNCHES_OF_A_START + 1))
         process = program.start(tmp_path / "out", "--scheduler-file", str(cluster.file))
         until(lambda: cluster.processes["falls"].poll() is not None, "its end")
         cluster.start_worker("stands")
-        said = ends_well(process)
-    assert re.search(r" WARNING cluster: worker falls .*\bdevice\b", said)
+        printed = ends_well(process)
+    assert re.search(r" WARNING cluster: worker falls .*\bdevice\b", printed)
     assert features_of(tmp_path / "out") == features_of(undisturbed.output)

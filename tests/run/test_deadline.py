@@ -1,4 +1,4 @@
-"""A run that is over in time: as many epochs as fit, the same ones after an interruption, and the rest is told."""
+"""Tests of deadlines: a run trains as many epochs as fit, the same number after an interruption, and reports it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from pipeline.settings.deadline import deadline_of, in_words
 from pipeline.settings.flags import parse
 from pipeline.training.epochs import Limit
 from tests.support.cases import case, each
+from tests.support.interruptions import STEPS, FullDisk
 from tests.support.logged import mentions, resumed_step
-from tests.support.nights import STEPS, Stopping
-from tests.support.standin import Night, features_of
+from tests.support.standin import Workspace, features_of
 
 NOON = datetime(2026, 3, 4, 12, 0)
 MANY = ["--epochs", "8", "--patience", "0"]
@@ -54,17 +54,17 @@ def test_there_is_no_deadline_by_default() -> None:
 
 
 @each("time", ["25:00", "six", "2026-13-01 06:00"])
-def test_an_invalid_time_is_refused(night: Night, out: Path, time: str) -> None:
-    assert night.run(out, "--finish-by", time) == 64
+def test_an_invalid_time_is_refused(workspace: Workspace, out: Path, time: str) -> None:
+    assert workspace.run(out, "--finish-by", time) == 64
 
 
 class Machine:
-    """Determines how long an epoch, a step and the encoding take, by a clock that only steps and measurements move."""
+    """Sets the duration of an epoch, a step and the encoding, with a clock that only steps and measurements advance."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.epoch = EPOCH
         self.step = 0.0
-        self.encodings = [ENCODING]  # as measured, one after the other; the last one from then on
+        self.encodings = [ENCODING]  # as measured, one after another; the last one is repeated
         self.restart()
         self._monkeypatch = monkeypatch
         real_time, call = time.time, deadline.DeadlinePolicy.after_step
@@ -82,14 +82,14 @@ class Machine:
         monkeypatch.setattr(deadline, "_encoding_seconds", self._encoding)
 
     def steps_take(self, seconds: float) -> None:
-        """Let each step take so long, and nothing else any time."""
+        """Let each step take this long, and everything else no time."""
         start = time.time()
         self.step = seconds
         self._now = lambda: start + self._passed
         self._monkeypatch.setattr(time, "time", self._now)
 
     def restart(self) -> None:
-        """Begin to count and to measure time again, before another run."""
+        """Reset counts and clock before another run."""
         self.n_measured = 0
         self.n_steps = 0
         self._passed = 0.0
@@ -99,13 +99,13 @@ class Machine:
         return self.encodings[min(self.n_measured, len(self.encodings)) - 1]
 
     def flags(self, n_epochs: float, *more: str) -> list[str]:
-        """By which about so many epochs fit; the first of them really takes no time."""
+        """Return flags of a deadline that allows about `n_epochs` epochs; the first one takes no time."""
         reserve = deadline.reserved_seconds(ENCODING, single_file=False)
         seconds = reserve + (n_epochs - 1) * self.epoch / 0.9
         return [*MANY, "--max-hours", repr(seconds / 3600), *more]
 
     def hours(self, n_epochs: float, *more: str) -> list[str]:
-        """Flags that leave the time for so many epochs before the encoding, as it really is."""
+        """Return flags that leave time for `n_epochs` epochs before the actual encoding."""
         seconds = deadline.reserved_seconds(ENCODING, single_file=False) + n_epochs * self.epoch
         return [*MANY, *SHORT, "--max-hours", repr(seconds / 3600), *more]
 
@@ -122,16 +122,16 @@ def training_of(output: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_deadline_equals_a_run_of_the_epochs_that_fit(
-    night: Night, tmp_path: Path, machine: Machine, caplog: pytest.LogCaptureFixture
+    workspace: Workspace, tmp_path: Path, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
     for n_epochs in (2, 3, 7):
         out, other = tmp_path / f"by{n_epochs}", tmp_path / f"of{n_epochs}"
         with case(n_epochs):
-            assert night.run(out, *machine.flags(n_epochs + 0.5)) == 0
-            assert night.run(other, "--epochs", str(n_epochs), "--patience", "0") == 0
+            assert workspace.run(out, *machine.flags(n_epochs + 0.5)) == 0
+            assert workspace.run(other, "--epochs", str(n_epochs), "--patience", "0") == 0
             assert features_of(out) == features_of(other)
-            told = training_of(out)
-            assert (told["deadline"]["n_epochs"], told["deadline"]["of"]) == (n_epochs, 8)
+            chosen = training_of(out)["deadline"]
+            assert (chosen["n_epochs"], chosen["of"]) == (n_epochs, 8)
             costs = [[line["cost"] for line in training_of(each)["history"]] for each in (out, other)]
             assert costs[0] == costs[1]
             words = read_manifest(out)["summary"]["gave_up"]
@@ -140,31 +140,31 @@ def test_a_deadline_equals_a_run_of_the_epochs_that_fit(
             assert words in (out / "run.log").read_text()
 
 
-def test_a_late_deadline_keeps_all_epochs(night: Night, out: Path, machine: Machine) -> None:
-    assert night.run(out, *machine.flags(100)) == 0
+def test_a_late_deadline_keeps_all_epochs(workspace: Workspace, out: Path, machine: Machine) -> None:
+    assert workspace.run(out, *machine.flags(100)) == 0
     assert training_of(out)["deadline"]["n_epochs"] == len(training_of(out)["history"]) == 8
     assert read_manifest(out)["summary"]["gave_up"] == ""
 
 
 @pytest.mark.slow
 def test_an_interrupted_run_keeps_its_epochs_and_its_deadline(
-    night: Night, tmp_path: Path, machine: Machine, caplog: pytest.LogCaptureFixture
+    workspace: Workspace, tmp_path: Path, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = tmp_path / "expected"
-    assert night.run(expected, *machine.flags(3.5)) == 0
+    assert workspace.run(expected, *machine.flags(3.5)) == 0
     ends_by = None
-    for n_steps in range(4, 9):  # the first of them is the one in which it is decided
+    for n_steps in range(4, 9):  # the first one is in the epoch in which the number is determined
         out = tmp_path / str(n_steps)
         machine.epoch = EPOCH
         flags = machine.flags(3.5)
         with case(n_steps):
-            assert night.run(out, *flags, *STEPS, disk=Stopping("commits/checkpoint", n_steps)) == 74
-            told = make_plan(parse(night.arguments(out, *flags), os.environ, ""), lambda words: None)
-            assert "of 3 epochs" in told.earlier["training"]
-            assert float(told.stages[2].what.split()[0]) <= 3
-            machine.epoch = 1.0  # by which many would fit now
+            assert workspace.run(out, *flags, *STEPS, disk=FullDisk("commits/checkpoint", n_steps)) == 74
+            plan = make_plan(parse(workspace.arguments(out, *flags), os.environ, ""), lambda words: None)
+            assert "of 3 epochs" in plan.earlier["training"]
+            assert float(plan.stages[2].what.split()[0]) <= 3
+            machine.epoch = 1.0  # allows many epochs now
             caplog.clear()
-            assert night.run(out, *flags, *STEPS) == 0
+            assert workspace.run(out, *flags, *STEPS) == 0
             assert resumed_step(caplog.text) is not None
             assert "deadline: " not in caplog.text
             assert features_of(out) == features_of(expected)
@@ -174,67 +174,67 @@ def test_an_interrupted_run_keeps_its_epochs_and_its_deadline(
 
 @each("kind", ["run.json", "commits/scan"])
 def test_max_hours_count_from_the_first_start(
-    night: Night, out: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, kind: str
+    workspace: Workspace, out: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    out, now, flags, before = night.folder / f"of{len(kind)}", time.time, machine.flags(100), time.time()
+    out, now, flags, before = workspace.folder / f"of{len(kind)}", time.time, machine.flags(100), time.time()
     seconds = 3600 * float(flags[flags.index("--max-hours") + 1])
-    assert night.run(out, *flags, disk=Stopping(kind, 1)) == 74
+    assert workspace.run(out, *flags, disk=FullDisk(kind, 1)) == 74
     monkeypatch.setattr(time, "time", lambda: now() + seconds / 2)
-    told = make_plan(parse(night.arguments(out, *flags), os.environ, ""), lambda words: None)
-    assert any(in_words(before + seconds + later) in told.stages[2].what for later in (0, 60))  # to the minute
-    assert night.run(out, *flags) == 0
+    plan = make_plan(parse(workspace.arguments(out, *flags), os.environ, ""), lambda words: None)
+    assert any(in_words(before + seconds + later) in plan.stages[2].what for later in (0, 60))  # to the minute
+    assert workspace.run(out, *flags) == 0
     ends_by = datetime.fromisoformat(training_of(out)["deadline"]["ends_by"]).timestamp()
     assert before - 1 <= ends_by - seconds < before + seconds / 4
 
 
-def test_a_changed_deadline_replaces_the_earlier_one(night: Night, out: Path, machine: Machine) -> None:
-    assert night.run(out, *machine.flags(100), disk=Stopping("commits/scan", 1)) == 74
-    assert night.run(out, *machine.flags(200)) == 0
+def test_a_changed_deadline_replaces_the_earlier_one(workspace: Workspace, out: Path, machine: Machine) -> None:
+    assert workspace.run(out, *machine.flags(100), disk=FullDisk("commits/scan", 1)) == 74
+    assert workspace.run(out, *machine.flags(200)) == 0
     ends_by = datetime.fromisoformat(training_of(out)["deadline"]["ends_by"]).timestamp()
     assert ends_by > time.time() + 150 * EPOCH
 
 
 def test_restarting_renews_the_deadline(
-    night: Night, out: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, out: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, flags = time.time, machine.flags(100)
-    assert night.run(out, *flags, disk=Stopping("commits/scan", 1)) == 74
+    assert workspace.run(out, *flags, disk=FullDisk("commits/scan", 1)) == 74
     monkeypatch.setattr(time, "time", lambda: now() + 1000)
-    assert night.run(out, *flags, "--restart") == 0
+    assert workspace.run(out, *flags, "--restart") == 0
     ends_by = datetime.fromisoformat(training_of(out)["deadline"]["ends_by"]).timestamp()
     assert ends_by > now() + 999 + 3600 * float(flags[flags.index("--max-hours") + 1]) - 60
 
 
 def test_a_deadline_that_has_passed_is_renewed(
-    night: Night, out: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    workspace: Workspace, out: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     flags = machine.flags(3.5)
-    assert night.run(out, *flags, *STEPS, disk=Stopping("commits/checkpoint", 5)) == 74
+    assert workspace.run(out, *flags, *STEPS, disk=FullDisk("commits/checkpoint", 5)) == 74
     now, day = time.time, 86400
     monkeypatch.setattr(time, "time", lambda: now() + day)
-    assert night.run(out, *flags, *STEPS) == 0
+    assert workspace.run(out, *flags, *STEPS) == 0
     assert any(record.levelname == "WARNING" and "deadline: " in record.getMessage() for record in caplog.records)
     assert training_of(out)["deadline"]["n_epochs"] == 3
 
 
 def test_epochs_slower_than_estimated_become_fewer(
-    night: Night, out: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    workspace: Workspace, out: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def slower(training: Any) -> float:
         return EPOCH if training.state.epoch < 2 else 2 * EPOCH
 
     flags = machine.flags(5.5)
     monkeypatch.setattr(deadline, "_epoch_seconds", slower)
-    assert night.run(out, *flags) == 0
+    assert workspace.run(out, *flags) == 0
     assert any(record.levelname == "WARNING" and "deadline: " in record.getMessage() for record in caplog.records)
     assert 2 < len(training_of(out)["history"]) < 5
 
 
 def test_a_part_of_the_first_epoch_is_trained(
-    night: Night, out: Path, machine: Machine, caplog: pytest.LogCaptureFixture
+    workspace: Workspace, out: Path, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
     machine.steps_take(EPOCH / STEPS_PER_EPOCH)
-    assert night.run(out, *machine.hours(0.55)) == 0
+    assert workspace.run(out, *machine.hours(0.55)) == 0
     facts = training_of(out)
     assert machine.n_steps == 6
     assert facts["deadline"]["last_epoch_part"] == 6 / STEPS_PER_EPOCH
@@ -245,7 +245,7 @@ def test_a_part_of_the_first_epoch_is_trained(
 
 
 def test_progress_never_exceeds_its_total(
-    night: Night, out: Path, machine: Machine, caplog: pytest.LogCaptureFixture
+    workspace: Workspace, out: Path, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "pipeline")
     machine.steps_take(EPOCH / STEPS_PER_EPOCH)
@@ -253,7 +253,7 @@ def test_progress_never_exceeds_its_total(
         caplog.clear()
         machine.restart()
         with case(n_epochs):
-            assert night.run(out, *machine.hours(n_epochs), "--restart") == 0
+            assert workspace.run(out, *machine.hours(n_epochs), "--restart") == 0
             lines = [record.getMessage() for record in caplog.records if " rows" in record.getMessage()]
             counts = [re.search(r"training: (\d+)/(\d+) rows,.* epoch (\d+)/(\d+)", line) for line in lines]
             (found,) = filter(None, counts)
@@ -261,63 +261,67 @@ def test_progress_never_exceeds_its_total(
             assert int(found[3]) <= int(found[4])
 
 
-def test_the_same_steps_give_the_same_features(night: Night, tmp_path: Path, machine: Machine) -> None:
+def test_the_same_steps_give_the_same_features(workspace: Workspace, tmp_path: Path, machine: Machine) -> None:
     machine.steps_take(EPOCH / STEPS_PER_EPOCH)
-    made = [tmp_path / str(number) for number in range(2)]
-    for out in made:
+    outputs = [tmp_path / str(number) for number in range(2)]
+    for out in outputs:
         machine.restart()
-        assert night.run(out, *machine.hours(0.55)) == 0
+        assert workspace.run(out, *machine.hours(0.55)) == 0
     shorter = tmp_path / "shorter"
     machine.restart()
-    assert night.run(shorter, *machine.hours(0.35)) == 0
-    assert features_of(made[0]) == features_of(made[1]) != features_of(shorter)
+    assert workspace.run(shorter, *machine.hours(0.35)) == 0
+    assert features_of(outputs[0]) == features_of(outputs[1]) != features_of(shorter)
 
 
 @pytest.mark.slow
-def test_a_resumed_run_ends_training_at_the_same_step(night: Night, tmp_path: Path, machine: Machine) -> None:
+def test_a_resumed_run_ends_training_at_the_same_step(workspace: Workspace, tmp_path: Path, machine: Machine) -> None:
     machine.steps_take(EPOCH / STEPS_PER_EPOCH)
     flags = machine.hours(0.55, *STEPS)
     expected = tmp_path / "expected"
-    assert night.run(expected, *flags) == 0
-    for n_commits in range(1, 7):  # of each step; the last one is that of the end
+    assert workspace.run(expected, *flags) == 0
+    for n_commits in range(1, 7):  # for each step; the last one is that at the end
         out = tmp_path / str(n_commits)
         machine.restart()
         with case(n_commits):
-            assert night.run(out, *flags, disk=Stopping("commits/checkpoint", n_commits)) == 74
-            assert night.run(out, *flags) == 0
+            assert workspace.run(out, *flags, disk=FullDisk("commits/checkpoint", n_commits)) == 74
+            assert workspace.run(out, *flags) == 0
             assert training_of(out)["history"][0]["cost"] == training_of(expected)["history"][0]["cost"]
             assert training_of(out)["deadline"]["last_epoch_part"] == 6 / STEPS_PER_EPOCH
             assert features_of(out) == features_of(expected)
 
 
-def test_a_deadline_can_end_training_within_an_epoch(night: Night, out: Path, machine: Machine) -> None:
-    machine.steps_take(15.0)  # so that 11 of them take longer than an epoch is said to take
-    assert night.run(out, *machine.hours(1.55)) == 0
+def test_a_deadline_can_end_training_within_an_epoch(workspace: Workspace, out: Path, machine: Machine) -> None:
+    machine.steps_take(15.0)  # so that 11 of them take longer than the assumed duration of an epoch
+    assert workspace.run(out, *machine.hours(1.55)) == 0
     facts = training_of(out)
     assert facts["deadline"]["n_epochs"] == len(facts["history"]) == 1
     assert machine.n_steps == 10
     assert facts["deadline"]["last_epoch_part"] == 10 / STEPS_PER_EPOCH
 
 
-def test_one_disturbed_measurement_of_the_encoding_is_corrected(night: Night, out: Path, machine: Machine) -> None:
+def test_one_disturbed_measurement_of_the_encoding_is_corrected(
+    workspace: Workspace, out: Path, machine: Machine
+) -> None:
     machine.steps_take(EPOCH / STEPS_PER_EPOCH)
     machine.encodings = [20 * ENCODING, ENCODING]
-    assert night.run(out, *machine.hours(4.5)) == 0
+    assert workspace.run(out, *machine.hours(4.5)) == 0
     assert training_of(out)["deadline"]["n_epochs"] >= 3
     assert training_of(out)["deadline"]["reserved_seconds"] == deadline.reserved_seconds(ENCODING, single_file=False)
 
 
-def test_a_training_that_ends_early_measures_the_encoding_again(night: Night, out: Path, machine: Machine) -> None:
+def test_a_training_that_ends_early_measures_the_encoding_again(
+    workspace: Workspace, out: Path, machine: Machine
+) -> None:
     machine.steps_take(EPOCH / STEPS_PER_EPOCH)
-    machine.encodings = [ENCODING + EPOCH / 2, ENCODING + EPOCH / 2, ENCODING]  # a cold start that lasts
-    assert night.run(out, *machine.hours(0.95)) == 0
+    machine.encodings = [ENCODING + EPOCH / 2, ENCODING + EPOCH / 2, ENCODING]  # a slow start that lasts
+    assert workspace.run(out, *machine.hours(0.95)) == 0
     assert machine.n_steps == 10
 
 
-def test_a_training_without_time_ends_after_one_step(night: Night, out: Path, machine: Machine) -> None:
+def test_a_training_without_time_ends_after_one_step(workspace: Workspace, out: Path, machine: Machine) -> None:
     for n_features in ("2", "3"):
         machine.restart()
-        assert night.run(out / n_features, *MANY, "--max-hours", "1e-7", "--n-features", n_features) == 0
+        assert workspace.run(out / n_features, *MANY, "--max-hours", "1e-7", "--n-features", n_features) == 0
         facts = training_of(out / n_features)
         assert machine.n_steps == 1
         assert (len(facts["history"]), facts["deadline"]["n_epochs"]) == (1, 1)
@@ -325,26 +329,26 @@ def test_a_training_without_time_ends_after_one_step(night: Night, out: Path, ma
 
 
 def test_a_run_that_misses_its_deadline_causes_a_warning(
-    night: Night, out: Path, tmp_path: Path, machine: Machine, caplog: pytest.LogCaptureFixture
+    workspace: Workspace, out: Path, tmp_path: Path, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert night.run(out, *MANY, "--max-hours", "1e-7") == 0
+    assert workspace.run(out, *MANY, "--max-hours", "1e-7") == 0
     assert any(record.levelname == "WARNING" and "deadline: " in record.getMessage() for record in caplog.records)
     caplog.clear()
-    given = ["--model", str(out), "--max-hours", "1e-7"]
-    assert night.run(tmp_path / "more", *given) == 0
+    options = ["--model", str(out), "--max-hours", "1e-7"]
+    assert workspace.run(tmp_path / "more", *options) == 0
     assert any(record.levelname == "WARNING" and "deadline: " in record.getMessage() for record in caplog.records)
 
 
-def test_a_date_in_the_past_is_refused(night: Night, out: Path) -> None:
-    assert night.run(out, "--finish-by", "2020-01-31 06:00") == 78
+def test_a_date_in_the_past_is_refused(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out, "--finish-by", "2020-01-31 06:00") == 78
     assert not out.exists()
 
 
-def test_results_with_a_deadline_differ_from_results_without(night: Night, out: Path, machine: Machine) -> None:
+def test_results_with_a_deadline_differ_from_results_without(workspace: Workspace, out: Path, machine: Machine) -> None:
     flags = machine.flags(3.5)
-    assert night.run(out, *flags) == 0
-    assert night.run(out, *MANY) == 78
-    assert night.run(out, *machine.flags(6.5)) == 0  # of another time: what has been decided stands
+    assert workspace.run(out, *flags) == 0
+    assert workspace.run(out, *MANY) == 78
+    assert workspace.run(out, *machine.flags(6.5)) == 0  # of another deadline: the earlier decision is kept
     assert len(training_of(out)["history"]) == 3
-    assert night.run(out, *MANY, "--overwrite") == 0
+    assert workspace.run(out, *MANY, "--overwrite") == 0
     assert len(training_of(out)["history"]) == 8

@@ -1,4 +1,4 @@
-"""A device that runs out of memory, or is lost, ends a run that the same command goes on with: by one that pretends."""
+"""Tests of a simulated device that runs out of memory or is lost: the run ends, and the same command resumes it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.interruptions import STEPS
 from tests.support.logged import mentions, resumed_step
-from tests.support.nights import STEPS
-from tests.support.standin import Night, features_of
+from tests.support.standin import Workspace, features_of
 
 NO_MEMORY = "b'cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY: out of memory'"
 LOST = "gpuarray error: cuLaunchKernel: CUDA_ERROR_ECC_UNCORRECTABLE: uncorrectable ECC error encountered"
 
 
 class Device:
-    """Fails as pygpu does at its Nth call, and at every one behind it, until it is mended."""
+    """Device that fails like pygpu at its Nth call and at every later one, until it is repaired."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
         self._monkeypatch, (self._module, self._name, self._call) = monkeypatch, where.split()
@@ -33,10 +33,10 @@ class Device:
             return call(*arguments, **named)
 
         self._monkeypatch.setattr(kind, self._call, failing)
-        self._mended = call
+        self._original = call
 
-    def mend(self) -> None:
-        self._monkeypatch.setattr(getattr(sys.modules[self._module], self._name), self._call, self._mended)
+    def repair(self) -> None:
+        self._monkeypatch.setattr(getattr(sys.modules[self._module], self._name), self._call, self._original)
 
 
 IN_TRAINING = "kernels.step TrainingStep take_one"
@@ -44,27 +44,27 @@ IN_ENCODING = "kernels.autoencoder Autoencoder encode_checked"
 
 
 def test_training_resumes_after_device_memory_ran_out(
-    night: Night,
+    workspace: Workspace,
     out: Path,
     expected: Callable[..., bytes],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Smaller minibatches would make another model: they are left to whoever asks for them."""
+    """Smaller minibatches would give another model, so only a user may choose them."""
     device = Device(monkeypatch, IN_TRAINING)
     device.fail(3, NO_MEMORY)
-    assert night.run(out, *STEPS) == 69
+    assert workspace.run(out, *STEPS) == 69
     assert mentions(caplog.text, "DeviceError", NO_MEMORY, "--device-memory-budget", "--batch-size")
     assert mentions(caplog.records[-1].message, "0 of 2", 3)
-    device.mend()
-    assert night.run(out, *STEPS) == 0
+    device.repair()
+    assert workspace.run(out, *STEPS) == 0
     assert resumed_step(caplog.text) == 3
     assert features_of(out) == expected()
 
 
 @pytest.mark.parametrize(("where", "n_calls"), [(IN_TRAINING, 1), (IN_TRAINING, 3), (IN_ENCODING, 1)])
 def test_a_run_resumes_after_losing_its_device(
-    night: Night,
+    workspace: Workspace,
     out: Path,
     expected: Callable[..., bytes],
     caplog: pytest.LogCaptureFixture,
@@ -74,10 +74,10 @@ def test_a_run_resumes_after_losing_its_device(
 ) -> None:
     device = Device(monkeypatch, where)
     device.fail(n_calls, LOST)
-    assert night.run(out, *STEPS) == 75
+    assert workspace.run(out, *STEPS) == 75
     assert mentions(caplog.text, "DeviceLost", LOST)
-    device.mend()
+    device.repair()
     caplog.clear()
-    assert night.run(out, *STEPS) == 0
+    assert workspace.run(out, *STEPS) == 0
     assert resumed_step(caplog.text) == (n_calls if where == IN_TRAINING else None)
     assert features_of(out) == expected()

@@ -1,4 +1,4 @@
-"""A training that diverges keeps its last good weights."""
+"""Tests of a training that diverges: it keeps its last good weights."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import pytest
 
 from pipeline.model import load_model
 from tests.support import standin
-from tests.support.logged import mentions, resumed_step
-from tests.support.spoilt import (
+from tests.support.bad_shards import (
     Shards,
     check,
     errors,
 )
+from tests.support.logged import mentions, resumed_step
 
 pytestmark = pytest.mark.process
 
 
 class Bursting(standin.TrainingStep):
-    """Takes wild steps when the schedule lets its rate fall below a half, and not on its way up in steps of 0.01."""
+    """Takes huge steps while the schedule reduces its rate below a half, but not while the rate rises."""
 
     def take_one(self, minibatch: np.ndarray, learning_rate: float, with_cost: bool) -> float | None:
         rate = 1e9 if 0.041 < learning_rate < 0.049 else learning_rate
@@ -31,7 +31,7 @@ class Bursting(standin.TrainingStep):
 def test_divergence_is_reproducible_and_keeps_the_last_weights(
     shards: Shards, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, late: bool, rate: str
 ) -> None:
-    """At once, and after epochs whose checkpoints the same command goes on from."""
+    """The training diverges at once, or after epochs whose checkpoints the same command resumes."""
     shards.fill(200)
     flags = ["--optimizer", "momentum", "--epochs", "6", "--learning-rate", rate, "--checkpoint-minutes", "0"]
     if late:
@@ -42,15 +42,15 @@ def test_divergence_is_reproducible_and_keeps_the_last_weights(
     for _ in range(2):
         with np.errstate(all="ignore"):
             assert shards.run(*flags) == 65
-        said = errors(caplog)
-        assert mentions(said, "TrainingDiverged", f"epoch {3 if late else 0}")
-        assert all(phrase in said for phrase in ("--learning-rate", "model-last-good.h5"))
+        message = errors(caplog)
+        assert mentions(message, "TrainingDiverged", f"epoch {3 if late else 0}")
+        assert all(phrase in message for phrase in ("--learning-rate", "model-last-good.h5"))
         assert not (shards.output / "manifest.json").exists()
         stopped = load_model(shards.output / "model-last-good.h5")
         assert all(np.isfinite(array).all() for array in stopped.parameters.values())
-        found.append((said, stopped.fingerprint))
+        found.append((message, stopped.fingerprint))
     assert found[0] == found[1]
     assert resumed_step(caplog.text) is not None
-    assert shards.run() == 0, "other settings begin anew"
+    assert shards.run() == 0, "other settings start over"
     assert not (shards.output / "model-last-good.h5").exists()
     check(shards.output, shards.arrays, [])

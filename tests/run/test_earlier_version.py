@@ -1,8 +1,8 @@
-"""Output directories that version 0.1.0 left: a finished one is complete, an unfinished one is resumed in any stage.
+"""Tests of output directories of version 0.1.0: a finished one is complete, an unfinished one is resumed in any stage.
 
-`version_0.1.0.tar.xz` holds shards of `tests.support.standin` and output directories of runs over them, without locks
-and logs: one that finished, and one each that was killed after the scan, in training, in encoding, and while it
-published.
+`version_0.1.0.tar.xz` contains shards of `tests.support.standin` and output directories of runs over them, without
+locks and logs: one that finished, and one each that was killed after the scan, in training, in encoding, and during
+publication.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import pytest
 
 from pipeline.features import open_features
 from pipeline.run import fingerprints
-from tests.support.faulty import Watched
+from tests.support.faulty import RecordingDisk
 from tests.support.logged import COMPLETE, mentions, resumed_step, resumes_encoding, reuses
-from tests.support.soak_protocol import broken_promises, leftovers, records, seen_by_all
-from tests.support.standin import Night, features_of, install
+from tests.support.soak_protocol import invalid_entries, leftovers, records, run_seen_by_readers
+from tests.support.standin import Workspace, features_of, install
 
 STEPS = ("--checkpoint-minutes", "0")
 
-# The stages whose results are reused, by the directory.
+# Stages whose results are reused, by directory.
 REUSED = {
     "scanned": ["scan"],
     "training": ["scan"],
@@ -34,44 +34,44 @@ REUSED = {
 
 
 @pytest.fixture
-def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Night:
-    """Shards, and next to them what runs of version 0.1.0 left."""
+def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """Extract the shards and the output directories of version 0.1.0 next to them."""
     install(monkeypatch)
-    runs = Night(tmp_path)
+    runs = Workspace(tmp_path)
     with tarfile.open(Path(__file__).with_name("version_0.1.0.tar.xz")) as archive:
         archive.extractall(tmp_path, filter="data")
     for path in runs.shards.iterdir():
         os.utime(path, ns=(0, 10**18))
     request = json.loads((tmp_path / "finished" / "run.json").read_text())
     versions = request["training"]["versions"]
-    monkeypatch.setattr(fingerprints, "version", versions.get)  # other libraries would train another model
+    monkeypatch.setattr(fingerprints, "version", versions.get)  # other versions of libraries would train another model
     return runs
 
 
 @pytest.mark.process
-def test_a_finished_run_is_complete_and_unchanged(earlier: Night) -> None:
+def test_a_finished_run_is_complete_and_unchanged(earlier: Workspace) -> None:
     output = earlier.folder / "finished"
     features = open_features(output).features.compute()
     assert features.shape == (55, 2)
     assert np.isfinite(features).all()
     bits = features_of(output)
     assert earlier.run(output, *STEPS) == 0  # notes that the shards were copied, which changes their ctime
-    watched = Watched()
-    assert earlier.run(output, *STEPS, disk=watched) == 0
-    assert watched.calls == []
+    recording = RecordingDisk()
+    assert earlier.run(output, *STEPS, disk=recording) == 0
+    assert recording.calls == []
     assert features_of(output) == bits
     assert mentions((output / "run.log").read_text(), COMPLETE, 55, 4, 2)
 
 
-def test_a_finished_run_can_be_replaced(earlier: Night) -> None:
+def test_a_finished_run_can_be_replaced(earlier: Workspace) -> None:
     output = earlier.folder / "finished"
     assert earlier.run(output, *STEPS, "--seed", "1", "--overwrite") == 0
-    assert seen_by_all(output) is not None
-    assert broken_promises(output) == leftovers(output) == []
+    assert run_seen_by_readers(output) is not None
+    assert invalid_entries(output) == leftovers(output) == []
 
 
 @pytest.mark.parametrize("stage", REUSED)
-def test_an_unfinished_run_is_resumed(earlier: Night, stage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unfinished_run_is_resumed(earlier: Workspace, stage: str, caplog: pytest.LogCaptureFixture) -> None:
     output = earlier.folder / stage
     before = {record["entry"]["file"] for record in records(output)}
     assert earlier.run(output, *STEPS) == 0
@@ -82,13 +82,13 @@ def test_an_unfinished_run_is_resumed(earlier: Night, stage: str, caplog: pytest
     if stage in ("encoding", "finishing"):
         assert before <= {record["entry"]["file"] for record in records(output)}
 
-    assert broken_promises(output) == leftovers(output) == []
+    assert invalid_entries(output) == leftovers(output) == []
     found = open_features(output).features.compute()
     expected = open_features(earlier.folder / "finished").features.compute()
-    np.testing.assert_allclose(found, expected, rtol=1e-5)  # another processor may round otherwise
+    np.testing.assert_allclose(found, expected, rtol=1e-5)  # another processor may round differently
 
     bits = features_of(output)
-    watched = Watched()
-    assert earlier.run(output, *STEPS, disk=watched) == 0
-    assert watched.calls == []
+    recording = RecordingDisk()
+    assert earlier.run(output, *STEPS, disk=recording) == 0
+    assert recording.calls == []
     assert features_of(output) == bits

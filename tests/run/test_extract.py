@@ -1,4 +1,4 @@
-"""The program, end to end on the CPU: the same rows give the same features, whatever the way."""
+"""Tests of the whole program on the CPU: the same rows give the same features in every way."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ QUICK = ["--epochs", "3", "--n-features", "5"]
 
 
 def rows(n_rows: int, n_inputs: int = 12, dtype: Any = np.float32, seed: int = 1) -> np.ndarray:
-    """Rows with something to learn: three directions and a little noise."""
+    """Return rows with structure to learn: three directions and a little noise."""
     rng = np.random.default_rng(seed)
     found = rng.normal(size=(n_rows, 3)) @ rng.normal(size=(3, n_inputs)) + 0.1 * rng.normal(size=(n_rows, n_inputs))
     return (20 * found + 100).clip(0, 255).astype(dtype)
@@ -36,7 +36,7 @@ def rows(n_rows: int, n_inputs: int = 12, dtype: Any = np.float32, seed: int = 1
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Two shards, longer than a tile of the encoder, with labels."""
+    """Write two shards, longer than a tile of the encoder, with labels."""
     folder = tmp_path / "shards"
     folder.mkdir()
     x = rows(3500)
@@ -73,7 +73,7 @@ def test_streamed_and_resident_rows_give_equal_features(tmp_path: Path, caplog: 
     folder.mkdir()
     for i in range(3):
         write_shard(folder / f"{i}.h5", x[2000 * i : 2000 * (i + 1)])
-    window = ["--shuffle-window", "1MiB", "--hidden", "64", "--start", "random"]  # what both budgets hold alike
+    window = ["--shuffle-window", "1MiB", "--hidden", "64", "--start", "random"]  # sizes that fit into both budgets
     resident = features(folder, tmp_path / "a", *window)
     assert "rows in memory" in caplog.text
     streamed = features(folder, tmp_path / "b", *window, "--memory-budget", "16MiB")
@@ -81,13 +81,15 @@ def test_streamed_and_resident_rows_give_equal_features(tmp_path: Path, caplog: 
     assert resident.tobytes() == streamed.tobytes()
 
 
-@pytest.mark.parametrize("how", [{"chunks": (100, 5), "compression": "gzip"}, {"compression": "lzf", "shuffle": True}])
-def test_the_storage_of_rows_does_not_change_a_bit(shards: Path, tmp_path: Path, how: dict) -> None:
+@pytest.mark.parametrize(
+    "options", [{"chunks": (100, 5), "compression": "gzip"}, {"compression": "lzf", "shuffle": True}]
+)
+def test_the_storage_of_rows_does_not_change_a_bit(shards: Path, tmp_path: Path, options: dict) -> None:
     stored = tmp_path / "stored"
     stored.mkdir()
     for path in shards.iterdir():
         with h5py.File(path) as file:
-            write_shard(stored / path.name, file["X"][:], extras={"y": file["y"][:]}, **how)
+            write_shard(stored / path.name, file["X"][:], extras={"y": file["y"][:]}, **options)
     assert features(shards, tmp_path / "a").tobytes() == features(stored, tmp_path / "b").tobytes()
 
 
@@ -104,7 +106,7 @@ def test_features_can_be_the_input_of_a_run(shards: Path, tmp_path: Path) -> Non
     assert again.shape == (3500, 2)
 
 
-# -- the right features ------------------------------------------------------------------------------------------
+# -- correct features --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "float64", "int64"])
@@ -180,8 +182,8 @@ def test_divergence_keeps_the_last_good_weights(shards: Path, tmp_path: Path, ca
     rate = ["--optimizer", "momentum", "--learning-rate", "1e6", "--schedule", "constant"]
     assert main(["--input", str(shards), "--output", str(out), *QUICK, *rate]) == 65
     assert mentions(caplog.text, "TrainingDiverged", "epoch 0")
-    kept = load_model(out / "model-last-good.h5").parameters
-    assert all(np.isfinite(array).all() for array in kept.values())
+    last_good = load_model(out / "model-last-good.h5").parameters
+    assert all(np.isfinite(array).all() for array in last_good.values())
     assert not (out / "manifest.json").exists()
 
 
@@ -195,7 +197,7 @@ def test_results_are_only_replaced_with_overwrite(
     first = features(shards, out)
     assert main(["--input", str(shards), "--output", str(out), *QUICK, "--seed", "3"]) == 78
     assert mentions(caplog.text, f"output={out}", "seed 0 -> 3", "--overwrite")
-    assert np.array_equal(open_features(out).features.compute(), first), "a refusal touches nothing"
+    assert np.array_equal(open_features(out).features.compute(), first), "a refused run changes nothing"
     assert not np.array_equal(features(shards, out, "--overwrite", "--seed", "3"), first)
 
 
@@ -213,7 +215,7 @@ def test_repeating_a_finished_run_changes_nothing(
 
 
 class Interrupted(Disk):
-    """A disk whose user loses patience while the second part is synced."""
+    """Disk that is interrupted by the user while the second part is synced."""
 
     n_parts = 0
 
@@ -241,7 +243,7 @@ def test_an_interrupt_exits_with_130_and_leaves_no_partial_file(
 @pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_ends_a_process_cleanly(shards: Path, tmp_path: Path, number: int) -> None:
-    """Whoever waits for the process, a shell or a scheduler of jobs, sees which signal ended it."""
+    """The shell or scheduler that waits for the process sees which signal ended it."""
     command = [sys.executable, "scripts/extract.py", "--input", str(shards), "--output", str(tmp_path / "out")]
     process = subprocess.Popen([*command, "--epochs", "1000000"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -260,6 +262,6 @@ def test_a_signal_ends_a_process_cleanly(shards: Path, tmp_path: Path, number: i
 def test_quiet_prints_only_the_summary(
     shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    features(shards, tmp_path / "out", "--quiet", "--baseline", "no")  # of which it may have to warn
+    features(shards, tmp_path / "out", "--quiet", "--baseline", "no")  # the run may have to warn about it
     assert mentions(capsys.readouterr().out, 3500, 12, 5)
     assert not caplog.records

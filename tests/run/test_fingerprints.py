@@ -1,4 +1,4 @@
-"""What a run is asked for: a changed setting touches what depends on it and nothing else, and is named."""
+"""Tests of fingerprints: a changed setting invalidates only the stages that depend on it, and is named."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ def fingerprints(found: Request) -> dict[str, str]:
 
 
 def touched(now: Request, before: Request | None = None) -> set[str]:
-    """Stages whose results two requests do not share."""
+    """Return the stages whose results two requests do not share."""
     old, new = fingerprints(before or request()), fingerprints(now)
     return {stage for stage in STAGES if old[stage] != new[stage]}
 
 
 def plain(found: Request) -> dict[str, Any]:
-    """As it comes back from a file."""
+    """Return a request as it is read from a file."""
     return json.loads(json.dumps(asdict(found)))
 
 
-# -- what depends on what ----------------------------------------------------------------------------------------
+# -- dependences -------------------------------------------------------------------------------------------------
 
 
 def test_equal_requests_have_equal_fingerprints() -> None:
@@ -86,7 +86,7 @@ TOUCHED: list[tuple[dict[str, Any], set[str]]] = [
     ({"corruption": 0.25}, {"model", "all"}),
     ({"weight_decay": 0.01}, {"model", "all"}),
     ({"epochs": 21}, {"model", "all"}),
-    ({"replicas": 2}, set()),  # of which each would take too few steps
+    ({"replicas": 2}, set()),  # each of them would take too few steps
     ({"batch_size": 17}, {"model", "all"}),
     ({"optimizer": "momentum"}, {"model", "all"}),
     ({"learning_rate": 0.2}, {"model", "all"}),
@@ -120,7 +120,7 @@ TOUCHED: list[tuple[dict[str, Any], set[str]]] = [
 
 
 def test_a_setting_changes_the_stages_that_depend_on_it() -> None:
-    """The features depend on the training by the model itself, whose fingerprint is held here."""
+    """The features depend on the training through the model, whose fingerprint is constant here."""
     for change, expected in TOUCHED:
         assert touched(request(CONFIG.changed(**change))) == expected, change
 
@@ -129,7 +129,7 @@ AFFECTED = {"scan": set(STAGES), "model": {"model", "all"}, "features": {"featur
 
 
 def other_value(setting: Setting) -> Any:
-    """A value that a setting does not have in CONFIG."""
+    """Return a value that differs from the setting's value in CONFIG."""
     now, kind = CONFIG.flat()[setting.name], setting.kind
     if kind.metavar.startswith("{") and not isinstance(now, bool):
         return next(each for each in kind.metavar.strip("{}").split(",") if each != now)
@@ -141,18 +141,18 @@ def other_value(setting: Setting) -> Any:
 
 
 def test_every_setting_changes_the_stages_that_it_declares(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is forgotten in a fingerprint would take over a result that it changes."""
-    monkeypatch.setattr(replicas, "_MIN_STEPS", 100)  # or these few rows would have one replica in any case
+    """A setting that is missing from a fingerprint would cause reuse of a result that it changes."""
+    monkeypatch.setattr(replicas, "_MIN_STEPS", 100)  # otherwise these few rows would always have one replica
     for setting in SETTINGS.values():
         affects = setting.affects
         assert affects in get_args(Affected), setting.name
-        if affects in ("inputs", "budget"):  # which count by what comes of them, and have tests of their own
+        if affects in ("inputs", "budget"):  # these count by their effect, and have tests of their own
             continue
         change = {setting.name: other_value(setting)}
         assert touched(request(CONFIG.changed(**change))) == AFFECTED.get(affects, set()), change
 
 
-BEFORE = {  # fingerprints by the version that kept lists of settings, the first sixteen digits
+BEFORE = {  # first sixteen digits of fingerprints of the version that listed settings
     "defaults": "f9202c2e3d272bc2 7657422c97e3f371 46a1f1cced7f7173 546cdb3c96a567a3",
     "training": "f9202c2e3d272bc2 681cb0edd169790a 46a1f1cced7f7173 10271c1a6d9832d9",
     "missing value": "6365c3f7351ed865 5ee2514a5f938b36 48d0d0e3e4229716 867235a4b1c6cb1f",
@@ -209,9 +209,9 @@ def test_a_memory_budget_matters_only_if_it_limits_the_rows() -> None:
 # -- inputs ------------------------------------------------------------------------------------------------------
 
 
-def changed(**how: Any) -> Callable[[tuple[Shard, ...]], tuple[Shard, ...]]:
-    """Change the second shard."""
-    return lambda shards: (shards[0], replace(shards[1], **how), shards[2])
+def changed(**options: Any) -> Callable[[tuple[Shard, ...]], tuple[Shard, ...]]:
+    """Return a function that changes the second shard."""
+    return lambda shards: (shards[0], replace(shards[1], **options), shards[2])
 
 
 INPUTS: dict[str, tuple[Callable[[tuple[Shard, ...]], tuple[Shard, ...]], str]] = {
@@ -287,7 +287,7 @@ def test_another_model_makes_other_features() -> None:
     assert words == f"model {MODEL.fingerprint} -> {other.fingerprint}"
 
 
-# -- in words ----------------------------------------------------------------------------------------------------
+# -- messages ----------------------------------------------------------------------------------------------------
 
 
 def test_equal_requests_have_no_differences() -> None:

@@ -1,4 +1,4 @@
-"""What a run says at its end."""
+"""Tests of the messages at the end of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.run.summary import Summary
 from tests.support.logged import COMPLETE, mentions
-from tests.support.standin import Night
+from tests.support.standin import Workspace
 
 SUMMARY = Summary("out", 300, 9, 4, 0, 2, "cpu (C kernels)", None, {"scan": 0.25, "encoding": 61.04})
 
@@ -40,22 +40,22 @@ def test_a_summary_lists_the_compilation_time_separately() -> None:
 
 def test_a_summary_omits_what_an_earlier_version_did_not_measure() -> None:
     before = {name: value for name, value in asdict(SUMMARY).items() if name not in ("components", "mean", "compiling")}
-    told = Summary.of_manifest({"summary": {**before, "cost": 0.5}}, "out")
-    assert mentions(str(told), "0.5")
-    assert "principal component" not in str(told)
+    restored = Summary.of_manifest({"summary": {**before, "cost": 0.5}}, "out")
+    assert mentions(str(restored), "0.5")
+    assert "principal component" not in str(restored)
 
 
 def test_the_summary_of_a_finished_run_has_its_current_path() -> None:
-    told = Summary.of_manifest({"summary": {**asdict(SUMMARY), "compiling": 18.2}, "parts": []}, "elsewhere")
-    assert told == replace(SUMMARY, output="elsewhere", seconds={}, before=True)
-    assert mentions(str(told), COMPLETE, 300, 9, 4, "elsewhere/index.h5")
+    restored = Summary.of_manifest({"summary": {**asdict(SUMMARY), "compiling": 18.2}, "parts": []}, "elsewhere")
+    assert restored == replace(SUMMARY, output="elsewhere", seconds={}, before=True)
+    assert mentions(str(restored), COMPLETE, 300, 9, 4, "elsewhere/index.h5")
 
 
 @pytest.mark.parametrize(
     ("most", "flags", "is_told"), [(36, [], True), (37, [], False), (36, ["--single-file"], False)]
 )
 def test_more_parts_than_open_files_cause_a_warning(
-    night: Night,
+    workspace: Workspace,
     out: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -63,10 +63,10 @@ def test_more_parts_than_open_files_cause_a_warning(
     flags: list[str],
     is_told: bool,
 ) -> None:
-    """For what it cannot open HDF5 gives what stands for a missing value, and no error."""
+    """HDF5 returns fill values for files that it cannot open, without an error."""
     found = resource.getrlimit
     monkeypatch.setattr(
         resource, "getrlimit", lambda which: (most, most) if which == resource.RLIMIT_NOFILE else found(which)
     )
-    assert night.run(out, *flags) == 0
+    assert workspace.run(out, *flags) == 0
     assert mentions(caplog.text, "index.h5", 5, most, "--single-file") is is_told

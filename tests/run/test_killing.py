@@ -1,4 +1,4 @@
-"""Real runs, killed: a few of the rounds that ``make soak`` takes, and proof that their checks see what is wrong."""
+"""Tests of killed real runs: a few of the rounds of ``make soak``, and tests that the checks detect faults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from tests.support.killing import Broken, Ended, Victim, features_of, rounds
+from tests.support.killing import CheckFailed, Ended, Victim, features_of, rounds
 
 pytestmark = pytest.mark.process
 
@@ -34,7 +34,7 @@ def test_a_run_killed_repeatedly_resumes_with_the_same_bits(victim: Victim, tmp_
 
 @pytest.fixture
 def output(victim: Victim, tmp_path: Path) -> Path:
-    """A finished output, to be damaged."""
+    """Return a copy of a finished output, to be damaged."""
     return Path(shutil.copytree(victim.undisturbed, tmp_path / "out", symlinks=True))
 
 
@@ -52,7 +52,7 @@ def test_the_checks_accept_an_undamaged_run(victim: Victim, output: Path) -> Non
 def test_the_checks_detect_a_truncated_file(victim: Victim, output: Path, name: str) -> None:
     path = next(output.glob(name)).resolve()
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(Broken, match="not as promised.*" + path.name):
+    with pytest.raises(CheckFailed, match="damaged results.*" + path.name):
         victim.look(killed("encoding"), output)
 
 
@@ -60,7 +60,7 @@ def test_the_checks_detect_a_truncated_file(victim: Victim, output: Path, name: 
 def test_the_checks_detect_a_truncated_record(victim: Victim, output: Path, name: str) -> None:
     path = next(output.glob(name))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(Broken, match="half"):
+    with pytest.raises(CheckFailed, match="incomplete"):
         victim.look(killed("finishing"), output)
 
 
@@ -72,10 +72,10 @@ def test_the_checks_detect_a_changed_bit_despite_valid_digests(victim: Victim, o
 
 def test_the_checks_detect_leftover_files(victim: Victim, output: Path) -> None:
     (output / "parts" / "part-000001-000000000000-x.h5.writing").touch()
-    with pytest.raises(Broken, match="left over"):
+    with pytest.raises(CheckFailed, match="unreferenced files"):
         victim.check(output)
 
 
 def test_the_checks_detect_a_run_that_was_not_killed(victim: Victim, output: Path) -> None:
-    with pytest.raises(Broken, match="exit code 70, expected to be killed"):
+    with pytest.raises(CheckFailed, match="exit code 70, expected to be killed"):
         victim.look(Ended(70, ["a fault"], {"scan": 0.0}, 0.0), output)

@@ -1,4 +1,4 @@
-"""Columns of whole numbers above 2^53, whose differences float64 loses."""
+"""Tests of integer columns above 2^53, whose differences are lost in float64."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from pipeline.settings.flags import parse
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, array_shard, with_offset
 from tests.support.cases import case
-from tests.support.standin import Night, features_of
+from tests.support.standin import Workspace, features_of
 
 LARGE = 2**60
 
 
 @pytest.fixture
-def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Night:
-    """A data set of int64 columns whose values differ by 3 at most."""
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """Return a data set of int64 columns whose values differ by at most 3."""
     from tests.support.standin import install
 
     install(monkeypatch)
     folder = tmp_path / "large"
     folder.mkdir()
-    night = Night(folder)
+    workspace = Workspace(folder)
     rng = np.random.default_rng(0)
     for i, n_rows in enumerate((20, 35)):
-        night.add_shard(f"{i}.h5", LARGE + 1 + rng.integers(0, 4, (n_rows, 4)))
-    return night
+        workspace.add_shard(f"{i}.h5", LARGE + 1 + rng.integers(0, 4, (n_rows, 4)))
+    return workspace
 
 
-def small_copy(night: Night) -> Night:
-    """The same rows, less 2^60."""
-    folder = night.folder.with_name("small")
+def small_copy(workspace: Workspace) -> Workspace:
+    """Return the same rows minus 2^60."""
+    folder = workspace.folder.with_name("small")
     folder.mkdir()
-    copy = Night(folder)
-    for path in sorted(night.shards.iterdir()):
+    copy = Workspace(folder)
+    for path in sorted(workspace.shards.iterdir()):
         with h5py.File(path) as file:
             copy.add_shard(path.name, file["X"][()] - LARGE)
     return copy
@@ -56,7 +56,7 @@ def features(output: Path) -> np.ndarray:
     return np.asarray(open_features(output).features)
 
 
-def test_large_integers_give_the_features_of_their_differences(large: Night, tmp_path: Path) -> None:
+def test_large_integers_give_the_features_of_their_differences(large: Workspace, tmp_path: Path) -> None:
     small = small_copy(large)
     for flags in ([], ["--threads", "2", "--block-rows", "5"]):
         with case(flags):
@@ -68,7 +68,7 @@ def test_large_integers_give_the_features_of_their_differences(large: Night, tmp
             assert np.ptp(features(out)[~np.isnan(features(out))]) > 0
 
 
-def test_a_model_of_large_integers_can_be_applied(large: Night, tmp_path: Path) -> None:
+def test_a_model_of_large_integers_can_be_applied(large: Workspace, tmp_path: Path) -> None:
     out = tmp_path / "out"
     again = tmp_path / "again"
     assert large.run(out) == 0
@@ -84,8 +84,8 @@ def test_a_model_of_large_integers_can_be_applied(large: Night, tmp_path: Path) 
         encoder_onnx(model)
 
 
-def test_a_resumed_run_reads_the_same_differences(large: Night, tmp_path: Path) -> None:
-    from tests.support.nights import STEPS, Stopping
+def test_a_resumed_run_reads_the_same_differences(large: Workspace, tmp_path: Path) -> None:
+    from tests.support.interruptions import STEPS, FullDisk
 
     out = tmp_path / "out"
     expected = tmp_path / "expected"
@@ -93,12 +93,12 @@ def test_a_resumed_run_reads_the_same_differences(large: Night, tmp_path: Path) 
     for kind in ("commits/scan", "commits/checkpoint", "commits/part"):
         output = out / kind.replace("/", "-")
         with case(kind):
-            assert large.run(output, *STEPS, disk=Stopping(kind, 1)) == 74
+            assert large.run(output, *STEPS, disk=FullDisk(kind, 1)) == 74
             assert large.run(output, *STEPS) == 0
             assert features_of(output) == features_of(expected)
 
 
-def test_a_plan_accepts_large_integers(large: Night, tmp_path: Path) -> None:
+def test_a_plan_accepts_large_integers(large: Workspace, tmp_path: Path) -> None:
     plan = make_plan(parse(large.arguments(tmp_path / "out"), os.environ, ""), lambda words: None)
     assert plan.problems == []
 

@@ -1,7 +1,7 @@
-"""Memory stays within the budget and a stated constant, whatever the size of the data.
+"""Tests of memory: it stays within the budget and a documented constant, for any amount of data.
 
-Sample: a budget of 40 MiB, and with TEST_CASES=all of 64 MiB, with a network that just fits it. The data are four times
-as large.
+Sample: a budget of 40 MiB, and with TEST_CASES=all of 64 MiB, with a network that just fits into it. The data are four
+times as large.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MIB = 2**20
 BUDGET = (64 if ALL_CASES else 40) * MIB
 HIDDEN = ["--hidden", "512" if ALL_CASES else "256"]
 
-# Python, NumPy, HDF5, Theano with its compiled code, and BLAS's own buffers: the README's number.
+# Memory of Python, NumPy, HDF5, Theano with its compiled code, and BLAS buffers, as in the README.
 CONSTANT = 300 * MIB
 
 CHILD = """
@@ -40,7 +40,7 @@ print(json.dumps({"code": code, "peak": 1024 * peak}))
 
 
 def peak(*flags: str) -> int:
-    """Peak resident memory, in bytes, of a run in a process of its own."""
+    """Return the peak resident memory, in bytes, of a run in a process of its own."""
     command = [sys.executable, "-c", CHILD, *flags, "--memory-budget", f"{BUDGET // MIB}MiB"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = json.loads(done.stdout.splitlines()[-1])
@@ -50,7 +50,7 @@ def peak(*flags: str) -> int:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> int:
-    """The peak of a run on next to nothing, with the same network."""
+    """Return the peak memory of a run on very little data, with the same network."""
     folder = tmp_path_factory.mktemp("small")
     source = write_shard(folder / "x.h5", numbered(100, 784, dtype=np.float32))
     return peak(*flags(source, folder / "out"), *HIDDEN)
@@ -67,12 +67,12 @@ def test_data_of_four_times_the_budget_stay_within_it(tmp_path: Path, layout: st
     assert make_data.main(["synthetic", *shape, "--output", str(tmp_path / "shards")]) == 0
     found = peak(*flags(str(tmp_path / "shards"), tmp_path / "out"), *HIDDEN)
     assert found < BUDGET + CONSTANT
-    assert found - small < BUDGET, "the constant hides nothing: what the rows add stays within the budget by itself"
+    assert found - small < BUDGET, "memory for the rows alone is within the budget"
     assert open_features(tmp_path / "out").features.shape == (rows, 64)
 
 
 def test_extras_of_four_times_the_budget_stay_within_it(tmp_path: Path) -> None:
-    """20,000 texts: extras count in the budget like rows and features."""
+    """The extras are 20,000 texts: they count in the budget like rows and features."""
     n_rows, n_bytes = 20_000, 4 * BUDGET // 20_000
     source = write_shard(tmp_path / "x.h5", np.random.default_rng(0).random((n_rows, 16), np.float32))
     with h5py.File(source, "a") as file:

@@ -1,4 +1,4 @@
-"""Two whole runs, one of which starts where the directory of the other has been moved away from."""
+"""Tests of two whole runs: the second one starts where the directory of the first one was moved away."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from tests.support.faulty import Watched, forked
-from tests.support.nights import OTHER, STEPS
-from tests.support.soak_protocol import broken_promises, leftovers, seen_by_all
-from tests.support.standin import Night, features_of
+from tests.support.faulty import RecordingDisk, forked
+from tests.support.interruptions import OTHER, STEPS
+from tests.support.soak_protocol import invalid_entries, leftovers, run_seen_by_readers
+from tests.support.standin import Workspace, features_of
 
 
-class Losing(Watched):
-    """Calls `lose` once, right before a file of this kind is named for the first time."""
+class Losing(RecordingDisk):
+    """Disk that calls `lose` once, right before the first rename of a file of this kind."""
 
     def __init__(self, kind: str, lose: Callable[[], None]) -> None:
         super().__init__()
@@ -36,41 +36,41 @@ KINDS = ["stages/scan", "commits/model", "parts/part", "commits/part", "report.j
 
 @pytest.mark.process
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_whose_directory_was_moved_stops_and_harms_no_run(night: Night, out: Path, kind: str) -> None:
+def test_a_run_whose_directory_was_moved_stops_and_harms_no_run(workspace: Workspace, out: Path, kind: str) -> None:
     old = out.with_name("old")
 
     def move_and_run() -> None:
         out.rename(old)
-        assert forked(lambda: night.run(out, *STEPS, *OTHER)) == (0, 0)
+        assert forked(lambda: workspace.run(out, *STEPS, *OTHER)) == (0, 0)
 
-    assert night.run(out, *STEPS, disk=Losing(kind, move_and_run)) == 75
-    assert seen_by_all(out) is not None
-    assert broken_promises(out) == leftovers(out) == []
-    assert night.run(out, *STEPS, *OTHER) == 0
-    assert night.run(old, *STEPS) == 0, "it can be resumed where it is now"
+    assert workspace.run(out, *STEPS, disk=Losing(kind, move_and_run)) == 75
+    assert run_seen_by_readers(out) is not None
+    assert invalid_entries(out) == leftovers(out) == []
+    assert workspace.run(out, *STEPS, *OTHER) == 0
+    assert workspace.run(old, *STEPS) == 0, "it can be resumed in the new place"
     assert features_of(old) != features_of(out)
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("kind", KINDS[2:])
-def test_a_run_whose_lock_was_replaced_stops_and_harms_no_run(night: Night, out: Path, kind: str) -> None:
+def test_a_run_whose_lock_was_replaced_stops_and_harms_no_run(workspace: Workspace, out: Path, kind: str) -> None:
     def replace_lock_and_run() -> None:
         (out / ".lock").unlink()
-        assert forked(lambda: night.run(out, *STEPS, *OTHER, "--restart")) == (0, 0)
+        assert forked(lambda: workspace.run(out, *STEPS, *OTHER, "--restart")) == (0, 0)
 
-    assert night.run(out, *STEPS, disk=Losing(kind, replace_lock_and_run)) == 75
-    assert seen_by_all(out) is not None
-    assert broken_promises(out) == []
-    assert night.run(out, *STEPS, *OTHER) == 0
+    assert workspace.run(out, *STEPS, disk=Losing(kind, replace_lock_and_run)) == 75
+    assert run_seen_by_readers(out) is not None
+    assert invalid_entries(out) == []
+    assert workspace.run(out, *STEPS, *OTHER) == 0
     assert leftovers(out) == []
 
 
 def test_a_finished_run_that_is_moved_during_verification_fails(
-    night: Night, out: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.run import resume
 
-    assert night.run(out) == 0
+    assert workspace.run(out) == 0
     check = resume.fault_of
 
     def check_and_move(*arguments: Any, **more: Any) -> str | None:
@@ -80,5 +80,5 @@ def test_a_finished_run_that_is_moved_during_verification_fails(
         return found
 
     monkeypatch.setattr(resume, "fault_of", check_and_move)
-    assert night.run(out) == 75
+    assert workspace.run(out) == 75
     assert not out.exists()

@@ -1,4 +1,4 @@
-"""A driver that is killed takes every process of its run with it, in each phase of the start."""
+"""Tests of a killed driver: all processes of its run exit, in each phase of the start."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ pytestmark = pytest.mark.process
 def test_no_child_outlives_a_killed_driver(tmp_path: Path, event: str) -> None:
     shards = write_input(tmp_path / "shards")
     with start(tmp_path / "run", shards) as run:
-        assert kill_at(run, event) == {}, run.said()
+        assert kill_at(run, event) == {}, run.output()
         if event == "all workers":
             assert list(run.temporary.glob("*scratch*")) == []

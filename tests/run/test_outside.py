@@ -1,4 +1,4 @@
-"""Rows outside the range that a given model was trained on: counted, clipped or refused."""
+"""Tests of rows outside the range of a given model: counted, clipped or refused."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 
 from pipeline.model import load_model
 from pipeline.output.records import read_manifest
-from tests.support.logged import mentions
-from tests.support.spoilt import (
+from tests.support.bad_shards import (
     KEEP,
     TOLERANT,
     Shards,
@@ -19,10 +18,11 @@ from tests.support.spoilt import (
     errors,
     quarantined,
 )
+from tests.support.logged import mentions
 
 
 def scattered(rng: np.random.Generator, size: int, dtype: Any = np.float32) -> tuple[np.ndarray, int]:
-    """Rows of which some lie outside that range, and how many."""
+    """Return rows of which some are outside that range, and how many."""
     rows = rng.uniform(-25, 25, (size, 4))
     rows[rng.random(size) < 0.3, rng.integers(4)] = rng.choice([-1e3, 31, 1e30 if dtype == np.float32 else 120])
     rows = rows.astype(dtype)

@@ -1,4 +1,4 @@
-"""The dry run: it changes nothing, and what it says of a run is what the run does."""
+"""Tests of the dry run: it changes nothing, and its statements match the actual run."""
 
 from __future__ import annotations
 
@@ -23,108 +23,110 @@ from pipeline.run.plan.words import in_words
 from pipeline.run.sample import AnonymousDisk
 from pipeline.settings.flags import parse
 from tests.support.cases import case, each
+from tests.support.interruptions import OTHER, STEPS, FullDisk
 from tests.support.logged import mentions, resumed_step, resumes_encoding, reuses
-from tests.support.nights import OTHER, STEPS, Stopping
-from tests.support.standin import Night
+from tests.support.standin import Workspace
 
 
-def planned(night: Night, output: Path, *flags: str) -> Plan:
-    return make_plan(parse(night.arguments(output, *flags), os.environ, ""), lambda words: None)
+def planned(workspace: Workspace, output: Path, *flags: str) -> Plan:
+    return make_plan(parse(workspace.arguments(output, *flags), os.environ, ""), lambda words: None)
 
 
 def content(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Every file below a folder, to the last byte and the time of its last change."""
+    """Return content and modification time of every file in a folder."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
 @pytest.mark.slow
-def test_a_plan_changes_nothing(night: Night, tmp_path: Path) -> None:
+def test_a_plan_changes_nothing(workspace: Workspace, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for state in ("nothing yet", "unfinished", "damaged", "finished"):
         if state == "unfinished":
-            assert night.run(out, *STEPS, disk=Stopping("parts/", 2)) == 74
+            assert workspace.run(out, *STEPS, disk=FullDisk("parts/", 2)) == 74
             (out / "parts/part-000000-000000000000-0123456789abcdef0123456789abcdef.h5").write_text("uncommitted")
-        elif state == "damaged":  # by which a run would begin to clear up
+        elif state == "damaged":  # a run would begin by removing it
             next((out / "commits").glob("scan-*")).write_text("no record")
         elif state == "finished":
-            assert night.run(out) == 0
+            assert workspace.run(out) == 0
         before = content(tmp_path)
         for flags in ([], OTHER, ["--restart"], ["--overwrite", *OTHER]):
             with case(state, flags):
-                assert planned(night, out, *flags).input["n_rows"] == 55
+                assert planned(workspace, out, *flags).input["n_rows"] == 55
                 assert content(tmp_path) == before
                 assert out.exists() == (state != "nothing yet")
 
 
-def test_a_plan_names_files_with_equal_rows(night: Night, tmp_path: Path) -> None:
-    assert not any("0.h5" in words for words in planned(night, tmp_path / "out").warnings)
-    shutil.copy(night.shards / "0.h5", night.shards / "copy.h5")
-    (words,) = [words for words in planned(night, tmp_path / "out").warnings if "0.h5" in words]
+def test_a_plan_names_files_with_equal_rows(workspace: Workspace, tmp_path: Path) -> None:
+    assert not any("0.h5" in words for words in planned(workspace, tmp_path / "out").warnings)
+    shutil.copy(workspace.shards / "0.h5", workspace.shards / "copy.h5")
+    (words,) = [words for words in planned(workspace, tmp_path / "out").warnings if "0.h5" in words]
     assert "copy.h5" in words
 
 
 @pytest.mark.slow
 def test_a_plan_predicts_which_results_are_reused(
-    night: Night, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    workspace: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     stops = [("commits/scan", 1), ("stages/checkpoint", 4), ("commits/model", 1), ("commits/part", 2), ("index.h5", 1)]
     for number, (kind, n_named) in enumerate(stops):
         out = tmp_path / f"out{number}"
-        assert night.run(out, *STEPS, disk=Stopping(kind, n_named)) == 74
-        told = planned(night, out, *STEPS)
+        assert workspace.run(out, *STEPS, disk=FullDisk(kind, n_named)) == 74
+        planned_run = planned(workspace, out, *STEPS)
         caplog.clear()
-        assert night.run(out, *STEPS) == 0
-        with case(kind, told=told.earlier, log=caplog.text):
-            seconds = {stage.name: stage.seconds for stage in told.stages}
+        assert workspace.run(out, *STEPS) == 0
+        with case(kind, planned_run=planned_run.earlier, log=caplog.text):
+            seconds = {stage.name: stage.seconds for stage in planned_run.stages}
             assert reuses(caplog.text, "scan") == (seconds["scan"] == 0)
             assert reuses(caplog.text, "training") == (seconds["training"] == 0)
             step = resumed_step(caplog.text)
-            assert mentions(told.earlier["training"], step) == (step is not None)
+            assert mentions(planned_run.earlier["training"], step) == (step is not None)
             goes_on = resumes_encoding(caplog.text) or kind == "index.h5"
-            assert goes_on == mentions(told.earlier["encoding"], "of 55")
-        assert planned(night, out, *STEPS).seconds == 0
+            assert goes_on == mentions(planned_run.earlier["encoding"], "of 55")
+        assert planned(workspace, out, *STEPS).seconds == 0
 
 
-def test_a_plan_names_why_each_stage_is_recomputed(night: Night, out: Path) -> None:
-    assert night.run(out) == 0
-    told = planned(night, out, "--overwrite", *OTHER)
-    assert told.problems == []
-    assert {stage.name: stage.seconds for stage in told.stages}["scan"] == 0
-    assert "seed 0 -> 1" in told.earlier["training"]
-    assert told.earlier["encoding"] == told.earlier["training"]
-    night.add_shard("9.h5", np.ones((3, 4), np.float32))
-    assert "9.h5" in planned(night, out, "--overwrite").earlier["scan"]
+def test_a_plan_names_why_each_stage_is_recomputed(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out) == 0
+    planned_run = planned(workspace, out, "--overwrite", *OTHER)
+    assert planned_run.problems == []
+    assert {stage.name: stage.seconds for stage in planned_run.stages}["scan"] == 0
+    assert "seed 0 -> 1" in planned_run.earlier["training"]
+    assert planned_run.earlier["encoding"] == planned_run.earlier["training"]
+    workspace.add_shard("9.h5", np.ones((3, 4), np.float32))
+    assert "9.h5" in planned(workspace, out, "--overwrite").earlier["scan"]
 
 
 @pytest.mark.slow
-def test_a_plan_predicts_the_exit_code(night: Night, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_plan_predicts_the_exit_code(workspace: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     taken, mine = tmp_path / "taken", tmp_path / "mine"
-    assert night.run(taken) == 0
+    assert workspace.run(taken) == 0
     mine.mkdir()
     (mine / "thesis.txt").write_text("all of it")
-    broken = Night(tmp_path_of(tmp_path, "broken"), 20)
+    broken = Workspace(tmp_path_of(tmp_path, "broken"), 20)
     broken.add_shard("8.h5", np.full((3, 4), np.nan, np.float32))
-    cases: list[tuple[Night, Path, list[str]]] = [
-        (night, tmp_path / "a", ["--n-features", "7"]),
-        (night, tmp_path / "b", ["--memory-budget", "16MiB", "--hidden", "9999999"]),
-        (night, taken, OTHER),
-        (night, mine, []),
-        (night, tmp_path / "mine/thesis.txt", []),
-        (night, tmp_path / "c", ["--input", str(tmp_path / "nowhere")]),
+    cases: list[tuple[Workspace, Path, list[str]]] = [
+        (workspace, tmp_path / "a", ["--n-features", "7"]),
+        (workspace, tmp_path / "b", ["--memory-budget", "16MiB", "--hidden", "9999999"]),
+        (workspace, taken, OTHER),
+        (workspace, mine, []),
+        (workspace, tmp_path / "mine/thesis.txt", []),
+        (workspace, tmp_path / "c", ["--input", str(tmp_path / "nowhere")]),
         (broken, tmp_path / "d", []),
         (broken, tmp_path / "e", ["--on-bad-data", "skip"]),
         (broken, tmp_path / "f", ["--on-bad-data", "skip", "--max-bad-rows", "3"]),
-        (night, tmp_path / "g", []),
+        (workspace, tmp_path / "g", []),
     ]
     for its, output, flags in cases:
         with case(output.name, flags):
-            told = planned(its, output, *flags)
+            planned_run = planned(its, output, *flags)
             caplog.clear()
             expected = its.run(output, *flags)
-            assert (told.problems[0]["exit_code"] if told.problems else 0) == expected
-            # Of a file in the directory's place the system's own words are told.
-            assert all(problem["words"] in caplog.text for problem in told.problems[:1] if output.suffix != ".txt")
+            assert (planned_run.problems[0]["exit_code"] if planned_run.problems else 0) == expected
+            # If a file replaces the directory, the message of the system is shown.
+            assert all(
+                problem["words"] in caplog.text for problem in planned_run.problems[:1] if output.suffix != ".txt"
+            )
 
 
 def tmp_path_of(tmp_path: Path, name: str) -> Path:
@@ -132,86 +134,86 @@ def tmp_path_of(tmp_path: Path, name: str) -> Path:
     return tmp_path / name
 
 
-def test_a_plan_reports_an_active_run_without_disturbing_it(night: Night, out: Path) -> None:
+def test_a_plan_reports_an_active_run_without_disturbing_it(workspace: Workspace, out: Path) -> None:
     with ExitStack() as stack:
         stack.enter_context(locked(out))
-        assert [problem["exit_code"] for problem in planned(night, out).problems] == [75]
-    assert planned(night, out).problems == []
+        assert [problem["exit_code"] for problem in planned(workspace, out).problems] == [75]
+    assert planned(workspace, out).problems == []
 
 
-def test_a_plan_reports_a_full_disk(night: Night, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_reports_a_full_disk(workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
-    told = planned(night, out)
-    assert [problem["exit_code"] for problem in told.problems] == [74]
-    assert told.disk["free"] == 100
+    planned_run = planned(workspace, out)
+    assert [problem["exit_code"] for problem in planned_run.problems] == [74]
+    assert planned_run.disk["free"] == 100
     assert not out.exists()
-    assert night.run(out) == 74
+    assert workspace.run(out) == 74
 
 
-def test_a_plan_reports_too_few_inodes(night: Night, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_reports_too_few_inodes(workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(look, "free_inodes", lambda path: 3)
-    assert [problem["exit_code"] for problem in planned(night, out).problems] == [74]
+    assert [problem["exit_code"] for problem in planned(workspace, out).problems] == [74]
     monkeypatch.setattr(look, "free_inodes", lambda path: None)
-    assert planned(night, out).problems == []
+    assert planned(workspace, out).problems == []
 
 
-def test_a_plan_warns_of_insufficient_memory(night: Night, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_warns_of_insufficient_memory(workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for available, n_warnings in ((10**6, 1), (10**15, 0), (0, 0)):
         monkeypatch.setattr(plan, "available_bytes", lambda available=available: available)
-        told = planned(night, out)
+        planned_run = planned(workspace, out)
         with case(available):
-            assert sum("--memory-budget" in words for words in told.warnings) == n_warnings
-            assert told.problems == []
+            assert sum("--memory-budget" in words for words in planned_run.warnings) == n_warnings
+            assert planned_run.problems == []
 
 
-def test_a_plan_reports_every_problem(night: Night, out: Path) -> None:
+def test_a_plan_reports_every_problem(workspace: Workspace, out: Path) -> None:
     for name in ("7.h5", "8.h5"):
-        (night.shards / name).write_text("no HDF5")
-    night.add_shard("9.h5", np.full((3, 4), np.nan, np.float32))
+        (workspace.shards / name).write_text("no HDF5")
+    workspace.add_shard("9.h5", np.full((3, 4), np.nan, np.float32))
     out.mkdir()
     (out / "thesis.txt").write_text("all of it")
-    told = planned(night, out)
-    words = "\n".join(problem["words"] for problem in told.problems)
-    assert [problem["exit_code"] for problem in told.problems] == [65, 65, 73, 65]
+    planned_run = planned(workspace, out)
+    words = "\n".join(problem["words"] for problem in planned_run.problems)
+    assert [problem["exit_code"] for problem in planned_run.problems] == [65, 65, 73, 65]
     assert all(place in words for place in ("7.h5: ", "8.h5: "))
-    assert mentions(words, f"file={night.shards}/9.h5 dataset=X", "nan", 0, 0)
-    lenient = planned(night, out, "--on-bad-data", "skip", "--max-bad-shards", "2", "--max-bad-rows", "3")
+    assert mentions(words, f"file={workspace.shards}/9.h5 dataset=X", "nan", 0, 0)
+    lenient = planned(workspace, out, "--on-bad-data", "skip", "--max-bad-shards", "2", "--max-bad-rows", "3")
     assert [problem["exit_code"] for problem in lenient.problems] == [73]
     assert [sum(name in warning for warning in lenient.warnings) for name in ("7.h5: ", "8.h5: ")] == [1, 1]
 
 
-def test_a_plan_predicts_the_bytes_that_are_written(night: Night, out: Path) -> None:
-    told = planned(night, out)
-    assert night.run(out) == 0
+def test_a_plan_predicts_the_bytes_that_are_written(workspace: Workspace, out: Path) -> None:
+    planned_run = planned(workspace, out)
+    assert workspace.run(out) == 0
     written = 0
     for part in read_manifest(out)["parts"]:
         with h5py.File(out / part["file"]) as file:
             written += sum(file[name].nbytes for name in ("features", "valid", "y"))
-    n_weights = 4 * 2  # in encoder.npz, and twice in a model.h5; biases are few beside them
-    assert told.disk["n_bytes"] == written + 16 * n_weights
-    assert planned(night, out).disk["n_bytes"] == 0
+    n_weights = 4 * 2  # in encoder.npz, and twice in a model.h5; biases are small in comparison
+    assert planned_run.disk["n_bytes"] == written + 16 * n_weights
+    assert planned(workspace, out).disk["n_bytes"] == 0
 
 
-def test_a_plan_counts_the_epochs_that_fit(night: Night, out: Path) -> None:
+def test_a_plan_counts_the_epochs_that_fit(workspace: Workspace, out: Path) -> None:
     many = ["--epochs", "1000000"]
     for hours, fits in ((1e-7, 0), (1 / 60, None)):
-        told = planned(night, out, *many, "--max-hours", repr(hours))
-        training = next(stage for stage in told.stages if stage.name == "training")
+        planned_run = planned(workspace, out, *many, "--max-hours", repr(hours))
+        training = next(stage for stage in planned_run.stages if stage.name == "training")
         with case(hours, training):
             assert f"of {many[1]} epochs" in training.what
-            assert training.seconds < 60  # and not those of a million
+            assert training.seconds < 60  # and not for a million rows
             assert fits is None or training.what.startswith(f"{fits} of")
 
 
-def test_the_command_prints_text_or_json(night: Night, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "--dry-run", *night.arguments(out)]) == 0
+def test_the_command_prints_text_or_json(workspace: Workspace, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--dry-run", *workspace.arguments(out)]) == 0
     page = capsys.readouterr().out
     assert all(word in page for word in ("3 shards, 55 rows", "scan", "training", "encoding"))
-    assert main(["plan", "--json", *night.arguments(out, "--n-features", "7")]) == 78
-    told = json.loads(capsys.readouterr().out)
-    assert told["problems"][0]["kind"] == "ConfigError"
-    assert told["seconds"] == 0
-    assert "PROBLEM" in in_words(Plan(problems=told["problems"]), "out")
+    assert main(["plan", "--json", *workspace.arguments(out, "--n-features", "7")]) == 78
+    planned_run = json.loads(capsys.readouterr().out)
+    assert planned_run["problems"][0]["kind"] == "ConfigError"
+    assert planned_run["seconds"] == 0
+    assert "PROBLEM" in in_words(Plan(problems=planned_run["problems"]), "out")
 
 
 @each("named", [True, False])

@@ -1,4 +1,4 @@
-"""Nothing runs that another user has put into the current directory, or into the temporary directory."""
+"""Tests of code planted by another user in the current or the temporary directory: none of it is executed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ pytestmark = pytest.mark.process
 
 COMMAND = Path(sys.executable).parent / "shardpress"
 STRANGER = 12345
-# What can be imported in the tests' environment, ours included, and what Python imports by itself.
+# Modules that tests can import, ours included, and modules that Python imports by itself.
 NAMES = {*sys.stdlib_module_names, *packages_distributions(), "sitecustomize", "usercustomize"}
-# In the order in which they can be run; a run makes what later ones read.
+# In the order of execution: later commands read the results of the run.
 COMMANDS = {
     "run": ["--input", ".", "--output", "out", "--epochs", "1", "--n-features", "2", "--workers", "2"],
     "plan": ["--input", ".", "--output", "planned"],
@@ -41,13 +41,13 @@ COMMANDS = {
 
 @dataclass
 class Trap:
-    """A folder of data with planted modules, and what has become of it.
+    """A folder of data with planted modules, and traces of their execution.
 
     Attributes
     ----------
     folder : Path
     canaries : Path
-        Where each planted module that is executed leaves a file.
+        Directory in which each planted module creates a file when it is executed.
     scratch : Path
         The directory that Dask would use in the temporary directory, made by another user first.
     """
@@ -69,22 +69,22 @@ class Trap:
 @pytest.fixture(scope="module")
 def trap(tmp_path_factory: pytest.TempPathFactory) -> Trap:
     base = tmp_path_factory.mktemp("planted")
-    made = Trap(base / "data", base / "canaries", base / "tmp" / "dask-scratch-space")
-    for folder in (made.folder, made.canaries, made.scratch.parent, made.scratch):
+    planted = Trap(base / "data", base / "canaries", base / "tmp" / "dask-scratch-space")
+    for folder in (planted.folder, planted.canaries, planted.scratch.parent, planted.scratch):
         folder.mkdir()
-    plant(made.folder, made.canaries)
-    made.scratch.parent.chmod(0o1777)
-    made.scratch.chmod(0o777)
+    plant(planted.folder, planted.canaries)
+    planted.scratch.parent.chmod(0o1777)
+    planted.scratch.chmod(0o777)
     if os.getuid() == 0:
-        os.chown(made.scratch, STRANGER, STRANGER)
+        os.chown(planted.scratch, STRANGER, STRANGER)
     rng = np.random.default_rng(0)
     rows = (rng.normal(size=(400, 2)) @ rng.normal(size=(2, 6))).astype(np.float32)
-    write_shard(made.folder / "a.h5", rows, extras={"y": (rows[:, 0] > 0).astype(np.int8)})
-    return made
+    write_shard(planted.folder / "a.h5", rows, extras={"y": (rows[:, 0] > 0).astype(np.int8)})
+    return planted
 
 
 def plant(folder: Path, canaries: Path) -> None:
-    """Write modules of every name that tell when they are executed, and a library that the linker looks for."""
+    """Write modules of every name that record their execution, and a library that the linker looks for."""
     for name in filter(str.isidentifier, NAMES):
         source = f"open({str(canaries / name)!r}, 'w').close()\nraise ImportError('planted: {name}')\n"
         (folder / f"{name}.py").write_text(source)
@@ -114,7 +114,7 @@ def test_pip_is_not_taken_from_the_current_directory(trap: Trap, monkeypatch: py
 
 
 def test_workers_use_no_directory_of_another_user(trap: Trap) -> None:
-    """Its owner could put modules into the directories of workers, which they import from."""
+    """Its owner could put modules into the directories of workers, which import from there."""
     before = trap.scratch.stat().st_mtime_ns
     done = trap.run(COMMAND, "run", *COMMANDS["run"], "--restart")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""What is looked at before a run begins: what cannot work is refused before anything is written."""
+"""Tests of the checks before a run: impossible requests are refused before anything is written."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def config(folder: Path, n_rows: int = 100, n_inputs: int = 10) -> Config:
 
 
 def test_every_setting_that_does_not_fit_the_rows_is_listed(tmp_path: Path) -> None:
-    given = config(tmp_path)
+    valid = config(tmp_path)
     for n_features, batch_size in ((1, 1), (9, 100)):
-        prepare(given.changed(n_features=n_features, batch_size=batch_size))
+        prepare(valid.changed(n_features=n_features, batch_size=batch_size))
     with refused(78, "n_features: 10", "1 to 9", "batch_size: 101", "1 to 100"):
-        prepare(given.changed(n_features=10, batch_size=101))
+        prepare(valid.changed(n_features=10, batch_size=101))
 
 
 def test_invalid_settings_are_refused_before_inputs_are_opened(tmp_path: Path) -> None:
@@ -41,11 +41,11 @@ def test_preparing_resolves_defaults_and_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_an_output_that_holds_an_input_is_refused(tmp_path: Path) -> None:
-    given = config(tmp_path)
+    valid = config(tmp_path)
     with refused(78, f"output={tmp_path}", f"file={tmp_path / 'x.h5'}"):
-        prepare(given.changed(output=str(tmp_path)))
+        prepare(valid.changed(output=str(tmp_path)))
     with refused(78, "n_features: 10", f"output={tmp_path}", f"file={tmp_path / 'x.h5'}"):
-        prepare(given.changed(n_features=10, output=str(tmp_path)))
+        prepare(valid.changed(n_features=10, output=str(tmp_path)))
 
 
 def test_a_single_column_is_refused(tmp_path: Path) -> None:
@@ -54,17 +54,17 @@ def test_a_single_column_is_refused(tmp_path: Path) -> None:
 
 
 def test_limits_of_bad_data_require_on_bad_data(tmp_path: Path) -> None:
-    given = config(tmp_path).changed(max_bad_rows="7%", max_bad_shards="50%")
-    prepared = prepare(given)
+    valid = config(tmp_path).changed(max_bad_rows="7%", max_bad_shards="50%")
+    prepared = prepare(valid)
     assert (prepared.max_bad_rows, prepared.max_bad_shards) == (0, 0)
     (tmp_path / "y.h5").write_bytes(b"no HDF5")
-    prepared = prepare(given.changed(input=(*given.inputs.input, str(tmp_path / "y.h5")), on_bad_data="skip"))
+    prepared = prepare(valid.changed(input=(*valid.inputs.input, str(tmp_path / "y.h5")), on_bad_data="skip"))
     assert (len(prepared.shards), len(prepared.bad_shards)) == (1, 1)
     assert (prepared.max_bad_rows, prepared.max_bad_shards) == (7, 1)
 
 
 def test_compilation_time_is_not_part_of_any_stage() -> None:
-    """Three stages of 10 s, the compiler busy before the first one and within the second."""
+    """Three stages take 10 s each; the compiler runs before the first one and during the second."""
     now, compiled = [100.0], [7.0]
     state = RunState(clock=lambda: now[0], compiler_clock=lambda: compiled[0])
     for stage, seconds in (("scan", 0), ("training", 4), ("encoding", 0)):

@@ -1,4 +1,4 @@
-"""Real processes: started twice, under a clock that jumps, in a hostile environment; and their last lines."""
+"""Tests of real processes: started twice, with a clock that jumps, in a hostile environment; and their last lines."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def test_a_clock_that_runs_backwards_changes_nothing(small: Small, tmp_path: Pat
 
 def test_a_second_run_in_one_output_names_the_first_one(victim: Victim, tmp_path: Path) -> None:
     processes = [victim.program.start(tmp_path / "out") for _ in range(2)]
-    said = {process.pid: process.communicate(timeout=DEADLINE)[0].decode() for process in processes}
+    outputs = {process.pid: process.communicate(timeout=DEADLINE)[0].decode() for process in processes}
     codes = {process.returncode: process.pid for process in processes}
-    assert sorted(codes) == [0, 75], said
-    refusal = said[codes[75]].splitlines()
+    assert sorted(codes) == [0, 75], outputs
+    refusal = outputs[codes[75]].splitlines()
     assert mentions(refusal[-2], "TryAgain", f"output={tmp_path / 'out'}", f"pid {codes[0]}")
     assert f" ERROR {STARTED_NOTHING}. " in refusal[-1]
     victim.check(tmp_path / "out")
@@ -56,7 +56,7 @@ def test_a_second_run_in_one_output_names_the_first_one(victim: Victim, tmp_path
 def test_a_killed_run_does_not_block_the_next_run(victim: Victim, tmp_path: Path) -> None:
     ended = victim.program.run(tmp_path / "out", at="scan")
     assert ended.code == -signal.SIGKILL
-    assert (tmp_path / "out" / ".lock").read_text().startswith("pid "), "what the dead one left there decides nothing"
+    assert (tmp_path / "out" / ".lock").read_text().startswith("pid "), "the text of a dead process is ignored"
     victim.go_on(tmp_path / "out")
 
 
@@ -97,15 +97,15 @@ def test_environment_variables_of_theano_are_logged(small: Small, tmp_path: Path
 
 def test_a_finished_run_is_recognized_within_two_seconds(victim: Victim) -> None:
     seconds = []
-    for _ in range(3):  # of processor time, and the best of three: others are at work on this machine
+    for _ in range(3):  # of processor time, and the best of three, because the machine may be busy
         process = victim.program.start(victim.undisturbed)
         assert process.stdout is not None
-        said = process.stdout.read().decode()
+        outputs = process.stdout.read().decode()
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         process.stdout.close()
         assert process.returncode == 0
-        assert mentions(said.splitlines()[-1], COMPLETE, victim.n_rows, 64, 32)
+        assert mentions(outputs.splitlines()[-1], COMPLETE, victim.n_rows, 64, 32)
         seconds.append(used.ru_utime + used.ru_stime)
     assert min(seconds) < 2
 

@@ -1,9 +1,9 @@
-"""Whole runs on failing disks, killed, cut off from power, and typed again: the commit protocol from end to end.
+"""Tests of the commit protocol in whole runs: on failing disks, killed, after power cuts, and rerun.
 
-Sample: `tests.support.soak_protocol`, which `make soak` runs, has every ordeal at each call that a run makes of its
-disk, on every kind of run. Here a first run has a call of each kind fail for good, and is killed after a call of each
-kind; so is a run that adds a single file. The other ordeals come at every 5th to 40th call. Readers are asked after
-every change, as in the soak.
+Sample: `tests.support.soak_protocol`, which `make soak` runs, injects every fault at each disk call of every kind of
+run. Here a first run has a call of each kind fail permanently, and is killed after a call of each kind; so is a run
+that adds a single file. The other faults occur at every 5th to 40th call. As in the soak test, readers run after every
+change.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import pytest
 from tests.support.soak_protocol import (
     KINDS,
     Trial,
-    bad_nights,
     cut_power,
     fail_every_call,
     fail_every_write,
     kill_at_every_call,
+    several_faults,
     watch_readers,
 )
 from tests.support.standin import install
@@ -29,7 +29,7 @@ from tests.support.standin import install
 
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Trial]]:
-    """A kind of run, and what it makes undisturbed."""
+    """Return a function that gives each kind of run, with its undisturbed results."""
     known: dict[str, Trial] = {}
 
     def of_kind(kind: str) -> Trial:
@@ -71,7 +71,7 @@ def test_some_calls_can_fail(trial: Callable[[str], Trial], code: int, for_good:
 @pytest.mark.slow
 def test_some_calls_can_find_too_many_open_files(trial: Callable[[str], Trial]) -> None:
     codes = fail_every_call(trial("new"), errno.EMFILE, for_good=False, of=some(1, 19))
-    assert set(codes) <= {0, 71}  # how much is free need not be known
+    assert set(codes) <= {0, 71}  # the amount of free space is not essential
     assert codes[71] > 8
 
 
@@ -105,9 +105,9 @@ def test_power_can_be_cut_after_some_calls(trial: Callable[[str], Trial]) -> Non
 
 
 AFTERWARDS = "single file afterwards"
-# Kinds that differ in how their results are published, and in nothing before that.
+# Kinds that differ only in how their results are published.
 PUBLISHING = ("single file before", "version 0.1.0", "version 0.1.0, restart", "copy without links", "lost links")
-# Kinds whose readers `make check` asks, too.
+# Kinds whose readers `make check` tests as well.
 QUICK = ("new", "overwrite")
 
 
@@ -141,13 +141,13 @@ def test_other_kinds_of_runs_can_be_disturbed(trial: Callable[[str], Trial], kin
     assert fail_every_call(trial(kind), errno.ENOSPC, True, of=some(0, 36)).total() >= n > 2
     assert fail_every_call(trial(kind), errno.EIO, False, of=some(12, 36)).total() >= n
     assert kill_at_every_call(trial(kind), after=True, of=some(24, 36)) >= n
-    # Of states that chance leaves some are alike.
+    # Some random states are equal.
     assert cut_power(trial(kind), n_random=1, of=some(0, 20)).total() > (n if kind == "given model" else 6)
 
 
 @pytest.mark.process
 def test_writing_a_single_file_can_be_disturbed(trial: Callable[[str], Trial]) -> None:
-    """A call of each kind."""
+    """A call of each kind is disturbed."""
     calls = trial(AFTERWARDS).calls_of_each_kind()
     assert fail_every_call(trial(AFTERWARDS), errno.ENOSPC, True, of=calls).total() > 30
     assert fail_every_write(trial(AFTERWARDS), of=some(0, 2)).total() > 4
@@ -158,4 +158,4 @@ def test_writing_a_single_file_can_be_disturbed(trial: Callable[[str], Trial]) -
 
 @pytest.mark.process
 def test_disturbances_can_follow_each_other(trial: Callable[[str], Trial]) -> None:
-    assert set(bad_nights(trial("new"), 8)) == {"fails", "is short", "killed", "power"}
+    assert set(several_faults(trial("new"), 8)) == {"fails", "is short", "killed", "power"}

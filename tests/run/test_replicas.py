@@ -1,4 +1,4 @@
-"""A run that replicas train: the same model whoever trains them, and after any interruption."""
+"""Tests of training by replicas: the model does not depend on the workers, or on interruptions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pipeline.cluster.threads import threads
 from pipeline.run import deadline, engine
 from pipeline.settings import replicas
 from pipeline.training import replica
+from tests.support.interruptions import STEPS, FullDisk
 from tests.support.logged import mentions
-from tests.support.nights import STEPS, Stopping
-from tests.support.standin import Night, features_of
+from tests.support.standin import Workspace, features_of
 
 pytestmark = pytest.mark.process
 
@@ -45,8 +45,8 @@ class OtherWorkers:
 
 
 @pytest.fixture(autouse=True)
-def few_steps(night: Night, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As many replicas as are asked for, of these few rows, and each of them on the stand-in."""
+def few_steps(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Allow the requested number of replicas for these few rows, each of them on the stand-in."""
     monkeypatch.setattr(replicas, "_MIN_STEPS", 2)
     monkeypatch.setattr(replicas, "_MIN_ROUNDS", 6)
     monkeypatch.setattr(replicas, "_MIN_STEPS_PER_ROUND", 1)
@@ -57,61 +57,65 @@ def few_steps(night: Night, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_features_do_not_depend_on_the_processes_of_replicas(
-    night: Night, out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert night.run(out, *FLAGS) == 0
+    assert workspace.run(out, *FLAGS) == 0
     assert mentions(caplog.text, "training:", 2, "4 times")
     monkeypatch.setattr(engine, "open_pool", lambda *_: nullcontext(OtherWorkers()))
-    assert night.run(out.with_name("others"), *FLAGS) == 0
+    assert workspace.run(out.with_name("others"), *FLAGS) == 0
     assert features_of(out.with_name("others")) == features_of(out)
     assert "52 rows in memory" in caplog.text
-    assert "52 rows streamed" in caplog.text, "nobody else needs all of them"
+    assert "52 rows streamed" in caplog.text, "workers do not need all rows in memory"
     (worker,) = json.loads((out.with_name("others") / "report.json").read_text())["cluster"]["workers"]
     assert worker["stages"]["training"]["n_tasks"] == 3 * 8
-    assert night.run(out.with_name("one"), *FLAGS, "--replicas", "1") == 0
+    assert workspace.run(out.with_name("one"), *FLAGS, "--replicas", "1") == 0
     assert features_of(out.with_name("one")) != features_of(out)
 
 
 def test_devices_that_idle_during_training_cause_a_warning(
-    night: Night, out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(engine, "open_pool", lambda *_: nullcontext(OtherWorkers()))
-    for name, told, flags in [
+    for name, is_warned, flags in [
         ("one", True, ["--devices", "cuda0", "--replicas", "1"]),
         ("two", False, ["--devices", "cuda0"]),
         ("cpu", False, ["--devices", "cpu", "--replicas", "1"]),
     ]:
         caplog.clear()
-        assert night.run(out.with_name(name), *FLAGS, *flags) == 0
-        assert any("--devices" in line for line in caplog.messages) == told, name
+        assert workspace.run(out.with_name(name), *FLAGS, *flags) == 0
+        assert any("--devices" in line for line in caplog.messages) == is_warned, name
 
 
-def test_replicas_resume_with_the_same_features(night: Night, out: Path) -> None:
-    assert night.run(out, *FLAGS) == 0
+def test_replicas_resume_with_the_same_features(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out, *FLAGS) == 0
     for n in (1, 5, 8, 11):
         again = out.with_name(f"again{n}")
-        assert night.run(again, *FLAGS, *STEPS, disk=Stopping("checkpoint", n)) == 74
-        assert night.run(again, *FLAGS) == 0
+        assert workspace.run(again, *FLAGS, *STEPS, disk=FullDisk("checkpoint", n)) == 74
+        assert workspace.run(again, *FLAGS) == 0
         assert features_of(again) == features_of(out)
 
 
-def test_replicas_with_too_few_steps_are_reduced(night: Night, out: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert night.run(out, *FLAGS, "--replicas", "64") == 0
+def test_replicas_with_too_few_steps_are_reduced(
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert workspace.run(out, *FLAGS, "--replicas", "64") == 0
     assert mentions(caplog.text, "replicas: 8", 64)
 
 
-def test_the_deadline_uses_the_speed_of_all_replicas(night: Night, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first epoch, which one of them trains, says nothing of those that workers share."""
-    asked, seconds_of = list[tuple[int, int, float]](), deadline._epoch_seconds
+def test_the_deadline_uses_the_speed_of_all_replicas(
+    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first epoch, which one replica trains, does not show the speed of epochs that workers share."""
+    calls, seconds_of = list[tuple[int, int, float]](), deadline._epoch_seconds
 
     def epoch_seconds(training: Any) -> float:
         now = training.state
         now.seconds = 25.0 if now.epoch == 1 else now.seconds  # so far
-        asked.append((now.epoch, now.n_done, seconds_of(training)))
-        return asked[-1][-1]
+        calls.append((now.epoch, now.n_done, seconds_of(training)))
+        return calls[-1][-1]
 
     monkeypatch.setattr(deadline, "_epoch_seconds", epoch_seconds)
     monkeypatch.setattr(deadline, "_encoding_seconds", lambda *_: 0.0)
-    assert night.run(out, *FLAGS, "--epochs", "4", "--max-hours", "1") == 0
-    assert asked[0] == (1, 2, pytest.approx(78, rel=0.3)), "one of three rounds"
-    assert [epoch for epoch, _, _ in asked] == [1, 2, 3]
+    assert workspace.run(out, *FLAGS, "--epochs", "4", "--max-hours", "1") == 0
+    assert calls[0] == (1, 2, pytest.approx(78, rel=0.3)), "one of three rounds"
+    assert [epoch for epoch, _, _ in calls] == [1, 2, 3]

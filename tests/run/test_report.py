@@ -1,4 +1,4 @@
-"""The page that a run leaves: of the whole night, made again of report.json alone, and never at the night's cost."""
+"""Tests of the report page: it covers all runs, can be made again from report.json, and never makes a run fail."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 from pipeline.commands.table import main
 from pipeline.report import facts
 from pipeline.report.page import build
+from tests.support.bad_shards import Shards
 from tests.support.logged import COMPLETE, mentions
 from tests.support.pages import Parsed
-from tests.support.spoilt import Shards
-from tests.support.standin import Night, features_of
+from tests.support.standin import Workspace, features_of
 
 pytestmark = pytest.mark.process
 
@@ -24,8 +24,10 @@ def report_of(output: Path) -> dict[str, Any]:
     return json.loads((output / "report.json").read_text())
 
 
-def test_the_page_can_be_made_again_from_the_report(night: Night, out: Path, tmp_path: Path, capsys: Any) -> None:
-    assert night.run(out) == 0
+def test_the_page_can_be_made_again_from_the_report(
+    workspace: Workspace, out: Path, tmp_path: Path, capsys: Any
+) -> None:
+    assert workspace.run(out) == 0
     page = (out / "report.html").read_text()
     Parsed(page)
     capsys.readouterr()
@@ -39,8 +41,8 @@ def test_the_page_can_be_made_again_from_the_report(night: Night, out: Path, tmp
     assert mentions(" ".join(capsys.readouterr().out.split()), 55, 4, 2)
 
 
-def test_unusable_targets_of_the_report_are_refused(night: Night, out: Path, capsys: Any) -> None:
-    assert night.run(out) == 0
+def test_unusable_targets_of_the_report_are_refused(workspace: Workspace, out: Path, capsys: Any) -> None:
+    assert workspace.run(out) == 0
     before = sorted(path.name for path in out.iterdir())
     for target, code, word in ((out / "x.html", 64, str(out)), (out.parent / "none" / "x.html", 73, "No such")):
         assert main(["report", str(out), "--output", str(target)]) == code
@@ -54,9 +56,9 @@ def test_unusable_targets_of_the_report_are_refused(night: Night, out: Path, cap
 
 
 def test_a_failure_of_the_report_does_not_fail_the_run(
-    night: Night, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    workspace: Workspace, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert night.run(tmp_path / "expected") == 0
+    assert workspace.run(tmp_path / "expected") == 0
 
     def broken(*_arguments: object) -> None:
         raise ValueError("broken")
@@ -64,14 +66,14 @@ def test_a_failure_of_the_report_does_not_fail_the_run(
     for module, name in ((facts, "draw_sample"), (facts, "measure"), (build, "page_of")):
         with monkeypatch.context() as patched:
             patched.setattr(module, name, broken)
-            assert night.run(out, "--restart") == 0, name
+            assert workspace.run(out, "--restart") == 0, name
         assert features_of(out) == features_of(tmp_path / "expected")
         page = (out / "report.html").read_text()
         Parsed(page)
         assert "ValueError" in page
         assert "report: " in caplog.text
         caplog.clear()
-        assert night.run(out) == 0
+        assert workspace.run(out) == 0
         assert COMPLETE in (out / "run.log").read_text().splitlines()[-1]
 
 
@@ -93,29 +95,29 @@ def test_the_report_lists_warnings_and_bad_rows(shards: Shards) -> None:
     assert mentions(page, "2 of 60")
 
 
-def test_the_report_lists_reused_results(night: Night, out: Path) -> None:
-    assert night.run(out) == 0
+def test_the_report_lists_reused_results(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out) == 0
     assert report_of(out)["taken_over"] == []
     (out / "index.h5").unlink()
-    assert night.run(out) == 0
+    assert workspace.run(out) == 0
     reused = report_of(out)["taken_over"]
     assert [mentions(*pair) for pair in zip(reused, ("scan", "model", "55"), strict=True)] == [True] * 3
 
 
-def test_the_report_compares_with_the_previous_run(night: Night, out: Path) -> None:
-    assert night.run(out) == 0
+def test_the_report_compares_with_the_previous_run(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out) == 0
     first = report_of(out)
     first_page = (out / "report.html").read_text()
     assert first["last"] is None
-    assert night.run(out, "--overwrite", "--seed", "1") == 0
+    assert workspace.run(out, "--overwrite", "--seed", "1") == 0
     second = report_of(out)
     assert second["last"]["summary"] == first["summary"]
-    # The same request again, in a second sitting: it is not the run before itself.
+    # The same request again, in a second run: it is not its own previous run.
     (out / "index.h5").unlink()
-    assert night.run(out, "--seed", "1") == 0
+    assert workspace.run(out, "--seed", "1") == 0
     assert report_of(out)["last"] == second["last"]
-    (sitting,) = report_of(out)["sittings"]
-    assert sitting == {"made": second["made"], "stages": second["stages"]}
+    (only_run,) = report_of(out)["sittings"]
+    assert only_run == {"made": second["made"], "stages": second["stages"]}
     assert second["sittings"] == []
     page = (out / "report.html").read_text()
     assert page.count("seed") > first_page.count("seed"), "the changed setting"
@@ -132,7 +134,7 @@ def test_the_report_samples_rows_with_a_given_model(shards: Shards, model: str) 
 
 
 def test_drift_is_reported_by_column_and_shard_after_resuming(shards: Shards, model: str) -> None:
-    """In whichever sitting they were encoded."""
+    """The parts may have been encoded by different runs."""
     shards.add(np.random.default_rng(0).uniform(-20, 20, (40, 4)).astype(np.float32))
     shards.add(shards.arrays[0][:30])
     rows = shards.arrays[1].copy()

@@ -1,4 +1,4 @@
-"""What an earlier run has left: of several results the last that can be used is taken, and no damaged one stays."""
+"""Tests of earlier results: the latest usable one is reused, and damaged ones are removed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pytest
 from pipeline.output.lock import locked
 from pipeline.output.records import Record
 from pipeline.run.resume import EarlierResults
+from tests.support.interruptions import FullDisk
 from tests.support.logged import n_recomputed
-from tests.support.nights import Stopping
-from tests.support.standin import Night
+from tests.support.standin import Workspace
 
 COMPLAINT = "checkpoint %s; the one before it is taken"
 
 
 @pytest.fixture
 def earlier(tmp_path: Path) -> Iterator[EarlierResults]:
-    """An output directory with three checkpoints."""
+    """Return the earlier results of an output directory with three checkpoints."""
     with locked(tmp_path / "out") as ledger:
         for step in (1, 2, 3):
             entry = ledger.write("stages/checkpoint", ".npz", b"step %d" % step)
@@ -92,9 +92,9 @@ def test_each_file_is_checked_once(earlier: EarlierResults) -> None:
     assert len(earlier.records("checkpoint", 64 * "a")) == 3
 
 
-def test_the_error_counts_reused_features(night: Night, out: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """All parts are committed, and the disk is full when their index is written: at the first run and at the next."""
+def test_the_error_counts_reused_features(workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """All parts are committed, and the disk is full when their index is written, in the first and in the second run."""
     for _ in range(2):
         caplog.clear()
-        assert night.run(out, disk=Stopping("published", 1)) == 74
+        assert workspace.run(out, disk=FullDisk("published", 1)) == 74
         assert re.search(r"\b([1-9]\d*) of \1 rows\b", caplog.text)

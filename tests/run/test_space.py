@@ -1,4 +1,4 @@
-"""What a run meets before and while it writes: no space, limits, directories that it may not have."""
+"""Tests of limits before and during writing: space, system limits, and directories without permission."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pipeline import runlog
 from pipeline.errors import WriteFailed
 from pipeline.output.disk import Disk, publish
 from pipeline.output.lock import locked
-from tests.support.faulty import Broken, Watched, forked, small_disk
+from tests.support.faulty import BrokenDisk, RecordingDisk, forked, small_disk
+from tests.support.interruptions import STEPS, FullDisk
 from tests.support.logged import STARTED_NOTHING, mentions
-from tests.support.nights import STEPS, Stopping
 from tests.support.soak_protocol import (
-    broken_promises,
+    invalid_entries,
     leftovers,
     records,
 )
-from tests.support.standin import Night, features_of
+from tests.support.standin import Workspace, features_of
 
 
 @pytest.mark.slow
@@ -32,30 +32,32 @@ from tests.support.standin import Night, features_of
     "name", ["run.json", "stages/scan", "commits/scan", "checkpoint", "model", "parts/", "commits/part", "manifest"]
 )
 def test_a_run_resumes_after_a_disk_was_full(
-    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, name: str
+    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    class Full(Watched):
+    class Full(RecordingDisk):
         def between(self, number: int, call: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
             if call == "create" and name in str(arguments[0].relative_to(out)):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return do(*arguments)
 
-    assert night.run(out, *STEPS, disk=Full()) == 74
+    assert workspace.run(out, *STEPS, disk=Full()) == 74
     assert re.search(rf"WriteFailed: file={out}/\S.*: {os.strerror(errno.ENOSPC)}\b.* \d+ bytes\b", caplog.text)
-    assert broken_promises(out) == []
-    assert night.run(out, *STEPS) == 0
+    assert invalid_entries(out) == []
+    assert workspace.run(out, *STEPS) == 0
     assert features_of(out) == expected()
 
 
-def test_a_log_on_a_full_disk_does_not_stop_the_run(night: Night, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_on_a_full_disk_does_not_stop_the_run(
+    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def start(self: runlog.RunLog, directory: Path) -> None:
         self._descriptor = os.open("/dev/full", os.O_WRONLY)
 
     monkeypatch.setattr(runlog.RunLog, "start", start)
-    assert night.run(out) == 0
+    assert workspace.run(out) == 0
 
 
-class Small(Watched):
+class Small(RecordingDisk):
     def __init__(self, n_bytes: int) -> None:
         super().__init__()
         self._n_bytes = n_bytes
@@ -66,39 +68,41 @@ class Small(Watched):
 
 @pytest.mark.usefixtures("unread")
 def test_too_little_space_is_reported_before_rows_are_read(
-    night: Night, out: Path, caplog: pytest.LogCaptureFixture
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert night.run(out, disk=Small(934)) == 74
+    assert workspace.run(out, disk=Small(934)) == 74
     assert mentions(caplog.text, "WriteFailed", f"output={out}", 934, 935)
 
 
-def test_sufficient_space_is_accepted(night: Night, out: Path) -> None:
-    assert night.run(out, disk=Small(935)) == 0
+def test_sufficient_space_is_accepted(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out, disk=Small(935)) == 0
 
 
-def test_committed_parts_need_no_space_again(night: Night, out: Path) -> None:
-    assert night.run(out, disk=Stopping("commits/part", 2)) == 74
-    assert night.run(out, disk=Small(0)) == 0
+def test_committed_parts_need_no_space_again(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out, disk=FullDisk("commits/part", 2)) == 74
+    assert workspace.run(out, disk=Small(0)) == 0
 
 
-def test_a_finished_run_needs_no_space(night: Night, out: Path) -> None:
-    assert night.run(out) == 0
-    assert night.run(out, disk=Small(0)) == 0
+def test_a_finished_run_needs_no_space(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out) == 0
+    assert workspace.run(out, disk=Small(0)) == 0
 
 
 @pytest.mark.process
-def test_a_run_resumes_after_a_real_disk_was_full(night: Night, expected: Callable[..., bytes], tmp_path: Path) -> None:
-    """Where the machine lets nobody mount one, a disk that says so."""
+def test_a_run_resumes_after_a_real_disk_was_full(
+    workspace: Workspace, expected: Callable[..., bytes], tmp_path: Path
+) -> None:
+    """If the machine does not allow mounts, a disk that returns the error replaces it."""
     whole, folder = expected(), tmp_path / "disk"
     folder.mkdir()
 
     def runs() -> list[Any]:
         is_real = small_disk(folder, 150 * 2**10)
-        first = night.run(folder / "out", *STEPS, disk=None if is_real else Stopping("commits/part", 1))
-        broken, committed = broken_promises(folder / "out"), len(records(folder / "out"))
+        first = workspace.run(folder / "out", *STEPS, disk=None if is_real else FullDisk("commits/part", 1))
+        broken, committed = invalid_entries(folder / "out"), len(records(folder / "out"))
         if is_real:
             assert small_disk(folder, 10 * 2**20)
-        second = night.run(folder / "out", *STEPS)
+        second = workspace.run(folder / "out", *STEPS)
         same = features_of(folder / "out") == whole
         return [first, broken, committed > 2, second, same, leftovers(folder / "out")]
 
@@ -106,14 +110,14 @@ def test_a_run_resumes_after_a_real_disk_was_full(night: Night, expected: Callab
 
 
 @pytest.mark.process
-def test_too_few_inodes_are_reported_before_rows_are_read(night: Night, tmp_path: Path) -> None:
+def test_too_few_inodes_are_reported_before_rows_are_read(workspace: Workspace, tmp_path: Path) -> None:
     folder = tmp_path / "disk"
     folder.mkdir()
 
     def run() -> Any:
         if not small_disk(folder, 10 * 2**20, n_inodes=20):
             return None
-        code = night.run(folder / "out", *STEPS)
+        code = workspace.run(folder / "out", *STEPS)
         return code, mentions((folder / "out/run.log").read_text(), "WriteFailed", "inodes")
 
     code, found = forked(run)
@@ -143,43 +147,43 @@ def test_a_lack_of_inodes_is_not_reported_as_a_lack_of_bytes(tmp_path: Path) -> 
     assert (code, found) == (0, [True, False])
 
 
-def test_a_file_system_without_an_inode_limit_is_accepted(night: Night, out: Path) -> None:
-    class Unlimited(Watched):
+def test_a_file_system_without_an_inode_limit_is_accepted(workspace: Workspace, out: Path) -> None:
+    class Unlimited(RecordingDisk):
         def free_inodes(self, path: Path) -> int | None:
             return None
 
-    class Full(Watched):
+    class Full(RecordingDisk):
         def free_inodes(self, path: Path) -> int | None:
             return 8
 
-    assert night.run(out, disk=Full()) == 74
-    assert night.run(out, disk=Unlimited()) == 0
-    assert night.run(out, disk=Full()) == 0, "a finished run creates no files"
+    assert workspace.run(out, disk=Full()) == 74
+    assert workspace.run(out, disk=Unlimited()) == 0
+    assert workspace.run(out, disk=Full()) == 0, "a finished run creates no files"
 
 
 @pytest.mark.process
 def test_a_run_resumes_after_a_real_limit_of_file_sizes(
-    night: Night, out: Path, expected: Callable[..., bytes]
+    workspace: Workspace, out: Path, expected: Callable[..., bytes]
 ) -> None:
 
     def run() -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        return night.run(out)
+        return workspace.run(out)
 
     assert forked(run) == (0, 74), "SIGXFSZ did not end the process"
     assert "ulimit -f" in (out / "run.log").read_text()
-    assert broken_promises(out) == []
+    assert invalid_entries(out) == []
     assert len(records(out)) == 2, "the scan and the model are small"
-    assert night.run(out) == 0
+    assert workspace.run(out) == 0
     assert features_of(out) == expected()
 
 
 @pytest.mark.process
-def test_a_run_opens_few_files(night: Night, out: Path, expected: Callable[..., bytes]) -> None:
+def test_a_run_opens_few_files(workspace: Workspace, out: Path, expected: Callable[..., bytes]) -> None:
 
     def run() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-        return night.run(out, "--threads", "4")
+        return workspace.run(out, "--threads", "4")
 
     assert forked(run) == (0, 0)
     assert features_of(out) == expected()
@@ -187,36 +191,36 @@ def test_a_run_opens_few_files(night: Night, out: Path, expected: Callable[..., 
 
 @pytest.mark.usefixtures("unread")
 def test_an_unwritable_output_is_reported_before_rows_are_read(
-    night: Night, out: Path, caplog: pytest.LogCaptureFixture
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert night.run(out, disk=Broken(errno.EROFS, "create")) == 73
-    assert night.run(out, disk=Broken(errno.EACCES, "create")) == 77
+    assert workspace.run(out, disk=BrokenDisk(errno.EROFS, "create")) == 73
+    assert workspace.run(out, disk=BrokenDisk(errno.EACCES, "create")) == 77
     assert caplog.text.count(f"output={out}: ") == 2
     assert caplog.records[-1].message.startswith(STARTED_NOTHING)
 
 
 @pytest.mark.usefixtures("unread")
-def test_a_foreign_directory_is_reported_before_rows_are_read(night: Night, out: Path) -> None:
+def test_a_foreign_directory_is_reported_before_rows_are_read(workspace: Workspace, out: Path) -> None:
     out.mkdir()
     (out / "thesis.tex").write_bytes(b"precious")
     for flags in ([], ["--overwrite"], ["--restart"]):
-        assert night.run(out, *flags) == 73
+        assert workspace.run(out, *flags) == 73
     assert [(path.name, path.read_bytes()) for path in out.iterdir()] == [("thesis.tex", b"precious")]
 
 
 @pytest.mark.usefixtures("unread")
 def test_an_active_run_is_reported_before_rows_are_read(
-    night: Night, out: Path, caplog: pytest.LogCaptureFixture
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with locked(out):
-        assert night.run(out) == 75
+        assert workspace.run(out) == 75
     assert mentions(caplog.text, "TryAgain", f"output={out}", f"pid {os.getpid()}")
     assert caplog.records[-1].message.startswith(STARTED_NOTHING)
 
 
 @pytest.mark.parametrize("n_free", [0, 1])
 def test_space_for_a_single_file_is_checked_before_rows_are_read(
-    night: Night, out: Path, caplog: pytest.LogCaptureFixture, n_free: int
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, n_free: int
 ) -> None:
-    assert night.run(out, "--single-file", disk=Small(2 * 935 - 1 + n_free)) == (74, 0)[n_free]
+    assert workspace.run(out, "--single-file", disk=Small(2 * 935 - 1 + n_free)) == (74, 0)[n_free]
     assert mentions(caplog.text, 1870) == (not n_free)

@@ -1,4 +1,4 @@
-"""Processes of a cluster that are stopped (SIGSTOP): they keep their connections open and say nothing."""
+"""Tests of stopped (SIGSTOP) processes of a cluster: they keep their connections open and send nothing."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tests.support.interpreters import REPOSITORY, environment
 from tests.support.killing import features_of
 from tests.support.logged import mentions
 from tests.support.processes import DEADLINE, Small, arguments_of, descendants, ends_well, patched
-from tests.support.soak_protocol import broken_promises, leftovers
-from tests.support.standin import Night, install
+from tests.support.soak_protocol import invalid_entries, leftovers
+from tests.support.standin import Workspace, install
 from tests.support.standin import features_of as features_of_standin
 
 pytestmark = pytest.mark.process
 
-SIZES = [16] * 6  # rows of a part each
+SIZES = [16] * 6  # one part of rows each
 BY_PATIENCE = "from pipeline.cluster import connection; connection._MAX_SILENCE = 3.0"
-# A driver in a process of its own, with the stand-in for its device.
+# A driver in a process of its own, with the stand-in as its device.
 DRIVER = """
 import sys
 import pytest
@@ -38,18 +38,18 @@ sys.exit(cli.main("", sys.argv[1:]))
 
 
 @pytest.fixture
-def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Night]:
+def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
     """Provide six shards of one part each."""
     install(monkeypatch)
     before = os.getcwd()
-    yield Night(tmp_path, *SIZES)
+    yield Workspace(tmp_path, *SIZES)
     os.chdir(before)
 
 
 @contextmanager
-def driver(night: Night, output: Path, cluster: Cluster, line: str = "") -> Iterator[subprocess.Popen[bytes]]:
-    """Provide a run on the cluster, which has ended when the context has; its log is ``driver.log``."""
-    arguments = night.arguments(output, "--scheduler-file", str(cluster.file))
+def driver(workspace: Workspace, output: Path, cluster: Cluster, line: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """Provide a run on the cluster, which must exit within the context; its log is ``driver.log``."""
+    arguments = workspace.arguments(output, "--scheduler-file", str(cluster.file))
     command = [sys.executable, "-c", DRIVER.format(line=line), *arguments]
     with open(cluster.folder / "driver.log", "wb") as log:
         process = subprocess.Popen(command, env=environment(), cwd=REPOSITORY, stdout=log, stderr=log)
@@ -61,8 +61,8 @@ def driver(night: Night, output: Path, cluster: Cluster, line: str = "") -> Iter
 
 
 def start_worker(cluster: Cluster, name: str) -> None:
-    """Start one that takes its time for each block, so that it is met at work."""
-    cluster.start_worker(name, "--preload", "tests.support.befallen", "--preload", "tests.support.slow")
+    """Start a worker that delays each block, so that tests find it at work."""
+    cluster.start_worker(name, "--preload", "tests.support.worker_faults", "--preload", "tests.support.slow")
     cluster.wait_for(name)
 
 
@@ -70,7 +70,7 @@ def has_parts(output: Path) -> Callable[[], bool]:
     return lambda: len(list(output.glob("parts/*.h5"))) >= 2
 
 
-def test_a_stopped_scheduler_ends_the_run(wide: Night, tmp_path: Path) -> None:
+def test_a_stopped_scheduler_ends_the_run(wide: Workspace, tmp_path: Path) -> None:
     assert wide.run(tmp_path / "expected") == 0
     output = tmp_path / "out"
     with Cluster(tmp_path / "cluster") as cluster:
@@ -78,28 +78,28 @@ def test_a_stopped_scheduler_ends_the_run(wide: Night, tmp_path: Path) -> None:
         with driver(wide, output, cluster, BY_PATIENCE) as process:
             until(has_parts(output), "parts", DEADLINE)
             cluster.kill("scheduler", signal.SIGSTOP)
-            assert process.wait(DEADLINE) == 75, cluster.said("driver")
-        assert mentions(cluster.said("driver"), "TryAgain", "scheduler")
-        assert "Traceback" not in cluster.said("driver")
-        assert broken_promises(output) == []
-        # Without a cluster the same command goes on.
+            assert process.wait(DEADLINE) == 75, cluster.output("driver")
+        assert mentions(cluster.output("driver"), "TryAgain", "scheduler")
+        assert "Traceback" not in cluster.output("driver")
+        assert invalid_entries(output) == []
+        # Without a cluster the same command resumes.
         assert wide.run(output) == 0
     assert features_of_standin(output) == features_of_standin(tmp_path / "expected")
     assert leftovers(output) == []
 
 
-def test_a_scheduler_that_stops_at_the_start_ends_the_run(wide: Night, tmp_path: Path) -> None:
+def test_a_scheduler_that_stops_at_the_start_ends_the_run(wide: Workspace, tmp_path: Path) -> None:
     with Cluster(tmp_path / "cluster") as cluster:
         # Without any worker, so that the run waits for one.
         with driver(wide, tmp_path / "out", cluster, BY_PATIENCE) as process:
-            until(lambda: mentions(cluster.said("driver"), "cluster:", "worker"), "the run to wait", DEADLINE)
+            until(lambda: mentions(cluster.output("driver"), "cluster:", "worker"), "the run to wait", DEADLINE)
             cluster.kill("scheduler", signal.SIGSTOP)
-            assert process.wait(DEADLINE) == 75, cluster.said("driver")
-        assert mentions(cluster.said("driver"), "TryAgain", "scheduler")
-        assert "Traceback" not in cluster.said("driver")
+            assert process.wait(DEADLINE) == 75, cluster.output("driver")
+        assert mentions(cluster.output("driver"), "TryAgain", "scheduler")
+        assert "Traceback" not in cluster.output("driver")
 
 
-def test_a_signal_ends_a_run_whose_scheduler_is_stopped(wide: Night, tmp_path: Path) -> None:
+def test_a_signal_ends_a_run_whose_scheduler_is_stopped(wide: Workspace, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with Cluster(tmp_path / "cluster") as cluster:
         start_worker(cluster, "w0")
@@ -107,12 +107,12 @@ def test_a_signal_ends_a_run_whose_scheduler_is_stopped(wide: Night, tmp_path: P
             until(has_parts(output), "parts", DEADLINE)
             cluster.kill("scheduler", signal.SIGSTOP)
             process.terminate()
-            assert process.wait(DEADLINE) == 128 + signal.SIGTERM, cluster.said("driver")
-        assert mentions(cluster.said("driver"), "ERROR", "SIGTERM")
-        assert "Traceback" not in cluster.said("driver")
+            assert process.wait(DEADLINE) == 128 + signal.SIGTERM, cluster.output("driver")
+        assert mentions(cluster.output("driver"), "ERROR", "SIGTERM")
+        assert "Traceback" not in cluster.output("driver")
 
 
-# Of its own workers, which the scheduler in the driver gives up sooner than by default.
+# A driver with local workers, whose scheduler drops silent ones sooner than by default.
 SOON = """
 import sys
 sys.path.insert(0, "scripts")
@@ -128,7 +128,7 @@ sys.exit(extract.main())
 
 
 def test_a_stopped_local_worker_is_replaced(small: Small, tmp_path: Path) -> None:
-    """It is never continued."""
+    """The worker is never continued."""
     process = patched(small, SOON).start(tmp_path / "out", "--workers", "2", "--block-rows", "8")
     assert process.stdout is not None
     try:

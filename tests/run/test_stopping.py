@@ -1,4 +1,4 @@
-"""Real processes: told to stop, or left alone by whoever read their log."""
+"""Tests of stopping real processes: by signals, or because their log or terminal was closed."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tests.support.processes import DEADLINE, LAST_LINE, Small
 
 pytestmark = pytest.mark.process
 
-# -- told to stop ------------------------------------------------------------------------------------------------
+# -- signals ----------------------------------------------------------------------------------------------------------
 
 
-def told_while_encoding(victim: Victim, folder: Path, *numbers: int) -> tuple[Ended, Path]:
-    """A run to which signals were sent when some, and not yet all, of its parts were committed."""
+def stopped_while_encoding(victim: Victim, folder: Path, *numbers: int) -> tuple[Ended, Path]:
+    """Return a run that received signals after some, but not all, of its parts were committed."""
     for attempt in range(20):
         output = folder / str(attempt)
         process = victim.program.start(output)
@@ -36,15 +36,15 @@ def told_while_encoding(victim: Victim, folder: Path, *numbers: int) -> tuple[En
         for number in numbers:
             process.send_signal(number)
             time.sleep(0.002)
-        said, _ = process.communicate(timeout=DEADLINE)
-        if process.returncode != 0:  # else it was already over
-            return Ended(process.returncode, said.decode().splitlines(), {}, 0.0), output
+        output_bytes, _ = process.communicate(timeout=DEADLINE)
+        if process.returncode != 0:  # otherwise it had already finished
+            return Ended(process.returncode, output_bytes.decode().splitlines(), {}, 0.0), output
     raise AssertionError("no run could be met while it was encoding")
 
 
-def stopped_well(victim: Victim, folder: Path, number: signal.Signals) -> None:
-    """It says how far it came, ends by the signal, and goes on from there."""
-    ended, output = told_while_encoding(victim, folder, number)
+def check_stopped_run(victim: Victim, folder: Path, number: signal.Signals) -> None:
+    """Check that a run reports its progress, ends by the signal, and can be resumed."""
+    ended, output = stopped_while_encoding(victim, folder, number)
     assert ended.code == -number, ended.lines
     assert ended.says(rf" ERROR .*\b{number.name}\b")
     last = LAST_LINE.search(ended.lines[-1])
@@ -56,22 +56,22 @@ def stopped_well(victim: Victim, folder: Path, number: signal.Signals) -> None:
 
 
 def test_sigterm_while_encoding_can_be_resumed(victim: Victim, tmp_path: Path) -> None:
-    stopped_well(victim, tmp_path, signal.SIGTERM)
+    check_stopped_run(victim, tmp_path, signal.SIGTERM)
 
 
 def test_sigint_while_encoding_can_be_resumed(victim: Victim, tmp_path: Path) -> None:
-    stopped_well(victim, tmp_path, signal.SIGINT)
+    check_stopped_run(victim, tmp_path, signal.SIGINT)
 
 
 def test_a_second_sigint_ends_the_run_at_once(victim: Victim, tmp_path: Path) -> None:
-    ended, output = told_while_encoding(victim, tmp_path, signal.SIGINT, signal.SIGINT)
+    ended, output = stopped_while_encoding(victim, tmp_path, signal.SIGINT, signal.SIGINT)
     assert ended.code == -signal.SIGINT
     assert not ended.says("Traceback")
     victim.go_on(output)
 
 
 def test_sigterm_in_training_saves_a_checkpoint(victim: Victim, tmp_path: Path) -> None:
-    # No other checkpoint than the signal's, in the middle of one of many epochs.
+    # The only checkpoint is that of the signal, within one of many epochs.
     flags = ("--epochs", "30", "--patience", "0", "--checkpoint-minutes", "60", "--verbose")
     reference, output = tmp_path / "reference", tmp_path / "out"
     assert victim.program.run(reference, *flags).code == 0
@@ -91,13 +91,13 @@ def test_sigterm_in_training_saves_a_checkpoint(victim: Victim, tmp_path: Path) 
 
 
 def costs(output: Path) -> list[tuple[float, float]]:
-    """The whole history of a training, but for the time it took."""
+    """Return the history of a training without times."""
     history = json.loads((output / "report.json").read_text())["training"]["history"]
     return [(epoch["cost"], epoch["validation_cost"]) for epoch in history]
 
 
 def on_terminal(victim: Victim, output: Path, *, ignoring_hangup: bool) -> tuple[subprocess.Popen[bytes], int]:
-    """A run whose controlling terminal is ours to close."""
+    """Start a run whose controlling terminal the test can close."""
     ours, terminal = pty.openpty()
 
     def take_terminal() -> None:
@@ -132,7 +132,7 @@ def test_a_run_with_nohup_survives_its_terminal(victim: Victim, tmp_path: Path) 
     victim.check(tmp_path / "out")
 
 
-# -- nobody reads the log ----------------------------------------------------------------------------------------
+# -- no reader of the log ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["--quiet", "--no-quiet", "--verbose"])

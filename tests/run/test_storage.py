@@ -1,4 +1,4 @@
-"""Runs that store their features in fewer bytes: within what is allowed, resumed, replaced and read like all others."""
+"""Tests of runs that store features in fewer bytes: within the limit, resumed, replaced and read like all others."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pipeline.features import open_features
 from pipeline.output.records import read_manifest
 from pipeline.report.page.build import read_page, text_of
 from pipeline.report.verify import verify
+from tests.support.interruptions import FullDisk, stamps
 from tests.support.logged import mentions, reuses
-from tests.support.nights import Stopping, stamps
 from tests.support.soak_protocol import leftovers
-from tests.support.standin import Night, features_of
+from tests.support.standin import Workspace, features_of
 
 
 def features(output: Path) -> np.ndarray:
@@ -24,42 +24,42 @@ def features(output: Path) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_stored_features_differ_by_the_reported_error(night: Night, out: Path, tmp_path: Path) -> None:
-    assert night.run(tmp_path / "plain") == 0
+def test_stored_features_differ_by_the_reported_error(workspace: Workspace, out: Path, tmp_path: Path) -> None:
+    assert workspace.run(tmp_path / "plain") == 0
     expected = features(tmp_path / "plain")
     assert read_manifest(tmp_path / "plain")["storage"]["max_error"] == 0
     for flags in (["--storage-dtype", "float16"], ["--compression", "lzf"], ["--max-feature-error", "1e-2"]):
         output = tmp_path / flags[1]
-        assert night.run(output, *flags, "--single-file") == 0
-        told, found = read_manifest(output)["storage"], features(output)
-        assert np.abs(found.astype(float) - expected).max() == told["max_error"]
-        assert found.dtype == told["dtype"] == ("float32" if "lzf" in flags else "float16")
+        assert workspace.run(output, *flags, "--single-file") == 0
+        storage, found = read_manifest(output)["storage"], features(output)
+        assert np.abs(found.astype(float) - expected).max() == storage["max_error"]
+        assert found.dtype == storage["dtype"] == ("float32" if "lzf" in flags else "float16")
         for name in ("index.h5", "single.h5"):
             with h5py.File(output / name) as file:
                 np.testing.assert_array_equal(file["features"], found)
-                assert f'"max_error": {told["max_error"]}' in file.attrs["storage"]
+                assert f'"max_error": {storage["max_error"]}' in file.attrs["storage"]
         assert not verify(str(output), 1000).faults
-        assert f" as {told['dtype']}" in text_of(read_page(output))
+        assert f" as {storage['dtype']}" in text_of(read_page(output))
 
 
-def test_features_that_need_more_than_float16_are_float32(night: Night, out: Path, caplog: Any) -> None:
+def test_features_that_need_more_than_float16_are_float32(workspace: Workspace, out: Path, caplog: Any) -> None:
     flags = ["--max-feature-error", "1e-6"]
-    assert night.run(out, *flags) == 0
-    told = read_manifest(out)["storage"]
-    assert (told["dtype"], told["compression"]) == ("float32", "gzip")
-    assert 0 < told["max_error"] <= 1e-6
+    assert workspace.run(out, *flags) == 0
+    storage = read_manifest(out)["storage"]
+    assert (storage["dtype"], storage["compression"]) == ("float32", "gzip")
+    assert 0 < storage["max_error"] <= 1e-6
     assert mentions(caplog.text, "encoding:", "float32", "float16")
     assert leftovers(out) == []
     before = stamps(out)
-    assert night.run(out, *flags) == 0
+    assert workspace.run(out, *flags) == 0
     assert stamps(out) == before
 
 
-def test_float16_parts_are_dropped_if_others_need_float32(night: Night, out: Path) -> None:
+def test_float16_parts_are_dropped_if_others_need_float32(workspace: Workspace, out: Path) -> None:
     """The first part fits into float16, because all its features are NaN."""
-    night.add_shard("0-bad.h5", np.full((16, 4), np.nan, np.float32))
+    workspace.add_shard("0-bad.h5", np.full((16, 4), np.nan, np.float32))
     flags = ["--max-feature-error", "1e-6", "--on-bad-data", "skip", "--max-bad-rows", "50%"]
-    assert night.run(out, *flags) == 0
+    assert workspace.run(out, *flags) == 0
     parts = read_manifest(out)["parts"]
     assert parts[0]["n_bad"] == parts[0]["n_rows"] == 16
     assert {part["dtype"] for part in parts} == {"float32"}
@@ -68,22 +68,22 @@ def test_float16_parts_are_dropped_if_others_need_float32(night: Night, out: Pat
 
 @pytest.mark.parametrize("flags", [["--storage-dtype", "float16"], ["--max-feature-error", "1e-6"]], ids=lambda f: f[0])
 def test_an_interrupted_run_resumes_with_the_same_bits(
-    night: Night, out: Path, tmp_path: Path, flags: list[str]
+    workspace: Workspace, out: Path, tmp_path: Path, flags: list[str]
 ) -> None:
-    assert night.run(tmp_path / "undisturbed", *flags) == 0
+    assert workspace.run(tmp_path / "undisturbed", *flags) == 0
     for n_named in (1, 3):
         output = tmp_path / str(n_named)
-        assert night.run(output, *flags, disk=Stopping("parts", n_named)) == 74
-        assert night.run(output, *flags) == 0
+        assert workspace.run(output, *flags, disk=FullDisk("parts", n_named)) == 74
+        assert workspace.run(output, *flags) == 0
         assert features_of(output) == features_of(tmp_path / "undisturbed")
 
 
-def test_another_storage_keeps_the_model(night: Night, out: Path, caplog: Any) -> None:
-    assert night.run(out) == 0
+def test_another_storage_keeps_the_model(workspace: Workspace, out: Path, caplog: Any) -> None:
+    assert workspace.run(out) == 0
     flags = ["--storage-dtype", "float16"]
-    assert night.run(out, *flags) == 78
+    assert workspace.run(out, *flags) == 78
     assert "storage_dtype None -> float16" in caplog.text
     caplog.clear()
-    assert night.run(out, *flags, "--overwrite") == 0
+    assert workspace.run(out, *flags, "--overwrite") == 0
     assert reuses(caplog.text, "training")
     assert features(out).dtype == np.float16

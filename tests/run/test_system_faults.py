@@ -1,4 +1,4 @@
-"""Whole runs whose system calls fail below Python, and runs under limits of the system: a sample of ``make soak``."""
+"""Tests of whole runs with failing system calls and under system limits: a sample of ``make soak``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.aborted import abort_at_calls, objection
 from tests.support.failing_calls import Ended, Fault, Runs, Scene, started, sweep, trouble
 from tests.support.faulty import forked
+from tests.support.readonly_disk import abort_at_calls, objection
 
 pytestmark = [
     pytest.mark.process,
@@ -64,7 +64,7 @@ def test_calls_that_fail_lose_nothing(
 
 
 def test_reads_and_writes_can_be_short(scene: Callable[[str], Scene]) -> None:
-    """All of them at once: each transfers half of what it could."""
+    """All calls at once: each transfers half of its bytes."""
     for folder in (scene("new").output, scene("new").shards):
         code, wrong = scene("new").meets(Fault(folder, "read,write", 0, code=0, always=True))
         assert (code, wrong) == (0, "")
@@ -97,7 +97,7 @@ def test_a_limit_of_file_sizes_ends_a_run_with_a_message(scene: Callable[[str], 
 
 
 def test_a_disk_that_turns_read_only_loses_nothing(tmp_path: Path) -> None:
-    """A real one, at a sample of moments."""
+    """The disk is a real one; it turns read-only at a sample of moments."""
     if why := objection():
         pytest.skip(why)
     code, codes = forked(lambda: abort_at_calls(tmp_path, every=40))
@@ -107,7 +107,7 @@ def test_a_disk_that_turns_read_only_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_checks_of_failing_runs_detect_faults() -> None:
-    """An exit code or a text that no run may end with."""
+    """An exit code or a text with which no run may end is detected."""
     last_line = "12:00:00 ERROR Nothing was started. Type the same command again."
     assert trouble(Ended(0, 0, "Done")) == ""
     assert trouble(Ended(74, 0, last_line)) == ""

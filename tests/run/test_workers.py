@@ -1,4 +1,4 @@
-"""Runs whose tasks go to other processes: the same bits, and nobody else hears or says a word."""
+"""Tests of runs whose tasks go to other processes: the bits are equal, and no other process can connect or read."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from pipeline.run import encoding_stage
 from tests.support.clusters import Cluster
 from tests.support.killing import features_of
 from tests.support.processes import DEADLINE, Small, ends_well
-from tests.support.standin import Night, install
+from tests.support.standin import Workspace, install
 
 pytestmark = pytest.mark.process
 
 
 def listening(pid: int) -> Iterator[tuple[int, tuple[str, int]]]:
-    """Every address at which a process, or one below it, waits for others."""
-    with suppress(psutil.Error):  # it has ended meanwhile
+    """Yield every address on which a process or its descendants listen."""
+    with suppress(psutil.Error):  # it has exited meanwhile
         above = psutil.Process(pid)
         for process in (above, *above.children(recursive=True)):
             with suppress(psutil.Error):
@@ -38,7 +38,7 @@ def listening(pid: int) -> Iterator[tuple[int, tuple[str, int]]]:
 
 
 def turns_away(address: tuple[str, int]) -> bool:
-    """Whether who listens there talks neither plainly nor to a client without a certificate."""
+    """Return whether a server refuses plain connections and clients without a certificate."""
     with socket.create_connection(address, timeout=30) as plain:
         plain.sendall(bytes(16))
         with suppress(ConnectionResetError):
@@ -54,51 +54,51 @@ def turns_away(address: tuple[str, int]) -> bool:
 
 def test_local_workers_give_the_same_bits_and_refuse_strangers(small: Small, tmp_path: Path) -> None:
     process, end = small.program().start(tmp_path / "out", "--workers", "2"), time.monotonic() + DEADLINE
-    heard, tried, variables = dict[Any, int](), set[Any](), set[str]()
+    servers, tried, variables = dict[Any, int](), set[Any](), set[str]()
     while process.poll() is None and time.monotonic() < end:
-        heard |= {address: pid for pid, address in listening(process.pid)}
-        if len(heard) == 5:
+        servers |= {address: pid for pid, address in listening(process.pid)}
+        if len(servers) == 5:
             with suppress(psutil.Error):
-                variables |= {name for pid in heard.values() for name in psutil.Process(pid).environ()}
-            for address in heard.keys() - tried:
+                variables |= {name for pid in servers.values() for name in psutil.Process(pid).environ()}
+            for address in servers.keys() - tried:
                 tried.add(address)
-                with suppress(ConnectionRefusedError):  # all has ended meanwhile
+                with suppress(ConnectionRefusedError):  # all have exited meanwhile
                     assert turns_away(address)
         time.sleep(0.02)
-    said = ends_well(process)  # also: the last one that could still write to this pipe has gone
+    output = ends_well(process)  # also: the last process that could still write to this pipe has exited
     assert features_of(tmp_path / "out") == small.features
-    assert {host for host, _ in heard} == {"127.0.0.1"}, said
-    assert len(set(heard.values())) == 5, "the scheduler, two workers, and what starts them anew"
+    assert {host for host, _ in servers} == {"127.0.0.1"}, output
+    assert len(set(servers.values())) == 5, "the scheduler, two workers and their nannies"
     assert len(tried) == 5
     assert "PATH" in variables
-    assert "MALLOC_TRIM_THRESHOLD_" not in variables, "nor any other of Dask's own"
-    assert [line for line in said.splitlines() if " INFO " not in line and not line.startswith("Done: ")] == []
+    assert "MALLOC_TRIM_THRESHOLD_" not in variables, "nor any other variable of Dask"
+    assert [line for line in output.splitlines() if " INFO " not in line and not line.startswith("Done: ")] == []
 
 
 def test_processes_that_share_cores_share_the_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More at a time would only push each other's rows out of the caches."""
+    """More readers at a time would only evict each other's rows from the caches."""
     install(monkeypatch)
-    monkeypatch.chdir(".")  # where it is put back
-    night, serving, told = Night(tmp_path, 20), encoding_stage.serving, list[int]()
+    monkeypatch.chdir(".")  # so that it is restored
+    workspace, serving, reported = Workspace(tmp_path, 20), encoding_stage.serving, list[int]()
 
     def watched(settings: EncodeSettings, *what: Any) -> AbstractContextManager[None]:
-        told.append(settings.n_readers)
+        reported.append(settings.n_readers)
         return serving(settings, *what)
 
     monkeypatch.setattr(encoding_stage, "serving", watched)
     for n_processes in (0, 1, 2, 5):
         monkeypatch.setattr(LocalPool, "n_local_processes", n_processes)
-        assert night.run(tmp_path / str(n_processes), "--threads", "3") == 0
-    assert told == [0, 3, 2, 1]
+        assert workspace.run(tmp_path / str(n_processes), "--threads", "3") == 0
+    assert reported == [0, 3, 2, 1]
 
 
 @pytest.fixture
 def certificates(tmp_path: Path) -> dict[str, str]:
-    """Variables of Dask's configuration that name some."""
-    made, folder = Security.temporary(), tmp_path / "tls"
+    """Write certificates and return the variables of Dask's configuration that name them."""
+    security, folder = Security.temporary(), tmp_path / "tls"
     folder.mkdir()
-    (folder / "ca.pem").write_text(made.tls_ca_file)
-    (folder / "key.pem").write_text(made.tls_client_key)
+    (folder / "ca.pem").write_text(security.tls_ca_file)
+    (folder / "key.pem").write_text(security.tls_client_key)
     names = {"CA_FILE": "ca.pem"}
     for role in ("SCHEDULER", "WORKER", "CLIENT"):
         names |= {f"{role}__CERT": "ca.pem", f"{role}__KEY": "key.pem"}
@@ -121,9 +121,9 @@ def test_a_scheduler_with_certificates_refuses_other_clients(
         ended = small.program(**certificates).run(tmp_path / "out", "--scheduler-file", str(cluster.file))
         assert ended.code == 0, ended.lines
     assert features_of(tmp_path / "out") == small.features
-    told = json.loads((tmp_path / "out" / "report.json").read_text())["cluster"]
-    assert (told["kind"], told["address"]) == ("scheduler", address)
-    assert {worker["name"] for worker in told["workers"]} >= {"w0"}
+    reported = json.loads((tmp_path / "out" / "report.json").read_text())["cluster"]
+    assert (reported["kind"], reported["address"]) == ("scheduler", address)
+    assert {worker["name"] for worker in reported["workers"]} >= {"w0"}
 
 
 def test_another_machine_without_tls_is_refused_at_the_start(small: Small, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_each_worker_computes_on_its_device(opencl: None, small: Small, tmp_path
 
 
 def test_a_worker_without_its_device_does_not_stop_the_others(small: Small, tmp_path: Path) -> None:
-    """Where there is a card, cuda9 is none."""
+    """On a machine with a card, cuda9 does not exist."""
     ended = small.program().run(tmp_path / "out", "--devices", "cpu,cuda9")
     assert ended.code == 0, ended.lines
     assert ended.says(r" WARNING worker 1 of 2\b")

@@ -1,4 +1,4 @@
-"""A run says what its features are worth: at its end, when it is typed again, and in its report."""
+"""Tests of the value of features: reported at the end of a run, when it is repeated, and in its report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.training import verdict
 from tests.support.logged import COMPLETE, mentions, reuses
-from tests.support.standin import Night
+from tests.support.standin import Workspace
 
 
 def report_of(output: Path) -> dict[str, Any]:
@@ -23,8 +23,8 @@ def last_line(output: Path) -> str:
 
 
 @pytest.mark.process
-def test_the_errors_of_baselines_are_reported(night: Night, out: Path) -> None:
-    assert night.run(out) == 0
+def test_the_errors_of_baselines_are_reported(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out) == 0
     report = report_of(out)
     baseline, summary = report["training"]["baseline"], report["summary"]
     assert 0 < baseline["components"] < baseline["mean"]
@@ -33,34 +33,34 @@ def test_the_errors_of_baselines_are_reported(night: Night, out: Path) -> None:
     errors = [f"{summary[name]:.3g}" for name in ("cost", "components", "mean")]
     assert mentions(last_line(out), *errors)
     assert report["training"]["units"]["n_features"] == 2
-    assert night.run(out) == 0
+    assert workspace.run(out) == 0
     assert mentions(last_line(out), COMPLETE, *errors)
 
 
 @pytest.mark.process
-def test_no_baseline_without_request_or_validation(night: Night, out: Path) -> None:
+def test_no_baseline_without_request_or_validation(workspace: Workspace, out: Path) -> None:
     for flags in (["--baseline", "no"], ["--validation-fraction", "0"]):
-        assert night.run(out, "--restart", *flags) == 0
+        assert workspace.run(out, "--restart", *flags) == 0
         assert report_of(out)["training"]["baseline"] is None
         assert "principal component" not in last_line(out)
 
 
 @pytest.mark.process
-def test_the_baseline_changes_no_result(night: Night, out: Path, tmp_path: Path) -> None:
+def test_the_baseline_changes_no_result(workspace: Workspace, out: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    assert night.run(out, "--baseline", "no") == night.run(other) == 0
+    assert workspace.run(out, "--baseline", "no") == workspace.run(other) == 0
     one, two = (json.loads((folder / "manifest.json").read_text()) for folder in (out, other))
     assert (one["model"], one["fingerprint"]) == (two["model"], two["fingerprint"])
 
 
 @pytest.mark.process
 def test_warnings_about_a_reused_model_are_repeated(
-    night: Night, out: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verdict, "_MANY", -np.inf)  # every kind of units is one too many
-    assert night.run(out) == 0
+    monkeypatch.setattr(verdict, "_MANY", -np.inf)  # every kind of unit is reported if there is one
+    assert workspace.run(out) == 0
     caplog.clear()
     (out / "index.h5").unlink()
-    assert night.run(out) == 0
+    assert workspace.run(out) == 0
     assert reuses(caplog.text, "training")
     assert mentions(caplog.text, "0 of 2 features")

@@ -1,4 +1,4 @@
-"""A look at some rows: of all of them it tells what NumPy does, of some it stays within its bound."""
+"""Tests of the preview: statistics of all rows equal NumPy's, and those of some rows are within their bound."""
 
 from __future__ import annotations
 

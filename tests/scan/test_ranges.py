@@ -1,4 +1,4 @@
-"""The scan: the ranges and bad rows that NumPy finds, whatever the blocks and threads."""
+"""Tests of the scan: ranges and bad rows equal those of NumPy, for any blocks and threads."""
 
 import errno
 import io
@@ -18,7 +18,7 @@ from pipeline.shards.open import open_shards
 from pipeline.shards.shard import blocks
 from tests.support.cases import case
 from tests.support.damage import damage
-from tests.support.elsewhere import elsewhere
+from tests.support.fresh_process import run_in_fresh_process
 from tests.support.helpers import numbered, refused, scanned, write_shard
 from tests.support.logged import mentions
 
@@ -28,7 +28,7 @@ def shards_of(folder, *arrays):
 
 
 def oracle(arrays):
-    """Range and mean of the good rows in float64, and the bad rows' numbers, row by row."""
+    """Return range and mean of the good rows in float64, and the numbers of bad rows, row by row."""
     rows = [row for rows in arrays for row in rows.astype(np.float64)]
     bad = [i for i, row in enumerate(rows) if not np.isfinite(row).all()]
     good = np.array([row for i, row in enumerate(rows) if i not in bad])
@@ -71,7 +71,7 @@ def test_bad_rows_are_numbered_globally_and_left_out_of_ranges(tmp_path, sign):
 
 
 def test_bad_rows_keep_their_numbers_if_blocks_share_a_task(tmp_path, monkeypatch):
-    """Past the limit of tasks each takes several blocks; bad rows must keep their numbers."""
+    """Above the limit of tasks each task has several blocks; bad rows must keep their numbers."""
     monkeypatch.setattr(module, "_MAX_TASKS", 3)
     arrays = [numbered(11, dtype=np.float32), numbered(6, first=11, dtype=np.float32)]
     arrays[0][7], arrays[1][5] = np.nan, np.inf
@@ -79,7 +79,7 @@ def test_bad_rows_keep_their_numbers_if_blocks_share_a_task(tmp_path, monkeypatc
 
 
 def test_results_of_a_task_do_not_depend_on_later_blocks(tmp_path):
-    """They are read over each other; files that a task looks at may be of several dtypes."""
+    """Blocks reuse the same memory; files of one task may have different dtypes."""
     arrays = [numbered(5, dtype=np.float64), numbered(7, first=5, dtype=np.float32), numbered(3, first=12, dtype="u1")]
     arrays[1][2] = np.nan
     shards, firsts = shards_of(tmp_path, *arrays), (0, 5, 12)
@@ -150,7 +150,7 @@ def test_integers_hold_no_bad_rows():
     assert bad_rows(numbered(0, dtype=np.float32)).tolist() == []
 
 
-# -- columns that do not fit their range ---------------------------------------------------------------------------
+# -- columns with outliers ---------------------------------------------------------------------------------------
 
 
 def test_the_spread_does_not_depend_on_blocks_and_threads(tmp_path):
@@ -188,7 +188,7 @@ def test_one_outlier_of_few_rows_makes_a_narrow_column(tmp_path, n):
 @pytest.mark.parametrize(
     ("dtype", "missing", "spelled"),
     [
-        ("f2", -9999, -10000),  # the nearest number that 16 bits hold
+        ("f2", -9999, -10000),  # the nearest number in 16 bits
         ("f2", -999.9, -1000),
         ("f4", -999.9, -999.9),
         (">f4", -999.9, -999.9),
@@ -196,7 +196,7 @@ def test_one_outlier_of_few_rows_makes_a_narrow_column(tmp_path, n):
         ("f8", 1e300, 1e300),
         ("u1", 255, 255),
         (">i2", -9999, -9999),
-        ("i8", 2**63 - 1, 2**63 - 1),  # no float64 is that number
+        ("i8", 2**63 - 1, 2**63 - 1),  # no float64 equals that number
         ("i8", -(2**63), -(2**63)),
         ("u8", 2**64 - 1, 2**64 - 1),
         ("f4", 0, -0.0),
@@ -229,7 +229,7 @@ def test_a_missing_value_is_found_in_the_dtype_of_its_file(tmp_path, dtype, miss
     ],
 )
 def test_a_missing_value_outside_the_dtype_is_never_found(tmp_path, dtype, missing):
-    """Neither wrapped around, nor rounded to 0, nor as Inf."""
+    """It is neither wrapped around, nor rounded to 0 or Inf."""
     wrapped = [int(missing) % 2**bits for bits in (8, 16, 64) if float(missing).is_integer()]
     values = [0, 1, *(value for value in (-1, 241, 0x7FFF, *wrapped) if dtype != "?" and _fits(value, dtype))]
     (shard,) = shards_of(tmp_path, np.array(values, dtype=object).astype(dtype)[:, None])
@@ -253,11 +253,11 @@ def test_rows_that_are_all_missing_are_refused(tmp_path):
         check_usable(shards, scanned(shards, 2, 1, missing=9), 9)
 
 
-# -- what is filled in, and clipped --------------------------------------------------------------------------------
+# -- imputation and clipping -------------------------------------------------------------------------------------
 
 
 def gappy(rng, n, dtype, missing):
-    """Rows of which a third of the values is missing, some rows whole, and one that holds Inf where it can."""
+    """Return rows with a third of the values missing, some rows whole, and one with Inf if the dtype has it."""
     rows = (100 * rng.standard_normal((n, 5))).astype(dtype)
     rows[:, 4] = missing
     rows[rng.random(rows.shape) < 0.3] = missing
@@ -279,8 +279,8 @@ def is_gap(value, missing):
 def test_imputed_values_equal_the_mean_or_median(tmp_path, dtype, missing, impute):
     rows, bad = gappy(np.random.default_rng(0), 97, dtype, missing)
     shards = shards_of(tmp_path, rows[:40], rows[40:])
-    how = {"impute": impute, "missing": None if np.isnan(missing) else missing, "clip_quantile": 0.0}
-    found = scanned(shards, 1000, 1, **how)
+    options = {"impute": impute, "missing": None if np.isnan(missing) else missing, "clip_quantile": 0.0}
+    found = scanned(shards, 1000, 1, **options)
     assert (found.bad_rows.tolist(), found.clips) == (bad, False)
     good = np.delete(rows, bad, axis=0)
     for column, values in enumerate(good.T):
@@ -296,8 +296,8 @@ def test_imputed_values_equal_the_mean_or_median(tmp_path, dtype, missing, imput
         assert found.fill[column] == np.array(found.fill[column]).astype(dtype)
     for block_rows, n_threads in ((1, 3), (2, 1), (7, 2), (40, 2)):
         with case(block_rows=block_rows, n_threads=n_threads):
-            assert scanned(shards, block_rows, n_threads, **how).to_npz() == found.to_npz()
-            clipped = {**how, "clip_quantile": 0.1}
+            assert scanned(shards, block_rows, n_threads, **options).to_npz() == found.to_npz()
+            clipped = {**options, "clip_quantile": 0.1}
             assert scanned(shards, block_rows, 2, **clipped).to_npz() == scanned(shards, 9, 1, **clipped).to_npz()
 
 
@@ -315,11 +315,11 @@ def test_clipped_ranges_are_quantiles_and_contain_the_fill(tmp_path):
             assert (found.minimum[column], found.maximum[column]) == (low, -np.quantile(-values, q, method="lower"))
             clipped = np.clip(values.astype(float), found.minimum[column], found.maximum[column])
             np.testing.assert_allclose(found.fill[column], clipped.mean(), rtol=1e-4)
-        assert (found.minimum[2], found.maximum[2]) == (0, 1), "where nearly all is the same, the range is whole"
+        assert (found.minimum[2], found.maximum[2]) == (0, 1), "the range is complete if nearly all values are equal"
 
 
 def test_quantiles_of_a_sample_are_within_five_standard_errors(tmp_path, monkeypatch):
-    """Five standard errors of the rank, of columns that are in order, in waves and in none."""
+    """The limit is five standard errors of the rank, for sorted, periodic and random columns."""
     monkeypatch.setattr(module, "LARGE_SAMPLE", 3 * 2000)
     n, q = 100_000, 0.02
     values = np.arange(n) / n
@@ -341,17 +341,18 @@ def test_a_scan_with_imputation_is_restored_from_its_file(tmp_path):
     assert again.summary() == {"narrow_columns": {}, "filled": {1: 1}}
 
 
-# -- shards that cannot be read ------------------------------------------------------------------------------------
+# -- shards that cannot be read ----------------------------------------------------------------------------------
 
 
-def random_shards(folder, rng, how):
-    """Shards of random sizes, some with NaN, some damaged; what they hold, and which are damaged."""
+def random_shards(folder, rng, options):
+    """Return shards of random sizes, some with NaN, some damaged; their rows, and which are damaged."""
     sizes = rng.integers(0, 12, 6)
     arrays = [numbered(size, first=sum(sizes[:i]), dtype=np.float32) for i, size in enumerate(sizes)]
     for rows in arrays:
         rows[rng.random(len(rows)) < 0.2, rng.integers(2)] = np.nan
     names = [
-        write_shard(folder / f"{i}.h5", rows, chunks=(2, 2), maxshape=(None, 2), **how) for i, rows in enumerate(arrays)
+        write_shard(folder / f"{i}.h5", rows, chunks=(2, 2), maxshape=(None, 2), **options)
+        for i, rows in enumerate(arrays)
     ]
     bad = [i for i in range(len(arrays)) if len(arrays[i]) and rng.random() < 0.4]
     for i in bad:
@@ -359,19 +360,19 @@ def random_shards(folder, rng, how):
     return open_shards(names), arrays, bad
 
 
-@pytest.mark.parametrize("how", [{"compression": "gzip"}, {"fletcher32": True}], ids=str)
-def test_unreadable_shards_count_as_bad_rows_for_any_blocks(tmp_path, how):
+@pytest.mark.parametrize("options", [{"compression": "gzip"}, {"fletcher32": True}], ids=str)
+def test_unreadable_shards_count_as_bad_rows_for_any_blocks(tmp_path, options):
     for seed in range(8):
-        shards, arrays, bad = random_shards(tmp_path, np.random.default_rng(seed), how)
-        told = [np.full_like(rows, np.nan) if i in bad else rows for i, rows in enumerate(arrays)]
+        shards, arrays, bad = random_shards(tmp_path, np.random.default_rng(seed), options)
+        expected_arrays = [np.full_like(rows, np.nan) if i in bad else rows for i, rows in enumerate(arrays)]
         for block_rows, n_threads in ((1, 1), (2, 3), (3, 2), (100, 2)):
             counts = []
             with case(seed=seed, block_rows=block_rows):
                 found = scanned(shards, block_rows, n_threads, counts.append, max_unreadable=6)
-                check(found, told)
+                check(found, expected_arrays)
                 assert list(found.unreadable) == bad
                 assert all(f"file={shards[i].path} dataset=X rows=" in why for i, why in found.unreadable.items())
-                assert sum(counts) == found.n_rows, "every row is reported once, though some are read twice"
+                assert sum(counts) == found.n_rows, "each row is reported once, although some are read twice"
 
 
 def test_a_scan_can_drop_its_unreadable_shards(tmp_path):
@@ -425,7 +426,7 @@ def test_an_unreadable_shard_is_described_by_its_error(tmp_path):
     assert mentions(words, "8 of 20", 2)
 
 
-# -- its file ----------------------------------------------------------------------------------------------------
+# -- the file of a scan ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_bad", [0, 2])
@@ -477,13 +478,13 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path, monkeypatch)
     shards = open_shards([str(path) for path in paths])
     tasks = []
 
-    def kept(work, *rest):
+    def recording(work, *rest):
         tasks.extend(work)
         return reduce(work, *rest)
 
-    monkeypatch.setattr(module, "reduce", kept)
+    monkeypatch.setattr(module, "reduce", recording)
     found = scanned(shards, 2, 2, missing=-1, max_unreadable=1)
-    assert len(tasks) == 5 + 3 + 4 + 5 + 4, "what can be read is read again"
-    here, there = [work(task) for work, task in tasks], elsewhere(tasks)
-    assert [plainly(each) for each in there] == [plainly(each) for each in here]
+    assert len(tasks) == 5 + 3 + 4 + 5 + 4, "readable blocks are read again"
+    local, remote = [work(task) for work, task in tasks], run_in_fresh_process(tasks)
+    assert [plainly(each) for each in remote] == [plainly(each) for each in local]
     assert (found.bad_rows.tolist(), list(found.unreadable)) == ([3, *range(9, 14), 21], [1])

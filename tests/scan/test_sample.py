@@ -1,4 +1,4 @@
-"""The sample: of bounded size, spread over all rows, and the same wherever blocks are cut."""
+"""Tests of the sample: of bounded size, spread over all rows, and independent of block boundaries."""
 
 import itertools
 
@@ -53,5 +53,5 @@ def test_quantiles_equal_numpy(n):
             in_order = np.sort(values)
             expected = [in_order[int(place)], in_order[::-1][int(place)]]
             assert found[:, column].tolist() == expected
-            if n % 10 == 1:  # else NumPy's own 1 - q is rounded past a value
+            if n % 10 == 1:  # otherwise NumPy's own 1 - q is rounded past a value
                 assert np.quantile(values, q, method="lower") == expected[0]

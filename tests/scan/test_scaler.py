@@ -1,4 +1,4 @@
-"""Scaling keeps digits, and is scikit-learn's."""
+"""Tests of scaling: it keeps digits, and equals scikit-learn's."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def scaler_of(rows):
 
 
 def scikit_learns(scaler):
-    """The same scaling; scikit-learn scales constant columns by 1, and moves what leaves them."""
+    """Return scikit-learn's scaler, changed for constant columns, which it scales by 1 and shifts."""
     other = MinMaxScaler().fit(np.stack([scaler.minimum, scaler.maximum]))
     constant = scaler.scale == 0
     other.scale_[constant], other.min_[constant] = 0, 0
@@ -55,11 +55,11 @@ def test_columns_far_from_zero_keep_their_digits(dtype):
         ("uint8", 0, 255, "float32"),
         ("int16", -32768, 32767, "float32"),
         ("float32", 0.5, 1.5, "float32"),
-        ("float32", 0.1, 1.5, "float64"),  # 0.1 is no float32
+        ("float32", 0.1, 1.5, "float64"),  # 0.1 is not exact in float32
         ("int32", 0, 1, "float64"),
         ("float64", 0, 1, "float64"),
-        ("float32", -3e38, 3e38, "float64"),  # the range is no float32
-        ("float32", 0, 2**-130, "float64"),  # one over the range is no float32
+        ("float32", -3e38, 3e38, "float64"),  # the range is not exact in float32
+        ("float32", 0, 2**-130, "float64"),  # the inverse of the range is not exact in float32
         ("float32", 3, 3, "float32"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The benchmark: contestants are compared before they are timed, take turns, and are checked against the demands."""
+"""Tests of the benchmark: results are compared before timing, contestants alternate, and limits are checked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from scripts.benchmarks.instruction_sets import hide, limits
 
 
 class Fake:
-    """A contestant that takes what it is told to take, and says so in a list."""
+    """A contestant that takes the given seconds and records its turns in a list."""
 
     def __init__(self, name: str, seconds: list[float], result: float, turns: list[str]) -> None:
         self.name, self.about = name, f"about {name}"
@@ -42,7 +42,7 @@ Race = Callable[..., tuple[dict[str, float], list[str]]]
 
 @pytest.fixture
 def race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Race:
-    """A race of contestants with these seconds and results: their ratios, and who had the turns that count."""
+    """Run a race of contestants with these seconds and results; return their ratios and the turns that count."""
 
     def run(seconds: dict[str, list[float]], results: dict[str, float] | None = None) -> Any:
         turns: list[str] = []
@@ -70,7 +70,7 @@ def test_different_results_are_refused_before_timing(race: Race) -> None:
         race({"ours": [1.0], "jax": [1.0]}, {"jax": 1.5})
     with pytest.raises(RuntimeError, match="blas: "):
         race({"ours": [1.0], "blas": [1.0], "jax": [1.0]}, {"blas": 1.5})
-    # Its model is another one.
+    # Its model is different.
     race({"ours": [1.0] * 3, "sklearn": [1.0] * 3}, {"sklearn": 1.5})
 
 
@@ -108,10 +108,10 @@ def test_race_runs_and_a_missing_card_is_named(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_all_contestants_use_the_same_instruction_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that race, and the program as a whole."""
+    """The contestants and the program as a whole."""
     found: list[dict[str, str]] = []
 
-    def started(*arguments: Any, env: dict[str, str], **how: Any) -> None:
+    def started(*arguments: Any, env: dict[str, str], **options: Any) -> None:
         found.append(env)
         raise InterruptedError
 
@@ -151,7 +151,7 @@ def test_drawn_shapes_depend_on_the_seed_and_are_not_round() -> None:
 def test_peer_that_exits_early_is_left_out_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As PyTorch does that was not made for the card."""
+    """PyTorch does so if it was built without support for the card."""
     ends = tmp_path / "python"
     ends.write_text("#!/bin/sh\necho 'a warning' >&2; echo 'no CUDA' >&2; exit 1\n")
     ends.chmod(0o755)
@@ -166,7 +166,7 @@ def test_peer_that_exits_early_is_left_out_with_its_reason(
 def test_openblas_uses_the_requested_instruction_set(tmp_path: Path) -> None:
     with racing.contestants(["blas"], **limits("sse2")) as (blas,):
         blas.prepare("square", tmp_path, n=8)
-    assert blas.about.split()[-1] in ("Katmai", "Prescott")  # which are the same
+    assert blas.about.split()[-1] in ("Katmai", "Prescott")  # they are equal
 
 
 _ASK = """
@@ -196,10 +196,10 @@ def test_hiding_instructions_changes_no_other_processor_facts(tmp_path: Path) ->
         for env in ({**os.environ}, os.environ | ({"LD_PRELOAD": str(library)} if library else {}))
     )
     assert before[:-1] == after[:-1]
-    (_, _, known, *_), (_, _, told, *_) = before[-1], after[-1]
+    (_, _, known, *_), (_, _, reported, *_) = before[-1], after[-1]
     avx2, avx512f = 1 << 5, 1 << 16
-    assert int(told, 16) & avx2 == int(known, 16) & avx2
-    assert library is None or not int(told, 16) & avx512f
+    assert int(reported, 16) & avx2 == int(known, 16) & avx2
+    assert library is None or not int(reported, 16) & avx512f
 
 
 def test_missing_instruction_set_is_refused(
@@ -215,19 +215,19 @@ def test_missing_instruction_set_is_refused(
 @pytest.mark.process
 def test_shards_of_every_layout_hold_the_same_rows(tmp_path: Path) -> None:
     plain = programs.make_shards(tmp_path / "plain", 5000, 2, dtype="u1")
-    for i, (name, (how, _, _)) in enumerate(programs.LAYOUTS.items()):
-        shards = programs.make_shards(tmp_path / str(i), 5000, 2, **how)
+    for i, (name, (options, _, _)) in enumerate(programs.LAYOUTS.items()):
+        shards = programs.make_shards(tmp_path / str(i), 5000, 2, **options)
         programs.evict(shards)
         for path in sorted(shards.iterdir()):
             with h5py.File(path) as file, h5py.File(plain / path.name) as expected:
-                assert file["X"].dtype == how["dtype"], name
-                assert file["X"].chunks == how.get("chunks"), name
+                assert file["X"].dtype == options["dtype"], name
+                assert file["X"].chunks == options.get("chunks"), name
                 np.testing.assert_array_equal(file["X"][:], expected["X"][:], err_msg=name)
 
 
 @pytest.mark.process
 def test_peak_memory_is_that_of_the_program_alone(tmp_path: Path) -> None:
-    """And not that of the process which started it."""
+    """It does not include the process that started the program."""
     shards = programs.make_shards(tmp_path / "shards", 200, 1, dtype="u1", n_inputs=8)
     heap = np.ones(2**29, np.uint8)
     _, peak = programs.extract("--input", shards, "--output", tmp_path / "out", "--epochs", 1)

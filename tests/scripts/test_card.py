@@ -1,4 +1,4 @@
-"""scripts/card.py resumes after the last finished step, and reports how each step ended."""
+"""Tests of scripts/card.py: it resumes after the last finished step, and reports how each step ended."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def test_step_stopped_by_the_time_limit_is_not_run_step(tmp_path: Path) -> None:
     assert run_step(tmp_path, "late", wait, {}, time.monotonic() - 1) is None
     assert list(tmp_path.glob("*.json")) == []
     assert run_step(tmp_path, "late", ("-c", "print('there')"), {}, time.monotonic() + DEADLINE) == 0
-    told = page("A card", tmp_path, ["begun", "late"])
-    assert re.search(r"^\| begun \| 0 \| \D+ \|$", told, re.MULTILINE)
-    assert "    there" in told
+    text = page("A card", tmp_path, ["begun", "late"])
+    assert re.search(r"^\| begun \| 0 \| \D+ \|$", text, re.MULTILINE)
+    assert "    there" in text
 
 
 def test_every_step_is_an_existing_file_or_a_module(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""docs/Dockerfile: as far as that shows without an image; `make image-check` does its steps."""
+"""Tests of docs/Dockerfile without building an image; `make image-check` runs its steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""scripts/install_pygpu.sh: Debian's packages into an environment, from a folder and from the sources that apt has."""
+"""Tests of scripts/install_pygpu.sh: it installs Debian packages into an environment, from a folder or from apt."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ pytestmark = [
 
 SCRIPT = REPOSITORY / "scripts/install_pygpu.sh"
 PREFIX, SITE = Path(sys.prefix), Path(sysconfig.get_path("purelib"))
-# What Debian's packages hold, as far as it is installed here.
+# Content of Debian's packages, as far as it is installed here.
 PACKAGES = {
     "python3-pygpu": {"usr/lib/python3/dist-packages": [SITE / "pygpu", *SITE.glob("pygpu-*.egg-info")]},
     "libgpuarray3": {"usr/lib": [PREFIX / "lib/libgpuarray.so.3", PREFIX / "lib/libgpuarray.so.3.0"]},
     "libgpuarray-dev": {"usr/lib": [PREFIX / "lib/libgpuarray.so"], "usr/include": [PREFIX / "include/gpuarray"]},
 }
-# What libgpuarray says of a driver tells which file it has opened.
+# libgpuarray's message about a driver shows which file it has opened.
 ASK = "import pygpu\ntry:\n    pygpu.gpuarray.count_devices('cuda', 0)\nexcept Exception as error:\n    print(error)"
 
 APT_GET = """#!/bin/bash
@@ -60,90 +60,90 @@ def debs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Environment:
-    """Without pygpu."""
+def target(tmp_path: Path) -> Environment:
+    """Return an environment without pygpu."""
     return Environment(tmp_path / "env", "pygpu")
 
 
-def install(here: Environment, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """By the script, where a wheel puts it."""
-    shutil.copy(SCRIPT, here.path / "bin")
-    return here.run("install_pygpu.sh", *arguments, **variables)
+def install(target: Environment, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the script, from where a wheel installs it."""
+    shutil.copy(SCRIPT, target.path / "bin")
+    return target.run("install_pygpu.sh", *arguments, **variables)
 
 
-def files(here: Environment) -> set[Path]:
-    return {path.relative_to(here.path) for path in here.path.rglob("*") if path.parts[-2] != "__pycache__"}
+def files(target: Environment) -> set[Path]:
+    return {path.relative_to(target.path) for path in target.path.rglob("*") if path.parts[-2] != "__pycache__"}
 
 
 @pytest.mark.parametrize("has_dpkg", [True, False])
-def test_packages_in_a_directory_are_installed(here: Environment, debs: Path, tmp_path: Path, has_dpkg: bool) -> None:
-    """With and without dpkg; libgpuarray then searches our directory first."""
+def test_packages_in_a_directory_are_installed(target: Environment, debs: Path, tmp_path: Path, has_dpkg: bool) -> None:
+    """Packages are unpacked with or without dpkg; libgpuarray then searches our directory first."""
     variables = {}
     if not has_dpkg:
         for program in ("bash", "dirname", "mktemp", "chmod", "mkdir", "head", "ar", "tar", "xz", "cp", "rm", "mv"):
-            (here.path / "bin" / program).symlink_to(shutil.which(program) or "")
+            (target.path / "bin" / program).symlink_to(shutil.which(program) or "")
         variables["PATH"] = ""
-    before = files(here)
-    done = install(here, "--from", debs, **variables)
+    before = files(target)
+    done = install(target, "--from", debs, **variables)
     assert done.returncode == 0, done.stderr
-    added = {str(path) for path in files(here) - before if len(path.parts) < 3}
+    added = {str(path) for path in files(target) - before if len(path.parts) < 3}
     assert added == {
         "bin/install_pygpu.sh",
         "include/gpuarray",
         *(f"lib/libgpuarray.so{end}" for end in ("", ".3", ".3.0")),
     }
-    assert "undefined symbol" not in here.run("python", "-c", ASK).stdout
-    for folder, told in (("lib", "pygpu/../../../libcuda.so"), ("lib/shardpress-gpu", "/shardpress-gpu/libcuda.so")):
-        library(here.path / folder / "libcuda.so")
-        assert f"{told}: undefined symbol" in here.run("python", "-c", ASK).stdout
-    again = files(here)
-    (line,) = install(here).stdout.splitlines()
-    assert str(here.path) in line
-    assert files(here) == again
+    assert "undefined symbol" not in target.run("python", "-c", ASK).stdout
+    for folder, message in (("lib", "pygpu/../../../libcuda.so"), ("lib/shardpress-gpu", "/shardpress-gpu/libcuda.so")):
+        library(target.path / folder / "libcuda.so")
+        assert f"{message}: undefined symbol" in target.run("python", "-c", ASK).stdout
+    again = files(target)
+    (line,) = install(target).stdout.splitlines()
+    assert str(target.path) in line
+    assert files(target) == again
 
 
-def test_earlier_installation_gets_the_search_path(here: Environment, debs: Path) -> None:
-    assert install(here, "--from", debs).returncode == 0
-    file = here.path / "lib/libgpuarray.so.3.0"
-    here.run("patchelf", "--set-rpath", "$ORIGIN", file)
-    assert install(here).returncode == 0
-    assert here.run("patchelf", "--print-rpath", file).stdout == "$ORIGIN/shardpress-gpu:$ORIGIN\n"
+def test_earlier_installation_gets_the_search_path(target: Environment, debs: Path) -> None:
+    assert install(target, "--from", debs).returncode == 0
+    file = target.path / "lib/libgpuarray.so.3.0"
+    target.run("patchelf", "--set-rpath", "$ORIGIN", file)
+    assert install(target).returncode == 0
+    assert target.run("patchelf", "--print-rpath", file).stdout == "$ORIGIN/shardpress-gpu:$ORIGIN\n"
 
 
-def test_incomplete_installation_is_repaired(here: Environment, debs: Path) -> None:
-    (here.site / "pygpu").mkdir()
-    (here.site / "pygpu/__init__.py").write_text("from . import gpuarray\n")
-    (here.site / "pygpu.new").mkdir()
-    assert install(here, "--from", debs).returncode == 0
-    assert here.run("python", "-c", "import pygpu").returncode == 0
+def test_incomplete_installation_is_repaired(target: Environment, debs: Path) -> None:
+    (target.site / "pygpu").mkdir()
+    (target.site / "pygpu/__init__.py").write_text("from . import gpuarray\n")
+    (target.site / "pygpu.new").mkdir()
+    assert install(target, "--from", debs).returncode == 0
+    assert target.run("python", "-c", "import pygpu").returncode == 0
 
 
 @pytest.mark.parametrize("mirror", [None, "https://mirror.example/debian"])
 def test_debian_12_is_taken_from_the_own_source_or_a_mirror(
-    here: Environment, debs: Path, tmp_path: Path, mirror: str | None
+    target: Environment, debs: Path, tmp_path: Path, mirror: str | None
 ) -> None:
-    """By an apt-get that says where it would look, and has what it is asked for."""
-    program = here.path / "bin/apt-get"
+    """An apt-get that prints its sources, and has the requested packages, replaces the real one."""
+    program = target.path / "bin/apt-get"
     program.write_text(APT_GET.format(debs=debs, asked=tmp_path / "asked"))
     program.chmod(0o755)
-    done = install(here, *(["--mirror", mirror] if mirror else []))
+    done = install(target, *(["--mirror", mirror] if mirror else []))
     assert done.returncode == 0, done.stderr
     (line,) = (tmp_path / "asked").read_text().splitlines()
     assert line.startswith("deb ")
     assert line.endswith(f"{mirror or 'https://own.example/debian/'} bookworm main")
 
 
-def test_missing_package_is_reported_with_alternatives(here: Environment, tmp_path: Path) -> None:
-    done = install(here, "--from", tmp_path)
+def test_missing_package_is_reported_with_alternatives(target: Environment, tmp_path: Path) -> None:
+    done = install(target, "--from", tmp_path)
     assert done.returncode == 69
     assert str(tmp_path) in done.stderr.splitlines()[0]
     assert "python3-pygpu_*.deb" in done.stderr.splitlines()[0]
     assert "--mirror" in done.stderr
-    assert not (here.site / "pygpu").exists()
+    assert not (target.site / "pygpu").exists()
 
 
 @pytest.mark.parametrize("arguments", [["--from"], ["--cuda"], ["a", "b"], ["--mirror", "x", "a", "b"]])
-def test_invalid_arguments_are_refused(here: Environment, arguments: list[str]) -> None:
-    done = install(here, *arguments)
+def test_invalid_arguments_are_refused(target: Environment, arguments: list[str]) -> None:
+    done = install(target, *arguments)
     assert done.returncode == 64
     assert done.stderr.startswith("usage: ")

@@ -1,4 +1,4 @@
-"""The shards that scripts/make_data.py writes: reproducible, complete, and never in place of foreign files."""
+"""Tests of scripts/make_data.py: its shards are reproducible and complete, and never replace foreign files."""
 
 import errno
 import gzip
@@ -15,7 +15,7 @@ from scripts import make_data
 
 
 def write_idx(path, values, magic=None, shape=None):
-    """Write an idx file of uint8, with another magic number or shape in the header on demand."""
+    """Write an idx file of uint8, optionally with another magic number or shape in the header."""
     shape = values.shape if shape is None else shape
     magic = struct.pack(">BBBB", 0, 0, 8, len(shape)) if magic is None else magic
     path.write_bytes(gzip.compress(magic + struct.pack(f">{len(shape)}I", *shape) + values.tobytes()))
@@ -23,13 +23,13 @@ def write_idx(path, values, magic=None, shape=None):
 
 @pytest.fixture
 def no_fashion(monkeypatch, tmp_path):
-    """A machine without the Fashion-MNIST files."""
+    """Simulate a machine without the Fashion-MNIST files."""
     monkeypatch.setattr(make_data, "FASHION_FOLDER", tmp_path / "not-installed")
 
 
 @pytest.fixture
 def fashion(monkeypatch, tmp_path):
-    """Tiny files in the format of Fashion-MNIST: 20 + 3 images, each filled with its own number."""
+    """Write tiny files in the format of Fashion-MNIST: 20 + 3 images, each filled with its own number."""
     folder = tmp_path / "source"
     folder.mkdir()
     for part, count in (("train", 20), ("t10k", 3)):
@@ -51,22 +51,22 @@ def make(out, *arguments):
 
 
 def names(folder):
-    """Every file below a folder, as paths relative to it."""
+    """Return every file in a folder, as paths relative to it."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def contents(folder):
-    """What every file below a folder holds."""
+    """Return the content of every file in a folder."""
     return {name: (folder / name).read_bytes() for name in names(folder)}
 
 
 def stamps(folder):
-    """Inode and time of every file: a file that is written again changes one of them."""
+    """Return inode and modification time of every file, which show whether it was written again."""
     return {n: ((folder / n).stat().st_ino, (folder / n).stat().st_mtime_ns) for n in names(folder)}
 
 
 def load(folder, key="X"):
-    """One dataset over all shards of a folder, in the order of their names."""
+    """Return one dataset over all shards of a folder, in the order of their names."""
     arrays = []
     for path in sorted(folder.glob("*.h5")):
         with h5py.File(path, "r") as file:
@@ -74,7 +74,7 @@ def load(folder, key="X"):
     return np.concatenate(arrays)
 
 
-# ---- what each set holds
+# ---- content of each set
 
 
 def test_default_is_fashion_mnist_with_a_separate_test_set(fashion, out):
@@ -85,7 +85,7 @@ def test_default_is_fashion_mnist_with_a_separate_test_set(fashion, out):
         assert [file[key].dtype for key in ("X", "y", "row_id")] == [np.uint8, np.uint8, np.int64]
         assert file["row_id"][:].tolist() == [16, 17, 18, 19]
     assert load(out).shape == (20, 784)
-    assert (load(out) == np.arange(20)[:, None]).all()  # no row is lost, doubled or moved
+    assert (load(out) == np.arange(20)[:, None]).all()  # no row is lost, duplicated or moved
     assert load(out, "y").tolist() == [*range(10), *range(10)]
     assert load(out, "row_id").tolist() == list(range(20))
     assert load(out / "fashion-mnist-test").shape == (3, 784)
@@ -122,7 +122,7 @@ def test_donuts_are_two_noisy_rings_with_correlated_columns(out):
         assert abs(ring.mean() - expected) < 0.05
         assert 0.25 < ring.std() < 0.35  # a visible width
         quadrants = (X[y == label, :2] > 0) @ [1, 2]
-        assert np.bincount(quadrants).min() > 200  # all the way round
+        assert np.bincount(quadrants).min() > 200  # in all directions
     correlation = np.corrcoef(X.T)
     assert abs(correlation[0, 1]) < 0.1
     assert min(correlation[0, 2], correlation[1, 3]) > 0.8
@@ -132,7 +132,7 @@ def test_donuts_are_two_noisy_rings_with_correlated_columns(out):
 
 
 def test_cost_of_the_reference_network_falls_as_published(out):
-    """The reference experiment in plain NumPy, cut at epoch 1000; all of it would take too long here."""
+    """Run the reference experiment in plain NumPy up to epoch 1000; all of it would take too long here."""
     make(out, "donuts")
     X = load(out)
     costs = reference_costs((X - X.min(axis=0)) / np.ptp(X, axis=0), epochs=1001)
@@ -142,7 +142,7 @@ def test_cost_of_the_reference_network_falls_as_published(out):
 
 
 def reference_costs(X, epochs):
-    """Cost of each epoch: tied weights, sigmoid features, linear output, full batch, momentum."""
+    """Return the cost of each epoch: tied weights, sigmoid features, linear output, full batch, momentum."""
     random = np.random.default_rng(0)
     W = (random.standard_normal((4, 2)) / np.sqrt(6)).astype(np.float32)
     parameters = [W, np.zeros(2, np.float32), np.zeros(4, np.float32)]
@@ -180,19 +180,19 @@ def test_synthetic_rows_do_not_depend_on_the_block_size(tmp_path, monkeypatch):
 
 
 def test_at_most_one_block_of_rows_is_in_memory(tmp_path, monkeypatch):
-    asked = []
+    sizes_read = []
     load_synthetic = make_data.load_synthetic
 
     def spy(*arguments):
         table = load_synthetic(*arguments)
-        read = lambda start, stop: asked.append(stop - start) or table.read(start, stop)  # noqa: E731
+        read = lambda start, stop: sizes_read.append(stop - start) or table.read(start, stop)  # noqa: E731
         return make_data.Table(table.n_rows, table.n_inputs, table.dtype, read)
 
     monkeypatch.setattr(make_data, "load_synthetic", spy)
     monkeypatch.setattr(make_data, "BLOCK_BYTES", 100 * 60 * 4)
     for layout in make_data.LAYOUTS:
         synthetic(tmp_path / layout, "--shards", 2, "--layout", layout)
-    assert max(asked) == 100
+    assert max(sizes_read) == 100
 
 
 def test_layouts_are_stored_as_named_and_hold_the_same_rows(tmp_path):
@@ -233,10 +233,10 @@ def test_synthetic_rows_have_few_principal_components(out):
     X = synthetic(out, rows=2000)
     variances = np.linalg.eigvalsh(np.cov(X.T))[::-1]
     assert variances[:16].sum() > 0.9 * variances.sum()
-    assert variances[16:].min() > 0  # and noise, which they cannot
+    assert variances[16:].min() > 0  # and noise, which they cannot explain
 
 
-# ---- written once, the same each time
+# ---- written once, always the same
 
 
 @pytest.mark.slow
@@ -354,7 +354,7 @@ def test_other_sets_have_their_own_directories(fashion, tmp_path, monkeypatch):
     assert folders == {"digits", "donuts", "fashion-mnist", "fashion-mnist-test", "synthetic"}
 
 
-# ---- foreign files are kept, and errors are sentences
+# ---- foreign files are kept, and errors are clear
 
 
 def test_foreign_files_are_not_changed(no_fashion, out, capsys):
@@ -366,7 +366,7 @@ def test_foreign_files_are_not_changed(no_fashion, out, capsys):
     make(out)
     make(out, "donuts", "--force")
     assert before.items() <= contents(out).items()
-    assert not list(out.glob("digits-train-*"))  # ours went
+    assert not list(out.glob("digits-train-*"))  # our files were removed
     assert "mine.h5" in capsys.readouterr().out
 
 
@@ -433,7 +433,7 @@ def test_lack_of_disk_space_is_found_before_writing(out, monkeypatch, capsys):
     for layout in make_data.LAYOUTS:
         arguments = ["synthetic", "--rows", "1000", "--columns", "250", "--shards", "1", "--layout", layout]
         assert make_data.main([*arguments, "--output", str(out)]) == make_data.CANNOT_CREATE
-        assert capsys.readouterr().err.count("1.0 MB") == 2, layout  # needed and free
+        assert capsys.readouterr().err.count("1.0 MB") == 2, layout  # required and free
         assert names(out) == [], layout
 
 

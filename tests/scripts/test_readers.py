@@ -1,4 +1,4 @@
-"""One wheel for all Pythons: its content, and reading with a later Python, NumPy 2 and no Theano."""
+"""Tests of the wheel: its content, and reading with a later Python, NumPy 2 and no Theano."""
 
 import json
 import os
@@ -41,7 +41,7 @@ print(json.dumps({
     "transformed": shardpress.TiedAutoencoder.from_run(sys.argv[1]).transform(rows).tolist(),  # loads scikit-learn
 }))
 """
-OF_A_RUN = {"theano", "blake3", "deflate", "tqdm", "sklearn"}  # SciPy, where there is one, is loaded by Dask
+OF_A_RUN = {"theano", "blake3", "deflate", "tqdm", "sklearn"}  # SciPy, if it is installed, is loaded by Dask
 
 ROWS = np.linspace(-1, 2, 12).reshape(4, 3)
 FEATURES, VALID, Y = np.arange(8, dtype=np.float32).reshape(4, 2), np.array([1, 1, 0, 1], bool), np.array([3, 1, 2, 0])
@@ -49,7 +49,7 @@ FEATURES, VALID, Y = np.arange(8, dtype=np.float32).reshape(4, 2), np.array([1, 
 
 @pytest.fixture
 def output(tmp_path):
-    """A finished output directory of two parts, and rows for its model."""
+    """Return a finished output directory of two parts, and rows for its model."""
     directory, files = tmp_path / "out", ["parts/part-0.h5", "parts/part-1.h5"]
     W = np.array([[1, -900], [0, 0.5], [-2, 1]], np.float32)
     parameters = {"W": W, "b_hidden": np.zeros(2, np.float32), "b_output": np.zeros(3, np.float32)}
@@ -66,7 +66,7 @@ def output(tmp_path):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """What pip makes of a source distribution of this checkout."""
+    """Build a wheel from a source distribution of this checkout, as pip does."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("out")
     for name in SOURCES:
         path = REPOSITORY / name
@@ -83,7 +83,7 @@ IGNORED = shutil.ignore_patterns("*.so", "__pycache__")
 
 
 def test_wheel_holds_all_packages_and_nothing_else(wheel):
-    assert re.fullmatch(r"shardpress-[\d.]+-cp311-abi3-linux_\w+\.whl", wheel.name), "one for 3.11 and all later ones"
+    assert re.fullmatch(r"shardpress-[\d.]+-cp311-abi3-linux_\w+\.whl", wheel.name), "one wheel for 3.11 and later"
     folders = [REPOSITORY / name for name in ("pipeline", "kernels")]
     paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     ours = {str(path.relative_to(REPOSITORY)) for path in paths if "__pycache__" not in path.parts}
@@ -97,24 +97,24 @@ def test_wheel_holds_all_packages_and_nothing_else(wheel):
 
 
 @pytest.fixture
-def typed(wheel, tmp_path):
-    """Start a later Python, with the wheel's code, where a user has a file of a name that is ours; skip without it."""
+def later_python(wheel, tmp_path):
+    """Start a later Python with the wheel, next to a file with the name of one of our packages; skip without it."""
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     (tmp_path / "pipeline.py").write_text("raise SystemExit('theirs')")
 
-    def typed(version, *command):
+    def later_python(version, *command):
         python = REPOSITORY / ".venv-readers" / version / "bin/python"
         if not python.exists():
-            pytest.skip(f"no Python {version} with NumPy 2, h5py and Dask; scripts/readers.sh makes one where it can")
+            pytest.skip(f"no Python {version} with NumPy 2, h5py and Dask; scripts/readers.sh can create one")
         env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
         return subprocess.run([python, *command], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
 
-    return typed
+    return later_python
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_features_and_models_are_read_by_later_pythons(output, typed, version):
-    done = typed(version, "-W", "error", "-c", PROGRAM, output, output.parent / "rows.npy")
+def test_features_and_models_are_read_by_later_pythons(output, later_python, version):
+    done = later_python(version, "-W", "error", "-c", PROGRAM, output, output.parent / "rows.npy")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["numpy"] >= "2"
@@ -126,9 +126,9 @@ def test_features_and_models_are_read_by_later_pythons(output, typed, version):
 
 
 @pytest.fixture(scope="module")
-def night(tmp_path_factory):
-    """What a run has left."""
-    folder = tmp_path_factory.mktemp("night")
+def finished_run(tmp_path_factory):
+    """Return the output of a run."""
+    folder = tmp_path_factory.mktemp("finished")
     y = np.arange(300) % 2
     write_shard(folder / "x.h5", np.random.default_rng(0).normal(size=(300, 8)) + 4 * y[:, None], extras={"y": y})
     flags = ["--input", str(folder / "x.h5"), "--output", str(folder / "out"), "--epochs", "2", "--quiet"]
@@ -138,26 +138,26 @@ def night(tmp_path_factory):
 
 @pytest.mark.compiler
 @pytest.mark.parametrize("version", VERSIONS)
-def test_commands_without_theano_work_in_later_pythons(night, typed, version):
-    said = {
-        name: typed(version, "-m", "shardpress", name, *flags)
+def test_commands_without_theano_work_in_later_pythons(finished_run, later_python, version):
+    outputs = {
+        name: later_python(version, "-m", "shardpress", name, *flags)
         for name, flags in {
-            "verify": [night],
-            "report": [night, "--text"],
-            "classify": ["--features", night],
+            "verify": [finished_run],
+            "report": [finished_run, "--text"],
+            "classify": ["--features", finished_run],
             "version": [],
-            "run": ["--input", night],
+            "run": ["--input", finished_run],
         }.items()
     }
-    codes = {name: done.returncode for name, done in said.items()}
-    assert codes == {**dict.fromkeys(said, 0), "run": 69}, {name: done.stderr for name, done in said.items()}
-    assert "files" in said["verify"].stdout
-    assert "1.0000  on 4 features" in said["classify"].stdout
-    assert re.search(r"3\.11.*\n$", said["run"].stderr)
+    codes = {name: done.returncode for name, done in outputs.items()}
+    assert codes == {**dict.fromkeys(outputs, 0), "run": 69}, {name: done.stderr for name, done in outputs.items()}
+    assert "files" in outputs["verify"].stdout
+    assert "1.0000  on 4 features" in outputs["classify"].stdout
+    assert re.search(r"3\.11.*\n$", outputs["run"].stderr)
 
 
 def test_failed_environment_is_removed(tmp_path):
-    """Then the tests in it would fail instead of skipping."""
+    """Otherwise the tests in it would fail instead of being skipped."""
     tools, script = tmp_path / "bin", tmp_path / "scripts/readers.sh"
     tools.mkdir()
     script.parent.mkdir()

@@ -1,4 +1,4 @@
-"""The reference run of the model: its costs on two donuts, in numbers and in a plot."""
+"""Tests of the reference run of the model: its costs on two donuts, as numbers and as a plot."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_costs_fall_like_the_published_ones_and_end_lower(tmp_path: Path, capsys
     found = costs_of(capsys.readouterr().out)
     assert list(found) == list(reference.PUBLISHED)
     costs = list(found.values())
-    assert 0.1 <= costs[0] < 1, "the decade of the published start"
+    assert 0.1 <= costs[0] < 1, "the magnitude of the published start"
     assert all(later < earlier for earlier, later in pairwise(costs))
     assert costs[-1] <= COSTS[-1]
     assert (output / "reference.png").read_bytes().startswith(b"\x89PNG")
@@ -63,19 +63,19 @@ def test_costs_on_opencl_equal_those_on_the_cpu(tmp_path: Path, opencl: None) ->
         features[device] = open_features(tmp_path / device).features.compute()
     assert list(found["cpu"]) == [0, 500]
     assert found["opencl0:0"] == pytest.approx(found["cpu"], rel=1e-3)
-    # 501 steps of training lie between them, each a little off.
+    # After 501 steps of training rounding errors have accumulated.
     assert np.allclose(features["opencl0:0"], features["cpu"], rtol=0, atol=1e-3)
 
 
 def test_reference_flags_set_every_model_setting() -> None:
-    """Defaults change, the reference does not."""
+    """The defaults may change, but not the reference."""
     model = {each.name for each in SETTINGS.values() if each.affects == "model"}
     named = {flag.removeprefix("--").replace("-", "_") for flag in reference.FLAGS if flag.startswith("--")}
-    assert model - named - {"epochs", "batch_size", "seed"} == {"patience"}, "without validation nobody waits"
+    assert model - named - {"epochs", "batch_size", "seed"} == {"patience"}, "without validation there is no patience"
     settings = resolve(parse(reference.FLAGS, {}, ""), 2000, 4)
     assert network_of(settings.network, 4) == Network((4, 2))
     since = {each.name for each in SETTINGS.values() if each.legacy_value != ()} | {"hidden"}
-    assert since & set(fingerprint_values(settings, "model")) == set(), "and runs of the first version are taken over"
+    assert since & set(fingerprint_values(settings, "model")) == set(), "runs of the first version are reused"
 
 
 def test_missing_donuts_are_reported_with_the_script_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

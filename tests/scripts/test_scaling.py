@@ -1,4 +1,4 @@
-"""Tools of the scaling benchmark: tasks like those of a run, and a local cluster that is removed afterwards."""
+"""Tests of the scaling benchmark: tasks like those of a run, and a local cluster that is removed afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model of a cluster: right where all can be reckoned by hand, and never better than its bounds."""
+"""Tests of the cluster simulation: it matches simple cases computed by hand, and never exceeds its bounds."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def test_without_overhead_time_is_work_divided_by_cores() -> None:
         assert found.seconds == pytest.approx(seconds), (n_workers, cores, threads)
         assert found.bottleneck == "cores"
     assert simulate_tasks(Task(1.0), 60, Cluster(4, 1, 1, shared_cores=2), NOTHING).seconds == pytest.approx(30)
-    # What waits for a disk leaves its core to another thread, if there is one.
+    # A thread that waits for a disk leaves its core to another thread, if there is one.
     assert simulate_tasks(Task(1.0, wait=1.0), 60, Cluster(1, 1, 1), NOTHING).seconds == pytest.approx(120)
     assert simulate_tasks(Task(1.0, wait=1.0), 60, Cluster(1, 1, 2), NOTHING).seconds == pytest.approx(61)
 
 
 @pytest.mark.slow
 def test_serial_resource_bounds_the_time() -> None:
-    """Whatever is busiest is busy all the time, and nothing is done in less than it takes."""
+    """The busiest resource is never idle, and each task takes its minimal time."""
     crowd = Cluster(100, 2)
     for costs, task, cluster, name, least in (
         (replace(NOTHING, driver_task=0.01), Task(0.01), crowd, "driver", 20.0),
@@ -76,18 +76,18 @@ def test_run_is_the_sum_of_stages_and_scales_with_workers() -> None:
         assert line["seconds"]["encoding"] >= 10**8 * COSTS.encode_row / (2 * line["n_workers"])
     totals = [line["total"] for line in lines]
     assert totals == sorted(totals, reverse=True)
-    # The first epoch is one replica's, so the time does not fall below it.
+    # The first epoch uses one replica, so the time has a lower bound.
     assert totals[-1] > 10**8 * COSTS.train_row / 2
 
 
 def test_check_reports_too_large_differences(tmp_path: Path, capsys: Any) -> None:
-    told = {"n_tasks": 100, "n_rows": 10**6, "driver_seconds": 0.1, "scheduler_seconds": 0.1}
+    common = {"n_tasks": 100, "n_rows": 10**6, "driver_seconds": 0.1, "scheduler_seconds": 0.1}
     stages = {
-        "scan": {**told, "seconds": 1.0, "processor_seconds": 1.0},
-        "encoding": {**told, "seconds": 5.1, "processor_seconds": 5.1},
+        "scan": {**common, "seconds": 1.0, "processor_seconds": 1.0},
+        "encoding": {**common, "seconds": 5.1, "processor_seconds": 5.1},
     }
     costs, measured = tmp_path / "costs.json", tmp_path / "measured.json"
-    costs.write_text(json.dumps({"costs": {"load": 0.1, "found": asdict(COSTS)}}))  # as `scaling` leaves them
+    costs.write_text(json.dumps({"costs": {"load": 0.1, "found": asdict(COSTS)}}))  # in the format of `scaling`
     for off, code in ((1.0, 0), (1.3, 1)):
         stages["encoding"]["seconds"] = 5.1 * off
         measured.write_text(json.dumps({"crowds": {"found": {"cores": 2, "by workers": {"1": stages}}}}))
@@ -95,7 +95,7 @@ def test_check_reports_too_large_differences(tmp_path: Path, capsys: Any) -> Non
         assert "| 1 | encoding |" in capsys.readouterr().out
 
 
-@pytest.mark.process  # Matplotlib asks fc-list for fonts
+@pytest.mark.process  # Matplotlib queries fc-list for fonts
 def test_simulation_prints_a_table_and_draws_a_plot(
     tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

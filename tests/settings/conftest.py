@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture
 def file(tmp_path):
-    """Write a configuration file and give the flags that name it."""
+    """Return a function that writes a configuration file and returns the flags that name it."""
 
     def write(text):
         (tmp_path / "settings.yaml").write_text(text)

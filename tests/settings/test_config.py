@@ -1,4 +1,4 @@
-"""Settings that cannot work are named, all of them at once, with what was expected; what is left open is filled in."""
+"""Tests of settings: all invalid ones are reported at once with what was expected, and defaults are filled in."""
 
 import pytest
 
@@ -85,7 +85,7 @@ def test_defaults_follow_the_data_and_other_settings():
         64,
         64,
     ]
-    # Rows, and those of them that are trained on, make this many steps: 11 of 16 rows, 24, 48 of 30 rows, 446.
+    # Number of rows, training rows, and steps: 11 of 16 rows, 24, 48 of 30 rows, 446.
     for n_rows, epochs in ((178, 182), (400, 84), (1500, 42), (60_000, 20)):
         assert resolve(Config(), n_rows, 4).training.epochs == epochs
         assert resolve(Config.of(batch_size=10_000), n_rows, 4).training.epochs == epochs, (
@@ -106,11 +106,11 @@ def test_the_default_hidden_layer_follows_rows_and_columns():
 
     assert hidden(60_000, 784) == (512,)
     assert hidden(60_000, 784, n_features=300) == (600,), "a unit for each component, and one for its negative"
-    assert hidden(60_000, 8) == (64,), "no more than narrow rows can use"
-    assert hidden(1200, 784) == (300,), "no more than few rows can teach"
-    assert hidden(200, 784) == (), "and none that could not start as the components"
+    assert hidden(60_000, 8) == (64,), "at most what narrow rows can use"
+    assert hidden(1200, 784) == (300,), "at most what few rows can train"
+    assert hidden(200, 784) == (), "none that could not start from components"
     assert hidden(200, 784, hidden=(9,)) == (9,)
-    assert hidden(60_000, 784, memory_budget=2**25) == (274,), "no more than half of the memory holds"
+    assert hidden(60_000, 784, memory_budget=2**25) == (274,), "at most what fits into half of the memory"
 
 
 def test_corruption_is_the_default_for_many_columns():
@@ -130,8 +130,8 @@ def test_sigmoids_have_a_gain_by_default():
 def test_a_given_model_determines_the_network():
     given = Network((784, 30, 20, 7), "leaky-relu", "linear", gain=True)
     assert network_of(resolve(Config.of(activation="relu"), 100, 784, given).network, 784) == given
-    typed = resolve(Config.of(decoder_gain=False), 100, 784, given)
-    assert typed.network.decoder_gain is False, "which the run refuses"
+    resolved = resolve(Config.of(decoder_gain=False), 100, 784, given)
+    assert resolved.network.decoder_gain is False, "the run refuses it"
 
 
 def test_the_settings_describe_a_network():

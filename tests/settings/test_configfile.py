@@ -1,4 +1,4 @@
-"""A configuration file: YAML of plain values and nothing else, read in bounded memory and work."""
+"""Tests of the configuration file: only plain YAML values, read with bounded memory and work."""
 
 import subprocess
 import sys
@@ -56,7 +56,7 @@ def test_a_file_never_runs_code(file, tmp_path):
 
 
 def test_tags_are_refused(file):
-    """PyYAML answers tags on values that do not fit them with errors of any kind."""
+    """PyYAML raises various errors for tags whose values do not match."""
     for text in [
         "epochs: !!map [1, 2]",
         "epochs: !!map ab",
@@ -133,7 +133,7 @@ except ConfigError as error:
 @pytest.mark.process
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_refused_with_little_work_and_memory(file, name):
-    """Measured in a process of its own, in calls of functions (a scanner in Python makes 8 million) and KiB."""
+    """It is measured in a child process, in function calls (a scanner in Python makes 8 million) and KiB."""
     command = [sys.executable, "-c", IN_LITTLE, file(BOMBS[name])[1]]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     code, n_letters, n_calls, memory = map(int, done.stdout.split())

@@ -1,4 +1,4 @@
-"""Settings: four sources, one order, and every mistake named with what was expected."""
+"""Tests of settings from four sources: their precedence, and every mistake is named with what was expected."""
 
 import json
 
@@ -11,7 +11,7 @@ from pipeline.settings.flags import parse
 from tests.support.cases import case
 from tests.support.helpers import refused
 
-# For each setting, as words: what the file, the environment and the flag say; and then the three as values.
+# For each setting, as text: its value in the file, the environment and the flag; then the three values.
 SAMPLES = {
     "input": (("a.h5",), ("b.h5", "c.h5"), ("d.h5", "e.h5")),
     "follow": (("a",), ("b", "c"), ("d", "e")),
@@ -76,11 +76,11 @@ SAMPLES = {
 }
 
 
-NEEDED = {  # what one makes no sense without
+NEEDED = {  # values that others require
     **{name: {"scheduler": "a"} for name in ("insecure_cluster", "mixed_processors")},
     "dashboard": {"workers": 1},
 }
-LISTS = ("hidden", "devices")  # of which commas part the values in one word
+LISTS = ("hidden", "devices")  # commas separate the values in one word
 
 
 def flags(name, value):
@@ -118,11 +118,11 @@ def test_flags_override_environment_file_and_defaults(file):
             default = Config().changed(**needed)
             lines = [f"{other}: {value}" for other, value in needed.items()]
             lines.append(f"{name}: {list(in_file) if isinstance(in_file, tuple) else in_file}")
-            given = file("\n".join(lines))
+            sources = file("\n".join(lines))
             variables = variable(name, in_environment)
-            assert settings(*given) == default.changed(**{name: in_file})
-            assert settings(*given, **variables) == default.changed(**{name: in_environment})
-            assert settings(*given, *flags(name, in_flag), **variables) == default.changed(**{name: in_flag})
+            assert settings(*sources) == default.changed(**{name: in_file})
+            assert settings(*sources, **variables) == default.changed(**{name: in_environment})
+            assert settings(*sources, *flags(name, in_flag), **variables) == default.changed(**{name: in_flag})
 
 
 def test_sources_add_up(file):
@@ -152,10 +152,10 @@ def test_automatic_values_can_be_requested_by_name(file):
 
 
 def test_hidden_layers_distinguish_none_and_automatic(file):
-    for given in (["--hidden", "auto"], file("hidden:"), file("hidden: ''")):
-        assert settings(*given).network.hidden is None, given
-    for given in (["--hidden", "none"], file("hidden: none"), file("hidden: []")):
-        assert settings(*given).network.hidden == (), given
+    for sources in (["--hidden", "auto"], file("hidden:"), file("hidden: ''")):
+        assert settings(*sources).network.hidden is None, sources
+    for sources in (["--hidden", "none"], file("hidden: none"), file("hidden: []")):
+        assert settings(*sources).network.hidden == (), sources
     assert settings(*file("hidden: 512")).network.hidden == (512,)
     assert settings(*file("hidden: 512, 256")).network.hidden == (512, 256)
     assert settings("--hidden", "512,256").network.hidden == (512, 256)
@@ -184,7 +184,7 @@ def test_invalid_limits_are_refused_with_an_example():
 
 
 def test_a_missing_value_is_exact(file):
-    """Integers of 64 bits are often marked by their largest or smallest value, which no float64 is."""
+    """Missing 64-bit integers are often marked by their largest or smallest value, which no float64 equals."""
     values = {
         **{"-9999": -9999, "-999.9": -999.9, "1e3": 1000, "1e300": int(1e300), "none": None},
         **{"9223372036854775807": 2**63 - 1, "18446744073709551615": 2**64 - 1},
@@ -274,7 +274,7 @@ def test_an_unknown_flag_is_refused_with_a_suggestion():
 
 
 def test_an_unknown_key_or_variable_is_refused_with_a_suggestion(file):
-    with pytest.raises(ConfigError, match=r"key config\b[^?]*$"):  # which would suggest itself
+    with pytest.raises(ConfigError, match=r"key config\b[^?]*$"):  # the obvious suggestion
         settings(*file("config: other.yaml"))
     with refused(78, "settings.yaml: key n_feature ", "n_features?"):
         settings(*file("n_feature: 3"))
@@ -303,23 +303,25 @@ def test_invalid_flags_are_usage_errors(file):
             with refused(64, f"epochs: {value!r}, " if value == "ten" else "epochs: 0, "):
                 settings("--epochs", value)
             if value == "0":
-                for given in (settings(*file("epochs: 0")), settings(SHARDPRESS_EPOCHS="0")):
-                    assert [line.partition(", ")[0] for line in problems(given)] == ["epochs: 0"], "refused by the run"
+                for sources in (settings(*file("epochs: 0")), settings(SHARDPRESS_EPOCHS="0")):
+                    assert [line.partition(", ")[0] for line in problems(sources)] == ["epochs: 0"], (
+                        "the run refuses it"
+                    )
 
 
 def test_help_lists_values_of_settings_by_stage(capsys):
     with pytest.raises(SystemExit):
         settings("--help")
-    said = capsys.readouterr().out
-    assert "VALUE" not in said
+    printed = capsys.readouterr().out
+    assert "VALUE" not in printed
     for phrase in (
         "--verify {digests,sizes}",
         "--on-drift {clip,pass,raise}",
         "--epochs N",
         "--memory-budget BYTES",
     ):
-        assert phrase in said
-    titles = [line for line in said.splitlines() if line.endswith(":") and not line.startswith(" ")]
+        assert phrase in printed
+    titles = [line for line in printed.splitlines() if line.endswith(":") and not line.startswith(" ")]
     assert titles == ["options:", *(f"{title}:" for title in module._STAGES)]
 
 
@@ -334,9 +336,9 @@ def test_a_tilde_is_expanded_in_every_path(file, tmp_path, monkeypatch):
             monkeypatch.setenv("HOME", str(tmp_path / "home"))
             several = name in ("input", "follow")
             expected = (f"{tmp_path}/home/x", "a~b/~") if several else f"{tmp_path}/home/x"
-            given = ("~/x", "a~b/~") if several else "~/x"
-            line = f"{name}: {json.dumps(given)}"
-            for found in (settings(*flags(name, given)), settings(**variable(name, given)), settings(*file(line))):
+            sources = ("~/x", "a~b/~") if several else "~/x"
+            line = f"{name}: {json.dumps(sources)}"
+            for found in (settings(*flags(name, sources)), settings(**variable(name, sources)), settings(*file(line))):
                 assert found.flat()[name] == expected
 
 
@@ -351,6 +353,6 @@ def test_a_tilde_is_expanded_in_the_path_of_the_file(tmp_path, monkeypatch):
 def test_a_tilde_of_an_unknown_user_is_refused():
     for name in ("input", "output", "model"):
         with case(name):
-            with refused(64, f"--{name}: '~nobody-of-this-name/x', "):
-                settings(f"--{name}", "~nobody-of-this-name/x")
+            with refused(64, f"--{name}: '~missing-user/x', "):
+                settings(f"--{name}", "~missing-user/x")
             assert settings(f"--{name}", "./~x").flat()[name] in ("./~x", ("./~x",))

@@ -1,4 +1,4 @@
-"""Values of settings: bytes with their units, limits, percentages."""
+"""Tests of kinds of settings: sizes with units, limits, percentages."""
 
 from fractions import Fraction
 

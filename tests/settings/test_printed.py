@@ -1,4 +1,4 @@
-"""Settings in writing: what is written is read back as what it was, whatever the values."""
+"""Tests of printed settings: they are read back unchanged, for all values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.settings.kinds import DEVICES, EXACT_NUMBER, LIMIT, TIME, WIDTHS, 
 from pipeline.settings.printed import as_yaml, summary_line
 from tests.support.logged import mentions
 
-# What YAML would take for something else than a text, or cannot write as it is.
+# Texts that YAML would read as other types, or cannot write unquoted.
 TEXTS = [
     "x",
     "2024_01",
@@ -59,7 +59,7 @@ NUMBERS = [0, 1, 16, 2**20, 2**31, 10**9, 0.0, 0.001, 1e-5, 1e-300, 0.1 + 0.2, 0
 
 
 def some_value(setting: Setting, draw: random.Random) -> Any:
-    """A value that can be given for a setting."""
+    """Return a random valid value of a setting."""
     kind = setting.kind
     if isinstance(setting.default, tuple):
         return tuple(draw.choice(TEXTS) for _ in range(draw.randint(1, 3)))
@@ -83,7 +83,7 @@ def test_printed_settings_can_be_read_again(seed: int, file: Callable[[str], lis
     draw = random.Random(seed)
     for _ in range(30):
         chosen = {each.name: some_value(each, draw) for each in SETTINGS.values() if draw.random() < 0.5}
-        while wrong := problems(Config.of(**chosen)):  # two that exclude each other, or one that needs another
+        while wrong := problems(Config.of(**chosen)):  # two that exclude each other, or one that requires another
             chosen.pop(wrong[0].split(":")[0].split(" and ")[0])
         config = Config.of(**chosen)
         assert parse(file(as_yaml(config, _STAGES)), {}, "") == config

@@ -1,4 +1,4 @@
-"""How many replicas there are follows from sizes alone, and each of them has steps and meetings enough."""
+"""Tests of the number of replicas: it depends only on sizes, and each replica has enough steps and rounds."""
 
 from itertools import product
 
@@ -7,7 +7,7 @@ from pipeline.settings.replicas import TrainingSizes, fitting_replicas, rounds_i
 from pipeline.settings.resolve import resolve
 from tests.support.cases import case, each
 
-# Of 784 columns: rows, what is asked for, and the replicas that come of it.
+# For 784 columns: number of rows, requested replicas, and resulting replicas.
 TABLE = [
     (60_000, {}, 1),
     (10_000_000, {}, 1),
@@ -28,18 +28,18 @@ TABLE = [
 ]
 
 
-@each("n_rows, asked, expected", TABLE)
-def test_replicas_follow_the_request_and_the_sizes(n_rows, asked, expected) -> None:
-    assert resolve(Config.of(**asked), n_rows, 784).training.replicas == expected
+@each("n_rows, requested, expected", TABLE)
+def test_replicas_follow_the_request_and_the_sizes(n_rows, requested, expected) -> None:
+    assert resolve(Config.of(**requested), n_rows, 784).training.replicas == expected
 
 
 def test_replicas_have_enough_steps_and_rounds() -> None:
     sizes = product([999, 57_000, 10**6, 10**9], [2, 20, 300], [300, 10**4, 10**8])
-    for asked, (n_rows, epochs, window_rows), batch_size in product([2, 3, 8, 64], sizes, [1, 128]):
-        with case(asked, n_rows, epochs, window_rows, batch_size):
+    for requested, (n_rows, epochs, window_rows), batch_size in product([2, 3, 8, 64], sizes, [1, 128]):
+        with case(requested, n_rows, epochs, window_rows, batch_size):
             sizes_of_it = TrainingSizes(n_rows, epochs, window_rows)
-            n = fitting_replicas(asked, batch_size, sizes_of_it)
-            assert n <= asked
+            n = fitting_replicas(requested, batch_size, sizes_of_it)
+            assert n <= requested
             if n > 1:
                 n_rounds = rounds_in_epoch(n, batch_size, sizes_of_it)
                 assert n_rounds * (epochs - 1) >= 70

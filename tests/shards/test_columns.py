@@ -1,4 +1,4 @@
-"""Columns mean the same in all shards: their names, or one number each, are found and compared."""
+"""Tests of column names and numbers: they are found in all shards and compared."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.shards.columns import ColumnRule
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import _reorder, read
 from pipeline.shards.shard import Block, Shard
-from tests.support import named
+from tests.support import named_columns
 from tests.support.cases import case
 from tests.support.helpers import refused, some_rows, whole
 
@@ -35,8 +35,8 @@ def opened(paths: list[Path], dataset: str | None = None, rule: ColumnRule | Non
 
 
 def two(folder: Path, kind: str) -> tuple[list[Path], str | None]:
-    """Two files of one kind: the second one has the same columns in another order."""
-    write, dataset = named.SOURCES[kind]
+    """Write two files of one kind; the second one has the same columns in another order."""
+    write, dataset = named_columns.SOURCES[kind]
     paths = [folder / "0.h5", folder / "1.h5"]
     write(paths[0], ROWS, NAMES)
     write(paths[1], ROWS[:, ORDER], SHUFFLED)
@@ -48,7 +48,7 @@ def two(folder: Path, kind: str) -> tuple[list[Path], str | None]:
 
 @pytest.mark.process
 def test_names_are_found_in_files_of_every_kind(tmp_path: Path) -> None:
-    for kind in named.SOURCES:
+    for kind in named_columns.SOURCES:
         with case(kind):
             paths, dataset = two(tmp_path, kind)
             (shard,) = opened(paths[:1], dataset)
@@ -58,7 +58,7 @@ def test_names_are_found_in_files_of_every_kind(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_another_order_is_refused_with_the_first_column(tmp_path: Path) -> None:
-    for kind in named.SOURCES:
+    for kind in named_columns.SOURCES:
         with case(kind):
             paths, dataset = two(tmp_path, kind)
             with refused(65, f"file={paths[1]}", "column 0 ", "'MT-CO1'", "'ACTB'", f"file={paths[0]}", "name"):
@@ -67,7 +67,7 @@ def test_another_order_is_refused_with_the_first_column(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_columns_matched_by_name_are_read_as_in_the_first_file(tmp_path: Path) -> None:
-    for kind in named.SOURCES:
+    for kind in named_columns.SOURCES:
         with case(kind):
             paths, dataset = two(tmp_path, kind)
             first, second = opened(paths, dataset, BY_NAME)
@@ -97,8 +97,8 @@ def test_columns_are_matched_with_those_of_a_model(tmp_path: Path) -> None:
 def test_missing_and_surplus_columns_are_named(tmp_path: Path) -> None:
     for names, width in ((["ACTB", "GAPDH", "NEW", "MT-CO1", "TP53", "XIST"], 6), ([*NAMES[:2], "NEW"], 3)):
         with case(names):
-            named.attribute(tmp_path / "0.h5", ROWS, NAMES)
-            named.attribute(tmp_path / "1.h5", ROWS[:, :width], names)
+            named_columns.attribute(tmp_path / "0.h5", ROWS, NAMES)
+            named_columns.attribute(tmp_path / "1.h5", ROWS[:, :width], names)
             with refused(65, f"file={tmp_path / '1.h5'}", "größer", "NEW"):
                 opened([tmp_path / "0.h5", tmp_path / "1.h5"], rule=BY_NAME)
 
@@ -106,9 +106,9 @@ def test_missing_and_surplus_columns_are_named(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_repeated_names_match_in_their_order_only(tmp_path: Path) -> None:
     names = ["a", "b", "a", "c", "d", "e"]
-    named.attribute(tmp_path / "0.h5", ROWS, names)
-    named.attribute(tmp_path / "1.h5", ROWS, names)
-    named.attribute(tmp_path / "2.h5", ROWS, names[::-1])
+    named_columns.attribute(tmp_path / "0.h5", ROWS, names)
+    named_columns.attribute(tmp_path / "1.h5", ROWS, names)
+    named_columns.attribute(tmp_path / "2.h5", ROWS, names[::-1])
     paths = [tmp_path / f"{i}.h5" for i in range(3)]
     assert opened(paths[:2], rule=BY_NAME)[1].order is None
     with refused(65, str(tmp_path), "several columns", "a"):
@@ -117,8 +117,8 @@ def test_repeated_names_match_in_their_order_only(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_files_without_names_cannot_be_matched_by_name(tmp_path: Path) -> None:
-    named.attribute(tmp_path / "0.h5", ROWS, NAMES)
-    named.with_coordinate(tmp_path / "1.h5", ROWS, np.arange(6.0))
+    named_columns.attribute(tmp_path / "0.h5", ROWS, NAMES)
+    named_columns.with_coordinate(tmp_path / "1.h5", ROWS, np.arange(6.0))
     paths = [tmp_path / "0.h5", tmp_path / "1.h5"]
     assert [shard.columns.names for shard in opened(paths)] == [NAMES, NAMES]
     with refused(65, f"file={paths[1]}", "--match-columns name"):
@@ -137,9 +137,9 @@ def test_ignored_columns_are_not_compared(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_a_bad_file_does_not_decide_the_order_of_others(tmp_path: Path) -> None:
-    named.with_coordinate(tmp_path / "0.h5", ROWS, np.arange(5.0), "y")
-    named.attribute(tmp_path / "1.h5", ROWS[:, :2], ["x", "y"])
-    named.attribute(tmp_path / "2.h5", ROWS, NAMES)
+    named_columns.with_coordinate(tmp_path / "0.h5", ROWS, np.arange(5.0), "y")
+    named_columns.attribute(tmp_path / "1.h5", ROWS[:, :2], ["x", "y"])
+    named_columns.attribute(tmp_path / "2.h5", ROWS, NAMES)
     bad: list[str] = []
     paths = [str(tmp_path / f"{i}.h5") for i in range(3)]
     shards = open_shards(paths, "X", lambda path, error: bad.append(path.name))
@@ -156,7 +156,7 @@ WAVES = np.array([4000.0, 4100, 4200, 4300, 4400, 5007.25])
 def test_other_coordinates_are_refused(tmp_path: Path) -> None:
     other = WAVES.copy()
     other[2] += 1
-    for write in (named.with_coordinate, named.with_scale):
+    for write in (named_columns.with_coordinate, named_columns.with_scale):
         with case(write):
             write(tmp_path / "0.h5", ROWS, WAVES)
             write(tmp_path / "1.h5", ROWS, WAVES.astype("f4"))
@@ -177,7 +177,7 @@ def test_coordinates_in_either_axis_of_length_one_are_found(tmp_path: Path) -> N
         ("freq", np.arange(6)),
     ):
         with case(name):
-            named.with_coordinate(tmp_path / "x.h5", ROWS, values, name)
+            named_columns.with_coordinate(tmp_path / "x.h5", ROWS, values, name)
             (shard,) = opened([tmp_path / "x.h5"])
             assert shard.columns.values_from == name
             np.testing.assert_array_equal(shard.columns.values, np.ravel(values))
@@ -188,14 +188,14 @@ def test_statistics_and_values_of_rows_are_no_coordinates(tmp_path: Path) -> Non
     square = some_rows(n_rows=6)
     for name, rows, values in (("mean", ROWS, WAVES), ("energy", square, WAVES), ("energy", ROWS, np.arange(9.0))):
         with case(name, len(rows)):
-            named.with_coordinate(tmp_path / "x.h5", rows, values, name)
+            named_columns.with_coordinate(tmp_path / "x.h5", rows, values, name)
             (shard,) = opened([tmp_path / "x.h5"])
             assert not shard.columns.is_known
 
 
 @pytest.mark.process
 def test_dimension_scale_decides_between_equal_axes(tmp_path: Path) -> None:
-    named.with_scale(tmp_path / "x.h5", some_rows(n_rows=6), WAVES)
+    named_columns.with_scale(tmp_path / "x.h5", some_rows(n_rows=6), WAVES)
     np.testing.assert_array_equal(opened([tmp_path / "x.h5"])[0].columns.values, WAVES)
 
 
@@ -203,7 +203,7 @@ def test_dimension_scale_decides_between_equal_axes(tmp_path: Path) -> None:
 def test_numbers_of_reordered_columns_are_compared(tmp_path: Path) -> None:
     for i, (order, waves) in enumerate(((range(6), WAVES), (ORDER, WAVES[[*ORDER]]), (ORDER, WAVES))):
         path = tmp_path / f"{i}.h5"
-        named.with_coordinate(path, ROWS[:, order], waves)
+        named_columns.with_coordinate(path, ROWS[:, order], waves)
         with h5py.File(path, "a") as file:
             file["X"].attrs["columns"] = [NAMES[place] for place in order]
     paths = [tmp_path / f"{i}.h5" for i in range(3)]
@@ -212,11 +212,11 @@ def test_numbers_of_reordered_columns_are_compared(tmp_path: Path) -> None:
         opened(paths, rule=BY_NAME)
 
 
-# -- untrusted files -----------------------------------------------------------------------------------------------
+# -- untrusted files ---------------------------------------------------------------------------------------------
 
 
 def forged(path: Path, change: object) -> Path:
-    named.anndata(path, ROWS, NAMES)
+    named_columns.anndata(path, ROWS, NAMES)
     with h5py.File(path, "a") as file:
         change(file)  # type: ignore[operator]
     return path
@@ -262,8 +262,8 @@ FORGED = [too_large, never_written, of_another_length, far_away, linked, externa
 
 @pytest.mark.process
 def test_untrusted_column_names_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing outside the file is opened, and the rows are read nevertheless."""
-    named.anndata(tmp_path / "elsewhere.h5", ROWS, NAMES)
+    """No other file is opened, and the rows are still read."""
+    named_columns.anndata(tmp_path / "elsewhere.h5", ROWS, NAMES)
     for change in FORGED:
         with case(change.__name__):
             caplog.clear()
@@ -275,7 +275,7 @@ def test_untrusted_column_names_are_left_out(tmp_path: Path, caplog: pytest.LogC
 
 def test_names_take_bounded_memory(tmp_path: Path) -> None:
     """Many names may refer to one long text in a heap."""
-    named.anndata(tmp_path / "x.h5", ROWS, NAMES)
+    named_columns.anndata(tmp_path / "x.h5", ROWS, NAMES)
     with h5py.File(tmp_path / "x.h5") as file:
         stored = file["var/genes"]
         assert child._read_texts(stored, len(NAMES), "", most_bytes=100, at_once=2) == list(NAMES)
@@ -286,21 +286,21 @@ def test_names_take_bounded_memory(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_damaged_heap_of_names_costs_the_names_alone(tmp_path: Path) -> None:
     path = tmp_path / "x.h5"
-    named.anndata(path, ROWS, NAMES)
+    named_columns.anndata(path, ROWS, NAMES)
     data = path.read_bytes()
     assert data.count(b"GCOL") >= 1
     path.write_bytes(data.replace(b"GCOL", b"XXXX"))
     try:
         (shard,) = opened([path])
     except DataError:
-        return  # the attribute that names them lies in the same heap
+        return  # the attribute that names them is in the same heap
     assert shard.columns.names == ()
 
 
 @pytest.mark.process
 def test_names_are_escaped_and_shortened_for_terminals(tmp_path: Path) -> None:
-    named.attribute(tmp_path / "0.h5", ROWS, ["\x1b[2J" + "a" * 500, *NAMES[1:]])
-    named.attribute(tmp_path / "1.h5", ROWS, NAMES)
+    named_columns.attribute(tmp_path / "0.h5", ROWS, ["\x1b[2J" + "a" * 500, *NAMES[1:]])
+    named_columns.attribute(tmp_path / "1.h5", ROWS, NAMES)
     (shard,) = opened([tmp_path / "0.h5"])
     shown = shard.columns.numbered(0)
     assert shown.isprintable()
@@ -336,7 +336,7 @@ def _plain(folder: Path) -> Path:
     return path
 
 
-# -- plain values --------------------------------------------------------------------------------------------------
+# -- plain values ------------------------------------------------------------------------------------------------
 
 
 def test_columns_survive_being_written_as_json() -> None:

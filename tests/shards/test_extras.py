@@ -1,4 +1,4 @@
-"""Every shard gets the same extras, even if some shards lack them."""
+"""Tests of extras over several shards: every shard gets the same extras, even if some shards lack them."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Floating-point types that NumPy does not have: HDF5 converts those of up to 64 bits, others are named."""
+"""Tests of floating-point types that NumPy does not have: HDF5 converts types of up to 64 bits; others are refused."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from tests.support.helpers import refused
 
 pytestmark = pytest.mark.process
 
-ROWS = np.random.default_rng(0).integers(-8, 9, (20, 4)).astype(np.float32) / 4  # exact in 4 bits of mantissa
+ROWS = np.random.default_rng(0).integers(-8, 9, (20, 4)).astype(np.float32) / 4  # exact with 4 bits of mantissa
 
 
 def float_type(size: int, n_exponent: int, n_mantissa: int) -> Any:
-    """A floating-point type of `size` bytes, its sign bit before the exponent and that before the mantissa."""
-    made = h5t.IEEE_F32LE.copy() if size <= 4 else h5t.IEEE_F64LE.copy()
+    """Return a floating-point type of `size` bytes, with sign bit, exponent and mantissa in this order."""
+    kind = h5t.IEEE_F32LE.copy() if size <= 4 else h5t.IEEE_F64LE.copy()
     if size > 8:
-        made.set_size(size)
-        made.set_precision(8 * size)
+        kind.set_size(size)
+        kind.set_precision(8 * size)
     n_bits = 1 + n_exponent + n_mantissa
-    made.set_fields(n_bits - 1, n_mantissa, n_exponent, 0, n_mantissa)
-    made.set_ebias(2 ** (n_exponent - 1) - 1)
-    made.set_size(size)
-    made.set_precision(n_bits)
-    return made
+    kind.set_fields(n_bits - 1, n_mantissa, n_exponent, 0, n_mantissa)
+    kind.set_ebias(2 ** (n_exponent - 1) - 1)
+    kind.set_size(size)
+    kind.set_precision(n_bits)
+    return kind
 
 
 BFLOAT16 = float_type(2, 8, 7)

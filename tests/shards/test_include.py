@@ -1,4 +1,4 @@
-"""Extras that are named, in any group; and codes with their categories."""
+"""Tests of extras that are named, in any group, and of codes with categories."""
 
 import json
 
@@ -28,20 +28,20 @@ N = 4
 
 
 def categorical(codes, categories, name="obs/kind"):
-    """Extras as AnnData has a categorical."""
+    """Return the extras of an AnnData categorical."""
     texts = isinstance(categories[0], str)
     stored = np.array(categories, object if texts else None)
     return {f"{name}/codes": np.array(codes, "i1"), f"{name}/categories": stored}
 
 
 def earlier(codes, categories):
-    """Extras as AnnData had it before version 0.7."""
+    """Return the extras of an AnnData categorical before version 0.7."""
     return {"obs/kind": np.array(codes, "i1"), "obs/__categories/kind": np.array(categories, object)}
 
 
 @pytest.fixture
 def shards(tmp_path):
-    """Write a shard of N rows for each set of extras, and open them with what is named."""
+    """Write a shard of N rows for each set of extras, and open them with the named datasets."""
 
     def opened(*extras, include=("obs/kind",)):
         paths = [write_shard(tmp_path / f"{i}.h5", numbered(N), extras=r) for i, r in enumerate(extras)]
@@ -58,8 +58,8 @@ def values_of(shards):
     return values(shards, "kind")
 
 
-def meant(shards, name="kind"):
-    """What codes stand for."""
+def categories_of(shards, name="kind"):
+    """Return the categories of all codes."""
     (categories,) = {extra.categories for shard in shards for extra in shard.extras if extra.name == name}
     return [None if code < 0 else categories[code] for code in values(shards, name)]
 
@@ -105,7 +105,7 @@ def test_named_dataset_that_does_not_exist_is_an_error(shards):
 
 def test_file_is_searched_once_for_a_missing_name(tmp_path, monkeypatch):
     path = write_shard(tmp_path / "x.h5", numbered(3), extras={"y": np.arange(3)})
-    monkeypatch.setattr(find, "listing", lambda file: pytest.fail("listed again"))
+    monkeypatch.setattr(find, "listing", lambda file: pytest.fail("the file was listed again"))
     with h5py.File(path) as file:
         answer, _ = describe(file, None, None, ["obs/kind"])
     ((name, reason, is_missed),) = answer["left_out"]
@@ -121,7 +121,7 @@ def test_named_extra_may_be_missing_in_some_shards(shards, caplog):
 
 
 @pytest.mark.parametrize(
-    ("how", "phrase"),
+    ("options", "phrase"),
     [
         ({"data": range(3)}, "shape (3,), expected (4,)"),
         ({"data": 5}, "single value"),
@@ -129,10 +129,10 @@ def test_named_extra_may_be_missing_in_some_shards(shards, caplog):
         ({"shape": (N,), "dtype": "i4"}, "never written"),
     ],
 )
-def test_named_dataset_that_cannot_be_an_extra_is_an_error(tmp_path, how, phrase):
+def test_named_dataset_that_cannot_be_an_extra_is_an_error(tmp_path, options, phrase):
     path = write_shard(tmp_path / "x.h5", numbered(N))
     with h5py.File(path, "a") as file:
-        file.create_dataset("obs/kind", **how)
+        file.create_dataset("obs/kind", **options)
     with refused(65, f"file={path} dataset=obs/kind: ", phrase):
         open_shards([path], include=["obs/kind"])
 
@@ -162,19 +162,19 @@ def test_masked_array_is_an_extra_if_nothing_is_masked(shards, values):
         shards({"obs/kind/values": values, "obs/kind/mask": np.arange(N)})
 
 
-# -- categories ------------------------------------------------------------------------------------------------------
+# -- categories -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("write", [categorical, earlier])
 def test_codes_are_read_with_their_categories(shards, write):
     opened = shards(write([1, 0, -1, 1], ["T cell", "ß"]))
     assert values(opened, "kind") == [1, 0, -1, 1]
-    assert meant(opened) == ["ß", "T cell", None, "ß"]
+    assert categories_of(opened) == ["ß", "T cell", None, "ß"]
 
 
 @pytest.mark.parametrize("categories", [[3, 5], [0.5, 1.5]])
 def test_categories_may_be_numbers(shards, categories):
-    assert meant(shards(categorical([1, 0, -1, 1], categories))) == [categories[i] for i in (1, 0)] + [
+    assert categories_of(shards(categorical([1, 0, -1, 1], categories))) == [categories[i] for i in (1, 0)] + [
         None,
         categories[1],
     ]
@@ -182,7 +182,7 @@ def test_categories_may_be_numbers(shards, categories):
 
 def test_shards_of_different_categories_get_the_codes_of_all(shards):
     opened = shards(categorical([0, 1, -1, 0], ["b", "c"]), categorical([2, 1, 0, -1], ["a", "b", "c"]), {})
-    assert meant(opened) == ["b", "c", None, "b", "c", "b", "a", None] + [None] * N
+    assert categories_of(opened) == ["b", "c", None, "b", "c", "b", "a", None] + [None] * N
     assert values(opened, "kind_present") == [True] * 2 * N + [False] * N
 
 
@@ -195,7 +195,7 @@ def test_codes_in_a_row_are_merged_across_shards(tmp_path):
         )
         for i, categories in enumerate((["a", "b"], ["b", "c"]))
     ]
-    assert meant(open_shards(paths, orientation="columns")) == ["a", "b", None, "a", "b", "c", None, "b"]
+    assert categories_of(open_shards(paths, orientation="columns")) == ["a", "b", None, "a", "b", "c", None, "b"]
 
 
 def test_dtype_of_codes_holds_every_code_and_none(shards):
@@ -203,7 +203,7 @@ def test_dtype_of_codes_holds_every_code_and_none(shards):
         with case(dtype, n):
             words = np.array([str(i) for i in range(n)], object)
             opened = shards({"obs/kind/codes": np.array([1, 0, 0, 1], dtype), "obs/kind/categories": words})
-            assert meant(opened) == ["1", "0", "0", "1"]
+            assert categories_of(opened) == ["1", "0", "0", "1"]
             (extra,) = opened[0].extras
             assert extra.absent == -1
             assert np.iinfo(extra.dtype).max >= n - 1
@@ -212,7 +212,7 @@ def test_dtype_of_codes_holds_every_code_and_none(shards):
 def test_codes_are_widened_for_many_categories(shards):
     many = [[f"{i} {j}" for j in range(100)] for i in range(3)]
     opened = shards(*(categorical([99, 0, -1, 1], each) for each in many))
-    assert meant(opened) == [word for each in many for word in (each[99], each[0], None, each[1])]
+    assert categories_of(opened) == [word for each in many for word in (each[99], each[0], None, each[1])]
     assert read_extras(Block(opened[0], 0, N))["kind"].dtype == np.int16
 
 
@@ -251,7 +251,7 @@ def test_too_many_categories_in_all_shards_are_left_out(shards, monkeypatch, cap
 
 
 def test_long_category_among_many_takes_no_memory(tmp_path, caplog):
-    """Of one length they would take a thousand times what the file does."""
+    """If all texts had the same length, they would take a thousand times the size of the file."""
     words = np.array(["x" * 2**19, *map(str, range(10**4))], object)
     extras = {"y": range(N), "kind": [0] * N, "__categories/kind": words, "id": [0] * N}
     path = write_shard(tmp_path / "x.h5", numbered(N), extras=extras)
@@ -290,7 +290,7 @@ def test_negative_code_is_no_label():
     assert has_label(found, "kind").tolist() == [True, False, True]
 
 
-# -- in the output -------------------------------------------------------------------------------------------------
+# -- in the output --------------------------------------------------------------------------------------------------
 
 
 def test_codes_and_categories_are_in_every_output(tmp_path, monkeypatch):

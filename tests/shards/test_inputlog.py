@@ -1,4 +1,4 @@
-"""What the log says of the input: each thing once."""
+"""Tests of log messages about the input: each one is logged once."""
 
 import fcntl
 import os
@@ -31,7 +31,7 @@ def test_shards_without_rows_are_warned_about(tmp_path, caplog):
 
 @pytest.mark.process
 def test_file_open_for_writing_is_warned_about(tmp_path, caplog):
-    """As h5py does, and as any program does that locks what it writes."""
+    """h5py does so, and so does any program that locks what it writes."""
     paths = [write_shard(tmp_path / f"{i}.h5", numbered(3)) for i in range(3)]
     with h5py.File(paths[1], "a"), open(paths[2], "a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

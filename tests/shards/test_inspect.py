@@ -1,4 +1,4 @@
-"""What is told of files: as h5py tells it, and nothing that lies elsewhere is opened."""
+"""Tests of inspecting files: the facts equal h5py's, and no other files are opened."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def test_every_dataset_is_listed_as_h5py_has_it(tmp_path: Path) -> None:
         file["records"] = np.zeros(5, [("a", "i4"), ("b", "f8")])
         file["soft"] = h5py.SoftLink("/X")
     (files,) = look(path).files
-    told = {each["name"]: each for each in files.datasets}
-    assert "soft link" in told.pop("soft")["what"]
+    facts = {each["name"]: each for each in files.datasets}
+    assert "soft link" in facts.pop("soft")["what"]
     found: dict[str, Any] = {}
     with h5py.File(path) as file:
         file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
-        assert set(told) == set(found)
+        assert set(facts) == set(found)
         for name, item in found.items():
             with case(name):
-                assert told[name]["shape"] == (None if item.shape is None else list(item.shape))
-                assert told[name]["chunks"] == (None if item.chunks is None else list(item.chunks))
-                assert told[name]["n_bytes"] == item.id.get_storage_size()
-    assert (told["X"]["filters"], told["X"]["dtype"]) == (["shuffle", "gzip"], "float32")
-    assert told["names"]["dtype"] == "text"
-    assert "2 fields" in told["records"]["dtype"]
+                assert facts[name]["shape"] == (None if item.shape is None else list(item.shape))
+                assert facts[name]["chunks"] == (None if item.chunks is None else list(item.chunks))
+                assert facts[name]["n_bytes"] == item.id.get_storage_size()
+    assert (facts["X"]["filters"], facts["X"]["dtype"]) == (["shuffle", "gzip"], "float32")
+    assert facts["names"]["dtype"] == "text"
+    assert "2 fields" in facts["records"]["dtype"]
 
 
 def test_external_links_are_listed_and_never_opened(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_reason_for_the_chosen_dataset_is_given(tmp_path: Path) -> None:
 
 
 @each(
-    "how, dtype, expected",
+    "options, dtype, expected",
     [
         ({}, "<f4", []),
         ({"chunks": (4096, 32)}, "<f4", []),
@@ -93,11 +93,11 @@ def test_reason_for_the_chosen_dataset_is_given(tmp_path: Path) -> None:
         ({}, ">f4", ["order"]),
     ],
 )
-def test_faster_storage_is_suggested(tmp_path: Path, how: dict[str, Any], dtype: str, expected: list[str]) -> None:
-    path = write_shard(tmp_path / "a.h5", np.zeros((150_000, 32), dtype), **how)
+def test_faster_storage_is_suggested(tmp_path: Path, options: dict[str, Any], dtype: str, expected: list[str]) -> None:
+    path = write_shard(tmp_path / "a.h5", np.zeros((150_000, 32), dtype), **options)
     (files,) = look(path).files
     assert len(files.faster) == len(expected)
-    assert all(words in told for words, told in zip(expected, files.faster, strict=True))
+    assert all(words in facts for words, facts in zip(expected, files.faster, strict=True))
 
 
 def test_form_of_the_rows_is_reported(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Master files: the files that they stack are read if they are in an allowed directory, and no others."""
+"""Tests of master files: the files that they stack are read if they are in an allowed directory, and no others."""
 
 import os
 from pathlib import Path
@@ -26,7 +26,7 @@ N_FILES, N_ROWS = 11, 3
 
 @pytest.fixture
 def raw(tmp_path):
-    """The folder of files that are stacked: rows in another dataset than X, with a number of each."""
+    """Write the files to be stacked: rows in a dataset other than X, with their numbers."""
     folder = tmp_path / "raw"
     folder.mkdir()
     for i in range(N_FILES):
@@ -37,12 +37,12 @@ def raw(tmp_path):
 
 
 def sources(folder="raw", n=N_FILES):
-    """What a master says of them."""
+    """Return the virtual sources of these files."""
     return [h5py.VirtualSource(f"{folder}/run_{i + 1}.h5", "entry/data", (N_ROWS, 2, 1)) for i in range(n)]
 
 
 def virtual(path, pieces, shape=(N_FILES * N_ROWS, 2, 1), name="X", beside=()):
-    """A master with a virtual dataset: `pieces` are (where in it, source)."""
+    """Write a master with a virtual dataset: `pieces` are (target slice, source)."""
     layout = h5py.VirtualLayout(shape, "i8")
     for place, source in pieces:
         layout[place] = source
@@ -54,12 +54,12 @@ def virtual(path, pieces, shape=(N_FILES * N_ROWS, 2, 1), name="X", beside=()):
 
 
 def rows_of(found):
-    """Each source in its place, one after the other."""
+    """Return the sources one after another, each with its target slice."""
     return [(slice(N_ROWS * i, N_ROWS * (i + 1)), source) for i, source in enumerate(found)]
 
 
 def links(path, names, group="entry/data", dataset="/entry/data"):
-    """A master with a group of external links, by their names."""
+    """Write a master with a group of external links by these names."""
     with h5py.File(path, "w") as file:
         for name, target in names.items():
             file[f"{group}/{name}"] = h5py.ExternalLink(target, dataset)
@@ -67,7 +67,7 @@ def links(path, names, group="entry/data", dataset="/entry/data"):
 
 
 def eiger(path):
-    """As detectors of Dectris write it: in the order of the numbers, which is not that of the letters."""
+    """Write a master as detectors of Dectris do: ordered by number, which differs from the alphabetical order."""
     return links(path, {f"data_{i + 1}": f"raw/run_{i + 1}.h5" for i in range(N_FILES)})
 
 
@@ -75,7 +75,7 @@ def read_all(shards):
     return np.concatenate([read(Block(shard, 0, shard.n_rows)) for shard in shards])
 
 
-# -- what is stacked is read ---------------------------------------------------------------------------------------
+# -- stacks of rows --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.process
@@ -139,13 +139,13 @@ def test_missing_absolute_path_is_looked_up_next_to_the_master(tmp_path, raw):
 
 
 def some_layout(rng):
-    """A master's blocks: of whole files in some order as a rule, else moved, cut or left out; with the rows in all."""
+    """Return the blocks of a master, mostly whole files, some moved, cut or missing, and the total number of rows."""
     pieces, start = [], 0
     for source in rng.permutation(np.array(sources(), object))[: rng.integers(1, 5)]:
         first, stop = (0, N_ROWS) if rng.random() < 0.8 else sorted(rng.permutation(N_ROWS + 1)[:2].tolist())
         start = max(0, start + int(rng.choice([-1, 1])) * int(rng.random() < 0.1))
         end = start + stop - first
-        is_whole = stop - first == N_ROWS and rng.random() < 0.5  # there are two ways to say so
+        is_whole = stop - first == N_ROWS and rng.random() < 0.5  # there are two ways to express this
         pieces.append((slice(start, end), source if is_whole else source[first:stop]))
         start = end
     return pieces, max(place.stop for place, _ in pieces) + int(rng.random() < 0.1)
@@ -189,11 +189,11 @@ def test_run_over_a_master_equals_a_run_over_its_files(tmp_path, raw, write):
     first, second = (open_features(tmp_path / output) for output in runs)
     assert first.features.compute().tobytes() == second.features.compute().tobytes()
     assert np.asarray(first.extras["y"]).tolist() == list(range(N_FILES * N_ROWS))
-    # Of what the master itself says, nothing counts: the results are the same ones.
+    # The master's own attributes do not matter: the results are the same.
     assert main([*runs["a"], *settings, "--output", str(tmp_path / "b")]) == 0
 
 
-# -- what is no stack of whole rows ----------------------------------------------------------------------------------
+# -- other layouts ---------------------------------------------------------------------------------------------------
 
 WHOLE = h5py.VirtualSource("raw/run_1.h5", "entry/data", (N_ROWS, 2, 1))
 
@@ -224,7 +224,7 @@ def test_master_without_whole_rows_is_refused(tmp_path, raw):
 
 
 def test_master_does_not_stack_columns(tmp_path):
-    """Squares, whose shape does not tell them from their transposes."""
+    """The matrices are square, so their shape does not distinguish them from their transposes."""
     for i in range(2):
         write_shard(tmp_path / f"{i}.h5", numbered(3, 3, first=3 * i))
     pieces = [(slice(3 * i, 3 * i + 3), h5py.VirtualSource(f"{i}.h5", "X", (3, 3))) for i in range(2)]
@@ -314,7 +314,7 @@ def test_incomplete_master_is_refused_without_advice(tmp_path):
     assert "--follow" not in str(caught.value)
 
 
-# -- what means harm -------------------------------------------------------------------------------------------------
+# -- malicious masters -----------------------------------------------------------------------------------------------
 
 OUTSIDE = ["/etc/passwd", "../secret.h5", "raw/../../secret.h5", "link.h5", "folder/secret.h5", "absolute", "passwd"]
 
@@ -322,7 +322,7 @@ OUTSIDE = ["/etc/passwd", "../secret.h5", "raw/../../secret.h5", "link.h5", "fol
 @pytest.mark.parametrize("kind", ["virtual", "links"])
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_master_opens_nothing_outside_the_named_directories(tmp_path, kind, name):
-    """Neither by its path, nor by links out of the folder of the file or of a folder on the way."""
+    """Neither its path nor links out of the directories of the file lead to another directory."""
     secret, inside = hostile.secret(tmp_path), tmp_path / "inside"
     inside.mkdir()
     (inside / "link.h5").symlink_to(secret)

@@ -1,4 +1,4 @@
-"""Files are opened as shards that fit together, each once; what does not fit is refused by name."""
+"""Tests of opening shards: they must match, each file is opened once, and refused files are named."""
 
 import os
 import tracemalloc
@@ -19,7 +19,7 @@ from tests.support.helpers import numbered, refused, whole, write_shard
 
 
 def test_opening_reads_no_rows(tmp_path):
-    """Vetting a data set of terabytes takes no time: a chunk that cannot be read is found by reading only."""
+    """Vetting terabytes of data takes no time: unreadable chunks are only found when they are read."""
     path = write_shard(tmp_path / "x.h5", numbered(8), compression="gzip")
     damage(path)
     assert open_shards([path])[0].shape == (8, 2)
@@ -74,7 +74,7 @@ def test_any_dataset_name_works_and_is_escaped(tmp_path, caplog):
                 open_shards([path], "nowhere")
 
 
-# -- shards that do not fit -------------------------------------------------------------------------------------------
+# -- mismatched shards ------------------------------------------------------------------------------------------------
 
 
 def with_columns(path, names, n=2):
@@ -171,10 +171,10 @@ def test_only_bad_data_is_left_out(tmp_path, open_path):
     write_shard(tmp_path / "0.h5", numbered(3))
     (tmp_path / "1.h5").mkdir()
     with refused(66, "1.h5"):
-        open_shards([str(tmp_path)], on_bad_shard=lambda path, error: pytest.fail("left out"))
+        open_shards([str(tmp_path)], on_bad_shard=lambda path, error: pytest.fail("the shard was left out"))
 
 
-# -- many -------------------------------------------------------------------------------------------------------------
+# -- many shards ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Rows in any form are the same, bit for bit, as rows of a dense dataset; damaged rows are reported."""
+"""Tests of rows in any form: they equal rows of a dense dataset bit for bit, and damaged rows are reported."""
 
 import fcntl
 from itertools import pairwise, product
@@ -37,32 +37,32 @@ N_ROWS, N_INPUTS = some_rows().shape
 CHUNKED = {"chunks": True, "compression": "gzip", "shuffle": True}
 
 
-def write_dense(file, rows, **how):
-    file.create_dataset("X", data=rows, **how)
+def write_dense(file, rows, **options):
+    file.create_dataset("X", data=rows, **options)
 
 
-def write_columns(file, rows, **how):
-    file.create_dataset("X", data=np.moveaxis(rows, 0, -1), **how)
+def write_columns(file, rows, **options):
+    file.create_dataset("X", data=np.moveaxis(rows, 0, -1), **options)
 
 
-def write_sparse(file, rows, **how):
+def write_sparse(file, rows, **options):
     group = file.create_group("X")
     group.attrs["encoding-type"], group.attrs["shape"] = "csr_matrix", rows.shape
     for name, values in zip(("data", "indices", "indptr"), csr(rows), strict=True):
-        group.create_dataset(name, data=values, **how)
+        group.create_dataset(name, data=values, **options)
 
 
-def write_table(file, rows, **how):
+def write_table(file, rows, **options):
     records = np.zeros(len(rows), [("index", "<i8"), ("values_block_0", rows.dtype, rows.shape[1:])])
     records["index"], records["values_block_0"] = np.arange(len(rows)), rows
-    file.create_dataset("X", data=records, **how)
+    file.create_dataset("X", data=records, **options)
 
 
-def write_fields(file, rows, **how):
+def write_fields(file, rows, **options):
     records = np.zeros(len(rows), [(f"c{i}", rows.dtype) for i in range(rows.shape[1])])
     for i, name in enumerate(records.dtype.names):
         records[name] = rows[:, i]
-    file.create_dataset("X", data=records, **how)
+    file.create_dataset("X", data=records, **options)
 
 
 FORMS = {
@@ -74,17 +74,17 @@ FORMS = {
 }
 
 
-def write_form(path, form, rows, libver="earliest", **how):
-    """A shard in a form, with labels."""
+def write_form(path, form, rows, libver="earliest", **options):
+    """Write a shard in a form, with labels."""
     with h5py.File(path, "w", libver=libver) as file:
-        FORMS[form](file, rows, **how)
+        FORMS[form](file, rows, **options)
         file["y"] = np.arange(len(rows))
     return opened(path, form)
 
 
-def write_both(folder, form, rows, **how):
-    """The same rows, densely and in a form."""
-    return tuple(write_form(folder / f"{i}.h5", each, rows, **how) for i, each in enumerate(("dense", form)))
+def write_both(folder, form, rows, **options):
+    """Write the same rows in dense form and in another one."""
+    return tuple(write_form(folder / f"{i}.h5", each, rows, **options) for i, each in enumerate(("dense", form)))
 
 
 def opened(path, form):
@@ -92,7 +92,7 @@ def opened(path, form):
     return shard
 
 
-# -- every storage and dtype ------------------------------------------------------------------------------------------
+# -- every storage and dtype ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.process
@@ -138,7 +138,7 @@ def test_nan_and_inf_are_read_unchanged(tmp_path):
 
 
 def test_any_storage_and_any_blocks_give_the_same_rows(tmp_path):
-    for how, block_rows in product(
+    for options, block_rows in product(
         [
             {},
             {"chunks": (1, 3)},
@@ -153,9 +153,9 @@ def test_any_storage_and_any_blocks_give_the_same_rows(tmp_path):
         ],
         [1, 4, 10, 11, 12],
     ):
-        with case(how, block_rows):
+        with case(options, block_rows):
             rows = numbered(11, 3)
-            shards = open_shards([write_shard(tmp_path / "x.h5", rows, **how)])
+            shards = open_shards([write_shard(tmp_path / "x.h5", rows, **options)])
             np.testing.assert_array_equal(np.concatenate([read(block) for block in blocks(shards, block_rows)]), rows)
 
 
@@ -169,19 +169,19 @@ def test_rank_above_2_is_flattened_per_row_and_logged(tmp_path, shape, caplog):
 
 
 def test_shard_locked_by_another_program_is_read(tmp_path):
-    """Some file systems know no locks, and on others a crashed writer's lock stays."""
+    """Some file systems have no locks, and on others the lock of a crashed writer remains."""
     path = write_shard(tmp_path / "x.h5", numbered(3))
     with open(path, "rb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         np.testing.assert_array_equal(whole(open_shards([path])[0]), numbered(3))
 
 
-# -- what is damaged --------------------------------------------------------------------------------------------------
+# -- damaged rows --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", [{"compression": "gzip"}, {"fletcher32": True}], ids=str)
-def test_damaged_chunk_is_reported_with_its_place(tmp_path, how):
-    path = write_shard(tmp_path / "x.h5", numbered(8), chunks=(4, 2), **how)
+@pytest.mark.parametrize("options", [{"compression": "gzip"}, {"fletcher32": True}], ids=str)
+def test_damaged_chunk_is_reported_with_its_place(tmp_path, options):
+    path = write_shard(tmp_path / "x.h5", numbered(8), chunks=(4, 2), **options)
     damage(path)
     (shard,) = open_shards([path])
     with refused(65, f"file={path} dataset=X rows=1:4"):
@@ -210,10 +210,10 @@ def test_shard_that_shrank_after_vetting_is_refused(tmp_path):
 @pytest.mark.process
 @pytest.mark.parametrize("form", FORMS)
 def test_rows_of_any_form_equal_a_dense_dataset(tmp_path, form):
-    for dtype, how in product(["?", "u1", "<i2", ">i4", "<u8", "<f2", ">f4", "<f8"], [{}, CHUNKED]):
-        with case(dtype, how):
+    for dtype, options in product(["?", "u1", "<i2", ">i4", "<u8", "<f2", ">f4", "<f8"], [{}, CHUNKED]):
+        with case(dtype, options):
             rows = some_rows(dtype)
-            dense, shard = write_both(tmp_path, form, rows, **how)
+            dense, shard = write_both(tmp_path, form, rows, **options)
             assert (shard.shape, shard.stored_dtype, shard.dtype) == (dense.shape, dense.stored_dtype, dense.dtype)
             for start, stop in [(0, N_ROWS), (0, 0), (17, 17), (17, 18), (5, 44), (N_ROWS - 1, N_ROWS)]:
                 found, expected = (read(Block(each, start, stop)) for each in (shard, dense))
@@ -231,12 +231,12 @@ def test_columns_in_any_storage_equal_the_transposed_array(tmp_path, monkeypatch
                 monkeypatch.setattr(hdf5_values, name, int(rng.integers(8, most)) if name != "_TILE" else most)
             shape = tuple(int(n) for n in rng.integers(1, (5, 7, 40)[-rng.integers(2, 4) :]))
             stored = rng.integers(0, 200, shape).astype(["u1", "<f4", ">i8"][rng.integers(3)])
-            how = {}
+            options = {}
             if rng.random() < 0.7:
-                how = {"chunks": tuple(int(rng.integers(1, n + 1)) for n in shape), "compression": "lzf"}
-                how["maxshape"] = tuple(None if rng.random() < 0.4 else n for n in shape)
+                options = {"chunks": tuple(int(rng.integers(1, n + 1)) for n in shape), "compression": "lzf"}
+                options["maxshape"] = tuple(None if rng.random() < 0.4 else n for n in shape)
             with h5py.File(tmp_path / "x.h5", "w", libver=("earliest", "latest")[seed % 2]) as file:
-                file.create_dataset("X", data=stored, **how)
+                file.create_dataset("X", data=stored, **options)
             shard = opened(tmp_path / "x.h5", "columns")
             expected = np.moveaxis(stored, -1, 0).reshape(shape[-1], -1)
             assert shard.shape == (shape[-1], *shape[:-1])
@@ -270,12 +270,14 @@ def test_rows_are_read_into_a_given_array(tmp_path, form):
 
 @pytest.mark.process
 def test_index_of_a_table_may_have_any_type(tmp_path):
-    for how, index in product([{}, CHUNKED], ["S3", h5py.opaque_dtype(np.dtype("M8[ns]")), h5py.enum_dtype({"a": 0})]):
-        with case(how, index):
+    for options, index in product(
+        [{}, CHUNKED], ["S3", h5py.opaque_dtype(np.dtype("M8[ns]")), h5py.enum_dtype({"a": 0})]
+    ):
+        with case(options, index):
             records = np.zeros(9, [("index", index), ("a", "<f8"), ("b", "<f8")])
             records["b"] = np.arange(9)
             with h5py.File(tmp_path / "x.h5", "w") as file:
-                file.create_dataset("X", data=records, **how)
+                file.create_dataset("X", data=records, **options)
             assert read(Block(opened(tmp_path / "x.h5", "table"), 2, 9)).tolist() == [[0, i] for i in range(2, 9)]
 
 
@@ -326,7 +328,7 @@ def test_sparse_rows_are_read_a_few_entries_at_a_time(tmp_path, monkeypatch):
     rows = some_rows()
     shard = write_form(tmp_path / "x.h5", "sparse", rows)
     assert read(Block(shard, 10, 40)).tobytes() == rows[10:40].tobytes()
-    assert sizes[0] == 31  # where the block's rows begin, and no others
+    assert sizes[0] == 31  # only the start of the block's rows
     assert max(sizes[1:]) <= 20
 
 
@@ -348,7 +350,7 @@ def test_lost_values_of_a_damaged_extra_do_not_depend_on_blocks(tmp_path, caplog
         file.create_dataset("y", data=np.arange(12), chunks=(4,), fletcher32=True)
         file["z"] = np.arange(12)
     damage(path, "y", 1)
-    shard, _ = open_shards([path, write_shard(tmp_path / "b.h5", numbered(2))])  # which has none: a mask is added
+    shard, _ = open_shards([path, write_shard(tmp_path / "b.h5", numbered(2))])  # no extras there: a mask is added
     with refused(65, f"file={path} dataset=y rows=0:12"):
         read_extras(Block(shard, 0, 12))
     lowest = np.iinfo(np.int64).min
@@ -410,7 +412,7 @@ def test_invalid_sparse_rows_are_refused_with_their_row(tmp_path):
 
 
 def filled_in(values, columns, firsts, shape):
-    """Sparse rows, entry by entry; None where they make no sense."""
+    """Convert sparse rows to dense ones, entry by entry; return None if they are invalid."""
     rows = np.zeros(shape, dtype=values.dtype)
     for row, (start, stop) in enumerate(pairwise(firsts.tolist())):
         here = columns[start:stop].tolist() if 0 <= start <= stop <= len(values) else [-1]

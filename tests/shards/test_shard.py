@@ -1,4 +1,4 @@
-"""Shards and blocks: plain values, with arithmetic over all rows."""
+"""Tests of shards and blocks: plain values, with arithmetic over all rows."""
 
 import pickle
 from itertools import product
@@ -11,7 +11,7 @@ from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_extras
 from pipeline.shards.shard import Block, Shard, aligned, block_of, blocks, first_rows, row_dtype
 from tests.support.cases import case
-from tests.support.elsewhere import elsewhere
+from tests.support.fresh_process import run_in_fresh_process
 from tests.support.helpers import csr, some_rows, write_csr, write_shard
 
 
@@ -69,7 +69,7 @@ def test_pickled_block_is_small_and_reads_the_same_rows(tmp_path):
     opened = [Block(open_shards([path])[0], 5, 1995) for path in paths]
     together = [Block(shard, 0, 7) for shard in open_shards([paths[0], paths[2]])]  # with a mask
     tasks = [(each, block) for block in (*opened, *together) for each in (read, read_extras)]
-    for (function, block), there in zip(tasks, elsewhere(tasks), strict=True):
+    for (function, block), there in zip(tasks, run_in_fresh_process(tasks), strict=True):
         here = function(block)
         assert pickle.dumps(there) == pickle.dumps(here)
         assert len(pickle.dumps(block)) < 4096 + 24 * 20

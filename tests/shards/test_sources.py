@@ -1,4 +1,4 @@
-"""Which files are read: what patterns, directories and manifests name, and nothing that a link leads to."""
+"""Tests of input paths: patterns, directories and manifests name the files, and links are not followed."""
 
 import errno
 import os
@@ -15,9 +15,9 @@ from pipeline.shards.open import open_shards
 from pipeline.shards.sources import find
 from tests.support import hostile
 from tests.support.cases import case
-from tests.support.helpers import as_nobody, numbered, refused, whole, write_shard
+from tests.support.helpers import numbered, refused, whole, without_privileges, write_shard
 
-# -- which files ------------------------------------------------------------------------------------------------------
+# -- patterns and directories -----------------------------------------------------------------------------------------
 
 
 def test_natural_order_puts_9_before_10(tmp_path):
@@ -97,7 +97,7 @@ def test_directory_gives_files_that_begin_like_hdf5(tmp_path, monkeypatch, caplo
     (tmp_path / "broken").symlink_to("nowhere")
     (tmp_path / "circle").symlink_to("circle")
     os.mkfifo(tmp_path / "fifo")
-    (tmp_path / "named.h5").touch()  # as many as there may be of these, they cost no look
+    (tmp_path / "named.h5").touch()  # files with this suffix are not opened
     opened, open_it = [], FILES.open
     monkeypatch.setattr(FILES, "open", lambda path: opened.append(os.path.basename(path)) or open_it(path))
     found = [source.path.name for source in find([str(tmp_path)])]
@@ -115,7 +115,7 @@ def test_unreadable_file_in_a_directory_is_left_out(open_path, caplog):
     for name in ("a.nc", "b.nc"):
         write_shard(open_path / name, numbered(3))
     (open_path / "b.nc").chmod(0)
-    assert as_nobody(look) == (0, "")
+    assert without_privileges(look) == (0, "")
 
 
 @pytest.mark.process
@@ -125,7 +125,7 @@ def test_path_in_a_locked_directory_is_not_called_missing(open_path, name):
     write_shard(open_path / "locked/in/a.h5", numbered(3))
     (open_path / "locked").chmod(0)
     pattern = f"{open_path}/locked/in{name}"
-    exit_code, sentence = as_nobody(lambda: find([pattern]))
+    exit_code, sentence = without_privileges(lambda: find([pattern]))
     assert exit_code == 77
     assert sentence.startswith(f"input={pattern}: Permission denied")
 
@@ -169,7 +169,7 @@ def test_link_out_of_a_directory_is_not_opened(tmp_path, caplog):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A directory of shards next to a file that must not be read."""
+    """Return a directory of shards next to a file that must not be read."""
     write_shard(tmp_path / "secret.h5", numbered(3))
     (tmp_path / "in/sub").mkdir(parents=True)
     write_shard(tmp_path / "in/a.h5", numbered(3))
@@ -205,13 +205,13 @@ def test_links_inside_a_directory_and_named_links_are_followed(folder):
 
 @pytest.fixture
 def output(tmp_path):
-    """A finished run's directory with parts of 3, 2 and 4 rows; and what changes its manifest."""
+    """Return the directory of a finished run with parts of 3, 2 and 4 rows, and a function that edits its manifest."""
     directory = tmp_path / "out"
     (directory / "parts").mkdir(parents=True)
     (directory / ".shardpress").touch()
     lines = []
     for i, size in enumerate((3, 2, 4)):
-        name = f"parts/part-{9 - i}.h5"  # whose order is not that of the names
+        name = f"parts/part-{9 - i}.h5"  # their order is not that of the names
         data = Path(write_shard(directory / name, numbered(size, first=10 * i), "features")).read_bytes()
         digest = blake3(data).hexdigest()
         lines.append({"file": name, "n_rows": size, "n_bytes": len(data), "blake3": digest})
@@ -233,7 +233,7 @@ def test_output_directory_is_read_by_its_manifest(output):
         shards = open_shards([str(pattern)])
         assert [shard.n_rows for shard in shards] == [3, 2, 4]
         np.testing.assert_array_equal(whole(shards[2]), numbered(4, first=20))
-    assert len(open_shards([str(directory / "parts")])) == 4, "as it stands there"
+    assert len(open_shards([str(directory / "parts")])) == 4, "the path in the manifest"
 
 
 def test_manifest_without_sizes_and_digests_is_read(output):

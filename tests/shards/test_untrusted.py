@@ -1,4 +1,4 @@
-"""Files that lead elsewhere, ask for too much or are forged: refused by name, and nothing outside is opened."""
+"""Tests of malicious files with links, excessive sizes or forged data: refused by name, and no other file is opened."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ from tests.support.helpers import names, numbered, refused, write_shard
 
 pytestmark = pytest.mark.process
 
-# -- what leads elsewhere ---------------------------------------------------------------------------------------------
+# -- links to other files ---------------------------------------------------------------------------------------------
 
 
 def test_watch_notices_that_the_secret_is_opened(tmp_path):
@@ -31,15 +31,15 @@ def test_watch_notices_that_the_secret_is_opened(tmp_path):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("is_named", [True, False])
 @pytest.mark.parametrize("place", ["dataset", "group", "deeper"])
-def test_external_links_are_refused(tmp_path, place, asked):
+def test_external_links_are_refused(tmp_path, place, is_named):
     secret = hostile.secret(tmp_path)
     path, name = hostile.external_link(tmp_path, secret, place)
     with hostile.opens(secret) as counts:
-        if asked or place == "dataset":
+        if is_named or place == "dataset":
             with refused(65, f"file={path} dataset={name}", "external link", str(secret)):
-                open_shards([str(path)], name if asked else None)
+                open_shards([str(path)], name if is_named else None)
         else:
             with refused(65, f"file={path}", "--dataset" if place == "group" else "dataset="):
                 open_shards([str(path)])
@@ -73,7 +73,7 @@ def test_external_storage_is_refused(tmp_path):
 
 @pytest.mark.parametrize("unlimited", [True, False])
 def test_virtual_datasets_are_refused(tmp_path, unlimited):
-    """Of one that grows with its sources, even the shape cannot be told without opening them."""
+    """Even the shape of a virtual dataset that grows with its sources is unknown without opening them."""
     secret = hostile.secret(tmp_path)
     path = hostile.virtual(tmp_path, secret, unlimited)
     with hostile.opens(secret) as counts:
@@ -84,19 +84,19 @@ def test_virtual_datasets_are_refused(tmp_path, unlimited):
     assert counts == [0]
 
 
-# -- what is too much -------------------------------------------------------------------------------------------------
+# -- excessive sizes --------------------------------------------------------------------------------------------------
 
 
 def test_claimed_shape_without_data_is_refused(tmp_path):
-    for shape, how, phrase in [
+    for shape, options, phrase in [
         ((2**50, 16), {}, "never written"),
         ((2**50, 16), {"chunks": (2**10, 16), "compression": "gzip"}, "at most 4194304"),
         ((2**62, 3), {"chunks": (2**10, 3), "maxshape": (None, 3)}, "at most 4194304"),
         ((4, 2**40), {"chunks": (1, 2**20)}, "never written"),
         ((2, 2**20), {"chunks": (2, 2**20), "compression": "gzip"}, "never written"),
     ]:
-        with case(shape, how, phrase):
-            path = hostile.declared(tmp_path, shape, **how)
+        with case(shape, options, phrase):
+            path = hostile.declared(tmp_path, shape, **options)
             assert path.stat().st_size < 10_000
             with refused(65, f"file={path} dataset=X", phrase):
                 open_shards([str(path)])
@@ -111,13 +111,13 @@ def test_large_chunks_are_refused(tmp_path):
 
 
 def test_unwritten_rows_are_an_error(tmp_path):
-    for how in [{"chunks": (2, 2)}, {"chunks": (2, 2), "compression": "gzip"}, {}]:
-        with case(how):
+    for options in [{"chunks": (2, 2)}, {"chunks": (2, 2), "compression": "gzip"}, {}]:
+        with case(options):
             path = tmp_path / "x.h5"
             with h5py.File(path, "w") as file:
-                made = file.create_dataset("X", (10, 2), "f4", **how)
-                if how:
-                    made[:6] = 1
+                dataset = file.create_dataset("X", (10, 2), "f4", **options)
+                if options:
+                    dataset[:6] = 1
             with refused(65, f"file={path} dataset=X", "never written"):
                 open_shards([str(path)])
 
@@ -132,10 +132,10 @@ def test_unwritten_labels_are_left_out(tmp_path, caplog):
 
 
 def test_shards_without_rows_are_accepted_in_any_storage(tmp_path):
-    for i, how in enumerate(
+    for i, options in enumerate(
         ({}, {"chunks": (2, 2), "compression": "gzip", "maxshape": (None, 2)}, {"maxshape": (9, 9)})
     ):
-        write_shard(tmp_path / f"{i}.h5", numbered(0), extras={"y": np.arange(0)}, **how)
+        write_shard(tmp_path / f"{i}.h5", numbered(0), extras={"y": np.arange(0)}, **options)
     write_shard(tmp_path / "9.h5", numbered(2), extras={"y": np.arange(2)})
     shards = open_shards([str(tmp_path)])
     assert [shard.n_rows for shard in shards] == [0, 0, 0, 2]
@@ -155,12 +155,12 @@ def test_extras_that_decompress_to_too_much_are_left_out(tmp_path, monkeypatch, 
     assert "16000" in caplog.text
 
 
-@pytest.mark.parametrize("how", [{}, {"chunks": (7,), "compression": "gzip", "maxshape": (None,)}])
-def test_longest_texts_are_measured(tmp_path, how):
+@pytest.mark.parametrize("options", [{}, {"chunks": (7,), "compression": "gzip", "maxshape": (None,)}])
+def test_longest_texts_are_measured(tmp_path, options):
     texts = [b"x" * n for n in range(3000)]
     path = write_shard(tmp_path / "x.h5", numbered(3000))
     with h5py.File(path, "a") as file:
-        file.create_dataset("text", data=np.array(texts, object), dtype=h5py.string_dtype(), **how)
+        file.create_dataset("text", data=np.array(texts, object), dtype=h5py.string_dtype(), **options)
     (extra,) = open_shards([path])[0].extras
     assert extra.layout.longest == 2999
     assert extra.text_bytes == -(-sum(range(2048, 3000)) // 1024)
@@ -178,7 +178,7 @@ def test_too_long_texts_are_left_out(tmp_path, monkeypatch, caplog, limit):
 
 
 def test_long_texts_are_read_within_the_childs_memory(tmp_path):
-    """200 MB of texts next to the rows, of which 1024 at once would be too much."""
+    """The file has 200 MB of texts next to the rows; 1024 of them at once would be too much."""
     texts = [bytes([65 + i % 26]) * (2 * 10**6) for i in range(100)]
     (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(100), extras={"text": np.array(texts, object)})])
     found = read_extras(Block(shard, 0, 100))["text"]
@@ -186,7 +186,7 @@ def test_long_texts_are_read_within_the_childs_memory(tmp_path):
 
 
 def test_extras_that_the_child_does_not_survive_are_left_out(tmp_path, caplog):
-    """Names of 16 categories, all of them the same 40 MB."""
+    """Its 16 categories are all the same text of 40 MB."""
     path = write_shard(tmp_path / "x.h5", numbered(6), extras={"y": range(6)})
     with h5py.File(path, "a") as file:
         file["__categories/y"] = np.array(["x" * (40 * 10**6)] * 16, object)
@@ -196,7 +196,7 @@ def test_extras_that_the_child_does_not_survive_are_left_out(tmp_path, caplog):
     np.testing.assert_array_equal(read(Block(shard, 0, 6)), numbered(6))
 
 
-# -- what is wrong ----------------------------------------------------------------------------------------------------
+# -- invalid content --------------------------------------------------------------------------------------------------
 
 
 def test_rows_at_forged_offsets_are_refused(tmp_path):
@@ -269,13 +269,13 @@ def test_chunks_of_an_impossible_shape_are_refused(tmp_path):
 
 
 def test_circular_index_nodes_are_not_followed(tmp_path):
-    """`H5Oget_info` adds up the sizes of neighbouring nodes, for ever where these form a circle (HDF5 2.0)."""
+    """`H5Oget_info` adds up the sizes of neighbouring nodes, endlessly if they form a circle (HDF5 2.0)."""
     (shard,) = open_shards([str(hostile.endless_chunk_index(tmp_path))])
     np.testing.assert_array_equal(read(Block(shard, 0, 6)), hostile.ROWS)
 
 
 def test_index_of_more_chunks_than_bytes_is_refused(tmp_path):
-    """In 22 kB, 64 nodes in 64 nodes in 64 nodes of chunks that lie outside the dataset."""
+    """In 22 kB, three levels of 64 nodes each lead to chunks outside the dataset."""
     path = hostile.shared_chunk_nodes(tmp_path, 6)
     assert path.stat().st_size < 23_000
     with refused(65, f"file={path} dataset=X", "chunks"):
@@ -284,7 +284,7 @@ def test_index_of_more_chunks_than_bytes_is_refused(tmp_path):
 
 @pytest.mark.process
 def test_index_without_chunks_is_stopped_by_the_time_limit(tmp_path, monkeypatch):
-    """HDF5 goes through all of its nodes, and says nothing."""
+    """HDF5 visits all of its nodes without a message."""
     monkeypatch.setattr(ask, "LIMITS", replace(ask.LIMITS, seconds=1))
     path = hostile.shared_chunk_nodes(tmp_path, 6, n_in_leaf=0)
     with refused(65, f"file={path}", "1 s"):

@@ -1,4 +1,4 @@
-"""What is a shard is described, and everything else is refused by name, before a row is read."""
+"""Tests of vetting: shards are described, and all other files are refused by name, before a row is read."""
 
 import errno
 import os
@@ -17,11 +17,11 @@ from pipeline.shards.shard import Block
 from pipeline.shards.vet import vet
 from tests.support import hostile
 from tests.support.cases import case
-from tests.support.helpers import as_nobody, names, numbered, refused, write_shard
+from tests.support.helpers import names, numbered, refused, without_privileges, write_shard
 
 
 def low_level(path, kind, name=b"X", shape=(3, 2)):
-    """A dataset of a type that h5py itself would not make."""
+    """Write a dataset of a type that h5py itself would not make."""
     with h5py.File(path, "w") as file:
         h5py.h5d.create(file.id, name, kind, h5py.h5s.create_simple(shape))
     return str(path)
@@ -34,24 +34,24 @@ def three_byte_integer():
     return kind
 
 
-# -- which dataset -----------------------------------------------------------------------------------------------
+# -- choice of the dataset ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.process
 def test_requested_dataset_or_x_or_the_only_candidate_is_read(tmp_path):
-    for held, asked, chosen in [
+    for held, requested, chosen in [
         ({"X": 2, "Y": 2}, None, "X"),
         ({"X": 2, "Y": 2}, "Y", "Y"),
         ({"Y": 2, "labels": 1}, None, "Y"),
         ({"deep/er/images": 3, "labels": 1}, None, "deep/er/images"),
         ({"deep/X": 2, "deep/Y": 2}, "/deep/Y", "/deep/Y"),
     ]:
-        with case(held, asked, chosen):
+        with case(held, requested, chosen):
             with h5py.File(tmp_path / "x.h5", "w") as file:
                 for name, rank in held.items():
                     file[name] = np.zeros((3, 2, 2)[:rank])
                 file["text"] = [["a"], ["b"]]
-            assert open_shards([str(tmp_path / "x.h5")], asked)[0].dataset == chosen
+            assert open_shards([str(tmp_path / "x.h5")], requested)[0].dataset == chosen
 
 
 @pytest.mark.process
@@ -115,7 +115,7 @@ def test_links_are_no_extras(tmp_path):
     assert names(open_shards([path])[0]) == ("y",)
 
 
-# -- what is refused ---------------------------------------------------------------------------------------------
+# -- refused files -----------------------------------------------------------------------------------------------
 
 
 def test_file_that_is_not_hdf5_is_refused_with_its_first_bytes(tmp_path):
@@ -156,12 +156,12 @@ def test_dataset_that_is_no_table_of_numbers_is_refused(tmp_path):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("asked", [None, "X"])
+@pytest.mark.parametrize("requested", [None, "X"])
 @pytest.mark.parametrize("kind", [three_byte_integer(), h5py.h5t.UNIX_D32LE], ids=["int24", "time"])
-def test_type_unknown_to_numpy_is_refused(tmp_path, kind, asked):
+def test_type_unknown_to_numpy_is_refused(tmp_path, kind, requested):
     path = low_level(tmp_path / "x.h5", kind)
     with refused(65, path, "dataset=X", "expected"):
-        open_shards([path], asked)
+        open_shards([path], requested)
 
 
 @pytest.mark.process
@@ -172,14 +172,14 @@ def test_type_unknown_to_numpy_elsewhere_is_harmless(tmp_path):
     assert open_shards([path])[0].dataset == "rows"
 
 
-@pytest.mark.parametrize("how", [{}, {"compression": "gzip", "chunks": (64, 2)}], ids=str)
+@pytest.mark.parametrize("layout", [{}, {"compression": "gzip", "chunks": (64, 2)}], ids=str)
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
-def test_truncated_file_is_refused(tmp_path, how, libver):
+def test_truncated_file_is_refused(tmp_path, layout, libver):
     for sixteenths in range(16):
         with case(sixteenths):
             path = tmp_path / "x.h5"
             with h5py.File(path, "w", libver=libver) as file:
-                file.create_dataset("X", data=numbered(1024), **how)
+                file.create_dataset("X", data=numbered(1024), **layout)
                 file["y"] = range(1024)
             content = path.read_bytes()
             n_bytes = len(content) * sixteenths // 16
@@ -217,7 +217,7 @@ def test_file_with_a_damaged_structure_is_refused(tmp_path):
 def test_fifo_is_refused_without_blocking(tmp_path):
     path = tmp_path / "x.h5"
     os.mkfifo(path)
-    # Held open, so that a reader that does open it fails on reading instead of hanging.
+    # The file is held open, so that a reader that does open it fails instead of hanging.
     descriptor = os.open(path, os.O_RDWR)
     try:
         with refused(66, f"file={path}"):
@@ -226,7 +226,7 @@ def test_fifo_is_refused_without_blocking(tmp_path):
         os.close(descriptor)
 
 
-@pytest.mark.parametrize("path", ["/dev/full", "/dev/zero"])  # /dev/null is opened by any program around
+@pytest.mark.parametrize("path", ["/dev/full", "/dev/zero"])  # any other program may open /dev/null
 def test_device_file_is_refused_without_opening_it(path):
     with hostile.opens(Path(path)) as counts, refused(66, f"file={path}"):
         open_shards([path])
@@ -251,7 +251,7 @@ def test_dangling_link_is_refused(tmp_path, target):
 def test_file_without_read_permission_is_refused(open_path):
     path = write_shard(open_path / "x.h5", numbered(2))
     Path(path).chmod(0)
-    exit_code, sentence = as_nobody(lambda: open_shards([path]))
+    exit_code, sentence = without_privileges(lambda: open_shards([path]))
     assert exit_code == 77, sentence
     assert path in sentence
 
@@ -260,7 +260,7 @@ def test_file_without_read_permission_is_refused(open_path):
 def test_directory_without_read_permission_is_refused(open_path):
     folder = open_path / "closed"
     folder.mkdir(mode=0o300)
-    exit_code, sentence = as_nobody(lambda: open_shards([str(folder)]))
+    exit_code, sentence = without_privileges(lambda: open_shards([str(folder)]))
     assert exit_code == 77, sentence
     assert str(folder) in sentence
 
@@ -284,16 +284,16 @@ def test_extra_with_an_unknown_filter_is_left_out(tmp_path, caplog):
 
 
 def add_unknown_filter(file, name, shape):
-    """A dataset with one chunk that went through filter 300, which HDF5 keeps free for tests."""
+    """Write a dataset with one chunk through filter 300, which HDF5 reserves for tests."""
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_chunk(shape)
     properties.set_filter(300, h5py.h5z.FLAG_OPTIONAL, ())
     space = h5py.h5s.create_simple(shape)
-    made = h5py.h5d.create(file.id, name, h5py.h5t.STD_I64LE, space, dcpl=properties)
-    made.write_direct_chunk((0,) * len(shape), b"\1" * (8 * int(np.prod(shape))))
+    stored = h5py.h5d.create(file.id, name, h5py.h5t.STD_I64LE, space, dcpl=properties)
+    stored.write_direct_chunk((0,) * len(shape), b"\1" * (8 * int(np.prod(shape))))
 
 
-# -- what stands before the rows -----------------------------------------------------------------------------------
+# -- checks before the rows --------------------------------------------------------------------------------------
 
 
 def test_common_other_formats_are_recognized(tmp_path):
@@ -321,25 +321,25 @@ def test_common_other_formats_are_recognized(tmp_path):
 
 @pytest.mark.process
 def test_file_with_a_user_block_is_read(tmp_path):
-    for is_plain, libver, how in product(
+    for is_plain, libver, layout in product(
         [True, False],
         ["earliest", "v108", "latest"],
         ["contiguous", "chunks", "chunks that may grow", "compact", "put before"],
     ):
-        with case(is_plain, libver, how):
+        with case(is_plain, libver, layout):
             rows, path = numbered(30), tmp_path / "x.mat"
-            user_block = 0 if how == "put before" else 1024
+            user_block = 0 if layout == "put before" else 1024
             storage = {"chunks": {"chunks": (7, 1), "compression": "gzip", "fletcher32": True}}
             storage["chunks that may grow"] = {"chunks": (7, 2), "maxshape": (None, 2), "shuffle": True}
             with h5py.File(path, "w", userblock_size=user_block, libver=(libver, "latest")) as file:
-                if how == "compact":
+                if layout == "compact":
                     created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
                     created.set_layout(h5py.h5d.COMPACT)
                     space = h5py.h5s.create_simple(rows.shape)
-                    made = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I64LE, space, dcpl=created)
-                    made.write(h5py.h5s.ALL, h5py.h5s.ALL, rows)
+                    stored = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I64LE, space, dcpl=created)
+                    stored.write(h5py.h5s.ALL, h5py.h5s.ALL, rows)
                 else:
-                    file.create_dataset("X", data=rows, **storage.get(how, {}))
+                    file.create_dataset("X", data=rows, **storage.get(layout, {}))
                 file["y"] = np.arange(30)
                 if not is_plain:
                     file["text"] = ["a"] * 30
@@ -382,7 +382,8 @@ def test_file_left_open_is_refused_and_not_repaired(tmp_path):
 @pytest.mark.parametrize("libver", ["earliest", "v108", "v110", "latest"])
 @pytest.mark.parametrize("driver", ["family", "split"])
 def test_multi_file_driver_is_refused(tmp_path, driver, libver):
-    for space in (None, "none"):  # how it keeps unused space is said beside its driver, in a message that none may skip
+    # The strategy for free space is next to the driver, in a header message that readers must not skip.
+    for space in (None, "none"):
         with case(space):
             path = hostile.in_several_files(tmp_path, driver, libver, space)
             with refused(65, str(path), "h5repart"):
@@ -418,7 +419,7 @@ def test_files_of_every_version_of_hdf5_are_read(tmp_path):
             np.testing.assert_array_equal(read(Block(shard, 0, 9)), numbered(9))
 
 
-# -- the system ----------------------------------------------------------------------------------------------------
+# -- the system --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["open", "stat", "fstat", "preadv"])
@@ -431,7 +432,7 @@ def test_failing_storage_is_no_bad_shard(tmp_path, monkeypatch, name):
 
     monkeypatch.setattr(FILES, name, fail)
     with refused(74, f"file={path}", "Input/output error", "4 times"):
-        open_shards([path], on_bad_shard=lambda path, error: pytest.fail("left out"))
+        open_shards([path], on_bad_shard=lambda path, error: pytest.fail("the shard was left out"))
 
 
 def test_file_changed_while_it_is_vetted_is_refused(tmp_path, monkeypatch):
@@ -451,7 +452,7 @@ def test_file_changed_while_it_is_vetted_is_refused(tmp_path, monkeypatch):
 @pytest.mark.process
 @pytest.mark.parametrize("is_plain", [True, False])
 def test_opened_file_is_vetted_even_if_its_path_is_replaced(tmp_path, monkeypatch, is_plain):
-    """Whatever lies at its path by then; the child could not open it again."""
+    """The file at its path may be another one by then; the child could not open it again."""
     extras = {} if is_plain else {"text": np.array(["a", "b", "c"], object)}
     path = Path(write_shard(tmp_path / "x.h5", numbered(3), extras=extras))
     other = Path(write_shard(tmp_path / "other.h5", numbered(5)))

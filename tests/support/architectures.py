@@ -1,9 +1,10 @@
-"""Every kernel of every graph, compiled for every card by several NVRTCs, behind the library of ours: a table.
+"""Compile every kernel of every graph for every card with several NVRTC versions, through our library; print a table.
 
-    python -m tests.support.architectures FOLDER...          with a wheel of NVRTC unpacked in each
-    python -m tests.support.architectures --ptxas FILE ...   and assembled for each card that this one knows
+    python -m tests.support.architectures FOLDER...          each folder contains an unpacked NVRTC wheel
+    python -m tests.support.architectures --ptxas FILE ...   also assemble the PTX for each card that this ptxas
+    supports
 
-Exit code 1 where a kernel does not compile, or where what an NVRTC writes is newer than its CUDA.
+The exit code is 1 if a kernel does not compile, or if an NVRTC writes PTX newer than its CUDA version supports.
 """
 
 from __future__ import annotations
@@ -29,22 +30,22 @@ from tests.support.interpreters import REPOSITORY, environment
 __all__ = ["CAPABILITIES", "Compiled", "collect", "compile_for", "ptx_of", "wrong"]
 
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
-_CUT = 10  # characters that libgpuarray 0.7.6 keeps of an architecture's name
+_CUT = 10  # number of characters of an architecture name that libgpuarray 0.7.6 keeps
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What an NVRTC made of all kernels for a card.
+    """Results of compiling all kernels for one card with one NVRTC.
 
     Attributes
     ----------
     nvrtc, capability : str
     failed : dict of str
-        What it said of each that it refused, by the source's file.
+        Error messages of NVRTC, by source file.
     versions, targets : list of str
-        Of the PTX of all: one each, or something is wrong.
+        Distinct values in the PTX of all kernels; more than one value is an error.
     not_assembled : list of str
-        Sources whose PTX an assembler refused for the card.
+        Sources whose PTX ptxas refused for the card.
     """
 
     nvrtc: str
@@ -57,15 +58,15 @@ class Compiled:
 
 
 def ptx_of(nvrtc: str) -> str:
-    """The version of PTX that a CUDA brings, and that its drivers take: 12.0 to 12.9 have 8.0 to 8.8, 13.0 has 9.0."""
+    """Return the PTX version of a CUDA version: 8.0 to 8.8 for CUDA 12.0 to 12.9, and 9.0 for CUDA 13.0."""
     major, minor = map(int, nvrtc.split(".")[:2])
-    return f"{major - 4}.{minor - (major == 12 and minor > 5)}"  # 12.6 added nothing to 12.5's
+    return f"{major - 4}.{minor - (major == 12 and minor > 5)}"  # 12.6 kept the version of 12.5
 
 
 def collect(folder: Path, *arguments: str) -> list[Path]:
-    """Sources of all kernels that libgpuarray has compiled for the graphs, on the stub of a card."""
+    """Return the sources of all kernels that libgpuarray compiles for the graphs on the emulated card."""
     command = [sys.executable, "-m", "tests.support.graphs_child", *arguments]
-    # Without its cache of kernels, which Theano has libgpuarray keep.
+    # Disable the kernel cache that Theano enables in libgpuarray.
     env = environment(THEANO_FLAGS="device=cuda,gpuarray.cache_path=", **stub.variables(sources=folder, blind=1))
     done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -74,16 +75,16 @@ def collect(folder: Path, *arguments: str) -> list[Path]:
 
 
 def compile_for(wheel: Path, sources: Sequence[Path], capabilities: Sequence[str], ptxas: str = "") -> list[Compiled]:
-    """What the NVRTC of a wheel makes of sources; in a process of its own, since one is never loaded beside another."""
+    """Compile sources with the NVRTC of a wheel, in a child process, because a process can load only one NVRTC."""
     command = [sys.executable, "-m", "tests.support.architectures", "--child", str(wheel), *capabilities]
-    given = json.dumps({"sources": [str(path) for path in sources], "ptxas": ptxas})
-    done = subprocess.run(command, input=given, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    request = json.dumps({"sources": [str(path) for path in sources], "ptxas": ptxas})
+    done = subprocess.run(command, input=request, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
     return [Compiled(**each) for each in json.loads(done.stdout)]
 
 
-# -- in the child
+# -- in the child process
 
 
 def _compile_for(wheel: Path, capabilities: Sequence[str], sources: Sequence[str], ptxas: str) -> list[dict[str, Any]]:
@@ -117,7 +118,7 @@ def _compile_all(nvrtc: Any, capability: str, sources: Sequence[str], folder: Pa
 
 
 def _compile(nvrtc: Any, capability: str, source: bytes) -> tuple[bool, str]:
-    """Whether it compiles, and the PTX or what was said instead: as libgpuarray asks, who cuts the card's name."""
+    """Compile a source as libgpuarray does, with a truncated card name; return success, and the PTX or the log."""
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     name = f"compute_{capability.replace('.', '')}"[:_CUT].encode()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, None, 0, None, None)
@@ -145,9 +146,9 @@ def _line(row: Sequence[Compiled]) -> str:
 
 
 def wrong(each: Compiled) -> list[str]:
-    """A line for each kernel that does not compile, and one for PTX that the driver or the card would not expect."""
+    """Return one line for each kernel that does not compile, and one for PTX of an unexpected version or target."""
     where = f"NVRTC {each.nvrtc}, capability {each.capability}"
-    lines = [f"{where}: {name}: {said}" for name, said in each.failed.items()]
+    lines = [f"{where}: {name}: {message}" for name, message in each.failed.items()]
     lines += [f"{where}: {name} is not assembled" for name in each.not_assembled]
     if each.versions != [ptx_of(each.nvrtc)] or len(each.targets) != 1:
         lines.append(f"{where}: PTX {each.versions} for {each.targets}, expected {ptx_of(each.nvrtc)} for one")
@@ -155,22 +156,22 @@ def wrong(each: Compiled) -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the table, and what is wrong."""
+    """Print the table and all errors; return the exit code."""
     if arguments[:1] == ["--child"]:
-        given = json.load(sys.stdin)
-        print(json.dumps(_compile_for(Path(arguments[1]), arguments[2:], **given)))
+        request = json.load(sys.stdin)
+        print(json.dumps(_compile_for(Path(arguments[1]), arguments[2:], **request)))
         return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ptxas", default="", metavar="FILE")
-    parser.add_argument("--sources", type=Path, metavar="FOLDER", help="where they are kept, and taken from again")
+    parser.add_argument("--sources", type=Path, metavar="FOLDER", help="folder in which sources are stored and reused")
     parser.add_argument("wheels", nargs="+", type=Path, metavar="FOLDER")
-    given = parser.parse_args(arguments)
+    request = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(2) as pool:
-        folder = given.sources or Path(scratch)
+        folder = request.sources or Path(scratch)
         folder.mkdir(exist_ok=True)
         sources = sorted(folder.glob("*.cu")) or collect(folder)
-        compiled = partial(compile_for, sources=sources, capabilities=CAPABILITIES, ptxas=given.ptxas)
-        rows = list(pool.map(compiled, sorted(path.resolve() for path in given.wheels)))
+        compiled = partial(compile_for, sources=sources, capabilities=CAPABILITIES, ptxas=request.ptxas)
+        rows = list(pool.map(compiled, sorted(path.resolve() for path in request.wheels)))
     print(f"{len(sources)} kernels\nNVRTC  PTX  " + "".join(f"{each:>5}" for each in CAPABILITIES))
     print("\n".join(map(_line, rows)))
     lines = [line for row in rows for each in row for line in wrong(each)]

@@ -1,7 +1,7 @@
-"""A check that tests do only what their marks say.
+"""Check that tests do only what their marks say.
 
-Marks choose the tests of `make check`, which needs neither a compiler nor another process. While marks choose tests, a
-test fails that starts a process or loads Theano without the mark for it.
+The marks select the tests of `make check`, which needs neither a compiler nor another process. When tests are selected
+by marks, a test fails if it starts a process or loads Theano without the corresponding mark.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["marks_enforced"]
 _STARTS_A_PROCESS = ("subprocess.Popen", "os.fork", "os.posix_spawn")
 
 _marks: set[str] | None = None
-"""Marks of the test that runs now; None if nothing is checked."""
+"""Marks of the running test; None if nothing is checked."""
 
 
 def pytest_configure() -> None:
@@ -49,6 +49,6 @@ def _check(event: str, arguments: tuple[object, ...]) -> None:
     if _marks is None:
         return
     if event in _STARTS_A_PROCESS and not _marks & {"process", "compiler"}:
-        raise AssertionError("starts a process, so it has to be marked with pytest.mark.process")
+        raise AssertionError("starts a process, so it must be marked with pytest.mark.process")
     if event == "import" and arguments[0] == "theano" and "compiler" not in _marks:
-        raise AssertionError("loads Theano, which compiles, so it has to be marked with pytest.mark.compiler")
+        raise AssertionError("loads Theano, which compiles, so it must be marked with pytest.mark.compiler")

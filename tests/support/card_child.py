@@ -1,4 +1,4 @@
-"""What test_card.py runs on a device, in a process of its own: copies there and back, and sums of every shape.
+"""Test copies and sums on a device in a separate process; a helper of test_card.py.
 
 Usage: python tests/support/card_child.py N_COPIES N_BYTES OUT.json SIZE..., with the device in THEANO_FLAGS.
 """
@@ -15,11 +15,11 @@ import numpy as np
 
 from kernels import backend
 
-_ROUNDINGS = 16 * np.finfo(np.float32).eps  # of the sum of all sizes, for any order that sums in groups
+_ROUNDINGS = 16 * np.finfo(np.float32).eps  # relative to the sum of all sizes, for any order of summation in groups
 
 
 def wrong_copies(n: int, n_bytes: int) -> list[int]:
-    """Which of so many copies to the device, changed there, did not come back as the same on the host."""
+    """Copy data to the device, change it there and copy it back; return the numbers of the copies that differ."""
     theano = backend.load()
     vector = theano.tensor.fvector()
     changed = backend.compile_function([vector], vector + np.float32(1))
@@ -32,7 +32,7 @@ def wrong_copies(n: int, n_bytes: int) -> list[int]:
 
 
 def wrong_sums(sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """Shapes whose sums, of all, of columns or of rows, are not NumPy's."""
+    """Return the shapes for which a sum over all entries, columns or rows differs from NumPy's."""
     theano = backend.load()
     matrix = theano.tensor.fmatrix()
     axes = (None, 0, 1)
@@ -48,7 +48,7 @@ def wrong_sums(sizes: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def main(n_copies: str, n_bytes: str, path: str, *sizes: str) -> None:
-    """Do both, and write what was found."""
+    """Run both tests and write the results."""
     device = backend.start(require=True)
     copies, sums = wrong_copies(int(n_copies), int(n_bytes)), wrong_sums([int(size) for size in sizes])
     with open(path, "w") as file:

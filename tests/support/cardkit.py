@@ -1,8 +1,8 @@
-"""A folder to include to a machine with a card, and nothing else, where it does what `make card` does: `make card-kit`.
+"""Build a folder that does the work of `make card` on a machine with only a card and a driver: `make card-kit`.
 
-It is the image of docs/Dockerfile, with this checkout and the sample data in it, cut into pieces of 60 MiB, and a
-script that puts them together there. It needs root, debootstrap and a network here; there a driver, and no network.
-PyTorch is in it, to race against, and most of its size; `--without-peers` (make card-kit PEERS=no) leaves it out.
+The folder contains the image of docs/Dockerfile with this checkout and the sample data, split into pieces of 60 MiB,
+and a script that joins them. Building needs root, debootstrap and a network; the other machine needs a driver and no
+network. PyTorch, for benchmarks, is most of the size; `--without-peers` (make card-kit PEERS=no) leaves it out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.support.image import made
+from tests.support.image import build_image
 from tests.support.interpreters import REPOSITORY
 
 FOLDER = REPOSITORY / "card-kit"
@@ -26,7 +26,7 @@ cd /usr/src/shardpress
     -e . pytest pytest-randomly pytest-xdist
 rm -rf /var/cache/apt/* /var/lib/apt/lists/* /usr/share/doc/* /usr/share/locale/* /usr/share/man/*
 """
-# The last one that is made for CUDA 12, so that a driver of any 12.x takes it.
+# The last PyTorch built for CUDA 12, so that any driver for CUDA 12.x can run it.
 INSTALL_PEERS = """
 cd /usr/src/shardpress
 /opt/shardpress/bin/python -m venv .venv-peers
@@ -35,12 +35,12 @@ cd /usr/src/shardpress
 
 
 def main() -> None:
-    """Make the image, add to it, and cut it."""
+    """Build the image, add the checkout, and split the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--without-peers", action="store_true", help="leave PyTorch out")
     options = parser.parse_args()
     with TemporaryDirectory(prefix="shardpress-kit-") as folder:
-        image = made(Path(folder, "root"), "card-kit")
+        image = build_image(Path(folder, "root"), "card-kit")
         add_checkout(image.root / CHECKOUT)
         image.run("/bin/sh", "-ec", INSTALL)
         if not options.without_peers:
@@ -51,11 +51,11 @@ def main() -> None:
     shutil.copy(SCRIPT, FOLDER / "card.sh")
     pieces = sorted(FOLDER.glob("kit.tar.gz.*"))
     size = sum(path.stat().st_size for path in pieces)
-    print(f"card-kit: {len(pieces)} pieces of {size / 1e6:.0f} MB in all; where a card is: sh card-kit/card.sh")
+    print(f"card-kit: {len(pieces)} pieces, {size / 1e6:.0f} MB; run on the machine with a card: sh card-kit/card.sh")
 
 
 def add_checkout(place: Path) -> None:
-    """The files that git knows, as they are now, and the sample data."""
+    """Copy the files that git tracks, as they are in the work tree, and the sample data."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=REPOSITORY,
@@ -70,7 +70,7 @@ def add_checkout(place: Path) -> None:
 
 
 def cut(root: Path) -> None:
-    """Into pieces, of which the last may be smaller."""
+    """Split the archive into pieces; the last one may be smaller."""
     outside = ["--exclude=./proc/*", "--exclude=./sys/*", "--exclude=./dev/*", "--exclude=./tmp/*"]
     packed = subprocess.Popen(["tar", "-C", root, *outside, "-cz", "."], stdout=subprocess.PIPE)
     subprocess.run(

@@ -1,13 +1,13 @@
 #!/bin/sh
-# Where a CUDA card and its driver are: unpack what lies beside this file, and do what `make card` does in a checkout.
+# On a machine with a CUDA card and its driver: unpack the files next to this one, and do the work of `make card`.
 #
-#     sh card-kit/card.sh                      into shardpress-card/NAME OF THE CARD/, in nine minutes at most
-#     sh card-kit/card.sh --quick              arguments are those of scripts/card.py
-#     KIT=/scratch/kit sh card-kit/card.sh     unpacked there
+#     sh card-kit/card.sh                      write to shardpress-card/NAME OF THE CARD/, in at most nine minutes
+#     sh card-kit/card.sh --quick              the arguments are those of scripts/card.py
+#     KIT=/scratch/kit sh card-kit/card.sh     unpack there
 #     VARIABLES="CUDA_VISIBLE_DEVICES=1" sh card-kit/card.sh
-#     IN_PLACE=1 sh card-kit/card.sh           as root in a container to be thrown away: into /, beside what is there
+#     IN_PLACE=1 sh card-kit/card.sh           as root in a temporary container: unpack into /, next to existing files
 #
-# Neither Python, nor a compiler, nor a network is needed. Typed again, it goes on where it was.
+# It needs neither Python, nor a compiler, nor a network. The same command resumes after an interruption.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 kit=${KIT:-$PWD/shardpress-kit}
@@ -28,7 +28,7 @@ if [ "$kit" = / ]; then
     exec $clean /bin/sh -c "$inside" sh --output "$results" "$@"
 fi
 
-# The driver is the machine's: its libraries go where the image looks.
+# The driver is that of the machine: copy its libraries to the place where the image looks for them.
 for name in libcuda.so.1 libnvidia-ptxjitcompiler.so.1 libnvidia-ml.so.1 libnvidia-gpucomp.so; do
     for path in $(ldconfig -p 2>/dev/null | awk -v name="$name" 'index($1, name) == 1 && /x86-64/ { print $NF }'); do
         cp -Lf "$path" "$kit/usr/lib/x86_64-linux-gnu/"
@@ -37,11 +37,11 @@ done
 smi=$(command -v nvidia-smi || true)
 [ -z "$smi" ] || cp -Lf "$smi" "$kit/usr/bin/nvidia-smi"
 
-# In a view of the file system of its own, as root or as who has root's rights in there alone.
+# In a private mount namespace, as root or with a user namespace.
 own="--mount"
 [ "$(id -u)" = 0 ] || own="--user --map-root-user --mount"
 if ! unshare $own true; then
-    echo "card: this machine allows no mounts here. As root, in a container that is thrown away: IN_PLACE=1 sh $0" >&2
+    echo "card: this machine does not allow mounts here. As root in a temporary container, run: IN_PLACE=1 sh $0" >&2
     exit 69
 fi
 mkdir -p "$kit/results"

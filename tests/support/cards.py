@@ -1,4 +1,4 @@
-"""What set-up for a CUDA card meets, all made here: drivers, wheels of NVIDIA's, an environment to put them into."""
+"""Build fixtures for tests of `setup-gpu`: drivers, NVIDIA wheels, and virtual environments."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ int cuDeviceGetAttribute(int *value, int attribute, int card)
 
 
 def library(path: Path, code: str = "", *flags: str | Path) -> Path:
-    """A shared library, which calls itself as its file is called."""
+    """Compile a shared library whose soname is its file name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     command = ["g++", "-x", "c", "-shared", "-fPIC", f"-Wl,-soname,{path.name}", "-o", path, "-", "-x", "none", *flags]
     subprocess.run(command, input=code, text=True, check=True)
@@ -37,7 +37,7 @@ def library(path: Path, code: str = "", *flags: str | Path) -> Path:
 
 
 def driver(folder: Path, cuda: Sequence[int], *cards: Sequence[int], code: int = 0, init: str = "") -> Path:
-    """A libcuda.so.1 that takes code of this CUDA, with cards of these capabilities."""
+    """Build a libcuda.so.1 that accepts code of this CUDA version and has cards of these compute capabilities."""
     capabilities = "".join(f"{{{major}, {minor}}}, " for major, minor in cards)
     version = cuda[0] * 1000 + cuda[1] * 10
     text = DRIVER.format(version=version, code=code, init=init, n_cards=len(cards), capabilities=capabilities)
@@ -45,7 +45,7 @@ def driver(folder: Path, cuda: Sequence[int], *cards: Sequence[int], code: int =
 
 
 def wheel(folder: Path, name: str, version: str, files: Mapping[str, Path]) -> None:
-    """A wheel with files, as pip takes it."""
+    """Write a wheel with these files that pip can install."""
     folder.mkdir(exist_ok=True)
     stem = f"{name.replace('-', '_')}-{version}"
     with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as archive:
@@ -60,7 +60,7 @@ def wheel(folder: Path, name: str, version: str, files: Mapping[str, Path]) -> N
 
 
 def wheels(folder: Path, nvrtc: Sequence[str], cublas: Sequence[str]) -> Path:
-    """A folder with such versions of NVRTC and cuBLAS, laid out as NVIDIA's are, and as dependent on each other."""
+    """Return a folder with these versions of NVRTC and cuBLAS, with the layout and dependencies of NVIDIA's wheels."""
     for kind, versions in (("nvrtc", nvrtc), ("cublas", cublas)):
         for version in versions:
             _of_nvidia(folder, kind, version)
@@ -73,7 +73,7 @@ def _of_nvidia(folder: Path, kind: str, version: str) -> None:
     if kind == "nvrtc":
         libraries = [library(built / f"libnvrtc.so.{major}"), library(built / f"libnvrtc-builtins.so.{major}.{minor}")]
     else:
-        # It finds the one that it needs beside itself, wherever it was opened.
+        # The library finds its dependency in its own directory, wherever it was loaded from.
         needed = library(built / f"libcublasLt.so.{major}", "int lt(void) { return 0; }")
         code = "int lt(void); int blas(void) { return lt(); }"
         libraries = [needed, library(built / f"libcublas.so.{major}", code, needed, "-Wl,-rpath,$ORIGIN")]
@@ -83,7 +83,7 @@ def _of_nvidia(folder: Path, kind: str, version: str) -> None:
 
 
 class Environment:
-    """A virtual environment with the packages of this one, as links; without some where they are named."""
+    """A virtual environment with links to the packages of this one, except for the packages in `without`."""
 
     def __init__(self, path: Path, *without: str) -> None:
         self.path = path
@@ -96,7 +96,7 @@ class Environment:
         self.site = site
 
     def run(self, *command: str | Path, **variables: str | Path | None) -> subprocess.CompletedProcess[str]:
-        """Start a program of it."""
+        """Run a program of the environment."""
         program, *arguments = command
         env = environment(**{"PYTHONPATH": None, "LD_LIBRARY_PATH": None, "PIP_NO_INDEX": "1", **variables})
         env["PATH"] = f"{self.path / 'bin'}{os.pathsep}{env['PATH']}"

@@ -1,4 +1,4 @@
-"""Many cases in one test, and samples of cases that are too many for `make test`."""
+"""Run many cases in one test, and sample cases that are too many for `make test`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["ALL_CASES", "case", "crossed", "each", "sampled"]
 Value = TypeVar("Value")
 
 ALL_CASES = os.environ.get("TEST_CASES") == "all"
-"""Whether tests run all their cases, as in `make soak`, and not a sample of them."""
+"""Whether tests run all their cases, as in `make soak`, instead of a sample."""
 
 
 def sampled(cases: Iterable[Value], n: int, all_cases: bool = ALL_CASES) -> list[Value]:
-    """Return `n` cases at even distances, with the first and the last; all of them if `all_cases`.
+    """Return `n` evenly spaced cases, including the first and the last; all of them if `all_cases`.
 
     Parameters
     ----------
@@ -38,9 +38,9 @@ def sampled(cases: Iterable[Value], n: int, all_cases: bool = ALL_CASES) -> list
 
 
 def crossed(*factors: Sequence[Any], all_cases: bool = ALL_CASES) -> list[tuple[Any, ...]]:
-    """Return combinations of one value of each factor in which each value occurs; all combinations if `all_cases`.
+    """Return combinations of the factors in which each value occurs; all combinations if `all_cases`.
 
-    There are as many combinations as the longest factor has values.
+    The number of combinations is the number of values of the longest factor.
     """
     if all_cases:
         return list(itertools.product(*factors))
@@ -50,7 +50,7 @@ def crossed(*factors: Sequence[Any], all_cases: bool = ALL_CASES) -> list[tuple[
 
 @contextmanager
 def case(*values: object, **named: object) -> Iterator[None]:
-    """Note the case at whatever is raised inside."""
+    """Add the case as a note to each exception that is raised in the context."""
     try:
         yield
     except BaseException as error:
@@ -60,9 +60,9 @@ def case(*values: object, **named: object) -> Iterator[None]:
 
 
 def each(names: str, cases: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Call a test for each case, as ``pytest.mark.parametrize`` would, but as one test: cheap to collect and to count.
+    """Run a test for each case, like ``pytest.mark.parametrize``, but as one test, which is cheaper to collect.
 
-    Random generators among its fixtures start anew in each case; all other fixtures are shared by all of them.
+    Random generators among its fixtures are reset for each case; all other fixtures are shared by all cases.
     """
     arguments, listed = [name.strip() for name in names.split(",")], list(cases)
     assert listed
@@ -71,10 +71,10 @@ def each(names: str, cases: Iterable[Any]) -> Callable[[Callable[..., None]], Ca
         @wraps(test)
         def loop(**fixtures: Any) -> None:
             for values in listed:
-                given = dict(zip(arguments, values if len(arguments) > 1 else [values], strict=True))
+                values_by_name = dict(zip(arguments, values if len(arguments) > 1 else [values], strict=True))
                 fresh = {name: deepcopy(f) if isinstance(f, np.random.Generator) else f for name, f in fixtures.items()}
-                with case(**given):
-                    test(**fresh, **given)
+                with case(**values_by_name):
+                    test(**fresh, **values_by_name)
 
         signature = inspect.signature(test)
         others = [parameter for name, parameter in signature.parameters.items() if name not in arguments]

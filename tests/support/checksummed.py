@@ -1,7 +1,7 @@
-"""Structures of HDF5 files that include a checksum: found in a sound file, changed, and given the right checksum again.
+"""Change structures of HDF5 files that include a checksum, and correct the checksum.
 
-A change that leaves the old checksum is refused before any parser has seen it. With a new checksum it reaches the
-parser, as a file would that somebody has forged. Sections in brackets are of the HDF5 File Format Specification 3.0.
+A change that leaves the old checksum is refused before a parser reads it. With a new checksum it reaches the parser,
+like a forged file. Section numbers refer to the HDF5 File Format Specification 3.0.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from pipeline.hdf5.plain.metadata import checksum
 
 __all__ = ["Structure", "repair", "structures_of"]
 
-# Of the superblock (II.A), object headers and their continuations (IV.A.1.b), B-trees of version 2 (III.A.2), fractal
-# heaps (III.G), extensible arrays (VII.D), fixed arrays (VII.C) and shared messages (III.F).
+# Signatures of the superblock (II.A), object headers and their continuations (IV.A.1.b), B-trees of version 2
+# (III.A.2), fractal heaps (III.G), extensible arrays (VII.D), fixed arrays (VII.C) and shared messages (III.F).
 _SIGNATURES = re.compile(
     rb"\x89HDF\r\n\x1a\n[\x02\x03]|OHDR\x02|OCHK|BTHD|BTIN|BTLF|FRHP|FHDB|FHIB|FSHD|FSSE|EAHD|EAIB|EASB|EADB"
     rb"|FAHD|FADB|SMTB|SMLI"
 )
-_LONGEST = (256, 1024, 4096)  # bytes of a structure that is looked for, the short ones first: most are
+_LONGEST = (256, 1024, 4096)  # lengths of structures to try, in bytes; the short ones first, since most are short
 _SHORTEST = 8
 _WIDTH = 4  # bytes of a checksum
-# A direct block of a fractal heap has its checksum in its head, and counts it as zeros (III.G.2).
+# A direct block of a fractal heap has its checksum in its header, computed with zeros in its place (III.G.2).
 _HEAP_BLOCK = b"FHDB"
 _HEAP_BLOCK_SIZES = [512 << i for i in range(8)]
-_HEAP_CHECKSUM_PLACES = range(14, 22)  # after signature, version, address, and an offset of 1 to 8 bytes
+_HEAP_CHECKSUM_PLACES = range(14, 22)  # after the signature, version, address, and an offset of 1 to 8 bytes
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Structure:
     name : str
         Its signature.
     start, stop : int
-        Where its bytes begin and end, without a checksum that follows them.
+        Start and end of its bytes, without a checksum that follows them.
     place : int
-        Where its checksum is.
+        Position of its checksum.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Structure:
 
 
 def structures_of(content: bytes) -> list[Structure]:
-    """Return the structures of a sound file whose checksums are right."""
+    """Return the structures of a valid file whose checksums are right."""
     found = []
     for match in _SIGNATURES.finditer(content):
         name = match[0][:4].decode("latin-1").strip("\x89")
@@ -60,14 +60,14 @@ def structures_of(content: bytes) -> list[Structure]:
         if match[0] == _HEAP_BLOCK:
             structure = _heap_block(content, start)
         else:
-            structure = next(filter(None, (_ended(content, name, start, most) for most in _LONGEST)), None)
+            structure = next(filter(None, (_ended(content, name, start, max_length) for max_length in _LONGEST)), None)
         if structure is not None:
             found.append(structure)
     return found
 
 
 def repair(content: bytearray, structures: Sequence[Structure]) -> None:
-    """Give structures the checksums of what they hold now."""
+    """Recompute the checksums of structures from their current content."""
     for each in structures:
         if each.place + _WIDTH <= len(content) and each.stop <= len(content):
             content[each.place : each.place + _WIDTH] = _checksum_of(bytes(content), each)
@@ -91,9 +91,9 @@ def _heap_block(content: bytes, start: int) -> Structure | None:
     return None
 
 
-def _ended(content: bytes, name: str, start: int, most: int) -> Structure | None:
-    """Return the structure of up to `most` bytes from `start` on: the shortest one that the right checksum follows."""
-    data = np.frombuffer(content, np.uint8, min(most, len(content) - start), start)
+def _ended(content: bytes, name: str, start: int, max_length: int) -> Structure | None:
+    """Return the shortest structure of at most `max_length` bytes from `start` that is followed by its checksum."""
+    data = np.frombuffer(content, np.uint8, min(max_length, len(content) - start), start)
     if len(data) < _SHORTEST + _WIDTH:
         return None
     lengths = np.arange(_SHORTEST, len(data) - _WIDTH + 1)
@@ -106,7 +106,7 @@ def _ended(content: bytes, name: str, start: int, most: int) -> Structure | None
 
 
 def _checksums(data: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return Bob Jenkins's lookup3 of the first ``lengths`` bytes, for all lengths (n,) at once: uint32, (n,)."""
+    """Return Bob Jenkins's lookup3 hash of the first ``lengths`` bytes, for all lengths (n,) at once: uint32, (n,)."""
     padded = np.concatenate([data, np.zeros(12, np.uint8)])
     words = padded[: len(padded) // 12 * 12].view("<u4").reshape(-1, 3)
     n_whole = (lengths - 1) // 12

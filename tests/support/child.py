@@ -1,4 +1,4 @@
-"""The child as tests have it: bent, found, and given something that only it understands."""
+"""Helpers for tests of the child process: modified children, their process ids, and a shard that needs the child."""
 
 import uuid
 from pathlib import Path
@@ -10,8 +10,8 @@ from tests.support.helpers import numbered, write_shard
 
 ROOT = Path(__file__).parents[2]
 
-# A child like the real one, in which the function that looks at a file is another one.
-EVIL = """
+# A child like the real one, except for the function that describes a file.
+MODIFIED_CHILD = """
 import ctypes, os, socket, sys, time
 import numpy as np
 from pipeline.hdf5.child import server
@@ -36,7 +36,7 @@ def plant(monkeypatch, folder, source):
 
 
 def unusual(path, n_rows=3):
-    """A shard that only the child understands, for the text that lies beside its rows."""
+    """Write a shard that only the child can read, because of a text dataset next to its rows."""
     return write_shard(path, numbered(n_rows), extras={"text": np.array(["text"] * n_rows, object)})
 
 

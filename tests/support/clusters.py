@@ -1,4 +1,4 @@
-"""A scheduler and workers of Dask, started by hand as a user or a batch system would, each a process of its own."""
+"""Start a Dask scheduler and workers as separate processes, as a user or a batch system would."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from tests.support.interpreters import REPOSITORY, environment
 
 __all__ = ["Cluster", "until"]
 
-# What lies between a worker and its scheduler: stopped, it keeps all that is on its way, and both ends hear nothing.
+# A proxy between a worker and its scheduler. When it is stopped, it keeps all data in transit, and neither end receives
+# anything.
 _BETWEEN = """
 import asyncio, sys
 from pathlib import Path
@@ -37,11 +38,11 @@ async def serve(host, port, file):
 asyncio.run(serve(*sys.argv[1:]))
 """
 _DASK = (sys.executable, "-m", "dask")
-_SECONDS = 240.0  # for what takes one on a machine that is not busy
+_SECONDS = 240.0  # time limit for one operation on an idle machine
 
 
 def until(is_so: Callable[[], object], what: str, seconds: float = _SECONDS) -> None:
-    """Wait for something, and say what it was if it does not come."""
+    """Wait until a condition holds; name it in the error if it does not."""
     end = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
@@ -49,7 +50,7 @@ def until(is_so: Callable[[], object], what: str, seconds: float = _SECONDS) -> 
 
 
 class Cluster:
-    """As long as the context lasts; what all of it says stands in files of the folder.
+    """A running cluster as a context; its processes write their output to files in the folder.
 
     Parameters
     ----------
@@ -57,14 +58,14 @@ class Cluster:
     place : Place
         Where the scheduler runs.
     variables : str, Path or None
-        Of the environment; see `tests.support.interpreters.environment`.
+        Environment variables; see `tests.support.interpreters.environment`.
 
     Attributes
     ----------
     processes : dict of str to Popen
-        By name; the scheduler's is ``scheduler``.
+        Processes by name; the name of the scheduler is ``scheduler``.
     file : Path
-        For ``--scheduler-file``.
+        Value of ``--scheduler-file``.
     """
 
     def __init__(self, folder: Path, place: Place = HERE, **variables: str | Path | None) -> None:
@@ -78,11 +79,11 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in reversed(list(self.processes)):  # the scheduler last: what it loses it would tell
+        for name in reversed(list(self.processes)):  # the scheduler last: otherwise it would log lost workers
             self.kill(name)
 
     def start_scheduler(self) -> None:
-        """A new one, to which no worker has come yet, in the place of one that has ended."""
+        """Start a scheduler without workers, in the place of one that has exited."""
         if "scheduler" in self.processes:
             self.kill("scheduler")
         self.file.unlink(missing_ok=True)
@@ -90,12 +91,12 @@ class Cluster:
         command = [*_DASK, "scheduler", *where, "--no-dashboard", "--no-show"]
         # A run refuses a scheduler that imports from a directory of another user.
         self._run("scheduler", command, self._place, DASK_TEMPORARY_DIRECTORY=str(self.folder))
-        until(lambda: self.file.exists() and self.file.stat().st_size, f"the scheduler: {self.said('scheduler')}")
+        until(lambda: self.file.exists() and self.file.stat().st_size, f"the scheduler: {self.output('scheduler')}")
 
     def start_worker(
         self, name: str, *flags: str, place: Place = HERE, directory: Path | None = None, **variables: str
     ) -> None:
-        """One of one thread, which ends with its scheduler; without a nanny unless a flag says otherwise."""
+        """Start a worker with one thread that exits with its scheduler, without a nanny unless a flag requests one."""
         where = (
             "--scheduler-file",
             str(self.file),
@@ -111,22 +112,22 @@ class Cluster:
         self._run(name, [*_DASK, "worker", *flags], place, directory, **variables)
 
     def start_between(self, name: str) -> Path:
-        """What passes on bytes to and from the scheduler, as a network does; the file for ``--scheduler-file``."""
-        told, port = json.loads(self.file.read_text()), self.folder / f"{name}.port"
-        host, _, there = told["address"].removeprefix("tcp://").partition(":")
-        self._run(name, [sys.executable, "-c", _BETWEEN, host, there, str(port)])
+        """Start a proxy in front of the scheduler, like a network; return its ``--scheduler-file``."""
+        scheduler, port = json.loads(self.file.read_text()), self.folder / f"{name}.port"
+        host, _, scheduler_port = scheduler["address"].removeprefix("tcp://").partition(":")
+        self._run(name, [sys.executable, "-c", _BETWEEN, host, scheduler_port, str(port)])
         until(lambda: port.exists() and port.read_text(), name)
         file = self.folder / f"{name}.json"
-        file.write_text(json.dumps({**told, "address": f"tcp://{host}:{port.read_text()}"}))
+        file.write_text(json.dumps({**scheduler, "address": f"tcp://{host}:{port.read_text()}"}))
         return file
 
     def wait_for(self, *names: str) -> None:
-        """Until these workers are known to the scheduler."""
+        """Wait until the scheduler knows these workers."""
         for name in names:
-            until(lambda name=name: "Registered to:" in self.said(name), f"worker {name}")
+            until(lambda name=name: "Registered to:" in self.output(name), f"worker {name}")
 
     def kill(self, name: str, by: int = signal.SIGKILL) -> None:
-        """Send a process a signal; what it is killed by is waited for."""
+        """Send a signal to a process; wait for its end if the signal kills it."""
         process = self.processes[name]
         with suppress(ProcessLookupError):
             os.kill(process.pid, by)
@@ -134,8 +135,8 @@ class Cluster:
             process.wait(_SECONDS)
             del self.processes[name]
 
-    def said(self, name: str) -> str:
-        """All that a process has said so far."""
+    def output(self, name: str) -> str:
+        """Return the output of a process so far."""
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def _run(

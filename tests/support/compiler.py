@@ -1,4 +1,4 @@
-"""What the C++ compiler makes of the flags that Theano gives it."""
+"""Macros that the C++ compiler predefines with the flags of Theano."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["macros"]
 
 @cache
 def macros() -> frozenset[str]:
-    """The names that are defined before any code: ``__AVX2__`` where the kernels are compiled for that."""
+    """Return the predefined macros, for example ``__AVX2__`` if kernels are compiled for AVX2."""
     theano: Any = backend.load()
     flags = theano.gof.cmodule.GCC_compiler.compile_args()
     command = [theano.config.cxx, *flags, "-dM", "-E", "-x", "c++", "/dev/null"]

@@ -1,4 +1,4 @@
-"""Files that are not as they were: for tests of what becomes of them."""
+"""Damage files, for tests of the handling of damaged files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import h5py
 
 
 def damage(path: str | Path, dataset: str = "X", chunk: int = 0) -> None:
-    """Turn over some bits of a chunk's first bytes, not all of them: Fletcher's sum takes 0x0000 for 0xffff."""
+    """Flip some bits, but not all, in the first bytes of a chunk: Fletcher's sum treats 0x0000 and 0xffff alike."""
     with h5py.File(path) as file:
         offset = file[dataset].id.get_chunk_info(chunk).byte_offset
     with open(path, "r+b") as raw:

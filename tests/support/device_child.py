@@ -1,4 +1,4 @@
-"""What test_devices.py runs on each device, in a process of its own: train, encode, and tell how it was compiled.
+"""Train and encode on a device in a separate process, and record the compiled code; a helper of test_devices.py.
 
 Usage: python tests/support/device_child.py OUT.npz OUT.json, with the device in THEANO_FLAGS.
 """
@@ -23,10 +23,10 @@ DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8") if ALL_CAS
 RATES = {"momentum": 0.5, "adam": 0.01}
 TRAININGS = (("momentum", "streamed"), ("momentum", "resident"), ("momentum", "uploaded"), ("adam", "streamed"))
 N_STEPS, N_NETWORK_STEPS, BATCH = 40, 20, 64
-N_ROWS, N_INPUTS, N_FEATURES = 2500, 100, 16  # two tiles and a bit
+N_ROWS, N_INPUTS, N_FEATURES = 2500, 100, 16  # two tiles and a part of a third
 NETWORK = Network((N_INPUTS, N_FEATURES))
 CORRUPTION, WEIGHT_DECAY = 0.25, 0.1
-# Every activation, code and gain between them; few steps, since a unit may be at its kink.
+# Together they use every activation, code and gain. They take few steps, since a unit may be at its kink.
 NETWORKS = {
     "relu": Network((N_INPUTS, 40, N_FEATURES), "relu", "linear"),
     "leaky": Network((N_INPUTS, 40, 24, N_FEATURES), "leaky-relu", "sigmoid", gain=True),
@@ -36,20 +36,20 @@ if ALL_CASES:
 
 
 def make_rows(dtype: str = "u1") -> np.ndarray:
-    """Rows near a plane of a few dimensions, so that there is something to learn."""
+    """Return rows near a subspace of a few dimensions, so that there is something to learn."""
     rng = np.random.default_rng(7)
     hidden = rng.random((N_ROWS, 5)) @ rng.random((5, N_INPUTS)) + 0.1 * rng.random((N_ROWS, N_INPUTS))
     return np.ascontiguousarray(hidden * (100 / hidden.max())).astype(dtype)
 
 
 def make_minibatches() -> list[np.ndarray]:
-    """Row numbers of every step; the last minibatch is shorter, as at the end of an epoch."""
+    """Return the row numbers of every step; the last minibatch is shorter, as at the end of an epoch."""
     rng = np.random.default_rng(8)
     return [rng.permutation(N_ROWS)[: BATCH if step < N_STEPS - 1 else 17] for step in range(N_STEPS)]
 
 
 def make_noise(step: int) -> np.ndarray:
-    """Of a whole minibatch."""
+    """Return the noise of a whole minibatch."""
     return np.random.default_rng([8, step]).integers(0, 256, (BATCH, N_INPUTS), dtype=np.uint8)
 
 
@@ -62,17 +62,17 @@ def start_of(network: Network) -> dict[str, np.ndarray]:
 
 
 def make_scaler(rows: np.ndarray) -> Scaler:
-    """The scaling of all rows."""
+    """Return the scaling of all rows."""
     return Scaler(rows.min(axis=0).astype(np.float64), rows.max(axis=0).astype(np.float64))
 
 
 def with_cost(step: int) -> bool:
-    """So that both compiled functions take part in one training."""
+    """Return whether a step computes the cost, so that one training uses both compiled functions."""
     return step % 3 == 0
 
 
 class Pieces:
-    """Rows, a few at a time."""
+    """Iterates over rows in pieces."""
 
     def __init__(self, rows: np.ndarray) -> None:
         self._rows = rows
@@ -85,7 +85,7 @@ class Pieces:
 
 
 class Graphs:
-    """Stands in for ``theano.function`` and keeps what every call compiled."""
+    """Replaces ``theano.function`` and records what each call compiled."""
 
     def __init__(self, function: Any) -> None:
         self._function = function
@@ -108,7 +108,7 @@ def _describe(node: Any) -> dict[str, Any]:
 
 
 def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
-    """Costs, parameters and features of one training."""
+    """Return costs, parameters and features of one training."""
     from kernels.autoencoder import Autoencoder
     from kernels.graph import reconstruction
     from kernels.step import TrainingStep
@@ -116,7 +116,7 @@ def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
 
     rows, label = make_rows(), f"{rule} {place}"
     resident = None if place == "streamed" else rows.copy() if place == "resident" else Pieces(rows)
-    if place == "uploaded" and backend.start().used == "cpu":  # which has no memory of its own
+    if place == "uploaded" and backend.start().used == "cpu":  # has no memory of its own
         resident = rows.copy()
     autoencoder = Autoencoder(NETWORK, *make_scaler(rows).arrays(rows.dtype))
     autoencoder.set_parameters(start_of(NETWORK))
@@ -124,8 +124,8 @@ def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
     graphs.label = f"step {label}"
     costs = []
     for number, minibatch in enumerate(make_minibatches()):
-        given = rows[minibatch] if resident is None else minibatch
-        costs.append(take_step(step, given, RATES[rule], with_cost(number)))
+        minibatch_or_numbers = rows[minibatch] if resident is None else minibatch
+        costs.append(take_step(step, minibatch_or_numbers, RATES[rule], with_cost(number)))
     graphs.label = f"encode {label}"
     found = {"costs": np.array([cost for cost in costs if cost is not None]), "features": autoencoder.encode(rows)}
     if resident is None:
@@ -138,7 +138,7 @@ def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
 
 
 def train_network(graphs: Graphs, name: str) -> dict[str, np.ndarray]:
-    """Costs, parameters, features and errors of a training of a network, of rows that are corrupted, by adam."""
+    """Train a network with adam on corrupted rows; return costs, parameters, features and errors."""
     from kernels.autoencoder import Autoencoder
     from kernels.step import TrainingStep
     from kernels.updates import Rule
@@ -161,7 +161,7 @@ def train_network(graphs: Graphs, name: str) -> dict[str, np.ndarray]:
 
 
 def encode_every_dtype(graphs: Graphs) -> dict[str, np.ndarray]:
-    """Features of the first rows in every dtype, by parameters that need no training."""
+    """Return features of the first rows in every dtype, with parameters that need no training."""
     from kernels.autoencoder import Autoencoder
 
     found = {}
@@ -175,7 +175,7 @@ def encode_every_dtype(graphs: Graphs) -> dict[str, np.ndarray]:
 
 
 def reductions() -> dict[str, dict[str, Any]]:
-    """The C code of OpenCL reductions, as it is compiled and as it would be without our repair."""
+    """Return the C code of OpenCL reductions, with and without our fix."""
     theano = backend.load()
     from theano.gpuarray.elemwise import GpuCAReduceCPY
 
@@ -198,7 +198,7 @@ def reductions() -> dict[str, dict[str, Any]]:
 
 
 def main(arrays: str, facts: str) -> None:
-    """Do everything, and write the two files."""
+    """Run everything and write the two files."""
     device = backend.start(require=True)
     theano = backend.load()
     graphs = theano.function = Graphs(theano.function)
@@ -209,11 +209,11 @@ def main(arrays: str, facts: str) -> None:
         found |= train_network(graphs, name)
     found |= encode_every_dtype(graphs)
     graphs.label = "reductions"
-    told = {"device": device.used, "name": device.name, "free": device.free, "graphs": graphs.seen}
-    told["reductions"] = reductions() if device.used.startswith("opencl") else {}
+    results = {"device": device.used, "name": device.name, "free": device.free, "graphs": graphs.seen}
+    results["reductions"] = reductions() if device.used.startswith("opencl") else {}
     np.savez(arrays, **found)
     with open(facts, "w") as file:
-        json.dump(told, file)
+        json.dump(results, file)
 
 
 if __name__ == "__main__":

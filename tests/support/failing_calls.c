@@ -5,7 +5,7 @@
                  stat list. Calls of other kinds are passed through.
    FAULT_NUMBER  Number of the call that fails, counted from 0 over the calls of these kinds. -1 only counts.
    FAULT_ERRNO   Error number, or 0 for a short transfer of half the bytes.
-   FAULT_ALWAYS  1: all later calls fail, too.
+   FAULT_ALWAYS  1: all later calls fail as well.
 
    A process that was forked from one with this library sets the same values by fault_arm(). */
 
@@ -142,7 +142,7 @@ int open64(const char *path, int flags, ...) { MODE(flags, mode) return opened(A
 int openat(int folder, const char *path, int flags, ...) { MODE(flags, mode) return opened(folder, path, flags, mode); }
 int openat64(int folder, const char *path, int flags, ...) { MODE(flags, mode) return opened(folder, path, flags, mode); }
 
-/* Half of a transfer, one byte at least. */
+/* Half of a transfer, at least one byte. */
 static size_t shortened(int found, size_t n)
 {
     return found == 0 && n > 1 ? n / 2 : n;
@@ -167,7 +167,7 @@ ssize_t pread(int descriptor, void *buffer, size_t n, off_t offset)
     return pread64(descriptor, buffer, n, offset);
 }
 
-/* The first buffer alone, and half of it, is a short transfer as well. */
+/* Half of the first buffer is a short transfer as well. */
 static struct iovec shortened_vector(const struct iovec *buffers)
 {
     struct iovec one = buffers[0];
@@ -224,7 +224,7 @@ int fdatasync(int descriptor)
     return NEXT(fdatasync)(descriptor);
 }
 
-/* A descriptor is gone even when closing it fails. */
+/* A descriptor is released even when closing it fails. */
 int close(int descriptor)
 {
     int found = due_of("close", descriptor);
@@ -282,7 +282,7 @@ int mkdirat(int folder, const char *path, mode_t mode)
     return NEXT(mkdirat)(folder, path, mode);
 }
 
-/* Returns its error instead of setting errno. */
+/* Returns its error number instead of setting errno. */
 int posix_fallocate64(int descriptor, off64_t offset, off64_t n)
 {
     int found = due_of("reserve", descriptor);

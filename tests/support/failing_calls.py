@@ -1,10 +1,10 @@
-"""File system calls that fail below Python, one after the other, in whole runs of the stand-in.
+"""Make file system calls fail below Python, one after another, in whole runs of the stand-in.
 
-    python -m tests.support.failing_calls           every call of each kind; prints how many there were
+    python -m tests.support.failing_calls           every call of each kind; prints the number of calls
     python -m tests.support.failing_calls 7         every seventh one
 
-`tests.support.faulty` makes methods of `Disk` fail. This goes below it: a library that is loaded before libc makes any
-call on files of a folder fail, whoever makes it. `tests/run/test_system_faults.py` runs a sample.
+`tests.support.faulty` makes methods of `Disk` fail. This module works below that level: a library that is loaded before
+libc makes any call on files of a folder fail, no matter who calls. `tests/run/test_system_faults.py` runs a sample.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from typing import Any
 
 from tests.support.interpreters import REPOSITORY, environment
 
-__all__ = ["SCENES", "SWEEPS", "Ended", "Fault", "Runs", "Scene", "build", "kept", "trouble"]
+__all__ = ["SCENES", "SWEEPS", "Ended", "Fault", "Runs", "Scene", "build", "committed_files", "trouble"]
 
 _SOURCE = Path(__file__).with_suffix(".c")
-_SECONDS = 120.0  # after which a run counts as stuck
+_SECONDS = 120.0  # time limit; afterwards a run counts as stuck
 _TRACES = re.compile(r"^Traceback|^Exception ignored|internal error of shardpress|Fatal Python error", re.MULTILINE)
 _LAST_LINE = re.compile(r" ERROR (Nothing was started|Not finished after) ?.*$")
 ALLOWED = (0, 65, 66, 71, 73, 74, 75, 77)
-"""Exit codes of runs whose storage fails. 65: rows of an input that end too early; 66: an input that is gone."""
+"""Exit codes of runs whose storage fails. 65: the rows of an input end too early; 66: an input is missing."""
 
 
 def build(folder: Path) -> Path:
@@ -50,7 +50,7 @@ def build(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Fault:
-    """The calls that fail.
+    """The system calls that fail in a run.
 
     Attributes
     ----------
@@ -63,7 +63,7 @@ class Fault:
     code : int
         Error number; 0 for a transfer of half the bytes.
     always : bool
-        Whether all later calls fail, too.
+        Whether all later calls fail as well.
     """
 
     prefix: str = ""
@@ -73,7 +73,7 @@ class Fault:
     always: bool = False
 
     def variables(self, library: Path) -> dict[str, str]:
-        """The environment of a program of its own that meets with it."""
+        """Return the environment of a process that meets the fault."""
         return {
             "LD_PRELOAD": str(library),
             "FAULT_PREFIX": self.prefix,
@@ -90,14 +90,14 @@ class Fault:
 
 @dataclass(frozen=True)
 class Ended:
-    """A run that is over.
+    """A run that has ended.
 
     Attributes
     ----------
     code : int
         Exit code; negative for a signal.
     n_calls : int
-        Calls of the fault's kinds on the fault's files.
+        Number of calls of the fault's kinds on the fault's files.
     text : str
         Everything that the run wrote to standard output and standard error.
     """
@@ -108,20 +108,21 @@ class Ended:
 
 
 def trouble(ended: Ended, allowed: Sequence[int] = ALLOWED) -> str:
-    """Say how a run ended otherwise than by a sentence and an exit code; empty when it did not."""
+    """Return a problem if a run ended without a clear message and an expected exit code; otherwise an empty text."""
     if _TRACES.search(ended.text):
         return f"a traceback: {_point_of(ended.text)}"
     if ended.code not in allowed:
         return f"exit code {ended.code}: {ended.text[-2000:]}"
     lines = ended.text.splitlines()
-    # One line alone comes from before the log: settings, or limits that Python itself does not survive.
+    # A single line comes from errors before the log exists: invalid settings, or limits that Python itself does not
+    # survive.
     if ended.code and len(lines) != 1 and not any(_LAST_LINE.search(line) for line in lines):
         return f"exit code {ended.code} without a last line: {ended.text[-2000:]}"
     return ""
 
 
 def _point_of(text: str) -> str:
-    """Return the places in the package that a traceback names, and its errors."""
+    """Return the positions in the package that a traceback names, and its errors."""
     lines = text.splitlines()
     errors = [line for line in lines if re.match(r"\w+(\.\w+)*(Error|Limit|Failed|Exception)\b", line)]
     places = re.findall(r'File ".*/((?:pipeline|kernels)/.*)", line (\d+), in (\w+)', text)
@@ -132,12 +133,12 @@ def _point_of(text: str) -> str:
 
 
 class Runs:
-    """Runs of the stand-in, each a fork of one process that has loaded everything and the library.
+    """Runs of the stand-in, each in a fork of one process that has loaded all modules and the library.
 
     Parameters
     ----------
     folder : Path
-        For the library.
+        Folder of the library.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -152,10 +153,10 @@ class Runs:
         Parameters
         ----------
         arguments : list of str
-            Of the command line.
+            Command line arguments.
         fault : Fault, optional
         limits : mapping of str to int, optional
-            Limits of the process by their names in `resource`, such as ``RLIMIT_NOFILE``.
+            Resource limits of the process, by their names in `resource`, such as ``RLIMIT_NOFILE``.
         """
         request = {
             "arguments": arguments,
@@ -180,7 +181,7 @@ class Runs:
 
 @contextmanager
 def started(folder: Path) -> Iterator[Runs]:
-    """Provide `Runs` for as long as the context lasts."""
+    """Provide `Runs` in a context."""
     runs = Runs(folder)
     try:
         yield runs
@@ -189,7 +190,7 @@ def started(folder: Path) -> Iterator[Runs]:
 
 
 def _serve() -> None:
-    """Run what standard input asks for, line by line, each in a fork: a run leaves nothing behind in this process."""
+    """Serve run requests from standard input, one a line, each in a fork, so that runs do not change this process."""
     import pytest
 
     from pipeline import cli  # noqa: F401  # with all that a run loads, once for all forks
@@ -202,30 +203,30 @@ def _serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         reader, writer = os.pipe()
-        said, told = os.pipe()  # not a file: the run may be limited to files of no size
+        reading_end, writing_end = os.pipe()  # not a file, because the run may be limited to files of no size
         child = os.fork()
         if not child:
-            _run(request, writer, told)
+            _run(request, writer, writing_end)
         os.close(writer)
-        os.close(told)
-        text = _heard(said, child)
+        os.close(writing_end)
+        text = _output_of(reading_end, child)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         with os.fdopen(reader) as pipe:
             n_calls = int(pipe.read() or -1)
         print(json.dumps({"code": code, "n_calls": n_calls, "text": text}), flush=True)
 
 
-def _run(request: Mapping[str, Any], writer: int, said: int) -> None:
-    """Run the program in this process, which then ends."""
+def _run(request: Mapping[str, Any], writer: int, stream: int) -> None:
+    """Run the program in this process, which then exits."""
     import resource
 
     from pipeline import cli
 
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    os.close(said)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    os.close(stream)
     os.close(nothing)
     library = ctypes.CDLL(None)
     fault = Fault(**request["fault"])
@@ -250,8 +251,8 @@ def _run(request: Mapping[str, Any], writer: int, said: int) -> None:
         os._exit(code)
 
 
-def _heard(descriptor: int, child: int) -> str:
-    """Return everything that a child and its own children say; the child is killed when it takes too long."""
+def _output_of(descriptor: int, child: int) -> str:
+    """Return all output of a child and its children; kill the child if it takes too long."""
     deadline = time.monotonic() + _SECONDS
     data = b""
     with os.fdopen(descriptor, "rb", buffering=0) as pipe:
@@ -274,34 +275,35 @@ SCENES = ("new", "resumed", "finished", "given model", "threads")
 
 
 class Scene:
-    """A kind of run that meets with faults, and a check of what one has left.
+    """A kind of run that meets faults, and a check of its remains.
 
     Parameters
     ----------
     runs : Runs
     folder : Path
     kind : str
-        ``new``: nothing in the output directory. ``resumed``: an interrupted run's scan, checkpoint and some parts.
-        ``finished``: a finished run's results. ``given model``: ``--model`` of another run. ``threads``: three threads.
+        ``new``: an empty output directory. ``resumed``: scan, checkpoint and some parts of an interrupted run.
+        ``finished``: results of a finished run. ``given model``: ``--model`` of another run. ``threads``: three
+        threads.
 
     Attributes
     ----------
     shards, output : str
-        Where the input and the output of each run are.
+        Input and output of each run.
     """
 
     def __init__(self, runs: Runs, folder: Path, kind: str) -> None:
-        from tests.support.standin import Night, features_of
+        from tests.support.standin import Workspace, features_of
 
         folder.mkdir()
         self._runs, self.kind, self._folder = runs, kind, folder
-        self._night = Night(folder, 20, 0, 15, 9)
-        self.shards = str(self._night.shards)
+        self._workspace = Workspace(folder, 20, 0, 15, 9)
+        self.shards = str(self._workspace.shards)
         self._path = folder / "out"
         self.output = str(self._path)
         self._flags: list[str] = list(STEPS)
         if kind == "given model":
-            self._must(self._runs.run(self._night.arguments(folder / "model", *STEPS)))
+            self._must(self._runs.run(self._workspace.arguments(folder / "model", *STEPS)))
             self._flags = ["--model", str(folder / "model")]
         if kind == "threads":
             self._flags += ["--threads", "3"]
@@ -316,7 +318,7 @@ class Scene:
         self.fresh()
 
     def _interrupt(self) -> None:
-        """Leave what a run has left whose fourth part could not be given its name."""
+        """Create the output of a run that failed when it renamed its fourth part."""
         shutil.rmtree(self._path)
         n_renames = self.run(Fault(self.output, "rename")).n_calls
         shutil.rmtree(self._path)
@@ -328,43 +330,43 @@ class Scene:
         assert ended.code == 0, ended.text
 
     def fresh(self) -> None:
-        """Put the output directory back as a run finds it."""
+        """Reset the output directory to its state before a run."""
         shutil.rmtree(self._path, ignore_errors=True)
         if self._before is not None:
             shutil.copytree(self._before, self._path, symlinks=True)
 
     def run(self, fault: Fault | None = None, **limits: int) -> Ended:
         """Run the program once."""
-        return self._runs.run(self._night.arguments(self._path, *self._flags), fault, limits)
+        return self._runs.run(self._workspace.arguments(self._path, *self._flags), fault, limits)
 
     def meets(self, fault: Fault | None = None, **limits: int) -> tuple[int, str]:
-        """Run with a fault and then without; return the first exit code, and what is wrong."""
-        from tests.support.soak_protocol import broken_promises, leftovers
+        """Run with a fault and then without it; return the first exit code, and a description of any problem."""
+        from tests.support.soak_protocol import invalid_entries, leftovers
         from tests.support.standin import features_of
 
         self.fresh()
-        before = kept(self._path)
+        before = committed_files(self._path)
         ended = self.run(fault, **limits)
         wrong = trouble(ended)
-        if not wrong and (broken := broken_promises(self._path) if self._path.exists() else []):
+        if not wrong and (broken := invalid_entries(self._path) if self._path.exists() else []):
             wrong = f"not as recorded: {broken}"
-        after = kept(self._path)
+        after = committed_files(self._path)
         if not wrong and ended.code and before.keys() - after.keys():
             lost = sorted(before.keys() - after.keys())
             wrong = f"lost: {lost}: {ended.text[-2000:]}"
         again = self.run()
         if not wrong and again.code:
-            wrong = f"typed again: exit code {again.code}: {again.text[-2000:]}"
+            wrong = f"rerun: exit code {again.code}: {again.text[-2000:]}"
         if not wrong and features_of(self._path) != self.expected:
-            wrong = "typed again: other features"
+            wrong = "rerun: different features"
         if not wrong and (left := leftovers(self._path)):
-            wrong = f"typed again: left over: {left}"
-        if not wrong and (lost := after.items() - kept(self._path).items()):
-            wrong = f"typed again: parts made anew: {sorted(lost)}"
+            wrong = f"rerun: unreferenced files: {left}"
+        if not wrong and (lost := after.items() - committed_files(self._path).items()):
+            wrong = f"rerun: parts were recomputed: {sorted(lost)}"
         return ended.code, wrong
 
 
-def kept(output: Path) -> dict[str, str]:
+def committed_files(output: Path) -> dict[str, str]:
     """Return the file of each committed scan, model and part."""
     from tests.support.soak_protocol import records
 
@@ -372,7 +374,7 @@ def kept(output: Path) -> dict[str, str]:
     return {key: file for key, file in found.items() if key.startswith(("part", "scan", "model"))}
 
 
-# Kinds of calls under the output or the input, error numbers, and whether each fails once or for good.
+# Kinds of calls on the output or the input, error numbers, and whether the call fails once or permanently.
 _EVERY_WRITE = ("write", "fsync", "close", "rename", "reserve", "unlink", "open", "mkdir")
 _EVERY_READ = ("read", "open", "stat", "list")
 SWEEPS: list[tuple[str, str, int, bool]] = [
@@ -392,7 +394,7 @@ SWEEPS: list[tuple[str, str, int, bool]] = [
 def sweep(
     scene: Scene, where: str, kinds: str, code: int, always: bool, every: int = 1
 ) -> tuple[Counter[int], list[str]]:
-    """Let one call after the other fail; return how often which exit code came, and everything that is wrong."""
+    """Make one call after another fail; return the number of runs by exit code, and all problems."""
     folder = scene.output if where == "output" else scene.shards
     scene.fresh()
     n_calls = scene.run(Fault(folder, kinds)).n_calls
@@ -408,7 +410,7 @@ def sweep(
 
 
 def main() -> int:
-    """Print what each sweep found."""
+    """Print the results of each sweep."""
     if sys.argv[1:] == ["serve"]:
         _serve()
         return 0
@@ -427,7 +429,7 @@ def main() -> int:
                 print(f"{label.removesuffix(' under ')}: {dict(codes)}", flush=True)
                 for words in wrong:
                     print(f"  WRONG {words}", flush=True)
-    print(f"{n_cases} runs in {time.monotonic() - start:.0f} s, {n_wrong} of them not as promised")
+    print(f"{n_cases} runs in {time.monotonic() - start:.0f} s, {n_wrong} of them with problems")
     return int(n_wrong > 0)
 
 

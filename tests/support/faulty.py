@@ -1,7 +1,7 @@
-"""Disks that fail, and processes that die: what the commit protocol has to survive.
+"""Disks that fail and processes that die: faults that the commit protocol must survive.
 
-Each is a `Disk` whose calls are counted. None of them waits for the real disk: what a sync would change is whether
-something survives a power cut, and that is played, not waited for.
+Each class is a `Disk` that counts its calls. None of them waits for the real disk: a sync matters only for what
+survives a power cut, and power cuts are simulated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from pipeline.output.disk import Disk
 
 __all__ = [
-    *("Broken", "Failing", "Killing", "Left", "PowerLog", "Short", "Watched"),
+    *("BrokenDisk", "FailingDisk", "KillingDisk", "Remains", "PowerLog", "ShortWriteDisk", "RecordingDisk"),
     *("bind", "forked", "materialize", "small_disk"),
 ]
 
@@ -30,17 +30,17 @@ _CALLS = (
     *("create", "reserve", "bypass_cache", "write", "sync", "close", "replace", "remove", "link", "symlink"),
     *("make_directory", "remove_directory", "sync_directory", "free_bytes"),
 )
-# Of Linux: CLONE_NEWNS, MS_REC | MS_PRIVATE, MS_REMOUNT, MS_BIND.
+# Linux: CLONE_NEWNS, MS_REC | MS_PRIVATE, MS_REMOUNT, MS_BIND.
 _NEW_MOUNTS, _PRIVATE, _REMOUNT, _BIND = 0x20000, 0x44000, 0x20, 0x1000
 
 
-class Watched(Disk):
-    """Knows its calls; a subclass comes between.
+class RecordingDisk(Disk):
+    """Disk that records its calls; subclasses override `between` to change them.
 
     Attributes
     ----------
     calls : list of (str, object)
-        The method, and its last argument: the path where there is one.
+        Method and last argument of each call; the last argument is the path if there is one.
     """
 
     def __init__(self) -> None:
@@ -49,11 +49,11 @@ class Watched(Disk):
 
     @property
     def names(self) -> list[str]:
-        """The methods that were called, in order."""
+        """Names of the called methods, in order."""
         return [name for name, _ in self.calls]
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
-        """Do a call, or something else; calls are numbered from 0."""
+        """Do call number `number` (from 0); subclasses may do something else instead."""
         return do(*arguments)
 
     def sync(self, descriptor: int) -> None:
@@ -64,7 +64,7 @@ class Watched(Disk):
 
 
 def _through_between(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-    def call(self: Watched, *arguments: Any) -> Any:
+    def call(self: RecordingDisk, *arguments: Any) -> Any:
         with self._lock:
             number = len(self.calls)
             self.calls.append((name, arguments[-1]))
@@ -74,11 +74,11 @@ def _through_between(name: str, original: Callable[..., Any]) -> Callable[..., A
 
 
 for _name in _CALLS:
-    setattr(Watched, _name, _through_between(_name, getattr(Watched, _name)))
+    setattr(RecordingDisk, _name, _through_between(_name, getattr(RecordingDisk, _name)))
 
 
-class Failing(Watched):
-    """Call number `first` fails, and `for_good` all later ones; with `done` it has had its effect nevertheless."""
+class FailingDisk(RecordingDisk):
+    """Disk whose call `first` fails, and later ones if `for_good`; with `done` it takes effect before it fails."""
 
     def __init__(self, first: int, code: int, for_good: bool = False, done: bool = False) -> None:
         super().__init__()
@@ -87,14 +87,14 @@ class Failing(Watched):
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
         if number < self._first or (number > self._first and not self._for_good):
             return do(*arguments)
-        # A descriptor is gone even when closing it fails.
+        # A descriptor is released even when closing it fails.
         if self._done or name == "close":
             do(*arguments)
         raise OSError(self._code, os.strerror(self._code))
 
 
-class Broken(Watched):
-    """Methods of some names always fail."""
+class BrokenDisk(RecordingDisk):
+    """Disk on which the methods of the given names always fail."""
 
     def __init__(self, code: int, *names: str) -> None:
         super().__init__()
@@ -108,8 +108,8 @@ class Broken(Watched):
         raise OSError(self._code, os.strerror(self._code))
 
 
-class Short(Watched):
-    """Write number `first` takes half of what it is given; after that all is well, or every write fails with `code`."""
+class ShortWriteDisk(RecordingDisk):
+    """Disk whose write number `first` is short; later writes succeed, or fail with `code`."""
 
     def __init__(self, first: int, code: int = 0) -> None:
         super().__init__()
@@ -127,8 +127,8 @@ class Short(Watched):
         return do(*arguments)
 
 
-class Killing(Watched):
-    """Kills the process right before or right after call number `number`."""
+class KillingDisk(RecordingDisk):
+    """Disk that kills the process right before or right after call number `number`."""
 
     def __init__(self, number: int, after: bool) -> None:
         super().__init__()
@@ -138,14 +138,14 @@ class Killing(Watched):
         if number != self._number:
             return do(*arguments)
         if self._after:
-            with suppress(OSError):  # a call may fail as it should, like the removal of a file that does not exist
+            with suppress(OSError):  # the call itself may fail, like the removal of a file that does not exist
                 do(*arguments)
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("not reached")
 
 
 def forked(act: Callable[[], object]) -> tuple[int, Any]:
-    """Do something in a copy of this process: its exit code, negative for a signal, and what `act` returned."""
+    """Call `act` in a fork; return its exit code, negative for a signal, and what `act` returned."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -164,9 +164,9 @@ def forked(act: Callable[[], object]) -> tuple[int, Any]:
 
 
 def small_disk(folder: Path, n_bytes: int, n_inodes: int = 0) -> bool:
-    """Lay a file system of this size over a folder, for this process only; False where the machine does not allow it.
+    """Mount a file system of this size on a folder for this process; return False if the machine does not allow it.
 
-    Again on the same folder it changes the size. With `n_inodes` 0 the number of files is not limited.
+    Another call on the same folder changes the size. With `n_inodes` 0 the number of files is not limited.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     options = b"size=%d,nr_inodes=%d" % (n_bytes, n_inodes)
@@ -180,7 +180,7 @@ def small_disk(folder: Path, n_bytes: int, n_inodes: int = 0) -> bool:
 
 
 def bind(source: Path, target: Path) -> bool:
-    """Mount a file or folder in another place, for this process only; False where the machine does not allow it."""
+    """Bind-mount a file or folder, only for this process; return False if the machine does not allow it."""
     libc = ctypes.CDLL(None, use_errno=True)
     return (
         libc.unshare(_NEW_MOUNTS) == 0
@@ -194,40 +194,40 @@ def bind(source: Path, target: Path) -> bool:
 
 @dataclass
 class _Content:
-    """A file, whatever its names: what was written, and what of that is on the disk."""
+    """Content of a file, independent of its names: what was written, and what of that is on the disk."""
 
     written: bytes = b""
-    place: int = 0  # where the next write goes: over the zeros that were reserved
+    place: int = 0  # offset of the next write, which overwrites reserved zeros
     synced: bytes | None = None
     target: str | None = None
-    """Of a symbolic link, which is on the disk with its name."""
+    """Target of a symbolic link, which is on the disk as soon as its name is."""
 
 
-Left = dict[PurePath, bytes | str | None]
-"""What a power cut leaves: the bytes of a file, the target of a link, None for a directory."""
+Remains = dict[PurePath, bytes | str | None]
+"""State after a power cut: the bytes of a file, the target of a link, None for a directory."""
 
 Names = dict[PurePath, _Content | None]
-"""What stands under each path; None is a directory."""
+"""Content of each path; None is a directory."""
 
 
 @dataclass
 class _State:
-    """What the kernel knows, and what the disk knows; between them, in order, the changes of names not yet synced."""
+    """State of the kernel and of the disk, and the changes of names that are not synced yet, in order."""
 
     now: Names = field(default_factory=dict)
     durable: Names = field(default_factory=dict)
     pending: list[tuple[PurePath, PurePath | None, _Content | None]] = field(default_factory=list)
 
     def change(self, path: PurePath, content: _Content | None, moved_from: PurePath | None = None) -> None:
-        """Give a name. A rename is one change of two names."""
+        """Create or rename a name; a rename is one change of two names."""
         _apply(self.now, path, moved_from, content)
         if moved_from is not None and content is None:
-            # Names in a directory move with it, also those that are not synced yet.
+            # Names in a directory move with it, including those that are not synced yet.
             self.pending = [(_moved(each, moved_from, path), *rest) for each, *rest in self.pending]
         self.pending.append((path, moved_from, content))
 
     def sync_directory(self, folder: PurePath) -> None:
-        """All changes of names in it are on the disk from now on."""
+        """Write all changes of names in a directory to the disk."""
         for change in [change for change in self.pending if change[0].parent == folder]:
             _apply(self.durable, *change)
             self.pending.remove(change)
@@ -252,13 +252,13 @@ def _moved(name: PurePath, moved_from: PurePath, path: PurePath) -> PurePath:
     return path / name.relative_to(moved_from) if moved_from in name.parents else name
 
 
-class PowerLog(Watched):
-    """Remembers what is done below a folder, so that a power cut can be played after each call.
+class PowerLog(RecordingDisk):
+    """Records all changes below a folder, so that a power cut can be simulated after each call.
 
     Parameters
     ----------
     folder : Path
-        What stands there now is on the disk for good.
+        Its present content is considered to be on the disk.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -270,7 +270,7 @@ class PowerLog(Watched):
         self._before = {path.relative_to(folder): _content_of(path) for path in folder.rglob("*")}
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
-        with self._one_at_a_time:  # so that they are remembered in the order in which they were done
+        with self._one_at_a_time:  # so that calls are recorded in the order in which they were done
             return self._remembered(name, arguments, do)
 
     def _remembered(self, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
@@ -295,16 +295,17 @@ class PowerLog(Watched):
         return result
 
     def _inside(self, path: Path) -> PurePath:
-        # Directories above the folder have been there for long.
+        # Directories above the folder existed before.
         return path.relative_to(self.folder) if path.is_relative_to(self.folder) else PurePath("/", path)
 
-    def cuts(self, n_random: int, seed: int = 0) -> Iterator[tuple[int, str, Left]]:
-        """Each state that a power cut may leave, once: after which call, of which kind, and what stands there.
+    def cuts(self, n_random: int, seed: int = 0) -> Iterator[tuple[int, str, Remains]]:
+        """Yield each state that a power cut may leave, once: after which call, of which kind, and the files.
 
-        ``lost``: what was not synced is gone. ``empty`` and ``zeros``: names are there that were not synced, and the
-        data of files that were not synced is not. ``mixed``: any of the names, `n_random` times after each call.
+        ``lost``: everything that was not synced is lost. ``empty`` and ``zeros``: names that were not synced exist, but
+        the data of files that were not synced does not. ``mixed``: a random subset of the names, `n_random` times after
+        each call.
 
-        Fails where a file is lost that the program counts on, since it has gone on to write another one.
+        Fails if a file is lost that the program relies on, because it has already written a later one.
         """
         rng = random.Random(seed)
         state = _State()
@@ -313,45 +314,45 @@ class PowerLog(Watched):
         promises, seen = _Promises(), set()
         for number, (name, arguments) in enumerate(self._log):
             _play(state, name, arguments)
-            promises.hear(name, arguments)
+            promises.record(name, arguments)
             found = [
-                ("lost", _left(state.durable, lambda content: b"")),
-                ("empty", _left(state.now, lambda content: b"")),
-                ("zeros", _left(state.now, lambda content: bytes(len(content.written)))),
+                ("lost", _remains(state.durable, lambda content: b"")),
+                ("empty", _remains(state.now, lambda content: b"")),
+                ("zeros", _remains(state.now, lambda content: bytes(len(content.written)))),
             ]
             for _ in range(n_random if state.pending else 0):
                 names = dict(state.durable)
                 for change in state.pending:
                     if rng.random() < 0.5:
                         _apply(names, *change)
-                found.append(("mixed", _left(names, lambda content: bytes(len(content.written)))))
-            for kind, left in found:
-                assert promises.kept - set(left) == set(), f"power cut after call {number}, {name}: {kind}"
-                key = frozenset(left.items())
+                found.append(("mixed", _remains(names, lambda content: bytes(len(content.written)))))
+            for kind, remains in found:
+                assert promises.promised - set(remains) == set(), f"power cut after call {number}, {name}: {kind}"
+                key = frozenset(remains.items())
                 if key not in seen:
                     seen.add(key)
-                    yield number, kind, left
+                    yield number, kind, remains
 
 
 class _Promises:
-    """Names that must outlast a power cut: of files that the main thread alone writes, once it creates the next one."""
+    """Names that must survive a power cut: files written by the main thread, as soon as it creates the next file."""
 
     def __init__(self) -> None:
-        self.kept: set[PurePath] = set()
-        self._given: set[PurePath] = set()
+        self.promised: set[PurePath] = set()
+        self._pending: set[PurePath] = set()
 
-    def hear(self, name: str, arguments: tuple[Any, ...]) -> None:
+    def record(self, name: str, arguments: tuple[Any, ...]) -> None:
         path = arguments[-1] if name == "replace" else arguments[0]
-        # The names in a publication are synced together, before it is switched to.
+        # The names in a publication are synced together, before the switch to it.
         if path.parent.name in ("parts", "stages") or path.parent.parent.name == "published":
             return
         if name == "replace":
-            self._given.add(path)
+            self._pending.add(path)
         elif name == "create":
-            self.kept |= self._given
+            self.promised |= self._pending
         elif name == "remove":
-            self.kept.discard(path)
-            self._given.discard(path)
+            self.promised.discard(path)
+            self._pending.discard(path)
 
 
 def _play(state: _State, name: str, arguments: tuple[Any, ...]) -> None:
@@ -397,28 +398,28 @@ def _file(state: _State, path: PurePath) -> _Content:
     return content
 
 
-def _left(names: Names, unsynced: Callable[[_Content], bytes]) -> Left:
-    """Files and directories with what is left of their content; what stands in a lost directory is lost."""
-    left: Left = {}
+def _remains(names: Names, unsynced: Callable[[_Content], bytes]) -> Remains:
+    """Return files and directories with their remaining content; the content of a lost directory is lost."""
+    remains: Remains = {}
     for path, content in sorted(names.items(), key=lambda item: len(item[0].parts)):
-        is_in_directory = path.parent == PurePath() or (path.parent in left and left[path.parent] is None)
-        if not is_in_directory:  # it was lost, or is a link today
+        is_in_directory = path.parent == PurePath() or (path.parent in remains and remains[path.parent] is None)
+        if not is_in_directory:  # the directory was lost, or is now a link
             continue
         if content is None:
-            left[path] = None
+            remains[path] = None
         elif content.target is not None:
-            left[path] = content.target
+            remains[path] = content.target
         elif content.synced is not None:
-            left[path] = content.synced
+            remains[path] = content.synced
         else:
-            left[path] = unsynced(content)
-    return left
+            remains[path] = unsynced(content)
+    return remains
 
 
-def materialize(left: Mapping[PurePath, bytes | str | None], folder: Path) -> None:
-    """Put what a power cut has left into a folder that is not there yet."""
+def materialize(remains: Mapping[PurePath, bytes | str | None], folder: Path) -> None:
+    """Write the state after a power cut to a new folder."""
     folder.mkdir()
-    for path, data in left.items():
+    for path, data in remains.items():
         if data is None:
             (folder / path).mkdir()
         elif isinstance(data, str):

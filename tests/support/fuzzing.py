@@ -1,6 +1,6 @@
-"""Damage small HDF5 files at random, and see that each is read or refused, in bounds, and reaches nothing else.
+"""Damage small HDF5 files at random; check that each is read or refused, within bounds and without side effects.
 
-python -m tests.support.fuzzing 10000                 this many files; a second number is the seed
+python -m tests.support.fuzzing 10000                 number of files; a second number is the seed
 python -m tests.support.fuzzing 10000 0 structures    damage inside structures, whose checksums are repaired
 """
 
@@ -36,7 +36,7 @@ from tests.support.work import Work, counted
 FILES = Path(__file__).parents[1] / "files"  # as other software writes them
 REFUSED = ["filter-blosc2", "filter-blosc-snappy", "frames-fixed-mixed", "frames-table-mixed", "sparse-csc"]
 NO_HDF5 = ["README", "make_files"]
-SECONDS = 2.0  # of the processor, for one answer of the child
+SECONDS = 2.0  # processor time for one answer of the child
 ROWS = np.arange(60, dtype="<i4").reshape(30, 2)
 _SIGNATURES = re.compile(rb"\x89HDF|OHDR|TREE|SNOD|HEAP|GCOL|FADB|EADB|BTHD|FRHP")
 _MATLAB = b"MATLAB_class"
@@ -45,20 +45,20 @@ _WORDS = [0, 1, 2**31 - 1, 2**32 - 1, 2**62, 2**63 - 1, 2**64 - 1]
 
 @dataclass
 class Outcome:
-    """What came of it all.
+    """Results of a fuzzing run.
 
     Attributes
     ----------
     counts : Counter
-        Of ``accepted``, and of each kind of refusal.
+        Number of files that were ``accepted``, and of each kind of refusal.
     faults : list of str
-        Errors that are none of ours: there must not be any.
+        Unexpected errors, which must not occur.
     n_opens : int
         How often the secret file was opened.
     most : Work
-        Of the driver for one file, each count by itself.
+        Highest counts of the driver's work for one file; each count is a separate maximum.
     n_bytes : int
-        By which the driver's memory grew, at its highest.
+        Largest growth of the driver's memory.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -69,12 +69,12 @@ class Outcome:
 
 
 def fuzz(n: int, seed: int = 0, in_structures: bool = False) -> Outcome:
-    """Vet `n` damaged files, and read all rows and extras of those that pass.
+    """Vet `n` damaged files, and read all rows and extras of the accepted ones.
 
     Parameters
     ----------
     in_structures : bool
-        Damage structures that have a checksum, and repair it, so that every change reaches the parser.
+        Damage structures that have a checksum, and correct it, so that every change reaches the parser.
     """
     outcome = Outcome()
     before = gatekeeper.LIMITS
@@ -109,7 +109,7 @@ def _try(path: Path, content: bytes, i: int, outcome: Outcome, followed: list[st
 
 
 def _outcome_of(path: Path, content: bytes, i: int, outcome: Outcome, followed: list[str]) -> str:
-    """What became of a file: ``accepted``, or a kind of error."""
+    """Return what happened to a file: ``accepted``, or a kind of error."""
     if _readers_differ(path):
         outcome.faults.append(f"{i}: the reader in Python and HDF5 describe it differently")
     try:
@@ -130,17 +130,17 @@ def _outcome_of(path: Path, content: bytes, i: int, outcome: Outcome, followed: 
 
 
 def _orientation(content: bytes, i: int) -> str | None:
-    """As MATLAB's files need it, and others can bear it."""
+    """Return the orientation, which MATLAB files require and other files allow."""
     return "columns" if _MATLAB in content or i % 8 == 0 else None
 
 
 def _named(content: bytes) -> list[str]:
-    """What is named of a file in which something lies elsewhere than beside the rows."""
+    """Return the extras to request of a file that has datasets in other places than next to the rows."""
     return ["obs/kind", "obs/whole"] if b"T cell" in content else []
 
 
 def _readers_differ(path: Path) -> bool:
-    """Return whether the reader in Python and the child both describe a file, and not in the same way."""
+    """Return whether the Python reader and the child both accept a file but describe it differently."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         ours = describe_plain(file.fileno(), size, None, base=signature_at(file.fileno(), size) or 0)
@@ -154,9 +154,9 @@ def _readers_differ(path: Path) -> bool:
 
 
 def _hdf5_differs(block: Block, rows: np.ndarray) -> bool:
-    """Whether HDF5 takes the same file for other rows.
+    """Return whether HDF5 reads different rows from the same file.
 
-    It may refuse it. And where damage makes its search miss a chunk that its list of chunks has, it gives zeros.
+    HDF5 may refuse the file. It also returns zeros if damage makes its search miss a chunk that its list of chunks has.
     """
     shard, layout = block.shard, block.shard.layouts[0]
     if shard.form not in ("dense", "columns"):
@@ -173,7 +173,7 @@ def _hdf5_differs(block: Block, rows: np.ndarray) -> bool:
 
 
 def _kind(error: ShardpressError) -> str:
-    """An error's class and the point of its sentence."""
+    """Return the class of an error and the gist of its message."""
     sentence = str(error).partition(": ")[2]
     points = ["not an HDF5 file", "truncated", "not closed", "crashed", "memory limit", "took more than", "malformed"]
     points += ["inconsistent", "structure cannot be read", "not allowed", "never written", "overlap", "decompress to"]
@@ -185,11 +185,11 @@ def _kind(error: ShardpressError) -> str:
     return f"{type(error).__name__}: {found} {signal[0] if signal else ''}".strip()
 
 
-# -- files to begin with -------------------------------------------------------------------------------------------
+# -- undamaged files -------------------------------------------------------------------------------------------------
 
 
 def stacked_files(folder: Path) -> Path:
-    """A folder with the files that the masters of the corpus stack."""
+    """Create a folder with the files that the master files of the corpus stack."""
     raw = folder / "raw"
     raw.mkdir()
     for i in range(2):
@@ -199,18 +199,18 @@ def stacked_files(folder: Path) -> Path:
 
 
 def make_corpus(folder: Path, secret: Path) -> list[bytes]:
-    """Small valid files of all layouts, filters and versions; some hold links to the secret that are not followed."""
+    """Return small valid files of all layouts, filters and versions; some link to the secret file."""
     text = np.array([f"row {i}" for i in range(30)], object)
 
-    def everything(file: h5py.File, **how: Any) -> None:
-        file.create_dataset("X", data=ROWS, **how)
+    def everything(file: h5py.File, **options: Any) -> None:
+        file.create_dataset("X", data=ROWS, **options)
         file["y"] = np.arange(30)
         file["text"] = text
         file["X"].attrs["columns"] = ["a", "b"]
         file["elsewhere"] = h5py.ExternalLink(secret, "/y")
 
-    def plain(file: h5py.File, **how: Any) -> None:
-        file.create_dataset("X", data=ROWS, **how)
+    def plain(file: h5py.File, **options: Any) -> None:
+        file.create_dataset("X", data=ROWS, **options)
         file["y"], file["short"], file["valid"] = np.arange(30), np.zeros(4, ">f4"), np.ones(30, bool)
         file["X"].attrs["unit"] = "m"
 
@@ -223,7 +223,7 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
             file["a/b/c/rows"].attrs[f"attribute {i}"] = "x" * i
 
     def labelled(file: h5py.File) -> None:
-        """Whatever may lie beside rows, or be named."""
+        """Write every kind of dataset that may be next to the rows or be named."""
         file["X"], file["y"], file["short"] = ROWS, np.zeros((30, 1)), np.arange(29)
         file.create_dataset("unwritten", (30,), "i4")
         file["unwritten"].attrs["NAME"] = np.bytes_("This is a netCDF dimension but not a netCDF variable.        30")
@@ -245,8 +245,8 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
         created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         created.set_layout(h5py.h5d.COMPACT)
         space = h5py.h5s.create_simple((4, 2))
-        made = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I32LE, space, dcpl=created)
-        made.write(h5py.h5s.ALL, h5py.h5s.ALL, ROWS[:4])
+        stored = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I32LE, space, dcpl=created)
+        stored.write(h5py.h5s.ALL, h5py.h5s.ALL, ROWS[:4])
 
     def master(file: h5py.File) -> None:
         layout = h5py.VirtualLayout((30, 2), "<i4")
@@ -262,26 +262,26 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
         file["secret"] = h5py.SoftLink(str(secret))
         file["own"] = ROWS
 
-    def by_columns(file: h5py.File, **how: Any) -> None:
-        file.create_dataset("X", data=np.ascontiguousarray(ROWS.T), **how)
+    def by_columns(file: h5py.File, **options: Any) -> None:
+        file.create_dataset("X", data=np.ascontiguousarray(ROWS.T), **options)
         file["y"] = np.arange(30)
         file["X"].attrs[_MATLAB.decode()] = np.bytes_(b"int32")
 
-    def sparse(file: h5py.File, **how: Any) -> None:
+    def sparse(file: h5py.File, **options: Any) -> None:
         group = file.create_group("X")
         for name, values in (("data", ROWS.ravel()), ("indices", np.tile([0, 1], 30)), ("indptr", np.arange(31) * 2)):
-            group.create_dataset(name, data=values.astype("<i4"), **how)
+            group.create_dataset(name, data=values.astype("<i4"), **options)
         group.attrs.update({"encoding-type": "csr_matrix", "shape": ROWS.shape})
         file["y"] = np.arange(30)
 
-    def table(file: h5py.File, **how: Any) -> None:
+    def table(file: h5py.File, **options: Any) -> None:
         records = np.zeros(30, [("index", "<i8"), ("values_block_0", "<i4", (2,))])
         records["values_block_0"] = ROWS
-        file.create_dataset("df/table", data=records, **how)
+        file.create_dataset("df/table", data=records, **options)
         file["df/_i_table/index/bounds"] = ROWS
 
     def crowded(file: h5py.File) -> None:
-        """More names and chunks than one node of an index holds."""
+        """Write more names and chunks than one node of an index holds."""
         file.create_dataset("X", data=np.tile(ROWS, (4, 1)), chunks=(1, 1), maxshape=(None, None))
         for i in range(80):
             file[f"a dataset of number {i}"] = np.arange(120, dtype="u1")
@@ -323,7 +323,7 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
 
 
 def open_all(corpus: list[bytes], folder: Path, followed: list[str]) -> None:
-    """The files as they are, undamaged, can all be read."""
+    """Check that all undamaged files can be read."""
     for content in corpus:
         path = folder / "x.h5"
         path.write_bytes(content)
@@ -337,26 +337,26 @@ def open_all(corpus: list[bytes], folder: Path, followed: list[str]) -> None:
 
 
 def mutant(corpus: list[bytes], rng: np.random.Generator) -> bytes:
-    """One of the files, damaged once or a few times. Of checksums over metadata, most are made to fit again."""
+    """Return one of the files, damaged once or several times; most metadata checksums are corrected."""
     content = bytearray(corpus[rng.integers(len(corpus))])
     for _ in range(rng.integers(1, 5)):
         _DAMAGES[rng.integers(len(_DAMAGES))](content, corpus, rng)
     if rng.random() < 0.8:
-        mend(content)
+        correct_checksums(content)
     return bytes(content)
 
 
 def checksummed(corpus: list[bytes]) -> list[tuple[bytes, list[Structure]]]:
-    """Return the files that have structures with a checksum, each with these."""
+    """Return the files that have structures with a checksum, each with these structures."""
     found = [(content, structures_of(content)) for content in corpus]
     return [(content, structures) for content, structures in found if structures]
 
 
 def structure_mutant(sound: list[tuple[bytes, list[Structure]]], rng: np.random.Generator) -> bytes:
-    """One of the files, with one to three structures changed and all checksums right."""
+    """Return one of the files, with one to three changed structures and correct checksums."""
     original, structures = sound[rng.integers(len(sound))]
     content = bytearray(original)
-    # A kind first, so that headers of objects, of which there are many, do not hide the rest.
+    # Choose the kind first; otherwise the many object headers would dominate.
     kinds = sorted({each.name for each in structures})
     for _ in range(rng.integers(1, 4)):
         kind = kinds[rng.integers(len(kinds))]
@@ -364,12 +364,12 @@ def structure_mutant(sound: list[tuple[bytes, list[Structure]]], rng: np.random.
         _change(content, alike[rng.integers(len(alike))], rng)
     repair(content, structures)
     if rng.random() < 0.5:
-        mend(content)  # where a length was changed, too, as the header now says
+        correct_checksums(content)  # also where the header now states another length
     return bytes(content)
 
 
 def _change(content: bytearray, structure: Structure, rng: np.random.Generator) -> None:
-    """Change a field, or a bit, after the signature of a structure."""
+    """Change a field or a bit after the signature of a structure."""
     width = int(rng.choice([1, 1, 1, 2, 4, 8]))
     place = int(rng.integers(structure.start + 4, structure.stop))
     width = min(width, structure.stop - place)
@@ -381,7 +381,7 @@ def _change(content: bytearray, structure: Structure, rng: np.random.Generator) 
 
 
 def _place(content: bytearray, rng: np.random.Generator) -> int:
-    """Somewhere, more often near the signature of a structure than not."""
+    """Return a random position, usually close to the signature of a structure."""
     signatures = [
         found.start() for found in re.finditer(rb"OHDR|TREE|SNOD|HEAP|GCOL|FADB|EADB|BTHD|FRHP|\x89HDF", content)
     ]
@@ -414,7 +414,7 @@ def _truncate(content: bytearray, corpus: list[bytes], rng: np.random.Generator)
     n_bytes = len(content)
     if rng.random() < 0.3:
         del content[int(rng.integers(n_bytes + 1)) :]
-        if rng.random() < 0.7:  # and fill up again, so that the size is right
+        if rng.random() < 0.7:  # and pad, so that the size is right
             content.extend(bytes(n_bytes - len(content)))
 
 
@@ -437,8 +437,8 @@ def _swap_words(content: bytearray, corpus: list[bytes], rng: np.random.Generato
 _DAMAGES = [_flip_bits, _flip_bits, _set_bytes, _set_word, _set_word, _truncate, _splice, _swap_words]
 
 
-def mend(content: bytearray) -> None:
-    """Make checksums fit: the superblock's (version 2 and 3), and those of object headers (version 2)."""
+def correct_checksums(content: bytearray) -> None:
+    """Correct the checksums of the superblock (versions 2 and 3) and of object headers (version 2)."""
     start = max(0, content.find(b"\x89HDF"))
     if len(content) >= start + 48 and content[start + 8] in (2, 3):
         content[start + 44 : start + 48] = lookup3(bytes(content[start : start + 44])).to_bytes(4, "little")
@@ -453,7 +453,7 @@ def mend(content: bytearray) -> None:
 
 
 def lookup3(data: bytes) -> int:
-    """Bob Jenkins's hash of 2006, as HDF5 uses it for metadata."""
+    """Return Bob Jenkins's hash of 2006, which HDF5 uses for metadata."""
     mask = 0xFFFFFFFF
 
     def rotated(value: int, by: int) -> int:
@@ -495,7 +495,7 @@ def _peak() -> int:
 
 
 def main() -> int:
-    """Print what came of as many files as the command line asks for."""
+    """Fuzz the number of files on the command line and print the results."""
     n, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
     in_structures = "structures" in sys.argv
     logging.disable(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Run every graph on the device of THEANO_FLAGS: features of rows of each dtype, each network trained by each rule.
+"""Run every graph on the device of THEANO_FLAGS: encode rows of each dtype and train each network by each rule.
 
 python -m tests.support.graphs_child            all of them
 python -m tests.support.graphs_child leaky      one network, trained by adam
@@ -26,7 +26,7 @@ _N_ROWS = 24
 
 
 def autoencoders(dtype: str, networks: dict[str, Network]) -> Iterator[tuple[str, Autoencoder, np.ndarray]]:
-    """Each network with parameters and a scaling, and rows for it."""
+    """Yield each network with parameters and a scaling, and rows for it."""
     rng = np.random.default_rng(3)
     for name, network in networks.items():
         rows = rng.integers(0, 100, (_N_ROWS, network.n_inputs)).astype(dtype)
@@ -37,7 +37,7 @@ def autoencoders(dtype: str, networks: dict[str, Network]) -> Iterator[tuple[str
 
 
 def encode(autoencoder: Autoencoder, rows: np.ndarray) -> None:
-    """All that needs no training."""
+    """Run all functions that need no training."""
     features = autoencoder.encode(rows)
     autoencoder.errors(rows)
     symbol = backend.load().tensor.fmatrix()
@@ -45,7 +45,7 @@ def encode(autoencoder: Autoencoder, rows: np.ndarray) -> None:
 
 
 def train(autoencoder: Autoencoder, rows: np.ndarray, rule: Rule, corruption: float, is_resident: bool) -> None:
-    """A step with the cost, and one without."""
+    """Take one step with the cost and one without."""
     resident = rows.copy() if is_resident else None
     step = TrainingStep(autoencoder, rule, rows.dtype, resident, corruption)
     noise = np.full(rows.shape, 99, np.uint8) if corruption else None
@@ -55,7 +55,7 @@ def train(autoencoder: Autoencoder, rows: np.ndarray, rule: Rule, corruption: fl
 
 
 def main(names: Sequence[str]) -> None:
-    """Each of them once, or some networks' most usual ones."""
+    """Run each graph once, or the most common graphs of some networks."""
     print(backend.start(require=True))
     networks = {name: NETWORKS[name] for name in names} or NETWORKS
     for _, autoencoder, rows in autoencoders("uint8", networks):

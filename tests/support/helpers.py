@@ -1,4 +1,4 @@
-"""What several tests share: shards to order, errors to expect, and a user without root's rights."""
+"""Helpers of several tests: shards, expected errors, and a user without root privileges."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard
 
-NOBODY = 65534
+UNPRIVILEGED = 65534
 
 
-def write_shard(path: Path, rows: Any, name: str = "X", extras: Mapping[str, Any] | None = None, **how: Any) -> str:
-    """An HDF5 file with one dataset of rows, stored as `how` tells h5py's ``create_dataset``, and its extras."""
+def write_shard(path: Path, rows: Any, name: str = "X", extras: Mapping[str, Any] | None = None, **options: Any) -> str:
+    """Write an HDF5 file with one dataset of rows and extras; `how` is passed to h5py's ``create_dataset``."""
     with h5py.File(path, "w") as file:
-        file.create_dataset(name, data=rows, **how)
+        file.create_dataset(name, data=rows, **options)
         for extra, values in (extras or {}).items():
             file.create_dataset(extra, data=values)
     return str(path)
 
 
 def numbered(n_rows: int, n_inputs: int = 2, first: int = 0, dtype: Any = np.int64) -> np.ndarray:
-    """Rows that tell their number: row i, counted from `first`, holds 10 i, 10 i + 1 and so on."""
+    """Return rows that contain their number: row i, counted from `first`, holds 10 i, 10 i + 1 and so on."""
     return (10 * np.arange(first, first + n_rows)[:, None] + np.arange(n_inputs)).astype(dtype)
 
 
-def numbered_shards(folder: Path, *sizes: int, **how: Any) -> tuple[Shard, ...]:
-    """Shards of these sizes, in which the rows tell their number over all of them."""
+def numbered_shards(folder: Path, *sizes: int, **options: Any) -> tuple[Shard, ...]:
+    """Write shards of these sizes whose rows contain their number over all shards."""
     for i, size in enumerate(sizes):
-        write_shard(folder / f"{i}.h5", numbered(size, first=sum(sizes[:i])), **how)
+        write_shard(folder / f"{i}.h5", numbered(size, first=sum(sizes[:i])), **options)
     return open_shards([str(folder / f"{i}.h5") for i in range(len(sizes))])
 
 
 def whole(shard: Shard) -> np.ndarray:
-    """All rows of a shard."""
+    """Return all rows of a shard."""
     return read(Block(shard, 0, shard.n_rows))
 
 
@@ -57,25 +57,25 @@ def scanned(
     advance: Callable[[int], object] = lambda n_rows: None,
     **settings: Any,
 ) -> Scan:
-    """A scan in threads."""
+    """Return the scan of shards, made in threads."""
     with threads(n_threads) as pool:
         return scan(shards, ScanSettings(block_rows, **settings), pool, n_threads, advance)
 
 
 def names(shard: Shard) -> tuple[str, ...]:
-    """Return the extras of a shard."""
+    """Return the names of a shard's extras."""
     return tuple(extra.name for extra in shard.extras)
 
 
 def some_rows(dtype: Any = "<f4", n_rows: int = 61, n_inputs: int = 6) -> np.ndarray:
-    """Rows of which most entries are zero."""
+    """Return rows with mostly zero entries."""
     rng = np.random.default_rng(0)
     values = rng.integers(1, 100, (n_rows, n_inputs)) * (rng.random((n_rows, n_inputs)) < 0.4)
     return values.astype(dtype)
 
 
 def csr(rows: np.ndarray, index: str = "<i4", scramble: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values, columns, and where rows begin: SciPy's, and AnnData's."""
+    """Return values, column indices and row pointers, as in SciPy and AnnData."""
     where = [np.flatnonzero(row)[:: -1 if scramble else 1] for row in rows]
     values = [row[columns] for row, columns in zip(rows, where, strict=True)]
     ends = np.cumsum([0, *map(len, where)])
@@ -83,7 +83,7 @@ def csr(rows: np.ndarray, index: str = "<i4", scramble: bool = False) -> tuple[n
 
 
 def write_csr(path: Path, parts: Sequence[np.ndarray], shape: tuple[int, ...], **attributes: Any) -> str:
-    """A sparse matrix, `X`, made of values, columns, and where rows begin."""
+    """Write a sparse matrix, `X`, from values, column indices and row pointers."""
     with h5py.File(path, "w") as file:
         group = file.create_group("X")
         group["data"], group["indices"], group["indptr"] = parts
@@ -93,7 +93,7 @@ def write_csr(path: Path, parts: Sequence[np.ndarray], shape: tuple[int, ...], *
 
 @contextmanager
 def refused(exit_code: int, *phrases: str) -> Iterator[None]:
-    """An error of ours with this exit code, whose sentence holds all these phrases on one line."""
+    """Expect one of our errors, with this exit code and all these phrases on one line of its message."""
     with pytest.raises(ShardpressError) as caught:
         yield
     sentence = str(caught.value)
@@ -102,8 +102,8 @@ def refused(exit_code: int, *phrases: str) -> Iterator[None]:
     assert sentence.isprintable()
 
 
-def as_nobody(act: Callable[[], object]) -> tuple[int, str]:
-    """Exit code and sentence of the error that `act` meets without root's rights; (0, "") without an error."""
+def without_privileges(act: Callable[[], object]) -> tuple[int, str]:
+    """Return exit code and message of the error that `act` raises without root privileges; (0, "") without an error."""
     if os.getuid() != 0:
         return _outcome(act)
     reader, writer = os.pipe()
@@ -111,8 +111,8 @@ def as_nobody(act: Callable[[], object]) -> tuple[int, str]:
     if not child:
         try:
             os.setgroups([])
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
+            os.setgid(UNPRIVILEGED)
+            os.setuid(UNPRIVILEGED)
             os.write(writer, json.dumps(_outcome(act)).encode())
         finally:
             os._exit(0)

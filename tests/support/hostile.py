@@ -1,4 +1,4 @@
-"""Files that mean harm, or were harmed: each function writes one and gives its path. And who opens a file."""
+"""Write malicious or damaged files and return their paths; count how often a file is opened."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _IN_OPEN = 0x20
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-# -- who opens a file --------------------------------------------------------------------------------------------
+# -- counting opens ---------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def opens(path: Path) -> Iterator[list[int]]:
-    """How often any process opened a file meanwhile: in the list at the end. The kernel counts (inotify)."""
+    """Count how often any process opens a file in the context (by inotify); the count is in the list at the end."""
     watch = _LIBC.inotify_init1(os.O_NONBLOCK)
     assert watch >= 0
     assert _LIBC.inotify_add_watch(watch, os.fsencode(path), _IN_OPEN) >= 0
@@ -35,13 +35,13 @@ def opens(path: Path) -> Iterator[list[int]]:
             events = os.read(watch, 2**16)
         except BlockingIOError:
             events = b""
-        counts.append(len(events) // 16)  # an event about a watched file has no name behind it
+        counts.append(len(events) // 16)  # an event about a watched file has no name after it
     finally:
         os.close(watch)
 
 
 def secret(folder: Path) -> Path:
-    """A shard that nobody was told to read."""
+    """Write a shard that no run was given."""
     path = folder / "secret.h5"
     with h5py.File(path, "w") as file:
         file["X"] = file["group/X"] = ROWS
@@ -49,11 +49,11 @@ def secret(folder: Path) -> Path:
     return path
 
 
-# -- files that lead to other files ------------------------------------------------------------------------------
+# -- links to other files ---------------------------------------------------------------------------------------------
 
 
 def external_link(folder: Path, target: Path, place: str) -> tuple[Path, str]:
-    """The dataset, or a group on the way to it, lies in another file. With the name of the dataset."""
+    """Write a file whose dataset, or a group on its path, is in another file; return also the name of the dataset."""
     path = folder / "x.h5"
     with h5py.File(path, "w") as file:
         if place == "dataset":
@@ -67,7 +67,7 @@ def external_link(folder: Path, target: Path, place: str) -> tuple[Path, str]:
 
 
 def external_extra(folder: Path, target: Path) -> Path:
-    """Labels that lie in another file."""
+    """Write a shard whose labels are in another file."""
     path = folder / "x.h5"
     with h5py.File(path, "w") as file:
         file["X"] = ROWS
@@ -76,7 +76,7 @@ def external_extra(folder: Path, target: Path) -> Path:
 
 
 def soft_link(folder: Path, target: str) -> Path:
-    """The dataset is another name, of something or nothing."""
+    """Write a dataset that is a soft link, to something or nothing."""
     path = folder / "x.h5"
     with h5py.File(path, "w") as file:
         file["rows"] = ROWS
@@ -85,7 +85,7 @@ def soft_link(folder: Path, target: str) -> Path:
 
 
 def external_storage(folder: Path, target: Path) -> Path:
-    """A dataset whose bytes are those of another file."""
+    """Write a dataset whose bytes are in another file."""
     path = folder / "x.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("X", (6, 2), "u1", external=[(target, 0, 12)])
@@ -93,7 +93,7 @@ def external_storage(folder: Path, target: Path) -> Path:
 
 
 def virtual(folder: Path, target: Path, unlimited: bool = False) -> Path:
-    """A dataset that is made of another file's."""
+    """Write a virtual dataset over another file."""
     path = folder / "x.h5"
     with h5py.File(path, "w") as file:
         layout = h5py.VirtualLayout((6, 2), "<i4", maxshape=(None, 2) if unlimited else None)
@@ -107,27 +107,27 @@ def virtual(folder: Path, target: Path, unlimited: bool = False) -> Path:
 
 
 def in_several_files(folder: Path, driver: str, libver: str, space: str | None = None) -> Path:
-    """The first file of a family, or the metadata half of a split pair."""
+    """Write the first file of a family, or the metadata half of a split pair."""
     names = {"family": ("x%d.h5", "x0.h5"), "split": ("x", "x-m.h5")}[driver]
-    how = {"memb_size": 4096} if driver == "family" else {}
-    with h5py.File(folder / names[0], "w", driver=driver, libver=libver, fs_strategy=space, **how) as file:
+    options = {"memb_size": 4096} if driver == "family" else {}
+    with h5py.File(folder / names[0], "w", driver=driver, libver=libver, fs_strategy=space, **options) as file:
         file["X"] = np.zeros((600, 2))
     return folder / names[1]
 
 
-# -- files that are too much -------------------------------------------------------------------------------------
+# -- excessive sizes --------------------------------------------------------------------------------------------------
 
 
-def declared(folder: Path, shape: tuple[int, ...], dtype: str = "f4", **how: object) -> Path:
-    """A dataset of which only the header exists."""
+def declared(folder: Path, shape: tuple[int, ...], dtype: str = "f4", **options: object) -> Path:
+    """Write a dataset of which only the header exists."""
     path = folder / "x.h5"
     with h5py.File(path, "w") as file:
-        file.create_dataset("X", shape, dtype, **how)
+        file.create_dataset("X", shape, dtype, **options)
     return path
 
 
 def nested(folder: Path, depth: int) -> Path:
-    """Groups in groups in groups."""
+    """Write deeply nested groups."""
     path = folder / "x.h5"
     with h5py.File(path, "w") as file:
         group = file
@@ -138,7 +138,7 @@ def nested(folder: Path, depth: int) -> Path:
 
 
 def crowded(folder: Path, n: int, group: str = "/", libver: str = "latest") -> Path:
-    """A great many names beside the rows, of one small object."""
+    """Write very many names of one small object next to the rows."""
     path = folder / "x.h5"
     with h5py.File(path, "w", libver=libver) as file:
         file["X"] = ROWS
@@ -149,11 +149,11 @@ def crowded(folder: Path, n: int, group: str = "/", libver: str = "latest") -> P
     return path
 
 
-# -- files that are wrong ------------------------------------------------------------------------------------------
+# -- damaged files ----------------------------------------------------------------------------------------------------
 
 
 def edited(path: Path, found: bytes, replaced: bytes, nth: int = 0) -> Path:
-    """Bytes in the place of others, as long as those."""
+    """Replace bytes by others of the same length."""
     content = path.read_bytes()
     assert len(found) == len(replaced)
     at = -1
@@ -163,17 +163,17 @@ def edited(path: Path, found: bytes, replaced: bytes, nth: int = 0) -> Path:
     return path
 
 
-def plain(folder: Path, **how: object) -> Path:
-    """A shard with labels, in the oldest format: without checksums, which an edit would have to mend."""
+def plain(folder: Path, **options: object) -> Path:
+    """Write a shard with labels in the oldest format, which has no checksums that an edit would break."""
     path = folder / "x.h5"
     with h5py.File(path, "w", libver="earliest") as file:
-        file.create_dataset("X", data=ROWS, **how)
+        file.create_dataset("X", data=ROWS, **options)
         file["y"] = np.arange(6, dtype="<i8")
     return path
 
 
 def moved(folder: Path, offset: int, name: str = "X") -> Path:
-    """Contiguous rows, or labels, that are said to lie elsewhere."""
+    """Write contiguous rows, or labels, with a wrong address."""
     path = plain(folder)
     with h5py.File(path) as file:
         before, size = file[name].id.get_offset(), file[name].id.get_storage_size()
@@ -181,18 +181,18 @@ def moved(folder: Path, offset: int, name: str = "X") -> Path:
 
 
 def of_another_chunk_rank(folder: Path, rank: int) -> Path:
-    """A two-dimensional dataset whose chunks have `rank` dimensions, the element's among them (CVE-2026-19025)."""
+    """Write a matrix whose chunks have `rank` dimensions, including that of the element (CVE-2026-19025)."""
     return edited(plain(folder, chunks=(3, 2)), struct.pack("<BBB", 3, 2, 3), struct.pack("<BBB", 3, 2, rank))
 
 
 def with_chunks_of(folder: Path, n_rows: int, n_columns: int, itemsize: int) -> Path:
-    """A chunked dataset whose chunks are said to have another shape."""
+    """Write a chunked dataset whose header states another chunk shape."""
     stored, wanted = struct.pack("<III", 3, 2, 4), struct.pack("<III", n_rows, n_columns, itemsize)
     return edited(plain(folder, chunks=(3, 2)), stored, wanted)
 
 
 def endless_chunk_index(folder: Path) -> Path:
-    """A tree of chunks whose first node is its own right neighbour."""
+    """Write a chunk tree whose first node is its own right neighbour."""
     path = plain(folder, chunks=(1, 2))
     content = path.read_bytes()
     node = next(i for i in range(len(content)) if content[i : i + 5] == b"TREE\1")
@@ -203,9 +203,9 @@ def endless_chunk_index(folder: Path) -> Path:
 
 
 def shared_chunk_nodes(folder: Path, n_levels: int, n_in_leaf: int = 6) -> Path:
-    """A tree of chunks with one node at each level, to which all 64 entries of the node above point.
+    """Write a chunk tree with one node at each level, to which all 64 entries of its parent point.
 
-    Its chunks lie outside the dataset; with `n_in_leaf` 0 there are none at all.
+    Its chunks are outside the dataset; with `n_in_leaf` 0 it has no chunks.
     """
     path = plain(folder, chunks=(1, 2))
     content = bytearray(path.read_bytes())
@@ -221,7 +221,7 @@ def shared_chunk_nodes(folder: Path, n_levels: int, n_in_leaf: int = 6) -> Path:
 
 
 def shared_name_nodes(folder: Path, n_levels: int) -> Path:
-    """A root group whose tree of names has one node at each level, to which all 32 entries of the node above point."""
+    """Write a root group whose name tree has one node at each level, to which all 32 entries of its parent point."""
     path = plain(folder)
     content = bytearray(path.read_bytes())
     leaf = content.index(b"TREE\0")
@@ -233,7 +233,7 @@ def shared_name_nodes(folder: Path, n_levels: int) -> Path:
 
 
 def _with_shared_nodes(content: bytearray, leaf: int, kind: int, n_levels: int, key: bytes) -> int:
-    """Append a node for each level above a leaf, set the file's end, and return the address of the highest one."""
+    """Append a node for each level above a leaf, set the end of the file, and return the address of the top node."""
     n_children = {0: 32, 1: 64}[kind]
     below = leaf
     for level in range(1, n_levels + 1):
@@ -246,13 +246,13 @@ def _with_shared_nodes(content: bytearray, leaf: int, kind: int, n_levels: int, 
 
 
 def endless_header(folder: Path) -> Path:
-    """An object header whose continuation is itself."""
+    """Write an object header whose continuation is itself."""
     path = folder / "x.h5"
     with h5py.File(path, "w", libver="earliest") as file:
-        made = file.create_dataset("X", data=ROWS)
+        dataset = file.create_dataset("X", data=ROWS)
         for i in range(20):
-            made.attrs[f"attribute {i}"] = i  # until the header needs a continuation
-        header = h5py.h5o.get_info(made.id).addr
+            dataset.attrs[f"attribute {i}"] = i  # until the header needs a continuation
+        header = h5py.h5o.get_info(dataset.id).addr
     content = path.read_bytes()
     at = content.index(struct.pack("<HHI", 0x10, 16, 0), header)
     path.write_bytes(content[: at + 8] + struct.pack("<QQ", header + 16, 256) + content[at + 24 :])
@@ -260,7 +260,7 @@ def endless_header(folder: Path) -> Path:
 
 
 def left_open(folder: Path) -> Path:
-    """What a writer leaves that was killed."""
+    """Write a file as a killed writer leaves it."""
     path = folder / "x.h5"
     program = (
         "import os, sys, h5py, numpy; file = h5py.File(sys.argv[1], 'w', libver='latest'); "
@@ -270,7 +270,7 @@ def left_open(folder: Path) -> Path:
     return path
 
 
-# -- a plugin ------------------------------------------------------------------------------------------------------
+# -- a plugin ---------------------------------------------------------------------------------------------------------
 
 _PLUGIN = """
 #include <stdlib.h>
@@ -286,7 +286,7 @@ const void *H5PLget_plugin_info(void) { return 0; }
 
 
 def plugin(folder: Path) -> dict[str, str]:
-    """A plugin that leaves a trace when it is loaded, and the environment in which HDF5 does load it."""
+    """Build a plugin that creates a file when it is loaded; return it and the environment in which HDF5 loads it."""
     (folder / "plugin.c").write_text(_PLUGIN)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "libplugin.so", folder / "plugin.c"], check=True)
     return {"HDF5_PLUGIN_PATH": str(folder), "CANARY": str(folder / "loaded")}

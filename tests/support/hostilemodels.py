@@ -1,4 +1,4 @@
-"""Model files that mean harm: each function writes one into a folder and returns its path."""
+"""Write malicious model files into a folder and return their paths."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _changed(folder: Path, change: Callable[[h5py.File], object]) -> Path:
 
 
 def _replaced(folder: Path, create: Callable[[h5py.File], object], name: str = "W_1") -> Path:
-    """Write a model in which an array makes way for something else."""
+    """Write a model in which an array is replaced."""
 
     def change(file: h5py.File) -> None:
         del file[name]
@@ -54,17 +54,17 @@ def _replaced(folder: Path, create: Callable[[h5py.File], object], name: str = "
     return _changed(folder, change)
 
 
-# -- files that lead elsewhere -------------------------------------------------------------------------------------
+# -- links to other files ---------------------------------------------------------------------------------------------
 
 
 def external_link(folder: Path) -> Path:
-    """A matrix that is in another file."""
+    """Write a matrix that is in another file."""
     other = write_model(folder, "other.h5")
     return _replaced(folder, lambda file: file.__setitem__("W_1", h5py.ExternalLink(str(other), "/W_1")))
 
 
 def soft_link(folder: Path) -> Path:
-    """A matrix that is another name of itself."""
+    """Write a matrix that is a soft link to itself."""
 
     def change(file: h5py.File) -> None:
         file.move("W_1", "moved")
@@ -74,21 +74,21 @@ def soft_link(folder: Path) -> Path:
 
 
 def external_storage(folder: Path) -> Path:
-    """A matrix whose bytes are those of another file."""
+    """Write a matrix whose bytes are in another file."""
     secret = folder / "secret"
     secret.write_bytes(b"\0\0\x80?" * 24)
     return _replaced(folder, lambda file: file.create_dataset("W_1", (4, 6), "<f4", external=[(str(secret), 0, 96)]))
 
 
 def virtual_dataset(folder: Path) -> Path:
-    """A matrix that is made of another file's."""
+    """Write a virtual matrix over another file."""
     other = write_model(folder, "other.h5")
     layout = h5py.VirtualLayout((4, 6), "<f4")
     layout[:] = h5py.VirtualSource(other, "W_1", (4, 6))
     return _replaced(folder, lambda file: file.create_virtual_dataset("W_1", layout))
 
 
-# -- files that are too much ---------------------------------------------------------------------------------------
+# -- excessive sizes --------------------------------------------------------------------------------------------------
 
 
 def _of_widths(folder: Path, widths: tuple[int, ...], create: Callable[[h5py.File], object]) -> Path:
@@ -100,7 +100,7 @@ def _of_widths(folder: Path, widths: tuple[int, ...], create: Callable[[h5py.Fil
 
 
 def compressed(folder: Path) -> Path:
-    """A matrix of zeros, compressed a thousandfold."""
+    """Write a matrix of zeros, compressed a thousandfold."""
     zeros = np.zeros((2**10, 2**12), "<f4")
     return _of_widths(
         folder,
@@ -110,19 +110,19 @@ def compressed(folder: Path) -> Path:
 
 
 def never_written(folder: Path) -> Path:
-    """A matrix of 8 GiB in chunks, none of which exists."""
+    """Write a matrix of 8 GiB in chunks, none of which exists."""
     shape = (2**16, 2**15)
     return _of_widths(folder, (*shape, 3), lambda file: file.create_dataset("W_1", shape, "<f4", chunks=(2**10, 2**10)))
 
 
 def never_allocated(folder: Path) -> Path:
-    """A contiguous matrix of 8 TiB, of which the header alone exists."""
+    """Write a contiguous matrix of 8 TiB of which only the header exists."""
     shape = (2**20, 2**21)
     return _of_widths(folder, (*shape, 3), lambda file: file.create_dataset("W_1", shape, "<f4"))
 
 
 def forged_shape(folder: Path) -> Path:
-    """Dimensions and a size that are beyond the file, at an offset that is in it."""
+    """Write dimensions and a size that exceed the file, at an offset inside it."""
     path = _changed(folder, lambda file: file.attrs.__setitem__("widths", [2**28, 6, 3]))
     with h5py.File(path) as file:
         place = file["W_1"].id.get_offset()
@@ -131,7 +131,7 @@ def forged_shape(folder: Path) -> Path:
 
 
 def overlapping(folder: Path) -> Path:
-    """Two arrays that share their bytes."""
+    """Write two arrays that share their bytes."""
     path = write_model(folder)
     with h5py.File(path) as file:
         first = file["minimum"].id.get_offset()
@@ -140,7 +140,7 @@ def overlapping(folder: Path) -> Path:
 
 
 def shared_matrix(folder: Path) -> Path:
-    """A network of 200 layers, all of which have the same matrix of 4 MiB."""
+    """Write a network of 200 layers that share one matrix of 4 MiB."""
     n = 2**10
     path = folder / "model.h5"
     sound = model_of(Network((n, n)))
@@ -155,12 +155,12 @@ def shared_matrix(folder: Path) -> Path:
 
 
 def huge_widths(folder: Path) -> Path:
-    """A network of 2**60 columns."""
+    """Write a network of 2**60 columns."""
     return _changed(folder, lambda file: file.attrs.__setitem__("widths", [4, 2**60, 3]))
 
 
 def many_widths(folder: Path) -> Path:
-    """A network of a million layers."""
+    """Write a network of a million layers."""
     path = folder / "model.h5"
     with h5py.File(write_model(folder, "other.h5")) as other, h5py.File(path, "w", libver="latest") as file:
         for name, value in other.attrs.items():
@@ -172,28 +172,28 @@ def many_widths(folder: Path) -> Path:
 
 
 def layers_without_end(folder: Path) -> Path:
-    """A network of 8,000 layers, which an attribute of the oldest format can hold."""
+    """Write a network of 8,000 layers, which fits into an attribute of the oldest format."""
     return _changed(folder, lambda file: file.attrs.__setitem__("widths", np.full(8000, 4)))
 
 
 def huge_about(folder: Path) -> Path:
-    """A description of 32 MiB."""
+    """Write a description of 32 MiB."""
     text = '{"config": "' + "x" * 2**25 + '"}'
     return _changed(folder, lambda file: file.attrs.__setitem__("about", text))
 
 
 def many_values(folder: Path) -> Path:
-    """A description of 12 MB that takes 300 MB once it is parsed."""
+    """Write a description of 12 MB that needs 300 MB once it is parsed."""
     text = '{"x": [' + "[]," * (4 * 10**6) + "0]}"
     return _changed(folder, lambda file: file.attrs.__setitem__("about", text))
 
 
 def nested_values(folder: Path) -> Path:
-    """A description that is nested without end."""
+    """Write a description that is nested too deeply."""
     return _changed(folder, lambda file: file.attrs.__setitem__("about", "[" * 10**5))
 
 
-# -- files that are wrong ------------------------------------------------------------------------------------------
+# -- invalid content --------------------------------------------------------------------------------------------------
 
 
 def _with_array(folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
@@ -202,32 +202,32 @@ def _with_array(folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> Pat
 
 
 def nan_weights(folder: Path) -> Path:
-    """A matrix that holds NaN."""
+    """Write a matrix that contains NaN."""
     return _with_array(folder, lambda array: array * np.nan)
 
 
 def other_dtype(folder: Path) -> Path:
-    """A matrix of float64."""
+    """Write a matrix of float64."""
     return _with_array(folder, lambda array: array.astype(np.float64))
 
 
 def other_shape(folder: Path) -> Path:
-    """A transposed matrix."""
+    """Write a transposed matrix."""
     return _with_array(folder, lambda array: array.T)
 
 
 def missing_array(folder: Path) -> Path:
-    """No matrix."""
+    """Leave out the matrix."""
     return _replaced(folder, lambda file: None)
 
 
 def group_for_array(folder: Path) -> Path:
-    """A group in place of the matrix."""
+    """Write a group in place of the matrix."""
     return _replaced(folder, lambda file: file.create_group("W_1"))
 
 
 def odd_bool(folder: Path) -> Path:
-    """A bool that is neither true nor false."""
+    """Write a bool that is neither true nor false."""
     path = write_model(folder)
     with h5py.File(path) as file:
         place = file["clips"].id.get_offset()
@@ -238,51 +238,51 @@ def odd_bool(folder: Path) -> Path:
 
 
 def list_for_about(folder: Path) -> Path:
-    """A description that is a list."""
+    """Write a description that is a list."""
     return _changed(folder, lambda file: file.attrs.__setitem__("about", json.dumps([1])))
 
 
 def other_weights(folder: Path) -> Path:
-    """A matrix of another model, which does not fit the fingerprint."""
+    """Write a matrix of another model, which does not match the fingerprint."""
     return _with_array(folder, lambda array: array + 1)
 
 
 def no_fingerprint(folder: Path) -> Path:
-    """No fingerprint."""
+    """Leave out the fingerprint."""
     return _changed(folder, lambda file: file.attrs.__delitem__("fingerprint"))
 
 
 def later_format(folder: Path) -> Path:
-    """A model of a format of the future."""
+    """Write a model in a future format."""
     return _changed(folder, lambda file: file.attrs.__setitem__("format", "shardpress-model/99"))
 
 
-# -- what is no file -----------------------------------------------------------------------------------------------
+# -- not regular files ------------------------------------------------------------------------------------------------
 
 
 def fifo(folder: Path) -> Path:
-    """A named pipe that nobody writes to."""
+    """Create a named pipe that no process writes to."""
     path = folder / "model.h5"
     os.mkfifo(path)
     return path
 
 
 def directory(folder: Path) -> Path:
-    """A directory by the name of a model."""
+    """Create a directory with the name of a model."""
     path = folder / "model.h5"
     path.mkdir()
     return path
 
 
 def link_loop(folder: Path) -> Path:
-    """A symbolic link to itself."""
+    """Create a symbolic link to itself."""
     path = folder / "model.h5"
     path.symlink_to(path)
     return path
 
 
 def dangling_link(folder: Path) -> Path:
-    """A symbolic link to nothing."""
+    """Create a dangling symbolic link."""
     path = folder / "model.h5"
     path.symlink_to(folder / "nothing")
     return path
@@ -302,4 +302,4 @@ HOSTILE: Mapping[str, tuple[Callable[[Path], Path], int]] = {
     **{make.__name__: (make, 66) for make in _NO_INPUT},
     "later_format": (later_format, 76),
 }
-"""Writers of hostile models by name, each with the exit code that refuses its file."""
+"""Functions that write hostile models, by name, each with the exit code of the refusal."""

@@ -1,4 +1,4 @@
-"""Several hosts on this machine: network namespaces of Linux around a bridge, which only root can make."""
+"""Several hosts on this machine: Linux network namespaces around a bridge. Needs root."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["HERE", "Hosts", "Place"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process runs.
+    """A host for a process.
 
     Attributes
     ----------
     command : tuple of str
-        What stands before its own.
+        Words before the command of the process.
     address : str
     """
 
@@ -29,12 +29,12 @@ HERE = Place((), "127.0.0.1")
 
 
 class Hosts:
-    """As long as the context lasts.
+    """Hosts that exist as long as the context lasts.
 
     Parameters
     ----------
     n : int
-        How many, besides the first one, in which all cables end.
+        Number of hosts in addition to the first one, to which all cables lead.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Hosts:
 
     def __exit__(self, *_: object) -> None:
         for name in self._names:
-            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)  # some were never made
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)  # some may not exist yet
 
     def _connect(self) -> None:
         first = self._names[0]
@@ -74,11 +74,11 @@ class Hosts:
             _ip(f"-n {name} link set plug up")
 
     def pull(self, i: int) -> None:
-        """Pull the cable of a host: nothing comes through, and neither end is told."""
+        """Unplug the cable of a host: no data passes, and neither end is notified."""
         _ip(f"-n {self._names[0]} link set cable{i} nomaster")
 
     def plug(self, i: int) -> None:
-        """Plug it in again."""
+        """Plug the cable in again."""
         _ip(f"-n {self._names[0]} link set cable{i} master middle")
 
 

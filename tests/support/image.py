@@ -1,6 +1,6 @@
-"""The steps of docs/Dockerfile in a chroot of a plain Debian, as root: `make image-check`. What they make has to work.
+"""Run the steps of docs/Dockerfile in a chroot of a plain Debian and test the result: `make image-check`.
 
-It needs debootstrap and a network. A step is done as Docker does it, as far as this file has such steps.
+Needs root, debootstrap and a network. The steps are done as in Docker, as far as this Dockerfile uses them.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import numpy as np
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY
 
-__all__ = ["Image", "made", "mirror", "steps"]
+__all__ = ["Image", "build_image", "mirror", "steps"]
 
 DOCKERFILE = REPOSITORY / "docs/Dockerfile"
 SUITES = {"debian:12": "bookworm"}
-# In a process's own view of the file system, so that nothing stays mounted.
+# In a private mount namespace, so that nothing stays mounted.
 CHROOT = 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
-# How this machine reaches package sources, for pip in there.
+# Settings of this machine's package sources, for pip in the chroot.
 NETWORK = ("http_proxy", "https_proxy", "no_proxy", "PIP_INDEX_URL", "PIP_DEFAULT_TIMEOUT")
 CERTIFICATES = "etc/certificates-of-the-machine.crt"
 
 
 def steps(text: str) -> Iterator[tuple[str, str]]:
-    """Each step's name and what follows it, on one line."""
+    """Return the name and the arguments of each step, joined into one line."""
     lines = re.sub(r"^#.*\n", "", text, flags=re.M).replace("\\\n", " ")
     for line in filter(None, lines.splitlines()):
         name, _, rest = line.partition(" ")
@@ -41,7 +41,7 @@ def steps(text: str) -> Iterator[tuple[str, str]]:
 
 
 def mirror() -> str:
-    """Where this machine's own packages come from."""
+    """Return the Debian mirror of this machine."""
     form = "$(REPO_URI) $(COMPONENT)"
     command = ["apt-get", "indextargets", "--no-release-info", "--format", form, "Created-By: Packages"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -49,7 +49,7 @@ def mirror() -> str:
 
 
 class Image:
-    """A folder that becomes what the steps make of it."""
+    """A folder that becomes the image."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -59,15 +59,15 @@ class Image:
         self.entrypoint: list[str] = []
 
     def do(self, name: str, rest: str) -> None:
-        """One step."""
+        """Do one step."""
         print(f"{name} {rest}", flush=True)
         if name == "FROM":
             subprocess.run(["debootstrap", "--variant=minbase", SUITES[rest], self.root, mirror()], check=True)
             self._connect()
         elif name in ("ARG", "ENV"):
             key, _, value = rest.partition("=")
-            kept = self.arguments if name == "ARG" else self.environment
-            kept[key] = Template(value).substitute(self.environment)
+            values = self.arguments if name == "ARG" else self.environment
+            values[key] = Template(value).substitute(self.environment)
         elif name == "COPY":
             self._copy(*rest.split())
         elif name == "RUN":
@@ -81,7 +81,7 @@ class Image:
             raise NotImplementedError(f"{DOCKERFILE}: {name} {rest}")
 
     def run(self, *command: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Start a program in there, and show what it says."""
+        """Run a program in the image and print its output."""
         words = [f"{key}={value}" for key, value in {**self.environment, **self._network(), **variables}.items()]
         inside = ["/usr/bin/env", "-i", f"--chdir={self.folder}", *words, *command]
         outside = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", CHROOT, str(self.root)]
@@ -109,8 +109,8 @@ class Image:
         return found | ({"PIP_CERT": f"/{CERTIFICATES}"} if (self.root / CERTIFICATES).exists() else {})
 
 
-def made(root: Path, what_for: str) -> Image:
-    """The image of docs/Dockerfile, in a folder that is not there yet."""
+def build_image(root: Path, what_for: str) -> Image:
+    """Build the image of docs/Dockerfile in a new folder."""
     if os.geteuid() or shutil.which("debootstrap") is None:
         sys.exit(f"{what_for}: needs root, and debootstrap (Debian: apt-get install debootstrap)")
     image = Image(root)
@@ -120,14 +120,14 @@ def made(root: Path, what_for: str) -> Image:
 
 
 def main() -> None:
-    """Make the image, and use it on a machine without a driver, as this chroot is."""
+    """Build the image and use it, without a driver."""
     with TemporaryDirectory(prefix="shardpress-image-") as folder:
-        image = made(Path(folder, "root"), "image-check")
-        print("What is in it:", flush=True)
+        image = build_image(Path(folder, "root"), "image-check")
+        print("Content:", flush=True)
         again = image.run(*image.entrypoint, "setup-gpu")
         assert "no driver found" in again.stdout, again.stdout
         doctor = image.run(*image.entrypoint, "doctor", check=False)
-        assert doctor.returncode == 1, "a device was asked for that is not there"
+        assert doctor.returncode == 1, "the requested device does not exist"
         assert "no NVIDIA driver" in doctor.stdout
         work = image.root / image.folder.lstrip("/")
         (work / "shards").mkdir()
@@ -135,7 +135,7 @@ def main() -> None:
         run = image.run(*image.entrypoint, "run", "--input", "shards", "--epochs", "1", "--quiet")
         assert "instead of cuda: no NVIDIA driver was found" in run.stdout
         assert (work / "features/index.h5").exists()
-    print("image-check: done; docs/Dockerfile makes an image that works.")
+    print("image-check: done; docs/Dockerfile builds a working image.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fresh Python processes: Theano reads its settings, and opens a device, once in a process."""
+"""Run code in fresh Python processes, because Theano reads its settings and opens a device once per process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["REPOSITORY", "Ended", "environment", "fresh"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# Compiled code is found again by the next run of the tests, whatever home a test gives its processes.
+# Later test runs reuse compiled code, whatever home directory a test gives its processes.
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 _PROGRAM = """
@@ -28,15 +28,15 @@ print("\\n" + json.dumps(facts))
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended.
+    """A process that has ended.
 
     Attributes
     ----------
     facts : dict
-        What its code put into ``facts``; empty when it raised.
+        Values that its code put into ``facts``; empty if it raised an exception.
     stderr : str
     code : int
-        Its exit code.
+        Exit code.
     """
 
     facts: dict[str, Any]
@@ -45,12 +45,12 @@ class Ended:
 
 
 def environment(**variables: str | Path | None) -> dict[str, str]:
-    """This process's environment without the developer's own Theano settings, and with `variables`; None takes away."""
+    """Return the environment without the developer's Theano settings; `variables` replaces values, and None removes."""
     env = {name: value for name, value in os.environ.items() if "THEANO" not in name}
-    # No settings file lies in a home that is not there.
+    # A home directory that does not exist has no settings file.
     env |= {"HOME": "/nonexistent", "XDG_CACHE_HOME": str(_CACHE), "PYTHONPATH": str(REPOSITORY)}
     if "TEST_ISA" in env:
-        env["THEANORC"] = os.environ["THEANORC"]  # which the tests themselves have set
+        env["THEANORC"] = os.environ["THEANORC"]  # set by the tests themselves
     for name, value in variables.items():
         env.pop(name, None)
         if value is not None:

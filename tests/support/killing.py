@@ -1,10 +1,10 @@
-"""Kill real runs at random moments: whatever the moment, the same command goes on and ends with the same bits.
+"""Kill real runs at random moments, rerun the command, and compare all results bit for bit.
 
-    python -m tests.support.killing 200         so many rounds; a second number is the seed
+    python -m tests.support.killing 200         number of rounds; a second number is the seed
 
-A round starts the program in a new directory, kills it in one of its phases, looks at what is left, and types the same
-command again until it has ended; every third round kills those runs too. The phases take turns, and so do the moments
-within them. The first thing that is not as promised ends it all with exit code 1, and its directory is kept.
+A round starts the program in a new directory, kills it in one of its phases, checks the remains, and repeats the
+command until it ends; every third round also kills the repeated runs. Rounds cycle through the phases and through
+moments within them. The first failed check ends the program with exit code 1 and keeps the directory.
 
 `tests/run/test_killing.py` runs a few rounds.
 """
@@ -34,13 +34,13 @@ import numpy as np
 from pipeline.output.records import read_manifest
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, environment
-from tests.support.soak_protocol import broken_promises, leftovers, records, seen_by_all
+from tests.support.soak_protocol import invalid_entries, leftovers, records, run_seen_by_readers
 
-__all__ = ["PHASES", "Broken", "Ended", "Kill", "Program", "Victim", "committed", "features_of", "rounds", "table"]
+__all__ = ["PHASES", "CheckFailed", "Ended", "Kill", "Program", "Victim", "committed", "features_of", "rounds", "table"]
 
-# The line of the log with which each phase begins, in a first run and in one that goes on.
+# Log line at which each phase begins, in a first run and in one that resumes.
 PHASES = {
-    "start": r"^$",  # begins without a word
+    "start": r"^$",  # this phase begins without a log line
     "scan": r" INFO device: ",
     "training": r" INFO training: \d+ rows",
     "encoding": r" INFO training: ((\d+)/\2 rows|an earlier run has finished it)",
@@ -48,9 +48,9 @@ PHASES = {
     "end": r"^(Done|Already complete): ",
 }
 _SETTINGS = (
-    # Streamed, since the budget is small, in several windows an epoch; and each step is followed by a checkpoint.
+    # Streamed, because of the small budget, in several windows per epoch, with a checkpoint after each step.
     *("--memory-budget", "16MiB", "--batch-size", "512", "--epochs", "2", "--n-features", "32"),
-    # Made-up rows are of a low rank, which components would give back whole: nothing is to be complained of.
+    # Random rows of low rank, which principal components reconstruct, so that the run has no warnings.
     *(
         "--hidden",
         "none",
@@ -66,46 +66,46 @@ _SETTINGS = (
     *("--checkpoint-minutes", "0", "--threads", "2"),
 )
 _COMPLAINTS = re.compile(r" (WARNING|ERROR|CRITICAL) |^Traceback|^Exception ignored")
-# What Theano says when it was killed while it compiled; it goes on at once.
+# Theano's message when a process was killed while it compiled; it continues at once.
 _HARMLESS = re.compile(r"Overriding existing lock by dead process")
-_SECONDS = 300.0  # after which a run counts as stuck
+_SECONDS = 300.0  # time limit; afterwards a run counts as stuck
 
 
-class Broken(AssertionError):
-    """A promise that was not kept."""
+class CheckFailed(AssertionError):
+    """Raised if a check fails."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A run that is over.
+    """A run that has ended.
 
     Attributes
     ----------
     code : int
-        Its exit code, negative for a signal.
+        Exit code, negative for a signal.
     lines : list of str
-        What it said, on standard output and standard error.
-    begun : dict of str to float
-        When each phase began, in seconds from the start.
+        Lines of standard output and standard error.
+    phase_starts : dict of str to float
+        Start of each phase, in seconds from the start of the run.
     seconds : float
-        How long it took.
+        Duration.
     sent : float
         When the signal was sent, if one was.
     """
 
     code: int
     lines: list[str]
-    begun: dict[str, float]
+    phase_starts: dict[str, float]
     seconds: float
     sent: float = 0.0
 
     @property
     def phase(self) -> str:
-        """The last one that began."""
-        return list(self.begun)[-1]
+        """Last phase that began."""
+        return list(self.phase_starts)[-1]
 
     def says(self, pattern: str) -> bool:
-        """Whether a line matches."""
+        """Return whether a line matches a pattern."""
         return any(re.search(pattern, line) for line in self.lines)
 
 
@@ -116,53 +116,53 @@ class Program:
     ----------
     arguments : sequence of str
     variables : str, Path or None
-        Of its environment; see `tests.support.interpreters.environment`.
+        Environment variables; see `tests.support.interpreters.environment`.
     """
 
     def __init__(self, arguments: Sequence[str], **variables: str | Path | None) -> None:
         self.command = [sys.executable, "-W", "error", "scripts/extract.py", *arguments]
         self.environment = environment(**variables)
 
-    def start(self, output: Path, *flags: str, **how: Any) -> subprocess.Popen[bytes]:
-        """A process under way, with everything that it says in one pipe; `how` is for ``Popen``."""
+    def start(self, output: Path, *flags: str, **options: Any) -> subprocess.Popen[bytes]:
+        """Start a process with all its output in one pipe; `how` is passed to ``Popen``."""
         usual = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         command = [*self.command, "--output", str(output), *flags]
-        return subprocess.Popen(command, cwd=REPOSITORY, env=self.environment, **{**usual, **how})
+        return subprocess.Popen(command, cwd=REPOSITORY, env=self.environment, **{**usual, **options})
 
     def run(
         self, output: Path, *flags: str, at: str | None = None, delay: float = 0, by: int = signal.SIGKILL
     ) -> Ended:
-        """Run to the end, or send it a signal.
+        """Run to the end, or send a signal.
 
         Parameters
         ----------
         output : Path
         flags : str
-            More arguments.
+            Additional arguments.
         at : str, optional
-            The phase in which, or a pattern of the line after which, it is sent.
+            Phase in which to send the signal, or a pattern of the log line after which to send it.
         delay : float
-            Seconds after that.
+            Seconds between that and the signal.
         by : int
-            The signal.
+            Signal to send.
 
         Raises
         ------
         Broken
-            When it is stuck, or leaves a process behind that is.
+            If the run is stuck, or leaves a stuck process.
         """
-        start, sent, lines, begun = time.monotonic(), 0.0, [], {"start": 0.0}
+        start, sent, lines, phase_starts = time.monotonic(), 0.0, [], {"start": 0.0}
         process = self.start(output, *flags)
         assert process.stdout is not None
         try:
             if at == "start":
                 sent, at = _signal_after(process, delay, by) - start, None
-            # The pipe ends with the last process that can write to it: the children have gone then, too.
-            for line in _heard(process.stdout.fileno(), start + _SECONDS):
+            # The pipe ends when the last process that can write to it has exited, so all children have exited as well.
+            for line in _lines_of(process.stdout.fileno(), start + _SECONDS):
                 lines.append(line)
                 phase = next((name for name, pattern in PHASES.items() if re.search(pattern, line)), None)
                 if phase is not None:
-                    begun.setdefault(phase, time.monotonic() - start)
+                    phase_starts.setdefault(phase, time.monotonic() - start)
                 if at is not None and re.search(PHASES.get(at, at), line):
                     sent, at = _signal_after(process, delay, by) - start, None
             code = process.wait(_SECONDS)
@@ -170,23 +170,23 @@ class Program:
             process.kill()
             process.wait()
             process.stdout.close()
-        return Ended(code, lines, begun, time.monotonic() - start, sent)
+        return Ended(code, lines, phase_starts, time.monotonic() - start, sent)
 
 
 def _signal_after(process: subprocess.Popen[bytes], seconds: float, number: int) -> float:
-    """Wait, send a signal, and tell when."""
+    """Wait, send a signal, and record the time."""
     time.sleep(seconds)
     process.send_signal(number)
     return time.monotonic()
 
 
-def _heard(descriptor: int, deadline: float) -> Iterator[str]:
-    """Lines as they come, until the last writer has gone."""
+def _lines_of(descriptor: int, deadline: float) -> Iterator[str]:
+    """Yield lines as they arrive, until the last writer has exited."""
     rest = b""
     while True:
         ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
-            raise Broken(f"is stuck, or has left a process behind, after {_SECONDS:.0f} s")
+            raise CheckFailed(f"is stuck, or has left a running process, after {_SECONDS:.0f} s")
         data = os.read(descriptor, 2**16)
         if not data:
             if rest:
@@ -196,23 +196,23 @@ def _heard(descriptor: int, deadline: float) -> Iterator[str]:
         yield from (line.decode(errors="replace") for line in whole)
 
 
-# -- the victim ------------------------------------------------------------------------------------------------------
+# -- runs to kill -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Kill:
-    """A run that was killed, and what was there afterwards.
+    """A run that was killed, and the state of its output afterwards.
 
     Attributes
     ----------
     phase : str
-        The one that was really hit.
+        Phase in which it was actually killed.
     is_rerun : bool
-        Whether the run went on from an earlier kill.
+        Whether the run resumed after an earlier kill.
     n_checkpoints, n_parts : int
-        Committed results.
+        Number of committed results.
     n_half : int
-        Half-written files.
+        Number of half-written files.
     is_complete : bool
         Whether there was a manifest.
     """
@@ -226,26 +226,26 @@ class Kill:
 
 
 class Victim:
-    """A data set, and what an undisturbed run makes of it.
+    """A data set, and the results of an undisturbed run.
 
     Parameters
     ----------
     folder : Path
-        Where the shards and all outputs go.
+        Folder of the shards and all outputs.
     flags : sequence of str
-        Of its runs, besides the usual ones.
+        Additional arguments of its runs.
     variables : str, Path or None
-        As for `Program`.
+        Environment variables, as for `Program`.
 
     Attributes
     ----------
     undisturbed : Path
-        A finished output.
+        Output of the undisturbed run.
     features : str
-        Its digest.
+        Digest of its features.
     n_rows : int
     seconds : dict of str to float
-        How long each phase of a run lasts, of late.
+        Latest duration of each phase of a run.
     """
 
     def __init__(self, folder: Path, flags: Sequence[str] = (), **variables: str | Path | None) -> None:
@@ -257,20 +257,19 @@ class Victim:
         self._must_end(ended, self.undisturbed)
         self.features, self.n_rows = features_of(self.undisturbed), read_manifest(self.undisturbed)["n_rows"]
         if features_of(folder / "first") != self.features:
-            raise Broken("two undisturbed runs differ")
+            raise CheckFailed("two undisturbed runs differ")
         self.seconds = _lengths(ended)
 
     def round(self, output: Path, phases: Sequence[str], rng: random.Random) -> tuple[list[Kill], float]:
-        """Kill one run after the other in these phases, and let the last one end.
+        """Kill one run after another in these phases, and let the last one end.
 
-        A moment may turn out to lie behind the run's end, and a run that goes on may skip a phase: fewer are killed
-        then.
+        A chosen moment may be after the end of a run, and a resumed run may skip a phase; then fewer runs are killed.
 
         Returns
         -------
         list of Kill
         float
-            Seconds that the last run took.
+            Duration of the last run in seconds.
 
         Raises
         ------
@@ -282,7 +281,7 @@ class Victim:
             if ended.code == 0:
                 self._must_end(ended, output)
                 break
-            if not kills:  # the others skip something
+            if not kills:  # other runs skip a phase
                 lengths = _lengths(ended)
                 self.seconds |= {name: (self.seconds[name] + seconds) / 2 for name, seconds in lengths.items()}
             kills.append(self.look(ended, output, is_rerun=bool(kills)))
@@ -291,7 +290,7 @@ class Victim:
         return kills, seconds
 
     def go_on(self, output: Path) -> Ended:
-        """Type the same command again, let it end, and see that all is as promised.
+        """Run the same command again to its end, and check its results.
 
         Raises
         ------
@@ -305,12 +304,12 @@ class Victim:
         return ended
 
     def look(self, ended: Ended, output: Path, is_rerun: bool = False) -> Kill:
-        """What a killed run has left: results that are whole, and a manifest that is there or not."""
+        """Check what a killed run has left: only whole results, with or without a manifest."""
         if ended.code != -signal.SIGKILL:
-            raise Broken(f"exit code {ended.code}, expected to be killed: {ended.lines[-3:]}")
-        _must_be_nothing("not as promised", _broken(output))
+            raise CheckFailed(f"exit code {ended.code}, expected to be killed: {ended.lines[-3:]}")
+        _must_be_nothing("damaged results", _broken(output))
         if output.exists():
-            seen_by_all(output)
+            run_seen_by_readers(output)
         names = [path.name for path in output.rglob("*")]
         return Kill(
             phase=ended.phase,
@@ -322,39 +321,40 @@ class Victim:
         )
 
     def check(self, output: Path) -> None:
-        """A finished output has the bits of the undisturbed one, and nothing more."""
-        _must_be_nothing("not as promised", _broken(output))
-        _must_be_nothing("left over", leftovers(output))
+        """Check that a finished output has the bits of the undisturbed one, and no other files."""
+        _must_be_nothing("damaged results", _broken(output))
+        _must_be_nothing("unreferenced files", leftovers(output))
         if features_of(output) != self.features:
-            raise Broken("the features are not those of an undisturbed run")
+            raise CheckFailed("the features are not those of an undisturbed run")
 
     def _must_end(self, ended: Ended, output: Path) -> None:
         if ended.code != 0:
-            raise Broken(f"exit code {ended.code} in {output}: {ended.lines[-3:]}")
+            raise CheckFailed(f"exit code {ended.code} in {output}: {ended.lines[-3:]}")
         _must_be_nothing(
-            "complaints", [line for line in ended.lines if _COMPLAINTS.search(line) and not _HARMLESS.search(line)]
+            "warnings or errors",
+            [line for line in ended.lines if _COMPLAINTS.search(line) and not _HARMLESS.search(line)],
         )
 
 
 def _lengths(ended: Ended) -> dict[str, float]:
-    """Seconds of each phase that was over."""
-    return {phase: stop - start for (phase, start), (_, stop) in pairwise(ended.begun.items())}
+    """Return the duration of each phase that ended, in seconds."""
+    return {phase: stop - start for (phase, start), (_, stop) in pairwise(ended.phase_starts.items())}
 
 
 def _write_shards(folder: Path) -> None:
-    """Many small shards, so that there are many parts; with labels, some compressed, one for the child to vet."""
+    """Write many small shards, so that there are many parts; with labels, some compressed, one that needs the child."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     directions = rng.normal(size=(5, 64))
     for i in range(40):
         rows = rng.normal(size=(int(rng.integers(320, 520)), 5)) @ directions
-        how = {"chunks": (64, 64), "compression": "gzip"} if i % 3 == 0 else {}
-        beside = {"y": np.arange(len(rows)) % 7, **({"nothing": h5py.Empty("f4")} if i == 7 else {})}
-        write_shard(folder / f"{i:02d}.h5", rows, extras=beside, **how)
+        options = {"chunks": (64, 64), "compression": "gzip"} if i % 3 == 0 else {}
+        shard_extras = {"y": np.arange(len(rows)) % 7, **({"nothing": h5py.Empty("f4")} if i == 7 else {})}
+        write_shard(folder / f"{i:02d}.h5", rows, extras=shard_extras, **options)
 
 
 def features_of(output: Path) -> str:
-    """A digest of every bit that a finished run says about the rows, part by part and through the index."""
+    """Return a digest of all values of a finished run, both part by part and through the index."""
     manifest = read_manifest(output)
     digest = sha256(manifest["model"].encode())
     for name in ("index.h5", *(part["file"] for part in manifest["parts"])):
@@ -365,43 +365,43 @@ def features_of(output: Path) -> str:
 
 
 def committed(output: Path) -> dict[str, str]:
-    """The file of each committed result."""
+    """Return the file of each committed result."""
     return {record["key"]: record["entry"]["file"] for record in records(output)}
 
 
 def _broken(output: Path) -> list[str]:
     try:
-        return broken_promises(output)
+        return invalid_entries(output)
     except ValueError as error:
-        raise Broken(f"a record or the manifest is half: {error}") from error
+        raise CheckFailed(f"a record or the manifest is incomplete: {error}") from error
 
 
 def _must_use(before: dict[str, str], ended: Ended, output: Path) -> None:
-    """What was finished is not made again."""
+    """Check that finished results were not computed again."""
     if ended.says("^Already complete"):
         return
     parts = {part["file"] for part in read_manifest(output)["parts"]}
     _must_be_nothing(
-        "parts made again", [file for key, file in before.items() if key.startswith("part") and file not in parts]
+        "parts recomputed", [file for key, file in before.items() if key.startswith("part") and file not in parts]
     )
     last = max((int(key.split("-")[1]) for key in before if key.startswith("checkpoint")), default=0)
     expected = {"scan": "scan: an earlier run has finished it", "model": "training: an earlier run has finished it"}
     words = [expected[key] for key in before if key in expected]
     if last and "model" not in before:
         words.append(f"training: going on behind step {last} ")
-    _must_be_nothing("never said", [sentence for sentence in words if not ended.says(re.escape(sentence))])
+    _must_be_nothing("missing log lines", [sentence for sentence in words if not ended.says(re.escape(sentence))])
 
 
 def _must_be_nothing(what: str, found: list[str]) -> None:
     if found:
-        raise Broken(f"{what}: {found[:5]}")
+        raise CheckFailed(f"{what}: {found[:5]}")
 
 
-# -- many rounds -----------------------------------------------------------------------------------------------------
+# -- many rounds ------------------------------------------------------------------------------------------------------
 
 
 def rounds(victim: Victim, n_rounds: int, seed: int) -> Iterator[tuple[list[Kill], float]]:
-    """As many rounds in which something was killed.
+    """Run rounds until `n_rounds` of them have killed a run.
 
     Raises
     ------
@@ -417,17 +417,19 @@ def rounds(victim: Victim, n_rounds: int, seed: int) -> Iterator[tuple[list[Kill
             output = victim.folder / f"round-{number}-{attempt}"
             try:
                 kills, seconds = victim.round(output, [phases[number % len(phases)], *chain], rng)
-            except Broken as broken:
-                raise Broken(f"round {number}, attempt {attempt}, seed {seed}: {broken}. Kept: {output}") from broken
+            except CheckFailed as broken:
+                raise CheckFailed(
+                    f"round {number}, attempt {attempt}, seed {seed}: {broken}. Kept: {output}"
+                ) from broken
             if kills:
                 yield kills, seconds
                 break
         else:
-            raise Broken(f"round {number}, seed {seed}: the run always ended before it was killed")
+            raise CheckFailed(f"round {number}, seed {seed}: the run always ended before it was killed")
 
 
 def table(found: Sequence[tuple[list[Kill], float]]) -> str:
-    """What was hit, phase by phase: for the last column that of a round's first kill, else that of each kill."""
+    """Return a table of kills by phase; its last column counts only the first kill of each round."""
     columns = ("phase", "kills", "of reruns", "checkpoints", "parts", "half-written", "complete", "slowest end")
     lines = [columns]
     for phase in PHASES:
@@ -449,13 +451,13 @@ def _range(numbers: Sequence[int]) -> str:
 
 
 def main() -> int:
-    """Print what came of as many rounds as the command line asks for."""
+    """Run the number of rounds on the command line and print the table."""
     n_rounds, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
     start = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="shardpress-killing-"))
     found: list[tuple[list[Kill], float]] = []
     try:
-        # Compiled code of its own: a run that is killed while it compiles is in nobody's way.
+        # A separate compile cache, so that a run killed while it compiles does not affect other processes.
         victim = Victim(folder, XDG_CACHE_HOME=folder / "cache")
         lengths = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in victim.seconds.items())
         print(f"an undisturbed run: {lengths}", flush=True)
@@ -463,8 +465,8 @@ def main() -> int:
             found.append(each)
             if len(found) % 20 == 0:
                 print(f"{len(found)} rounds in {time.monotonic() - start:.0f} s", flush=True)
-    except Broken as broken:
-        print(f"BROKEN: {broken} (everything is in {folder})")
+    except CheckFailed as broken:
+        print(f"BROKEN: {broken} (all files are in {folder})")
         return 1
     finally:
         if found:
@@ -472,8 +474,8 @@ def main() -> int:
     shutil.rmtree(folder)
     n_kills = sum(len(kills) for kills, _ in found)
     print(
-        f"{n_rounds} rounds of seed {seed}, {n_kills} kills in {time.monotonic() - start:.0f} s: each run that went on "
-        "kept what was finished, and each round ended with the bits of an undisturbed run"
+        f"{n_rounds} rounds of seed {seed}, {n_kills} kills in {time.monotonic() - start:.0f} s: each resumed run "
+        "kept the finished results, and each round ended with the bits of an undisturbed run"
     )
     return 0
 

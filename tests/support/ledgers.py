@@ -1,4 +1,4 @@
-"""A ledger to be tested: results that are written and committed, and what lies in its directory."""
+"""Write, commit and reopen results in a ledger, and compare the contents of its directory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEX = "0123456789abcdef" * 2
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """What every file below a folder holds, but for the marker and the lock."""
+    """Return the content of every file in a folder, except for the marker and the lock."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
@@ -48,7 +48,7 @@ def commit(
 
 
 def counting(ledger: Ledger, record: Record) -> Record:
-    """The record that counts for what this one is of."""
+    """Return the valid record of the result that this record is about."""
     (found,) = (each for each in ledger.records() if each.identity == record.identity)
     return found
 
@@ -64,7 +64,7 @@ def together(ledger: Ledger, *keys: str, made_from: str = NOW) -> list[Record]:
 
 
 def reopened(ledger: Ledger) -> Ledger:
-    """What a later run finds."""
+    """Return the ledger as a later run opens it."""
     return Ledger(ledger.directory, ledger.disk)
 
 
@@ -73,6 +73,6 @@ def record_files(ledger: Ledger) -> list[Path]:
 
 
 def file_of(ledger: Ledger) -> str:
-    """The only file of records."""
+    """Return the only file of records."""
     (path,) = record_files(ledger)
     return f"commits/{path.name}"

@@ -1,4 +1,4 @@
-"""What messages of a run say: by places and numbers, and, of earlier results, by words that are written here alone."""
+"""Match the messages of a run. Most tests match places and numbers; words about earlier results are only here."""
 
 from __future__ import annotations
 

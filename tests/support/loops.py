@@ -1,4 +1,4 @@
-"""Trainings that are run to their end by a test."""
+"""Run trainings to their end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Autoencoders of random parameters, rows of every dtype, and the model in slow, obvious NumPy."""
+"""Autoencoders with random parameters, rows of every dtype, and the model in slow, simple NumPy."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ N_INPUTS, N_FEATURES = 7, 3
 NETWORK = Network((N_INPUTS, N_FEATURES))
 
 
-# ---- oracles
+# ---- reference results
 
 
 def oracle_code(p, x):
@@ -53,7 +53,7 @@ def oracle_cost(p, x):
 
 
 def oracle_gradients(p, x, width=1e-5):
-    """Central finite differences of the cost, one entry of one parameter at a time."""
+    """Return central finite differences of the cost, for each entry of each parameter."""
     gradients = {}
     for name in p:
         gradients[name] = np.zeros_like(p[name])
@@ -66,13 +66,13 @@ def oracle_gradients(p, x, width=1e-5):
 
 
 def oracle_scaled(rows, minimum, scale):
-    """What the design says, in the working dtype of `minimum`."""
+    """Return scaled rows as the design defines them, in the working dtype of `minimum`."""
     if minimum is None:
         return rows.astype(np.float32)
     return ((rows.astype(minimum.dtype) - minimum) * scale).astype(np.float32)
 
 
-# ---- what tests are made of
+# ---- inputs
 
 
 def float64(arrays):
@@ -86,7 +86,7 @@ def random_autoencoder(rng, network=NETWORK, minimum=None, scale=None):
 
 
 def random_rows(rng, n_rows, dtype, n_inputs=N_INPUTS):
-    """Rows over the dtype's whole range, with both its ends; floats over several powers of ten."""
+    """Return rows over the whole range of a dtype, including both ends; floats over several powers of ten."""
     if dtype.kind == "f":
         return (rng.normal(size=(n_rows, n_inputs)) * 10.0 ** rng.integers(-2, 4, n_inputs)).astype(dtype)
     info = np.iinfo(dtype)
@@ -100,7 +100,7 @@ def scaler_of(rows):
 
 
 def scaling_of(rows, working):
-    """Minimum and scale in the dtype asked for; none of both for rows that are taken as they are."""
+    """Return minimum and scale in a dtype; None for both if rows are not scaled."""
     if working is None:
         return None, None
     scaler = scaler_of(rows)
@@ -112,7 +112,7 @@ def step_of(autoencoder, rule="momentum", dtype="f4", resident=None, weight_deca
 
 
 def assert_same_arrays(found, expected):
-    """Bit for bit, under the same names."""
+    """Compare arrays of the same names bit for bit."""
     assert list(found) == list(expected)
     for name, array in found.items():
         np.testing.assert_array_equal(array, expected[name], err_msg=name)

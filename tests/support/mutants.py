@@ -33,7 +33,7 @@ __all__ = ["Failed", "Result", "Sandbox", "Sources", "chosen", "main", "plant_al
 
 _COPIED = ("pipeline", "kernels", "scripts", "tests", "pyproject.toml", "setup.py", "constraints.txt", "README.md")
 _NOT_COPIED = ("__pycache__", ".*_cache")
-_SECONDS = 900.0  # after which a test run counts as stuck; the compiler may be at work for minutes
+_SECONDS = 900.0  # time limit of a test run, which may include minutes of compilation
 _FAILURE = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 _TESTS_FAILED = 1  # exit code of pytest
 
@@ -42,7 +42,7 @@ _WHERE = "import kernels, pipeline, shardpress; print(kernels.__file__, pipeline
 
 
 class Failed(Exception):
-    """Raised when tests cannot tell anything about a mutation."""
+    """Raised if tests cannot show whether a mutation is caught."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Sources:
 
     @contextmanager
     def planted(self, mutation: Mutation) -> Iterator[None]:
-        """Have a mutation in its file for as long as the context lasts.
+        """Apply a mutation to its file for as long as the context lasts.
 
         Raises
         ------
@@ -131,7 +131,7 @@ class Sandbox:
         self._make_environment()
         self._check_imports()
         self.sources = Sources(self._root)
-        # Some tests become another user, who has to reach the temporary files.
+        # Some tests switch to another user, who must be able to reach the temporary files.
         folder.chmod(0o755)
         for name in ("home", "tmp"):
             (folder / name).mkdir()
@@ -179,7 +179,7 @@ class Sandbox:
             "THEANORC": None,
         }
         env = {name: value for name, value in environment(**variables).items() if not name.startswith("PYTEST_")}
-        # In a session of its own, so that it can be ended with its child processes.
+        # In a session of its own, so that it can be killed with its child processes.
         process = subprocess.Popen(
             command,
             cwd=self._root,
@@ -193,7 +193,7 @@ class Sandbox:
         try:
             output, _ = process.communicate(timeout=_SECONDS)
         except subprocess.TimeoutExpired as error:
-            raise Failed(f"{' '.join(command)}: not over after {_SECONDS:.0f} s") from error
+            raise Failed(f"{' '.join(command)}: did not end within {_SECONDS:.0f} s") from error
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -215,7 +215,7 @@ class Sandbox:
             shutil.rmtree(passing, ignore_errors=True)
 
     def _copy_cache(self) -> None:
-        """Begin with what the user's compile cache holds."""
+        """Copy the content of the user's compile cache."""
         users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shardpress"
         if not users.is_dir():
             (self._folder / "cache").mkdir()
@@ -254,7 +254,7 @@ class Sandbox:
             if path.name == "__pycache__":
                 continue
             if path.name.startswith("__editable__") and path.is_file():
-                # These files of the editable installation say where our packages lie.
+                # These files of the editable installation contain the location of our packages.
                 text = path.read_text().replace(str(REPOSITORY), str(self._root))
                 (new / packages / path.name).write_text(text)
             else:
@@ -279,7 +279,7 @@ def sample(n: int, table: Sequence[Mutation] = MUTATIONS) -> list[Mutation]:
 
 
 def chosen(arguments: Sequence[str], table: Sequence[Mutation] = MUTATIONS) -> list[Mutation]:
-    """Return the mutations of a table that the command line asks for.
+    """Return the mutations of a table that the command line selects.
 
     Raises
     ------
@@ -336,7 +336,7 @@ def _planted(sandbox: Sandbox, mutation: Mutation) -> Result:
 
 
 def main(arguments: Sequence[str], table: Sequence[Mutation] = MUTATIONS) -> int:
-    """Plant what the command line asks for of a table and print a line for each mutation; return the exit code."""
+    """Plant the selected mutations of a table and print a line for each; return the exit code."""
     mutations = []
     for mutation in chosen(arguments, table):
         if _is_used_here(mutation):

@@ -24,7 +24,7 @@ class Mutation:
     file : str
         Path from the root of the checkout.
     text, replacement : str
-        What stands in the file, and what stands there instead.
+        Text in the file, and its replacement.
     tests : tuple of str
         Files or node ids of which at least one test must fail.
     needs : tuple of str

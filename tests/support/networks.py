@@ -1,4 +1,4 @@
-"""Networks with each option and with several, their random parameters, and a loop that trains them in NumPy."""
+"""Networks with each option alone and several together, random parameters, and a NumPy training loop."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from kernels.network import Network
 
 __all__ = ["DECAY", "NETWORKS", "ONE_LAYER", "numpy_steps", "numpy_update", "random_parameters"]
 
-DECAY = 0.9  # of every rule's running average
+DECAY = 0.9  # decay of the running averages of all rules
 
-# Settings of the one that earlier versions trained, and of how they started it.
+# Settings of networks that earlier versions trained, and of their initialization.
 ONE_LAYER: dict[str, Any] = {
     **{"hidden": (), "code_activation": "sigmoid", "decoder_gain": False},
     **{"corruption": 0.0, "start": "random", "replicas": 1},
 }
 
-# All of 7 columns and 3 features.
+# All networks have 7 columns and 3 features.
 NETWORKS = {
     "sigmoid": Network((7, 3)),
     "linear": Network((7, 3), code="linear"),
@@ -33,7 +33,7 @@ NETWORKS = {
 
 
 def random_parameters(rng: np.random.Generator, network: Network) -> dict[str, np.ndarray]:
-    """Some of each sign, float32."""
+    """Return random float32 parameters of both signs."""
     return {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in network.shapes.items()}
 
 
@@ -45,7 +45,7 @@ def numpy_steps(
     rate: float,
     weight_decay: float = 0.0,
 ) -> tuple[dict[str, np.ndarray], list[float]]:
-    """Steps on scaled rows and what is seen of them, in float64: parameters after all, and the cost before each."""
+    """Take float64 steps on scaled rows and corrupted copies; return the parameters and the cost before each step."""
     p = {name: array.astype(np.float64) for name, array in parameters.items()}
     state = {name: (np.zeros_like(array), np.zeros_like(array)) for name, array in p.items()}
     costs = []
@@ -62,7 +62,7 @@ def numpy_steps(
 def numpy_update(
     rule: str, count: int, rate: float, p: np.ndarray, g: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> None:
-    """One step of a rule, in place: `first` is a velocity or adam's mean, `second` a mean of squares."""
+    """Take one step of a rule in place: `first` is a velocity or adam's mean, `second` a mean of squares."""
     if rule in ("momentum", "nesterov"):
         first[:] = DECAY * first - rate * g
         p += first if rule == "momentum" else DECAY * first - rate * g

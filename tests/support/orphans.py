@@ -1,11 +1,11 @@
-"""Kill runs with two workers while they start: no process of theirs may outlive them.
+"""Kill runs with two workers while they start, and check that no process of theirs survives.
 
     python -m tests.support.orphans 40         number of moments; a second number is the seed
 
-An undisturbed run is watched first: when its first child, the programs of its workers and the workers appear, and when
-it knows them. Each further run is killed (SIGKILL) some time after one of these events, before the next one. Its
-processes are recognized by a variable of their environment, whatever their parent is by then. The first survivor ends
-it all with exit code 1.
+First an undisturbed run is observed: when its first child, the programs of its workers and the workers appear, and
+when it is connected to them. Each further run is killed (SIGKILL) some time after one of these events, before the next
+one. Its processes are recognized by an environment variable, whatever their parent is by then. The first survivor ends
+the program with exit code 1.
 
 `tests/run/test_orphans.py` kills one run at each event.
 """
@@ -32,18 +32,18 @@ from tests.support.killing import Program
 
 __all__ = ["EVENTS", "SECONDS", "StartedRun", "kill_at", "start", "write_input"]
 
-SECONDS = 10.0  # for every process to end after the driver's death
+SECONDS = 10.0  # time for every process to exit after the driver's death
 _MARK = "MARK_OF_TEST_RUN"
 
 
 class StartedRun:
-    """A run under way.
+    """A run in progress.
 
     Attributes
     ----------
     process : Popen
     temporary : Path
-        Its temporary directory, which nothing else uses.
+        Temporary directory of this run alone.
     """
 
     def __init__(self, folder: Path, shards: Path) -> None:
@@ -57,21 +57,21 @@ class StartedRun:
         with open(self._log, "wb") as log:
             self.process = program.start(folder / "out", stdout=log, stderr=log)
 
-    def said(self) -> str:
-        """Return all that it has written."""
+    def output(self) -> str:
+        """Return the output so far."""
         return self._log.read_text(errors="replace")
 
     def commands(self) -> dict[int, str]:
-        """Return the command line of each process that belongs to it, itself included, by process id."""
+        """Return the command line of each process of the run, itself included, by process id."""
         found = {}
         for folder in Path("/proc").iterdir():
-            with suppress(OSError):  # it has ended, or is not ours
+            with suppress(OSError):  # it has exited, or belongs to another user
                 if folder.name.isdecimal() and self._mark.encode() in (folder / "environ").read_bytes():
                     found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         return found
 
     def children(self) -> dict[int, str]:
-        """Return the same of every process but itself."""
+        """Return the command line of each process of the run except itself."""
         return {pid: command for pid, command in self.commands().items() if pid != self.process.pid}
 
     def n_running(self, words: str) -> int:
@@ -83,13 +83,13 @@ EVENTS: dict[str, Callable[[StartedRun], object]] = {
     "the first child": lambda run: run.children(),
     "the program of a worker": lambda run: run.n_running("pipeline.cluster.processes"),
     "a worker": lambda run: run.n_running("multiprocessing.spawn"),
-    "all workers": lambda run: " INFO cluster: 2 workers: " in run.said(),
+    "all workers": lambda run: " INFO cluster: 2 workers: " in run.output(),
 }
 
 
 @contextmanager
 def start(folder: Path, shards: Path) -> Iterator[StartedRun]:
-    """Start a run, and leave nothing of it running."""
+    """Start a run; kill all its processes at the end of the context."""
     run = StartedRun(folder, shards)
     try:
         yield run
@@ -135,7 +135,7 @@ def _delays(folder: Path, shards: Path) -> dict[str, float]:
 
 
 def main() -> int:
-    """Print what came of the number of moments that the command line asks for."""
+    """Kill the number of runs on the command line and print the results."""
     n_moments = int(sys.argv[1])
     rng = random.Random(int(sys.argv[2]) if len(sys.argv) > 2 else 0)
     folder = Path(tempfile.mkdtemp(prefix="shardpress-orphans-"))

@@ -1,4 +1,4 @@
-"""A report of everything at its largest, and a page as a browser's parser takes it apart."""
+"""Build the largest possible report, and parse a page as a browser does."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ EMPTY = {"meta", "br", "link", "img", "hr", "input"}
 
 
 def model_of(n_inputs: int, n_features: int, low: float = 0.0, high: float = 1.0) -> Model:
-    """A model with random weights."""
+    """Return a model with random weights."""
     network = Network((n_inputs, n_features), code="linear")
     rng = np.random.default_rng(0)
     weights = {name: (rng.normal(size=shape) / n_inputs).astype(np.float32) for name, shape in network.shapes.items()}
     return Model(Scaler(np.full(n_inputs, low), np.full(n_inputs, high)), network, weights)
 
 
-def made_of(folder: Path, model: Model, rows: np.ndarray, part_rows: int, **beside: Any) -> list[PartSource]:
-    """Return a shard of rows with extras, and parts of their features; rows with NaN are bad."""
+def make_parts(folder: Path, model: Model, rows: np.ndarray, part_rows: int, **extras: Any) -> list[PartSource]:
+    """Write a shard of rows with extras, and return parts of their features; rows with NaN are bad."""
     with h5py.File(folder / "rows.h5", "w") as file:
         file["X"] = rows
-        for name, values in beside.items():
+        for name, values in extras.items():
             file[name] = values
     (shard,) = open_shards([str(folder / "rows.h5")])
-    made = []
+    parts = []
     for start in range(0, len(rows), part_rows):
         block = Block(shard, start, min(start + part_rows, len(rows)))
         path = folder / f"part-{start}.h5"
@@ -48,21 +48,21 @@ def made_of(folder: Path, model: Model, rows: np.ndarray, part_rows: int, **besi
         with h5py.File(path, "w") as file:
             file["valid"] = np.isfinite(flat).all(axis=1)
             file["features"] = model.encode(np.asarray(flat, np.float64)).astype(np.float32)
-            for name, values in beside.items():
+            for name, values in extras.items():
                 file[name] = values[start : block.stop]
-        made.append(PartSource(block, path))
-    return made
+        parts.append(PartSource(block, path))
+    return parts
 
 
 def largest(folder: Path) -> dict[str, Any]:
-    """What report.json holds of noisy images in colour, with long names, many epochs and everything gone wrong."""
+    """Return a report.json of noisy colour images, with long names, many epochs and every kind of warning."""
     rng = np.random.default_rng(0)
     model, n = model_of(32 * 32 * 3, 256), 200
     names = [f"{i}<script>&\"' " + "x" * 200 for i in range(40)]
-    made = made_of(
+    parts = make_parts(
         folder, model, rng.random((n, 32, 32, 3), np.float32), n, y=np.array([names[i % 40] for i in range(n)], "S")
     )
-    sample = draw_sample(made, SampleSpec(model))
+    sample = draw_sample(parts, SampleSpec(model))
     assert sample is not None
     summary = {"n_rows": 10**12, "n_inputs": 32 * 32 * 3, "n_features": 256, "n_bad": 10**9, "n_parts": 10**6}
     summary |= {"n_bad_shards": 10**6, "n_outside": 10**9, "cost": 0.02, "components": 0.01, "mean": 0.1}
@@ -85,7 +85,7 @@ def largest(folder: Path) -> dict[str, Any]:
         "device": {"reason": "r" * 9999},
         "versions": {"python": "3.11"},
         "fingerprints": {"model": "0" * 64},
-        "inputs": input_facts([made[0].block.shard]),
+        "inputs": input_facts([parts[0].block.shard]),
         "summary": summary,
         "stages": dict.fromkeys(summary["seconds"], stage),
         "cluster": {"kind": "scheduler", "address": "tls:" * 99, "workers": [worker] * 1000},
@@ -99,13 +99,13 @@ def largest(folder: Path) -> dict[str, Any]:
             "shards": [{"file": "f<b>" * 999, "n_rows": 10**9, "n_outside": 10**8, "farthest": [column] * 3}] * 10,
         },
         "last": {"summary": summary, "config": {**config, "input": ["/b"] * 10_000}, "made": "then"},
-        "sample": measure(sample, made, model, {}),
+        "sample": measure(sample, parts, model, {}),
         "training": {"history": history, "baseline": {"components": 0.01, "mean": 0.1}},
     }
 
 
 class Parsed(HTMLParser):
-    """Elements in their order, each with its attributes, the elements around it and its own text."""
+    """Elements of a page in their order, each with its attributes, its parents and its own text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -133,12 +133,12 @@ class Parsed(HTMLParser):
             self._open[-1][1].append(data)
 
     def named(self, tag: str) -> list[tuple[dict[str, str | None], str]]:
-        """Attributes and own text of each element of a name."""
+        """Return attributes and own text of each element of a tag."""
         return [(attributes, "".join(words).strip()) for name, attributes, _, words in self.elements if name == tag]
 
 
 def main(target: str) -> None:
-    """Write the largest page there can be, for `make report-check`."""
+    """Write the largest possible page, for `make report-check`."""
     path = Path(target)
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Parts, and whole output directories of them, without a run."""
+"""Write parts, and whole output directories, without a run."""
 
 import io
 
@@ -33,7 +33,7 @@ def extras_of(arrays):
 
 
 def part_bytes(features, valid, extras, attributes, source=None, storage=PLAIN):
-    """The bytes of a feature shard, from fresh memory."""
+    """Return the bytes of a feature shard, from newly allocated memory."""
     memory = PartMemory(*features.shape, extras_of(extras), storage)
     memory.features(len(features))[:] = features
     memory.store(len(features))
@@ -41,7 +41,7 @@ def part_bytes(features, valid, extras, attributes, source=None, storage=PLAIN):
 
 
 def written_by_hdf5(values, written, attributes, source):
-    """The file, values and all, without a template."""
+    """Return the bytes of a file with values that HDF5 writes without a template."""
     file = io.BytesIO()
     with h5py.File(file, "w", alignment_threshold=1, alignment_interval=4096) as out:
         for name, array in values.items():
@@ -63,13 +63,13 @@ def part(n_rows=3, first=0, extras=None, attributes=None, n_features=2):
 
 
 def shapes_in(path):
-    """Shape and dtype of each dataset in a part, as HDF5 finds them."""
+    """Return shape and dtype of each dataset in a part, as HDF5 reads them."""
     with h5py.File(path) as file:
         return {name: (item.shape, item.dtype) for name, item in file.items() if name != CATEGORIES}
 
 
 def index_of(directory, files, attributes, most=None):
-    """The bytes of an index over parts that stand in a directory, put there with what it needs."""
+    """Return the bytes of an index over the parts in a directory, and write the files that it needs there."""
     categories = {f"{CATEGORIES}/{name}": found for name, found in categories_of(directory / files[0]).items()}
 
     def viewed(file):
@@ -81,14 +81,14 @@ def index_of(directory, files, attributes, most=None):
 
 
 def finished(directory, *sizes, extras=None, most=None):
-    """Make a finished output directory with parts of these sizes, an extra called y in each."""
+    """Write a finished output directory with parts of these sizes; each has an extra named y."""
     with locked(directory) as ledger:
         lines = []
         for i, size in enumerate(sizes):
             first = sum(sizes[:i])
-            beside = {"y": np.arange(first, first + size), **(extras or {}).get(i, {})}
+            part_extras = {"y": np.arange(first, first + size), **(extras or {}).get(i, {})}
             lines.append({"file": f"parts/part-{i:05d}.h5", "n_rows": size})
-            ledger.replace(lines[-1]["file"], part(size, first, beside))
+            ledger.replace(lines[-1]["file"], part(size, first, part_extras))
         index_of(directory, [line["file"] for line in lines], {}, most)
         ledger.finish({}, {"parts": lines})
     return directory

@@ -1,4 +1,4 @@
-"""Runs as real processes: what tests of them share."""
+"""Helpers of tests that run the program in real processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.killing import Program
 
 __all__ = ["DEADLINE", "LAST_LINE", "Small", "arguments_of", "descendants", "ends_well", "patched"]
 
-DEADLINE = 240.0  # for what takes seconds on a machine that is not busy
+DEADLINE = 240.0  # time limit for operations that take seconds on an idle machine
 
 LAST_LINE = re.compile(
     r" ERROR (Nothing was started|Not finished after [\d.]+ s in .*: stages done: .*; (\d+) of \d+ rows have committed "
@@ -23,19 +23,19 @@ LAST_LINE = re.compile(
 
 @dataclass(frozen=True)
 class Small:
-    """A data set that is soon done with, and what an undisturbed run makes of it."""
+    """A small data set and the results of an undisturbed run."""
 
     folder: Path
     features: str
 
     @property
     def output(self) -> Path:
-        """The output of the undisturbed run."""
+        """Output of the undisturbed run."""
         return self.folder / "out"
 
     @property
     def with_model(self) -> list[str]:
-        """Flags of a run that encodes with the model of the undisturbed run: half the code has to be compiled."""
+        """Flags of a run that encodes with the model of the undisturbed run, which halves compilation."""
         return ["--model", str(self.output)]
 
     def program(self, **variables: str | Path | None) -> Program:
@@ -43,15 +43,15 @@ class Small:
 
 
 def ends_well(process: subprocess.Popen[bytes]) -> str:
-    """What a process said that ended with 0."""
-    said, _ = process.communicate(timeout=DEADLINE)
-    text = (said or b"").decode()
+    """Return the output of a process that must exit with code 0."""
+    raw, _ = process.communicate(timeout=DEADLINE)
+    text = (raw or b"").decode()
     assert process.returncode == 0, text[-2000:]
     return text
 
 
 def patched(small: Small, program: str) -> Program:
-    """The program, started by another one that comes between."""
+    """Return the program, started by a script that patches it first."""
     found = small.program()
     found.command[found.command.index("scripts/extract.py")] = "-c"
     found.command.insert(found.command.index("-c") + 1, program)
@@ -59,7 +59,7 @@ def patched(small: Small, program: str) -> Program:
 
 
 def arguments_of(pid: int) -> list[str]:
-    """The command line of a process; empty when it has ended."""
+    """Return the command line of a process; empty if it has exited."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
     except OSError:
@@ -67,11 +67,11 @@ def arguments_of(pid: int) -> list[str]:
 
 
 def descendants(pid: int) -> Iterator[tuple[int, int]]:
-    """Every process below one, each with its parent."""
+    """Yield every descendant of a process with its parent."""
     children: list[int] = []
-    with suppress(OSError):  # it has ended
+    with suppress(OSError):  # the process has exited
         for path in Path(f"/proc/{pid}/task").iterdir():
-            with suppress(OSError):  # this thread has
+            with suppress(OSError):  # the thread has exited
                 children += map(int, (path / "children").read_text().split())
     for child in children:
         yield child, pid

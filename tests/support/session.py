@@ -25,7 +25,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Exclude all objects that exist by now from garbage collection, which takes a fifth of the time of some tests."""
+    """Exclude all existing objects from garbage collection, which takes a fifth of the time of some tests."""
     gc.freeze()
 
 

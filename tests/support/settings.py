@@ -1,4 +1,4 @@
-"""Complete settings for tests that do not open any inputs."""
+"""Complete settings for tests that open no inputs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ __all__ = ["settings_of"]
 
 
 def settings_of(**values: Any) -> Settings:
-    """Return settings with these values; the others are those of many rows of a thousand columns."""
-    # Some values, such as the number of replicas, would otherwise be adapted to the rows.
+    """Return settings with these values; all others are the defaults for many rows of a thousand columns."""
+    # Otherwise some values, such as the number of replicas, would be adapted to the number of rows.
     return resolve(Config.of(**values), 10**6, 1000).changed(**values)

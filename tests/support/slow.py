@@ -1,4 +1,4 @@
-"""Workers that take their time for each block, so that they are met at work: for ``dask worker --preload``."""
+"""Delay each block of a worker, so that tests find it at work: for ``dask worker --preload``."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _SECONDS = 0.3
 
 
 def dask_setup(_worker: Any = None) -> None:
-    """Slow it down."""
-    patch = pytest.MonkeyPatch()  # for as long as the process lasts
+    """Make reads slow in this worker."""
+    patch = pytest.MonkeyPatch()  # until the process ends
     for module in (encode, blocks):
         patch.setattr(module, "read", _slowly(module.read))
 

@@ -1,11 +1,11 @@
-"""Every call to the disk failing in turn, every call the last one before a kill, every power cut.
+"""Inject every disk error, kill and power cut into whole runs.
 
-    python -m tests.support.soak_protocol                every kill of every kind of run; of the other faults all of a
-                                                         new run, and every seventh of the other kinds
+    python -m tests.support.soak_protocol                every kill of every kind of run; all other faults of a new run,
+    and every seventh of the other kinds
     python -m tests.support.soak_protocol 1              everything, which takes many hours
-    python -m tests.support.soak_protocol 7 overwrite    one kind of run alone
+    python -m tests.support.soak_protocol 7 overwrite    one kind of run only
 
-It prints how many there were. Kinds of runs are tried at the same time, one on each processor.
+It prints the number of faults. Kinds of runs are tried at the same time, one on each processor.
 
 `tests/run/test_protocol.py` runs a sample of them.
 """
@@ -40,19 +40,19 @@ from pipeline.output import groupcommit
 from pipeline.output.records import NAMES, manifest_path, plain_name, published_file, read_manifest
 from pipeline.report.page.build import read_report
 from pipeline.report.verify import verify
-from tests.support.faulty import Failing, Killing, PowerLog, Short, Watched, forked, materialize
-from tests.support.standin import Night, features_of, install
+from tests.support.faulty import FailingDisk, KillingDisk, PowerLog, RecordingDisk, ShortWriteDisk, forked, materialize
+from tests.support.standin import Workspace, features_of, install
 
 __all__ = [
     "KINDS",
     "Trial",
-    "bad_nights",
-    "broken_promises",
     "cut_power",
     "fail_every_call",
     "fail_every_write",
+    "invalid_entries",
     "kill_at_every_call",
-    "seen_by_all",
+    "run_seen_by_readers",
+    "several_faults",
     "watch_readers",
     "with_plain_files",
     "without_links",
@@ -60,13 +60,13 @@ __all__ = [
 
 Item = TypeVar("Item")
 Chosen = slice | Sequence[int]
-"""Numbers of calls: those of a slice, or a list."""
+"""Numbers of calls: a slice, or a list."""
 
 CLEAN = (0, 71, 73, 74)
-# Three steps, with a checkpoint after each: the first one makes room for the third.
+# Three steps, with a checkpoint after each: the first checkpoint is deleted before the third is written.
 STEPS = ("--quiet", "--checkpoint-minutes", "0", "--epochs", "1", "--batch-size", "12")
 GIVEN = "{another output}"
-# Flags of an earlier, finished run in the same place, and of the run that is disturbed.
+# Flags of an earlier, finished run in the same directory, and of the run that is disturbed.
 KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
     "new": (None, STEPS),
     "overwrite": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
@@ -75,55 +75,55 @@ KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
     "together": (None, STEPS),
     "single file": (None, (*STEPS, "--single-file")),
     "single file afterwards": (STEPS, (*STEPS, "--single-file")),
-    # What a finished run holds that the next one does not, and a single file that is published once more.
+    # Files that only the earlier run has, and a single file that is published again.
     "single file before": ((*STEPS, "--seed", "1", "--single-file"), (*STEPS, "--overwrite")),
     "version 0.1.0": ((*STEPS, "--seed", "1", "--single-file"), (*STEPS, "--overwrite")),
     "version 0.1.0, restart": ((*STEPS, "--seed", "1"), (*STEPS, "--restart")),
     "copy without links": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
     "lost links": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
-    # A copy of the model lies there for the workers, as long as the run lasts.
+    # A copy of the model is here for the workers while the run lasts.
     "given model": (None, ("--quiet", "--model", GIVEN)),
 }
 
 
 class Trial:
-    """A kind of run, what it makes undisturbed, and a check of what a disturbed one has left.
+    """A kind of run, its undisturbed result, and a check of what a disturbed run has left.
 
     Attributes
     ----------
     calls : list of (str, object)
-        What an undisturbed run calls of its disk.
+        Disk calls of an undisturbed run.
     """
 
     def __init__(self, folder: Path, kind: str) -> None:
         folder.mkdir()
-        # All but the first part in one group, or each by itself.
+        # All parts but the first in one group, or each part by itself.
         self._pause = math.inf if kind == "together" else 0.0
-        self.night, self._folder, self._n_outputs = Night(folder, 20, 0, 15), folder, 0
+        self.workspace, self._folder, self._n_outputs = Workspace(folder, 20, 0, 15), folder, 0
         self._kind = kind
         before, flags = KINDS[kind]
         self.flags = [str(folder / "another") if flag == GIVEN else flag for flag in flags]
         if GIVEN in flags:
-            assert self.night.run(folder / "another", *STEPS) == 0
+            assert self.workspace.run(folder / "another", *STEPS) == 0
         self._before = None if before is None else folder / "before"
         self._runs_before: set[str | None] = set()
         if before is not None:
-            assert self.night.run(folder / "before", *before) == 0
+            assert self.workspace.run(folder / "before", *before) == 0
             if kind.startswith("version 0.1.0"):
                 with_plain_files(folder / "before")
             if kind == "lost links":
                 without_links(folder / "before")
-            self._runs_before = {seen_by_all(folder / "before")}
-        disk, output = Watched(), self.fresh()
+            self._runs_before = {run_seen_by_readers(folder / "before")}
+        disk, output = RecordingDisk(), self.fresh()
         assert self.run(output, disk) == 0
         self.calls, self._expected = disk.calls, features_of(output)
-        self._run_after = seen_by_all(output)
+        self._run_after = run_seen_by_readers(output)
         self._n_records, self._names = len(records(output)), named(output)
 
     def calls_of_each_kind(self) -> list[int]:
         """Return the number of one call of each kind: the same method with the same kind of file.
 
-        Where a kind has several calls, it is the first one, the last one or one between them, by turns.
+        If a kind has several calls, the first, the last or a middle one is chosen in turn.
         """
         numbers: dict[tuple[str, str], list[int]] = {}
         for number, (name, what) in enumerate(self.calls):
@@ -132,7 +132,7 @@ class Trial:
         return sorted(same[turn % len(same)] for turn, same in enumerate(numbers.values()))
 
     def fresh(self) -> Path:
-        """An output directory as the run finds it."""
+        """Return an output directory in the state before the run."""
         self._n_outputs += 1
         output = self._folder / f"{self._n_outputs}" / "out"
         output.parent.mkdir()
@@ -140,36 +140,36 @@ class Trial:
             shutil.copytree(self._before, output, symlinks=self._kind != "copy without links")
         return output
 
-    def run(self, output: Path, disk: Watched | None = None) -> int:
-        """Exit code of the run."""
+    def run(self, output: Path, disk: RecordingDisk | None = None) -> int:
+        """Run the program and return its exit code."""
         with pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setattr(groupcommit, "_pause", lambda seconds: self._pause)
-            return self.night.run(output, *self.flags, disk=disk or Watched())
+            return self.workspace.run(output, *self.flags, disk=disk or RecordingDisk())
 
     def check(self, output: Path, label: str) -> None:
-        """Nothing is half, and the same command, typed again, makes what an undisturbed run makes; then clean up."""
-        assert broken_promises(output) == [], label
+        """Check that no result is incomplete and that a rerun gives the undisturbed result; then clean up."""
+        assert invalid_entries(output) == [], label
         self.check_readers(output, label)
         assert self.run(output) == 0, label
         assert features_of(output) == self._expected, label
-        assert broken_promises(output) == [], label
+        assert invalid_entries(output) == [], label
         assert leftovers(output) == [], label
         assert named(output) == self._names, label
         assert len(records(output)) == self._n_records, label
         shutil.rmtree(output.parent)
 
     def check_readers(self, output: Path, label: str) -> None:
-        """All readers see one run: the one before, or the new one, or none."""
+        """Check that all readers see the same run: the previous one, the new one, or none."""
         if not output.exists():
             return
-        seen = seen_by_all(output)
+        seen = run_seen_by_readers(output)
         assert seen in {None, self._run_after, *self._runs_before}, label
         # Only a run that discards everything first may leave nothing to read.
         assert seen is not None or self._before is None or "--restart" in self.flags, label
 
 
-def broken_promises(output: Path) -> list[str]:
-    """What a commit record or the manifest names and is not as they say, found without the program's own ledger."""
+def invalid_entries(output: Path) -> list[str]:
+    """Return the entries of commit records and manifest that files do not match, without using the program's ledger."""
     named = [record["entry"] for record in records(output)]
     manifest = _manifest(output)
     return [entry["file"] for entry in [*named, *manifest["parts"], *manifest["files"]] if not _as_named(output, entry)]
@@ -183,20 +183,20 @@ def _manifest(output: Path) -> dict[str, Any]:
 
 
 def named(output: Path) -> list[str]:
-    """The files of fixed names that the manifest names, and how many views of parts."""
+    """Return the files with fixed names in the manifest, and the number of views of parts."""
     return [re.sub("-[0-9a-f]{32}", "", plain_name(entry["file"])) for entry in _manifest(output)["files"]]
 
 
 # -- readers -------------------------------------------------------------------------------------------------------
 
 
-def seen_by_all(output: Path) -> str | None:
+def run_seen_by_readers(output: Path) -> str | None:
     """Return the run that every reader sees, by the digest of its features and its settings; None for no run.
 
     Raises
     ------
     AssertionError
-        When two readers see different runs, or one of them a damaged one.
+        If two readers see different runs, or one of them a damaged run.
     """
     try:
         manifest = read_manifest(output)
@@ -211,9 +211,9 @@ def seen_by_all(output: Path) -> str | None:
     report = read_report(output)
     assert report["fingerprints"] == {"request": manifest["fingerprint"], "model": manifest["model"]}
     assert load_model(published_file(output, "model.h5")).fingerprint == manifest["model"]
-    # In a copy that has lost its links, the publication has lost the one to its index, too.
+    # In a copy that has lost its links, the publication has also lost the link to its index.
     if os.path.lexists(manifest_path(output).resolve().with_name("index.h5")):
-        # Without HDF5's lock, since the run may have parts open in the same process.
+        # Without HDF5's lock, because the run may have parts open in the same process.
         with reading(output / "index.h5") as index:
             assert index["features"][()].tobytes() == features.tobytes()
             assert index.attrs["model"] == manifest["model"]
@@ -227,7 +227,7 @@ def seen_by_all(output: Path) -> str | None:
 
 
 def with_plain_files(output: Path) -> None:
-    """Give a finished output the layout of version 0.1.0: regular files under plain names."""
+    """Convert a finished output to the layout of version 0.1.0: regular files under plain names."""
     manifest = read_manifest(output)
     index = (output / "index.h5").resolve()
     for line in manifest["files"]:
@@ -244,7 +244,7 @@ def with_plain_files(output: Path) -> None:
 
 
 def without_links(output: Path) -> None:
-    """Remove every symbolic link, as some tools do that copy directories."""
+    """Remove every symbolic link, as some tools do when they copy directories."""
     for path in [path for path in output.rglob("*") if path.is_symlink()]:
         path.unlink()
 
@@ -263,31 +263,31 @@ def _as_named(output: Path, entry: dict[str, Any]) -> bool:
     return (len(data), digest([data])) == (entry["n_bytes"], entry["blake3"])
 
 
-def nobodys(output: Path) -> set[str]:
-    """Half-written files, and results that no record names, nor the manifest."""
+def unreferenced(output: Path) -> set[str]:
+    """Return half-written files, and results that neither a record nor the manifest names."""
     named = {record["entry"]["file"] for record in records(output)}
     named |= {entry["file"] for entry in _manifest(output)["files"]}
     current = output / "published/current"
-    kept = f"published/{os.readlink(current)}/" if current.is_symlink() else "nothing"
+    current_folder = f"published/{os.readlink(current)}/" if current.is_symlink() else "nothing"
     found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file() or path.is_symlink()}
     return {
         name
         for name in found
         if name.endswith(".writing")
         or (name.startswith(("parts", "stages", "index-")) and name not in named)
-        or (name.startswith("published/") and name != "published/current" and not name.startswith(kept))
+        or (name.startswith("published/") and name != "published/current" and not name.startswith(current_folder))
         or not (output / name).exists()
     }
 
 
 def leftovers(output: Path) -> list[str]:
-    """What is nobody's, and records of a training that is over."""
+    """Return unreferenced files, and records of a finished training."""
     checkpoints = {str(path.relative_to(output)) for path in output.rglob("*checkpoint*")}
-    return sorted(nobodys(output) | checkpoints)
+    return sorted(unreferenced(output) | checkpoints)
 
 
-class Observed(Watched):
-    """Calls `look` after each call that changes a name: between two of them nothing changes that a reader sees."""
+class ObservedDisk(RecordingDisk):
+    """Disk that calls `look` after each call that changes a name; readers see no other changes."""
 
     def __init__(self, look: Callable[[str], None]) -> None:
         super().__init__()
@@ -301,41 +301,41 @@ class Observed(Watched):
 
 
 def watch_readers(trial: Trial) -> list[str | None]:
-    """Ask all readers after each change of a run; return the runs that they see, in the order of time."""
+    """Run all readers after each change of a run; return the runs that they see, in order of time."""
     output = trial.fresh()
-    seen = [seen_by_all(output)] if output.exists() else [None]
+    seen = [run_seen_by_readers(output)] if output.exists() else [None]
     faults: list[str] = []
 
     def look(label: str) -> None:
         try:
-            found = seen_by_all(output)
+            found = run_seen_by_readers(output)
         except Exception as error:
             faults.append(f"{label}: {error!r}")
             return
         if found != seen[-1]:
             seen.append(found)
 
-    assert trial.run(output, Observed(look)) == 0
+    assert trial.run(output, ObservedDisk(look)) == 0
     assert faults == [], faults
     return seen
 
 
-# -- the ordeals -----------------------------------------------------------------------------------------------------
+# -- faults --------------------------------------------------------------------------------------------------------
 
 
 def _chosen(items: Sequence[Item], of: Chosen) -> Sequence[Item]:
-    """Return the items of a slice, or those of these numbers."""
+    """Return the items of a slice, or those with these numbers."""
     return items[of] if isinstance(of, slice) else [items[number] for number in of]
 
 
 def fail_every_call(
     trial: Trial, code: int, for_good: bool, done: bool = False, of: Chosen = slice(None)
 ) -> Counter[int]:
-    """Let each call fail in turn; how often the run ended with which exit code."""
+    """Make each call fail in turn; return the number of runs by exit code."""
     codes = Counter[int]()
     for number in _chosen(range(len(trial.calls)), of):
         output = trial.fresh()
-        found = trial.run(output, Failing(number, code, for_good, done))
+        found = trial.run(output, FailingDisk(number, code, for_good, done))
         label = f"{_named(trial, number)} fails with {errno.errorcode[code]}, for good: {for_good}, done: {done}"
         assert found in CLEAN, f"{label}: exit code {found}"
         trial.check(output, label)
@@ -344,12 +344,12 @@ def fail_every_call(
 
 
 def fail_every_write(trial: Trial, code: int = 0, of: Chosen = slice(None)) -> Counter[int]:
-    """Let each write in turn be a short one; with a code, all later ones fail."""
+    """Shorten each write in turn, and with a code let later ones fail; return the number of runs by exit code."""
     codes = Counter[int]()
     n_writes = [name for name, _ in trial.calls].count("write")
     for number in _chosen(range(n_writes), of):
         output = trial.fresh()
-        found = trial.run(output, Short(number, code))
+        found = trial.run(output, ShortWriteDisk(number, code))
         assert found in (CLEAN[1:] if code else (0,)), f"write {number} is short: exit code {found}"
         trial.check(output, f"write {number} is short, then {code}")
         codes[found] += 1
@@ -357,32 +357,34 @@ def fail_every_write(trial: Trial, code: int = 0, of: Chosen = slice(None)) -> C
 
 
 def kill_at_every_call(trial: Trial, after: bool, of: Chosen = slice(None)) -> int:
-    """Kill the run by SIGKILL right before or right after each call; how many there were."""
+    """Kill the run (SIGKILL) right before or right after each call; return the number of kills."""
     numbers = _chosen(range(len(trial.calls)), of)
     for number in numbers:
         output = trial.fresh()
         label = f"killed {'after' if after else 'before'} {_named(trial, number)}"
-        assert forked(lambda out=output, n=number: trial.run(out, Killing(n, after))) == (-signal.SIGKILL, None), label
+        assert forked(lambda out=output, n=number: trial.run(out, KillingDisk(n, after))) == (-signal.SIGKILL, None), (
+            label
+        )
         trial.check(output, label)
     return len(numbers)
 
 
 def cut_power(trial: Trial, n_random: int, of: slice = slice(None)) -> Counter[str]:
-    """Cut the power after each call; how many different states each kind of cut has left."""
+    """Cut the power after each call; return the number of distinct states of each kind."""
     log = PowerLog(trial.fresh().parent)
     assert trial.run(log.folder / "out", log) == 0
     kinds = Counter[str]()
-    for number, kind, left in [*log.cuts(n_random)][of]:
+    for number, kind, remains in [*log.cuts(n_random)][of]:
         output = trial.fresh()
         shutil.rmtree(output.parent)
-        materialize(left, output.parent)
+        materialize(remains, output.parent)
         trial.check(output, f"power cut after {_named(trial, number)}: {kind}")
         kinds[kind] += 1
     return kinds
 
 
-def bad_nights(trial: Trial, n_weeks: int, seed: int = 0) -> Counter[str]:
-    """One disturbance after the other, of any kind, before the night that is good; how many of each."""
+def several_faults(trial: Trial, n_weeks: int, seed: int = 0) -> Counter[str]:
+    """Disturb several runs in a row at random before an undisturbed one; return the number of faults of each kind."""
     rng, kinds = random.Random(seed), Counter[str]()
     for week in range(n_weeks):
         output, story = trial.fresh(), f"week {week}:"
@@ -391,34 +393,34 @@ def bad_nights(trial: Trial, n_weeks: int, seed: int = 0) -> Counter[str]:
             story += f" {kind} {number},"
             kinds[kind] += 1
             if kind == "killed":
-                # It may be over before that call.
-                code, _ = forked(lambda out=output, n=number: trial.run(out, Killing(n, after=rng.random() < 0.5)))
+                # The run may end before that call.
+                code, _ = forked(lambda out=output, n=number: trial.run(out, KillingDisk(n, after=rng.random() < 0.5)))
                 assert code in (0, -signal.SIGKILL), story
             elif kind == "power":
                 output = _cut_off(trial, output, rng)
             else:
                 code = rng.choice([errno.ENOSPC, errno.EIO, errno.EMFILE])
-                failing = Failing(number, code, for_good=rng.random() < 0.5, done=rng.random() < 0.2)
-                short = Short(number // 8, rng.choice([0, code]))
+                failing = FailingDisk(number, code, for_good=rng.random() < 0.5, done=rng.random() < 0.2)
+                short = ShortWriteDisk(number // 8, rng.choice([0, code]))
                 assert trial.run(output, failing if kind == "fails" else short) in CLEAN, story
-            assert broken_promises(output) == [], story
+            assert invalid_entries(output) == [], story
             trial.check_readers(output, story)
         trial.check(output, story)
     return kinds
 
 
 def _cut_off(trial: Trial, output: Path, rng: random.Random) -> Path:
-    """Where a run goes on that was cut off from power somewhere: all that it found had been on the disk."""
+    """Cut the power at a random call and return the output to resume; all that the run reused was on the disk."""
     log = PowerLog(output.parent)
     assert trial.run(output, log) == 0
     cuts = [*log.cuts(1, rng.randrange(1000))]
     if not cuts:
-        return output  # it had been complete
+        return output  # the output was already complete
     after = trial.fresh()
     shutil.rmtree(after.parent)
     shutil.rmtree(output.parent)
-    _, _, left = rng.choice(cuts)
-    materialize(left, after.parent)
+    _, _, remains = rng.choice(cuts)
+    materialize(remains, after.parent)
     return after
 
 
@@ -427,13 +429,13 @@ def _named(trial: Trial, number: int) -> str:
     return f"call {number}, {name} {Path(str(what)).name}"
 
 
-# -- all of it -------------------------------------------------------------------------------------------------------
+# -- command line --------------------------------------------------------------------------------------------------
 
 
 def _all(trial: Trial, step: int) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield all ordeals: each kill, and of the other faults every one of `step`."""
+    """Yield all tests: each kill, and every `step`-th fault of the other kinds."""
     of = slice(None, None, step)
-    yield "readers asked after every change", lambda: len(watch_readers(trial))
+    yield "readers after every change", lambda: len(watch_readers(trial))
     for code in (errno.ENOSPC, errno.EIO):
         for for_good in (False, True):
             words = f"calls fail with {errno.errorcode[code]} {'for good' if for_good else 'once'}"
@@ -444,11 +446,11 @@ def _all(trial: Trial, step: int) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "killed before every call", lambda: kill_at_every_call(trial, after=False)
     yield "killed after every call", lambda: kill_at_every_call(trial, after=True)
     yield "power cuts", lambda: cut_power(trial, n_random=5, of=of)
-    yield "bad nights, one after the other", lambda: bad_nights(trial, 200 // step)
+    yield "several faults in a row", lambda: several_faults(trial, 200 // step)
 
 
 def try_kind(kind: str, step: int) -> None:
-    """Print how many ordeals of each sort a kind of run survives; raise `AssertionError` at the first other one."""
+    """Print how many faults of each kind a kind of run survives; raise `AssertionError` at the first failure."""
     logging.getLogger().addHandler(logging.NullHandler())
     with pytest.MonkeyPatch.context() as monkeypatch, tempfile.TemporaryDirectory() as folder:
         install(monkeypatch)
@@ -463,7 +465,7 @@ def try_kind(kind: str, step: int) -> None:
 
 
 def _try_in_a_process(kind: str, step: int) -> int:
-    """Return the exit code of a process that tries a kind of run, once its output is printed."""
+    """Test a kind of run in a child process; return its exit code after its output is printed."""
     command = [sys.executable, "-m", "tests.support.soak_protocol", str(step), kind]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     print(done.stdout, end="", flush=True)
@@ -471,7 +473,7 @@ def _try_in_a_process(kind: str, step: int) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Try all kinds of runs, or one; return 1 if one of them does not survive."""
+    """Test all kinds of runs, or one; return 1 if a run does not survive."""
     step = int(arguments[0]) if arguments else 7
     if len(arguments) > 1:
         try_kind(arguments[1], step)

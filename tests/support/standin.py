@@ -1,7 +1,7 @@
-"""A whole run in a tenth of a second: NumPy in the device's place, tiny parts, shards vetted once, and no syncs.
+"""Run the whole program in a tenth of a second: NumPy as device, tiny parts, shards vetted once, and no syncs.
 
-Everything else is the program's own, from the command line to the last sync. What it computes is a real autoencoder,
-and the same bits for the same rows, whatever their blocks, threads and interruptions.
+Everything else is the real program, from the command line to the commit. The stand-in computes a real autoencoder, and
+the same bits for the same rows, independent of blocks, threads and interruptions.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from pipeline.run.plan import plan
 from pipeline.shards.open import open_shards
 from tests.support.helpers import write_shard
 
-__all__ = ["Autoencoder", "Night", "Rule", "TrainingStep", "Unsynced", "features_of", "install"]
+__all__ = ["Autoencoder", "Rule", "TrainingStep", "UnsyncedDisk", "Workspace", "features_of", "install"]
 
 TILE_ROWS = 4
 PART_BYTES = 4 * TILE_ROWS * 4 * 2  # so that a part has four tiles of two features
 
 
 class Autoencoder:
-    """Has the face of `kernels.autoencoder.Autoencoder`, as far as the pipeline looks at it."""
+    """Has the interface of `kernels.autoencoder.Autoencoder`, as far as the pipeline uses it."""
 
     def __init__(
         self, network: Network, minimum: np.ndarray, scale: np.ndarray, maximum: np.ndarray | None = None
@@ -61,7 +61,7 @@ class Autoencoder:
         return ((rows.astype(self._minimum.dtype) - self._minimum) * self._scale).astype(np.float32)
 
     def code(self, x: np.ndarray) -> np.ndarray:
-        # No BLAS: its roundings would depend on how many rows there are.
+        # No BLAS, because its rounding would depend on the number of rows.
         sums = (x[:, :, None] * self._parameters["W"]).sum(axis=1) + self._parameters["b_hidden"]
         return 1 / (1 + np.exp(-sums))
 
@@ -89,7 +89,7 @@ class Autoencoder:
 
 @dataclass(frozen=True)
 class Rule:
-    """In the place of `kernels.updates.Rule`, whose file loads Theano."""
+    """Replaces `kernels.updates.Rule`, whose module loads Theano."""
 
     name: str
     momentum: float
@@ -97,7 +97,7 @@ class Rule:
 
 
 class TrainingStep:
-    """Stands in for `kernels.step.TrainingStep`; every rule is plain momentum, and no entry is hidden."""
+    """Stands in for `kernels.step.TrainingStep`; every rule is plain momentum, and no entry is corrupted."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class TrainingStep:
         pass
 
     def n_at_once(self, batch_size: int) -> int:
-        return 3  # as of a device, so that nothing counts on one
+        return 3  # as on a device, so that no code relies on a particular value
 
     def begin(self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int) -> None:
         self._minibatches = iter([minibatches[i : i + batch_size] for i in range(0, len(minibatches), batch_size)])
@@ -154,13 +154,13 @@ class TrainingStep:
 
 
 def checked(values: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Copies of the values as float32, if their names and shapes are these."""
+    """Return copies of the values as float32; raise an error for other names or shapes."""
     if {name: np.shape(array) for name, array in values.items()} != dict(shapes):
         raise ValueError(f"found arrays {sorted(values)}, expected {sorted(shapes)} of their shapes")
     return {name: np.array(array, dtype=np.float32) for name, array in values.items()}
 
 
-# The one that the stand-in is, and how earlier versions trained it.
+# Settings of the stand-in, and of the initialization in earlier versions.
 NETWORK = {
     **{"hidden": "none", "code_activation": "sigmoid", "decoder_gain": "no", "corruption": "0"},
     **{"start": "random", "learning_rate": "0.003"},
@@ -168,7 +168,7 @@ NETWORK = {
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put the stand-ins in their places."""
+    """Install the stand-ins."""
     for name, standin in (
         ("kernels.autoencoder", Autoencoder),
         ("kernels.step", TrainingStep),
@@ -177,21 +177,21 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
         module = ModuleType(name)
         setattr(module, standin.__name__, standin)
         monkeypatch.setitem(sys.modules, name, module)
-    for setting, value in NETWORK.items():  # unless a flag says otherwise
+    for setting, value in NETWORK.items():  # unless a flag sets it
         monkeypatch.setenv(f"SHARDPRESS_{setting.upper()}", value)
     for starter in (engine, plan):
         monkeypatch.setattr(starter, "start_device", lambda is_required=False: Device("cpu", "cpu", "stand-in"))
     monkeypatch.setattr(prepare, "TILE_ROWS", TILE_ROWS)
     monkeypatch.setattr(budget, "_PART_BYTES", PART_BYTES)
-    monkeypatch.setattr(index_of_parts, "_MOST", 2)  # of three parts it is a view of views
-    monkeypatch.setattr(groupcommit, "_pause", lambda seconds: 0.0)  # each part by itself, however fast they come
+    monkeypatch.setattr(index_of_parts, "_MOST", 2)  # a view over three parts consists of views
+    monkeypatch.setattr(groupcommit, "_pause", lambda seconds: 0.0)  # each part by itself, however fast they arrive
     monkeypatch.setattr(prepare, "open_shards", _remembering(open_shards))
     for user in (context, fingerprints):
-        monkeypatch.setattr(user, "version", cache(version))  # a file to parse each time
+        monkeypatch.setattr(user, "version", cache(version))  # parse a file each time
 
 
 def _remembering(vet: Callable[..., Any]) -> Callable[..., Any]:
-    """Vet files once for as long as they do not change: it takes time, and is not tested here."""
+    """Vet files again only when they change: vetting takes time, and is tested elsewhere."""
     known: dict[object, Any] = {}
 
     def vet_once(patterns: tuple[str, ...], *rest: Any, **settings: Any) -> Any:
@@ -210,8 +210,8 @@ def _remembering(vet: Callable[..., Any]) -> Callable[..., Any]:
     return vet_once
 
 
-class Unsynced(Disk):
-    """A disk that is not waited for: a sync changes nothing but what a power cut leaves."""
+class UnsyncedDisk(Disk):
+    """Disk without waiting: a sync only changes what a power cut leaves."""
 
     def sync(self, descriptor: int) -> None:
         os.fstat(descriptor)
@@ -220,15 +220,15 @@ class Unsynced(Disk):
         os.stat(path)
 
 
-class Night:
+class Workspace:
     """A data set of a few small shards, and runs over it.
 
     Parameters
     ----------
     folder : Path
-        Where the shards and the outputs go.
+        Folder of the shards and the outputs.
     sizes : int
-        Rows of each shard.
+        Number of rows of each shard.
     """
 
     def __init__(self, folder: Path, *sizes: int) -> None:
@@ -242,24 +242,24 @@ class Night:
         return Path(write_shard(self.shards / name, rows, extras={"y": np.arange(len(rows))}))
 
     def arguments(self, output: Path, *flags: str) -> list[str]:
-        """The command line of a run."""
+        """Return the command line of a run."""
         settings = ["--n-features", "2", "--epochs", "2", "--batch-size", "20", "--block-rows", "8", "--threads", "1"]
         return ["--input", str(self.shards), "--output", str(output), *settings, *flags]
 
     def run(self, output: Path, *flags: str, disk: Disk | None = None) -> int:
-        """Exit code of a run."""
+        """Run the program and return its exit code."""
         with redirect_stdout(io.StringIO()):
-            return cli.main("", self.arguments(output, *flags), disk or Unsynced())
+            return cli.main("", self.arguments(output, *flags), disk or UnsyncedDisk())
 
 
 def features_of(output: Path) -> bytes:
-    """Every bit that a finished run says about the rows, in their order: features, valid, extras; and the model."""
+    """Return all values of a finished run, row by row: features, valid, extras; and the model."""
     manifest = read_manifest(output)
     bits = [manifest["model"].encode()]
     with h5py.File(output / INDEX) as index:
         for name in ("features", "valid", "y"):
             values = b"".join(_values(output / part["file"], name) for part in manifest["parts"])
-            assert index[name][()].tobytes() == values, "the index is not what the parts are"
+            assert index[name][()].tobytes() == values, "index and parts differ"
             bits.append(values)
     return b"".join(bits)
 

@@ -1,4 +1,4 @@
-"""What test_step_on_card.py runs on the stub of a card, in a process of its own: steps of training.
+"""Take training steps on the emulated card in a separate process; a helper of test_step_on_card.py.
 
 Usage: python tests/support/steps_child.py streamed|uploaded LOG, with the device in THEANO_FLAGS, and the stub's log.
 """
@@ -19,25 +19,25 @@ from tests.support import device_child as child
 from tests.support.steps import take_step
 
 N_EACH = 3
-TAKEN = ((1, 2), (1, 1, 1), (3,), (2, 1))  # steps at a time, of each piece
+TAKEN = ((1, 2), (1, 1, 1), (3,), (2, 1))  # number of steps in each piece
 
 
 def put_by_turns() -> None:
-    """What has been put stays while the next is, and makes room for the one behind that, which may be smaller."""
+    """Check that uploaded data stays while the next piece is uploaded, also if the one after that is smaller."""
     buffers = TwoBuffers()
     arrays = [np.full((length, 2), number, np.uint8) for number, length in enumerate((5, 7, 4, 7))]
     first, second = map(buffers.put, arrays[:2])
     assert [np.asarray(each).tolist() for each in (first, second)] == [each.tolist() for each in arrays[:2]]
     third = buffers.put(arrays[2])
     assert np.asarray(third).tolist() == arrays[2].tolist()
-    assert np.asarray(first).tolist() == [[2, 2]] * 4 + [[0, 0]], "in the first one's place"
+    assert np.asarray(first).tolist() == [[2, 2]] * 4 + [[0, 0]], "it reuses the memory of the first one"
     assert np.asarray(second).tolist() == arrays[1].tolist()
     assert np.asarray(buffers.put(arrays[3])).tolist() == arrays[3].tolist()
     assert np.asarray(second).tolist() == arrays[3].tolist()
 
 
 def taken_together(step: TrainingStep, autoencoder: Autoencoder, rows: np.ndarray, is_resident: bool) -> None:
-    """Steps by one call, the last minibatch a smaller one, leave the bits of as many calls."""
+    """Check that several steps in one call give the same bits as single calls, also with a smaller last minibatch."""
     numbers = np.concatenate(child.make_minibatches()[:N_EACH])[:-17]
     noise = np.concatenate([child.make_noise(i) for i in range(N_EACH)])[:-17]
     piece, rates = numbers if is_resident else rows[numbers], [0.02, 0.01, 0.005]
@@ -67,7 +67,7 @@ def taken_together(step: TrainingStep, autoencoder: Autoencoder, rows: np.ndarra
 
 
 def main(place: str, log: str) -> None:
-    """Take them, the first with its cost, each behind a line in the log that says so, as when a piece is sent."""
+    """Take the steps, the first one with its cost; mark each step and each upload in the log."""
     backend.start(require=True)
     put_by_turns()
     rows, network = child.make_rows(), child.NETWORKS["relu"]
@@ -80,14 +80,14 @@ def main(place: str, log: str) -> None:
     numbers = np.concatenate([child.make_minibatches()[0]] * N_EACH)
     noise = np.concatenate([child.make_noise(i) for i in range(N_EACH)])
     piece, rate = rows[numbers] if resident is None else numbers, child.RATES["adam"]
-    with open(log, "a", buffering=1) as told:
+    with open(log, "a", buffering=1) as file:
         for i, at_once in enumerate(TAKEN):
-            told.write("piece\n")
+            file.write("piece\n")
             step.begin(piece, noise, child.BATCH)
             for j, n in enumerate(at_once):
-                told.write("steps\n")
+                file.write("steps\n")
                 step.take([rate] * n, with_cost=i + j == 0)
-        told.write("steps\n")
+        file.write("steps\n")
     taken_together(step, autoencoder, rows, is_resident=resident is not None)
 
 

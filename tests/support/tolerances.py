@@ -1,9 +1,10 @@
-"""How far apart two computations of one quantity may be: the only such table, for every device and dtype.
+"""Tolerances between two computations of one quantity, for every device and dtype. There are no other tolerances.
 
-Each entry bounds the largest difference as a fraction of the largest expected value. What is expected is the NumPy
-oracle's, in float64, or the CPU's. The reasons count in roundings of float32, eps = 6e-8, for at most 784 columns and
-the few hundred rows that tests use: BLAS and OpenCL sum in their own order, which moves a sum of n products by some
-eps sqrt(n) of its size. Each number then leaves about a factor of ten to other processors and other libraries.
+Each entry bounds the largest difference as a fraction of the largest expected value. The expected values
+are those of the NumPy reference in float64, or of the CPU. The reasons count roundings of float32, eps = 6e-8, for at
+most 784 columns and the few hundred rows of the tests: BLAS and OpenCL sum in their own order, which changes a sum of
+n products by about eps sqrt(n) of its size. Each number includes a factor of about ten for other processors and
+libraries.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from numpy.typing import ArrayLike
 __all__ = ["TOLERANCES", "assert_close", "kind_of"]
 
 TOLERANCES = {
-    # One subtraction, one product, one cast, each rounded as IEEE 754 says: nothing is left to choose.
+    # One subtraction, one product and one cast, each rounded as in IEEE 754; the result is unique.
     ("cpu", "float32", "scaled"): 0.0,
     ("cpu", "float64", "scaled"): 0.0,
-    # A sigmoid's slope is at most 1/4, its argument's error eps sqrt(784) of a few units.
+    # The slope of a sigmoid is at most 1/4; the error of its argument is eps sqrt(784) times a few units.
     ("cpu", "float32", "features"): 5e-6,
     ("opencl", "float32", "features"): 5e-6,
     ("cuda", "float32", "features"): 5e-6,
@@ -27,13 +28,13 @@ TOLERANCES = {
     ("cpu", "float32", "reconstruction"): 5e-6,
     ("opencl", "float32", "reconstruction"): 5e-6,
     ("cuda", "float32", "reconstruction"): 5e-6,
-    # A mean of squares has nothing to cancel, but a good reconstruction's residual is itself a small difference.
+    # A mean of squares has no cancellation, but the residual of a good reconstruction is itself a small difference.
     ("cpu", "float32", "cost"): 1e-5,
     ("opencl", "float32", "cost"): 1e-5,
     ("cuda", "float32", "cost"): 1e-5,
-    # Sums over rows of products of both signs, of which less is left than was summed.
+    # Sums over rows of products of both signs; cancellation leaves less than the terms.
     ("cpu", "float32", "gradients"): 1e-5,
-    # Tens of steps add the gradients' errors up; adam also divides small gradients by their own size.
+    # Tens of steps accumulate errors of the gradients; adam also divides small gradients by their own size.
     ("cpu", "float32", "parameters"): 2e-5,
     ("opencl", "float32", "parameters"): 2e-5,
     ("cuda", "float32", "parameters"): 2e-5,
@@ -41,11 +42,11 @@ TOLERANCES = {
 
 
 def kind_of(device: str) -> str:
-    """``opencl`` of ``opencl0:0``, ``cuda`` of ``cuda1``."""
+    """Return the kind of a device: ``opencl`` for ``opencl0:0``, ``cuda`` for ``cuda1``."""
     return re.sub(r"[\d:]+$", "", device)
 
 
 def assert_close(found: ArrayLike, expected: ArrayLike, device: str, dtype: str, quantity: str) -> None:
-    """Hold what a device computed in a dtype against what was expected, by the table's entry."""
+    """Compare the result of a device in a dtype with the expected values, within the tolerance of the table."""
     allowed = TOLERANCES[kind_of(device), dtype, quantity] * np.abs(expected).max(initial=0)
     np.testing.assert_allclose(found, expected, rtol=0, atol=allowed, err_msg=f"{quantity} on {device}")

@@ -1,9 +1,9 @@
-"""Real runs under limits of the system: each succeeds, or ends with a sentence and an exit code that says which limit.
+"""Run the program under system limits: each run must succeed, or end with a message and exit code that name the limit.
 
     python -m tests.support.ulimits
 
-Open files (``ulimit -n``), sizes of files (``-f``), processes and threads (``-u``: root becomes another user for it),
-and address space (``-v``). `tests/run/test_system_faults.py` has a sample with the stand-in.
+Limits are set on open files (``ulimit -n``), file sizes (``-f``), processes and threads (``-u``, where root switches to
+another user), and address space (``-v``). `tests/run/test_system_faults.py` has a sample with the stand-in.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from tests.support.killing import features_of
 
 __all__ = ["LIMITS", "Limited"]
 
-_SECONDS = 300.0  # after which a run counts as stuck
-_FREE_USER = 42_424  # an id that nobody has: limits of processes count all that a user has
+_SECONDS = 300.0  # time limit; afterwards a run counts as stuck
+_FREE_USER = 42_424  # an unused user id, since limits of processes count all processes of a user
 _MIB = 2**20
 LIMITS: dict[str, Sequence[int]] = {
     "RLIMIT_NOFILE": (7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 24, 32, 48, 64, 96, 128),
@@ -38,7 +38,7 @@ LIMITS: dict[str, Sequence[int]] = {
     "RLIMIT_NPROC": (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32),
     "RLIMIT_AS": tuple(n * _MIB for n in (200, 300, 400, 500, 600, 800, 1200, 2000, 4000)),
 }
-# 69: a compiler that cannot be started. 78: settings that ask for more than there is.
+# 69: a compiler cannot be started. 78: settings exceed the machine.
 _ALLOWED = (0, 69, 71, 73, 74, 78)
 
 
@@ -48,9 +48,9 @@ class Limited:
     Parameters
     ----------
     folder : Path
-        For the shards and all outputs.
+        Folder of the shards and all outputs.
     flags : str
-        More arguments of the runs.
+        Additional arguments of the runs.
     """
 
     def __init__(self, folder: Path, *flags: str) -> None:
@@ -59,8 +59,8 @@ class Limited:
         shards.mkdir()
         rows = np.random.default_rng(0).normal(size=(300, 9)).astype(np.float32)
         for i in range(2):
-            beside = {"nothing": h5py.Empty("f4")} if i else None  # by which this one needs the child
-            write_shard(shards / f"{i}.h5", rows[150 * i : 150 * (i + 1)], extras=beside)
+            shard_extras = {"nothing": h5py.Empty("f4")} if i else None  # needs the child process
+            write_shard(shards / f"{i}.h5", rows[150 * i : 150 * (i + 1)], extras=shard_extras)
         usual = ["--input", str(shards), "--epochs", "1", "--n-features", "4", *flags]
         self._command = [sys.executable, "-W", "error", "scripts/extract.py", *usual]
         ended = self._run(folder / "undisturbed")
@@ -68,16 +68,16 @@ class Limited:
         self._features = features_of(folder / "undisturbed")
 
     def meets(self, name: str, value: int) -> tuple[int, str]:
-        """Run under a limit, and then without; return the first exit code, and what is wrong."""
+        """Run under a limit and then without it; return the first exit code, and a description of any problem."""
         output = self._folder / "out"
         shutil.rmtree(output, ignore_errors=True)
         ended = self._run(output, name, value)
         wrong = "" if _is_ended_by_openblas(ended) else trouble(ended, _ALLOWED)
         again = self._run(output)
         if not wrong and again.code:
-            wrong = f"typed again: exit code {again.code}: {again.text[-2000:]}"
+            wrong = f"rerun: exit code {again.code}: {again.text[-2000:]}"
         if not wrong and features_of(output) != self._features:
-            wrong = "typed again: other features"
+            wrong = "rerun: different features"
         return ended.code, wrong
 
     def _run(self, output: Path, name: str = "", value: int = 0) -> Ended:
@@ -91,21 +91,21 @@ class Limited:
             if name:
                 resource.setrlimit(getattr(resource, name), (value, value))
 
-        # A pipe takes what is said, since files may be limited to no size.
+        # Output goes to a pipe, since files may be limited to no size.
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         with subprocess.Popen(
             command, cwd=REPOSITORY, env=environment(**variables), preexec_fn=limit, **pipes
         ) as process:
             try:
-                said, _ = process.communicate(timeout=_SECONDS)
+                raw, _ = process.communicate(timeout=_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
-                said, _ = process.communicate()
-                said += b"\nstuck"
-        return Ended(process.returncode, -1, said.decode(errors="replace"))
+                raw, _ = process.communicate()
+                raw += b"\nstuck"
+        return Ended(process.returncode, -1, raw.decode(errors="replace"))
 
     def _their_cache(self) -> Path:
-        """Return a copy of the compile cache that belongs to the other user: one of root's would be refused."""
+        """Return a copy of the compile cache that belongs to the other user; one of root's would be refused."""
         cache = self._folder / "cache"
         if not cache.exists():
             own = Path(environment()["XDG_CACHE_HOME"]) / "shardpress"
@@ -116,14 +116,14 @@ class Limited:
 
 
 def _is_ended_by_openblas(ended: Ended) -> bool:
-    """Return whether OpenBLAS has ended a run: it prints the limit, and sends SIGINT to itself without its threads."""
+    """Return whether OpenBLAS ended a run: if it cannot start its threads, it prints the limit and raises SIGINT."""
     return ended.code == -signal.SIGINT and "pthread_create failed" in ended.text
 
 
 def _as_another_user() -> list[str]:
-    """Return the command that runs another one as a user without processes, whom permissions of files do not keep out.
+    """Return the command that runs another command as a user without processes and with root's file permissions.
 
-    Limits of processes do not bind root.
+    Limits of processes do not apply to root.
     """
     capabilities = "+dac_override,+fowner,+chown"
     user = [f"--reuid={_FREE_USER}", f"--regid={_FREE_USER}", "--clear-groups"]
@@ -131,7 +131,7 @@ def _as_another_user() -> list[str]:
 
 
 def _skipped(name: str) -> str:
-    """Say why a limit cannot be tried here; empty if it can."""
+    """Return why a limit cannot be tried here; empty if it can."""
     if name != "RLIMIT_NPROC":
         return ""
     if os.getuid() != 0:
@@ -150,7 +150,7 @@ def cases(names: Sequence[str]) -> Iterator[tuple[str, int]]:
 
 
 def main() -> int:
-    """Print what each limit led to."""
+    """Print the outcome of each limit."""
     names = sys.argv[1:] or list(LIMITS)
     start = time.monotonic()
     n_cases = 0
@@ -164,7 +164,7 @@ def main() -> int:
             print(f"{name}={value}: exit code {code}", flush=True)
             if wrong:
                 print(f"  WRONG {wrong}", flush=True)
-    print(f"{n_cases} runs in {time.monotonic() - start:.0f} s, {n_wrong} of them not as promised")
+    print(f"{n_cases} runs in {time.monotonic() - start:.0f} s, {n_wrong} of them with problems")
     return int(n_wrong > 0)
 
 

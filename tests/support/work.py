@@ -1,4 +1,4 @@
-"""How much work something is, whatever the machine and what else it does: counted, where seconds would be measured."""
+"""Measure work by counting operations, independent of the speed and load of the machine."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["Work", "counted"]
 
 @dataclass
 class Work:
-    """What was done.
+    """Amount of work.
 
     Attributes
     ----------
     n_calls : int
-        Of functions, Python's and C's, by this thread.
+        Number of calls of Python and C functions, in this thread.
     n_reads, n_bytes : int
-        Of input files, by all threads.
+        Reads of input files, in all threads.
     """
 
     n_calls: int = 0
@@ -31,14 +31,14 @@ class Work:
     n_bytes: int = 0
 
     def highest(self, other: Work) -> Work:
-        """Each count of whichever has more."""
-        most = (max(ours, theirs) for ours, theirs in zip(astuple(self), astuple(other), strict=True))
-        return Work(*most)
+        """Return the maximum of each count."""
+        highest = (max(a, b) for a, b in zip(astuple(self), astuple(other), strict=True))
+        return Work(*highest)
 
 
 @contextmanager
 def counted() -> Iterator[Work]:
-    """Count what is done meanwhile."""
+    """Count the work that is done in the context."""
     work = Work()
 
     def call(frame: object, event: str, argument: object) -> None:

@@ -1,4 +1,4 @@
-"""What becomes of replicas, beside loops over single numbers."""
+"""Tests of averaging replicas, against loops over single numbers."""
 
 from fractions import Fraction
 
@@ -26,7 +26,7 @@ def averaged(states, weights):
 
 
 def test_replicas_are_averaged_by_their_rows():
-    """The largest count of steps is kept."""
+    """The largest number of steps is kept."""
     rng = np.random.default_rng(0)
     found, weights = states(rng, [7, 9, 8, 5]), [64, 128, 100, 0]
     mean = averaged(found, weights)
@@ -70,7 +70,7 @@ def test_outer_steps_equal_nesterov_momentum():
 
 
 def test_a_steady_move_is_amplified_at_most_sevenfold():
-    """Of 0.01 in each of many rounds, what is added to the parameters in the last one."""
+    """Each of many rounds moves by 0.01; the last one shows what is added to the parameters."""
     for n_replicas, expected in [(2, 2), (3, 3), (4, 4), (6, 6), (7, 7), (8, 7), (100, 7)]:
         state, velocity = Weights({"b": np.zeros(2, np.float32)}, {}), {"b": np.zeros(2, np.float32)}
         for _ in range(200):

@@ -1,4 +1,4 @@
-"""The errors of principal components and of the mean, and when features are worse than those."""
+"""Tests of baselines: the errors of principal components and of the mean, and the warning if features are worse."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def test_worse_means_significant_and_more_than_one_percent() -> None:
         baseline = Baseline(4, errors, 10 * errors)
         assert is_worse(baseline, share * errors + noise) == worse, (n_rows, share)
     whole = Baseline(4, np.full(3000, 1e-9), np.ones(3000))
-    assert not is_worse(whole, np.full(3000, 1e-4)), "both are almost nothing"
+    assert not is_worse(whole, np.full(3000, 1e-4)), "both are negligible"
     few = Baseline(4, np.ones(9), np.full(9, 10.0))
-    assert is_worse(few, np.full(9, 3.0)), "of few rows, what none of them contradicts"
+    assert is_worse(few, np.full(9, 3.0)), "with few rows, only if all of them agree"
 
 
 def test_plain_values_hold_both_errors() -> None:

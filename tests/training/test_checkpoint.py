@@ -1,4 +1,4 @@
-"""A training on the real kernels that was stopped goes on bit for bit from its checkpoint, and from nothing else."""
+"""Tests of resuming a training on the real kernels: bit for bit from its checkpoint, independent of anything else."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_invalid_checkpoints_are_refused(content: bytes) -> None:
 
 
 def test_a_checkpoint_keeps_every_field_of_the_training_state() -> None:
-    """A field that is kept and not brought back, or the other way round, would change how a training goes on."""
+    """A field that is saved but not restored, or the reverse, would change how a training continues."""
     epochs = [Epoch(0, 0.5, None, 0.25), Epoch(1, 0.4, 0.3, 0.125)]
     state = TrainingState("adam", 2, 3, [0.5, 0.25], 1.5, epochs, 0.3, 1, [0.5, 0.25], 7, 5)
     fresh = TrainingState("")
@@ -83,7 +83,7 @@ def test_a_pickle_is_refused_and_never_runs(tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
-# Of each update rule, and of a network that has and does everything else.
+# One network for each update rule, and one with all other options.
 RATES = {"adam": 0.05, "momentum": 1.0, "nesterov": 1.0, "rmsprop": 0.05, "deep": 0.01}
 DEEP: dict[str, Any] = {
     **{"hidden": (8,), "activation": "leaky-relu", "decoder_gain": True},
@@ -92,14 +92,14 @@ DEEP: dict[str, Any] = {
 
 
 class Trained(NamedTuple):
-    """What a training leaves at its end."""
+    """Result of a training."""
 
     parameters: dict[str, np.ndarray]
     state: TrainingState
 
 
 class Rig:
-    """A tiny training on the real kernels, compiled once, that can be stopped and taken up again."""
+    """A tiny training on the real kernels, compiled once, that can be stopped and resumed."""
 
     def __init__(self, shards: Sequence[Shard], name: str, resident: bool) -> None:
         from kernels.autoencoder import Autoencoder
@@ -109,14 +109,14 @@ class Rig:
         self.config = config.changed(checkpoint_minutes=1e6)
         rows = ResidentRows.of(shards, 2) if resident else StreamedRows(shards, 2)
         self.rows, self.order = rows, Order(slab_starts(shards, 5), np.array([3, 17, 18]), 11, seed=1)
-        self.validation = np.repeat(rows.take(np.array([3, 17])), 50, axis=0)  # so many that they count
+        self.validation = np.repeat(rows.take(np.array([3, 17])), 50, axis=0)  # enough bad rows to matter
         self.autoencoder = Autoencoder(network_of(self.config.network, 6))
         self.step = training_step_of(self.autoencoder, self.config.training, np.dtype(np.float32), rows.resident)
         self._zeros = {name: np.zeros_like(array) for name, array in self.step.state().items()}
 
     @property
     def n_steps(self) -> int:
-        """Of one epoch."""
+        """Number of steps per epoch."""
         return -(-self.order.n_rows // self.config.training.batch_size)
 
     def train(
@@ -126,9 +126,9 @@ class Rig:
         save: Callable[[Checkpoint], object] = lambda _: None,
         **settings: Any,
     ) -> Trained:
-        """Train from the start, or from a checkpoint after another training has left its traces everywhere.
+        """Train from the start, or from a checkpoint after another training has changed all state.
 
-        SIGTERM comes within step number `stop` of this sitting, counted from 1.
+        SIGTERM arrives in step number `stop` of this call, counted from 1.
         """
         if checkpoint is None:
             self.autoencoder.set_parameters(self._start(seed=0))
@@ -160,7 +160,7 @@ class Rig:
         return start_of(self.autoencoder.network, np.random.default_rng(seed), None)
 
     def interrupted(self, stop: int, checkpoint: Checkpoint | None = None, **settings: Any) -> Trained | Checkpoint:
-        """What a training leaves that is stopped; what it gives, when it is over before that."""
+        """Return the checkpoint of a stopped training, or its result if it ended before."""
         found: list[Checkpoint] = []
         try:
             return self.train(checkpoint, stop, found.append, **settings)
@@ -169,7 +169,7 @@ class Rig:
 
 
 class Interrupted:
-    """A step within which a signal comes."""
+    """A training step during which a signal arrives."""
 
     def __init__(self, step: Any, number: int) -> None:
         self._step, self._number = step, number
@@ -214,7 +214,7 @@ RULES = pytest.mark.parametrize("name", [name for name in RATES if name != "deep
 @KINDS
 @ALL
 def test_training_resumes_at_any_step_with_the_same_bits(rig: Any, name: str, resident: bool) -> None:
-    """In the first, a middle and the last epoch, at random steps and at an epoch's end and beginning."""
+    """Stops are in the first, a middle and the last epoch, at random steps and at the boundaries of epochs."""
     training = rig(name, resident)
     expected = training.train()
     assert len(expected.state.history) == training.config.training.epochs
@@ -223,7 +223,7 @@ def test_training_resumes_at_any_step_with_the_same_bits(rig: Any, name: str, re
     for stop in {1, n - 1, n, n + 1, 3 * n + 2, 6 * n - 1, *random}:
         checkpoint = training.interrupted(stop)
         assert isinstance(checkpoint, Checkpoint)
-        assert checkpoint.n_steps == stop, "the step that was under way is taken to its end"
+        assert checkpoint.n_steps == stop, "the current step is completed"
         assert_same(training.train(checkpoint), expected)
 
 
@@ -240,7 +240,7 @@ def test_training_resumes_repeatedly_with_the_same_bits(rig: Any, name: str, res
 
 @RULES
 def test_an_interruption_does_not_delay_early_stopping(rig: Any, name: str) -> None:
-    """Validation may have been waiting for something better when the training was stopped."""
+    """Validation may have been waiting for an improvement when the training was stopped."""
     training = rig(name, True)
     settings = {
         "learning_rate": 2 * training.config.training.learning_rate,
@@ -266,7 +266,7 @@ def test_training_resumes_from_every_checkpoint(rig: Any) -> None:
     assert [each.n_steps for each in checkpoints] == sorted([*range(1, 6 * n + 1), *range(n, 6 * n + 1, n)])
     for checkpoint in checkpoints[::3]:
         assert_same(training.train(checkpoint), expected)
-    assert_same(training.train(checkpoints[-1], stop=1), expected)  # nothing is left to do
+    assert_same(training.train(checkpoints[-1], stop=1), expected)  # no steps are left
 
 
 def test_a_checkpoint_of_another_training_is_refused(rig: Any) -> None:

@@ -1,4 +1,4 @@
-"""Principal components: as good as the exact ones on every way to them, and of rows that training sees."""
+"""Tests of principal components: as good as the exact ones with every method, and computed from training rows only."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from tests.support.helpers import numbered, numbered_shards
 
 
 def rows_with(deviations: np.ndarray, n_rows: int, n_inputs: int) -> np.ndarray:
-    """Rows around 1/2 of these singular values, in random directions."""
+    """Return rows around 1/2 with these singular values, in random directions."""
     rng = np.random.default_rng(7)
     left, right = (np.linalg.qr(rng.standard_normal((n, len(deviations))))[0] for n in (n_rows, n_inputs))
     return (0.5 + (left * deviations) @ right.T).astype(np.float32)
 
 
 def found_of(x: np.ndarray, k: int, seed: int = 0) -> Components:
-    """Components with small limits, so that small samples go each of the ways, in blocks that do not fit."""
+    """Return components with small limits, so that small samples use each of the methods, in incomplete blocks."""
     return principal_components(x, k, np.random.default_rng(seed), small=100, block_bytes=8 * 1000)
 
 
 def error_of(x: np.ndarray, found: Components) -> float:
-    """Of the rows' reconstruction, by its definition."""
+    """Return the mean squared error of the rows' reconstruction, by definition."""
     centred = x.astype(np.float64) - found.mean
     return float(np.square(centred - centred @ found.components @ found.components.T).mean())
 
 
 def exact_error(x: np.ndarray, k: int) -> float:
-    """Of the best reconstruction there is."""
+    """Return the error of the best reconstruction."""
     values = np.linalg.svd(x - x.mean(axis=0, dtype=np.float64), compute_uv=False)
     return float(np.square(values[k:]).sum() / x.size)
 
@@ -47,13 +47,13 @@ def assert_orthonormal(found: Components, n_inputs: int, k: int) -> None:
 
 @pytest.fixture(params=["columns", "rows", "products"])
 def way(request: pytest.FixtureRequest) -> tuple[int, int]:
-    """Sides of a sample that goes each of the ways."""
+    """Return the shape of a sample that uses each of the methods."""
     return {"columns": (300, 90), "rows": (90, 300), "products": (300, 200)}[request.param]
 
 
 @pytest.mark.slow
 def test_reconstructions_are_as_good_as_exact_ones(way: tuple[int, int]) -> None:
-    for power in (0.5, 0.75, 1.0):  # of variances that fall like 1 / i, 1 / i^1.5, 1 / i^2
+    for power in (0.5, 0.75, 1.0):  # variances that decrease like 1 / i, 1 / i^1.5, 1 / i^2
         x = rows_with(np.arange(1, min(way)) ** -power, *way)
         for k in (1, 8, 40):
             with case(power, k):
@@ -98,7 +98,7 @@ def test_equal_seeds_give_equal_components_with_fixed_signs(way: tuple[int, int]
     assert one.components.tobytes() == other.components.tobytes()
     assert one.deviations.tobytes() == other.deviations.tobytes()
     assert (one.components.max(axis=0) >= -one.components.min(axis=0)).all()
-    np.testing.assert_allclose(third.components, one.components, atol=1e-3)  # not turned with the rows
+    np.testing.assert_allclose(third.components, one.components, atol=1e-3)  # not rotated with the rows
 
 
 # -- the sample --------------------------------------------------------------------------------------------------------

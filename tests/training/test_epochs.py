@@ -1,4 +1,4 @@
-"""Training: schedule, early stopping, divergence, with a stand-in for the device."""
+"""Tests of training with a simulated device: schedule, early stopping and divergence."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NO_ROWS, FEW_ROWS, ENOUGH_ROWS = np.empty((0, 1)), np.zeros((99, 1)), np.zeros((
 
 
 class Numbered:
-    """Stands for rows: minibatches are their numbers."""
+    """Replaces rows: minibatches are their numbers."""
 
     resident = None
 
@@ -51,7 +51,7 @@ class Numbered:
 
 
 class Counting:
-    """Stands for an autoencoder and its step: the parameter counts the steps, and costs are told in advance."""
+    """Replaces an autoencoder and its step: the parameter counts the steps, and costs are given in advance."""
 
     def __init__(self, costs: Sequence[float] = (), validation_costs: Sequence[float] = ()) -> None:
         self._costs = itertools.chain(costs, itertools.repeat(1.0))
@@ -127,7 +127,7 @@ def test_training_keeps_a_start_that_is_not_improved() -> None:
     device = Counting(validation_costs=[0.2, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
     trained = run(device, validation=ENOUGH_ROWS)
     assert trained.best_epoch == -1
-    assert len(trained.history) == 6, "it goes on as long as it gets better, though not better than its start"
+    assert len(trained.history) == 6, "it continues while it improves, even if it stays worse than its start"
     assert device.n_steps == 0
 
 
@@ -150,11 +150,11 @@ def test_patience_starts_in_the_second_half_of_a_falling_rate() -> None:
     costs = [0.9, *[0.1] + [0.5] * 9, *[0.6] * 10]
     trained = run(Counting(validation_costs=costs), CONFIG.changed(schedule="linear", epochs=20), ENOUGH_ROWS)
     assert trained.best_epoch == 0
-    assert len(trained.history) == 13, "ten epochs, another one, and two that are no better"
+    assert len(trained.history) == 13, "ten epochs, another one, and two without improvement"
 
 
 def test_patience_is_longer_for_short_epochs() -> None:
-    """Of 200 epochs of 2 steps, a twentieth are 20 steps, and two of them 20 epochs."""
+    """A twentieth of 200 epochs of 2 steps is 20 steps; two of them are 20 epochs."""
     trained = run(Counting(validation_costs=[0.9, 0.5, *[0.6] * 200]), CONFIG.changed(epochs=200), ENOUGH_ROWS)
     assert len(trained.history) == 21
 
@@ -165,16 +165,16 @@ def test_the_cost_of_an_epoch_is_the_mean_of_sampled_costs() -> None:
 
 
 def test_costs_are_sampled_on_few_steps() -> None:
-    asked = []
+    requests = []
 
     class Watching(Counting):
         def take_one(self, minibatch: np.ndarray, learning_rate: float, with_cost: bool) -> float | None:
-            asked.append(with_cost)
+            requests.append(with_cost)
             return super().take_one(minibatch, learning_rate, with_cost)
 
     run(Watching(), CONFIG.changed(epochs=1, batch_size=1), n_rows=320)
-    assert asked[0], "the first cost is the one everything is compared with"
-    assert sum(asked) == 16
+    assert requests[0], "all others are compared with the first cost"
+    assert sum(requests) == 16
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e9])
@@ -233,7 +233,7 @@ def test_every_step_uses_the_rate_of_the_schedule() -> None:
 
 
 def saved(config: Settings, **device: Any) -> list[Checkpoint]:
-    """Every checkpoint of a training that saves one after each step."""
+    """Return every checkpoint of a training that saves one after each step."""
     found: list[Checkpoint] = []
     minutes = config.timing.checkpoint_minutes
     train(training(Counting(**device), config, ENOUGH_ROWS), found.append, minutes)
@@ -263,15 +263,15 @@ def test_training_resumes_from_any_checkpoint_with_equal_results(patience: int) 
 
 
 def test_progress_names_step_epoch_and_costs() -> None:
-    told: list[str] = []
+    lines: list[str] = []
     config = CONFIG.changed(epochs=2, patience=0)
-    watched = training(Counting([0.5], [0.9, 0.25, 0.125]), config, ENOUGH_ROWS)
-    train(watched, watch=lambda step: told.append(str(watched)))
-    n_steps = len(told) // 2 - 1
-    assert told[0] == f"epoch 1/2, step 1/{2 * n_steps}"
-    assert told[n_steps + 1].startswith(f"epoch 2/2, step {n_steps + 1}/{2 * n_steps}, cost ")
-    assert told[-1].endswith(", validation 0.125")
-    assert told[-1].startswith(f"epoch 2/2, step {2 * n_steps}/{2 * n_steps}")
+    observed = training(Counting([0.5], [0.9, 0.25, 0.125]), config, ENOUGH_ROWS)
+    train(observed, watch=lambda step: lines.append(str(observed)))
+    n_steps = len(lines) // 2 - 1
+    assert lines[0] == f"epoch 1/2, step 1/{2 * n_steps}"
+    assert lines[n_steps + 1].startswith(f"epoch 2/2, step {n_steps + 1}/{2 * n_steps}, cost ")
+    assert lines[-1].endswith(", validation 0.125")
+    assert lines[-1].startswith(f"epoch 2/2, step {2 * n_steps}/{2 * n_steps}")
 
 
 def test_short_epochs_share_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +307,7 @@ class Slow(Counting):
 
 
 def test_seconds_of_an_epoch_exclude_the_time_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise what a deadline measures after a step would count as training, and leave time for fewer epochs."""
+    """Otherwise a deadline's measurements after a step would count as training, and leave time for fewer epochs."""
     clock = [0.0]
     for module in ("epochs", "loop"):
         monkeypatch.setattr(f"pipeline.training.{module}.time", SimpleNamespace(monotonic=lambda: clock[0]))
@@ -339,10 +339,10 @@ class Limiting:
 
 
 def limited(number: int, limit: Limit, device: Any = None) -> tuple[Training, list[Checkpoint]]:
-    """A training of six epochs of two steps that gets a limit after a step, and its checkpoints."""
+    """Return a training of six epochs of two steps that gets a limit after a step, and its checkpoints."""
     found: list[Checkpoint] = []
     ended = training(device or Counting(), CONFIG.changed(schedule="linear"))
-    # Without the one at the end of each epoch, only limits are saved.
+    # Without a checkpoint at the end of each epoch, only limits are saved.
     with training_loop(ended, Limiting(number, limit), Saving(found)) as steps:
         for _ in steps:
             pass
@@ -350,7 +350,7 @@ def limited(number: int, limit: Limit, device: Any = None) -> tuple[Training, li
 
 
 class Saving(CheckpointPolicy):
-    """Saves only what the loop demands at once."""
+    """Saves only what the loop requires at once."""
 
     def __init__(self, found: list[Checkpoint]) -> None:
         super().__init__(found.append)
@@ -363,7 +363,7 @@ def test_a_limit_shortens_a_training_and_its_schedule() -> None:
     device = Counting()
     ended, found = limited(2, Limit(3), device)
     assert len(ended.state.history) == 3
-    assert ended.settings == CONFIG.changed(schedule="linear").training, "the settings stay"
+    assert ended.settings == CONFIG.changed(schedule="linear").training, "the settings do not change"
     rates = [learning_rate(ended.settings, step, 2, 6 if step < 2 else 3) for step in range(6)]
     assert device.rates == rates
     assert [checkpoint.state.n_epochs for checkpoint in found] == [3], "saved at once"

@@ -1,4 +1,4 @@
-"""A training is prepared alike whatever its sizes are: which rows it sees, and where the biases start."""
+"""Tests of preparing a training of any size: which rows it uses, and initial biases."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SIZES = Sizes(resident=True, window_rows=1000, max_validation_rows=1000, max_sam
 
 @pytest.fixture
 def data(tmp_path: Path) -> tuple[tuple[Shard, ...], np.ndarray]:
-    """Two shards of 30 and 20 rows in five columns, and the rows."""
+    """Return two shards of 30 and 20 rows in five columns, and the rows."""
     rows = np.random.default_rng(2).random((50, 5), dtype=np.float32)
     paths = [write_shard(tmp_path / f"{i}.h5", each) for i, each in enumerate((rows[:30], rows[30:]))]
     return open_shards(list(map(str, paths))), rows
@@ -89,15 +89,15 @@ def test_rows_on_a_device_train_like_resident_rows(data, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(upload, "upload_rows", upload_rows)
     sizes = replace(SIZES, window_rows=window_rows)
-    kept, held = (
+    uploaded, resident = (
         ready(shards, scan, config, replace(sizes, resident=not on_device, on_device=on_device))
         for on_device in (True, False)
     )
     np.testing.assert_array_equal(np.concatenate(pieces), rows)
     assert max(map(len, pieces)) <= max(1, window_rows + window_rows // 4)
-    for training in (kept, held):
+    for training in (uploaded, resident):
         train(training)
-    assert all(np.array_equal(kept.best[name], array) for name, array in held.best.items())
+    assert all(np.array_equal(uploaded.best[name], array) for name, array in resident.best.items())
 
 
 def test_validation_rows_are_limited_and_never_trained_on(data) -> None:
@@ -120,7 +120,7 @@ def test_biases_start_at_the_scaled_mean_or_at_zero(data) -> None:
     scan = scan_of(rows, [])
     scaled = Scaler(scan.minimum, scan.maximum).transform(rows)
     parameters = ready(shards, scan).autoencoder.parameters()
-    expected = scaled.mean(axis=0) - parameters["W"].sum(axis=1) / 2  # half of every feature is what a mean row gives
+    expected = scaled.mean(axis=0) - parameters["W"].sum(axis=1) / 2  # the mean row gives half of every feature
     np.testing.assert_allclose(parameters["b_output"], expected, rtol=1e-4, atol=1e-5)
     zero = ready(shards, scan, CONFIG.changed(biases="zero")).autoencoder.parameters()
     assert not zero["b_output"].any()
@@ -133,7 +133,7 @@ def test_training_starts_at_components_if_layers_are_wide_enough(data, caplog) -
     scaled = Scaler(scan.minimum, scan.maximum).transform(rows)
     for config in (DEEP, DEEP.changed(hidden=())):
         training = ready(shards, scan, config)
-        x = np.delete(scaled, training.order.left_out, axis=0)  # what is kept to watch the training is not looked at
+        x = np.delete(scaled, training.order.left_out, axis=0)  # validation rows are not used
         left = np.linalg.svd(x - x.mean(axis=0, dtype=np.float64), compute_uv=False)[2:]
         error = training.autoencoder.cost(np.delete(rows, training.order.left_out, axis=0))
         np.testing.assert_allclose(error, np.sum(left**2) / x.size, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""The order of the training rows: every one once an epoch, decided by the seed alone; runs that stand for all rows."""
+"""Tests of the order of training rows: each row once per epoch, determined by the seed alone; and of row samples."""
 
 from itertools import product
 
@@ -64,7 +64,7 @@ def test_windows_hold_the_rows_of_their_slabs_within_the_limit():
 
 
 def test_a_window_mixes_slabs_of_the_whole_data_set():
-    """Files are often sorted by class or day: a window of neighbours would train on one of them at a time."""
+    """Files are often sorted by class or day, so a window of neighbours would contain only one of them."""
     windows = Order(np.arange(0, 1001, 10), NONE, 100, 0).windows(0)
     assert all(slabs.max() - slabs.min() > 20 for slabs, _rows in windows)
 
@@ -137,7 +137,7 @@ def test_noise_depends_only_on_seed_and_step():
     found = [noise_of(seed, step, (3, 5)).tobytes() for seed, step in ((0, 0), (0, 1), (1, 0), (1, 1), (2**70, 10**9))]
     assert len(set(found)) == len(found)
     assert noise_of(0, 1, (3, 5)).tobytes() == found[1]
-    assert noise_of(0, 1, (1, 5)).tobytes() == found[1][:5], "a smaller minibatch has the first of it"
+    assert noise_of(0, 1, (1, 5)).tobytes() == found[1][:5], "a smaller minibatch gets the beginning"
 
 
 def test_noise_has_uniformly_distributed_bytes():

@@ -1,4 +1,4 @@
-"""A training by replicas: the same bits wherever their tasks are done, however often it is stopped."""
+"""Tests of training by replicas: the bits do not depend on where tasks run, or on interruptions."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ BAD = [4, 190]
 
 @pytest.fixture
 def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Shard, ...]:
-    """200 rows in five columns, of which 159 are trained on: by three replicas, in three rounds an epoch."""
+    """Return 200 rows in five columns; three replicas train on 159 of them, in three rounds per epoch."""
     monkeypatch.setattr(sizes_module, "_MIN_ROUNDS", 8)
     monkeypatch.setattr(sizes_module, "_MIN_STEPS_PER_ROUND", 1)
     rows = np.random.default_rng(2).random((200, 5), dtype=np.float32)
@@ -85,7 +85,7 @@ def bits(
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """NumPy in the device's place."""
+    """Use NumPy as device."""
     standin.install(monkeypatch)
     monkeypatch.setattr(module, "start_device", lambda: None)
     module._replicas.clear()
@@ -163,7 +163,7 @@ def test_a_task_of_a_share_carries_no_rows(quick: None, shards: Any) -> None:
         assert len(sent.rates) == -(-share.n_rows // 8)
     assert len(pickle.dumps(tasks[0])) < 2 * len(pickle.dumps(training.replicas.settings)) + 20_000
     numbers = [task.first_noise + i for task in tasks for i in range(len(task.rates))]
-    assert len(set(numbers)) == len(numbers), "no two steps hide the same entries"
+    assert len(set(numbers)) == len(numbers), "no two steps corrupt the same entries"
 
 
 def test_the_learning_rate_falls_over_rounds_as_over_steps(quick: None, shards: Any) -> None:
@@ -194,7 +194,7 @@ def test_resident_rows_streamed_rows_and_threads_train_equally(quick: None, shar
 @pytest.mark.process
 @pytest.mark.compiler
 def test_processes_train_equally_in_any_order_of_tasks(shards: Any) -> None:
-    """And whatever it has done before: the tasks come to them in no order, and some are done twice."""
+    """The tasks arrive in any order, and some are done twice."""
     expected = bits(ready(shards, DEEP))
     assert bits(ready(shards, DEEP, resident=False)) == expected
     context = multiprocessing.get_context("spawn")
@@ -210,7 +210,7 @@ def test_processes_train_equally_in_any_order_of_tasks(shards: Any) -> None:
 @pytest.mark.compiler
 @pytest.mark.process
 def test_workers_that_die_or_join_in_training_change_no_bit(shards: Any, tmp_path: Path) -> None:
-    """A round begins with one of the two workers killed at it; another one comes later."""
+    """A round begins when one of the two workers is killed; another worker joins later."""
     expected, n_rounds = bits(ready(shards, DEEP)), count(1)
     with Cluster(tmp_path / "cluster") as cluster, quiet_dask():
         for name in "ab":

@@ -1,4 +1,4 @@
-"""Shares of an epoch: every row in one of them, alike in size, and the same from any round on."""
+"""Tests of the shares of an epoch: each row is in one share, sizes are similar, and they can start at any round."""
 
 from itertools import product
 
@@ -24,7 +24,7 @@ def rounds(n_rows, n_replicas, n_rounds, left_out=()):
 
 
 def test_every_row_is_in_one_share_of_an_epoch():
-    """Also where there are more shares than slabs, and where no row of a share is trained on."""
+    """This includes more shares than slabs, and shares without training rows."""
     for n_rows, n_replicas, n_rounds, n_left_out in product([6, 100, 1001], [2, 3], [1, 2, 7], [0, 3]):
         with case(n_rows, n_replicas, n_rounds, n_left_out):
             left_out = np.arange(1, n_left_out + 1)
@@ -53,7 +53,7 @@ def test_only_the_first_epoch_is_trained_by_one_replica():
 
 
 def test_a_share_lists_its_rows_in_order():
-    """Files are read in their order, and the shuffled order of a share depends on this one."""
+    """Files are read in order, and the shuffled order of a share depends on this one."""
     shared = rounds(200, 3, 4, left_out=np.arange(0, 200, 7))
     for share in shared.shares(1):
         assert len(share.pieces) > 1
@@ -74,4 +74,4 @@ def test_shares_have_similar_sizes_and_cover_the_data_set(tmp_path, monkeypatch)
         sizes = [share.n_rows for share in shared.shares(epoch)]
         assert max(sizes) <= 1.3 * min(sizes)
     for share in shared.shares(0):
-        assert len(np.unique(trained_on(share) // 400)) >= 4, "of ten tenths of the rows"
+        assert len(np.unique(trained_on(share) // 400)) >= 4, "rows from at least four tenths of the data"

@@ -1,4 +1,4 @@
-"""Minibatches: the same rows wherever they are kept, from any minibatch on."""
+"""Tests of minibatches: the same rows wherever they are kept, starting at any minibatch."""
 
 import threading
 from itertools import product
@@ -30,7 +30,7 @@ def epoch_of(order, epoch=0):
 
 @pytest.fixture
 def shards(tmp_path, monkeypatch):
-    """21 rows in shards of 8, 0, 1 and 12, in slabs of 3."""
+    """Return 21 rows in shards of 8, 0, 1 and 12, in slabs of 3."""
     monkeypatch.setattr(order_module, "_SLAB_BYTES", 3 * 2 * 8)
     return numbered_shards(tmp_path, 8, 0, 1, 12)
 
@@ -69,7 +69,7 @@ def test_rows_reach_a_device_in_order_for_any_window(shards):
 
 @pytest.mark.slow
 def test_an_epoch_can_start_at_any_minibatch(shards):
-    """An interrupted training goes on in the middle of an epoch: with what would have come next, and nothing else."""
+    """An interrupted training resumes in the middle of an epoch with exactly the remaining minibatches."""
     for seed in range(6):
         with case(seed):
             rng = np.random.default_rng(seed)
@@ -95,13 +95,13 @@ def joined(batches: list[np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("corruption", [0.0, 0.5])
 @pytest.mark.parametrize("n_rows", [1, 4, 11, 12])
 def test_steps_do_not_depend_on_how_minibatches_are_grouped(corruption: float, n_rows: int) -> None:
-    """Nor of the noise, each step's own: the same rows and bytes, whatever a device wants at a time."""
+    """This holds for rows and noise, however many minibatches a device takes at a time."""
     config, rows = settings_of(**{**ONE_LAYER, "corruption": corruption}, batch_size=4, seed=3), numbered(n_rows)
 
     class Step:
         def __init__(self, n_each: int) -> None:
             self.n_each = n_each
-            self.begun = list[tuple[np.ndarray, np.ndarray | None]]()
+            self.started = list[tuple[np.ndarray, np.ndarray | None]]()
             self.n_taken = 0
 
         def n_at_once(self, batch_size: int) -> int:
@@ -109,14 +109,14 @@ def test_steps_do_not_depend_on_how_minibatches_are_grouped(corruption: float, n
 
         def begin(self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int) -> None:
             assert len(minibatches) <= self.n_each * batch_size
-            assert self.n_taken == len(self.begun), "a step on each of those before"
+            assert self.n_taken == len(self.started), "a step on each earlier minibatch"
             for i in range(0, len(minibatches), batch_size):
                 some = slice(i, i + batch_size)
-                self.begun.append((minibatches[some], None if noise is None else noise[some]))
+                self.started.append((minibatches[some], None if noise is None else noise[some]))
 
         def take(self, rates: list[float], with_cost: bool) -> float | None:
             self.n_taken += len(rates)
-            assert self.n_taken <= len(self.begun)
+            assert self.n_taken <= len(self.started)
             return 0.5 if with_cost else None
 
     def begun_by(n_each: int) -> list[tuple[np.ndarray, np.ndarray | None]]:
@@ -127,9 +127,9 @@ def test_steps_do_not_depend_on_how_minibatches_are_grouped(corruption: float, n
             n_taken_rows, cost = feed.take([0.1], with_cost=len(lengths) == 1)
             assert (cost is not None) == (len(lengths) == 1)
             lengths.append(n_taken_rows)
-        assert lengths == [len(batch) for batch, _ in step.begun]
+        assert lengths == [len(batch) for batch, _ in step.started]
         assert feed.n_ready() == 0, "still"
-        return step.begun
+        return step.started
 
     one_by_one = begun_by(1)
     for i, (batch, noise) in enumerate(one_by_one):
@@ -171,7 +171,7 @@ def test_rows_are_imputed_and_clipped_after_reading(tmp_path):
     shards = open_shards([write_shard(tmp_path / f"{i}.h5", rows) for i, rows in enumerate(arrays)])
     scaler = Scaler(np.array([-1.5, -2.5, -0.5]), np.array([1.5, 0.5, 2.5]), np.array([0.75, -0.5, 1.25]), clips=True)
     whole = np.concatenate(arrays, dtype=np.float32)
-    fill = np.repeat([[0.75, -0.5, 1.25], [1, 0, 1]], [9, 30], axis=0)  # whole numbers in whole numbers
+    fill = np.repeat([[0.75, -0.5, 1.25], [1, 0, 1]], [9, 30], axis=0)  # integers in integers
     expected = np.where(np.isnan(whole) | (whole == -99), fill, whole)
     expected[:9] = expected[:9].clip([-1.5, -2.5, -0.5], [1.5, 0.5, 2.5])
     expected[9:] = expected[9:].clip([-1, -2, 0], [1, 0, 2])

@@ -1,4 +1,4 @@
-"""Where parameters start: at random as published, or where the network gives rows back as their components do."""
+"""Tests of initial parameters: random as published, or such that the network reconstructs rows as components do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NETWORKS = [
 
 @pytest.fixture
 def x() -> np.ndarray:
-    """Scaled rows, far from 0, that differ in all directions."""
+    """Return scaled rows, far from 0, that differ in all directions."""
     rng = np.random.default_rng(0)
     return (0.5 + 0.05 * rng.normal(size=(500, N_INPUTS)) @ rng.normal(size=(N_INPUTS, N_INPUTS))).astype(np.float32)
 
@@ -39,7 +39,7 @@ def components_of(x: np.ndarray, k: int = 3) -> Components:
 
 
 def started(network: Network, mean: np.ndarray | None, components: Components | None = None, seed: int = 1) -> Model:
-    """A model of the start, that takes scaled rows."""
+    """Return a model with initial parameters that takes scaled rows."""
     found = start_of(network, np.random.default_rng(seed), mean, components)
     assert {name: array.shape for name, array in found.items()} == network.shapes
     parameters = {name: array.astype(np.float32) for name, array in found.items()}
@@ -82,7 +82,7 @@ def test_random_weights_reconstruct_rows_of_the_right_size(network):
     W = found[network.layers[0][0]]
     hidden = np.maximum(x @ W, 0) if slope else x @ W
     back = hidden @ W.T
-    along = np.sum(back * x) / np.sum(np.square(x @ W))  # of the part of a row that lies in the span of the weights
+    along = np.sum(back * x) / np.sum(np.square(x @ W))  # for the part of a row in the span of the weights
     assert 0.5 < along * np.square(W).sum(axis=0).mean() < 2
 
 

@@ -1,4 +1,4 @@
-"""Dead, saturated and duplicate features are told apart."""
+"""Tests of the detection of dead, saturated and duplicate features."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_a_dead_feature_hardly_varies_compared_with_the_others() -> None:
     features[:, 1] = 0.7
     features[:, 3] = 0.5 + 1e-4 * (features[:, 3] - 0.5)
     assert count_units(features, "sigmoid").dead == 2
-    assert count_units(1000 * features, "linear").dead == 2, "of a linear code the scale means nothing"
+    assert count_units(1000 * features, "linear").dead == 2, "the scale of a linear code does not matter"
     assert count_units(np.full((50, 3), 0.5, dtype=np.float32), "sigmoid").dead == 3
 
 
@@ -40,8 +40,8 @@ def test_a_saturated_feature_is_extreme_for_most_rows() -> None:
 def test_a_duplicate_repeats_an_earlier_feature(n_compared: int) -> None:
     features = lively(200, 8)
     features[:, 2] = 0.3 + features[:, 0] / 2
-    features[:, 3] = 1 - features[:, 0]  # up to the sign, and the same as the one before it
+    features[:, 3] = 1 - features[:, 0]  # equal to the previous one up to the sign
     features[:, 7] = features[:, 6]
-    features[:, 5] = 0.5  # dead ones are all alike, and counted as such
+    features[:, 5] = 0.5  # dead ones are all equal, and counted as dead
     found = count_units(features, "sigmoid", n_compared)
     assert (found.duplicate, found.dead) == (3, 1)

@@ -1,4 +1,4 @@
-"""What is said of a training's result, and of which rows."""
+"""Tests of the verdict on a training, and of the rows that it is based on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Rows:
 
 
 class Passing:
-    """Stands for an autoencoder whose features are two of the columns."""
+    """Replaces an autoencoder; its features are two of the columns."""
 
     network = Network((4, 2))
 
@@ -67,7 +67,7 @@ def training(n_validation: int, baseline: Baseline | None = None, config: Settin
     )
 
 
-def said(about: Mapping[str, Any], **settings: Any) -> list[str]:
+def complaints_about(about: Mapping[str, Any], **settings: Any) -> list[str]:
     config = CONFIG.changed(**settings)
     return list(complaints(about, config.training, network_of(config.network, 4)))
 
@@ -81,7 +81,7 @@ def test_units_are_measured_on_validation_rows_if_there_are_many() -> None:
         is_left_out = {number < n_validation for number in numbers}
         assert is_left_out == {n_validation == 300}
         assert found["units"]["n_rows"] == len(rows) == (300 if n_validation == 300 else 1000 - n_validation)
-        assert found["units"]["duplicate"] == 1, "columns of numbered rows go along with each other"
+        assert found["units"]["duplicate"] == 1, "columns of numbered rows are correlated"
         assert found["baseline"] is None
 
 
@@ -96,47 +96,51 @@ def test_errors_are_compared_with_the_baseline_on_the_same_rows() -> None:
 
 
 def test_good_or_unmeasured_features_cause_no_warning() -> None:
-    assert said({"baseline": BESIDE, "units": asdict(UNITS)}) == []
-    assert said({"baseline": None, "units": asdict(UNITS)}) == []
-    assert said({"history": []}) == []
+    assert complaints_about({"baseline": BESIDE, "units": asdict(UNITS)}) == []
+    assert complaints_about({"baseline": None, "units": asdict(UNITS)}) == []
+    assert complaints_about({"history": []}) == []
 
 
 def test_features_worse_than_components_cause_a_warning() -> None:
-    (complaint,) = said(WORSE)
+    (complaint,) = complaints_about(WORSE)
     assert mentions(complaint, "20 principal components", "0.01")
-    assert said(WORSE, corruption=0.25) == [], "it is not for small errors that one corrupts"
+    assert complaints_about(WORSE, corruption=0.25) == [], "corruption is expected to increase the error"
 
 
 def test_advice_omits_settings_that_are_already_used() -> None:
-    (complaint,) = said(WORSE, start="random", decoder_gain=False, code_activation="sigmoid", hidden=())
+    (complaint,) = complaints_about(WORSE, start="random", decoder_gain=False, code_activation="sigmoid", hidden=())
     assert re.findall("--[a-z-]+", complaint) == ["--start", "--decoder-gain", "--hidden", "--epochs"]
-    (complaint,) = said(WORSE, start="components", decoder_gain=False, code_activation="linear", hidden=(9,))
+    (complaint,) = complaints_about(
+        WORSE, start="components", decoder_gain=False, code_activation="linear", hidden=(9,)
+    )
     assert re.findall("--[a-z-]+", complaint) == ["--epochs"]
 
 
 def history(costs: Sequence[float], validation: Sequence[float | None] | None = None) -> dict[str, Any]:
-    told = zip(costs, validation or [None] * len(costs), strict=True)
-    return {"history": [{"cost": cost, "validation_cost": each} for cost, each in told]}
+    pairs = zip(costs, validation or [None] * len(costs), strict=True)
+    return {"history": [{"cost": cost, "validation_cost": each} for cost, each in pairs]}
 
 
 def test_a_training_that_still_improves_causes_a_warning() -> None:
     still, done = np.linspace(1, 0.5, 20), np.concatenate([np.linspace(1, 0.5, 10), np.full(10, 0.48)])
-    (complaint,) = said(history(still), epochs=20)
+    (complaint,) = complaints_about(history(still), epochs=20)
     assert mentions(complaint, 20, "34%")
     assert "--epochs" in complaint
-    assert said(history(done), epochs=20) == []
-    assert said(history(still), epochs=21) == [], "validation has stopped it"
-    assert said(history(still[:9]), epochs=9) == [], "too few to tell"
-    assert said({"baseline": BESIDE, **history(1e-4 * still)}, epochs=20) == [], "almost nothing beside the mean's"
-    assert said(history([0.0] * 20), epochs=20) == []
-    assert said(history(still, list(done)), epochs=20) == [], "it learns its own rows by heart"
-    assert len(said(history(still, list(done)), epochs=20, corruption=0.25)) == 1
+    assert complaints_about(history(done), epochs=20) == []
+    assert complaints_about(history(still), epochs=21) == [], "validation stopped the training"
+    assert complaints_about(history(still[:9]), epochs=9) == [], "too few to tell"
+    assert complaints_about({"baseline": BESIDE, **history(1e-4 * still)}, epochs=20) == [], (
+        "negligible compared with the mean's"
+    )
+    assert complaints_about(history([0.0] * 20), epochs=20) == []
+    assert complaints_about(history(still, list(done)), epochs=20) == [], "the training overfits"
+    assert len(complaints_about(history(still, list(done)), epochs=20, corruption=0.25)) == 1
 
 
 def test_each_kind_of_bad_units_causes_its_own_warning() -> None:
     few, many = (replace(UNITS, dead=n, saturated=n, duplicate=n) for n in (2, 3))
-    assert said({"units": asdict(few)}) == []
-    found = said({"units": asdict(many)})
+    assert complaints_about({"units": asdict(few)}) == []
+    found = complaints_about({"units": asdict(many)})
     kinds = ("vary", "saturated", "repeat")
     assert all(mentions(complaint, "3 of 20", kind) for complaint, kind in zip(found, kinds, strict=True))
     assert all("--" in complaint for complaint in found)

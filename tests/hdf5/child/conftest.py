@@ -1,26 +1,26 @@
-"""Fixtures of the tests of the child."""
+"""Fixtures of the child tests."""
 
 import pytest
 
 from pipeline.hdf5.child import ask as gatekeeper
-from tests.support.child import EVIL, plant, unusual
+from tests.support.child import MODIFIED_CHILD, plant, unusual
 
 
 @pytest.fixture
 def fresh():
-    """No child from before, and none that a test has bent left over."""
+    """Stop the child of earlier tests, and the modified child of this one."""
     gatekeeper.retire()
     yield
     gatekeeper.retire()
 
 
 @pytest.fixture
-def evil(fresh, monkeypatch, tmp_path_factory):
-    """Let the child do something else when it is to describe a file."""
+def child_runs(fresh, monkeypatch, tmp_path_factory):
+    """Replace what the child does when it describes a file."""
 
     def bend(*lines):
         gatekeeper.retire()
-        source = EVIL.format(lines="\n    ".join(lines))
+        source = MODIFIED_CHILD.format(lines="\n    ".join(lines))
         plant(monkeypatch, tmp_path_factory.mktemp("child"), source)
 
     return bend

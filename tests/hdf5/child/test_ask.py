@@ -1,4 +1,4 @@
-"""What happens to the child costs one clear error, and whoever asks has another one."""
+"""Tests of failures of the child: each causes one clear error, and the next query gets a new child."""
 
 import os
 import select
@@ -55,22 +55,22 @@ def answer_about(path, dataset=None, limits=None):
         ("raise ValueError('x' * 10**6)", "xxx..."),
     ],
 )
-def test_failure_of_the_child_costs_this_file_alone(path, evil, act, phrase):
-    evil("if dataset == 'evil':", f"    {act}", "return {}, []")
+def test_failure_of_the_child_costs_this_file_alone(path, child_runs, act, phrase):
+    child_runs("if dataset == 'evil':", f"    {act}", "return {}, []")
     with refused(65, f"file={path}", phrase):
         answer_about(path, "evil", replace(LIMITS, seconds=1))
     assert answer_about(path) == ({}, [])  # by the same process, which is alive
 
 
-def test_complete_answer_above_the_size_limit_is_refused(path, evil):
-    evil('os.write(1, b\'{"answer": 1, "arrays": []}\'.ljust(1000) + b"\\n"); os._exit(0)')
+def test_complete_answer_above_the_size_limit_is_refused(path, child_runs):
+    child_runs('os.write(1, b\'{"answer": 1, "arrays": []}\'.ljust(1000) + b"\\n"); os._exit(0)')
     with refused(65, f"file={path}"):
         answer_about(path, limits=replace(LIMITS, answer_bytes=1000))
 
 
-def test_child_that_only_sleeps_is_stopped(path, evil):
-    """Though the clock alone says little: a busy machine takes its time for sound files as well."""
-    evil("if dataset == 'evil':", "    time.sleep(10**6)", "return honest(file, dataset, *wanted)")
+def test_child_that_only_sleeps_is_stopped(path, child_runs):
+    """Elapsed time alone would not suffice: a busy machine also takes long for valid files."""
+    child_runs("if dataset == 'evil':", "    time.sleep(10**6)", "return honest(file, dataset, *wanted)")
     limits = replace(LIMITS, patience=0.5, grace=10**6)  # the child itself may take any time to start
     with refused(65, f"file={path}", "0.5 s"):
         answer_about(path, "evil", limits)
@@ -85,18 +85,18 @@ def test_time_limit_grows_with_the_file_size():
         assert limits["memory"] == LIMITS.memory
 
 
-def test_slow_file_is_named_in_the_log(path, evil, caplog):
+def test_slow_file_is_named_in_the_log(path, child_runs, caplog):
     caplog.set_level("INFO", "pipeline")
-    evil("return honest(file, dataset, *wanted)")
+    child_runs("return honest(file, dataset, *wanted)")
     facts, _ = answer_about(path, limits=replace(LIMITS, silent=0.0))
     assert facts["shape"] == [3, 2]
     assert f"file={path}" in caplog.text
 
 
-def test_only_the_file_that_crashes_hdf5_is_left_out(tmp_path, evil):
+def test_only_the_file_that_crashes_hdf5_is_left_out(tmp_path, child_runs):
     for i in range(4):
         unusual(tmp_path / f"{i}.h5", 3 + i)
-    evil(
+    child_runs(
         "if file['X'].shape[0] == 5: ctypes.string_at(0)",
         "return honest(file, dataset, *wanted)",
     )
@@ -125,8 +125,8 @@ def test_killed_child_is_restarted(path, fresh):
     assert child_pid() != before
 
 
-def test_killed_fork_is_a_system_limit_and_no_fault_of_the_file(path, evil, tmp_path):
-    evil("if dataset == 'evil': os.kill(os.getpid(), 9)", "return honest(file, dataset, *wanted)")
+def test_killed_fork_is_a_system_limit_and_no_fault_of_the_file(path, child_runs, tmp_path):
+    child_runs("if dataset == 'evil': os.kill(os.getpid(), 9)", "return honest(file, dataset, *wanted)")
     with refused(71, f"file={path}", "twice"):
         vet(Path(path), Selection("evil"))
     assert vet(Path(path)).shape == (3, 2)
@@ -136,7 +136,7 @@ def test_killed_fork_is_a_system_limit_and_no_fault_of_the_file(path, evil, tmp_
     "program",
     [
         "import sys; sys.stdin.readline()",
-        "import sys; sys.stdin.readline(); print('end', end='')",  # which was waited for without end
+        "import sys; sys.stdin.readline(); print('end', end='')",  # used to wait forever
         "pass",
         "import os; os.kill(os.getpid(), 9)",
     ],
@@ -167,8 +167,8 @@ def test_hanging_child_is_stopped(path, fresh, monkeypatch, tmp_path):
         answer_about(path, limits=replace(LIMITS, patience=0.1, grace=0.1))
 
 
-def test_answer_to_an_interrupted_question_is_discarded(path, evil):
-    evil(
+def test_answer_to_an_interrupted_question_is_discarded(path, child_runs):
+    child_runs(
         f"if dataset == 'slow': os.kill({os.getpid()}, 10); time.sleep(1000)",
         "return honest(file, dataset, *wanted)",
     )
@@ -195,7 +195,7 @@ def test_child_ends_with_its_driver(path, how):
         if how != "exit":
             driver.send_signal(getattr(signal, how))
         driver.communicate()
-        assert select.select([child], [], [], 60)[0], "the child lives on"
+        assert select.select([child], [], [], 60)[0], "the child is still alive"
     finally:
         os.close(child)
 

@@ -1,4 +1,4 @@
-"""What holds a file's rows: which object is chosen, in what form, and what is said where none can be."""
+"""Tests of the choice of the rows in a file: which object, in what form, and the error if there is none."""
 
 import h5py
 import numpy as np
@@ -17,7 +17,7 @@ MIXED = np.zeros(4, [("index", "<i8"), ("values_block_0", "<f8", (3,)), ("values
 
 
 def write(path, held, attributes=()):
-    """A file that holds these values under these names; None makes a group."""
+    """Write a file with these values under these names; None makes a group."""
     with h5py.File(path, "w") as file:
         for name, values in held.items():
             file.create_group(name) if values is None else file.create_dataset(name, data=values)
@@ -38,7 +38,7 @@ SHAPED = [("X", "shape", (61, 6))]
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("held", "attributes", "asked", "chosen"),
+    ("held", "attributes", "requested", "chosen"),
     [
         ({"images": np.zeros((4, 2, 2, 1)), "labels": np.zeros((4, 1))}, (), None, ("images", "dense")),
         ({"rows": np.zeros((4, 1)), "labels": np.zeros(4)}, (), None, ("rows", "dense")),
@@ -55,7 +55,7 @@ SHAPED = [("X", "shape", (61, 6))]
             ("raw/X", "sparse"),
         ),
         ({**sparse("matrix"), "matrix/shape": [61, 6]}, (), None, ("matrix", "sparse")),
-        # A single column beside rows in any form.
+        # A single column next to rows in any form.
         ({**sparse("matrix"), "matrix/shape": [61, 6], "y": numbered(61, 1)}, (), None, ("matrix", "sparse")),
         ({"table": FRAME, "labels": np.zeros((4, 1))}, (), None, ("table", "table")),
         ({"table": FRAME, "labels": np.zeros(4, [("y", "<f8")])}, (), None, ("table", "table")),
@@ -64,13 +64,13 @@ SHAPED = [("X", "shape", (61, 6))]
         ({"config": ONE}, (), None, ("config", "table")),
     ],
 )
-def test_object_that_holds_the_rows_is_found(tmp_path, held, attributes, asked, chosen):
-    (shard,) = open_shards([write(tmp_path / "x.h5", held, attributes)], asked)
+def test_object_that_holds_the_rows_is_found(tmp_path, held, attributes, requested, chosen):
+    (shard,) = open_shards([write(tmp_path / "x.h5", held, attributes)], requested)
     assert (shard.dataset, shard.form) == chosen
 
 
 @pytest.mark.parametrize(
-    ("held", "asked", "phrases"),
+    ("held", "requested", "phrases"),
     [
         (
             {"a": np.zeros((4, 2), "f4"), "b": np.zeros((4, 3, 1), "u1"), "y": np.zeros((4, 1))},
@@ -109,10 +109,10 @@ def test_object_that_holds_the_rows_is_found(tmp_path, held, attributes, asked, 
         *(
             (
                 {"df/table": MIXED, "df/_i_table/index/bounds": np.zeros((4, 9))},
-                asked,
+                requested,
                 ["dataset=df/table:", "3 fields (index int64, values_block_0 3 x float64, ", "df.to_numpy()"],
             )
-            for asked in (None, "df", "df/table")
+            for requested in (None, "df", "df/table")
         ),
         ({"X": np.zeros(4, [("a", "S3"), ("b", "f8")])}, None, ["dataset=X", "a |S3, b float64"]),
         (
@@ -122,14 +122,14 @@ def test_object_that_holds_the_rows_is_found(tmp_path, held, attributes, asked, 
         ),
         ({"g": None, "X": np.zeros((4, 2))}, "g", ["dataset=g:"]),
         ({f"m/{part}": [1] for part in ("data", "ir", "jc")}, None, ["dataset=m", "MATLAB", "full(X)"]),
-        *(({**sparse(""), "shape": [61, 6]}, asked, ["root group", "X/indptr"]) for asked in (None, "/", "")),
+        *(({**sparse(""), "shape": [61, 6]}, requested, ["root group", "X/indptr"]) for requested in (None, "/", "")),
         ({**sparse("X"), "y": [1]}, "X/data", ["dataset=X/data", "rank 1"]),
     ],
 )
-def test_unusable_rows_are_refused_with_candidates_and_advice(tmp_path, held, asked, phrases):
+def test_unusable_rows_are_refused_with_candidates_and_advice(tmp_path, held, requested, phrases):
     path = write(tmp_path / "x.h5", held)
     with refused(65, path, *phrases):
-        open_shards([path], asked)
+        open_shards([path], requested)
 
 
 @pytest.mark.parametrize("link", [h5py.SoftLink("/X"), h5py.ExternalLink("other.h5", "/X")], ids=["soft", "external"])

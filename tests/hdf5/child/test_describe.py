@@ -1,4 +1,4 @@
-"""What the child looks at has bounds."""
+"""Tests of the limits of what the child reads."""
 
 import h5py
 import pytest

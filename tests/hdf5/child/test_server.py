@@ -1,4 +1,4 @@
-"""What the child may do: look at one file, and reach nothing else."""
+"""Tests of the child's sandbox: it reads one file and reaches nothing else."""
 
 import os
 import subprocess
@@ -18,9 +18,9 @@ from tests.support.helpers import numbered, write_shard
 pytestmark = pytest.mark.process
 
 
-def attempt(path, evil, act):
-    """What comes of an attempt in the child, after it has opened the file: None where it succeeds."""
-    evil(
+def attempt(path, child_runs, act):
+    """Try an action in the child after it has opened the file; return the error, or None if it succeeds."""
+    child_runs(
         "try:",
         f"    {act}",
         "except BaseException as error:",
@@ -50,24 +50,24 @@ def attempt(path, evil, act):
         "os.symlink('/', os.environ['VICTIM'] + '2')",
     ],
 )
-def test_child_cannot_open_create_or_remove_files(path, tmp_path, evil, monkeypatch, act):
+def test_child_cannot_open_create_or_remove_files(path, tmp_path, child_runs, monkeypatch, act):
     victim = tmp_path / "victim"
     victim.touch()
     monkeypatch.setenv("VICTIM", str(victim))
     if "VICTIM" in act and ctypes_landlock() < 1:
         pytest.skip("missing on this machine: Landlock (Linux 5.13)")
-    assert attempt(path, evil, act)
+    assert attempt(path, child_runs, act)
     assert victim.exists()
     assert not Path(f"{victim}2").exists()
 
 
 def ctypes_landlock():
-    """The version of Landlock, or -1."""
+    """Return the version of Landlock, or -1."""
     return hostile._LIBC.syscall(444, None, 0, 1)
 
 
-def test_allowed_action_of_the_child_is_seen_as_allowed(path, evil):
-    assert attempt(path, evil, "os.getpid()") is None
+def test_allowed_action_of_the_child_is_seen_as_allowed(path, child_runs):
+    assert attempt(path, child_runs, "os.getpid()") is None
 
 
 WITHOUT_RIGHTS = """
@@ -90,7 +90,7 @@ def test_child_starts_under_lower_limits_of_the_user(path):
 
 
 def test_driver_without_capabilities_has_a_child(tmp_path):
-    text = np.array([b"a", b"bc", b""], object)  # which only the child can read
+    text = np.array([b"a", b"bc", b""], object)  # only the child can read it
     path = write_shard(tmp_path / "x.h5", numbered(3), extras={"text": text})
     drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.getuid() == 0 else []
     command = [*drop, sys.executable, "-c", WITHOUT_RIGHTS, path]
@@ -160,15 +160,15 @@ except (OSError, KeyError, *([] if sys.argv[1] == "bare" else [DataError])) as e
 
 @pytest.mark.parametrize("by", ["filter", "connector"])
 def test_planted_plugin_is_not_loaded(tmp_path, by):
-    """Neither by this process nor by the child; that it would be is shown by h5py itself."""
+    """Neither this process nor the child loads it; h5py itself does, which shows that the plugin works."""
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
-        made = file.create_dataset("X", (4, 2), "i4", chunks=(4, 2), compression=300 if by == "never" else None)
-        properties = made.id.get_create_plist()
+        dataset = file.create_dataset("X", (4, 2), "i4", chunks=(4, 2), compression=300 if by == "never" else None)
+        properties = dataset.id.get_create_plist()
         properties.set_filter(300, h5py.h5z.FLAG_OPTIONAL, ())
         del file["X"]
-        made = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I32LE, h5py.h5s.create_simple((4, 2)), dcpl=properties)
-        made.write_direct_chunk((0, 0), bytes(32))
+        dataset = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I32LE, h5py.h5s.create_simple((4, 2)), dcpl=properties)
+        dataset.write_direct_chunk((0, 0), bytes(32))
     environment = {**os.environ, **hostile.plugin(tmp_path)}
     environment.pop("HDF5_PLUGIN_PRELOAD")
     if by == "connector":

@@ -1,4 +1,4 @@
-"""Filters that plugins bring: undone without a plugin, in bounds, or refused with what to do."""
+"""Tests of filters that usually need plugins: undone without a plugin and within bounds, or refused with advice."""
 
 import struct
 from contextlib import suppress
@@ -57,7 +57,7 @@ def test_n_bit_reads_back(precision):
 
 @pytest.mark.parametrize("name", REGISTERED)
 def test_file_with_a_registered_filter_needs_no_child(name, monkeypatch):
-    monkeypatch.setattr("pipeline.shards.vet.ask", lambda *_: pytest.fail("the child was asked"))
+    monkeypatch.setattr("pipeline.shards.vet.ask", lambda *_: pytest.fail("the child was called"))
     vet(path_of(name))
 
 
@@ -99,7 +99,7 @@ def test_missing_package_is_named(fresh, monkeypatch, tmp_path, name, advice):
 
 
 def stored(name):
-    """The first chunk's bytes, filters and size."""
+    """Return bytes, filters and size of the first chunk."""
     (shard,) = open_shards([str(path_of(name))])
     layout = shard.layouts[0]
     offset, size, mask = layout.index[:, 0].tolist()
@@ -138,14 +138,14 @@ def test_claimed_size_allocates_no_memory(name, size, monkeypatch):
     monkeypatch.setattr(codecs, "bytearray", bounded, raising=False)
     with pytest.raises(ValueError, match=r"bytes|lz4"):
         decode_chunk(memoryview(size.to_bytes(8, "big") + data[8:]), filters, 0, n_bytes)
-    with suppress(ValueError):  # where one block holds all, it may be said to be longer
+    with suppress(ValueError):  # with a single block, a larger block size is valid
         decode_chunk(memoryview(data[:8] + (size % 2**32).to_bytes(4, "big") + data[12:]), filters, 0, n_bytes)
 
 
 @pytest.mark.parametrize("claimed", [2**20, 2**40, 2**62])
 def test_frame_that_claims_more_than_a_chunk_is_not_decompressed(claimed):
     frame = bytearray(zstandard.ZstdCompressor().compress(bytes(2**20)))
-    assert frame[4] >> 6 == 2  # the content's size has 4 bytes
+    assert frame[4] >> 6 == 2  # the size of the content has 4 bytes
     head = bytes([frame[4] & 0x3F | 0xC0]) + claimed.to_bytes(8, "little")
     with pytest.raises(ValueError, match=f"{claimed} bytes"):
         decode_chunk(memoryview(frame[:4] + head + frame[9:]), [(32015, ())], 0, 100)
@@ -159,7 +159,7 @@ def test_frame_without_a_size_is_decompressed_up_to_a_chunk():
 
 
 def test_blosc_chunk_with_too_many_blocks_is_refused():
-    """They may all be one: a chunk of 80 KB, compressed once more, would take minutes of the processor."""
+    """All blocks may refer to the same bytes: a chunk of 80 KB, compressed again, would take minutes."""
     block = zstandard.ZstdCompressor().compress(b"abcd")
 
     def unfolded(n):
@@ -185,7 +185,7 @@ def test_invalid_bitshuffle_parameters_are_an_error(values):
 
 
 def bits_sorted(data, n_block, itemsize):
-    """Bitshuffle as its paper tells it (Masui et al., 2015), slowly."""
+    """Return bitshuffled data by a slow version of the published algorithm (Masui et al., 2015)."""
     done = bytearray()
     n = len(data) // itemsize
     for first in range(0, n, n_block):

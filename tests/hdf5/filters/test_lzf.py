@@ -1,4 +1,4 @@
-"""LZF: what h5py's filter writes comes back, and whatever a stream says, nothing is touched outside of the buffers."""
+"""Tests of LZF: data of h5py's filter is restored, and no stream causes access outside the buffers."""
 
 import h5py
 import numpy as np
@@ -11,7 +11,7 @@ GUARD = 64
 
 
 def slow(data):
-    """The format's own words, a byte at a time; None for a damaged stream."""
+    """Decompress byte by byte, as the format is defined; return None for a damaged stream."""
     out, i = bytearray(), 0
     while i < len(data):
         c, i = data[i], i + 1
@@ -35,7 +35,7 @@ def slow(data):
 
 
 def undo(data, n_bytes):
-    """What comes out into a buffer of so many bytes, between guards that must stay as they are."""
+    """Decompress into a buffer of `n_bytes` between guard bytes, which must not change."""
     around = np.full(n_bytes + 2 * GUARD, 0xA5, dtype=np.uint8)
     out = around[GUARD : GUARD + n_bytes]
     try:
@@ -46,7 +46,7 @@ def undo(data, n_bytes):
 
 
 def random_stream(rng, n_pieces):
-    """A valid stream of literals and of repetitions from near and far."""
+    """Return a valid stream of literals and of repetitions with small and large distances."""
     data, n = bytearray(), 0
     for _ in range(n_pieces):
         if n == 0 or rng.random() < 0.4:
@@ -78,8 +78,8 @@ def test_streams_written_by_h5py_read_back(tmp_path):
             rng = np.random.default_rng(seed)
             rows = (rng.integers(0, 4, (64, 50)) * rng.integers(0, 2, (64, 1))).astype(rng.choice(["u1", "f4", "f8"]))
             with h5py.File(tmp_path / "x.h5", "w") as file:
-                made = file.create_dataset("X", data=rows, chunks=rows.shape, compression="lzf")
-                mask, data = made.id.read_direct_chunk((0, 0))
+                dataset = file.create_dataset("X", data=rows, chunks=rows.shape, compression="lzf")
+                mask, data = dataset.id.read_direct_chunk((0, 0))
             assert mask == 0
             assert undo(data, rows.nbytes) == rows.tobytes()
 

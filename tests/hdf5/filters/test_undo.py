@@ -1,4 +1,4 @@
-"""HDF5's own filters: undone as HDF5 does them, or refused."""
+"""Tests of HDF5's own filters: undone as by HDF5, or refused."""
 
 from itertools import product
 
@@ -11,7 +11,7 @@ from tests.support.cases import case
 
 
 def slow_fletcher32(data):
-    """As in H5checksum.c, a word at a time."""
+    """Compute the checksum word by word, as H5checksum.c does."""
     low = high = 0
     for i in range(0, len(data), 2):
         low += data[i] << 8 | (data[i + 1] if i + 1 < len(data) else 0)

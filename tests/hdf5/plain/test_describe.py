@@ -1,4 +1,4 @@
-"""Plain files: the reader says what the child says, or nothing; and of files that are plain, it does say something."""
+"""Tests of the Python reader of plain files: its answers equal the child's or are absent; plain files get an answer."""
 
 import os
 import struct
@@ -33,42 +33,45 @@ pytestmark = pytest.mark.process
 NUMBERS = [*(order + sign + size for order in "<>" for sign in "ui" for size in "248"), "u1", "i1", "?"]
 NUMBERS += [f"{order}f{size}" for order in "<>" for size in (2, 4, 8)]
 VERSIONS = ["earliest", "v108", "v110", "latest"]
-OLD = ["earliest", "v108"]  # what HDF5 writes of its own accord; later ones index chunks in other ways
+OLD = ["earliest", "v108"]  # HDF5's default; later versions of the format index chunks in other ways
 ROWS = np.arange(60, dtype="<i4").reshape(30, 2)
 
 
-def told_by_reader(descriptor, dataset=None):
+def answer_of_reader(descriptor, dataset=None):
     size = os.fstat(descriptor).st_size
     return describe_plain(descriptor, size, dataset, base=signature_at(descriptor, size) or 0)
 
 
-def told_by_both(path, dataset=None, limits=LIMITS):
-    """What the reader says, and what the child says: None, or the facts and arrays."""
+def answers_of_both(path, dataset=None, limits=LIMITS):
+    """Return the answers of the reader and of the child: None, or the facts and arrays."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        ours = told_by_reader(descriptor, dataset)
+        by_reader = answer_of_reader(descriptor, dataset)
         try:
-            theirs = ask("describe", descriptor, [dataset], f"file={path}", limits)
+            by_child = ask("describe", descriptor, [dataset], f"file={path}", limits)
         except ShardpressError:
-            theirs = None
+            by_child = None
     finally:
         os.close(descriptor)
-    return [told and (told[0], [(array.dtype, array.tolist()) for array in told[1]]) for told in (ours, theirs)]
+    return [
+        answer and (answer[0], [(array.dtype, array.tolist()) for array in answer[1]])
+        for answer in (by_reader, by_child)
+    ]
 
 
 def assert_plain(path, dataset=None):
-    ours, theirs = told_by_both(path, dataset)
-    assert ours is not None, "left to the child"
-    assert ours == theirs
+    by_reader, by_child = answers_of_both(path, dataset)
+    assert by_reader is not None, "left to the child"
+    assert by_reader == by_child
 
 
 def assert_left_to_the_child(path, dataset=None):
-    ours, theirs = told_by_both(path, dataset)
-    assert ours is None
-    assert theirs is not None
+    by_reader, by_child = answers_of_both(path, dataset)
+    assert by_reader is None
+    assert by_child is not None
 
 
-# -- the same as the child ---------------------------------------------------------------------------------------
+# -- equal to the child ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.process
@@ -86,7 +89,7 @@ def test_numbers_of_every_dtype_are_read_as_rows_and_extras(tmp_path, libver, ra
 @pytest.mark.process
 @pytest.mark.parametrize("libver", OLD)
 @pytest.mark.parametrize(
-    "how",
+    "options",
     [
         {"chunks": (5, 1)},
         {"chunks": (7, 2), "compression": "gzip"},
@@ -100,9 +103,9 @@ def test_numbers_of_every_dtype_are_read_as_rows_and_extras(tmp_path, libver, ra
     ],
     ids=str,
 )
-def test_chunks_of_every_shape_and_filter_are_found(tmp_path, how, libver):
+def test_chunks_of_every_shape_and_filter_are_found(tmp_path, options, libver):
     with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest"), track_order=True) as file:
-        file.create_dataset("X", data=ROWS, **how)
+        file.create_dataset("X", data=ROWS, **options)
         file.create_dataset("y", data=np.arange(30), chunks=(7,), compression="gzip")
     assert_plain(tmp_path / "x.h5")
     (shard,) = open_shards([str(tmp_path / "x.h5")])
@@ -124,9 +127,9 @@ def test_file_with_a_user_block_is_plain(tmp_path, libver, n_bytes):
 def test_chunk_trees_of_several_levels_in_any_order_are_read(tmp_path, shape, libver):
     rng = np.random.default_rng(0)
     with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest")) as file:
-        made = file.create_dataset("X", shape, "i4", chunks=(1,) * len(shape), maxshape=(None, *shape[1:]))
+        stored = file.create_dataset("X", shape, "i4", chunks=(1,) * len(shape), maxshape=(None, *shape[1:]))
         for i in rng.permutation(shape[0]):
-            made[i] = np.arange(i, i + np.prod(shape[1:])).reshape(shape[1:])
+            stored[i] = np.arange(i, i + np.prod(shape[1:])).reshape(shape[1:])
     assert_plain(tmp_path / "x.h5")
 
 
@@ -178,11 +181,11 @@ def test_datasets_that_are_no_extras_do_not_matter(tmp_path, libver):
 
 @pytest.mark.parametrize("libver", VERSIONS)
 @pytest.mark.parametrize(
-    "how", [{}, {"maxshape": (None, 2), "chunks": (2, 2)}, {"maxshape": (9, 2), "chunks": (4, 1)}], ids=str
+    "options", [{}, {"maxshape": (None, 2), "chunks": (2, 2)}, {"maxshape": (9, 2), "chunks": (4, 1)}], ids=str
 )
-def test_datasets_without_rows_are_plain(tmp_path, how, libver):
-    with h5py.File(tmp_path / "x.h5", "w", libver=(libver if not how else "v108", "latest")) as file:
-        file.create_dataset("X", (0, 2), "f4", **how)
+def test_datasets_without_rows_are_plain(tmp_path, options, libver):
+    with h5py.File(tmp_path / "x.h5", "w", libver=(libver if not options else "v108", "latest")) as file:
+        file.create_dataset("X", (0, 2), "f4", **options)
         file["y"] = np.zeros(0)
     assert_plain(tmp_path / "x.h5")
 
@@ -194,8 +197,8 @@ def test_compact_values_are_plain(tmp_path, libver):
         layout.set_layout(h5py.h5d.COMPACT)
         for name, shape in ((b"X", (4, 2)), (b"y", (4,))):
             space = h5py.h5s.create_simple(shape)
-            made = h5py.h5d.create(file.id, name, h5py.h5t.STD_I32LE, space, dcpl=layout)
-            made.write(h5py.h5s.ALL, h5py.h5s.ALL, np.arange(np.prod(shape), dtype="<i4").reshape(shape))
+            stored = h5py.h5d.create(file.id, name, h5py.h5t.STD_I32LE, space, dcpl=layout)
+            stored.write(h5py.h5s.ALL, h5py.h5s.ALL, np.arange(np.prod(shape), dtype="<i4").reshape(shape))
     assert_plain(tmp_path / "x.h5")
 
 
@@ -263,9 +266,9 @@ def test_extra_with_too_long_values_is_left_out_alone(tmp_path):
     assert_left_to_the_child(tmp_path / "x.h5")
 
 
-@pytest.mark.parametrize("how", [{"fs_strategy": "page"}, {"libver": "latest"}], ids=str)
-def test_files_of_newer_layouts_are_left_to_the_child(tmp_path, how):
-    with h5py.File(tmp_path / "x.h5", "w", **how) as file:
+@pytest.mark.parametrize("options", [{"fs_strategy": "page"}, {"libver": "latest"}], ids=str)
+def test_files_of_newer_layouts_are_left_to_the_child(tmp_path, options):
+    with h5py.File(tmp_path / "x.h5", "w", **options) as file:
         file.create_dataset("X", data=ROWS, chunks=(5, 2), maxshape=(None, 2))
     assert_left_to_the_child(tmp_path / "x.h5")
 
@@ -281,7 +284,7 @@ def test_many_attributes_are_read_if_stored_in_the_header(tmp_path, libver):
 def test_files_to_refuse_are_left_to_the_child(tmp_path):
     path = write_shard(tmp_path / "x.h5", [1, 2, 3])
     for dataset in (None, "X", "nowhere", "X/deeper", "", "/"):
-        assert told_by_both(path, dataset) == [None, None]
+        assert answers_of_both(path, dataset) == [None, None]
     with h5py.File(path, "a") as file:
         file["one"] = file["two"] = ROWS
         file["unwritten"] = np.zeros((9, 0))
@@ -289,17 +292,17 @@ def test_files_to_refuse_are_left_to_the_child(tmp_path):
         file.create_dataset("some", (9, 9), "f4", chunks=(3, 3))[:3] = 1
         file.create_dataset("three", (9, 9), h5py.h5t.STD_I8BE)
     for dataset in (None, "unwritten", "zeros", "some", "three"):
-        assert told_by_both(path, dataset) == [None, None]
+        assert answers_of_both(path, dataset) == [None, None]
 
 
 # -- damaged and hostile -----------------------------------------------------------------------------------------
 
 
 def plain_corpus(folder):
-    """Small plain files of all structures that are read by hand."""
+    """Write small plain files of all structures that the reader supports."""
 
-    def usual(file, **how):
-        file.create_dataset("X", data=ROWS, **how)
+    def usual(file, **options):
+        file.create_dataset("X", data=ROWS, **options)
         file["y"], file["z"], file["b"], file["s"] = (
             np.arange(30),
             np.zeros(7, ">f4"),
@@ -339,7 +342,7 @@ def plain_corpus(folder):
                 path, "w", libver=(libver, "latest"), userblock_size=1024 if write is crowded else 0
             ) as file:
                 write(file)
-            if told_by_both(path)[0] is not None:
+            if answers_of_both(path)[0] is not None:
                 corpus.append(path.read_bytes())
     return corpus
 
@@ -350,12 +353,12 @@ def with_few_bytes_changed(content, rng):
         place = fuzzing._place(changed, rng)
         other = [changed[place] ^ 1 << rng.integers(8), rng.choice([0, 1, 2, 3, 8, 0x10, 0x7F, 0x80, 0xFF])]
         changed[place] = int(other[rng.integers(2)])
-    fuzzing.mend(changed)
+    fuzzing.correct_checksums(changed)
     return bytes(changed)
 
 
 def test_reader_answers_damaged_files_as_the_child_or_not_at_all(tmp_path):
-    """Of 57,000 such files, none was answered otherwise than by the child; here are some of them."""
+    """In 57,000 such files no answer differed from the child's; this test repeats some of them."""
     corpus = plain_corpus(tmp_path)
     counts = Counter()
     path = tmp_path / "x.h5"
@@ -367,17 +370,17 @@ def test_reader_answers_damaged_files_as_the_child_or_not_at_all(tmp_path):
         if path.stat().st_size < 100:
             continue
         with open(path, "rb") as file, counted() as work:
-            ours = told_by_reader(file.fileno())
+            by_reader = answer_of_reader(file.fileno())
         assert_little(work)
-        if ours is not None:
-            ours, theirs = told_by_both(path, limits=replace(LIMITS, seconds=fuzzing.SECONDS))
-            assert ours == theirs, i
-        counts[ours is not None] += 1
+        if by_reader is not None:
+            by_reader, by_child = answers_of_both(path, limits=replace(LIMITS, seconds=fuzzing.SECONDS))
+            assert by_reader == by_child, i
+        counts[by_reader is not None] += 1
     assert min(counts[True], counts[False]) > 300
 
 
 def assert_little(work):
-    """Ten times what was seen, and less than a file may ask for."""
+    """Compare with ten times the observed work, which is less than a file may cause."""
     assert (work.n_calls < 2**16, work.n_reads < 2**9, work.n_bytes < metadata.MOST_BYTES) == (True, True, True), work
 
 
@@ -393,7 +396,7 @@ def test_circular_structures_are_given_up_soon(tmp_path):
     path = write_shard(tmp_path / "y.h5", numbered(300), chunks=(1, 2))
     content = bytearray(Path(path).read_bytes())
     (top,) = [i for i in range(len(content)) if content[i : i + 6] == b"TREE\1\1"]
-    for i in range(5):  # every child of the top is the top
+    for i in range(5):  # every child of the root is the root
         content[top + 24 + 32 + 40 * i : top + 24 + 40 + 40 * i] = struct.pack("<Q", top)
     Path(path).write_bytes(content)
     assert_given_up_soon(path)
@@ -401,7 +404,7 @@ def test_circular_structures_are_given_up_soon(tmp_path):
 
 @pytest.mark.parametrize("value", [0, 1, 47, 10**6, 2**31, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1])
 def test_any_number_in_the_metadata_costs_bounded_work(tmp_path, value):
-    """Counts, sizes and places: nothing is reserved, read or repeated for what they claim."""
+    """Counts, sizes and positions: memory, reads and loops do not follow the claims of a file."""
     path = hostile.plain(tmp_path, chunks=(3, 2))
     content = path.read_bytes()
     for place in range(0, 2000, 4):
@@ -440,7 +443,7 @@ def test_checksum_equals_an_independent_lookup3():
             assert metadata.checksum(data) == fuzzing.lookup3(data).to_bytes(4, "little")
 
 
-# -- the vetting ----------------------------------------------------------------------------------------------------
+# -- the vetting -------------------------------------------------------------------------------------------------
 
 
 def test_plain_files_need_no_child(tmp_path, monkeypatch):
@@ -458,7 +461,7 @@ def test_plain_files_need_no_child(tmp_path, monkeypatch):
 
 @pytest.mark.process
 def test_overlap_that_the_reader_misses_is_found_by_vetting(tmp_path):
-    """It does not look whether values overlap: vetting does."""
+    """The reader does not check for overlapping values; vetting does."""
     with h5py.File(hostile.plain(tmp_path)) as file:
         offset = file["X"].id.get_offset()
     path = hostile.moved(tmp_path, offset + 8, "y")
@@ -474,7 +477,7 @@ def test_read_failure_in_the_reader_is_a_storage_error(tmp_path, monkeypatch):
 
     def fail_later(*arguments):
         n.append(1)
-        if len(n) % 2 == 0:  # the superblock's check was well
+        if len(n) % 2 == 0:  # the checksum of the superblock was right
             raise OSError(5, "Input/output error")
         return real(*arguments)
 

@@ -1,4 +1,4 @@
-// libcublas: what libgpuarray loads of it, computed by the host's OpenBLAS when its turn in the stream comes.
+// libcublas: the functions that libgpuarray loads, computed by OpenBLAS on the host when the stream executes them.
 
 #include "stub.h"
 
@@ -10,10 +10,10 @@ enum Status { OK = 0, NOT_INITIALIZED_ = 1, EXECUTION_FAILED = 13, NOT_SUPPORTED
 
 struct Handle {
     void *stream = nullptr;
-    int pointer_mode = 0; // 0: scalars lie on the host, and are taken at the call; 1: on the device
+    int pointer_mode = 0; // 0: scalars are on the host and read at the call; 1: on the device
 };
 
-// As it is when its turn comes.
+// The scalar's value when the stream executes the call.
 template <class T> struct Scalar {
     T value;
     const T *place;
@@ -120,7 +120,7 @@ ROUTINES(double, d)
 CUBLAS(float, S, s)
 CUBLAS(double, D, d)
 
-// Of float16, which nothing here computes in.
+// float16 is not supported.
 STUB_API Status cublasSgemmEx() { return NOT_SUPPORTED_; }
 STUB_API Status cublasGemmEx() { return NOT_SUPPORTED_; }
 STUB_API Status cublasHgemmStridedBatched() { return NOT_SUPPORTED_; }

@@ -1,4 +1,4 @@
-"""Calls of the driver and of NVRTC as libgpuarray makes them, for the tests of the emulated card itself."""
+"""Calls of the CUDA driver and NVRTC, as libgpuarray makes them, for tests of the emulated card itself."""
 
 from __future__ import annotations
 

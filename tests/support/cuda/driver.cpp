@@ -1,16 +1,16 @@
-// libcuda: what libgpuarray loads of the driver, with host memory for device memory.
+// libcuda: the functions of the driver that libgpuarray loads, with host memory as device memory.
 //
-// A card that these variables describe, each with a default:
+// These variables describe the card; each has a default:
 //     STUB_CAPABILITY=9.0  STUB_MEMORY=8192 (MiB)  STUB_DRIVER=12.9 (its CUDA)  STUB_CARDS=1 (CUDA_VISIBLE_DEVICES counts)
-//     STUB_HOLD=downloads,uploads   copies between device and pageable memory are done when somebody waits for the
-//                                   stream, not before: NVIDIA promises no more for either since CUDA 12.2. A card
-//                                   whose uploads wait says that it reads pageable memory by itself
+//     STUB_HOLD=downloads,uploads   copies between device and pageable memory are done when a call waits for the
+//                                   stream, not before; CUDA guarantees no more since 12.2. A card with delayed
+//                                   uploads reports that it can read pageable memory
 //     STUB_OOM_AT=N                 the Nth allocation, counted from 1, finds no memory
-//     STUB_LOST_AT=N                the Nth launch loses the card: when its turn comes, and every later call, fail
+//     STUB_LOST_AT=N                the Nth launch loses the card: it fails when it is executed, as do all later calls
 //     STUB_LOG=FILE                 a line for each call
 //     STUB_BLIND=1                  launches do nothing, and no kernel is compiled for the host
-//     STUB_THREADS=1                a block's threads are the machine's, and ThreadSanitizer watches them
-// Launches always wait for their turn.
+//     STUB_THREADS=1                threads of a block are threads of the machine, under ThreadSanitizer
+// Launches are always asynchronous.
 
 #include <cstdint>
 #include <cstring>
@@ -46,7 +46,7 @@ bool holds(const char *copies)
     return text && strstr(text, copies);
 }
 
-// Numbers of the cards that this process sees, as CUDA_VISIBLE_DEVICES has them: up to the first that is none.
+// Numbers of the visible cards in CUDA_VISIBLE_DEVICES, up to the first invalid one.
 std::vector<int> visible_cards()
 {
     int n_cards = number("STUB_CARDS", 1);
@@ -79,7 +79,7 @@ struct Stream {
 
 struct Event {
     Stream *stream = nullptr;
-    unsigned long n = 0; // it has come about when so much of the stream is done
+    unsigned long n = 0; // the event has occurred when this many operations of the stream are done
 };
 
 struct State {
@@ -95,11 +95,11 @@ struct State {
     Result lost = SUCCESS;
 };
 
-// Never destroyed: Python ends in no order.
+// Never destroyed, since Python's shutdown has no fixed order.
 State &state = *new State;
 thread_local std::vector<Context *> contexts;
 
-// -- what a call begins with --
+// -- start of a call --
 
 enum Needs { NOTHING, DRIVER, CONTEXT };
 
@@ -128,7 +128,7 @@ Stream *stream_of(void *handle)
     return handle < reinterpret_cast<void *>(3) ? &state.legacy : static_cast<Stream *>(handle);
 }
 
-// Do the first `n` things that a stream was ever given.
+// Execute a stream's operations up to number `n`.
 Result run(Stream *stream, unsigned long n)
 {
     while (stream->n_done < n && !stream->queue.empty() && !state.lost) {
@@ -161,7 +161,7 @@ Result push(void *handle, std::function<void()> work)
 
 // -- memory --
 
-// Whether so many bytes from there lie in one allocation.
+// Whether a range of bytes is inside one allocation.
 bool lies_in(const std::map<std::uintptr_t, size_t> &allocations, std::uintptr_t start, size_t n_bytes)
 {
     auto next = allocations.upper_bound(start);
@@ -190,7 +190,7 @@ Result release(std::map<std::uintptr_t, size_t> &where, std::uintptr_t place)
     auto found = where.find(place);
     if (found == where.end())
         return INVALID_VALUE;
-    run_all(); // as the driver does, who waits for the device before it frees
+    run_all(); // the driver also waits for the device before it frees memory
     munmap(reinterpret_cast<void *>(place), found->second);
     where.erase(found);
     return SUCCESS;
@@ -230,7 +230,7 @@ STUB_API Result cuDriverGetVersion(int *found)
     return SUCCESS;
 }
 
-// NVRTC asks for one, and does well without.
+// NVRTC requests a table and works without one.
 STUB_API Result cuGetExportTable(const void **, const void *) { return NOT_FOUND; }
 
 STUB_API Result cuGetErrorName(Result error, const char **name)
@@ -324,10 +324,10 @@ STUB_API Result cuDeviceGetAttribute(int *value, int attribute, int)
     static const std::map<int, int> values{
         {1, 1024}, {2, 1024}, {3, 1024}, {4, 64}, // threads of a block, and along each of its sides
         {5, 2147483647}, {6, 65535}, {7, 65535},  // blocks of a grid
-        {8, 48 << 10},                            // bytes that a block shares
+        {8, 48 << 10},                            // shared memory of a block, in bytes
         {10, 32},                                 // threads of a warp
         {16, 2},                                  // multiprocessors: few, since each block costs time here
-        {41, 1},                                  // one space of addresses
+        {41, 1},                                  // unified addressing
     };
     auto [major, minor] = version("STUB_CAPABILITY", {9, 0});
     auto found = values.find(attribute);
@@ -381,7 +381,7 @@ STUB_API Result cuCtxPushCurrent_v2(Context *context)
 
 STUB_API Result cuCtxPopCurrent_v2(Context **context)
 {
-    ENTER(DRIVER) // works with a card that is lost, too
+    ENTER(DRIVER) // also works with a lost card
     if (contexts.empty())
         return INVALID_CONTEXT;
     if (context)
@@ -438,7 +438,7 @@ STUB_API Result cuLinkAddData(std::string *link, int type, const char *data, siz
     return refusal(*link, version("STUB_DRIVER", {12, 9}), version("STUB_CAPABILITY", {9, 0}));
 }
 
-// The PTX itself: what is loaded is the same, wherever it was kept meanwhile.
+// The image is the PTX itself.
 STUB_API Result cuLinkComplete(std::string *link, const void **image, size_t *size)
 {
     ENTER(CONTEXT)
@@ -507,7 +507,7 @@ STUB_API Result cuLaunchKernel(
     if (extra || !n_threads || n_threads > 1024 || block_z > 64 || shared_bytes > 48 << 10 ||
         !(grid_x && grid_y && grid_z) || grid_x > 2147483647 || grid_y > 65535 || grid_z > 65535)
         return INVALID_VALUE;
-    std::vector<std::vector<char>> copies; // the caller's may be gone when the turn comes
+    std::vector<std::vector<char>> copies; // the caller's memory may be freed before the launch is executed
     for (const size_t *size = kernel->sizes; *size; size++) {
         const char *value = static_cast<const char *>(values[copies.size()]);
         copies.emplace_back(value, value + *size);
@@ -540,7 +540,7 @@ STUB_API Result cuMemAlloc_v2(std::uintptr_t *place, size_t n_bytes)
         return OUT_OF_MEMORY;
     if (Result failed = allocate(state.memory, place, n_bytes))
         return failed;
-    memset(reinterpret_cast<void *>(*place), 0xff, n_bytes); // NaN: nobody may count on what lies there
+    memset(reinterpret_cast<void *>(*place), 0xff, n_bytes); // NaN: code must not rely on uninitialized memory
     state.n_bytes += n_bytes;
     return SUCCESS;
 }
@@ -574,7 +574,7 @@ STUB_API Result cuMemcpyHtoDAsync_v2(std::uintptr_t to, const void *from, size_t
         return INVALID_VALUE;
     if (holds("uploads") || lies_in(state.pinned, from, n_bytes))
         return push(stream, [=] { memcpy(reinterpret_cast<void *>(to), from, n_bytes); });
-    auto *bytes = static_cast<const char *>(from); // staged: the caller's may change afterwards
+    auto *bytes = static_cast<const char *>(from); // copied now, because the caller may change its memory afterwards
     return push(stream, [to, staged = std::vector<char>(bytes, bytes + n_bytes)] {
         memcpy(reinterpret_cast<void *>(to), staged.data(), staged.size());
     });
@@ -599,7 +599,7 @@ STUB_API Result cuMemcpyDtoHAsync_v2(void *to, std::uintptr_t from, size_t n_byt
     if (!lies_in(state.memory, from, n_bytes))
         return INVALID_VALUE;
     push(stream, [=] { memcpy(to, reinterpret_cast<const void *>(from), n_bytes); });
-    // Until CUDA 12.1 it was promised that a copy into pageable memory is complete when the call returns.
+    // Up to CUDA 12.1 a copy into pageable memory is complete when the call returns.
     return holds("downloads") || lies_in(state.pinned, to, n_bytes) ? state.lost : run(stream_of(stream));
 }
 
@@ -637,7 +637,7 @@ STUB_API Result cuMemsetD8Async(std::uintptr_t to, unsigned char value, size_t n
     return push(stream, [=] { memset(reinterpret_cast<void *>(to), value, n_bytes); });
 }
 
-// Nobody has pinned or registered host memory but by cuMemAllocHost.
+// Only cuMemAllocHost pins host memory here.
 STUB_API Result cuPointerGetAttribute(void *value, int attribute, std::uintptr_t place)
 {
     ENTER(CONTEXT)
@@ -668,7 +668,7 @@ STUB_API Result cuStreamDestroy_v2(Stream *stream)
     for (size_t i = 0; i < state.streams.size(); i++)
         if (state.streams[i] == stream)
             state.streams.erase(state.streams.begin() + i);
-    return SUCCESS; // and kept: an event may still point to it
+    return SUCCESS; // but not deleted: an event may still refer to it
 }
 
 STUB_API Result cuStreamSynchronize(void *stream)

@@ -15,7 +15,7 @@ namespace {
 
 const std::string mark = "\n//source\n";
 
-// What stands in PTX after a directive: "8.8" after ".version ".
+// The text after a directive in PTX: "8.8" after ".version ".
 std::string after(const std::string &ptx, const std::string &directive)
 {
     size_t start = ptx.find(directive);
@@ -41,7 +41,7 @@ std::vector<std::string> entries(const std::string &ptx)
     return names;
 }
 
-// The source as NVRTC was given it, with what only CUDA has in its C++ replaced.
+// The source that NVRTC compiled, with the C++ extensions of CUDA replaced.
 std::string for_the_host(const std::string &ptx)
 {
     size_t at = ptx.find(mark);
@@ -79,7 +79,7 @@ bool run(std::vector<std::string> words, const std::string &log)
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_addopen(&actions, 2, log.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    // The assembler is looked for in PATH, which a test may have taken away.
+    // g++ finds the assembler through PATH, which a test may have removed.
     char path[] = "PATH=/usr/local/bin:/usr/bin:/bin", *environment[] = {path, nullptr};
     pid_t child;
     int status = posix_spawn(&child, arguments[0], &actions, nullptr, arguments.data(), environment);
@@ -87,7 +87,7 @@ bool run(std::vector<std::string> words, const std::string &log)
     return !status && waitpid(child, &status, 0) == child && status == 0;
 }
 
-// The library of a program, compiled unless an earlier process has; empty where it does not compile.
+// The library of a program, compiled unless an earlier process has done so; empty if it does not compile.
 std::string compiled(const std::string &program, const std::string &flags)
 {
     std::string name = std::string(STUB_FOLDER) + "/" + digest(program), library = name + ".so";
@@ -119,7 +119,7 @@ template <class Function> void find(Function &place, void *library, const std::s
 
 Version ptx_of(Version cuda)
 {
-    // 12.0 to 12.9 have 8.0 to 8.8: 12.6 added nothing to 12.5's.
+    // CUDA 12.0 to 12.9 have PTX 8.0 to 8.8; 12.6 kept the version of 12.5.
     if (cuda.first == 12)
         return {8, cuda.second < 6 ? cuda.second : cuda.second - 1};
     return {cuda.first - 4, cuda.second};

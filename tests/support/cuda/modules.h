@@ -1,4 +1,4 @@
-// Kernels: PTX as it is handed to the driver, and below it the source that the host's compiler makes a library of.
+// Kernels: the PTX that the driver loads, followed by the source, which the host's compiler compiles to a library.
 #pragma once
 
 #include <string>
@@ -17,19 +17,19 @@ struct Module {
 struct Kernel {
     std::string name;
     Module *module;
-    const size_t *sizes; // of its arguments, ended by a 0
+    const size_t *sizes; // of its arguments, terminated by 0
     void (*run)(const void *launch, void **values);
 };
 
-// Of CUDA 12.9, say, which takes PTX up to 8.8.
+// A version such as CUDA 12.9, which accepts PTX up to 8.8.
 using Version = std::pair<int, int>;
 
 Version ptx_of(Version cuda);
 
-// SUCCESS, or why a driver of this CUDA and a card of this capability refuse such PTX.
+// SUCCESS, or the error of a driver of this CUDA version and a card of this capability for such PTX.
 Result refusal(const std::string &ptx, Version cuda, Version capability);
 
-// Null where the source does not compile for the host: stderr says why.
+// Null if the source does not compile for the host; the errors are in stderr.
 Module *load(const std::string &ptx);
 
 void unload(Module *module);

@@ -1,7 +1,7 @@
-// libnvrtc: the real one, with each program's source written below its PTX, as a comment, for the stub of the driver.
+// libnvrtc: calls the real one, and appends each program's source to its PTX as a comment, for the driver stub.
 //
-// STUB_NVRTC names the real one; else it is the one that the stub was built with. STUB_SOURCES names a folder that every
-// source is kept in.
+// STUB_NVRTC names the real one; the default is the one that the stub was built with. STUB_SOURCES names a folder in
+// which every source is stored.
 
 #include <cstring>
 #include <dlfcn.h>
@@ -15,7 +15,7 @@
 namespace {
 
 std::mutex lock;
-auto &sources = *new std::map<void *, std::string>; // of each program; never destroyed, since others may end later
+auto &sources = *new std::map<void *, std::string>; // by program; never destroyed: libraries are unloaded in any order
 
 template <class Function> Function real(const char *name, Function)
 {
@@ -34,7 +34,7 @@ template <class Function> Function real(const char *name, Function)
 
 #define REAL(name) real(#name, name)
 
-// The text with each `#include "name"` of a header that is given in its place.
+// The source in which each `#include "name"` is replaced by that header.
 std::string whole(std::string source, int n_headers, const char *const *headers, const char *const *names)
 {
     for (int i = 0; i < n_headers; i++) {
@@ -51,7 +51,7 @@ void keep(const std::string &source)
         std::ofstream(folder + ('/' + std::to_string(std::hash<std::string>()(source))) + ".cu") << source;
 }
 
-// As it stands below the PTX.
+// The source as a comment after the PTX.
 std::string comment(void *program)
 {
     std::lock_guard<std::mutex> guard(lock);

@@ -1,11 +1,11 @@
-// What the stub's libraries share: a call's turn in its stream, and the list of calls that a test reads.
+// Shared by the stub's libraries: queueing work in a stream, and the log of calls for tests.
 #pragma once
 
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
 
-// As cuda.h numbers them.
+// Values of cuda.h.
 enum Result {
     SUCCESS = 0,
     INVALID_VALUE = 1,
@@ -27,18 +27,17 @@ enum Result {
 
 #define STUB_API extern "C" __attribute__((visibility("default")))
 
-// The work takes its turn in the stream: it is done when somebody waits for the stream, and not before. A launch counts
-// for STUB_LOST_AT.
+// Queue work in a stream; it is executed when a call waits for the stream. A launch counts for STUB_LOST_AT.
 __attribute__((visibility("default"))) Result enqueue(void *stream, bool is_launch, std::function<void()> work);
 
-// Nothing, or the variable's text.
+// The value of a variable, or null.
 inline const char *variable(const char *name)
 {
     const char *text = getenv(name);
     return text && *text ? text : nullptr;
 }
 
-// The file that STUB_LOG names: several libraries write to it, so each line goes out as it is complete.
+// The file of STUB_LOG. Several libraries write to it, so it is line-buffered.
 inline FILE *log_file()
 {
     static FILE *file = [] {

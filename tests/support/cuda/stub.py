@@ -1,4 +1,4 @@
-"""Builds the libraries of the emulated card once, and returns the environment variables of a process that uses them.
+"""Build the libraries of the emulated card once, and return the environment variables of a process that uses them.
 
 The head of ``driver.cpp`` lists its settings, which are environment variables.
 """
@@ -23,16 +23,17 @@ SOURCES = Path(__file__).parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 FLAGS = ["-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
-# As in CUDA, kernels set no errno. A product and a sum may become one instruction if the processor has one by default.
+# As in CUDA, kernels do not set errno. By default a product and a sum may be fused into one instruction if the
+# processor has one.
 KERNEL_FLAGS = "-std=c++17 -O2 -fno-math-errno -w -shared -fPIC -fvisibility=hidden -fno-gnu-unique"
 
 
 class NoNvrtc(RuntimeError):
-    """NVIDIA's compiler library is not installed."""
+    """Raised if NVIDIA's compiler library is not installed."""
 
 
 def nvrtc() -> Path:
-    """Return the NVRTC library of PyPI's package, which needs neither a card nor a driver."""
+    """Return the NVRTC library of the package on PyPI, which needs neither a card nor a driver."""
     found = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/*/lib/libnvrtc.so.*"))
     if not found:
         raise NoNvrtc(
@@ -48,13 +49,13 @@ def built(folder: Path | None = None) -> Path:
     Parameters
     ----------
     folder : Path, optional
-        Directory of the libraries and of the kernels that they compile; by default one for all tests.
+        Directory of the libraries and of the kernels that they compile; by default all tests share one.
 
     Returns
     -------
     Path
-        A directory of two others. ``direct`` has the file names that libgpuarray opens. ``behind`` has the names of
-        NVIDIA's files, and the project's own libraries, which forward to them.
+        A directory with two subdirectories. ``direct`` has the file names that libgpuarray opens. ``behind`` has the
+        names of NVIDIA's files, and the project's own libraries, which forward to them.
     """
     ours = [*(REPOSITORY / "kernels/native").glob("lib*.c"), REPOSITORY / "pipeline/gpu/install.py"]
     paths = [path for path in sorted([*SOURCES.iterdir(), *ours]) if path.suffix in (".cpp", ".h", ".c", ".py")]
@@ -63,7 +64,7 @@ def built(folder: Path | None = None) -> Path:
     place = (folder or CACHE / "shardpress-stub") / key
     place.mkdir(parents=True, exist_ok=True)
     with open(place / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one of several test processes builds
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one of several test processes builds the libraries
         if not (place / "complete").exists():
             _build(place)
             (place / "complete").touch()
@@ -82,8 +83,8 @@ def variables(forwarded: bool = False, **settings: str | Path | int | None) -> d
     """
     named = {f"STUB_{name.upper()}": value for name, value in settings.items()}
     folder = built() / ("behind" if forwarded else "direct")
-    given = {"LD_LIBRARY_PATH": folder, "STUB_NVRTC": nvrtc(), **named}
-    return {name: None if value is None else str(value) for name, value in given.items()}
+    settings_of_stub = {"LD_LIBRARY_PATH": folder, "STUB_NVRTC": nvrtc(), **named}
+    return {name: None if value is None else str(value) for name, value in settings_of_stub.items()}
 
 
 def card(**settings: str | Path | int | None) -> dict[str, str | None]:

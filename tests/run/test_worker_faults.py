@@ -1,6 +1,7 @@
-"""Runs on a cluster that loses its workers, its scheduler or its driver: what was finished stays.
+"""Tests of runs on a cluster that loses its workers, its scheduler or its driver: finished results are kept.
 
-The device is the stand-in, in the driver and in every worker: what is tested is who does what, and how often it counts.
+The driver and every worker use the stand-in device; the tests check which process does which task, and that each result
+counts once.
 """
 
 from __future__ import annotations
@@ -22,63 +23,63 @@ from tests.support.clusters import Cluster, until
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.logged import mentions
 from tests.support.processes import DEADLINE, Small, arguments_of, descendants
-from tests.support.soak_protocol import broken_promises, leftovers, records
-from tests.support.standin import Night, features_of, install
+from tests.support.soak_protocol import invalid_entries, leftovers, records
+from tests.support.standin import Workspace, features_of, install
 
 pytestmark = pytest.mark.process
 
-SIZES = [16] * 10  # rows of a part each
-PRELOAD = ("--preload", "tests.support.befallen")
+SIZES = [16] * 10  # one part of rows each
+PRELOAD = ("--preload", "tests.support.worker_faults")
 
 
 @pytest.fixture
-def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Night]:
-    """Ten shards of one part each, and what threads make of them, in `expected`."""
+def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
+    """Return a workspace with ten shards of one part each."""
     install(monkeypatch)
     before = os.getcwd()
-    yield Night(tmp_path, *SIZES)
+    yield Workspace(tmp_path, *SIZES)
     os.chdir(before)
 
 
-def befalls(once: Path | None = None, **what: str) -> dict[str, str]:
-    """A worker's environment: what befalls it at the shard of a number, once or always."""
-    told = {"BEFALLS": json.dumps({f"{name.removeprefix('at')}.h5": each for name, each in what.items()})}
+def worker_faults(once: Path | None = None, **what: str) -> dict[str, str]:
+    """Return a worker's environment with the fault for each shard number, once or each time."""
+    variables = {"WORKER_FAULTS": json.dumps({f"{name.removeprefix('at')}.h5": each for name, each in what.items()})}
     if once is not None:
         once.mkdir(exist_ok=True)
-        told["BEFALLS_ONCE"] = str(once)
-    return told
+        variables["WORKER_FAULTS_ONCE"] = str(once)
+    return variables
 
 
 def check(output: Path, expected: Path) -> None:
-    """A finished run has every part once, and the bits of the expected one."""
+    """Check that a finished run has every part once, and the same bits as the expected one."""
     assert features_of(output) == features_of(expected)
-    assert broken_promises(output) == []
+    assert invalid_entries(output) == []
     parts = Counter(record["key"] for record in records(output) if record["key"].startswith("part"))
     assert (len(parts), set(parts.values())) == (len(SIZES), {1})
 
 
 def committed(output: Path) -> dict[str, str]:
-    """The file of each part that counts."""
+    """Return the file of each committed part."""
     found = {record["key"]: record["entry"]["file"] for record in records(output)}
     return {key: file for key, file in found.items() if key.startswith("part")}
 
 
-def test_killed_crashed_stopped_or_silent_workers_are_replaced(wide: Night, tmp_path: Path) -> None:
-    """Which the scheduler notices at once, or after a while; a part that comes late, too, is nobody's."""
+def test_killed_crashed_stopped_or_silent_workers_are_replaced(wide: Workspace, tmp_path: Path) -> None:
+    """The scheduler notices some faults at once and others later; a part that arrives late is unreferenced."""
     assert wide.run(tmp_path / "expected") == 0
-    fate = befalls(tmp_path / "once", at5="killed", at6="crashes", at7="stopped", at8="keeps the lock")
+    fate = worker_faults(tmp_path / "once", at5="killed", at6="crashes", at7="stopped", at8="keeps the lock")
     with Cluster(tmp_path / "cluster", DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="1s") as cluster:
         for i in range(5):
             cluster.start_worker(f"w{i}", *PRELOAD, **fate)
         output = tmp_path / "out"
         assert wide.run(output, "--scheduler-file", str(cluster.file)) == 0
         check(output, tmp_path / "expected")
-        assert len(list((tmp_path / "once").iterdir())) == 4, "all of it has happened"
+        assert len(list((tmp_path / "once").iterdir())) == 4, "each fault has happened"
         ended = {name: process.poll() for name, process in cluster.processes.items()}
         assert {-signal.SIGKILL, -signal.SIGSEGV} <= set(ended.values())
         (stopped,) = (name for name, code in ended.items() if code is None and is_stopped(cluster.processes[name].pid))
-        cluster.kill(stopped, signal.SIGCONT)  # what it was at it ends now, if it can
-        until(lambda: cluster.processes[stopped].poll() is not None, "the scheduler to turn it away")
+        cluster.kill(stopped, signal.SIGCONT)  # its present task ends now, if it can
+        until(lambda: cluster.processes[stopped].poll() is not None, "the scheduler to refuse the worker")
         assert wide.run(output) == 0
         assert leftovers(output) == []
         check(output, tmp_path / "expected")
@@ -88,68 +89,68 @@ def is_stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
-def test_a_worker_that_reconnects_changes_nothing(wide: Night, tmp_path: Path) -> None:
-    """Its part is done again elsewhere meanwhile, and what it says late counts for nothing."""
+def test_a_worker_that_reconnects_changes_nothing(wide: Workspace, tmp_path: Path) -> None:
+    """Another worker encodes its part meanwhile, and the late result is ignored."""
     assert wide.run(tmp_path / "expected") == 0
     with Cluster(tmp_path / "cluster", DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="1s") as cluster:
         way, once = cluster.start_between("network"), tmp_path / "once"
-        wherever = befalls(once, **{f"at{i}": "is cut off" for i in range(10)})
+        wherever = worker_faults(once, **{f"at{i}": "is cut off" for i in range(10)})
         between = {"BETWEEN": str(cluster.processes["network"].pid)}
         cluster.start_worker("far", *PRELOAD, "--scheduler-file", str(way), **wherever, **between)
-        # So that the run is still at work when the far one is heard again.
-        cluster.start_worker("near", *PRELOAD, **befalls(**{f"at{i}": "takes its time" for i in range(6, 10)}))
+        # This keeps the run at work until the far worker is connected again.
+        cluster.start_worker("near", *PRELOAD, **worker_faults(**{f"at{i}": "takes its time" for i in range(6, 10)}))
         cluster.wait_for("far", "near")
         assert wide.run(tmp_path / "out", "--scheduler-file", str(cluster.file)) == 0
         assert list(once.iterdir()), "it was cut off"
-        until(lambda: cluster.processes["far"].poll() is not None, "the scheduler to turn it away")
+        until(lambda: cluster.processes["far"].poll() is not None, "the scheduler to refuse the worker")
         check(tmp_path / "out", tmp_path / "expected")
 
 
 def test_a_shard_that_kills_worker_after_worker_is_named(
-    wide: Night, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    wide: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     scheduler = "DASK_DISTRIBUTED__SCHEDULER__"
-    # None has a second part at hand when it dies, which would be suspected as well.
+    # No worker has a second part when it dies, since both parts would be suspected.
     settings = {f"{scheduler}ALLOWED_FAILURES": "1", f"{scheduler}WORKER_SATURATION": "1.0"}
     with Cluster(tmp_path / "cluster", **settings) as cluster:
         for i in range(3):
-            cluster.start_worker(f"w{i}", *PRELOAD, **befalls(at3="killed"))
+            cluster.start_worker(f"w{i}", *PRELOAD, **worker_faults(at3="killed"))
         cluster.wait_for("w0", "w1", "w2")
         assert wide.run(tmp_path / "out", "--scheduler-file", str(cluster.file)) == 71
     assert f"{wide.shards}/3.h5" in caplog.text
 
 
 def test_a_run_resumes_after_losing_all_workers_or_its_scheduler(
-    wide: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    wide: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(remote, "_PATIENCE", 3.0)
     assert wide.run(tmp_path / "expected") == 0
     output = tmp_path / "out"
     with Cluster(tmp_path / "cluster") as cluster:
-        typed = ("--scheduler-file", str(cluster.file))
+        flags = ("--scheduler-file", str(cluster.file))
         for i in range(2):
-            cluster.start_worker(f"w{i}", *PRELOAD, **befalls(at4="killed"))
+            cluster.start_worker(f"w{i}", *PRELOAD, **worker_faults(at4="killed"))
         cluster.wait_for("w0", "w1")
-        assert wide.run(output, *typed) == 75
+        assert wide.run(output, *flags) == 75
         assert mentions(caplog.text, "TryAgain", "worker", "3 s")
         first = committed(output)
         scheduler = {"SCHEDULER": str(cluster.processes["scheduler"].pid)}
-        cluster.start_worker("w2", *PRELOAD, **scheduler, **befalls(at4="loses its scheduler"))
+        cluster.start_worker("w2", *PRELOAD, **scheduler, **worker_faults(at4="loses its scheduler"))
         cluster.wait_for("w2")
-        assert wide.run(output, *typed) == 75
+        assert wide.run(output, *flags) == 75
         assert re.search(r"TryAgain: .*\bconnection\b.*\bscheduler\b", caplog.text)
         second = committed(output)
         cluster.start_scheduler()
         cluster.start_worker("w3", *PRELOAD)
         cluster.wait_for("w3")
-        assert wide.run(output, *typed) == 0
+        assert wide.run(output, *flags) == 0
         check(output, tmp_path / "expected")
-        assert len(first) > 0, "what was finished stays"
+        assert len(first) > 0, "finished results are kept"
         assert first.items() <= second.items() <= committed(output).items()
         assert leftovers(output) == []
 
 
-# A driver in a process of its own, that leaves word of its id.
+# A driver in a process of its own that writes its process id to a file.
 DRIVER = """
 import os, sys
 import pytest
@@ -162,25 +163,25 @@ sys.exit(cli.main("", sys.argv[1:]))
 """
 
 
-def test_a_part_written_after_the_driver_died_is_ignored(wide: Night, tmp_path: Path) -> None:
+def test_a_part_written_after_the_driver_died_is_ignored(wide: Workspace, tmp_path: Path) -> None:
     assert wide.run(tmp_path / "expected") == 0
     output, driver = tmp_path / "out", {"DRIVER": str(tmp_path / "driver")}
     with Cluster(tmp_path / "cluster") as cluster:
-        typed = ("--scheduler-file", str(cluster.file))
-        cluster.start_worker("w", *PRELOAD, **driver, **befalls(tmp_path / "once", at4="loses its driver"))
-        command = [sys.executable, "-c", DRIVER, *wide.arguments(output, *typed)]
+        flags = ("--scheduler-file", str(cluster.file))
+        cluster.start_worker("w", *PRELOAD, **driver, **worker_faults(tmp_path / "once", at4="loses its driver"))
+        command = [sys.executable, "-c", DRIVER, *wide.arguments(output, *flags)]
         done = subprocess.run(command, env=environment(**driver), cwd=REPOSITORY, capture_output=True, timeout=120)
         assert done.returncode == -signal.SIGKILL, done.stderr.decode()
         until(lambda: "part-000004" in str(late(output)), "the part that the worker was at")
         there = late(output)
-        assert wide.run(output, *typed) == 0
+        assert wide.run(output, *flags) == 0
         assert not any((output / name).exists() for name in there)
         assert leftovers(output) == []
         check(output, tmp_path / "expected")
 
 
 def late(output: Path) -> list[str]:
-    """Parts that do not count."""
+    """Return the parts that are not committed."""
     return sorted({f"parts/{path.name}" for path in output.glob("parts/*.h5")} - set(committed(output).values()))
 
 
@@ -194,10 +195,10 @@ def test_local_workers_end_with_a_killed_driver(small: Small, tmp_path: Path) ->
                 below = dict(descendants(process.pid))
                 process.kill()
         process.wait(DEADLINE)
-        # The pipe has ended, so those have that could write to it; and nothing is left of the others.
+        # The pipe has ended, so all processes that could write to it have exited; and the others have no remains.
         until(lambda: not any(arguments_of(pid) for pid in below), "the workers to end")
     finally:
         process.kill()
         process.stdout.close()
     assert process.returncode == -signal.SIGKILL
-    assert len(below) >= 4, "two workers, and what starts them anew"
+    assert len(below) >= 4, "two workers and their nannies"

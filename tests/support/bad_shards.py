@@ -1,4 +1,4 @@
-"""Shards of which some rows, chunks or files are bad, whole runs over them, and what these must make of them."""
+"""Write shards with bad rows, damaged chunks or unreadable files, run the program on them, and check the results."""
 
 from __future__ import annotations
 
@@ -20,8 +20,19 @@ from tests.support.damage import damage
 from tests.support.helpers import write_shard
 
 __all__ = [
-    *("KEEP", "TOLERANT", "Impatient", "Shards", "Silent", "check", "encoded", "errors", "quarantined", "results"),
-    *("spoilt", "state"),
+    *(
+        "KEEP",
+        "TOLERANT",
+        "InterruptedDisk",
+        "Shards",
+        "Silent",
+        "check",
+        "encoded",
+        "errors",
+        "quarantined",
+        "results",
+    ),
+    *("fill_with_bad_data", "state"),
 ]
 
 SETTINGS = ["--n-features", "2", "--epochs", "2", "--batch-size", "20", "--block-rows", "8", "--threads", "2"]
@@ -30,7 +41,7 @@ TOLERANT = pytest.mark.parametrize("mode", ["skip", "quarantine"])
 
 
 class Silent(standin.Autoencoder):
-    """No device warns of the NaN and Inf of rows that are skipped, as NumPy does, which stands in for it."""
+    """Stand-in without NumPy's warnings about NaN and Inf in skipped rows, which no device gives."""
 
     def encode(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         with np.errstate(all="ignore"):
@@ -38,60 +49,60 @@ class Silent(standin.Autoencoder):
 
 
 class Shards:
-    """A folder of small shards, and what they hold."""
+    """A folder of small shards, and their rows."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.output = folder / "shards", folder / "out"
         self.folder.mkdir()
         self.arrays: list[np.ndarray] = []
 
-    def add(self, rows: Any, **how: Any) -> Path:
-        """A shard more, whose labels count on over all shards."""
+    def add(self, rows: Any, **options: Any) -> Path:
+        """Add a shard, with labels that are numbered over all shards."""
         first = sum(map(len, self.arrays))
         path = self.folder / f"{len(self.arrays)}.h5"
-        write_shard(path, rows, extras={"y": np.arange(first, first + len(rows))}, **how)
+        write_shard(path, rows, extras={"y": np.arange(first, first + len(rows))}, **options)
         self.arrays.append(np.asarray(rows))
         return path
 
-    def fill(self, *sizes: int, seed: int = 0, dtype: Any = np.float32, **how: Any) -> None:
-        """Shards of these sizes with good rows."""
+    def fill(self, *sizes: int, seed: int = 0, dtype: Any = np.float32, **options: Any) -> None:
+        """Add shards of these sizes with good rows."""
         rng = np.random.default_rng(seed)
         for size in sizes:
-            self.add((rng.normal(size=(size, 4)) * 10).astype(dtype), **how)
+            self.add((rng.normal(size=(size, 4)) * 10).astype(dtype), **options)
 
-    def rewrite(self, number: int, rows: np.ndarray, **how: Any) -> None:
-        """A shard's rows anew, in the same place."""
+    def rewrite(self, number: int, rows: np.ndarray, **options: Any) -> None:
+        """Replace the rows of a shard."""
         first = sum(map(len, self.arrays[:number]))
         path = self.folder / f"{number}.h5"
-        write_shard(path, rows, extras={"y": np.arange(first, first + len(rows))}, **how)
+        write_shard(path, rows, extras={"y": np.arange(first, first + len(rows))}, **options)
         self.arrays[number] = rows
 
     def another(self, name: str) -> Shards:
-        """A folder of none yet, beside this one."""
+        """Return an empty folder of shards next to this one."""
         folder = self.folder.parent / name
         folder.mkdir()
         return Shards(folder)
 
     def run(self, *flags: str, output: Path | None = None, disk: Disk | None = None) -> int:
-        """Exit code of a run over all of them."""
-        given = ["--input", str(self.folder), "--output", str(output or self.output), *SETTINGS, *flags]
-        return cli.main("", given, disk or standin.Unsynced())
+        """Run the program on all shards and return its exit code."""
+        arguments = ["--input", str(self.folder), "--output", str(output or self.output), *SETTINGS, *flags]
+        return cli.main("", arguments, disk or standin.UnsyncedDisk())
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> str:
-    """What the last run said of its failure."""
+    """Return the error message of the last run."""
     return [record.getMessage() for record in caplog.records if record.msg == "%s: %s"][-1]
 
 
 def encoded(model: Model, rows: np.ndarray) -> np.ndarray:
-    """Features of rows, by the same arithmetic as in a run."""
+    """Return features of rows, computed with the same arithmetic as in a run."""
     autoencoder = Silent(model.network, *model.scaler.arrays(rows.dtype))
     autoencoder.set_parameters(model.parameters)
     return autoencoder.encode(rows)
 
 
 def check(output: Path, arrays: Sequence[np.ndarray], bad: Sequence[int], model: Model | None = None) -> None:
-    """Hold a finished run against the encoder: every good row's bits at its place, NaN for the bad ones."""
+    """Compare a finished run with the encoder bit for bit: features of good rows in their places, NaN for bad rows."""
     found = open_features(output)
     features, valid, y = (array.compute() for array in (found.features, found.valid, found.extras["y"]))
     assert np.flatnonzero(~valid).tolist() == sorted(bad)
@@ -109,13 +120,13 @@ def check(output: Path, arrays: Sequence[np.ndarray], bad: Sequence[int], model:
 
 
 def quarantined(output: Path) -> list[dict[str, Any]]:
-    """The lines of the list of bad data, which the manifest knows."""
+    """Return the lines of quarantine.jsonl, which must be in the manifest."""
     assert "quarantine.jsonl" in [plain_name(line["file"]) for line in read_manifest(output)["files"]]
     return [json.loads(line) for line in (output / "quarantine.jsonl").read_text().splitlines()]
 
 
 def state(output: Path) -> dict[str, bytes]:
-    """Every file of an output directory but those that say who is at work and what was last asked for."""
+    """Return the content of every file of an output directory, except for lock, log and settings."""
     apart = (".lock", "run.log", "run.json")
     return {
         str(path.relative_to(output)): path.read_bytes()
@@ -125,14 +136,14 @@ def state(output: Path) -> dict[str, bytes]:
 
 
 def results(output: Path) -> dict[str, bytes]:
-    """What the manifest names, and itself."""
+    """Return the content of the manifest and of all files that it names."""
     manifest = read_manifest(output)
     names = ["manifest.json", *(line["file"] for line in [*manifest["parts"], *manifest["files"]])]
     return {name: (output / name).read_bytes() for name in names}
 
 
-class Impatient(Disk):
-    """Its user presses Ctrl-C while file number `number` of a folder is made."""
+class InterruptedDisk(Disk):
+    """Disk that raises KeyboardInterrupt, as Ctrl-C does, when file number `number` of a folder is created."""
 
     def __init__(self, folder: str, number: int) -> None:
         self._folder, self._left = folder, number
@@ -144,8 +155,8 @@ class Impatient(Disk):
         return super().create(path)
 
 
-def spoilt(shards: Shards) -> list[int]:
-    """Shards with bad rows, one that cannot be read, and one that is refused; numbers of the bad rows."""
+def fill_with_bad_data(shards: Shards) -> list[int]:
+    """Write shards with bad rows, an unreadable shard and a refused one; return the numbers of the bad rows."""
     shards.fill(30, 41, 50, fletcher32=True)
     rows = shards.arrays[0].copy()
     rows[[3, 17], 2] = np.nan

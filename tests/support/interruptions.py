@@ -1,4 +1,4 @@
-"""Runs of the stand-in one at a time: disks that stop them, damage in between, and what is the same afterwards."""
+"""Stop runs of the stand-in on purpose, damage their files, and compare the results."""
 
 from __future__ import annotations
 
@@ -9,19 +9,31 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.output.records import read_manifest
-from tests.support.faulty import Watched
-from tests.support.soak_protocol import nobodys
-from tests.support.standin import Night, features_of
+from tests.support.faulty import RecordingDisk
+from tests.support.soak_protocol import unreferenced
+from tests.support.standin import Workspace, features_of
 
-__all__ = ["DAMAGE", "OTHER", "SIZES", "STEPS", "Stopping", "flip", "fresh", "parts", "results", "stamps", "standing"]
+__all__ = [
+    "DAMAGE",
+    "OTHER",
+    "SIZES",
+    "STEPS",
+    "FullDisk",
+    "finished_stamps",
+    "flip",
+    "fresh",
+    "parts",
+    "results",
+    "stamps",
+]
 
 STEPS = ["--checkpoint-minutes", "0"]
 OTHER = ["--seed", "1"]
 SIZES = (20, 0, 35)  # rows of the shards
 
 
-class Stopping(Watched):
-    """No space any more once it has named a file of this kind so many times."""
+class FullDisk(RecordingDisk):
+    """Disk that is full after it has renamed `n_named` files of a kind."""
 
     def __init__(self, kind: str, n_named: int) -> None:
         super().__init__()
@@ -36,15 +48,15 @@ class Stopping(Watched):
         return result
 
 
-def fresh(night: Night, *flags: str) -> bytes:
-    """What an undisturbed run makes of its shards as they are now."""
-    output = night.folder / f"fresh{len(list(night.folder.iterdir()))}"
-    assert night.run(output, *flags) == 0
+def fresh(workspace: Workspace, *flags: str) -> bytes:
+    """Return the features of an undisturbed run over the present shards."""
+    output = workspace.folder / f"fresh{len(list(workspace.folder.iterdir()))}"
+    assert workspace.run(output, *flags) == 0
     return features_of(output)
 
 
 def stamps(output: Path) -> dict[str, tuple[int, int]]:
-    """By which every file is known to be the same one, not written to since."""
+    """Return inode and modification time of every file, to see which files were rewritten."""
     found = {str(path.relative_to(output)): path.stat() for path in output.rglob("*") if path.is_file()}
     return {
         name: (status.st_ino, status.st_mtime_ns) for name, status in found.items() if name not in (".lock", "run.log")
@@ -52,13 +64,13 @@ def stamps(output: Path) -> dict[str, tuple[int, int]]:
 
 
 def results(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Of these files the results, which are written once; all else is made anew when a run is finished again."""
+    """Return the entries of results that are written once; a run that finishes again rewrites all other files."""
     return {name: each for name, each in found.items() if "/" in name and not name.startswith("published/")}
 
 
-def standing(output: Path) -> dict[str, tuple[int, int]]:
-    """Those of what a run has finished: a part that it was at when it ended is nobody's, and is cleared away."""
-    not_kept = nobodys(output)
+def finished_stamps(output: Path) -> dict[str, tuple[int, int]]:
+    """Return the stamps of finished results, without parts that were unfinished when the run ended."""
+    not_kept = unreferenced(output)
     return {name: stamp for name, stamp in stamps(output).items() if name not in not_kept}
 
 

@@ -1,10 +1,10 @@
-"""A disk that turns read-only in the middle of a run, as ext4 does after an error. For root, with a loop device.
+"""Make the disk read-only in the middle of a run, as ext4 does after an error. Needs root and a loop device.
 
-    python -m tests.support.aborted         before every call that a run makes of its disk; prints how many there were
-    python -m tests.support.aborted 20      before every twentieth call
+    python -m tests.support.readonly_disk         before each disk call of a run; prints the number of calls
+    python -m tests.support.readonly_disk 20      before every twentieth call
 
 The file system is real: ext4 in a file, in a mount namespace of its own, whose journal is aborted by
-``mount -o remount,abort``. Afterwards it is checked (e2fsck), mounted again, and the same command is typed again.
+``mount -o remount,abort``. Afterwards it is checked (e2fsck) and mounted again, and the same command is run again.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from typing import Any
 import pytest
 
 from pipeline.output.disk import Disk
-from tests.support.failing_calls import kept
-from tests.support.faulty import Watched, forked
-from tests.support.soak_protocol import broken_promises, leftovers
-from tests.support.standin import Night, features_of, install
+from tests.support.failing_calls import committed_files
+from tests.support.faulty import RecordingDisk, forked
+from tests.support.soak_protocol import invalid_entries, leftovers
+from tests.support.standin import Workspace, features_of, install
 
 __all__ = ["abort_at_calls", "objection"]
 
 _MIB = 64  # size of the file system
 _STEPS = ("--quiet", "--checkpoint-minutes", "0", "--epochs", "1", "--batch-size", "12")
-_NEW_MOUNTS, _PRIVATE = 0x20000, 0x44000  # of Linux: CLONE_NEWNS, MS_REC | MS_PRIVATE
+_NEW_MOUNTS, _PRIVATE = 0x20000, 0x44000  # Linux: CLONE_NEWNS, MS_REC | MS_PRIVATE
 
 
 def objection() -> str:
-    """Say why this machine cannot do it; empty if it can."""
+    """Return why this machine cannot run the test; empty if it can."""
     if os.getuid() != 0:
         return "only root can mount a file system"
     lacking = [name for name in ("mkfs.ext4", "e2fsck", "mount", "umount") if shutil.which(name) is None]
@@ -51,7 +51,7 @@ def objection() -> str:
 
 
 class _FileSystem:
-    """Ext4 in a file, mounted for this process alone."""
+    """An ext4 file system in a file, mounted only for this process."""
 
     def __init__(self, folder: Path) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -69,24 +69,24 @@ class _FileSystem:
         _run("mount", "-o", "loop", str(self._image), str(self.path))
 
     def abort(self) -> None:
-        """Turn it read-only, as after an error of the disk."""
+        """Turn the file system read-only, as after a disk error."""
         _run("mount", "-o", "remount,abort", str(self.path))
 
     def repair(self) -> None:
-        """Check it and mount it again, as after a restart."""
+        """Check the file system and mount it again, as after a restart."""
         _run("umount", str(self.path))
         checked = subprocess.run(["e2fsck", "-p", str(self._image)], capture_output=True, check=False)
-        assert checked.returncode in (0, 1), checked.stdout.decode()  # 1: repaired
+        assert checked.returncode in (0, 1), checked.stdout.decode()  # exit code 1: repaired
         self.mount()
 
 
-class _Aborting(Watched):
-    """The file system turns read-only right before call number `number`.
+class _Aborting(RecordingDisk):
+    """Disk whose file system turns read-only right before call number `number`.
 
     Attributes
     ----------
     committed : dict of str to str
-        The results that were committed before, as `kept` returns them.
+        Results that were committed before the abort, as returned by `committed_files`.
     """
 
     def __init__(self, disk: _FileSystem, output: Path, number: int) -> None:
@@ -101,10 +101,10 @@ class _Aborting(Watched):
             self._disk.abort()
         if name not in ("sync", "sync_directory"):
             return do(*arguments)
-        found = getattr(Disk, name)(self, *arguments)  # for once with the real disk
+        found = getattr(Disk, name)(self, *arguments)  # use real syncs here
         if name == "sync_directory" and arguments[-1] == self._output / "commits":
-            # Only now: a record whose directory is not synced yet may be lost.
-            self.committed = kept(self._output)
+            # Check only now: a record in a directory that is not synced yet may be lost.
+            self.committed = committed_files(self._output)
         return found
 
 
@@ -113,9 +113,9 @@ def _run(*command: str) -> None:
 
 
 def abort_at_calls(folder: Path, every: int) -> dict[str, int]:
-    """Abort the file system of one run after the other; return how often which exit code came.
+    """Abort the file system of one run after another; return the number of runs by exit code.
 
-    The file system is mounted in this process: call it in a fork.
+    The file system is mounted in this process, so call this function in a fork.
     """
     with pytest.MonkeyPatch.context() as monkeypatch:
         install(monkeypatch)
@@ -123,25 +123,25 @@ def abort_at_calls(folder: Path, every: int) -> dict[str, int]:
 
 
 def _aborted(folder: Path, every: int) -> dict[str, int]:
-    night = Night(folder, 20, 0, 15)
+    workspace = Workspace(folder, 20, 0, 15)
     disk = _FileSystem(folder)
     output = disk.path / "out"
-    watched = Watched()
-    assert night.run(output, *_STEPS, disk=watched) == 0
+    recording = RecordingDisk()
+    assert workspace.run(output, *_STEPS, disk=recording) == 0
     expected = features_of(output)
     codes = Counter[str]()
-    for number in range(1, len(watched.calls), every):
+    for number in range(1, len(recording.calls), every):
         shutil.rmtree(output)
-        label = f"before call {number}, {watched.calls[number]}"
+        label = f"before call {number}, {recording.calls[number]}"
         aborting = _Aborting(disk, output, number)
-        code = night.run(output, *_STEPS, disk=aborting)
+        code = workspace.run(output, *_STEPS, disk=aborting)
         before = aborting.committed
         assert code in (73, 74), f"{label}: exit code {code}"
         disk.repair()
-        assert before.items() <= kept(output).items(), f"{label}: lost"
-        assert (broken_promises(output) if output.exists() else []) == [], label
-        assert night.run(output, *_STEPS) == 0, label
-        assert before.items() <= kept(output).items(), f"{label}: made anew"
+        assert before.items() <= committed_files(output).items(), f"{label}: lost"
+        assert (invalid_entries(output) if output.exists() else []) == [], label
+        assert workspace.run(output, *_STEPS) == 0, label
+        assert before.items() <= committed_files(output).items(), f"{label}: recomputed"
         assert features_of(output) == expected, label
         assert leftovers(output) == [], label
         codes[str(code)] += 1
@@ -149,7 +149,7 @@ def _aborted(folder: Path, every: int) -> dict[str, int]:
 
 
 def main() -> int:
-    """Print what came of it."""
+    """Print the number of runs by exit code."""
     every = int(sys.argv[1]) if len(sys.argv) > 1 else 1
     if why := objection():
         print(f"skipped: {why}")

@@ -1,8 +1,8 @@
-"""Workers that meet with something: loaded by ``dask worker --preload``, and told by their environment what and when.
+"""Inject faults into Dask workers: load this module with ``dask worker --preload``.
 
-``BEFALLS`` is JSON: for the name of a shard what happens to the worker that begins to encode its rows. With
-``BEFALLS_ONCE``, a folder, each kind of thing happens once, to one of them; without it everything happens always.
-The device is the stand-in, as in the driver.
+The environment variable ``WORKER_FAULTS`` is a JSON object. It maps the name of a shard to the fault of the worker that
+begins to encode its rows. If ``WORKER_FAULTS_ONCE`` names a folder, each fault happens once, to one worker; otherwise
+it happens each time. The device is the stand-in, as in the driver.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tests.support.standin import install
 
 __all__ = ["SECONDS", "dask_setup"]
 
-SECONDS = 8  # for which a worker is silent: Dask takes none for dead before 5
+SECONDS = 8  # duration of a silence; Dask declares a worker dead after 5 s
 
-BEFALLS: dict[str, Callable[[], object]] = {
+FAULTS: dict[str, Callable[[], object]] = {
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "crashes": lambda: ctypes.string_at(0),
     "stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
-    # Called so, C code keeps the interpreter's lock: no other thread runs, and none says that the worker is alive.
+    # A call through PyDLL holds the interpreter lock, so that no thread of the worker can send a heartbeat.
     "keeps the lock": lambda: ctypes.PyDLL(None).sleep(SECONDS),
     "takes its time": lambda: time.sleep(SECONDS / 6),
     "is cut off": lambda: _cut_off(int(os.environ["BETWEEN"])),
@@ -42,31 +42,31 @@ BEFALLS: dict[str, Callable[[], object]] = {
 
 
 def _cut_off(between: int) -> None:
-    """For a while, in which it goes on with its work."""
+    """Cut the worker off from the scheduler for a while; the worker continues its work."""
     os.kill(between, signal.SIGSTOP)
     threading.Timer(SECONDS, os.kill, (between, signal.SIGCONT)).start()
 
 
 def dask_setup(_worker: Any = None) -> None:
-    """Make ready for it."""
-    patch = pytest.MonkeyPatch()  # for as long as the process lasts
+    """Install the stand-in device and the faults."""
+    patch = pytest.MonkeyPatch()  # until the process ends
     install(patch)
     for module in (device, worker):
         patch.setattr(module, "start_device", lambda is_required=False: Device("cpu", "cpu", "stand-in"))
-    befalls = json.loads(os.environ.get("BEFALLS", "{}"))
+    faults = json.loads(os.environ.get("WORKER_FAULTS", "{}"))
     read = encode.read
 
     def read_or_not(block: Any, *rest: Any) -> Any:
         name = Path(block.shard.path).name
-        if name in befalls and _is_due(befalls[name]):
-            BEFALLS[befalls[name]]()
+        if name in faults and _is_due(faults[name]):
+            FAULTS[faults[name]]()
         return read(block, *rest)
 
     patch.setattr(encode, "read", read_or_not)
 
 
 def _is_due(what: str) -> bool:
-    folder = os.environ.get("BEFALLS_ONCE")
+    folder = os.environ.get("WORKER_FAULTS_ONCE")
     if folder is None:
         return True
     try:

@@ -1,4 +1,4 @@
-"""Files whose columns have names or numbers, as the programs of several fields write them."""
+"""Write files whose columns have names or numbers, in the formats of common programs."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ Write = Callable[[Path, np.ndarray, Sequence[str]], None]
 
 
 def anndata(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
-    """AnnData's file: `var` is a group, whose attribute names the dataset with the names."""
+    """Write an AnnData file: `var` is a group with an attribute that names the dataset of names."""
     with h5py.File(path, "w") as file:
         file["X"] = rows
         _variables(file.create_group("var"), names)
 
 
 def sparse_anndata(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
-    """The same with a matrix in CSR form."""
+    """Write an AnnData file with a matrix in CSR form."""
     with h5py.File(path, "w") as file:
         _write_csr(file, "X", rows)
         _variables(file.create_group("var"), names)
 
 
 def early_anndata(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
-    """A file of early versions of AnnData, in which `var` is a table."""
+    """Write a file of early versions of AnnData, in which `var` is a table."""
     with h5py.File(path, "w") as file:
         file["X"] = rows
         records = [(name.encode(), 1.0) for name in names]
@@ -36,7 +36,7 @@ def early_anndata(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
 
 
 def masked_anndata(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
-    """A file with names as pandas 3 has texts: with a mask."""
+    """Write an AnnData file with names as pandas 3 stores them: with a mask."""
     with h5py.File(path, "w") as file:
         file["X"] = rows
         file["var/_index/values"] = list(names)
@@ -45,7 +45,7 @@ def masked_anndata(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
 
 
 def raw_anndata(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
-    """A file whose `raw/X` has variables of its own."""
+    """Write an AnnData file whose `raw/X` has its own variables."""
     with h5py.File(path, "w") as file:
         file["X"] = rows[:, :2]
         _variables(file.create_group("var"), ["other", "names"])
@@ -54,7 +54,7 @@ def raw_anndata(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
 
 
 def layered_anndata(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
-    """A file with a second matrix of the same variables."""
+    """Write an AnnData file with a second matrix of the same variables."""
     with h5py.File(path, "w") as file:
         file["X"] = np.zeros_like(rows)
         _write_csr(file, "layers/counts", rows)
@@ -62,27 +62,27 @@ def layered_anndata(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
 
 
 def attribute(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
-    """A file of h5py with the attribute that docs/inputs.md recommends."""
+    """Write a file of h5py with the attribute that docs/inputs.md recommends."""
     with h5py.File(path, "w") as file:
         file["X"] = rows
         file["X"].attrs["columns"] = list(names)
 
 
 def table(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
-    """A table of PyTables."""
+    """Write a table of PyTables."""
     with h5py.File(path, "w") as file:
         file["table"] = rows.copy().view([(name, rows.dtype) for name in names]).reshape(-1)
 
 
 def frame(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
-    """A frame of pandas in its fixed format."""
+    """Write a data frame of pandas in its fixed format."""
     with h5py.File(path, "w") as file:
         file["df/axis0"] = file["df/block0_items"] = np.array([name.encode() for name in names])
         file["df/block0_values"] = rows
 
 
 def netcdf_texts(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
-    """netCDF's coordinate variable along the columns, of texts."""
+    """Write a netCDF file with a coordinate variable of texts along the columns."""
     _with_scale(path, rows, "gene", list(names))
 
 
@@ -98,18 +98,18 @@ SOURCES: dict[str, tuple[Write, str | None]] = {
     "frame": (frame, "df"),
     "netcdf": (netcdf_texts, None),
 }
-"""How each kind of file is written, and the dataset that a user names."""
+"""Functions that write each kind of file, with the dataset that a user has to name."""
 
 
 def with_coordinate(path: Path, rows: np.ndarray, values: object, name: str = "wavelength") -> None:
-    """Rows with a numeric dataset beside them."""
+    """Write rows with a numeric dataset next to them."""
     with h5py.File(path, "w") as file:
         file["X"] = rows
         file[name] = values
 
 
 def with_scale(path: Path, rows: np.ndarray, values: object) -> None:
-    """Rows with netCDF's coordinate variable along the columns, of numbers."""
+    """Write rows with a netCDF coordinate variable of numbers along the columns."""
     _with_scale(path, rows, "channel", values)
 
 

@@ -1,4 +1,4 @@
-"""Tasks in a fresh process, where there is nothing but what pickle has carried there."""
+"""Run tasks in a fresh process that has only what pickle transfers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.support.interpreters import REPOSITORY, environment
 
-__all__ = ["elsewhere"]
+__all__ = ["run_in_fresh_process"]
 
 PROGRAM = """
 import pickle, sys
@@ -22,12 +22,12 @@ for data in pickle.load(sys.stdin.buffer):
 """
 
 
-def elsewhere(tasks: Sequence[tuple[Callable[[Any], Any], Any]]) -> list[Any]:
-    """What tasks give in a process that has run nothing else; each of them, and each result, is pickled by itself."""
-    sent = pickle.dumps([pickle.dumps(task) for task in tasks])
+def run_in_fresh_process(tasks: Sequence[tuple[Callable[[Any], Any], Any]]) -> list[Any]:
+    """Return the results of tasks in a fresh process; each task and each result is pickled separately."""
+    request = pickle.dumps([pickle.dumps(task) for task in tasks])
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
     done = subprocess.run(
-        command, input=sent, capture_output=True, check=False, timeout=300, cwd=REPOSITORY, env=environment()
+        command, input=request, capture_output=True, check=False, timeout=300, cwd=REPOSITORY, env=environment()
     )
     assert done.returncode == 0, done.stderr.decode()
     results = io.BytesIO(done.stdout)

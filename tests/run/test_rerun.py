@@ -1,0 +1,238 @@
+"""Tests of repeating a command: a finished run is complete, and only damaged results are recomputed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import pytest
+
+from pipeline.features import open_features
+from pipeline.formats import seal
+from pipeline.output.records import read_manifest
+from tests.support.faulty import RecordingDisk
+from tests.support.interruptions import DAMAGE, OTHER, STEPS, FullDisk, flip, fresh, parts, results, stamps
+from tests.support.logged import COMPLETE, mentions, n_recomputed, reuses
+from tests.support.soak_protocol import (
+    invalid_entries,
+    leftovers,
+    named,
+    run_seen_by_readers,
+    without_links,
+)
+from tests.support.standin import Workspace, features_of
+
+
+@pytest.mark.slow
+def test_blocks_and_threads_change_no_bit_of_the_stand_in(workspace: Workspace) -> None:
+    expected = fresh(workspace)
+    for flags in (["--threads", "3"], ["--block-rows", "1"], ["--block-rows", "1000"], STEPS):
+        assert fresh(workspace, *flags) == expected
+    assert fresh(workspace, "--seed", "1") != expected
+
+
+def test_a_finished_run_is_verified_and_nothing_is_written(
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert workspace.run(out) == 0
+    before, recording = stamps(out), RecordingDisk()
+    assert workspace.run(out, disk=recording) == 0
+    assert recording.calls == []
+    assert stamps(out) == before
+    assert mentions((out / "run.log").read_text(), COMPLETE, 55, 4, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["part", "view", "index.h5", "model.h5", "encoder.npz", "report.html"])
+def test_only_damaged_files_of_a_finished_run_are_recomputed(
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    for damage in DAMAGE:
+        output = out.with_name(damage)
+        assert workspace.run(output) == 0, damage
+        expected, before = features_of(output), stamps(output)
+        view = next(name for name in before if name.startswith("index-"))
+        damaged = {"part": parts(output)[1], "view": view}.get(what, what)
+        of_part = [
+            str(path.relative_to(output)) for path in output.glob("commits/part-*") if damaged in path.read_text()
+        ]
+        # A file that was deleted by its plain name still exists under the target of the link.
+        path = output / damaged if damage == "deleted" else (output / damaged).resolve()
+        DAMAGE[damage](output / damaged)
+        caplog.clear()
+        assert workspace.run(output) == 0, damage
+        assert f"file={path}: " in caplog.text, damage
+        assert n_recomputed(caplog.text) > 0, damage
+        assert reuses(caplog.text, "scan"), damage
+        assert reuses(caplog.text, "training"), damage
+        assert features_of(output) == expected, damage
+        assert invalid_entries(output) == leftovers(output) == [], damage
+        changed = {name for name, stamp in results(before).items() if stamps(output).get(name) != stamp}
+        assert changed == ({damaged, *of_part} if what == "part" else set()), damage
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["stages/scan", "stages/model", "commits/scan", "commits/model", "commits/part"])
+def test_damaged_files_of_an_unfinished_run_are_recomputed(
+    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    for damage in DAMAGE:
+        output = out.with_name(damage)
+        assert workspace.run(output, disk=FullDisk("commits/part", 2)) == 74, damage
+        (damaged, *_others) = sorted(output.glob(f"{what}*"))
+        DAMAGE[damage](damaged)
+        caplog.clear()
+        assert workspace.run(output) == 0, damage
+        # A missing record means that the result never existed.
+        assert (f"file={damaged}: " in caplog.text) == (what.startswith("stages") or damage != "deleted"), damage
+        assert features_of(output) == expected(), damage
+        assert invalid_entries(output) == leftovers(output) == [], damage
+
+
+@pytest.mark.slow
+def test_a_damaged_manifest_is_restored_from_the_parts(workspace: Workspace, out: Path) -> None:
+    for damage in DAMAGE:
+        output = out.with_name(damage)
+        assert workspace.run(output) == 0, damage
+        expected, before = features_of(output), stamps(output)
+        DAMAGE[damage](output / "manifest.json")
+        assert workspace.run(output) == 0, damage
+        assert features_of(output) == expected, damage
+        assert results(stamps(output)) == results(before), damage
+
+
+def test_verifying_sizes_finds_only_truncated_files(
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert workspace.run(out) == 0
+    flip(out / parts(out)[0], first_feature(out / parts(out)[0]))
+    os.truncate(out / parts(out)[1], 100)
+    caplog.clear()
+    assert workspace.run(out, "--verify", "sizes") == 0
+    assert f"file={out / parts(out)[0]}" not in caplog.text
+    assert mentions(caplog.text, "100 bytes")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", ".shardpress"])
+def test_results_of_a_later_version_are_not_touched(
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    assert workspace.run(out) == 0
+    (out / name).write_bytes(seal("shardpress-output/2", {"parts": []}))
+    before = stamps(out)
+    for flags in ([], ["--overwrite"], ["--epochs", "1"]):
+        assert workspace.run(out, *flags) == 76
+    assert stamps(out) == before
+    assert mentions(caplog.text, "NewerFormat", f"file={out / name}")
+
+
+def test_a_manifest_with_paths_outside_the_output_is_refused(workspace: Workspace, out: Path, tmp_path: Path) -> None:
+    assert workspace.run(out) == 0
+    (tmp_path / "victim").write_bytes(b"precious")
+    manifest = read_manifest(out)
+    for line in manifest["files"]:
+        line["file"] = "../victim"
+    (out / "manifest.json").write_bytes(seal("shardpress-output/1", manifest))
+    for flags in ([], ["--overwrite", "--epochs", "1"]):
+        assert workspace.run(out, *flags) == 77
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+
+
+def first_feature(path: Path) -> int:
+    with h5py.File(path) as file:
+        place: int = file["features"].id.get_offset()
+    return place
+
+
+def test_a_part_that_hdf5_cannot_read_is_named(
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """This can happen if only sizes are verified, when features of some rows are read for the report."""
+    assert workspace.run(out) == 0
+    paths = parts(out)
+    for path in paths:
+        data = (out / path).read_bytes()
+        (out / path).write_bytes(data[:96] + bytes(first_feature(out / path) - 96) + data[first_feature(out / path) :])
+    (out / "manifest.json").unlink()
+    assert workspace.run(out, "--verify", "sizes") == 79
+    assert mentions(caplog.text, "VerificationFailed", f"file={out / paths[0]}")
+    assert workspace.run(out, "--verify", "sizes") == 0  # all of them were recomputed
+
+
+def test_links_that_a_copy_lost_are_restored(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out) == 0
+    before, expected = stamps(out), features_of(out)
+    without_links(out)
+    assert workspace.run(out) == 0
+    assert features_of(out) == expected
+    assert results(stamps(out)) == results(before)
+    assert run_seen_by_readers(out) is not None
+    assert leftovers(out) == []
+
+
+# -- the single file ---------------------------------------------------------------------------------------------
+
+SINGLE = ["--single-file"]
+
+
+def single(output: Path) -> tuple[bytes, list[str]]:
+    """Return the features in the single file, and the files in the manifest."""
+    with h5py.File(output / "single.h5") as file:
+        return file["features"][()].tobytes(), named(output)
+
+
+@pytest.mark.process
+def test_a_single_file_can_be_added_without_recomputing(
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert workspace.run(out) == 0
+    before, expected = stamps(out), open_features(out).features.compute().tobytes()
+    caplog.clear()
+    assert workspace.run(out, *SINGLE) == 0
+    assert reuses(caplog.text, "training")
+    assert results(stamps(out)) == results(before)
+    found, names = single(out)
+    beside = ["model.h5", "encoder.npz", "index.h5", "report.json", "report.html", "single.h5"]
+    assert (found, sorted(set(names), key=names.index)) == (expected, beside)
+
+
+@pytest.mark.parametrize("flags", [[], SINGLE], ids=["without the flag", "with the flag"])
+def test_a_finished_run_with_a_single_file_is_complete(workspace: Workspace, out: Path, flags: list[str]) -> None:
+    assert workspace.run(out, *SINGLE) == 0
+    recording = RecordingDisk()
+    assert workspace.run(out, *flags, disk=recording) == 0
+    assert recording.calls == []
+    assert named(out)[-1] == "single.h5"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], SINGLE], ids=["without the flag", "with the flag"])
+def test_a_damaged_single_file_is_rewritten(workspace: Workspace, out: Path, flags: list[str]) -> None:
+    for damage in DAMAGE:
+        output = out.with_name(damage)
+        assert workspace.run(output, *SINGLE) == 0, damage
+        expected = single(output)
+        DAMAGE[damage](output / "single.h5")
+        assert workspace.run(output, *flags) == 0, damage
+        assert single(output) == expected, damage
+        assert invalid_entries(output) == [], damage
+
+
+def test_an_intact_single_file_is_not_rewritten(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out, *SINGLE) == 0
+    before = stamps(out)["single.h5"]
+    flip(out / "model.h5")
+    assert workspace.run(out) == 0
+    assert stamps(out)["single.h5"] == before
+    assert invalid_entries(out) == []
+
+
+@pytest.mark.slow
+def test_a_single_file_is_removed_with_its_results(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out, *SINGLE) == 0
+    assert workspace.run(out, *OTHER, "--overwrite") == 0
+    assert not (out / "single.h5").exists()
+    assert workspace.run(out, "--overwrite", *SINGLE) == 0
+    assert single(out)[0] == open_features(out).features.compute().tobytes()
