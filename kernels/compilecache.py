@@ -154,10 +154,10 @@ def make_temporary_cache(cache: str, why: str) -> str:
         _check_writable(Path(directory))
     except OSError as error:
         raise CompileCacheUnavailable(
-            f"the compile cache {cache} cannot be used ({why}), nor a temporary directory in its place ({error})"
+            f"the compile cache {cache} cannot be used ({why}), and neither can a temporary directory ({error})"
         ) from error
     log.warning(
-        "the compile cache %s cannot be used: %s. Compiling into %s, which is removed at the end.",
+        "the compile cache %s cannot be used: %s. Compiling into %s instead, which is removed at the end.",
         cache,
         why,
         directory,
@@ -177,7 +177,7 @@ def _check_writable(directory: Path) -> None:
         file.write(bytes(4096))
     n_free = _free_bytes(directory)
     if n_free < _MIN_FREE_BYTES:
-        raise OSError(errno.ENOSPC, f"{n_free} bytes are free there, expected {_MIN_FREE_BYTES} at least")
+        raise OSError(errno.ENOSPC, f"{n_free} bytes are free, expected at least {_MIN_FREE_BYTES}")
 
 
 def _free_bytes(directory: str | Path) -> float:
@@ -209,18 +209,18 @@ def _refuse_unsafe(directory: Path) -> None:
     found = directory.stat()
     if found.st_uid != os.geteuid():
         raise UnsafeCompileCache(
-            f"the compile cache {directory} belongs to user {found.st_uid}, expected {os.geteuid()}: Theano runs what "
-            "it finds there. Set base_compiledir in THEANO_FLAGS to a directory of your own."
+            f"the compile cache {directory} belongs to user {found.st_uid}, expected {os.geteuid()}: Theano runs "
+            "code from this directory. Set base_compiledir in THEANO_FLAGS to a directory of your own."
         )
     if stat.S_IMODE(found.st_mode) & 0o077:
         raise UnsafeCompileCache(
             f"the compile cache {directory} has mode {stat.S_IMODE(found.st_mode):04o}, expected 0700: Theano runs "
-            f"what it finds there. Run: chmod 700 {directory}"
+            f"code from this directory. Run: chmod 700 {directory}"
         )
     problem = untrusted_above(directory)
     if problem is not None:
         raise UnsafeCompileCache(
-            f"other users could put another directory in the place of the compile cache {directory}: {problem}. Theano "
-            "runs what it finds there. Run chmod go-w on that directory if it is yours; otherwise set base_compiledir "
-            "in THEANO_FLAGS to a directory below one of your own."
+            f"other users could replace the compile cache {directory}: {problem}. Theano runs code from this "
+            "directory. Run chmod go-w on that directory if it is yours; otherwise set base_compiledir in "
+            "THEANO_FLAGS to a directory below one of your own."
         )

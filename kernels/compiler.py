@@ -106,7 +106,7 @@ class WatchedCompiler:
             # Theano asks the compiler about its features this way, and expects some of these commands to fail.
             return self._call(command, **how)
         if self._n_done == 0:
-            log.info("compiling for this machine, once: what is compiled is kept for later runs")
+            log.info("compiling kernels for this machine (cached for later runs)")
         with self._timing():
             out, err, status = self._call(command, **how)
         if status:
@@ -222,7 +222,7 @@ def _environment() -> dict[str, str]:
 
 def _find_reason(output: str) -> str:
     """Return the line of a compiler's output that gives the reason of its failure."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["it says nothing"]
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["it printed nothing"]
     for sign in _SIGNS:
         for line in lines:
             if re.search(sign, line, re.IGNORECASE):

@@ -195,10 +195,10 @@ class GraphFunctions:
         """Halve the height of tiles for all later calls. It changes features by the rounding of products only."""
         if self._tile_rows // 2 < _MIN_TILE_ROWS:
             raise faults.OutOfDeviceMemory(
-                f"the device's memory does not hold {self._tile_rows} rows of {rows.shape[1]} columns: {error}"
+                f"the device has too little memory for {self._tile_rows} rows of {rows.shape[1]} columns: {error}"
             ) from error
         self._tile_rows //= 2
-        log.warning("the device is out of memory: from now on %d rows at a time", self._tile_rows)
+        log.warning("the device is out of memory: continuing with %d rows at a time", self._tile_rows)
 
     def _function(self, expression: Expression, dtype: np.dtype) -> Any:
         key = (expression, dtype.name)

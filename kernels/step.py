@@ -149,8 +149,8 @@ class TrainingStep:
 
 def _noise_message(noise: np.ndarray | None) -> str:
     if noise is None:
-        return "a step of this corruption takes noise with each minibatch, found 1 arrays"
-    return "a step of this corruption takes no noise, found 2 arrays"
+        return "a step with corruption needs noise with each minibatch, found 1 array"
+    return "a step without corruption takes no noise, found 2 arrays"
 
 
 # ---- minibatches

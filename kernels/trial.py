@@ -68,7 +68,7 @@ def compile_anew() -> float:
     copy = backend.compile_function([x], _Copy()(x))
     values = np.arange(7, dtype=np.float32)
     if not np.array_equal(copy(values), values):
-        raise RuntimeError("a copy of seven numbers comes out wrong")
+        raise RuntimeError("a copy of seven numbers is wrong")
     return time.monotonic() - start
 
 

@@ -33,7 +33,7 @@ def private_directory(prefix: str) -> Path:
     problem = untrusted_above(folder / prefix)
     if problem is not None:
         raise UntrustedDirectory(
-            f"other users could replace what lies in the temporary directory {folder}: {problem}. Set TMPDIR to a "
+            f"other users could replace files in the temporary directory {folder}: {problem}. Set TMPDIR to a "
             "directory that only you can write"
         )
     return Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
@@ -62,7 +62,7 @@ def _describe_problem(directory: str, trusted: set[int]) -> str | None:
             return f"{directory} belongs to user {owner}, expected {os.geteuid()} or root"
     mode = stat.S_IMODE(target.st_mode)
     if mode & 0o022 and not mode & stat.S_ISVTX:
-        return f"{directory} has mode {mode:04o}, so that other users can rename what lies in it"
+        return f"{directory} has mode {mode:04o}, so that other users can rename its files"
     return None
 
 

@@ -79,7 +79,7 @@ def upload_rows(pieces: Pieces, n_inputs: int, dtype: np.dtype, name: str) -> An
 
 def _check_size(n_bytes: int) -> None:
     if n_bytes > MOST_RESIDENT:
-        raise ValueError(f"{n_bytes} bytes of rows to be kept on a device, expected {MOST_RESIDENT} at most")
+        raise ValueError(f"{n_bytes} bytes of rows to keep on a device, expected at most {MOST_RESIDENT}")
 
 
 class TwoBuffers:

@@ -156,8 +156,8 @@ def collect_reports(module: str, seconds: float, environment: Mapping[str, str] 
         return {**found, "failed": f"no answer within {seconds:.0f} s"}
     if not found.pop("done", False):  # if it crashes after that, nothing is lost
         lines = stderr.decode(errors="replace").strip().splitlines()
-        last = lines[-1] if lines else "it said nothing"
-        found["failed"] = f"the process that tried it ended with {child.returncode}: {last}"
+        last = lines[-1] if lines else "it printed nothing"
+        found["failed"] = f"the child process exited with code {child.returncode}: {last}"
     return found
 
 

@@ -26,14 +26,14 @@ __all__ = ["main"]
 
 log = logging.getLogger(__name__)
 
-_AGAIN = "Type the same command again to go on; what was finished stays."
-_MEND = "Mend what the line above says, then type the same command again: what was finished stays."
+_AGAIN = "Run the same command again to resume; finished results are kept."
+_FIX = "Fix the problem above, then run the same command again to resume; finished results are kept."
 # By exit code: after a failure of the system or the storage, the same command can succeed.
 _ADVICE = {
     os.EX_OSERR: _AGAIN,
     os.EX_IOERR: _AGAIN,
     VerificationFailed.exit_code: _AGAIN,
-    os.EX_TEMPFAIL: "The line above says what there is to wait for.",
+    os.EX_TEMPFAIL: "The line above says what to wait for.",
 }
 
 
@@ -82,12 +82,12 @@ def _main(description: str, command: Sequence[str], disk: Disk | None, run_log: 
     except ShardpressError as error:
         return _failed(error, run_log)
     except KeyboardInterrupt as stopped:
-        log.error("%s: no half-written file is left behind", stopped or "stopped")  # one of Python has no text
+        log.error("%s; no incomplete files remain", stopped or "stopped")  # one of Python has no text
         _last_line(stopped, _AGAIN)
         number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
         return 128 + number
     except Exception as error:
-        log.critical("a fault of shardpress itself; please report it with these lines", exc_info=True)
+        log.critical("internal error of shardpress; please report it with this traceback", exc_info=True)
         _last_line(error, _AGAIN)
         return ShardpressError.exit_code
     run_log.say(str(summary))
@@ -112,13 +112,17 @@ def _failed(error: ShardpressError, run_log: RunLog) -> int:
     if error.details:
         run_log.say(error.details)
     if error.exit_code not in (os.EX_USAGE, os.EX_CONFIG):  # otherwise no work has begun, and one line is enough
-        _last_line(error, _ADVICE.get(error.exit_code, _MEND))
+        _last_line(error, _ADVICE.get(error.exit_code, _FIX))
     return error.exit_code
 
 
 def _run(config: Config, command: Sequence[str], disk: Disk | None, run_log: RunLog) -> Summary:
     # Before slow imports, so that the user soon sees that the run has begun, and with which settings.
-    log.info("shardpress %s: %s; the rest by default (--verbose lists it)", version("shardpress"), summary_line(config))
+    log.info(
+        "shardpress %s: %s; other settings have their defaults (--verbose lists them)",
+        version("shardpress"),
+        summary_line(config),
+    )
     import dask
 
     from pipeline.run.engine import run

@@ -189,14 +189,14 @@ def _system_failure(error: Exception) -> ShardpressError | None:
     is_limit = isinstance(error, MemoryError) or number in _LIMITS
     if not is_limit and not any(sign in str(error) for sign in _OUT_OF_RESOURCES):
         return None
-    why = f"{type(error).__name__}: {error}" if str(error) else "the memory has run out"
+    why = f"{type(error).__name__}: {error}" if str(error) else "out of memory"
     advice = "Raise its limits (ulimit -v, -u, -n), or use fewer --threads."
-    return SystemLimit(f"the system gives no more: {shown(why)}. {advice}")
+    return SystemLimit(f"the operating system refused a resource: {shown(why)}. {advice}")
 
 
 def _storage_message(error: Exception) -> str:
     reason = getattr(error, "strerror", None) or str(error)
-    message = f"the storage failed: {shown(reason)}. Check the disk, then type the same command again."
+    message = f"the storage failed: {shown(reason)}. Check the disk, then run the same command again."
     name = getattr(error, "filename", None)
     return f"file={shown(name)}: {message}" if name else message
 

@@ -50,7 +50,7 @@ _NEEDED_BY_SCHEDULER = ("Python", "shardpress", "dask", "distributed")
 # Instruction sets by which compilers, OpenBLAS and our kernels select code.
 _INSTRUCTION_SET = re.compile(r"(avx|fma|f16c|amx|sve|asimd)\w*")
 _SCRATCH = "dask-scratch-space"  # Dask's name for directories that it puts into `sys.path`
-_PRIVATE_SCRATCH = {"scratch directory": "one that only its user can write"}
+_PRIVATE_SCRATCH = {"scratch directory": "writable by its user only"}
 _MAX_LISTED = 3  # workers in one message
 
 _SECONDS = 120.0  # for an answer, which takes less than one, but tasks of other clients may come first
@@ -148,8 +148,8 @@ def _check_scheduler(client: Client) -> None:
         problems = [_no_answer(error)]
     if problems:
         raise ConfigError(
-            f"scheduler: it cannot take this run's tasks: {'; '.join(problems)}. Start it with the packages that the "
-            "workers have, and with a private directory as DASK_TEMPORARY_DIRECTORY."
+            f"scheduler: cannot accept this run's tasks: {'; '.join(problems)}. Start it with the same packages as "
+            "the workers, and with a private directory as DASK_TEMPORARY_DIRECTORY."
         )
 
 
@@ -159,8 +159,8 @@ def _check_all_answered(client: Client, futures: Mapping[str, Future], names: Ma
     silent = [names[address] for address in current if address in futures and not futures[address].done()]
     if silent:
         raise TryAgain(
-            f"{some(silent, 3)}: no answer in {_SECONDS:.0f} s. End these workers, or wait until they are free, then "
-            "type the same command again."
+            f"{some(silent, 3)}: no answer in {_SECONDS:.0f} s. End these workers, or wait until they are free, "
+            "then run the same command again."
         )
 
 
@@ -172,7 +172,7 @@ def _problems_of(probe: Probe, driver: Environment, future: Future) -> list[str]
 
 
 def _no_answer(error: BaseException) -> str:
-    return f"it cannot be asked ({type(error).__name__}: {shown(' '.join(str(error).split()))})"
+    return f"it cannot be queried ({type(error).__name__}: {shown(' '.join(str(error).split()))})"
 
 
 def refusal(problems: Mapping[str, Sequence[str]]) -> ConfigError | None:
@@ -191,9 +191,9 @@ def refusal(problems: Mapping[str, Sequence[str]]) -> ConfigError | None:
         workers_with.setdefault(text, []).append(worker)
     lists = ". ".join(f"{some(workers, _MAX_LISTED)}: {text}" for text, workers in workers_with.items())
     return ConfigError(
-        f"{len(refused)} of {counted(len(problems), 'worker')} would not do what this process does. {lists}. Give all "
-        "of them the same packages, the same paths and a private --local-directory; processors may be of several kinds "
-        "with --mixed-processors."
+        f"{len(refused)} of {counted(len(problems), 'worker')} differ from this process. {lists}. Start all workers "
+        "with the same packages, the same paths and a private --local-directory. Processors of several kinds are "
+        "allowed with --mixed-processors."
     )
 
 
@@ -236,7 +236,7 @@ class LateWorkerCheck(WorkerPlugin):
 
 
 def _log_retired_worker(event: tuple[float, str]) -> None:
-    log.warning("cluster: a worker has come and was turned away: %s", shown(event[1]))
+    log.warning("cluster: rejected a new worker: %s", shown(event[1]))
 
 
 # -- descriptions of processes -----------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def compare_environments(probe: Probe, driver: Environment, worker: Environment)
     path = Path(probe.output, worker.written_file)
     outcome = _outcome(path.read_text)
     if not problems and outcome != f"holds {worker.written_file}":
-        problems.append(f"file={shown(path)}, which it has written, {outcome} for the driver")
+        problems.append(f"file={shown(path)}, written by the worker, {outcome} on the driver")
     return problems
 
 
@@ -365,7 +365,7 @@ def _processor() -> dict[str, str]:
     instruction_sets = sorted(flag for flag in flags.split() if _INSTRUCTION_SET.fullmatch(flag))
     return {
         "processor": fields.get("model name", platform.machine()),
-        "its instructions": " ".join(instruction_sets),
+        "instruction sets": " ".join(instruction_sets),
     }
 
 
@@ -374,9 +374,9 @@ def _system() -> dict[str, str]:
     """Return the compiler of our kernels and of Theano's, and the C library, which has exponentials and logarithms."""
     try:
         done = subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True, check=False)
-        compiler = done.stdout.strip() or "that does not tell its version"
+        compiler = done.stdout.strip() or "of unknown version"
     except OSError:
-        compiler = "not there"
+        compiler = "not installed"
     return {"g++": compiler, "C library": " ".join(platform.libc_ver())}
 
 
@@ -391,7 +391,7 @@ def _outcome(access: Callable[[], object]) -> str:
     except OSError as error:
         return f"cannot be used ({error.strerror})"
     except ValueError:  # not UTF-8
-        content = "no text"
+        content = "binary data"
     return "can be used" if content is None else f"holds {content}"
 
 

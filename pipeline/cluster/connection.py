@@ -194,7 +194,7 @@ class SchedulerMonitor:
             self.n_workers = int(answer["n_workers"])
             self._last_answer = time.monotonic()
         except Exception as error:  # the connection is lost; the status of the client says so, too
-            log.debug("cluster: the scheduler gives no answer: %r", error)
+            log.debug("cluster: the scheduler does not answer: %r", error)
         finally:
             self._is_asking = False
 
@@ -234,7 +234,7 @@ def _watch(client: Client, ended: threading.Event, interval: float, max_silence:
     while not ended.wait(interval):
         silence = monitor.poll()
         if silence > max_silence:
-            log.warning("cluster: the scheduler has not answered for %.0f s; it counts as lost", silence)
+            log.warning("cluster: the scheduler has not answered for %.0f s; treating it as lost", silence)
             _abort_connections(client)
             return
         if silence < _LOG_INTERVAL:

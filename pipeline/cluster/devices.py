@@ -38,7 +38,7 @@ def device_names(devices: Sequence[str] | None, environment: Mapping[str, str]) 
     n_cards = _n_cards() if visible is None else len(visible)
     if n_cards == 0:
         raise ConfigError(
-            "devices: all, but there is no CUDA card. See `shardpress doctor`, or name devices like opencl0:0."
+            "devices: all, but no CUDA card was found. Run `shardpress doctor`, or name devices like opencl0:0."
         )
     return [f"cuda{i}" for i in range(n_cards)]
 
@@ -91,7 +91,8 @@ def _card_identifier(device: str, environment: Mapping[str, str]) -> str:
         return str(number)
     if number >= len(visible):
         raise ConfigError(
-            f"devices: {device}, but CUDA_VISIBLE_DEVICES={','.join(visible)} lets {len(visible)} be seen"
+            f"devices: {device}, but CUDA_VISIBLE_DEVICES={','.join(visible)} makes only {len(visible)} of the "
+            "cards visible"
         )
     return visible[number]
 

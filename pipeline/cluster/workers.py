@@ -43,7 +43,7 @@ _QUIET_LOGGERS = (
     "distributed.scheduler",
     "tornado.application",
 )
-_AGAIN = "Type the same command again: what was finished stays."
+_AGAIN = "Run the same command again to resume; finished results are kept."
 
 
 class ClusterExecutor(Executor):
@@ -130,9 +130,9 @@ def _explain(error: BaseException, function: Callable[..., Any]) -> BaseExceptio
         return error
     # Dask cannot know which task has killed a worker that was running several, so it counts the death for each of them.
     return SystemLimit(
-        f"{function}: {counted(error.allowed_failures + 1, 'worker')} died, one after the other, while this was theirs "
-        f"to do, the last one at {error.last_worker.address}: killed for want of memory, as a rule. Lower "
-        "--memory-budget or --threads, or take fewer workers."
+        f"{function}: {counted(error.allowed_failures + 1, 'worker')} died one after the other while running this "
+        f"task, the last one at {error.last_worker.address}. The usual cause is a lack of memory. Lower "
+        "--memory-budget or --threads, or use fewer workers."
     )
 
 
@@ -256,10 +256,10 @@ class _Absence:
             return None
         seconds = now - self._start
         if seconds > self._patience:
-            return TryAgain(f"no worker has been there for {self._patience:.0f} s, expected one or more. {_AGAIN}")
+            return TryAgain(f"no worker has been available for {self._patience:.0f} s, expected at least one. {_AGAIN}")
         if now - self._last_log > _LOG_INTERVAL:
             self._last_log = now
-            log.warning("cluster: no worker is there; waiting for one, %.0f s so far", seconds)
+            log.warning("cluster: no worker is available; waiting for one, %.0f s so far", seconds)
         return None
 
 

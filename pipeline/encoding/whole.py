@@ -188,6 +188,6 @@ def _read_rows(name: str, values: _Values, start: int, n_rows: int) -> np.ndarra
 
 def _unreadable(path: Path, error: Exception) -> ReadFailed:
     return ReadFailed(
-        f"file={shown(path)}: cannot be read again: {error}. Type the same command again without --verify sizes: what "
-        "is damaged is made anew."
+        f"file={shown(path)}: cannot be read again: {error}. Run the same command again without --verify sizes to "
+        "recompute damaged files."
     )

@@ -259,7 +259,7 @@ class Ledger:
             check_storage(error, path)
             raise ValueError(f"file={shown(record.entry.file)}: {error.strerror}") from error
         if digest([data]) != record.entry.blake3:
-            raise ValueError(f"file={shown(record.entry.file)}: not what was committed")
+            raise ValueError(f"file={shown(record.entry.file)}: its content is not what was committed")
         return data
 
     def manifest(self, warn: bool = True) -> dict[str, Any] | None:
@@ -270,7 +270,7 @@ class Ledger:
             return None
         except DataError as error:
             if warn:
-                log.warning("%s; the run counts as unfinished", error)
+                log.warning("%s; treating the run as unfinished", error)
             return None
 
     def request(self) -> dict[str, Any] | None:
@@ -316,7 +316,7 @@ class Ledger:
             self._files[name] = records_of(self.directory, name)
         except (OSError, ValueError, KeyError, TypeError) as error:
             path = shown(self.directory / name)
-            log.warning("file=%s: no valid commit record (%s); what it stood for is made anew", path, error)
+            log.warning("file=%s: no valid commit record (%s); its result is recomputed", path, error)
             self._remove(name)
 
     def _remove(self, name: str) -> None:

@@ -128,7 +128,7 @@ class EncodingStage:
             try:
                 return self._encode_as(context, encoder, storage)
             except TooCoarse as error:  # no sample shows it: a single row can lie far outside
-                log.info("encoding: begins again with %s, since of these features %s", last.dtype, error)
+                log.info("encoding: starting again with %s, because %s", last.dtype, error)
         return self._encode_as(context, encoder, last)
 
     def describe(self, encoded: Encoded) -> str:
@@ -151,8 +151,8 @@ class EncodingStage:
             return
         worst = farthest((column for part in encoded.parts for column in part.outside), _COLUMNS_LISTED)
         log.warning(
-            "%d of %d rows lie outside the range of the rows that the model was trained on, farthest in %s. Their "
-            "features may mean little: train a model on such rows, or choose with --on-drift.",
+            "%d of %d rows lie outside the range of the model's training rows, farthest in %s. Their features may "
+            "be meaningless. Train a model on such rows, or choose how to treat them with --on-drift.",
             n_outside,
             encoded.n_rows,
             "; ".join(one.described(self.prepared.columns) for one in worst),
@@ -245,7 +245,7 @@ class EncodingStage:
         if encoded.parts:
             rows = _rows_in_words(encoded.parts)
             context.state.reused[self.name] = f"the features of {rows}"
-            log.info("encoding: going on, an earlier run has committed %s", rows)
+            log.info("encoding: resuming; an earlier run has encoded %s", rows)
         limit = _BadRowLimit(self.prepared)
         for part in encoded.parts:  # the limit counts all bad rows of the input
             limit.count(part)
@@ -382,6 +382,6 @@ class _BadRowLimit:
             raise DataError(
                 f"file={shown(part.path)} dataset={shown(part.dataset)} rows={part.start}:{part.stop}: "
                 f"{counted(self._n_bad, 'bad row')} so far, expected {self._limit} at most (--max-bad-rows "
-                f"{self._settings.max_bad_rows}, --on-bad-data {self._settings.on_bad_data}). Mend the files, or raise "
-                "it."
+                f"{self._settings.max_bad_rows}, --on-bad-data {self._settings.on_bad_data}). Fix the files, or "
+                "raise --max-bad-rows."
             )

@@ -105,7 +105,10 @@ class FinishStage:
         if manifest is None:
             return None
         if not is_acceptable(manifest, self.prepared):
-            log.info("output=%s: looked at again, since it is asked for otherwise", shown(earlier.ledger.directory))
+            log.info(
+                "output=%s: the finished results lack a requested file or exceed the new limits; updating them",
+                shown(earlier.ledger.directory),
+            )
             return None
         if not earlier.is_published_intact(manifest):
             return None
@@ -163,7 +166,7 @@ class _Finish:
         if checked.faults:
             raise self._verification_error(checked)
         for each in checked.unchecked:
-            log.warning("file=%s: features of its rows are not verified: %s", shown(each.file), each.fault)
+            log.warning("file=%s: its features could not be verified: %s", shown(each.file), each.fault)
         self._context.state.end_stage("verification")
         log.info("verification: %s", checked)
         return asdict(checked)
@@ -176,9 +179,9 @@ class _Finish:
         first = checked.faults[0]
         return VerificationFailed(
             f"file={shown(self._ledger.directory / first.file)}: {first.fault}; {len(files)} of "
-            f"{counted(len(self._parts), 'part')} hold what they should not. Type the same command again, and these "
-            "are made anew. If that ends here too, check the memory of this machine and of its device, or let "
-            "THEANO_FLAGS=optimizer_excluding=fused compute otherwise."
+            f"{counted(len(self._parts), 'part')} contain wrong features. Run the same command again to recompute "
+            "them. If it fails again, test the memory of this machine and of its device, or avoid the fused "
+            "operations with THEANO_FLAGS=optimizer_excluding=fused."
         )
 
     def summarize(self) -> Summary:
@@ -375,9 +378,9 @@ def _warn_of_many_parts(n_parts: int) -> None:
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if n_parts > most - _OTHER_OPEN_FILES:
         log.warning(
-            "index.h5 is a view of %d files, and a process may have %d open (ulimit -n): who reads them all by HDF5 "
-            "itself gets NaN for the last ones, and no error. Raise that limit there, or read with open_features(), "
-            "which opens one at a time, or write one file with --single-file.",
+            "index.h5 refers to %d files, but a process can open only %d (ulimit -n). A program that reads all "
+            "rows through HDF5 gets NaN for the last files, without an error. Raise that limit, read with "
+            "open_features(), which opens one file at a time, or write one file with --single-file.",
             n_parts,
             most,
         )

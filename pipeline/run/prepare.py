@@ -143,7 +143,7 @@ def _log_settings(config: Config, settings: Settings, given: Model | None) -> No
     """Log all settings for debugging, and a number of replicas that was reduced."""
     if given is None and settings.training.replicas < (config.training.replicas or 1):
         log.info(
-            "replicas: %d, as each of %d would take too few steps, or hold too many rows at a time",
+            "replicas: %d instead of %d, so that each has enough steps and its rows fit in memory",
             settings.training.replicas,
             config.training.replicas,
         )
@@ -187,8 +187,8 @@ def _open_inputs(config: Config, given: Model | None) -> tuple[tuple[Shard, ...]
     first = shards[0]
     if first.n_inputs == 1:
         raise DataError(
-            f"{first}: shape {first.shape} has a single column, expected two or more: there is nothing to press "
-            "together. Name another dataset with --dataset."
+            f"{first}: shape {first.shape} has a single column, expected two or more: there is nothing to compress. "
+            "Name another dataset with --dataset."
         )
     return shards, refused
 
@@ -221,11 +221,11 @@ def _complaints(settings: Settings, shards: Sequence[Shard], given: Model | None
             yield f"{model}: made for {given.n_inputs} columns, found {first.n_inputs} in file={shown(first.path)}"
         n_features = settings.network.n_features
         if given.n_features != n_features:
-            yield f"{model}: gives {given.n_features} features, found n_features {n_features}: leave it out"
+            yield f"{model}: gives {given.n_features} features, found n_features {n_features}; omit this setting"
         yield from _contradictions(settings, given, model)
     now = time.time()
     if (deadline_of(settings.timing, now) or now) < now:
-        yield f"finish_by: {settings.timing.finish_by} has passed, expected a time to come"
+        yield f"finish_by: {settings.timing.finish_by} is in the past, expected a future time"
     yield from _inside_output(settings, shards)
 
 
@@ -239,14 +239,14 @@ def _contradictions(settings: Settings, given: Model, model: str) -> Iterator[st
     ]
     for name, has, found in layers:
         if found != has:
-            yield f"{model}: has {name} {plain(has)}, found {name} {plain(found)}: leave it out"
+            yield f"{model}: has {name} {plain(has)}, found {name} {plain(found)}; omit this setting"
     scaling = [
         ("impute", given.scaler.fill is not None, settings.bad_data.impute),
         ("clip_quantile", given.scaler.clips, settings.bad_data.clip_quantile),
     ]
     for name, is_trained_with, value in scaling:
         if value and not is_trained_with:
-            yield f"{model}: trained without {name}, found {name} {value}: leave it out"
+            yield f"{model}: trained without {name}, found {name} {value}; omit this setting"
 
 
 def _inside_output(settings: Settings, shards: Sequence[Shard]) -> Iterator[str]:
@@ -261,4 +261,4 @@ def _inside_output(settings: Settings, shards: Sequence[Shard]) -> Iterator[str]
         if model.is_dir():
             model = model / "model.h5"
         if files_inside(output, [model]):
-            yield f"{where}: holds the model itself and what it was trained on, expected another --output"
+            yield f"{where}: holds the given model and the results of its training, expected another --output"

@@ -121,7 +121,7 @@ class EarlierResults:
         if not self._is_readonly:
             self.ledger.check()
             for fault in filter(None, found):
-                log.warning("%s; it is made anew", fault)
+                log.warning("%s; it is recomputed", fault)
         return [self._faults[entry] for entry in entries]
 
     def is_published_intact(self, manifest: Mapping[str, Any]) -> bool:
@@ -131,7 +131,7 @@ class EarlierResults:
         misplaced = misplaced_names(self.ledger.directory, manifest)
         for name in misplaced:
             log.warning(
-                "file=%s: does not lead to the file that was published; it is made anew",
+                "file=%s: is not a link to the published file; it is recomputed",
                 shown(self.ledger.directory / name),
             )
         return not any(faults) and not misplaced
@@ -175,7 +175,7 @@ def n_rows_in(parts: Iterable[Record]) -> int:
 
 def start_over(ledger: Ledger) -> None:
     """Discard all results, for `--restart`."""
-    log.info("output=%s: beginning again", shown(ledger.directory))
+    log.info("output=%s: discarding all earlier results (--restart)", shown(ledger.directory))
     ledger.forget()
 
 
@@ -197,7 +197,7 @@ def stored_deadline(ledger: Ledger, config: Config, now: Mapping[str, Any], star
     if before is not None and asked == {name: before[name] for name in asked}:
         if before["ends_by"] > start:
             return before
-        log.warning("deadline: %s has passed, the next one is %s", in_words(before["ends_by"]), in_words(ends_by))
+        log.warning("deadline: %s has passed; the new deadline is %s", in_words(before["ends_by"]), in_words(ends_by))
     return {**asked, "ends_by": ends_by}
 
 
@@ -257,15 +257,15 @@ def _check_finished(ledger: Ledger, config: Config, before: Mapping[str, Any], n
     changed = differences(before, now)
     if other_inputs(before, now):
         raise ConfigError(
-            f"{where}: holds the results of other input files: {changed}. Choose another --output, or throw them away "
-            "with --restart; --overwrite replaces results of the same files only."
+            f"{where}: holds the results of other input files: {changed}. Choose another --output, or discard the "
+            "results with --restart. (--overwrite replaces only results of the same files.)"
         )
     if not config.results.overwrite:
         raise ConfigError(
-            f"{where}: holds the results of another run, and this one differs: {changed}. Choose another --output, or "
-            "replace them with --overwrite (what still fits is kept) or --restart."
+            f"{where}: holds the results of a different run: {changed}. Choose another --output, or replace them "
+            "with --overwrite (results that are still valid are reused) or --restart."
         )
-    log.info("%s: results are replaced, since: %s", where, changed)
+    log.info("%s: replacing the earlier results, which differ: %s", where, changed)
 
 
 def _check_unfinished(ledger: Ledger, config: Config, now: Mapping[str, Any]) -> None:
@@ -279,16 +279,17 @@ def _check_unfinished(ledger: Ledger, config: Config, now: Mapping[str, Any]) ->
     kept = _finished_work(ledger)
     if kept and other_inputs(before, now):
         raise ConfigError(
-            f"{where}: holds an unfinished run of other input files ({kept}): {changed}. Choose another --output, or "
-            "throw it away with --restart."
+            f"{where}: holds an unfinished run of other input files ({kept}): {changed}. Choose another --output, "
+            "or discard that run with --restart."
         )
     if kept and other_settings(before, now) and not config.results.overwrite:
         raise ConfigError(
-            f"{where}: holds an unfinished run ({kept}), and this one differs: {changed}. Set that back to go on with "
-            "it, choose another --output, or go on as set now with --overwrite (what still fits is kept)."
+            f"{where}: holds an unfinished run ({kept}) with other settings: {changed}. Restore these settings to "
+            "resume it, choose another --output, or use the new settings with --overwrite (results that are still "
+            "valid are reused)."
         )
     if changed and ledger.records():
-        log.warning("this run differs from the last one here, and does anew what that touches: %s", changed)
+        log.warning("this run differs from the previous one in this output; recomputing what depends on: %s", changed)
 
 
 def _finished_work(ledger: Ledger) -> str:
@@ -300,7 +301,7 @@ def _finished_work(ledger: Ledger) -> str:
     if ledger.records("model"):
         done.append("trained")
     elif checkpoints:
-        done.append(f"a checkpoint of {checkpoint_in_words(checkpoints[-1])}")
+        done.append(f"a checkpoint at {checkpoint_in_words(checkpoints[-1])}")
     n_rows = n_rows_in(ledger.records("part"))
     if n_rows:
         done.append(f"{n_rows} rows encoded")

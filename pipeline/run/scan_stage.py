@@ -83,7 +83,7 @@ class ScanStage:
             n_bytes = scan_bytes(self.prepared.shards)
             return Scan.from_npz(load_at_most(earlier.ledger, record, n_bytes)).check_fits(self.prepared.shards)
 
-        return earlier.latest("scan", self.key(), read, "scan: %s; it is made anew")
+        return earlier.latest("scan", self.key(), read, "scan: %s; it is recomputed")
 
     def make(self, context: RunContext) -> Scan:
         """Scan all rows and commit the result; scan twice if an offset has to be subtracted from large integers."""
@@ -91,8 +91,8 @@ class ScanStage:
         offset = self.offset_of(scan)
         if offset is not None:
             log.info(
-                "scan: %s of whole numbers above 2^53, of which float64 would lose digits: scanning again with their "
-                "minimum subtracted",
+                "scan: %s with integers above 2^53, which float64 cannot represent exactly; scanning again with "
+                "each column's minimum subtracted",
                 counted(np.count_nonzero(offset), "column"),
             )
             with_offset = ScanStage(self.prepared.with_offset(offset))
@@ -218,12 +218,12 @@ class ScanStage:
         """Return what to do about bad rows, with all flags that the next run needs."""
         prepared = self.prepared
         settings = prepared.config.bad_data
-        advice = ["Mend the files"]
+        advice = ["Fix the files"]
         # A given model imputes no values, or has already done so.
         if prepared.given is None and ranges.misses_values(prepared.shards, scan, settings.missing_value):
-            advice.append("fill in what is missing with --impute median")
+            advice.append("fill in missing values with --impute median")
         if not scan.n_good:
-            return f"{', or '.join(advice)}: no row would be left."
+            return f"Without these rows none would be left. {', or '.join(advice)}."
         n_bad = len(scan.bad_rows)
         how = "skip" if settings.on_bad_data == "raise" else settings.on_bad_data
         limit = f" --max-bad-rows {n_bad}" if n_bad > allowed(settings.max_bad_rows, scan.n_rows) else ""
@@ -234,10 +234,10 @@ class ScanStage:
         n_inputs = self.prepared.n_inputs
         if scan.n_good >= n_features:
             return
-        advice = " If rows stand as columns there: --orientation columns." if n_inputs > scan.n_rows else ""
+        advice = " If the rows are stored as columns, use --orientation columns." if n_inputs > scan.n_rows else ""
         log.warning(
-            "%s of %d columns, fewer than the %d features that they become: a model can learn them by "
-            "heart and tell little about others. Give more rows, or lower --n-features.%s",
+            "%s of %d columns, fewer than the %d features: the model can memorize them, and may not generalize to "
+            "other rows. Provide more rows, or lower --n-features.%s",
             counted(scan.n_good, "usable row"),
             n_inputs,
             n_features,
@@ -253,9 +253,9 @@ class ScanStage:
         worst = int(columns[0])
         low, high = scan.inner[:, worst]
         log.warning(
-            "%s with a range of over a hundred standard deviations, but for outliers, so that a model sees these only: "
-            "%s; column %s ranges from %g to %g, but 80 %% of its values lie between %g and %g. Clip the outermost "
-            "values with --clip-quantile %g.",
+            "%s with outliers that stretch the range to more than 100 standard deviations, so that the model "
+            "hardly sees ordinary values: %s; column %s ranges from %g to %g, but 80 %% of its values lie between "
+            "%g and %g. Clip the outliers with --clip-quantile %g.",
             counted(len(columns), "column"),
             some(names.listed(columns), _COLUMNS_LISTED),
             names.numbered(worst),
@@ -269,11 +269,11 @@ class ScanStage:
     def _log_imputed_values(self, scan: Scan) -> None:
         if scan.n_missing is None or not scan.n_missing.any():
             return
-        value = f"its {self.prepared.config.bad_data.impute}"
+        value = f"the column's {self.prepared.config.bad_data.impute}"
         if self.prepared.given is not None:
-            value = "what the model has for it"
+            value = "the model's value for the column"
         log.info(
-            "scan: %s in %s, each filled with %s",
+            "scan: %s in %s, filled in with %s",
             counted(int(scan.n_missing.sum()), "missing value"),
             counted(int((scan.n_missing > 0).sum()), "column"),
             value,

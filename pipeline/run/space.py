@@ -25,7 +25,7 @@ def check_space(ledger: Ledger, prepared: Prepared) -> None:
         free = ledger.disk.free_bytes(ledger.directory)
         n_free_inodes = ledger.disk.free_inodes(ledger.directory)
     except OSError as error:
-        log.debug("output=%s: how much is free there cannot be told: %s", shown(ledger.directory), error)
+        log.debug("output=%s: the free space is unknown: %s", shown(ledger.directory), error)
         return
     # Parts that exist may be of this model, whose fingerprint is known only after the training.
     records = ledger.records("part")
@@ -43,8 +43,8 @@ def lacks_space(prepared: Prepared, there: int, free: int) -> WriteFailed | None
         return None
     output = Path(prepared.config.results.output)
     return WriteFailed(
-        f"output={shown(output)}: {free} bytes are free there, expected {needed} at least for "
-        "the features. Free some space, or choose another --output."
+        f"output={shown(output)}: {free} bytes are free, expected at least {needed} for the features. Free some "
+        "space, or choose another --output."
     )
 
 
@@ -68,8 +68,8 @@ def lacks_inodes(prepared: Prepared, n_encoded: int, n_free: int | None) -> Writ
         return None
     output = Path(prepared.config.results.output)
     return WriteFailed(
-        f"output={shown(output)}: {n_free} free inodes there, expected at least {n_needed} for "
-        f"the files of this run. Remove files that are not needed, or choose another --output."
+        f"output={shown(output)}: {n_free} free inodes, expected at least {n_needed} for the files of this run. "
+        "Remove files that are not needed, or choose another --output."
     )
 
 

@@ -69,7 +69,7 @@ def load_or_make(stage: Stage[Result], context: RunContext) -> Result:
     if result is None:
         result = stage.make(context)
     else:
-        log.info("%s: an earlier run has finished it", stage.name)
+        log.info("%s: reusing the result of an earlier run", stage.name)
         context.state.reused[stage.name] = stage.describe(result)
     # After the commit: if the settings allow more, the next run can reuse the result.
     stage.check(result)

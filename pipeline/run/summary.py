@@ -103,5 +103,5 @@ class Summary:
     def _times(self) -> str:
         times = [f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds.items()]
         if self.compiling:
-            times.append(f"compiling for this machine, once, {self.compiling:.1f} s")
+            times.append(f"compiling kernels (cached for later runs) {self.compiling:.1f} s")
         return ", ".join(times)

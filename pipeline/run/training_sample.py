@@ -125,7 +125,7 @@ def _read(prepared: Prepared, scan: Scan) -> tuple[Pace, np.ndarray]:
     is_good = np.isfinite(rows).all(axis=1)
     if is_good.sum() < 2:
         raise DataError(
-            f"{shards[0]} and what follows it: of {len(rows)} rows that were tried, none can be trained on."
+            f"{shards[0]} and the following shards: none of {len(rows)} sampled rows can be used for training."
         )
     return Pace(len(numbers), seconds), rows if is_good.all() else rows[is_good]
 

@@ -77,7 +77,7 @@ class TrainingStage:
         def read(record: Record) -> Model:
             return load_model(directory / record.entry.file)
 
-        model = earlier.latest("model", self.key(), read, "%s; it is trained anew")
+        model = earlier.latest("model", self.key(), read, "%s; the model is trained again")
         if model is None:
             return None
         self._drop_checkpoints(earlier)
@@ -169,7 +169,7 @@ class TrainingStage:
         if not sample.resident:
             what += ", streamed"
         if ends_by is not None:
-            what += f", to end by {in_words(ends_by)}"
+            what += f", to finish by {in_words(ends_by)}"
         if config.validation.patience and pace.n_validated:
             what += "; may stop early"
         return StageEstimate(self.name, once + n_epochs * epoch, what)
@@ -185,8 +185,9 @@ class TrainingStage:
         is_alone = config.training.replicas == 1 and context.device.used == "cpu"
         if is_alone and set(config.cluster.devices or ()) - {"cpu"}:
             log.warning(
-                "training: one replica is trained by this process, on the processor, while --devices wait. "
-                "THEANO_FLAGS=device=cuda (or what they are) has it train on one of them, --replicas 8 on all."
+                "training: this process trains one replica on the CPU, and the --devices are idle meanwhile. To "
+                "train on one of them, set THEANO_FLAGS=device=cuda (or their kind); to train on all of them, use "
+                "--replicas 8."
             )
 
     def _seconds_once(self, pace: TrainingPace, resident: bool) -> float:
@@ -279,10 +280,10 @@ def _resume_latest(context: RunContext, key: str, training: Training) -> None:
         "checkpoint",
         key,
         partial(_resume, context, training),
-        "checkpoint %s; the one before it is taken",
+        "checkpoint %s; using the previous one",
     )
     if checkpoint is not None:
-        log.info("training: going on behind step %d of an earlier run", checkpoint.n_steps)
+        log.info("training: resuming after step %d of an earlier run", checkpoint.n_steps)
         context.state.reused["training"] = f"the training up to step {checkpoint.n_steps}"
 
 
@@ -316,9 +317,9 @@ def _log_end(training: Training) -> None:
     """Log if the training has stopped early, or if no epoch was better than the start."""
     state = training.state
     if state.best_epoch < 0:
-        log.info("training: no epoch was better than the start, whose parameters are taken")
+        log.info("training: no epoch improved on the initial parameters; keeping them")
     elif len(state.history) < training.n_epochs:
-        log.info("training: stopped early, epoch %d was the best", state.best_epoch)
+        log.info("training: stopped early; epoch %d was the best", state.best_epoch)
 
 
 def _facts(prepared: Prepared, context: RunContext, training: Training) -> dict[str, Any]:

@@ -267,7 +267,9 @@ class Training:
     def _check_arrays(self, checkpoint: Checkpoint) -> None:
         """Raise `ValueError` unless the arrays of a checkpoint have the names and shapes of this training."""
         if checkpoint.state.optimizer != self.settings.optimizer:
-            raise ValueError(f"is one of {checkpoint.state.optimizer}, expected {self.settings.optimizer}")
+            raise ValueError(
+                f"was written with the optimizer {checkpoint.state.optimizer}, expected {self.settings.optimizer}"
+            )
         found = {name: array.shape for name, array in checkpoint.arrays.items()}
         expected = {name: array.shape for name, array in self.checkpoint().arrays.items()}
         if found != expected:
@@ -284,7 +286,7 @@ class Training:
         if max(state.n_done, state.ended_at or 0) > n_pieces:
             raise ValueError(f"has done {state.n_done} steps of its epoch, expected {n_pieces} at most")
         if state.n_done and not state.costs and self.replicas is None:
-            raise ValueError(f"has done {state.n_done} steps of its epoch, but kept no cost")
+            raise ValueError(f"has done {state.n_done} steps of its epoch, but has no cost")
 
     def weights(self) -> Weights:
         """Return copies of the parameters and of the arrays of the update rule."""

@@ -83,14 +83,15 @@ def complaints(about: Mapping[str, Any], settings: ResolvedTraining, network: Ne
     beside = about.get("baseline")
     if beside and beside["is_worse"] and not settings.hides_much:  # which is to make other features, not nearer ones
         yield (
-            f"the features say less than {beside['n_components']} principal components would, whose mean squared error "
-            f"on the validation rows is {beside['components']:.3g}. {_remedies(settings, network)} usually mend that."
+            f"the features reconstruct the validation rows worse than {beside['n_components']} principal "
+            f"components, whose mean squared error is {beside['components']:.3g}. {_remedies(settings, network)} "
+            "usually help."
         )
     gained = _gained_at_last(about.get("history", []), settings, beside["mean"] if beside else 0.0)
     if gained > _STILL_IMPROVING:
         yield (
-            f"still improving at the last epoch: the second half of {settings.epochs} has made the error {gained:.0%} "
-            "smaller. Raise --epochs."
+            f"the training was still improving at its end: the second half of {settings.epochs} epochs reduced the "
+            f"error by {gained:.0%}. Raise --epochs."
         )
     if units := about.get("units"):
         yield from _of_units(Units(**units), network)
@@ -137,9 +138,12 @@ def _comparable_costs(history: Sequence[Mapping[str, Any]], settings: ResolvedTr
 
 def _of_units(units: Units, network: Network) -> Iterator[str]:
     said = {
-        "hardly vary": (units.dead, "Fewer --n-features would say as much"),
+        "hardly vary": (units.dead, "Lower --n-features: fewer features would carry as much information"),
         "are saturated": (units.saturated, "Lower --learning-rate" if network.gain else "Try --decoder-gain"),
-        "repeat another one": (units.duplicate, "Fewer --n-features would say as much"),
+        "duplicate another one": (
+            units.duplicate,
+            "Lower --n-features: fewer features would carry as much information",
+        ),
     }
     for what, (n, advice) in said.items():
         if n > _MANY * units.n_features:

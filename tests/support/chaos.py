@@ -45,7 +45,7 @@ _CUT_OFF = (1.0, 9.0)  # seconds: Dask takes a worker for dead after 5
 STAGES = {
     "scan": r" INFO cluster: \d+ workers?: ",
     "training": r" INFO training: \d+ rows",
-    "encoding": r" INFO training: ((\d+)/\2 rows|an earlier run has finished it)",
+    "encoding": r" INFO training: ((\d+)/\2 rows|reusing the result of an earlier run)",
 }
 _SLOW = ("--preload", "tests.support.slow")
 _LOST, _GIVEN_UP = 75, 71  # by which a run may end; the second when one task has met with every death

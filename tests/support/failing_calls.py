@@ -34,8 +34,8 @@ __all__ = ["SCENES", "SWEEPS", "Ended", "Fault", "Runs", "Scene", "build", "kept
 
 _SOURCE = Path(__file__).with_suffix(".c")
 _SECONDS = 120.0  # after which a run counts as stuck
-_TRACES = re.compile(r"^Traceback|^Exception ignored|a fault of shardpress itself|Fatal Python error", re.MULTILINE)
-_LAST_LINE = re.compile(r" ERROR (Nothing was started|Not finished after) ?.*$")
+_TRACES = re.compile(r"^Traceback|^Exception ignored|internal error of shardpress|Fatal Python error", re.MULTILINE)
+_LAST_LINE = re.compile(r" ERROR (Nothing was started|Stopped after) ?.*$")
 ALLOWED = (0, 65, 66, 71, 73, 74, 75, 77)
 """Exit codes of runs whose storage fails. 65: rows of an input that end too early; 66: an input that is gone."""
 

@@ -56,7 +56,7 @@ _TWINS_BYTES = 2**29  # of rows that are compared in full: a plan is to take sec
 _TWINS_SHARDS = 1000  # of one shape, of which some rows are compared
 _TWINS_LISTED = 10
 _LEFT_OUT = " This shard is left out."  # how a warning of a refused one ends
-_NOTHING = "nothing of an earlier run is there"
+_NOTHING = "no results of an earlier run"
 _DECIDES = {"scan": ("scan",), "training": ("scan", "training"), "encoding": ("scan", "training", "encoding")}
 
 
@@ -134,7 +134,7 @@ def _warn_of_twins(prepared: Prepared, findings: Findings) -> None:
     twins = list(find_twins(prepared.shards, _TWINS_BYTES, _TWINS_SHARDS))
     findings.warnings += map(str, twins[:_TWINS_LISTED])
     if len(twins) > _TWINS_LISTED:
-        findings.warnings.append(f"{len(twins) - _TWINS_LISTED} more files hold the same rows as another one")
+        findings.warnings.append(f"{len(twins) - _TWINS_LISTED} more files contain the same rows as another file")
 
 
 def check_output(prepared: Prepared, findings: Findings) -> Reusable:
@@ -148,7 +148,8 @@ def check_output(prepared: Prepared, findings: Findings) -> Reusable:
     if pid is not None:
         findings.problems.append(
             TryAgain(
-                f"output={shown(directory)}: another run (process {pid}) is at work there. Wait until it has ended."
+                f"output={shown(directory)}: another run (process {pid}) is using this directory. Wait until it "
+                "has ended."
             )
         )
     reusable = Reusable()
@@ -208,7 +209,7 @@ def check_rows(stage: ScanStage, scan: Scan, findings: Findings) -> bool:
     if prepared.given is None:
         findings.attempt(lambda: stage.check_usable(scan))
     if scan.n_rows < prepared.n_rows:
-        where = f"{scan.n_rows} of {prepared.n_rows} rows were looked at: "
+        where = f"in a sample of {scan.n_rows} of {prepared.n_rows} rows: "
         found = findings.problems[n_before:]
         findings.problems[n_before:] = [type(error)(f"{where}{error}") for error in found]
     return scan.n_good > 1 and not scan.constant.all()
@@ -270,11 +271,11 @@ def reusable_results(ledger: Ledger, prepared: Prepared) -> Reusable:
     replace the others is another question (`pipeline.run.resume.finished_manifest`).
     """
     if prepared.config.results.restart:
-        return Reusable(why=dict.fromkeys(_DECIDES, "--restart throws away what is there"))
+        return Reusable(why=dict.fromkeys(_DECIDES, "--restart discards all results"))
     manifest = ledger.manifest(warn=False) or {}
     if manifest.get("fingerprint") == prepared.request.of_all() and is_acceptable(manifest, prepared):
         n_bytes = sum(part["n_bytes"] for part in manifest["parts"])
-        why = dict.fromkeys(_DECIDES, "an earlier run has finished it")
+        why = dict.fromkeys(_DECIDES, "finished by an earlier run")
         return Reusable(is_complete=True, has_scan=True, n_encoded=prepared.n_rows, n_bytes=n_bytes, why=why)
     return _reusable_stages(ledger, prepared, ledger.request() or manifest.get("request"))
 
@@ -299,9 +300,9 @@ def _reusable_stages(ledger: Ledger, prepared: Prepared, before: Mapping[str, An
 
     reused = {"training": _reused_training(prepared, model, checkpoint)}
     if has_scan:
-        reused["scan"] = "an earlier run has finished it"
+        reused["scan"] = "finished by an earlier run"
     if n_encoded:
-        reused["encoding"] = f"an earlier run has encoded {n_encoded} of {prepared.n_rows} rows"
+        reused["encoding"] = f"{n_encoded} of {prepared.n_rows} rows were encoded by an earlier run"
     deadline = stored_deadline(ledger, prepared.config, plain_request(prepared.request), time.time()) or {}
     return Reusable(
         has_scan=has_scan,
@@ -316,11 +317,11 @@ def _reusable_stages(ledger: Ledger, prepared: Prepared, before: Mapping[str, An
 
 def _reused_training(prepared: Prepared, model: Model | None, checkpoint: Record | None) -> str:
     if prepared.given is not None:
-        return "a fitted model is given"
+        return "a fitted model is given (--model)"
     if model is not None:
-        return "an earlier run has finished it"
+        return "finished by an earlier run"
     if checkpoint is not None:
-        return f"a checkpoint keeps {checkpoint_in_words(checkpoint)}"
+        return f"resumes from a checkpoint at {checkpoint_in_words(checkpoint)}"
     return ""
 
 
@@ -329,4 +330,4 @@ def _why_not(stage: str, before: Mapping[str, Any] | None, prepared: Prepared) -
     if before is None:
         return _NOTHING
     changed = differences(before, plain_request(prepared.request), _DECIDES[stage])
-    return f"made anew: {changed}" if changed else "an earlier run has not come so far, or its files are damaged"
+    return f"recomputed: {changed}" if changed else "not finished by an earlier run, or its files are damaged"

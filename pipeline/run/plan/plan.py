@@ -104,20 +104,20 @@ def make_plan(config: Config, report_step: Callable[[str], object]) -> Plan:
     facts: dict[str, Any] = {}
     with captured_warnings() as findings:
         start = time.monotonic()
-        report_step("looking at the inputs and the output")
+        report_step("checking the inputs and the output")
         prepared = check_inputs(config, findings)
         if prepared is not None:
             reusable = check_output(prepared, findings)
             facts = _facts_without_sample(prepared, reusable)
             if not reusable.is_complete:
                 findings.warnings += _warnings_of_load()
-                report_step("starting Theano and its device")
+                report_step("starting Theano and the device")
                 device = findings.attempt(lambda: start_device(config.machine.require_device))
                 seconds = time.monotonic() - start - seconds_compiling()
                 if device is not None:
                     facts |= _facts_of_sample(prepared, reusable, device, findings, report_step)
                 if facts.get("stages"):
-                    what = "Theano, the device and a look at the inputs"
+                    what = "checks of the inputs, Theano and the device"
                     facts["stages"].insert(0, StageEstimate("start", seconds, what))
     problems = [
         {"kind": type(error).__name__, "exit_code": error.exit_code, "words": str(error)} for error in findings.problems
@@ -130,7 +130,7 @@ def _warnings_of_load() -> Iterator[str]:
     load = os.getloadavg()[0]
     n_cores = len(os.sched_getaffinity(0))
     if load > _BUSY * n_cores:
-        yield f"the machine is busy (load {load:.1f} on {n_cores} cores): times are those under that load"
+        yield f"the machine is busy (load {load:.1f} on {n_cores} cores): the times are measured under that load"
 
 
 def _facts_without_sample(prepared: Prepared, reusable: Reusable) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def _memory(prepared: Prepared, device: Device, findings: Findings) -> dict[str,
     needed = taken + LIBRARY_BYTES + max(stages)
     available = available_bytes()
     if 0 < available < needed:
-        sizes = f"{needed / 1e6:.0f} MB of memory are taken at the peak, {available / 1e6:.0f} MB are available"
+        sizes = f"{needed / 1e6:.0f} MB of memory are needed at the peak, but {available / 1e6:.0f} MB are available"
         findings.warnings.append(f"{sizes}: lower --memory-budget")
     return {
         "host_bytes": needed,
@@ -216,7 +216,7 @@ def _sample_stages(
     prepared: Prepared, resident: bool, on_host: bool, findings: Findings, report_step: Callable[[str], object]
 ) -> Sample | None:
     """Run each stage on some rows; return None if no model can be trained on them."""
-    report_step("scanning some rows")
+    report_step("scanning a sample")
     scanning = ScanStage(prepared)
     scanned = scanning.sample(stretches(prepared))
     pace = scanned.pace  # of the first pass over the rows
@@ -230,13 +230,13 @@ def _sample_stages(
 
     training = None
     if prepared.given is None:
-        report_step("compiling, and training on some rows")
+        report_step("compiling, and training on a sample")
         training, model, encoder = sample_training(prepared, scanned.scan, resident)
     else:
         model = prepared.given
         encoder = encoder_of(prepared, model)
 
-    report_step("encoding some rows")
+    report_step("encoding a sample")
     folder = None  # a disk that is nearly full is not used, not even for a moment
     if not findings.problems:
         folder = nearest_directory(Path(prepared.config.results.output))
@@ -260,7 +260,7 @@ def estimate_stages(prepared: Prepared, reusable: Reusable, sample: Sample) -> l
         ends_by = reusable.ends_by or deadline_of(prepared.config.timing, time.time())
         training = TrainingStage(prepared, ()).estimate(sample, reusable.checkpoint, ends_by, reserved)
         estimates.append(_reused(training, reusable) if reusable.model is not None else training)
-    what = "some rows are verified and looked at for the page, in about as long"
+    what = "verification of some rows, and a sample for the report"
     return [*estimates, encoding, StageEstimate("report", _REPORT_SECONDS, what)]
 
 
