@@ -219,7 +219,7 @@ def device_call() -> AbstractContextManager[None]:
 def answers() -> bool:
     """Return whether the active device returns an array that it is sent.
 
-    It tells a lost device from other errors, because Theano does not report why a read failed.
+    It distinguishes a lost device from other errors, because Theano does not report why a read failed.
     """
     if not is_active():
         return True

@@ -35,7 +35,7 @@ _MIN_FREE_BYTES = 2**24
 
 
 class UnsafeCompileCache(RuntimeError):
-    """Other users can write to the compile cache, and Theano runs whatever it finds there."""
+    """Other users can write to the compile cache, and Theano runs code from it."""
 
 
 class CompileCacheUnavailable(RuntimeError):
@@ -97,7 +97,7 @@ def _write_keys_atomically(cmodule: Any) -> None:
         except BaseException as error:
             Path(temporary).unlink(missing_ok=True)
             if isinstance(error, pickle.PicklingError):
-                Path(self.key_pkl).unlink(missing_ok=True)  # this tells Theano that there are no keys
+                Path(self.key_pkl).unlink(missing_ok=True)  # so Theano knows that there are no keys
             raise
         os.replace(temporary, self.key_pkl)
 

@@ -103,7 +103,7 @@ class WatchedCompiler:
             If the command compiles a library, and fails.
         """
         if "-shared" not in command:
-            # Theano asks the compiler about its features this way, and expects some of these commands to fail.
+            # Theano queries the features of the compiler in this way, and expects some of these commands to fail.
             return self._call(command, **how)
         if self._n_done == 0:
             log.info("compiling kernels for this machine (cached for later runs)")
@@ -156,8 +156,8 @@ def _watched() -> WatchedCompiler | None:
 def check_processor_flags(cmodule: Any, config: Any) -> None:
     """Check that the compiler has reported the flags of this machine's processor.
 
-    Theano asks once in a process. If that fails, for example under a limit of processes, Theano compiles for any
-    processor of the architecture without a warning, and the features have other last bits.
+    Theano makes this query once per process. If it fails, for example under a limit of processes, Theano compiles for
+    any processor of the architecture without a warning, and the features have other last bits.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ def check_processor_flags(cmodule: Any, config: Any) -> None:
     if not is_gcc or platform.machine() != "x86_64":
         return
     is_chosen = _names_processor(config.gcc.cxxflags)
-    cmodule.GCC_compiler.compile_args()  # asks the compiler
+    cmodule.GCC_compiler.compile_args()  # queries the compiler
     if is_chosen or cmodule.GCC_compiler.march_flags:
         return
     command = [config.cxx, "-march=native", "-E", "-v", "-"]

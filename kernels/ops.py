@@ -245,7 +245,7 @@ def _c_type(variable: Any) -> str:
 class Encode(_Native):
     """``(rows, *parameters, n_threads, out, *scaling) -> out``, filled with features (n_rows, n_features), float32.
 
-    The features of a row are the same bits whatever the other rows and the number of threads are. Rows of bytes that
+    The features of a row have the same bits for any other rows and any number of threads. Rows of bytes that
     are scaled in float32 are multiplied as integers if the processor has an instruction for it, and if W and the
     scaling make this at least as exact: see ``native/quantized.h``. The quantized W is kept between calls.
 

@@ -127,7 +127,7 @@ class TrainingStep:
         self._function(True)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return copies of the update rule's own arrays by name, which a checkpoint needs besides the parameters."""
+        """Return copies of the update rule's arrays by name; a checkpoint needs them in addition to the parameters."""
         return get_values(self._state)
 
     def set_state(self, values: Mapping[str, np.ndarray]) -> None:
@@ -202,7 +202,7 @@ class _Feed(Protocol):
     learning_rate : scalar variable, float32
         Learning rate of the step.
     n_rows : scalar variable, float32, or None
-        Number of rows of the minibatch. If None, the array itself has to be asked.
+        Number of rows of the minibatch. If None, it is read from the shape of the array.
     updates : dict
         Variables of the feed that a step changes, and their next values.
     """
@@ -378,7 +378,7 @@ class _Minibatch:
 
     @property
     def arrays(self) -> list[Any]:
-        """Rows, numbers and noise, as far as they exist."""
+        """Those of rows, numbers and noise that exist."""
         return [array for array in (self.rows, self.numbers, self.noise) if array is not None]
 
 

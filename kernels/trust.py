@@ -17,7 +17,7 @@ _ALL_USERS = 2**32 - 1  # number of user ids that the first user namespace maps
 
 
 class UntrustedDirectory(PermissionError):
-    """A private directory would lie in one where other users can replace it."""
+    """Error for a private directory whose parent lets other users replace it."""
 
 
 def private_directory(prefix: str) -> Path:

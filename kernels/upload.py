@@ -11,9 +11,9 @@ from kernels import MOST_RESIDENT, backend
 
 __all__ = ["MAX_MINIBATCHES", "Pieces", "TwoBuffers", "n_minibatches_at_once", "upload_rows"]
 
-# A copy to the device costs as much as some of a step's kernels, and may wait until the device is idle. So many
-# minibatches are sent at once; but no more than a slow device works off in a second or two, because a signal and the
-# progress have to wait for it.
+# A copy to the device costs as much as some of a step's kernels, and may wait until the device is idle. So
+# several minibatches are sent at once, but no more than a slow device processes in a second or two, because signals
+# and the progress have to wait for it.
 MAX_MINIBATCHES = 32
 """Largest number of minibatches that are sent at once."""
 _MAX_BYTES = 2**24

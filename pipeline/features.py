@@ -144,7 +144,7 @@ def open_features(path: str | Path, block_rows: int = 65536) -> Features:
     NoInput
         If there is no finished run.
     DataError
-        If a part is missing or not as the manifest says, or an index has lost its parts.
+        If a part is missing or differs from the manifest, or an index has lost its parts.
     """
     found = Path(path)
     if not found.is_file():

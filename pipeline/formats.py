@@ -1,4 +1,4 @@
-"""Serialization of plain values and arrays: JSON with a digest of its own, and named arrays.
+"""Serialization of plain values and arrays: JSON with a digest, and named arrays.
 
 There is no pickle and nothing that could run code: a damaged or forged file raises `ValueError`.
 """
@@ -179,13 +179,13 @@ def pack(arrays: Mapping[str, np.ndarray], about: object) -> bytes:
 def unpack(data: bytes) -> tuple[dict[str, np.ndarray], Any]:
     """Return the arrays and plain values that `pack` was given.
 
-    The memory that this takes is bounded by the size of `data`, whatever the file claims: members are stored without
-    compression, and no array is larger than its member.
+    The memory that this takes is bounded by the size of `data`, whatever sizes the file declares: members are stored
+    without compression, and no array is larger than its member.
 
     Raises
     ------
     ValueError
-        If the data are anything else.
+        If the data have any other form.
     """
     try:
         arrays = _members(data)

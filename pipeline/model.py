@@ -50,7 +50,7 @@ class Model:
         `pipeline.shards.shard.with_offset`. None if float64 holds all values of the columns.
     columns : Columns
         Names or numbers of the columns in their order, if they are known. They are not part of the fingerprint: equal
-        weights make equal features whatever the columns are called.
+        weights give equal features for any names of the columns.
     """
 
     scaler: Scaler

@@ -265,16 +265,16 @@ def _access_files(probe: Probe, written_file: str) -> dict[str, str]:
 
 
 def compare_environments(probe: Probe, driver: Environment, worker: Environment) -> list[str]:
-    """Return in words what is different for a worker; the driver reads the worker's file to find out.
+    """Return the differences of a worker in words; the driver reads the worker's file to find out.
 
     Parameters
     ----------
     probe : Probe
-        Files that both have looked at.
+        Files that both have examined.
     driver, worker : Environment
         Their descriptions.
     """
-    # The driver needs no scratch directory. Workers need a private one, whatever the driver's is.
+    # The driver needs no scratch directory. Workers need a private one, regardless of the driver's.
     problems = _different_facts({**driver.facts, **_PRIVATE_SCRATCH}, worker.facts)
     path = Path(probe.output, worker.written_file)
     outcome = _outcome(path.read_text)
@@ -385,7 +385,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _outcome(access: Callable[[], object]) -> str:
-    """Access a file, and return in words what was found."""
+    """Access a file, and return the outcome in words."""
     try:
         content = access()
     except OSError as error:

@@ -50,7 +50,7 @@ def wait_until(
     condition : callable
         The function.
     what : str
-        What is waited for, for the log.
+        Description of the condition, for the log.
     seconds : float
         Time limit. After it the last result, which is false, is returned.
     clock : callable
@@ -159,7 +159,7 @@ def workers_of(client: Client) -> dict[str, dict[str, Any]]:
 
 
 class SchedulerMonitor:
-    """Ask a scheduler for a sign of life without ever waiting for it.
+    """Check that a scheduler answers, without ever waiting for it.
 
     A scheduler that is suspended or cut off keeps its connections open and does not answer.
 
@@ -181,7 +181,7 @@ class SchedulerMonitor:
         self._last_answer = time.monotonic()
 
     def poll(self) -> float:
-        """Ask, unless an answer is still pending, and return the seconds since the last answer."""
+        """Send a request, unless an answer is still pending, and return the seconds since the last answer."""
         if not self._is_asking:
             self._is_asking = True
             _call_in_loop(self._client, self._ask)
@@ -193,7 +193,7 @@ class SchedulerMonitor:
             answer = await scheduler.identity(n_workers=0)
             self.n_workers = int(answer["n_workers"])
             self._last_answer = time.monotonic()
-        except Exception as error:  # the connection is lost; the status of the client says so, too
+        except Exception as error:  # the connection is lost; the client's status shows it, too
             log.debug("cluster: the scheduler does not answer: %r", error)
         finally:
             self._is_asking = False

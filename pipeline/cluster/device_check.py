@@ -127,7 +127,7 @@ def run_or_retire(function: Callable[..., Any], *arguments: Any) -> Any:
     Raises
     ------
     Reschedule
-        Tells the scheduler to give the task to any worker.
+        Makes the scheduler assign the task to any worker.
     """
     try:
         return function(*arguments)

@@ -49,7 +49,7 @@ def worker_environment(device: str | None, n_threads: int, environment: Mapping[
     Parameters
     ----------
     device : str or None
-        Theano's name of its device; None leaves the choice to the environment.
+        Theano's name of its device; None if the environment determines it.
     n_threads : int
         Number of threads for matrix products, unless the environment sets it.
     environment : mapping of str to str

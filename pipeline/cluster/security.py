@@ -33,7 +33,7 @@ def check_address(address: str, is_insecure: bool) -> str:
     Raises
     ------
     ConfigError
-        If it is not an address, or if others on the network could read and change what is sent to it.
+        If it is not an address, or if others on the network could read and change the traffic.
     """
     complete = address if "://" in address else f"tcp://{address}"
     protocol, host, port = _split(complete)

@@ -158,7 +158,7 @@ class ClusterPool:
     n_local_processes : int
         Number of workers that share the cores and the memory of this machine; 0 if workers have their own.
     watch_interval : float
-        Seconds between two looks at the connection and the workers.
+        Seconds between two checks of the connection and the workers.
     """
 
     is_local = False

@@ -119,7 +119,7 @@ def encode_part(task: EncodeTask) -> PartFacts:
 
 
 def _facts(task: EncodeTask, valid: np.ndarray, n_outside: int, error: float | None) -> dict[str, Any]:
-    """Return what both the file and its record say about a part, as fields of `PartFacts`."""
+    """Return the facts about a part that both its file and its record have, as fields of `PartFacts`."""
     source = task.part.source
     facts = {
         "n_rows": len(source),

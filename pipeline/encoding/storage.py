@@ -44,7 +44,7 @@ class Storage:
     compression : str
         ``none``, ``lzf`` or ``gzip``; the last two after HDF5's shuffle filter.
     max_error : float or None
-        Largest allowed error of a stored feature. Features are rounded as far as it allows. None for the nearest value
+        Largest allowed error of a stored feature. Features are rounded within this limit. None for the nearest value
         of the dtype.
     """
 

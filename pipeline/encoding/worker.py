@@ -100,7 +100,7 @@ class Worker:
     disk : Disk
         Makes all changes to the file system.
     turns : Semaphore
-        Limits the threads that read and encode. Otherwise all threads would come to wait for the disk together.
+        Limits the threads that read and encode. Otherwise all threads would soon wait for the disk at the same time.
     wide_turns : Semaphore
         Limits the threads that hold wide extras in memory.
     """

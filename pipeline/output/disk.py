@@ -356,7 +356,7 @@ def _is_supported(call: Callable[..., object], *arguments: object) -> bool:
 
 
 def write_error(error: OSError, path: Path, doing: str) -> ShardpressError:
-    """Return the error for a failed change, which says what was being done and what the user can do."""
+    """Return the error for a failed change, with the operation and advice for the user."""
     where = f"file={shown(path)}: {error.strerror} while {doing}"
     again = "then run the same command again; finished results are kept."
     if isinstance(error, PermissionError):

@@ -87,7 +87,7 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
 
 
 def objection(directory: Path) -> ShardpressError | None:
-    """Return the error that a run would raise for an output directory, as far as one can know without changing it.
+    """Return the error that a run would raise for an output directory, as far as this can be found without changing it.
 
     Whether another run holds the lock is not checked: trying the lock could make that run fail.
     """

@@ -70,7 +70,7 @@ CURRENT = f"{PUBLISHED}/current"
 FOLDERS = ("parts", "stages", "commits")
 OUTPUT = "shardpress-output/1"
 _COMMITS = "shardpress-commits/1"
-# Error numbers of an open or a read that say something about the file itself.
+# Error numbers of an open or a read that concern the file itself.
 _ABOUT_THE_FILE = (
     errno.ENOENT,
     errno.ENOTDIR,
@@ -349,7 +349,7 @@ def is_left(path: str, is_replaced: bool = False) -> bool:
 
 
 def fault_of(directory: Path, entry: Entry, digests: bool = True) -> str | None:
-    """Return what is wrong with a file; None if it is as it was written.
+    """Return the fault of a file; None if it is unchanged since it was written.
 
     Parameters
     ----------

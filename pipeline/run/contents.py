@@ -40,14 +40,14 @@ def compare_contents(ledger: Ledger, prepared: Prepared, reads: bool = True) -> 
     Parameters
     ----------
     reads : bool
-        Whether files whose time of change has moved are read. Without it they count as unchanged.
+        Whether files whose time of change has moved are read. Otherwise they are assumed to be unchanged.
 
     Returns
     -------
     Prepared
         Files that were changed in place have a digest in its request.
     list of dict
-        What is known of the contents now; empty if nothing was stored.
+        Facts about the contents now; empty if nothing was stored.
     """
     if prepared.config.results.restart:
         return prepared, []
@@ -87,7 +87,7 @@ def record_contents(prepared: Prepared, ledger: Ledger) -> None:
 
 
 def check_contents(prepared: Prepared, ledger: Ledger) -> None:
-    """Compare the input files with what they were when the run began.
+    """Compare the input files with their state at the start of the run.
 
     Raises
     ------
@@ -147,7 +147,7 @@ def _ctime_of(shard: Shard) -> int | None:
 
 
 def _describes(contents: Contents, shards: Sequence[Shard]) -> bool:
-    """Return whether what was stored is about these files, in this order."""
+    """Return whether the stored facts are about these files, in this order."""
     return len(contents) == len(shards) and all(map(_is_same_file, contents, shards))
 
 

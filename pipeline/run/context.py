@@ -114,7 +114,7 @@ class RunState:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What the stages of a run share.
+    """Objects that the stages of a run share.
 
     Attributes
     ----------

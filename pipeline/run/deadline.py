@@ -29,7 +29,7 @@ from pipeline.training.epochs import Limit, Training
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
 
-__all__ = ["DeadlinePolicy", "epochs_that_fit", "gave_up", "reserved_seconds", "tell_if_late"]
+__all__ = ["DeadlinePolicy", "epochs_that_fit", "gave_up", "reserved_seconds", "warn_if_late"]
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class EncodingTime:
         return bool(self._measured)
 
     def measure(self, autoencoder: Autoencoder) -> None:
-        """Measure once more."""
+        """Repeat the measurement."""
         start = time.monotonic()
         compiled_before = seconds_compiling()
         self._measured.append(_encoding_seconds(self._prepared, self._context, self._scan, autoencoder))
@@ -276,7 +276,7 @@ def gave_up(training: Mapping[str, Any]) -> str:
     return f"Trained {n_trained:.3g} of {facts['of']} epochs to finish by {ends_by}."
 
 
-def tell_if_late(ends_by: float | None) -> None:
+def warn_if_late(ends_by: float | None) -> None:
     """Warn if a run ends after its deadline."""
     if ends_by is not None and time.time() > ends_by:
         log.warning(

@@ -44,7 +44,7 @@ def run(
     disk: Disk | None = None,
     on_locked: Callable[[Path], object] = lambda directory: None,
 ) -> Summary:
-    """Scan, train and encode; or do what an interrupted run in the same directory left undone.
+    """Scan, train and encode; or finish an interrupted run in the same directory.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def run(
     Raises
     ------
     ShardpressError
-        One of its kinds for everything that a user can fix. A note says how far the run came.
+        For everything that a user can fix, as one of its subclasses. A note says how far the run came.
     """
     with collect_warnings() as warnings, watching(n_device_calls, is_compiling) as watch:
         state = RunState(warnings, watch)

@@ -29,7 +29,7 @@ from pipeline.report.rows import Preprocessing as Encoding
 from pipeline.report.rows import RowCheck, check_rows
 from pipeline.report.sample import PartSource, SampleSpec, largest_sample
 from pipeline.run.context import RunContext, versions
-from pipeline.run.deadline import gave_up, tell_if_late
+from pipeline.run.deadline import gave_up, warn_if_late
 from pipeline.run.encoding_stage import Encoded
 from pipeline.run.memory import block_bytes, peak_bytes, trained_network_bytes
 from pipeline.run.prepare import Prepared
@@ -261,7 +261,7 @@ class _Finish:
             "parts": [part.line() for part in self._parts],
         }
         self._ledger.finish(asdict(prepared.request), manifest, publication)
-        tell_if_late(self._context.state.ends_by)
+        warn_if_late(self._context.state.ends_by)
         if not prepared.config.results.single_file:
             _warn_of_many_parts(len(self._parts))
         # Only now: until the new manifest, readers followed the old one to an earlier run's results.
@@ -278,8 +278,8 @@ class _Finish:
             block = Block(self._prepared.shards[part.shard], part.start, part.stop)
             sources.append(PartSource(block, folder / part.entry.file))
         how = self._encoding
-        looking = SampleSpec(self._model, how.missing, how.clips, config.machine.memory_budget, config.training.seed)
-        return sample_facts(sources, looking)
+        spec = SampleSpec(self._model, how.missing, how.clips, config.machine.memory_budget, config.training.seed)
+        return sample_facts(sources, spec)
 
     def _stages(self) -> dict[str, dict[str, Any]]:
         """Return the times of each finished stage, and its rows and bytes if it processed all of them."""
@@ -367,7 +367,7 @@ def _best_cost(training: Mapping[str, Any]) -> float | None:
 
 
 def _with_names(bad: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
-    """Return what is known of a bad row, with the names of its columns if they have any."""
+    """Return the facts about a bad row, with the names of its columns if they have any."""
     if not columns.is_known:
         return dict(bad)
     return {**bad, "names": [columns.name_of(column) for column in bad["columns"]]}

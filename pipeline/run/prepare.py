@@ -1,4 +1,4 @@
-"""What a run knows before it writes anything: its inputs, resolved settings, memory budget and fingerprints."""
+"""Preparation of a run: inputs, resolved settings, memory budget and fingerprints, before anything is written."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run knows before it writes anything.
+    """Everything that a run knows before it writes anything.
 
     Attributes
     ----------
@@ -85,7 +85,7 @@ class Prepared:
 
     @property
     def impute(self) -> str | None:
-        """How missing values are filled in. A given model has stored values for that, or none."""
+        """Method of imputing missing values. A given model has stored values instead, or none."""
         if self.given is None:
             return self.config.bad_data.impute
         return None if self.given.scaler.fill is None else "median"

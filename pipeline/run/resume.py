@@ -111,7 +111,7 @@ class EarlierResults:
             self.ledger.drop(*records)
 
     def faults(self, entries: Iterable[Entry]) -> list[str | None]:
-        """Return what is wrong with each of these files, and log it; None for intact ones."""
+        """Return the fault of each of these files, and log it; None for intact ones."""
         entries = list(entries)
         unchecked = [entry for entry in entries if entry not in self._faults]
         check = partial(fault_of, self.ledger.directory, digests=self._compares_digests)
@@ -143,7 +143,7 @@ def load_at_most(ledger: Ledger, record: Record, array_bytes: int) -> bytes:
     Raises
     ------
     ValueError
-        When it is longer, or not what was committed.
+        If it is longer, or its content is not what was committed.
     """
     most = array_bytes + MOST_JSON_BYTES + _ARCHIVE_BYTES
     if record.entry.n_bytes > most:
@@ -192,13 +192,13 @@ def stored_deadline(ledger: Ledger, config: Config, now: Mapping[str, Any], star
     ends_by = deadline_of(config.timing, start)
     if ends_by is None:
         return None
-    asked = {"finish_by": config.timing.finish_by, "max_hours": config.timing.max_hours}
+    requested = {"finish_by": config.timing.finish_by, "max_hours": config.timing.max_hours}
     before = ledger.deadline() if ledger.request() == now else None
-    if before is not None and asked == {name: before[name] for name in asked}:
+    if before is not None and requested == {name: before[name] for name in requested}:
         if before["ends_by"] > start:
             return before
         log.warning("deadline: %s has passed; the new deadline is %s", in_words(before["ends_by"]), in_words(ends_by))
-    return {**asked, "ends_by": ends_by}
+    return {**requested, "ends_by": ends_by}
 
 
 def finished_manifest(ledger: Ledger, prepared: Prepared) -> dict[str, Any] | None:
@@ -271,7 +271,7 @@ def _check_finished(ledger: Ledger, config: Config, before: Mapping[str, Any], n
 def _check_unfinished(ledger: Ledger, config: Config, now: Mapping[str, Any]) -> None:
     """Raise `ConfigError` unless the settings allow to replace an unfinished run.
 
-    A typing error must not discard a training. Results that no settings can lead back to do not matter.
+    A typing error must not discard a training. Results that no settings can restore do not matter.
     """
     before = ledger.request() or now
     where = f"output={shown(ledger.directory)}"

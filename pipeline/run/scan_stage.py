@@ -39,7 +39,7 @@ class ScanSample:
     pace : Pace
         Rows and seconds.
     scan : Scan
-        What was found in them.
+        Result of scanning them.
     stretches : list of Stretch
         The rows that can be read.
     """

@@ -30,7 +30,7 @@ class Summary:
     cost : float or None
         Validation cost of the best epoch, or its training cost without validation; None without training.
     components, mean : float or None
-        The same cost of as many principal components as there are features, and of the mean of the columns; None if
+        The same cost for principal components, one for each feature, and for the mean of the columns; None if
         they were not computed.
     seconds : dict of str to float
         Seconds of each stage.

@@ -102,7 +102,7 @@ def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[Tra
 
 
 def _read(prepared: Prepared, scan: Scan) -> tuple[Pace, np.ndarray]:
-    """Return what reading takes, and good rows (n, n_inputs), as many as the search for components uses.
+    """Return the pace of reading, and the good rows (n, n_inputs) that the search for components uses.
 
     Raises
     ------

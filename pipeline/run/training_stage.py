@@ -43,7 +43,7 @@ __all__ = ["TrainingStage"]
 
 log = logging.getLogger(__name__)
 
-_CHECKPOINTS_KEPT = 2  # should the last one be damaged
+_CHECKPOINTS_KEPT = 2  # in case the last one is damaged
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class TrainingStage:
         checkpoint : Record or None
             The last checkpoint of an earlier run.
         ends_by : float or None
-            Deadline of the run in seconds since 1970; with one, as many epochs are trained as fit.
+            Deadline of the run in seconds since 1970; only as many epochs are trained as fit before it.
         reserved : float
             Seconds of the time before the deadline that other stages need.
         """

@@ -2,7 +2,7 @@
 
     from shardpress import load_model, open_features
 
-setup.py installs it beside `pipeline` and `kernels`. A file `pipeline.py` in the folder where a script or a notebook
+setup.py installs it next to `pipeline` and `kernels`. A file `pipeline.py` in the folder where a script or a notebook
 starts comes before them on Python's path, so they are loaded from their own place, before anything asks for them.
 """
 
@@ -12,7 +12,7 @@ import sys as _sys
 from types import ModuleType as _ModuleType
 
 _AROUND = _os.path.dirname(_os.path.dirname(_os.path.abspath(__file__)))
-# In the repository it lies in `pipeline`.
+# In the repository it is a part of `pipeline`.
 _ROOT = _AROUND if _os.path.exists(_os.path.join(_AROUND, "pipeline", "__init__.py")) else _os.path.dirname(_AROUND)
 
 

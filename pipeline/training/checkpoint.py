@@ -58,7 +58,7 @@ class TrainingState:
     n_done : int
         Number of steps (or shares of replicas) of this epoch that have been taken.
     costs : list of float
-        Costs of these steps, as far as they were computed.
+        Costs of those of these steps for which they were computed.
     seconds : float
         Duration of these steps, those of interrupted runs included.
     history : list of Epoch
@@ -150,7 +150,7 @@ class Checkpoint:
         Raises
         ------
         ValueError
-            When the data are anything else, or an array is not finite.
+            If the data are not a checkpoint, or an array is not finite.
         """
         arrays, about = unpack(data)
         # One NaN would make every later weight NaN, and only the next cost would show it.

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Limit", "StepResult", "Training", "rounds_of_epoch", "steps_of"]
 
-# The cost is computed for so many steps of an epoch, evenly spread: it makes a step a quarter slower.
+# Number of steps of an epoch whose cost is computed, evenly spread: it makes a step a quarter slower.
 _COSTS_PER_EPOCH = 16
 
-# The mean error of so many rows is exact to a few percent; that of ten is not.
+# The mean error of this many rows is exact to a few percent; that of ten rows is not.
 _ENOUGH_ROWS = 100
 
-# Rows are scaled to [0, 1]: from a cost that is so many times the first one, a training does not recover.
+# Rows are scaled to [0, 1]: a training does not recover from a cost that exceeds the first one by this factor.
 _DIVERGED = 100.0
 _SMALL = 0.01  # smaller first costs, as of principal components, may grow a hundredfold for a while
 
@@ -154,7 +154,7 @@ class Training:
 
     @property
     def n_steps_done(self) -> int:
-        """Number of steps so far; with replicas, as many as one replica would have taken on as many rows."""
+        """Number of steps so far; with replicas, the number that one replica would have taken on the same rows."""
         epoch, in_epoch = self._position
         if self.replicas is not None:
             in_epoch = in_epoch * self.steps_per_epoch // self.replicas.rounds.n_shares

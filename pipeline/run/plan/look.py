@@ -1,4 +1,4 @@
-"""What would stop a run, found without one: all of it, as far as one thing does not hide behind another."""
+"""Checks that find every problem that would stop a run, as far as one problem does not hide another."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ __all__ = [
 
 T = TypeVar("T")
 
-_TWINS_BYTES = 2**29  # of rows that are compared in full: a plan is to take seconds
+_TWINS_BYTES = 2**29  # of rows that are compared in full, since a plan should take seconds
 _TWINS_SHARDS = 1000  # of one shape, of which some rows are compared
 _TWINS_LISTED = 10
-_LEFT_OUT = " This shard is left out."  # how a warning of a refused one ends
+_LEFT_OUT = " This shard is left out."  # end of the warning about a refused shard
 _NOTHING = "no results of an earlier run"
 _DECIDES = {"scan": ("scan",), "training": ("scan", "training"), "encoding": ("scan", "training", "encoding")}
 
@@ -111,7 +111,7 @@ def captured_warnings() -> Iterator[Findings]:
 
 
 def check_inputs(config: Config, findings: Findings) -> Prepared | None:
-    """Return what a run would know at its start; None if the settings or the inputs do not allow it."""
+    """Return what a run would know at its start; None if the settings or the inputs are invalid."""
     lenient = config.changed(on_bad_data="skip", max_bad_shards="100%")  # to meet every bad shard
     prepared = findings.attempt(lambda: prepare(lenient))
     if config.bad_data.on_bad_data == "raise":
@@ -130,7 +130,7 @@ def check_inputs(config: Config, findings: Findings) -> Prepared | None:
 
 
 def _warn_of_twins(prepared: Prepared, findings: Findings) -> None:
-    """Warn of shards with equal rows, of the first ones in a line each."""
+    """Warn of shards with equal rows: one line for each of the first ones, and one for the rest."""
     twins = list(find_twins(prepared.shards, _TWINS_BYTES, _TWINS_SHARDS))
     findings.warnings += map(str, twins[:_TWINS_LISTED])
     if len(twins) > _TWINS_LISTED:
@@ -227,7 +227,7 @@ class Reusable:
     is_complete : bool
         Whether everything is finished: the run would only compare files with their digests.
     has_scan : bool
-        Whether the scan is there.
+        Whether the scan of an earlier run can be reused.
     model : Model or None
         The trained model, or the given one.
     checkpoint : Record or None
@@ -251,7 +251,7 @@ class Reusable:
 
 
 class _UnchangingDisk(Disk):
-    """Removes nothing: what a run would clear away stays."""
+    """Disk that removes nothing, not even files that a run would remove."""
 
     def remove(self, path: Path) -> None:
         """Do nothing."""

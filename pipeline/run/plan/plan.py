@@ -46,7 +46,7 @@ _REPORT_SECONDS = 0.5  # of a bounded number of rows
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do; plain values.
+    """Plain values that describe what a run would do.
 
     Attributes
     ----------
@@ -62,13 +62,13 @@ class Plan:
     memory : dict
         ``host_bytes`` and ``device_bytes`` at their peak, the ``budget`` that is set, and what is ``available`` now.
     disk : dict
-        ``n_bytes`` that are going to be written for good, ``free`` and ``left`` afterwards.
+        ``n_bytes`` that the run would write and keep, ``free`` bytes now, and bytes ``left`` afterwards.
     earlier : dict of str to str
         What of an earlier run is used by each stage, or why not.
     problems : list of dict
         What would stop the run: ``kind``, ``exit_code``, ``words``.
     warnings : list of str
-        What it would warn of.
+        Warnings that the run would log.
     """
 
     input: dict[str, Any] = field(default_factory=dict)
@@ -83,11 +83,11 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """That all stages would take."""
+        """Seconds that all stages would take."""
         return sum(stage.seconds for stage in self.stages)
 
     def summary(self) -> dict[str, Any]:
-        """Plain values for programs."""
+        """Return plain values for programs."""
         return {**asdict(self), "seconds": self.seconds}
 
 

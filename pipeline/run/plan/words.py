@@ -1,4 +1,4 @@
-"""A plan as a page of text."""
+"""Plans as text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DECIMALS_BELOW = 10.0  # seconds
 
 
 def in_words(plan: Plan, output: str) -> str:
-    """Return a page about a plan; `output` is the name of the output directory."""
+    """Return a plan as text; `output` is the name of the output directory."""
     blocks = [_summary(plan, output), _stages(plan), _resources(plan), _earlier(plan), _problems(plan)]
     texts = ["\n".join(block) for block in blocks]
     return "\n\n".join(text for text in texts if text)
