@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from kernels import compilelock
-from kernels.compiler import check_compiler, hush_compiler, watch_compiler
+from kernels.compiler import check_compiler, silence_compiler, watch_compiler
 from kernels.modulecache import read_records_on_demand
 from kernels.trust import private_directory, untrusted_above
 
@@ -66,7 +66,7 @@ class SettledCache(MetaPathFinder):
         elif fullname == "theano.gof.lazylinker_c":
             # This is the first module that compiles.
             cmodule = sys.modules["theano.gof.cmodule"]
-            hush_compiler(cmodule)
+            silence_compiler(cmodule)
             _write_keys_atomically(cmodule)
             read_records_on_demand(cmodule)
 
@@ -172,7 +172,7 @@ def _check_writable(directory: Path) -> None:
     ------
     OSError
     """
-    compilelock.try_out(str(directory))
+    compilelock.check_lockable(str(directory))
     with tempfile.TemporaryFile(dir=directory) as file:
         file.write(bytes(4096))
     n_free = _free_bytes(directory)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-__all__ = ["CompileLockHeld", "get_lock", "lock_ctx", "release_lock", "try_out"]
+__all__ = ["CompileLockHeld", "check_lockable", "get_lock", "lock_ctx", "release_lock"]
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def lock_ctx(lock_dir: object = None, keep_lock: bool = False, **how: object) ->
         release_lock()
 
 
-def try_out(directory: str) -> None:
+def check_lockable(directory: str) -> None:
     """Check that a directory can hold the lock.
 
     Raises

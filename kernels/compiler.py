@@ -20,9 +20,9 @@ __all__ = [
     "WatchedCompiler",
     "check_compiler",
     "check_processor_flags",
-    "hush_compiler",
-    "is_at_work",
+    "is_running",
     "seconds_spent",
+    "silence_compiler",
     "watch_compiler",
 ]
 
@@ -190,7 +190,7 @@ def _names_processor(flags: str) -> bool:
     return any(flag.lstrip("-").startswith("march=") for flag in flags.split())
 
 
-def is_at_work() -> bool:
+def is_running() -> bool:
     """Return whether this process waits for the compiler."""
     compiler = _watched()
     return compiler is not None and compiler.n_running > 0
@@ -202,7 +202,7 @@ def seconds_spent() -> float:
     return 0.0 if compiler is None else compiler.seconds
 
 
-def hush_compiler(cmodule: Any) -> None:
+def silence_compiler(cmodule: Any) -> None:
     """Keep ``theano.gof.cmodule`` from printing commands that failed: the errors contain them."""
 
     def print_unless_error(*words: object, **how: Any) -> None:

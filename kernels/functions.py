@@ -160,7 +160,7 @@ class GraphFunctions:
         if inside is not None and self._limits is not None:
             low, high = self._limits
             # A product whose sums are split can end in Inf - Inf; those of `kernels.ops` are one chain or exact.
-            inside[:] = reference.lie_in(rows, low, high) & np.isfinite(out).all(axis=1)
+            inside[:] = reference.are_within(rows, low, high) & np.isfinite(out).all(axis=1)
 
     def errors(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Fill `out` (n_rows,), float32, with the mean squared error of each row's reconstruction."""

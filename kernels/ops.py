@@ -275,7 +275,7 @@ class Encode(_Native):
         if self.checked:
             _, maximum, out, inside = last
             out[:] = code
-            inside[:] = reference.lie_in(rows, scaling[0], maximum) & np.isfinite(out).all(axis=1)
+            inside[:] = reference.are_within(rows, scaling[0], maximum) & np.isfinite(out).all(axis=1)
         else:
             _, out = last
             out[:] = code

@@ -12,7 +12,18 @@ import numpy as np
 from kernels.activations import ACTIVATIONS, Math
 from kernels.network import Network
 
-__all__ = ["MATH", "activated", "code", "forward", "gradients", "lie_in", "masked", "row_errors", "scaled", "threshold"]
+__all__ = [
+    "MATH",
+    "activated",
+    "are_within",
+    "code",
+    "forward",
+    "gradients",
+    "masked",
+    "row_errors",
+    "scaled",
+    "threshold",
+]
 
 Parameters = Mapping[str, np.ndarray] | Sequence[np.ndarray]
 
@@ -38,7 +49,7 @@ def scaled(rows: np.ndarray, scaling: Sequence[np.ndarray]) -> np.ndarray:
     return ((rows.astype(minimum.dtype) - minimum) * scale).astype(np.float32).astype(np.float64)
 
 
-def lie_in(rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def are_within(rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Return whether all values of each row lie in a range: shape (n_rows,), bool. NaN lies in no range.
 
     Parameters

@@ -45,7 +45,6 @@ __all__ = [
     "MOST_RESIDENT",
     "TILE_ROWS",
     "autoencoder_of",
-    "compile_anew",
     "device_speeds",
     "is_compiling",
     "n_cores",
@@ -53,6 +52,7 @@ __all__ = [
     "seconds_compiling",
     "start_device",
     "theanos_errors",
+    "time_compilation",
     "training_step_of",
 ]
 
@@ -111,7 +111,7 @@ def n_cores() -> int:
     return backend.n_cores()
 
 
-def compile_anew() -> tuple[float, str]:
+def time_compilation() -> tuple[float, str]:
     """Compile and run a function that is in no cache; return the seconds that this took, and the cache's path.
 
     Raises
@@ -119,9 +119,9 @@ def compile_anew() -> tuple[float, str]:
     kernels.compiler.CompilerFailed
         And other errors of Theano: see `theanos_errors`.
     """
-    from kernels import backend, trial
+    from kernels import backend, selftest
 
-    return trial.compile_anew(), str(backend.load().config.compiledir)
+    return selftest.time_compilation(), str(backend.load().config.compiledir)
 
 
 def device_speeds(device: Device) -> dict[str, Any]:
@@ -133,13 +133,13 @@ def device_speeds(device: Device) -> dict[str, Any]:
         ``flops`` per second. For the CPU also ``blas``, the library that Theano links its products with; for another
         device ``bytes_per_second``, ``there`` and ``back``.
     """
-    from kernels import backend, trial
+    from kernels import backend, selftest
 
-    speeds: dict[str, Any] = {"flops": trial.flops()}
+    speeds: dict[str, Any] = {"flops": selftest.flops()}
     if device.used == "cpu":
         speeds["blas"] = str(backend.load().config.blas.ldflags)
     else:
-        there, back = trial.bytes_per_second()
+        there, back = selftest.bytes_per_second()
         speeds["bytes_per_second"] = {"there": there, "back": back}
     return speeds
 
@@ -151,7 +151,7 @@ def seconds_compiling() -> float:
 
 def is_compiling() -> bool:
     """Return whether this process is waiting for the compiler."""
-    return compiler.is_at_work()
+    return compiler.is_running()
 
 
 def n_device_calls() -> int:

@@ -167,7 +167,7 @@ class EncodingStage:
             "max_error": max(part.max_error or 0.0 for part in encoded.parts),
             "n_bytes": sum(part.entry.n_bytes for part in encoded.parts),
         }
-        if prepared.given is None:
+        if prepared.given_model is None:
             return {"storage": storage}
         drifted = [_drifted(part) for part in encoded.parts]
         return {"storage": storage, "drift": drift_facts(prepared.shards, drifted, prepared.config.bad_data.on_drift)}
@@ -222,7 +222,7 @@ class EncodingStage:
             part_rows=part_rows,
             n_readers=budget.n_threads,
             bad_data=bad_data,
-            has_range=prepared.given is not None and not scaler.clips,  # no clipped row lies outside
+            has_range=prepared.given_model is not None and not scaler.clips,  # no clipped row lies outside
             storage=storages(prepared.config.storage)[0],
             n_wide=budget.n_wide,
             chunk_bytes=budget.chunk_bytes,
@@ -309,7 +309,7 @@ class EncodingStage:
 
         It is the committed model, or a copy of a given one, which the next sweep removes.
         """
-        if self.prepared.given is None:
+        if self.prepared.given_model is None:
             for record in context.ledger.records("model", self.prepared.request.of_model(self.unreadable)):
                 return record.entry
         return context.ledger.write("stages/model", ".h5", self.model.to_hdf5())

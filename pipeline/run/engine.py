@@ -136,7 +136,7 @@ def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
         facts.update(scanning.facts(scan))
     unreadable = scan.unreadable if scan else {}
 
-    if prepared.given is None:
+    if prepared.given_model is None:
         assert scan is not None
         prepared = prepared.with_offset(scan.offset)
         record_contents(prepared, context.ledger)  # after the scan, which leaves the files in the page cache
@@ -144,7 +144,7 @@ def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
         model = load_or_make(training, context)
         facts.update(training.facts(model))
     else:
-        model = prepared.given
+        model = prepared.given_model
         prepared = prepared.with_offset(model.offset)
 
     encoding = EncodingStage(prepared, model, unreadable)

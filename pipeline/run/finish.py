@@ -187,7 +187,7 @@ class _Finish:
     def summarize(self) -> Summary:
         """Return the numbers of the run."""
         prepared = self._prepared
-        training = {} if prepared.given is not None else self._model.about["training"]
+        training = {} if prepared.given_model is not None else self._model.about["training"]
         baseline = training.get("baseline") or {}  # version 0.1.0 did not store it
         n_unreadable = len(self._scan.unreadable) if self._scan else 0
         state = self._context.state
@@ -355,7 +355,7 @@ class _Finish:
 def _encoding_of(prepared: Prepared, model: Model) -> Encoding:
     """Return how the rows were encoded, for the verification and the report."""
     settings = prepared.config.bad_data
-    clips = prepared.given is not None and settings.on_drift == "clip"
+    clips = prepared.given_model is not None and settings.on_drift == "clip"
     return Encoding(model, settings.missing_value, clips)
 
 

@@ -106,7 +106,7 @@ class ScanStage:
 
         A given model has its own offset. A missing value is compared with the rows as they are, so they stay so.
         """
-        if self.prepared.given is not None or self.prepared.config.bad_data.missing_value is not None:
+        if self.prepared.given_model is not None or self.prepared.config.bad_data.missing_value is not None:
             return None
         return ranges.offset_for(self.prepared.shards, scan)
 
@@ -123,7 +123,7 @@ class ScanStage:
             For bad rows that the settings do not allow, or rows that no model can be trained on.
         """
         self.check_bad_rows(scan)
-        if self.prepared.given is None:
+        if self.prepared.given_model is None:
             self.check_usable(scan)
             self._warn_of_few_rows(scan)
             self._warn_of_narrow_columns(scan)
@@ -220,7 +220,7 @@ class ScanStage:
         settings = prepared.config.bad_data
         advice = ["Fix the files"]
         # A given model imputes no values, or has already done so.
-        if prepared.given is None and ranges.misses_values(prepared.shards, scan, settings.missing_value):
+        if prepared.given_model is None and ranges.misses_values(prepared.shards, scan, settings.missing_value):
             advice.append("fill in missing values with --impute median")
         if not scan.n_good:
             return f"Without these rows none would be left. {', or '.join(advice)}."
@@ -270,7 +270,7 @@ class ScanStage:
         if scan.n_missing is None or not scan.n_missing.any():
             return
         value = f"the column's {self.prepared.config.bad_data.impute}"
-        if self.prepared.given is not None:
+        if self.prepared.given_model is not None:
             value = "the model's value for the column"
         log.info(
             "scan: %s in %s, filled in with %s",

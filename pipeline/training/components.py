@@ -208,7 +208,7 @@ class Baseline:
     components: np.ndarray
     mean: np.ndarray
 
-    def beside(self, errors: np.ndarray) -> dict[str, Any]:
+    def comparison(self, errors: np.ndarray) -> dict[str, Any]:
         """Return plain values for reports, and whether features with these errors are worse than components.
 
         The rows are the same, so it is the differences of the errors that are tested.

@@ -68,7 +68,7 @@ def measured(training: Training, most_rows: int = _MOST_ROWS) -> dict[str, Any]:
     comparison = None
     if training.baseline is not None:
         errors = training.autoencoder.errors(training.validation)
-        comparison = training.baseline.beside(errors)
+        comparison = training.baseline.comparison(errors)
     return {"start_cost": training.start_cost, "baseline": comparison, "units": asdict(_units(training, most_rows))}
 
 
@@ -80,14 +80,16 @@ def complaints(about: Mapping[str, Any], settings: ResolvedTraining, network: Ne
     about : mapping
         Facts from `measured`, and the history. For a model of an earlier version some may be missing.
     """
-    beside = about.get("baseline")
-    if beside and beside["is_worse"] and not settings.hides_much:  # which is to make other features, not nearer ones
+    baseline = about.get("baseline")
+    if (
+        baseline and baseline["is_worse"] and not settings.hides_much
+    ):  # which does not aim at smaller errors
         yield (
-            f"the features reconstruct the validation rows worse than {beside['n_components']} principal "
-            f"components, whose mean squared error is {beside['components']:.3g}. {_remedies(settings, network)} "
+            f"the features reconstruct the validation rows worse than {baseline['n_components']} principal "
+            f"components, whose mean squared error is {baseline['components']:.3g}. {_remedies(settings, network)} "
             "usually help."
         )
-    gained = _gained_at_last(about.get("history", []), settings, beside["mean"] if beside else 0.0)
+    gained = _gained_at_last(about.get("history", []), settings, baseline["mean"] if baseline else 0.0)
     if gained > _STILL_IMPROVING:
         yield (
             f"the training was still improving at its end: the second half of {settings.epochs} epochs reduced the "

@@ -33,7 +33,7 @@ from pipeline.run.resume import (
     stored_deadline,
 )
 from pipeline.run.scan_stage import ScanStage
-from pipeline.run.space import lacks_inodes, lacks_space
+from pipeline.run.space import inode_error, space_error
 from pipeline.run.training_stage import TrainingStage
 from pipeline.scan.ranges import Scan
 from pipeline.settings.config import Config
@@ -160,10 +160,10 @@ def check_output(prepared: Prepared, findings: Findings) -> Reusable:
         if not prepared.config.results.restart:
             findings.attempt(lambda: finished_manifest(ledger, prepared))
     free = free_bytes(directory)
-    lacks = [lacks_inodes(prepared, reusable.n_encoded, _n_free_inodes(directory))]
+    shortages = [inode_error(prepared, reusable.n_encoded, _n_free_inodes(directory))]
     if free is not None:
-        lacks.insert(0, lacks_space(prepared, reusable.n_bytes, free))
-    findings.problems += [lack for lack in lacks if lack is not None]
+        shortages.insert(0, space_error(prepared, reusable.n_bytes, free))
+    findings.problems += [error for error in shortages if error is not None]
     return reusable
 
 
@@ -206,7 +206,7 @@ def check_rows(stage: ScanStage, scan: Scan, findings: Findings) -> bool:
         limit = f"expected {prepared.max_bad_rows} at most (--max-bad-rows)"
         findings.warnings.append(f"about {n_bad} rows are bad, {limit}")
     findings.attempt(lambda: stage.check_bad_rows(scan))
-    if prepared.given is None:
+    if prepared.given_model is None:
         findings.attempt(lambda: stage.check_usable(scan))
     if scan.n_rows < prepared.n_rows:
         where = f"in a sample of {scan.n_rows} of {prepared.n_rows} rows: "
@@ -289,7 +289,7 @@ def _reusable_stages(ledger: Ledger, prepared: Prepared, before: Mapping[str, An
     unreadable = scan.unreadable if scan else {}
 
     training = TrainingStage(prepared, tuple(unreadable))
-    model = prepared.given or training.load(earlier)
+    model = prepared.given_model or training.load(earlier)
     checkpoint = None
     parts: list[PartFacts] = []
     if model is None:
@@ -316,7 +316,7 @@ def _reusable_stages(ledger: Ledger, prepared: Prepared, before: Mapping[str, An
 
 
 def _reused_training(prepared: Prepared, model: Model | None, checkpoint: Record | None) -> str:
-    if prepared.given is not None:
+    if prepared.given_model is not None:
         return "a fitted model is given (--model)"
     if model is not None:
         return "finished by an earlier run"

@@ -149,7 +149,7 @@ def _facts_without_sample(prepared: Prepared, reusable: Reusable) -> dict[str, A
         },
         "model": {
             "widths": list(network_of(config.network, prepared.n_inputs).widths),
-            "epochs": 0 if prepared.given else config.training.epochs,
+            "epochs": 0 if prepared.given_model else config.training.epochs,
             "steps_per_epoch": -(-n_train // config.training.batch_size),
             "batch_size": config.training.batch_size,
             "replicas": config.training.replicas,
@@ -165,7 +165,7 @@ def _disk(prepared: Prepared, reusable: Reusable, feature_bytes: int) -> dict[st
     if not reusable.is_complete:
         # encoder.npz is in float64; a trained model.h5 is written twice.
         n_weights = network_of(prepared.config.network, prepared.n_inputs).n_weights
-        n_copies = 2 if prepared.given is None else 1
+        n_copies = 2 if prepared.given_model is None else 1
         n_bytes = feature_bytes + n_weights * (8 + 4 * n_copies)
     free = free_bytes(Path(prepared.config.results.output))
     return {"n_bytes": n_bytes, "free": free, "left": None if free is None else free - n_bytes}
@@ -197,7 +197,7 @@ def _memory(prepared: Prepared, device: Device, findings: Findings) -> dict[str,
     resident = prepared.budget.keeps_rows(device)
     stages = [ScanStage(prepared).memory_bytes(resident and on_host), encoding_bytes(prepared)]
     stages.append(FinishStage(prepared).memory_bytes(resident and on_host))
-    if prepared.given is None:
+    if prepared.given_model is None:
         stages.append(TrainingStage(prepared, ()).memory_bytes(resident and on_host))
     needed = taken + LIBRARY_BYTES + max(stages)
     available = available_bytes()
@@ -220,7 +220,7 @@ def _sample_stages(
     scanning = ScanStage(prepared)
     scanned = scanning.sample(stretches(prepared))
     pace = scanned.pace  # of the first pass over the rows
-    offset = scanning.offset_of(scanned.scan) if prepared.given is None else prepared.given.offset
+    offset = scanning.offset_of(scanned.scan) if prepared.given_model is None else prepared.given_model.offset
     if offset is not None:
         prepared = prepared.with_offset(offset)
         scanning = ScanStage(prepared)
@@ -229,11 +229,11 @@ def _sample_stages(
         return None
 
     training = None
-    if prepared.given is None:
+    if prepared.given_model is None:
         report_step("compiling, and training on a sample")
         training, model, encoder = sample_training(prepared, scanned.scan, resident)
     else:
-        model = prepared.given
+        model = prepared.given_model
         encoder = encoder_of(prepared, model)
 
     report_step("encoding a sample")
