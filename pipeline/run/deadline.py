@@ -280,7 +280,7 @@ def warn_if_late(ends_by: float | None) -> None:
     """Warn if a run ends after its deadline."""
     if ends_by is not None and time.time() > ends_by:
         log.warning(
-            "deadline: the run ends %s after the deadline, %s", duration(time.time() - ends_by), in_words(ends_by)
+            "deadline: the run ends %s after the deadline (%s)", duration(time.time() - ends_by), in_words(ends_by)
         )
 
 

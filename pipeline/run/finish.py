@@ -25,8 +25,7 @@ from pipeline.output.publication import Publication
 from pipeline.output.records import SINGLE_FILE, Entry, fault_of, plain_name
 from pipeline.report.facts import bad_data_facts, earlier_run_facts, input_facts, sample_facts
 from pipeline.report.page.build import page_bytes, report_bytes
-from pipeline.report.rows import Preprocessing as Encoding
-from pipeline.report.rows import RowCheck, check_rows
+from pipeline.report.rows import Preprocessing, RowCheck, check_rows
 from pipeline.report.sample import PartSource, SampleSpec, largest_sample
 from pipeline.run.context import RunContext, versions
 from pipeline.run.deadline import gave_up, warn_if_late
@@ -154,13 +153,13 @@ class _Finish:
         # Results that stay in the directory, so that a later run can reuse them.
         self._kept_keys = [prepared.request.of_scan(), results.model_key, results.encoded.key]
         self._attributes = {**context.attributes(prepared, results.model), "storage": results.facts["storage"]}
-        self._encoding = _encoding_of(prepared, results.model)
+        self._preprocessing = _preprocessing_of(prepared, results.model)
 
     def verify(self) -> dict[str, Any]:
         """Encode some rows again and compare them with the stored features; drop parts in which they differ."""
         lines = [part.line() for part in self._parts]
         checked = check_rows(
-            self._ledger.directory, lines, lambda part: self._prepared.shards[part["shard"]], self._encoding
+            self._ledger.directory, lines, lambda part: self._prepared.shards[part["shard"]], self._preprocessing
         )
         self._ledger.check()
         if checked.faults:
@@ -277,7 +276,7 @@ class _Finish:
         for part in self._parts:
             block = Block(self._prepared.shards[part.shard], part.start, part.stop)
             sources.append(PartSource(block, folder / part.entry.file))
-        how = self._encoding
+        how = self._preprocessing
         spec = SampleSpec(self._model, how.missing, how.clips, config.machine.memory_budget, config.training.seed)
         return sample_facts(sources, spec)
 
@@ -352,11 +351,11 @@ class _Finish:
         return [entry]
 
 
-def _encoding_of(prepared: Prepared, model: Model) -> Encoding:
+def _preprocessing_of(prepared: Prepared, model: Model) -> Preprocessing:
     """Return how the rows were encoded, for the verification and the report."""
     settings = prepared.config.bad_data
     clips = prepared.given_model is not None and settings.on_drift == "clip"
-    return Encoding(model, settings.missing_value, clips)
+    return Preprocessing(model, settings.missing_value, clips)
 
 
 def _best_cost(training: Mapping[str, Any]) -> float | None:

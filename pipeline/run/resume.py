@@ -289,7 +289,9 @@ def _check_unfinished(ledger: Ledger, config: Config, now: Mapping[str, Any]) ->
             "valid are reused)."
         )
     if changed and ledger.records():
-        log.warning("this run differs from the previous one in this output; recomputing what depends on: %s", changed)
+        log.warning(
+            "this run differs from the previous one in this output; recomputing everything that depends on: %s", changed
+        )
 
 
 def _finished_work(ledger: Ledger) -> str:

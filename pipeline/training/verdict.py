@@ -81,9 +81,8 @@ def complaints(about: Mapping[str, Any], settings: ResolvedTraining, network: Ne
         Facts from `measured`, and the history. For a model of an earlier version some may be missing.
     """
     baseline = about.get("baseline")
-    if (
-        baseline and baseline["is_worse"] and not settings.hides_much
-    ):  # which does not aim at smaller errors
+    # Strong corruption makes different features; it does not aim at a smaller error.
+    if baseline and baseline["is_worse"] and not settings.hides_much:
         yield (
             f"the features reconstruct the validation rows worse than {baseline['n_components']} principal "
             f"components, whose mean squared error is {baseline['components']:.3g}. {_remedies(settings, network)} "
