@@ -94,7 +94,7 @@ class WatchedCompiler:
         self._run = run
         self._config = config
 
-    def __call__(self, command: Sequence[str], **how: Any) -> Any:
+    def __call__(self, command: Sequence[str], **options: Any) -> Any:
         """Run a command, and return its output, its errors and its exit status.
 
         Raises
@@ -104,11 +104,11 @@ class WatchedCompiler:
         """
         if "-shared" not in command:
             # Theano queries the features of the compiler in this way, and expects some of these commands to fail.
-            return self._call(command, **how)
+            return self._call(command, **options)
         if self._n_done == 0:
             log.info("compiling kernels for this machine (cached for later runs)")
         with self._timing():
-            out, err, status = self._call(command, **how)
+            out, err, status = self._call(command, **options)
         if status:
             raise CompilerFailed(command, err.decode(errors="replace"))
         return out, err, status
@@ -125,12 +125,12 @@ class WatchedCompiler:
             self.n_running -= 1
             self._n_done += 1
 
-    def _call(self, command: Sequence[str], **how: Any) -> Any:
+    def _call(self, command: Sequence[str], **options: Any) -> Any:
         program, *arguments = command
         if os.sep in program:
             program = os.path.abspath(program)
         # Not in the current directory, where the linker would use a libgcc_s.so.1 of another user.
-        return self._run([program, *arguments], env=_environment(), cwd=self._config.compiledir, **how)
+        return self._run([program, *arguments], env=_environment(), cwd=self._config.compiledir, **options)
 
 
 def watch_compiler(windows: Any, config: Any) -> None:
@@ -205,9 +205,9 @@ def seconds_spent() -> float:
 def silence_compiler(cmodule: Any) -> None:
     """Keep ``theano.gof.cmodule`` from printing commands that failed: the errors contain them."""
 
-    def print_unless_error(*words: object, **how: Any) -> None:
-        if how.get("file") is not sys.stderr:
-            print(*words, **how)
+    def print_unless_error(*words: object, **options: Any) -> None:
+        if options.get("file") is not sys.stderr:
+            print(*words, **options)
 
     cmodule.print = print_unless_error
 

@@ -132,7 +132,7 @@ def row_errors(network: Network, x: np.ndarray, parameters: Parameters) -> np.nd
 
 
 def gradients(
-    network: Network, x: np.ndarray, seen: np.ndarray, parameters: Parameters
+    network: Network, x: np.ndarray, visible: np.ndarray, parameters: Parameters
 ) -> tuple[float, list[np.ndarray]]:
     """Return the cost of scaled rows, and its gradients in the order of the parameters.
 
@@ -141,7 +141,7 @@ def gradients(
     network : Network
     x : ndarray of shape (n_rows, n_inputs)
         Scaled rows, which the network reconstructs.
-    seen : ndarray of shape (n_rows, n_inputs)
+    visible : ndarray of shape (n_rows, n_inputs)
         The rows that the network sees: `x`, or `x` with hidden entries.
     parameters : mapping or sequence of ndarray
 
@@ -153,7 +153,7 @@ def gradients(
         Of the shapes of the parameters.
     """
     named = _named(network, parameters)
-    a, s = forward(network, seen, named)
+    a, s = forward(network, visible, named)
     d = s[0] - x
     cost = float(np.mean(d**2))
     d, found = _decoder_gradients(network, d, a[-1], s, named)

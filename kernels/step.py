@@ -408,9 +408,9 @@ def _build_with_graph(autoencoder: Autoencoder, rule: Rule, minibatch: _Minibatc
     if minibatch.numbers is not None:
         rows = rows[minibatch.numbers]
     x = autoencoder.scaled(rows)
-    seen = x
+    visible = x
     if minibatch.noise is not None:
-        seen = graph.masked(x, minibatch.noise, minibatch.corruption)
-    cost, gradients = graph.cost_and_gradients(autoencoder.network, x, seen, autoencoder.shared, minibatch.n_rows)
+        visible = graph.masked(x, minibatch.noise, minibatch.corruption)
+    cost, gradients = graph.cost_and_gradients(autoencoder.network, x, visible, autoencoder.shared, minibatch.n_rows)
     parameters = list(autoencoder.shared.values())
     return cost, updates_of(rule, gradients, parameters, minibatch.learning_rate)

@@ -68,14 +68,14 @@ def _describe_problem(directory: str, trusted: set[int]) -> str | None:
 
 def _directories_above(path: str | Path) -> Iterator[str]:
     """Yield every directory above a path, the nearest first, and the directories above the targets of links."""
-    seen = set[str]()
+    visited = set[str]()
     pending = [Path(os.path.abspath(path)).parent]
     while pending:
         start = pending.pop()
         for directory in map(str, (start, *start.parents)):
-            if directory in seen:
+            if directory in visited:
                 continue
-            seen.add(directory)
+            visited.add(directory)
             yield directory
             if os.path.islink(directory):
                 pending.append(_target_of(directory))

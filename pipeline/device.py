@@ -216,8 +216,8 @@ def _by_message(error: Exception) -> ShardpressError | None:
 
 def _compiler_failed(error: compiler.CompilerFailed) -> ShardpressError:
     why = shown(_own_message(error))
-    said = f"the C++ compiler failed: {why}. {_advice()}. Its complete output is in run.log."
-    translated = _disk_full(why) or DeviceError(said)
+    message = f"the C++ compiler failed: {why}. {_advice()}. Its complete output is in run.log."
+    translated = _disk_full(why) or DeviceError(message)
     translated.details = error.output
     return translated
 

@@ -137,9 +137,9 @@ class BadData:
         n_bad = np.count_nonzero(is_bad.any(axis=1))
         row, column = np.argwhere(is_bad)[0]
         where = self._place(block, numbers[row], column)
-        held = "Inf, or no value at all" if self.fills else "NaN, Inf or the missing value"
+        contents = "Inf, or no value at all" if self.fills else "NaN, Inf or the missing value"
         raise DataError(
-            f"{block}: {rows[row, column]} in {where}; {n_bad} of these rows hold {held}, expected finite numbers. "
+            f"{block}: {rows[row, column]} in {where}; {n_bad} of these rows hold {contents}, expected finite numbers. "
             "Fix the file, or leave out any number of such rows with --on-bad-data skip --max-bad-rows 100%."
         )
 

@@ -102,8 +102,8 @@ class Storage:
                 rounded = np.rint(features / step) * step
             # Larger features have no bits below `step`.
             features = np.where(np.abs(features) < _INTEGER_RANGE * step, rounded, features)
-        most = np.finfo(self.dtype).max  # float16 would turn larger values into Inf
-        return np.clip(features, -most, most)
+        largest = np.finfo(self.dtype).max  # float16 would turn larger values into Inf
+        return np.clip(features, -largest, largest)
 
 
 PLAIN = Storage()

@@ -358,11 +358,11 @@ def _is_supported(call: Callable[..., object], *arguments: object) -> bool:
 def write_error(error: OSError, path: Path, doing: str) -> ShardpressError:
     """Return the error for a failed change, with the operation and advice for the user."""
     where = f"file={shown(path)}: {error.strerror} while {doing}"
-    again = "then run the same command again; finished results are kept."
+    retry = "then run the same command again; finished results are kept."
     if isinstance(error, PermissionError):
-        return NotPermitted(f"{where}. Make the directory writable for this user, {again}")
+        return NotPermitted(f"{where}. Make the directory writable for this user, {retry}")
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        return SystemLimit(f"{where}. Raise the limit (ulimit -n 4096), {again}")
+        return SystemLimit(f"{where}. Raise the limit (ulimit -n 4096), {retry}")
     advice = {
         errno.ENOSPC: _advice_when_full(path),
         errno.EDQUOT: "Your disk quota is used up. Free some space",
@@ -370,7 +370,7 @@ def write_error(error: OSError, path: Path, doing: str) -> ShardpressError:
         errno.EROFS: "The file system is read-only. Make it writable",
     }
     first_step = advice.get(error.errno or 0, "Check the disk")
-    return WriteFailed(f"{where}. {first_step}, {again}")
+    return WriteFailed(f"{where}. {first_step}, {retry}")
 
 
 def free_inodes(path: Path) -> int | None:

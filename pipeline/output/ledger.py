@@ -90,8 +90,8 @@ class Ledger:
         for name in sorted(os.listdir(directory / "commits")):
             self._read_records(f"commits/{name}")
         self._records: dict[tuple[str, str], Record] = {}
-        for held in self._files.values():
-            self._records |= _by_identity(held)
+        for records in self._files.values():
+            self._records |= _by_identity(records)
 
     # -- writing --
 
@@ -160,12 +160,12 @@ class Ledger:
 
     def _drop_from(self, name: str, dropped: set[tuple[str, str]]) -> None:
         """Remove records from one file of records, which is removed if it holds no others."""
-        held = self._files[name]
-        rest = [record for record in held if record.identity not in dropped]
+        records = self._files[name]
+        rest = [record for record in records if record.identity not in dropped]
         if not rest:
             self._remove(name)
             del self._files[name]
-        elif len(rest) < len(held):
+        elif len(rest) < len(records):
             publish(self.disk, self.directory / name, sealed(rest), name_is_synced=False)  # `drop` syncs all names
             self._files[name] = rest
 

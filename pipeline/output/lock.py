@@ -204,12 +204,12 @@ def _flock(directory: Path, descriptor: int) -> None:
 
 def _check_held(directory: Path, descriptor: int) -> None:
     """Raise `TryAgain` unless the lock in `directory` is the file that this run has locked."""
-    held = os.fstat(descriptor)
+    locked = os.fstat(descriptor)
     try:
         found = os.stat(directory / LOCK, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
         found = None
-    if found is None or (found.st_dev, found.st_ino) != (held.st_dev, held.st_ino):
+    if found is None or (found.st_dev, found.st_ino) != (locked.st_dev, locked.st_ino):
         what = "missing" if found is None else "a different file"
         raise TryAgain(
             f"output={shown(directory)}: its {LOCK} is {what}, expected the file that this run locked. The "

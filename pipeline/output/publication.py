@@ -330,15 +330,15 @@ def sweep_publications(directory: Path, disk: Disk, named: set[str]) -> None:
     ------
     WriteFailed, SystemLimit, NotPermitted
     """
-    kept = {file.rpartition("/")[0] for file in named}
+    used_folders = {file.rpartition("/")[0] for file in named}
     current = directory / CURRENT
     if current.is_symlink():
-        kept.add(f"{PUBLISHED}/{os.readlink(current)}")
+        used_folders.add(f"{PUBLISHED}/{os.readlink(current)}")
     folders = publications(directory)
     if current.is_dir() and not current.is_symlink() and not (directory / PUBLISHED).is_symlink():
         folders.append(current)  # of a copy that followed links
     for folder in folders:
-        if f"{PUBLISHED}/{folder.name}" not in kept:
+        if f"{PUBLISHED}/{folder.name}" not in used_folders:
             _do(folder, "removing it", partial(_remove_publication, disk, folder))
 
 

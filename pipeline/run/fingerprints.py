@@ -223,10 +223,10 @@ def _changed_files(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[st
             if changes:
                 yield f"input {shown(name)} ({changes})"
         return
-    gone = set(names_before) - set(names_now)
-    new = set(names_now) - set(names_before)
-    yield from (f"input {shown(name)} was removed" for name in names_before if name in gone)
-    yield from (f"input {shown(name)} was added" for name in names_now if name in new)
+    removed = set(names_before) - set(names_now)
+    added = set(names_now) - set(names_before)
+    yield from (f"input {shown(name)} was removed" for name in names_before if name in removed)
+    yield from (f"input {shown(name)} was added" for name in names_now if name in added)
     if sorted(names_before) == sorted(names_now):
         yield "the order of the inputs changed"
 

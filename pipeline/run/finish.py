@@ -276,8 +276,10 @@ class _Finish:
         for part in self._parts:
             block = Block(self._prepared.shards[part.shard], part.start, part.stop)
             sources.append(PartSource(block, folder / part.entry.file))
-        how = self._preprocessing
-        spec = SampleSpec(self._model, how.missing, how.clips, config.machine.memory_budget, config.training.seed)
+        preprocessing = self._preprocessing
+        spec = SampleSpec(
+            self._model, preprocessing.missing, preprocessing.clips, config.machine.memory_budget, config.training.seed
+        )
         return sample_facts(sources, spec)
 
     def _stages(self) -> dict[str, dict[str, Any]]:

@@ -276,15 +276,15 @@ def _check_unfinished(ledger: Ledger, config: Config, now: Mapping[str, Any]) ->
     before = ledger.request() or now
     where = f"output={shown(ledger.directory)}"
     changed = differences(before, now)
-    kept = _finished_work(ledger)
-    if kept and other_inputs(before, now):
+    progress = _finished_work(ledger)
+    if progress and other_inputs(before, now):
         raise ConfigError(
-            f"{where}: holds an unfinished run of other input files ({kept}): {changed}. Choose another --output, "
+            f"{where}: holds an unfinished run of other input files ({progress}): {changed}. Choose another --output, "
             "or discard that run with --restart."
         )
-    if kept and other_settings(before, now) and not config.results.overwrite:
+    if progress and other_settings(before, now) and not config.results.overwrite:
         raise ConfigError(
-            f"{where}: holds an unfinished run ({kept}) with other settings: {changed}. Restore these settings to "
+            f"{where}: holds an unfinished run ({progress}) with other settings: {changed}. Restore these settings to "
             "resume it, choose another --output, or use the new settings with --overwrite (results that are still "
             "valid are reused)."
         )

@@ -225,9 +225,9 @@ class ScanStage:
         if not scan.n_good:
             return f"Without these rows none would be left. {', or '.join(advice)}."
         n_bad = len(scan.bad_rows)
-        how = "skip" if settings.on_bad_data == "raise" else settings.on_bad_data
+        mode = "skip" if settings.on_bad_data == "raise" else settings.on_bad_data
         limit = f" --max-bad-rows {n_bad}" if n_bad > allowed(settings.max_bad_rows, scan.n_rows) else ""
-        return f"{', '.join(advice)}, or leave these rows out with --on-bad-data {how}{limit}."
+        return f"{', '.join(advice)}, or leave these rows out with --on-bad-data {mode}{limit}."
 
     def _warn_of_few_rows(self, scan: Scan) -> None:
         n_features = self.prepared.config.network.n_features

@@ -71,8 +71,8 @@ def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[Tra
     autoencoder = autoencoder_of(scan.scaler, network, row_dtype(prepared.shards))
     beginning, components = measure_seconds(lambda: _initialize(prepared, scan, sample, autoencoder))
 
-    held = ResidentRows(sample)
-    rows: Any = held if resident else _Streamed(held)
+    resident_rows = ResidentRows(sample)
+    rows: Any = resident_rows if resident else _Streamed(resident_rows)
     compiling, step = measure_seconds(lambda: _compile(autoencoder, prepared, rows))
 
     n_validated = min(round(config.validation.validation_fraction * prepared.n_rows), budget.max_validation_rows)

@@ -138,7 +138,7 @@ def _comparable_costs(history: Sequence[Mapping[str, Any]], settings: ResolvedTr
 
 
 def _of_units(units: Units, network: Network) -> Iterator[str]:
-    said = {
+    faults = {
         "hardly vary": (units.dead, "Lower --n-features: fewer features would carry as much information"),
         "are saturated": (units.saturated, "Lower --learning-rate" if network.gain else "Try --decoder-gain"),
         "duplicate another one": (
@@ -146,7 +146,7 @@ def _of_units(units: Units, network: Network) -> Iterator[str]:
             "Lower --n-features: fewer features would carry as much information",
         ),
     }
-    for what, (n, advice) in said.items():
+    for what, (n, advice) in faults.items():
         if n > _MANY * units.n_features:
             yield f"{n} of {units.n_features} features {what}. {advice}."
 

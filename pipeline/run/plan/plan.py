@@ -192,14 +192,14 @@ def _facts_of_sample(
 
 def _memory(prepared: Prepared, device: Device, findings: Findings) -> dict[str, int | None]:
     """Return the memory that the run would need at its peak; warn if that is not available."""
-    taken = taken_bytes()
+    in_use = taken_bytes()
     on_host = device.used == "cpu"
     resident = prepared.budget.keeps_rows(device)
     stages = [ScanStage(prepared).memory_bytes(resident and on_host), encoding_bytes(prepared)]
     stages.append(FinishStage(prepared).memory_bytes(resident and on_host))
     if prepared.given_model is None:
         stages.append(TrainingStage(prepared, ()).memory_bytes(resident and on_host))
-    needed = taken + LIBRARY_BYTES + max(stages)
+    needed = in_use + LIBRARY_BYTES + max(stages)
     available = available_bytes()
     if 0 < available < needed:
         sizes = f"{needed / 1e6:.0f} MB of memory are needed at the peak, but {available / 1e6:.0f} MB are available"
