@@ -90,7 +90,7 @@ def _main(description: str, command: Sequence[str], disk: Disk | None, run_log: 
         log.critical("internal error of shardpress; please report it with this traceback", exc_info=True)
         _last_line(error, _AGAIN)
         return ShardpressError.exit_code
-    run_log.say(str(summary))
+    run_log.write(str(summary))
     with suppress(OSError):  # standard output may be closed
         print(summary, flush=True)
     return 0
@@ -110,7 +110,7 @@ def _failed(error: ShardpressError, run_log: RunLog) -> int:
     """Log an error, and return its exit code."""
     log.error("%s: %s", type(error).__name__, error)
     if error.details:
-        run_log.say(error.details)
+        run_log.write(error.details)
     if error.exit_code not in (os.EX_USAGE, os.EX_CONFIG):  # otherwise no work has begun, and one line is enough
         _last_line(error, _ADVICE.get(error.exit_code, _FIX))
     return error.exit_code
