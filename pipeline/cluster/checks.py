@@ -253,7 +253,7 @@ def describe_environment(probe: Probe) -> Environment:
 
 
 def _access_files(probe: Probe, written_file: str) -> dict[str, str]:
-    """Change to the driver's directory, write a file, read the driver's, and return what came of each access."""
+    """Change to the driver's directory, write a file, read the driver's, and return the outcome of each access."""
     output = Path(probe.output)
     driver_file = output / probe.driver_file
     outcomes = {f"directory={shown(probe.directory)}": _outcome(partial(os.chdir, probe.directory))}
@@ -289,14 +289,14 @@ def describe_scheduler() -> dict[str, str]:
 
 
 def compare_scheduler(scheduler: Mapping[str, str]) -> list[str]:
-    """Return in words why a scheduler with these facts could not handle, or must not get, tasks of this process."""
+    """Return the reasons why a scheduler with these facts cannot, or must not, handle tasks of this process."""
     driver = versions()
     expected = {name: driver[name] for name in _NEEDED_BY_SCHEDULER}
     return _different_facts({**expected, **_PRIVATE_SCRATCH}, scheduler)
 
 
 def _different_facts(expected: Mapping[str, str], actual: Mapping[str, str]) -> list[str]:
-    """Return in words which facts are missing or different."""
+    """Return the missing and different facts in words."""
     return [
         f"{name} {actual.get(name)}, expected {text}" for name, text in expected.items() if actual.get(name) != text
     ]

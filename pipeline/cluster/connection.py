@@ -149,7 +149,7 @@ def wait_for_answers(client: Client, futures: Mapping[str, Future], seconds: flo
 
 
 def workers_of(client: Client) -> dict[str, dict[str, Any]]:
-    """Return what the scheduler knows of its current workers, by their addresses.
+    """Return the scheduler's facts about its current workers, by their addresses.
 
     `Client.scheduler_info` is not used: the periodic update of the client, which contains no workers, may replace the
     answer before it is returned.

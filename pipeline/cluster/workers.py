@@ -1,4 +1,4 @@
-"""A pool of workers of a Dask scheduler, whose failures become errors and log lines of our own."""
+"""A pool of workers of a Dask scheduler, whose failures are reported as errors and log lines of shardpress."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ async def _copy_result(dask_future: DaskFuture, future: Future[Any], function: C
 
 
 def _explain(error: BaseException, function: Callable[..., Any]) -> BaseException:
-    """Return an error of our own for one of Dask's, and any other error as it is."""
+    """Return an error of shardpress for one of Dask's, and any other error unchanged."""
     if not isinstance(error, KilledWorker):
         return error
     # Dask cannot know which task has killed a worker that was running several, so it counts the death for each of them.

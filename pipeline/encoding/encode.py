@@ -46,7 +46,7 @@ class EncodeTask:
     part : Part
     settings : EncodeSettings
     unreadable : str or None
-        Why the shard of this part cannot be read. All rows of the part are bad then.
+        Reason why the shard of this part cannot be read, if so. All rows of the part are then bad.
     """
 
     part: Part
@@ -170,7 +170,7 @@ def _encode_rows(worker: Worker, task: EncodeTask, features: np.ndarray, valid: 
 
 
 def _bad_data(model: Model, settings: EncodeSettings) -> BadData:
-    """Return the settings for bad data with what the model knows and tasks do not carry."""
+    """Return the settings for bad data, completed with facts of the model that tasks do not carry."""
     bad_data = replace(settings.bad_data, columns=model.columns)
     if settings.has_range:
         bad_data = replace(bad_data, trained_on=model.scaler)

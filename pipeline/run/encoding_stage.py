@@ -88,7 +88,7 @@ class EncodingStage:
     name: ClassVar[str] = "encoding"
 
     def key(self, storage: Storage | None = None) -> str:
-        """Return the fingerprint of the features, stored in the first form that is tried unless `storage` is given."""
+        """Return the fingerprint of the features, in the first storage format to try unless `storage` is given."""
         first = storages(self.prepared.config.storage)[0]
         key = self.prepared.request.of_features(self.model.fingerprint)
         unreadable = sorted(self.unreadable)
@@ -100,14 +100,14 @@ class EncodingStage:
         return key
 
     def load(self, earlier: EarlierResults) -> Encoded | None:
-        """Return the features of an earlier run if those of all rows are there, or None."""
+        """Return the features of an earlier run if it has encoded all rows, or None."""
         encoded = self.committed(earlier)
         if encoded.n_rows < self.prepared.n_rows:
             return None
         return encoded
 
     def committed(self, earlier: EarlierResults) -> Encoded:
-        """Return the parts of an earlier run, in the last form of storage of which there are any."""
+        """Return the parts of an earlier run, in the last storage format that any of them have."""
         for storage in reversed(storages(self.prepared.config.storage)):
             encoded = self._committed_as(earlier, storage)
             if encoded.parts:
@@ -159,7 +159,7 @@ class EncodingStage:
         )
 
     def facts(self, encoded: Encoded) -> dict[str, Any]:
-        """Return what the report says about the features: their storage, and with a given model their drift."""
+        """Return facts for the report: storage of the features and, with a given model, their drift."""
         prepared = self.prepared
         storage = {
             "dtype": encoded.parts[0].dtype or "float32",
@@ -177,7 +177,7 @@ class EncodingStage:
         return encoding_bytes(self.prepared)
 
     def sample(self, encoder: Autoencoder, some: Sequence[Stretch], disk: Disk) -> Pace:
-        """Encode some rows, in the smallest form of storage that is exact enough for them.
+        """Encode some rows, in the smallest storage format that is exact enough for them.
 
         Parameters
         ----------
@@ -195,7 +195,7 @@ class EncodingStage:
         return self._sample_as(encoder, some, disk, last)
 
     def settings(self, part_rows: int, directory: Path) -> EncodeSettings:
-        """Return what all parts have in common, except for the model's file.
+        """Return the settings that all parts share, except for the model's file.
 
         Parameters
         ----------
@@ -231,7 +231,7 @@ class EncodingStage:
     # -- inside --
 
     def _committed_as(self, earlier: EarlierResults, storage: Storage) -> Encoded:
-        """Return the parts of an earlier run in one form of storage; drop those that overlap others."""
+        """Return the parts of an earlier run in one storage format; drop those that overlap others."""
         key = self.key(storage)
         parts = [PartFacts.from_record(record) for record in earlier.records("part", key)]
         _, overlapping = plan_parts(self.prepared.shards, self.prepared.budget.part_rows, parts)
@@ -290,7 +290,7 @@ class EncodingStage:
             compute([(encode_part, task) for task in tasks], executor, n_at_once, commit, n_small)
 
     def _shared_settings(self, context: RunContext, storage: Storage, part_rows: int) -> EncodeSettings:
-        """Return what all tasks have in common."""
+        """Return the settings that all tasks share."""
         settings = self.settings(part_rows, context.ledger.directory)
         n_sharing = context.pool.n_local_processes
         n_processes = max(1, n_sharing)  # that share the memory budget

@@ -61,7 +61,7 @@ class StageResults:
     encoded : Encoded
         The features.
     facts : mapping
-        What the stages contribute to the report; ``storage`` also goes into the manifest.
+        Facts of the stages for the report; ``storage`` also goes into the manifest.
     """
 
     scan: Scan | None
@@ -73,7 +73,7 @@ class StageResults:
 
 @dataclass(frozen=True)
 class FinishStage:
-    """Verify, summarize, report, index and publish; or find that an earlier run has done it all.
+    """Verify, summarize, report, index and publish; or reuse the results of an earlier run.
 
     Attributes
     ----------
@@ -269,7 +269,7 @@ class _Finish:
     # -- inside --
 
     def _sample(self) -> dict[str, Any] | None:
-        """Return what the report says about some rows and their features."""
+        """Return facts about some rows and their features for the report."""
         config = self._prepared.config
         folder = self._ledger.directory
         sources = []

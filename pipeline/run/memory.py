@@ -83,7 +83,7 @@ def trained_network_bytes(prepared: Prepared) -> int:
 
 
 def device_bytes(prepared: Prepared, resident: bool, tile_rows: int) -> int:
-    """Return the bytes of rows, network and activations on a device of its own, without those of its driver."""
+    """Return the bytes of rows, network and activations on a device with its own memory, excluding its driver."""
     config = prepared.config
     network = network_of(config.network, prepared.n_inputs)
     row_bytes = prepared.n_inputs * row_dtype(prepared.shards).itemsize

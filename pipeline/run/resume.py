@@ -125,7 +125,7 @@ class EarlierResults:
         return [self._faults[entry] for entry in entries]
 
     def is_published_intact(self, manifest: Mapping[str, Any]) -> bool:
-        """Return whether the files of a finished run are as they were published."""
+        """Return whether the files of a finished run are unchanged since they were published."""
         lines = [*manifest["parts"], *manifest["files"]]
         faults = self.faults(Entry(line["file"], line["n_bytes"], line["blake3"]) for line in lines)
         misplaced = misplaced_names(self.ledger.directory, manifest)
@@ -157,7 +157,7 @@ def step_of(checkpoint: Record) -> int:
 
 
 def checkpoint_in_words(checkpoint: Record) -> str:
-    """Return how far the training of a checkpoint is."""
+    """Return the progress of a checkpoint in words."""
     facts = checkpoint.facts
     epochs = ""
     if "of" in facts:
@@ -295,7 +295,7 @@ def _check_unfinished(ledger: Ledger, config: Config, now: Mapping[str, Any]) ->
 
 
 def _finished_work(ledger: Ledger) -> str:
-    """Return what an unfinished run has done that takes long, in words; empty if its training has diverged."""
+    """Return the expensive results of an unfinished run in words; empty if its training has diverged."""
     if ledger.has_diverged():
         return ""  # it would diverge again
     done = []

@@ -204,7 +204,7 @@ def measure_tasks(
 
 
 class _Enough(Exception):
-    """Ends tasks whose results are not needed any more."""
+    """Exception that ends tasks whose results are no longer needed."""
 
 
 def measure_seconds(work: Callable[[], T]) -> tuple[float, T]:

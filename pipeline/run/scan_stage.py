@@ -102,9 +102,9 @@ class ScanStage:
         return scan
 
     def offset_of(self, scan: Scan) -> np.ndarray | None:
-        """Return what to subtract from the rows (n_inputs,), by a scan of them as they are; None if nothing.
+        """Return the offset (n_inputs,) to subtract from the rows, from a scan of the unchanged rows; None without one.
 
-        A given model has its own offset. A missing value is compared with the rows as they are, so they stay so.
+        A given model has its own offset. Rows with a configured missing value are not changed, because they are compared with it.
         """
         if self.prepared.given_model is not None or self.prepared.config.bad_data.missing_value is not None:
             return None
@@ -150,7 +150,7 @@ class ScanStage:
         ranges.check_usable(self.prepared.shards, scan, self.prepared.config.bad_data.missing_value)
 
     def facts(self, scan: Scan) -> dict[str, Any]:
-        """Return what the report says about the rows."""
+        """Return facts about the rows for the report."""
         return {"scan": scan.summary()}
 
     def memory_bytes(self, resident: bool) -> int:
@@ -215,7 +215,7 @@ class ScanStage:
         )
 
     def _advice_on_bad_rows(self, scan: Scan) -> str:
-        """Return what to do about bad rows, with all flags that the next run needs."""
+        """Return advice on bad rows, with all flags that the next run needs."""
         prepared = self.prepared
         settings = prepared.config.bad_data
         advice = ["Fix the files"]

@@ -49,7 +49,7 @@ class Stage(Protocol[Result]):
         ...
 
     def facts(self, result: Result) -> Mapping[str, Any]:
-        """Return what the report says about a result."""
+        """Return facts about a result for the report."""
         ...
 
     def memory_bytes(self, resident: bool) -> int:

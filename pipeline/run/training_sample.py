@@ -35,7 +35,7 @@ _UNTIMED_STEPS = 3  # the first ones, whose data are not in the processor's cach
 
 
 class _Streamed:
-    """Rows in memory that are handed out like rows that are read from files."""
+    """Rows in memory with the interface of rows that are read from files."""
 
     resident = None
 
@@ -50,7 +50,7 @@ class _Streamed:
 
 
 def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[TrainingPace, Model, Autoencoder]:
-    """Train for a moment on some rows; return what that took, the model, and the model on its device.
+    """Train for a moment on some rows; return the measurements, the model, and the model on its device.
 
     Parameters
     ----------

@@ -120,7 +120,7 @@ class TrainingStage:
             log.warning("%s", complaint)
 
     def facts(self, model: Model) -> dict[str, Any]:
-        """Return what the report says about the training."""
+        """Return facts about the training for the report."""
         return {"training": model.about["training"]}
 
     def memory_bytes(self, resident: bool) -> int:
@@ -339,7 +339,7 @@ def _model(prepared: Prepared, scan: Scan, training: Training, about: dict[str, 
 
 @dataclass(frozen=True)
 class _Place:
-    """Progress of a training and the speed of its workers; formatted only when a line is due."""
+    """Progress of a training and the speed of its workers, formatted only when a line is logged."""
 
     training: object
     workers: WorkerStats
@@ -355,7 +355,7 @@ def _uses_workers(prepared: Prepared, context: RunContext) -> bool:
 
 @contextmanager
 def _runner(prepared: Prepared, context: RunContext) -> Iterator[RoundRunner | None]:
-    """Within the context worker processes train the replicas; None if this process trains, which has the model."""
+    """Provide a function that trains replicas on worker processes; None if this process, which has the model, trains."""
     if not _uses_workers(prepared, context):
         yield None
         return

@@ -211,7 +211,7 @@ class Baseline:
     def comparison(self, errors: np.ndarray) -> dict[str, Any]:
         """Return plain values for reports, and whether features with these errors are worse than components.
 
-        The rows are the same, so it is the differences of the errors that are tested.
+        The rows are the same, so the test uses the differences of the errors.
 
         Parameters
         ----------

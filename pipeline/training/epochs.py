@@ -229,7 +229,7 @@ class Training:
     def _n_patient_epochs(self) -> int:
         """Number of first epochs that do not count for early stopping.
 
-        Before the learning rate falls, a training that began well may lose what the fall will gain back.
+        Before the learning rate falls, a good start may get worse, and the fall recovers it.
         """
         return self.n_epochs // 2 if self.settings.schedule == "linear" else 0
 

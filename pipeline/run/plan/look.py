@@ -138,7 +138,7 @@ def _warn_of_twins(prepared: Prepared, findings: Findings) -> None:
 
 
 def check_output(prepared: Prepared, findings: Findings) -> Reusable:
-    """Return what a run would reuse of an earlier one; find out whether it may write, and has the space to."""
+    """Return what a run would reuse of an earlier one; check that the output is writable and has enough space."""
     directory = Path(prepared.config.results.output)
     error = objection(directory)
     if error is not None:
@@ -326,7 +326,7 @@ def _reused_training(prepared: Prepared, model: Model | None, checkpoint: Record
 
 
 def _why_not(stage: str, before: Mapping[str, Any] | None, prepared: Prepared) -> str:
-    """Return why nothing of a stage can be reused."""
+    """Return the reason why nothing of a stage can be reused."""
     if before is None:
         return _NOTHING
     changed = differences(before, plain_request(prepared.request), _DECIDES[stage])
