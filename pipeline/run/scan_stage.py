@@ -104,7 +104,8 @@ class ScanStage:
     def offset_of(self, scan: Scan) -> np.ndarray | None:
         """Return the offset (n_inputs,) to subtract from the rows, from a scan of the unchanged rows; None without one.
 
-        A given model has its own offset. Rows with a configured missing value are not changed, because they are compared with it.
+        A given model has its own offset. With a configured missing value there is no offset, because rows are compared
+        with this value as they are stored.
         """
         if self.prepared.given_model is not None or self.prepared.config.bad_data.missing_value is not None:
             return None

@@ -355,7 +355,7 @@ def _uses_workers(prepared: Prepared, context: RunContext) -> bool:
 
 @contextmanager
 def _runner(prepared: Prepared, context: RunContext) -> Iterator[RoundRunner | None]:
-    """Provide a function that trains replicas on worker processes; None if this process, which has the model, trains."""
+    """Provide a function that trains replicas on worker processes; None if this process trains."""
     if not _uses_workers(prepared, context):
         yield None
         return
