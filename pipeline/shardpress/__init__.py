@@ -1,9 +1,9 @@
-"""What `import shardpress` gives: the public names of the package `pipeline`, and that `pipeline` is ours.
+"""The public names of the package `pipeline`, also if another module is called `pipeline`.
 
     from shardpress import load_model, open_features
 
-setup.py installs it next to `pipeline` and `kernels`. A file `pipeline.py` in the folder where a script or a notebook
-starts comes before them on Python's path, so they are loaded from their own place, before anything asks for them.
+setup.py installs it next to `pipeline` and `kernels`. A file `pipeline.py` in the directory of a script or
+notebook comes first on Python's path. Therefore both packages are loaded by their location, before they are imported.
 """
 
 import importlib.util as _util
@@ -16,15 +16,15 @@ _AROUND = _os.path.dirname(_os.path.dirname(_os.path.abspath(__file__)))
 _ROOT = _AROUND if _os.path.exists(_os.path.join(_AROUND, "pipeline", "__init__.py")) else _os.path.dirname(_AROUND)
 
 
-def _ours(name: str) -> _ModuleType:
-    """Our package of a name that others may have taken."""
+def _load_package(name: str) -> _ModuleType:
+    """Return a package of shardpress, loaded by its location, even if another module of this name comes first."""
     path = _os.path.join(_ROOT, name, "__init__.py")
     if name in _sys.modules:
-        there = getattr(_sys.modules[name], "__file__", None)
-        if there is None or not _os.path.exists(there) or not _os.path.samefile(there, path):
+        location = getattr(_sys.modules[name], "__file__", None)
+        if location is None or not _os.path.exists(location) or not _os.path.samefile(location, path):
             raise ImportError(
-                f"shardpress: the module {name!r} that is loaded already is that of {there or 'a folder'}, expected "
-                f"{path}, which shardpress needs. Give that file another name, or use it in another process."
+                f"shardpress: the module {name!r} is already loaded from {location or 'a directory'}, expected "
+                f"{path}. Rename that file, or use it in another process."
             )
         return _sys.modules[name]
     spec = _util.spec_from_file_location(name, path, submodule_search_locations=[_os.path.dirname(path)])
@@ -40,8 +40,8 @@ def _ours(name: str) -> _ModuleType:
     return module
 
 
-_ours("kernels")
-_pipeline = _ours("pipeline")
+_load_package("kernels")
+_pipeline = _load_package("pipeline")
 
 TYPE_CHECKING = False  # as in `pipeline`
 if TYPE_CHECKING:

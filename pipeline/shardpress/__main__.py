@@ -1,4 +1,4 @@
-"""`python -m shardpress`, and what the console command starts: for both, `pipeline` is ours by now."""
+"""Entry point of `python -m shardpress` and of the console command. Here `pipeline` is the package of shardpress."""
 
 from pipeline.commands.table import shardpress
 

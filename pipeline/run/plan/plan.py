@@ -14,7 +14,7 @@ from pipeline.run.deadline import reserved_seconds
 from pipeline.run.encoding_stage import EncodingStage, encoder_of, encoding_bytes, estimate_encoding
 from pipeline.run.finish import FinishStage
 from pipeline.run.memory import LIBRARY_BYTES, available_bytes, device_bytes, taken_bytes
-from pipeline.run.plan.look import (
+from pipeline.run.plan.checks import (
     Findings,
     Reusable,
     captured_warnings,

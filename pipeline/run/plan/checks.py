@@ -75,10 +75,10 @@ class Findings:
     problems: list[ShardpressError] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def attempt(self, look: Callable[[], T]) -> T | None:
-        """Return what `look` returns; None if it raises, which is then a problem."""
+    def attempt(self, check: Callable[[], T]) -> T | None:
+        """Return the result of `check`; None if it raises an error, which is then a problem."""
         try:
-            return look()
+            return check()
         except ShardpressError as error:
             self.problems.append(error)
             return None

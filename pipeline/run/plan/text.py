@@ -11,13 +11,13 @@ from pipeline.errors import counted, shown
 from pipeline.run.plan.plan import Plan
 from pipeline.text import duration, size
 
-__all__ = ["in_words"]
+__all__ = ["plan_text"]
 
 _WIDTH = 100
 _DECIMALS_BELOW = 10.0  # seconds
 
 
-def in_words(plan: Plan, output: str) -> str:
+def plan_text(plan: Plan, output: str) -> str:
     """Return a plan as text; `output` is the name of the output directory."""
     blocks = [_summary(plan, output), _stages(plan), _resources(plan), _earlier(plan), _problems(plan)]
     texts = ["\n".join(block) for block in blocks]
