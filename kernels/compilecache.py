@@ -1,4 +1,4 @@
-"""The directory of compiled code: a private one that can be written, or else a temporary one."""
+"""The directory of compiled code: a private, writable one; otherwise a temporary one."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ Expression = Callable[[Any], Any]
 
 
 class OpFunctions:
-    """Functions made of the Ops of `kernels.ops`, for the CPU. As many calls run at once as it has cores.
+    """Functions made of the Ops of `kernels.ops`, for the CPU. At most one call per core runs at a time.
 
     Parameters
     ----------

@@ -35,7 +35,7 @@ class TrainingStep:
     dtype : dtype
         Dtype of the rows.
     resident : ndarray of shape (n_rows, n_inputs), `dtype`, or `upload.Pieces` of it, optional
-        All rows, which the device keeps. Pieces are for a device with memory of its own. Minibatches are row numbers
+        All rows, which the device keeps. Pieces are for a device with its own memory. Minibatches are row numbers
         (int64) if this is given, and rows otherwise.
     corruption : float
         Fraction of the entries that the network does not see: they are 0 in its input, but not in the rows that it
@@ -78,7 +78,7 @@ class TrainingStep:
     def begin(self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int) -> None:
         """Set the minibatches of the next steps.
 
-        A device with memory of its own receives all of them at once, while it may still work on earlier steps.
+        A device with its own memory receives all of them at once, while it may still work on earlier steps.
 
         Parameters
         ----------

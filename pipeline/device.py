@@ -92,7 +92,7 @@ def training_step_of(
     dtype : dtype
         Dtype of the rows.
     resident : ndarray of shape (n_rows, n_inputs), Pieces or None
-        All rows, which the device then keeps; minibatches are given as row numbers. A device with memory of its own
+        All rows, which the device then keeps; minibatches are given as row numbers. A device with its own memory
         can receive them in pieces.
     """
     from kernels.step import TrainingStep
@@ -178,7 +178,7 @@ def _by_class(error: Exception) -> ShardpressError | None:
     from kernels import backend, compilecache, compilelock
 
     match error:
-        case MemoryError():  # of the host; that of a device has no class of its own
+        case MemoryError():  # of the host; a lack of device memory has no class
             return SystemLimit("the host is out of memory. Lower --memory-budget or --threads.")
         case backend.DeviceUnavailable():
             return DeviceError(f"{error}. {_DOCTOR}, or run on the CPU with THEANO_FLAGS=device=cpu.")

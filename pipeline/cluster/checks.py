@@ -207,7 +207,7 @@ class LateWorkerCheck(WorkerPlugin):
     driver : Environment
         Description of the driver.
     client : str
-        Id of the driver's client. When it is gone the run has ended and any worker is welcome; plugins are not told.
+        Id of the driver's client. After it has left, the run has ended and all workers are accepted.
     """
 
     def __init__(self, probe: Probe, driver: Environment, client: str) -> None:

@@ -1,4 +1,4 @@
-"""The pool that runs the tasks of a whole run: threads of this process, or workers in processes of their own."""
+"""The pool that runs the tasks of a whole run: threads of this process, or workers in other processes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Workers on this machine: processes that are started for a run and end with it in any case.
 
-Each worker has a nanny in a process of its own, which `pipeline.childprocess` starts with ``main`` of this module.
+Each worker has a nanny in a separate process, which `pipeline.childprocess` starts with ``main`` of this module.
 `SpecCluster` could start the nannies in this process, but then a killed run leaves orphans: compilers that workers have
 started, and workers whose current task holds the GIL.
 """
