@@ -56,7 +56,7 @@ _TWINS_BYTES = 2**29  # of rows that are compared in full, since a plan should t
 _TWINS_SHARDS = 1000  # of one shape, of which some rows are compared
 _TWINS_LISTED = 10
 _LEFT_OUT = " This shard is left out."  # end of the warning about a refused shard
-_NOTHING = "no results of an earlier run"
+_NOTHING = "no earlier results"
 _DECIDES = {"scan": ("scan",), "training": ("scan", "training"), "encoding": ("scan", "training", "encoding")}
 
 
