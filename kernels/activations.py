@@ -1,6 +1,6 @@
 """The activations: one record for each.
 
-Graph, C code, NumPy reference, ONNX export, start of the weights and settings all look up what they need here.
+Graph, C code, NumPy reference, ONNX export, start of the weights and settings all read this table.
 CONTRIBUTING.md says how to add one. Nothing here loads Theano or NumPy, so that settings can read the table quickly.
 """
 
@@ -61,7 +61,7 @@ class Activation:
     largest_slope : float
         Largest derivative.
     n_roundings : int
-        Bound on the error of an output in float32, whoever computes it, in units of its rounding.
+        Bound on the error of an output in float32, for all implementations, in units of its rounding.
     slope : float or None
         Derivative below 0 of a function that is ``z`` above 0; None for other functions.
     limits : tuple of two floats, or None

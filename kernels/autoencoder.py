@@ -133,7 +133,7 @@ class Autoencoder:
         Returns
         -------
         ndarray of shape (n_rows, n_features), float32
-            The features of a row are the same bits whatever the other rows are, if calls start at multiples of
+            The features of a row have the same bits for any other rows, if calls start at multiples of
             `TILE_ROWS` rows of the same shard.
         """
         if out is None:

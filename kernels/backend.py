@@ -219,7 +219,7 @@ def device_call() -> AbstractContextManager[None]:
 def answers() -> bool:
     """Return whether the active device returns an array that it is sent.
 
-    It tells a lost device from other errors, because Theano does not report why a read failed.
+    It distinguishes a lost device from other errors, because Theano does not report why a read failed.
     """
     if not is_active():
         return True
@@ -324,7 +324,7 @@ def _free_bytes(context: Any) -> int:
 @cache  # logs once
 def _fall_back(device: Device) -> Device:
     log.warning(
-        "device=%s cannot be used, running on the CPU instead: %s; `shardpress doctor` says what is missing",
+        "device=%s cannot be used; running on the CPU instead: %s. Run `shardpress doctor` to see what is missing",
         device.requested,
         device.reason,
     )
@@ -351,7 +351,9 @@ def _activate(device: str) -> None:
         warnings.simplefilter("ignore")
         import theano.gpuarray
     if theano.gpuarray.pygpu is None:
-        raise ImportError("pygpu is not installed; install_pygpu.sh (in scripts/, or where pip puts programs) does it")
+        raise ImportError(
+            "pygpu is not installed; install_pygpu.sh (in scripts/, or where pip installs programs) installs it"
+        )
     repair_generated_code()
     theano.gpuarray.use(device, force=True)
     try:
@@ -386,7 +388,7 @@ def _probe() -> None:
     product = theano.function([symbol], theano.tensor.dot(symbol, theano.shared(right)))
     _check_place(product)
     if not np.array_equal(np.asarray(product(left)), left @ right):
-        raise DeviceUnavailable("a product of two small matrices comes out wrong")
+        raise DeviceUnavailable("a product of two small matrices is wrong")
 
 
 def _check_place(product: Any) -> None:

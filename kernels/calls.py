@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 
-__all__ = ["Calls", "on_device"]
+__all__ = ["InFlightCalls", "on_device"]
 
 
-class Calls:
+class InFlightCalls:
     """A context for each call, in any thread, which counts the running calls.
 
     Attributes
@@ -29,5 +29,5 @@ class Calls:
             self.n -= 1
 
 
-on_device = Calls()
+on_device = InFlightCalls()
 """Calls that are running on a device. A signal or a progress report may have to wait for them."""

@@ -1,4 +1,4 @@
-"""The directory of compiled code: a private one that can be written, or else a temporary one."""
+"""The directory of compiled code: a private, writable one; otherwise a temporary one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from kernels import compilelock
-from kernels.compiler import check_compiler, hush_compiler, watch_compiler
+from kernels.compiler import check_compiler, silence_compiler, watch_compiler
 from kernels.modulecache import read_records_on_demand
 from kernels.trust import private_directory, untrusted_above
 
@@ -35,7 +35,7 @@ _MIN_FREE_BYTES = 2**24
 
 
 class UnsafeCompileCache(RuntimeError):
-    """Other users can write to the compile cache, and Theano runs whatever it finds there."""
+    """Other users can write to the compile cache, and Theano runs code from it."""
 
 
 class CompileCacheUnavailable(RuntimeError):
@@ -66,7 +66,7 @@ class SettledCache(MetaPathFinder):
         elif fullname == "theano.gof.lazylinker_c":
             # This is the first module that compiles.
             cmodule = sys.modules["theano.gof.cmodule"]
-            hush_compiler(cmodule)
+            silence_compiler(cmodule)
             _write_keys_atomically(cmodule)
             read_records_on_demand(cmodule)
 
@@ -97,7 +97,7 @@ def _write_keys_atomically(cmodule: Any) -> None:
         except BaseException as error:
             Path(temporary).unlink(missing_ok=True)
             if isinstance(error, pickle.PicklingError):
-                Path(self.key_pkl).unlink(missing_ok=True)  # this tells Theano that there are no keys
+                Path(self.key_pkl).unlink(missing_ok=True)  # so Theano knows that there are no keys
             raise
         os.replace(temporary, self.key_pkl)
 
@@ -154,10 +154,10 @@ def make_temporary_cache(cache: str, why: str) -> str:
         _check_writable(Path(directory))
     except OSError as error:
         raise CompileCacheUnavailable(
-            f"the compile cache {cache} cannot be used ({why}), nor a temporary directory in its place ({error})"
+            f"the compile cache {cache} cannot be used ({why}), and neither can a temporary directory ({error})"
         ) from error
     log.warning(
-        "the compile cache %s cannot be used: %s. Compiling into %s, which is removed at the end.",
+        "the compile cache %s cannot be used: %s. Compiling into %s instead, which is removed at the end.",
         cache,
         why,
         directory,
@@ -172,12 +172,12 @@ def _check_writable(directory: Path) -> None:
     ------
     OSError
     """
-    compilelock.try_out(str(directory))
+    compilelock.check_lockable(str(directory))
     with tempfile.TemporaryFile(dir=directory) as file:
         file.write(bytes(4096))
     n_free = _free_bytes(directory)
     if n_free < _MIN_FREE_BYTES:
-        raise OSError(errno.ENOSPC, f"{n_free} bytes are free there, expected {_MIN_FREE_BYTES} at least")
+        raise OSError(errno.ENOSPC, f"{n_free} bytes are free, expected at least {_MIN_FREE_BYTES}")
 
 
 def _free_bytes(directory: str | Path) -> float:
@@ -209,18 +209,18 @@ def _refuse_unsafe(directory: Path) -> None:
     found = directory.stat()
     if found.st_uid != os.geteuid():
         raise UnsafeCompileCache(
-            f"the compile cache {directory} belongs to user {found.st_uid}, expected {os.geteuid()}: Theano runs what "
-            "it finds there. Set base_compiledir in THEANO_FLAGS to a directory of your own."
+            f"the compile cache {directory} belongs to user {found.st_uid}, expected {os.geteuid()}: Theano runs "
+            "code from this directory. Set base_compiledir in THEANO_FLAGS to a directory of your own."
         )
     if stat.S_IMODE(found.st_mode) & 0o077:
         raise UnsafeCompileCache(
             f"the compile cache {directory} has mode {stat.S_IMODE(found.st_mode):04o}, expected 0700: Theano runs "
-            f"what it finds there. Run: chmod 700 {directory}"
+            f"code from this directory. Run: chmod 700 {directory}"
         )
     problem = untrusted_above(directory)
     if problem is not None:
         raise UnsafeCompileCache(
-            f"other users could put another directory in the place of the compile cache {directory}: {problem}. Theano "
-            "runs what it finds there. Run chmod go-w on that directory if it is yours; otherwise set base_compiledir "
-            "in THEANO_FLAGS to a directory below one of your own."
+            f"other users could replace the compile cache {directory}: {problem}. Theano runs code from this "
+            "directory. Run chmod go-w on that directory if it is yours; otherwise set base_compiledir in "
+            "THEANO_FLAGS to a directory below one of your own."
         )

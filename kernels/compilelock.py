@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-__all__ = ["CompileLockHeld", "get_lock", "lock_ctx", "release_lock", "try_out"]
+__all__ = ["CompileLockHeld", "check_lockable", "get_lock", "lock_ctx", "release_lock"]
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class _Lock:
         self.n_lock = 0
         self._descriptor = -1
 
-    def __call__(self, lock_dir: object = None, **how: object) -> None:
+    def __call__(self, lock_dir: object = None, **options: object) -> None:
         """Take the lock. The arguments are Theano's, and are ignored."""
         if self.n_lock == 0:
             self._descriptor = _take_lock()
@@ -64,7 +64,7 @@ def release_lock() -> None:
 
 
 @contextmanager
-def lock_ctx(lock_dir: object = None, keep_lock: bool = False, **how: object) -> Iterator[None]:
+def lock_ctx(lock_dir: object = None, keep_lock: bool = False, **options: object) -> Iterator[None]:
     """Hold the lock; keep it afterwards if `keep_lock` is set and there was no error."""
     get_lock()
     try:
@@ -76,7 +76,7 @@ def lock_ctx(lock_dir: object = None, keep_lock: bool = False, **how: object) ->
         release_lock()
 
 
-def try_out(directory: str) -> None:
+def check_lockable(directory: str) -> None:
     """Check that a directory can hold the lock.
 
     Raises
@@ -131,14 +131,14 @@ def _wait(descriptor: int, directory: str, seconds: float) -> None:
     """
     begin = time.monotonic()
     start = begin  # of the present owner
-    last_taken = None
+    last_taken_at = None
     is_logged = False
     while not _try_lock(descriptor):
         now = time.monotonic()
-        taken = os.fstat(descriptor).st_mtime_ns  # each owner writes its name into the file
-        if taken != last_taken:
+        taken_at = os.fstat(descriptor).st_mtime_ns  # each owner writes its name into the file
+        if taken_at != last_taken_at:
             start = now
-            last_taken = taken
+            last_taken_at = taken_at
         owner = os.pread(descriptor, 200, 0).decode(errors="replace") or "an unknown process"
         if now - start > seconds:
             raise CompileLockHeld(

@@ -20,9 +20,9 @@ __all__ = [
     "WatchedCompiler",
     "check_compiler",
     "check_processor_flags",
-    "hush_compiler",
-    "is_at_work",
+    "is_running",
     "seconds_spent",
+    "silence_compiler",
     "watch_compiler",
 ]
 
@@ -94,7 +94,7 @@ class WatchedCompiler:
         self._run = run
         self._config = config
 
-    def __call__(self, command: Sequence[str], **how: Any) -> Any:
+    def __call__(self, command: Sequence[str], **options: Any) -> Any:
         """Run a command, and return its output, its errors and its exit status.
 
         Raises
@@ -103,12 +103,12 @@ class WatchedCompiler:
             If the command compiles a library, and fails.
         """
         if "-shared" not in command:
-            # Theano asks the compiler about its features this way, and expects some of these commands to fail.
-            return self._call(command, **how)
+            # Theano queries the features of the compiler in this way, and expects some of these commands to fail.
+            return self._call(command, **options)
         if self._n_done == 0:
-            log.info("compiling for this machine, once: what is compiled is kept for later runs")
+            log.info("compiling kernels for this machine (cached for later runs)")
         with self._timing():
-            out, err, status = self._call(command, **how)
+            out, err, status = self._call(command, **options)
         if status:
             raise CompilerFailed(command, err.decode(errors="replace"))
         return out, err, status
@@ -125,12 +125,12 @@ class WatchedCompiler:
             self.n_running -= 1
             self._n_done += 1
 
-    def _call(self, command: Sequence[str], **how: Any) -> Any:
+    def _call(self, command: Sequence[str], **options: Any) -> Any:
         program, *arguments = command
         if os.sep in program:
             program = os.path.abspath(program)
         # Not in the current directory, where the linker would use a libgcc_s.so.1 of another user.
-        return self._run([program, *arguments], env=_environment(), cwd=self._config.compiledir, **how)
+        return self._run([program, *arguments], env=_environment(), cwd=self._config.compiledir, **options)
 
 
 def watch_compiler(windows: Any, config: Any) -> None:
@@ -156,8 +156,8 @@ def _watched() -> WatchedCompiler | None:
 def check_processor_flags(cmodule: Any, config: Any) -> None:
     """Check that the compiler has reported the flags of this machine's processor.
 
-    Theano asks once in a process. If that fails, for example under a limit of processes, Theano compiles for any
-    processor of the architecture without a warning, and the features have other last bits.
+    Theano makes this query once per process. If it fails, for example under a limit of processes, Theano compiles for
+    any processor of the architecture without a warning, and the features have other last bits.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ def check_processor_flags(cmodule: Any, config: Any) -> None:
     if not is_gcc or platform.machine() != "x86_64":
         return
     is_chosen = _names_processor(config.gcc.cxxflags)
-    cmodule.GCC_compiler.compile_args()  # asks the compiler
+    cmodule.GCC_compiler.compile_args()  # queries the compiler
     if is_chosen or cmodule.GCC_compiler.march_flags:
         return
     command = [config.cxx, "-march=native", "-E", "-v", "-"]
@@ -190,7 +190,7 @@ def _names_processor(flags: str) -> bool:
     return any(flag.lstrip("-").startswith("march=") for flag in flags.split())
 
 
-def is_at_work() -> bool:
+def is_running() -> bool:
     """Return whether this process waits for the compiler."""
     compiler = _watched()
     return compiler is not None and compiler.n_running > 0
@@ -202,12 +202,12 @@ def seconds_spent() -> float:
     return 0.0 if compiler is None else compiler.seconds
 
 
-def hush_compiler(cmodule: Any) -> None:
+def silence_compiler(cmodule: Any) -> None:
     """Keep ``theano.gof.cmodule`` from printing commands that failed: the errors contain them."""
 
-    def print_unless_error(*words: object, **how: Any) -> None:
-        if how.get("file") is not sys.stderr:
-            print(*words, **how)
+    def print_unless_error(*words: object, **options: Any) -> None:
+        if options.get("file") is not sys.stderr:
+            print(*words, **options)
 
     cmodule.print = print_unless_error
 
@@ -222,7 +222,7 @@ def _environment() -> dict[str, str]:
 
 def _find_reason(output: str) -> str:
     """Return the line of a compiler's output that gives the reason of its failure."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["it says nothing"]
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["it printed nothing"]
     for sign in _SIGNS:
         for line in lines:
             if re.search(sign, line, re.IGNORECASE):

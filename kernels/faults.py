@@ -42,9 +42,9 @@ _HINTS = {
     "libnvrtc": "the CUDA compiler library is missing (shardpress setup-gpu installs it)",
     "libcublas": "cuBLAS is missing (shardpress setup-gpu installs it)",
     "Missing Blas": "no BLAS for this device (OpenCL needs libclblast.so, CUDA libcublas.so)",
-    "INVALID_OPTION": "libgpuarray cannot name this card alone (shardpress setup-gpu installs what mends it)",
+    "INVALID_OPTION": "libgpuarray alone does not support this card (shardpress setup-gpu installs a fix)",
 }
-"""What usually helps, by a part of the error's text."""
+"""The usual remedy, by a part of the error's text."""
 
 
 class OutOfDeviceMemory(RuntimeError):

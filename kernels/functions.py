@@ -34,7 +34,7 @@ Expression = Callable[[Any], Any]
 
 
 class OpFunctions:
-    """Functions made of the Ops of `kernels.ops`, for the CPU. As many calls run at once as it has cores.
+    """Functions made of the Ops of `kernels.ops`, for the CPU. At most one call per core runs at a time.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ class GraphFunctions:
         if inside is not None and self._limits is not None:
             low, high = self._limits
             # A product whose sums are split can end in Inf - Inf; those of `kernels.ops` are one chain or exact.
-            inside[:] = reference.lie_in(rows, low, high) & np.isfinite(out).all(axis=1)
+            inside[:] = reference.are_within(rows, low, high) & np.isfinite(out).all(axis=1)
 
     def errors(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Fill `out` (n_rows,), float32, with the mean squared error of each row's reconstruction."""
@@ -195,10 +195,10 @@ class GraphFunctions:
         """Halve the height of tiles for all later calls. It changes features by the rounding of products only."""
         if self._tile_rows // 2 < _MIN_TILE_ROWS:
             raise faults.OutOfDeviceMemory(
-                f"the device's memory does not hold {self._tile_rows} rows of {rows.shape[1]} columns: {error}"
+                f"the device has too little memory for {self._tile_rows} rows of {rows.shape[1]} columns: {error}"
             ) from error
         self._tile_rows //= 2
-        log.warning("the device is out of memory: from now on %d rows at a time", self._tile_rows)
+        log.warning("the device is out of memory: continuing with %d rows at a time", self._tile_rows)
 
     def _function(self, expression: Expression, dtype: np.dtype) -> Any:
         key = (expression, dtype.name)

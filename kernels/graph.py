@@ -56,7 +56,7 @@ def masked(x: Any, noise: Any, corruption: float) -> Any:
 
 
 def cost_and_gradients(
-    network: Network, x: Any, seen: Any, variables: Variables, n_rows: Any = None
+    network: Network, x: Any, visible: Any, variables: Variables, n_rows: Any = None
 ) -> tuple[Any, list[Any]]:
     """Return the symbolic cost of scaled rows, and its gradients in the order of the parameters.
 
@@ -65,7 +65,7 @@ def cost_and_gradients(
     sigmoids, for example, has::
 
         dy = y - x                          dh = (dy . W) * h (1 - h)
-        dW = c (seen^T . dh + dy^T . h)
+        dW = c (visible^T . dh + dy^T . h)
         db_hidden = c (sum of dh over rows)
         db_output = c (sum of dy over rows)
 
@@ -74,14 +74,14 @@ def cost_and_gradients(
     network : Network
     x : matrix variable (n_rows, n_inputs), float32
         Scaled rows, which the network reconstructs.
-    seen : matrix variable (n_rows, n_inputs), float32
+    visible : matrix variable (n_rows, n_inputs), float32
         The rows that the network sees: `x`, or `x` with hidden entries.
     variables : mapping of variables
         Parameters by name.
     n_rows : scalar variable, float32, optional
         Number of rows, if it is known without looking at `x`.
     """
-    a = forward(network, seen, variables)
+    a = forward(network, visible, variables)
     s = _decode(network, a[-1], variables)
     d = s[0] - x
     # In two steps, over columns and then over rows: a single float32 sum of every entry loses digits.

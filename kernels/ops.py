@@ -245,7 +245,7 @@ def _c_type(variable: Any) -> str:
 class Encode(_Native):
     """``(rows, *parameters, n_threads, out, *scaling) -> out``, filled with features (n_rows, n_features), float32.
 
-    The features of a row are the same bits whatever the other rows and the number of threads are. Rows of bytes that
+    The features of a row have the same bits for any other rows and any number of threads. Rows of bytes that
     are scaled in float32 are multiplied as integers if the processor has an instruction for it, and if W and the
     scaling make this at least as exact: see ``native/quantized.h``. The quantized W is kept between calls.
 
@@ -275,7 +275,7 @@ class Encode(_Native):
         if self.checked:
             _, maximum, out, inside = last
             out[:] = code
-            inside[:] = reference.lie_in(rows, scaling[0], maximum) & np.isfinite(out).all(axis=1)
+            inside[:] = reference.are_within(rows, scaling[0], maximum) & np.isfinite(out).all(axis=1)
         else:
             _, out = last
             out[:] = code
@@ -381,26 +381,26 @@ class Step(_Native):
     def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Take a step in NumPy."""
         first, parameters, states = self.split(inputs, self._n_first)
-        given = self._name_inputs(first)
-        cost, gradients = self._gradients(given, parameters, scaling)
+        named = self._name_inputs(first)
+        cost, gradients = self._gradients(named, parameters, scaling)
         n_states = len(self._record.states)
         for i, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
             own = states[i * n_states : (i + 1) * n_states]
-            self._update([parameter, *own], gradient, float(given.learning_rate), float(given.rate))
+            self._update([parameter, *own], gradient, float(named.learning_rate), float(named.rate))
         return [np.array(cost, dtype=np.float32)]
 
     def _gradients(
-        self, given: _StepInputs, parameters: Sequence[np.ndarray], scaling: Sequence[np.ndarray]
+        self, named: _StepInputs, parameters: Sequence[np.ndarray], scaling: Sequence[np.ndarray]
     ) -> tuple[float, list[np.ndarray]]:
         """Return the cost of a minibatch and its gradients."""
-        rows = given.rows
-        if given.numbers is not None:
-            rows = rows[given.numbers]
+        rows = named.rows
+        if named.numbers is not None:
+            rows = rows[named.numbers]
         x = reference.scaled(rows, scaling)
-        seen = x
-        if given.noise is not None:
-            seen = reference.masked(x, given.noise, self.corruption)
-        return reference.gradients(self.network, x, seen, parameters)
+        visible = x
+        if named.noise is not None:
+            visible = reference.masked(x, named.noise, self.corruption)
+        return reference.gradients(self.network, x, visible, parameters)
 
     def _update(self, arrays: Sequence[np.ndarray], gradient: np.ndarray, learning_rate: float, rate: float) -> None:
         """Update a parameter and its states in place."""
@@ -415,23 +415,23 @@ class Step(_Native):
     def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:
         """Take a step in C."""
         first, parameters, states = self.split(inputs, self._n_first)
-        given = self._name_inputs(first)
+        named = self._name_inputs(first)
         (cost,) = outputs
         calls = [
-            f"take_rows(&step.rows, {given.rows}, {given.numbers or 'NULL'}, {', '.join(scaling)})",
+            f"take_rows(&step.rows, {named.rows}, {named.numbers or 'NULL'}, {', '.join(scaling)})",
             f"take_parameters(&step, parameters, states, {len(self._record.states)})",
         ]
-        if given.noise is not None:
-            calls.append(f"take_noise(&step, {given.noise}, {reference.threshold(self.corruption)})")
+        if named.noise is not None:
+            calls.append(f"take_noise(&step, {named.noise}, {reference.threshold(self.corruption)})")
         return f"""
             {_array("parameters", parameters)}
             {_array("states", states)}
             Step step;
             memset(&step, 0, sizeof step);
-            step.rate = {_number(given.rate, "float")};
+            step.rate = {_number(named.rate, "float")};
             step.decay = {self.rule.momentum!r};
-            step.shrinks = {self.rule.weight_decay!r} * {_number(given.learning_rate, "float")};
-            step.n_threads = {_number(given.n_threads)};
+            step.shrinks = {self.rule.weight_decay!r} * {_number(named.learning_rate, "float")};
+            step.n_threads = {_number(named.n_threads)};
             Py_XDECREF({cost});
             {cost} = (PyArrayObject *)PyArray_SimpleNew(0, NULL, NPY_FLOAT32);
             done = {cost} && {" && ".join(calls)} && step_arrays(&step, {memory});

@@ -12,7 +12,18 @@ import numpy as np
 from kernels.activations import ACTIVATIONS, Math
 from kernels.network import Network
 
-__all__ = ["MATH", "activated", "code", "forward", "gradients", "lie_in", "masked", "row_errors", "scaled", "threshold"]
+__all__ = [
+    "MATH",
+    "activated",
+    "are_within",
+    "code",
+    "forward",
+    "gradients",
+    "masked",
+    "row_errors",
+    "scaled",
+    "threshold",
+]
 
 Parameters = Mapping[str, np.ndarray] | Sequence[np.ndarray]
 
@@ -38,7 +49,7 @@ def scaled(rows: np.ndarray, scaling: Sequence[np.ndarray]) -> np.ndarray:
     return ((rows.astype(minimum.dtype) - minimum) * scale).astype(np.float32).astype(np.float64)
 
 
-def lie_in(rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def are_within(rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Return whether all values of each row lie in a range: shape (n_rows,), bool. NaN lies in no range.
 
     Parameters
@@ -121,7 +132,7 @@ def row_errors(network: Network, x: np.ndarray, parameters: Parameters) -> np.nd
 
 
 def gradients(
-    network: Network, x: np.ndarray, seen: np.ndarray, parameters: Parameters
+    network: Network, x: np.ndarray, visible: np.ndarray, parameters: Parameters
 ) -> tuple[float, list[np.ndarray]]:
     """Return the cost of scaled rows, and its gradients in the order of the parameters.
 
@@ -130,7 +141,7 @@ def gradients(
     network : Network
     x : ndarray of shape (n_rows, n_inputs)
         Scaled rows, which the network reconstructs.
-    seen : ndarray of shape (n_rows, n_inputs)
+    visible : ndarray of shape (n_rows, n_inputs)
         The rows that the network sees: `x`, or `x` with hidden entries.
     parameters : mapping or sequence of ndarray
 
@@ -142,7 +153,7 @@ def gradients(
         Of the shapes of the parameters.
     """
     named = _named(network, parameters)
-    a, s = forward(network, seen, named)
+    a, s = forward(network, visible, named)
     d = s[0] - x
     cost = float(np.mean(d**2))
     d, found = _decoder_gradients(network, d, a[-1], s, named)

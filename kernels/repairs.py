@@ -67,8 +67,8 @@ def _repair(op: Any, repair: Callable[[Any, str], str]) -> None:
     original_version = op.c_code_cache_version_apply
 
     @wraps(original_code)
-    def c_code(self: Any, node: Any, *given: Any) -> str:
-        return repair(node, original_code(self, node, *given))
+    def c_code(self: Any, node: Any, *args: Any) -> str:
+        return repair(node, original_code(self, node, *args))
 
     @wraps(original_version)
     def c_code_cache_version_apply(self: Any, node: Any) -> tuple[Any, ...]:

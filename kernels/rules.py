@@ -27,7 +27,7 @@ class UpdateRule:
         Names of the arrays that the rule keeps for each parameter, two at most. They start at 0.
     update : callable
         ``update(p, g, rate, decay, *states)`` returns the next values of a parameter and of its states, given the
-        gradient `g`. `decay` is the setting ``momentum``, so that one pair of numbers steers every rule. All are
+        gradient `g`. `decay` is the setting ``momentum``, so that one pair of numbers controls every rule. All are
         float32, from NumPy or Theano; numbers in the code are `_float32`, which keeps the results float32.
     c : str
         `update` as C statements for the element ``i`` of ``p``, ``g`` and the states, float32.

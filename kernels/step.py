@@ -35,7 +35,7 @@ class TrainingStep:
     dtype : dtype
         Dtype of the rows.
     resident : ndarray of shape (n_rows, n_inputs), `dtype`, or `upload.Pieces` of it, optional
-        All rows, which the device keeps. Pieces are for a device with memory of its own. Minibatches are row numbers
+        All rows, which the device keeps. Pieces are for a device with its own memory. Minibatches are row numbers
         (int64) if this is given, and rows otherwise.
     corruption : float
         Fraction of the entries that the network does not see: they are 0 in its input, but not in the rows that it
@@ -78,7 +78,7 @@ class TrainingStep:
     def begin(self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int) -> None:
         """Set the minibatches of the next steps.
 
-        A device with memory of its own receives all of them at once, while it may still work on earlier steps.
+        A device with its own memory receives all of them at once, while it may still work on earlier steps.
 
         Parameters
         ----------
@@ -127,7 +127,7 @@ class TrainingStep:
         self._function(True)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return copies of the update rule's own arrays by name, which a checkpoint needs besides the parameters."""
+        """Return copies of the update rule's arrays by name; a checkpoint needs them in addition to the parameters."""
         return get_values(self._state)
 
     def set_state(self, values: Mapping[str, np.ndarray]) -> None:
@@ -149,8 +149,8 @@ class TrainingStep:
 
 def _noise_message(noise: np.ndarray | None) -> str:
     if noise is None:
-        return "a step of this corruption takes noise with each minibatch, found 1 arrays"
-    return "a step of this corruption takes no noise, found 2 arrays"
+        return "a step with corruption needs noise with each minibatch, found 1 array"
+    return "a step without corruption takes no noise, found 2 arrays"
 
 
 # ---- minibatches
@@ -202,7 +202,7 @@ class _Feed(Protocol):
     learning_rate : scalar variable, float32
         Learning rate of the step.
     n_rows : scalar variable, float32, or None
-        Number of rows of the minibatch. If None, the array itself has to be asked.
+        Number of rows of the minibatch. If None, it is read from the shape of the array.
     updates : dict
         Variables of the feed that a step changes, and their next values.
     """
@@ -378,7 +378,7 @@ class _Minibatch:
 
     @property
     def arrays(self) -> list[Any]:
-        """Rows, numbers and noise, as far as they exist."""
+        """Those of rows, numbers and noise that exist."""
         return [array for array in (self.rows, self.numbers, self.noise) if array is not None]
 
 
@@ -408,9 +408,9 @@ def _build_with_graph(autoencoder: Autoencoder, rule: Rule, minibatch: _Minibatc
     if minibatch.numbers is not None:
         rows = rows[minibatch.numbers]
     x = autoencoder.scaled(rows)
-    seen = x
+    visible = x
     if minibatch.noise is not None:
-        seen = graph.masked(x, minibatch.noise, minibatch.corruption)
-    cost, gradients = graph.cost_and_gradients(autoencoder.network, x, seen, autoencoder.shared, minibatch.n_rows)
+        visible = graph.masked(x, minibatch.noise, minibatch.corruption)
+    cost, gradients = graph.cost_and_gradients(autoencoder.network, x, visible, autoencoder.shared, minibatch.n_rows)
     parameters = list(autoencoder.shared.values())
     return cost, updates_of(rule, gradients, parameters, minibatch.learning_rate)

@@ -17,7 +17,7 @@ _ALL_USERS = 2**32 - 1  # number of user ids that the first user namespace maps
 
 
 class UntrustedDirectory(PermissionError):
-    """A private directory would lie in one where other users can replace it."""
+    """Error for a private directory whose parent lets other users replace it."""
 
 
 def private_directory(prefix: str) -> Path:
@@ -33,7 +33,7 @@ def private_directory(prefix: str) -> Path:
     problem = untrusted_above(folder / prefix)
     if problem is not None:
         raise UntrustedDirectory(
-            f"other users could replace what lies in the temporary directory {folder}: {problem}. Set TMPDIR to a "
+            f"other users could replace files in the temporary directory {folder}: {problem}. Set TMPDIR to a "
             "directory that only you can write"
         )
     return Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
@@ -62,20 +62,20 @@ def _describe_problem(directory: str, trusted: set[int]) -> str | None:
             return f"{directory} belongs to user {owner}, expected {os.geteuid()} or root"
     mode = stat.S_IMODE(target.st_mode)
     if mode & 0o022 and not mode & stat.S_ISVTX:
-        return f"{directory} has mode {mode:04o}, so that other users can rename what lies in it"
+        return f"{directory} has mode {mode:04o}, so that other users can rename its files"
     return None
 
 
 def _directories_above(path: str | Path) -> Iterator[str]:
     """Yield every directory above a path, the nearest first, and the directories above the targets of links."""
-    seen = set[str]()
+    visited = set[str]()
     pending = [Path(os.path.abspath(path)).parent]
     while pending:
         start = pending.pop()
         for directory in map(str, (start, *start.parents)):
-            if directory in seen:
+            if directory in visited:
                 continue
-            seen.add(directory)
+            visited.add(directory)
             yield directory
             if os.path.islink(directory):
                 pending.append(_target_of(directory))

@@ -25,7 +25,7 @@ _ONE = np.float32(1)  # Python's own 1 would turn a NumPy float32 into a float64
 
 @dataclass(frozen=True)
 class Rule:
-    """How parameters follow their gradients.
+    """Updates of parameters by their gradients.
 
     Attributes
     ----------

@@ -11,9 +11,9 @@ from kernels import MOST_RESIDENT, backend
 
 __all__ = ["MAX_MINIBATCHES", "Pieces", "TwoBuffers", "n_minibatches_at_once", "upload_rows"]
 
-# A copy to the device costs as much as some of a step's kernels, and may wait until the device is idle. So many
-# minibatches are sent at once; but no more than a slow device works off in a second or two, because a signal and the
-# progress have to wait for it.
+# A copy to the device costs as much as some of a step's kernels, and may wait until the device is idle. So
+# several minibatches are sent at once, but no more than a slow device processes in a second or two, because signals
+# and the progress have to wait for it.
 MAX_MINIBATCHES = 32
 """Largest number of minibatches that are sent at once."""
 _MAX_BYTES = 2**24
@@ -79,7 +79,7 @@ def upload_rows(pieces: Pieces, n_inputs: int, dtype: np.dtype, name: str) -> An
 
 def _check_size(n_bytes: int) -> None:
     if n_bytes > MOST_RESIDENT:
-        raise ValueError(f"{n_bytes} bytes of rows to be kept on a device, expected {MOST_RESIDENT} at most")
+        raise ValueError(f"{n_bytes} bytes of rows to keep on a device, expected at most {MOST_RESIDENT}")
 
 
 class TwoBuffers:

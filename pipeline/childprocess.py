@@ -1,4 +1,4 @@
-"""Start Python child processes: where they import from, what they inherit, and when they end.
+"""Python child processes: their import path, environment and lifetime.
 
 A child imports from the same directories as this process, except the current directory, the directory of the started
 script and scratch directories of Dask, where other users may have put files that must not run. It ends when this
@@ -112,7 +112,7 @@ class ChildProcess(subprocess.Popen[bytes]):
         Returns
         -------
         stdout, stderr : bytes
-            Its output, as far as these are pipes.
+            Its output, for those that are pipes.
         is_in_time : bool
             Whether it has ended without being killed.
         """
@@ -147,7 +147,7 @@ def collect_reports(module: str, seconds: float, environment: Mapping[str, str] 
     Returns
     -------
     dict
-        The reports; ``failed`` says what went wrong if the child was not done.
+        The reports; ``failed`` describes the failure if the child did not finish.
     """
     child = ChildProcess(module, environment=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     stdout, stderr, is_in_time = child.answer(seconds)
@@ -156,8 +156,8 @@ def collect_reports(module: str, seconds: float, environment: Mapping[str, str] 
         return {**found, "failed": f"no answer within {seconds:.0f} s"}
     if not found.pop("done", False):  # if it crashes after that, nothing is lost
         lines = stderr.decode(errors="replace").strip().splitlines()
-        last = lines[-1] if lines else "it said nothing"
-        found["failed"] = f"the process that tried it ended with {child.returncode}: {last}"
+        last = lines[-1] if lines else "it printed nothing"
+        found["failed"] = f"the child process exited with code {child.returncode}: {last}"
     return found
 
 

@@ -26,14 +26,14 @@ __all__ = ["main"]
 
 log = logging.getLogger(__name__)
 
-_RESUME = "Run the same command again to resume; finished work is kept."
-_FIX = "Fix the problem named above, then run the same command again. Finished work is kept."
-# Advice by exit code. After a failure of the system or the storage, the same command can succeed.
+_AGAIN = "Run the same command again to resume; finished results are kept."
+_FIX = "Fix the problem above, then run the same command again to resume; finished results are kept."
+# By exit code: after a failure of the system or the storage, the same command can succeed.
 _ADVICE = {
-    os.EX_OSERR: _RESUME,
-    os.EX_IOERR: _RESUME,
-    VerificationFailed.exit_code: _RESUME,
-    os.EX_TEMPFAIL: "The problem named above is temporary: run the same command again later.",
+    os.EX_OSERR: _AGAIN,
+    os.EX_IOERR: _AGAIN,
+    VerificationFailed.exit_code: _AGAIN,
+    os.EX_TEMPFAIL: "The line above says what to wait for.",
 }
 
 
@@ -82,15 +82,15 @@ def _main(description: str, command: Sequence[str], disk: Disk | None, run_log: 
     except ShardpressError as error:
         return _report_failure(error, run_log)
     except KeyboardInterrupt as stopped:
-        log.error("%s; no partial file is left", stopped or "stopped")  # Python's own exception has no text
-        _last_line(stopped, _RESUME)
+        log.error("%s; no incomplete files remain", stopped or "stopped")  # one of Python has no text
+        _last_line(stopped, _AGAIN)
         number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
         return 128 + number
     except Exception as error:
-        log.critical("internal error of shardpress; please report it with the following lines", exc_info=True)
-        _last_line(error, _RESUME)
+        log.critical("internal error of shardpress; please report it with this traceback", exc_info=True)
+        _last_line(error, _AGAIN)
         return ShardpressError.exit_code
-    run_log.say(str(summary))
+    run_log.write(str(summary))
     with suppress(OSError):  # standard output may be closed
         print(summary, flush=True)
     return 0
@@ -110,16 +110,19 @@ def _report_failure(error: ShardpressError, run_log: RunLog) -> int:
     """Log an error, and return its exit code."""
     log.error("%s: %s", type(error).__name__, error)
     if error.details:
-        run_log.say(error.details)
+        run_log.write(error.details)
     if error.exit_code not in (os.EX_USAGE, os.EX_CONFIG):  # otherwise no work has begun, and one line is enough
         _last_line(error, _ADVICE.get(error.exit_code, _FIX))
     return error.exit_code
 
 
 def _run(config: Config, command: Sequence[str], disk: Disk | None, run_log: RunLog) -> Summary:
-    # Before slow imports, so that the user sees at once that the run has started, and with which settings.
-    settings = summary_line(config)
-    log.info("shardpress %s: %s; other settings: defaults (--verbose lists them)", version("shardpress"), settings)
+    # Before slow imports, so that the user soon sees that the run has begun, and with which settings.
+    log.info(
+        "shardpress %s: %s; other settings have their defaults (--verbose lists them)",
+        version("shardpress"),
+        summary_line(config),
+    )
     import dask
 
     from pipeline.run.engine import run

@@ -124,7 +124,7 @@ class Columns:
         Raises
         ------
         ValueError
-            If it is anything else, or describes another number of columns than `n_inputs`.
+            If it has another form, or describes another number of columns than `n_inputs`.
         """
         content = json.loads(data)
         if not isinstance(content, dict):

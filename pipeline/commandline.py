@@ -16,7 +16,7 @@ class Parser(argparse.ArgumentParser):
     Parameters
     ----------
     prog : str
-        Name of the program in messages; empty to leave it out.
+        Name of the program in messages; empty to omit it.
     description : str
         First part of the ``--help`` page, with examples.
     argument_default : object

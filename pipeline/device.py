@@ -45,7 +45,6 @@ __all__ = [
     "MOST_RESIDENT",
     "TILE_ROWS",
     "autoencoder_of",
-    "compile_anew",
     "device_speeds",
     "is_compiling",
     "n_cores",
@@ -53,6 +52,7 @@ __all__ = [
     "seconds_compiling",
     "start_device",
     "theanos_errors",
+    "time_compilation",
     "training_step_of",
 ]
 
@@ -67,8 +67,8 @@ _VARIABLES = ("THEANO_FLAGS", "THEANORC", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREA
 _COMPILE_CACHE = "the compile cache (base_compiledir in THEANO_FLAGS, else ~/.cache/shardpress)"
 # Texts of errors of Theano and the compiler, which report a full disk in many ways.
 _DISK_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-_DOCTOR = "`shardpress doctor` says what is missing"
-_WITHOUT = "a hundred times as long"
+_DOCTOR = "Run `shardpress doctor` to see what is missing"
+_WITHOUT = "about 100 times as long"
 
 
 def autoencoder_of(scaler: Scaler, network: Network, dtype: np.dtype) -> Autoencoder:
@@ -92,7 +92,7 @@ def training_step_of(
     dtype : dtype
         Dtype of the rows.
     resident : ndarray of shape (n_rows, n_inputs), Pieces or None
-        All rows, which the device then keeps; minibatches are given as row numbers. A device with memory of its own
+        All rows, which the device then keeps; minibatches are given as row numbers. A device with its own memory
         can receive them in pieces.
     """
     from kernels.step import TrainingStep
@@ -111,7 +111,7 @@ def n_cores() -> int:
     return backend.n_cores()
 
 
-def compile_anew() -> tuple[float, str]:
+def time_compilation() -> tuple[float, str]:
     """Compile and run a function that is in no cache; return the seconds that this took, and the cache's path.
 
     Raises
@@ -119,9 +119,9 @@ def compile_anew() -> tuple[float, str]:
     kernels.compiler.CompilerFailed
         And other errors of Theano: see `theanos_errors`.
     """
-    from kernels import backend, trial
+    from kernels import backend, selftest
 
-    return trial.compile_anew(), str(backend.load().config.compiledir)
+    return selftest.time_compilation(), str(backend.load().config.compiledir)
 
 
 def device_speeds(device: Device) -> dict[str, Any]:
@@ -133,13 +133,13 @@ def device_speeds(device: Device) -> dict[str, Any]:
         ``flops`` per second. For the CPU also ``blas``, the library that Theano links its products with; for another
         device ``bytes_per_second``, ``there`` and ``back``.
     """
-    from kernels import backend, trial
+    from kernels import backend, selftest
 
-    speeds: dict[str, Any] = {"flops": trial.flops()}
+    speeds: dict[str, Any] = {"flops": selftest.flops()}
     if device.used == "cpu":
         speeds["blas"] = str(backend.load().config.blas.ldflags)
     else:
-        there, back = trial.bytes_per_second()
+        there, back = selftest.bytes_per_second()
         speeds["bytes_per_second"] = {"there": there, "back": back}
     return speeds
 
@@ -151,7 +151,7 @@ def seconds_compiling() -> float:
 
 def is_compiling() -> bool:
     """Return whether this process is waiting for the compiler."""
-    return compiler.is_at_work()
+    return compiler.is_running()
 
 
 def n_device_calls() -> int:
@@ -178,10 +178,10 @@ def _by_class(error: Exception) -> ShardpressError | None:
     from kernels import backend, compilecache, compilelock
 
     match error:
-        case MemoryError():  # of the host; that of a device has no class of its own
-            return SystemLimit("the host's memory has run out. Lower --memory-budget or --threads.")
+        case MemoryError():  # of the host; a lack of device memory has no class
+            return SystemLimit("the host is out of memory. Lower --memory-budget or --threads.")
         case backend.DeviceUnavailable():
-            return DeviceError(f"{error}. {_DOCTOR}; mend it, or run on the CPU with THEANO_FLAGS=device=cpu.")
+            return DeviceError(f"{error}. {_DOCTOR}, or run on the CPU with THEANO_FLAGS=device=cpu.")
         case compiler.CompilerFailed():
             return _compiler_failed(error)
         case compiler.CompilerMissing():
@@ -191,7 +191,7 @@ def _by_class(error: Exception) -> ShardpressError | None:
         case compilecache.UnsafeCompileCache():
             return NotPermitted(str(error))
         case compilecache.CompileCacheUnavailable():
-            return WriteFailed(f"{error}. Free some space, or choose another place.")
+            return WriteFailed(f"{error}. Free some space, or choose another directory.")
     return None
 
 
@@ -208,16 +208,16 @@ def _by_message(error: Exception) -> ShardpressError | None:
         return _device_lost(message)
     if faults.is_out_of_memory(error):
         return DeviceError(
-            f"the device's memory has run out: {message}. Lower --device-memory-budget or --batch-size, free some of "
-            "the device's memory, or run on the CPU with THEANO_FLAGS=device=cpu."
+            f"the device is out of memory: {message}. Lower --device-memory-budget or --batch-size, free memory on "
+            "the device, or run on the CPU with THEANO_FLAGS=device=cpu."
         )
     return None
 
 
 def _compiler_failed(error: compiler.CompilerFailed) -> ShardpressError:
     why = shown(_own_message(error))
-    said = f"the C++ compiler has failed: {why}. {_advice()}. All that it said stands in run.log."
-    translated = _disk_full(why) or DeviceError(said)
+    message = f"the C++ compiler failed: {why}. {_advice()}. Its complete output is in run.log."
+    translated = _disk_full(why) or DeviceError(message)
     translated.details = error.output
     return translated
 
@@ -225,9 +225,9 @@ def _compiler_failed(error: compiler.CompilerFailed) -> ShardpressError:
 def _device_lost(message: str) -> DeviceLost:
     why = f"the device is lost: {message}"
     lost = DeviceLost(
-        f"{why}. This process can use it no more, and what it held is gone. Type the same command again: it goes "
-        "on from what was finished. Should it happen again, look at the device (nvidia-smi, `shardpress doctor`), "
-        "or run on the CPU with THEANO_FLAGS=device=cpu."
+        f"{why}. This process can no longer use it, and its data is lost. Run the same command again to resume; "
+        "finished results are kept. If it happens again, check the device (nvidia-smi, `shardpress doctor`), or "
+        "run on the CPU with THEANO_FLAGS=device=cpu."
     )
     lost.why = why
     return lost
@@ -239,7 +239,9 @@ def _storage_failed(error: BaseException) -> ReadFailed | None:
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in STORAGE:
             where = f" file={shown(cause.filename)}:" if cause.filename else ""
-            return ReadFailed(f"{_COMPILE_CACHE}:{where} {cause.strerror}. Check the storage, or choose another place.")
+            return ReadFailed(
+                f"{_COMPILE_CACHE}:{where} {cause.strerror}. Check the storage, or choose another directory."
+            )
         cause = cause.__cause__ or cause.__context__
     return None
 
@@ -253,15 +255,15 @@ def _disk_full(why: str) -> WriteFailed | None:
     if not any(sign in why for sign in _DISK_FULL):
         return None
     where = f"{_COMPILE_CACHE} or the temporary directory"
-    return WriteFailed(f"{where} is full: {why}. Free some space, or choose another place.")
+    return WriteFailed(f"{where} is full: {why}. Free some space, or choose another directory.")
 
 
 def _advice() -> str:
     path = os.environ.get("PATH")
     where = f"PATH={shown(path)}" if path else "PATH, which is empty"
     return (
-        f"It and its linker are looked for in {where}. Install them (Debian: g++), or name another compiler with "
-        "THEANO_FLAGS=cxx=NAME"
+        f"The compiler and its linker are searched for in {where}. Install them (Debian: g++), or name another "
+        "compiler with THEANO_FLAGS=cxx=NAME"
     )
 
 
@@ -291,7 +293,7 @@ def start_device(is_required: bool = False) -> Device:
         device = backend.start(is_required)
     except ValueError as error:
         if "compiledir" in str(error):  # Theano creates it while it reads its settings
-            raise WriteFailed(f"{_COMPILE_CACHE}: {error} Or choose another place.") from error
+            raise WriteFailed(f"{_COMPILE_CACHE}: {error} Alternatively, choose another directory.") from error
         # Errors of Theano do not say where the setting comes from.
         where = "" if isinstance(error, UnknownFlag) else "THEANO_FLAGS or .theanorc: "
         raise ConfigError(f"{where}{error}") from error
@@ -306,12 +308,12 @@ def _check_for_compiler(settings: Any) -> None:
     if type(settings).cxx.is_default:  # otherwise the user has set cxx to nothing
         if shutil.which("g++") is not None:
             raise SystemLimit(
-                "g++ was found, but could not be run while Theano was loaded: too few files or processes are allowed, "
-                "as a rule. Raise the limits (ulimit -n 4096, ulimit -u), then type the same command again; if it is "
-                "the same then, run g++ -v to see what is wrong with it."
+                "g++ was found, but could not be run while Theano was loaded. The usual cause is a low limit on "
+                "open files or processes. Raise the limits (ulimit -n 4096, ulimit -u), then run the same command "
+                "again. If it fails again, run g++ -v to find the cause."
             )
         raise DeviceError(
-            f"no C++ compiler: g++ was not found, and without one a run takes {_WITHOUT}. {_advice()}; with "
-            "THEANO_FLAGS=cxx= it goes without."
+            f"no C++ compiler: g++ was not found. Without a compiler, a run takes {_WITHOUT}. {_advice()}, or run "
+            "without a compiler with THEANO_FLAGS=cxx= (an empty value)."
         )
-    log.warning("cxx is empty in THEANO_FLAGS or .theanorc: without a C++ compiler this run takes about %s", _WITHOUT)
+    log.warning("cxx is empty in THEANO_FLAGS or .theanorc: without a C++ compiler this run takes %s", _WITHOUT)

@@ -191,7 +191,7 @@ def _system_failure(error: Exception) -> ShardpressError | None:
         return None
     why = f"{type(error).__name__}: {error}" if str(error) else "out of memory"
     advice = "Raise its limits (ulimit -v, -u, -n), or use fewer --threads."
-    return SystemLimit(f"the system is out of resources: {shown(why)}. {advice}")
+    return SystemLimit(f"the operating system refused a resource: {shown(why)}. {advice}")
 
 
 def _storage_message(error: Exception) -> str:

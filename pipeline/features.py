@@ -118,7 +118,7 @@ class Features:
     def __repr__(self) -> str:
         kinds = {name: "str" if array.dtype == object else array.dtype for name, array in self.extras.items()}
         extras = ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "nothing"
-        n_bad = self.manifest.get("n_bad", "unknown how many")
+        n_bad = self.manifest.get("n_bad", "an unknown number of")
         return (
             f"<Features: {len(self.features)} rows x {self.features.shape[1]} features, "
             f"{n_bad} bad rows; extras: {shown(extras)}>"
@@ -144,7 +144,7 @@ def open_features(path: str | Path, block_rows: int = 65536) -> Features:
     NoInput
         If there is no finished run.
     DataError
-        If a part is missing or not as the manifest says, or an index has lost its parts.
+        If a part is missing or differs from the manifest, or an index has lost its parts.
     """
     found = Path(path)
     if not found.is_file():
@@ -165,9 +165,9 @@ def _open_directory(directory: Path, block_rows: int) -> Features:
     try:
         files = [(directory / part["file"], int(part["n_rows"])) for part in manifest["parts"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"features={shown(directory)}: its manifest names no proper parts: {error!r}") from error
+        raise DataError(f"features={shown(directory)}: its manifest has an invalid list of parts: {error!r}") from error
     if not files:
-        raise DataError(f"features={shown(directory)}: its manifest names no parts")
+        raise DataError(f"features={shown(directory)}: its manifest lists no parts")
     parts = [(path, _check_part(path, n_rows)) for path, n_rows in files]
     return _opened(parts, manifest, block_rows)
 
@@ -178,11 +178,11 @@ def _open_file(path: Path, block_rows: int) -> Features:
         with reading(path) as file:
             # Without its parts HDF5 would return missing values, and no error.
             if file[FEATURES].is_virtual:
-                raise DataError(f"{where}: holds no values, since the parts that it is a view of are missing. {_WHOLE}")
+                raise DataError(f"{where}: has no values, because the parts that it refers to are missing. {_WHOLE}")
             shapes = _shapes(file)
             manifest = {**file.attrs, "n_rows": file[FEATURES].shape[0]}
     except FAILURES as error:
-        raise DataError(f"{where}: holds no features that can be read: {error}") from error
+        raise DataError(f"{where}: holds no readable features: {error}") from error
     return _opened([(path, shapes)], manifest, block_rows)
 
 
@@ -192,7 +192,9 @@ def _opened(parts: Sequence[tuple[Path, Mapping[str, Shape]]], manifest: dict[st
     for path, shapes in parts:
         if VALID not in shapes:
             where = f"file={shown(path)}"
-            raise DataError(f"{where}: no dataset {VALID!r} beside its features, expected what --single-file writes")
+            raise DataError(
+                f"{where}: no dataset {VALID!r} next to its features, expected a file that --single-file writes"
+            )
     names = common_dtypes([shapes for _, shapes in parts])
     arrays = {}
     for name in names:
@@ -221,15 +223,15 @@ def _check_part(path: Path, n_rows: int) -> dict[str, Shape]:
     try:
         os.stat(path)  # HDF5 does not distinguish a missing file from a damaged one
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"file={shown(path)}: the manifest names it, but it is not there. {_WHOLE}") from error
+        raise DataError(f"file={shown(path)}: the manifest lists this file, but it does not exist. {_WHOLE}") from error
     try:
         with reading(path) as file:
             shapes = _shapes(file)
             n_found = file[FEATURES].shape[0]
     except FAILURES as error:
-        raise DataError(f"file={shown(path)}: the manifest names it, but it cannot be read: {error}") from error
+        raise DataError(f"file={shown(path)}: the manifest lists this file, but it cannot be read: {error}") from error
     if n_found != n_rows:
-        raise DataError(f"file={shown(path)}: {n_found} rows, expected {n_rows} as the manifest says")
+        raise DataError(f"file={shown(path)}: {n_found} rows, expected {n_rows} according to the manifest")
     return shapes
 
 

@@ -1,4 +1,4 @@
-"""Serialization of plain values and arrays: JSON with a digest of its own, and named arrays.
+"""Serialization of plain values and arrays: JSON with a digest, and named arrays.
 
 There is no pickle and nothing that could run code: a damaged or forged file raises `ValueError`.
 """
@@ -143,16 +143,16 @@ def unseal(form: str, data: bytes) -> dict[str, Any]:
 def _unsealed(form: str, data: bytes) -> dict[str, Any]:
     content = json.loads(data)
     if not isinstance(content, dict):
-        raise ValueError(f"a {type(content).__name__}, expected format {form!r}")
+        raise ValueError(f"found a {type(content).__name__}, expected format {form!r}")
     _check_version(form, content.get("format"))
     if content.get("format") != form:
         raise ValueError(f"format {content.get('format')!r}, expected format {form!r}")
     if content.pop(_SEAL, None) != fingerprint(content):
-        raise ValueError("its digest does not fit its content")
+        raise ValueError("its digest does not match its content")
     content.pop("format")
     # JSON with other spaces or with a repeated key has the same digest.
     if seal(form, content) != data:
-        raise ValueError("not written as it was sealed")
+        raise ValueError("not stored in the form in which it was sealed")
     return content
 
 
@@ -179,13 +179,13 @@ def pack(arrays: Mapping[str, np.ndarray], about: object) -> bytes:
 def unpack(data: bytes) -> tuple[dict[str, np.ndarray], Any]:
     """Return the arrays and plain values that `pack` was given.
 
-    The memory that this takes is bounded by the size of `data`, whatever the file claims: members are stored without
-    compression, and no array is larger than its member.
+    The memory that this takes is bounded by the size of `data`, whatever sizes the file declares: members are stored
+    without compression, and no array is larger than its member.
 
     Raises
     ------
     ValueError
-        If the data are anything else.
+        If the data have any other form.
     """
     try:
         arrays = _members(data)
@@ -196,7 +196,7 @@ def unpack(data: bytes) -> tuple[dict[str, np.ndarray], Any]:
     except MemoryError:  # not caused by the file, because the memory for it is bounded
         raise
     except Exception as error:  # NumPy and zipfile raise errors of many kinds for damaged files
-        raise ValueError(f"no arrays of shardpress: {error}") from error
+        raise ValueError(f"not an array file of shardpress: {error}") from error
 
 
 def parse_bounded(text: bytes | str) -> Any:
@@ -211,7 +211,7 @@ def parse_bounded(text: bytes | str) -> Any:
     # A list of short values takes 50 times as much memory when it is parsed, so the values are counted first.
     n_values = sum(data.count(sign) for sign in (b",", b"[", b"{"))
     if len(data) > MOST_JSON_BYTES or n_values > MOST_JSON_VALUES:
-        expected = f"{MOST_JSON_BYTES} bytes and {MOST_JSON_VALUES} values at most"
+        expected = f"at most {MOST_JSON_BYTES} bytes and {MOST_JSON_VALUES} values"
         raise ValueError(f"JSON of {len(data)} bytes and about {n_values} values, expected {expected}")
     try:
         return json.loads(data)

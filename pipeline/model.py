@@ -50,7 +50,7 @@ class Model:
         `pipeline.shards.shard.with_offset`. None if float64 holds all values of the columns.
     columns : Columns
         Names or numbers of the columns in their order, if they are known. They are not part of the fingerprint: equal
-        weights make equal features whatever the columns are called.
+        weights give equal features for any names of the columns.
     """
 
     scaler: Scaler
@@ -243,7 +243,7 @@ def _read_model(path: Path, entry: Entry | None) -> Model:
     if model.fingerprint != stored.fingerprint:
         raise DataError(
             f"model={shown(path)}: its network and arrays have the fingerprint {model.fingerprint}, expected "
-            f"{shown(stored.fingerprint)[:64]} as it says: the file has changed since it was written. Use a copy of "
-            "it, or train again."
+            f"{shown(stored.fingerprint)[:64]} as stored in the file. The file has changed since it was written. "
+            "Use an intact copy, or train again."
         )
     return model

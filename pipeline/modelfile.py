@@ -115,7 +115,7 @@ def read_model_file(path: Path, entry: Entry | None) -> StoredModel:
         path = path / (entry.file if entry else _NAME)
     where = f"model={shown(path)}"
     if "\0" in str(path):
-        raise NoInput(f"{where}: no name of a file, {_WANTED}")
+        raise NoInput(f"{where}: not the name of a file, {_WANTED}")
     return with_retries(lambda: _read(path, entry, where), where)
 
 
@@ -127,7 +127,7 @@ def _read(path: Path, entry: Entry | None, where: str) -> StoredModel:
                 _check_digest(descriptor, identity.size, entry, where)
             return _stored(descriptor, identity.size, where)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise NoInput(f"{where}: not there, {_WANTED}") from error
+        raise NoInput(f"{where}: does not exist, {_WANTED}") from error
     except OSError as error:
         meaning = translated_error(error, where)
         if isinstance(meaning, ReadFailed):
@@ -146,8 +146,8 @@ def _check_digest(descriptor: int, size: int, entry: Entry, where: str) -> None:
     else:
         what = f"{size} bytes, expected {entry.n_bytes}"
     raise DataError(
-        f"{where}: {what} as {MANIFEST} lists it: the file has changed since it was written. Use a copy of it. If a "
-        "run is finishing there, try again when it is done."
+        f"{where}: {what} according to {MANIFEST}. The file has changed since it was written. Use an intact copy. "
+        "If a run is about to finish there, try again afterwards."
     )
 
 
@@ -187,7 +187,7 @@ def _check_about(about: Any, where: str) -> None:
         is_valid = is_valid and isinstance(about.get(name, {}), dict)
     if not is_valid or not isinstance(about.get("training", {}).get("history", []), list):
         raise DataError(
-            f"{where}: attribute about is not as expected, a JSON object with the objects config and training. The "
+            f"{where}: attribute about is invalid, expected a JSON object with the objects config and training. The "
             "file is damaged or forged: do not use it."
         )
 
@@ -216,7 +216,7 @@ def _attribute(contents: Contents, name: str, where: str) -> Any:
 def _text(contents: Contents, name: str, where: str) -> str:
     value = _attribute(contents, name, where)
     if not isinstance(value, str):
-        raise DataError(f"{where}: attribute {name} is {value.dtype} of shape {value.shape}, expected a text")
+        raise DataError(f"{where}: attribute {name} is {value.dtype} of shape {value.shape}, expected a string")
     return value
 
 
@@ -239,8 +239,8 @@ def _network(contents: Contents, where: str) -> Network:
     known = activation in HIDDEN and code in CODES
     if not known or not 2 <= len(widths) <= _MOST_WIDTHS or min(network.widths) < 1:
         raise DataError(
-            f"{where}: network {shown(network)[:_QUOTED]}, expected two widths or more ({_MOST_WIDTHS} at most), each "
-            f"1 or more, an activation of {HIDDEN} and a code of {CODES}"
+            f"{where}: network {shown(network)[:_QUOTED]}, expected 2 to {_MOST_WIDTHS} widths of at least 1, an "
+            f"activation in {HIDDEN} and a code in {CODES}"
         )
     return network
 
@@ -313,8 +313,8 @@ def _dataset(contents: Contents, name: str, where: str) -> Dataset:
         raise
     except Exception as error:
         raise DataError(
-            f"{where} dataset={name}: cannot be read: {_reason(error)}. Expected numbers stored as a whole in the file "
-            "itself. The file is damaged or forged: do not use it."
+            f"{where} dataset={name}: cannot be read: {_reason(error)}. Expected numbers stored contiguously in the "
+            "file itself. The file is damaged or forged: do not use it."
         ) from error
 
 

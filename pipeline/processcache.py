@@ -1,4 +1,4 @@
-"""Values that a process keeps: what is expensive to make, or must happen only once."""
+"""Values that a process keeps because they are expensive, or must be made only once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ProcessCache(Generic[_Key, _Value]):
     process, or the file systems that a warning was logged for.
 
     Threads: one lock guards each cache. `get_or_make` holds it while a value is made, so that a model is compiled once,
-    however many threads begin with it. Processes: a fork inherits the values, and gets a lock that is free.
+    no matter how many threads need it. Processes: a fork inherits the values, and gets a lock that is free.
 
     Parameters
     ----------

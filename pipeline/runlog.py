@@ -94,7 +94,7 @@ class RunLog(logging.Handler):
         elif len(self._waiting) < _MAX_WAITING:
             self._waiting.append(line)
 
-    def say(self, text: str) -> None:
+    def write(self, text: str) -> None:
         """Write or keep a line that is not a log record."""
         self.emit(logging.makeLogRecord({"msg": text, "levelname": "INFO"}))
 

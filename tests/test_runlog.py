@@ -30,7 +30,7 @@ def test_earlier_lines_are_written_when_the_directory_is_known(tmp_path, run_log
     run_log.emit(record("one"))
     run_log.start(tmp_path)
     run_log.emit(record("two"))
-    run_log.say("three")
+    run_log.write("three")
     assert [line.split(" ", 2)[2] for line in lines(tmp_path)] == ["WARNING one", "WARNING two", "INFO three"]
 
 
@@ -78,7 +78,7 @@ def test_a_second_run_appends_to_the_file(tmp_path):
     for text in ("first run", "second run"):
         run_log = RunLog()
         run_log.start(tmp_path)
-        run_log.say(text)
+        run_log.write(text)
         run_log.close()
     assert [line.split(" ", 3)[3] for line in lines(tmp_path)] == ["first run", "second run"]
 
@@ -89,28 +89,28 @@ def test_a_link_in_place_of_the_log_is_not_followed(tmp_path, run_log, make):
     victim.write_text("precious\n")
     make(victim, tmp_path / "run.log")
     run_log.start(tmp_path)
-    run_log.say("line")
+    run_log.write("line")
     assert victim.read_text() == "precious\n"
 
 
 def test_a_fifo_in_place_of_the_log_does_not_block(tmp_path, run_log):
     os.mkfifo(tmp_path / "run.log")
     run_log.start(tmp_path)
-    run_log.say("line")
+    run_log.write("line")
 
 
 def test_a_full_disk_does_not_stop_the_run(tmp_path, run_log):
     os.symlink("/dev/full", tmp_path / "run.log")
     run_log.start(tmp_path)
-    run_log.say("line")
+    run_log.write("line")
     run_log._descriptor = os.open("/dev/full", os.O_WRONLY)
-    run_log.say("line")
+    run_log.write("line")
 
 
 def test_an_unwritable_directory_disables_the_log(tmp_path, run_log):
     run_log.start(tmp_path / "nowhere")
     for i in range(5000):
-        run_log.say(str(i))
+        run_log.write(str(i))
     assert len(run_log._waiting) <= 1000
 
 

@@ -10,7 +10,7 @@ static inline Vector choose(IntVector where, Vector a, Vector b)
  * Always inlined, so that a sum with its last product is rounded in one way everywhere. */
 static inline __attribute__((always_inline)) Vector exponential(Vector x)
 {
-    const float shift = 12582912; /* 1.5 * 2^23: where it is added, the nearest integer stands in the lowest bits */
+    const float shift = 12582912; /* 1.5 * 2^23: after adding it, the lowest bits hold the nearest integer */
     const Vector zero = {0};
     x = choose(x > 88.0f, zero + 88.0f, x); /* all comparisons are false for NaN, which so stays NaN */
     x = choose(x < -87.0f, zero - 87.0f, x);

@@ -1,4 +1,4 @@
-/* NumPy arrays on their way in: dtypes and dimensions are Theano's to check, shapes and order are checked here. */
+/* Checks of NumPy arrays: Theano checks dtypes and numbers of dimensions; shapes and order are checked here. */
 static int is_as(PyArrayObject *array, const char *name, npy_intp n, npy_intp m)
 {
     const npy_intp *shape = PyArray_DIMS(array);
@@ -9,7 +9,7 @@ static int is_as(PyArrayObject *array, const char *name, npy_intp n, npy_intp m)
         return 0;
     }
     if (!PyArray_IS_C_CONTIGUOUS(array)) {
-        PyErr_Format(PyExc_ValueError, "%s has gaps or another order, expected a contiguous array in C order", name);
+        PyErr_Format(PyExc_ValueError, "%s is not contiguous in C order, expected a C-contiguous array", name);
         return 0;
     }
     return 1;
@@ -61,7 +61,7 @@ static int take_layer(Weights *w, long n_inputs, PyArrayObject *const *given, co
     return 1;
 }
 
-/* Parameters in the order of NAMES: of each layer three, and the gain last. */
+/* Parameters in the order of NAMES: three for each layer, then the gain. */
 static int take_model(Model *m, const Rows *rows, PyArrayObject *const *parameters)
 {
     static const char *const names[] = {NAMES};

@@ -1,29 +1,28 @@
-/* Features of rows; and, where that is asked for, which rows lie in the range that is expected. */
+/* Features of rows and, if requested, which rows are within the expected range. */
 typedef struct {
     Rows rows;
     Model model;
     float *out;
-    npy_bool *inside; /* whether a row's values lie in their range; NULL when nobody asks */
+    npy_bool *inside; /* whether a row's values are within their range; NULL if not requested */
     long n_threads;
     Tile *sums;
     Folded folded;
-    int is_folded; /* whether rows are multiplied as they are */
+    int is_folded; /* whether rows are multiplied without scaling */
     Digits digits;
-    npy_uint8 *last_tile;  /* of rows of bytes, with zeros behind: groups end beyond rows, in the next one elsewhere */
+    npy_uint8 *last_tile;  /* of rows of bytes, padded with zeros, because groups extend beyond rows */
     npy_uint8 *low, *high; /* the range of each column's bytes */
     long n_begun;
     Share share;
 } Encoding;
 
-/* A sum of one layer may pass what a float can hold, of which a bounded code makes one of its ends; beyond that nothing
- * does. */
+/* If the sum of a single layer overflows, a bounded code still returns one of its limits: its features are finite. */
 #define IS_ALWAYS_FINITE (N_LAYERS == 1 && CODE_IS_BOUNDED)
 
 static int may_fold(const Encoding *e) { return ROWS_ARE_FLOATS && e->model.layers[0].n_features <= MOST_FOLDED; }
 
 static int may_multiply_bytes(const Encoding *e) { return multiplies_bytes && e->rows.minimum; }
 
-/* The most tiles of a batch, of floats or of bytes. */
+/* Largest number of tiles of a batch, of floats or of bytes. */
 static long most_tiles(const Encoding *e)
 {
     long of_bytes = pieces(BYTES_BATCH * BYTES_HEIGHT, TILE_HEIGHT);
@@ -69,11 +68,11 @@ static int are_finite(const float *values, long n)
 {
     int all = 1;
     for (long i = 0; i < n; i++)
-        all &= fabsf(values[i]) < INFINITY; /* which NaN is not */
+        all &= fabsf(values[i]) < INFINITY; /* false for NaN */
     return all;
 }
 
-/* Take a batch that has gone through the first layer through the others. */
+/* Compute all layers after the first one for a batch. */
 static void go_on(const Encoding *e, const Batch *b)
 {
     const Model *m = b->model;
@@ -84,7 +83,7 @@ static void go_on(const Encoding *e, const Batch *b)
         e->inside[i] &= are_finite(e->out + i * n_features, n_features);
 }
 
-/* Batches of a thread's own. */
+/* Batches of one thread. */
 static Batch batch_of(Encoding *e)
 {
     long self = __atomic_fetch_add(&e->n_begun, 1, __ATOMIC_RELAXED);
@@ -101,7 +100,7 @@ static void set_rows(Batch *b, long first, long n_rows)
 
 /* -- the first layer, in floats ------------------------------------------------------------------------------- */
 
-/* Rows to be multiplied where they lie, or copied if they do not fill the batch's tiles, which are read whole. */
+/* Rows to multiply in place, or copies if they do not fill the batch's tiles, which are read as a whole. */
 static Matrix as_they_are(const Encoding *e, const Batch *b, Matrix x)
 {
     Rows unscaled = e->rows;
@@ -116,7 +115,7 @@ static Matrix as_they_are(const Encoding *e, const Batch *b, Matrix x)
     return rows;
 }
 
-/* What of a batch is multiplied; and which of its rows lie in their range, for those who ask. */
+/* The rows of a batch to multiply and, if requested, which of them are within their range. */
 static Matrix prepare(const Encoding *e, const Batch *b)
 {
     Matrix x = rows_in(b, 0, e->model.levels[0].in.out);
@@ -138,7 +137,7 @@ static void encode_some(void *job)
     for (int there = take(&e->share, &next, &end); there;) {
         start = next;
         next = stop = least(start + e->model.batch, end);
-        if (stop == end) /* taken before it is needed, to look ahead to it */
+        if (stop == end) /* taken early, to prefetch it */
             there = take(&e->share, &next, &end);
         set_rows(&b, start * TILE_HEIGHT, (stop - start) * TILE_HEIGHT);
         multiply_batch(&b, prepare(e, &b), &e->model.layers[0].in, 1, next * TILE_HEIGHT, finish_of(1));
@@ -156,7 +155,7 @@ static void encode_floats(Encoding *e)
 
 /* -- the first layer, in bytes -------------------------------------------------------------------------------- */
 
-/* A tile of rows, which are `step` bytes apart. */
+/* One tile of rows, `step` bytes apart. */
 static const npy_uint8 *rows_of_bytes(const Encoding *e, long tile, long *step)
 {
     int is_last = (tile + 1) * BYTES_HEIGHT >= e->rows.n_rows;
@@ -211,7 +210,7 @@ static void encode_bytes(Encoding *e)
 
 /* -- both ----------------------------------------------------------------------------------------------------- */
 
-/* Fill `out`; 0 when there is not enough memory. */
+/* Fill `out`; return 0 if there is not enough memory. */
 static int encode(Encoding *e, Memory *memory)
 {
     e->n_threads = threads_for(2 * e->rows.n_rows * size_of(&e->model), e->n_threads);
@@ -224,7 +223,7 @@ static int encode(Encoding *e, Memory *memory)
     return 1;
 }
 
-/* With NumPy's arrays; 0 when a Python exception is set. */
+/* The same for NumPy arrays; return 0 if a Python exception is set. */
 static int encode_arrays(Memory *memory, PyArrayObject *rows, PyArrayObject *const *parameters, long n_threads,
                          PyArrayObject *out, PyArrayObject *maximum, PyArrayObject *inside, PyArrayObject *minimum,
                          PyArrayObject *scale)

@@ -2,13 +2,13 @@
  *
  *     ((r - minimum) * scale) . W + b_hidden  =  r . V + (b_hidden - minimum . V)        V = scale * W
  *
- * Scaling takes a tenth of the narrowest product. Left out, it also leaves out its rounding; but what is summed is larger
- * where columns begin far from 0, and a sum's rounding with it. So V is taken where no column begins further from 0 than
- * it is wide, |minimum| <= 1 / scale, which makes the largest terms twice as large at most, and those of a mean row three
- * times. V is rounded before it is multiplied by minimum, so that its rounding counts for r - minimum only.
+ * Scaling takes a tenth of the narrowest product. Without it there is no rounding of scaled values; but the terms of
+ * the sum are larger if columns begin far from 0, and so is its rounding. So V is used only if no column begins further
+ * from 0 than it is wide, |minimum| <= 1 / scale. Then the largest terms are at most twice as large, and those of a mean
+ * row three times. V is rounded before it is multiplied by minimum, so that its rounding affects r - minimum only.
  *
- * What scaling costs is a share of 1 / n_features. Left out, 784 -> 64 became 1.05 to 1.18 times as fast, with vectors of
- * any width; 784 -> 256 became 0.97 times on Zen 4.
+ * The share of scaling in the work is 1 / n_features. Without it, 784 -> 64 became 1.05 to 1.18 times as fast, with
+ * vectors of any width; 784 -> 256 became 0.97 times as fast on Zen 4.
  */
 #define MOST_FOLDED 64 /* columns of W */
 
@@ -24,7 +24,7 @@ static void lay_out_folded(Folded *folded, const Weights *w, Memory *memory)
     folded->sums = (double *)reserve(memory, 2 * w->n_features);
 }
 
-/* Put V and its bias in the place of W and b_hidden; 0 where these are to stay. */
+/* Replace W and b_hidden by V and its bias; return 0 if W and b_hidden must be used. */
 static int fold(Folded *folded, Weights *w, const Rows *rows)
 {
     const SCALING *minimum = rows->minimum, *scale = rows->scale;
@@ -45,7 +45,7 @@ static int fold(Folded *folded, Weights *w, const Rows *rows)
     }
     for (long f = 0; f < w->n_features; f++) {
         folded->bias[f] = (float)(w->b_hidden[f] - sums[f]);
-        if (!(fabs(folded->bias[f]) < INFINITY)) /* nor is it where anything in V is not finite, as 0 * Inf is NaN */
+        if (!(fabs(folded->bias[f]) < INFINITY)) /* also if an element of V is not finite, as 0 * Inf is NaN */
             return 0;
     }
     w->W = folded->V;
@@ -53,7 +53,7 @@ static int fold(Folded *folded, Weights *w, const Rows *rows)
     return 1;
 }
 
-/* Tell of a full tile of rows what `scale_row` tells of one: six reads under way hide how far the rows are. */
+/* Check the range of a whole tile of rows, as `scale_row` does for one: six concurrent reads hide memory latency. */
 static void check_tile(const Rows *rows, long first, npy_bool *inside)
 {
     const float *low = (const float *)rows->minimum, *high = (const float *)rows->maximum;
@@ -75,7 +75,7 @@ static void check_tile(const Rows *rows, long first, npy_bool *inside)
     }
 }
 
-/* Which of some rows lie in their range. */
+/* Find the rows that are within their range. */
 static void check_rows(const Rows *rows, long first, long n_rows, npy_bool *inside)
 {
     long i = 0;

@@ -1,29 +1,29 @@
-/* What every use of the model begins with: rows taken through it in batches of tiles. */
+/* The forward pass, which every use of the model begins with: batches of tiles of rows go through the layers. */
 
-/* Rows of a right side that are used at a time: TILE_WIDTH columns of them fill a part of the second cache, and as many
- * columns of a tile of rows a part of the first. */
+/* Rows of a right side that are used at a time: TILE_WIDTH columns of them fill a part of the L2 cache, and the same
+ * number of columns of a tile of rows a part of the L1 cache. */
 #define DEPTH (STRIP * pieces(512, STRIP))
 
-/* Some tiles of rows on their way through the model. */
+/* Some tiles of rows during the forward pass. */
 typedef struct {
     Model *model;
     const Rows *rows;
-    long first, n_rows, n_tiles; /* the first row's number, how many there are, and the tiles they fill */
-    long place;                  /* where the first row stands in the levels' arrays */
+    long first, n_rows, n_tiles; /* number of the first row, numbers of rows and of tiles */
+    long place;                  /* position of the first row in the levels' arrays */
     Tile *sums;                  /* the model's n_sums of them */
     void *job;
 } Batch;
 
-/* What becomes of the sums of the tile that starts at this row of the batch, and at this column of this level. */
+/* Process the sums of the tile that starts at this row of the batch and this column of this level. */
 typedef void Finish(const Batch *batch, int level, long row, long column, Tile sums);
 
-/* Sums of a batch's tiles that wait for the rest of their right side. */
+/* Sums of a batch's tiles until the rest of the right side is added. */
 static long waiting_sums(const Panels *right, long n_tiles)
 {
     return right->depth > DEPTH ? n_tiles * pieces(right->width, TILE_WIDTH) : 1;
 }
 
-/* For each thread as many as a batch of so many tiles needs. */
+/* Allocate for each thread the sums that a batch of this number of tiles needs. */
 static Tile *reserve_sums(Model *m, long n_tiles, Memory *memory)
 {
     m->n_sums = 1;
@@ -50,8 +50,8 @@ static void scale_batch(const Batch *b)
     scale_rows(b->rows, b->first, b->n_rows, x, columns->row, columns->strip);
 }
 
-/* left . right, which makes a level. Look ahead to the rows from `next` on, which will be scaled next; not where it is
- * negative. As late as possible, or the panels of W push them out of the second cache again. */
+/* Compute left . right, the inputs of a level. Prefetch the rows from `next` on, which are scaled next, unless it is
+ * negative; as late as possible, or the panels of W evict them from the L2 cache. */
 static void multiply_batch(const Batch *b, Matrix left, const Panels *right, int level, long next, Finish *finish)
 {
     for (long k = 0; k < right->depth; k += DEPTH) {
@@ -96,7 +96,7 @@ static void finish_back(const Batch *b, int level, long row, long column, Tile s
             store(out + j, activate(level, load(&sums[i][j]) + load(bias + j)));
 }
 
-/* Scaled rows through all layers, and back to the hidden level next to the columns. */
+/* Take scaled rows through all layers, and back to the hidden level next to the columns. */
 static void go_in_and_back(const Batch *b, long next)
 {
     const Model *m = b->model;

@@ -1,8 +1,8 @@
-/* Rows of bytes: their products with the digits of V, and whether they lie in a range.
+/* Rows of bytes: their products with the digits of V, and checks of their range.
  *
- * A product takes four bytes and four digits in each lane, where floats have one of each; three digits for a weight make
- * four thirds of the floats' rate. The one place that names an instruction of some processors. On others, and for rows of
- * another dtype, none of this is called.
+ * A product takes four bytes and four digits in each lane, where floats have one of each. Three digits for a weight give
+ * four thirds of the rate of floats. Only this file uses an instruction that not all processors have. On others, and for
+ * rows of another dtype, none of this is called.
  */
 #if ROWS_ARE_BYTES && VECTOR_BYTES == 64 && defined(__AVX512VNNI__)
 #define ADD_PRODUCTS "vpdpbusd %2, %1, %0"
@@ -14,11 +14,11 @@
 #define BYTES_HEIGHT 1
 #endif
 
-/* Tiles of rows that go through LANES columns of digits one after another. */
+/* Tiles of rows that are multiplied with LANES columns of digits one after another. */
 #define BYTES_BATCH (96 / BYTES_HEIGHT)
 
-/* In each lane, add the products of four bytes and four digits. With gcc's own function for it sums change registers, and
- * the copies cost as much as the products. */
+/* In each lane, add the products of four bytes and four digits. With gcc's built-in function, sums move between
+ * registers, and these copies cost as much as the products. */
 #ifdef ADD_PRODUCTS
 static const int multiplies_bytes = 1;
 static inline void add_products(IntVector *sums, IntVector bytes, IntVector digits)
@@ -80,7 +80,7 @@ static void multiply_fourth(ByteSums *sums, const npy_uint8 *rows, long step, co
         *(IntVector *)sums[i][N_DIGITS] = kept[i];
 }
 
-/* What the first layer makes of a row in LANES columns from f on. */
+/* Output of the first layer for a row, in LANES columns from f on. */
 static inline void finish_bytes(const Digits *d, ByteSums sums, long f, float *out)
 {
     float z[LANES];
@@ -90,7 +90,7 @@ static inline void finish_bytes(const Digits *d, ByteSums sums, long f, float *o
     store_some(out + f, activate(1, load(z)), d->weights->n_features - f);
 }
 
-/* The same for a tile of rows, `step` bytes apart; what comes out, `out_row` floats apart. */
+/* The same for a tile of rows, `step` bytes apart; outputs are `out_row` floats apart. */
 static void tile_of_bytes(
     const Digits *d, const npy_uint8 *rows, long step, long n_rows, long f, float *out, long out_row)
 {

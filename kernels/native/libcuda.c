@@ -1,12 +1,14 @@
-/* What libgpuarray opens as `libcuda.so`: NVIDIA's driver, `libcuda.so.1`, behind functions of ours that mend what
- * libgpuarray 0.7.6, of 2019, takes for granted.
+/* The library that libgpuarray opens as `libcuda.so`: it wraps NVIDIA's driver, `libcuda.so.1`, and corrects
+ * assumptions of libgpuarray 0.7.6 (2019) that no longer hold.
  *
- * - It does not wait for what it reads back. Until CUDA 12.2 a copy into pageable memory did not return before its end;
+ * - libgpuarray does not wait for data that it reads back. Until CUDA 12.2 a copy into pageable memory was synchronous;
  *   since then it "might be synchronous". Here it is.
- * - It gives an array up as soon as the driver has been told to copy it to the card. A card that reads pageable memory by
- *   itself may not have begun: where there is one, this waits, too. For any other the driver takes a copy before it returns.
- * - It counts without a lock how often its context has been entered, by whatever thread: while one is inside, a second one
- *   is given none. A call that the driver refuses for that is made again in this process's context, where it has one alone.
+ * - libgpuarray frees an array as soon as its copy to the card has been requested. A card that reads pageable memory
+ *   itself may not have begun. With such a card, this library waits. For others the driver makes a copy before it
+ *   returns.
+ * - libgpuarray counts the entries into its context over all threads, without a lock. While one thread is inside, a
+ *   second one gets no context. A call that fails for this reason is repeated in the context of this process, if it has
+ *   only one.
  *
  * LIBCUDA_LOG=FILE (- for standard error) logs each of these calls: time, thread, name, bytes, result.
  *
@@ -30,8 +32,8 @@ typedef unsigned long long Pointer; /* to a card's memory */
 typedef void *Handle;               /* of a context, stream, event, module, function or link */
 
 static void *driver;
-static Handle context, several = &several; /* what has been entered; `several` where nobody can say which one is meant */
-static int reads_pageable_memory;          /* a card of this process */
+static Handle context, several = &several; /* the entered context; `several` if it is ambiguous */
+static int reads_pageable_memory;          /* whether a card of this process does */
 static int log_file = -1;
 
 static int enter(void);
@@ -45,7 +47,7 @@ __attribute__((constructor)) static void begin(void)
         log_file = strcmp(path, "-") ? open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600) : STDERR_FILENO;
 }
 
-static int told(const char *name, size_t bytes, int result)
+static int logged(const char *name, size_t bytes, int result)
 {
     struct timespec now;
 
@@ -57,24 +59,24 @@ static int told(const char *name, size_t bytes, int result)
     return result;
 }
 
-/* A function of the driver's, called and logged. */
+/* Call and log a function of the driver. */
 #define DRIVER(name, parameters, arguments, bytes)                                                                     \
     static int driver_##name parameters                                                                                \
     {                                                                                                                  \
-        static int(*real) parameters; /* whoever comes first finds what all others find */                             \
+        static int(*real) parameters; /* threads that race here find the same value */                                 \
                                                                                                                        \
         if (!real)                                                                                                     \
             *(void **)&real = dlsym(driver, #name);                                                                    \
-        return told(#name, bytes, real ? real arguments : NOT_FOUND);                                                  \
+        return logged(#name, bytes, real ? real arguments : NOT_FOUND);                                                \
     }
 
-/* One that needs no context. */
+/* A function that needs no context. */
 #define PASS(name, parameters, arguments)                                                                              \
     DRIVER(name, parameters, arguments, (size_t)0)                                                                     \
     int name parameters { return driver_##name arguments; }
 
-/* One that needs a context, and whose success ends in `then`. */
-#define MEND(name, parameters, arguments, bytes, then)                                                                 \
+/* A function that needs a context, and returns `then` on success. */
+#define WRAP(name, parameters, arguments, bytes, then)                                                                 \
     DRIVER(name, parameters, arguments, bytes)                                                                         \
     int name parameters                                                                                                \
     {                                                                                                                  \
@@ -85,7 +87,7 @@ static int told(const char *name, size_t bytes, int result)
         return result == SUCCESS ? then : result;                                                                      \
     }
 
-#define NEEDS_CONTEXT(name, parameters, arguments) MEND(name, parameters, arguments, (size_t)0, SUCCESS)
+#define NEEDS_CONTEXT(name, parameters, arguments) WRAP(name, parameters, arguments, (size_t)0, SUCCESS)
 
 PASS(cuInit, (unsigned flags), (flags))
 PASS(cuDriverGetVersion, (int *version), (version))
@@ -112,7 +114,7 @@ int cuCtxPushCurrent_v2(Handle entered)
 
 NEEDS_CONTEXT(cuCtxGetDevice, (int *device), (device))
 
-/* Whether this thread had no context, and now has one. It keeps it: libgpuarray's next count may be as wrong. */
+/* Return whether this thread had no context, and now has one. It keeps it, as the next count may be wrong, too. */
 static int enter(void)
 {
     int device;
@@ -131,7 +133,7 @@ NEEDS_CONTEXT(cuEventRecord, (Handle event, Handle stream), (event, stream))
 NEEDS_CONTEXT(cuEventSynchronize, (Handle event), (event))
 
 NEEDS_CONTEXT(cuLinkCreate, (unsigned n, int *options, void **values, Handle *link), (n, options, values, link))
-MEND(cuLinkAddData,
+WRAP(cuLinkAddData,
      (Handle link, int type, void *data, size_t size, const char *name, unsigned n, int *options, void **values),
      (link, type, data, size, name, n, options, values), size, SUCCESS)
 NEEDS_CONTEXT(cuLinkComplete, (Handle link, void **binary, size_t *size), (link, binary, size))
@@ -146,18 +148,18 @@ NEEDS_CONTEXT(cuLaunchKernel,
               (function, grid_x, grid_y, grid_z, block_x, block_y, block_z, shared, stream, parameters, extra))
 
 NEEDS_CONTEXT(cuMemGetInfo_v2, (size_t *free, size_t *total), (free, total))
-MEND(cuMemAlloc_v2, (Pointer *pointer, size_t bytes), (pointer, bytes), bytes, SUCCESS)
+WRAP(cuMemAlloc_v2, (Pointer *pointer, size_t bytes), (pointer, bytes), bytes, SUCCESS)
 NEEDS_CONTEXT(cuMemFree_v2, (Pointer pointer), (pointer))
-MEND(cuMemAllocHost_v2, (void **pointer, size_t bytes), (pointer, bytes), bytes, SUCCESS)
+WRAP(cuMemAllocHost_v2, (void **pointer, size_t bytes), (pointer, bytes), bytes, SUCCESS)
 NEEDS_CONTEXT(cuMemFreeHost, (void *pointer), (pointer))
-MEND(cuMemsetD8Async, (Pointer to, unsigned char value, size_t bytes, Handle stream), (to, value, bytes, stream),
+WRAP(cuMemsetD8Async, (Pointer to, unsigned char value, size_t bytes, Handle stream), (to, value, bytes, stream),
      bytes, SUCCESS)
-MEND(cuMemcpyHtoD_v2, (Pointer to, const void *from, size_t bytes), (to, from, bytes), bytes, SUCCESS)
-MEND(cuMemcpyDtoDAsync_v2, (Pointer to, Pointer from, size_t bytes, Handle stream), (to, from, bytes, stream),
+WRAP(cuMemcpyHtoD_v2, (Pointer to, const void *from, size_t bytes), (to, from, bytes), bytes, SUCCESS)
+WRAP(cuMemcpyDtoDAsync_v2, (Pointer to, Pointer from, size_t bytes, Handle stream), (to, from, bytes, stream),
      bytes, SUCCESS)
-MEND(cuMemcpyDtoHAsync_v2, (void *to, Pointer from, size_t bytes, Handle stream), (to, from, bytes, stream),
+WRAP(cuMemcpyDtoHAsync_v2, (void *to, Pointer from, size_t bytes, Handle stream), (to, from, bytes, stream),
      bytes, driver_cuStreamSynchronize(stream))
-MEND(cuMemcpyHtoDAsync_v2, (Pointer to, const void *from, size_t bytes, Handle stream), (to, from, bytes, stream),
+WRAP(cuMemcpyHtoDAsync_v2, (Pointer to, const void *from, size_t bytes, Handle stream), (to, from, bytes, stream),
      bytes, reads_pageable_memory ? driver_cuStreamSynchronize(stream) : SUCCESS)
-MEND(cuMemcpyPeerAsync, (Pointer to, Handle to_context, Pointer from, Handle from_context, size_t bytes, Handle stream),
+WRAP(cuMemcpyPeerAsync, (Pointer to, Handle to_context, Pointer from, Handle from_context, size_t bytes, Handle stream),
      (to, to_context, from, from_context, bytes, stream), bytes, SUCCESS)

@@ -1,7 +1,7 @@
 /* Memory that a compiled function keeps between its calls: fresh pages would cost as much as some of the products.
  *
- * Wide rows, of W as of raw data, lie in a page each, and a processor has the places of few pages at hand: huge pages, where
- * the system has some to give, made a step up to 1.35 times as fast when what rows become did not lie in strips yet.
+ * Wide rows, of W or of raw data, are in different pages, and the TLB of a processor holds few pages. Huge pages, if the
+ * system has any, made a step up to 1.35 times as fast before activations were stored in strips.
  */
 #include <sys/mman.h>
 
@@ -9,10 +9,10 @@
 
 typedef struct {
     float *start;
-    long used, n_rows, n_threads; /* for how many rows and threads it is laid out */
+    long used, n_rows, n_threads; /* numbers of rows and threads of the layout */
 } Memory;
 
-/* The next `n` floats, from the start of a line. While there is no memory yet, they are only counted. */
+/* Return the next `n` floats, at the start of a cache line. Before there is memory, they are only counted. */
 static float *reserve(Memory *memory, long n)
 {
     float *place = memory->start ? memory->start + memory->used : 0;
@@ -20,8 +20,8 @@ static float *reserve(Memory *memory, long n)
     return place;
 }
 
-/* Let `lay_out(job, memory)` set all pointers of a job of so many rows; 0 when there is not enough memory. What lies
- * beyond the ends of rows is 0 from the first call on, since the layout stays the same as long as it suffices. */
+/* Let `lay_out(job, memory)` set all pointers of a job of this number of rows; return 0 if there is not enough memory.
+ * Padding after rows is 0 from the first call on, since the layout does not change as long as it is large enough. */
 static int provide(Memory *memory, long n_rows, long n_threads, void (*lay_out)(void *job, Memory *memory), void *job)
 {
     void *start;
@@ -32,12 +32,12 @@ static int provide(Memory *memory, long n_rows, long n_threads, void (*lay_out)(
         memory->n_threads = n_threads;
         memory->used = 0;
         lay_out(job, memory);
-        long n_bytes = (memory->used + LINE) * sizeof(float); /* a tile at the end reads a little beyond it */
+        long n_bytes = (memory->used + LINE) * sizeof(float); /* the last tile reads a little beyond the end */
         if (posix_memalign(&start, n_bytes < HUGE_PAGE ? LINE * sizeof(float) : HUGE_PAGE, n_bytes))
             return 0;
 #ifdef MADV_HUGEPAGE
         if (n_bytes >= HUGE_PAGE)
-            madvise(start, n_bytes, MADV_HUGEPAGE); /* or not: all works without */
+            madvise(start, n_bytes, MADV_HUGEPAGE); /* optional: a failure is ignored */
 #endif
         memset(start, 0, n_bytes);
         memory->start = (float *)start;

@@ -1,54 +1,54 @@
-/* The model: its layers packed for products, and at each level of units between them what rows become there.
+/* The model: its layers, packed for products, and the activations at each level of units.
  *
- * kernels/network.py has the mathematics. Level 0 is the columns, level l what layer l makes of them, level N_LAYERS the
+ * kernels/network.py has the mathematics. Level 0 is the columns, level l the output of layer l, level N_LAYERS the
  * features. Macros say which network is compiled: N_LAYERS and HAS_GAIN; HIDDEN_VALUE, HIDDEN_GRADIENT, CODE_VALUE and
  * CODE_GRADIENT, the expressions of kernels/activations.py; CENTER, the code's value at 0; CODE_IS_BOUNDED.
  */
 
-/* Tiles of rows that go through a panel one after another: more where a layer does not stay in the second cache beside
- * all else, and comes from afar for each batch; but not where it is so narrow that the batch itself would leave that. */
+/* Tiles of rows that go through a panel one after another. More tiles pay if a layer does not stay in the L2 cache next
+ * to everything else and is fetched for each batch, unless it is so narrow that the batch itself would not stay there. */
 #define SMALL_BATCH 4
 #define LARGE_BATCH 12
 #define IS_LARGE(n_inputs, n_features) ((n_features) > 128 && (n_inputs) * (n_features) > 1 << 17)
 
-/* A matrix as the right side of products: TILE_WIDTH columns after TILE_WIDTH columns, with zeros behind. */
+/* A matrix as the right side of products, in panels of TILE_WIDTH columns, padded with zeros. */
 typedef struct {
     float *at;
-    long depth, width; /* its rows and columns */
+    long depth, width; /* numbers of rows and columns */
 } Panels;
 
-/* One layer; n_inputs and n_features are its own. */
+/* One layer; n_inputs and n_features are those of the layer. */
 typedef struct {
     const float *W, *b_hidden, *b_output;
     long n_inputs, n_features;
-    Panels in, back;                  /* W, and W transposed; the latter's place is NULL where nobody needs it */
-    float *bias_hidden, *bias_output; /* with zeros behind */
+    Panels in, back;                  /* W, and W transposed, which is NULL if it is not needed */
+    float *bias_hidden, *bias_output; /* padded with zeros */
     Share share;
 } Weights;
 
-/* On one of the two ways through a level: what its units put out, the gradient at what they take in, and sums of that
+/* One of the two passes through a level: outputs of its units, gradients at their inputs, and sums of these gradients
  * over the rows of each tile. */
 typedef struct {
     float *out, *gradient, *sums;
 } Way;
 
 typedef struct {
-    long width, row, strip; /* columns, floats from row to row of a strip, and from strip to strip */
+    long width, row, strip; /* columns, and distances in floats between rows of a strip and between strips */
     Way in, back;           /* a_l and s_l of kernels/network.py */
 } Level;
 
 typedef struct {
     Weights layers[N_LAYERS];
     const float *gain;
-    float *padded_gain; /* with zeros behind */
+    float *padded_gain; /* padded with zeros */
     Level levels[N_LAYERS + 1];
-    long batch;  /* the most tiles of rows in one */
-    long n_sums; /* tiles of sums that it needs */
+    long batch;  /* largest number of tiles of rows in a batch */
+    long n_sums; /* number of tiles of sums that a batch needs */
 } Model;
 
 /* -- units ---------------------------------------------------------------------------------------------------- */
 
-/* What the units of a level make of what they take in. */
+/* Outputs of the units of a level, from their inputs. */
 static inline Vector activate(int level, Vector z)
 {
     if (level < N_LAYERS)
@@ -56,7 +56,7 @@ static inline Vector activate(int level, Vector z)
     return CODE_VALUE(z);
 }
 
-/* A gradient at what units put out becomes one at what they take in. */
+/* Turn a gradient at the outputs of units into one at their inputs. */
 static inline Vector times_slope(int level, Vector gradient, Vector out)
 {
     if (level < N_LAYERS)
@@ -75,7 +75,7 @@ static void lay_out_panels(Panels *p, long depth, long width, Memory *memory)
     p->width = width;
 }
 
-/* Rows an odd number of lines apart do not all compete for the same few places of a cache. */
+/* Rows an odd number of cache lines apart do not all map to the same few cache sets. */
 static long odd_lines(long n) { return (pieces(n, LINE) | 1) * LINE; }
 
 /* Floats of a row of sums. */
@@ -84,13 +84,13 @@ static long padded(const Level *level) { return round_up(level->width, LINE); }
 /* Floats of an array of a level. */
 static long size_of_level(const Level *level) { return pieces(level->width, STRIP) * level->strip; }
 
-/* Where in them an element stands. */
+/* Position of an element in such an array. */
 static long place_of(const Level *level, long row, long column)
 {
     return column / STRIP * level->strip + row * level->row + column % STRIP;
 }
 
-/* All levels, for arrays of so many rows. */
+/* Lay out all levels, for arrays of this number of rows. */
 static void lay_out_rows(Model *m, long n_rows)
 {
     for (int l = 0; l <= N_LAYERS; l++) {
@@ -99,7 +99,7 @@ static void lay_out_rows(Model *m, long n_rows)
     }
 }
 
-/* All layers, the widths of all levels, and the batch. */
+/* Set up all layers, the widths of all levels, and the batch. */
 static void lay_out_model(Model *m, Memory *memory, int with_back)
 {
     m->batch = SMALL_BATCH;
@@ -148,7 +148,7 @@ static void pack_layer(Weights *w, long n_threads)
     together(n_threads, pack_some, w);
 }
 
-/* All layers but the first ones that are packed already. */
+/* Pack all layers except the first ones, which are packed already. */
 static void pack(Model *m, int first, long n_threads)
 {
     for (int l = first; l < N_LAYERS; l++)
@@ -157,7 +157,7 @@ static void pack(Model *m, int first, long n_threads)
         memcpy(m->padded_gain, m->gain, m->levels[N_LAYERS].width * sizeof(float));
 }
 
-/* Multiplications of a row on its way in. */
+/* Multiplications for the forward pass of one row. */
 static double size_of(const Model *m)
 {
     double n = 0;

@@ -1,7 +1,7 @@
 /* Products of matrices, tile by tile: TILE_HEIGHT rows by TILE_WIDTH columns of sums stay in registers.
  *
  * Each sum runs through the inner dimension in one chain, in ascending order. So an element's bits depend on its own row
- * and column and on nothing else: not on the rows beside it, nor on the number of threads.
+ * and column and on nothing else: not on neighbouring rows, nor on the number of threads.
  */
 typedef float Tile[TILE_HEIGHT][TILE_WIDTH];
 
@@ -11,27 +11,27 @@ typedef struct {
     long row, step, strip;
 } Matrix;
 
-/* Rows that will be wanted soon: of each, `bytes` more for each element of the inner dimension. */
+/* Rows to prefetch: `bytes` of each row for each element of the inner dimension. */
 typedef struct {
     const char *rows[TILE_HEIGHT];
     long bytes;
 } Soon;
 
-/* Fetch a line of what comes after this tile: the processor does not see it coming. Changes no result. */
+/* Prefetch a line that is needed after this tile, since the processor cannot predict it. Changes no result. */
 static inline void look_ahead(const Soon *soon, long k)
 {
     for (int i = 0; i < TILE_HEIGHT; i++)
         __builtin_prefetch(soon->rows[i] + k * soon->bytes);
 }
 
-/* Narrow tiles leave few instructions to spare for counting (with AVX2 a step is 1.01 to 1.03 times as fast by 4, with
+/* Narrow tiles have few instructions, so loop counting shows (with AVX2 a step is 1.01 to 1.03 times as fast by 4, with
  * AVX-512 0.97 to 0.99). */
 enum { UNROLLED = TILE_VECTORS == 2 ? 4 : 2 };
 
-/* sums += left . right, or anew: sums = left . right. The right side's rows are `step` floats apart.
+/* sums += left . right, or sums = left . right. The rows of the right side are `step` floats apart.
  *
- * The left side by its place: as a value it would be read in one piece just after it has been written in four, for which
- * a processor waits until all it has stored before, of the last tile, is in the cache. */
+ * The left side is passed by address. As a value it would be read at once just after being written in four parts, and
+ * the processor would wait until all earlier stores, of the previous tile, are in the cache. */
 static inline __attribute__((always_inline)) void multiply_vectors(
     Tile sums, int anew, const Matrix *left, const float *right, long step, long depth, const Soon *soon, const int n_vectors)
 {
@@ -68,7 +68,7 @@ static inline __attribute__((always_inline)) void multiply_vectors(
             store(&sums[i][j * LANES], kept[i][j]);
 }
 
-/* The same for the columns that are left, in as few vectors as they need. */
+/* The same for the remaining columns, in as few vectors as possible. */
 static inline __attribute__((always_inline)) void multiply_columns(
     Tile sums, int anew, const Matrix *left, const float *right, long step, long depth, const Soon *soon, long n_columns)
 {
@@ -83,7 +83,7 @@ static inline __attribute__((always_inline)) void multiply_columns(
         multiply_vectors(sums, anew, left, right, step, depth, soon, TILE_VECTORS);
 }
 
-/* Code of its own for where nothing is wanted soon: to ask for each line takes AVX2 a tenth of a product. */
+/* Separate code without prefetching: a test for each line costs a tenth of a product with AVX2. */
 static void multiply(
     Tile sums, int anew, const Matrix *left, const float *right, long step, long depth, const Soon *soon, long n_columns)
 {

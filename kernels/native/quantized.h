@@ -20,7 +20,7 @@
  *
  * Both grow with the row, so they are compared for one at the upper end of its range, where x_k is 1 and r_k - minimum_k
  * is 1 / scale_k. Few large weights can make most of the sum of squares, and rows may be near 0 just there; so the mean
- * of |W_k| stands for each, weighted by n - k + 1, which makes the sum smaller. The largest unit is the one that makes
+ * of |W_k| is used for each, weighted by n - k + 1, which makes the sum smaller. The largest unit is the one that makes
  * the two errors equal. It is too small for three digits where there are few inputs, and for columns whose range is far
  * narrower than the others'. Where that takes too many fourth digits, and where a number is not finite, the product is
  * left to floats.
@@ -34,7 +34,7 @@
 /* Beyond that many inputs a sum of bytes times digits could pass 2^31. */
 #define MOST_INPUTS 65536
 
-/* What earlier calls have done, all 0 in fresh memory. */
+/* Results of earlier calls; all 0 in new memory. */
 typedef struct {
     int is_there, in_integers;
 } Packed;
@@ -42,15 +42,15 @@ typedef struct {
 typedef struct {
     const Weights *weights;
     const Rows *rows;
-    npy_int8 *digits;      /* LANES columns after LANES columns; of these, groups of N_BYTES rows of V */
-    npy_int8 *fourth;      /* in the same way, without the groups that are all 0 */
-    int *n_fourth, *where; /* for LANES columns, how many groups there are, and which */
+    npy_int8 *digits;      /* blocks of LANES columns; in each, groups of N_BYTES rows of V */
+    npy_int8 *fourth;      /* the same, without groups that are all 0 */
+    int *n_fourth, *where; /* for each block of columns, the number of these groups, and which they are */
     double *unit, *bias;
     long n_groups;
     double ranges;  /* sum of the squares of the columns' ranges */
-    int are_enough; /* whether digits can stand for all of V */
+    int are_enough; /* whether digits can represent all of V */
     Packed *packed;
-    float *W, *b_hidden; /* copies of what is packed */
+    float *W, *b_hidden; /* copies of the packed values */
     SCALING *minimum, *scale;
     Share share;
 } Digits;
@@ -81,7 +81,7 @@ static void lay_out_digits(Digits *d, const Weights *w, const Rows *rows, Memory
     d->scale = (SCALING *)reserve(memory, n_scaling);
 }
 
-/* An element of V, with zeros behind. */
+/* An element of V; 0 beyond its end. */
 static inline double element(const Digits *d, long k, long f)
 {
     const Weights *w = d->weights;
@@ -100,7 +100,7 @@ static double unit_of(const Digits *d, long f)
         n_sums += w->n_inputs - k + 1;
         chain += (w->n_inputs - k + 1) * weight;
     }
-    if (!(size + chain + d->ranges < INFINITY)) /* nor is NaN */
+    if (!(size + chain + d->ranges < INFINITY)) /* also for NaN */
         return 0;
     if (largest == 0)
         return 1;
@@ -120,7 +120,7 @@ static inline npy_int8 split(long q, npy_int8 *to)
     return (npy_int8)q;
 }
 
-/* The digits of a group, in LANES columns from f on. Returns whether any has a fourth. */
+/* Write the digits of a group, in LANES columns from f on. Return whether any has a fourth digit. */
 static int split_group(const Digits *d, long group, long f, npy_int8 *fourth)
 {
     npy_int8 *to = digits_of(d, f) + group * N_DIGITS * N_BYTES * LANES;
@@ -136,7 +136,7 @@ static int split_group(const Digits *d, long group, long f, npy_int8 *fourth)
     return any;
 }
 
-/* LANES columns from f on; 0 when they cannot be written in digits. */
+/* Write LANES columns from f on; return 0 if digits cannot represent them. */
 static int pack_columns(const Digits *d, long f)
 {
     const Weights *w = d->weights;
@@ -166,7 +166,7 @@ static void pack_digits_some(void *job)
                 __atomic_store_n(&d->are_enough, 0, __ATOMIC_RELAXED);
 }
 
-/* Returns 0 when the product is to be left to floats. */
+/* Return 0 if floats must be used for the product. */
 static int pack_anew(Digits *d, long n_threads)
 {
     const Weights *w = d->weights;
@@ -183,7 +183,7 @@ static int pack_anew(Digits *d, long n_threads)
     return d->are_enough && n_fourth <= MOST_FOURTH * n_panels * d->n_groups;
 }
 
-/* Whether values are those of the copy; now they are. */
+/* Return whether values equal the copy, and update the copy. */
 static int is_copy(void *copy, const void *values, long n_bytes)
 {
     if (memcmp(copy, values, n_bytes) == 0)
@@ -192,8 +192,8 @@ static int is_copy(void *copy, const void *values, long n_bytes)
     return 0;
 }
 
-/* Write V in digits, unless it is still that of the call before: looking costs a hundredth of what writing does. Returns
- * 0 when the product is to be left to floats. */
+/* Write V in digits, unless it is unchanged since the previous call: the comparison costs a hundredth of writing.
+ * Return 0 if floats must be used for the product. */
 static int pack_digits(Digits *d, long n_threads)
 {
     const Weights *w = d->weights;

@@ -17,7 +17,7 @@ static void lay_out_errors(void *job, Memory *memory)
     for (int l = 0; l <= N_LAYERS; l++) {
         Level *level = &e->model.levels[l];
         level->in.out = reserve(memory, size_of_level(level));
-        level->back.out = level->in.out; /* nobody needs the one when the other comes */
+        level->back.out = level->in.out; /* the two are never needed at the same time */
     }
     e->sums = reserve_sums(&e->model, e->model.batch, memory);
 }
@@ -55,7 +55,7 @@ static void errors_some(void *job)
     }
 }
 
-/* Fill `out`; 0 when there is not enough memory. */
+/* Fill `out`; return 0 if there is not enough memory. */
 static int errors(Errors *e, Memory *memory)
 {
     e->n_threads = threads_for(4 * e->rows.n_rows * size_of(&e->model), e->n_threads);
@@ -68,7 +68,7 @@ static int errors(Errors *e, Memory *memory)
     return 1;
 }
 
-/* With NumPy's arrays; 0 when a Python exception is set. */
+/* The same for NumPy arrays; return 0 if a Python exception is set. */
 static int errors_arrays(Memory *memory, PyArrayObject *rows, PyArrayObject *const *parameters, long n_threads,
                          PyArrayObject *out, PyArrayObject *minimum, PyArrayObject *scale)
 {

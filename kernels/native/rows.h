@@ -1,9 +1,9 @@
-/* Rows as they lie in the shards, of type ROW, and scaled ones: (row - minimum) * scale, computed in SCALING. */
+/* Rows as stored in the shards, of type ROW, and scaled rows: (row - minimum) * scale, computed in SCALING. */
 typedef struct {
     const ROW *values;
-    const npy_int64 *numbers;          /* which rows, in this order; all of them when NULL */
-    const SCALING *minimum, *scale;    /* rows are only cast when NULL */
-    const SCALING *maximum;            /* with the minimum, the range that values are expected in */
+    const npy_int64 *numbers;          /* numbers of the rows, in this order; NULL for all */
+    const SCALING *minimum, *scale;    /* if NULL, rows are only cast */
+    const SCALING *maximum;            /* with the minimum, the expected range of values */
     long n_rows, n_inputs;
 } Rows;
 
@@ -12,7 +12,7 @@ static const ROW *row_at(const Rows *rows, long i)
     return rows->values + (rows->numbers ? rows->numbers[i] : i) * rows->n_inputs;
 }
 
-/* The bits of a number, which are in the order of the numbers from +0 to +Inf; beyond that lie NaN and all below +0. */
+/* The bits of a number. They have the order of the numbers from +0 to +Inf; NaN and all below +0 are larger. */
 static inline BITS bits_of(SCALING value)
 {
     BITS bits;
@@ -20,7 +20,7 @@ static inline BITS bits_of(SCALING value)
     return bits;
 }
 
-/* Some values of a row, as `scale_row`; the worst so far comes back as bits. */
+/* Scale some values of a row, as `scale_row`; return the worst value so far as bits. */
 static inline __attribute__((always_inline)) BITS scale_values(
     const Rows *rows, long i, long start, long n, float *__restrict__ x, BITS worst, const int is_asked)
 {
@@ -39,10 +39,10 @@ static inline __attribute__((always_inline)) BITS scale_values(
     return worst;
 }
 
-/* Scale a row into x, whose strips are `strip` floats apart, if that is not NULL. Whether all its values lie between
- * `minimum` and `maximum` (which NaN and Inf do not; and -0 where the minimum is 0 may not) is told to those who ask:
- * asked while the values are at hand it costs a thirtieth of the narrowest product, in a pass of its own as much as the
- * product. Whole strips have code of their own: gcc then knows how long they are. */
+/* Scale a row into x, whose strips are `strip` floats apart, unless x is NULL. If requested, return whether all its
+ * values are between `minimum` and `maximum` (NaN and Inf are not; -0 may not be if the minimum is 0). Together with
+ * scaling this costs a thirtieth of the narrowest product; in a separate pass it would cost as much as the product.
+ * Whole strips have separate code, because gcc then knows their length. */
 static inline __attribute__((always_inline)) int scale_row(
     const Rows *rows, long i, float *x, long strip, const int is_asked)
 {
@@ -60,7 +60,7 @@ static void scale_rows(const Rows *rows, long first, long n_rows, float *x, long
         scale_row(rows, first + i, x + i * x_row, strip, 0);
 }
 
-/* What will be read when the rows of a tile that starts at row `first` are scaled. */
+/* The data to prefetch for scaling the tile that starts at row `first`. */
 static Soon soon_read(const Rows *rows, long first, long column)
 {
     Soon soon;

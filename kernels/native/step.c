@@ -10,12 +10,12 @@
  * entries). No sum is ever split between threads, so the result is the same bits for any number of them.
  */
 
-/* Rows of a block, whole tiles: so many that what the second phase reads of d and s stays in the second cache. */
+/* Rows of a block, whole tiles: as many as keep the parts of d and s that the second phase reads in the L2 cache. */
 #define BLOCK_ROWS (43 * TILE_HEIGHT)
 /* Tiles of rows of W that go through a panel of d and s one after another. */
 #define INPUTS_BATCH 8
-/* Rows that these go through at a time, at most: of each they use a line of the left and of the right side, which so stay
- * in the first cache from one tile to the next. */
+/* Largest number of rows that these go through at a time: each uses a line of the left and of the right side, which then
+ * stay in the L1 cache from one tile to the next. */
 #define CHUNK 132
 #define N_PARAMETERS (3 * N_LAYERS + HAS_GAIN)
 
@@ -28,12 +28,12 @@ typedef struct {
 
 typedef struct {
     Rows rows;
-    const npy_uint8 *noise; /* a byte for each entry of the minibatch; NULL where all of it is seen */
-    int threshold;          /* entries with bytes below it are not */
+    const npy_uint8 *noise; /* a byte for each entry of the minibatch; NULL without corruption */
+    int threshold;          /* entries with bytes below it are hidden */
     Model model;
     Parameter parameters[N_PARAMETERS];
     float rate, decay, cost;
-    float shrinks; /* by which part matrices do before they are updated */
+    float shrinks; /* share by which matrices shrink before they are updated */
     long n_threads;
     float *x;                   /* scaled rows of the block */
     float *squares, *gain_sums; /* sums over the rows of each tile: of r^2 in LANES columns, of the gain's gradient */
@@ -52,8 +52,8 @@ static void lay_out_gradient(Way *way, Memory *memory, long n_tiles, const Level
     way->sums = reserve(memory, n_tiles * padded(level));
 }
 
-/* Both ways through each level, but: nothing is learned of what goes in, y is not kept, and without a gain the features
- * go back as they came in. */
+/* Both passes through each level, except: there is no gradient at the inputs, y is not stored, and without a gain the
+ * features of both passes are the same. */
 static void lay_out_levels(Step *s, Memory *memory, long n_tiles)
 {
     for (int l = 0; l <= N_LAYERS; l++) {
@@ -92,7 +92,7 @@ static void lay_out_step(void *job, Memory *memory)
 
 /* -- the first phase ------------------------------------------------------------------------------------------ */
 
-/* The network sees 0 where the noise is low. */
+/* The input of the network is 0 where the noise is low. */
 static void mask_batch(const Step *s, const Batch *b)
 {
     const Level *columns = &s->model.levels[0];
@@ -130,7 +130,7 @@ static void finish_r(const Batch *b, int level, long row, long k, Tile sums)
     store(squares, square);
 }
 
-/* A gradient at what the units of a level put out on one of the ways becomes one at what they take in. */
+/* Turn a gradient at the outputs of a level in one of the passes into one at its inputs. */
 static void finish_gradient(const Batch *b, int level, const Way *way, long row, long column, Tile sums)
 {
     const Level *on = &b->model->levels[level];
@@ -154,7 +154,7 @@ static void finish_q(const Batch *b, int level, long row, long column, Tile sums
     finish_gradient(b, level, &b->model->levels[level].back, row, column, sums);
 }
 
-/* A gradient at (h - center) * gain becomes one at h, and leaves the gain's. */
+/* Turn a gradient at (h - center) * gain into one at h, and store the gradient of the gain. */
 static void through_gain(const Batch *b, long row, long column, Tile sums)
 {
     const Step *s = (const Step *)b->job;
@@ -182,7 +182,7 @@ static void finish_d(const Batch *b, int level, long row, long column, Tile sums
     finish_gradient(b, level, &b->model->levels[level].in, row, column, sums);
 }
 
-/* Gradients from r on, along the way back and then along the way in. */
+/* Compute gradients from r on, through the decoder and then through the encoder. */
 static void go_with_gradients(const Batch *b, long next)
 {
     const Model *m = b->model;
@@ -214,7 +214,7 @@ static void rows_some(void *job)
 /* -- the second phase ----------------------------------------------------------------------------------------- */
 
 /* Update n elements of a parameter and of its states, which STATE_0 and STATE_1 name, by UPDATE: the rule's statements of
- * kernels/rules.py. Without a state its place is NULL. */
+ * kernels/rules.py. A missing state is NULL. */
 static inline void update(float *__restrict p, float *__restrict STATE_0, float *__restrict STATE_1,
                           const float *__restrict g, long n, float rate, float decay)
 {
@@ -223,7 +223,7 @@ static inline void update(float *__restrict p, float *__restrict STATE_0, float 
     }
 }
 
-/* Add sums to those of the blocks before; after the last block they are the gradients, and used. */
+/* Add sums to those of earlier blocks. After the last block they are the gradients, and are applied. */
 static void add_or_update(const Step *s, const Parameter *parameter, long at, float *sums, long n)
 {
     float c = 2.0f / ((float)s->rows.n_rows * (float)s->rows.n_inputs);
@@ -248,7 +248,7 @@ typedef struct {
     long start, stop, column;
 } Tiles;
 
-/* sums += left^T . right, or anew. */
+/* sums += left^T . right, or sums = left^T . right. */
 static void multiply_turned(const Step *s, Tile *sums, int anew, const float *left, const float *right, Tiles tiles)
 {
     const Level *from = &s->model.levels[s->layer], *to = from + 1;
@@ -262,15 +262,15 @@ static void multiply_turned(const Step *s, Tile *sums, int anew, const float *le
         }
 }
 
-/* A tile of dW, to where its rows lie as those of W do. */
+/* Store a tile of dW in the layout of W. */
 static void keep_tile(float *to, long row, long n_rows, long n_columns, Tile sums)
 {
     for (long i = 0; i < n_rows; i++)
         memcpy(to + i * row, sums[i], n_columns * sizeof(float));
 }
 
-/* Some rows of dW as a whole, and then the same rows of W and its state from one end to the other: tile by tile the
- * processor would not see coming what it has to fetch of these. */
+/* Compute some rows of dW completely, then update the same rows of W and its state in order. Updating tile by tile would
+ * defeat the hardware prefetcher. */
 static void inputs_some(void *job)
 {
     Step *s = (Step *)job;
@@ -292,7 +292,7 @@ static void inputs_some(void *job)
     }
 }
 
-/* The gradient of a parameter that is a sum over rows, of which each tile has its own. */
+/* The gradient of a parameter that is a sum over rows, from the sums of all tiles. */
 static void add_tiles(const Step *s, int parameter, float *sums, const Level *level)
 {
     for (long tile = 1; tile < pieces(s->n_rows, TILE_HEIGHT); tile++)
@@ -327,7 +327,7 @@ static void take_block(Step *s, double *cost)
         *cost += s->squares[i];
 }
 
-/* Update parameters and state in place, and set the cost before; 0 when there is not enough memory. */
+/* Update parameters and state in place, and set the cost before the update; return 0 if memory is insufficient. */
 static int take_step(Step *s, Memory *memory)
 {
     double cost = 0, n_rows = s->rows.n_rows;
@@ -343,7 +343,7 @@ static int take_step(Step *s, Memory *memory)
     return 1;
 }
 
-/* A parameter with as many arrays of state as the rule has, one or two. */
+/* A parameter with the state arrays of the rule, one or two. */
 static int take_parameter(Parameter *parameter, PyArrayObject *values, PyArrayObject *const *state, int n_states)
 {
     npy_intp n = PyArray_DIM(values, 0), m = PyArray_NDIM(values) > 1 ? PyArray_DIM(values, 1) : 1;

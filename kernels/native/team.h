@@ -1,24 +1,24 @@
 /* A team of threads that share the work of one call.
  *
- * Whoever is free takes the next piece of a share, so a core that another process holds up costs its own piece and no
- * more. Members without work look out for it for SPIN_NS, which covers the time between two phases and, in training,
- * between two steps, and then they sleep. The caller works as well, and waits for nobody who has not begun.
+ * A free thread takes the next piece of a share, so a core that another process keeps busy delays only its own piece.
+ * Members without work spin for SPIN_NS, which covers the time between two phases and, in training, between two steps.
+ * Then they sleep. The caller works as well, and does not wait for members that have not started.
  */
 #include <pthread.h>
 #include <signal.h>
 #include <time.h>
 
 #define SPIN_NS 50000
-#define FLOPS_WORTH_A_THREAD 1000000 /* below 10 us of work, telling others costs more than they can take off */
+#define FLOPS_WORTH_A_THREAD 1000000 /* below 10 us of work, notifying other threads costs more than they save */
 
 typedef void Work(void *job);
 
 static struct {
-    pthread_mutex_t in_use; /* held by the caller whose job it is */
-    pthread_mutex_t lock;   /* for all that follows */
+    pthread_mutex_t in_use; /* held by the caller that runs the job */
+    pthread_mutex_t lock;   /* of all following fields */
     pthread_cond_t wake, done;
     int n_members, n_wanted, n_working, n_asleep;
-    unsigned number; /* of the job: those who look out watch it */
+    unsigned number; /* of the job; spinning threads watch it */
     Work *work;
     void *job;
 } team = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, PTHREAD_COND_INITIALIZER,
@@ -31,7 +31,7 @@ static long nanoseconds(void)
     return now.tv_sec * 1000000000L + now.tv_nsec;
 }
 
-/* Let the core breathe, and say whether to go on looking. */
+/* Pause the core, and return whether to keep spinning. */
 static int looks_on(long since)
 {
     for (int i = 0; i < 8; i++)
@@ -73,7 +73,7 @@ static void *member(void *nothing)
     return nothing;
 }
 
-/* In the child of a fork only the thread that forked is left. */
+/* After a fork, the child has only the thread that forked. */
 static void start_afresh(void)
 {
     pthread_mutex_init(&team.in_use, 0);
@@ -84,7 +84,7 @@ static void start_afresh(void)
     team.number = 0;
 }
 
-/* Let the team have so many members, if the system gives them. Signals are left to Python's own threads. */
+/* Give the team this number of members, if the system allows. Python's own threads handle signals. */
 static void grow(int n_members)
 {
     static int is_registered = 0;
@@ -100,7 +100,7 @@ static void grow(int n_members)
     pthread_sigmask(SIG_SETMASK, &before, 0);
 }
 
-/* Run `work(job)` in up to `n_threads` threads at once, of which the caller is one. */
+/* Run `work(job)` in up to `n_threads` threads at once, including the caller. */
 static void together(long n_threads, Work *work, void *job)
 {
     if (n_threads < 2 || pthread_mutex_trylock(&team.in_use) != 0) {
@@ -132,19 +132,19 @@ static long threads_for(double flops, long n_threads)
     return flops / FLOPS_WORTH_A_THREAD < n_threads ? 1 + (long)(flops / FLOPS_WORTH_A_THREAD) : n_threads;
 }
 
-/* Work that is still to be taken, counted in units. */
+/* Remaining work, counted in units. */
 typedef struct {
     long next, end, smallest, largest, n_threads;
 } Share;
 
-/* Large pieces first, single units towards the end. */
+/* Large pieces first, single units at the end. */
 static Share share_of(long n, long largest, long n_threads)
 {
     Share share = {0, n, 1, largest, n_threads};
     return share;
 }
 
-/* Equal pieces, as many for each thread: where each has a price of its own. */
+/* Equal pieces, the same number for each thread, for pieces with a fixed cost. */
 static Share equal_share_of(long n, long largest, long n_threads)
 {
     long size = pieces(n, round_up(pieces(n, largest), n_threads));

@@ -22,8 +22,8 @@
 #define TILE_WIDTH (TILE_VECTORS * LANES)
 #define LINE 16 /* floats in a line of the caches */
 
-/* Columns of rows that lie together, strip after strip: whole tiles wide and high. What a product goes through, turned or
- * not, then lies in few pages: a processor has the places of some 64 of them at hand, and a row of 1,024 columns is one. */
+/* Number of columns of a strip; arrays are stored strip by strip. The operands of a product, transposed or not, are then
+ * in few pages: the TLB of a processor holds some 64 pages, and a row of 1,024 columns takes one. */
 #define STRIP (TILE_WIDTH == 64 ? 192 : 48)
 
 typedef float Vector __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));

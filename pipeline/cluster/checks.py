@@ -50,7 +50,7 @@ _NEEDED_BY_SCHEDULER = ("Python", "shardpress", "dask", "distributed")
 # Instruction sets by which compilers, OpenBLAS and our kernels select code.
 _INSTRUCTION_SET = re.compile(r"(avx|fma|f16c|amx|sve|asimd)\w*")
 _SCRATCH = "dask-scratch-space"  # Dask's name for directories that it puts into `sys.path`
-_PRIVATE_SCRATCH = {"scratch directory": "one that only its user can write"}
+_PRIVATE_SCRATCH = {"scratch directory": "writable by its user only"}
 _MAX_LISTED = 3  # workers in one message
 
 _SECONDS = 120.0  # for an answer, which takes less than one, but tasks of other clients may come first
@@ -148,8 +148,8 @@ def _check_scheduler(client: Client) -> None:
         problems = [_no_answer(error)]
     if problems:
         raise ConfigError(
-            f"scheduler: it cannot take this run's tasks: {'; '.join(problems)}. Start it with the packages that the "
-            "workers have, and with a private directory as DASK_TEMPORARY_DIRECTORY."
+            f"scheduler: cannot accept this run's tasks: {'; '.join(problems)}. Start it with the same packages as "
+            "the workers, and with a private directory as DASK_TEMPORARY_DIRECTORY."
         )
 
 
@@ -159,8 +159,8 @@ def _check_all_answered(client: Client, futures: Mapping[str, Future], names: Ma
     silent = [names[address] for address in current if address in futures and not futures[address].done()]
     if silent:
         raise TryAgain(
-            f"{some(silent, 3)}: no answer in {_SECONDS:.0f} s. End these workers, or wait until they are free, then "
-            "type the same command again."
+            f"{some(silent, 3)}: no answer in {_SECONDS:.0f} s. End these workers, or wait until they are free, "
+            "then run the same command again."
         )
 
 
@@ -172,7 +172,7 @@ def _problems_of(probe: Probe, driver: Environment, future: Future) -> list[str]
 
 
 def _no_answer(error: BaseException) -> str:
-    return f"it cannot be asked ({type(error).__name__}: {shown(' '.join(str(error).split()))})"
+    return f"it cannot be queried ({type(error).__name__}: {shown(' '.join(str(error).split()))})"
 
 
 def refusal(problems: Mapping[str, Sequence[str]]) -> ConfigError | None:
@@ -191,9 +191,9 @@ def refusal(problems: Mapping[str, Sequence[str]]) -> ConfigError | None:
         workers_with.setdefault(text, []).append(worker)
     lists = ". ".join(f"{some(workers, _MAX_LISTED)}: {text}" for text, workers in workers_with.items())
     return ConfigError(
-        f"{len(refused)} of {counted(len(problems), 'worker')} would not do what this process does. {lists}. Give all "
-        "of them the same packages, the same paths and a private --local-directory; processors may be of several kinds "
-        "with --mixed-processors."
+        f"{len(refused)} of {counted(len(problems), 'worker')} differ from this process. {lists}. Start all workers "
+        "with the same packages, the same paths and a private --local-directory. Processors of several kinds are "
+        "allowed with --mixed-processors."
     )
 
 
@@ -207,7 +207,7 @@ class LateWorkerCheck(WorkerPlugin):
     driver : Environment
         Description of the driver.
     client : str
-        Id of the driver's client. When it is gone the run has ended and any worker is welcome; plugins are not told.
+        Id of the driver's client. After it has left, the run has ended and all workers are accepted.
     """
 
     def __init__(self, probe: Probe, driver: Environment, client: str) -> None:
@@ -236,7 +236,7 @@ class LateWorkerCheck(WorkerPlugin):
 
 
 def _log_retired_worker(event: tuple[float, str]) -> None:
-    log.warning("cluster: a worker has come and was turned away: %s", shown(event[1]))
+    log.warning("cluster: rejected a new worker: %s", shown(event[1]))
 
 
 # -- descriptions of processes -----------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def describe_environment(probe: Probe) -> Environment:
 
 
 def _access_files(probe: Probe, written_file: str) -> dict[str, str]:
-    """Change to the driver's directory, write a file, read the driver's, and return what came of each access."""
+    """Change to the driver's directory, write a file, read the driver's, and return the outcome of each access."""
     output = Path(probe.output)
     driver_file = output / probe.driver_file
     outcomes = {f"directory={shown(probe.directory)}": _outcome(partial(os.chdir, probe.directory))}
@@ -265,21 +265,21 @@ def _access_files(probe: Probe, written_file: str) -> dict[str, str]:
 
 
 def compare_environments(probe: Probe, driver: Environment, worker: Environment) -> list[str]:
-    """Return in words what is different for a worker; the driver reads the worker's file to find out.
+    """Return the differences of a worker in words; the driver reads the worker's file to find out.
 
     Parameters
     ----------
     probe : Probe
-        Files that both have looked at.
+        Files that both have examined.
     driver, worker : Environment
         Their descriptions.
     """
-    # The driver needs no scratch directory. Workers need a private one, whatever the driver's is.
+    # The driver needs no scratch directory. Workers need a private one, regardless of the driver's.
     problems = _different_facts({**driver.facts, **_PRIVATE_SCRATCH}, worker.facts)
     path = Path(probe.output, worker.written_file)
     outcome = _outcome(path.read_text)
     if not problems and outcome != f"holds {worker.written_file}":
-        problems.append(f"file={shown(path)}, which it has written, {outcome} for the driver")
+        problems.append(f"file={shown(path)}, written by the worker, {outcome} on the driver")
     return problems
 
 
@@ -289,14 +289,14 @@ def describe_scheduler() -> dict[str, str]:
 
 
 def compare_scheduler(scheduler: Mapping[str, str]) -> list[str]:
-    """Return in words why a scheduler with these facts could not handle, or must not get, tasks of this process."""
+    """Return the reasons why a scheduler with these facts cannot, or must not, handle tasks of this process."""
     driver = versions()
     expected = {name: driver[name] for name in _NEEDED_BY_SCHEDULER}
     return _different_facts({**expected, **_PRIVATE_SCRATCH}, scheduler)
 
 
 def _different_facts(expected: Mapping[str, str], actual: Mapping[str, str]) -> list[str]:
-    """Return in words which facts are missing or different."""
+    """Return the missing and different facts in words."""
     return [
         f"{name} {actual.get(name)}, expected {text}" for name, text in expected.items() if actual.get(name) != text
     ]
@@ -365,7 +365,7 @@ def _processor() -> dict[str, str]:
     instruction_sets = sorted(flag for flag in flags.split() if _INSTRUCTION_SET.fullmatch(flag))
     return {
         "processor": fields.get("model name", platform.machine()),
-        "its instructions": " ".join(instruction_sets),
+        "instruction sets": " ".join(instruction_sets),
     }
 
 
@@ -374,9 +374,9 @@ def _system() -> dict[str, str]:
     """Return the compiler of our kernels and of Theano's, and the C library, which has exponentials and logarithms."""
     try:
         done = subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True, check=False)
-        compiler = done.stdout.strip() or "that does not tell its version"
+        compiler = done.stdout.strip() or "of unknown version"
     except OSError:
-        compiler = "not there"
+        compiler = "not installed"
     return {"g++": compiler, "C library": " ".join(platform.libc_ver())}
 
 
@@ -385,13 +385,13 @@ def _write(path: Path, text: str) -> None:
 
 
 def _outcome(access: Callable[[], object]) -> str:
-    """Access a file, and return in words what was found."""
+    """Access a file, and return the outcome in words."""
     try:
         content = access()
     except OSError as error:
         return f"cannot be used ({error.strerror})"
     except ValueError:  # not UTF-8
-        content = "no text"
+        content = "binary data"
     return "can be used" if content is None else f"holds {content}"
 
 

@@ -50,7 +50,7 @@ def wait_until(
     condition : callable
         The function.
     what : str
-        What is waited for, for the log.
+        Description of the condition, for the log.
     seconds : float
         Time limit. After it the last result, which is false, is returned.
     clock : callable
@@ -149,7 +149,7 @@ def wait_for_answers(client: Client, futures: Mapping[str, Future], seconds: flo
 
 
 def workers_of(client: Client) -> dict[str, dict[str, Any]]:
-    """Return what the scheduler knows of its current workers, by their addresses.
+    """Return the scheduler's facts about its current workers, by their addresses.
 
     `Client.scheduler_info` is not used: the periodic update of the client, which contains no workers, may replace the
     answer before it is returned.
@@ -159,7 +159,7 @@ def workers_of(client: Client) -> dict[str, dict[str, Any]]:
 
 
 class SchedulerMonitor:
-    """Ask a scheduler for a sign of life without ever waiting for it.
+    """Check that a scheduler answers, without ever waiting for it.
 
     A scheduler that is suspended or cut off keeps its connections open and does not answer.
 
@@ -181,7 +181,7 @@ class SchedulerMonitor:
         self._last_answer = time.monotonic()
 
     def poll(self) -> float:
-        """Ask, unless an answer is still pending, and return the seconds since the last answer."""
+        """Send a request, unless an answer is still pending, and return the seconds since the last answer."""
         if not self._is_asking:
             self._is_asking = True
             _call_in_loop(self._client, self._ask)
@@ -193,8 +193,8 @@ class SchedulerMonitor:
             answer = await scheduler.identity(n_workers=0)
             self.n_workers = int(answer["n_workers"])
             self._last_answer = time.monotonic()
-        except Exception as error:  # the connection is lost; the status of the client says so, too
-            log.debug("cluster: the scheduler gives no answer: %r", error)
+        except Exception as error:  # the connection is lost; the client's status shows it, too
+            log.debug("cluster: the scheduler does not answer: %r", error)
         finally:
             self._is_asking = False
 
@@ -236,7 +236,7 @@ def _watch(client: Client, ended: threading.Event, interval: float, max_silence:
     while not ended.wait(interval):
         silence = monitor.poll()
         if silence > max_silence:
-            log.warning("cluster: the scheduler has not answered for %.0f s; it counts as lost", silence)
+            log.warning("cluster: the scheduler has not answered for %.0f s; treating it as lost", silence)
             _abort_connections(client)
             return
         if silence < _LOG_INTERVAL:

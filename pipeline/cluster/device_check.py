@@ -118,7 +118,7 @@ def _describe_device(start_device: Callable[[], _Device]) -> tuple[str, str, str
 def _failure_of(future: Future) -> str:
     if future.status == "error":
         return f"{future.exception()}"
-    return "its process gave no answer"
+    return "its process did not answer"
 
 
 def run_or_retire(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -127,7 +127,7 @@ def run_or_retire(function: Callable[..., Any], *arguments: Any) -> Any:
     Raises
     ------
     Reschedule
-        Tells the scheduler to give the task to any worker.
+        Makes the scheduler assign the task to any worker.
     """
     try:
         return function(*arguments)
@@ -137,7 +137,7 @@ def run_or_retire(function: Callable[..., Any], *arguments: Any) -> Any:
         if _leaving.put_if_new(worker.address, True):
             name = shown(worker.name)
             why = shown(error.why)
-            log.warning("cluster: worker %s leaves, its work goes to the others: %s", name, why)
+            log.warning("cluster: retiring worker %s; its work goes to the others: %s", name, why)
             worker.loop.add_callback(partial(_leave, worker))
         raise Reschedule from error
 

@@ -38,7 +38,7 @@ def device_names(devices: Sequence[str] | None, environment: Mapping[str, str]) 
     n_cards = _n_cards() if visible is None else len(visible)
     if n_cards == 0:
         raise ConfigError(
-            "devices: all, but there is no CUDA card. See `shardpress doctor`, or name devices like opencl0:0."
+            "devices: all, but no CUDA card was found. Run `shardpress doctor`, or name devices like opencl0:0."
         )
     return [f"cuda{i}" for i in range(n_cards)]
 
@@ -49,7 +49,7 @@ def worker_environment(device: str | None, n_threads: int, environment: Mapping[
     Parameters
     ----------
     device : str or None
-        Theano's name of its device; None leaves the choice to the environment.
+        Theano's name of its device; None if the environment determines it.
     n_threads : int
         Number of threads for matrix products, unless the environment sets it.
     environment : mapping of str to str
@@ -91,7 +91,8 @@ def _card_identifier(device: str, environment: Mapping[str, str]) -> str:
         return str(number)
     if number >= len(visible):
         raise ConfigError(
-            f"devices: {device}, but CUDA_VISIBLE_DEVICES={','.join(visible)} lets {len(visible)} be seen"
+            f"devices: {device}, but CUDA_VISIBLE_DEVICES={','.join(visible)} makes only {len(visible)} of the "
+            "cards visible"
         )
     return visible[number]
 

@@ -1,4 +1,4 @@
-"""The pool that runs the tasks of a whole run: threads of this process, or workers in processes of their own."""
+"""The pool that runs the tasks of a whole run: threads of this process, or workers in other processes."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def check_settings(settings: ClusterSettings) -> None:
         worker_environment(device, 1, os.environ)
     has_local_workers = settings.workers or settings.devices
     if settings.dashboard and has_local_workers and find_spec("bokeh") is None:
-        raise ConfigError("dashboard: Dask's page is made by bokeh, which is not installed: pip install bokeh")
+        raise ConfigError("dashboard: the Dask dashboard needs bokeh, which is not installed. Run: pip install bokeh")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Workers on this machine: processes that are started for a run and end with it, however it ends.
+"""Workers on this machine: processes that are started for a run and end with it in any case.
 
-Each worker has a nanny in a process of its own, which `pipeline.childprocess` starts with ``main`` of this module.
+Each worker has a nanny in a separate process, which `pipeline.childprocess` starts with ``main`` of this module.
 `SpecCluster` could start the nannies in this process, but then a killed run leaves orphans: compilers that workers have
 started, and workers whose current task holds the GIL.
 """
@@ -157,8 +157,8 @@ def _check_semaphores() -> None:
         multiprocessing.get_context("fork").Lock()
     except OSError as error:
         raise SystemLimit(
-            f"workers need semaphores, and none can be made: {error.strerror}. Make /dev/shm writable, or run without "
-            "--workers and --devices."
+            f"workers need semaphores, but none can be created: {error.strerror}. Make /dev/shm writable, or run "
+            "without --workers and --devices."
         ) from error
 
 
@@ -171,9 +171,9 @@ def _scratch_directory() -> Iterator[Path]:
     try:
         scratch = private_directory("shardpress-scratch-")
     except UntrustedDirectory as error:
-        raise NotPermitted(f"workers import from their scratch directories, and {error}.") from error
+        raise NotPermitted(f"workers import from their scratch directories, but {error}.") from error
     except OSError as error:
-        raise CannotCreate(f"no temporary directory can be made for the workers: {error}. Set TMPDIR.") from error
+        raise CannotCreate(f"a temporary directory for the workers cannot be created: {error}. Set TMPDIR.") from error
     try:
         yield scratch
     finally:
@@ -200,7 +200,7 @@ def _client(security: Security, has_dashboard: bool, scratch: Path) -> Iterator[
     try:
         with Client(cluster, security=security, set_as_default=False) as client:
             if has_dashboard:
-                log.info("cluster: Dask's own page is at %s", client.dashboard_link)
+                log.info("cluster: the Dask dashboard is at %s", client.dashboard_link)
             yield client
     finally:
         with signals.deferred():
@@ -235,7 +235,7 @@ def _start(options: Mapping[str, Any], environment: Mapping[str, str]) -> ChildP
                 stdout=2,  # standard output is for results of the run
             )
     except OSError as error:
-        raise SystemLimit(f"a worker's process cannot be started: {error}. Take fewer --workers.") from error
+        raise SystemLimit(f"a worker process cannot be started: {error}. Use fewer --workers.") from error
     assert process.stdin is not None
     with suppress(BrokenPipeError):  # it has died at once, which `_wait_for_start` reports
         process.stdin.write(json.dumps(options).encode() + b"\n")
@@ -264,13 +264,13 @@ def _wait_for_start(client: Client, processes: Mapping[str, ChildProcess]) -> No
         for name, process in processes.items():
             if process.poll() is not None:
                 raise SystemLimit(
-                    f"worker {name} of {n_workers} ended with {process.returncode} before it had begun. What "
-                    "it said stands above; or take fewer --workers."
+                    f"worker {name} of {n_workers} exited with code {process.returncode} during its start. See its "
+                    "output above, or use fewer --workers."
                 )
         return bool(client.scheduler_info(n_workers=0)["n_workers"] == n_workers)
 
     if not wait_until(have_joined, f"{workers} to start", _START_SECONDS):
-        raise SystemLimit(f"{workers} did not start within {_START_SECONDS:.0f} s. Take fewer --workers.")
+        raise SystemLimit(f"{workers} did not start within {_START_SECONDS:.0f} s. Use fewer --workers.")
 
 
 def _keep_usable(
@@ -316,8 +316,8 @@ def _misplaced(found: Sequence[WorkerDevice], devices: Sequence[str]) -> dict[st
         first_worker, first_configured = first_at.setdefault(device.place, (device.worker, configured))
         if configured != first_configured:
             misplaced[device.worker] = (
-                f"it was given {configured}, and computes where worker {first_worker} does, on {first_configured} "
-                f"({device.place})"
+                f"it was assigned {configured}, but uses the same device as worker {first_worker}, which was "
+                f"assigned {first_configured} ({device.place})"
             )
     return misplaced
 

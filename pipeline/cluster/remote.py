@@ -70,7 +70,7 @@ def remote_workers(
             check_workers(client, make_probe())
             known = _check_devices(client, start_device, requires_device)
             if settings.dashboard:
-                log.info("cluster: Dask's own page is at %s", client.dashboard_link)
+                log.info("cluster: the Dask dashboard is at %s", client.dashboard_link)
             forward_logs(client)
         yield ClusterPool(client, "scheduler", address, known, _PATIENCE)
 
@@ -95,13 +95,13 @@ def _connect(address: str) -> Client:
             return Client(address, security=security, timeout=_CONNECT_SECONDS, set_as_default=False)
     except FatalCommClosedError as error:
         raise ConfigError(
-            f"scheduler: {shown(address)} turns these certificates away, or they it: {error}. They are those of "
-            "Dask's own configuration, expected such as the scheduler has."
+            f"scheduler: {shown(address)} and this process do not accept each other's certificates: {error}. "
+            "Expected certificates in Dask's configuration that match those of the scheduler."
         ) from error
     except OSError as error:
         raise TryAgain(
-            f"scheduler: {shown(address)} cannot be talked to, after {_CONNECT_SECONDS:.0f} s at most: {error}. See "
-            "whether it is running, and whether tcp:// or tls:// is its protocol; then type the same command again."
+            f"scheduler: cannot connect to {shown(address)} within {_CONNECT_SECONDS:.0f} s: {error}. Check that it "
+            "is running, and whether its protocol is tcp:// or tls://; then run the same command again."
         ) from error
 
 
@@ -125,14 +125,14 @@ def _explain_lost_scheduler(address: str) -> Iterator[None]:
         if isinstance(error, RuntimeError) and "closed" not in str(error):
             raise
         raise TryAgain(
-            f"scheduler: {shown(address)} does not answer any more: {error}. See whether it is running, then type "
-            "the same command again."
+            f"scheduler: {shown(address)} no longer answers: {error}. Check that it is running, then run the same "
+            "command again."
         ) from error
 
 
 def _wait_for(condition: Callable[[], object], what: str) -> None:
     if not wait_until(condition, what, _PATIENCE):
-        raise TryAgain(f"waited {_PATIENCE:.0f} s for {what}, which has not come. Type the same command again.")
+        raise TryAgain(f"waited {_PATIENCE:.0f} s for {what} without success. Run the same command again.")
 
 
 def _check_devices(client: Client, start_device: Callable[[], Any], requires_device: bool) -> list[dict[str, Any]]:
@@ -143,7 +143,7 @@ def _check_devices(client: Client, start_device: Callable[[], Any], requires_dev
     found, failures = check_devices(client, start_device, _DEVICE_SECONDS)
     failures |= wrong_devices(found)
     for name, reason in failures.items():
-        log.warning("cluster: worker %s does not compute where it was to: %s", shown(name), reason)
+        log.warning("cluster: worker %s does not compute on its configured device: %s", shown(name), reason)
     if failures and (requires_device or not found):
         names = failures.keys() | {device.worker for device in found}
         raise unusable_workers(failures, len(names))

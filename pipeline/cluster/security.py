@@ -33,7 +33,7 @@ def check_address(address: str, is_insecure: bool) -> str:
     Raises
     ------
     ConfigError
-        If it is not an address, or if others on the network could read and change what is sent to it.
+        If it is not an address, or if others on the network could read and change the traffic.
     """
     complete = address if "://" in address else f"tcp://{address}"
     protocol, host, port = _split(complete)
@@ -43,9 +43,9 @@ def check_address(address: str, is_insecure: bool) -> str:
         )
     if protocol == "tcp" and not _is_loopback(host) and not is_insecure:
         raise ConfigError(
-            f"scheduler: {shown(complete)} is another machine, and without TLS whoever comes between can have this "
-            "user's programs do what he likes. Use tls:// (docs/scaling.md), or, where nobody else is on that network, "
-            "--insecure-cluster."
+            f"scheduler: {shown(complete)} is on another machine. Without TLS, anyone on the network between can "
+            "run code as this user. Use tls:// (docs/scaling.md), or --insecure-cluster on a network that no one "
+            "else can access."
         )
     return complete
 
@@ -76,7 +76,7 @@ def read_address(path: Path) -> str:
         return str(json.loads(path.read_text())["address"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"scheduler_file={shown(path)}: {error!r}, expected what `dask scheduler --scheduler-file` writes"
+            f"scheduler_file={shown(path)}: {error!r}, expected a file that `dask scheduler --scheduler-file` writes"
         ) from error
 
 
@@ -109,18 +109,16 @@ def dask_security(address: str) -> Security:
     certificates = _configured_certificates()
     if not certificates["tls_ca_file"] or not certificates["tls_client_cert"]:
         raise ConfigError(
-            f"scheduler: {shown(address)} asks for a certificate, and Dask's configuration names none. Set "
-            "DASK_DISTRIBUTED__COMM__TLS__CA_FILE, ...__CLIENT__CERT and ...__CLIENT__KEY, or distributed.comm.tls in "
-            "~/.config/dask."
+            f"scheduler: {shown(address)} requires a certificate, but Dask's configuration has none. Set "
+            "DASK_DISTRIBUTED__COMM__TLS__CA_FILE, ...__CLIENT__CERT and ...__CLIENT__KEY, or distributed.comm.tls "
+            "in ~/.config/dask."
         )
     try:
         security = Security(require_encryption=True, **certificates)
         security.get_connection_args("client")  # reads the files
     except OSError as error:
         files = ", ".join(shown(path) for path in certificates.values() if path)
-        raise ConfigError(
-            f"the certificates that Dask's configuration names ({files}) cannot be used: {error}"
-        ) from error
+        raise ConfigError(f"the certificates in Dask's configuration ({files}) cannot be used: {error}") from error
     return security
 
 

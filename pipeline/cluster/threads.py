@@ -1,4 +1,4 @@
-"""A pool of threads in this process, and the way in which its tasks learn that they should stop."""
+"""A pool of threads in this process, and the signal that tells its tasks to stop."""
 
 from __future__ import annotations
 

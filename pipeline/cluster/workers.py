@@ -1,4 +1,4 @@
-"""A pool of workers of a Dask scheduler, whose failures become errors and log lines of our own."""
+"""A pool of workers of a Dask scheduler, whose failures are reported as errors and log lines of shardpress."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _QUIET_LOGGERS = (
     "distributed.scheduler",
     "tornado.application",
 )
-_AGAIN = "Type the same command again: what was finished stays."
+_AGAIN = "Run the same command again to resume; finished results are kept."
 
 
 class ClusterExecutor(Executor):
@@ -125,14 +125,14 @@ async def _copy_result(dask_future: DaskFuture, future: Future[Any], function: C
 
 
 def _explain(error: BaseException, function: Callable[..., Any]) -> BaseException:
-    """Return an error of our own for one of Dask's, and any other error as it is."""
+    """Return an error of shardpress for one of Dask's, and any other error unchanged."""
     if not isinstance(error, KilledWorker):
         return error
     # Dask cannot know which task has killed a worker that was running several, so it counts the death for each of them.
     return SystemLimit(
-        f"{function}: {counted(error.allowed_failures + 1, 'worker')} died, one after the other, while this was theirs "
-        f"to do, the last one at {error.last_worker.address}: killed for want of memory, as a rule. Lower "
-        "--memory-budget or --threads, or take fewer workers."
+        f"{function}: {counted(error.allowed_failures + 1, 'worker')} died one after the other while running this "
+        f"task, the last one at {error.last_worker.address}. The usual cause is a lack of memory. Lower "
+        "--memory-budget or --threads, or use fewer workers."
     )
 
 
@@ -158,7 +158,7 @@ class ClusterPool:
     n_local_processes : int
         Number of workers that share the cores and the memory of this machine; 0 if workers have their own.
     watch_interval : float
-        Seconds between two looks at the connection and the workers.
+        Seconds between two checks of the connection and the workers.
     """
 
     is_local = False
@@ -256,10 +256,10 @@ class _Absence:
             return None
         seconds = now - self._start
         if seconds > self._patience:
-            return TryAgain(f"no worker has been there for {self._patience:.0f} s, expected one or more. {_AGAIN}")
+            return TryAgain(f"no worker has been available for {self._patience:.0f} s, expected at least one. {_AGAIN}")
         if now - self._last_log > _LOG_INTERVAL:
             self._last_log = now
-            log.warning("cluster: no worker is there; waiting for one, %.0f s so far", seconds)
+            log.warning("cluster: no worker is available; waiting for one, %.0f s so far", seconds)
         return None
 
 

@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
 
     # isort: split
     from pipeline.run.plan.plan import make_plan
-    from pipeline.run.plan.words import in_words
+    from pipeline.run.plan.text import plan_text
     from pipeline.settings.flags import parse
 
     settings = [argument for argument in options.arguments if argument not in _OWN_FLAGS]
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     if "--json" in options.arguments:
         print_json(plan.summary())
     else:
-        print(in_words(plan, config.results.output))
+        print(plan_text(plan, config.results.output))
     if plan.problems:
         return plan.problems[0]["exit_code"]
     return 0

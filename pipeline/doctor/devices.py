@@ -203,11 +203,11 @@ def main() -> None:
 
 def _probe() -> Iterator[dict[str, Any]]:
     """Compile, compare features with NumPy's, and measure speeds; yield facts after each step."""
-    from pipeline.device import compile_anew, device_speeds, start_device
+    from pipeline.device import device_speeds, start_device, time_compilation
 
     device = start_device(is_required=True)
     yield {"device": device.used, "name": device.name, "place": device.place}
-    seconds, cache = compile_anew()
+    seconds, cache = time_compilation()
     yield {"seconds": seconds, "cache": cache}
     difference = _difference_from_numpy()
     yield {"difference": difference}

@@ -137,19 +137,18 @@ class BadData:
         n_bad = np.count_nonzero(is_bad.any(axis=1))
         row, column = np.argwhere(is_bad)[0]
         where = self._place(block, numbers[row], column)
-        held = "Inf, or no value at all" if self.fills else "NaN, Inf or the missing value"
+        contents = "Inf, or no value at all" if self.fills else "NaN, Inf or the missing value"
         raise DataError(
-            f"{block}: {rows[row, column]} in {where}; {n_bad} of these rows hold {held}, expected finite "
-            "numbers. Mend the file, or leave such rows out, however many there are, with --on-bad-data skip "
-            "--max-bad-rows 100%."
+            f"{block}: {rows[row, column]} in {where}; {n_bad} of these rows hold {contents}, expected finite numbers. "
+            "Fix the file, or leave out any number of such rows with --on-bad-data skip --max-bad-rows 100%."
         )
 
     def _describe_overflown(self, block: Block, numbers: np.ndarray) -> list[dict[str, Any]]:
         """Return the reasons for rows, given by their numbers in the shard, whose features are not finite."""
         if len(numbers) > 0 and self.on_bad_data == "raise":
             raise DataError(
-                f"{block}: row {numbers[0]} and {len(numbers) - 1} more lie so far outside the range of the "
-                "model's training rows that they overflow. Train a model on them, or use --on-bad-data skip."
+                f"{block}: row {numbers[0]} and {len(numbers) - 1} more are so far outside the range of the model's "
+                "training rows that they overflow. Train a model on them, or use --on-bad-data skip."
             )
         if not self.lists_rows:
             return []

@@ -46,7 +46,7 @@ class EncodeTask:
     part : Part
     settings : EncodeSettings
     unreadable : str or None
-        Why the shard of this part cannot be read. All rows of the part are bad then.
+        Reason why the shard of this part cannot be read, if so. All rows of the part are then bad.
     """
 
     part: Part
@@ -119,7 +119,7 @@ def encode_part(task: EncodeTask) -> PartFacts:
 
 
 def _facts(task: EncodeTask, valid: np.ndarray, n_outside: int, error: float | None) -> dict[str, Any]:
-    """Return what both the file and its record say about a part, as fields of `PartFacts`."""
+    """Return the facts about a part that both its file and its record have, as fields of `PartFacts`."""
     source = task.part.source
     facts = {
         "n_rows": len(source),
@@ -170,7 +170,7 @@ def _encode_rows(worker: Worker, task: EncodeTask, features: np.ndarray, valid: 
 
 
 def _bad_data(model: Model, settings: EncodeSettings) -> BadData:
-    """Return the settings for bad data with what the model knows and tasks do not carry."""
+    """Return the settings for bad data, completed with facts of the model that tasks do not carry."""
     bad_data = replace(settings.bad_data, columns=model.columns)
     if settings.has_range:
         bad_data = replace(bad_data, trained_on=model.scaler)

@@ -259,8 +259,8 @@ def _stored_names(extras: Iterable[str]) -> dict[str, str]:
     """Return the dataset names of extras: their own ones, except for names that the format uses."""
     names = {name: name for name in extras}
     reserved = {FEATURES, VALID, CATEGORIES}
-    taken = reserved | names.keys()
+    used_names = reserved | names.keys()
     for name in reserved & names.keys():
-        while names[name] in taken:
+        while names[name] in used_names:
             names[name] = f"source_{names[name]}"
     return names

@@ -107,7 +107,7 @@ class PartFacts:
         return {**vars(self.entry), **self._numbers()}
 
     def _numbers(self) -> dict[str, Any]:
-        """Return all facts except the file, the lists and what is None."""
+        """Return all facts except the file, the lists, and None."""
         left_out = ("entry", "bad", "outside")
         return {name: value for name, value in vars(self).items() if name not in left_out and value is not None}
 

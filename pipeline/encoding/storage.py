@@ -44,7 +44,7 @@ class Storage:
     compression : str
         ``none``, ``lzf`` or ``gzip``; the last two after HDF5's shuffle filter.
     max_error : float or None
-        Largest allowed error of a stored feature. Features are rounded as far as it allows. None for the nearest value
+        Largest allowed error of a stored feature. Features are rounded within this limit. None for the nearest value
         of the dtype.
     """
 
@@ -102,8 +102,8 @@ class Storage:
                 rounded = np.rint(features / step) * step
             # Larger features have no bits below `step`.
             features = np.where(np.abs(features) < _INTEGER_RANGE * step, rounded, features)
-        most = np.finfo(self.dtype).max  # float16 would turn larger values into Inf
-        return np.clip(features, -most, most)
+        largest = np.finfo(self.dtype).max  # float16 would turn larger values into Inf
+        return np.clip(features, -largest, largest)
 
 
 PLAIN = Storage()

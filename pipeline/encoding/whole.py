@@ -166,15 +166,15 @@ def _read_texts(name: str, values: _Values, itemsize: int = 0) -> Iterator[np.nd
     itemsize : int
         Bytes that each string takes in the caller's array.
     """
-    most = max(1, min(_PIECE_TEXTS, _PIECE // max(1, itemsize)))
-    n_texts = min(_FIRST_TEXTS, most)
+    max_texts = max(1, min(_PIECE_TEXTS, _PIECE // max(1, itemsize)))
+    n_texts = min(_FIRST_TEXTS, max_texts)
     start = 0
     while start < values.shape[0]:
         texts = _read_rows(name, values, start, n_texts)
         yield texts
         start += len(texts)
         mean_bytes = max(1, sum(map(len, texts)) // len(texts))
-        n_texts = max(1, min(most, 4 * n_texts, _PIECE // mean_bytes))
+        n_texts = max(1, min(max_texts, 4 * n_texts, _PIECE // mean_bytes))
 
 
 def _read_rows(name: str, values: _Values, start: int, n_rows: int) -> np.ndarray:
@@ -188,6 +188,6 @@ def _read_rows(name: str, values: _Values, start: int, n_rows: int) -> np.ndarra
 
 def _unreadable(path: Path, error: Exception) -> ReadFailed:
     return ReadFailed(
-        f"file={shown(path)}: cannot be read again: {error}. Type the same command again without --verify sizes: what "
-        "is damaged is made anew."
+        f"file={shown(path)}: cannot be read again: {error}. Run the same command again without --verify sizes to "
+        "recompute damaged files."
     )

@@ -100,7 +100,7 @@ class Worker:
     disk : Disk
         Makes all changes to the file system.
     turns : Semaphore
-        Limits the threads that read and encode. Otherwise all threads would come to wait for the disk together.
+        Limits the threads that read and encode. Otherwise all threads would soon wait for the disk at the same time.
     wide_turns : Semaphore
         Limits the threads that hold wide extras in memory.
     """
@@ -164,8 +164,9 @@ def _load_model(settings: EncodeSettings) -> Model:
     fault = fault_of(directory, settings.model)
     if fault is not None:
         raise ReadFailed(
-            f"{fault}. Either the model was damaged, or this worker, on host {socket.gethostname()}, sees another file "
-            "system than the driver: every worker must find the output directory under the same path."
+            f"{fault}. Either the model file was damaged, or this worker (on host {socket.gethostname()}) does not "
+            "see the same file system as the driver. Every worker must find the output directory under the same "
+            "path."
         )
     return load_model(directory / settings.model.file)
 
@@ -181,9 +182,9 @@ def check_place(settings: EncodeSettings) -> None:
     path = os.path.join(settings.directory, settings.model.file)
     if not os.path.lexists(path):
         raise TryAgain(
-            f"output={shown(settings.directory)}: {shown(settings.model.file)} is not there any more, expected the "
-            "directory in which the run began: it was moved away or replaced. Keep it in its place, and type the same "
-            "command again."
+            f"output={shown(settings.directory)}: {shown(settings.model.file)} no longer exists. The output "
+            "directory was moved or replaced during the run. Put it back in its place, and run the same command "
+            "again."
         )
 
 

@@ -356,13 +356,13 @@ def _is_supported(call: Callable[..., object], *arguments: object) -> bool:
 
 
 def write_error(error: OSError, path: Path, doing: str) -> ShardpressError:
-    """Return the error for a failed change, which says what was being done and what the user can do."""
+    """Return the error for a failed change, with the operation and advice for the user."""
     where = f"file={shown(path)}: {error.strerror} while {doing}"
-    again = "then type the same command again: what was finished stays."
+    retry = "then run the same command again; finished results are kept."
     if isinstance(error, PermissionError):
-        return NotPermitted(f"{where}. Make the directory writable for you, {again}")
+        return NotPermitted(f"{where}. Make the directory writable for this user, {retry}")
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        return SystemLimit(f"{where}. Raise the limit (ulimit -n 4096), {again}")
+        return SystemLimit(f"{where}. Raise the limit (ulimit -n 4096), {retry}")
     advice = {
         errno.ENOSPC: _advice_when_full(path),
         errno.EDQUOT: "Your disk quota is used up. Free some space",
@@ -370,7 +370,7 @@ def write_error(error: OSError, path: Path, doing: str) -> ShardpressError:
         errno.EROFS: "The file system is read-only. Make it writable",
     }
     first_step = advice.get(error.errno or 0, "Check the disk")
-    return WriteFailed(f"{where}. {first_step}, {again}")
+    return WriteFailed(f"{where}. {first_step}, {retry}")
 
 
 def free_inodes(path: Path) -> int | None:
@@ -392,9 +392,9 @@ def _advice_when_full(path: Path) -> str:
         n_files = os.statvfs(path.parent).f_files
         if free_inodes(path.parent) == 0:
             return f"There are no free inodes ({n_files} files at most). Remove files that are not needed"
-        return f"{shutil.disk_usage(path.parent).free} bytes are free there. Free some space"
+        return f"{shutil.disk_usage(path.parent).free} bytes are free. Free some space"
     except OSError:
-        return "It is unknown how many bytes are free there. Free some space"
+        return "The number of free bytes is unknown. Free some space"
 
 
 def _fill(disk: Disk, path: Path, data: bytes | memoryview | Pieces) -> None:
@@ -428,7 +428,7 @@ def _write_some(disk: Disk, descriptor: int, data: memoryview) -> int:
         except InterruptedError:
             continue
         if not n_written:
-            raise OSError(errno.EIO, "nothing was taken")
+            raise OSError(errno.EIO, "no byte was written")
         return n_written
 
 

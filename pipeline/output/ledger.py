@@ -90,8 +90,8 @@ class Ledger:
         for name in sorted(os.listdir(directory / "commits")):
             self._read_records(f"commits/{name}")
         self._records: dict[tuple[str, str], Record] = {}
-        for held in self._files.values():
-            self._records |= _by_identity(held)
+        for records in self._files.values():
+            self._records |= _by_identity(records)
 
     # -- writing --
 
@@ -160,12 +160,12 @@ class Ledger:
 
     def _drop_from(self, name: str, dropped: set[tuple[str, str]]) -> None:
         """Remove records from one file of records, which is removed if it holds no others."""
-        held = self._files[name]
-        rest = [record for record in held if record.identity not in dropped]
+        records = self._files[name]
+        rest = [record for record in records if record.identity not in dropped]
         if not rest:
             self._remove(name)
             del self._files[name]
-        elif len(rest) < len(held):
+        elif len(rest) < len(records):
             publish(self.disk, self.directory / name, sealed(rest), name_is_synced=False)  # `drop` syncs all names
             self._files[name] = rest
 
@@ -259,7 +259,7 @@ class Ledger:
             check_storage(error, path)
             raise ValueError(f"file={shown(record.entry.file)}: {error.strerror}") from error
         if digest([data]) != record.entry.blake3:
-            raise ValueError(f"file={shown(record.entry.file)}: not what was committed")
+            raise ValueError(f"file={shown(record.entry.file)}: its content is not what was committed")
         return data
 
     def manifest(self, warn: bool = True) -> dict[str, Any] | None:
@@ -270,7 +270,7 @@ class Ledger:
             return None
         except DataError as error:
             if warn:
-                log.warning("%s; the run counts as unfinished", error)
+                log.warning("%s; treating the run as unfinished", error)
             return None
 
     def request(self) -> dict[str, Any] | None:
@@ -316,7 +316,7 @@ class Ledger:
             self._files[name] = records_of(self.directory, name)
         except (OSError, ValueError, KeyError, TypeError) as error:
             path = shown(self.directory / name)
-            log.warning("file=%s: no valid commit record (%s); what it stood for is made anew", path, error)
+            log.warning("file=%s: no valid commit record (%s); its result is recomputed", path, error)
             self._remove(name)
 
     def _remove(self, name: str) -> None:

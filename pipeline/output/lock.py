@@ -66,7 +66,7 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
         _make_folders(directory, disk)
         descriptor = _lock(directory)
     except (PermissionError, NotPermitted) as error:
-        raise NotPermitted(f"{where}: {error}. Choose an --output that you may write to.") from error
+        raise NotPermitted(f"{where}: {error}. Choose an --output that you can write to.") from error
     except (OSError, CannotCreate, WriteFailed) as error:
         if isinstance(error, OSError):
             check_limits(error, directory)
@@ -87,17 +87,17 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
 
 
 def objection(directory: Path) -> ShardpressError | None:
-    """Return the error that a run would raise for an output directory, as far as one can know without changing it.
+    """Return the error that a run would raise for an output directory, as far as this can be found without changing it.
 
     Whether another run holds the lock is not checked: trying the lock could make that run fail.
     """
     where = f"output={shown(directory)}"
     existing = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
-        return CannotCreate(f"{where}: {shown(existing)} is no directory. Choose another --output.")
+        return CannotCreate(f"{where}: {shown(existing)} is not a directory. Choose another --output.")
     if not os.access(existing, os.W_OK | os.X_OK):
-        advice = "Choose an --output that you may write to."
-        return NotPermitted(f"{where}: {shown(existing)} may not be written. {advice}")
+        advice = "Choose an --output that you can write to."
+        return NotPermitted(f"{where}: {shown(existing)} is not writable. {advice}")
     if existing != directory:
         return None
     try:
@@ -122,14 +122,16 @@ def _make_directory(directory: Path, disk: Disk) -> None:
     try:
         sync_directory(disk, directory.parent)
     except PermissionError as error:
-        log.debug("output=%s: its parent may be written, but not read and synced: %s", shown(directory), error)
+        log.debug(
+            "output=%s: its parent directory is writable, but cannot be read and synced: %s", shown(directory), error
+        )
 
 
 def _make_folders(directory: Path, disk: Disk) -> None:
     for name in (*FOLDERS, PUBLISHED):
         # A run removes files in it, which must not be those of another directory.
         if (directory / name).is_symlink():
-            raise CannotCreate(f"its {name} is a link, expected a directory")
+            raise CannotCreate(f"its {name} is a symbolic link, expected a directory")
     for name in FOLDERS:
         _make_directory(directory / name, disk)
 
@@ -158,7 +160,7 @@ def _is_marked(directory: Path) -> bool:
             log.debug("output=%s: its marker is damaged", shown(directory))
         return True
     if not all(is_left(name) for name in names):
-        raise CannotCreate("holds files that are not of shardpress, expected a new or empty directory")
+        raise CannotCreate("contains files that shardpress did not write, expected a new or empty directory")
     return False
 
 
@@ -170,7 +172,7 @@ def _lock(directory: Path) -> int:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             # Truncating it would destroy that file.
-            raise CannotCreate(f"its {LOCK} is a second name of another file, expected a file of its own")
+            raise CannotCreate(f"its {LOCK} is a hard link to another file, expected a separate file")
         _flock(directory, descriptor)
         _check_held(directory, descriptor)  # another run may have replaced the file before it was locked
         who = f"pid {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
@@ -190,29 +192,29 @@ def _flock(directory: Path, descriptor: int) -> None:
     except BlockingIOError as error:
         holder = shown(os.read(descriptor, 1000).decode(errors="replace").strip())
         raise TryAgain(
-            f"output={shown(directory)}: another run is at work there ({holder}). Type the same command again when it "
-            "has ended, or choose another --output."
+            f"output={shown(directory)}: another run is using this directory ({holder}). Run the same command again "
+            "when it has ended, or choose another --output."
         ) from error
     except OSError as error:
         raise TryAgain(
-            f"output={shown(directory)}: cannot be locked: {error.strerror}. Choose an --output on a file system that "
-            "knows locks."
+            f"output={shown(directory)}: cannot be locked: {error.strerror}. Choose an --output on a file system "
+            "that supports locks."
         ) from error
 
 
 def _check_held(directory: Path, descriptor: int) -> None:
     """Raise `TryAgain` unless the lock in `directory` is the file that this run has locked."""
-    held = os.fstat(descriptor)
+    locked = os.fstat(descriptor)
     try:
         found = os.stat(directory / LOCK, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
         found = None
-    if found is None or (found.st_dev, found.st_ino) != (held.st_dev, held.st_ino):
-        what = "not there any more" if found is None else "another file"
+    if found is None or (found.st_dev, found.st_ino) != (locked.st_dev, locked.st_ino):
+        what = "missing" if found is None else "a different file"
         raise TryAgain(
-            f"output={shown(directory)}: its {LOCK} is {what}, expected the file that this run has locked: the "
-            "directory was moved away or replaced, or the lock was removed, while the run was at work. Nothing more is "
-            "written. Keep the directory in its place, and type the same command again."
+            f"output={shown(directory)}: its {LOCK} is {what}, expected the file that this run locked. The "
+            "directory was moved or replaced, or the lock was removed, during the run. Nothing more is written. "
+            "Keep the directory in its place, and run the same command again."
         )
 
 

@@ -330,15 +330,15 @@ def sweep_publications(directory: Path, disk: Disk, named: set[str]) -> None:
     ------
     WriteFailed, SystemLimit, NotPermitted
     """
-    kept = {file.rpartition("/")[0] for file in named}
+    used_folders = {file.rpartition("/")[0] for file in named}
     current = directory / CURRENT
     if current.is_symlink():
-        kept.add(f"{PUBLISHED}/{os.readlink(current)}")
+        used_folders.add(f"{PUBLISHED}/{os.readlink(current)}")
     folders = publications(directory)
     if current.is_dir() and not current.is_symlink() and not (directory / PUBLISHED).is_symlink():
         folders.append(current)  # of a copy that followed links
     for folder in folders:
-        if f"{PUBLISHED}/{folder.name}" not in kept:
+        if f"{PUBLISHED}/{folder.name}" not in used_folders:
             _do(folder, "removing it", partial(_remove_publication, disk, folder))
 
 
@@ -411,7 +411,7 @@ def _make_published(directory: Path, disk: Disk) -> None:
     folder = directory / PUBLISHED
     if folder.is_symlink():
         # A sweep removes files in it, which must not be those of another directory.
-        raise CannotCreate(f"output={shown(directory)}: its {PUBLISHED} is a link, expected a directory")
+        raise CannotCreate(f"output={shown(directory)}: its {PUBLISHED} is a symbolic link, expected a directory")
     if not folder.is_dir():
         disk.make_directory(folder)
         sync_directory(disk, directory)
@@ -441,8 +441,8 @@ def _warn_of_missing_links(directory: Path) -> None:
     if not _warned.put_if_new(file_system, True):
         return
     log.warning(
-        "output=%s: this file system has no symbolic links, so files are replaced one by one: a reader may see files "
-        "of two runs while a finished run is replaced",
+        "output=%s: this file system has no symbolic links, so files are replaced one by one. While a run replaces "
+        "another one's results, readers may see files of both",
         shown(directory),
     )
 

@@ -70,7 +70,7 @@ CURRENT = f"{PUBLISHED}/current"
 FOLDERS = ("parts", "stages", "commits")
 OUTPUT = "shardpress-output/1"
 _COMMITS = "shardpress-commits/1"
-# Error numbers of an open or a read that say something about the file itself.
+# Error numbers of an open or a read that concern the file itself.
 _ABOUT_THE_FILE = (
     errno.ENOENT,
     errno.ENOTDIR,
@@ -210,8 +210,8 @@ def check_storage(error: OSError, path: Path) -> None:
     check_limits(error, path)
     if error.errno not in _ABOUT_THE_FILE:
         raise ReadFailed(
-            f"file={shown(path)}: {error.strerror} while reading it. Check the storage, then type the same command "
-            "again. If this file alone stays unreadable, delete it: it is then recomputed."
+            f"file={shown(path)}: {error.strerror} while reading it. Check the storage, then run the same command "
+            "again. If only this file remains unreadable, delete it; it is then recomputed."
         ) from error
 
 
@@ -224,7 +224,7 @@ def _record(content: dict[str, Any]) -> Record:
     record = Record(**{**content, "entry": Entry(**content["entry"])})
     # The files of dropped records are removed, so a record must not name any other file.
     if not _IDENTITY.fullmatch(" ".join(record.identity)) or not _RESULT.fullmatch(record.entry.file):
-        raise ValueError("names what is no result")
+        raise ValueError("its key is not that of a result")
     return record
 
 
@@ -248,7 +248,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     manifest, names = _load_manifest(path)
     for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts or not _is_allowed(name):
-            found = f"names the file {shown(name)}, expected names inside the directory only"
+            found = f"lists the file {shown(name)}, expected names inside the directory only"
             raise NotPermitted(f"file={shown(path)}: {found}. Do not use this output.")
     return manifest
 
@@ -263,15 +263,15 @@ def _load_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
         expected = "expected the output directory of a finished run"
         raise NoInput(f"{where}: no finished run ({error.strerror}), {expected}") from error
     except PermissionError as error:
-        raise NotPermitted(f"{where}: {error.strerror}, expected a file that you may read") from error
+        raise NotPermitted(f"{where}: {error.strerror}, expected a file that you can read") from error
     except OSError as error:
         raise ReadFailed(f"{where}: {error.strerror}. Check the storage.") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON: {error}") from error
     except ValueError as error:
-        raise DataError(f"{where}: not JSON of ours: {error}") from error
+        raise DataError(f"{where}: not JSON that shardpress wrote: {error}") from error
     except (KeyError, TypeError) as error:
-        raise DataError(f"{where}: names no proper parts: {error!r}") from error
+        raise DataError(f"{where}: has an invalid list of parts: {error!r}") from error
 
 
 def _is_allowed(name: str) -> bool:
@@ -349,7 +349,7 @@ def is_left(path: str, is_replaced: bool = False) -> bool:
 
 
 def fault_of(directory: Path, entry: Entry, digests: bool = True) -> str | None:
-    """Return what is wrong with a file; None if it is as it was written.
+    """Return the fault of a file; None if it is unchanged since it was written.
 
     Parameters
     ----------
@@ -383,11 +383,11 @@ def _difference(file: BinaryIO, entry: Entry, digests: bool) -> str | None:
     """Return how an open file differs from its entry."""
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
-        return "no regular file any more"
+        return "no longer a regular file"
     if status.st_size != entry.n_bytes:
         return f"{status.st_size} bytes, expected {entry.n_bytes} as committed"
     if digests:
         pieces = iter(partial(file.read, _PIECE), b"")
         if digest(pieces) != entry.blake3:
-            return "its BLAKE3 is not the one committed: the content has changed"
+            return "its BLAKE3 digest differs from the committed one: the content has changed"
     return None

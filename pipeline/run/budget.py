@@ -289,8 +289,8 @@ def _network_bytes(network: Network, n_replicas: int, memory_budget: int) -> int
     if needed > memory_budget // 2:
         raise ConfigError(
             f"memory_budget: {memory_budget} bytes, expected at least {2 * needed} for a network of "
-            f"{' x '.join(map(str, network.widths))} units: its {network.n_weights} weights, what training keeps "
-            "beside them, and copies for checkpoints. Raise --memory-budget, or lower --hidden or --n-features."
+            f"{' x '.join(map(str, network.widths))} units: its {network.n_weights} weights, the optimizer's state, "
+            "and copies for checkpoints. Raise --memory-budget, or lower --hidden or --n-features."
         )
     if n_replicas > 1:
         needed += 4 * network.n_weights * _COPIES_OF_REPLICAS

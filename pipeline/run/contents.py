@@ -40,14 +40,14 @@ def compare_contents(ledger: Ledger, prepared: Prepared, reads: bool = True) -> 
     Parameters
     ----------
     reads : bool
-        Whether files whose time of change has moved are read. Without it they count as unchanged.
+        Whether files whose time of change has moved are read. Otherwise they are assumed to be unchanged.
 
     Returns
     -------
     Prepared
         Files that were changed in place have a digest in its request.
     list of dict
-        What is known of the contents now; empty if nothing was stored.
+        Facts about the contents now; empty if nothing was stored.
     """
     if prepared.config.results.restart:
         return prepared, []
@@ -63,7 +63,7 @@ def compare_contents(ledger: Ledger, prepared: Prepared, reads: bool = True) -> 
     for i, found in zip(moved, digests, strict=True):
         is_equal = stored[i]["blake3"] in (None, found)
         words = "the contents are the same" if is_equal else "the contents changed"
-        log.debug("file=%s: its time of change (ctime) has moved, %s", shown(shards[i].path), words)
+        log.debug("file=%s: its ctime has changed; %s", shown(shards[i].path), words)
         contents[i] = _line(shards[i], found, is_changed=stored[i]["is_changed"] or not is_equal)
     return _marked(prepared, contents), contents
 
@@ -79,15 +79,15 @@ def record_contents(prepared: Prepared, ledger: Ledger) -> None:
         if ctime_ns not in (None, shard.identity.ctime_ns):
             line["ctime_ns"] = ctime_ns
             log.warning(
-                "file=%s: its time of change (ctime) moved before its digest was computed: whether its contents "
-                "changed as well is not known",
+                "file=%s: its ctime changed before its digest was computed, so a change of its contents cannot be "
+                "ruled out",
                 shown(shard.path),
             )
     ledger.set_contents(contents)
 
 
 def check_contents(prepared: Prepared, ledger: Ledger) -> None:
-    """Compare the input files with what they were when the run began.
+    """Compare the input files with their state at the start of the run.
 
     Raises
     ------
@@ -102,10 +102,11 @@ def check_contents(prepared: Prepared, ledger: Ledger) -> None:
             continue
         if _digest_of((shard.path, shard.identity)) != line["blake3"]:
             raise DataError(
-                f"file={shown(shard.path)}: its contents changed during the run although its modification time did "
-                "not, expected input that stays as it is. Type the same command again once nothing writes to it."
+                f"file={shown(shard.path)}: its contents changed during the run, although its modification time did "
+                "not. Expected inputs that do not change. Run the same command again once no other process writes "
+                "to the file."
             )
-        log.debug("file=%s: its time of change (ctime) has moved, the contents are the same", shown(shard.path))
+        log.debug("file=%s: its ctime has changed; the contents are the same", shown(shard.path))
 
 
 def _digests(shards: Sequence[Shard], n_threads: int) -> list[str | None]:
@@ -146,7 +147,7 @@ def _ctime_of(shard: Shard) -> int | None:
 
 
 def _describes(contents: Contents, shards: Sequence[Shard]) -> bool:
-    """Return whether what was stored is about these files, in this order."""
+    """Return whether the stored facts are about these files, in this order."""
     return len(contents) == len(shards) and all(map(_is_same_file, contents, shards))
 
 

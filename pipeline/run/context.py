@@ -114,7 +114,7 @@ class RunState:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What the stages of a run share.
+    """Objects that the stages of a run share.
 
     Attributes
     ----------
@@ -158,15 +158,15 @@ class RunContext:
     def progress_in_words(self, n_rows: int) -> str:
         """Return a sentence that says how far an unfinished run of `n_rows` rows came."""
         state = self.state
-        stages = ", ".join(stage for stage in state.seconds if stage != "start") or "nothing yet"
+        stages = ", ".join(stage for stage in state.seconds if stage != "start") or "no stage"
         # Results of other settings may be in the directory, too.
         checkpoints = self.ledger.records("checkpoint", state.model_key) if state.model_key else []
         if checkpoints:
-            stages += f"; a checkpoint keeps {checkpoint_in_words(checkpoints[-1])}"
+            stages += f"; checkpoint: {checkpoint_in_words(checkpoints[-1])}"
         parts = self.ledger.records("part", state.features_key) if state.features_key else []
         return (
-            f"Not finished after {state.total_seconds:.1f} s in {shown(self.ledger.directory)}: stages done: {stages}; "
-            f"{n_rows_in(parts)} of {n_rows} rows have committed features."
+            f"Stopped after {state.total_seconds:.1f} s in {shown(self.ledger.directory)}. Done: {stages}; "
+            f"{n_rows_in(parts)} of {n_rows} rows encoded."
         )
 
 

@@ -29,7 +29,7 @@ from pipeline.training.epochs import Limit, Training
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
 
-__all__ = ["DeadlinePolicy", "epochs_that_fit", "gave_up", "reserved_seconds", "tell_if_late"]
+__all__ = ["DeadlinePolicy", "epochs_that_fit", "gave_up", "reserved_seconds", "warn_if_late"]
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class EncodingTime:
         return bool(self._measured)
 
     def measure(self, autoencoder: Autoencoder) -> None:
-        """Measure once more."""
+        """Repeat the measurement."""
         start = time.monotonic()
         compiled_before = seconds_compiling()
         self._measured.append(_encoding_seconds(self._prepared, self._context, self._scan, autoencoder))
@@ -145,7 +145,8 @@ class DeadlinePolicy:
             "of": self._config.training.epochs,
             "epoch_seconds": self._epoch_seconds,
             "reserved_seconds": self._reserve,
-            "note": "how many epochs fit depends on the machine's speed: the same command may make another model",
+            "note": "the number of epochs depends on the machine's speed, so the same command can give a different "
+            "model",
         }
 
     def _planned_epochs(self, training: Training) -> int | None:
@@ -159,7 +160,7 @@ class DeadlinePolicy:
         elif state.epoch != self._checked_epoch:
             n_epochs = self._epochs_in_time(training, 1.0)
             if n_epochs < state.n_epochs:
-                log.warning("deadline: epochs take longer than before, so that %d fit", n_epochs)
+                log.warning("deadline: epochs take longer than before, so only %d fit", n_epochs)
         else:
             return state.n_epochs
         self._checked_epoch = state.epoch
@@ -222,7 +223,7 @@ class DeadlinePolicy:
         part = training.epoch_part
         if part < 1:
             log.info(
-                "deadline: training ends after %.3g %% of epoch %d, to be over by %s",
+                "deadline: stopping the training after %.3g %% of epoch %d, to finish by %s",
                 100 * part,
                 training.state.epoch + 1,
                 in_words(self._ends_by),
@@ -235,7 +236,7 @@ class DeadlinePolicy:
         reserve = duration(self._reserve)
         if n_epochs == training.state.epoch + 1 and self._fitting(training, 1.0) < 1:
             log.warning(
-                "deadline: only a part of epoch %d of %s fits until %s, at %s an epoch; %s are reserved for the "
+                "deadline: only a part of epoch %d of %s fits before %s, at %s per epoch; %s are reserved for the "
                 "encoding",
                 n_epochs,
                 wanted,
@@ -245,7 +246,7 @@ class DeadlinePolicy:
             )
         else:
             log.info(
-                "deadline: %d of %s fit until %s, at %s an epoch; %s are reserved for the encoding",
+                "deadline: %d of %s fit before %s, at %s per epoch; %s are reserved for the encoding",
                 n_epochs,
                 wanted,
                 until,
@@ -272,13 +273,15 @@ def gave_up(training: Mapping[str, Any]) -> str:
     if len(training["history"]) < facts["n_epochs"]:  # stopped early, by its validation
         return ""
     ends_by = in_words(datetime.fromisoformat(facts["ends_by"]).timestamp())
-    return f"Trained {n_trained:.3g} of {facts['of']} epochs to end by {ends_by}."
+    return f"Trained {n_trained:.3g} of {facts['of']} epochs to finish by {ends_by}."
 
 
-def tell_if_late(ends_by: float | None) -> None:
+def warn_if_late(ends_by: float | None) -> None:
     """Warn if a run ends after its deadline."""
     if ends_by is not None and time.time() > ends_by:
-        log.warning("deadline: over %s later than %s", duration(time.time() - ends_by), in_words(ends_by))
+        log.warning(
+            "deadline: the run ends %s after the deadline (%s)", duration(time.time() - ends_by), in_words(ends_by)
+        )
 
 
 def _epoch_seconds(training: Training) -> float:

@@ -88,7 +88,7 @@ class EncodingStage:
     name: ClassVar[str] = "encoding"
 
     def key(self, storage: Storage | None = None) -> str:
-        """Return the fingerprint of the features, stored in the first form that is tried unless `storage` is given."""
+        """Return the fingerprint of the features, in the first storage format to try unless `storage` is given."""
         first = storages(self.prepared.config.storage)[0]
         key = self.prepared.request.of_features(self.model.fingerprint)
         unreadable = sorted(self.unreadable)
@@ -100,14 +100,14 @@ class EncodingStage:
         return key
 
     def load(self, earlier: EarlierResults) -> Encoded | None:
-        """Return the features of an earlier run if those of all rows are there, or None."""
+        """Return the features of an earlier run if it has encoded all rows, or None."""
         encoded = self.committed(earlier)
         if encoded.n_rows < self.prepared.n_rows:
             return None
         return encoded
 
     def committed(self, earlier: EarlierResults) -> Encoded:
-        """Return the parts of an earlier run, in the last form of storage of which there are any."""
+        """Return the parts of an earlier run, in the last storage format that any of them have."""
         for storage in reversed(storages(self.prepared.config.storage)):
             encoded = self._committed_as(earlier, storage)
             if encoded.parts:
@@ -128,7 +128,7 @@ class EncodingStage:
             try:
                 return self._encode_as(context, encoder, storage)
             except TooCoarse as error:  # no sample shows it: a single row can lie far outside
-                log.info("encoding: begins again with %s, since of these features %s", last.dtype, error)
+                log.info("encoding: starting again with %s, because %s", last.dtype, error)
         return self._encode_as(context, encoder, last)
 
     def describe(self, encoded: Encoded) -> str:
@@ -151,15 +151,15 @@ class EncodingStage:
             return
         worst = farthest((column for part in encoded.parts for column in part.outside), _COLUMNS_LISTED)
         log.warning(
-            "%d of %d rows lie outside the range of the rows that the model was trained on, farthest in %s. Their "
-            "features may mean little: train a model on such rows, or choose with --on-drift.",
+            "%d of %d rows lie outside the range of the model's training rows, farthest in %s. Their features may "
+            "be meaningless. Train a model on such rows, or choose how to treat them with --on-drift.",
             n_outside,
             encoded.n_rows,
             "; ".join(one.described(self.prepared.columns) for one in worst),
         )
 
     def facts(self, encoded: Encoded) -> dict[str, Any]:
-        """Return what the report says about the features: their storage, and with a given model their drift."""
+        """Return facts for the report: storage of the features and, with a given model, their drift."""
         prepared = self.prepared
         storage = {
             "dtype": encoded.parts[0].dtype or "float32",
@@ -167,7 +167,7 @@ class EncodingStage:
             "max_error": max(part.max_error or 0.0 for part in encoded.parts),
             "n_bytes": sum(part.entry.n_bytes for part in encoded.parts),
         }
-        if prepared.given is None:
+        if prepared.given_model is None:
             return {"storage": storage}
         drifted = [_drifted(part) for part in encoded.parts]
         return {"storage": storage, "drift": drift_facts(prepared.shards, drifted, prepared.config.bad_data.on_drift)}
@@ -177,7 +177,7 @@ class EncodingStage:
         return encoding_bytes(self.prepared)
 
     def sample(self, encoder: Autoencoder, some: Sequence[Stretch], disk: Disk) -> Pace:
-        """Encode some rows, in the smallest form of storage that is exact enough for them.
+        """Encode some rows, in the smallest storage format that is exact enough for them.
 
         Parameters
         ----------
@@ -195,7 +195,7 @@ class EncodingStage:
         return self._sample_as(encoder, some, disk, last)
 
     def settings(self, part_rows: int, directory: Path) -> EncodeSettings:
-        """Return what all parts have in common, except for the model's file.
+        """Return the settings that all parts share, except for the model's file.
 
         Parameters
         ----------
@@ -222,7 +222,7 @@ class EncodingStage:
             part_rows=part_rows,
             n_readers=budget.n_threads,
             bad_data=bad_data,
-            has_range=prepared.given is not None and not scaler.clips,  # no clipped row lies outside
+            has_range=prepared.given_model is not None and not scaler.clips,  # no clipped row lies outside
             storage=storages(prepared.config.storage)[0],
             n_wide=budget.n_wide,
             chunk_bytes=budget.chunk_bytes,
@@ -231,7 +231,7 @@ class EncodingStage:
     # -- inside --
 
     def _committed_as(self, earlier: EarlierResults, storage: Storage) -> Encoded:
-        """Return the parts of an earlier run in one form of storage; drop those that overlap others."""
+        """Return the parts of an earlier run in one storage format; drop those that overlap others."""
         key = self.key(storage)
         parts = [PartFacts.from_record(record) for record in earlier.records("part", key)]
         _, overlapping = plan_parts(self.prepared.shards, self.prepared.budget.part_rows, parts)
@@ -245,7 +245,7 @@ class EncodingStage:
         if encoded.parts:
             rows = _rows_in_words(encoded.parts)
             context.state.reused[self.name] = f"the features of {rows}"
-            log.info("encoding: going on, an earlier run has committed %s", rows)
+            log.info("encoding: resuming; an earlier run has encoded %s", rows)
         limit = _BadRowLimit(self.prepared)
         for part in encoded.parts:  # the limit counts all bad rows of the input
             limit.count(part)
@@ -290,7 +290,7 @@ class EncodingStage:
             compute([(encode_part, task) for task in tasks], executor, n_at_once, commit, n_small)
 
     def _shared_settings(self, context: RunContext, storage: Storage, part_rows: int) -> EncodeSettings:
-        """Return what all tasks have in common."""
+        """Return the settings that all tasks share."""
         settings = self.settings(part_rows, context.ledger.directory)
         n_sharing = context.pool.n_local_processes
         n_processes = max(1, n_sharing)  # that share the memory budget
@@ -309,7 +309,7 @@ class EncodingStage:
 
         It is the committed model, or a copy of a given one, which the next sweep removes.
         """
-        if self.prepared.given is None:
+        if self.prepared.given_model is None:
             for record in context.ledger.records("model", self.prepared.request.of_model(self.unreadable)):
                 return record.entry
         return context.ledger.write("stages/model", ".h5", self.model.to_hdf5())
@@ -382,6 +382,6 @@ class _BadRowLimit:
             raise DataError(
                 f"file={shown(part.path)} dataset={shown(part.dataset)} rows={part.start}:{part.stop}: "
                 f"{counted(self._n_bad, 'bad row')} so far, expected {self._limit} at most (--max-bad-rows "
-                f"{self._settings.max_bad_rows}, --on-bad-data {self._settings.on_bad_data}). Mend the files, or raise "
-                "it."
+                f"{self._settings.max_bad_rows}, --on-bad-data {self._settings.on_bad_data}). Fix the files, or "
+                "raise --max-bad-rows."
             )

@@ -44,7 +44,7 @@ def run(
     disk: Disk | None = None,
     on_locked: Callable[[Path], object] = lambda directory: None,
 ) -> Summary:
-    """Scan, train and encode; or do what an interrupted run in the same directory left undone.
+    """Scan, train and encode; or finish an interrupted run in the same directory.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def run(
     Raises
     ------
     ShardpressError
-        One of its kinds for everything that a user can fix. A note says how far the run came.
+        For everything that a user can fix, as one of its subclasses. A note says how far the run came.
     """
     with collect_warnings() as warnings, watching(n_device_calls, is_compiling) as watch:
         state = RunState(warnings, watch)
@@ -136,7 +136,7 @@ def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
         facts.update(scanning.facts(scan))
     unreadable = scan.unreadable if scan else {}
 
-    if prepared.given is None:
+    if prepared.given_model is None:
         assert scan is not None
         prepared = prepared.with_offset(scan.offset)
         record_contents(prepared, context.ledger)  # after the scan, which leaves the files in the page cache
@@ -144,7 +144,7 @@ def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
         model = load_or_make(training, context)
         facts.update(training.facts(model))
     else:
-        model = prepared.given
+        model = prepared.given_model
         prepared = prepared.with_offset(model.offset)
 
     encoding = EncodingStage(prepared, model, unreadable)

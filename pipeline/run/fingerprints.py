@@ -168,7 +168,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], stages: Seque
     folders_before = _folders_in_words(before)
     folders_now = _folders_in_words(now)
     if changes and folders_before and folders_before != folders_now:
-        changes.insert(0, f"the inputs lie in {folders_now}, not in {folders_before}")
+        changes.insert(0, f"the inputs are in {folders_now} instead of {folders_before}")
     more = f" and {len(changes) - _LISTED} more" if len(changes) > _LISTED else ""
     return "; ".join(changes[:_LISTED]) + more
 
@@ -223,12 +223,12 @@ def _changed_files(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[st
             if changes:
                 yield f"input {shown(name)} ({changes})"
         return
-    gone = set(names_before) - set(names_now)
-    new = set(names_now) - set(names_before)
-    yield from (f"input {shown(name)} is gone" for name in names_before if name in gone)
-    yield from (f"input {shown(name)} is new" for name in names_now if name in new)
+    removed = set(names_before) - set(names_now)
+    added = set(names_now) - set(names_before)
+    yield from (f"input {shown(name)} was removed" for name in names_before if name in removed)
+    yield from (f"input {shown(name)} was added" for name in names_now if name in added)
     if sorted(names_before) == sorted(names_now):
-        yield "the inputs come in another order"
+        yield "the order of the inputs changed"
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -25,11 +25,10 @@ from pipeline.output.publication import Publication
 from pipeline.output.records import SINGLE_FILE, Entry, fault_of, plain_name
 from pipeline.report.facts import bad_data_facts, earlier_run_facts, input_facts, sample_facts
 from pipeline.report.page.build import page_bytes, report_bytes
-from pipeline.report.rows import Preprocessing as Encoding
-from pipeline.report.rows import RowCheck, check_rows
+from pipeline.report.rows import Preprocessing, RowCheck, check_rows
 from pipeline.report.sample import PartSource, SampleSpec, largest_sample
 from pipeline.run.context import RunContext, versions
-from pipeline.run.deadline import gave_up, tell_if_late
+from pipeline.run.deadline import gave_up, warn_if_late
 from pipeline.run.encoding_stage import Encoded
 from pipeline.run.memory import block_bytes, peak_bytes, trained_network_bytes
 from pipeline.run.prepare import Prepared
@@ -62,7 +61,7 @@ class StageResults:
     encoded : Encoded
         The features.
     facts : mapping
-        What the stages contribute to the report; ``storage`` also goes into the manifest.
+        Facts of the stages for the report; ``storage`` also goes into the manifest.
     """
 
     scan: Scan | None
@@ -74,7 +73,7 @@ class StageResults:
 
 @dataclass(frozen=True)
 class FinishStage:
-    """Verify, summarize, report, index and publish; or find that an earlier run has done it all.
+    """Verify, summarize, report, index and publish; or reuse the results of an earlier run.
 
     Attributes
     ----------
@@ -105,7 +104,10 @@ class FinishStage:
         if manifest is None:
             return None
         if not is_acceptable(manifest, self.prepared):
-            log.info("output=%s: looked at again, since it is asked for otherwise", shown(earlier.ledger.directory))
+            log.info(
+                "output=%s: the finished results lack a requested file or exceed the new limits; updating them",
+                shown(earlier.ledger.directory),
+            )
             return None
         if not earlier.is_published_intact(manifest):
             return None
@@ -151,19 +153,19 @@ class _Finish:
         # Results that stay in the directory, so that a later run can reuse them.
         self._kept_keys = [prepared.request.of_scan(), results.model_key, results.encoded.key]
         self._attributes = {**context.attributes(prepared, results.model), "storage": results.facts["storage"]}
-        self._encoding = _encoding_of(prepared, results.model)
+        self._preprocessing = _preprocessing_of(prepared, results.model)
 
     def verify(self) -> dict[str, Any]:
         """Encode some rows again and compare them with the stored features; drop parts in which they differ."""
         lines = [part.line() for part in self._parts]
         checked = check_rows(
-            self._ledger.directory, lines, lambda part: self._prepared.shards[part["shard"]], self._encoding
+            self._ledger.directory, lines, lambda part: self._prepared.shards[part["shard"]], self._preprocessing
         )
         self._ledger.check()
         if checked.faults:
             raise self._verification_error(checked)
         for each in checked.unchecked:
-            log.warning("file=%s: features of its rows are not verified: %s", shown(each.file), each.fault)
+            log.warning("file=%s: its features could not be verified: %s", shown(each.file), each.fault)
         self._context.state.end_stage("verification")
         log.info("verification: %s", checked)
         return asdict(checked)
@@ -176,15 +178,15 @@ class _Finish:
         first = checked.faults[0]
         return VerificationFailed(
             f"file={shown(self._ledger.directory / first.file)}: {first.fault}; {len(files)} of "
-            f"{counted(len(self._parts), 'part')} hold what they should not. Type the same command again, and these "
-            "are made anew. If that ends here too, check the memory of this machine and of its device, or let "
-            "THEANO_FLAGS=optimizer_excluding=fused compute otherwise."
+            f"{counted(len(self._parts), 'part')} contain wrong features. Run the same command again to recompute "
+            "them. If it fails again, test the memory of this machine and of its device, or avoid the fused "
+            "operations with THEANO_FLAGS=optimizer_excluding=fused."
         )
 
     def summarize(self) -> Summary:
         """Return the numbers of the run."""
         prepared = self._prepared
-        training = {} if prepared.given is not None else self._model.about["training"]
+        training = {} if prepared.given_model is not None else self._model.about["training"]
         baseline = training.get("baseline") or {}  # version 0.1.0 did not store it
         n_unreadable = len(self._scan.unreadable) if self._scan else 0
         state = self._context.state
@@ -258,7 +260,7 @@ class _Finish:
             "parts": [part.line() for part in self._parts],
         }
         self._ledger.finish(asdict(prepared.request), manifest, publication)
-        tell_if_late(self._context.state.ends_by)
+        warn_if_late(self._context.state.ends_by)
         if not prepared.config.results.single_file:
             _warn_of_many_parts(len(self._parts))
         # Only now: until the new manifest, readers followed the old one to an earlier run's results.
@@ -267,16 +269,18 @@ class _Finish:
     # -- inside --
 
     def _sample(self) -> dict[str, Any] | None:
-        """Return what the report says about some rows and their features."""
+        """Return facts about some rows and their features for the report."""
         config = self._prepared.config
         folder = self._ledger.directory
         sources = []
         for part in self._parts:
             block = Block(self._prepared.shards[part.shard], part.start, part.stop)
             sources.append(PartSource(block, folder / part.entry.file))
-        how = self._encoding
-        looking = SampleSpec(self._model, how.missing, how.clips, config.machine.memory_budget, config.training.seed)
-        return sample_facts(sources, looking)
+        preprocessing = self._preprocessing
+        spec = SampleSpec(
+            self._model, preprocessing.missing, preprocessing.clips, config.machine.memory_budget, config.training.seed
+        )
+        return sample_facts(sources, spec)
 
     def _stages(self) -> dict[str, dict[str, Any]]:
         """Return the times of each finished stage, and its rows and bytes if it processed all of them."""
@@ -349,11 +353,11 @@ class _Finish:
         return [entry]
 
 
-def _encoding_of(prepared: Prepared, model: Model) -> Encoding:
+def _preprocessing_of(prepared: Prepared, model: Model) -> Preprocessing:
     """Return how the rows were encoded, for the verification and the report."""
     settings = prepared.config.bad_data
-    clips = prepared.given is not None and settings.on_drift == "clip"
-    return Encoding(model, settings.missing_value, clips)
+    clips = prepared.given_model is not None and settings.on_drift == "clip"
+    return Preprocessing(model, settings.missing_value, clips)
 
 
 def _best_cost(training: Mapping[str, Any]) -> float | None:
@@ -364,7 +368,7 @@ def _best_cost(training: Mapping[str, Any]) -> float | None:
 
 
 def _with_names(bad: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
-    """Return what is known of a bad row, with the names of its columns if they have any."""
+    """Return the facts about a bad row, with the names of its columns if they have any."""
     if not columns.is_known:
         return dict(bad)
     return {**bad, "names": [columns.name_of(column) for column in bad["columns"]]}
@@ -375,9 +379,9 @@ def _warn_of_many_parts(n_parts: int) -> None:
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if n_parts > most - _OTHER_OPEN_FILES:
         log.warning(
-            "index.h5 is a view of %d files, and a process may have %d open (ulimit -n): who reads them all by HDF5 "
-            "itself gets NaN for the last ones, and no error. Raise that limit there, or read with open_features(), "
-            "which opens one at a time, or write one file with --single-file.",
+            "index.h5 refers to %d files, but a process can open only %d (ulimit -n). A program that reads all "
+            "rows through HDF5 gets NaN for the last files, without an error. Raise that limit, read with "
+            "open_features(), which opens one file at a time, or write one file with --single-file.",
             n_parts,
             most,
         )

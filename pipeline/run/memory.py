@@ -77,17 +77,17 @@ def network_bytes(prepared: Prepared) -> int:
 
 def trained_network_bytes(prepared: Prepared) -> int:
     """Return the bytes that the training, or a given model, leaves in memory for later stages."""
-    if prepared.given is not None:
+    if prepared.given_model is not None:
         return network_bytes(prepared)
     return NETWORK_COPIES * network_bytes(prepared) + ALLOCATOR_BYTES
 
 
 def device_bytes(prepared: Prepared, resident: bool, tile_rows: int) -> int:
-    """Return the bytes of rows, network and activations on a device of its own, without those of its driver."""
+    """Return the bytes of rows, network and activations on a device with its own memory, excluding its driver."""
     config = prepared.config
     network = network_of(config.network, prepared.n_inputs)
     row_bytes = prepared.n_inputs * row_dtype(prepared.shards).itemsize
-    rows = prepared.n_rows * row_bytes if resident and prepared.given is None else 0
+    rows = prepared.n_rows * row_bytes if resident and prepared.given_model is None else 0
     # Each layer's activations on both ways, and the gradients by them.
     n_rows_at_once = max(config.training.batch_size, tile_rows)
     activations = 4 * n_rows_at_once * sum(network.widths)

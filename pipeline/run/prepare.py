@@ -1,4 +1,4 @@
-"""What a run knows before it writes anything: its inputs, resolved settings, memory budget and fingerprints."""
+"""Preparation of a run: inputs, resolved settings, memory budget and fingerprints, before anything is written."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run knows before it writes anything.
+    """Everything that a run knows before it writes anything.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class Prepared:
         The opened inputs.
     bad_shards : list of dict
         Input files that were refused and left out: ``file`` and ``reason``.
-    given : Model or None
+    given_model : Model or None
         The model of ``--model``; then nothing is trained.
     budget : Budget
         Sizes that keep the run within its memory.
@@ -54,7 +54,7 @@ class Prepared:
     config: Settings
     shards: tuple[Shard, ...]
     bad_shards: list[dict[str, str]]
-    given: Model | None
+    given_model: Model | None
     budget: Budget
     request: Request
 
@@ -81,14 +81,14 @@ class Prepared:
     @property
     def is_scanned(self) -> bool:
         """Whether the run scans its rows: to train a model, or to count bad rows before a part is written."""
-        return self.given is None or self.allows_bad_data
+        return self.given_model is None or self.allows_bad_data
 
     @property
     def impute(self) -> str | None:
-        """How missing values are filled in. A given model has stored values for that, or none."""
-        if self.given is None:
+        """Method of imputing missing values. A given model has stored values instead, or none."""
+        if self.given_model is None:
             return self.config.bad_data.impute
-        return None if self.given.scaler.fill is None else "median"
+        return None if self.given_model.scaler.fill is None else "median"
 
     @property
     def max_bad_rows(self) -> int:
@@ -120,30 +120,30 @@ def prepare(config: Config) -> Prepared:
     """
     _refuse(problems(config))  # before the inputs, which can take minutes to open
     check_settings(config.cluster)
-    given = load_model(config.inputs.model) if config.inputs.model else None
-    shards, bad_shards = _open_inputs(config, given)
+    given_model = load_model(config.inputs.model) if config.inputs.model else None
+    shards, bad_shards = _open_inputs(config, given_model)
     n_rows = sum(shard.n_rows for shard in shards)
     n_inputs = shards[0].n_inputs
-    settings = resolve(config, n_rows, n_inputs, given.network if given else None)
-    _log_settings(config, settings, given)
-    _refuse(_complaints(settings, shards, given))
+    settings = resolve(config, n_rows, n_inputs, given_model.network if given_model else None)
+    _log_settings(config, settings, given_model)
+    _refuse(_complaints(settings, shards, given_model))
     shards = _without_wide_extras(settings, shards)
     network = network_of(settings.network, n_inputs)
-    n_replicas = 0 if given else settings.training.replicas
+    n_replicas = 0 if given_model else settings.training.replicas
     # This may refuse the settings, so it comes before there is a directory to clean up.
     budget = make_budget(settings.machine, settings.storage, network, n_replicas, shards, TILE_ROWS)
     log.debug("budget: %s", budget)
     if warning := repeated_chunks(shards, budget):
         log.warning("%s", warning)
-    request = request_of(settings, shards, given, budget)
-    return Prepared(settings, shards, bad_shards, given, budget, request)
+    request = request_of(settings, shards, given_model, budget)
+    return Prepared(settings, shards, bad_shards, given_model, budget, request)
 
 
-def _log_settings(config: Config, settings: Settings, given: Model | None) -> None:
+def _log_settings(config: Config, settings: Settings, given_model: Model | None) -> None:
     """Log all settings for debugging, and a number of replicas that was reduced."""
-    if given is None and settings.training.replicas < (config.training.replicas or 1):
+    if given_model is None and settings.training.replicas < (config.training.replicas or 1):
         log.info(
-            "replicas: %d, as each of %d would take too few steps, or hold too many rows at a time",
+            "replicas: %d instead of %d, so that each has enough steps and its rows fit in memory",
             settings.training.replicas,
             config.training.replicas,
         )
@@ -168,7 +168,7 @@ def _without_wide_extras(settings: Settings, shards: tuple[Shard, ...]) -> tuple
     return tuple(leave_out_extras(shard, reasons) for shard in shards) if reasons else shards
 
 
-def _open_inputs(config: Config, given: Model | None) -> tuple[tuple[Shard, ...], list[dict[str, str]]]:
+def _open_inputs(config: Config, given_model: Model | None) -> tuple[tuple[Shard, ...], list[dict[str, str]]]:
     """Return the shards, and the files that were refused and are left out."""
     refused: list[dict[str, str]] = []
 
@@ -178,8 +178,8 @@ def _open_inputs(config: Config, given: Model | None) -> tuple[tuple[Shard, ...]
 
     leave = None if config.bad_data.on_bad_data == "raise" else refuse
     rule = ColumnRule(config.inputs.match_columns)
-    if given is not None:
-        rule = ColumnRule(config.inputs.match_columns, given.columns, f"model={shown(config.inputs.model)}")
+    if given_model is not None:
+        rule = ColumnRule(config.inputs.match_columns, given_model.columns, f"model={shown(config.inputs.model)}")
     inputs = config.inputs
     shards = open_shards(inputs.input, inputs.dataset, leave, inputs.follow, inputs.orientation, inputs.include, rule)
     if error := too_many_bad_shards(config, refused, len(shards) + len(refused)):
@@ -187,8 +187,8 @@ def _open_inputs(config: Config, given: Model | None) -> tuple[tuple[Shard, ...]
     first = shards[0]
     if first.n_inputs == 1:
         raise DataError(
-            f"{first}: shape {first.shape} has a single column, expected two or more: there is nothing to press "
-            "together. Name another dataset with --dataset."
+            f"{first}: shape {first.shape} has a single column, expected two or more: there is nothing to compress. "
+            "Name another dataset with --dataset."
         )
     return shards, refused
 
@@ -210,28 +210,29 @@ def _refuse(complaints: Iterable[str]) -> None:
         raise ConfigError(words)
 
 
-def _complaints(settings: Settings, shards: Sequence[Shard], given: Model | None) -> Iterator[str]:
+def _complaints(settings: Settings, shards: Sequence[Shard], given_model: Model | None) -> Iterator[str]:
     """Yield a sentence for each conflict between the settings, the inputs and a given model."""
     first = shards[0]
-    if given is None:
+    if given_model is None:
         yield from misfits(settings, sum(shard.n_rows for shard in shards), first.n_inputs)
     else:
         model = f"model={shown(settings.inputs.model)}"
-        if given.n_inputs != first.n_inputs:
-            yield f"{model}: made for {given.n_inputs} columns, found {first.n_inputs} in file={shown(first.path)}"
+        if given_model.n_inputs != first.n_inputs:
+            found = f"found {first.n_inputs} in file={shown(first.path)}"
+            yield f"{model}: made for {given_model.n_inputs} columns, {found}"
         n_features = settings.network.n_features
-        if given.n_features != n_features:
-            yield f"{model}: gives {given.n_features} features, found n_features {n_features}: leave it out"
-        yield from _contradictions(settings, given, model)
+        if given_model.n_features != n_features:
+            yield f"{model}: gives {given_model.n_features} features, found n_features {n_features}; omit this setting"
+        yield from _contradictions(settings, given_model, model)
     now = time.time()
     if (deadline_of(settings.timing, now) or now) < now:
-        yield f"finish_by: {settings.timing.finish_by} has passed, expected a time to come"
+        yield f"finish_by: {settings.timing.finish_by} is in the past, expected a future time"
     yield from _inside_output(settings, shards)
 
 
-def _contradictions(settings: Settings, given: Model, model: str) -> Iterator[str]:
+def _contradictions(settings: Settings, given_model: Model, model: str) -> Iterator[str]:
     """Yield a sentence for each setting that a given model contradicts."""
-    network = given.network
+    network = given_model.network
     layers = [
         ("hidden", network.widths[1:-1], settings.network.hidden),
         ("code_activation", network.code, settings.network.code_activation),
@@ -239,14 +240,14 @@ def _contradictions(settings: Settings, given: Model, model: str) -> Iterator[st
     ]
     for name, has, found in layers:
         if found != has:
-            yield f"{model}: has {name} {plain(has)}, found {name} {plain(found)}: leave it out"
+            yield f"{model}: has {name} {plain(has)}, found {name} {plain(found)}; omit this setting"
     scaling = [
-        ("impute", given.scaler.fill is not None, settings.bad_data.impute),
-        ("clip_quantile", given.scaler.clips, settings.bad_data.clip_quantile),
+        ("impute", given_model.scaler.fill is not None, settings.bad_data.impute),
+        ("clip_quantile", given_model.scaler.clips, settings.bad_data.clip_quantile),
     ]
     for name, is_trained_with, value in scaling:
         if value and not is_trained_with:
-            yield f"{model}: trained without {name}, found {name} {value}: leave it out"
+            yield f"{model}: trained without {name}, found {name} {value}; omit this setting"
 
 
 def _inside_output(settings: Settings, shards: Sequence[Shard]) -> Iterator[str]:
@@ -261,4 +262,4 @@ def _inside_output(settings: Settings, shards: Sequence[Shard]) -> Iterator[str]
         if model.is_dir():
             model = model / "model.h5"
         if files_inside(output, [model]):
-            yield f"{where}: holds the model itself and what it was trained on, expected another --output"
+            yield f"{where}: holds the given model and the results of its training, expected another --output"

@@ -111,7 +111,7 @@ class EarlierResults:
             self.ledger.drop(*records)
 
     def faults(self, entries: Iterable[Entry]) -> list[str | None]:
-        """Return what is wrong with each of these files, and log it; None for intact ones."""
+        """Return the fault of each of these files, and log it; None for intact ones."""
         entries = list(entries)
         unchecked = [entry for entry in entries if entry not in self._faults]
         check = partial(fault_of, self.ledger.directory, digests=self._compares_digests)
@@ -121,17 +121,17 @@ class EarlierResults:
         if not self._is_readonly:
             self.ledger.check()
             for fault in filter(None, found):
-                log.warning("%s; it is made anew", fault)
+                log.warning("%s; it is recomputed", fault)
         return [self._faults[entry] for entry in entries]
 
     def is_published_intact(self, manifest: Mapping[str, Any]) -> bool:
-        """Return whether the files of a finished run are as they were published."""
+        """Return whether the files of a finished run are unchanged since they were published."""
         lines = [*manifest["parts"], *manifest["files"]]
         faults = self.faults(Entry(line["file"], line["n_bytes"], line["blake3"]) for line in lines)
         misplaced = misplaced_names(self.ledger.directory, manifest)
         for name in misplaced:
             log.warning(
-                "file=%s: does not lead to the file that was published; it is made anew",
+                "file=%s: is not a link to the published file; it is recomputed",
                 shown(self.ledger.directory / name),
             )
         return not any(faults) and not misplaced
@@ -143,7 +143,7 @@ def load_at_most(ledger: Ledger, record: Record, array_bytes: int) -> bytes:
     Raises
     ------
     ValueError
-        When it is longer, or not what was committed.
+        If it is longer, or its content is not what was committed.
     """
     most = array_bytes + MOST_JSON_BYTES + _ARCHIVE_BYTES
     if record.entry.n_bytes > most:
@@ -157,7 +157,7 @@ def step_of(checkpoint: Record) -> int:
 
 
 def checkpoint_in_words(checkpoint: Record) -> str:
-    """Return how far the training of a checkpoint is."""
+    """Return the progress of a checkpoint in words."""
     facts = checkpoint.facts
     epochs = ""
     if "of" in facts:
@@ -175,7 +175,7 @@ def n_rows_in(parts: Iterable[Record]) -> int:
 
 def start_over(ledger: Ledger) -> None:
     """Discard all results, for `--restart`."""
-    log.info("output=%s: beginning again", shown(ledger.directory))
+    log.info("output=%s: discarding all earlier results (--restart)", shown(ledger.directory))
     ledger.forget()
 
 
@@ -192,13 +192,13 @@ def stored_deadline(ledger: Ledger, config: Config, now: Mapping[str, Any], star
     ends_by = deadline_of(config.timing, start)
     if ends_by is None:
         return None
-    asked = {"finish_by": config.timing.finish_by, "max_hours": config.timing.max_hours}
+    requested = {"finish_by": config.timing.finish_by, "max_hours": config.timing.max_hours}
     before = ledger.deadline() if ledger.request() == now else None
-    if before is not None and asked == {name: before[name] for name in asked}:
+    if before is not None and requested == {name: before[name] for name in requested}:
         if before["ends_by"] > start:
             return before
-        log.warning("deadline: %s has passed, the next one is %s", in_words(before["ends_by"]), in_words(ends_by))
-    return {**asked, "ends_by": ends_by}
+        log.warning("deadline: %s has passed; the new deadline is %s", in_words(before["ends_by"]), in_words(ends_by))
+    return {**requested, "ends_by": ends_by}
 
 
 def finished_manifest(ledger: Ledger, prepared: Prepared) -> dict[str, Any] | None:
@@ -257,42 +257,45 @@ def _check_finished(ledger: Ledger, config: Config, before: Mapping[str, Any], n
     changed = differences(before, now)
     if other_inputs(before, now):
         raise ConfigError(
-            f"{where}: holds the results of other input files: {changed}. Choose another --output, or throw them away "
-            "with --restart; --overwrite replaces results of the same files only."
+            f"{where}: holds the results of other input files: {changed}. Choose another --output, or discard the "
+            "results with --restart. (--overwrite replaces only results of the same files.)"
         )
     if not config.results.overwrite:
         raise ConfigError(
-            f"{where}: holds the results of another run, and this one differs: {changed}. Choose another --output, or "
-            "replace them with --overwrite (what still fits is kept) or --restart."
+            f"{where}: holds the results of a different run: {changed}. Choose another --output, or replace them "
+            "with --overwrite (results that are still valid are reused) or --restart."
         )
-    log.info("%s: results are replaced, since: %s", where, changed)
+    log.info("%s: replacing the earlier results, which differ: %s", where, changed)
 
 
 def _check_unfinished(ledger: Ledger, config: Config, now: Mapping[str, Any]) -> None:
     """Raise `ConfigError` unless the settings allow to replace an unfinished run.
 
-    A typing error must not discard a training. Results that no settings can lead back to do not matter.
+    A typing error must not discard a training. Results that no settings can restore do not matter.
     """
     before = ledger.request() or now
     where = f"output={shown(ledger.directory)}"
     changed = differences(before, now)
-    kept = _finished_work(ledger)
-    if kept and other_inputs(before, now):
+    progress = _finished_work(ledger)
+    if progress and other_inputs(before, now):
         raise ConfigError(
-            f"{where}: holds an unfinished run of other input files ({kept}): {changed}. Choose another --output, or "
-            "throw it away with --restart."
+            f"{where}: holds an unfinished run of other input files ({progress}): {changed}. Choose another --output, "
+            "or discard that run with --restart."
         )
-    if kept and other_settings(before, now) and not config.results.overwrite:
+    if progress and other_settings(before, now) and not config.results.overwrite:
         raise ConfigError(
-            f"{where}: holds an unfinished run ({kept}), and this one differs: {changed}. Set that back to go on with "
-            "it, choose another --output, or go on as set now with --overwrite (what still fits is kept)."
+            f"{where}: holds an unfinished run ({progress}) with other settings: {changed}. Restore these settings to "
+            "resume it, choose another --output, or use the new settings with --overwrite (results that are still "
+            "valid are reused)."
         )
     if changed and ledger.records():
-        log.warning("this run differs from the last one here, and does anew what that touches: %s", changed)
+        log.warning(
+            "this run differs from the previous one in this output; recomputing everything that depends on: %s", changed
+        )
 
 
 def _finished_work(ledger: Ledger) -> str:
-    """Return what an unfinished run has done that takes long, in words; empty if its training has diverged."""
+    """Return the expensive results of an unfinished run in words; empty if its training has diverged."""
     if ledger.has_diverged():
         return ""  # it would diverge again
     done = []
@@ -300,7 +303,7 @@ def _finished_work(ledger: Ledger) -> str:
     if ledger.records("model"):
         done.append("trained")
     elif checkpoints:
-        done.append(f"a checkpoint of {checkpoint_in_words(checkpoints[-1])}")
+        done.append(f"a checkpoint at {checkpoint_in_words(checkpoints[-1])}")
     n_rows = n_rows_in(ledger.records("part"))
     if n_rows:
         done.append(f"{n_rows} rows encoded")

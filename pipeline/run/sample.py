@@ -1,4 +1,4 @@
-"""Samples of the work: the run's own functions on a few rows from all over the input, and what they took.
+"""Samples of the work: the functions of a run on a few rows from all over the input, and their times.
 
 `shardpress plan` estimates the time of each stage from them, and a run with a deadline the time of its encoding.
 """
@@ -41,7 +41,7 @@ _BLOCKS = 8  # in a stretch
 _MAX_STRETCHES = 4096
 
 
-# -- what was measured -------------------------------------------------------------------------------------------------
+# -- measurements ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class StageEstimate:
     seconds : float
         Time that it would take.
     what : str
-        What it does in this time.
+        Description of the work.
     """
 
     name: str
@@ -204,11 +204,11 @@ def measure_tasks(
 
 
 class _Enough(Exception):
-    """Ends tasks whose results are not needed any more."""
+    """Exception that ends tasks whose results are no longer needed."""
 
 
 def measure_seconds(work: Callable[[], T]) -> tuple[float, T]:
-    """Return the seconds that `work` takes, without those of the compiler, which a run is spared; and its result."""
+    """Return the seconds that `work` takes, excluding the compiler, which a run does not need; and its result."""
     start = time.monotonic()
     compiled = seconds_compiling()
     found = work()
@@ -216,7 +216,7 @@ def measure_seconds(work: Callable[[], T]) -> tuple[float, T]:
 
 
 class AnonymousDisk(Disk):
-    """Write and sync files that have no names, so that writing can be measured and leaves nothing.
+    """Disk whose files have no names, so that writing can be measured without leaving files.
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ class ScanSample:
     pace : Pace
         Rows and seconds.
     scan : Scan
-        What was found in them.
+        Result of scanning them.
     stretches : list of Stretch
         The rows that can be read.
     """
@@ -83,7 +83,7 @@ class ScanStage:
             n_bytes = scan_bytes(self.prepared.shards)
             return Scan.from_npz(load_at_most(earlier.ledger, record, n_bytes)).check_fits(self.prepared.shards)
 
-        return earlier.latest("scan", self.key(), read, "scan: %s; it is made anew")
+        return earlier.latest("scan", self.key(), read, "scan: %s; it is recomputed")
 
     def make(self, context: RunContext) -> Scan:
         """Scan all rows and commit the result; scan twice if an offset has to be subtracted from large integers."""
@@ -91,8 +91,8 @@ class ScanStage:
         offset = self.offset_of(scan)
         if offset is not None:
             log.info(
-                "scan: %s of whole numbers above 2^53, of which float64 would lose digits: scanning again with their "
-                "minimum subtracted",
+                "scan: %s with integers above 2^53, which float64 cannot represent exactly; scanning again with "
+                "each column's minimum subtracted",
                 counted(np.count_nonzero(offset), "column"),
             )
             with_offset = ScanStage(self.prepared.with_offset(offset))
@@ -102,11 +102,12 @@ class ScanStage:
         return scan
 
     def offset_of(self, scan: Scan) -> np.ndarray | None:
-        """Return what to subtract from the rows (n_inputs,), by a scan of them as they are; None if nothing.
+        """Return the offset (n_inputs,) to subtract from the rows, from a scan of the unchanged rows; None without one.
 
-        A given model has its own offset. A missing value is compared with the rows as they are, so they stay so.
+        A given model has its own offset. With a configured missing value there is no offset, because rows are compared
+        with this value as they are stored.
         """
-        if self.prepared.given is not None or self.prepared.config.bad_data.missing_value is not None:
+        if self.prepared.given_model is not None or self.prepared.config.bad_data.missing_value is not None:
             return None
         return ranges.offset_for(self.prepared.shards, scan)
 
@@ -123,7 +124,7 @@ class ScanStage:
             For bad rows that the settings do not allow, or rows that no model can be trained on.
         """
         self.check_bad_rows(scan)
-        if self.prepared.given is None:
+        if self.prepared.given_model is None:
             self.check_usable(scan)
             self._warn_of_few_rows(scan)
             self._warn_of_narrow_columns(scan)
@@ -150,7 +151,7 @@ class ScanStage:
         ranges.check_usable(self.prepared.shards, scan, self.prepared.config.bad_data.missing_value)
 
     def facts(self, scan: Scan) -> dict[str, Any]:
-        """Return what the report says about the rows."""
+        """Return facts about the rows for the report."""
         return {"scan": scan.summary()}
 
     def memory_bytes(self, resident: bool) -> int:
@@ -215,29 +216,29 @@ class ScanStage:
         )
 
     def _advice_on_bad_rows(self, scan: Scan) -> str:
-        """Return what to do about bad rows, with all flags that the next run needs."""
+        """Return advice on bad rows, with all flags that the next run needs."""
         prepared = self.prepared
         settings = prepared.config.bad_data
-        advice = ["Mend the files"]
+        advice = ["Fix the files"]
         # A given model imputes no values, or has already done so.
-        if prepared.given is None and ranges.misses_values(prepared.shards, scan, settings.missing_value):
-            advice.append("fill in what is missing with --impute median")
+        if prepared.given_model is None and ranges.misses_values(prepared.shards, scan, settings.missing_value):
+            advice.append("fill in missing values with --impute median")
         if not scan.n_good:
-            return f"{', or '.join(advice)}: no row would be left."
+            return f"Without these rows none would be left. {', or '.join(advice)}."
         n_bad = len(scan.bad_rows)
-        how = "skip" if settings.on_bad_data == "raise" else settings.on_bad_data
+        mode = "skip" if settings.on_bad_data == "raise" else settings.on_bad_data
         limit = f" --max-bad-rows {n_bad}" if n_bad > allowed(settings.max_bad_rows, scan.n_rows) else ""
-        return f"{', '.join(advice)}, or leave these rows out with --on-bad-data {how}{limit}."
+        return f"{', '.join(advice)}, or leave these rows out with --on-bad-data {mode}{limit}."
 
     def _warn_of_few_rows(self, scan: Scan) -> None:
         n_features = self.prepared.config.network.n_features
         n_inputs = self.prepared.n_inputs
         if scan.n_good >= n_features:
             return
-        advice = " If rows stand as columns there: --orientation columns." if n_inputs > scan.n_rows else ""
+        advice = " If the rows are stored as columns, use --orientation columns." if n_inputs > scan.n_rows else ""
         log.warning(
-            "%s of %d columns, fewer than the %d features that they become: a model can learn them by "
-            "heart and tell little about others. Give more rows, or lower --n-features.%s",
+            "%s of %d columns, fewer than the %d features: the model can memorize them, and may not generalize to "
+            "other rows. Provide more rows, or lower --n-features.%s",
             counted(scan.n_good, "usable row"),
             n_inputs,
             n_features,
@@ -253,9 +254,9 @@ class ScanStage:
         worst = int(columns[0])
         low, high = scan.inner[:, worst]
         log.warning(
-            "%s with a range of over a hundred standard deviations, but for outliers, so that a model sees these only: "
-            "%s; column %s ranges from %g to %g, but 80 %% of its values lie between %g and %g. Clip the outermost "
-            "values with --clip-quantile %g.",
+            "%s with outliers that stretch the range to more than 100 standard deviations, so that the model "
+            "hardly sees ordinary values: %s; column %s ranges from %g to %g, but 80 %% of its values lie between "
+            "%g and %g. Clip the outliers with --clip-quantile %g.",
             counted(len(columns), "column"),
             some(names.listed(columns), _COLUMNS_LISTED),
             names.numbered(worst),
@@ -269,11 +270,11 @@ class ScanStage:
     def _log_imputed_values(self, scan: Scan) -> None:
         if scan.n_missing is None or not scan.n_missing.any():
             return
-        value = f"its {self.prepared.config.bad_data.impute}"
-        if self.prepared.given is not None:
-            value = "what the model has for it"
+        value = f"the column's {self.prepared.config.bad_data.impute}"
+        if self.prepared.given_model is not None:
+            value = "the model's value for the column"
         log.info(
-            "scan: %s in %s, each filled with %s",
+            "scan: %s in %s, filled in with %s",
             counted(int(scan.n_missing.sum()), "missing value"),
             counted(int((scan.n_missing > 0).sum()), "column"),
             value,

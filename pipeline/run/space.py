@@ -11,7 +11,7 @@ from pipeline.output.ledger import Ledger
 from pipeline.run.prepare import Prepared
 from pipeline.run.resume import n_rows_in
 
-__all__ = ["bytes_needed", "check_space", "lacks_inodes", "lacks_space"]
+__all__ = ["bytes_needed", "check_space", "inode_error", "space_error"]
 
 log = logging.getLogger(__name__)
 
@@ -25,30 +25,30 @@ def check_space(ledger: Ledger, prepared: Prepared) -> None:
         free = ledger.disk.free_bytes(ledger.directory)
         n_free_inodes = ledger.disk.free_inodes(ledger.directory)
     except OSError as error:
-        log.debug("output=%s: how much is free there cannot be told: %s", shown(ledger.directory), error)
+        log.debug("output=%s: the free space is unknown: %s", shown(ledger.directory), error)
         return
     # Parts that exist may be of this model, whose fingerprint is known only after the training.
     records = ledger.records("part")
-    there = sum(record.entry.n_bytes for record in records)
-    if lack := lacks_space(prepared, there, free):
-        raise lack
-    if lack := lacks_inodes(prepared, n_rows_in(records), n_free_inodes):
-        raise lack
+    n_written = sum(record.entry.n_bytes for record in records)
+    if shortage := space_error(prepared, n_written, free):
+        raise shortage
+    if shortage := inode_error(prepared, n_rows_in(records), n_free_inodes):
+        raise shortage
 
 
-def lacks_space(prepared: Prepared, there: int, free: int) -> WriteFailed | None:
-    """Return an error if `free` bytes do not hold the features, of which `there` bytes are written already."""
-    needed = bytes_needed(prepared) - there
+def space_error(prepared: Prepared, n_written: int, free: int) -> WriteFailed | None:
+    """Return an error if `free` bytes do not hold the features, of which `n_written` bytes are written already."""
+    needed = bytes_needed(prepared) - n_written
     if needed <= free:
         return None
     output = Path(prepared.config.results.output)
     return WriteFailed(
-        f"output={shown(output)}: {free} bytes are free there, expected {needed} at least for "
-        "the features. Free some space, or choose another --output."
+        f"output={shown(output)}: {free} bytes are free, expected at least {needed} for the features. Free some "
+        "space, or choose another --output."
     )
 
 
-def lacks_inodes(prepared: Prepared, n_encoded: int, n_free: int | None) -> WriteFailed | None:
+def inode_error(prepared: Prepared, n_encoded: int, n_free: int | None) -> WriteFailed | None:
     """Return an error if a run needs more new files than the file system can create, else None.
 
     Parameters
@@ -68,8 +68,8 @@ def lacks_inodes(prepared: Prepared, n_encoded: int, n_free: int | None) -> Writ
         return None
     output = Path(prepared.config.results.output)
     return WriteFailed(
-        f"output={shown(output)}: {n_free} free inodes there, expected at least {n_needed} for "
-        f"the files of this run. Remove files that are not needed, or choose another --output."
+        f"output={shown(output)}: {n_free} free inodes, expected at least {n_needed} for the files of this run. "
+        "Remove files that are not needed, or choose another --output."
     )
 
 

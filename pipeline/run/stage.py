@@ -1,4 +1,4 @@
-"""The stages of a run: what each one knows, and how one of them runs."""
+"""The protocol of the stages of a run, and the function that runs a stage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 class Stage(Protocol[Result]):
-    """One stage of a run, created with what the stages before it have found.
+    """One stage of a run, created with the results of the stages before it.
 
     `load_or_make` runs a stage. `shardpress plan` calls `key`, `load` and `memory_bytes`, and the stages' methods
     ``sample`` and ``estimate``, whose arguments differ.
@@ -37,11 +37,11 @@ class Stage(Protocol[Result]):
         ...
 
     def make(self, context: RunContext) -> Result:
-        """Compute the result, or what is missing of it, and commit it."""
+        """Compute the result, or the missing part of it, and commit it."""
         ...
 
     def describe(self, result: Result) -> str:
-        """Return a loaded result in words, for the report's list of what was reused."""
+        """Return a loaded result in words, for the report's list of reused results."""
         ...
 
     def check(self, result: Result) -> None:
@@ -49,7 +49,7 @@ class Stage(Protocol[Result]):
         ...
 
     def facts(self, result: Result) -> Mapping[str, Any]:
-        """Return what the report says about a result."""
+        """Return facts about a result for the report."""
         ...
 
     def memory_bytes(self, resident: bool) -> int:
@@ -69,7 +69,7 @@ def load_or_make(stage: Stage[Result], context: RunContext) -> Result:
     if result is None:
         result = stage.make(context)
     else:
-        log.info("%s: an earlier run has finished it", stage.name)
+        log.info("%s: reusing the result of an earlier run", stage.name)
         context.state.reused[stage.name] = stage.describe(result)
     # After the commit: if the settings allow more, the next run can reuse the result.
     stage.check(result)

@@ -30,7 +30,7 @@ class Summary:
     cost : float or None
         Validation cost of the best epoch, or its training cost without validation; None without training.
     components, mean : float or None
-        The same cost of as many principal components as there are features, and of the mean of the columns; None if
+        The same cost for principal components, one for each feature, and for the mean of the columns; None if
         they were not computed.
     seconds : dict of str to float
         Seconds of each stage.
@@ -103,5 +103,5 @@ class Summary:
     def _times(self) -> str:
         times = [f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds.items()]
         if self.compiling:
-            times.append(f"compiling for this machine, once, {self.compiling:.1f} s")
+            times.append(f"compiling kernels (cached for later runs) {self.compiling:.1f} s")
         return ", ".join(times)

@@ -35,7 +35,7 @@ _UNTIMED_STEPS = 3  # the first ones, whose data are not in the processor's cach
 
 
 class _Streamed:
-    """Rows in memory that are handed out like rows that are read from files."""
+    """Rows in memory with the interface of rows that are read from files."""
 
     resident = None
 
@@ -50,7 +50,7 @@ class _Streamed:
 
 
 def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[TrainingPace, Model, Autoencoder]:
-    """Train for a moment on some rows; return what that took, the model, and the model on its device.
+    """Train for a moment on some rows; return the measurements, the model, and the model on its device.
 
     Parameters
     ----------
@@ -71,8 +71,8 @@ def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[Tra
     autoencoder = autoencoder_of(scan.scaler, network, row_dtype(prepared.shards))
     beginning, components = measure_seconds(lambda: _initialize(prepared, scan, sample, autoencoder))
 
-    held = ResidentRows(sample)
-    rows: Any = held if resident else _Streamed(held)
+    resident_rows = ResidentRows(sample)
+    rows: Any = resident_rows if resident else _Streamed(resident_rows)
     compiling, step = measure_seconds(lambda: _compile(autoencoder, prepared, rows))
 
     n_validated = min(round(config.validation.validation_fraction * prepared.n_rows), budget.max_validation_rows)
@@ -102,7 +102,7 @@ def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[Tra
 
 
 def _read(prepared: Prepared, scan: Scan) -> tuple[Pace, np.ndarray]:
-    """Return what reading takes, and good rows (n, n_inputs), as many as the search for components uses.
+    """Return the pace of reading, and the good rows (n, n_inputs) that the search for components uses.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def _read(prepared: Prepared, scan: Scan) -> tuple[Pace, np.ndarray]:
     is_good = np.isfinite(rows).all(axis=1)
     if is_good.sum() < 2:
         raise DataError(
-            f"{shards[0]} and what follows it: of {len(rows)} rows that were tried, none can be trained on."
+            f"{shards[0]} and the following shards: none of {len(rows)} sampled rows can be used for training."
         )
     return Pace(len(numbers), seconds), rows if is_good.all() else rows[is_good]
 

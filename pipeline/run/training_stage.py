@@ -43,7 +43,7 @@ __all__ = ["TrainingStage"]
 
 log = logging.getLogger(__name__)
 
-_CHECKPOINTS_KEPT = 2  # should the last one be damaged
+_CHECKPOINTS_KEPT = 2  # in case the last one is damaged
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class TrainingStage:
         def read(record: Record) -> Model:
             return load_model(directory / record.entry.file)
 
-        model = earlier.latest("model", self.key(), read, "%s; it is trained anew")
+        model = earlier.latest("model", self.key(), read, "%s; the model is trained again")
         if model is None:
             return None
         self._drop_checkpoints(earlier)
@@ -120,7 +120,7 @@ class TrainingStage:
             log.warning("%s", complaint)
 
     def facts(self, model: Model) -> dict[str, Any]:
-        """Return what the report says about the training."""
+        """Return facts about the training for the report."""
         return {"training": model.about["training"]}
 
     def memory_bytes(self, resident: bool) -> int:
@@ -149,7 +149,7 @@ class TrainingStage:
         checkpoint : Record or None
             The last checkpoint of an earlier run.
         ends_by : float or None
-            Deadline of the run in seconds since 1970; with one, as many epochs are trained as fit.
+            Deadline of the run in seconds since 1970; only as many epochs are trained as fit before it.
         reserved : float
             Seconds of the time before the deadline that other stages need.
         """
@@ -169,7 +169,7 @@ class TrainingStage:
         if not sample.resident:
             what += ", streamed"
         if ends_by is not None:
-            what += f", to end by {in_words(ends_by)}"
+            what += f", to finish by {in_words(ends_by)}"
         if config.validation.patience and pace.n_validated:
             what += "; may stop early"
         return StageEstimate(self.name, once + n_epochs * epoch, what)
@@ -185,8 +185,9 @@ class TrainingStage:
         is_alone = config.training.replicas == 1 and context.device.used == "cpu"
         if is_alone and set(config.cluster.devices or ()) - {"cpu"}:
             log.warning(
-                "training: one replica is trained by this process, on the processor, while --devices wait. "
-                "THEANO_FLAGS=device=cuda (or what they are) has it train on one of them, --replicas 8 on all."
+                "training: this process trains one replica on the CPU, and the --devices are idle meanwhile. To "
+                "train on one of them, set THEANO_FLAGS=device=cuda (or their kind); to train on all of them, use "
+                "--replicas 8."
             )
 
     def _seconds_once(self, pace: TrainingPace, resident: bool) -> float:
@@ -279,10 +280,10 @@ def _resume_latest(context: RunContext, key: str, training: Training) -> None:
         "checkpoint",
         key,
         partial(_resume, context, training),
-        "checkpoint %s; the one before it is taken",
+        "checkpoint %s; using the previous one",
     )
     if checkpoint is not None:
-        log.info("training: going on behind step %d of an earlier run", checkpoint.n_steps)
+        log.info("training: resuming after step %d of an earlier run", checkpoint.n_steps)
         context.state.reused["training"] = f"the training up to step {checkpoint.n_steps}"
 
 
@@ -316,9 +317,9 @@ def _log_end(training: Training) -> None:
     """Log if the training has stopped early, or if no epoch was better than the start."""
     state = training.state
     if state.best_epoch < 0:
-        log.info("training: no epoch was better than the start, whose parameters are taken")
+        log.info("training: no epoch improved on the initial parameters; keeping them")
     elif len(state.history) < training.n_epochs:
-        log.info("training: stopped early, epoch %d was the best", state.best_epoch)
+        log.info("training: stopped early; epoch %d was the best", state.best_epoch)
 
 
 def _facts(prepared: Prepared, context: RunContext, training: Training) -> dict[str, Any]:
@@ -338,7 +339,7 @@ def _model(prepared: Prepared, scan: Scan, training: Training, about: dict[str, 
 
 @dataclass(frozen=True)
 class _Place:
-    """Progress of a training and the speed of its workers; formatted only when a line is due."""
+    """Progress of a training and the speed of its workers, formatted only when a line is logged."""
 
     training: object
     workers: WorkerStats
@@ -354,7 +355,7 @@ def _uses_workers(prepared: Prepared, context: RunContext) -> bool:
 
 @contextmanager
 def _runner(prepared: Prepared, context: RunContext) -> Iterator[RoundRunner | None]:
-    """Within the context worker processes train the replicas; None if this process trains, which has the model."""
+    """Provide a function that trains replicas on worker processes; None if this process trains."""
     if not _uses_workers(prepared, context):
         yield None
         return

@@ -1,1 +1,1 @@
-"""From rows to trained parameters."""
+"""Training: rows in, parameters out."""

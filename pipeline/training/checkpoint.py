@@ -58,7 +58,7 @@ class TrainingState:
     n_done : int
         Number of steps (or shares of replicas) of this epoch that have been taken.
     costs : list of float
-        Costs of these steps, as far as they were computed.
+        Costs of those of these steps for which they were computed.
     seconds : float
         Duration of these steps, those of interrupted runs included.
     history : list of Epoch
@@ -103,16 +103,16 @@ class TrainingState:
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingState:
         """Return the state of which `dataclasses.asdict` made these values; raise `ValueError` for other values."""
         if not isinstance(values, Mapping):
-            raise ValueError(f"is no checkpoint: its progress is a {type(values).__name__}")
+            raise ValueError(f"is not a checkpoint: its progress is a {type(values).__name__}")
         names = {each.name for each in fields(cls)}
         # A missing field must not become its default, except for those that earlier versions did not know.
         if set(values) | {"n_epochs", "ended_at"} != names:
-            raise ValueError(f"is no checkpoint: it tells {sorted(values)}, expected {sorted(names)}")
+            raise ValueError(f"is not a checkpoint: it has the fields {sorted(values)}, expected {sorted(names)}")
         history = [Epoch(**epoch) for epoch in values["history"]]
         state = cls(**{**values, "history": history})
         wrong = [name for name, is_possible in _possible(state).items() if not is_possible]
         if wrong:
-            raise ValueError(f"is no checkpoint: {', '.join(wrong)} cannot be what a training has come to")
+            raise ValueError(f"is not a checkpoint: impossible values of {', '.join(wrong)}")
         return state
 
 
@@ -150,7 +150,7 @@ class Checkpoint:
         Raises
         ------
         ValueError
-            When the data are anything else, or an array is not finite.
+            If the data are not a checkpoint, or an array is not finite.
         """
         arrays, about = unpack(data)
         # One NaN would make every later weight NaN, and only the next cost would show it.
@@ -160,9 +160,9 @@ class Checkpoint:
             state = TrainingState.from_dict(about["progress"])
             n_steps = about["n_steps"]
         except (KeyError, TypeError) as error:
-            raise ValueError(f"is no checkpoint: {error!r}") from error
+            raise ValueError(f"is not a checkpoint: {error!r}") from error
         if not _is_count(n_steps):
-            raise ValueError("is no checkpoint: n_steps is not a possible number of steps")
+            raise ValueError("is not a checkpoint: n_steps is not a possible number of steps")
         return cls(arrays, state, n_steps)
 
 

@@ -20,7 +20,7 @@ from pipeline.training.rows import Rows
 __all__ = ["NOTHING", "Baseline", "Components", "baseline_of", "blocks", "principal_components", "sampled"]
 
 NOTHING = 1e-3
-"""Share of the error of the mean below which an error is negligible: rows of low rank leave about as much."""
+"""Share of the error of the mean below which an error is negligible: the error of low-rank rows is about as small."""
 
 _MARGIN = 0.02  # of the error of components: trainings with different seeds differ by as much
 _STANDARD_ERRORS = 2  # of a mean error, which is not exact for few rows
@@ -29,7 +29,7 @@ _BLOCK_BYTES = 2**23  # of rows in float64, while they are scaled or multiplied
 
 # Number of products with the sample, and number of directions in addition to the `k` wanted ones, if `k` is smaller.
 # With `k` additional directions, and variances that fall like 1 / i, the error of the reconstruction is within 0.02 %
-# of the exact one; with half as many it is within 0.2 %.
+# of the exact one; with half of them it is within 0.2 %.
 _N_ITERATIONS = 4
 _OVERSAMPLING = 16
 
@@ -208,10 +208,10 @@ class Baseline:
     components: np.ndarray
     mean: np.ndarray
 
-    def beside(self, errors: np.ndarray) -> dict[str, Any]:
+    def comparison(self, errors: np.ndarray) -> dict[str, Any]:
         """Return plain values for reports, and whether features with these errors are worse than components.
 
-        The rows are the same, so it is the differences of the errors that are tested.
+        The rows are the same, so the test uses the differences of the errors.
 
         Parameters
         ----------

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Limit", "StepResult", "Training", "rounds_of_epoch", "steps_of"]
 
-# The cost is computed for so many steps of an epoch, evenly spread: it makes a step a quarter slower.
+# Number of steps of an epoch whose cost is computed, evenly spread: it makes a step a quarter slower.
 _COSTS_PER_EPOCH = 16
 
-# The mean error of so many rows is exact to a few percent; that of ten is not.
+# The mean error of this many rows is exact to a few percent; that of ten rows is not.
 _ENOUGH_ROWS = 100
 
-# Rows are scaled to [0, 1]: from a cost that is so many times the first one, a training does not recover.
+# Rows are scaled to [0, 1]: a training does not recover from a cost that exceeds the first one by this factor.
 _DIVERGED = 100.0
 _SMALL = 0.01  # smaller first costs, as of principal components, may grow a hundredfold for a while
 
@@ -154,7 +154,7 @@ class Training:
 
     @property
     def n_steps_done(self) -> int:
-        """Number of steps so far; with replicas, as many as one replica would have taken on as many rows."""
+        """Number of steps so far; with replicas, the number that one replica would have taken on the same rows."""
         epoch, in_epoch = self._position
         if self.replicas is not None:
             in_epoch = in_epoch * self.steps_per_epoch // self.replicas.rounds.n_shares
@@ -229,7 +229,7 @@ class Training:
     def _n_patient_epochs(self) -> int:
         """Number of first epochs that do not count for early stopping.
 
-        Before the learning rate falls, a training that began well may lose what the fall will gain back.
+        Before the learning rate falls, a good start may get worse, and the fall recovers it.
         """
         return self.n_epochs // 2 if self.settings.schedule == "linear" else 0
 
@@ -267,7 +267,9 @@ class Training:
     def _check_arrays(self, checkpoint: Checkpoint) -> None:
         """Raise `ValueError` unless the arrays of a checkpoint have the names and shapes of this training."""
         if checkpoint.state.optimizer != self.settings.optimizer:
-            raise ValueError(f"is one of {checkpoint.state.optimizer}, expected {self.settings.optimizer}")
+            raise ValueError(
+                f"was written with the optimizer {checkpoint.state.optimizer}, expected {self.settings.optimizer}"
+            )
         found = {name: array.shape for name, array in checkpoint.arrays.items()}
         expected = {name: array.shape for name, array in self.checkpoint().arrays.items()}
         if found != expected:
@@ -284,7 +286,7 @@ class Training:
         if max(state.n_done, state.ended_at or 0) > n_pieces:
             raise ValueError(f"has done {state.n_done} steps of its epoch, expected {n_pieces} at most")
         if state.n_done and not state.costs and self.replicas is None:
-            raise ValueError(f"has done {state.n_done} steps of its epoch, but kept no cost")
+            raise ValueError(f"has done {state.n_done} steps of its epoch, but has no cost")
 
     def weights(self) -> Weights:
         """Return copies of the parameters and of the arrays of the update rule."""

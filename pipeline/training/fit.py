@@ -170,7 +170,7 @@ def _validation_numbers(scan: Scan, fraction: float, most: int, seed: int) -> np
     """Return the numbers of the validation rows."""
     n_wanted = round(fraction * scan.n_rows)  # a part of all rows: bad ones are then dropped
     if n_wanted > most:
-        log.info("validation: %s instead of %d, to stay in the memory budget", counted(most, "row"), n_wanted)
+        log.info("validation: using %s instead of %d, to stay within the memory budget", counted(most, "row"), n_wanted)
     return spread_rows(scan.n_rows, scan.bad_rows, min(n_wanted, most), seed)
 
 
@@ -203,7 +203,8 @@ def _starts_from_components(network: Network, settings: ResolvedTraining) -> boo
     if not has_room(network):
         least = 2 * network.n_features
         log.info(
-            "training: hidden layers of fewer than %d units have no room for components, and start at random", least
+            "training: hidden layers of fewer than %d units cannot hold the principal components and start at random",
+            least,
         )
         return False
     return True
@@ -261,7 +262,7 @@ def _replicas(
     common = ReplicaSettings(settings, autoencoder.network, data.cleaning, data.dtype.str, n_threads)
     rounds = rounds_of(data.order, data.shards, settings)
     log.info(
-        "training: one replica in the first epoch, then %d that meet %s an epoch",
+        "training: one replica in the first epoch, then %d replicas that are averaged %s per epoch",
         settings.replicas,
         counted(rounds.n_rounds, "time"),
     )

@@ -1,4 +1,4 @@
-"""The training loop, which the caller iterates, and the policies that it asks: when to end early, when to save."""
+"""The training loop, which the caller iterates, and its policies: when to end early, when to save."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LimitPolicy(Protocol):
 class CheckpointPolicy:
     """Decides when the checkpoints of a training are written, and writes them.
 
-    The training loop asks it after each step and after each epoch. A checkpoint is due after a fixed time. The end of
+    The training loop calls it after each step and after each epoch. A checkpoint is due after a fixed time. The end of
     an epoch is a good time, too, unless epochs are so short that writing would take a large share of the training.
 
     Parameters
@@ -86,14 +86,14 @@ def training_loop(
     """Train until the epochs are over or validation stops improving.
 
     The context is an iterator over the steps, which the caller advances. A signal takes effect between two steps only.
-    However the context is left, the weights belong to a step of the order:
+    When the context ends, for any reason, the weights belong to a step of the order:
 
     - at the end the parameters are those of the best epoch, or the initial ones if no epoch was better;
     - so they are after `TrainingDiverged`;
     - after a signal (`pipeline.signals.Stopped`) a checkpoint of the last step is saved.
 
-    After each step the loop asks `limits`, yields the step, and asks `checkpoints`. A new limit is saved at once. At
-    the end of an epoch it evaluates the model, yields the epoch, and asks `checkpoints`.
+    After each step the loop calls `limits`, yields the step, and calls `checkpoints`. A new limit is saved at once. At
+    the end of an epoch it evaluates the model, yields the epoch, and calls `checkpoints`.
 
     Parameters
     ----------
@@ -116,14 +116,14 @@ def training_loop(
         except TrainingDiverged:
             training.autoencoder.set_parameters(training.best)
             raise
-        except signals.Stopped:  # whatever was saved last: not even one step is lost
+        except signals.Stopped:  # save even if a checkpoint was just written: no step is lost
             loop.save()
             raise
     training.autoencoder.set_parameters(training.best)
 
 
 class _Loop:
-    """The steps of a training, with the policies that are asked between them; see `training_loop`."""
+    """The steps of a training, with the policies that are called between them; see `training_loop`."""
 
     def __init__(
         self,
@@ -176,7 +176,7 @@ class _Loop:
                 self._checkpoints.after_step(training)
 
     def _limit(self) -> bool:
-        """Ask for a limit and apply it; return whether it changes anything."""
+        """Get a limit and apply it; return whether it changes anything."""
         if self._limits is None:
             return False
         limit = self._limits.after_step(self._training)

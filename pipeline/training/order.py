@@ -35,7 +35,7 @@ __all__ = [
 
 _SLAB_BYTES = 2**20  # so long that seeking costs little, so short that a window holds many
 MAX_CHUNK_BYTES = 2**24  # slabs of larger ones are parts of a chunk, which is decompressed once for each window
-_MAX_RUNS = 512  # reads of a file for the validation, however many rows it has
+_MAX_RUNS = 512  # reads of a file for the validation, for any number of rows
 
 # One seed, one generator for each purpose: these numbers keep the streams apart.
 _EPOCHS = 1

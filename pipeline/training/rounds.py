@@ -64,9 +64,9 @@ class Share:
 
     def places(self) -> np.ndarray:
         """Return the indices into `numbers` of the training rows, in the order of the training: (n_rows,), int64."""
-        kept = np.flatnonzero(~np.isin(self.numbers(), self.left_out))
+        used = np.flatnonzero(~np.isin(self.numbers(), self.left_out))
         rng = np.random.default_rng((self.seed, _SHUFFLED, self.epoch, self.number))
-        return rng.permutation(kept)
+        return rng.permutation(used)
 
 
 @dataclass(frozen=True)

@@ -244,7 +244,7 @@ def cut(windows: Iterable[tuple[np.ndarray, np.ndarray]], batch_size: int) -> It
         for start in range(first, last, batch_size):
             yield values[places[start : start + batch_size]]
         rest = values[places[last:]] if last < len(places) else None  # copied: it must not keep the window
-        del values, places  # a window is large: let go of it before the next one comes
+        del values, places  # a window is large: release it before the next one arrives
     if rest is not None:
         yield rest
 

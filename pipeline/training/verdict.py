@@ -68,7 +68,7 @@ def measured(training: Training, most_rows: int = _MOST_ROWS) -> dict[str, Any]:
     comparison = None
     if training.baseline is not None:
         errors = training.autoencoder.errors(training.validation)
-        comparison = training.baseline.beside(errors)
+        comparison = training.baseline.comparison(errors)
     return {"start_cost": training.start_cost, "baseline": comparison, "units": asdict(_units(training, most_rows))}
 
 
@@ -80,17 +80,19 @@ def complaints(about: Mapping[str, Any], settings: ResolvedTraining, network: Ne
     about : mapping
         Facts from `measured`, and the history. For a model of an earlier version some may be missing.
     """
-    beside = about.get("baseline")
-    if beside and beside["is_worse"] and not settings.hides_much:  # which is to make other features, not nearer ones
+    baseline = about.get("baseline")
+    # Strong corruption makes different features; it does not aim at a smaller error.
+    if baseline and baseline["is_worse"] and not settings.hides_much:
         yield (
-            f"the features say less than {beside['n_components']} principal components would, whose mean squared error "
-            f"on the validation rows is {beside['components']:.3g}. {_remedies(settings, network)} usually mend that."
+            f"the features reconstruct the validation rows worse than {baseline['n_components']} principal "
+            f"components, whose mean squared error is {baseline['components']:.3g}. {_remedies(settings, network)} "
+            "usually help."
         )
-    gained = _gained_at_last(about.get("history", []), settings, beside["mean"] if beside else 0.0)
+    gained = _gained_at_last(about.get("history", []), settings, baseline["mean"] if baseline else 0.0)
     if gained > _STILL_IMPROVING:
         yield (
-            f"still improving at the last epoch: the second half of {settings.epochs} has made the error {gained:.0%} "
-            "smaller. Raise --epochs."
+            f"the training was still improving at its end: the second half of {settings.epochs} epochs reduced the "
+            f"error by {gained:.0%}. Raise --epochs."
         )
     if units := about.get("units"):
         yield from _of_units(Units(**units), network)
@@ -136,12 +138,15 @@ def _comparable_costs(history: Sequence[Mapping[str, Any]], settings: ResolvedTr
 
 
 def _of_units(units: Units, network: Network) -> Iterator[str]:
-    said = {
-        "hardly vary": (units.dead, "Fewer --n-features would say as much"),
+    faults = {
+        "hardly vary": (units.dead, "Lower --n-features: fewer features would carry as much information"),
         "are saturated": (units.saturated, "Lower --learning-rate" if network.gain else "Try --decoder-gain"),
-        "repeat another one": (units.duplicate, "Fewer --n-features would say as much"),
+        "duplicate another one": (
+            units.duplicate,
+            "Lower --n-features: fewer features would carry as much information",
+        ),
     }
-    for what, (n, advice) in said.items():
+    for what, (n, advice) in faults.items():
         if n > _MANY * units.n_features:
             yield f"{n} of {units.n_features} features {what}. {advice}."
 

@@ -107,7 +107,7 @@ def test_files_written_by_a_worker_must_be_visible_to_the_driver(probe: Probe, t
 def test_mixed_processors_must_be_allowed(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
     mixed = replace(probe, mixed_processors=True)
     before = [describe_environment(each) for each in (probe, mixed)]
-    monkeypatch.setattr(checks, "_processor", lambda: {"processor": "Another One", "its instructions": "avx2"})
+    monkeypatch.setattr(checks, "_processor", lambda: {"processor": "Another One", "instruction sets": "avx2"})
     assert len(compare_environments(probe, before[0], describe_environment(probe))) == 2
     assert compare_environments(mixed, before[1], describe_environment(mixed)) == []
 

@@ -27,7 +27,7 @@ def work(i: int) -> tuple[int, object]:
     worker = get_worker()
     if worker.name == 0 and i > 5:
         HAS_FAILED.set()
-        lost = DeviceLost(f"{worker.name}: no more. Type the same command again.")
+        lost = DeviceLost(f"{worker.name}: no more. Run the same command again.")
         lost.why = "the device is lost: CUDA_ERROR_ECC_UNCORRECTABLE"
         raise lost
     if i > 5:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from kernels import compilelock
-from kernels.compilelock import CompileLockHeld, get_lock, lock_ctx, release_lock, try_out
+from kernels.compilelock import CompileLockHeld, check_lockable, get_lock, lock_ctx, release_lock
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_wait_ends_with_the_holder_of_the_lock(cache: Path) -> None:
     holder = os.open(cache / ".lock", os.O_RDWR | os.O_CREAT)
     os.write(holder, b"pid 7 on elsewhere")
     fcntl.flock(holder, fcntl.LOCK_EX)
-    try_out(str(cache))  # no reason to use another cache
+    check_lockable(str(cache))  # which is no reason to take another cache
     with pytest.raises(CompileLockHeld, match=rf"pid 7 on elsewhere.*{cache}.* 0 s"):
         get_lock()
     os.close(holder)  # as when it dies

@@ -373,7 +373,7 @@ def test_bytes_are_compared_with_ranges_of_any_numbers(rng, n_inputs):
         autoencoder = Autoencoder(Network((n_inputs, 5)), minimum, np.full(n_inputs, 1 / 149, np.float32), maximum)
         autoencoder.set_parameters(parameters)
         found = autoencoder.encode_checked(rows, np.empty((256, 5), np.float32))
-        np.testing.assert_array_equal(found, np.flatnonzero(~reference.lie_in(rows, minimum, maximum)))
+        np.testing.assert_array_equal(found, np.flatnonzero(~reference.are_within(rows, minimum, maximum)))
         rows[:, column] = 100
 
 

@@ -17,9 +17,9 @@ from pipeline.commands.table import main
 from pipeline.output.disk import publish
 from pipeline.output.lock import locked
 from pipeline.output.records import read_manifest
-from pipeline.run.plan import look, plan
+from pipeline.run.plan import checks, plan
 from pipeline.run.plan.plan import Plan, make_plan
-from pipeline.run.plan.words import in_words
+from pipeline.run.plan.text import plan_text
 from pipeline.run.sample import AnonymousDisk
 from pipeline.settings.flags import parse
 from tests.support.cases import case, each
@@ -151,9 +151,9 @@ def test_a_plan_reports_a_full_disk(workspace: Workspace, out: Path, monkeypatch
 
 
 def test_a_plan_reports_too_few_inodes(workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(look, "free_inodes", lambda path: 3)
+    monkeypatch.setattr(checks, "free_inodes", lambda path: 3)
     assert [problem["exit_code"] for problem in planned(workspace, out).problems] == [74]
-    monkeypatch.setattr(look, "free_inodes", lambda path: None)
+    monkeypatch.setattr(checks, "free_inodes", lambda path: None)
     assert planned(workspace, out).problems == []
 
 
@@ -213,7 +213,7 @@ def test_the_command_prints_text_or_json(workspace: Workspace, out: Path, capsys
     planned_run = json.loads(capsys.readouterr().out)
     assert planned_run["problems"][0]["kind"] == "ConfigError"
     assert planned_run["seconds"] == 0
-    assert "PROBLEM" in in_words(Plan(problems=planned_run["problems"]), "out")
+    assert "PROBLEM" in plan_text(Plan(problems=planned_run["problems"]), "out")
 
 
 @each("named", [True, False])

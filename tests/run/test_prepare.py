@@ -33,7 +33,7 @@ def test_invalid_settings_are_refused_before_inputs_are_opened(tmp_path: Path) -
 
 def test_preparing_resolves_defaults_and_writes_nothing(tmp_path: Path) -> None:
     prepared = prepare(config(tmp_path))
-    assert (prepared.n_rows, prepared.given, prepared.bad_shards) == (100, None, [])
+    assert (prepared.n_rows, prepared.given_model, prepared.bad_shards) == (100, None, [])
     settings = prepared.config
     assert settings.network.n_features == 5
     assert (settings.training.batch_size, settings.training.learning_rate) == (16, 0.001)

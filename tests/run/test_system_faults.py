@@ -107,8 +107,8 @@ def test_a_disk_that_turns_read_only_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_checks_of_failing_runs_detect_faults() -> None:
-    """An exit code or a text with which no run may end is detected."""
-    last_line = "12:00:00 ERROR Nothing was started. Type the same command again."
+    """An exit code or a text that no run may end with."""
+    last_line = "12:00:00 ERROR Nothing was started. Run the same command again."
     assert trouble(Ended(0, 0, "Done")) == ""
     assert trouble(Ended(74, 0, last_line)) == ""
     assert "without a last line" in trouble(Ended(74, 0, "12:00:00 INFO device\n12:00:00 ERROR ReadFailed: x"))

@@ -45,7 +45,7 @@ _CUT_OFF = (1.0, 9.0)  # seconds; Dask declares a worker dead after 5
 STAGES = {
     "scan": r" INFO cluster: \d+ workers?: ",
     "training": r" INFO training: \d+ rows",
-    "encoding": r" INFO training: ((\d+)/\2 rows|an earlier run has finished it)",
+    "encoding": r" INFO training: ((\d+)/\2 rows|reusing the result of an earlier run)",
 }
 _SLOW = ("--preload", "tests.support.slow")
 _LOST, _GIVEN_UP = 75, 71  # time limits of a run; the second one if a task lost all its retries

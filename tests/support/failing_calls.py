@@ -33,9 +33,9 @@ from tests.support.interpreters import REPOSITORY, environment
 __all__ = ["SCENES", "SWEEPS", "Ended", "Fault", "Runs", "Scene", "build", "committed_files", "trouble"]
 
 _SOURCE = Path(__file__).with_suffix(".c")
-_SECONDS = 120.0  # time limit; afterwards a run counts as stuck
+_SECONDS = 120.0  # after which a run counts as stuck
 _TRACES = re.compile(r"^Traceback|^Exception ignored|internal error of shardpress|Fatal Python error", re.MULTILINE)
-_LAST_LINE = re.compile(r" ERROR (Nothing was started|Not finished after) ?.*$")
+_LAST_LINE = re.compile(r" ERROR (Nothing was started|Stopped after) ?.*$")
 ALLOWED = (0, 65, 66, 71, 73, 74, 75, 77)
 """Exit codes of runs whose storage fails. 65: the rows of an input end too early; 66: an input is missing."""
 

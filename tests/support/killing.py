@@ -43,7 +43,7 @@ PHASES = {
     "start": r"^$",  # this phase begins without a log line
     "scan": r" INFO device: ",
     "training": r" INFO training: \d+ rows",
-    "encoding": r" INFO training: ((\d+)/\2 rows|an earlier run has finished it)",
+    "encoding": r" INFO training: ((\d+)/\2 rows|reusing the result of an earlier run)",
     "finishing": r" INFO encoding: (\d+)/\1 rows",
     "end": r"^(Done|Already complete): ",
 }
@@ -385,10 +385,13 @@ def _must_use(before: dict[str, str], ended: Ended, output: Path) -> None:
         "parts recomputed", [file for key, file in before.items() if key.startswith("part") and file not in parts]
     )
     last = max((int(key.split("-")[1]) for key in before if key.startswith("checkpoint")), default=0)
-    expected = {"scan": "scan: an earlier run has finished it", "model": "training: an earlier run has finished it"}
+    expected = {
+        "scan": "scan: reusing the result of an earlier run",
+        "model": "training: reusing the result of an earlier run",
+    }
     words = [expected[key] for key in before if key in expected]
     if last and "model" not in before:
-        words.append(f"training: going on behind step {last} ")
+        words.append(f"training: resuming after step {last} ")
     _must_be_nothing("missing log lines", [sentence for sentence in words if not ended.says(re.escape(sentence))])
 
 

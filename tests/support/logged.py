@@ -23,7 +23,7 @@ def mentions(text: str, *facts: object) -> bool:
 
 def reuses(log: str, stage: str) -> bool:
     """Return whether a run reused the scan or the training of an earlier run."""
-    return f"{stage}: an earlier run has finished it" in log
+    return f"{stage}: reusing the result of an earlier run" in log
 
 
 def reuses_anything(log: str) -> bool:
@@ -33,20 +33,20 @@ def reuses_anything(log: str) -> bool:
 
 def resumed_step(log: str) -> int | None:
     """Return the step after which the training resumed, or None if it did not."""
-    found = re.search(r"training: going on behind step (\d+) of an earlier run", log)
+    found = re.search(r"training: resuming after step (\d+) of an earlier run", log)
     return int(found[1]) if found else None
 
 
 def resumes_encoding(log: str) -> bool:
     """Return whether a run kept parts that an earlier run encoded."""
-    return "encoding: going on, an earlier run has committed" in log
+    return "encoding: resuming; an earlier run has encoded" in log
 
 
 def n_recomputed(log: str) -> int:
     """Return the number of damaged files that a run reported and computed again."""
-    return log.count("it is made anew")
+    return log.count("it is recomputed")
 
 
 def differs(log: str) -> bool:
     """Return whether a run reported that it differs from the unfinished run that it resumes."""
-    return "this run differs from the last one here" in log
+    return "this run differs from the previous one" in log

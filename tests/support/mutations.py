@@ -236,8 +236,8 @@ _ENCODING = (
     Mutation(
         "float16-features-overflow-to-inf",
         "pipeline/encoding/storage.py",
-        "np.clip(features, -most, most)",
-        "np.clip(features, -most, None)",
+        "np.clip(features, -largest, largest)",
+        "np.clip(features, -largest, None)",
         ("tests/encoding/test_storage.py",),
     ),
     Mutation(

@@ -16,8 +16,8 @@ __all__ = ["DEADLINE", "LAST_LINE", "Small", "arguments_of", "descendants", "end
 DEADLINE = 240.0  # time limit for operations that take seconds on an idle machine
 
 LAST_LINE = re.compile(
-    r" ERROR (Nothing was started|Not finished after [\d.]+ s in .*: stages done: .*; (\d+) of \d+ rows have committed "
-    r"features)\. (Run|Fix the problem named above, then run) the same command again"
+    r" ERROR (Nothing was started|Stopped after [\d.]+ s in .*\. Done: .*; (\d+) of \d+ rows encoded)\. "
+    r"(Run|Fix the problem above, then run) the same command again"
 )
 
 

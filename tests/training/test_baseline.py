@@ -31,7 +31,7 @@ def test_errors_of_exact_reconstructions_are_not_negative() -> None:
 
 
 def is_worse(baseline: Baseline, errors: np.ndarray) -> bool:
-    return bool(baseline.beside(errors.astype(np.float32))["is_worse"])
+    return bool(baseline.comparison(errors.astype(np.float32))["is_worse"])
 
 
 def test_worse_means_significant_and_more_than_one_percent() -> None:
@@ -49,5 +49,7 @@ def test_worse_means_significant_and_more_than_one_percent() -> None:
 
 
 def test_plain_values_hold_both_errors() -> None:
-    beside = Baseline(4, np.array([1.0, 3.0]), np.array([5.0, 7.0])).beside(np.array([2.0, 2.0], dtype=np.float32))
-    assert beside == {"n_components": 4, "components": 2.0, "mean": 6.0, "is_worse": False}
+    comparison = Baseline(4, np.array([1.0, 3.0]), np.array([5.0, 7.0])).comparison(
+        np.array([2.0, 2.0], dtype=np.float32)
+    )
+    assert comparison == {"n_components": 4, "components": 2.0, "mean": 6.0, "is_worse": False}

@@ -141,6 +141,6 @@ def test_each_kind_of_bad_units_causes_its_own_warning() -> None:
     few, many = (replace(UNITS, dead=n, saturated=n, duplicate=n) for n in (2, 3))
     assert complaints_about({"units": asdict(few)}) == []
     found = complaints_about({"units": asdict(many)})
-    kinds = ("vary", "saturated", "repeat")
+    kinds = ("vary", "saturated", "duplicate")
     assert all(mentions(complaint, "3 of 20", kind) for complaint, kind in zip(found, kinds, strict=True))
     assert all("--" in complaint for complaint in found)

@@ -1,1 +1,1 @@
-"""What a run would do, take and stumble over, before it begins: looks, and short samples; nothing is written."""
+"""Dry runs: checks and short samples that show, without writing anything, what a run would do and need."""

@@ -14,7 +14,7 @@ from pipeline.run.deadline import reserved_seconds
 from pipeline.run.encoding_stage import EncodingStage, encoder_of, encoding_bytes, estimate_encoding
 from pipeline.run.finish import FinishStage
 from pipeline.run.memory import LIBRARY_BYTES, available_bytes, device_bytes, taken_bytes
-from pipeline.run.plan.look import (
+from pipeline.run.plan.checks import (
     Findings,
     Reusable,
     captured_warnings,
@@ -46,7 +46,7 @@ _REPORT_SECONDS = 0.5  # of a bounded number of rows
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do; plain values.
+    """Plain values that describe what a run would do.
 
     Attributes
     ----------
@@ -62,13 +62,13 @@ class Plan:
     memory : dict
         ``host_bytes`` and ``device_bytes`` at their peak, the ``budget`` that is set, and what is ``available`` now.
     disk : dict
-        ``n_bytes`` that are going to be written for good, ``free`` and ``left`` afterwards.
+        ``n_bytes`` that the run would write and keep, ``free`` bytes now, and bytes ``left`` afterwards.
     earlier : dict of str to str
         What of an earlier run is used by each stage, or why not.
     problems : list of dict
         What would stop the run: ``kind``, ``exit_code``, ``words``.
     warnings : list of str
-        What it would warn of.
+        Warnings that the run would log.
     """
 
     input: dict[str, Any] = field(default_factory=dict)
@@ -83,11 +83,11 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """That all stages would take."""
+        """Seconds that all stages would take."""
         return sum(stage.seconds for stage in self.stages)
 
     def summary(self) -> dict[str, Any]:
-        """Plain values for programs."""
+        """Return plain values for programs."""
         return {**asdict(self), "seconds": self.seconds}
 
 
@@ -104,20 +104,20 @@ def make_plan(config: Config, report_step: Callable[[str], object]) -> Plan:
     facts: dict[str, Any] = {}
     with captured_warnings() as findings:
         start = time.monotonic()
-        report_step("looking at the inputs and the output")
+        report_step("checking the inputs and the output")
         prepared = check_inputs(config, findings)
         if prepared is not None:
             reusable = check_output(prepared, findings)
             facts = _facts_without_sample(prepared, reusable)
             if not reusable.is_complete:
                 findings.warnings += _warnings_of_load()
-                report_step("starting Theano and its device")
+                report_step("starting Theano and the device")
                 device = findings.attempt(lambda: start_device(config.machine.require_device))
                 seconds = time.monotonic() - start - seconds_compiling()
                 if device is not None:
                     facts |= _facts_of_sample(prepared, reusable, device, findings, report_step)
                 if facts.get("stages"):
-                    what = "Theano, the device and a look at the inputs"
+                    what = "checks of the inputs, Theano and the device"
                     facts["stages"].insert(0, StageEstimate("start", seconds, what))
     problems = [
         {"kind": type(error).__name__, "exit_code": error.exit_code, "words": str(error)} for error in findings.problems
@@ -130,7 +130,7 @@ def _warnings_of_load() -> Iterator[str]:
     load = os.getloadavg()[0]
     n_cores = len(os.sched_getaffinity(0))
     if load > _BUSY * n_cores:
-        yield f"the machine is busy (load {load:.1f} on {n_cores} cores): times are those under that load"
+        yield f"the machine is busy (load {load:.1f} on {n_cores} cores): the times are measured under that load"
 
 
 def _facts_without_sample(prepared: Prepared, reusable: Reusable) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def _facts_without_sample(prepared: Prepared, reusable: Reusable) -> dict[str, A
         },
         "model": {
             "widths": list(network_of(config.network, prepared.n_inputs).widths),
-            "epochs": 0 if prepared.given else config.training.epochs,
+            "epochs": 0 if prepared.given_model else config.training.epochs,
             "steps_per_epoch": -(-n_train // config.training.batch_size),
             "batch_size": config.training.batch_size,
             "replicas": config.training.replicas,
@@ -165,7 +165,7 @@ def _disk(prepared: Prepared, reusable: Reusable, feature_bytes: int) -> dict[st
     if not reusable.is_complete:
         # encoder.npz is in float64; a trained model.h5 is written twice.
         n_weights = network_of(prepared.config.network, prepared.n_inputs).n_weights
-        n_copies = 2 if prepared.given is None else 1
+        n_copies = 2 if prepared.given_model is None else 1
         n_bytes = feature_bytes + n_weights * (8 + 4 * n_copies)
     free = free_bytes(Path(prepared.config.results.output))
     return {"n_bytes": n_bytes, "free": free, "left": None if free is None else free - n_bytes}
@@ -192,17 +192,17 @@ def _facts_of_sample(
 
 def _memory(prepared: Prepared, device: Device, findings: Findings) -> dict[str, int | None]:
     """Return the memory that the run would need at its peak; warn if that is not available."""
-    taken = taken_bytes()
+    in_use = taken_bytes()
     on_host = device.used == "cpu"
     resident = prepared.budget.keeps_rows(device)
     stages = [ScanStage(prepared).memory_bytes(resident and on_host), encoding_bytes(prepared)]
     stages.append(FinishStage(prepared).memory_bytes(resident and on_host))
-    if prepared.given is None:
+    if prepared.given_model is None:
         stages.append(TrainingStage(prepared, ()).memory_bytes(resident and on_host))
-    needed = taken + LIBRARY_BYTES + max(stages)
+    needed = in_use + LIBRARY_BYTES + max(stages)
     available = available_bytes()
     if 0 < available < needed:
-        sizes = f"{needed / 1e6:.0f} MB of memory are taken at the peak, {available / 1e6:.0f} MB are available"
+        sizes = f"{needed / 1e6:.0f} MB of memory are needed at the peak, but {available / 1e6:.0f} MB are available"
         findings.warnings.append(f"{sizes}: lower --memory-budget")
     return {
         "host_bytes": needed,
@@ -216,11 +216,11 @@ def _sample_stages(
     prepared: Prepared, resident: bool, on_host: bool, findings: Findings, report_step: Callable[[str], object]
 ) -> Sample | None:
     """Run each stage on some rows; return None if no model can be trained on them."""
-    report_step("scanning some rows")
+    report_step("scanning a sample")
     scanning = ScanStage(prepared)
     scanned = scanning.sample(stretches(prepared))
     pace = scanned.pace  # of the first pass over the rows
-    offset = scanning.offset_of(scanned.scan) if prepared.given is None else prepared.given.offset
+    offset = scanning.offset_of(scanned.scan) if prepared.given_model is None else prepared.given_model.offset
     if offset is not None:
         prepared = prepared.with_offset(offset)
         scanning = ScanStage(prepared)
@@ -229,14 +229,14 @@ def _sample_stages(
         return None
 
     training = None
-    if prepared.given is None:
-        report_step("compiling, and training on some rows")
+    if prepared.given_model is None:
+        report_step("compiling, and training on a sample")
         training, model, encoder = sample_training(prepared, scanned.scan, resident)
     else:
-        model = prepared.given
+        model = prepared.given_model
         encoder = encoder_of(prepared, model)
 
-    report_step("encoding some rows")
+    report_step("encoding a sample")
     folder = None  # a disk that is nearly full is not used, not even for a moment
     if not findings.problems:
         folder = nearest_directory(Path(prepared.config.results.output))
@@ -260,7 +260,7 @@ def estimate_stages(prepared: Prepared, reusable: Reusable, sample: Sample) -> l
         ends_by = reusable.ends_by or deadline_of(prepared.config.timing, time.time())
         training = TrainingStage(prepared, ()).estimate(sample, reusable.checkpoint, ends_by, reserved)
         estimates.append(_reused(training, reusable) if reusable.model is not None else training)
-    what = "some rows are verified and looked at for the page, in about as long"
+    what = "verification of some rows, and a sample for the report"
     return [*estimates, encoding, StageEstimate("report", _REPORT_SECONDS, what)]
 
 

@@ -1,4 +1,4 @@
-"""What would stop a run, found without one: all of it, as far as one thing does not hide behind another."""
+"""Checks that find every problem that would stop a run, as far as one problem does not hide another."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from pipeline.run.resume import (
     stored_deadline,
 )
 from pipeline.run.scan_stage import ScanStage
-from pipeline.run.space import lacks_inodes, lacks_space
+from pipeline.run.space import inode_error, space_error
 from pipeline.run.training_stage import TrainingStage
 from pipeline.scan.ranges import Scan
 from pipeline.settings.config import Config
@@ -52,11 +52,11 @@ __all__ = [
 
 T = TypeVar("T")
 
-_TWINS_BYTES = 2**29  # of rows that are compared in full: a plan is to take seconds
+_TWINS_BYTES = 2**29  # of rows that are compared in full, since a plan should take seconds
 _TWINS_SHARDS = 1000  # of one shape, of which some rows are compared
 _TWINS_LISTED = 10
-_LEFT_OUT = " This shard is left out."  # how a warning of a refused one ends
-_NOTHING = "nothing of an earlier run is there"
+_LEFT_OUT = " This shard is left out."  # end of the warning about a refused shard
+_NOTHING = "no earlier results"
 _DECIDES = {"scan": ("scan",), "training": ("scan", "training"), "encoding": ("scan", "training", "encoding")}
 
 
@@ -75,10 +75,10 @@ class Findings:
     problems: list[ShardpressError] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def attempt(self, look: Callable[[], T]) -> T | None:
-        """Return what `look` returns; None if it raises, which is then a problem."""
+    def attempt(self, check: Callable[[], T]) -> T | None:
+        """Return the result of `check`; None if it raises an error, which is then a problem."""
         try:
-            return look()
+            return check()
         except ShardpressError as error:
             self.problems.append(error)
             return None
@@ -111,7 +111,7 @@ def captured_warnings() -> Iterator[Findings]:
 
 
 def check_inputs(config: Config, findings: Findings) -> Prepared | None:
-    """Return what a run would know at its start; None if the settings or the inputs do not allow it."""
+    """Return what a run would know at its start; None if the settings or the inputs are invalid."""
     lenient = config.changed(on_bad_data="skip", max_bad_shards="100%")  # to meet every bad shard
     prepared = findings.attempt(lambda: prepare(lenient))
     if config.bad_data.on_bad_data == "raise":
@@ -130,15 +130,15 @@ def check_inputs(config: Config, findings: Findings) -> Prepared | None:
 
 
 def _warn_of_twins(prepared: Prepared, findings: Findings) -> None:
-    """Warn of shards with equal rows, of the first ones in a line each."""
+    """Warn of shards with equal rows: one line for each of the first ones, and one for the rest."""
     twins = list(find_twins(prepared.shards, _TWINS_BYTES, _TWINS_SHARDS))
     findings.warnings += map(str, twins[:_TWINS_LISTED])
     if len(twins) > _TWINS_LISTED:
-        findings.warnings.append(f"{len(twins) - _TWINS_LISTED} more files hold the same rows as another one")
+        findings.warnings.append(f"{len(twins) - _TWINS_LISTED} more files contain the same rows as another file")
 
 
 def check_output(prepared: Prepared, findings: Findings) -> Reusable:
-    """Return what a run would reuse of an earlier one; find out whether it may write, and has the space to."""
+    """Return what a run would reuse of an earlier one; check that the output is writable and has enough space."""
     directory = Path(prepared.config.results.output)
     error = objection(directory)
     if error is not None:
@@ -148,7 +148,8 @@ def check_output(prepared: Prepared, findings: Findings) -> Reusable:
     if pid is not None:
         findings.problems.append(
             TryAgain(
-                f"output={shown(directory)}: another run (process {pid}) is at work there. Wait until it has ended."
+                f"output={shown(directory)}: another run (process {pid}) is using this directory. Wait until it "
+                "has ended."
             )
         )
     reusable = Reusable()
@@ -159,10 +160,10 @@ def check_output(prepared: Prepared, findings: Findings) -> Reusable:
         if not prepared.config.results.restart:
             findings.attempt(lambda: finished_manifest(ledger, prepared))
     free = free_bytes(directory)
-    lacks = [lacks_inodes(prepared, reusable.n_encoded, _n_free_inodes(directory))]
+    shortages = [inode_error(prepared, reusable.n_encoded, _n_free_inodes(directory))]
     if free is not None:
-        lacks.insert(0, lacks_space(prepared, reusable.n_bytes, free))
-    findings.problems += [lack for lack in lacks if lack is not None]
+        shortages.insert(0, space_error(prepared, reusable.n_bytes, free))
+    findings.problems += [error for error in shortages if error is not None]
     return reusable
 
 
@@ -205,10 +206,10 @@ def check_rows(stage: ScanStage, scan: Scan, findings: Findings) -> bool:
         limit = f"expected {prepared.max_bad_rows} at most (--max-bad-rows)"
         findings.warnings.append(f"about {n_bad} rows are bad, {limit}")
     findings.attempt(lambda: stage.check_bad_rows(scan))
-    if prepared.given is None:
+    if prepared.given_model is None:
         findings.attempt(lambda: stage.check_usable(scan))
     if scan.n_rows < prepared.n_rows:
-        where = f"{scan.n_rows} of {prepared.n_rows} rows were looked at: "
+        where = f"in a sample of {scan.n_rows} of {prepared.n_rows} rows: "
         found = findings.problems[n_before:]
         findings.problems[n_before:] = [type(error)(f"{where}{error}") for error in found]
     return scan.n_good > 1 and not scan.constant.all()
@@ -226,7 +227,7 @@ class Reusable:
     is_complete : bool
         Whether everything is finished: the run would only compare files with their digests.
     has_scan : bool
-        Whether the scan is there.
+        Whether the scan of an earlier run can be reused.
     model : Model or None
         The trained model, or the given one.
     checkpoint : Record or None
@@ -250,7 +251,7 @@ class Reusable:
 
 
 class _UnchangingDisk(Disk):
-    """Removes nothing: what a run would clear away stays."""
+    """Disk that removes nothing, not even files that a run would remove."""
 
     def remove(self, path: Path) -> None:
         """Do nothing."""
@@ -270,11 +271,11 @@ def reusable_results(ledger: Ledger, prepared: Prepared) -> Reusable:
     replace the others is another question (`pipeline.run.resume.finished_manifest`).
     """
     if prepared.config.results.restart:
-        return Reusable(why=dict.fromkeys(_DECIDES, "--restart throws away what is there"))
+        return Reusable(why=dict.fromkeys(_DECIDES, "--restart discards all results"))
     manifest = ledger.manifest(warn=False) or {}
     if manifest.get("fingerprint") == prepared.request.of_all() and is_acceptable(manifest, prepared):
         n_bytes = sum(part["n_bytes"] for part in manifest["parts"])
-        why = dict.fromkeys(_DECIDES, "an earlier run has finished it")
+        why = dict.fromkeys(_DECIDES, "finished by an earlier run")
         return Reusable(is_complete=True, has_scan=True, n_encoded=prepared.n_rows, n_bytes=n_bytes, why=why)
     return _reusable_stages(ledger, prepared, ledger.request() or manifest.get("request"))
 
@@ -288,7 +289,7 @@ def _reusable_stages(ledger: Ledger, prepared: Prepared, before: Mapping[str, An
     unreadable = scan.unreadable if scan else {}
 
     training = TrainingStage(prepared, tuple(unreadable))
-    model = prepared.given or training.load(earlier)
+    model = prepared.given_model or training.load(earlier)
     checkpoint = None
     parts: list[PartFacts] = []
     if model is None:
@@ -299,9 +300,9 @@ def _reusable_stages(ledger: Ledger, prepared: Prepared, before: Mapping[str, An
 
     reused = {"training": _reused_training(prepared, model, checkpoint)}
     if has_scan:
-        reused["scan"] = "an earlier run has finished it"
+        reused["scan"] = "finished by an earlier run"
     if n_encoded:
-        reused["encoding"] = f"an earlier run has encoded {n_encoded} of {prepared.n_rows} rows"
+        reused["encoding"] = f"{n_encoded} of {prepared.n_rows} rows were encoded by an earlier run"
     deadline = stored_deadline(ledger, prepared.config, plain_request(prepared.request), time.time()) or {}
     return Reusable(
         has_scan=has_scan,
@@ -315,18 +316,18 @@ def _reusable_stages(ledger: Ledger, prepared: Prepared, before: Mapping[str, An
 
 
 def _reused_training(prepared: Prepared, model: Model | None, checkpoint: Record | None) -> str:
-    if prepared.given is not None:
-        return "a fitted model is given"
+    if prepared.given_model is not None:
+        return "a fitted model is given (--model)"
     if model is not None:
-        return "an earlier run has finished it"
+        return "finished by an earlier run"
     if checkpoint is not None:
-        return f"a checkpoint keeps {checkpoint_in_words(checkpoint)}"
+        return f"resumes from a checkpoint at {checkpoint_in_words(checkpoint)}"
     return ""
 
 
 def _why_not(stage: str, before: Mapping[str, Any] | None, prepared: Prepared) -> str:
-    """Return why nothing of a stage can be reused."""
+    """Return the reason why nothing of a stage can be reused."""
     if before is None:
         return _NOTHING
     changed = differences(before, plain_request(prepared.request), _DECIDES[stage])
-    return f"made anew: {changed}" if changed else "an earlier run has not come so far, or its files are damaged"
+    return f"recomputed: {changed}" if changed else "not finished by an earlier run, or its files are damaged"

@@ -1,4 +1,4 @@
-"""Trials for the doctor and for plans: whether the compiler works, and how fast the device is."""
+"""Self-tests for the doctor: a compilation that uses no cache, and the speed of the device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kernels import backend
 
 theano: Any = backend.load()
 
-__all__ = ["bytes_per_second", "compile_anew", "flops"]
+__all__ = ["bytes_per_second", "flops", "time_compilation"]
 
 _WIDTH = 1024
 """Number of rows and columns of the matrices."""
@@ -51,10 +51,10 @@ class _Copy(theano.Op):
 
     def perform(self, node: Any, inputs: Sequence[np.ndarray], outputs: Sequence[Any]) -> None:
         """Refuse: Theano calls this if it does not compile."""
-        raise RuntimeError("it was not compiled")
+        raise RuntimeError("the operation was not compiled")
 
 
-def compile_anew() -> float:
+def time_compilation() -> float:
     """Compile and run a small function; return the seconds that this took.
 
     Raises
@@ -68,7 +68,7 @@ def compile_anew() -> float:
     copy = backend.compile_function([x], _Copy()(x))
     values = np.arange(7, dtype=np.float32)
     if not np.array_equal(copy(values), values):
-        raise RuntimeError("a copy of seven numbers comes out wrong")
+        raise RuntimeError("a copy of seven numbers is wrong")
     return time.monotonic() - start
 
 

@@ -1,4 +1,4 @@
-"""A plan as a page of text."""
+"""Plans as text."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pipeline.errors import counted, shown
 from pipeline.run.plan.plan import Plan
 from pipeline.text import duration, size
 
-__all__ = ["in_words"]
+__all__ = ["plan_text"]
 
 _WIDTH = 100
 _DECIMALS_BELOW = 10.0  # seconds
 
 
-def in_words(plan: Plan, output: str) -> str:
-    """Return a page about a plan; `output` is the name of the output directory."""
+def plan_text(plan: Plan, output: str) -> str:
+    """Return a plan as text; `output` is the name of the output directory."""
     blocks = [_summary(plan, output), _stages(plan), _resources(plan), _earlier(plan), _problems(plan)]
     texts = ["\n".join(block) for block in blocks]
     return "\n\n".join(text for text in texts if text)
@@ -39,7 +39,7 @@ def _summary(plan: Plan, output: str) -> Iterator[str]:
 
 def _training(model: Mapping[str, Any]) -> str:
     if not model["epochs"]:
-        return "trained before"
+        return "already trained"
     text = f"{model['epochs']} epochs of {counted(model['steps_per_epoch'], 'step')}"
     if model["replicas"] > 1:
         text += f" by {model['replicas']} replicas"
@@ -51,23 +51,23 @@ def _stages(plan: Plan) -> Iterator[str]:
         yield f"{stage.name:12} {duration(stage.seconds, _DECIMALS_BELOW):>12}   {stage.what}"
     if plan.stages:
         end = time.strftime("%a %H:%M", time.localtime(time.time() + plan.seconds))
-        yield f"{'in all':12} {duration(plan.seconds, _DECIMALS_BELOW):>12}   begun now it would end on {end}"
+        yield f"{'total':12} {duration(plan.seconds, _DECIMALS_BELOW):>12}   started now, it would end on {end}"
 
 
 def _resources(plan: Plan) -> Iterator[str]:
     memory = plan.memory
     if memory:
-        text = f"memory       {size(memory['host_bytes'] or 0)} at its peak"
+        text = f"memory       {size(memory['host_bytes'] or 0)} at the peak"
         if memory["device_bytes"] is not None:
             text += f", {size(memory['device_bytes'])} on the device"
         if memory["available"]:
-            text += f"; {size(memory['available'])} are available"
+            text += f"; {size(memory['available'])} available"
         yield text
     disk = plan.disk
     if disk:
-        text = f"disk         {size(disk['n_bytes'] or 0)} to be written"
+        text = f"disk         {size(disk['n_bytes'] or 0)} to write"
         if disk["free"] is not None and disk["left"] is not None:
-            text += f"; {size(disk['free'])} are free, {size(disk['left'])} left then"
+            text += f"; {size(disk['free'])} free, {size(disk['left'])} afterwards"
         yield text
 
 
@@ -87,7 +87,7 @@ def _problems(plan: Plan) -> Iterator[str]:
     for words in plan.warnings:
         yield from _filled("warning", words)
     if not plan.problems:
-        yield "no problem found"
+        yield "no problems found"
 
 
 def _filled(label: str, words: str) -> list[str]:
