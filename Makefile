@@ -116,10 +116,11 @@ report-check: setup .report-check/.complete ## open reports in headless Chromium
 image-check: setup ## run the steps of docs/Dockerfile in a chroot; needs root, debootstrap and a network
 	$(PYTHON_OF_VENV) -m tests.support.image
 
-lint: setup ## run ruff and mypy
+lint: setup ## run ruff and mypy, and check the style of prose
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy pipeline kernels
+	.venv/bin/python -m tests.support.prose
 
 format: setup ## fix and format the code with ruff
 	.venv/bin/ruff check --fix

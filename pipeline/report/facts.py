@@ -218,23 +218,24 @@ def earlier_run_facts(directory: Path, fingerprint: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``last``, the run that made other results in the directory, or None; and ``sittings``, the stages of this run
+        ``last``, the run that made other results in the directory, or None; and ``attempts``, the stages of this run
         before it was resumed, a few times at most.
     """
     try:
         report = json.loads((directory / "report.json").read_bytes())
         return _facts_of_report(report, fingerprint)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no report, or another program's
-        return {"last": None, "sittings": []}
+        return {"last": None, "attempts": []}
 
 
 def _facts_of_report(report: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
     made = report.get("made", "before")
     if report.get("fingerprints", {}).get("request") != fingerprint:
         last = {"made": made, "summary": report["summary"], "config": report["config"]}
-        return {"last": last, "sittings": []}
-    sittings = [*report.get("sittings", []), {"made": made, "stages": report["stages"]}]
-    return {"last": report.get("last"), "sittings": sittings[-_MAX_EARLIER_RUNS:]}
+        return {"last": last, "attempts": []}
+    earlier = report.get("attempts", report.get("sittings", []))  # version 0.1.0 wrote the other name
+    attempts = [*earlier, {"made": made, "stages": report["stages"]}]
+    return {"last": report.get("last"), "attempts": attempts[-_MAX_EARLIER_RUNS:]}
 
 
 def sample_facts(parts: Sequence[PartSource], spec: SampleSpec) -> dict[str, Any] | None:

@@ -90,7 +90,7 @@ def largest(folder: Path) -> dict[str, Any]:
         "stages": dict.fromkeys(summary["seconds"], stage),
         "cluster": {"kind": "scheduler", "address": "tls:" * 99, "workers": [worker] * 1000},
         "taken_over": ["the scan"],
-        "sittings": [{"made": "then", "stages": dict.fromkeys(summary["seconds"], stage)}] * 3,
+        "attempts": [{"made": "then", "stages": dict.fromkeys(summary["seconds"], stage)}] * 3,
         "warnings": {"n": 999, "first": ["w<i>" * 9999] * 50},
         "bad": {"rows": rows, "shards": shards},
         "drift": {

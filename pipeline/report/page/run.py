@@ -86,7 +86,8 @@ def time_spent(report: Mapping[str, Any]) -> Section:
         items.append(bars("Time by stage", seconds, exact_duration))
     items += _rates_of_stages(report, has_workers=bool(cluster.get("workers")))
     items += _workers(cluster)
-    items += map(_earlier_times, report.get("sittings", []))
+    attempts = report.get("attempts", report.get("sittings", []))  # version 0.1.0 wrote the other name
+    items += map(_earlier_times, attempts)
     return Section("Run time", tuple(items))
 
 
