@@ -193,5 +193,5 @@ def test_a_worker_that_lost_its_card_hands_its_work_to_another(
         until(lambda: cluster.processes["falls"].poll() is not None, "its end")
         cluster.start_worker("stands")
         printed = ends_well(process)
-    assert re.search(r" WARNING cluster: worker falls .*\bdevice\b", printed)
+    assert re.search(r" WARNING cluster: retiring worker falls\b.*\bdevice\b", printed)
     assert features_of(tmp_path / "out") == features_of(undisturbed.output)
