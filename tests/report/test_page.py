@@ -12,7 +12,7 @@ import pytest
 from pipeline.report.page.build import html_of, page_bytes, page_of, report_bytes, text_of
 from pipeline.report.page.document import Figure, Table
 from pipeline.report.page.quality import quality
-from pipeline.report.page.run import settings, steps, time_spent
+from pipeline.report.page.run import change, settings, steps, time_spent
 from pipeline.report.page.svg import COLOURS
 from pipeline.report.page.verdict import action_needed, notices, verdict
 from pipeline.report.page.words import cut, path
@@ -153,6 +153,14 @@ def test_report_of_an_earlier_version_has_a_page(report: dict[str, Any]) -> None
     assert [section.title for section in page.sections] == [section.title for section in sections if section]
     assert notices(before)[0] == 4  # bad rows and shards, rows outside, another device
     Parsed(html_of(page))
+
+
+def test_a_renamed_setting_is_no_change(report: dict[str, Any]) -> None:
+    now = report["config"]
+    before = {name: value for name, value in now.items() if name != "include"} | {"carry": now["include"]}
+    section = change({**report, "last": {**report["last"], "config": before}})
+    assert section is not None
+    assert len(section.items) == 1  # the table of results, without one of settings
 
 
 def test_page_says_what_each_stage_waited_for(report: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.report.page.document import Command, Item, Section, Table
 from pipeline.report.page.pictures import bars
 from pipeline.report.page.words import count, cut, number, path, percent
-from pipeline.settings.config import Config
+from pipeline.settings.config import Config, current_name
 from pipeline.text import exact_duration, size
 
 __all__ = ["change", "settings", "steps", "time_spent"]
@@ -70,8 +70,9 @@ def _total_time(summary: Mapping[str, Any]) -> str:
 
 
 def _changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    changed = [name for name in now if before.get(name) != now[name] and name not in _NOT_OF_RESULTS]
-    return [(name, _value(before.get(name)), _value(now[name])) for name in changed]
+    renamed = dict(current_name(name, value) for name, value in before.items())
+    changed = [name for name in now if renamed.get(name) != now[name] and name not in _NOT_OF_RESULTS]
+    return [(name, _value(renamed.get(name)), _value(now[name])) for name in changed]
 
 
 # -- times ---------------------------------------------------------------------------------------------------------
