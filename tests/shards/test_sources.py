@@ -110,7 +110,8 @@ def test_directory_gives_files_that_begin_like_hdf5(tmp_path, monkeypatch, caplo
 def test_unreadable_file_in_a_directory_is_left_out(open_path, caplog):
     def look():
         assert [source.path.name for source in find([str(open_path)])] == ["a.nc"]
-        assert f"file={open_path}/b.nc: Permission denied" in caplog.text
+        assert f"file={open_path}/b.nc: " in caplog.text
+        assert "Permission denied" in caplog.text
 
     for name in ("a.nc", "b.nc"):
         write_shard(open_path / name, numbered(3))
