@@ -72,7 +72,11 @@ def _recent_libraries(directory: str, max_age: float, known: dict[str, str]) -> 
     """Map the records of whole modules that were used in the last `max_age` seconds to the names of their libraries."""
     oldest = time.time() - max_age
     recent = {}
-    for name in os.listdir(directory):
+    try:
+        names = os.listdir(directory)
+    except OSError:  # Theano reports a cache that cannot be used when it writes to it
+        return {}
+    for name in names:
         folder = os.path.join(directory, name)
         record = os.path.join(folder, "key.pkl")
         if record in known:

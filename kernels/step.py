@@ -260,9 +260,9 @@ def _symbol_of(kind: _ArrayKind) -> Any:
 
 
 class _DeviceFeed:
-    """Minibatches in the memory of a device, of which each call of a function without inputs takes the next one.
+    """Minibatches in the memory of a device. Each call of a function without inputs takes the next one.
 
-    So one call from the host takes several steps.
+    One call from the host can therefore take several steps.
     """
 
     def __init__(self, kinds: Sequence[_ArrayKind]) -> None:
@@ -378,7 +378,7 @@ class _Minibatch:
 
     @property
     def arrays(self) -> list[Any]:
-        """Those of rows, numbers and noise that exist."""
+        """The existing variables among rows, numbers and noise."""
         return [array for array in (self.rows, self.numbers, self.noise) if array is not None]
 
 

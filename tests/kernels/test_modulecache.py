@@ -86,3 +86,7 @@ def test_only_whole_and_recent_modules_are_left_unread(tmp_path: Path) -> None:
     found = _recent_libraries(str(tmp_path), 3600, {})
     assert found == {str(tmp_path / "tmp_whole" / "key.pkl"): "mA.so"}
     assert _recent_libraries(str(tmp_path), 3600, found) == found
+
+
+def test_a_missing_cache_has_no_modules(tmp_path: Path) -> None:
+    assert _recent_libraries(str(tmp_path / "removed"), 3600, {}) == {}
