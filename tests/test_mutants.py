@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.support.cases import case
 from tests.support.interpreters import REPOSITORY
-from tests.support.mutants import Failed, Sources, chosen, main, plant_all, sample
+from tests.support.mutants import Failed, Sources, chosen, copy_remaining, main, plant_all, sample
 from tests.support.mutations import MUTATIONS, Mutation
 
 _HARMLESS = Mutation("harmless", "notes.txt", "one", "two", ("tests/test_cases.py",))
@@ -83,6 +84,27 @@ def test_a_file_is_mutated_only_within_the_context(tmp_path: Path) -> None:
         with pytest.raises(Failed, match=r"notes\.txt"), sources.planted(_HARMLESS):
             pass
         assert path.read_text() == text
+
+
+def test_a_module_removed_while_the_cache_is_copied_is_left_out(tmp_path: Path) -> None:
+    for module in ("kept", "removed"):
+        (tmp_path / "cache" / module).mkdir(parents=True)
+        (tmp_path / "cache" / module / "module.so").write_text(module)
+
+    def copy_file(source: str, target: str) -> None:
+        if Path(source).parent.name == "removed":
+            shutil.rmtree(Path(source).parent)
+        shutil.copy2(source, target)
+
+    copy_remaining(tmp_path / "cache", tmp_path / "copy", copy_file)
+    assert [path.read_text() for path in (tmp_path / "copy").glob("*/*")] == ["kept"]
+
+
+def test_a_module_that_cannot_be_copied_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "module.so").symlink_to("nowhere")
+    with pytest.raises(shutil.Error, match=r"module\.so"):
+        copy_remaining(tmp_path / "cache", tmp_path / "copy")
 
 
 @pytest.mark.process

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from pathlib import Path
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.mutations import MUTATIONS, Mutation
 
-__all__ = ["Failed", "Result", "Sandbox", "Sources", "chosen", "main", "plant_all", "sample"]
+__all__ = ["Failed", "Result", "Sandbox", "Sources", "chosen", "copy_remaining", "main", "plant_all", "sample"]
 
 _COPIED = ("pipeline", "kernels", "scripts", "tests", "pyproject.toml", "setup.py", "constraints.txt", "README.md")
 _NOT_COPIED = ("__pycache__", ".*_cache")
@@ -69,6 +69,25 @@ class Result:
             return f"{self.mutation.name}: NOT TESTED: {self.problem}"
         outcome = f"caught by {self.caught_by}" if self.caught_by else "SURVIVED"
         return f"{self.mutation.name}: {outcome} ({self.seconds:.1f} s)"
+
+
+def copy_remaining(source: Path, target: Path, copy_file: Callable[[str, str], object] = shutil.copy2) -> None:
+    """Copy a directory, without the entries that another process removes in the meantime.
+
+    Theano takes no lock when a process ends and removes its modules without a version, nor when it writes the record of
+    a module under a temporary name like ``key.pkl.4711``.
+
+    Raises
+    ------
+    shutil.Error
+        If an entry that still exists cannot be copied.
+    """
+    try:
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("key.pkl.*"), copy_function=copy_file)
+    except shutil.Error as error:
+        remaining = [problem for problem in error.args[0] if os.path.lexists(problem[0])]
+        if remaining:
+            raise shutil.Error(remaining) from error
 
 
 class Sources:
@@ -225,9 +244,7 @@ class Sandbox:
             for path in users.glob("*/compiledir_*/.lock"):
                 file = stack.enter_context(path.open())
                 fcntl.flock(file, fcntl.LOCK_EX)
-            # Notes about modules are written without the lock, under temporary names like key.pkl.4711.
-            ignored = shutil.ignore_patterns("key.pkl.*")
-            shutil.copytree(users, self._folder / "cache" / "shardpress", ignore=ignored)
+            copy_remaining(users, self._folder / "cache" / "shardpress")
 
     def _copy_checkout(self) -> None:
         self._root.mkdir()
