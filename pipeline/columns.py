@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.errors import counted, shown
+from pipeline.errors import printable, quantity
 
 __all__ = ["NO_COLUMNS", "Columns", "Difference"]
 
@@ -53,9 +53,9 @@ class Columns:
     def __str__(self) -> str:
         found = []
         if self.names:
-            found.append(f"{counted(len(self.names), 'name')} from {_cut(self.names_from)}")
+            found.append(f"{quantity(len(self.names), 'name')} from {_cut(self.names_from)}")
         if self.values is not None:
-            found.append(f"{counted(len(self.values), 'number')} from {_cut(self.values_from)}")
+            found.append(f"{quantity(len(self.values), 'number')} from {_cut(self.values_from)}")
         return ", ".join(found) or "no names"
 
     @property
@@ -172,4 +172,4 @@ def _quoted(name: str) -> str:
 def _cut(name: str) -> str:
     if len(name) > _LONGEST:
         name = name[: _LONGEST - 3] + "..."
-    return shown(name)
+    return printable(name)

@@ -30,7 +30,7 @@ from pipeline.errors import (
     ShardpressError,
     SystemLimit,
     WriteFailed,
-    shown,
+    printable,
 )
 from pipeline.scan.scaler import Scaler
 from pipeline.settings.resolve import ResolvedTraining
@@ -215,7 +215,7 @@ def _by_message(error: Exception) -> ShardpressError | None:
 
 
 def _compiler_failed(error: compiler.CompilerFailed) -> ShardpressError:
-    why = shown(_own_message(error))
+    why = printable(_own_message(error))
     message = f"the C++ compiler failed: {why}. {_advice()}. Its complete output is in run.log."
     translated = _disk_full(why) or DeviceError(message)
     translated.details = error.output
@@ -238,7 +238,7 @@ def _storage_failed(error: BaseException) -> ReadFailed | None:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in STORAGE:
-            where = f" file={shown(cause.filename)}:" if cause.filename else ""
+            where = f" file={printable(cause.filename)}:" if cause.filename else ""
             return ReadFailed(
                 f"{_COMPILE_CACHE}:{where} {cause.strerror}. Check the storage, or choose another directory."
             )
@@ -260,7 +260,7 @@ def _disk_full(why: str) -> WriteFailed | None:
 
 def _advice() -> str:
     path = os.environ.get("PATH")
-    where = f"PATH={shown(path)}" if path else "PATH, which is empty"
+    where = f"PATH={printable(path)}" if path else "PATH, which is empty"
     return (
         f"The compiler and its linker are searched for in {where}. Install them (Debian: g++), or name another "
         "compiler with THEANO_FLAGS=cxx=NAME"
@@ -287,7 +287,7 @@ def start_device(is_required: bool = False) -> Device:
 
     for name in _VARIABLES:
         if name in os.environ:
-            log.info("environment: %s=%s", name, shown(os.environ[name]))
+            log.info("environment: %s=%s", name, printable(os.environ[name]))
     try:
         _check_for_compiler(backend.load().config)
         device = backend.start(is_required)

@@ -27,9 +27,9 @@ __all__ = [
     "UsageError",
     "VerificationFailed",
     "WriteFailed",
-    "counted",
-    "shown",
-    "some",
+    "printable",
+    "quantity",
+    "short_list",
     "system_failures",
 ]
 
@@ -140,13 +140,13 @@ class VerificationFailed(ShardpressError):
     exit_code = 79  # sysexits.h ends before it
 
 
-def counted(n: int, noun: str) -> str:
+def quantity(n: int, noun: str) -> str:
     """Return a number with a noun in singular or plural: ``1 row``, ``2 rows``."""
     plural = "" if n == 1 else "s"
     return f"{n} {noun}{plural}"
 
 
-def some(words: Iterable[str], n: int) -> str:
+def short_list(words: Iterable[str], n: int) -> str:
     """Return the first `n` words and the number of all others; ``nothing`` if there are no words."""
     all_words = list(words)
     text = ", ".join(all_words[:n]) or "nothing"
@@ -191,26 +191,26 @@ def _system_failure(error: Exception) -> ShardpressError | None:
         return None
     why = f"{type(error).__name__}: {error}" if str(error) else "out of memory"
     advice = "Raise its limits (ulimit -v, -u, -n), or use fewer --threads."
-    return SystemLimit(f"the operating system refused a resource: {shown(why)}. {advice}")
+    return SystemLimit(f"the operating system refused a resource: {printable(why)}. {advice}")
 
 
 def _storage_message(error: Exception) -> str:
     reason = getattr(error, "strerror", None) or str(error)
-    message = f"the storage failed: {shown(reason)}. Check the disk, then run the same command again."
+    message = f"the storage failed: {printable(reason)}. Check the disk, then run the same command again."
     name = getattr(error, "filename", None)
-    return f"file={shown(name)}: {message}" if name else message
+    return f"file={printable(name)}: {message}" if name else message
 
 
-def shown(name: object) -> str:
+def printable(name: object) -> str:
     """Return the name of a file or dataset for a message, with all characters escaped that cannot be printed.
 
     A name can then neither forge a line of the log nor hide or reorder text in a terminal, as U+202E would. Bytes that
     are not UTF-8 are escaped, too.
     """
-    return "".join(map(_printable, str(name)))
+    return "".join(map(_escaped, str(name)))
 
 
-def _printable(char: str) -> str:
+def _escaped(char: str) -> str:
     if char.isprintable():
         return char
     code = ord(char)

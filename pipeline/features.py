@@ -27,7 +27,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.errors import DataError, shown
+from pipeline.errors import DataError, printable
 from pipeline.hdf5.forms import CATEGORIES
 from pipeline.output.records import INDEX, MANIFEST, PUBLISHED, read_manifest
 
@@ -121,7 +121,7 @@ class Features:
         n_bad = self.manifest.get("n_bad", "an unknown number of")
         return (
             f"<Features: {len(self.features)} rows x {self.features.shape[1]} features, "
-            f"{n_bad} bad rows; extras: {shown(extras)}>"
+            f"{n_bad} bad rows; extras: {printable(extras)}>"
         )
 
 
@@ -165,15 +165,17 @@ def _open_directory(directory: Path, block_rows: int) -> Features:
     try:
         files = [(directory / part["file"], int(part["n_rows"])) for part in manifest["parts"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"features={shown(directory)}: its manifest has an invalid list of parts: {error!r}") from error
+        raise DataError(
+            f"features={printable(directory)}: its manifest has an invalid list of parts: {error!r}"
+        ) from error
     if not files:
-        raise DataError(f"features={shown(directory)}: its manifest lists no parts")
+        raise DataError(f"features={printable(directory)}: its manifest lists no parts")
     parts = [(path, _check_part(path, n_rows)) for path, n_rows in files]
     return _opened(parts, manifest, block_rows)
 
 
 def _open_file(path: Path, block_rows: int) -> Features:
-    where = f"file={shown(path)}"
+    where = f"file={printable(path)}"
     try:
         with reading(path) as file:
             # Without its parts HDF5 would return missing values, and no error.
@@ -191,7 +193,7 @@ def _opened(parts: Sequence[tuple[Path, Mapping[str, Shape]]], manifest: dict[st
 
     for path, shapes in parts:
         if VALID not in shapes:
-            where = f"file={shown(path)}"
+            where = f"file={printable(path)}"
             raise DataError(
                 f"{where}: no dataset {VALID!r} next to its features, expected a file that --single-file writes"
             )
@@ -211,7 +213,7 @@ def _decoded_categories(path: Path) -> dict[str, np.ndarray]:
     try:
         categories = categories_of(path)
     except FAILURES as error:
-        raise DataError(f"file={shown(path)}: its categories cannot be read: {error}") from error
+        raise DataError(f"file={printable(path)}: its categories cannot be read: {error}") from error
     for name, values in categories.items():
         if values.dtype.kind == "S":
             categories[name] = np.char.decode(values, "utf-8", "surrogateescape")
@@ -223,15 +225,19 @@ def _check_part(path: Path, n_rows: int) -> dict[str, Shape]:
     try:
         os.stat(path)  # HDF5 does not distinguish a missing file from a damaged one
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"file={shown(path)}: the manifest lists this file, but it does not exist. {_WHOLE}") from error
+        raise DataError(
+            f"file={printable(path)}: the manifest lists this file, but it does not exist. {_WHOLE}"
+        ) from error
     try:
         with reading(path) as file:
             shapes = _shapes(file)
             n_found = file[FEATURES].shape[0]
     except FAILURES as error:
-        raise DataError(f"file={shown(path)}: the manifest lists this file, but it cannot be read: {error}") from error
+        raise DataError(
+            f"file={printable(path)}: the manifest lists this file, but it cannot be read: {error}"
+        ) from error
     if n_found != n_rows:
-        raise DataError(f"file={shown(path)}: {n_found} rows, expected {n_rows} according to the manifest")
+        raise DataError(f"file={printable(path)}: {n_found} rows, expected {n_rows} according to the manifest")
     return shapes
 
 

@@ -23,7 +23,7 @@ from kernels.activations import ACTIVATIONS
 from kernels.network import Network
 from kernels.reference import activated
 from pipeline.columns import NO_COLUMNS, Columns
-from pipeline.errors import DataError, NoInput, shown
+from pipeline.errors import DataError, NoInput, printable
 from pipeline.modelfile import COLUMNS, FORMAT, listed_model, read_model_file
 from pipeline.output.records import Entry
 from pipeline.scan.scaler import Scaler
@@ -242,8 +242,8 @@ def _read_model(path: Path, entry: Entry | None) -> Model:
     )
     if model.fingerprint != stored.fingerprint:
         raise DataError(
-            f"model={shown(path)}: its network and arrays have the fingerprint {model.fingerprint}, expected "
-            f"{shown(stored.fingerprint)[:64]} as stored in the file. The file has changed since it was written. "
+            f"model={printable(path)}: its network and arrays have the fingerprint {model.fingerprint}, expected "
+            f"{printable(stored.fingerprint)[:64]} as stored in the file. The file has changed since it was written. "
             "Use an intact copy, or train again."
         )
     return model

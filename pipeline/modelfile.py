@@ -18,7 +18,7 @@ import numpy as np
 from kernels.activations import CODES, HIDDEN
 from kernels.network import Network
 from pipeline.columns import NO_COLUMNS, Columns
-from pipeline.errors import DataError, NewerFormat, NoInput, ReadFailed, ShardpressError, shown, some
+from pipeline.errors import DataError, NewerFormat, NoInput, ReadFailed, ShardpressError, printable, short_list
 from pipeline.formats import MOST_JSON_BYTES, digest, parse_bounded
 from pipeline.hdf5.files import opened, read_at, translated_error, with_retries
 from pipeline.hdf5.plain.contents import Contents, read_arrays, read_contents
@@ -113,7 +113,7 @@ def read_model_file(path: Path, entry: Entry | None) -> StoredModel:
     if os.path.isdir(path):
         # The name in the manifest: ``model.h5`` may still be a link of an earlier run if this run was killed.
         path = path / (entry.file if entry else _NAME)
-    where = f"model={shown(path)}"
+    where = f"model={printable(path)}"
     if "\0" in str(path):
         raise NoInput(f"{where}: not the name of a file, {_WANTED}")
     return with_retries(lambda: _read(path, entry, where), where)
@@ -195,7 +195,7 @@ def _check_about(about: Any, where: str) -> None:
 def _reason(error: Exception) -> str:
     """Return the reason for an error. Only the text of a `ValueError` is useful for users."""
     if isinstance(error, ValueError) and str(error):
-        return shown(str(error)[:_QUOTED])
+        return printable(str(error)[:_QUOTED])
     return "found other links, storage or types than expected"
 
 
@@ -239,7 +239,7 @@ def _network(contents: Contents, where: str) -> Network:
     known = activation in HIDDEN and code in CODES
     if not known or not 2 <= len(widths) <= _MOST_WIDTHS or min(network.widths) < 1:
         raise DataError(
-            f"{where}: network {shown(network)[:_QUOTED]}, expected 2 to {_MOST_WIDTHS} widths of at least 1, an "
+            f"{where}: network {printable(network)[:_QUOTED]}, expected 2 to {_MOST_WIDTHS} widths of at least 1, an "
             f"activation in {HIDDEN} and a code in {CODES}"
         )
     return network
@@ -249,7 +249,7 @@ def _check_format(found: str, where: str) -> None:
     """Refuse a model of another format. This comes first: its other content would look damaged."""
     if found == FORMAT:
         return
-    what = f"{where}: format {shown(repr(found[:_QUOTED]))}, expected {FORMAT!r}"
+    what = f"{where}: format {printable(repr(found[:_QUOTED]))}, expected {FORMAT!r}"
     name, _, version = FORMAT.partition("/")
     number = re.fullmatch(rf"{name}/([0-9]{{1,9}})", found)
     if number and int(number[1]) > int(version):
@@ -278,7 +278,7 @@ def _expected_arrays(contents: Contents, network: Network, where: str) -> dict[s
         required[name] = (shape, np.float32)
     missing = [name for name in required if name not in contents.addresses]
     if missing:
-        names = f"arrays {some(missing, _MAX_NAMES)} are missing, expected {some(required, _MAX_NAMES)}"
+        names = f"arrays {short_list(missing, _MAX_NAMES)} are missing, expected {short_list(required, _MAX_NAMES)}"
         raise DataError(f"{where}: {names}")
     optional = {"fill": each_column, "clips": ((), np.bool_), "offset": each_column}
     return required | {name: kind for name, kind in optional.items() if name in contents.addresses}

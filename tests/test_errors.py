@@ -6,7 +6,7 @@ import os
 import pytest
 
 from pipeline import errors
-from pipeline.errors import DataError, ShardpressError, SystemLimit, counted, shown, system_failures
+from pipeline.errors import DataError, ShardpressError, SystemLimit, printable, quantity, system_failures
 
 SYSEXITS = {
     "ShardpressError": 70,
@@ -47,13 +47,13 @@ def test_exit_codes_follow_sysexits():
     ],
 )
 def test_names_are_shown_on_one_printable_line(name, expected):
-    assert shown(name) == expected
-    assert shown(name).isprintable()
-    shown(name).encode("utf-8")
+    assert printable(name) == expected
+    assert printable(name).isprintable()
+    printable(name).encode("utf-8")
 
 
 def test_counts_of_one_are_singular():
-    assert [counted(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
+    assert [quantity(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
 
 
 @pytest.mark.parametrize(

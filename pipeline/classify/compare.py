@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.classify.classifiers import Outcome, compare
 from pipeline.classify.rows import LEFT_OUT, Piece, Rows, classes_of, cut_into_pieces, has_label, held_out, labels_of
-from pipeline.errors import DataError, counted, shown
+from pipeline.errors import DataError, printable, quantity
 from pipeline.features import Features, open_features
 from pipeline.model import Model, load_model
 
@@ -85,7 +85,7 @@ class Comparison:
                 doubt = f" (not converged in {outcome.n_passes} passes: raise --passes)"
             lines.append(f"  {outcome.accuracy:.4f}  on {name}{doubt}")
         if self.n_bad or self.n_unlabelled:
-            excluded = f"{counted(self.n_bad, 'bad row')}, {counted(self.n_unlabelled, 'row')} without a label"
+            excluded = f"{quantity(self.n_bad, 'bad row')}, {quantity(self.n_unlabelled, 'row')} without a label"
             lines.append(f"Excluded: {excluded}.")
         return "\n".join(lines)
 
@@ -168,8 +168,8 @@ def _pieces(options: Options, runs: Sequence[Features], model: Model) -> tuple[P
 def _open(directory: str) -> Features:
     if Path(directory).is_file():
         raise DataError(
-            f"features={shown(directory)}: is a file, expected the output directory of a finished run, whose manifest "
-            "names the files of the raw rows"
+            f"features={printable(directory)}: is a file, expected the output directory of a finished run, whose "
+            "manifest names the files of the raw rows"
         )
     return open_features(directory)
 
@@ -177,9 +177,9 @@ def _open(directory: str) -> Features:
 def _check_model(directory: str, run: Features, model: Model, features: str) -> None:
     if run.manifest["model"] != model.fingerprint:
         raise DataError(
-            f"features={shown(directory)}: has {run.features.shape[1]} features of another model, expected the "
-            f"{model.n_features} features of the model of features={shown(features)}. Encode the rows with shardpress "
-            f"run --model {shown(features)}."
+            f"features={printable(directory)}: has {run.features.shape[1]} features of another model, expected the "
+            f"{model.n_features} features of the model of features={printable(features)}. Encode the rows with "
+            f"shardpress run --model {printable(features)}."
         )
 
 
@@ -190,14 +190,14 @@ def _check_classes(options: Options, codes: np.ndarray, is_test: np.ndarray) -> 
     n_classes = len(np.unique(train_codes))
     _check_training_rows(options, n_classes, len(train_codes))
     if not (is_labelled & is_test).any():
-        raise DataError(f"features={shown(options.test)} dataset={options.labels}: no test row has a label")
+        raise DataError(f"features={printable(options.test)} dataset={options.labels}: no test row has a label")
     if len(np.unique(codes[is_labelled])) > n_classes:
         log.warning("some test rows have labels that no training row has; they count as errors")
     return n_classes
 
 
 def _check_training_rows(options: Options, n_classes: int, n_train: int) -> None:
-    where = f"features={shown(options.features)} dataset={options.labels}"
+    where = f"features={printable(options.features)} dataset={options.labels}"
     if n_classes < 2:
         raise DataError(f"{where}: the training rows have {('no', 'only one')[n_classes]} class, expected two or more")
     if 2 * n_classes > n_train:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.columns import Columns
-from pipeline.errors import DataError, counted, shown
+from pipeline.errors import DataError, printable, quantity
 from pipeline.features import Features
 from pipeline.formats import missing_value
 from pipeline.model import Model
@@ -61,7 +61,7 @@ def labels_of(directory: str, run: Features, name: str) -> np.ndarray:
     labels = run.extras[name].compute()
     if name in run.categories:
         labels = _decode(labels, run.categories[name])
-    where = f"features={shown(directory)} dataset={name}"
+    where = f"features={printable(directory)} dataset={name}"
     if labels.dtype.kind not in "biufOSU":
         raise DataError(f"{where}: {labels.dtype}, expected numbers or text")
     if labels.dtype.kind == "f":
@@ -73,10 +73,11 @@ def _no_such_extra(directory: str, run: Features, name: str) -> DataError:
     left_out = run.manifest.get("left_out", {})
     reason = f"not copied: {sorted(left_out)}"
     if name in left_out:
-        reason = f"{name} was not copied ({shown(left_out[name])})"
+        reason = f"{name} was not copied ({printable(left_out[name])})"
     return DataError(
-        f"features={shown(directory)}: has no extra dataset {name!r}, found {sorted(run.extras)}; {shown(reason)}. "
-        "Name the labels with --labels. To copy other datasets, use shardpress run --include GROUP/NAME."
+        f"features={printable(directory)}: has no extra dataset {name!r}, found {sorted(run.extras)}; "
+        f"{printable(reason)}. Name the labels with --labels. To copy other datasets, use "
+        "shardpress run --include GROUP/NAME."
     )
 
 
@@ -87,7 +88,7 @@ def _check_whole_numbers(where: str, labels: np.ndarray) -> None:
     if len(wrong):
         raise DataError(
             f"{where}: {labels[wrong[0]]} in row {wrong[0]}; "
-            f"{counted(len(wrong), 'row')} without a whole number, expected a whole number "
+            f"{quantity(len(wrong), 'row')} without a whole number, expected a whole number "
             "or a text for each class. Name other labels with --labels."
         )
 
@@ -363,6 +364,6 @@ def _check(model: Model, piece: Piece, raw: np.ndarray, features: np.ndarray) ->
     clipped = np.clip(raw.astype(np.float64), low, high)
     if not any(np.allclose(model.encode(rows), features, atol=_TOLERANCE) for rows in (raw, clipped)):
         raise DataError(
-            f"{piece.raw}: the rows differ from those that file={shown(piece.encoded.shard.path)} was made from. Run "
-            "shardpress run again."
+            f"{piece.raw}: the rows differ from those that file={printable(piece.encoded.shard.path)} was made from. "
+            "Run shardpress run again."
         )

@@ -24,7 +24,7 @@ from distributed import Client, Future, Worker, WorkerPlugin
 
 from kernels.trust import untrusted_above
 from pipeline.cluster.connection import retry_if_worker_lost, submit_to_each, wait_for_answers, workers_of
-from pipeline.errors import ConfigError, TryAgain, counted, shown, some
+from pipeline.errors import ConfigError, TryAgain, printable, quantity, short_list
 
 __all__ = [
     "Environment",
@@ -125,7 +125,7 @@ def check_workers(client: Client, probe: Probe) -> None:
     futures = submit_to_each(client, workers, describe_environment, probe, priority=_PRIORITY)
     wait_for_answers(client, futures, _SECONDS)
 
-    names = {address: f"{shown(worker['name'])} at {address}" for address, worker in workers.items()}
+    names = {address: f"{printable(worker['name'])} at {address}" for address, worker in workers.items()}
     _check_all_answered(client, futures, names)
     problems = {}
     for address, future in futures.items():
@@ -159,7 +159,7 @@ def _check_all_answered(client: Client, futures: Mapping[str, Future], names: Ma
     silent = [names[address] for address in current if address in futures and not futures[address].done()]
     if silent:
         raise TryAgain(
-            f"{some(silent, 3)}: no answer in {_SECONDS:.0f} s. End these workers, or wait until they are free, "
+            f"{short_list(silent, 3)}: no answer in {_SECONDS:.0f} s. End these workers, or wait until they are free, "
             "then run the same command again."
         )
 
@@ -172,7 +172,7 @@ def _problems_of(probe: Probe, driver: Environment, future: Future) -> list[str]
 
 
 def _no_answer(error: BaseException) -> str:
-    return f"it cannot be queried ({type(error).__name__}: {shown(' '.join(str(error).split()))})"
+    return f"it cannot be queried ({type(error).__name__}: {printable(' '.join(str(error).split()))})"
 
 
 def refusal(problems: Mapping[str, Sequence[str]]) -> ConfigError | None:
@@ -189,9 +189,9 @@ def refusal(problems: Mapping[str, Sequence[str]]) -> ConfigError | None:
     workers_with: dict[str, list[str]] = {}
     for worker, text in refused.items():
         workers_with.setdefault(text, []).append(worker)
-    lists = ". ".join(f"{some(workers, _MAX_LISTED)}: {text}" for text, workers in workers_with.items())
+    lists = ". ".join(f"{short_list(workers, _MAX_LISTED)}: {text}" for text, workers in workers_with.items())
     return ConfigError(
-        f"{len(refused)} of {counted(len(problems), 'worker')} differ from this process. {lists}. Start all workers "
+        f"{len(refused)} of {quantity(len(problems), 'worker')} differ from this process. {lists}. Start all workers "
         "with the same packages, the same paths and a private --local-directory. Processors of several kinds are "
         "allowed with --mixed-processors."
     )
@@ -236,7 +236,7 @@ class LateWorkerCheck(WorkerPlugin):
 
 
 def _log_retired_worker(event: tuple[float, str]) -> None:
-    log.warning("cluster: rejected a new worker: %s", shown(event[1]))
+    log.warning("cluster: rejected a new worker: %s", printable(event[1]))
 
 
 # -- descriptions of processes -----------------------------------------------------------------------------------------
@@ -256,11 +256,11 @@ def _access_files(probe: Probe, written_file: str) -> dict[str, str]:
     """Change to the driver's directory, write a file, read the driver's, and return the outcome of each access."""
     output = Path(probe.output)
     driver_file = output / probe.driver_file
-    outcomes = {f"directory={shown(probe.directory)}": _outcome(partial(os.chdir, probe.directory))}
-    outcomes[f"output={shown(output)}"] = _outcome(partial(_write, output / written_file, written_file))
-    outcomes[f"file={shown(driver_file)}"] = _outcome(driver_file.read_text)
+    outcomes = {f"directory={printable(probe.directory)}": _outcome(partial(os.chdir, probe.directory))}
+    outcomes[f"output={printable(output)}"] = _outcome(partial(_write, output / written_file, written_file))
+    outcomes[f"file={printable(driver_file)}"] = _outcome(driver_file.read_text)
     for path in probe.inputs:
-        outcomes[f"file={shown(path)}"] = _outcome(partial(_file_identity, path))
+        outcomes[f"file={printable(path)}"] = _outcome(partial(_file_identity, path))
     return outcomes
 
 
@@ -279,7 +279,7 @@ def compare_environments(probe: Probe, driver: Environment, worker: Environment)
     path = Path(probe.output, worker.written_file)
     outcome = _outcome(path.read_text)
     if not problems and outcome != f"holds {worker.written_file}":
-        problems.append(f"file={shown(path)}, written by the worker, {outcome} on the driver")
+        problems.append(f"file={printable(path)}, written by the worker, {outcome} on the driver")
     return problems
 
 
@@ -330,7 +330,7 @@ def _problem_of_directory(entry: str) -> str | None:
         problem = untrusted_above(os.path.join(entry, "module"))
     except OSError as error:
         problem = str(error)
-    return None if problem is None else f"{shown(entry)}, but {shown(problem)}"
+    return None if problem is None else f"{printable(entry)}, but {printable(problem)}"
 
 
 def _version(package: str) -> str:

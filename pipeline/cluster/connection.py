@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from distributed import Client, Future
 
 from pipeline import signals
-from pipeline.errors import counted
+from pipeline.errors import quantity
 
 __all__ = [
     "SchedulerMonitor",
@@ -145,7 +145,7 @@ def wait_for_answers(client: Client, futures: Mapping[str, Future], seconds: flo
         pending = {address for address, future in futures.items() if not future.done()}
         return not pending or pending.isdisjoint(workers_of(client))
 
-    wait_until(is_over, f"the answers of {counted(len(futures), 'worker')}", seconds)
+    wait_until(is_over, f"the answers of {quantity(len(futures), 'worker')}", seconds)
 
 
 def workers_of(client: Client) -> dict[str, dict[str, Any]]:

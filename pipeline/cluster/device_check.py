@@ -13,7 +13,7 @@ from distributed import Client, Future, Reschedule, Worker, get_worker
 
 from pipeline.cluster.connection import submit_to_each, wait_for_answers, workers_of
 from pipeline.cluster.stats import process_name
-from pipeline.errors import DeviceError, DeviceLost, counted, shown
+from pipeline.errors import DeviceError, DeviceLost, printable, quantity
 from pipeline.processcache import ProcessCache
 
 __all__ = ["WorkerDevice", "check_devices", "run_or_retire", "unusable_workers", "wrong_devices"]
@@ -106,7 +106,7 @@ def wrong_devices(devices: Sequence[WorkerDevice]) -> dict[str, str]:
 def unusable_workers(failures: Mapping[str, str], n_workers: int) -> DeviceError:
     """Return an error that reports the first of some failures of `n_workers` workers."""
     reason = next(iter(failures.values()))
-    return DeviceError(f"{counted(len(failures), 'worker')} of {n_workers} cannot be used, the first: {reason}")
+    return DeviceError(f"{quantity(len(failures), 'worker')} of {n_workers} cannot be used, the first: {reason}")
 
 
 def _describe_device(start_device: Callable[[], _Device]) -> tuple[str, str, str, str]:
@@ -135,8 +135,8 @@ def run_or_retire(function: Callable[..., Any], *arguments: Any) -> Any:
         worker = get_worker()
         # Tasks of other threads fail in the same way, and new tasks arrive until the scheduler knows.
         if _leaving.put_if_new(worker.address, True):
-            name = shown(worker.name)
-            why = shown(error.why)
+            name = printable(worker.name)
+            why = printable(error.why)
             log.warning("cluster: retiring worker %s; its work goes to the others: %s", name, why)
             worker.loop.add_callback(partial(_leave, worker))
         raise Reschedule from error

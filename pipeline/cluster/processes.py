@@ -34,7 +34,7 @@ from pipeline.cluster.connection import wait_until
 from pipeline.cluster.device_check import WorkerDevice, check_devices, unusable_workers, wrong_devices
 from pipeline.cluster.devices import add_theano_flag, device_names, worker_environment
 from pipeline.cluster.workers import LOGGERS, ClusterPool, forward_logs
-from pipeline.errors import CannotCreate, NotPermitted, SystemLimit, counted
+from pipeline.errors import CannotCreate, NotPermitted, SystemLimit, quantity
 from pipeline.settings.config import ClusterSettings
 
 __all__ = ["NoHttpWorker", "local_workers", "main"]
@@ -258,7 +258,7 @@ def _end(processes: Mapping[str, ChildProcess]) -> None:
 def _wait_for_start(client: Client, processes: Mapping[str, ChildProcess]) -> None:
     """Wait until all workers have joined; raise `SystemLimit` if a process ends or the time is up."""
     n_workers = len(processes)
-    workers = counted(n_workers, "worker")
+    workers = quantity(n_workers, "worker")
 
     def have_joined() -> bool:
         for name, process in processes.items():
@@ -299,7 +299,7 @@ def _keep_usable(
         raise unusable_workers(failures, n_workers)
     _end({name: processes.pop(name) for name in failures})
     workers = ", ".join(f"{device.worker} {device.device}" for device in usable)
-    log.info("cluster: %s: %s", counted(len(usable), "worker"), workers)
+    log.info("cluster: %s: %s", quantity(len(usable), "worker"), workers)
     return [device.facts() for device in usable]
 
 

@@ -19,7 +19,7 @@ from pipeline.cluster.connection import disconnect_if_silent, wait_until
 from pipeline.cluster.device_check import check_devices, unusable_workers, wrong_devices
 from pipeline.cluster.security import check_address, dask_security, is_written, read_address
 from pipeline.cluster.workers import ClusterPool, forward_logs
-from pipeline.errors import ConfigError, TryAgain, counted, shown, some
+from pipeline.errors import ConfigError, TryAgain, printable, quantity, short_list
 from pipeline.settings.config import ClusterSettings
 
 __all__ = ["remote_workers"]
@@ -66,7 +66,7 @@ def remote_workers(
     address = _address(settings)
     with _close_at_end(_connect(address)) as client, disconnect_if_silent(client):
         with _explain_lost_scheduler(address):
-            _wait_for(lambda: client.scheduler_info(n_workers=0)["n_workers"], f"a worker of {shown(address)}")
+            _wait_for(lambda: client.scheduler_info(n_workers=0)["n_workers"], f"a worker of {printable(address)}")
             check_workers(client, make_probe())
             known = _check_devices(client, start_device, requires_device)
             if settings.dashboard:
@@ -80,7 +80,7 @@ def _address(settings: ClusterSettings) -> str:
     address = settings.scheduler
     if not address:
         path = Path(settings.scheduler_file or "")
-        _wait_for(lambda: is_written(path), f"scheduler_file={shown(path)}")
+        _wait_for(lambda: is_written(path), f"scheduler_file={printable(path)}")
         address = read_address(path)
     return check_address(address, settings.insecure_cluster)
 
@@ -88,20 +88,20 @@ def _address(settings: ClusterSettings) -> str:
 def _connect(address: str) -> Client:
     """Return a client that is connected to the scheduler."""
     security = dask_security(address)
-    log.info("cluster: connecting to %s", shown(address))
+    log.info("cluster: connecting to %s", printable(address))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", VersionMismatchWarning)  # `check_workers` refuses what matters
             return Client(address, security=security, timeout=_CONNECT_SECONDS, set_as_default=False)
     except FatalCommClosedError as error:
         raise ConfigError(
-            f"scheduler: {shown(address)} and this process do not accept each other's certificates: {error}. "
+            f"scheduler: {printable(address)} and this process do not accept each other's certificates: {error}. "
             "Expected certificates in Dask's configuration that match those of the scheduler."
         ) from error
     except OSError as error:
         raise TryAgain(
-            f"scheduler: cannot connect to {shown(address)} within {_CONNECT_SECONDS:.0f} s: {error}. Check that it "
-            "is running, and whether its protocol is tcp:// or tls://; then run the same command again."
+            f"scheduler: cannot connect to {printable(address)} within {_CONNECT_SECONDS:.0f} s: {error}. Check that "
+            "it is running, and whether its protocol is tcp:// or tls://; then run the same command again."
         ) from error
 
 
@@ -125,7 +125,7 @@ def _explain_lost_scheduler(address: str) -> Iterator[None]:
         if isinstance(error, RuntimeError) and "closed" not in str(error):
             raise
         raise TryAgain(
-            f"scheduler: {shown(address)} no longer answers: {error}. Check that it is running, then run the same "
+            f"scheduler: {printable(address)} no longer answers: {error}. Check that it is running, then run the same "
             "command again."
         ) from error
 
@@ -143,10 +143,10 @@ def _check_devices(client: Client, start_device: Callable[[], Any], requires_dev
     found, failures = check_devices(client, start_device, _DEVICE_SECONDS)
     failures |= wrong_devices(found)
     for name, reason in failures.items():
-        log.warning("cluster: worker %s does not compute on its configured device: %s", shown(name), reason)
+        log.warning("cluster: worker %s does not compute on its configured device: %s", printable(name), reason)
     if failures and (requires_device or not found):
         names = failures.keys() | {device.worker for device in found}
         raise unusable_workers(failures, len(names))
-    workers = some((f"{shown(device.worker)} {device.device}" for device in found), _MAX_LISTED)
-    log.info("cluster: %s: %s", counted(len(found), "worker"), workers)
+    workers = short_list((f"{printable(device.worker)} {device.device}" for device in found), _MAX_LISTED)
+    log.info("cluster: %s: %s", quantity(len(found), "worker"), workers)
     return [device.facts() for device in found]

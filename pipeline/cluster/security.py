@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import dask.config
 
-from pipeline.errors import ConfigError, shown
+from pipeline.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from distributed import Security
@@ -39,11 +39,11 @@ def check_address(address: str, is_insecure: bool) -> str:
     protocol, host, port = _split(complete)
     if not host or not port or protocol not in ("tcp", "tls"):
         raise ConfigError(
-            f"scheduler: {shown(address)}, expected an address like tls://host:8786, or tcp://127.0.0.1:8786"
+            f"scheduler: {printable(address)}, expected an address like tls://host:8786, or tcp://127.0.0.1:8786"
         )
     if protocol == "tcp" and not _is_loopback(host) and not is_insecure:
         raise ConfigError(
-            f"scheduler: {shown(complete)} is on another machine. Without TLS, anyone on the network between can "
+            f"scheduler: {printable(complete)} is on another machine. Without TLS, anyone on the network between can "
             "run code as this user. Use tls:// (docs/scaling.md), or --insecure-cluster on a network that no one "
             "else can access."
         )
@@ -76,7 +76,8 @@ def read_address(path: Path) -> str:
         return str(json.loads(path.read_text())["address"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"scheduler_file={shown(path)}: {error!r}, expected a file that `dask scheduler --scheduler-file` writes"
+            f"scheduler_file={printable(path)}: {error!r}, expected a file that `dask scheduler --scheduler-file` "
+            "writes"
         ) from error
 
 
@@ -109,7 +110,7 @@ def dask_security(address: str) -> Security:
     certificates = _configured_certificates()
     if not certificates["tls_ca_file"] or not certificates["tls_client_cert"]:
         raise ConfigError(
-            f"scheduler: {shown(address)} requires a certificate, but Dask's configuration has none. Set "
+            f"scheduler: {printable(address)} requires a certificate, but Dask's configuration has none. Set "
             "DASK_DISTRIBUTED__COMM__TLS__CA_FILE, ...__CLIENT__CERT and ...__CLIENT__KEY, or distributed.comm.tls "
             "in ~/.config/dask."
         )
@@ -117,7 +118,7 @@ def dask_security(address: str) -> Security:
         security = Security(require_encryption=True, **certificates)
         security.get_connection_args("client")  # reads the files
     except OSError as error:
-        files = ", ".join(shown(path) for path in certificates.values() if path)
+        files = ", ".join(printable(path) for path in certificates.values() if path)
         raise ConfigError(f"the certificates in Dask's configuration ({files}) cannot be used: {error}") from error
     return security
 

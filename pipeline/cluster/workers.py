@@ -22,7 +22,7 @@ from pipeline import signals
 from pipeline.cluster.connection import SchedulerMonitor, retry_if_worker_lost
 from pipeline.cluster.device_check import run_or_retire
 from pipeline.cluster.stats import WorkerStats
-from pipeline.errors import ShardpressError, SystemLimit, TryAgain, counted
+from pipeline.errors import ShardpressError, SystemLimit, TryAgain, quantity
 from pipeline.signals import Stopped
 
 __all__ = ["LOGGERS", "ClusterExecutor", "ClusterPool", "forward_logs", "quiet_dask"]
@@ -130,7 +130,7 @@ def _explain(error: BaseException, function: Callable[..., Any]) -> BaseExceptio
         return error
     # Dask cannot know which task has killed a worker that was running several, so it counts the death for each of them.
     return SystemLimit(
-        f"{function}: {counted(error.allowed_failures + 1, 'worker')} died one after the other while running this "
+        f"{function}: {quantity(error.allowed_failures + 1, 'worker')} died one after the other while running this "
         f"task, the last one at {error.last_worker.address}. The usual cause is a lack of memory. Lower "
         "--memory-budget or --threads, or use fewer workers."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline.errors import shown
+from pipeline.errors import printable
 
 __all__ = ["DESCRIPTION", "configure", "run"]
 
@@ -45,8 +45,8 @@ def run(options: argparse.Namespace) -> int:
     data = encoder_onnx(model)
     publish(Disk(), path, data)
     print(
-        f"Wrote {shown(path)} ({len(data)} bytes). Input: rows (n, {model.n_inputs}) {input_dtype(model)}. "
+        f"Wrote {printable(path)} ({len(data)} bytes). Input: rows (n, {model.n_inputs}) {input_dtype(model)}. "
         f"Output: features (n, {model.n_features}) float32. "
-        f'Run it with onnxruntime.InferenceSession("{shown(path)}").run(["features"], {{"rows": rows}}).'
+        f'Run it with onnxruntime.InferenceSession("{printable(path)}").run(["features"], {{"rows": rows}}).'
     )
     return 0

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.parsing import add_json_flag, byte_count, log_progress, print_json
-from pipeline.errors import DataError, counted, shown, some
+from pipeline.errors import DataError, printable, quantity, short_list
 from pipeline.settings.kinds import DATASET, EXACT_NUMBER
 
 if TYPE_CHECKING:
@@ -181,30 +181,30 @@ def _lines(inspection: Inspection, preview: Preview | None, twins: Sequence[Twin
 
 
 def _lines_of_files(files: FileGroup) -> Iterator[str]:
-    yield f"{counted(len(files.names), 'file')} ({_names(files)}), {counted(files.n_rows, 'row')}"
+    yield f"{quantity(len(files.names), 'file')} ({_names(files)}), {quantity(files.n_rows, 'row')}"
     yield from _table(files.datasets, files.taken)
     yield f"  rows from: {_chosen_dataset(files)}"
     yield f"  columns: {files.columns}"
-    yield f"  extras: {some(map(shown, files.extras), _LISTED)}"
+    yield f"  extras: {short_list(map(printable, files.extras), _LISTED)}"
     if files.left_out:
         words = [f"{name} ({why})" for name, why in files.left_out.items()]
-        yield f"  not copied: {some(words, _LISTED)}"
+        yield f"  not copied: {short_list(words, _LISTED)}"
     for advice in files.faster:
         yield f"  slow to read: {advice}"
 
 
 def _names(files: FileGroup) -> str:
     """Return the names of the first and of the last file."""
-    first = shown(os.path.basename(files.names[0]))
+    first = printable(os.path.basename(files.names[0]))
     if len(files.names) == 1:
         return first
-    last = shown(os.path.basename(files.names[-1]))
+    last = printable(os.path.basename(files.names[-1]))
     return f"{first} ... {last}"
 
 
 def _chosen_dataset(files: FileGroup) -> str:
     """Return the dataset with the rows, and why it was chosen."""
-    words = shown(files.taken)
+    words = printable(files.taken)
     if files.form != "dense":
         words += f" ({files.form})"
     words += f", because {files.why}"
@@ -220,7 +220,7 @@ def _table(datasets: Sequence[dict[str, Any]], chosen: str) -> Iterator[str]:
     rows = [["dataset", "shape", "dtype", "stored", "filters", "bytes"], *map(_row, datasets)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        mark = "*" if row[0] == shown(chosen) else " "
+        mark = "*" if row[0] == printable(chosen) else " "
         cells = [word.ljust(width) for word, width in zip(row, widths, strict=True)]
         yield f"  {mark} {'  '.join(cells).rstrip()}"
 
@@ -253,7 +253,7 @@ def _lines_of_rows(inspection: Inspection, preview: Preview) -> Iterator[str]:
     n_scanned = "all" if preview.has_all_rows else scan.n_rows
     yield f"{preview.n_rows} rows, {n_scanned} of them scanned"
     for i, why in list(scan.unreadable.items())[:_LISTED]:
-        yield f"  UNREADABLE: {shown(inspection.shards[i].path)}: {why}"
+        yield f"  UNREADABLE: {printable(inspection.shards[i].path)}: {why}"
     if len(scan.bad_rows):
         yield f"  BAD ROWS: {describe_bad_rows(inspection.shards, replace(scan, unreadable={}))}"
     if scan.n_good:
@@ -265,9 +265,9 @@ def _lines_of_rows(inspection: Inspection, preview: Preview) -> Iterator[str]:
 
 def _lines_of_columns(columns: Columns, scan: Scan) -> Iterator[str]:
     constant = columns.listed(scan.constant.nonzero()[0])
-    yield f"  constant columns: {some(constant, _LISTED) if constant else 'none'}"
+    yield f"  constant columns: {short_list(constant, _LISTED) if constant else 'none'}"
     if len(scan.narrow):
-        narrow = some(columns.listed(scan.narrow), _LISTED)
+        narrow = short_list(columns.listed(scan.narrow), _LISTED)
         yield f"  columns whose range a few outliers stretch: {narrow} (clip them with --clip-quantile 0.001)"
     if len(scan.minimum) <= _FEW:
         for i, (low, high) in enumerate(zip(scan.minimum, scan.maximum, strict=True)):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from pipeline.commands.parsing import print_json
-from pipeline.errors import CannotCreate, UsageError, shown
+from pipeline.errors import CannotCreate, UsageError, printable
 
 __all__ = ["DESCRIPTION", "configure", "run"]
 
@@ -63,11 +63,11 @@ def _write(target: str, page: str) -> None:
     path = Path(target).expanduser()
     if (path.parent / "manifest.json").exists():
         raise UsageError(
-            f"output={shown(path)}: is in the output directory of a run, which only runs may change. Choose another "
-            "directory."
+            f"output={printable(path)}: is in the output directory of a run, which only runs may change. Choose "
+            "another directory."
         )
     try:
         path.write_text(page, "utf-8")
     except OSError as error:
-        raise CannotCreate(f"output={shown(path)}: {error.strerror}, expected a writable file") from error
-    print(f"Wrote {shown(path)}.", file=sys.stderr)
+        raise CannotCreate(f"output={printable(path)}: {error.strerror}, expected a writable file") from error
+    print(f"Wrote {printable(path)}.", file=sys.stderr)

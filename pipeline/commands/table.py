@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from pipeline.commandline import Parser
 from pipeline.doctor.packages import missing_proc
-from pipeline.errors import ShardpressError, SystemLimit, UsageError, shown
+from pipeline.errors import ShardpressError, SystemLimit, UsageError, printable
 from pipeline.signals import leave
 
 __all__ = ["COMMANDS", "Command", "load_command", "main", "run_script", "shardpress"]
@@ -148,7 +148,7 @@ def _find_command(name: str) -> str:
     near = get_close_matches(name, COMMANDS, 1)
     if near:
         suggestion = f" Did you mean {near[0]}?"
-    raise UsageError(f"shardpress has no command {shown(name)}.{suggestion} See shardpress --help.")
+    raise UsageError(f"shardpress has no command {printable(name)}.{suggestion} See shardpress --help.")
 
 
 def _page() -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.errors import ConfigError, counted, shown
+from pipeline.errors import ConfigError, printable, quantity
 
 __all__ = ["Check", "Status", "exit_code", "page", "verdict"]
 
@@ -56,9 +56,9 @@ def verdict(checks: Sequence[Check]) -> str:
     n_failed = statuses.count("fail")
     n_warnings = statuses.count("warn")
     if n_failed:
-        return f"{counted(n_failed, 'problem')} to fix before a run."
+        return f"{quantity(n_failed, 'problem')} to fix before a run."
     if n_warnings:
-        return f"A run will work; {counted(n_warnings, 'warning')}."
+        return f"A run will work; {quantity(n_warnings, 'warning')}."
     return "A run will work; no problems found."
 
 
@@ -85,7 +85,7 @@ def _other_libraries(checks: Sequence[Check], libraries: Mapping[str, Sequence[s
     others = [path for paths in libraries.values() for path in paths if path not in words]
     if not others:
         return []
-    return ["", "Other loaded libraries:", *(f"     {shown(path)}" for path in others)]
+    return ["", "Other loaded libraries:", *(f"     {printable(path)}" for path in others)]
 
 
 def _steps(checks: Sequence[Check]) -> list[str]:
@@ -105,4 +105,4 @@ def _wrap(prefix: str, text: str) -> Iterator[str]:
     wrapper = textwrap.TextWrapper(_WIDTH, initial_indent=prefix, subsequent_indent=" " * len(prefix))
     wrapper.break_on_hyphens = False  # a path stays one word, so that it can be copied
     wrapper.break_long_words = False
-    yield from wrapper.wrap(shown(text))
+    yield from wrapper.wrap(printable(text))

@@ -78,7 +78,7 @@ def _bad_status(driver: Mapping[str, Any], is_wanted: bool) -> Status:
     """Return the status of a library or card that cannot be used."""
     if is_wanted:
         return "fail"
-    if "files" in driver or "beside" in driver:
+    if "files" in driver or "found_instead" in driver:
         return "warn"
     return "absent"
 
@@ -152,8 +152,8 @@ def _driver(facts: Mapping[str, Any], bad: Status) -> Check:
 
 
 def _no_driver(facts: Mapping[str, Any], bad: Status) -> Check:
-    if "beside" in facts:
-        found = f"{facts['beside']} exists, but not libcuda.so, which libgpuarray opens"
+    if "found_instead" in facts:
+        found = f"{facts['found_instead']} exists, but not libcuda.so, which libgpuarray opens"
         return Check("driver", bad, found, _INSTALL)
     cards = _pci_cards()
     hint = "and the PCI bus has no NVIDIA card"
@@ -272,7 +272,7 @@ def _report_driver() -> ctypes.CDLL | None:
     cuda, facts = _open("libcuda.so", "libcuda.")
     if cuda is None and _load("libcuda.so.1") is not None:  # libgpuarray does not try this name
         files = files_of("libcuda.")
-        facts["beside"] = (files or ["libcuda.so.1"])[0]
+        facts["found_instead"] = (files or ["libcuda.so.1"])[0]
     report(driver=facts)
     report(driver={**facts, **_facts_of(cuda, _driver_facts), "jit": _load(_JIT) is not None})
     return cuda

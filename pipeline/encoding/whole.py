@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline import signals
 from pipeline.encoding.template import Template, lay_out
-from pipeline.errors import ReadFailed, shown
+from pipeline.errors import ReadFailed, printable
 from pipeline.features import FAILURES, Shape, categories_of, common_dtypes, reading
 from pipeline.hdf5.files import read_into
 from pipeline.hdf5.forms import CATEGORIES
@@ -188,6 +188,6 @@ def _read_rows(name: str, values: _Values, start: int, n_rows: int) -> np.ndarra
 
 def _unreadable(path: Path, error: Exception) -> ReadFailed:
     return ReadFailed(
-        f"file={shown(path)}: cannot be read again: {error}. Run the same command again without --verify sizes to "
+        f"file={printable(path)}: cannot be read again: {error}. Run the same command again without --verify sizes to "
         "recompute damaged files."
     )

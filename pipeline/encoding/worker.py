@@ -22,7 +22,7 @@ from pipeline.device import autoencoder_of, n_cores, start_device
 from pipeline.encoding.bad_data import BadData
 from pipeline.encoding.partfile import PartMemory
 from pipeline.encoding.storage import PLAIN, Storage
-from pipeline.errors import ReadFailed, TryAgain, shown
+from pipeline.errors import ReadFailed, TryAgain, printable
 from pipeline.model import Model, load_model
 from pipeline.output.disk import Disk
 from pipeline.output.records import Entry, fault_of
@@ -182,7 +182,7 @@ def check_place(settings: EncodeSettings) -> None:
     path = os.path.join(settings.directory, settings.model.file)
     if not os.path.lexists(path):
         raise TryAgain(
-            f"output={shown(settings.directory)}: {shown(settings.model.file)} no longer exists. The output "
+            f"output={printable(settings.directory)}: {printable(settings.model.file)} no longer exists. The output "
             "directory was moved or replaced during the run. Put it back in its place, and run the same command "
             "again."
         )

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Self, TypeVar
 
-from pipeline.errors import DataError, NoInput, NotPermitted, ReadFailed, ShardpressError, SystemLimit, shown
+from pipeline.errors import DataError, NoInput, NotPermitted, ReadFailed, ShardpressError, SystemLimit, printable
 
 __all__ = ["FILES", "Identity", "opened", "read_at", "read_into", "translated_error", "with_retries", "writers"]
 
@@ -194,7 +194,7 @@ def translated_error(error: OSError, where: str) -> ShardpressError:
 
 def _check_regular(path: str, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise NoInput(f"file={shown(path)}: not a regular file, expected an HDF5 file")
+        raise NoInput(f"file={printable(path)}: not a regular file, expected an HDF5 file")
 
 
 def _check_same(path: str, found: Identity, expected: Identity) -> None:
@@ -203,6 +203,6 @@ def _check_same(path: str, found: Identity, expected: Identity) -> None:
         if found.inode != expected.inode:
             what = "another file now"
         raise DataError(
-            f"file={shown(path)}: changed during the run ({what}, {expected.size} bytes before), expected input "
+            f"file={printable(path)}: changed during the run ({what}, {expected.size} bytes before), expected input "
             "that does not change. Run the same command again when no process writes to the file."
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import DataError, shown
+from pipeline.errors import DataError, printable
 from pipeline.hdf5.filters.codecs import ASKED, objection
 from pipeline.hdf5.limits import MOST_CHUNK_BYTES, MOST_CHUNKS, MOST_ITEM, SMALLEST
 
@@ -221,7 +221,7 @@ def check_places(layouts: Sequence[Layout], size: int, where: str, base: int = 0
     """
     by_dataset: dict[object, np.ndarray] = {}
     for layout in layouts:
-        places = _checked_places(layout, size, f"{where} dataset={shown(layout.name)}", base)
+        places = _checked_places(layout, size, f"{where} dataset={printable(layout.name)}", base)
         # Two names of one dataset share all places. Different datasets share none.
         by_dataset[layout.shape, str(layout.dtype), places[0].tobytes()] = places
     _check_apart(np.concatenate([_NO_PLACES, *by_dataset.values()], axis=1), where)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.errors import DataError, shown
+from pipeline.errors import DataError, printable
 from pipeline.formats import digest
 from pipeline.hdf5.child.ask import ask, checking_answer
 from pipeline.hdf5.chunkcache import CHUNKS
@@ -80,7 +80,7 @@ def read_values(
     ReadFailed, NotPermitted, SystemLimit
         If the system fails.
     """
-    where = f"file={shown(path)} dataset={shown(layout.name)} rows={start}:{start + len(out)}"
+    where = f"file={printable(path)} dataset={printable(layout.name)} rows={start}:{start + len(out)}"
     request = _Request(layout, start, axis, where, (path, identity))
     values = request.in_values_shape(out)
 
@@ -103,7 +103,7 @@ def file_digest(path: str, identity: Identity) -> str:
                 read_into(descriptor, piece, offset)
                 yield piece
 
-    return with_retries(lambda: digest(pieces()), f"file={shown(path)}")
+    return with_retries(lambda: digest(pieces()), f"file={printable(path)}")
 
 
 def text_lengths(descriptor: int, size: int, layout: Layout, n_rows: int) -> Iterator[np.ndarray] | None:

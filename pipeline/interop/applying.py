@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.device import TILE_ROWS, autoencoder_of, start_device, theanos_errors
-from pipeline.errors import WriteFailed, shown
+from pipeline.errors import WriteFailed, printable
 from pipeline.model import Model
 from pipeline.processcache import ProcessCache
 from pipeline.shards.shard import read_dtype
@@ -160,8 +160,8 @@ def _compute_to_file(rows: Any) -> np.ndarray:
             os.posix_fallocate(file.fileno(), 0, rows.nbytes)  # otherwise a full disk would end the process
         except OSError as error:
             raise WriteFailed(
-                f"{shown(tempfile.gettempdir())}: no space for the {rows.nbytes} bytes of a Dask array that exceeds "
-                f"half the memory budget: {error.strerror}. Set TMPDIR to another directory, or write shards "
+                f"{printable(tempfile.gettempdir())}: no space for the {rows.nbytes} bytes of a Dask array that "
+                f"exceeds half the memory budget: {error.strerror}. Set TMPDIR to another directory, or write shards "
                 "of the array."
             ) from error
         array: np.ndarray = np.memmap(file, rows.dtype, "r+", shape=rows.shape)

@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.columns import Columns
 from pipeline.doctor.packages import HOW_TO_GET_IT
-from pipeline.errors import ConfigError, DataError, DeviceError, shown
+from pipeline.errors import ConfigError, DataError, DeviceError, printable
 from pipeline.interop.applying import compute, decode, encode, has_theano, is_lazy, reconstruction_errors
 from pipeline.model import Model, load_model
 from pipeline.settings.config import Config
@@ -217,8 +217,8 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         model = load_model(path)
         if model.offset is not None:
             raise DataError(
-                f"model={shown(path)}: was trained on whole numbers above 2^53, which an estimator would round. Encode "
-                "such rows with `shardpress run --model`."
+                f"model={printable(path)}: was trained on whole numbers above 2^53, which an estimator would round. "
+                "Encode such rows with `shardpress run --model`."
             )
         estimator = cls(**_parameters_of(model, cls().get_params()))
         estimator._set(**estimator._fitted_attributes(model), n_features_in_=model.n_inputs)

@@ -22,7 +22,7 @@ from pipeline.scan.blocks import ScanSettings
 from pipeline.scan.ranges import Scan, check_usable, describe_bad_rows, scan
 from pipeline.scan.scaler import Scaler
 from pipeline.settings.config import Config, problems
-from pipeline.settings.resolve import Settings, misfits, network_of, resolve
+from pipeline.settings.resolve import Settings, network_of, resolve, unsuitable_settings
 from pipeline.shards.shard import Shard, array_shard, row_dtype
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.epochs import Training
@@ -142,7 +142,7 @@ def prepare_fit(rows: np.ndarray, config: Config) -> Fit:
     n_rows, n_inputs = shards[0].shape
     _refuse(problems(config))
     settings = resolve(config, n_rows, n_inputs)
-    _refuse([*misfits(settings, n_rows, n_inputs)])
+    _refuse([*unsuitable_settings(settings, n_rows, n_inputs)])
     budget = _budget(settings, shards)
     scan_settings = _scan_settings(budget, settings.bad_data.clip_quantile, settings.bad_data.impute)
     ranges = _scan(shards, scan_settings, budget)

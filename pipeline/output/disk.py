@@ -22,7 +22,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from pipeline.errors import NotPermitted, ShardpressError, SystemLimit, TryAgain, WriteFailed, shown
+from pipeline.errors import NotPermitted, ShardpressError, SystemLimit, TryAgain, WriteFailed, printable
 from pipeline.processcache import ProcessCache
 
 __all__ = [
@@ -340,7 +340,7 @@ def sync_directory(disk: Disk, directory: Path) -> None:
     if _warned.put_if_new(file_system, True):  # once, not for each part
         log.warning(
             "output=%s: this file system cannot sync a directory: durability after a power cut is not guaranteed",
-            shown(directory),
+            printable(directory),
         )
 
 
@@ -357,7 +357,7 @@ def _is_supported(call: Callable[..., object], *arguments: object) -> bool:
 
 def write_error(error: OSError, path: Path, doing: str) -> ShardpressError:
     """Return the error for a failed change, with the operation and advice for the user."""
-    where = f"file={shown(path)}: {error.strerror} while {doing}"
+    where = f"file={printable(path)}: {error.strerror} while {doing}"
     retry = "then run the same command again; finished results are kept."
     if isinstance(error, PermissionError):
         return NotPermitted(f"{where}. Make the directory writable for this user, {retry}")

@@ -35,7 +35,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DataError, NoInput, NotPermitted, WriteFailed, shown
+from pipeline.errors import DataError, NoInput, NotPermitted, WriteFailed, printable
 from pipeline.formats import digest, seal
 from pipeline.output.disk import Disk, publish, remove, sync_directory, write_error
 from pipeline.output.publication import (
@@ -257,9 +257,9 @@ class Ledger:
             data = path.read_bytes()
         except OSError as error:
             check_storage(error, path)
-            raise ValueError(f"file={shown(record.entry.file)}: {error.strerror}") from error
+            raise ValueError(f"file={printable(record.entry.file)}: {error.strerror}") from error
         if digest([data]) != record.entry.blake3:
-            raise ValueError(f"file={shown(record.entry.file)}: its content is not what was committed")
+            raise ValueError(f"file={printable(record.entry.file)}: its content is not what was committed")
         return data
 
     def manifest(self, warn: bool = True) -> dict[str, Any] | None:
@@ -315,7 +315,7 @@ class Ledger:
         try:
             self._files[name] = records_of(self.directory, name)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            path = shown(self.directory / name)
+            path = printable(self.directory / name)
             log.warning("file=%s: no valid commit record (%s); its result is recomputed", path, error)
             self._remove(name)
 

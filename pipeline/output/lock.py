@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from pipeline.errors import CannotCreate, NewerFormat, NotPermitted, ShardpressError, TryAgain, WriteFailed, shown
+from pipeline.errors import CannotCreate, NewerFormat, NotPermitted, ShardpressError, TryAgain, WriteFailed, printable
 from pipeline.formats import seal
 from pipeline.output.disk import Disk, GuardedDisk, publish, sync_directory
 from pipeline.output.ledger import Ledger
@@ -59,7 +59,7 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
         If too many files are open.
     """
     disk = disk or Disk()
-    where = f"output={shown(directory)}"
+    where = f"output={printable(directory)}"
     try:
         _make_directory(directory, disk)
         _mark(directory, disk)  # before anything else is written, because it refuses directories with other files
@@ -91,13 +91,13 @@ def objection(directory: Path) -> ShardpressError | None:
 
     Whether another run holds the lock is not checked: trying the lock could make that run fail.
     """
-    where = f"output={shown(directory)}"
+    where = f"output={printable(directory)}"
     existing = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
-        return CannotCreate(f"{where}: {shown(existing)} is not a directory. Choose another --output.")
+        return CannotCreate(f"{where}: {printable(existing)} is not a directory. Choose another --output.")
     if not os.access(existing, os.W_OK | os.X_OK):
         advice = "Choose an --output that you can write to."
-        return NotPermitted(f"{where}: {shown(existing)} is not writable. {advice}")
+        return NotPermitted(f"{where}: {printable(existing)} is not writable. {advice}")
     if existing != directory:
         return None
     try:
@@ -123,7 +123,9 @@ def _make_directory(directory: Path, disk: Disk) -> None:
         sync_directory(disk, directory.parent)
     except PermissionError as error:
         log.debug(
-            "output=%s: its parent directory is writable, but cannot be read and synced: %s", shown(directory), error
+            "output=%s: its parent directory is writable, but cannot be read and synced: %s",
+            printable(directory),
+            error,
         )
 
 
@@ -157,7 +159,7 @@ def _is_marked(directory: Path) -> bool:
         try:
             unsealed(path)
         except ValueError:
-            log.debug("output=%s: its marker is damaged", shown(directory))
+            log.debug("output=%s: its marker is damaged", printable(directory))
         return True
     if not all(is_left(name) for name in names):
         raise CannotCreate("contains files that shardpress did not write, expected a new or empty directory")
@@ -190,14 +192,14 @@ def _flock(directory: Path, descriptor: int) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        holder = shown(os.read(descriptor, 1000).decode(errors="replace").strip())
+        holder = printable(os.read(descriptor, 1000).decode(errors="replace").strip())
         raise TryAgain(
-            f"output={shown(directory)}: another run is using this directory ({holder}). Run the same command again "
-            "when it has ended, or choose another --output."
+            f"output={printable(directory)}: another run is using this directory ({holder}). Run the same command "
+            "again when it has ended, or choose another --output."
         ) from error
     except OSError as error:
         raise TryAgain(
-            f"output={shown(directory)}: cannot be locked: {error.strerror}. Choose an --output on a file system "
+            f"output={printable(directory)}: cannot be locked: {error.strerror}. Choose an --output on a file system "
             "that supports locks."
         ) from error
 
@@ -212,7 +214,7 @@ def _check_held(directory: Path, descriptor: int) -> None:
     if found is None or (found.st_dev, found.st_ino) != (locked.st_dev, locked.st_ino):
         what = "missing" if found is None else "a different file"
         raise TryAgain(
-            f"output={shown(directory)}: its {LOCK} is {what}, expected the file that this run locked. The "
+            f"output={printable(directory)}: its {LOCK} is {what}, expected the file that this run locked. The "
             "directory was moved or replaced, or the lock was removed, during the run. Nothing more is written. "
             "Keep the directory in its place, and run the same command again."
         )

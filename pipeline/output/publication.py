@@ -32,7 +32,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import CannotCreate, DataError, NoInput, shown
+from pipeline.errors import CannotCreate, DataError, NoInput, printable
 from pipeline.formats import Digested, digest, seal
 from pipeline.output.disk import (
     UNSUPPORTED,
@@ -411,7 +411,7 @@ def _make_published(directory: Path, disk: Disk) -> None:
     folder = directory / PUBLISHED
     if folder.is_symlink():
         # A sweep removes files in it, which must not be those of another directory.
-        raise CannotCreate(f"output={shown(directory)}: its {PUBLISHED} is a symbolic link, expected a directory")
+        raise CannotCreate(f"output={printable(directory)}: its {PUBLISHED} is a symbolic link, expected a directory")
     if not folder.is_dir():
         disk.make_directory(folder)
         sync_directory(disk, directory)
@@ -443,7 +443,7 @@ def _warn_of_missing_links(directory: Path) -> None:
     log.warning(
         "output=%s: this file system has no symbolic links, so files are replaced one by one. While a run replaces "
         "another one's results, readers may see files of both",
-        shown(directory),
+        printable(directory),
     )
 
 

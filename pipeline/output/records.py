@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipeline.errors import DataError, NewerFormat, NoInput, NotPermitted, ReadFailed, shown
+from pipeline.errors import DataError, NewerFormat, NoInput, NotPermitted, ReadFailed, printable
 from pipeline.formats import Digested, digest, seal, unseal
 from pipeline.output.disk import TEMPORARY, Disk, Pieces, publish, write_error
 
@@ -183,7 +183,7 @@ def unsealed(path: Path, form: str = OUTPUT) -> dict[str, Any]:
     try:
         return unseal(form, path.read_bytes())
     except NewerFormat as error:
-        raise NewerFormat(f"file={shown(path)}: {error}") from error
+        raise NewerFormat(f"file={printable(path)}: {error}") from error
     except OSError as error:
         check_storage(error, path)
         raise
@@ -210,7 +210,7 @@ def check_storage(error: OSError, path: Path) -> None:
     check_limits(error, path)
     if error.errno not in _ABOUT_THE_FILE:
         raise ReadFailed(
-            f"file={shown(path)}: {error.strerror} while reading it. Check the storage, then run the same command "
+            f"file={printable(path)}: {error.strerror} while reading it. Check the storage, then run the same command "
             "again. If only this file remains unreadable, delete it; it is then recomputed."
         ) from error
 
@@ -248,14 +248,14 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     manifest, names = _load_manifest(path)
     for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts or not _is_allowed(name):
-            found = f"lists the file {shown(name)}, expected names inside the directory only"
-            raise NotPermitted(f"file={shown(path)}: {found}. Do not use this output.")
+            found = f"lists the file {printable(name)}, expected names inside the directory only"
+            raise NotPermitted(f"file={printable(path)}: {found}. Do not use this output.")
     return manifest
 
 
 def _load_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
     """Return a manifest and the files that it names."""
-    where = f"file={shown(path)}"
+    where = f"file={printable(path)}"
     try:
         manifest = unsealed(path)
         return manifest, files_of(manifest)
@@ -376,7 +376,7 @@ def fault_of(directory: Path, entry: Entry, digests: bool = True) -> str | None:
     except OSError as error:
         check_storage(error, path)
         fault = f"committed, but cannot be read: {error.strerror}"
-    return None if fault is None else f"file={shown(path)}: {fault}"
+    return None if fault is None else f"file={printable(path)}: {fault}"
 
 
 def _difference(file: BinaryIO, entry: Entry, digests: bool) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import DataError, counted, shown
+from pipeline.errors import DataError, printable, quantity
 from pipeline.output.records import read_manifest
 from pipeline.report.rows import PartLine, read_features, select_rows
 
@@ -110,12 +110,12 @@ class Comparison:
     def __str__(self) -> str:
         changed = ""
         if self.n_changed:
-            changed = f"; {counted(self.n_changed, 'file')} of the input changed between the runs"
+            changed = f"; {quantity(self.n_changed, 'file')} of the input changed between the runs"
         n, m = self.n_features
         lines = [
             self.verdict,
             f"  rows                 {self.likeness.n_rows} of {self.n_common} common rows{changed}",
-            f"  features             {n} in {shown(self.a)}, {m} in {shown(self.b)}",
+            f"  features             {n} in {printable(self.a)}, {m} in {printable(self.b)}",
             *self.likeness.lines(),
         ]
         return "\n".join(lines)
@@ -181,8 +181,9 @@ def _likeness_of_pieces(a: str, b: str, pieces: Sequence[_Piece], n_rows: int) -
     """Return the similarity of up to `n_rows` rows; raise `DataError` if fewer than two are valid in both."""
     features_a, features_b = _read_pieces(a, b, pieces, n_rows)
     if len(features_a) < 2:
+        n_found = quantity(len(features_a), "row")
         raise DataError(
-            f"output={shown(a)} and output={shown(b)}: found {counted(len(features_a), 'row')} with features in both, "
+            f"output={printable(a)} and output={printable(b)}: found {n_found} with features in both, "
             "expected at least two, from input files with the same names and datasets. Compare runs on the same files."
         )
     return likeness(features_a, features_b)

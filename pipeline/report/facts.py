@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import ShardpressError, shown
+from pipeline.errors import ShardpressError, printable
 from pipeline.features import categories_of
 from pipeline.report.measures import measure
 from pipeline.report.sample import PartSource, SampleSpec, draw_sample
@@ -249,6 +249,6 @@ def sample_facts(parts: Sequence[PartSource], spec: SampleSpec) -> dict[str, Any
             return None
         return measure(sample, parts, spec.model, categories_of(parts[0].file))
     except Exception as error:
-        reason = shown(f"{type(error).__name__}: {error}")
+        reason = printable(f"{type(error).__name__}: {error}")
         log.warning("report: measuring a sample of rows failed, so its figures are missing: %s", reason)
         return None

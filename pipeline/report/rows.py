@@ -18,7 +18,7 @@ import numpy as np
 
 from kernels.activations import ACTIVATIONS
 from kernels.reference import activated
-from pipeline.errors import DataError, NoInput, NotPermitted, shown
+from pipeline.errors import DataError, NoInput, NotPermitted, printable
 from pipeline.features import FAILURES, FEATURES, VALID, reading
 from pipeline.model import Model
 from pipeline.output.records import check_storage
@@ -237,7 +237,7 @@ def read_features(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]
         number = _error_number(error)
         if number:
             check_storage(OSError(number, os.strerror(number)), path)
-        raise DataError(f"file={shown(path)}: cannot be read: {error}") from error
+        raise DataError(f"file={printable(path)}: cannot be read: {error}") from error
 
 
 def _error_number(error: BaseException) -> int | None:

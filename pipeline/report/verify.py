@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DataError, NoInput, ReadFailed, counted, shown
+from pipeline.errors import DataError, NoInput, ReadFailed, printable, quantity
 from pipeline.model import Model, load_model
 from pipeline.output.records import Entry, fault_of, plain_name, published_file, read_manifest
 from pipeline.report.rows import Fault, PartLine, Preprocessing, RowCheck, check_rows
@@ -48,19 +48,19 @@ class Verification:
     unchecked: tuple[Fault, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"fault: {shown(each.file)}: {each.fault}" for each in self.faults]
-        lines += [f"not checked: {shown(each.file)}: {each.fault}" for each in self.unchecked]
+        lines = [f"fault: {printable(each.file)}: {each.fault}" for each in self.faults]
+        lines += [f"not checked: {printable(each.file)}: {each.fault}" for each in self.unchecked]
         lines.append(self._summary())
         return "\n".join(lines)
 
     def _summary(self) -> str:
         result = "OK"
         if self.faults:
-            result = counted(len(self.faults), "fault")
+            result = quantity(len(self.faults), "fault")
         n_right = self.n_files - len({each.file for each in self.faults})
-        n_files = counted(self.n_files, "file")
+        n_files = quantity(self.n_files, "file")
         files = f"{n_right} of {n_files} match their digests ({self.n_bytes / 1e6:.1f} MB, BLAKE3)"
-        return f"{shown(self.output)}: {result}. {files}; {self.rows}."
+        return f"{printable(self.output)}: {result}. {files}; {self.rows}."
 
 
 def verify(output: str, n_rows: int | None = None) -> Verification:
@@ -110,7 +110,7 @@ def _file_faults(directory: Path, entries: list[Entry]) -> list[Fault]:
     faults = []
     for entry, message in zip(entries, messages, strict=True):
         if message:
-            where = f"file={shown(directory / entry.file)}: "
+            where = f"file={printable(directory / entry.file)}: "
             faults.append(Fault(entry.file, message.removeprefix(where)))
     return faults
 
@@ -176,4 +176,4 @@ class _Inputs:
         for candidate in (path, *(Path(folder) / path.name for folder in self._folders)):
             if candidate.is_file():
                 return candidate
-        raise NoInput(f"the file no longer exists, and is not in {', '.join(map(shown, self._folders))} either")
+        raise NoInput(f"the file no longer exists, and is not in {', '.join(map(printable, self._folders))} either")

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import threads
-from pipeline.errors import DataError, NoInput, shown
+from pipeline.errors import DataError, NoInput, printable
 from pipeline.hdf5.files import FILES, Identity
 from pipeline.hdf5.values import file_digest
 from pipeline.output.ledger import Ledger
@@ -63,7 +63,7 @@ def compare_contents(ledger: Ledger, prepared: Prepared, reads: bool = True) -> 
     for i, found in zip(moved, digests, strict=True):
         is_equal = stored[i]["blake3"] in (None, found)
         words = "the contents are the same" if is_equal else "the contents changed"
-        log.debug("file=%s: its ctime has changed; %s", shown(shards[i].path), words)
+        log.debug("file=%s: its ctime has changed; %s", printable(shards[i].path), words)
         contents[i] = _line(shards[i], found, is_changed=stored[i]["is_changed"] or not is_equal)
     return _marked(prepared, contents), contents
 
@@ -81,7 +81,7 @@ def record_contents(prepared: Prepared, ledger: Ledger) -> None:
             log.warning(
                 "file=%s: its ctime changed before its digest was computed, so a change of its contents cannot be "
                 "ruled out",
-                shown(shard.path),
+                printable(shard.path),
             )
     ledger.set_contents(contents)
 
@@ -102,11 +102,11 @@ def check_contents(prepared: Prepared, ledger: Ledger) -> None:
             continue
         if _digest_of((shard.path, shard.identity)) != line["blake3"]:
             raise DataError(
-                f"file={shown(shard.path)}: its contents changed during the run, although its modification time did "
-                "not. Expected inputs that do not change. Run the same command again once no other process writes "
+                f"file={printable(shard.path)}: its contents changed during the run, although its modification time "
+                "did not. Expected inputs that do not change. Run the same command again once no other process writes "
                 "to the file."
             )
-        log.debug("file=%s: its ctime has changed; the contents are the same", shown(shard.path))
+        log.debug("file=%s: its ctime has changed; the contents are the same", printable(shard.path))
 
 
 def _digests(shards: Sequence[Shard], n_threads: int) -> list[str | None]:

@@ -14,7 +14,7 @@ import h5py
 
 from pipeline.cluster.pool import WorkerPool
 from pipeline.device import seconds_compiling
-from pipeline.errors import shown
+from pipeline.errors import printable
 from pipeline.model import Model
 from pipeline.output.ledger import Ledger
 from pipeline.run.prepare import Prepared
@@ -165,7 +165,7 @@ class RunContext:
             stages += f"; checkpoint: {checkpoint_in_words(checkpoints[-1])}"
         parts = self.ledger.records("part", state.features_key) if state.features_key else []
         return (
-            f"Stopped after {state.total_seconds:.1f} s in {shown(self.ledger.directory)}. Done: {stages}; "
+            f"Stopped after {state.total_seconds:.1f} s in {printable(self.ledger.directory)}. Done: {stages}; "
             f"{n_rows_in(parts)} of {n_rows} rows encoded."
         )
 

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pipeline.device import seconds_compiling
-from pipeline.errors import counted
+from pipeline.errors import quantity
 from pipeline.model import Model
 from pipeline.run.context import RunContext
 from pipeline.run.encoding_stage import EncodingStage
@@ -230,7 +230,7 @@ class DeadlinePolicy:
             )
 
     def _log_decision(self, training: Training, n_epochs: int) -> None:
-        wanted = counted(self._config.training.epochs, "epoch")
+        wanted = quantity(self._config.training.epochs, "epoch")
         until = in_words(self._ends_by)
         epoch = duration(self._epoch_seconds)
         reserve = duration(self._reserve)

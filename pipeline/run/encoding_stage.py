@@ -18,7 +18,7 @@ from pipeline.encoding.encode import EncodeTask, encode_part
 from pipeline.encoding.parts import MAX_LISTED_COLUMNS, Part, PartFacts, plan_parts
 from pipeline.encoding.storage import Storage, TooCoarse, storages
 from pipeline.encoding.worker import IN_MEMORY, EncodeSettings, serving
-from pipeline.errors import DataError, counted, shown
+from pipeline.errors import DataError, printable, quantity
 from pipeline.formats import fingerprint
 from pipeline.model import Model
 from pipeline.output.disk import Disk
@@ -359,7 +359,7 @@ def compile_encoder(encoder: Autoencoder, dtype: np.dtype) -> None:
 
 
 def _rows_in_words(parts: Sequence[PartFacts]) -> str:
-    return f"{counted(sum(part.n_rows for part in parts), 'row')} in {counted(len(parts), 'part')}"
+    return f"{quantity(sum(part.n_rows for part in parts), 'row')} in {quantity(len(parts), 'part')}"
 
 
 def _drifted(part: PartFacts) -> PartDrift:
@@ -380,8 +380,8 @@ class _BadRowLimit:
         self._n_bad += part.n_bad
         if self._n_bad > self._limit:
             raise DataError(
-                f"file={shown(part.path)} dataset={shown(part.dataset)} rows={part.start}:{part.stop}: "
-                f"{counted(self._n_bad, 'bad row')} so far, expected {self._limit} at most (--max-bad-rows "
+                f"file={printable(part.path)} dataset={printable(part.dataset)} rows={part.start}:{part.stop}: "
+                f"{quantity(self._n_bad, 'bad row')} so far, expected {self._limit} at most (--max-bad-rows "
                 f"{self._settings.max_bad_rows}, --on-bad-data {self._settings.on_bad_data}). Fix the files, or "
                 "raise --max-bad-rows."
             )

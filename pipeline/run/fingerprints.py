@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import shown
+from pipeline.errors import printable
 from pipeline.formats import fingerprint
 from pipeline.model import Model
 from pipeline.run.budget import Budget
@@ -195,7 +195,7 @@ def _shards(request: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _folders_in_words(request: Mapping[str, Any]) -> str:
-    return ", ".join(shown(folder) for folder in request.get("folders", [])[:_FOLDERS])
+    return ", ".join(printable(folder) for folder in request.get("folders", [])[:_FOLDERS])
 
 
 def _file_identities(request: Mapping[str, Any]) -> list[tuple[Any, ...]]:
@@ -221,12 +221,12 @@ def _changed_files(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[st
         for name, shard_before, shard_now in zip(names_now, before, now, strict=True):
             changes = "; ".join(_changes(shard_before, shard_now))
             if changes:
-                yield f"input {shown(name)} ({changes})"
+                yield f"input {printable(name)} ({changes})"
         return
     removed = set(names_before) - set(names_now)
     added = set(names_now) - set(names_before)
-    yield from (f"input {shown(name)} was removed" for name in names_before if name in removed)
-    yield from (f"input {shown(name)} was added" for name in names_now if name in added)
+    yield from (f"input {printable(name)} was removed" for name in names_before if name in removed)
+    yield from (f"input {printable(name)} was added" for name in names_now if name in added)
     if sorted(names_before) == sorted(names_now):
         yield "the order of the inputs changed"
 
@@ -243,7 +243,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
             continue
         name, value_before = current_name(key, value_before)
         _, value_now = current_name(key, value_now)
-        in_words = _time if key == "changed" else shown
+        in_words = _time if key == "changed" else printable
         name = _CURRENT_KEYS.get(name, name)
         yield f"{name} {in_words(value_before)} -> {in_words(value_now)}"
 
@@ -251,6 +251,6 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
 def _time(nanoseconds: object) -> str:
     """Return a modification time, in nanoseconds since 1970, as date and time."""
     if not isinstance(nanoseconds, int):
-        return shown(nanoseconds)
+        return printable(nanoseconds)
     seconds, rest = divmod(nanoseconds, 10**9)
     return f"{datetime.fromtimestamp(seconds)}.{rest:09d}"

@@ -18,7 +18,7 @@ from pipeline.encoding.index import index_files
 from pipeline.encoding.partfile import part_shapes, stored_categories
 from pipeline.encoding.parts import PartFacts
 from pipeline.encoding.whole import single_file
-from pipeline.errors import VerificationFailed, counted, shown
+from pipeline.errors import VerificationFailed, printable, quantity
 from pipeline.features import Shape
 from pipeline.model import Model
 from pipeline.output.publication import Publication
@@ -106,7 +106,7 @@ class FinishStage:
         if not is_acceptable(manifest, self.prepared):
             log.info(
                 "output=%s: the finished results lack a requested file or exceed the new limits; updating them",
-                shown(earlier.ledger.directory),
+                printable(earlier.ledger.directory),
             )
             return None
         if not earlier.is_published_intact(manifest):
@@ -165,7 +165,7 @@ class _Finish:
         if checked.faults:
             raise self._verification_error(checked)
         for each in checked.unchecked:
-            log.warning("file=%s: its features could not be verified: %s", shown(each.file), each.fault)
+            log.warning("file=%s: its features could not be verified: %s", printable(each.file), each.fault)
         self._context.state.end_stage("verification")
         log.info("verification: %s", checked)
         return asdict(checked)
@@ -177,8 +177,8 @@ class _Finish:
         self._ledger.drop(*(part.record(self._features_key) for part in wrong))
         first = checked.faults[0]
         return VerificationFailed(
-            f"file={shown(self._ledger.directory / first.file)}: {first.fault}; {len(files)} of "
-            f"{counted(len(self._parts), 'part')} contain wrong features. Run the same command again to recompute "
+            f"file={printable(self._ledger.directory / first.file)}: {first.fault}; {len(files)} of "
+            f"{quantity(len(self._parts), 'part')} contain wrong features. Run the same command again to recompute "
             "them. If it fails again, test the memory of this machine and of its device, or avoid the fused "
             "operations with THEANO_FLAGS=optimizer_excluding=fused."
         )
@@ -349,7 +349,7 @@ class _Finish:
         content = single_file(directory, [part.entry.file for part in self._parts], attributes)
         entry = publication.write(SINGLE_FILE, content)
         self._context.state.end_stage("single file")
-        log.info("single file: %s, %.1f MB", shown(directory / SINGLE_FILE), entry.n_bytes / 1e6)
+        log.info("single file: %s, %.1f MB", printable(directory / SINGLE_FILE), entry.n_bytes / 1e6)
         return [entry]
 
 

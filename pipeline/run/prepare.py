@@ -13,15 +13,15 @@ import numpy as np
 from pipeline.cluster.pool import check_settings
 from pipeline.columns import Columns
 from pipeline.device import TILE_ROWS
-from pipeline.errors import ConfigError, DataError, shown
+from pipeline.errors import ConfigError, DataError, printable
 from pipeline.model import Model, load_model
 from pipeline.output.inside import files_inside
 from pipeline.run.budget import Budget, make_budget, repeated_chunks, too_wide
 from pipeline.run.fingerprints import Request, request_of
 from pipeline.settings.config import Config, problems
 from pipeline.settings.deadline import deadline_of
-from pipeline.settings.kinds import allowed, plain
-from pipeline.settings.resolve import Settings, misfits, network_of, resolve
+from pipeline.settings.kinds import as_typed, n_allowed
+from pipeline.settings.resolve import Settings, network_of, resolve, unsuitable_settings
 from pipeline.shards.columns import ColumnRule
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard, leave_out_extras, with_offset
@@ -93,13 +93,13 @@ class Prepared:
     @property
     def max_bad_rows(self) -> int:
         """Number of bad rows that are allowed."""
-        return allowed(self.config.bad_data.max_bad_rows, self.n_rows) if self.allows_bad_data else 0
+        return n_allowed(self.config.bad_data.max_bad_rows, self.n_rows) if self.allows_bad_data else 0
 
     @property
     def max_bad_shards(self) -> int:
         """Number of bad shards that are allowed, including those that were left out already."""
         n_shards = len(self.shards) + len(self.bad_shards)
-        return allowed(self.config.bad_data.max_bad_shards, n_shards) if self.allows_bad_data else 0
+        return n_allowed(self.config.bad_data.max_bad_shards, n_shards) if self.allows_bad_data else 0
 
     def with_offset(self, offset: np.ndarray | None) -> Prepared:
         """Return the same with shards whose rows are read minus an offset (n_inputs,); itself without an offset."""
@@ -148,7 +148,7 @@ def _log_settings(config: Config, settings: Settings, given_model: Model | None)
             config.training.replicas,
         )
     for name, value in settings.flat().items():
-        log.debug("  %-22s %s", name, plain(value))
+        log.debug("  %-22s %s", name, as_typed(value))
 
 
 def _without_wide_extras(settings: Settings, shards: tuple[Shard, ...]) -> tuple[Shard, ...]:
@@ -160,7 +160,7 @@ def _without_wide_extras(settings: Settings, shards: tuple[Shard, ...]) -> tuple
         log.warning(
             "dataset=%s: left out, since the extras of %d rows take more than half of the memory budget (%d bytes), "
             "expected a budget of at least %d bytes. Raise --memory-budget to keep it.",
-            shown(name),
+            printable(name),
             min(TILE_ROWS, max(shard.n_rows for shard in shards)),
             memory_budget,
             needed,
@@ -179,7 +179,7 @@ def _open_inputs(config: Config, given_model: Model | None) -> tuple[tuple[Shard
     leave = None if config.bad_data.on_bad_data == "raise" else refuse
     rule = ColumnRule(config.inputs.match_columns)
     if given_model is not None:
-        rule = ColumnRule(config.inputs.match_columns, given_model.columns, f"model={shown(config.inputs.model)}")
+        rule = ColumnRule(config.inputs.match_columns, given_model.columns, f"model={printable(config.inputs.model)}")
     inputs = config.inputs
     shards = open_shards(inputs.input, inputs.dataset, leave, inputs.follow, inputs.orientation, inputs.include, rule)
     if error := too_many_bad_shards(config, refused, len(shards) + len(refused)):
@@ -195,7 +195,7 @@ def _open_inputs(config: Config, given_model: Model | None) -> tuple[tuple[Shard
 
 def too_many_bad_shards(config: Config, refused: Sequence[Mapping[str, str]], n_shards: int) -> DataError | None:
     """Return an error if more of `n_shards` shards were refused than allowed, else None."""
-    limit = allowed(config.bad_data.max_bad_shards, n_shards)
+    limit = n_allowed(config.bad_data.max_bad_shards, n_shards)
     if len(refused) <= limit:
         return None
     return DataError(
@@ -214,11 +214,11 @@ def _complaints(settings: Settings, shards: Sequence[Shard], given_model: Model 
     """Yield a sentence for each conflict between the settings, the inputs and a given model."""
     first = shards[0]
     if given_model is None:
-        yield from misfits(settings, sum(shard.n_rows for shard in shards), first.n_inputs)
+        yield from unsuitable_settings(settings, sum(shard.n_rows for shard in shards), first.n_inputs)
     else:
-        model = f"model={shown(settings.inputs.model)}"
+        model = f"model={printable(settings.inputs.model)}"
         if given_model.n_inputs != first.n_inputs:
-            found = f"found {first.n_inputs} in file={shown(first.path)}"
+            found = f"found {first.n_inputs} in file={printable(first.path)}"
             yield f"{model}: made for {given_model.n_inputs} columns, {found}"
         n_features = settings.network.n_features
         if given_model.n_features != n_features:
@@ -240,7 +240,7 @@ def _contradictions(settings: Settings, given_model: Model, model: str) -> Itera
     ]
     for name, has, found in layers:
         if found != has:
-            yield f"{model}: has {name} {plain(has)}, found {name} {plain(found)}; omit this setting"
+            yield f"{model}: has {name} {as_typed(has)}, found {name} {as_typed(found)}; omit this setting"
     scaling = [
         ("impute", given_model.scaler.fill is not None, settings.bad_data.impute),
         ("clip_quantile", given_model.scaler.clips, settings.bad_data.clip_quantile),
@@ -253,10 +253,10 @@ def _contradictions(settings: Settings, given_model: Model, model: str) -> Itera
 def _inside_output(settings: Settings, shards: Sequence[Shard]) -> Iterator[str]:
     """Yield a sentence for each input and model that lies in the output, where the run could remove it."""
     output = Path(settings.results.output)
-    where = f"output={shown(output)}"
+    where = f"output={printable(output)}"
     inputs = files_inside(output, [Path(shard.path) for shard in shards])
     if inputs:
-        yield f"{where}: holds the input file={shown(inputs[0])}, expected another --output"
+        yield f"{where}: holds the input file={printable(inputs[0])}, expected another --output"
     if settings.inputs.model:
         model = Path(settings.inputs.model)
         if model.is_dir():

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import threads
 from pipeline.encoding.parts import PartFacts
-from pipeline.errors import ConfigError, DataError, NoInput, shown
+from pipeline.errors import ConfigError, DataError, NoInput, printable
 from pipeline.formats import MOST_JSON_BYTES
 from pipeline.output.ledger import Ledger
 from pipeline.output.publication import misplaced_names
@@ -101,7 +101,7 @@ class EarlierResults:
             except (ValueError, DataError, NoInput) as error:
                 # Other errors concern the system, not the file, and end the run.
                 if not self._is_readonly:
-                    log.warning(complaint, shown(str(error)[:_MAX_COMPLAINT]))  # may quote a forged file
+                    log.warning(complaint, printable(str(error)[:_MAX_COMPLAINT]))  # may quote a forged file
                 self.drop(record)
         return None
 
@@ -132,7 +132,7 @@ class EarlierResults:
         for name in misplaced:
             log.warning(
                 "file=%s: is not a link to the published file; it is recomputed",
-                shown(self.ledger.directory / name),
+                printable(self.ledger.directory / name),
             )
         return not any(faults) and not misplaced
 
@@ -147,7 +147,7 @@ def load_at_most(ledger: Ledger, record: Record, array_bytes: int) -> bytes:
     """
     most = array_bytes + MOST_JSON_BYTES + _ARCHIVE_BYTES
     if record.entry.n_bytes > most:
-        raise ValueError(f"file={shown(record.entry.file)}: {record.entry.n_bytes} bytes, expected {most} at most")
+        raise ValueError(f"file={printable(record.entry.file)}: {record.entry.n_bytes} bytes, expected {most} at most")
     return ledger.load(record)
 
 
@@ -175,7 +175,7 @@ def n_rows_in(parts: Iterable[Record]) -> int:
 
 def start_over(ledger: Ledger) -> None:
     """Discard all results, for `--restart`."""
-    log.info("output=%s: discarding all earlier results (--restart)", shown(ledger.directory))
+    log.info("output=%s: discarding all earlier results (--restart)", printable(ledger.directory))
     ledger.forget()
 
 
@@ -253,7 +253,7 @@ def _check_finished(ledger: Ledger, config: Config, before: Mapping[str, Any], n
 
     `overwrite` never replaces the results of other input files.
     """
-    where = f"output={shown(ledger.directory)}"
+    where = f"output={printable(ledger.directory)}"
     changed = differences(before, now)
     if other_inputs(before, now):
         raise ConfigError(
@@ -274,7 +274,7 @@ def _check_unfinished(ledger: Ledger, config: Config, now: Mapping[str, Any]) ->
     A typing error must not discard a training. Results that no settings can restore do not matter.
     """
     before = ledger.request() or now
-    where = f"output={shown(ledger.directory)}"
+    where = f"output={printable(ledger.directory)}"
     changed = differences(before, now)
     progress = _finished_work(ledger)
     if progress and other_inputs(before, now):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.errors import DataError, counted, some
+from pipeline.errors import DataError, quantity, short_list
 from pipeline.output.records import Record
 from pipeline.progress import Progress
 from pipeline.run.context import RunContext
@@ -20,7 +20,7 @@ from pipeline.run.sample import Pace, Sample, StageEstimate, Stretch, measure_ta
 from pipeline.scan import ranges
 from pipeline.scan.blocks import BlockStats, Piece, ScanSettings, merge_stats, stats_of_unreadable
 from pipeline.scan.ranges import Scan, scan_bytes
-from pipeline.settings.kinds import allowed
+from pipeline.settings.kinds import n_allowed
 from pipeline.shards.shard import row_dtype
 
 __all__ = ["ScanSample", "ScanStage"]
@@ -93,7 +93,7 @@ class ScanStage:
             log.info(
                 "scan: %s with integers above 2^53, which float64 cannot represent exactly; scanning again with "
                 "each column's minimum subtracted",
-                counted(np.count_nonzero(offset), "column"),
+                quantity(np.count_nonzero(offset), "column"),
             )
             with_offset = ScanStage(self.prepared.with_offset(offset))
             scan = replace(with_offset._scan(context), offset=offset)
@@ -158,7 +158,7 @@ class ScanStage:
         """Return the bytes of the blocks that the threads hold."""
         return self.prepared.budget.n_threads * block_bytes(self.prepared) + chunk_bytes(self.prepared)
 
-    def sample(self, some: Sequence[Stretch]) -> ScanSample:
+    def sample(self, short_list: Sequence[Stretch]) -> ScanSample:
         """Scan some rows."""
         shards = self.prepared.shards
         budget = self.prepared.budget
@@ -171,7 +171,7 @@ class ScanStage:
             pieces: list[Piece] = [(stretch.number, stretch.first_row, block) for block in blocks]
             return stretch, look(pieces)
 
-        tasks = [(scan_stretch, stretch) for stretch in some]
+        tasks = [(scan_stretch, stretch) for stretch in short_list]
         pace, found = measure_tasks(tasks, budget.n_threads, lambda each: len(each[0].block))
         unreadable = merge_stats([part for _, part in found]).unreadable
         readable = [each for each in found if each[0].number not in unreadable]
@@ -227,7 +227,7 @@ class ScanStage:
             return f"Without these rows none would be left. {', or '.join(advice)}."
         n_bad = len(scan.bad_rows)
         mode = "skip" if settings.on_bad_data == "raise" else settings.on_bad_data
-        limit = f" --max-bad-rows {n_bad}" if n_bad > allowed(settings.max_bad_rows, scan.n_rows) else ""
+        limit = f" --max-bad-rows {n_bad}" if n_bad > n_allowed(settings.max_bad_rows, scan.n_rows) else ""
         return f"{', '.join(advice)}, or leave these rows out with --on-bad-data {mode}{limit}."
 
     def _warn_of_few_rows(self, scan: Scan) -> None:
@@ -239,7 +239,7 @@ class ScanStage:
         log.warning(
             "%s of %d columns, fewer than the %d features: the model can memorize them, and may not generalize to "
             "other rows. Provide more rows, or lower --n-features.%s",
-            counted(scan.n_good, "usable row"),
+            quantity(scan.n_good, "usable row"),
             n_inputs,
             n_features,
             advice,
@@ -257,8 +257,8 @@ class ScanStage:
             "%s with outliers that stretch the range to more than 100 standard deviations, so that the model "
             "hardly sees ordinary values: %s; column %s ranges from %g to %g, but 80 %% of its values lie between "
             "%g and %g. Clip the outliers with --clip-quantile %g.",
-            counted(len(columns), "column"),
-            some(names.listed(columns), _COLUMNS_LISTED),
+            quantity(len(columns), "column"),
+            short_list(names.listed(columns), _COLUMNS_LISTED),
             names.numbered(worst),
             scan.minimum[worst],
             scan.maximum[worst],
@@ -275,7 +275,7 @@ class ScanStage:
             value = "the model's value for the column"
         log.info(
             "scan: %s in %s, filled in with %s",
-            counted(int(scan.n_missing.sum()), "missing value"),
-            counted(int((scan.n_missing > 0).sum()), "column"),
+            quantity(int(scan.n_missing.sum()), "missing value"),
+            quantity(int((scan.n_missing > 0).sum()), "column"),
             value,
         )

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from pipeline.encoding.storage import storages
-from pipeline.errors import WriteFailed, shown
+from pipeline.errors import WriteFailed, printable
 from pipeline.output.ledger import Ledger
 from pipeline.run.prepare import Prepared
 from pipeline.run.resume import n_rows_in
@@ -25,7 +25,7 @@ def check_space(ledger: Ledger, prepared: Prepared) -> None:
         free = ledger.disk.free_bytes(ledger.directory)
         n_free_inodes = ledger.disk.free_inodes(ledger.directory)
     except OSError as error:
-        log.debug("output=%s: the free space is unknown: %s", shown(ledger.directory), error)
+        log.debug("output=%s: the free space is unknown: %s", printable(ledger.directory), error)
         return
     # Parts that exist may be of this model, whose fingerprint is known only after the training.
     records = ledger.records("part")
@@ -43,7 +43,7 @@ def space_error(prepared: Prepared, n_written: int, free: int) -> WriteFailed | 
         return None
     output = Path(prepared.config.results.output)
     return WriteFailed(
-        f"output={shown(output)}: {free} bytes are free, expected at least {needed} for the features. Free some "
+        f"output={printable(output)}: {free} bytes are free, expected at least {needed} for the features. Free some "
         "space, or choose another --output."
     )
 
@@ -68,7 +68,7 @@ def inode_error(prepared: Prepared, n_encoded: int, n_free: int | None) -> Write
         return None
     output = Path(prepared.config.results.output)
     return WriteFailed(
-        f"output={shown(output)}: {n_free} free inodes, expected at least {n_needed} for the files of this run. "
+        f"output={printable(output)}: {n_free} free inodes, expected at least {n_needed} for the files of this run. "
         "Remove files that are not needed, or choose another --output."
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import counted
+from pipeline.errors import quantity
 
 __all__ = ["Summary"]
 
@@ -65,9 +65,9 @@ class Summary:
 
     def __str__(self) -> str:
         verb = "Already complete" if self.before else "Done"
-        rows = counted(self.n_rows, "row")
-        features = counted(self.n_features, "feature")
-        parts = counted(self.n_parts, "part")
+        rows = quantity(self.n_rows, "row")
+        features = quantity(self.n_features, "feature")
+        parts = quantity(self.n_parts, "part")
         return (
             f"{verb}: {rows} x {self.n_inputs} columns -> {features} in {self.output}/index.h5 ({parts})."
             f"{self._errors()}{self._remarks()} Device: {self.device}. Time: {self._times()}."
@@ -84,18 +84,18 @@ class Summary:
             return ""
         baseline = ""
         if self.components is not None and self.mean is not None:
-            components = counted(self.n_features, "principal component")
+            components = quantity(self.n_features, "principal component")
             baseline = f" ({components}: {self.components:.3g}, the mean: {self.mean:.3g})"
         return f" Mean squared error {self.cost:.3g} in scaled units{baseline}."
 
     def _remarks(self) -> str:
         remarks = []
         if self.n_bad:
-            remarks.append(f"{counted(self.n_bad, 'bad row')} with NaN features.")
+            remarks.append(f"{quantity(self.n_bad, 'bad row')} with NaN features.")
         if self.n_bad_shards:
-            remarks.append(f"{counted(self.n_bad_shards, 'bad shard')}.")
+            remarks.append(f"{quantity(self.n_bad_shards, 'bad shard')}.")
         if self.n_outside:
-            remarks.append(f"{counted(self.n_outside, 'row')} outside the model's range.")
+            remarks.append(f"{quantity(self.n_outside, 'row')} outside the model's range.")
         if self.gave_up:
             remarks.append(self.gave_up)
         return "".join(f" {remark}" for remark in remarks)

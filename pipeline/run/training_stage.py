@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pipeline.cluster.pool import LocalPool
 from pipeline.cluster.stats import WorkerStats
 from pipeline.device import autoencoder_of
-from pipeline.errors import TrainingDiverged, shown
+from pipeline.errors import TrainingDiverged, printable
 from pipeline.model import Model, load_model
 from pipeline.output.records import LAST_GOOD, Record
 from pipeline.progress import Progress
@@ -230,7 +230,7 @@ def _trained(prepared: Prepared, context: RunContext, key: str, scan: Scan) -> M
         _train(prepared, context, key, training, deadline)
     except TrainingDiverged as error:  # it would diverge again, so the weights are stored for inspection
         path = _store_last_good(prepared, context, scan, training, error)
-        raise TrainingDiverged(f"{error} The last good weights are in {shown(path)}.") from error
+        raise TrainingDiverged(f"{error} The last good weights are in {printable(path)}.") from error
     _log_end(training)
     about = _facts(prepared, context, training)
     if deadline is not None:

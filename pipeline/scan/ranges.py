@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.cluster.executor import reduce
 from pipeline.columns import Columns
-from pipeline.errors import DataError, counted, shown, some
+from pipeline.errors import DataError, printable, quantity, short_list
 from pipeline.formats import pack, unpack
 from pipeline.scan.blocks import (
     BlockStats,
@@ -421,7 +421,7 @@ def _no_usable_rows(shards: Sequence[Shard], found: Scan, missing: float | None)
     if misses_values(shards, found, missing):
         how = " Fill in missing values with --impute median."
     return DataError(
-        f"file={shown(shards[0].path)} and later shards: no usable rows, since all {found.n_rows} rows hold "
+        f"file={printable(shards[0].path)} and later shards: no usable rows, since all {found.n_rows} rows hold "
         f"{_bad_values(found, missing)} or cannot be read.{how}"
     )
 
@@ -432,22 +432,22 @@ def _check_finite_ranges(first: Shard, found: Scan) -> None:
     overflowing = np.flatnonzero(np.isinf(ranges))
     if len(overflowing):
         raise DataError(
-            f"file={shown(first.path)} and later shards: the range of columns "
-            f"{some(first.columns.listed(overflowing), _COLUMNS)} overflows float64. Scale these columns down."
+            f"file={printable(first.path)} and later shards: the range of columns "
+            f"{short_list(first.columns.listed(overflowing), _COLUMNS)} overflows float64. Scale these columns down."
         )
 
 
 def _log_useless_columns(columns: Columns, found: Scan) -> None:
     constant = np.flatnonzero(found.constant)
     if len(constant):
-        listed = some(columns.listed(constant), _COLUMNS)
-        log.info("scan: %s set to 0: %s", counted(len(constant), "constant column"), listed)
+        listed = short_list(columns.listed(constant), _COLUMNS)
+        log.info("scan: %s set to 0: %s", quantity(len(constant), "constant column"), listed)
     if found.n_missing is None:
         return
     empty = np.flatnonzero(found.n_missing == found.n_good)
     if len(empty):
-        listed = some(columns.listed(empty), _COLUMNS)
-        log.warning("%s without any value, set to 0: %s", counted(len(empty), "column"), listed)
+        listed = short_list(columns.listed(empty), _COLUMNS)
+        log.warning("%s without any value, set to 0: %s", quantity(len(empty), "column"), listed)
 
 
 def readable(shards: Sequence[Shard], found: Scan) -> tuple[tuple[Shard, ...], Scan]:

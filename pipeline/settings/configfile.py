@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.errors import ConfigError, shown
+from pipeline.errors import ConfigError, printable
 
 __all__ = ["read_configuration"]
 
@@ -28,13 +28,13 @@ def read_configuration(path: str) -> dict[str, Any]:
     ConfigError
         If it cannot be read, is too long, or is not YAML of plain values.
     """
-    where = f"config={shown(path)}"
+    where = f"config={printable(path)}"
     try:
         text = _read(path, where).decode()
         _check_events(text)
         values = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and numbers out of range are ValueErrors
-        raise ConfigError(f"{where}: not YAML: {shown(' '.join(str(error).split()))}") from error
+        raise ConfigError(f"{where}: not YAML: {printable(' '.join(str(error).split()))}") from error
     if not isinstance(values, dict | None):
         raise ConfigError(f"{where}: contains a {type(values).__name__}, expected lines such as `epochs: 20`")
     return {str(key): value for key, value in (values or {}).items()}

@@ -11,10 +11,10 @@ from importlib.metadata import version
 from typing import Any
 
 from pipeline.commandline import Parser
-from pipeline.errors import ConfigError, UsageError, shown
+from pipeline.errors import ConfigError, UsageError, printable
 from pipeline.settings.config import SETTINGS, Config, Setting, problems
 from pipeline.settings.configfile import read_configuration
-from pipeline.settings.kinds import SWITCH, YES_OR_NO, Kind, plain
+from pipeline.settings.kinds import SWITCH, YES_OR_NO, Kind, as_typed
 from pipeline.settings.printed import as_yaml
 
 __all__ = ["add_settings", "convert_settings", "parse", "parser_of_settings"]
@@ -99,7 +99,7 @@ def _merge(flags: dict[str, Any], variables: dict[str, str]) -> Config:
     path = os.path.expanduser(flags.pop("config", None) or from_variable)
     values: dict[str, Any] = {}
     if path:
-        values |= convert_settings(read_configuration(path), f"config={shown(path)}: key ", ConfigError)
+        values |= convert_settings(read_configuration(path), f"config={printable(path)}: key ", ConfigError)
     values |= convert_settings(variables, "environment: ", ConfigError, _variable)
     values |= convert_settings(flags, "", UsageError, _flag)
     return Config.of(**values)
@@ -144,10 +144,10 @@ def _parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
     if unknown:
         argument = unknown[0]
         name = argument.split("=")[0]
-        suggestion = f" Did you mean --input {shown(argument)}?"
+        suggestion = f" Did you mean --input {printable(argument)}?"
         if name.startswith("-"):
             suggestion = _suggestion(name, _flag, "help", "version", "print_config")
-        raise UsageError(f"unknown argument {shown(name)}.{suggestion} See --help.")
+        raise UsageError(f"unknown argument {printable(name)}.{suggestion} See --help.")
     return vars(known)
 
 
@@ -170,7 +170,7 @@ def _argument(setting: Setting) -> dict[str, Any]:
 def _default_in_words(setting: Setting) -> str:
     if setting.kind is YES_OR_NO:
         return "yes" if setting.default else "no"
-    return plain(setting.default)
+    return as_typed(setting.default)
 
 
 def convert_settings(
@@ -197,7 +197,7 @@ def convert_settings(
             complaints.append("and more")
             break
         if name not in SETTINGS:
-            complaints.append(f"{where}{shown(spelled(name))} is unknown.{_suggestion(name, spelled)}")
+            complaints.append(f"{where}{printable(spelled(name))} is unknown.{_suggestion(name, spelled)}")
             continue
         try:
             settings[name] = _convert(SETTINGS[name], value)

@@ -11,7 +11,7 @@ from datetime import datetime
 from fractions import Fraction
 from typing import Any
 
-from pipeline.errors import shown
+from pipeline.errors import printable
 
 __all__ = [
     "ADDRESS",
@@ -28,11 +28,11 @@ __all__ = [
     "WIDTHS",
     "YES_OR_NO",
     "Kind",
-    "allowed",
+    "as_typed",
+    "n_allowed",
     "number",
     "one_of",
     "parse_bytes",
-    "plain",
     "size",
     "whole",
 ]
@@ -93,7 +93,7 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * base**exponent)
 
 
-def allowed(limit: str, total: int) -> int:
+def n_allowed(limit: str, total: int) -> int:
     """Return how many of `total` a limit like ``25`` or ``1%`` allows."""
     if not limit.endswith("%"):
         return int(limit)
@@ -101,13 +101,13 @@ def allowed(limit: str, total: int) -> int:
     return int(Fraction(limit[:-1]) * total / 100)
 
 
-def plain(value: object) -> str:
+def as_typed(value: object) -> str:
     """Return a setting's value as a user would type it."""
     if isinstance(value, tuple):
-        return " ".join(shown(item) for item in value) or "None"
+        return " ".join(printable(item) for item in value) or "None"
     if isinstance(value, int) and value >= 2**20 and value % 2**20 == 0:
         return f"{value // 2**20}MiB"
-    return shown(value)
+    return printable(value)
 
 
 def _reader(convert: Callable[[str], Any], expected: str) -> Callable[[str], Any]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from pipeline.errors import shown, some
+from pipeline.errors import printable, short_list
 from pipeline.settings.config import SETTINGS, Config, Setting
-from pipeline.settings.kinds import Kind, plain
+from pipeline.settings.kinds import Kind, as_typed
 
 __all__ = ["as_yaml", "summary_line"]
 
@@ -55,8 +55,8 @@ def _short_value(setting: Setting, value: Any) -> str:
     if value == ():
         return "none"
     if isinstance(value, tuple):
-        return some(map(shown, value), _VALUES_SHOWN)
-    return shown(_yaml_value(setting.kind, value))
+        return short_list(map(printable, value), _VALUES_SHOWN)
+    return printable(_yaml_value(setting.kind, value))
 
 
 def _lines_of_setting(setting: Setting, value: Any) -> Iterator[str]:
@@ -87,5 +87,5 @@ def _yaml_value(kind: Kind, value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
     if kind.metavar == "BYTES" and value is not None:
-        return plain(value)
+        return as_typed(value)
     return value

@@ -28,9 +28,9 @@ __all__ = [
     "ResolvedStorage",
     "ResolvedTraining",
     "Settings",
-    "misfits",
     "network_of",
     "resolve",
+    "unsuitable_settings",
 ]
 
 
@@ -230,7 +230,7 @@ def _default_hidden(memory_budget: int, n_rows: int, n_inputs: int, n_features: 
     return (min(largest, max(MOST_UNITS, smallest)),)
 
 
-def misfits(settings: Settings, n_rows: int, n_inputs: int) -> Iterator[str]:
+def unsuitable_settings(settings: Settings, n_rows: int, n_inputs: int) -> Iterator[str]:
     """Yield a sentence for each setting that does not suit a training on this number of rows and columns."""
     n_features = settings.network.n_features
     batch_size = settings.training.batch_size

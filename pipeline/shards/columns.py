@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.columns import NO_COLUMNS, Columns, Difference
-from pipeline.errors import DataError, counted, shown, some
+from pipeline.errors import DataError, printable, quantity, short_list
 from pipeline.shards.shard import Shard
 
 __all__ = ["IN_ORDER", "ColumnCheck", "ColumnRule", "reordered"]
@@ -165,17 +165,17 @@ class ColumnCheck:
 
     def _log_comparison(self) -> None:
         of_model = f" and with {self._model}" if self._expected.is_known else ""
-        log.info("input: columns: %s, compared over %s%s", self.columns, counted(self._n_shards, "shard"), of_model)
+        log.info("input: columns: %s, compared over %s%s", self.columns, quantity(self._n_shards, "shard"), of_model)
         if self._n_named and self._n_named < self._n_shards:
             n_nameless = self._n_shards - self._n_named
-            log.info("input: columns: %s without names, read in the order of the others", counted(n_nameless, "shard"))
+            log.info("input: columns: %s without names, read in the order of the others", quantity(n_nameless, "shard"))
         if self._n_reordered:
-            log.info("input: columns of %s are reordered by name", counted(self._n_reordered, "shard"))
+            log.info("input: columns of %s are reordered by name", quantity(self._n_reordered, "shard"))
 
     def _log_notes(self) -> None:
         for note, n in self._notes.most_common(_LISTED):
-            more = f", in {counted(n, 'shard')}" if n > 1 else ""
-            log.warning("%s: column names or numbers are ignored%s: %s", self._first_note[note], more, shown(note))
+            more = f", in {quantity(n, 'shard')}" if n > 1 else ""
+            log.warning("%s: column names or numbers are ignored%s: %s", self._first_note[note], more, printable(note))
 
 
 def _in_order(columns: Columns, order: np.ndarray | None) -> Columns:
@@ -230,4 +230,4 @@ def _check_different(names: Sequence[str], where: str) -> None:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return some((shown(name[:_LONGEST]) for name in names), _LISTED)
+    return short_list((printable(name[:_LONGEST]) for name in names), _LISTED)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import DataError, counted, shown, some
+from pipeline.errors import DataError, printable, quantity, short_list
 from pipeline.hdf5.forms import A_GROUP, are_few, normal
 from pipeline.hdf5.limits import MAX_EXTRAS, MOST_LEFT_OUT
 from pipeline.shards.shard import Extra, LeftOut, Shard
@@ -85,7 +85,7 @@ def _plans(shards: Sequence[Shard]) -> tuple[list[_Plan], list[str]]:
         if plan is not None:
             plans.append(_with_mask(plan, own, shards, taken, warnings))
     if surplus:
-        n_left_out = counted(len(surplus), "more extra")
+        n_left_out = quantity(len(surplus), "more extra")
         warnings.append(f"{n_left_out} left out: at most {MAX_EXTRAS} are copied. Choose others with --include")
     _warn(warnings)
     return plans, apart
@@ -140,7 +140,7 @@ def _plan_apart(name: str, kinds: Having, warnings: list[str]) -> _Plan | None:
     first = kinds[0][1]
     difference = _difference(name, kinds)
     if first.is_named:
-        raise DataError(f"{difference}. Store it with one dtype in all files, or omit --include {shown(name)}.")
+        raise DataError(f"{difference}. Store it with one dtype in all files, or omit --include {printable(name)}.")
     if any(extra.categories is not None for _, extra in kinds):  # without these, codes could be mistaken for labels
         warnings.append(f"{difference}. The extra is left out")
         return None
@@ -158,7 +158,7 @@ def _first_of_each_kind(having: Having) -> list[tuple[Shard, Extra]]:
 
 def _difference(name: str, kinds: Sequence[tuple[Shard, Extra]]) -> str:
     """Return a sentence about the first two kinds of an extra."""
-    first, other = (f"{_in_words(extra)} from file={shown(shard.path)}" for shard, extra in kinds[:2])
+    first, other = (f"{_in_words(extra)} from file={printable(shard.path)}" for shard, extra in kinds[:2])
     why = ""
     if all(extra.categories is not None for _, extra in kinds):
         why = "; together they are too many or mix numbers and strings"
@@ -193,7 +193,7 @@ def _with_mask(plan: _Plan, having: Having, shards: Sequence[Shard], taken: set[
 
 
 def _missing_in_words(absent: Extra, lacking: Sequence[Shard], n_shards: int) -> str:
-    files = some((_file_and_reason(shard, absent.name) for shard in lacking), _FILES)
+    files = short_list((_file_and_reason(shard, absent.name) for shard in lacking), _FILES)
     return (
         f"{shorten(absent.name)} is missing in {len(lacking)} of {n_shards} shards, {files}. Their rows get "
         f"{absent.absent_in_words}, and {shorten(absent.mask or '')} marks the rows that have it"
@@ -211,7 +211,7 @@ def _unused_name(name: str, taken: set[str]) -> str:
 def _file_and_reason(shard: Shard, name: str) -> str:
     reason = _reason(shard, name)
     why = f" ({shorten(reason)})" if reason else ""
-    return f"file={shown(shard.path)}{why}"
+    return f"file={printable(shard.path)}{why}"
 
 
 def _reason(shard: Shard, name: str) -> str | None:
@@ -259,9 +259,9 @@ def _renamed(shards: Sequence[Shard], include: Sequence[str]) -> list[Shard]:
 
 
 def _not_named(first: Shard, path: str) -> DataError:
-    where = f"file={shown(first.path)} dataset={shown(path)}"
+    where = f"file={printable(first.path)} dataset={printable(path)}"
     reason = _reason(first, path) or "cannot be copied"
-    return DataError(f"{where}: {shown(reason)}. Choose one with --include.")
+    return DataError(f"{where}: {printable(reason)}. Choose one with --include.")
 
 
 def _short_names(include: Sequence[str], named: set[str], taken: set[str]) -> dict[str, str]:
@@ -337,7 +337,7 @@ def log_extras(shards: Sequence[Shard]) -> None:
     included = [_with_categories(extra) for extra in shards[0].extras]
     left_out = _left_out(shards)
     left_out_in_words = _left_out_in_words([each for each, _ in left_out.values()])
-    log.info("input: extras: %s%s", some(included, _NAMED), left_out_in_words)
+    log.info("input: extras: %s%s", short_list(included, _NAMED), left_out_in_words)
     _warn([_warning_of(each, lacking) for each, lacking in left_out.values() if each.is_missed])
 
 
@@ -346,9 +346,9 @@ def _left_out_in_words(left_out: Sequence[LeftOut]) -> str:
     reasons = [f"{shorten(each.name)} ({shorten(each.reason)})" for each in left_out if each.reason != A_GROUP]
     words = ""
     if reasons:
-        words += f"; left out: {some(reasons, _LEFT_OUT)}"
+        words += f"; left out: {short_list(reasons, _LEFT_OUT)}"
     if groups:
-        words += f"; --include copies datasets from the groups: {some(groups, _LEFT_OUT)}"
+        words += f"; --include copies datasets from the groups: {short_list(groups, _LEFT_OUT)}"
     return words
 
 
@@ -360,8 +360,8 @@ def _with_categories(extra: Extra) -> str:
 
 def _warning_of(each: LeftOut, lacking: Sequence[Shard]) -> str:
     more = f", in {len(lacking)} shards" if len(lacking) > 1 else ""
-    where = f"file={shown(lacking[0].path)} dataset={shown(each.name)}"
-    return f"{where}: {shown(each.reason)}, left out{more}"
+    where = f"file={printable(lacking[0].path)} dataset={printable(each.name)}"
+    return f"{where}: {printable(each.reason)}, left out{more}"
 
 
 def _warn(lines: Sequence[str]) -> None:
@@ -396,4 +396,4 @@ def shorten(words: str) -> str:
     """Return a name or reason, cut so that it fits into a line."""
     if len(words) > _LONGEST:
         words = words[:_LONGEST] + "..."
-    return shown(words)
+    return printable(words)

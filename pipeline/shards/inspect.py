@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import DataError, shown
+from pipeline.errors import DataError, printable
 from pipeline.hdf5.child.ask import ask, checking_answer
 from pipeline.hdf5.files import Identity
 from pipeline.hdf5.filters.codecs import FILTERS
@@ -164,7 +164,7 @@ def _why(shard: Shard, wanted: Selection) -> str:
 
 def _datasets(path: Path) -> list[dict[str, Any]]:
     """Return the child's list of the datasets in a file; an empty one if it has no answer."""
-    where = f"file={shown(path)}"
+    where = f"file={printable(path)}"
 
     def read(descriptor: int, identity: Identity, base: int) -> Any:
         return ask("listed", descriptor, [], where)[0]
@@ -200,7 +200,7 @@ def _checked(claim: dict[str, Any]) -> dict[str, Any]:
 def _checked_text(claim: Any) -> str:
     if not isinstance(claim, str):
         raise ValueError("invalid text")
-    return shown(claim)
+    return printable(claim)
 
 
 def _checked_numbers(claim: Any) -> list[int] | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import signals
-from pipeline.errors import DataError, NoInput, NotPermitted, ShardpressError, counted, shown
+from pipeline.errors import DataError, NoInput, NotPermitted, ShardpressError, printable, quantity
 from pipeline.hdf5.child.ask import ask, checking_answer
 from pipeline.hdf5.files import Identity
 from pipeline.hdf5.forms import normal
@@ -49,7 +49,7 @@ class Stack(NamedTuple):
 
     dataset: str
     pieces: list[Piece]
-    beside: list[str]
+    neighbours: list[str]
 
 
 def follow_masters(
@@ -92,7 +92,9 @@ def follow_masters(
 def _existing(folder: str) -> str:
     """Return the real path of a directory."""
     if not os.path.isdir(folder):
-        raise NoInput(f"follow={shown(folder)}: no such directory, expected one that holds the files of a master file")
+        raise NoInput(
+            f"follow={printable(folder)}: no such directory, expected one that holds the files of a master file"
+        )
     return os.path.realpath(folder)
 
 
@@ -120,8 +122,9 @@ def hint_at_stack(path: Path, dataset: str | None) -> str:
         return ""
     if len(folder) > _LONGEST_HINT:
         return ""
-    files = counted(len(paths), "file")
-    return f" It stacks the rows of {files} in {shown(folder)}: to read them as shards, give --follow {shown(folder)}."
+    files = quantity(len(paths), "file")
+    where = printable(folder)
+    return f" It stacks the rows of {files} in {where}: to read them as shards, give --follow {where}."
 
 
 # -- from a stack to sources -------------------------------------------------------------------------------------
@@ -134,7 +137,7 @@ def _sources_of(master: Path, stack: Stack, inside: Sequence[str]) -> list[Sourc
         path = os.path.realpath(named)  # so that no link in an allowed directory leads out of it
         if not any(lies_in(folder, path) for folder in inside):
             raise NotPermitted(
-                f"{_where(master, stack)}: stacks {shown(named)}, which is in {shown(os.path.dirname(path))}, "
+                f"{_where(master, stack)}: stacks {printable(named)}, which is in {printable(os.path.dirname(path))}, "
                 "expected files in the --follow directories. If it is meant, add that directory to --follow."
             )
         sources.append(Source(Path(path), master=master, dataset=piece.dataset, shape=piece.shape))
@@ -142,15 +145,15 @@ def _sources_of(master: Path, stack: Stack, inside: Sequence[str]) -> list[Sourc
 
 
 def _where(master: Path, stack: Stack) -> str:
-    return f"file={shown(master)} dataset={shown(stack.dataset)}"
+    return f"file={printable(master)} dataset={printable(stack.dataset)}"
 
 
 def _log_stack(master: Path, stack: Stack) -> None:
     where = _where(master, stack)
-    log.info("%s: reading the %s that it stacks instead", where, counted(len(stack.pieces), "file"))
-    if stack.beside:
-        names = ", ".join(map(shown, stack.beside[:_LISTED]))
-        if len(stack.beside) > _LISTED:
+    log.info("%s: reading the %s that it stacks instead", where, quantity(len(stack.pieces), "file"))
+    if stack.neighbours:
+        names = ", ".join(map(printable, stack.neighbours[:_LISTED]))
+        if len(stack.neighbours) > _LISTED:
             names += ", ..."
         log.warning(
             "%s: extras of the master file are left out: %s. Those of the stacked files are copied.", where, names
@@ -175,7 +178,7 @@ def _path_of(master: Path, piece: Piece) -> str:
 
 def _stack(path: Path, dataset: str | None) -> Stack | None:
     """Return what a file stacks; None if its rows are its own."""
-    where = f"file={shown(path)}"
+    where = f"file={printable(path)}"
 
     def read(descriptor: int, identity: Identity, base: int) -> Any:
         # Plain files are no master files.
@@ -192,14 +195,14 @@ def _stack(path: Path, dataset: str | None) -> Stack | None:
 
 def _checked(facts: Any, where: str) -> Stack:
     dataset = _name(facts["dataset"])
-    beside = [_name(name) for name in facts["beside"][: _LISTED + 1]]
-    where = f"{where} dataset={shown(dataset)}"
+    neighbours = [_name(name) for name in facts["neighbours"][: _LISTED + 1]]
+    where = f"{where} dataset={printable(dataset)}"
     claims = facts["links"] if "links" in facts else facts["blocks"]
     if not 0 < len(claims) <= MOST_PIECES:
-        raise DataError(f"{where}: stacks {counted(len(claims), 'file')}, expected 1 to {MOST_PIECES}")
+        raise DataError(f"{where}: stacks {quantity(len(claims), 'file')}, expected 1 to {MOST_PIECES}")
     if "links" in facts:
-        return Stack(dataset, _pieces_of_links(claims), beside)
-    return Stack(dataset, _pieces_of_blocks(claims, _numbers(facts["shape"]), where), beside)
+        return Stack(dataset, _pieces_of_links(claims), neighbours)
+    return Stack(dataset, _pieces_of_blocks(claims, _numbers(facts["shape"]), where), neighbours)
 
 
 def _pieces_of_links(claims: Any) -> list[Piece]:
@@ -235,7 +238,7 @@ def _piece_of_block(block: Any, shape: tuple[int, ...], where: str) -> tuple[tup
     file_claim, path_claim, target, source = block
     file = _literal(_name(file_claim), where)
     path = normal(_name(path_claim)) or "/"
-    part = f"file={shown(file)} dataset={shown(path)}"
+    part = f"file={printable(file)} dataset={printable(path)}"
     first, stop = _filled_rows(target, shape, f"{where}: {part}")
     whole = (stop - first, *shape[1:])
     if _box(source, whole) != _all_of(whole):
@@ -254,7 +257,7 @@ def _filled_rows(target: Any, shape: tuple[int, ...], where: str) -> tuple[int, 
 def _literal(name: str, where: str) -> str:
     """Return a file's name, in which HDF5 spells % as %%; refuse patterns."""
     if "%" in name.replace("%%", ""):
-        raise DataError(f"{where}: stacks files by a name pattern, {shown(name)}, expected names of files")
+        raise DataError(f"{where}: stacks files by a name pattern, {printable(name)}, expected names of files")
     return name.replace("%%", "%")
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline import signals
-from pipeline.errors import DataError, ShardpressError, counted, shown, some
+from pipeline.errors import DataError, ShardpressError, printable, quantity, short_list
 from pipeline.hdf5.child.ask import retire
 from pipeline.hdf5.child.find import Refused
 from pipeline.hdf5.files import writers
@@ -102,7 +102,7 @@ def open_shards(
 
 def _check_any(shards: Sequence[Shard], pattern: str, n_files: int) -> None:
     if not shards:
-        raise DataError(f"input={shown(pattern)}: none of {n_files} files can be used as a shard")
+        raise DataError(f"input={printable(pattern)}: none of {n_files} files can be used as a shard")
     if not any(shard.n_rows for shard in shards):
         raise DataError(f"{shards[0]}: found no rows in any of {len(shards)} shards")
 
@@ -153,7 +153,7 @@ def _vet_stacked(source: Source, wanted: Selection) -> Shard:
     try:
         return vet(source.path, replace(wanted, dataset=source.dataset))
     except ShardpressError as error:
-        raise type(error)(f"{error} (The file is stacked by file={shown(source.master)}.)") from error
+        raise type(error)(f"{error} (The file is stacked by file={printable(source.master)}.)") from error
 
 
 def _check_as_stacked(shard: Shard, source: Source) -> None:
@@ -161,13 +161,13 @@ def _check_as_stacked(shard: Shard, source: Source) -> None:
     if source.shape is not None and (shard.form != "dense" or shard.shape != source.shape):
         raise DataError(
             f"{shard}: rows of shape {shard.shape} ({shard.form}), expected {source.shape} (dense), "
-            f"since file={shown(source.master)} stacks all rows of a file. Give the file itself."
+            f"since file={printable(source.master)} stacks all rows of a file. Give the file itself."
         )
 
 
 def _check_as_listed(shard: Shard, source: Source) -> None:
     """Check that it is the file that its manifest lists: quick comparisons first."""
-    where = f"file={shown(source.path)}"
+    where = f"file={printable(source.path)}"
     n_bytes = shard.identity.size
     for n, expected, what in ((n_bytes, source.n_bytes, "bytes"), (shard.n_rows, source.n_rows, "rows")):
         if expected not in (None, n):
@@ -222,8 +222,8 @@ def _log_shards(shards: Sequence[Shard]) -> None:
     n_bytes = sum(shard.n_rows * shard.row_bytes for shard in shards)
     log.info(
         "input: %s, %s x %d columns %s, %.1f MB",
-        counted(len(shards), "shard"),
-        counted(n_rows, "row"),
+        quantity(len(shards), "shard"),
+        quantity(n_rows, "row"),
         first.n_inputs,
         row_dtype(shards),
         n_bytes / 1e6,
@@ -241,7 +241,7 @@ def _log_rows(shards: Sequence[Shard]) -> None:
     first = shards[0]
     names = dict.fromkeys(shard.dataset for shard in shards)
     if list(names) != [PREFERRED]:
-        log.info("input: rows are read from dataset %s", some(map(shorten, names), _DATASETS))
+        log.info("input: rows are read from dataset %s", short_list(map(shorten, names), _DATASETS))
     if len(first.shape) > 2:
         log.info("input: rows of shape %s are flattened to %d columns", first.shape[1:], first.n_inputs)
     if len({shard.dtype for shard in shards}) > 1:
@@ -257,7 +257,7 @@ def _log_rows(shards: Sequence[Shard]) -> None:
 def _log_forms(shards: Sequence[Shard]) -> None:
     forms = Counter(shard.form for shard in shards if shard.form in _FORMS)
     for form, n in forms.items():
-        which = "" if n == len(shards) else f"of {counted(n, 'shard')} "
+        which = "" if n == len(shards) else f"of {quantity(n, 'shard')} "
         log.info("input: rows %sare %s", which, _FORMS[form])
 
 
@@ -271,11 +271,11 @@ def _warn_of_writers(shards: Sequence[Shard]) -> None:
             held.append((shard, pid))
     if held:
         shard, pid = held[0]
-        more = f" (and {counted(len(held) - 1, 'more input file')})" if len(held) > 1 else ""
+        more = f" (and {quantity(len(held) - 1, 'more input file')})" if len(held) > 1 else ""
         log.warning(
             "file=%s: process %d has it open for writing%s. If the file changes, the run reads old rows or stops. "
             "Close it in that process first.",
-            shown(shard.path),
+            printable(shard.path),
             pid,
             more,
         )

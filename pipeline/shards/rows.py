@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import signals
-from pipeline.errors import DataError, shown
+from pipeline.errors import DataError, printable
 from pipeline.hdf5.chunkcache import CHUNKS
 from pipeline.hdf5.forms import Numbers, numbers_of
 from pipeline.hdf5.layout import Layout
@@ -358,7 +358,7 @@ def _log_lost(block: Block, extra: Extra, lost: Sequence[tuple[Block, DataError]
         "%s: %d values of the extra %s cannot be read and become %s: %s",
         block,
         n_lost,
-        shown(extra.name),
+        printable(extra.name),
         extra.absent_in_words,
         first_error,
     )
@@ -400,8 +400,8 @@ def _check_codes(block: Block, layout: Layout, stored: np.ndarray, n_categories:
     wrong = np.flatnonzero((stored < -1) | (stored >= n_categories))
     if len(wrong):
         raise DataError(
-            f"file={shown(block.shard.path)} dataset={shown(layout.name)} rows={block.start + int(wrong[0])}: code "
-            f"{stored[wrong[0]]}, expected -1 to {n_categories - 1} for its categories. Write the dataset again."
+            f"file={printable(block.shard.path)} dataset={printable(layout.name)} rows={block.start + int(wrong[0])}: "
+            f"code {stored[wrong[0]]}, expected -1 to {n_categories - 1} for its categories. Write the dataset again."
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.columns import NO_COLUMNS, Columns
-from pipeline.errors import shown
+from pipeline.errors import printable
 from pipeline.formats import missing_value
 from pipeline.hdf5.chunkcache import band_bytes
 from pipeline.hdf5.files import Identity
@@ -178,7 +178,7 @@ class Shard:
     offset: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
-        return f"file={shown(self.path)} dataset={shown(self.dataset)}"
+        return f"file={printable(self.path)} dataset={printable(self.dataset)}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled: everything except the description of the columns."""

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DataError, NoInput, NotPermitted, shown, some
+from pipeline.errors import DataError, NoInput, NotPermitted, printable, short_list
 from pipeline.hdf5.files import FILES, translated_error
 from pipeline.hdf5.superblock import signature_at
 from pipeline.output.records import read_manifest
@@ -86,7 +86,7 @@ def distinct(named: Iterable[tuple[Source, str]]) -> list[Source]:
         key = _file_key(source.path)
         if key in names:
             raise DataError(
-                f"file={shown(source.path)}: given twice (as {shown(names[key])} and by {shown(name)}), "
+                f"file={printable(source.path)}: given twice (as {printable(names[key])} and by {printable(name)}), "
                 "expected each shard once. Remove one of the inputs."
             )
         names[key] = str(source.path)
@@ -112,7 +112,7 @@ def _matches(pattern: str) -> list[Source]:
     matches = _files(pattern)
     if not matches:
         _check_reachable(pattern)
-        raise NoInput(f"input={shown(pattern)}: {_no_match(pattern)}")
+        raise NoInput(f"input={printable(pattern)}: {_no_match(pattern)}")
     return [Source(match) for match in sorted(matches, key=lambda match: natural_key(str(match)))]
 
 
@@ -138,7 +138,7 @@ def _check_reachable(pattern: str) -> None:
         os.lstat(pattern)
     except PermissionError as error:
         raise NotPermitted(
-            f"input={shown(pattern)}: {error.strerror}, expected permission to enter the directories above it. As "
+            f"input={printable(pattern)}: {error.strerror}, expected permission to enter the directories above it. As "
             "their owner, run chmod +x on them."
         ) from error
     except (OSError, ValueError):
@@ -154,7 +154,7 @@ def _no_match(pattern: str) -> str:
     near = get_close_matches(name, _names_in(folder), n=1)
     advice = "Check --input."
     if near:
-        advice = f"Did you mean {shown(os.path.join(folder, near[0]))}?"
+        advice = f"Did you mean {printable(os.path.join(folder, near[0]))}?"
     return f"no such file or directory. {advice}"
 
 
@@ -178,16 +178,18 @@ def _listed(directory: str) -> list[str]:
         names, others = _names_and_others(directory)
     except PermissionError as error:
         raise NotPermitted(
-            f"input={shown(directory)}: {error.strerror}, expected permission to list the directory"
+            f"input={printable(directory)}: {error.strerror}, expected permission to list the directory"
         ) from error
     except OSError as error:
-        raise translated_error(error, f"input={shown(directory)}") from error
-    listed = some(map(shown, sorted(others, key=natural_key)), _LISTED)
+        raise translated_error(error, f"input={printable(directory)}") from error
+    listed = short_list(map(printable, sorted(others, key=natural_key)), _LISTED)
     if not names:
         contents = f"holds {listed}" if others else "empty directory"
-        raise NoInput(f"input={shown(directory)}: {contents}, expected HDF5 files. Subdirectories are not searched.")
+        raise NoInput(
+            f"input={printable(directory)}: {contents}, expected HDF5 files. Subdirectories are not searched."
+        )
     if others:
-        log.info("input=%s: left out, since they are not HDF5 files: %s", shown(directory), listed)
+        log.info("input=%s: left out, since they are not HDF5 files: %s", printable(directory), listed)
     return names
 
 
@@ -211,7 +213,7 @@ def _names_and_others(directory: str) -> tuple[list[str], list[str]]:
 
 def _begins_like_hdf5(entry: os.DirEntry[str], inside: str) -> bool:
     """Return whether it is a regular file with HDF5's signature. No link out of the directory is followed."""
-    where = f"file={shown(entry.path)}"
+    where = f"file={printable(entry.path)}"
     if entry.is_symlink() and not lies_in(inside, os.path.realpath(entry.path)):
         log.warning(
             "%s: left out, since it is a link out of the directory. If it is meant, give the file itself with --input",
@@ -249,8 +251,9 @@ def _check_inside(directory: str, entries: Sequence[Path]) -> None:
         place = os.path.realpath(entry)
         if not lies_in(inside, place):
             raise NotPermitted(
-                f"file={shown(entry)}: a link out of the directory {shown(directory or '.')} to {shown(place)}, "
-                "expected files in the directory. If it is meant, give the file itself with --input."
+                f"file={printable(entry)}: a link out of the directory {printable(directory or '.')} to "
+                f"{printable(place)}, expected files in the directory. If it is meant, give the file "
+                "itself with --input."
             )
 
 
@@ -259,7 +262,7 @@ def _check_inside(directory: str, entries: Sequence[Path]) -> None:
 
 def _parts(directory: Path) -> list[Source]:
     """Return the parts that an output directory's manifest lists; other files there are unfinished."""
-    where = f"input={shown(directory)}"
+    where = f"input={printable(directory)}"
     try:
         parts = [_part(directory, line) for line in read_manifest(directory)["parts"]]
     except (KeyError, TypeError, AttributeError) as error:
@@ -284,7 +287,7 @@ def _check_in_directory(part: Path, directory: Path, where: str) -> None:
     """Refuse a part outside the directory: the manifest may be forged, and parts may have been replaced by links."""
     leads_out = ".." in part.parts
     if leads_out or any(os.path.islink(directory / each) for each in (part, *part.parents[:-1])):
-        raise NotPermitted(f"{where}: its part {shown(part)} is outside the directory, expected a file in it")
+        raise NotPermitted(f"{where}: its part {printable(part)} is outside the directory, expected a file in it")
 
 
 def natural_key(name: str) -> list[tuple[bool, int, str]]:

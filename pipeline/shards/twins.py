@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.errors import DataError, shown
+from pipeline.errors import DataError, printable
 from pipeline.formats import digest
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard
@@ -34,7 +34,7 @@ class Twins:
     n_compared: int
 
     def __str__(self) -> str:
-        names = f"file={shown(self.first.path)} and file={shown(self.second.path)}"
+        names = f"file={printable(self.first.path)} and file={printable(self.second.path)}"
         if self.n_compared == self.first.n_rows:
             return f"{names}: both hold the same {self.n_compared} rows. Remove one of them if it is a copy."
         return (

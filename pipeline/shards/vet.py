@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pipeline.columns import Columns
-from pipeline.errors import DataError, NoInput, ReadFailed, shown
+from pipeline.errors import DataError, NoInput, ReadFailed, printable
 from pipeline.hdf5.child.ask import ask, checking_answer
 from pipeline.hdf5.child.find import Refused
 from pipeline.hdf5.files import Identity, opened, translated_error, with_retries
@@ -74,7 +74,7 @@ def vet(path: Path, wanted: Selection = Selection()) -> Shard:
     NoInput, NotPermitted, ReadFailed, SystemLimit
         If it cannot be read.
     """
-    where = f"file={shown(path)}"
+    where = f"file={printable(path)}"
 
     def read(descriptor: int, identity: Identity, base: int) -> Shard:
         facts, arrays = _describe(descriptor, identity, base, wanted, where)
@@ -95,7 +95,7 @@ def read_structure(path: Path, read: Callable[[int, Identity, int], T]) -> T:
     read : callable
         Called with the descriptor, the file's identity and the offset at which HDF5 begins.
     """
-    where = f"file={shown(path)}"
+    where = f"file={printable(path)}"
 
     def once() -> T:
         try:

@@ -11,7 +11,7 @@ import numpy as np
 
 from kernels.network import Network
 from pipeline.device import training_step_of
-from pipeline.errors import DataError, counted
+from pipeline.errors import DataError, quantity
 from pipeline.scan.ranges import Scan, readable
 from pipeline.scan.scaler import Cleaning
 from pipeline.settings.config import ValidationSettings
@@ -170,7 +170,9 @@ def _validation_numbers(scan: Scan, fraction: float, most: int, seed: int) -> np
     """Return the numbers of the validation rows."""
     n_wanted = round(fraction * scan.n_rows)  # a part of all rows: bad ones are then dropped
     if n_wanted > most:
-        log.info("validation: using %s instead of %d, to stay within the memory budget", counted(most, "row"), n_wanted)
+        log.info(
+            "validation: using %s instead of %d, to stay within the memory budget", quantity(most, "row"), n_wanted
+        )
     return spread_rows(scan.n_rows, scan.bad_rows, min(n_wanted, most), seed)
 
 
@@ -186,7 +188,7 @@ def _rows(shards: Sequence[Shard], cleaning: Cleaning, sizes: Sizes) -> Rows:
 def _log_data(data: _Data, settings: ResolvedTraining, sizes: Sizes) -> None:
     log.info(
         "training: %s %s, %d for validation, minibatches of %d",
-        counted(data.order.n_rows, "row"),
+        quantity(data.order.n_rows, "row"),
         sizes.where(),
         len(data.validation),
         settings.batch_size,
@@ -264,7 +266,7 @@ def _replicas(
     log.info(
         "training: one replica in the first epoch, then %d replicas that are averaged %s per epoch",
         settings.replicas,
-        counted(rounds.n_rounds, "time"),
+        quantity(rounds.n_rounds, "time"),
     )
     here = Replica(autoencoder, step, is_resident=data.rows.resident is not None)
     return Replicas.of(rounds, data.shards, common, here)

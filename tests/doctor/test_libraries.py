@@ -130,7 +130,7 @@ def test_driver_that_fails_to_start_reports_its_version(folder: Path, monkeypatc
 def test_driver_with_a_versioned_name_only_is_found(folder: Path) -> None:
     (folder / "libcuda.so").rename(folder / "libcuda.so.1")
     driver = query()["driver"]
-    assert driver["beside"] == str(folder / "libcuda.so.1")
+    assert driver["found_instead"] == str(folder / "libcuda.so.1")
     assert driver["error"].startswith("libcuda.so: ")
     (check,) = (each for each in cuda_checks({"driver": driver}, is_wanted=True) if each.name == "driver")
     assert check.found.startswith(f"{folder / 'libcuda.so.1'} ")

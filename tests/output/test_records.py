@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import ReadFailed, shown
+from pipeline.errors import ReadFailed, printable
 from pipeline.formats import seal
 from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
@@ -261,7 +261,7 @@ def test_a_manifest_with_paths_outside_is_refused(ledger: Ledger, key: str) -> N
     for name in ("/etc/passwd", "../victim", "parts/../../victim", "..", "a/..", "parts/\n/../x", "/", "//x"):
         ledger.finish({}, {key: [{"file": name}]})
         for read in (lambda: read_manifest(ledger.directory), ledger.manifest, ledger.sweep):
-            with refused(77, f"file={ledger.directory / MANIFEST}: ", shown(f" {name}")):
+            with refused(77, f"file={ledger.directory / MANIFEST}: ", printable(f" {name}")):
                 read()
 
 

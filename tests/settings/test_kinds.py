@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from pipeline.settings.kinds import allowed, parse_bytes
+from pipeline.settings.kinds import n_allowed, parse_bytes
 from tests.support.cases import case
 
 
@@ -26,5 +26,5 @@ def test_invalid_sizes_are_refused_with_an_example():
 def test_a_percentage_is_counted_exactly_and_rounded_down():
     for total in (0, 1, 99, 100, 101, 10**18 + 1):
         for tenths in range(0, 1001, 7):
-            assert allowed(f"{tenths / 10}%", total) == Fraction(tenths, 1000) * total // 1, (tenths, total)
-    assert [allowed("25", total) for total in (0, 24, 10**6)] == [25, 25, 25]
+            assert n_allowed(f"{tenths / 10}%", total) == Fraction(tenths, 1000) * total // 1, (tenths, total)
+    assert [n_allowed("25", total) for total in (0, 24, 10**6)] == [25, 25, 25]

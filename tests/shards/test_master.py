@@ -41,14 +41,14 @@ def sources(folder="raw", n=N_FILES):
     return [h5py.VirtualSource(f"{folder}/run_{i + 1}.h5", "entry/data", (N_ROWS, 2, 1)) for i in range(n)]
 
 
-def virtual(path, pieces, shape=(N_FILES * N_ROWS, 2, 1), name="X", beside=()):
+def virtual(path, pieces, shape=(N_FILES * N_ROWS, 2, 1), name="X", neighbours=()):
     """Write a master with a virtual dataset: `pieces` are (target slice, source)."""
     layout = h5py.VirtualLayout(shape, "i8")
     for place, source in pieces:
         layout[place] = source
     with h5py.File(path, "w") as file:
         file.create_virtual_dataset(name, layout)
-        for other in beside:
+        for other in neighbours:
             file[other] = np.arange(shape[0])
     return str(path)
 
@@ -97,7 +97,7 @@ def test_virtual_dataset_in_any_order_has_the_rows_of_hdf5(tmp_path, raw):
 
 
 def test_extras_come_from_the_files_and_not_from_the_master(tmp_path, raw, caplog):
-    path = virtual(tmp_path / "master.h5", rows_of(sources()), name="entry/all", beside=["entry/time", "entry/n"])
+    path = virtual(tmp_path / "master.h5", rows_of(sources()), name="entry/all", neighbours=["entry/time", "entry/n"])
     shards = open_shards([path], followed=[str(raw)])
     assert [read_extras(Block(shard, 0, 1))["y"][0] for shard in shards] == list(range(0, N_FILES * N_ROWS, N_ROWS))
     assert "dataset=entry/all: " in caplog.text
@@ -110,9 +110,9 @@ def test_master_may_be_mixed_with_shards(tmp_path, raw):
     assert [found[0].path, len(found)] == [shard, 1 + N_FILES]
 
 
-@pytest.mark.parametrize("beside", [{}, {"run": np.array(["text"] * 2, object)}], ids=["plain", "child"])
-def test_file_with_its_own_rows_is_no_master(tmp_path, raw, beside):
-    shard = write_shard(tmp_path / "own.h5", numbered(2), extras=beside)
+@pytest.mark.parametrize("neighbours", [{}, {"run": np.array(["text"] * 2, object)}], ids=["plain", "child"])
+def test_file_with_its_own_rows_is_no_master(tmp_path, raw, neighbours):
+    shard = write_shard(tmp_path / "own.h5", numbered(2), extras=neighbours)
     with h5py.File(shard, "a") as file:
         file["elsewhere"] = h5py.ExternalLink("raw/run_1.h5", "/entry/data")
     assert open_shards([shard], followed=[str(raw)]) == open_shards([shard])
@@ -381,7 +381,7 @@ def test_missing_directory_to_follow_is_no_input(tmp_path):
 
 
 BLOCK = ["raw/run_1.h5", "entry/data", [[0, 3], [0, 2], [0, 1]], []]
-CLAIM = {"dataset": "X", "shape": [3, 2, 1], "blocks": [BLOCK], "beside": []}
+CLAIM = {"dataset": "X", "shape": [3, 2, 1], "blocks": [BLOCK], "neighbours": []}
 
 
 def block(i, value):
@@ -415,13 +415,13 @@ def test_forged_answers_about_a_stack_are_refused(tmp_path, raw, monkeypatch):
         {**CLAIM, "blocks": [block(2, [[0, 2**64], [0, 2], [0, 1]])]},
         {**CLAIM, "blocks": [block(3, [["0", 3]])]},
         {**CLAIM, "blocks": [BLOCK] * 100_001},
-        {**CLAIM, "beside": [None]},
-        {**CLAIM, "beside": 3},
-        {"dataset": "X", "links": [], "beside": []},
-        {"dataset": "X", "links": [["a", "raw/run_1.h5"]], "beside": []},
-        {"dataset": "X", "links": [["a", "raw/run_1.h5", 3]], "beside": []},
-        {"dataset": "X", "links": [["9" * 5000, "raw/run_1.h5", "entry/data"]], "beside": []},
-        {"dataset": "X", "links": {"a": "b"}, "beside": []},
+        {**CLAIM, "neighbours": [None]},
+        {**CLAIM, "neighbours": 3},
+        {"dataset": "X", "links": [], "neighbours": []},
+        {"dataset": "X", "links": [["a", "raw/run_1.h5"]], "neighbours": []},
+        {"dataset": "X", "links": [["a", "raw/run_1.h5", 3]], "neighbours": []},
+        {"dataset": "X", "links": [["9" * 5000, "raw/run_1.h5", "entry/data"]], "neighbours": []},
+        {"dataset": "X", "links": {"a": "b"}, "neighbours": []},
     ]:
         with case(forged):
             path = write_shard(tmp_path / "x.h5", numbered(2), extras={"text": np.array(["text"] * 2, object)})

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.errors import DataError, shown
+from pipeline.errors import DataError, printable
 from pipeline.hdf5.files import FILES
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_extras
@@ -55,7 +55,7 @@ def test_any_file_name_works_and_is_escaped(tmp_path, monkeypatch, name):
         (shard,) = open_shards([str(pattern)])
         np.testing.assert_array_equal(whole(shard), numbered(2))
         assert read_extras(Block(shard, 0, 2))["y"].tolist() == [1, 2]
-    with refused(65, f"file={shown(path)} dataset=Z\\x0a"):
+    with refused(65, f"file={printable(path)} dataset=Z\\x0a"):
         open_shards([str(path)], "Z\n")
 
 
@@ -70,7 +70,7 @@ def test_any_dataset_name_works_and_is_escaped(tmp_path, caplog):
             np.testing.assert_array_equal(whole(shard), numbered(2))
             assert read_extras(Block(shard, 1, 2))["y"].tolist() == [b"two"]
             assert all(record.getMessage().isprintable() for record in caplog.records)
-            with refused(65, shown(name)):
+            with refused(65, printable(name)):
                 open_shards([path], "nowhere")
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.childprocess import ChildProcess
-from pipeline.errors import STORAGE, DataError, ReadFailed, SystemLimit, shown
+from pipeline.errors import STORAGE, DataError, ReadFailed, SystemLimit, printable
 from pipeline.hdf5.child.find import Refused
 from pipeline.hdf5.limits import MOST_ANSWER_BYTES
 from pipeline.processcache import ProcessCache
@@ -240,8 +240,8 @@ def ask(
         said, arrays = _unpack(body)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(
-            f"{where}: libhdf5 returned malformed data for this file ({shown(error)}). The file is damaged or forged: "
-            "do not use it."
+            f"{where}: libhdf5 returned malformed data for this file ({printable(error)}). The file is damaged or "
+            "forged: do not use it."
         ) from error
     if "answer" in said:
         return said["answer"], arrays
@@ -293,8 +293,8 @@ def checking_answer(where: str, about: str = "") -> Iterator[None]:
         yield
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, StopIteration) as error:
         raise DataError(
-            f"{where}: libhdf5 returned inconsistent facts{about} ({shown(error)}). The file is damaged or forged: do "
-            "not use it."
+            f"{where}: libhdf5 returned inconsistent facts{about} ({printable(error)}). The file is damaged or forged: "
+            "do not use it."
         ) from error
 
 
@@ -354,7 +354,7 @@ def _error_without_answer(head: dict[str, Any], where: str) -> Exception:
 def _error_of_refusal(said: dict[str, Any], where: str) -> Exception:
     dataset = said.get("dataset")
     if dataset is not None:
-        where = f"{where} dataset={shown(dataset)}"
+        where = f"{where} dataset={printable(dataset)}"
     return DataError(f"{where}: {_words(said['refused'])}")
 
 
@@ -377,4 +377,4 @@ def _words(said: object) -> str:
     words = str(said)
     if len(words) > _MOST_WORDS:
         words = words[:_MOST_WORDS] + "..."
-    return shown(words)
+    return printable(words)

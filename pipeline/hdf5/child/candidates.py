@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import h5py
 import numpy as np
 
-from pipeline.errors import some
+from pipeline.errors import short_list
 from pipeline.hdf5.child.find import (
     LISTED,
     Refused,
@@ -154,7 +154,7 @@ def _candidates_below(group: Any) -> dict[str, _Candidate]:
 def _no_choice(candidates: dict[str, _Candidate], contents: str = "") -> Refused:
     found = f"no candidate among {contents}"
     if candidates:
-        found = "candidates " + some((f"{name} {candidate}" for name, candidate in candidates.items()), LISTED)
+        found = "candidates " + short_list((f"{name} {candidate}" for name, candidate in candidates.items()), LISTED)
     return Refused(
         f"{found}, expected a dataset {PREFERRED!r} or exactly one numeric dataset of rank 2 or more. Choose "
         "one with --dataset."
@@ -330,7 +330,7 @@ def _records_in_words(stored: np.dtype) -> str:
     for name, (dtype, *_) in (stored.fields or {}).items():
         sizes = " x ".join(map(str, (*dtype.shape, dtype.base)))
         fields.append(f"{name} {sizes}")
-    return f"compound records of {len(fields)} fields ({some(fields, LISTED)})"
+    return f"compound records of {len(fields)} fields ({short_list(fields, LISTED)})"
 
 
 def _values_in_words(rows: h5py.Dataset, dtype: np.dtype | None) -> str:
@@ -367,7 +367,7 @@ def _is_dataset(item: Any) -> bool:
 def _no_rows_in_group(group: Any, name: str) -> str:
     """Return what a group holds if it holds no rows, and what to do."""
     candidates = _candidates_below(group)
-    listed = some((f"{under(name, path)} {candidate}" for path, candidate in candidates.items()), LISTED)
+    listed = short_list((f"{under(name, path)} {candidate}" for path, candidate in candidates.items()), LISTED)
     if group.links.exists(b"block1_values"):
         return f"a pandas frame of several dtypes ({listed}). {_WRITE_ROWS} (df.to_numpy()), or choose one of these."
     if _is_matlab_sparse(group):

@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.errors import some
+from pipeline.errors import short_list
 from pipeline.hdf5.child.find import (
     LISTED,
     Refused,
@@ -286,4 +286,4 @@ def _possible_extras(file: h5py.File, n_rows: int) -> str:
                 continue
             if not name.endswith("/mask"):
                 names[name.removesuffix("/codes").removesuffix("/values")] = None
-    return some(names, LISTED)
+    return short_list(names, LISTED)

@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.errors import some
+from pipeline.errors import short_list
 from pipeline.hdf5.forms import parts_of, text
 from pipeline.hdf5.limits import MOST_DEPTH, MOST_OBJECTS
 
@@ -245,5 +245,5 @@ def listing(file: h5py.File) -> str:
         for name, _ in objects(file.id):
             names.append(name)
     except Refused:
-        return some(names[:LISTED], LISTED) + " and others"
-    return some(names, LISTED)
+        return short_list(names[:LISTED], LISTED) + " and others"
+    return short_list(names, LISTED)

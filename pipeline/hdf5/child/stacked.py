@@ -8,7 +8,7 @@ from typing import Any
 
 import h5py
 
-from pipeline.errors import some
+from pipeline.errors import short_list
 from pipeline.hdf5.child.find import LISTED, Refused, first_names, locate, objects
 from pipeline.hdf5.forms import PREFERRED, split, text
 from pipeline.hdf5.limits import MOST_OBJECTS, MOST_PIECES
@@ -32,8 +32,8 @@ def stacked(file: h5py.File, dataset: str | None) -> tuple[dict[str, Any] | None
     dict or None
         ``dataset``. For a virtual one: its ``shape`` and its ``blocks``, each a file, a dataset in it, the box that it
         fills and the box of it that is used, as from `_box`. Otherwise the ``links``, each a name, a file and a
-        dataset. ``beside``: the names of datasets in the master that may belong to the rows. None if the rows are the
-        file's own.
+        dataset. ``neighbours``: the names of datasets in the master that may belong to the rows. None if the rows are
+        the file's own.
     list
         Empty: no arrays.
     """
@@ -51,7 +51,8 @@ def _only(file: h5py.File) -> str | None:
     names = [name for name, item in (("/", file.id), *objects(file.id)) if is_stack(item)]
     if len(names) > 1:
         raise Refused(
-            f"candidates {some(names, LISTED)} stack rows of other files, expected one. Choose one with --dataset."
+            f"candidates {short_list(names, LISTED)} stack rows of other files, expected one. Choose one with "
+            "--dataset."
         )
     return names[0] if names else None
 
@@ -69,7 +70,7 @@ def _stack(file: h5py.File, dataset: str) -> dict[str, Any] | None:
     _, group = locate(file, group_path)
     name = last.encode("utf-8", "surrogateescape")
     if isinstance(group, h5py.h5g.GroupID) and name in _external_links(group):
-        return {"dataset": dataset, "links": [_link(group, name)], "beside": []}
+        return {"dataset": dataset, "links": [_link(group, name)], "neighbours": []}
     parent, item = locate(file, dataset)
     if isinstance(item, h5py.h5g.GroupID):
         return _stack_of_links(item, dataset)
@@ -82,14 +83,14 @@ def _stack_of_blocks(parent: Any, item: Any, dataset: str) -> dict[str, Any] | N
     shape = virtual_shape(item)
     if shape is None:
         return None
-    return {"dataset": dataset, "shape": shape, "blocks": _blocks(item), "beside": _beside(parent, shape[:1])}
+    return {"dataset": dataset, "shape": shape, "blocks": _blocks(item), "neighbours": _neighbours(parent, shape[:1])}
 
 
 def _stack_of_links(group: Any, dataset: str) -> dict[str, Any] | None:
     links = [_link(group, name) for name in _external_links(group)]
     if not links:
         return None
-    return {"dataset": dataset, "links": links, "beside": _beside(group, None)}
+    return {"dataset": dataset, "links": links, "neighbours": _neighbours(group, None)}
 
 
 def _external_links(group: Any) -> list[bytes]:
@@ -145,14 +146,14 @@ def _box(space: Any) -> list[list[int]] | None:
     return box
 
 
-def _beside(group: Any, shape: tuple[int, ...] | None) -> list[str]:
+def _neighbours(group: Any, shape: tuple[int, ...] | None) -> list[str]:
     """Return some names of one-dimensional datasets in a group, or of those with a shape."""
     names = first_names(group, MOST_OBJECTS, h5py.h5l.TYPE_HARD)
-    matches = (text(each) for each in names if _is_beside(h5py.h5o.open(group, each), shape))
+    matches = (text(each) for each in names if _is_neighbour(h5py.h5o.open(group, each), shape))
     return list(islice(matches, LISTED + 1))  # one more shows that the list is not complete
 
 
-def _is_beside(item: Any, shape: tuple[int, ...] | None) -> bool:
+def _is_neighbour(item: Any, shape: tuple[int, ...] | None) -> bool:
     if not isinstance(item, h5py.h5d.DatasetID):
         return False
     found = virtual_shape(item) or h5py.Dataset(item).shape or ()  # in this order: the second may open other files

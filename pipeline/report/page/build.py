@@ -12,7 +12,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import DataError, NoInput, NotPermitted, shown
+from pipeline.errors import DataError, NoInput, NotPermitted, printable
 from pipeline.formats import json_lines
 from pipeline.output.records import published_file
 from pipeline.report.page.document import Command, Figure, Item, Page, Table
@@ -67,7 +67,7 @@ def page_bytes(report: Mapping[str, Any]) -> bytes:
         return html_of(page_of(plain)).encode()
     except Exception as error:
         log.warning("report: could not build report.html; its numbers are in report.json: %r", error)
-        reason = html.escape(shown(repr(error))[:300])
+        reason = html.escape(printable(repr(error))[:300])
         return (
             '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>shardpress</title></head><body><main>'
             f"<h1>shardpress</h1><p>The features are complete, but this page could not be built: {reason}. Its "
@@ -88,12 +88,12 @@ def read_report(directory: str | Path) -> dict[str, Any]:
         When it is not JSON, or not a report.
     """
     path = published_file(Path(directory), "report.json")
-    where = f"file={shown(path)}"
+    where = f"file={printable(path)}"
     data = _read(path, where)
     try:
         report = json.loads(data)
     except ValueError as error:
-        raise DataError(f"{where}: not JSON: {shown(error)}. Run the command of that run again.") from error
+        raise DataError(f"{where}: not JSON: {printable(error)}. Run the command of that run again.") from error
     if not isinstance(report, dict):
         raise DataError(f"{where}: holds a {type(report).__name__}, expected a report")
     return report
@@ -117,7 +117,7 @@ def read_page(directory: str | Path) -> Page:
     try:
         return page_of(report)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        path = shown(Path(directory) / "report.json")
+        path = printable(Path(directory) / "report.json")
         raise DataError(
             f"file={path}: not a report of shardpress: {error!r}. Run the command of that run again."
         ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.errors import counted
+from pipeline.errors import quantity
 from pipeline.report.page.document import Item, Section, Table
 from pipeline.report.page.words import column, count, cut, number, path, percent
 from pipeline.text import exact_duration
@@ -28,9 +28,9 @@ def verdict(report: Mapping[str, Any]) -> str:
     n_notices, _ = notices(report)
     end = "No action is needed."
     if n_notices:
-        end = f"There {'is' if n_notices == 1 else 'are'} {counted(n_notices, 'warning')}."
+        end = f"There {'is' if n_notices == 1 else 'are'} {quantity(n_notices, 'warning')}."
     columns = f"{count(summary['n_rows'])} rows of {count(summary['n_inputs'])} columns"
-    features = counted(summary["n_features"], "feature")
+    features = quantity(summary["n_features"], "feature")
     duration = exact_duration(sum(summary["seconds"].values()))
     return f"Encoded {columns} into {features} per row in {duration}. {_error(report)}{end}"
 
@@ -88,11 +88,11 @@ def _warnings_of_summary(report: Mapping[str, Any]) -> Iterator[str]:
     """Yield the warnings of a report that an earlier version has written without them."""
     summary = report["summary"]
     if summary.get("n_bad"):
-        yield f"{counted(summary['n_bad'], 'bad row')} with NaN features."
+        yield f"{quantity(summary['n_bad'], 'bad row')} with NaN features."
     if summary.get("n_bad_shards"):
-        yield f"{counted(summary['n_bad_shards'], 'bad shard')}."
+        yield f"{quantity(summary['n_bad_shards'], 'bad shard')}."
     if summary.get("n_outside"):
-        yield f"{counted(summary['n_outside'], 'row')} outside the range of the rows that the model was trained on."
+        yield f"{quantity(summary['n_outside'], 'row')} outside the range of the rows that the model was trained on."
     if report.get("device", {}).get("reason"):
         yield f"The requested device was not used: {report['device']['reason']}"
 

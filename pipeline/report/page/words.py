@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.errors import shown
+from pipeline.errors import printable
 
 __all__ = ["column", "count", "cut", "number", "path", "percent"]
 
@@ -33,10 +33,10 @@ def percent(share: float) -> str:
 
 def cut(text: object, most: int = 300) -> str:
     """Return a text, which may come from a file, with at most `most` characters, all of them printable."""
-    printable = shown(text)
-    if len(printable) > most:
-        return f"{printable[: most - 1]}…"
-    return printable
+    clean = printable(text)
+    if len(clean) > most:
+        return f"{clean[: most - 1]}…"
+    return clean
 
 
 def column(facts: Mapping[str, Any]) -> str:
@@ -51,7 +51,7 @@ def column(facts: Mapping[str, Any]) -> str:
 
 def path(text: object, most: int = 80) -> str:
     """Return a file's path like `cut`, but keep the end of a long one, which distinguishes files."""
-    printable = shown(text)
-    if len(printable) > most:
-        return f"…{printable[1 - most :]}"
-    return printable
+    clean = printable(text)
+    if len(clean) > most:
+        return f"…{clean[1 - most :]}"
+    return clean

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.encoding.parts import PartFacts
-from pipeline.errors import DataError, ShardpressError, TryAgain, shown
+from pipeline.errors import DataError, ShardpressError, TryAgain, printable
 from pipeline.hdf5.files import writers
 from pipeline.model import Model
 from pipeline.output.disk import Disk, free_inodes
@@ -148,7 +148,7 @@ def check_output(prepared: Prepared, findings: Findings) -> Reusable:
     if pid is not None:
         findings.problems.append(
             TryAgain(
-                f"output={shown(directory)}: another run (process {pid}) is using this directory. Wait until it "
+                f"output={printable(directory)}: another run (process {pid}) is using this directory. Wait until it "
                 "has ended."
             )
         )

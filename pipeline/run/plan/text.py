@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.errors import counted, shown
+from pipeline.errors import printable, quantity
 from pipeline.run.plan.plan import Plan
 from pipeline.text import duration, size
 
@@ -27,10 +27,10 @@ def plan_text(plan: Plan, output: str) -> str:
 def _summary(plan: Plan, output: str) -> Iterator[str]:
     inputs = plan.input
     if inputs:
-        n_rows = counted(inputs["n_rows"], "row")
+        n_rows = quantity(inputs["n_rows"], "row")
         rows = f"{n_rows} x {inputs['n_inputs']} columns {inputs['dtype']} ({size(inputs['n_bytes'])})"
         n_features = plan.model["widths"][-1]
-        yield f"{counted(inputs['n_shards'], 'shard')}, {rows} -> {n_features} features in {shown(output)}"
+        yield f"{quantity(inputs['n_shards'], 'shard')}, {rows} -> {n_features} features in {printable(output)}"
         yield f"network {' x '.join(map(str, plan.model['widths']))}, {_training(plan.model)}"
         yield f"columns: {inputs['columns']}"
     if plan.device:
@@ -40,7 +40,7 @@ def _summary(plan: Plan, output: str) -> Iterator[str]:
 def _training(model: Mapping[str, Any]) -> str:
     if not model["epochs"]:
         return "already trained"
-    text = f"{model['epochs']} epochs of {counted(model['steps_per_epoch'], 'step')}"
+    text = f"{model['epochs']} epochs of {quantity(model['steps_per_epoch'], 'step')}"
     if model["replicas"] > 1:
         text += f" by {model['replicas']} replicas"
     return text
