@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pipeline.cluster.pool import LocalPool
 from pipeline.cluster.stats import WorkerStats
@@ -35,9 +35,6 @@ from pipeline.training.fit import prepare_training
 from pipeline.training.loop import CheckpointPolicy, training_loop
 from pipeline.training.replica import RoundRunner, runner_on
 from pipeline.training.verdict import complaints, measured
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["TrainingStage"]
 
