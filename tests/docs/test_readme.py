@@ -101,7 +101,7 @@ def test_commands_of_the_readme_run(checkout: Checkout) -> None:
 
 def test_python_of_the_readme_runs(checkout: Checkout) -> None:
     example = PYTHON[0]  # the test of the other one is next to the tests of the model
-    program = f"{example}\nprint(found.features.shape, len(found.extras['y'].compute()))"
+    program = f"{example}\nprint(output.features.shape, len(output.extras['y'].compute()))"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program], cwd=checkout.folder, capture_output=True, text=True, check=True
     )
