@@ -97,7 +97,7 @@ CHECKS = {
     "pandas": lambda found: (frame(found), same(found["y"], Y)),
     "Polars": lambda found: (same(found["features"].to_numpy(), ROWS), same(found["y"], Y)),
     "PyTorch": lambda found: [(same(found[i][0], ROWS[i]), same(found[i][1], i)) for i in range(len(found))],
-    "PyTorch, row by row from the disk": lambda found: same(next(iter(found)), ROWS),
+    "PyTorch, out of core": lambda found: same(next(iter(found)), ROWS),
     "Arrow": lambda found: (same(found["features"].to_pylist(), ROWS), same(found["y"], Y)),
     "Parquet": lambda _: (
         frame(pd.read_parquet("features.parquet")),
