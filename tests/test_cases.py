@@ -22,7 +22,8 @@ def test_each_case_is_run_and_a_failing_case_is_named():
 
 
 def test_only_random_generators_are_renewed_for_each_case():
-    seen, shared = [], []
+    seen = []
+    shared = []
 
     @each("n", range(3))
     def test(n, rng, shared):

@@ -81,7 +81,10 @@ def test_datasets_without_a_value_for_each_row_are_not_opened(output):
     for path in (directory / "parts").iterdir():
         with h5py.File(path, "a") as file:
             file.create_group("group")
-            file["type"], file["scalar"], file["none"], file["two"] = np.dtype("f4"), 3, h5py.Empty("f4"), np.ones(2)
+            file["type"] = np.dtype("f4")
+            file["scalar"] = 3
+            file["none"] = h5py.Empty("f4")
+            file["two"] = np.ones(2)
     for path in (directory, directory / "parts/part-00000.h5"):
         assert set(open_features(path).extras) == {"y"}, path
 

@@ -63,7 +63,8 @@ def test_sealed_files_are_readable_text() -> None:
 
 
 def test_a_changed_byte_of_a_sealed_file_is_refused() -> None:
-    data, rng = seal(FORM, CONTENT), random.Random(0)
+    data = seal(FORM, CONTENT)
+    rng = random.Random(0)
     for place in range(len(data)):
         for value in {data[place] ^ 1 << bit for bit in range(8)} | set(rng.sample(range(256), 8)) - {data[place]}:
             with pytest.raises((ValueError, NewerFormat)):

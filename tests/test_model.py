@@ -25,7 +25,8 @@ NETWORKS = [
     Network((4, 6, 3), "relu", "linear"),
     Network((4, 6, 5, 2), "leaky-relu", "sigmoid", gain=True),
 ]
-FIRST, DEEP = NETWORKS[0], NETWORKS[-1]
+FIRST = NETWORKS[0]
+DEEP = NETWORKS[-1]
 MIDNIGHT = 1_600_000_000  # seconds since 1970, a column far from zero
 
 
@@ -66,7 +67,8 @@ def slow_layer(kind, rows, W, b):
 
 
 def slow_encode(model, rows):
-    p, network = model.parameters, model.network
+    p = model.parameters
+    network = model.network
     found = model.scaler.transform(rows).tolist()
     for (W, b_hidden, _), kind in zip(network.layers, network.activations, strict=True):
         found = slow_layer(kind, found, p[W], p[b_hidden])
@@ -74,7 +76,8 @@ def slow_encode(model, rows):
 
 
 def slow_decode(model, features):
-    p, network = model.parameters, model.network
+    p = model.parameters
+    network = model.network
     found = features.tolist()
     if network.gain:
         found = [[(h - network.center) * float(g) for h, g in zip(row, p["gain"], strict=True)] for row in found]

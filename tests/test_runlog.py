@@ -37,7 +37,8 @@ def test_earlier_lines_are_written_when_the_directory_is_known(tmp_path, run_log
 def test_the_terminal_shows_the_date_once_a_day(monkeypatch):
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
-    formatter, formatted = Dated(), []
+    formatter = Dated()
+    formatted = []
     for created in (86398, 86399, 86400, 86401, 3 * 86400):
         line = record("line")
         line.created = created

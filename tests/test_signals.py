@@ -117,7 +117,8 @@ def test_a_signal_after_deferred_work_raises_at_once(error: type[Exception] | No
 
 
 def test_deferral_in_another_thread_does_not_affect_the_main_one() -> None:
-    has_begun, over = threading.Event(), threading.Event()
+    has_begun = threading.Event()
+    over = threading.Event()
 
     def work() -> None:
         with deferred():

@@ -56,7 +56,8 @@ def test_sleeping_and_computing_threads_are_distinguished(tmp_path: Path) -> Non
     for thread in threads:
         thread.start()
         (tmp_path / str(thread.native_id)).symlink_to(f"/proc/self/task/{thread.native_id}")
-    found, give_up = thread_states(tmp_path), time.monotonic() + 60
+    found = thread_states(tmp_path)
+    give_up = time.monotonic() + 60
     while found != {"R": 1, "S": 1} and time.monotonic() < give_up:
         found = thread_states(tmp_path)
     over.set()
@@ -67,7 +68,8 @@ def test_sleeping_and_computing_threads_are_distinguished(tmp_path: Path) -> Non
 
 def test_shares_cover_the_time_since_the_last_request() -> None:
     looks = iter(["disk"] * 30 + ["device"] * 10 + [None] * 5 + ["processor"] * 9)
-    done, go_on = threading.Event(), threading.Event()
+    done = threading.Event()
+    go_on = threading.Event()
     n_looks = Counter[str]()
 
     def look() -> str | None:

@@ -114,7 +114,8 @@ def test_out_of_core_learning_on_sorted_classes_is_the_same(
     write_shard(tmp_path / "x.h5", x[order], extras={"y": y[order]})
     extracted(tmp_path, "x.h5", "out", "--epochs", "5")
     flags = ["--features", str(tmp_path / "out")]
-    inside, outside = accuracies(*flags), accuracies(*flags, "--memory-budget", "1MiB")
+    inside = accuracies(*flags)
+    outside = accuracies(*flags, "--memory-budget", "1MiB")
     assert list(inside) == list(outside)
     assert list(outside.values()) == pytest.approx(list(inside.values()), abs=0.04)
 
@@ -305,9 +306,11 @@ def test_changed_raw_rows_are_refused(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_raw_rows_are_imputed_and_clipped_as_in_the_run(
     tmp_path: Path, accuracies: Callable[..., dict[str, float]]
 ) -> None:
-    rng, y = np.random.default_rng(0), np.arange(400) % 2
+    rng = np.random.default_rng(0)
+    y = np.arange(400) % 2
     x = (10 * rng.normal(size=(400, 8)) + 40 * y[:, None]).astype(np.int16)
-    x[rng.random(x.shape) < 0.1], x[::97, 2] = -999, 30000
+    x[rng.random(x.shape) < 0.1] = -999
+    x[::97, 2] = 30000
     write_shard(tmp_path / "x.h5", x, extras={"y": y})
     flags = ["--missing-value", "-999", "--impute", "median", "--clip-quantile", "0.02", "--n-features", "3"]
     extracted(tmp_path, "x.h5", "out", "--epochs", "3", *flags)
@@ -316,7 +319,8 @@ def test_raw_rows_are_imputed_and_clipped_as_in_the_run(
 
 @pytest.mark.compiler
 def test_each_row_is_read_once_for_any_piece_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, model = open_features(folder / "a"), load_model(folder / "a")
+    found = open_features(folder / "a")
+    model = load_model(folder / "a")
     as_scaled = replace(model, scaler=Scaler(np.zeros(model.n_inputs), np.ones(model.n_inputs)))
     seen: list[Any] = []
     for most_bytes in (1, 1000, 10**6):

@@ -57,7 +57,8 @@ def at_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.process  # asks g++ for its version
 def test_equal_processes_give_equal_answers(probe: Probe) -> None:
-    first, second = describe_environment(probe), describe_environment(probe)
+    first = describe_environment(probe)
+    second = describe_environment(probe)
     assert first.written_file != second.written_file
     assert compare_environments(probe, first, second) == []
 
@@ -78,7 +79,9 @@ def test_differences_name_both_values(probe: Probe) -> None:
 
 @pytest.mark.process  # asks g++ for its version
 def test_other_files_under_the_same_paths_are_detected(probe: Probe, tmp_path: Path) -> None:
-    here, driver_file, rows = describe_environment(probe), tmp_path / probe.driver_file, tmp_path / "a.h5"
+    here = describe_environment(probe)
+    driver_file = tmp_path / probe.driver_file
+    rows = tmp_path / "a.h5"
     for change, found in (
         (lambda: driver_file.write_text("9e02"), "9e02"),
         (lambda: driver_file.unlink(), os.strerror(errno.ENOENT)),
@@ -97,7 +100,8 @@ def test_other_files_under_the_same_paths_are_detected(probe: Probe, tmp_path: P
 
 @pytest.mark.process  # asks g++ for its version
 def test_files_written_by_a_worker_must_be_visible_to_the_driver(probe: Probe, tmp_path: Path) -> None:
-    here, other_environment = describe_environment(probe), describe_environment(probe)
+    here = describe_environment(probe)
+    other_environment = describe_environment(probe)
     (tmp_path / other_environment.written_file).unlink()
     (words,) = compare_environments(probe, here, other_environment)
     assert mentions(words, f"file={tmp_path / other_environment.written_file}", os.strerror(errno.ENOENT))

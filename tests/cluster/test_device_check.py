@@ -15,7 +15,8 @@ class Answer:
     """Future of a worker's answer; with None it never finishes. It is not finished at the first look."""
 
     def __init__(self, found: Any) -> None:
-        self.found, self.n_looks = found, 0
+        self.found = found
+        self.n_looks = 0
 
     @property
     def status(self) -> str:
@@ -36,7 +37,8 @@ class Client:
     """A client whose cached scheduler information contains only the workers of its last query: none."""
 
     def __init__(self, **answers: Any) -> None:
-        self.answers, self.present = answers, dict.fromkeys(answers)
+        self.answers = answers
+        self.present = dict.fromkeys(answers)
         self.scheduler = SimpleNamespace(identity=lambda n_workers: {"workers": {n: {"name": n} for n in self.present}})
 
     def sync(self, function: Any, **named: Any) -> Any:

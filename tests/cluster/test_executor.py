@@ -131,7 +131,8 @@ def test_arguments_are_passed_unchanged(executor: Callable[[], Executor]) -> Non
 
 
 def test_a_scan_is_equal_on_every_executor(executor: Callable[[], Executor], tmp_path: Path) -> None:
-    shards, reported = numbered_shards(tmp_path, 9, 0, 4), list[int]()
+    shards = numbered_shards(tmp_path, 9, 0, 4)
+    reported = list[int]()
     found = scan(shards, ScanSettings(2, missing=41), executor(), 2, reported.append)
     assert found.to_npz() == scanned(shards, 3, missing=41).to_npz()
     assert (found.bad_rows.tolist(), sum(reported)) == ([4], 13)
@@ -225,7 +226,9 @@ def test_the_first_error_stops_the_remaining_tasks() -> None:
 
 
 def test_an_error_of_the_callback_stops_the_remaining_tasks() -> None:
-    reported, n_started, has_begun = list[int](), list[int](), threading.Event()
+    reported = list[int]()
+    n_started = list[int]()
+    has_begun = threading.Event()
 
     def tell(result: int) -> None:
         reported.append(result)
@@ -262,7 +265,8 @@ def test_small_or_many_tasks_are_sent_in_batches(
 ) -> None:
     """The time of a scheduler is proportional to the number of messages; and each thread should get several batches."""
     with threads(2) as pool:
-        calls, submit = list[str](), pool.submit
+        calls = list[str]()
+        submit = pool.submit
         monkeypatch.setattr(pool, "submit", lambda call: calls.append(str(call)) or submit(call))
         monkeypatch.setattr(module, "_LARGE_GRAPH", 300)
         for n_tasks, n_far, n_small, together in (
@@ -293,14 +297,16 @@ def test_many_threads_get_batches_but_at_least_a_task_each(n_tasks: int, togethe
 
 def test_results_are_merged_in_order_and_reported_once() -> None:
     for n_tasks in SIZES[1:]:
-        letters, reported = [chr(ord("a") + i % 26) for i in range(n_tasks)], list[str]()
+        letters = [chr(ord("a") + i % 26) for i in range(n_tasks)]
+        reported = list[str]()
         with threads(3) as pool:
             merged = reduce([(str, letter) for letter in letters], "".join, pool, 3, reported.append)
         assert (merged, sorted(reported)) == ("".join(letters), sorted(letters))
 
 
 def test_few_results_are_held_while_merging() -> None:
-    alive, most = set(), []
+    alive = set()
+    most = []
 
     class Result:
         def __init__(self, _: object) -> None:

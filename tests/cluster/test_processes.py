@@ -27,7 +27,9 @@ class Process:
     """A process that exits when its standard input is closed."""
 
     def __init__(self) -> None:
-        self.stdin, self.pid, self.is_over = self, 0, False
+        self.stdin = self
+        self.pid = 0
+        self.is_over = False
 
     def close(self) -> None:
         self.is_over = True
@@ -76,7 +78,8 @@ def test_a_worker_on_the_card_of_another_is_dismissed(
 
 
 def test_a_worker_without_device_or_answer_is_dismissed(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, settings = [device(0), device(1, reason="no driver")], ClusterSettings(workers=3)
+    found = [device(0), device(1, reason="no driver")]
+    settings = ClusterSettings(workers=3)
     assert usable(monkeypatch, found, settings, {"2": "its process gave no answer"}) == (["0"], {"0"})
 
 

@@ -30,7 +30,8 @@ def merge(found: list[Made]) -> Made:
 
 @pytest.mark.process
 def test_results_count_for_the_process_that_made_them() -> None:
-    stats, found = WorkerStats(), list[Made]()
+    stats = WorkerStats()
+    found = list[Made]()
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         pool.stats = stats  # type: ignore[attr-defined]
         stats.begin("scan")

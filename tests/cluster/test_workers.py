@@ -48,7 +48,9 @@ class Client:
     """A client of a scheduler whose workers do nothing on their own."""
 
     def __init__(self, n_workers: int = 1) -> None:
-        self.status, self.n_workers, self.taken_back = "running", n_workers, False
+        self.status = "running"
+        self.n_workers = n_workers
+        self.taken_back = False
         self.loop = self  # runs each call in a thread of its own
         self.scheduler = self
 

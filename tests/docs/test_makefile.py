@@ -18,7 +18,8 @@ def test_sample_run_writes_to_its_own_directory(tmp_path, name):
         (tmp_path / "data" / shard).touch()
     command = ["make", "-s", "-f", MAKEFILE, "-o", "setup", "run", "PYTHON_OF_VENV=echo"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    shards, out = f"data/{name}-train-0.h5 data/{name}-train-1.h5", f"sample/{name}/features"
+    shards = f"data/{name}-train-0.h5 data/{name}-train-1.h5"
+    out = f"sample/{name}/features"
     assert done.stdout.splitlines() == [
         "scripts/make_data.py",
         f"scripts/extract.py --overwrite --input {shards} --output {out}",

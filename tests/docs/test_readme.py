@@ -117,7 +117,8 @@ def test_links_of_the_readme_exist() -> None:
 
 def test_unseen_rows_are_reconstructed_well(checkout: Checkout) -> None:
     features = checkout.sample("features")
-    model, shards = load_model(features), open_shards([str(checkout.folder / "data/fashion-mnist-test")])
+    model = load_model(features)
+    shards = open_shards([str(checkout.folder / "data/fashion-mnist-test")])
     rows = np.concatenate([read(block) for block in blocks(shards, 10_000)])
     x = model.scaler.transform(rows)
     y = model.decode(model.encode(rows))

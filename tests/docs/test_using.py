@@ -26,7 +26,8 @@ from tests.support.parts import feature_rows, finished
 
 PAGE = (REPOSITORY / "docs/using.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
-ROWS, Y = feature_rows(7), np.arange(7)
+ROWS = feature_rows(7)
+Y = np.arange(7)
 
 
 def python_of(section: str) -> list[str]:
@@ -62,7 +63,8 @@ class DataLoader:
     """Replaces PyTorch's loader: it calls a dataset for its length and single rows by number, and stacks the rows."""
 
     def __init__(self, dataset: Any, batch_size: int) -> None:
-        self.dataset, self.batch_size = dataset, batch_size
+        self.dataset = dataset
+        self.batch_size = batch_size
 
     def __iter__(self) -> Any:
         assert not hasattr(self.dataset, "__getitems__")  # PyTorch would prefer this method

@@ -27,7 +27,8 @@ def judge(
     bad_data: BadData, rows: Any, dtype: Any = np.float32, features: Any = 0.0, suspects: Any = None, **options: Any
 ) -> Any:
     """Return the judgement of rows with these features, and, as ``rows``, the rows that were encoded last."""
-    array, encoded = np.array(rows, dtype=dtype), []
+    array = np.array(rows, dtype=dtype)
+    encoded = []
     out = np.array(np.broadcast_to(np.asarray(features, np.float32), (len(array), 2)))
     judged = bad_data.judge(
         block_of(array, **options), (array, array), out, lambda rows, out: encoded.append(rows), suspects
@@ -84,7 +85,8 @@ def test_the_missing_value_is_compared_in_the_dtype_of_the_file() -> None:
 
 # -- rows outside a model's range --------------------------------------------------------------------------------
 
-LOW, HIGH = np.array([0.0, -1.0]), np.array([1.0, 2.0])
+LOW = np.array([0.0, -1.0])
+HIGH = np.array([1.0, 2.0])
 
 
 def ranged(on_drift: str, on_bad_data: str = "skip", low: np.ndarray = LOW, high: np.ndarray = HIGH) -> BadData:
@@ -139,7 +141,8 @@ def test_clipping_moves_values_to_the_nearest_number_inside(dtype: str) -> None:
         scale = float(rng.choice([1, 100, 1e5]))
         edges = np.sort(rng.normal(0, scale, (2, 4)), axis=0)
         rows = np.clip(rng.normal(0, 3 * scale, (20, 4)), float(info.min), float(info.max)).astype(dtype)
-        rows[0], rows[1] = info.min, info.max
+        rows[0] = info.min
+        rows[1] = info.max
         edges[:, 3] = -1e300, 1e300
         found = judge(ranged("clip", low=edges[0], high=edges[1]), rows, dtype)
         assert found.rows.dtype == rows.dtype, f"seed {seed}"
@@ -154,7 +157,8 @@ def is_nearest(value: float, moved: float, low: float, high: float, info: Any) -
         return moved == value
     if not (info.min <= low and high <= info.max):
         return True
-    edge, is_integer = low if value < low else high, isinstance(info, np.iinfo)
+    edge = low if value < low else high
+    is_integer = isinstance(info, np.iinfo)
     is_near = abs(moved - edge) <= (1 if is_integer else abs(edge) * info.eps)
     return is_near and (not is_integer or low <= moved <= high or bool(np.floor(high) < np.ceil(low)))
 

@@ -119,7 +119,8 @@ def test_a_part_names_the_rows_that_it_was_made_from(tmp_path: Path) -> None:
 
 def test_skipped_rows_do_not_shift_other_rows(tmp_path: Path) -> None:
     rows = numbered(6, dtype=np.float32)
-    rows[2, 1], rows[5, 0] = np.nan, np.inf
+    rows[2, 1] = np.nan
+    rows[5, 0] = np.inf
     shards = open_shards([write_shard(tmp_path / "a.h5", rows)])
     parts, features = encode(shards, tmp_path, 2, 4, BadData("skip"))
     bad = np.array([False, False, True, False, False, True])
@@ -182,7 +183,8 @@ def test_a_failure_stops_other_parts_at_their_next_block(tmp_path: Path) -> None
 
 def test_each_part_is_passed_once_to_the_calling_thread(tmp_path: Path) -> None:
     """The other threads only write files; one thread decides which of them count."""
-    shards, reported = numbered_shards(tmp_path, 9, 0, 30), []
+    shards = numbered_shards(tmp_path, 9, 0, 30)
+    reported = []
 
     def commit(part: PartFacts) -> None:
         assert threading.current_thread() is threading.main_thread()
@@ -358,14 +360,17 @@ def test_rows_outside_the_range_are_counted_for_each_part(tmp_path: Path) -> Non
 def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path: Path) -> None:
     """The fresh process loads the model from the file that the task names."""
     rows = [numbered(n, 3, dtype=np.float32) % 190 for n in (TILE_ROWS + 40, 5, 9)]
-    rows[0][7, 1], rows[0][TILE_ROWS + 3, 0], rows[1][4, 2] = np.nan, -99, 1e6
+    rows[0][7, 1] = np.nan
+    rows[0][TILE_ROWS + 3, 0] = -99
+    rows[1][4, 2] = 1e6
     extras = {"y": np.arange(TILE_ROWS + 40), "name": np.array([b"a", b"bc", b"d"] * 700, object)}
     names = [
         write_shard(tmp_path / f"{i}.h5", each, extras={name: values[: len(each)] for name, values in extras.items()})
         for i, each in enumerate(rows)
     ]
     shards = open_shards(names)
-    model, bad_data = model_of(3), BadData("quarantine", -99, "clip")
+    model = model_of(3)
+    bad_data = BadData("quarantine", -99, "clip")
     settings = settings_of(shards, tmp_path, TILE_ROWS, TILE_ROWS, bad_data=bad_data, has_range=True)
     (tmp_path / "stages").mkdir()
     settings = dataclasses.replace(
@@ -390,7 +395,8 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path: Path) -> Non
 @pytest.mark.process
 def test_runs_in_one_process_keep_their_own_categories(tmp_path: Path) -> None:
     """If runs share a model, the second one reuses the memory of the first and its file layout."""
-    shards, found = [], []
+    shards = []
+    found = []
     for i, kinds in enumerate(([b"a", b"b"], [b"c", b"d"])):
         write_shard(tmp_path / f"{i}.h5", numbered(3), extras={"kind": np.array([0, 1, 0], "i1")})
         with h5py.File(tmp_path / f"{i}.h5", "a") as file:

@@ -26,7 +26,8 @@ def output(tmp_path, request):
 def test_the_index_concatenates_all_parts(output, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for sizes in ((1,), (3, 4), (2, 1, 5), (2, 0, 5, 1, 1)):
-        n_rows, name = sum(sizes), f"{len(sizes)} parts"
+        n_rows = sum(sizes)
+        name = f"{len(sizes)} parts"
         directory = output(*sizes).rename(tmp_path / name)
         for path in (directory / "index.h5", f"{name}/index.h5"):
             with h5py.File(path) as file:

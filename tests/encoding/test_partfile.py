@@ -55,7 +55,8 @@ def test_a_part_is_a_valid_shard_with_its_extras(tmp_path):
 
 
 def test_a_streamed_file_equals_one_made_at_once():
-    rows, valid = feature_rows(1000), np.ones(1000, bool)
+    rows = feature_rows(1000)
+    valid = np.ones(1000, bool)
     extras = {"y": np.arange(1000), "word": np.arange(1000).astype("S30"), "pair": np.zeros((1000, 2), "f4")}
 
     def blocks(values):
@@ -74,7 +75,8 @@ def test_a_streamed_file_equals_one_made_at_once():
 
 
 def test_streamed_texts_use_their_memory_once(tmp_path):
-    n, text = 400, b"x" * 10**5  # 40 MB
+    n = 400
+    text = b"x" * 10**5  # 40 MB in all rows together
     valid = np.ones(n, bool)
     memory = PartMemory(n, 2)
     memory.features(n)[:] = feature_rows(n)
@@ -143,7 +145,8 @@ def test_reused_memory_gives_the_same_file_as_fresh_memory():
     for sizes in ((100, 7), (7, 100), (100, 100), (1, 100, 0, 3)):
         memory = PartMemory(max(sizes), 2)
         for i, size in enumerate(sizes):
-            features, valid = feature_rows(size, first=i), np.arange(size) % 3 > 0
+            features = feature_rows(size, first=i)
+            valid = np.arange(size) % 3 > 0
             extras = {"y": valid}
             if i == 0:
                 extras = {"y": np.arange(size), "text": np.array([b"x" * 5000] * size, object)}
@@ -173,7 +176,8 @@ def test_parts_equal_the_files_that_hdf5_writes(extras):
         part_extras = {name: np.roll(values, i, axis=0) for name, values in extras.items()}
         if i == 3 and "code" in part_extras:
             part_extras["code"] = part_extras["code"].astype(ASCII)
-        features, valid = feature_rows(3, first=i), np.arange(3) % 2 == i % 2
+        features = feature_rows(3, first=i)
+        valid = np.arange(3) % 2 == i % 2
         memory.features(3)[:] = features
         text = json.dumps(source, ensure_ascii=False).encode()
         padded = text.ljust(256 * (len(text) // 256 + 1), b"\0")
@@ -194,7 +198,8 @@ def test_unsupported_text_is_an_error_in_every_part():
 
 
 def test_only_the_first_of_similar_parts_is_laid_out_by_hdf5(monkeypatch):
-    layouts, memory = [], PartMemory(4, 2)  # may be the first one of the process
+    layouts = []
+    memory = PartMemory(4, 2)  # may be the first one of the process
     monkeypatch.setattr(module, "lay_out", lambda *given: layouts.append(1) or lay_out(*given))
     for i in range(5):
         memory.file(np.ones(3, bool), {"y": np.arange(3)}, {}, {"n_rows": 10**i, "path": f"größe/{'x' * i}.h5"})
@@ -203,7 +208,8 @@ def test_only_the_first_of_similar_parts_is_laid_out_by_hdf5(monkeypatch):
 
 def test_layouts_of_a_few_sizes_are_kept(monkeypatch):
     expected = {n: part_bytes(feature_rows(n), np.arange(n) > 0, {}, {}, {}) for n in (1, 3, 4)}
-    layouts, memory = [], PartMemory(4, 2, most_templates=2)
+    layouts = []
+    memory = PartMemory(4, 2, most_templates=2)
     monkeypatch.setattr(module, "lay_out", lambda *given: layouts.append(1) or lay_out(*given))
     for sizes, n_layouts in (((3, 4, 3, 4), 2), ((1,), 3), ((1, 3), 4), ((4, 3), 6)):
         for n_rows in sizes:
@@ -244,7 +250,8 @@ def test_shapes_of_a_part_are_known_without_reading_it(tmp_path, n_rows):
 @pytest.mark.process
 def test_declared_extras_of_a_shard_match_its_parts(tmp_path):
     """Otherwise the index, which is built from the declaration alone, would show no values."""
-    n, state = 3, h5py.enum_dtype({"on": 1, "off": 0}, "i2")
+    n = 3
+    state = h5py.enum_dtype({"on": 1, "off": 0}, "i2")
     both = {
         "ascii": np.zeros(n, ASCII),
         "utf8": np.zeros(n, h5py.string_dtype("utf-8", 5)),
@@ -261,7 +268,8 @@ def test_declared_extras_of_a_shard_match_its_parts(tmp_path):
     for shard in open_shards([str(tmp_path)]):
         found = read_extras(Block(shard, 0, n))
         (tmp_path / "part").write_bytes(part(n, extras=found))
-        declared, held = part_shapes(n, 2, shard.extras), shapes_in(tmp_path / "part")
+        declared = part_shapes(n, 2, shard.extras)
+        held = shapes_in(tmp_path / "part")
         assert {"ascii", "utf8", "state", "big", "big_present", "column", "row", "text", "array"} <= set(declared)
         assert declared == held
         for check in (h5py.check_enum_dtype, h5py.check_string_dtype):

@@ -92,7 +92,8 @@ def test_reused_memory_gives_the_same_parts_for_any_size() -> None:
         sizes = (70000, 5, 0, 2048, 2049)
         memory = PartMemory(max(sizes), 2, (), storage)
         for size in sizes:
-            features, valid = RNG.random((size, 2), np.float32), np.ones(size, bool)
+            features = RNG.random((size, 2), np.float32)
+            valid = np.ones(size, bool)
             memory.features(size)[:] = features
             memory.store(size)
             found = bytes(memory.file(valid, {}, {}, {}))
@@ -108,7 +109,8 @@ def test_every_storage_is_valid_in_shards_index_and_single_file(tmp_path: Path) 
         folder.mkdir()
         files = ["0.h5", "1.h5", "2.h5"]
         for name, size, first in zip(files, (3, 0, 3), (0, 3, 3), strict=True):
-            rows, part_extras = feature_rows(size, first), {key: values[:size] for key, values in EXTRAS.items()}
+            rows = feature_rows(size, first)
+            part_extras = {key: values[:size] for key, values in EXTRAS.items()}
             (folder / name).write_bytes(part_bytes(rows, np.ones(size, bool), part_extras, {}, {}, storage))
         (shard,) = open_shards([str(folder / "0.h5")])
         assert shard.dtype == "float32"

@@ -86,9 +86,12 @@ def test_holes_of_a_template_take_no_memory():
 
 
 def test_an_image_equals_the_written_file():
-    rng, image, expected = np.random.default_rng(0), module._Image(), bytearray(400000)
+    rng = np.random.default_rng(0)
+    image = module._Image()
+    expected = bytearray(400000)
     for _ in range(50):  # some cross the ends of its blocks
-        start, data = int(rng.integers(0, 200000)), rng.bytes(int(rng.integers(0, 10 ** rng.integers(1, 6))))
+        start = int(rng.integers(0, 200000))
+        data = rng.bytes(int(rng.integers(0, 10 ** rng.integers(1, 6))))
         image.seek(start)
         assert image.write(memoryview(data)) == len(data)
         expected[start : start + len(data)] = data

@@ -85,7 +85,8 @@ def test_the_single_file_is_readable_with_h5py_alone(tmp_path, parts):
 def test_the_single_file_is_a_valid_shard(tmp_path, parts):
     (shard,) = open_shards([str(written(tmp_path, parts))])
     np.testing.assert_array_equal(read(Block(shard, 0, 8)), numbered(8, 3, 0, np.float32))
-    found, expected = read_extras(Block(shard, 0, 8)), extras(8, 0)
+    found = read_extras(Block(shard, 0, 8))
+    expected = extras(8, 0)
     assert [text.decode() for text in found.pop("name")] == list(expected.pop("name"))
     for name, values in expected.items():
         np.testing.assert_array_equal(found[name], values)
@@ -119,7 +120,8 @@ def test_the_longest_text_of_all_parts_determines_the_width(tmp_path):
     for i, texts in enumerate([["a", ""], [], ["größer", "\udcff"]]):
         part_extras = {"t": np.array([text.encode("utf-8", "surrogateescape") for text in texts], object)}
         names.append(f"{i}.h5")
-        features, valid = np.zeros((len(texts), 1), np.float32), np.ones(len(texts), bool)
+        features = np.zeros((len(texts), 1), np.float32)
+        valid = np.ones(len(texts), bool)
         (tmp_path / names[-1]).write_bytes(part_bytes(features, valid, part_extras, {}))
     path = written(tmp_path, names)
     with h5py.File(path) as file:
@@ -147,7 +149,8 @@ def test_a_feature_shard_needs_the_dataset_valid(tmp_path):
 
 
 def test_long_texts_are_copied_in_small_groups(tmp_path):
-    n, text = 1000, b"x" * 40_000  # 40 MB
+    n = 1000
+    text = b"x" * 40_000  # 40 MB in all rows together
     texts = np.array([b"%d" % i + text for i in range(n)], object)
     (tmp_path / "part.h5").write_bytes(part_bytes(numbered(n, 2, 0, np.float32), np.ones(n, bool), {"text": texts}, {}))
     del texts

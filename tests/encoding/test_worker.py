@@ -108,7 +108,8 @@ def test_the_size_of_a_task_does_not_depend_on_the_model(settings: EncodeSetting
 
 
 def test_a_served_model_is_used_and_dropped_at_the_end(compiled: list[Any]) -> None:
-    disk, settings = Disk(), EncodeSettings("out", IN_MEMORY, "float32", 4, 8, 2)
+    disk = Disk()
+    settings = EncodeSettings("out", IN_MEMORY, "float32", 4, 8, 2)
     with serving(settings, MODEL, nothing, disk):
         found = worker_of(settings)
         assert (found.model, found.encode, found.disk, compiled) == (MODEL, nothing, disk, [])

@@ -80,7 +80,8 @@ def test_no_driver_installs_widely_usable_libraries(here: Environment, source: P
 
 
 def test_repeated_set_up_changes_libraries_with_the_driver(here: Environment, source: Path, tmp_path: Path) -> None:
-    file, folder = driver(tmp_path / "driver", (12, 4), (8, 0)), here.path / "lib/shardpress-gpu"
+    file = driver(tmp_path / "driver", (12, 4), (8, 0))
+    folder = here.path / "lib/shardpress-gpu"
     first = set_up(here, "--from", source, near=file.parent)
     assert f"CUDA 12.4 ({file})" in first.stdout
     assert versions(here) == ["12.4.127", "12.4.5.8"]
@@ -99,7 +100,8 @@ def test_repeated_set_up_changes_libraries_with_the_driver(here: Environment, so
 
 def test_incomplete_installation_is_repaired(here: Environment, source: Path) -> None:
     assert set_up(here, "--from", source, "--for", "12.4").returncode == 0
-    folder, whole = here.path / "lib/shardpress-gpu", libraries(here)
+    folder = here.path / "lib/shardpress-gpu"
+    whole = libraries(here)
     for broken in (
         lambda: (folder / "nvidia/cublas/lib/libcublasLt.so.12").unlink(),
         lambda: (folder / "nvidia/cuda_nvrtc/lib/libnvrtc.so.12").write_bytes(b"\x7fELF"),

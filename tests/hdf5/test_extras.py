@@ -65,7 +65,8 @@ def test_one_value_per_row_is_an_extra_in_any_rank(add, options, dtype):
 @pytest.mark.process
 @pytest.mark.parametrize("shape", [(N,), (N, 1)])
 def test_one_array_per_row_is_an_extra(tmp_path, shape):
-    path, values = write_shard(tmp_path / "x.h5", numbered(N)), np.arange(2.0 * N).reshape(N, 2)
+    path = write_shard(tmp_path / "x.h5", numbered(N))
+    values = np.arange(2.0 * N).reshape(N, 2)
     with h5py.File(path, "a") as file:
         file.create_dataset("y", shape, np.dtype(("f8", 2)))[...] = values.reshape(*shape, 2)
     (shard,) = open_shards([path])

@@ -81,7 +81,8 @@ def at(node, where, value):
 def test_invalid_values_in_the_answer_are_refused_or_harmless(answer, monkeypatch):
     """Vetting and reading raise nothing except `DataError`."""
     path, facts, arrays = answer
-    sentences, n_taken = [], 0
+    sentences = []
+    n_taken = 0
     for where in places(facts):
         for value in NONSENSE:
             try:

@@ -74,7 +74,8 @@ def test_every_storage_and_dtype_is_read_as_by_h5py(tmp_path):
             for _ in range(4):
                 start, stop = sorted(int(i) for i in rng.integers(0, shape[0] + 1, 2))
                 with h5py.File(path) as file:
-                    stored, labels = file["X"][start:stop], file["y"][start:stop]
+                    stored = file["X"][start:stop]
+                    labels = file["y"][start:stop]
                 found = read(Block(shard, start, stop))
                 expected = stored.reshape(stop - start, shard.n_inputs).astype(shard.dtype)
                 assert (found.dtype, found.shape) == (expected.dtype, (stop - start, shard.n_inputs))

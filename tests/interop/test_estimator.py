@@ -109,7 +109,8 @@ def test_unusable_rows_are_refused() -> None:
 
 
 def test_estimator_works_in_pipelines_and_searches() -> None:
-    frame, y = pd.DataFrame(rows(), columns=[*"abcdefghi"]), np.arange(120) % 2
+    frame = pd.DataFrame(rows(), columns=[*"abcdefghi"])
+    y = np.arange(120) % 2
     steps = make_pipeline(TiedAutoencoder(**QUICK), LogisticRegression())
     search = GridSearchCV(steps, {"tiedautoencoder__n_features": [2, 3]}, cv=2).fit(frame, y)
     assert search.predict(frame).shape == (120,)
@@ -153,7 +154,8 @@ class Recorder:
 
 
 def test_callbacks_are_called_for_each_epoch_and_can_stop() -> None:
-    recorder, x = Recorder(), rows()
+    recorder = Recorder()
+    x = rows()
     found = TiedAutoencoder(epochs=5, n_features=3, start="random").set_callbacks(recorder).fit(x)
     epoch = ["begin epoch", "end epoch"]
     assert recorder.calls == ["setup", "begin fit", *epoch, *epoch, "end fit", "teardown"]
@@ -183,7 +185,8 @@ def test_fitted_model_encodes_shards_in_a_run(tmp_path: Path) -> None:
     x = rows()
     fitted = TiedAutoencoder(**QUICK).fit(x)
     (tmp_path / "model.h5").write_bytes(fitted.model_.to_hdf5())
-    shard, model = write_shard(tmp_path / "x.h5", x), str(tmp_path / "model.h5")
+    shard = write_shard(tmp_path / "x.h5", x)
+    model = str(tmp_path / "model.h5")
     run(Config.of(input=(shard,), output=str(tmp_path / "out"), model=model), ["run"])
     assert open_features(tmp_path / "out").features.compute().tobytes() == fitted.transform(x).tobytes()
     assert same_models(TiedAutoencoder.from_run(tmp_path / "out").partial_fit(x), fitted.partial_fit(x))
@@ -204,7 +207,8 @@ def test_partial_fits_equal_epochs_at_a_constant_rate() -> None:
 def test_partial_fit_after_fit_keeps_the_scaling() -> None:
     x = rows()
     fitted = TiedAutoencoder(**QUICK, start="random").fit(x)
-    before, error = fitted.model_, fitted.score(3 * x)
+    before = fitted.model_
+    error = fitted.score(3 * x)
     for part in (3 * x, 3 * x[:1], 3 * x):
         fitted.partial_fit(part)
         np.testing.assert_array_equal(fitted.model_.scaler.maximum, before.scaler.maximum)
@@ -229,7 +233,8 @@ def test_lazy_arrays_are_fitted_and_encoded_by_block() -> None:
     assert found.compute().tobytes() == fitted.transform(x).tobytes()
     np.testing.assert_array_equal(fitted.score_samples(lazy).compute(), fitted.score_samples(x))
     np.testing.assert_allclose(fitted.score(lazy), fitted.score(x), rtol=1e-6)
-    back, features = fitted.inverse_transform(found[:2000]), found[:2000].compute()
+    back = fitted.inverse_transform(found[:2000])
+    features = found[:2000].compute()
     np.testing.assert_allclose(back.compute(), fitted.inverse_transform(features))
 
 

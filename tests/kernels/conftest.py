@@ -21,7 +21,8 @@ def rng():
 @pytest.fixture
 def compiled(monkeypatch):
     """Return the list of calls of ``theano.function`` so far."""
-    theano, calls = backend.load(), []
+    theano = backend.load()
+    calls = []
     original = theano.function
 
     def counted(*args, **kwargs):

@@ -138,7 +138,8 @@ except UnsafeCompileCache as error:
 @pytest.fixture
 def trap(tmp_path):
     """Return a cache whose code creates a file when it runs, in the modules that Theano imports first."""
-    cache, marker = tmp_path / "base" / "cache", tmp_path / "told"
+    cache = tmp_path / "base" / "cache"
+    marker = tmp_path / "told"
     for name in ("lazylinker_ext", "cutils_ext"):
         (cache / name).mkdir(parents=True, mode=0o700)
         (cache / name / "__init__.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
@@ -193,7 +194,8 @@ def test_cache_in_a_directory_of_another_user_is_refused(trap):
 
 def test_library_in_the_current_directory_is_not_linked(tmp_path, monkeypatch):
     """GNU ld reads libgcc_s.so.1 from there, which can name any object file."""
-    planted, cache = tmp_path / "planted", tmp_path / "cache"
+    planted = tmp_path / "planted"
+    cache = tmp_path / "cache"
     planted.mkdir()
     cache.mkdir()
     (planted / "libgcc_s.so.1").write_text(f"INPUT({planted}/not-there.o)\n")

@@ -72,7 +72,8 @@ def test_wait_is_unlimited_while_the_holder_changes(cache: Path, monkeypatch: py
     """Each holder may take as long as the setting allows; all of them together take longer."""
     holder = os.open(cache / ".lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(holder, fcntl.LOCK_EX)
-    n_steps, n_owners = 0, 5
+    n_steps = 0
+    n_owners = 5
     monkeypatch.setattr(sys.modules["theano"].config.compile, "timeout", 1.5)
 
     def step(_: float) -> None:

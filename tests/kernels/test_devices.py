@@ -48,7 +48,8 @@ class Run:
 
 def run(device, folder):
     """Run `device_child` on a device and return its results."""
-    arrays, facts = folder / "arrays.npz", folder / "facts.json"
+    arrays = folder / "arrays.npz"
+    facts = folder / "facts.json"
     command = [sys.executable, "-W", "error", "tests/support/device_child.py", arrays, facts]
     # The CPU also runs Theano's own graph: test_autoencoder.py compares our Ops with the same reference. The emulated
     # driver delays copies as current drivers do, and our own libraries are in front of it.
@@ -143,7 +144,8 @@ def oracle_training(rule):
     """Do the same training in NumPy and float64; return the parameters, and the costs that were requested."""
     rows = child.make_rows()
     x_all = child.make_scaler(rows).transform(rows).astype(np.float64)
-    p, costs = {name: array.astype(np.float64) for name, array in child.start_of(child.NETWORK).items()}, []
+    p = {name: array.astype(np.float64) for name, array in child.start_of(child.NETWORK).items()}
+    costs = []
     state = {name: [np.zeros_like(array), np.zeros_like(array)] for name, array in p.items()}
     for step, numbers in enumerate(child.make_minibatches()):
         x = x_all[numbers]
@@ -186,7 +188,8 @@ def trained_by_numpy():
 
 @each("name", child.NETWORKS)
 def test_training_on_corrupted_rows_equals_numpy(runs, trained_by_numpy, device, name):
-    arrays, (p, costs) = runs[device].arrays, trained_by_numpy[name]
+    arrays = runs[device].arrays
+    p, costs = trained_by_numpy[name]
     assert costs[-1] < 0.5 * costs[0]
     assert_close(arrays[f"{name} costs"], costs, device, "float32", "cost")
     for of, expected in p.items():
@@ -196,7 +199,8 @@ def test_training_on_corrupted_rows_equals_numpy(runs, trained_by_numpy, device,
 
 @each("name", child.NETWORKS)
 def test_features_and_errors_equal_numpy(runs, device, name):
-    network, rows = child.NETWORKS[name], child.make_rows()
+    network = child.NETWORKS[name]
+    rows = child.make_rows()
     arrays = {key.removeprefix(f"{name} "): array.astype(np.float64) for key, array in runs[device].arrays.items()}
     x = child.make_scaler(rows).transform(rows).astype(np.float64)
     assert_close(arrays["features"], reference.code(network, x, arrays), device, "float32", "features")
@@ -215,14 +219,16 @@ def test_products_of_every_network_are_compiled_for_the_device(runs, gpu, name):
 
 @each("label", LABELS)
 def test_costs_and_features_of_training_equal_the_cpu(runs, gpu, label):
-    arrays, expected = runs[gpu].arrays, runs["cpu"].arrays
+    arrays = runs[gpu].arrays
+    expected = runs["cpu"].arrays
     for name, quantity in (("costs", "cost"), ("features", "features")):
         assert_close(arrays[f"{label} {name}"], expected[f"{label} {name}"], gpu, "float32", quantity)
 
 
 @each("label", LABELS)
 def test_features_equal_the_numpy_encoder_of_the_model(runs, device, label):
-    arrays, rows = runs[device].arrays, child.make_rows()
+    arrays = runs[device].arrays
+    rows = child.make_rows()
     p = {name: arrays[f"{label} {name}"] for name in ("W", "b_hidden", "b_output")}
     features = arrays[f"{label} features"]
     assert features.shape == (child.N_ROWS, child.N_FEATURES)

@@ -12,7 +12,9 @@ from tests.support.interpreters import fresh
 pytestmark = pytest.mark.process
 
 # Cards that do not exist: the fallback shows which setting was read, without delay.
-FILE, OTHER_FILE, FLAG = "cuda101", "cuda102", "cuda103"
+FILE = "cuda101"
+OTHER_FILE = "cuda102"
+FLAG = "cuda103"
 
 START = "from kernels import backend\ndevice = backend.start()\n"
 

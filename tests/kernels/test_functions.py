@@ -49,7 +49,8 @@ def test_any_number_of_threads_can_encode_concurrently(monkeypatch, fuses, netwo
 
 @each("is_device", [True, False])
 def test_running_calls_on_a_device_are_counted(monkeypatch, is_device):
-    seen, compile_it = [], backend.compile_function
+    seen = []
+    compile_it = backend.compile_function
 
     def watched(*arguments, **options):
         function = compile_it(*arguments, **options)
@@ -76,7 +77,9 @@ def test_running_calls_on_a_device_are_counted(monkeypatch, is_device):
 def test_concurrent_calls_are_limited_to_cores_or_one_in_theano(monkeypatch, fuses, most):
     monkeypatch.setattr(backend, "uses_ops", lambda: fuses)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
-    inside, counts, compile_it = [], [], backend.compile_function
+    inside = []
+    counts = []
+    compile_it = backend.compile_function
 
     def counted(*arguments):
         function = compile_it(*arguments)
@@ -93,7 +96,8 @@ def test_concurrent_calls_are_limited_to_cores_or_one_in_theano(monkeypatch, fus
         return call
 
     monkeypatch.setattr(backend, "compile_function", counted)
-    autoencoder, rows = some_autoencoder(), np.ones((40, 20), np.float32)
+    autoencoder = some_autoencoder()
+    rows = np.ones((40, 20), np.float32)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: autoencoder.encode(rows), range(100)))
     assert len(counts) == 100
@@ -107,7 +111,8 @@ def test_concurrent_calls_are_limited_to_cores_or_one_in_theano(monkeypatch, fus
 def device(monkeypatch):
     """Return a device whose memory holds a given number of rows and fails as pygpu does; at first it holds all rows."""
     monkeypatch.setattr(backend, "uses_ops", lambda: False)
-    rows_that_fit, compiled = [TILE_ROWS], backend.compile_function
+    rows_that_fit = [TILE_ROWS]
+    compiled = backend.compile_function
 
     def limited(*arguments):
         function = compiled(*arguments)

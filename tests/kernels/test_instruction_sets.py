@@ -31,7 +31,8 @@ COMPILED = "from tests.support.compiler import macros\nfacts['macros'] = sorted(
 
 def skip_if_missing(name):
     """Skip an instruction set that the processor lacks, or that the test session excludes."""
-    lacks, requested = missing(name), os.environ.get("TEST_ISA")
+    lacks = missing(name)
+    requested = os.environ.get("TEST_ISA")
     if lacks:
         pytest.skip(f"missing on this machine: a processor with {', '.join(lacks)}")
     if requested not in (None, name):
@@ -60,7 +61,8 @@ def test_kernels_are_correct_with_every_instruction_set(name, file):
     skip_if_missing(name)
     if os.environ.get("TEST_ISA"):
         return  # then this run already has the same tests
-    path, words = REPOSITORY / "tests/kernels" / file, CORE[file]
+    path = REPOSITORY / "tests/kernels" / file
+    words = CORE[file]
     done = run_tests_with(name, str(path), "-k", " or ".join(words))
     assert done.returncode == 0, done.stdout[-20_000:]
     passed = set(re.findall(r"^PASSED .*::(test_\w+)", done.stdout, re.MULTILINE))

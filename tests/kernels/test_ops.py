@@ -54,7 +54,8 @@ def autoencoder_of(parameters, minimum=None, scale=None, n_threads=2):
 def scaling_of(rows, working):
     if working is None:
         return []
-    low, high = rows.min(axis=0).astype(working), rows.max(axis=0).astype(working)
+    low = rows.min(axis=0).astype(working)
+    high = rows.max(axis=0).astype(working)
     return [low, (1 / np.where(high > low, high - low, 1)).astype(working)]
 
 
@@ -83,7 +84,9 @@ def assert_same_bits(found, expected):
 @each("n_inputs, n_features", WIDTHS)
 def test_features_and_errors_equal_numpy_at_tile_edges(rng, n_inputs, n_features):
     parameters = random_parameters(rng, n_inputs, n_features)
-    autoencoder, network, given = autoencoder_of(parameters), Network((n_inputs, n_features)), float64(parameters)
+    autoencoder = autoencoder_of(parameters)
+    network = Network((n_inputs, n_features))
+    given = float64(parameters)
     for n_rows in [0, *HEIGHTS]:
         x = rng.random((n_rows, n_inputs), dtype=np.float32)
         assert_close(autoencoder.encode(x), reference.code(network, x, given), "cpu", "float32", "features")
@@ -122,7 +125,8 @@ def test_training_on_every_dtype_equals_numpy(rng, dtype, working):
     if working is None:
         rows //= rows.dtype.type(100)  # otherwise sigmoids would saturate
     scaling = scaling_of(rows, working)
-    parameters, numbers = random_parameters(rng, 19, 5), rng.permutation(40)[:31]
+    parameters = random_parameters(rng, 19, 5)
+    numbers = rng.permutation(40)[:31]
     autoencoder = autoencoder_of(parameters, *scaling)
     step = TrainingStep(autoencoder, Rule("momentum", 0.5), np.dtype(dtype), resident=rows.copy())
     cost, gradients = gradients_of(reference.scaled(rows[numbers], scaling), float64(parameters))
@@ -164,9 +168,11 @@ def test_every_rule_equals_its_numpy_reference(rng, rule):
 def test_rows_outside_the_range_are_reported(rng, monkeypatch, optimizer, working, dtype, n_inputs):
     """Some rows have one value just outside the range, in any column, or NaN or Inf; others are just inside."""
     monkeypatch.setattr("kernels.backend.uses_ops", lambda: not optimizer)
-    low, high = np.full(n_inputs, 10, working), np.full(n_inputs, 90, working)
+    low = np.full(n_inputs, 10, working)
+    high = np.full(n_inputs, 90, working)
     rows = rng.integers(11, 90, (60, n_inputs)).astype(dtype)
-    rows[0], rows[1] = low, high
+    rows[0] = low
+    rows[1] = high
     odd = {7: 9, 20: 91, 33: 0}
     if rows.dtype.kind == "f":
         kind = rows.dtype.type
@@ -197,12 +203,16 @@ NETWORKS = [Network((9, 4)), Network((9, 5, 4), "leaky-relu", "linear", gain=Tru
 def test_numpy_and_c_versions_of_each_op_agree(rng, network, inplace):
     """Theano calls `perform` if it is configured without C."""
     parameters = [rng.normal(0, 1 / 3, shape).astype(np.float32) for shape in network.shapes.values()]
-    rows, noise = rng.random((20, 9), dtype=np.float32), rng.integers(0, 256, (14, 9), dtype=np.uint8)
-    one, rates = np.array(1, dtype=np.int64), [np.array(rate, dtype=np.float32) for rate in (0.1, 0.2)]
+    rows = rng.random((20, 9), dtype=np.float32)
+    noise = rng.integers(0, 256, (14, 9), dtype=np.uint8)
+    one = np.array(1, dtype=np.int64)
+    rates = [np.array(rate, dtype=np.float32) for rate in (0.1, 0.2)]
     states = [np.zeros_like(array) for array in parameters for _ in RULES["adam"].states]
     scaling = scaling_of(rows, "float32")
-    numbers, edge = np.arange(3, 17), np.full(9, 0.9, np.float32)
-    checked, rule = [np.empty((20, 4), np.float32), np.empty(20, bool)], Rule("adam", 0.9, weight_decay=0.1)
+    numbers = np.arange(3, 17)
+    edge = np.full(9, 0.9, np.float32)
+    checked = [np.empty((20, 4), np.float32), np.empty(20, bool)]
+    rule = Rule("adam", 0.9, weight_decay=0.1)
     cases = [
         (ops.Encode, (), [rows, *parameters, one, np.empty((20, 4), np.float32), *scaling]),
         (ops.Encode, (True,), [rows, *parameters, one, edge, *checked, *scaling]),
@@ -245,7 +255,8 @@ def has_products_of_bytes():
 
 def hard_columns(kind, rng, n_inputs=300):
     """Return bytes, and the minimum and scale of their columns."""
-    low, high = np.zeros(n_inputs), np.full(n_inputs, 255)
+    low = np.zeros(n_inputs)
+    high = np.full(n_inputs, 255)
     if kind == "far from zero":
         low[:] = 200
     elif kind == "a few narrow ones":
@@ -289,7 +300,8 @@ def test_features_of_bytes_are_as_exact_as_those_of_floats(rng, columns, weights
     exact = (rows - scaling[0].astype(np.float64)) * scaling[1].astype(np.float64)  # not rounded
     b_hidden = (-exact.mean(axis=0) @ W).astype(np.float32)
     autoencoder = autoencoder_of({"W": W, "b_hidden": b_hidden, "b_output": np.zeros(len(W))}, *scaling)
-    features, of_floats = autoencoder.encode(rows), autoencoder.encode(rows.astype(np.uint16))
+    features = autoencoder.encode(rows)
+    of_floats = autoencoder.encode(rows.astype(np.uint16))
     expected = code_of(reference.scaled(rows, scaling), W.astype(np.float64), b_hidden.astype(np.float64))
     assert_close(features, expected, "cpu", "float32", "features")
     expected = code_of(exact, W.astype(np.float64), b_hidden.astype(np.float64))
@@ -307,7 +319,8 @@ def test_bytes_use_integer_products_where_these_are_exact(rng, n_inputs, columns
     """Values of other dtypes are multiplied as floats, and so are bytes if the processor lacks the instruction."""
     rows, *scaling = hard_columns(columns, rng, n_inputs)
     autoencoder = autoencoder_of(random_parameters(rng, n_inputs, 60), *scaling)
-    of_bytes, of_floats = autoencoder.encode(rows), autoencoder.encode(rows.astype(np.uint16))
+    of_bytes = autoencoder.encode(rows)
+    of_floats = autoencoder.encode(rows.astype(np.uint16))
     assert np.array_equal(of_bytes, of_floats) != (in_integers and has_products_of_bytes())
 
 
@@ -326,7 +339,8 @@ def test_bytes_use_float_products_if_parameters_are_not_finite(rng, where, bad):
 @each("n_inputs", [65_535, 65_536, 65_537, 140_001])
 def test_sums_of_bytes_do_not_overflow(n_inputs):
     """All bytes and all weights are the largest of either sign; so are their digits."""
-    rows, scaling = np.full((7, n_inputs), 255, np.uint8), (np.zeros(n_inputs, "f4"), np.full(n_inputs, 1 / 255, "f4"))
+    rows = np.full((7, n_inputs), 255, np.uint8)
+    scaling = (np.zeros(n_inputs, "f4"), np.full(n_inputs, 1 / 255, "f4"))
     W = np.array([1, -1, 1 - 2**-16], np.float32) / np.full((n_inputs, 1), n_inputs, np.float32)
     autoencoder = autoencoder_of({"W": W, "b_hidden": np.zeros(3), "b_output": np.zeros(n_inputs)}, *scaling)
     expected = code_of(reference.scaled(rows, scaling), W.astype(np.float64), np.zeros(3))
@@ -366,9 +380,11 @@ def test_bytes_are_compared_with_ranges_of_any_numbers(rng, n_inputs):
     nothing = [(np.nan, 255), (0, np.nan), (np.nan, np.nan)]
     parameters = random_parameters(rng, n_inputs, 5)
     for low, high in whole + others + nothing:
-        minimum, maximum = np.full(n_inputs, 50, np.float32), np.full(n_inputs, 199, np.float32)
+        minimum = np.full(n_inputs, 50, np.float32)
+        maximum = np.full(n_inputs, 199, np.float32)
         column = rng.integers(n_inputs)
-        minimum[column], maximum[column] = low, high
+        minimum[column] = low
+        maximum[column] = high
         rows[:, column] = np.arange(256)
         autoencoder = Autoencoder(Network((n_inputs, 5)), minimum, np.full(n_inputs, 1 / 149, np.float32), maximum)
         autoencoder.set_parameters(parameters)
@@ -414,13 +430,15 @@ def test_no_memory_is_read_after_the_last_row(dtype):
 def test_rows_of_floats_are_not_scaled_if_columns_begin_near_0(rng, n_features, offset):
     """Other rows are scaled first, like rows of other dtypes; with more than 64 features all rows are scaled first."""
     width = np.exp(rng.normal(size=300)).astype(np.float32)
-    low, scale = (offset * width).astype(np.float32), 1 / width
+    low = (offset * width).astype(np.float32)
+    scale = 1 / width
     if abs(offset) == 1:
         low *= np.float32(0.999)  # otherwise the rounding of the scale would matter
     rows = (low + rng.random((500, 300), dtype=np.float32) * width).astype(np.float32)
     parameters = random_parameters(rng, 300, n_features)
     autoencoder = autoencoder_of(parameters, low, scale)
-    found, scaled_first = autoencoder.encode(rows), autoencoder.encode(rows.astype(np.float64))
+    found = autoencoder.encode(rows)
+    scaled_first = autoencoder.encode(rows.astype(np.float64))
     W, b_hidden, _ = float64(parameters)
     expected = code_of((rows - low.astype(np.float64)) * scale.astype(np.float64), W, b_hidden)  # not rounded
     if abs(offset) > 1 or n_features > 64:
@@ -437,12 +455,14 @@ def test_rows_of_floats_are_not_scaled_if_columns_begin_near_0(rng, n_features, 
 def test_floats_are_scaled_if_parameters_cannot_be_folded(rng, where, bad):
     rows = rng.random((50, 30), dtype=np.float32)
     parameters = random_parameters(rng, 30, 8)
-    minimum, scale = np.zeros(30, np.float32), np.full(30, 2, np.float32)
+    minimum = np.zeros(30, np.float32)
+    scale = np.full(30, 2, np.float32)
     for name, array in {**parameters, "minimum": minimum, "scale": scale}.items():
         if name == where:
             array.flat[7] = bad
     autoencoder = autoencoder_of(parameters, minimum, scale)
-    found, scaled_first = autoencoder.encode(rows), autoencoder.encode(rows.astype(np.float64))
+    found = autoencoder.encode(rows)
+    scaled_first = autoencoder.encode(rows.astype(np.float64))
     np.testing.assert_allclose(found, scaled_first, rtol=0, atol=1e-6)
 
 
@@ -453,7 +473,8 @@ def test_floats_are_scaled_if_parameters_cannot_be_folded(rng, where, bad):
 @each("n_inputs, n_features", [(101, 24), (786, 65), (599, 17), (9, 64)])
 def test_row_gives_the_same_bits_next_to_any_rows(rng, n_inputs, n_features, dtype):
     rows = rng.integers(0, 256, (203, n_inputs)).astype(dtype)
-    scaling, parameters = scaling_of(rows, "float32"), random_parameters(rng, n_inputs, n_features)
+    scaling = scaling_of(rows, "float32")
+    parameters = random_parameters(rng, n_inputs, n_features)
     features = autoencoder_of(parameters, *scaling, n_threads=1).encode(rows)
     for n_threads in THREADS:
         autoencoder = autoencoder_of(parameters, *scaling, n_threads=n_threads)
@@ -465,9 +486,11 @@ def test_row_gives_the_same_bits_next_to_any_rows(rng, n_inputs, n_features, dty
 @each("n_inputs, n_features", [(100, 24), (784, 64), (600, 130)])
 def test_row_gives_the_same_bits_with_any_number_of_threads(rng, n_inputs, n_features):
     rows = rng.integers(0, 256, (611, n_inputs), dtype=np.uint8)
-    scaling, parameters = scaling_of(rows, "float32"), random_parameters(rng, n_inputs, n_features)
+    scaling = scaling_of(rows, "float32")
+    parameters = random_parameters(rng, n_inputs, n_features)
     first = autoencoder_of(parameters, *scaling, n_threads=1)
-    features, errors = first.encode(rows), first.errors(rows)
+    features = first.encode(rows)
+    errors = first.errors(rows)
     for n_threads in THREADS:
         autoencoder = autoencoder_of(parameters, *scaling, n_threads=n_threads)
         for start, stop in [(0, 611), (0, 1), (3, 4), (5, 300), (7, 610), (600, 611)]:
@@ -480,7 +503,8 @@ def test_row_gives_the_same_bits_with_any_number_of_threads(rng, n_inputs, n_fea
 @each("rule, shape", crossed(list(RULES), [(100, 24, 37), (784, 64, 512), (600, 130, 259)]))
 def test_training_gives_the_same_bits_with_any_number_of_threads(rng, rule, shape):
     n_inputs, n_features, n_rows = shape
-    parameters, rows = random_parameters(rng, n_inputs, n_features), rng.random((700, n_inputs), dtype=np.float32)
+    parameters = random_parameters(rng, n_inputs, n_features)
+    rows = rng.random((700, n_inputs), dtype=np.float32)
     minibatches = [rng.permutation(700)[:n_rows] for _ in range(4)]
     results = []
     for n_threads in THREADS:
@@ -494,7 +518,8 @@ def test_training_gives_the_same_bits_with_any_number_of_threads(rng, rule, shap
 
 
 def test_concurrent_calls_are_independent(rng):
-    parameters, rows = random_parameters(rng, 784, 64), rng.random((5000, 784), dtype=np.float32)
+    parameters = random_parameters(rng, 784, 64)
+    rows = rng.random((5000, 784), dtype=np.float32)
     autoencoders = [autoencoder_of(parameters) for _ in range(2)]
     expected = autoencoders[0].encode(rows)
     autoencoders[1].encode(rows)  # Theano compiles in one thread at a time
@@ -510,10 +535,13 @@ def test_concurrent_calls_are_independent(rng):
 @each("bad", [np.nan, np.inf, -np.inf])
 @each("n_inputs, n_features", [(100, 24), (784, 64), (600, 130)])
 def test_row_that_is_not_finite_affects_no_other(rng, bad, n_inputs, n_features):
-    parameters, rows = random_parameters(rng, n_inputs, n_features), rng.random((50, n_inputs), dtype=np.float32)
+    parameters = random_parameters(rng, n_inputs, n_features)
+    rows = rng.random((50, n_inputs), dtype=np.float32)
     autoencoder = autoencoder_of(parameters)
-    features, errors = autoencoder.encode(rows), autoencoder.errors(rows)
-    bad_rows, others = rows.copy(), np.delete(np.arange(50), [5, 49])
+    features = autoencoder.encode(rows)
+    errors = autoencoder.errors(rows)
+    bad_rows = rows.copy()
+    others = np.delete(np.arange(50), [5, 49])
     bad_rows[[5, 49], 17] = bad
     found = autoencoder.encode(bad_rows)
     assert_same_bits(found[others], features[others])
@@ -567,7 +595,8 @@ def test_subnormal_numbers_are_not_flushed_to_zero():
 
 
 def test_features_are_written_to_the_given_array_only(rng):
-    autoencoder, rows = autoencoder_of(random_parameters(rng, 50, 21)), rng.random((33, 50), dtype=np.float32)
+    autoencoder = autoencoder_of(random_parameters(rng, 50, 21))
+    rows = rng.random((33, 50), dtype=np.float32)
     expected = autoencoder.encode(rows)
     around = np.full(35 * 21 + 1, 7, dtype=np.float32)
     out = around[1 + 21 : 1 + 34 * 21].reshape(33, 21)  # not aligned to 8 bytes
@@ -579,7 +608,8 @@ def test_features_are_written_to_the_given_array_only(rng):
 
 @each("order", ["strided", "transposed", "reversed"])
 def test_features_are_written_to_arrays_of_any_layout(rng, order):
-    autoencoder, rows = autoencoder_of(random_parameters(rng, 50, 21)), rng.random((33, 50), dtype=np.float32)
+    autoencoder = autoencoder_of(random_parameters(rng, 50, 21))
+    rows = rng.random((33, 50), dtype=np.float32)
     out = {
         "strided": np.zeros((33, 40), np.float32)[:, 3:24],
         "transposed": np.zeros((21, 33), np.float32).T,
@@ -590,7 +620,8 @@ def test_features_are_written_to_arrays_of_any_layout(rng, order):
 
 
 def test_rows_may_be_unaligned_strided_and_read_only(rng):
-    autoencoder, rows = autoencoder_of(random_parameters(rng, 50, 21)), rng.random((33, 50), dtype=np.float32)
+    autoencoder = autoencoder_of(random_parameters(rng, 50, 21))
+    rows = rng.random((33, 50), dtype=np.float32)
     expected = autoencoder.encode(rows)
     unaligned = np.frombuffer(b"x" + rows.tobytes(), dtype=np.uint8)[1:].view(np.float32).reshape(rows.shape)
     for same in (np.asfortranarray(rows), unaligned, np.repeat(rows, 2, axis=1)[:, ::2]):
@@ -598,7 +629,8 @@ def test_rows_may_be_unaligned_strided_and_read_only(rng):
 
 
 def test_parameters_may_have_any_memory_order(rng):
-    parameters, rows = random_parameters(rng, 50, 21), rng.random((33, 50), dtype=np.float32)
+    parameters = random_parameters(rng, 50, 21)
+    rows = rng.random((33, 50), dtype=np.float32)
     expected = autoencoder_of(parameters).encode(rows)
     turned = parameters | {"W": np.asfortranarray(parameters["W"])}
     assert_same_bits(autoencoder_of(turned).encode(rows), expected)
@@ -606,7 +638,8 @@ def test_parameters_may_have_any_memory_order(rng):
 
 def test_short_minibatch_after_a_long_one_is_independent(rng):
     """A compiled step reuses its memory, and the padding after the rows must stay 0."""
-    parameters, minibatches = random_parameters(rng, 70, 33), rng.random((4, 300, 70), dtype=np.float32)
+    parameters = random_parameters(rng, 70, 33)
+    minibatches = rng.random((4, 300, 70), dtype=np.float32)
     sizes = [7, 300, 1, 299]
     autoencoder = autoencoder_of(parameters)
     reused = TrainingStep(autoencoder, Rule("momentum", 0.0), np.dtype("f4"))
@@ -651,7 +684,8 @@ def test_empty_minibatch_is_refused(rng):
 
 def test_other_dtypes_are_computed_by_theano(rng):
     parameters = random_parameters(rng, 5, 3)
-    autoencoder, rows = autoencoder_of(parameters), rng.random((4, 5)) > 0.5
+    autoencoder = autoencoder_of(parameters)
+    rows = rng.random((4, 5)) > 0.5
     assert not autoencoder.uses_ops(rows.dtype)
     expected = code_of(rows.astype(np.float64), *float64(parameters)[:2])
     assert_close(autoencoder.encode(rows), expected, "cpu", "float32", "features")
@@ -662,8 +696,11 @@ def test_other_dtypes_are_computed_by_theano(rng):
 
 def test_other_python_threads_run_during_a_call(rng):
     """A Python thread does not lose the interpreter lock here, so another one runs only if the encoder releases it."""
-    parameters, rows = random_parameters(rng, 784, 256), rng.random((3_000, 784), dtype=np.float32)
-    autoencoder, turns, stop = autoencoder_of(parameters, n_threads=1), [0], threading.Event()
+    parameters = random_parameters(rng, 784, 256)
+    rows = rng.random((3_000, 784), dtype=np.float32)
+    autoencoder = autoencoder_of(parameters, n_threads=1)
+    turns = [0]
+    stop = threading.Event()
     autoencoder.encode(rows)
 
     def take_turns():
@@ -671,7 +708,8 @@ def test_other_python_threads_run_during_a_call(rng):
             turns[0] += 1
             os.sched_yield()  # releases the lock
 
-    thread, before = threading.Thread(target=take_turns), sys.getswitchinterval()
+    thread = threading.Thread(target=take_turns)
+    before = sys.getswitchinterval()
     thread.start()
     sys.setswitchinterval(10**6)
     try:

@@ -175,7 +175,8 @@ def test_dropping_results_of_a_group_keeps_the_others(tmp_path: Path) -> None:
         records = together(ledger, *KEYS)
         recording.calls.clear()
         ledger.drop(records[0], records[3])
-        names, gone = recording.names, [tmp_path / records[i].entry.file for i in (0, 3)]
+        names = recording.names
+        gone = [tmp_path / records[i].entry.file for i in (0, 3)]
         assert names.index("replace") < names.index("sync_directory") < len(names) - 2
         assert recording.calls[-2:] == [("remove", path) for path in gone]
         for found in (ledger, reopened(ledger)):
@@ -273,7 +274,8 @@ def test_sweeping_removes_every_temporary_file(ledger: Ledger) -> None:
 
 
 def test_results_of_other_settings_are_kept_until_replaced(ledger: Ledger) -> None:
-    newer, other = commit(ledger), commit(ledger, made_from=BEFORE)
+    newer = commit(ledger)
+    other = commit(ledger, made_from=BEFORE)
     found = reopened(ledger)
     found.sweep()
     assert found.records("part", NOW) == [newer]

@@ -50,7 +50,8 @@ def test_a_new_directory_is_created_with_its_parents(tmp_path: Path, name: str) 
 
 
 def test_new_directories_are_synced_before_they_are_used(tmp_path: Path) -> None:
-    recording, synced = RecordingDisk(), [tmp_path]
+    recording = RecordingDisk()
+    synced = [tmp_path]
     lock_and_let_go(tmp_path / "new" / "out", recording)
     waiting = []
     for name, path in recording.calls:

@@ -81,7 +81,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_the_fault_of_a_damaged_result_is_named(ledger: Ledger, kind: str) -> None:
-    good, bad = commit(ledger, OTHER), commit(ledger)
+    good = commit(ledger, OTHER)
+    bad = commit(ledger)
     damage, words = DAMAGE[kind]
     damage(ledger.directory / bad.entry.file)
     assert fault_of(ledger.directory, good.entry) is None

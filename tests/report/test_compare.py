@@ -90,7 +90,8 @@ def test_rows_are_matched_by_file_name_and_number(workspace: Workspace, out: Pat
 def test_files_of_equal_names_in_two_directories_are_distinct(workspace: Workspace, out: Path, tmp_path: Path) -> None:
     shutil.copytree(workspace.shards, tmp_path / "more")
     rows = np.random.default_rng(6).normal(size=(20, 4)).astype(np.float32)
-    workspace.shards, first = tmp_path / "more", workspace.shards
+    first = workspace.shards
+    workspace.shards = tmp_path / "more"
     workspace.add_shard("0.h5", rows)
     flags = ["--input", str(first)]
     assert workspace.run(out, *flags) == 0

@@ -31,7 +31,10 @@ def parts_of(rows: np.ndarray, part_rows: int) -> list[PartDrift]:
 def test_counts_of_drift_do_not_depend_on_the_parts(tmp_path: Path) -> None:
     shards = numbered_shards(tmp_path, 40, 40, 40)
     rows = np.random.default_rng(0).uniform(0.1, 0.9, (3, 40, 30))
-    rows[0, 5:9, 3], rows[1, 7, 3], rows[1, 8:30, 4], rows[1, 30, 11] = 2, -4, 1.5, 9
+    rows[0, 5:9, 3] = 2
+    rows[1, 7, 3] = -4
+    rows[1, 8:30, 4] = 1.5
+    rows[1, 30, 11] = 9
     summary = drift_facts(shards, parts_of(rows, 7), "clip")
     assert summary == drift_facts(shards, parts_of(rows, 40), "clip")
     assert (summary["n_rows"], summary["n_outside"], summary["n_columns"], summary["n_shards"]) == (120, 28, 3, 2)

@@ -62,7 +62,8 @@ def test_neighbours_equal_those_of_a_loop() -> None:
 
 
 def test_change_is_relative_to_the_variation_of_each_column() -> None:
-    B, scale = A + RNG.normal(size=A.shape) / 10, np.array([1, 2, 0.5, 3, 1, 0.7])
+    B = A + RNG.normal(size=A.shape) / 10
+    scale = np.array([1, 2, 0.5, 3, 1, 0.7])
     np.testing.assert_allclose(likeness(A * scale, B * scale).change, likeness(A, B).change)
     noise = RNG.normal(size=A.shape)
     np.testing.assert_allclose(likeness(A, A + 0.1 * A.std(axis=0) * noise).change, 0.1, rtol=0.1)

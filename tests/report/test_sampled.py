@@ -55,7 +55,8 @@ def test_no_sample_without_good_rows_or_memory(tmp_path: Path) -> None:
 
 
 def test_errors_and_worst_rows_are_found_by_file_and_row(tmp_path: Path) -> None:
-    model, rows = model_of(6, 3), ROWS[:300].copy()
+    model = model_of(6, 3)
+    rows = ROWS[:300].copy()
     rows[217, 4] = 40
     parts = make_parts(tmp_path, model, rows, 100)
     sample = draw_sample(parts, SampleSpec(model))
@@ -72,7 +73,8 @@ def test_errors_and_worst_rows_are_found_by_file_and_row(tmp_path: Path) -> None
 
 
 def test_two_columns_are_drawn_as_they_are(tmp_path: Path) -> None:
-    model, rows = model_of(2, 1), ROWS[:90, :2]
+    model = model_of(2, 1)
+    rows = ROWS[:90, :2]
     parts = make_parts(tmp_path, model, rows, 90)
     sample = draw_sample(parts, SampleSpec(model))
     assert sample is not None
@@ -135,7 +137,8 @@ def test_codes_are_named_by_category_and_missing_ones_ignored() -> None:
 
 def test_probe_finds_labels_in_features_but_not_in_noise() -> None:
     rng = np.random.default_rng(0)
-    codes, is_test = np.arange(900) % 3, np.arange(900) % 4 == 0
+    codes = np.arange(900) % 3
+    is_test = np.arange(900) % 4 == 0
     noise = rng.normal(size=(900, 20))
     clear = noise.copy()
     clear[:, 5] += 10 * (codes == 1)
@@ -188,7 +191,8 @@ def test_probe_of_constant_columns_predicts_the_commonest_class() -> None:
 
 def test_probe_with_more_columns_than_rows_generalizes() -> None:
     rng = np.random.default_rng(0)
-    codes, is_test = np.arange(200) % 2, np.arange(200) >= 100
+    codes = np.arange(200) % 2
+    is_test = np.arange(200) >= 100
     wide = rng.normal(size=(200, 500))
     wide[:, :50] += 2 * codes[:, None]
     assert accuracy(wide, codes, is_test) > 0.95

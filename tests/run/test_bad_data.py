@@ -41,7 +41,8 @@ def test_a_run_interrupted_anywhere_resumes_with_the_same_bits(
     flags = ["--on-bad-data", mode, "--threads", threads, *KEEP]
     assert shards.run(*flags) == 0
     check(shards.output, shards.arrays, bad)
-    expected, lines = standin.features_of(shards.output), (mode == "quarantine" and quarantined(shards.output))
+    expected = standin.features_of(shards.output)
+    lines = mode == "quarantine" and quarantined(shards.output)
     for folder, number in (("commits", 0), ("commits", 2), ("parts", 0), ("parts", 1), ("parts", 5), ("commits", 7)):
         output = tmp_path / f"{folder}-{number}"
         assert shards.run(*flags, output=output, disk=InterruptedDisk(folder, number)) == 130
@@ -90,7 +91,8 @@ def test_a_shard_that_was_repaired_between_runs_is_read(
     """A copy from a backup has the same size and time; nevertheless no result without the shard is reused."""
     shards.fill(30, 41, 50, fletcher32=True)
     path = shards.folder / "1.h5"
-    good, status = path.read_bytes(), path.stat()
+    good = path.read_bytes()
+    status = path.stat()
     damage(path)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     flags = ["--on-bad-data", "skip", *KEEP, *(["--model", model] if with_model else [])]

@@ -40,7 +40,8 @@ def test_a_bad_row_stops_the_run_before_training(
 ) -> None:
     shards.fill(20, 17, 0, 30)
     for value, (shard, row, column) in product((np.nan, np.inf, -np.inf), ((0, 0, 0), (1, 8, 3), (3, 29, 1))):
-        good, output = shards.arrays[shard], tmp_path / f"{value}-{shard}"
+        good = shards.arrays[shard]
+        output = tmp_path / f"{value}-{shard}"
         rows = good.copy()
         rows[row, column] = value
         shards.rewrite(shard, rows)
@@ -98,7 +99,8 @@ def check_skipped(shards: Shards, mode: str, seed: int) -> None:
 def test_values_of_a_bad_row_affect_nothing(shards: Shards, tmp_path: Path) -> None:
     """They change neither the ranges nor the training nor the features of any other row."""
     shards.fill(60, 40)
-    rng, bits = np.random.default_rng(1), set()
+    rng = np.random.default_rng(1)
+    bits = set()
     places = rng.choice(40, 7, replace=False)
     for i, value in enumerate((np.nan, np.inf, -77)):
         rewritten = shards.arrays[1].copy()
@@ -189,7 +191,8 @@ def test_a_constant_column_becomes_0_and_is_reported_once(
 @pytest.mark.slow
 def test_a_range_stretched_by_outliers_causes_a_warning(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     shards.fill(100, 200)
-    shards.arrays[1][7, 2], shards.arrays[1][9, 1] = 3e5, -1e7
+    shards.arrays[1][7, 2] = 3e5
+    shards.arrays[1][9, 1] = -1e7
     shards.rewrite(1, shards.arrays[1])
     for _ in range(2):
         caplog.clear()
@@ -216,7 +219,8 @@ WIDEST_AND_NARROWEST: list[tuple[Any, float, float]] = [
 @pytest.mark.slow
 def test_extreme_ranges_give_finite_features(shards: Shards) -> None:
     for i, (dtype, low, high) in enumerate(WIDEST_AND_NARROWEST):
-        these, words = shards.another(f"range-{i}"), f"{np.dtype(dtype)} from {low} to {high}"
+        these = shards.another(f"range-{i}")
+        words = f"{np.dtype(dtype)} from {low} to {high}"
         rows = np.random.default_rng(0).integers(0, 100, (60, 4)).astype(dtype)
         rows[:, 1] = np.where(np.arange(60) % 3 > 0, np.array(low, dtype), np.array(high, dtype))
         these.add(rows)
@@ -335,15 +339,18 @@ def check_limit(
 @pytest.mark.compiler
 def test_bad_rows_change_no_bit_of_good_rows_in_the_kernels(tmp_path: Path) -> None:
     """Good and bad rows are multiplied in one product, but the features equal those next to good rows."""
-    shards, rng = Shards(tmp_path), np.random.default_rng(0)
+    shards = Shards(tmp_path)
+    rng = np.random.default_rng(0)
     shards.fill(1100, 50)
     whole = [rows.copy() for rows in shards.arrays]
     for number, rows in enumerate(shards.arrays):
         rows[rng.random(len(rows)) < 0.1, rng.integers(4)] = rng.choice([np.nan, np.inf, -np.inf])
         shards.rewrite(number, rows)
     assert shards.run("--on-bad-data", "skip", *KEEP) == 0
-    found, fitted = open_features(shards.output), load_model(shards.output)
-    features, valid = found.features.compute(), found.valid.compute()
+    found = open_features(shards.output)
+    fitted = load_model(shards.output)
+    features = found.features.compute()
+    valid = found.valid.compute()
     np.testing.assert_array_equal(valid, np.isfinite(np.concatenate(shards.arrays)).all(axis=1))
     autoencoder = Autoencoder(fitted.network, *fitted.scaler.arrays(np.dtype(np.float32)))
     autoencoder.set_parameters(fitted.parameters)

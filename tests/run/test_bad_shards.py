@@ -227,7 +227,8 @@ def test_a_failing_disk_is_never_bad_data(
     """The disk may fail while shards are vetted, scanned, trained on, encoded or read for the report."""
     shards.fill(30, 30)
     monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
-    original, n_left = getattr(FILES, call), [10**9]
+    original = getattr(FILES, call)
+    n_left = [10**9]
 
     def fail_later(*arguments: Any) -> Any:
         n_left[0] -= 1
@@ -240,7 +241,8 @@ def test_a_failing_disk_is_never_bad_data(
     assert shards.run(*flags) == 0
     n_calls = 10**9 - n_left[0]
     for n_good in sampled(range(0, n_calls, 4), 8):
-        output, n_left[0] = tmp_path / str(n_good), n_good
+        output = tmp_path / str(n_good)
+        n_left[0] = n_good
         caplog.clear()
         code = shards.run(*flags, output=output)
         assert os.strerror(errno.EIO) in caplog.text

@@ -41,7 +41,9 @@ def test_blocks_parts_window_and_validation_fit_the_budget():
     ):
         case = f"{memory} bytes, {threads} threads, {dtype}, {n_inputs} columns, {n_features} features"
         budget = budget_of([shard(10**7, n_inputs, dtype)], n_features, memory_budget=memory, threads=threads)
-        row_bytes, block_rows, part_rows = n_inputs * np.dtype(dtype).itemsize, budget.block_rows, budget.part_rows
+        row_bytes = n_inputs * np.dtype(dtype).itemsize
+        block_rows = budget.block_rows
+        part_rows = budget.part_rows
         assert budget.n_threads == threads, case
         assert budget.n_writers in (threads, threads + 2), case
         assert block_rows % TILE == part_rows % block_rows == 0, case
@@ -204,7 +206,8 @@ def test_rows_stay_on_a_device_if_they_fit_its_memory(given, free, most):
 
 
 def test_bytes_are_counted_in_the_dtype_that_holds_all_shards():
-    narrow, wide = shard(500, 8192, "uint8"), shard(500, 8192, "float64")
+    narrow = shard(500, 8192, "uint8")
+    wide = shard(500, 8192, "float64")
     settings = {"memory_budget": 16 * MiB, "threads": 1}
     assert budget_of([narrow], 1, **settings).resident
     assert not budget_of([narrow, wide, narrow], 1, **settings).resident

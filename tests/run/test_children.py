@@ -100,7 +100,8 @@ def kernel_table() -> Iterator[str]:
 def watch(victim: Victim, tmp_path_factory: pytest.TempPathFactory) -> Watch:
     """Return the observations of a run that was seen in each of its phases; a busy machine needs several runs."""
     program = ObservedProgram([])
-    program.command, program.environment = victim.program.command, victim.program.environment
+    program.command = victim.program.command
+    program.environment = victim.program.environment
     for i in range(10):
         ended = program.run(tmp_path_factory.mktemp("watched") / str(i))
         program.watcher.join()

@@ -40,7 +40,8 @@ def gappy(dtype: Any, missing: float, offset: float, seed: int = 0, n: int = 90)
     """Return rows of four columns with outliers and a fifth of the entries missing; no row misses all."""
     rng = np.random.default_rng(seed)
     rows = offset + 100 + 20 * rng.standard_normal((n, 4))
-    rows[5, 0], rows[6, 3] = offset + 250, offset
+    rows[5, 0] = offset + 250
+    rows[6, 3] = offset
     gaps = rng.random((n, 4)) < 0.2
     gaps[np.arange(n), rng.integers(4, size=n)] = False
     rows = rows.astype(dtype)
@@ -54,7 +55,8 @@ def as_read(rows: np.ndarray) -> np.ndarray:
 
 def by_hand(rows: np.ndarray, missing: float, model: Model) -> np.ndarray:
     """Clean rows entry by entry, in the dtype in which they are read."""
-    scaler, is_whole = model.scaler, rows.dtype.kind in "iu"
+    scaler = model.scaler
+    is_whole = rows.dtype.kind in "iu"
     gap = missing if is_whole else float(np.array(missing).astype(rows.dtype))
     cleaned = as_read(rows).copy()
     for row, column in np.ndindex(rows.shape):
@@ -63,7 +65,8 @@ def by_hand(rows: np.ndarray, missing: float, model: Model) -> np.ndarray:
             fill = float(scaler.fill[column])
             value = round(fill) if is_whole else fill
         if scaler.clips:
-            low, high = float(scaler.minimum[column]), float(scaler.maximum[column])
+            low = float(scaler.minimum[column])
+            high = float(scaler.maximum[column])
             value = min(max(value, np.ceil(low) if is_whole else low), np.floor(high) if is_whole else high)
         cleaned[row, column] = value
     return cleaned
@@ -82,7 +85,8 @@ def flags_of(missing: float) -> list[str]:
 def test_imputation_equals_a_run_over_imputed_rows(shards: Shards, impute: str) -> None:
     for i, (dtype, missing, offset) in enumerate(KINDS if ALL_CASES else KINDS[impute == "mean" :: 2]):
         with case(dtype=dtype, missing=missing):
-            gaps, filled = shards.another(f"gaps-{i}"), shards.another(f"filled-{i}")
+            gaps = shards.another(f"gaps-{i}")
+            filled = shards.another(f"filled-{i}")
             rows = gappy(dtype, missing, offset)
             gaps.add(rows[:31])
             gaps.add(rows[31:])
@@ -105,7 +109,8 @@ def test_imputation_equals_a_run_over_imputed_rows(shards: Shards, impute: str) 
 def test_clipping_equals_a_run_over_clipped_rows(shards: Shards) -> None:
     for i, (dtype, _, offset) in enumerate(sampled(KINDS, 4)):
         with case(dtype=dtype):
-            wild, tame = shards.another(f"wild-{i}"), shards.another(f"tame-{i}")
+            wild = shards.another(f"wild-{i}")
+            tame = shards.another(f"tame-{i}")
             rows = gappy(dtype, 7, offset)
             wild.add(rows)
             assert wild.run("--clip-quantile", "0.05") == 0
@@ -129,7 +134,8 @@ def test_blocks_threads_and_the_form_of_files_change_no_bit(shards: Shards, tmp_
         output = tmp_path / f"{block_rows}"
         assert shards.run(*flags, "--block-rows", str(block_rows), "--threads", str(n_threads), output=output) == 0
         assert features_of(output) == features_of(shards.output)
-    turned, sparse = shards.another("turned"), shards.another("sparse")
+    turned = shards.another("turned")
+    sparse = shards.another("sparse")
     for i, part in enumerate((rows[:120], rows[120:])):
         with h5py.File(turned.folder / f"{i}.h5", "w") as file:
             file["X"] = part.T
@@ -146,7 +152,9 @@ def test_blocks_threads_and_the_form_of_files_change_no_bit(shards: Shards, tmp_
 @pytest.mark.parametrize("with_model", [False, True], ids=["trained", "given"])
 def test_imputation_keeps_rows_with_inf_or_without_values_bad(shards: Shards, mode: str, with_model: bool) -> None:
     rows = gappy(np.float32, -7, 0)
-    rows[11], rows[3, 1], rows[40, [0, 2]] = [-7, np.nan, np.nan, -7], np.inf, [np.nan, -np.inf]
+    rows[11] = [-7, np.nan, np.nan, -7]
+    rows[3, 1] = np.inf
+    rows[40, [0, 2]] = [np.nan, -np.inf]
     shards.add(rows)
     flags = ["--missing-value", "-7", "--on-bad-data", mode, *KEEP]
     if with_model:
@@ -208,7 +216,8 @@ def test_a_given_model_imputes_and_clips_as_trained(shards: Shards, tmp_path: Pa
     model = load_model(shards.output)
     for i, (dtype, missing, _) in enumerate(KINDS if ALL_CASES else KINDS[mode == "skip" :: 2]):
         with case(dtype=dtype, missing=missing):
-            later, output = shards.another(f"later-{i}"), tmp_path / f"out-{i}"
+            later = shards.another(f"later-{i}")
+            output = tmp_path / f"out-{i}"
             rows = gappy(dtype, missing, 0, seed=5)
             later.add(rows)
             flags = ["--model", str(shards.output), "--on-bad-data", mode, "--on-drift", "raise"]
@@ -231,7 +240,8 @@ def test_cleaning_that_a_given_model_did_not_learn_is_refused(shards: Shards, mo
 def test_the_report_counts_imputed_values_by_column(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "pipeline")
     rows = gappy(np.float32, np.nan, 0)
-    rows[:, 1], rows[:, 2] = np.nan, 3
+    rows[:, 1] = np.nan
+    rows[:, 2] = 3
     rows[7] = np.nan
     shards.add(rows)
     assert shards.run("--impute", "mean", "--on-bad-data", "skip", *KEEP) == 0
@@ -266,7 +276,8 @@ def r2_of(model: Model, rows: np.ndarray, column: int) -> float:
 @pytest.mark.compiler
 @pytest.mark.parametrize(("dtype", "offset"), [(np.float32, 0), (np.float64, 1e9), (np.int32, 10**9)])
 def test_kernels_encode_imputed_and_clipped_rows(tmp_path: Path, dtype: Any, offset: float) -> None:
-    rng, shards = np.random.default_rng(0), Shards(tmp_path)
+    rng = np.random.default_rng(0)
+    shards = Shards(tmp_path)
     rows = rng.normal(size=(3000, 2)) @ rng.normal(size=(2, 6)) * 1000
     rows[:, 3] += 1000 * rng.standard_cauchy(3000)
     rows = (rows + offset).astype(dtype)
@@ -282,7 +293,8 @@ def test_kernels_encode_imputed_and_clipped_rows(tmp_path: Path, dtype: Any, off
     features = open_features(shards.output).features.compute()
     assert_close(features, model.encode(cleaned), "cpu", "float32", "features")
     assert r2_of(model, cleaned, 3) > 0.1
-    later, output = shards.another("later"), tmp_path / "later-out"
+    later = shards.another("later")
+    output = tmp_path / "later-out"
     later.add(rows)
     assert later.run("--model", str(shards.output), *flags, output=output) == 0
     assert features_of(output) == features.tobytes()

@@ -54,7 +54,8 @@ class Undisturbed:
 
 
 # Rows, network and rule are those of test_devices.py, so that their code is compiled only once.
-N_INPUTS, BATCH = 20, 64
+N_INPUTS = 20
+BATCH = 64
 SETTINGS = [
     *("--hidden", "none", "--code-activation", "sigmoid", "--decoder-gain", "no", "--corruption", "0"),
     *("--optimizer", "momentum", "--n-features", "4", "--epochs", "2", "--batch-size", f"{BATCH}"),

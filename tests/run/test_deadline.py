@@ -28,7 +28,8 @@ from tests.support.standin import Workspace, features_of
 
 NOON = datetime(2026, 3, 4, 12, 0)
 MANY = ["--epochs", "8", "--patience", "0"]
-EPOCH, ENCODING = 100.0, 40.0  # seconds
+EPOCH = 100.0  # seconds
+ENCODING = 40.0  # seconds
 SHORT = ["--batch-size", "5"]
 STEPS_PER_EPOCH = 11
 
@@ -67,7 +68,8 @@ class Machine:
         self.encodings = [ENCODING]  # as measured, one after another; the last one is repeated
         self.restart()
         self._monkeypatch = monkeypatch
-        real_time, call = time.time, deadline.DeadlinePolicy.after_step
+        real_time = time.time
+        call = deadline.DeadlinePolicy.after_step
         self._now = lambda: real_time() + self._passed
 
         def after_step(policy: deadline.DeadlinePolicy, training: Any) -> Limit | None:
@@ -125,7 +127,8 @@ def test_a_deadline_equals_a_run_of_the_epochs_that_fit(
     workspace: Workspace, tmp_path: Path, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
     for n_epochs in (2, 3, 7):
-        out, other = tmp_path / f"by{n_epochs}", tmp_path / f"of{n_epochs}"
+        out = tmp_path / f"by{n_epochs}"
+        other = tmp_path / f"of{n_epochs}"
         with case(n_epochs):
             assert workspace.run(out, *machine.flags(n_epochs + 0.5)) == 0
             assert workspace.run(other, "--epochs", str(n_epochs), "--patience", "0") == 0
@@ -176,7 +179,10 @@ def test_an_interrupted_run_keeps_its_epochs_and_its_deadline(
 def test_max_hours_count_from_the_first_start(
     workspace: Workspace, out: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    out, now, flags, before = workspace.folder / f"of{len(kind)}", time.time, machine.flags(100), time.time()
+    out = workspace.folder / f"of{len(kind)}"
+    now = time.time
+    flags = machine.flags(100)
+    before = time.time()
     seconds = 3600 * float(flags[flags.index("--max-hours") + 1])
     assert workspace.run(out, *flags, disk=FullDisk(kind, 1)) == 74
     monkeypatch.setattr(time, "time", lambda: now() + seconds / 2)
@@ -197,7 +203,8 @@ def test_a_changed_deadline_replaces_the_earlier_one(workspace: Workspace, out: 
 def test_restarting_renews_the_deadline(
     workspace: Workspace, out: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, flags = time.time, machine.flags(100)
+    now = time.time
+    flags = machine.flags(100)
     assert workspace.run(out, *flags, disk=FullDisk("commits/scan", 1)) == 74
     monkeypatch.setattr(time, "time", lambda: now() + 1000)
     assert workspace.run(out, *flags, "--restart") == 0
@@ -210,7 +217,8 @@ def test_a_deadline_that_has_passed_is_renewed(
 ) -> None:
     flags = machine.flags(3.5)
     assert workspace.run(out, *flags, *STEPS, disk=FullDisk("commits/checkpoint", 5)) == 74
-    now, day = time.time, 86400
+    now = time.time
+    day = 86400
     monkeypatch.setattr(time, "time", lambda: now() + day)
     assert workspace.run(out, *flags, *STEPS) == 0
     assert any(record.levelname == "WARNING" and "deadline: " in record.getMessage() for record in caplog.records)

@@ -21,10 +21,12 @@ class Device:
     """Device that fails like pygpu at its Nth call and at every later one, until it is repaired."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-        self._monkeypatch, (self._module, self._name, self._call) = monkeypatch, where.split()
+        self._monkeypatch = monkeypatch
+        self._module, self._name, self._call = where.split()
 
     def fail(self, n_calls: int, words: str) -> None:
-        kind, calls = getattr(sys.modules[self._module], self._name), count(1)
+        kind = getattr(sys.modules[self._module], self._name)
+        calls = count(1)
         call = getattr(kind, self._call)
 
         def failing(*arguments: object, **named: object) -> object:

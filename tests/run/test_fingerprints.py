@@ -59,7 +59,8 @@ def fingerprints(found: Request) -> dict[str, str]:
 
 def touched(now: Request, before: Request | None = None) -> set[str]:
     """Return the stages whose results two requests do not share."""
-    old, new = fingerprints(before or request()), fingerprints(now)
+    old = fingerprints(before or request())
+    new = fingerprints(now)
     return {stage for stage in STAGES if old[stage] != new[stage]}
 
 
@@ -130,7 +131,8 @@ AFFECTED = {"scan": set(STAGES), "model": {"model", "all"}, "features": {"featur
 
 def other_value(setting: Setting) -> Any:
     """Return a value that differs from the setting's value in CONFIG."""
-    now, kind = CONFIG.flat()[setting.name], setting.kind
+    now = CONFIG.flat()[setting.name]
+    kind = setting.kind
     if kind.metavar.startswith("{") and not isinstance(now, bool):
         return next(each for each in kind.metavar.strip("{}").split(",") if each != now)
     if isinstance(now, (bool, int, float)):
@@ -193,7 +195,8 @@ def test_format_numbers_change_the_stages_that_depend_on_them(monkeypatch: pytes
 
 @pytest.mark.parametrize("package", ["numpy", "Theano"])
 def test_versions_of_libraries_change_the_model(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    before, version = request(), module.version
+    before = request()
+    version = module.version
     monkeypatch.setattr(module, "version", lambda name: "9.9" if name == package else version(name))
     assert touched(request(), before) == {"model", "all"}
     assert package in differences(plain(before), plain(request()))

@@ -73,7 +73,8 @@ def test_data_of_four_times_the_budget_stay_within_it(tmp_path: Path, layout: st
 
 def test_extras_of_four_times_the_budget_stay_within_it(tmp_path: Path) -> None:
     """The extras are 20,000 texts: they count in the budget like rows and features."""
-    n_rows, n_bytes = 20_000, 4 * BUDGET // 20_000
+    n_rows = 20_000
+    n_bytes = 4 * BUDGET // 20_000
     source = write_shard(tmp_path / "x.h5", np.random.default_rng(0).random((n_rows, 16), np.float32))
     with h5py.File(source, "a") as file:
         texts = file.create_dataset("text", (n_rows,), h5py.string_dtype())

@@ -39,14 +39,16 @@ def test_rows_outside_the_range_are_counted_and_clipped_or_kept(
     caplog: pytest.LogCaptureFixture,
     dtype: Any,
 ) -> None:
-    rng, n_outside = np.random.default_rng(2), 0
+    rng = np.random.default_rng(2)
+    n_outside = 0
     for size in (30, 0, 21, 40):
         rows, n = scattered(rng, size, dtype)
         shards.add(rows)
         n_outside += n
     assert n_outside > 5
     fitted = load_model(model)
-    low, high = fitted.scaler.minimum, fitted.scaler.maximum
+    low = fitted.scaler.minimum
+    high = fitted.scaler.maximum
     n_outside = sum(int(((rows < low) | (rows > high)).any(axis=1).sum()) for rows in shards.arrays)
     edges = (np.ceil(low), np.floor(high)) if np.dtype(dtype).kind == "i" else (low, high)
     expected = {"pass": shards.arrays, "clip": [np.clip(rows, *edges).astype(dtype) for rows in shards.arrays]}

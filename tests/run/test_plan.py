@@ -99,7 +99,8 @@ def test_a_plan_names_why_each_stage_is_recomputed(workspace: Workspace, out: Pa
 
 @pytest.mark.slow
 def test_a_plan_predicts_the_exit_code(workspace: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    taken, mine = tmp_path / "taken", tmp_path / "mine"
+    taken = tmp_path / "taken"
+    mine = tmp_path / "mine"
     assert workspace.run(taken) == 0
     mine.mkdir()
     (mine / "thesis.txt").write_text("all of it")

@@ -34,7 +34,8 @@ def test_a_finished_run_is_only_replaced_with_overwrite(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert workspace.run(out) == 0
-    before, watched = stamps(out), RecordingDisk()
+    before = stamps(out)
+    watched = RecordingDisk()
     assert workspace.run(out, "--epochs", "3", "--on-drift", "clip", disk=watched) == 78
     assert mentions(caplog.text, "ConfigError", f"output={out}", "epochs 2 -> 3", "on_drift pass -> clip")
     assert mentions(caplog.text, "--output", "--overwrite", "--restart")
@@ -70,7 +71,8 @@ def test_settings_of_the_encoding_keep_the_model(
 
 def test_restarting_reuses_nothing(workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert workspace.run(out) == 0
-    expected, before = features_of(out), stamps(out)
+    expected = features_of(out)
+    before = stamps(out)
     caplog.clear()
     assert workspace.run(out, "--restart") == 0
     assert not reuses_anything(caplog.text)
@@ -256,7 +258,8 @@ def test_overwrite_does_not_replace_results_of_other_inputs(
 ) -> None:
     """The option in a script refers to results of the same files."""
     assert workspace.run(out) == 0
-    before, watched = stamps(out), RecordingDisk()
+    before = stamps(out)
+    watched = RecordingDisk()
     (workspace.shards / "0.h5").rename(workspace.shards / "mine.h5")
     for flags in ([], ["--overwrite"], ["--overwrite", "--epochs", "1"]):
         caplog.clear()
@@ -272,7 +275,8 @@ def test_other_files_of_the_same_names_are_other_inputs(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert workspace.run(out) == 0
-    before, first = stamps(out), workspace.shards
+    before = stamps(out)
+    first = workspace.shards
     workspace.shards = first.with_name("next")
     workspace.shards.mkdir()
     for path in first.iterdir():
@@ -347,7 +351,9 @@ def test_readers_see_whole_results_while_runs_replace_them(workspace: Workspace,
         assert workspace.run(out, *flags, "--overwrite") == 0
         whole.add(open_features(out).features.compute().tobytes())
     assert len(whole) == 2
-    over, seen, wrong = threading.Event(), set(), []
+    over = threading.Event()
+    seen = set()
+    wrong = []
 
     def read() -> None:
         while not over.is_set() and not wrong:

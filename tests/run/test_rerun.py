@@ -37,7 +37,8 @@ def test_a_finished_run_is_verified_and_nothing_is_written(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert workspace.run(out) == 0
-    before, recording = stamps(out), RecordingDisk()
+    before = stamps(out)
+    recording = RecordingDisk()
     assert workspace.run(out, disk=recording) == 0
     assert recording.calls == []
     assert stamps(out) == before
@@ -52,7 +53,8 @@ def test_only_damaged_files_of_a_finished_run_are_recomputed(
     for damage in DAMAGE:
         output = out.with_name(damage)
         assert workspace.run(output) == 0, damage
-        expected, before = features_of(output), stamps(output)
+        expected = features_of(output)
+        before = stamps(output)
         view = next(name for name in before if name.startswith("index-"))
         damaged = {"part": parts(output)[1], "view": view}.get(what, what)
         of_part = [
@@ -81,7 +83,7 @@ def test_damaged_files_of_an_unfinished_run_are_recomputed(
     for damage in DAMAGE:
         output = out.with_name(damage)
         assert workspace.run(output, disk=FullDisk("commits/part", 2)) == 74, damage
-        (damaged, *_others) = sorted(output.glob(f"{what}*"))
+        damaged, *_others = sorted(output.glob(f"{what}*"))
         DAMAGE[damage](damaged)
         caplog.clear()
         assert workspace.run(output) == 0, damage
@@ -96,7 +98,8 @@ def test_a_damaged_manifest_is_restored_from_the_parts(workspace: Workspace, out
     for damage in DAMAGE:
         output = out.with_name(damage)
         assert workspace.run(output) == 0, damage
-        expected, before = features_of(output), stamps(output)
+        expected = features_of(output)
+        before = stamps(output)
         DAMAGE[damage](output / "manifest.json")
         assert workspace.run(output) == 0, damage
         assert features_of(output) == expected, damage
@@ -163,7 +166,8 @@ def test_a_part_that_hdf5_cannot_read_is_named(
 
 def test_links_that_a_copy_lost_are_restored(workspace: Workspace, out: Path) -> None:
     assert workspace.run(out) == 0
-    before, expected = stamps(out), features_of(out)
+    before = stamps(out)
+    expected = features_of(out)
     without_links(out)
     assert workspace.run(out) == 0
     assert features_of(out) == expected
@@ -188,7 +192,8 @@ def test_a_single_file_can_be_added_without_recomputing(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert workspace.run(out) == 0
-    before, expected = stamps(out), open_features(out).features.compute().tobytes()
+    before = stamps(out)
+    expected = open_features(out).features.compute().tobytes()
     caplog.clear()
     assert workspace.run(out, *SINGLE) == 0
     assert reuses(caplog.text, "training")

@@ -73,7 +73,8 @@ def test_a_second_sigint_ends_the_run_at_once(victim: Victim, tmp_path: Path) ->
 def test_sigterm_in_training_saves_a_checkpoint(victim: Victim, tmp_path: Path) -> None:
     # The only checkpoint is that of the signal, within one of many epochs.
     flags = ("--epochs", "30", "--patience", "0", "--checkpoint-minutes", "60", "--verbose")
-    reference, output = tmp_path / "reference", tmp_path / "out"
+    reference = tmp_path / "reference"
+    output = tmp_path / "out"
     assert victim.program.run(reference, *flags).code == 0
     ended = victim.program.run(output, *flags, at=" DEBUG epoch 7: ", by=signal.SIGTERM)
     assert ended.code == -signal.SIGTERM, ended.lines[-3:]
@@ -151,7 +152,8 @@ def test_a_closed_pipe_of_the_log_does_not_stop_the_run(small: Small, tmp_path: 
 
 @pytest.mark.parametrize("streams", [">&- 2>&-", "<&- >&- 2>&-", ">/dev/full 2>&1"])
 def test_unusable_standard_streams_do_not_stop_the_run(small: Small, tmp_path: Path, streams: str) -> None:
-    program, output = small.program(), tmp_path / "out"
+    program = small.program()
+    output = tmp_path / "out"
     shell = ["/bin/sh", "-c", f'exec "$@" {streams}', "sh", *program.command, "--output", str(output)]
     done = subprocess.run(shell, cwd=REPOSITORY, env=program.environment, check=False, timeout=DEADLINE)
     assert done.returncode == 0, (output / "run.log").read_text()

@@ -93,7 +93,8 @@ def test_a_worker_that_reconnects_changes_nothing(wide: Workspace, tmp_path: Pat
     """Another worker encodes its part meanwhile, and the late result is ignored."""
     assert wide.run(tmp_path / "expected") == 0
     with Cluster(tmp_path / "cluster", DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="1s") as cluster:
-        way, once = cluster.start_between("network"), tmp_path / "once"
+        way = cluster.start_between("network")
+        once = tmp_path / "once"
         wherever = worker_faults(once, **{f"at{i}": "is cut off" for i in range(10)})
         between = {"BETWEEN": str(cluster.processes["network"].pid)}
         cluster.start_worker("far", *PRELOAD, "--scheduler-file", str(way), **wherever, **between)
@@ -165,7 +166,8 @@ sys.exit(cli.main("", sys.argv[1:]))
 
 def test_a_part_written_after_the_driver_died_is_ignored(wide: Workspace, tmp_path: Path) -> None:
     assert wide.run(tmp_path / "expected") == 0
-    output, driver = tmp_path / "out", {"DRIVER": str(tmp_path / "driver")}
+    output = tmp_path / "out"
+    driver = {"DRIVER": str(tmp_path / "driver")}
     with Cluster(tmp_path / "cluster") as cluster:
         flags = ("--scheduler-file", str(cluster.file))
         cluster.start_worker("w", *PRELOAD, **driver, **worker_faults(tmp_path / "once", at4="loses its driver"))

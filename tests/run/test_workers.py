@@ -44,7 +44,8 @@ def turns_away(address: tuple[str, int]) -> bool:
         with suppress(ConnectionResetError):
             assert len(plain.recv(64)) <= 7, "an alert at most"
     context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
     try:
         with socket.create_connection(address, timeout=30) as plain, context.wrap_socket(plain) as secured:
             return secured.recv(1) == b""
@@ -53,8 +54,11 @@ def turns_away(address: tuple[str, int]) -> bool:
 
 
 def test_local_workers_give_the_same_bits_and_refuse_strangers(small: Small, tmp_path: Path) -> None:
-    process, end = small.program().start(tmp_path / "out", "--workers", "2"), time.monotonic() + DEADLINE
-    servers, tried, variables = dict[Any, int](), set[Any](), set[str]()
+    process = small.program().start(tmp_path / "out", "--workers", "2")
+    end = time.monotonic() + DEADLINE
+    servers = dict[Any, int]()
+    tried = set[Any]()
+    variables = set[str]()
     while process.poll() is None and time.monotonic() < end:
         servers |= {address: pid for pid, address in listening(process.pid)}
         if len(servers) == 5:
@@ -79,7 +83,9 @@ def test_processes_that_share_cores_share_the_readers(tmp_path: Path, monkeypatc
     """More readers at a time would only evict each other's rows from the caches."""
     install(monkeypatch)
     monkeypatch.chdir(".")  # so that it is restored
-    workspace, serving, reported = Workspace(tmp_path, 20), encoding_stage.serving, list[int]()
+    workspace = Workspace(tmp_path, 20)
+    serving = encoding_stage.serving
+    reported = list[int]()
 
     def watched(settings: EncodeSettings, *what: Any) -> AbstractContextManager[None]:
         reported.append(settings.n_readers)
@@ -95,7 +101,8 @@ def test_processes_that_share_cores_share_the_readers(tmp_path: Path, monkeypatc
 @pytest.fixture
 def certificates(tmp_path: Path) -> dict[str, str]:
     """Write certificates and return the variables of Dask's configuration that name them."""
-    security, folder = Security.temporary(), tmp_path / "tls"
+    security = Security.temporary()
+    folder = tmp_path / "tls"
     folder.mkdir()
     (folder / "ca.pem").write_text(security.tls_ca_file)
     (folder / "key.pem").write_text(security.tls_client_key)

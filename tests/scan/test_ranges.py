@@ -74,7 +74,8 @@ def test_bad_rows_keep_their_numbers_if_blocks_share_a_task(tmp_path, monkeypatc
     """Above the limit of tasks each task has several blocks; bad rows must keep their numbers."""
     monkeypatch.setattr(module, "_MAX_TASKS", 3)
     arrays = [numbered(11, dtype=np.float32), numbered(6, first=11, dtype=np.float32)]
-    arrays[0][7], arrays[1][5] = np.nan, np.inf
+    arrays[0][7] = np.nan
+    arrays[1][5] = np.inf
     check(scanned(shards_of(tmp_path, *arrays), 2, 2), arrays)
 
 
@@ -82,12 +83,11 @@ def test_results_of_a_task_do_not_depend_on_later_blocks(tmp_path):
     """Blocks reuse the same memory; files of one task may have different dtypes."""
     arrays = [numbered(5, dtype=np.float64), numbered(7, first=5, dtype=np.float32), numbered(3, first=12, dtype="u1")]
     arrays[1][2] = np.nan
-    shards, firsts = shards_of(tmp_path, *arrays), (0, 5, 12)
+    shards = shards_of(tmp_path, *arrays)
+    firsts = (0, 5, 12)
     pieces = [(i, firsts[i], block) for i, shard in enumerate(shards) for block in blocks([shard], 2)]
-    together, alone = (
-        scan_pieces(ScanSettings(2), 1, pieces),
-        merge_stats([scan_pieces(ScanSettings(2), 1, [piece]) for piece in pieces]),
-    )
+    together = scan_pieces(ScanSettings(2), 1, pieces)
+    alone = merge_stats([scan_pieces(ScanSettings(2), 1, [piece]) for piece in pieces])
     for name in ("minimum", "maximum", "bad_rows", "sample"):
         np.testing.assert_array_equal(getattr(together, name), getattr(alone, name), name)
     np.testing.assert_array_equal(together.sample, np.delete(np.concatenate(arrays), 7, axis=0))
@@ -139,7 +139,8 @@ def test_every_row_is_reported_once(tmp_path):
 
 def test_bad_rows_are_described_by_place_and_count(tmp_path):
     arrays = [numbered(3, dtype=np.float64), numbered(0, dtype=np.float64), numbered(4, dtype=np.float64)]
-    arrays[2][1, 1], arrays[2][3] = -np.inf, np.nan
+    arrays[2][1, 1] = -np.inf
+    arrays[2][3] = np.nan
     shards = shards_of(tmp_path, *arrays)
     words = describe_bad_rows(shards, scanned(shards, 2, 1))
     assert mentions(words, f"file={shards[2].path} dataset=X", "-inf", "row 1, column 1", "2 of 7")
@@ -156,7 +157,8 @@ def test_integers_hold_no_bad_rows():
 def test_the_spread_does_not_depend_on_blocks_and_threads(tmp_path):
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(5000, 4)) * [1, 1e3, 1e-9, 1] + [0, 1e9, 0, 5]
-    rows[17, 3], rows[40, 0] = 5000, np.nan
+    rows[17, 3] = 5000
+    rows[40, 0] = np.nan
     shards = shards_of(tmp_path, rows[:1777], rows[1777:])
     found = scanned(shards, 100)
     good = np.delete(rows, 40, axis=0)
@@ -321,7 +323,8 @@ def test_clipped_ranges_are_quantiles_and_contain_the_fill(tmp_path):
 def test_quantiles_of_a_sample_are_within_five_standard_errors(tmp_path, monkeypatch):
     """The limit is five standard errors of the rank, for sorted, periodic and random columns."""
     monkeypatch.setattr(module, "LARGE_SAMPLE", 3 * 2000)
-    n, q = 100_000, 0.02
+    n = 100_000
+    q = 0.02
     values = np.arange(n) / n
     rows = np.stack([values, (values * 16) % 1, np.random.default_rng(0).permutation(values)], axis=1)
     found = scanned(shards_of(tmp_path, rows), 5000, 2, clip_quantile=q)
@@ -470,7 +473,9 @@ def plainly(found):
 @pytest.mark.process
 def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path, monkeypatch):
     arrays = [numbered(size, first=9 * size, dtype=np.float32) for size in (9, 5, 8)]
-    arrays[0][3, 1], arrays[1][0], arrays[2][7] = np.nan, -1, np.inf
+    arrays[0][3, 1] = np.nan
+    arrays[1][0] = -1
+    arrays[2][7] = np.inf
     paths = [tmp_path / f"{i}.h5" for i in range(3)]
     for path, rows in zip(paths, arrays, strict=True):
         write_shard(path, rows, fletcher32=True, chunks=(2, 2))
@@ -485,6 +490,7 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path, monkeypatch)
     monkeypatch.setattr(module, "reduce", recording)
     found = scanned(shards, 2, 2, missing=-1, max_unreadable=1)
     assert len(tasks) == 5 + 3 + 4 + 5 + 4, "readable blocks are read again"
-    local, remote = [work(task) for work, task in tasks], run_in_fresh_process(tasks)
+    local = [work(task) for work, task in tasks]
+    remote = run_in_fresh_process(tasks)
     assert [plainly(each) for each in remote] == [plainly(each) for each in local]
     assert (found.bad_rows.tolist(), list(found.unreadable)) == ([3, *range(9, 14), 21], [1])

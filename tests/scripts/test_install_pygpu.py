@@ -22,7 +22,8 @@ pytestmark = [
 ]
 
 SCRIPT = REPOSITORY / "scripts/install_pygpu.sh"
-PREFIX, SITE = Path(sys.prefix), Path(sysconfig.get_path("purelib"))
+PREFIX = Path(sys.prefix)
+SITE = Path(sysconfig.get_path("purelib"))
 # Content of Debian's packages, as far as it is installed here.
 PACKAGES = {
     "python3-pygpu": {"usr/lib/python3/dist-packages": [SITE / "pygpu", *SITE.glob("pygpu-*.egg-info")]},

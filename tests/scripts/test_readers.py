@@ -44,13 +44,16 @@ print(json.dumps({
 OF_A_RUN = {"theano", "blake3", "deflate", "tqdm", "sklearn"}  # SciPy, if it is installed, is loaded by Dask
 
 ROWS = np.linspace(-1, 2, 12).reshape(4, 3)
-FEATURES, VALID, Y = np.arange(8, dtype=np.float32).reshape(4, 2), np.array([1, 1, 0, 1], bool), np.array([3, 1, 2, 0])
+FEATURES = np.arange(8, dtype=np.float32).reshape(4, 2)
+VALID = np.array([1, 1, 0, 1], bool)
+Y = np.array([3, 1, 2, 0])
 
 
 @pytest.fixture
 def output(tmp_path):
     """Return a finished output directory of two parts, and rows for its model."""
-    directory, files = tmp_path / "out", ["parts/part-0.h5", "parts/part-1.h5"]
+    directory = tmp_path / "out"
+    files = ["parts/part-0.h5", "parts/part-1.h5"]
     W = np.array([[1, -900], [0, 0.5], [-2, 1]], np.float32)
     parameters = {"W": W, "b_hidden": np.zeros(2, np.float32), "b_output": np.zeros(3, np.float32)}
     with locked(directory) as ledger:
@@ -67,7 +70,8 @@ def output(tmp_path):
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """Build a wheel from a source distribution of this checkout, as pip does."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("out")
+    source = tmp_path_factory.mktemp("source")
+    out = tmp_path_factory.mktemp("out")
     for name in SOURCES:
         path = REPOSITORY / name
         shutil.copytree(path, source / name, ignore=IGNORED) if path.is_dir() else shutil.copy(path, source)
@@ -158,7 +162,8 @@ def test_commands_without_theano_work_in_later_pythons(finished_run, later_pytho
 
 def test_failed_environment_is_removed(tmp_path):
     """Otherwise the tests in it would fail instead of being skipped."""
-    tools, script = tmp_path / "bin", tmp_path / "scripts/readers.sh"
+    tools = tmp_path / "bin"
+    script = tmp_path / "scripts/readers.sh"
     tools.mkdir()
     script.parent.mkdir()
     shutil.copy(REPOSITORY / "scripts/readers.sh", script)

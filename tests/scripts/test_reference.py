@@ -31,7 +31,8 @@ def costs_of(table: str) -> dict[int, float]:
 
 @pytest.mark.compiler
 def test_costs_fall_like_the_published_ones_and_end_lower(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data, output = str(tmp_path / "donuts"), tmp_path / "reference"
+    data = str(tmp_path / "donuts")
+    output = tmp_path / "reference"
     assert make_data.main(["donuts", "--output", data]) == 0
     capsys.readouterr()
     assert reference.main(["--data", data, "--output", str(output)]) == 0
@@ -47,7 +48,8 @@ def test_costs_fall_like_the_published_ones_and_end_lower(tmp_path: Path, capsys
 def test_costs_on_opencl_equal_those_on_the_cpu(tmp_path: Path, opencl: None) -> None:
     data = str(tmp_path / "donuts")
     assert make_data.main(["donuts", "--output", data]) == 0
-    found, features = {}, {}
+    found = {}
+    features = {}
     for device in ("cpu", "opencl0:0"):
         command = [sys.executable, str(REPOSITORY / "scripts" / "reference.py"), "--epochs", "501", "--data", data]
         done = subprocess.run(

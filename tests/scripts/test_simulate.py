@@ -60,7 +60,8 @@ def test_serial_resource_bounds_the_time() -> None:
 
 @pytest.mark.slow
 def test_tasks_after_the_simulated_ones_have_the_same_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster, task = Cluster(8, storage=4e9), Task(0.05, read_bytes=5e7)
+    cluster = Cluster(8, storage=4e9)
+    task = Task(0.05, read_bytes=5e7)
     monkeypatch.setattr(simulate, "MAX_SIMULATED_TASKS", 20_000)
     whole = simulate_tasks(task, 20_000, cluster, COSTS).seconds
     monkeypatch.setattr(simulate, "MAX_SIMULATED_TASKS", 1000)
@@ -86,7 +87,8 @@ def test_check_reports_too_large_differences(tmp_path: Path, capsys: Any) -> Non
         "scan": {**common, "seconds": 1.0, "processor_seconds": 1.0},
         "encoding": {**common, "seconds": 5.1, "processor_seconds": 5.1},
     }
-    costs, measured = tmp_path / "costs.json", tmp_path / "measured.json"
+    costs = tmp_path / "costs.json"
+    measured = tmp_path / "measured.json"
     costs.write_text(json.dumps({"costs": {"load": 0.1, "found": asdict(COSTS)}}))  # in the format of `scaling`
     for off, code in ((1.0, 0), (1.3, 1)):
         stages["encoding"]["seconds"] = 5.1 * off

@@ -83,7 +83,8 @@ def test_shard_without_rows_lacks_no_extra(tmp_path, caplog):
 @pytest.mark.parametrize("y", [np.arange(2), np.array([b"a", b"b"], object)], ids=["numbers", "texts"])
 @pytest.mark.parametrize("first", [0, 2])
 def test_shard_without_rows_does_not_affect_dtypes_of_extras(tmp_path, caplog, y, first):
-    codes, words = np.array([1, 0], "i1"), np.array([b"a", b"b"])
+    codes = np.array([1, 0], "i1")
+    words = np.array([b"a", b"b"])
     filled = {"y": y, "kind/codes": codes, "kind/categories": words}
     paths = []
     for i, (n, extras) in enumerate(((first, filled), (2 - first, filled))):

@@ -21,7 +21,8 @@ from tests.support.helpers import numbered, refused, write_shard
 
 pytestmark = pytest.mark.process
 
-N_FILES, N_ROWS = 11, 3
+N_FILES = 11
+N_ROWS = 3
 
 
 @pytest.fixture
@@ -140,7 +141,8 @@ def test_missing_absolute_path_is_looked_up_next_to_the_master(tmp_path, raw):
 
 def some_layout(rng):
     """Return the blocks of a master, mostly whole files, some moved, cut or missing, and the total number of rows."""
-    pieces, start = [], 0
+    pieces = []
+    start = 0
     for source in rng.permutation(np.array(sources(), object))[: rng.integers(1, 5)]:
         first, stop = (0, N_ROWS) if rng.random() < 0.8 else sorted(rng.permutation(N_ROWS + 1)[:2].tolist())
         start = max(0, start + int(rng.choice([-1, 1])) * int(rng.random() < 0.1))
@@ -323,7 +325,8 @@ OUTSIDE = ["/etc/passwd", "../secret.h5", "raw/../../secret.h5", "link.h5", "fol
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_master_opens_nothing_outside_the_named_directories(tmp_path, kind, name):
     """Neither its path nor links out of the directories of the file lead to another directory."""
-    secret, inside = hostile.secret(tmp_path), tmp_path / "inside"
+    secret = hostile.secret(tmp_path)
+    inside = tmp_path / "inside"
     inside.mkdir()
     (inside / "link.h5").symlink_to(secret)
     (inside / "folder").symlink_to(tmp_path)

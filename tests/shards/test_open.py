@@ -109,7 +109,8 @@ def test_columns_with_different_names_are_refused(tmp_path):
         (["a", "b\n"], "'b\\x0a'"),
     ]:
         with case(other, phrase):
-            first, second = with_columns(tmp_path / "a.h5", ["a", "b"]), with_columns(tmp_path / "b.h5", other)
+            first = with_columns(tmp_path / "a.h5", ["a", "b"])
+            second = with_columns(tmp_path / "b.h5", other)
             with refused(65, f"file={second} dataset=X", phrase, f" file={first}"):
                 open_shards([first, second])
 

@@ -47,14 +47,16 @@ def write_columns(file, rows, **options):
 
 def write_sparse(file, rows, **options):
     group = file.create_group("X")
-    group.attrs["encoding-type"], group.attrs["shape"] = "csr_matrix", rows.shape
+    group.attrs["encoding-type"] = "csr_matrix"
+    group.attrs["shape"] = rows.shape
     for name, values in zip(("data", "indices", "indptr"), csr(rows), strict=True):
         group.create_dataset(name, data=values, **options)
 
 
 def write_table(file, rows, **options):
     records = np.zeros(len(rows), [("index", "<i8"), ("values_block_0", rows.dtype, rows.shape[1:])])
-    records["index"], records["values_block_0"] = np.arange(len(rows)), rows
+    records["index"] = np.arange(len(rows))
+    records["values_block_0"] = rows
     file.create_dataset("X", data=records, **options)
 
 
@@ -311,7 +313,8 @@ def test_scan_over_any_form_finds_the_same(tmp_path, form):
     rows = some_rows(">f8")
     rows[[3, 40], [0, 5]] = np.nan, np.inf
     dense, shard = write_both(tmp_path, form, rows)
-    expected, found = scanned([dense], 100, 1), scanned([shard], 7, 2)
+    expected = scanned([dense], 100, 1)
+    found = scanned([shard], 7, 2)
     assert found.to_npz() == expected.to_npz()
 
 
@@ -335,7 +338,8 @@ def test_sparse_rows_are_read_a_few_entries_at_a_time(tmp_path, monkeypatch):
 def test_each_column_of_a_block_is_read_at_once(tmp_path, monkeypatch):
     rows = some_rows(n_rows=3000)
     shard = write_form(tmp_path / "x.h5", "columns", rows)
-    sizes, preadv = [], FILES.preadv
+    sizes = []
+    preadv = FILES.preadv
     monkeypatch.setattr(FILES, "preadv", lambda *place: sizes.append(len(place[1])) or preadv(*place))
     assert read(Block(shard, 100, 2900)).tobytes() == rows[100:2900].tobytes()
     assert sizes == [2800 * 4] * N_INPUTS
@@ -424,7 +428,8 @@ def filled_in(values, columns, firsts, shape):
 
 @pytest.mark.process
 def test_random_sparse_rows_are_read_or_refused(tmp_path, monkeypatch):
-    rng, n_told = np.random.default_rng(0), 0
+    rng = np.random.default_rng(0)
+    n_told = 0
     monkeypatch.setattr(module, "_ENTRIES", 3)
     for i in range(150):
         shape = (int(rng.integers(1, 5)), int(rng.integers(1, 6)))

@@ -57,7 +57,8 @@ def test_ranges_are_cut_at_multiples_of_the_size():
 @pytest.mark.process
 def test_pickled_block_is_small_and_reads_the_same_rows(tmp_path):
     rows = some_rows(n_rows=2000)
-    text, words = np.array(["a", "ü"] * 1000, object), h5py.enum_dtype({"no": 0, "yes": 1}, "i1")
+    text = np.array(["a", "ü"] * 1000, object)
+    words = h5py.enum_dtype({"no": 0, "yes": 1}, "i1")
     extras = {"y": np.arange(2000), "text": text, "word": np.zeros(2000, words), "kind": np.arange(2000) % 3 - 1}
     extras["__categories/kind"] = ["b", "c"]
     paths = [

@@ -98,7 +98,8 @@ def test_directory_gives_files_that_begin_like_hdf5(tmp_path, monkeypatch, caplo
     (tmp_path / "circle").symlink_to("circle")
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "named.h5").touch()  # files with this suffix are not opened
-    opened, open_it = [], FILES.open
+    opened = []
+    open_it = FILES.open
     monkeypatch.setattr(FILES, "open", lambda path: opened.append(os.path.basename(path)) or open_it(path))
     found = [source.path.name for source in find([str(tmp_path)])]
     assert found == ["a.nc", "b.h5ad", "c", "d.2024", "f.mat", "link", "named.h5"]

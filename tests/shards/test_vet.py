@@ -327,7 +327,8 @@ def test_file_with_a_user_block_is_read(tmp_path):
         ["contiguous", "chunks", "chunks that may grow", "compact", "put before"],
     ):
         with case(is_plain, libver, layout):
-            rows, path = numbered(30), tmp_path / "x.mat"
+            rows = numbered(30)
+            path = tmp_path / "x.mat"
             user_block = 0 if layout == "put before" else 1024
             storage = {"chunks": {"chunks": (7, 1), "compression": "gzip", "fletcher32": True}}
             storage["chunks that may grow"] = {"chunks": (7, 2), "maxshape": (None, 2), "shuffle": True}

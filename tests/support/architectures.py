@@ -98,7 +98,8 @@ def _compile_for(wheel: Path, capabilities: Sequence[str], sources: Sequence[str
 
 
 def _compile_all(nvrtc: Any, capability: str, sources: Sequence[str], folder: Path, ptxas: str) -> dict[str, Any]:
-    failed, written = {}, {}
+    failed = {}
+    written = {}
     for source in sources:
         is_compiled, text = _compile(nvrtc, capability, Path(source).read_bytes())
         (written if is_compiled else failed)[Path(source).name] = text
@@ -109,7 +110,8 @@ def _compile_all(nvrtc: Any, capability: str, sources: Sequence[str], folder: Pa
         for directive in ("version", "target")
     }
     refused = [name for name, ptx in written.items() if ptxas and not _assembles(ptxas, capability, folder, ptx)]
-    major, minor = ctypes.c_int(), ctypes.c_int()
+    major = ctypes.c_int()
+    minor = ctypes.c_int()
     nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
     return {
         **{"nvrtc": f"{major.value}.{minor.value}", "capability": capability, "n": len(sources), "failed": failed},
@@ -119,7 +121,8 @@ def _compile_all(nvrtc: Any, capability: str, sources: Sequence[str], folder: Pa
 
 def _compile(nvrtc: Any, capability: str, source: bytes) -> tuple[bool, str]:
     """Compile a source as libgpuarray does, with a truncated card name; return success, and the PTX or the log."""
-    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    program = ctypes.c_void_p()
+    size = ctypes.c_size_t()
     name = f"compute_{capability.replace('.', '')}"[:_CUT].encode()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, None, 0, None, None)
     code = nvrtc.nvrtcCompileProgram(program, 2, (ctypes.c_char_p * 2)(b"-arch", name))

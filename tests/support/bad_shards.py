@@ -52,7 +52,8 @@ class Shards:
     """A folder of small shards, and their rows."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.output = folder / "shards", folder / "out"
+        self.folder = folder / "shards"
+        self.output = folder / "out"
         self.folder.mkdir()
         self.arrays: list[np.ndarray] = []
 
@@ -146,7 +147,8 @@ class InterruptedDisk(Disk):
     """Disk that raises KeyboardInterrupt, as Ctrl-C does, when file number `number` of a folder is created."""
 
     def __init__(self, folder: str, number: int) -> None:
-        self._folder, self._left = folder, number
+        self._folder = folder
+        self._left = number
 
     def create(self, path: Path) -> int:
         self._left -= path.parent.name == self._folder

@@ -64,7 +64,8 @@ def each(names: str, cases: Iterable[Any]) -> Callable[[Callable[..., None]], Ca
 
     Random generators among its fixtures are reset for each case; all other fixtures are shared by all cases.
     """
-    arguments, listed = [name.strip() for name in names.split(",")], list(cases)
+    arguments = [name.strip() for name in names.split(",")]
+    listed = list(cases)
     assert listed
 
     def over_cases(test: Callable[..., None]) -> Callable[..., None]:

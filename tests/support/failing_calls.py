@@ -296,7 +296,9 @@ class Scene:
         from tests.support.standin import Workspace, features_of
 
         folder.mkdir()
-        self._runs, self.kind, self._folder = runs, kind, folder
+        self._runs = runs
+        self.kind = kind
+        self._folder = folder
         self._workspace = Workspace(folder, 20, 0, 15, 9)
         self.shards = str(self._workspace.shards)
         self._path = folder / "out"

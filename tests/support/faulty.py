@@ -31,7 +31,10 @@ _CALLS = (
     *("make_directory", "remove_directory", "sync_directory", "free_bytes"),
 )
 # Linux: CLONE_NEWNS, MS_REC | MS_PRIVATE, MS_REMOUNT, MS_BIND.
-_NEW_MOUNTS, _PRIVATE, _REMOUNT, _BIND = 0x20000, 0x44000, 0x20, 0x1000
+_NEW_MOUNTS = 0x20000
+_PRIVATE = 0x44000
+_REMOUNT = 0x20
+_BIND = 0x1000
 
 
 class RecordingDisk(Disk):
@@ -82,7 +85,10 @@ class FailingDisk(RecordingDisk):
 
     def __init__(self, first: int, code: int, for_good: bool = False, done: bool = False) -> None:
         super().__init__()
-        self._first, self._code, self._for_good, self._done = first, code, for_good, done
+        self._first = first
+        self._code = code
+        self._for_good = for_good
+        self._done = done
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
         if number < self._first or (number > self._first and not self._for_good):
@@ -98,7 +104,8 @@ class BrokenDisk(RecordingDisk):
 
     def __init__(self, code: int, *names: str) -> None:
         super().__init__()
-        self._code, self._broken = code, names
+        self._code = code
+        self._broken = names
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
         if name not in self._broken:
@@ -113,7 +120,8 @@ class ShortWriteDisk(RecordingDisk):
 
     def __init__(self, first: int, code: int = 0) -> None:
         super().__init__()
-        self._first, self._code = first, code
+        self._first = first
+        self._code = code
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
         n_writes = self.names[:number].count("write")
@@ -132,7 +140,8 @@ class KillingDisk(RecordingDisk):
 
     def __init__(self, number: int, after: bool) -> None:
         super().__init__()
-        self._number, self._after = number, after
+        self._number = number
+        self._after = after
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
         if number != self._number:
@@ -311,7 +320,8 @@ class PowerLog(RecordingDisk):
         state = _State()
         for path, content in self._before.items():
             state.now[path] = state.durable[path] = content
-        promises, seen = _Promises(), set()
+        promises = _Promises()
+        seen = set()
         for number, (name, arguments) in enumerate(self._log):
             _play(state, name, arguments)
             promises.record(name, arguments)
@@ -362,9 +372,11 @@ def _play(state: _State, name: str, arguments: tuple[Any, ...]) -> None:
     elif name == "reserve":
         _file(state, path).written = bytes(arguments[1])
     elif name == "write":
-        content, data = _file(state, path), arguments[1]
+        content = _file(state, path)
+        data = arguments[1]
         stop = content.place + len(data)
-        content.written, content.place = content.written[: content.place] + data + content.written[stop:], stop
+        content.written = content.written[: content.place] + data + content.written[stop:]
+        content.place = stop
     elif name == "sync":
         _file(state, path).synced = _file(state, path).written
     elif name == "replace":

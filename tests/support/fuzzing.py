@@ -158,7 +158,8 @@ def _hdf5_differs(block: Block, rows: np.ndarray) -> bool:
 
     HDF5 may refuse the file. It also returns zeros if damage makes its search miss a chunk that its list of chunks has.
     """
-    shard, layout = block.shard, block.shard.layouts[0]
+    shard = block.shard
+    layout = block.shard.layouts[0]
     if shard.form not in ("dense", "columns"):
         return False
     along = [shard.dataset, block.start, block.stop, -1 if shard.form == "columns" else 0]
@@ -194,7 +195,8 @@ def stacked_files(folder: Path) -> Path:
     raw.mkdir()
     for i in range(2):
         with h5py.File(raw / f"{i}.h5", "w") as file:
-            file["X"], file["y"] = ROWS[15 * i : 15 * i + 15], np.arange(15)
+            file["X"] = ROWS[15 * i : 15 * i + 15]
+            file["y"] = np.arange(15)
     return raw
 
 
@@ -211,7 +213,9 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
 
     def plain(file: h5py.File, **options: Any) -> None:
         file.create_dataset("X", data=ROWS, **options)
-        file["y"], file["short"], file["valid"] = np.arange(30), np.zeros(4, ">f4"), np.ones(30, bool)
+        file["y"] = np.arange(30)
+        file["short"] = np.zeros(4, ">f4")
+        file["valid"] = np.ones(30, bool)
         file["X"].attrs["unit"] = "m"
 
     def deep(file: h5py.File) -> None:
@@ -224,12 +228,16 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
 
     def labelled(file: h5py.File) -> None:
         """Write every kind of dataset that may be next to the rows or be named."""
-        file["X"], file["y"], file["short"] = ROWS, np.zeros((30, 1)), np.arange(29)
+        file["X"] = ROWS
+        file["y"] = np.zeros((30, 1))
+        file["short"] = np.arange(29)
         file.create_dataset("unwritten", (30,), "i4")
         file["unwritten"].attrs["NAME"] = np.bytes_("This is a netCDF dimension but not a netCDF variable.        30")
         file["__categories/y"] = np.array(["no", "yes"], object)
-        file["code"], file["__categories/code"] = np.zeros(30, "i1"), [0.5]
-        file["obs/whole/values"], file["obs/whole/mask"] = np.arange(30), np.zeros(30, bool)
+        file["code"] = np.zeros(30, "i1")
+        file["__categories/code"] = [0.5]
+        file["obs/whole/values"] = np.arange(30)
+        file["obs/whole/mask"] = np.zeros(30, bool)
         file["obs/kind/codes"] = np.arange(30, dtype="i1") % 3 - 1
         file["obs/kind/categories"] = np.array(["T cell", "B cell"], object)
 
@@ -428,10 +436,13 @@ def _splice(content: bytearray, corpus: list[bytes], rng: np.random.Generator) -
 
 
 def _swap_words(content: bytearray, corpus: list[bytes], rng: np.random.Generator) -> None:
-    first, second = _place(content, rng), _place(content, rng)
+    first = _place(content, rng)
+    second = _place(content, rng)
     if max(first, second) + 8 <= len(content):
-        one, two = bytes(content[first : first + 8]), bytes(content[second : second + 8])
-        content[first : first + 8], content[second : second + 8] = two, one
+        one = bytes(content[first : first + 8])
+        two = bytes(content[second : second + 8])
+        content[first : first + 8] = two
+        content[second : second + 8] = one
 
 
 _DAMAGES = [_flip_bits, _flip_bits, _set_bytes, _set_word, _set_word, _truncate, _splice, _swap_words]
@@ -462,21 +473,31 @@ def lookup3(data: bytes) -> int:
     a = b = c = (0xDEADBEEF + len(data)) & mask
     while len(data) > 12:
         x, y, z = (int.from_bytes(data[i : i + 4], "little") for i in (0, 4, 8))
-        a, b, c, data = (a + x) & mask, (b + y) & mask, (c + z) & mask, data[12:]
+        a = (a + x) & mask
+        b = (b + y) & mask
+        c = (c + z) & mask
+        data = data[12:]
         for i, by in enumerate((4, 6, 8, 16, 19, 4)):
             if i % 3 == 0:
-                a, c = ((a - c) & mask) ^ rotated(c, by), (c + b) & mask
+                a = ((a - c) & mask) ^ rotated(c, by)
+                c = (c + b) & mask
             elif i % 3 == 1:
-                b, a = ((b - a) & mask) ^ rotated(a, by), (a + c) & mask
+                b = ((b - a) & mask) ^ rotated(a, by)
+                a = (a + c) & mask
             else:
-                c, b = ((c - b) & mask) ^ rotated(b, by), (b + a) & mask
+                c = ((c - b) & mask) ^ rotated(b, by)
+                b = (b + a) & mask
     if not data:
         return c
     x, y, z = (int.from_bytes(data[i : i + 4], "little") for i in (0, 4, 8))
-    a, b, c = (a + x) & mask, (b + y) & mask, (c + z) & mask
+    a = (a + x) & mask
+    b = (b + y) & mask
+    c = (c + z) & mask
     words = [a, b, c]
     for i, by in enumerate((14, 11, 25, 16, 4, 14, 24)):
-        changed, other = (i + 2) % 3, (i + 1) % 3  # c by b, a by c, b by a, and again
+        # c is changed by b, a by c, b by a, and so on.
+        changed = (i + 2) % 3
+        other = (i + 1) % 3
         words[changed] = ((words[changed] ^ words[other]) - rotated(words[other], by)) & mask
     return words[2]
 
@@ -496,7 +517,8 @@ def _peak() -> int:
 
 def main() -> int:
     """Fuzz the number of files on the command line and print the results."""
-    n, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    n = int(sys.argv[1])
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     in_structures = "structures" in sys.argv
     logging.disable(logging.WARNING)
     start = time.monotonic()

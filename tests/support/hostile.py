@@ -176,7 +176,8 @@ def moved(folder: Path, offset: int, name: str = "X") -> Path:
     """Write contiguous rows, or labels, with a wrong address."""
     path = plain(folder)
     with h5py.File(path) as file:
-        before, size = file[name].id.get_offset(), file[name].id.get_storage_size()
+        before = file[name].id.get_offset()
+        size = file[name].id.get_storage_size()
     return edited(path, struct.pack("<QQ", before, size), struct.pack("<QQ", offset, size))
 
 
@@ -187,7 +188,8 @@ def of_another_chunk_rank(folder: Path, rank: int) -> Path:
 
 def with_chunks_of(folder: Path, n_rows: int, n_columns: int, itemsize: int) -> Path:
     """Write a chunked dataset whose header states another chunk shape."""
-    stored, wanted = struct.pack("<III", 3, 2, 4), struct.pack("<III", n_rows, n_columns, itemsize)
+    stored = struct.pack("<III", 3, 2, 4)
+    wanted = struct.pack("<III", n_rows, n_columns, itemsize)
     return edited(plain(folder, chunks=(3, 2)), stored, wanted)
 
 

@@ -37,7 +37,8 @@ class FullDisk(RecordingDisk):
 
     def __init__(self, kind: str, n_named: int) -> None:
         super().__init__()
-        self._kind, self._left = kind, n_named
+        self._kind = kind
+        self._left = n_named
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
         if not self._left:

@@ -151,12 +151,16 @@ class Program:
         Broken
             If the run is stuck, or leaves a stuck process.
         """
-        start, sent, lines, phase_starts = time.monotonic(), 0.0, [], {"start": 0.0}
+        start = time.monotonic()
+        sent = 0.0
+        lines = []
+        phase_starts = {"start": 0.0}
         process = self.start(output, *flags)
         assert process.stdout is not None
         try:
             if at == "start":
-                sent, at = _signal_after(process, delay, by) - start, None
+                sent = _signal_after(process, delay, by) - start
+                at = None
             # The pipe ends when the last process that can write to it has exited, so all children have exited as well.
             for line in _lines_of(process.stdout.fileno(), start + _SECONDS):
                 lines.append(line)
@@ -164,7 +168,8 @@ class Program:
                 if phase is not None:
                     phase_starts.setdefault(phase, time.monotonic() - start)
                 if at is not None and re.search(PHASES.get(at, at), line):
-                    sent, at = _signal_after(process, delay, by) - start, None
+                    sent = _signal_after(process, delay, by) - start
+                    at = None
             code = process.wait(_SECONDS)
         finally:
             process.kill()
@@ -249,13 +254,15 @@ class Victim:
     """
 
     def __init__(self, folder: Path, flags: Sequence[str] = (), **variables: str | Path | None) -> None:
-        self.folder, self.undisturbed = folder, folder / "undisturbed"
+        self.folder = folder
+        self.undisturbed = folder / "undisturbed"
         _write_shards(folder / "shards")
         self.program = Program(["--input", str(folder / "shards"), *_SETTINGS, *flags], **variables)
         self._must_end(self.program.run(folder / "first"), folder / "first")  # may have to compile first
         ended = self.program.run(self.undisturbed)
         self._must_end(ended, self.undisturbed)
-        self.features, self.n_rows = features_of(self.undisturbed), read_manifest(self.undisturbed)["n_rows"]
+        self.features = features_of(self.undisturbed)
+        self.n_rows = read_manifest(self.undisturbed)["n_rows"]
         if features_of(folder / "first") != self.features:
             raise CheckFailed("two undisturbed runs differ")
         self.seconds = _lengths(ended)
@@ -455,7 +462,8 @@ def _range(numbers: Sequence[int]) -> str:
 
 def main() -> int:
     """Run the number of rounds on the command line and print the table."""
-    n_rounds, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    n_rounds = int(sys.argv[1])
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     start = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="shardpress-killing-"))
     found: list[tuple[list[Kill], float]] = []

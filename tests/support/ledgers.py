@@ -14,9 +14,11 @@ __all__ = [
     *("record_files", "reopened", "together"),
 ]
 
-KEY, OTHER = "part-000000-000000000000", "part-000000-000000000016"
+KEY = "part-000000-000000000000"
+OTHER = "part-000000-000000000016"
 KEYS = [f"part-{i:06d}-000000000000" for i in range(5)]
-NOW, BEFORE = fingerprint("now"), fingerprint("before")
+NOW = fingerprint("now")
+BEFORE = fingerprint("before")
 HEX = "0123456789abcdef" * 2
 
 

@@ -33,7 +33,8 @@ __all__ = ["abort_at_calls", "objection"]
 
 _MIB = 64  # size of the file system
 _STEPS = ("--quiet", "--checkpoint-minutes", "0", "--epochs", "1", "--batch-size", "12")
-_NEW_MOUNTS, _PRIVATE = 0x20000, 0x44000  # Linux: CLONE_NEWNS, MS_REC | MS_PRIVATE
+_NEW_MOUNTS = 0x20000  # CLONE_NEWNS of Linux
+_PRIVATE = 0x44000  # MS_REC | MS_PRIVATE of Linux
 
 
 def objection() -> str:

@@ -99,7 +99,9 @@ class Trial:
         folder.mkdir()
         # All parts but the first in one group, or each part by itself.
         self._pause = math.inf if kind == "together" else 0.0
-        self.workspace, self._folder, self._n_outputs = Workspace(folder, 20, 0, 15), folder, 0
+        self.workspace = Workspace(folder, 20, 0, 15)
+        self._folder = folder
+        self._n_outputs = 0
         self._kind = kind
         before, flags = KINDS[kind]
         self.flags = [str(folder / "another") if flag == GIVEN else flag for flag in flags]
@@ -114,11 +116,14 @@ class Trial:
             if kind == "lost links":
                 without_links(folder / "before")
             self._runs_before = {run_seen_by_readers(folder / "before")}
-        disk, output = RecordingDisk(), self.fresh()
+        disk = RecordingDisk()
+        output = self.fresh()
         assert self.run(output, disk) == 0
-        self.calls, self._expected = disk.calls, features_of(output)
+        self.calls = disk.calls
+        self._expected = features_of(output)
         self._run_after = run_seen_by_readers(output)
-        self._n_records, self._names = len(records(output)), named(output)
+        self._n_records = len(records(output))
+        self._names = named(output)
 
     def calls_of_each_kind(self) -> list[int]:
         """Return the number of one call of each kind: the same method with the same kind of file.
@@ -385,11 +390,14 @@ def cut_power(trial: Trial, n_random: int, of: slice = slice(None)) -> Counter[s
 
 def several_faults(trial: Trial, n_weeks: int, seed: int = 0) -> Counter[str]:
     """Disturb several runs in a row at random before an undisturbed one; return the number of faults of each kind."""
-    rng, kinds = random.Random(seed), Counter[str]()
+    rng = random.Random(seed)
+    kinds = Counter[str]()
     for week in range(n_weeks):
-        output, story = trial.fresh(), f"week {week}:"
+        output = trial.fresh()
+        story = f"week {week}:"
         for _ in range(rng.randrange(2, 6)):
-            kind, number = rng.choice(["fails", "is short", "killed", "power"]), rng.randrange(len(trial.calls))
+            kind = rng.choice(["fails", "is short", "killed", "power"])
+            number = rng.randrange(len(trial.calls))
             story += f" {kind} {number},"
             kinds[kind] += 1
             if kind == "killed":

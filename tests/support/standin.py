@@ -46,8 +46,11 @@ class Autoencoder:
     def __init__(
         self, network: Network, minimum: np.ndarray, scale: np.ndarray, maximum: np.ndarray | None = None
     ) -> None:
-        self.network, self.n_features = network, network.n_features
-        self._minimum, self._scale, self._maximum = minimum, scale, maximum
+        self.network = network
+        self.n_features = network.n_features
+        self._minimum = minimum
+        self._scale = scale
+        self._maximum = maximum
         self._shapes = network.shapes
         self.set_parameters({name: np.zeros(shape) for name, shape in self._shapes.items()})
 
@@ -232,7 +235,8 @@ class Workspace:
     """
 
     def __init__(self, folder: Path, *sizes: int) -> None:
-        self.folder, self.shards = folder, folder / "shards"
+        self.folder = folder
+        self.shards = folder / "shards"
         self.shards.mkdir()
         rng = np.random.default_rng(0)
         for i, size in enumerate(sizes):

@@ -40,8 +40,10 @@ def taken_together(step: TrainingStep, autoencoder: Autoencoder, rows: np.ndarra
     """Check that several steps in one call give the same bits as single calls, also with a smaller last minibatch."""
     numbers = np.concatenate(child.make_minibatches()[:N_EACH])[:-17]
     noise = np.concatenate([child.make_noise(i) for i in range(N_EACH)])[:-17]
-    piece, rates = numbers if is_resident else rows[numbers], [0.02, 0.01, 0.005]
-    start, state = autoencoder.parameters(), step.state()
+    piece = numbers if is_resident else rows[numbers]
+    rates = [0.02, 0.01, 0.005]
+    start = autoencoder.parameters()
+    state = step.state()
 
     def one_by_one() -> None:
         for i, rate in enumerate(rates):
@@ -70,7 +72,8 @@ def main(place: str, log: str) -> None:
     """Take the steps, the first one with its cost; mark each step and each upload in the log."""
     backend.start(require=True)
     put_by_turns()
-    rows, network = child.make_rows(), child.NETWORKS["relu"]
+    rows = child.make_rows()
+    network = child.NETWORKS["relu"]
     autoencoder = Autoencoder(network, *child.make_scaler(rows).arrays(rows.dtype))
     autoencoder.set_parameters(child.start_of(network))
     resident = None if place == "streamed" else child.Pieces(rows)
@@ -79,7 +82,8 @@ def main(place: str, log: str) -> None:
     )
     numbers = np.concatenate([child.make_minibatches()[0]] * N_EACH)
     noise = np.concatenate([child.make_noise(i) for i in range(N_EACH)])
-    piece, rate = rows[numbers] if resident is None else numbers, child.RATES["adam"]
+    piece = rows[numbers] if resident is None else numbers
+    rate = child.RATES["adam"]
     with open(log, "a", buffering=1) as file:
         for i, at_once in enumerate(TAKEN):
             file.write("piece\n")

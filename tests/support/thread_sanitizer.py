@@ -20,7 +20,9 @@ from tests.support.interpreters import Ended, fresh
 __all__ = ["FOUND", "run_sanitized"]
 
 FOUND = 66  # exit code of a process with findings
-_ASK, _NO_RANDOMIZE = 0xFFFFFFFF, 0x0040000  # from personality(2)
+# From personality(2): the argument that changes nothing, and ADDR_NO_RANDOMIZE.
+_ASK = 0xFFFFFFFF
+_NO_RANDOMIZE = 0x0040000
 _ALONE = """
 import os
 del os.environ["LD_PRELOAD"]  # compilers are not watched

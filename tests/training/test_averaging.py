@@ -28,7 +28,8 @@ def averaged(states, weights):
 def test_replicas_are_averaged_by_their_rows():
     """The largest number of steps is kept."""
     rng = np.random.default_rng(0)
-    found, weights = states(rng, [7, 9, 8, 5]), [64, 128, 100, 0]
+    found = states(rng, [7, 9, 8, 5])
+    weights = [64, 128, 100, 0]
     mean = averaged(found, weights)
     assert mean.rule["step"] == 9
     for kind, name in (("parameters", "W"), ("parameters", "b"), ("rule", "W.mean")):
@@ -57,7 +58,8 @@ def test_outer_steps_equal_nesterov_momentum():
     rng = np.random.default_rng(2)
     (state,) = states(rng, [5])
     velocity = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
-    p, b = (np.array(state.parameters["b"], np.float64), np.zeros(2))
+    p = np.array(state.parameters["b"], np.float64)
+    b = np.zeros(2)
     for _ in range(4):
         (mean,) = states(rng, [6])
         g = p - mean.parameters["b"]
@@ -72,7 +74,8 @@ def test_outer_steps_equal_nesterov_momentum():
 def test_a_steady_move_is_amplified_at_most_sevenfold():
     """Each of many rounds moves by 0.01; the last one shows what is added to the parameters."""
     for n_replicas, expected in [(2, 2), (3, 3), (4, 4), (6, 6), (7, 7), (8, 7), (100, 7)]:
-        state, velocity = Weights({"b": np.zeros(2, np.float32)}, {}), {"b": np.zeros(2, np.float32)}
+        state = Weights({"b": np.zeros(2, np.float32)}, {})
+        velocity = {"b": np.zeros(2, np.float32)}
         for _ in range(200):
             before = state
             mean = Weights({"b": before.parameters["b"] + np.float32(0.01)}, {})

@@ -14,7 +14,8 @@ def test_baseline_errors_equal_those_of_reconstructions() -> None:
     scaler = Scaler(np.zeros(6), np.full(6, 255.0))
     found = principal_components(scaler.transform(trained), 2, rng)
     baseline = baseline_of(found, watched, scaler, block_bytes=8 * 6 * 7)
-    x, mean = watched / 255, (trained / 255).mean(axis=0)
+    x = watched / 255
+    mean = (trained / 255).mean(axis=0)
     back = mean + (x - mean) @ found.components @ found.components.T
     np.testing.assert_allclose(baseline.components, np.square(x - back).mean(axis=1), rtol=1e-5)
     np.testing.assert_allclose(baseline.mean, np.square(x - mean).mean(axis=1), rtol=1e-5)

@@ -108,7 +108,8 @@ class Rig:
         config = settings_of(**{**ONE_LAYER, **more}, n_features=3, learning_rate=RATES[name], batch_size=8, epochs=6)
         self.config = config.changed(checkpoint_minutes=1e6)
         rows = ResidentRows.of(shards, 2) if resident else StreamedRows(shards, 2)
-        self.rows, self.order = rows, Order(slab_starts(shards, 5), np.array([3, 17, 18]), 11, seed=1)
+        self.rows = rows
+        self.order = Order(slab_starts(shards, 5), np.array([3, 17, 18]), 11, seed=1)
         self.validation = np.repeat(rows.take(np.array([3, 17])), 50, axis=0)  # enough bad rows to matter
         self.autoencoder = Autoencoder(network_of(self.config.network, 6))
         self.step = training_step_of(self.autoencoder, self.config.training, np.dtype(np.float32), rows.resident)
@@ -172,7 +173,8 @@ class Interrupted:
     """A training step during which a signal arrives."""
 
     def __init__(self, step: Any, number: int) -> None:
-        self._step, self._number = step, number
+        self._step = step
+        self._number = number
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._step, name)
@@ -230,7 +232,8 @@ def test_training_resumes_at_any_step_with_the_same_bits(rig: Any, name: str, re
 @KINDS
 @ALL
 def test_training_resumes_repeatedly_with_the_same_bits(rig: Any, name: str, resident: bool) -> None:
-    training, rng = rig(name, resident), np.random.default_rng(4)
+    training = rig(name, resident)
+    rng = np.random.default_rng(4)
     expected = training.train()
     found: Trained | Checkpoint | None = None
     while not isinstance(found, Trained):
@@ -259,7 +262,8 @@ def test_an_interruption_does_not_delay_early_stopping(rig: Any, name: str) -> N
 
 def test_training_resumes_from_every_checkpoint(rig: Any) -> None:
     training = rig("adam", False)
-    expected, found = training.train(), []
+    expected = training.train()
+    found = []
     training.train(save=lambda checkpoint: found.append(checkpoint.to_npz()), checkpoint_minutes=0.0)
     checkpoints = [Checkpoint.from_npz(data) for data in found]
     n = training.n_steps

@@ -94,7 +94,9 @@ def test_constant_rows_have_no_deviation(way: tuple[int, int]) -> None:
 
 def test_equal_seeds_give_equal_components_with_fixed_signs(way: tuple[int, int]) -> None:
     x = rows_with(np.arange(1, 80) ** -1.0, *way)
-    one, other, third = found_of(x, 8), found_of(x, 8), found_of(-x, 8, seed=1)
+    one = found_of(x, 8)
+    other = found_of(x, 8)
+    third = found_of(-x, 8, seed=1)
     assert one.components.tobytes() == other.components.tobytes()
     assert one.deviations.tobytes() == other.deviations.tobytes()
     assert (one.components.max(axis=0) >= -one.components.min(axis=0)).all()
@@ -106,7 +108,8 @@ def test_equal_seeds_give_equal_components_with_fixed_signs(way: tuple[int, int]
 
 @pytest.mark.process
 def test_the_sample_has_only_training_rows_and_ignores_storage(tmp_path: Path) -> None:
-    shards, expected = numbered_shards(tmp_path, 40, 0, 1, 59), numbered(100)
+    shards = numbered_shards(tmp_path, 40, 0, 1, 59)
+    expected = numbered(100)
     scaler = Scaler(np.zeros(2), np.full(2, 1000.0))
     left_out = np.union1d(spread_rows(100, np.empty(0, dtype=np.int64), 20, 3), [0, 1, 99])
     order = Order(slab_starts(shards), left_out, 1000, seed=3)

@@ -35,7 +35,9 @@ CONFIG = settings_of(
     patience=2,
     schedule="constant",
 )
-NO_ROWS, FEW_ROWS, ENOUGH_ROWS = np.empty((0, 1)), np.zeros((99, 1)), np.zeros((100, 1))
+NO_ROWS = np.empty((0, 1))
+FEW_ROWS = np.zeros((99, 1))
+ENOUGH_ROWS = np.zeros((100, 1))
 
 
 class Numbered:
@@ -56,7 +58,8 @@ class Counting:
     def __init__(self, costs: Sequence[float] = (), validation_costs: Sequence[float] = ()) -> None:
         self._costs = itertools.chain(costs, itertools.repeat(1.0))
         self._validation_costs = iter(validation_costs)
-        self.n_steps, self.rates = 0.0, []
+        self.n_steps = 0.0
+        self.rates = []
 
     def take_one(self, minibatch: np.ndarray, learning_rate: float, with_cost: bool) -> float | None:
         self.n_steps += 1
@@ -66,7 +69,8 @@ class Counting:
     def n_at_once(self, batch_size: int) -> int:
         return 3
 
-    begin, take = standin.TrainingStep.begin, standin.TrainingStep.take
+    begin = standin.TrainingStep.begin
+    take = standin.TrainingStep.take
 
     def parameters(self) -> dict[str, np.ndarray]:
         return {"W": np.array(self.n_steps, dtype=np.float32)}
@@ -242,8 +246,10 @@ def saved(config: Settings, **device: Any) -> list[Checkpoint]:
 
 @pytest.mark.parametrize("patience", [0, 2])
 def test_training_resumes_from_any_checkpoint_with_equal_results(patience: int) -> None:
-    costs, validation = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2], [0.9, 0.5, 0.3, 0.4, 0.31, 0.2, 0.1]
-    config, undisturbed = CONFIG.changed(patience=patience, checkpoint_minutes=0.0), Counting(costs, validation)
+    costs = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]
+    validation = [0.9, 0.5, 0.3, 0.4, 0.31, 0.2, 0.1]
+    config = CONFIG.changed(patience=patience, checkpoint_minutes=0.0)
+    undisturbed = Counting(costs, validation)
     expected = run(undisturbed, config, ENOUGH_ROWS)
     checkpoints = saved(config, costs=costs, validation_costs=validation)
     assert len(checkpoints) >= 2 * len(expected.history)
@@ -288,7 +294,8 @@ def test_short_epochs_share_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> Non
 
     def save(checkpoint: Checkpoint) -> None:
         nonlocal n_saved
-        n_saved, now[0] = n_saved + 1, now[0] + 10
+        n_saved = n_saved + 1
+        now[0] = now[0] + 10
 
     train(training(Slow(), CONFIG.changed(epochs=1000)), save, 1e6)
     assert 3 <= n_saved <= 5, "2000 seconds of steps, and a save for every 500"

@@ -64,7 +64,8 @@ def ready(shards: tuple[Shard, ...], scan: Scan, config: Settings = CONFIG, size
 @pytest.mark.parametrize("config", [CONFIG, DEEP], ids=["one layer", "deep"])
 def test_streamed_and_resident_rows_train_equally(data, config) -> None:
     shards, rows = data
-    scan, found = scan_of(rows, [4, 40]), []
+    scan = scan_of(rows, [4, 40])
+    found = []
     for resident, n_threads in [(True, 1), (True, 3), (False, 1), (False, 3)]:
         training = ready(shards, scan, config, replace(SIZES, resident=resident, n_threads=n_threads))
         assert (training.rows.resident is not None) == resident
@@ -78,7 +79,8 @@ def test_streamed_and_resident_rows_train_equally(data, config) -> None:
 @pytest.mark.parametrize("window_rows", [1, 7, 1000])
 def test_rows_on_a_device_train_like_resident_rows(data, monkeypatch: pytest.MonkeyPatch, window_rows: int) -> None:
     shards, rows = data
-    scan, config = scan_of(rows, [4, 40]), DEEP.changed(corruption=0.0)
+    scan = scan_of(rows, [4, 40])
+    config = DEEP.changed(corruption=0.0)
     pieces = []
 
     def upload_rows(given: upload.Pieces, n_inputs: int, dtype: np.dtype, name: str) -> Any:

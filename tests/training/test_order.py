@@ -143,5 +143,6 @@ def test_noise_depends_only_on_seed_and_step():
 def test_noise_has_uniformly_distributed_bytes():
     found = noise_of(0, 0, (512, 1001))
     assert (found.shape, found.dtype, found.flags.c_contiguous) == ((512, 1001), np.uint8, True)
-    counts, expected = np.bincount(found.ravel(), minlength=256), found.size / 256
+    counts = np.bincount(found.ravel(), minlength=256)
+    expected = found.size / 256
     assert np.abs(counts - expected).max() < 6 * np.sqrt(expected)

@@ -114,9 +114,11 @@ def test_training_by_replicas_resumes_after_any_round(quick: None, shards: Any) 
 
 
 def test_a_signal_loses_only_the_current_round(quick: None, shards: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, step = bits(ready(shards)), standin.TrainingStep.take_one
+    expected = bits(ready(shards))
+    step = standin.TrainingStep.take_one
     for stop in (1, 5, 22, 31, 40):
-        number, found = count(1), list[Checkpoint]()
+        number = count(1)
+        found = list[Checkpoint]()
 
         def stopped(self: Any, *arguments: Any, number: Any = number, stop: int = stop, **named: Any) -> Any:
             if next(number) == stop:
@@ -168,7 +170,9 @@ def test_a_task_of_a_share_carries_no_rows(quick: None, shards: Any) -> None:
 
 def test_the_learning_rate_falls_over_rounds_as_over_steps(quick: None, shards: Any) -> None:
     training = ready(shards, CONFIG.changed(schedule="linear"))
-    replicas, n_steps, found = training.replicas, training.steps_per_epoch, []
+    replicas = training.replicas
+    n_steps = training.steps_per_epoch
+    found = []
     assert replicas is not None
     for epoch in range(5):
         for shares in replicas.rounds.rounds(epoch):
@@ -211,7 +215,8 @@ def test_processes_train_equally_in_any_order_of_tasks(shards: Any) -> None:
 @pytest.mark.process
 def test_workers_that_die_or_join_in_training_change_no_bit(shards: Any, tmp_path: Path) -> None:
     """A round begins when one of the two workers is killed; another worker joins later."""
-    expected, n_rounds = bits(ready(shards, DEEP)), count(1)
+    expected = bits(ready(shards, DEEP))
+    n_rounds = count(1)
     with Cluster(tmp_path / "cluster") as cluster, quiet_dask():
         for name in "ab":
             cluster.start_worker(name)

@@ -40,7 +40,8 @@ def test_resident_and_streamed_rows_give_equal_minibatches(shards):
     for window_rows, batch_size in product([1, 7, 19, 21, 1000], [1, 18, 19, 20]):
         with case(window_rows, batch_size):
             order = Order(slab_starts(shards), np.array([2, 8]), window_rows, seed=5)
-            resident, streamed = ResidentRows.of(shards, 2), StreamedRows(shards, 2)
+            resident = ResidentRows.of(shards, 2)
+            streamed = StreamedRows(shards, 2)
             np.testing.assert_array_equal(resident.resident, numbered(21))
             assert streamed.resident is None
             for epoch in (0, 1):
@@ -74,7 +75,8 @@ def test_an_epoch_can_start_at_any_minibatch(shards):
         with case(seed):
             rng = np.random.default_rng(seed)
             left_out = np.flatnonzero(rng.random(21) < rng.choice([0, 0.3, 0.9]))
-            window_rows, batch_size = int(rng.choice([1, 4, 7, 1000])), int(rng.choice([1, 2, 5, 21, 30]))
+            window_rows = int(rng.choice([1, 4, 7, 1000]))
+            batch_size = int(rng.choice([1, 2, 5, 21, 30]))
             order = Order(slab_starts(shards, int(rng.choice([1, 3]))), left_out, window_rows, seed)
             for rows in (ResidentRows.of(shards, 2), StreamedRows(shards, 2)):
                 for epoch in (0, 3):
@@ -96,7 +98,8 @@ def joined(batches: list[np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("n_rows", [1, 4, 11, 12])
 def test_steps_do_not_depend_on_how_minibatches_are_grouped(corruption: float, n_rows: int) -> None:
     """This holds for rows and noise, however many minibatches a device takes at a time."""
-    config, rows = settings_of(**{**ONE_LAYER, "corruption": corruption}, batch_size=4, seed=3), numbered(n_rows)
+    config = settings_of(**{**ONE_LAYER, "corruption": corruption}, batch_size=4, seed=3)
+    rows = numbered(n_rows)
 
     class Step:
         def __init__(self, n_each: int) -> None:
@@ -144,7 +147,9 @@ def test_steps_do_not_depend_on_how_minibatches_are_grouped(corruption: float, n
 
 def test_windows_before_the_first_minibatch_are_not_read(shards, monkeypatch):
     order = Order(slab_starts(shards), NONE, 3, seed=0)
-    streamed, n_windows, read = StreamedRows(shards, 1), [], module._Reader.slabs
+    streamed = StreamedRows(shards, 1)
+    n_windows = []
+    read = module._Reader.slabs
     monkeypatch.setattr(module._Reader, "slabs", lambda *how: n_windows.append(1) or read(*how))
     list(streamed.minibatches(order, 0, 3, first=5))
     assert len(n_windows) <= len(list(order.windows(0))) - 4
@@ -167,7 +172,9 @@ def test_shards_of_several_dtypes_are_read_in_a_common_dtype(tmp_path):
 def test_rows_are_imputed_and_clipped_after_reading(tmp_path):
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=(9, 3)).astype(np.float32), rng.integers(-5, 5, (30, 3)).astype(np.int8)]
-    arrays[0][4], arrays[0][7, 1], arrays[1][[3, 8], [0, 2]] = np.nan, -99, -99
+    arrays[0][4] = np.nan
+    arrays[0][7, 1] = -99
+    arrays[1][[3, 8], [0, 2]] = -99
     shards = open_shards([write_shard(tmp_path / f"{i}.h5", rows) for i, rows in enumerate(arrays)])
     scaler = Scaler(np.array([-1.5, -2.5, -0.5]), np.array([1.5, 0.5, 2.5]), np.array([0.75, -0.5, 1.25]), clips=True)
     whole = np.concatenate(arrays, dtype=np.float32)

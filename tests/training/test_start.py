@@ -78,7 +78,8 @@ def test_the_mean_row_starts_as_its_own_reconstruction(network, x):
 @each("network", [Network((300, 100, 10), "relu", "linear"), Network((300, 100), code="linear")])
 def test_random_weights_reconstruct_rows_of_the_right_size(network):
     found = start_of(network, np.random.default_rng(0), None)
-    x, slope = np.random.default_rng(1).normal(size=(2000, 300)).astype(np.float32), network.n_layers > 1
+    x = np.random.default_rng(1).normal(size=(2000, 300)).astype(np.float32)
+    slope = network.n_layers > 1
     W = found[network.layers[0][0]]
     hidden = np.maximum(x @ W, 0) if slope else x @ W
     back = hidden @ W.T

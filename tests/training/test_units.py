@@ -29,7 +29,8 @@ def test_a_saturated_feature_is_extreme_for_most_rows() -> None:
     features = lively(200, 4)
     features[:99, 0] = 0.001  # almost half
     features[:101, 1] = 0.995
-    features[:60, 2], features[60:120, 2] = 0.001, 0.999
+    features[:60, 2] = 0.001
+    features[60:120, 2] = 0.999
     found = count_units(features, "sigmoid")
     assert (found.saturated, found.saturated_share) == (2, pytest.approx((99 + 101 + 120) / 800))
     linear = count_units(features, "linear")

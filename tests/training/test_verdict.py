@@ -55,7 +55,8 @@ class Passing:
 
 
 def training(n_validation: int, baseline: Baseline | None = None, config: Settings = CONFIG) -> Training:
-    left_out, device = np.arange(n_validation), Passing()
+    left_out = np.arange(n_validation)
+    device = Passing()
     order = Order(np.array([0, 1000]), left_out, 1000, seed=0)
     fakes: dict[str, Any] = {"autoencoder": device, "step": device, "rows": Rows()}
     return Training(
@@ -122,7 +123,8 @@ def history(costs: Sequence[float], validation: Sequence[float | None] | None = 
 
 
 def test_a_training_that_still_improves_causes_a_warning() -> None:
-    still, done = np.linspace(1, 0.5, 20), np.concatenate([np.linspace(1, 0.5, 10), np.full(10, 0.48)])
+    still = np.linspace(1, 0.5, 20)
+    done = np.concatenate([np.linspace(1, 0.5, 10), np.full(10, 0.48)])
     (complaint,) = complaints_about(history(still), epochs=20)
     assert mentions(complaint, 20, "34%")
     assert "--epochs" in complaint

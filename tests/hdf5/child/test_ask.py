@@ -205,7 +205,8 @@ def test_child_is_no_fork_and_needs_no_lock_of_the_driver(path, fresh, monkeypat
         raise AssertionError("forked")
 
     monkeypatch.setattr(os, "fork", no_fork)
-    held, done = threading.Event(), threading.Event()
+    held = threading.Event()
+    done = threading.Event()
 
     def hold():
         with h5py._hl.base.phil:

@@ -12,9 +12,11 @@ GUARD = 64
 
 def slow(data):
     """Decompress byte by byte, as the format is defined; return None for a damaged stream."""
-    out, i = bytearray(), 0
+    out = bytearray()
+    i = 0
     while i < len(data):
-        c, i = data[i], i + 1
+        c = data[i]
+        i = i + 1
         if c < 32:
             if i + c + 1 > len(data):
                 return None
@@ -23,10 +25,12 @@ def slow(data):
             continue
         n = (c >> 5) + 2
         if n == 9 and i < len(data):
-            n, i = n + data[i], i + 1
+            n = n + data[i]
+            i = i + 1
         if i == len(data):
             return None
-        distance, i = ((c & 31) << 8 | data[i]) + 1, i + 1
+        distance = ((c & 31) << 8 | data[i]) + 1
+        i = i + 1
         if distance > len(out):
             return None
         for _ in range(n):
@@ -47,7 +51,8 @@ def undo(data, n_bytes):
 
 def random_stream(rng, n_pieces):
     """Return a valid stream of literals and of repetitions with small and large distances."""
-    data, n = bytearray(), 0
+    data = bytearray()
+    n = 0
     for _ in range(n_pieces):
         if n == 0 or rng.random() < 0.4:
             size = int(rng.integers(1, 33))

@@ -156,10 +156,13 @@ def test_dataset_is_found_by_path_or_as_the_only_candidate(tmp_path, dataset, li
     with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest")) as file:
         file["Y"] = numbered(4)
         file["same"] = file["Y"]
-        file["y"], file["text"], file["table"] = np.arange(4), "words", np.zeros((3, 2), "S4")
+        file["y"] = np.arange(4)
+        file["text"] = "words"
+        file["table"] = np.zeros((3, 2), "S4")
         if dataset is not None:
             file["a/b/X"] = numbered(5)
-            file["a/b/y"], file["a/b/none"] = np.arange(5), np.arange(4)
+            file["a/b/y"] = np.arange(5)
+            file["a/b/none"] = np.arange(4)
             file["ü/rows"] = numbered(6)
     assert_plain(tmp_path / "x.h5", dataset)
 
@@ -303,12 +306,10 @@ def plain_corpus(folder):
 
     def usual(file, **options):
         file.create_dataset("X", data=ROWS, **options)
-        file["y"], file["z"], file["b"], file["s"] = (
-            np.arange(30),
-            np.zeros(7, ">f4"),
-            np.zeros(30, "?"),
-            np.zeros(30, "S3"),
-        )
+        file["y"] = np.arange(30)
+        file["z"] = np.zeros(7, ">f4")
+        file["b"] = np.zeros(30, "?")
+        file["s"] = np.zeros(30, "S3")
 
     def with_attributes(file):
         usual(file)
@@ -473,7 +474,8 @@ def test_overlap_that_the_reader_misses_is_found_by_vetting(tmp_path):
 def test_read_failure_in_the_reader_is_a_storage_error(tmp_path, monkeypatch):
     path = write_shard(tmp_path / "x.h5", numbered(3))
     monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
-    real, n = FILES.preadv, []
+    real = FILES.preadv
+    n = []
 
     def fail_later(*arguments):
         n.append(1)
