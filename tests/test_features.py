@@ -66,13 +66,13 @@ def test_objects_in_place_of_datasets_are_refused_by_name(output):
     path = directory / "parts/part-00001.h5"
     whole = path.read_bytes()
     spoiled = {"features": "manifest", "valid": "'valid'"}
-    for name, says in spoiled.items():
+    for name, phrase in spoiled.items():
         for thing in (None, 3.0, h5py.Empty("f4"), np.dtype("f4")):
             path.write_bytes(whole)
             with h5py.File(path, "a") as file:
                 del file[name]
                 file.create_group(name) if thing is None else file.__setitem__(name, thing)
-            with refused(65, str(path), says):
+            with refused(65, str(path), phrase):
                 pytest.fail(f"{name} is {thing!r}, and opens: {open_features(directory)}")
 
 

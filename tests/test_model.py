@@ -130,9 +130,9 @@ def cleaning_model(network, seed=0):
 def test_encoders_impute_and_clip_equally(tmp_path):
     for network in NETWORKS:
         model, rows = cleaning_model(network)
-        tame = np.clip(np.where(np.isnan(rows), model.scaler.fill, rows), model.scaler.minimum, model.scaler.maximum)
+        cleaned = np.clip(np.where(np.isnan(rows), model.scaler.fill, rows), model.scaler.minimum, model.scaler.maximum)
         np.testing.assert_array_equal(
-            model.encode(rows), model_of(network, replace(model.scaler, fill=None)).encode(tame)
+            model.encode(rows), model_of(network, replace(model.scaler, fill=None)).encode(cleaned)
         )
         (tmp_path / "encoder.npz").write_bytes(model.to_npz())
         np.testing.assert_allclose(encoded_as_shown(tmp_path, rows), model.encode(rows), atol=1e-5)

@@ -117,7 +117,7 @@ RUN = """
         "by ONNX": session.run(None, {"rows": rows})[0],
         "by encoder.npz": h,
     }
-    facts["errors"] = {how: float(np.abs(features - expected).max()) for how, features in found.items()}
+    facts["errors"] = {path: float(np.abs(features - expected).max()) for path, features in found.items()}
     facts["spread"] = float(expected.std(axis=0).min())
 """
 
@@ -218,8 +218,8 @@ STEPS = """
             p[name] -= 0.1 * g / np.sqrt(squares[name] + 1e-6)
 
     fuses = backend.uses_ops
-    for how in ("C code", "graph"):
-        backend.uses_ops = fuses if how == "C code" else lambda: False
+    for path in ("C code", "graph"):
+        backend.uses_ops = fuses if path == "C code" else lambda: False
         autoencoder = Autoencoder(network)
         autoencoder.set_parameters(parameters)
         step = TrainingStep(autoencoder, Rule("adagrad", 0.9), np.dtype(np.float32))
@@ -227,8 +227,8 @@ STEPS = """
             step.begin(x, None, len(x))
             step.take([0.1])
         found = autoencoder.parameters()
-        facts[how] = max(float(np.abs(found[name] - p[name]).max()) for name in p)
-        facts[f"states of the {how}"] = list(step.state())
+        facts[path] = max(float(np.abs(found[name] - p[name]).max()) for name in p)
+        facts[f"states of the {path}"] = list(step.state())
     facts["moved"] = max(float(np.abs(parameters[name] - p[name]).max()) for name in p)
 """
 
@@ -238,9 +238,9 @@ def test_a_new_optimizer_takes_steps_as_numpy_does(tree: Path) -> None:
     found = in_tree(tree, STEPS).facts
     assert found["settings"] == ["adagrad", 0.01]
     assert found["moved"] > 0.1
-    for how in ("C code", "graph"):
-        assert found[how] < 1e-5
-        assert found[f"states of the {how}"] == ["W.square", "b_hidden.square", "b_output.square"]
+    for path in ("C code", "graph"):
+        assert found[path] < 1e-5
+        assert found[f"states of the {path}"] == ["W.square", "b_hidden.square", "b_output.square"]
 
 
 # -- both on devices ---------------------------------------------------------------------------------------------

@@ -284,8 +284,8 @@ def test_codes_of_two_runs_are_compared_by_category(
         extras = {"k/codes": codes.astype(np.int8), "k/categories": categories, "n/codes": 1 - codes}
         extras |= {"n/categories": [0.5, 1.5] if output == "b" else [1.5, 0.5]}
         write_shard(tmp_path / f"{output}.h5", rows, extras=extras)
-        how = ["--n-features", "2", "--epochs", "2"] if output == "a" else ["--model", str(tmp_path / "a")]
-        extracted(tmp_path, f"{output}.h5", output, "--include", "k", "n", *how)
+        model_flags = ["--n-features", "2", "--epochs", "2"] if output == "a" else ["--model", str(tmp_path / "a")]
+        extracted(tmp_path, f"{output}.h5", output, "--include", "k", "n", *model_flags)
     for labels in "kn":
         flags = ["--features", str(tmp_path / "a"), "--test", str(tmp_path / "b"), "--labels", labels]
         assert min(accuracies(*flags).values()) > 0.9

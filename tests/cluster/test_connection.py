@@ -53,7 +53,7 @@ def test_a_signal_ends_a_wait(clock: Clock) -> None:
         wait_until(lambda: os.kill(os.getpid(), signal.SIGTERM), "nothing", 60, clock.monotonic, clock.sleep)
 
 
-class Question:
+class FailingQuery:
     """A query that fails a number of times, as a query to all workers does when one of them is lost."""
 
     def __init__(self, n_failures: int) -> None:
@@ -67,16 +67,16 @@ class Question:
 
 
 def test_a_lost_worker_does_not_end_a_question_to_all() -> None:
-    assert retry_if_worker_lost(Question(0), lambda: True) == "answer"
-    assert retry_if_worker_lost(Question(4), lambda: True) == "answer"
+    assert retry_if_worker_lost(FailingQuery(0), lambda: True) == "answer"
+    assert retry_if_worker_lost(FailingQuery(4), lambda: True) == "answer"
 
 
 def test_a_question_is_not_repeated_forever() -> None:
     with pytest.raises(OSError, match="closed"):
-        retry_if_worker_lost(Question(99), lambda: True)
+        retry_if_worker_lost(FailingQuery(99), lambda: True)
 
 
 def test_a_lost_scheduler_ends_a_question() -> None:
-    question = Question(1)
+    question = FailingQuery(1)
     with pytest.raises(OSError, match="closed"):
         retry_if_worker_lost(question, lambda: False)

@@ -269,25 +269,25 @@ def test_small_or_many_tasks_are_sent_in_batches(
         submit = pool.submit
         monkeypatch.setattr(pool, "submit", lambda call: calls.append(str(call)) or submit(call))
         monkeypatch.setattr(module, "_LARGE_GRAPH", 300)
-        for n_tasks, n_far, n_small, together in (
+        for n_tasks, n_remote, n_small, batch in (
             *((1000, 0, 99, 1), (63, 2, 99, 1), (64, 2, 99, 2), (1000, 2, 99, 16), (1000, 12, 99, 5), (200, 2, 5, 5)),
             *((299, 2, 1, 1), (1000, 2, 1, 3), (1000, 2, 0, 3)),  # also large tasks, if there are many
         ):
             reported = list[int]()
             calls.clear()
-            pool.n_remote_threads = n_far
+            pool.n_remote_threads = n_remote
             found = compute([(square, i) for i in range(n_tasks)], pool, 3, reported.append, n_small)
             assert found == [i * i for i in range(n_tasks)]
             assert sorted(reported) == [i * i for i in range(n_tasks)]
-            assert len(calls) == -(-n_tasks // together)
-            assert calls[0] == "; ".join(map(str, range(together)))
-            assert n_far == 0 or len(calls) >= min(n_tasks, 16 * n_far), "batches per thread"
+            assert len(calls) == -(-n_tasks // batch)
+            assert calls[0] == "; ".join(map(str, range(batch)))
+            assert n_remote == 0 or len(calls) >= min(n_tasks, 16 * n_remote), "batches per thread"
 
 
-@pytest.mark.parametrize(("n_tasks", "together"), [(1000, 3), (25, 3), (12, 2), (10, 1), (3, 1)])
-def test_many_threads_get_batches_but_at_least_a_task_each(n_tasks: int, together: int) -> None:
-    assert module.batch_size(n_tasks, 10, capacity=4) == together
-    assert -(-n_tasks // together) >= min(n_tasks, 5), "at least half of the threads have a batch"
+@pytest.mark.parametrize(("n_tasks", "batch"), [(1000, 3), (25, 3), (12, 2), (10, 1), (3, 1)])
+def test_many_threads_get_batches_but_at_least_a_task_each(n_tasks: int, batch: int) -> None:
+    assert module.batch_size(n_tasks, 10, capacity=4) == batch
+    assert -(-n_tasks // batch) >= min(n_tasks, 5), "at least half of the threads have a batch"
     assert module.batch_size(n_tasks, 10, 0, capacity=4) == 1, "with longer tasks the scheduler keeps more threads busy"
     assert module.batch_size(n_tasks, 4, capacity=4) == 1
 

@@ -221,7 +221,7 @@ def test_speed_of_cards_and_blas_of_processors_are_reported() -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("compiler", "says"),
+    ("compiler", "phrase"),
     [
         ("echo 'x.cpp:1: fatal error: Python.h' >&2; exit 1", "x.cpp:1: fatal error: Python.h"),
         ("for last; do :; done; printf '#!/bin/sh\\necho 3.9.2\\n' >$5; chmod +x $5", "Python 3.9.2"),
@@ -229,7 +229,7 @@ def test_speed_of_cards_and_blas_of_processors_are_reported() -> None:
     ],
 )
 def test_compiler_must_build_a_program_that_runs(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str, says: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str, phrase: str
 ) -> None:
     program = tmp_path / "odd-g++"
     program.write_text(f"#!/bin/sh\n{compiler}\n")
@@ -237,7 +237,7 @@ def test_compiler_must_build_a_program_that_runs(
     monkeypatch.setenv("THEANO_FLAGS", f"cxx={program}")
     check = machine._compiler()
     assert check.status == "fail"
-    assert says in check.found
+    assert phrase in check.found
     assert check.fix
 
 

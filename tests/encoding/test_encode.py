@@ -384,8 +384,8 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path: Path) -> Non
         [(encode_part, EncodeTask(part, settings, {2: "broken"}.get(part.number))) for part in parts]
     )
     assert [(part.n_bad, part.n_outside) for part in local] == [(1, 0), (1, 0), (0, 1), (9, 0)]
-    names_aside = [[dataclasses.replace(part.entry, file="") for part in parts] for parts in (local, remote)]
-    assert names_aside[0] == names_aside[1], "sizes and BLAKE3 of the files"
+    entries_without_names = [[dataclasses.replace(part.entry, file="") for part in parts] for parts in (local, remote)]
+    assert entries_without_names[0] == entries_without_names[1], "sizes and BLAKE3 of the files"
     assert [part.record("") for part in remote] == [
         dataclasses.replace(one.record(""), entry=other.entry) for one, other in zip(local, remote, strict=True)
     ]

@@ -110,15 +110,15 @@ def test_an_index_opens_no_part(tmp_path):
 
 def test_views_of_many_parts_are_made_one_at_a_time():
     """HDF5 takes 20 kB for each part of a view: 2 GB for 100,000 parts. An index may contain views of views."""
-    looked_at = []
+    requested = []
 
     def viewed(i):
-        looked_at.append(i)
+        requested.append(i)
         return f"parts/part-{i:032x}.h5", part_shapes(2, 2, ())
 
     files = index_files(range(95), viewed, {}, {}, most=10)
     written = [next(files)]
-    assert looked_at == [*range(10)]
+    assert requested == [*range(10)]
     written += files
     assert [name for name, _ in written][-1] == "index.h5"
     assert len(set(written)) == len(dict(written)) == 11

@@ -76,7 +76,7 @@ def test_a_streamed_file_equals_one_made_at_once():
 
 def test_streamed_texts_use_their_memory_once(tmp_path):
     n = 400
-    text = b"x" * 10**5  # 40 MB in all rows together
+    text = b"x" * 10**5  # 40 MB in total
     valid = np.ones(n, bool)
     memory = PartMemory(n, 2)
     memory.features(n)[:] = feature_rows(n)

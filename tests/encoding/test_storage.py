@@ -20,7 +20,7 @@ from tests.support.parts import EXTRAS, extras_of, feature_rows, index_of, part_
 
 RNG = np.random.default_rng(0)
 STORAGES = [Storage(*pair) for pair in product(("float32", "float16"), ("none", "lzf", "gzip"))]
-BEYOND_PLAIN = STORAGES[1:]
+OTHER_STORAGES = STORAGES[1:]
 
 
 def stored(storage: Storage, features: np.ndarray) -> tuple[np.ndarray, float]:
@@ -88,7 +88,7 @@ def test_a_part_holds_all_values_in_every_storage(extras: dict) -> None:
 
 
 def test_reused_memory_gives_the_same_parts_for_any_size() -> None:
-    for storage in BEYOND_PLAIN:
+    for storage in OTHER_STORAGES:
         sizes = (70000, 5, 0, 2048, 2049)
         memory = PartMemory(max(sizes), 2, (), storage)
         for size in sizes:
@@ -130,4 +130,4 @@ def test_plain_storage_needs_no_conversion() -> None:
     memory.features(3)[:] = feature_rows(3)
     assert PLAIN.is_plain
     assert memory.store(3) is None
-    assert not any(storage.is_plain for storage in BEYOND_PLAIN)
+    assert not any(storage.is_plain for storage in OTHER_STORAGES)

@@ -14,7 +14,7 @@ from tests.support.parts import same, written_by_hdf5
 DTYPES = ["u1", "<i2", ">i4", "<f4", ">f8", "?", "S3", "<c8"]
 
 
-def some(rng, shape, dtype):
+def random_values(rng, shape, dtype):
     n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     return rng.integers(0, 2 if dtype == "?" else 100, n_bytes).astype(np.uint8).view(dtype).reshape(shape)
 
@@ -29,7 +29,7 @@ def test_a_filled_template_equals_the_file_that_hdf5_writes():
         shapes = {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in kinds.items()}
         template = lay_out(shapes, written, attributes, n_source)
         for _ in range(3):
-            values = {name: some(rng, *kind) for name, kind in kinds.items()}
+            values = {name: random_values(rng, *kind) for name, kind in kinds.items()}
             source = rng.bytes(n_source)
             memory = rng.integers(0, 256, template.n_bytes + 100).astype(np.uint8)
             template.fill(memory, {**values, SOURCE: source})

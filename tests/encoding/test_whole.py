@@ -150,7 +150,7 @@ def test_a_feature_shard_needs_the_dataset_valid(tmp_path):
 
 def test_long_texts_are_copied_in_small_groups(tmp_path):
     n = 1000
-    text = b"x" * 40_000  # 40 MB in all rows together
+    text = b"x" * 40_000  # 40 MB in total
     texts = np.array([b"%d" % i + text for i in range(n)], object)
     (tmp_path / "part.h5").write_bytes(part_bytes(numbered(n, 2, 0, np.float32), np.ones(n, bool), {"text": texts}, {}))
     del texts

@@ -175,12 +175,12 @@ def test_missing_driver_is_named_and_found_once_installed(tmp_path: Path) -> Non
     assert fresh(code, LD_LIBRARY_PATH=later).facts == {"codes": [0, 500]}, "CUDA_ERROR_NOT_FOUND for missing functions"
 
 
-@pytest.mark.parametrize(("compiler", "says"), [("/nowhere/g++", "/nowhere/g\\+\\+"), ("false -m64", "false ")])
+@pytest.mark.parametrize(("compiler", "phrase"), [("/nowhere/g++", "/nowhere/g\\+\\+"), ("false -m64", "false ")])
 def test_failing_compiler_replaces_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str, says: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str, phrase: str
 ) -> None:
     (tmp_path / "libcuda.so").write_text("an earlier one")
     monkeypatch.setenv("CXX", compiler)
-    with pytest.raises(DeviceError, match=says):
+    with pytest.raises(DeviceError, match=phrase):
         build_forwarders(tmp_path)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["an earlier one"]

@@ -148,14 +148,14 @@ def test_libraries_found_first_are_warned_about(here: Environment, source: Path,
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "phrase"),
     [
         (["--for", "11.8"], "argument --for: CUDA 11.8, expected 12.0"),
         (["--for", "12"], "argument --for: '12', expected"),
         (["--from", "nowhere"], "argument --from: 'nowhere', expected"),
     ],
 )
-def test_invalid_arguments_are_refused(here: Environment, arguments: list[str], says: str) -> None:
+def test_invalid_arguments_are_refused(here: Environment, arguments: list[str], phrase: str) -> None:
     done = set_up(here, *arguments)
     assert (done.returncode, done.stdout) == (64, "")
-    assert says in done.stderr
+    assert phrase in done.stderr

@@ -41,7 +41,7 @@ def test_unchanged_answer_is_accepted(answer, monkeypatch):
     assert (shard.shape, names(shard), shard.columns.names) == ((6, 2), ("y",), ("a", "b"))
 
 
-NONSENSE = [
+INVALID_VALUES = [
     None,
     True,
     -1,
@@ -84,7 +84,7 @@ def test_invalid_values_in_the_answer_are_refused_or_harmless(answer, monkeypatc
     sentences = []
     n_taken = 0
     for where in places(facts):
-        for value in NONSENSE:
+        for value in INVALID_VALUES:
             try:
                 shard = forged(monkeypatch, path, at(facts, where, value), arrays)
             except DataError as error:
@@ -148,5 +148,5 @@ def test_size_that_deflate_cannot_reach_is_refused(answer, monkeypatch):
     index = np.stack([100 + np.arange(n), np.ones(n), np.zeros(n)]).astype(np.int64)
     os.truncate(path, 2**20)
     with refused(65, path, f"{n} bytes", f"{n * 2**17}", "1100 times"):
-        nameless = {**facts["columns"], "names": None}
-        forged(monkeypatch, path, {**facts, "rows": [rows], "extras": [], "columns": nameless}, [index])
+        without_names = {**facts["columns"], "names": None}
+        forged(monkeypatch, path, {**facts, "rows": [rows], "extras": [], "columns": without_names}, [index])

@@ -54,8 +54,8 @@ def test_all_checks_of_scikit_learn_pass() -> None:
         """
         from sklearn.utils.estimator_checks import check_estimator
         from pipeline import TiedAutoencoder
-        for name, how in {"plain": {}, "filling": {"impute": "median", "clip_quantile": 0.01}}.items():
-            done = check_estimator(TiedAutoencoder(epochs=2, **how), on_fail=None, on_skip=None)
+        for name, options in {"plain": {}, "filling": {"impute": "median", "clip_quantile": 0.01}}.items():
+            done = check_estimator(TiedAutoencoder(epochs=2, **options), on_fail=None, on_skip=None)
             facts[name] = [(one["check_name"], one["status"], repr(one["exception"])) for one in done]
         """,
         SCIPY_ARRAY_API="1",

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.cuda.stub import variables
 from tests.support.interpreters import fresh
-from tests.support.thread_sanitizer import FOUND, run_sanitized
+from tests.support.thread_sanitizer import EXIT_CODE, run_sanitized
 
 pytestmark = pytest.mark.process
 
@@ -90,7 +90,7 @@ def test_missing_barrier_gives_a_wrong_result() -> None:
     assert facts_of('barrier = ""' + SUMS) == {"close": False}
 
 
-@pytest.mark.parametrize(("barrier", "code"), [("__syncthreads()", 0), ("", FOUND)])
+@pytest.mark.parametrize(("barrier", "code"), [("__syncthreads()", 0), ("", EXIT_CODE)])
 def test_thread_sanitizer_reports_a_missing_barrier(barrier: str, code: int) -> None:
     """`python -m tests.support.thread_sanitizer` runs every kernel of ours, Theano's and libgpuarray's this way."""
     ended = run_sanitized(f'{BEGIN}barrier = "{barrier}"{SUMS}')

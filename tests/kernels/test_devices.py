@@ -192,9 +192,9 @@ def test_training_on_corrupted_rows_equals_numpy(runs, trained_by_numpy, device,
     p, costs = trained_by_numpy[name]
     assert costs[-1] < 0.5 * costs[0]
     assert_close(arrays[f"{name} costs"], costs, device, "float32", "cost")
-    for of, expected in p.items():
-        with case(of):
-            assert_close(arrays[f"{name} {of}"], expected, device, "float32", "parameters")
+    for parameter, expected in p.items():
+        with case(parameter):
+            assert_close(arrays[f"{name} {parameter}"], expected, device, "float32", "parameters")
 
 
 @each("name", child.NETWORKS)

@@ -59,7 +59,7 @@ SETTINGS = {
 }
 
 # Theano alone, until it has read its settings: later modules would open the device and need a compiler.
-THEANOS_OWN = """
+DEVICE_OF_THEANO = """
 import builtins, sys
 import numpy as np
 for name in ("bool", "int", "float", "complex", "object", "str"):
@@ -71,7 +71,7 @@ except ImportError:
     facts["device"] = sys.modules["theano.configdefaults"].config.device
 """
 
-OURS = """
+DEVICE_OF_BACKEND = """
 from kernels import backend
 facts["device"] = backend.start().requested
 facts["imported with"] = backend.load().config.device
@@ -86,12 +86,14 @@ def devices(tmp_path_factory):
         for name, text in settings.files.items():
             (home / name).write_text(text)
         variables = {name: value.format(home=home) for name, value in settings.variables.items()}
-        ours = fresh(OURS, HOME=home, **variables)
-        theanos = fresh(THEANOS_OWN, warnings="ignore", HOME=home, **variables)
+        ours = fresh(DEVICE_OF_BACKEND, HOME=home, **variables)
+        theanos = fresh(DEVICE_OF_THEANO, warnings="ignore", HOME=home, **variables)
         assert (ours.code, theanos.code) == (0, 0), ours.stderr + theanos.stderr
         return ours.facts, theanos.facts
 
-    fresh(OURS)  # fills a cold compile cache; otherwise the others would wait for its lock for 5 to 10 s at a time
+    fresh(
+        DEVICE_OF_BACKEND
+    )  # fills a cold compile cache; otherwise the others would wait for its lock for 5 to 10 s at a time
     # Not in the threads: two that request the first folder of a session concurrently may get different roots.
     homes = [tmp_path_factory.mktemp("home") for _ in SETTINGS]
     with ThreadPoolExecutor(2) as pool:

@@ -80,8 +80,8 @@ def test_steps_on_several_minibatches_equal_single_steps(rng, corruption):
         found.append(autoencoder.parameters())
     autoencoder, step = ready()
     for i, rate in enumerate(rates):
-        some = slice(4 * i, 4 * i + 4)
-        take_step(step, rows[some], rate, noise=noise[some] if corruption else None)
+        numbers = slice(4 * i, 4 * i + 4)
+        take_step(step, rows[numbers], rate, noise=noise[numbers] if corruption else None)
     for parameters in found:
         assert_same_arrays(parameters, autoencoder.parameters())
 
@@ -145,8 +145,8 @@ def test_every_rule_with_every_option_equals_numpy(rng, rule):
     )
     costs = [take_step(step, rows, 0.01, with_cost=True, noise=own) for rows, own in zip(x, noise, strict=True)]
     assert_close(costs, expected_costs, "cpu", "float32", "cost")
-    for of, array in autoencoder.parameters().items():
-        assert_close(array, expected[of], "cpu", "float32", "parameters")
+    for name, array in autoencoder.parameters().items():
+        assert_close(array, expected[name], "cpu", "float32", "parameters")
 
 
 @pytest.mark.process

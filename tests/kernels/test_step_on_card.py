@@ -13,7 +13,7 @@ import pytest
 from tests.support import device_child as child
 from tests.support.cuda.stub import variables
 from tests.support.interpreters import REPOSITORY, environment
-from tests.support.steps_child import N_EACH, TAKEN
+from tests.support.steps_child import N_EACH, STEPS_PER_CALL
 
 pytestmark = pytest.mark.process
 
@@ -41,10 +41,10 @@ def test_steps_do_not_wait_and_have_their_minibatches_uploaded(
     sections = [(name, calls.splitlines()) for name, calls in zip(marked[1::2], marked[2::2], strict=True)]
     pieces = [calls for name, calls in sections if name == "piece"]
     with_cost, first, *others, _ = (calls for name, calls in sections if name == "steps")
-    assert len(pieces) == len(TAKEN)
+    assert len(pieces) == len(STEPS_PER_CALL)
     assert any("DtoH" in call for call in with_cost), "so the log shows waits"
     assert first
-    for n, calls in zip(list(chain.from_iterable(TAKEN))[2:], others, strict=True):
+    for n, calls in zip(list(chain.from_iterable(STEPS_PER_CALL))[2:], others, strict=True):
         assert [call for call in calls if any(word in call for word in WAITING)] == []
         assert not any(call.startswith("cuMemAlloc") for call in calls), "no memory is allocated"
         n_products = len([call for call in calls if call.startswith("cublasSgemm")])

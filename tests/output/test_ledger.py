@@ -19,12 +19,12 @@ from tests.support.ledgers import (
     NOW,
     OTHER,
     commit,
+    commit_together,
     contents,
     file_of,
     fill,
     record_files,
     reopened,
-    together,
 )
 
 # In every folder, and with names similar to ours.
@@ -129,7 +129,7 @@ def test_a_result_of_an_earlier_run_takes_precedence(ledger: Ledger) -> None:
 
 def test_grouped_results_are_found_by_later_runs(ledger: Ledger) -> None:
     commit(ledger, "scan")
-    records = together(ledger, *KEYS)
+    records = commit_together(ledger, *KEYS)
     assert [record.key for record in records] == KEYS
     assert len(record_files(ledger)) == 2
     for found in (ledger, reopened(ledger)):
@@ -149,7 +149,7 @@ def test_committing_nothing_writes_nothing(tmp_path: Path) -> None:
 
 def test_the_first_of_two_results_in_a_group_is_kept(ledger: Ledger) -> None:
     earlier = commit(ledger, KEYS[1])
-    records = together(ledger, KEYS[0], KEYS[0], KEYS[1], KEYS[2])
+    records = commit_together(ledger, KEYS[0], KEYS[0], KEYS[1], KEYS[2])
     assert [record.facts.get("i") for record in records] == [0, 0, None, 3]
     assert records[2] == earlier
     assert set(contents(ledger.directory / "parts")) == {Path(record.entry.file).name for record in records}
@@ -160,7 +160,7 @@ def test_files_are_synced_before_their_record_is_written(tmp_path: Path) -> None
     recording = RecordingDisk()
     with locked(tmp_path, recording) as ledger:
         recording.calls.clear()
-        together(ledger, *KEYS)
+        commit_together(ledger, *KEYS)
     paths = [Path(str(path)) if isinstance(path, Path) else Path() for _, path in recording.calls]
     first_of_record = next(i for i, path in enumerate(paths) if path.parent.name == "commits")
     assert recording.calls[first_of_record - 1] == ("sync_directory", tmp_path / "parts")
@@ -172,7 +172,7 @@ def test_files_are_synced_before_their_record_is_written(tmp_path: Path) -> None
 def test_dropping_results_of_a_group_keeps_the_others(tmp_path: Path) -> None:
     recording = RecordingDisk()
     with locked(tmp_path, recording) as ledger:
-        records = together(ledger, *KEYS)
+        records = commit_together(ledger, *KEYS)
         recording.calls.clear()
         ledger.drop(records[0], records[3])
         names = recording.names
@@ -188,8 +188,8 @@ def test_dropping_results_of_a_group_keeps_the_others(tmp_path: Path) -> None:
 
 
 def test_replacing_results_removes_groups_of_other_settings(ledger: Ledger) -> None:
-    together(ledger, *KEYS, made_from=BEFORE)
-    records = together(ledger, *KEYS)
+    commit_together(ledger, *KEYS, made_from=BEFORE)
+    records = commit_together(ledger, *KEYS)
     found = reopened(ledger)
     found.sweep(NOW)
     assert reopened(ledger).records("part") == records

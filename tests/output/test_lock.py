@@ -286,18 +286,18 @@ def test_a_link_in_place_of_the_lock_is_refused(tmp_path: Path, make: Callable[[
 
 
 @pytest.mark.parametrize("name", ["parts", "stages", "commits"])
-@pytest.mark.parametrize("is_there", [True, False], ids=["elsewhere", "dangling"])
-def test_a_link_in_place_of_a_folder_is_refused(tmp_path: Path, name: str, is_there: bool) -> None:
+@pytest.mark.parametrize("target_exists", [True, False], ids=["elsewhere", "dangling"])
+def test_a_link_in_place_of_a_folder_is_refused(tmp_path: Path, name: str, target_exists: bool) -> None:
     victim = tmp_path / "victim"
-    if is_there:
+    if target_exists:
         fill(victim, f"{KEY}-{HEX}.h5")
     lock_and_let_go(tmp_path / "out")
     (tmp_path / "out" / name).rmdir()
     (tmp_path / "out" / name).symlink_to(victim)
     with refused(73, f"output={tmp_path / 'out'}: ", name, "link"):
         lock_and_let_go(tmp_path / "out")
-    assert victim.exists() == is_there
-    if is_there:
+    assert victim.exists() == target_exists
+    if target_exists:
         assert set(contents(victim)) == {f"{KEY}-{HEX}.h5"}
 
 

@@ -27,11 +27,11 @@ from tests.support.ledgers import (
     NOW,
     OTHER,
     commit,
+    commit_together,
     contents,
     file_of,
     record_files,
     reopened,
-    together,
 )
 
 
@@ -150,7 +150,7 @@ def test_a_damaged_record_file_is_ignored_and_named(
     victim = ledger.directory.parent / "victim"
     victim.write_bytes(b"precious")
     for words, content in DAMAGED_RECORDS.items():
-        together(ledger, *KEYS[:n_parts])
+        commit_together(ledger, *KEYS[:n_parts])
         (damaged,) = record_files(ledger)
         good = commit(ledger, OTHER)
         damaged.write_bytes(content)
@@ -165,7 +165,7 @@ def test_a_damaged_record_file_is_ignored_and_named(
 
 
 def test_a_record_file_of_a_later_version_is_refused(ledger: Ledger) -> None:
-    together(ledger, *KEYS)
+    commit_together(ledger, *KEYS)
     (group,) = record_files(ledger)
     group.write_bytes(seal("shardpress-commits/2", {}))
     before = contents(ledger.directory)

@@ -11,7 +11,7 @@ from pipeline.report.compare import likeness, linear_cka, match_units, neighbour
 
 RNG = np.random.default_rng(0)
 A = RNG.normal(size=(300, 6)) * [3, 2, 2, 1, 1, 0.5] + RNG.normal(size=6)
-TURN = np.linalg.qr(RNG.normal(size=(6, 6)))[0]
+ROTATION = np.linalg.qr(RNG.normal(size=(6, 6)))[0]
 
 
 def test_identical_features_are_fully_similar() -> None:
@@ -36,7 +36,7 @@ def test_matching_is_optimal() -> None:
 
 
 def test_alignment_and_neighbours_are_invariant_to_rotation() -> None:
-    found = likeness(A, 3 * A @ TURN + 1)
+    found = likeness(A, 3 * A @ ROTATION + 1)
     np.testing.assert_allclose(found.cka, 1)
     assert found.neighbours > 0.999  # except for equal distances
     assert found.change is not None

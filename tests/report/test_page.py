@@ -123,8 +123,10 @@ def test_text_contains_the_numbers_of_every_picture(report: dict[str, Any]) -> N
 
 
 def test_colours_have_contrast_on_light_and_dark_backgrounds() -> None:
-    faint = [(one, other) for one in COLOURS for other in BACKGROUNDS if contrast(one, other) < 3]  # WCAG 2.2, 1.4.11
-    assert faint == []
+    low_contrast = [
+        (one, other) for one in COLOURS for other in BACKGROUNDS if contrast(one, other) < 3
+    ]  # WCAG 2.2, 1.4.11
+    assert low_contrast == []
 
 
 def contrast(*colours: str) -> float:

@@ -32,8 +32,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     (folder / "shards").mkdir()
     rows = np.random.default_rng(0).normal(size=(300, 9)).astype(np.float32)
     for i in range(2):
-        beside = {"nothing": h5py.Empty("f4")} if i else None  # needs the child process
-        write_shard(folder / "shards" / f"{i}.h5", rows[150 * i : 150 * (i + 1)], extras=beside)
+        extras = {"nothing": h5py.Empty("f4")} if i else None  # needs the child process
+        write_shard(folder / "shards" / f"{i}.h5", rows[150 * i : 150 * (i + 1)], extras=extras)
     untouched = Small(folder, "")
     assert untouched.program().run(untouched.output).code == 0
     return Small(folder, features_of(untouched.output))

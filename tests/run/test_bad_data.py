@@ -15,7 +15,7 @@ import pytest
 from pipeline.model import load_model
 from tests.support import standin
 from tests.support.bad_shards import (
-    KEEP,
+    NO_LIMITS,
     TOLERANT,
     InterruptedDisk,
     Shards,
@@ -38,7 +38,7 @@ def test_a_run_interrupted_anywhere_resumes_with_the_same_bits(
     shards: Shards, tmp_path: Path, mode: str, threads: str
 ) -> None:
     bad = fill_with_bad_data(shards)
-    flags = ["--on-bad-data", mode, "--threads", threads, *KEEP]
+    flags = ["--on-bad-data", mode, "--threads", threads, *NO_LIMITS]
     assert shards.run(*flags) == 0
     check(shards.output, shards.arrays, bad)
     expected = standin.features_of(shards.output)
@@ -64,7 +64,7 @@ def test_allowing_the_bad_rows_resumes_with_the_same_scan(
     shards.rewrite(1, rows)
     assert shards.run() == 65
     (before,) = (shards.output / "stages").glob("scan-*")
-    assert shards.run("--on-bad-data", mode, *KEEP) == 0
+    assert shards.run("--on-bad-data", mode, *NO_LIMITS) == 0
     assert reuses(caplog.text, "scan")
     assert list((shards.output / "stages").glob("scan-*")) == [before]
     check(shards.output, shards.arrays, [50])
@@ -72,7 +72,7 @@ def test_allowing_the_bad_rows_resumes_with_the_same_scan(
 
 def test_a_rerun_over_unreadable_shards_is_already_complete(shards: Shards, capsys: Any) -> None:
     fill_with_bad_data(shards)
-    flags = ["--on-bad-data", "skip", *KEEP]
+    flags = ["--on-bad-data", "skip", *NO_LIMITS]
     assert shards.run(*flags) == 0
     before = state(shards.output)
     capsys.readouterr()
@@ -95,7 +95,7 @@ def test_a_shard_that_was_repaired_between_runs_is_read(
     status = path.stat()
     damage(path)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    flags = ["--on-bad-data", "skip", *KEEP, *(["--model", model] if with_model else [])]
+    flags = ["--on-bad-data", "skip", *NO_LIMITS, *(["--model", model] if with_model else [])]
     if with_model:
         stop = ("parts", 5)
     assert shards.run(*flags, disk=InterruptedDisk(*stop)) == 130
@@ -157,7 +157,7 @@ def test_results_with_more_bad_data_than_allowed_are_refused(
     fill_with_bad_data(shards)
     (shards.folder / "x.h5").unlink()
     flags = [*flags, *(["--model", model] if with_model else [])]
-    assert shards.run("--on-bad-data", "skip", *KEEP, *flags[4 if flags[1] == "skip" else 2 :]) == 0
+    assert shards.run("--on-bad-data", "skip", *NO_LIMITS, *flags[4 if flags[1] == "skip" else 2 :]) == 0
     before = results(shards.output)
     assert shards.run("--max-bad-shards", "100%", *flags) == 65
     assert results(shards.output) == before
@@ -165,7 +165,7 @@ def test_results_with_more_bad_data_than_allowed_are_refused(
 
 def test_results_with_more_bad_shards_than_allowed_are_refused(shards: Shards) -> None:
     fill_with_bad_data(shards)
-    assert shards.run("--on-bad-data", "skip", *KEEP) == 0
+    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
     before = results(shards.output)
     assert shards.run("--on-bad-data", "skip", "--max-bad-rows", "100%", "--max-bad-shards", "1") == 65
     assert results(shards.output) == before
@@ -174,9 +174,9 @@ def test_results_with_more_bad_shards_than_allowed_are_refused(shards: Shards) -
 
 def test_the_quarantine_list_can_be_requested_after_a_run(shards: Shards, capsys: Any) -> None:
     bad = fill_with_bad_data(shards)
-    assert shards.run("--on-bad-data", "skip", *KEEP) == 0
+    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
     expected = standin.features_of(shards.output)
-    assert shards.run("--on-bad-data", "quarantine", *KEEP) == 0
+    assert shards.run("--on-bad-data", "quarantine", *NO_LIMITS) == 0
     assert standin.features_of(shards.output) == expected
     lines = quarantined(shards.output)
     assert [line["row"] for line in lines[1:3]] == bad[:2]
@@ -184,16 +184,16 @@ def test_the_quarantine_list_can_be_requested_after_a_run(shards: Shards, capsys
     assert {Path(line["file"]).name for line in lines[3:]} == {"1.h5"}
     before = results(shards.output)
     capsys.readouterr()
-    assert shards.run("--on-bad-data", "skip", *KEEP) == 0
+    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
     assert capsys.readouterr().out.startswith(COMPLETE), "the additional list is allowed"
     assert results(shards.output) == before
 
 
 def test_the_quarantine_list_is_removed_with_its_results(shards: Shards) -> None:
     fill_with_bad_data(shards)
-    assert shards.run("--on-bad-data", "quarantine", *KEEP) == 0
+    assert shards.run("--on-bad-data", "quarantine", *NO_LIMITS) == 0
     assert len(quarantined(shards.output)) > 3
-    assert shards.run("--on-bad-data", "skip", *KEEP, "--seed", "1", "--overwrite") == 0
+    assert shards.run("--on-bad-data", "skip", *NO_LIMITS, "--seed", "1", "--overwrite") == 0
     assert not (shards.output / "quarantine.jsonl").exists()
 
 
@@ -207,7 +207,7 @@ def test_names_of_bad_files_cannot_forge_lines(shards: Shards, caplog: pytest.Lo
     shards.fill(30)
     name = "x\n12:00:00 ERROR forged\x1b[31m.h5"
     (shards.folder / name).write_bytes(b"no HDF5")
-    assert shards.run("--on-bad-data", "quarantine", *KEEP) == 0
+    assert shards.run("--on-bad-data", "quarantine", *NO_LIMITS) == 0
     assert all(record.getMessage().isprintable() for record in caplog.records)
     (line,) = quarantined(shards.output)
     assert line["file"] == f"{shards.folder}/{name}"

@@ -22,7 +22,7 @@ from pipeline.features import open_features
 from pipeline.model import load_model
 from tests.support import standin
 from tests.support.bad_shards import (
-    KEEP,
+    NO_LIMITS,
     TOLERANT,
     Shards,
     check,
@@ -79,7 +79,7 @@ def check_skipped(shards: Shards, mode: str, seed: int) -> None:
             rewritten[row, columns] = rng.choice([np.nan, np.inf, -np.inf], len(columns))
             holes.append((number, int(row), columns, str(rewritten[row, columns[0]])))
         shards.rewrite(number, rewritten)
-    assert shards.run("--on-bad-data", mode, *KEEP) == 0
+    assert shards.run("--on-bad-data", mode, *NO_LIMITS) == 0
     firsts = np.cumsum([0, *map(len, shards.arrays)])
     check(shards.output, shards.arrays, [firsts[number] + row for number, row, _, _ in holes])
     good = np.concatenate(shards.arrays)
@@ -107,7 +107,7 @@ def test_values_of_a_bad_row_affect_nothing(shards: Shards, tmp_path: Path) -> N
         rewritten[places, 1] = value
         shards.rewrite(1, rewritten)
         output = tmp_path / str(i)
-        assert shards.run("--on-bad-data", "skip", "--missing-value", "-77", *KEEP, output=output) == 0
+        assert shards.run("--on-bad-data", "skip", "--missing-value", "-77", *NO_LIMITS, output=output) == 0
         bits.add(standin.features_of(output))
     assert len(bits) == 1
 
@@ -123,7 +123,7 @@ def test_a_run_without_usable_rows_is_refused(
     rows = np.ones((30, 4), np.float32)
     rows[slice(None) if what == "rows" else (slice(None), 2)] = np.nan
     shards.add(rows)
-    assert shards.run("--on-bad-data", mode, *KEEP) == 65
+    assert shards.run("--on-bad-data", mode, *NO_LIMITS) == 65
     assert mentions(errors(caplog), f"file={shards.folder}/0.h5", 30)
 
 
@@ -132,7 +132,7 @@ def test_a_shard_of_only_bad_rows_keeps_its_place(shards: Shards, mode: str) -> 
     shards.fill(20)
     shards.add(np.full((13, 4), np.nan, np.float32))
     shards.fill(20, seed=1)
-    assert shards.run("--on-bad-data", mode, *KEEP) == 0
+    assert shards.run("--on-bad-data", mode, *NO_LIMITS) == 0
     check(shards.output, shards.arrays, range(20, 33))
 
 
@@ -248,16 +248,16 @@ MISSING: list[tuple[Any, str, float]] = [
 @pytest.mark.slow
 @TOLERANT
 def test_rows_with_the_missing_value_are_bad_rows(shards: Shards, mode: str) -> None:
-    for i, (dtype, missing, spelled) in enumerate(MISSING):
-        check_missing(shards.another(f"missing-{i}"), mode, dtype, missing, spelled)
+    for i, (dtype, missing, value) in enumerate(MISSING):
+        check_missing(shards.another(f"missing-{i}"), mode, dtype, missing, value)
 
 
-def check_missing(shards: Shards, mode: str, dtype: Any, missing: str, spelled: float) -> None:
+def check_missing(shards: Shards, mode: str, dtype: Any, missing: str, value: float) -> None:
     rows = np.random.default_rng(0).integers(0, 100, (50, 4)).astype(dtype)
-    rows[[4, 33], [1, 2]] = np.array(spelled, dtype=dtype)
-    rows[20] = np.array(spelled, dtype=dtype)
+    rows[[4, 33], [1, 2]] = np.array(value, dtype=dtype)
+    rows[20] = np.array(value, dtype=dtype)
     shards.add(rows)
-    assert shards.run("--on-bad-data", mode, "--missing-value", missing, *KEEP) == 0, (dtype, missing)
+    assert shards.run("--on-bad-data", mode, "--missing-value", missing, *NO_LIMITS) == 0, (dtype, missing)
     read = rows.astype(np.float32) if dtype == np.float16 else rows
     check(shards.output, [read], [4, 20, 33])
     good = np.delete(read, [4, 20, 33], axis=0)
@@ -346,7 +346,7 @@ def test_bad_rows_change_no_bit_of_good_rows_in_the_kernels(tmp_path: Path) -> N
     for number, rows in enumerate(shards.arrays):
         rows[rng.random(len(rows)) < 0.1, rng.integers(4)] = rng.choice([np.nan, np.inf, -np.inf])
         shards.rewrite(number, rows)
-    assert shards.run("--on-bad-data", "skip", *KEEP) == 0
+    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
     found = open_features(shards.output)
     fitted = load_model(shards.output)
     features = found.features.compute()

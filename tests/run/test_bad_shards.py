@@ -21,7 +21,7 @@ from pipeline.model import load_model
 from pipeline.output.records import read_manifest
 from tests.support import standin
 from tests.support.bad_shards import (
-    KEEP,
+    NO_LIMITS,
     TOLERANT,
     Shards,
     check,
@@ -113,7 +113,7 @@ def test_an_unreadable_shard_keeps_its_place_and_affects_nothing(
     for rows in (["--block-rows", "4"], ["--block-rows", "64"], ["--memory-budget", "16MiB"]):
         output = shards.output.with_name(" ".join(rows))
         caplog.clear()
-        assert shards.run("--on-bad-data", mode, *KEEP, *settings, *rows, output=output) == 0, rows
+        assert shards.run("--on-bad-data", mode, *NO_LIMITS, *settings, *rows, output=output) == 0, rows
         check(output, shards.arrays, range(30, 71))
         assert f"file={shards.folder}/1.h5 dataset=X rows=" in caplog.text, rows
         assert load_model(output).fingerprint == load_model(good.output).fingerprint, rows
@@ -127,7 +127,7 @@ def test_an_unreadable_shard_keeps_its_place_and_affects_nothing(
 @TOLERANT
 def test_a_given_model_scans_shards_if_bad_data_is_allowed(shards: Shards, model: str, mode: str) -> None:
     with_damage(shards, {"fletcher32": True})
-    assert shards.run("--on-bad-data", mode, "--model", model, *KEEP) == 0
+    assert shards.run("--on-bad-data", mode, "--model", model, *NO_LIMITS) == 0
     check(shards.output, shards.arrays, range(30, 71), load_model(model))
     assert "scan" in read_manifest(shards.output)["summary"]["seconds"]
 
@@ -139,10 +139,10 @@ def test_rows_need_no_range_of_their_own_with_a_given_model(
     """Rows are scaled by the model's range: they may all be bad, or equal, or span an infinite range."""
     caplog.set_level("INFO", "pipeline")
     shards.add(np.array([[1.7e308, 1, 2, np.nan], [-1.7e308, 1, 2, np.nan]]))
-    assert shards.run("--on-bad-data", mode, "--model", model, *KEEP) == 0
+    assert shards.run("--on-bad-data", mode, "--model", model, *NO_LIMITS) == 0
     check(shards.output, shards.arrays, [0, 1], load_model(model))
     shards.rewrite(0, np.array([[1.7e308, 1, 2, 3], [-1.7e308, 1, 2, 3], [0, 1, 2, 3]]))
-    assert shards.run("--on-bad-data", mode, "--model", model, *KEEP, "--overwrite") == 0
+    assert shards.run("--on-bad-data", mode, "--model", model, *NO_LIMITS, "--overwrite") == 0
     assert read_manifest(shards.output)["n_rows"] == 3
     assert "constant" not in caplog.text
 
@@ -167,7 +167,7 @@ def test_unreadable_values_of_an_extra_dataset_are_filled(
             file.create_dataset("y", data=labels[first : first + size], chunks=(9,), compression="gzip")
         damage(shards.folder / f"{number}.h5", "y", chunk=2)
         labels[first + 18 : first + 27] = np.iinfo(np.int64).min
-    assert shards.run("--on-bad-data", mode, *KEEP) == 0
+    assert shards.run("--on-bad-data", mode, *NO_LIMITS) == 0
     found = open_features(shards.output)
     assert found.extras["y"].compute().tolist() == labels.tolist()
     assert np.flatnonzero(~found.valid.compute()).tolist() == list(range(30, 71))
@@ -237,7 +237,7 @@ def test_a_failing_disk_is_never_bad_data(
         return original(*arguments)
 
     monkeypatch.setattr(FILES, call, fail_later)
-    flags = ["--on-bad-data", "quarantine", *KEEP]
+    flags = ["--on-bad-data", "quarantine", *NO_LIMITS]
     assert shards.run(*flags) == 0
     n_calls = 10**9 - n_left[0]
     for n_good in sampled(range(0, n_calls, 4), 8):

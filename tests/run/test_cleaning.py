@@ -19,7 +19,7 @@ import pytest
 from pipeline.features import open_features
 from pipeline.model import Model, load_model
 from pipeline.output.records import read_manifest
-from tests.support.bad_shards import KEEP, TOLERANT, Shards, check, errors, quarantined
+from tests.support.bad_shards import NO_LIMITS, TOLERANT, Shards, check, errors, quarantined
 from tests.support.cases import ALL_CASES, case, sampled
 from tests.support.helpers import csr, write_csr
 from tests.support.logged import mentions
@@ -36,7 +36,7 @@ KINDS: list[tuple[Any, float, float]] = [
 ]
 
 
-def gappy(dtype: Any, missing: float, offset: float, seed: int = 0, n: int = 90) -> np.ndarray:
+def rows_with_gaps(dtype: Any, missing: float, offset: float, seed: int = 0, n: int = 90) -> np.ndarray:
     """Return rows of four columns with outliers and a fifth of the entries missing; no row misses all."""
     rng = np.random.default_rng(seed)
     rows = offset + 100 + 20 * rng.standard_normal((n, 4))
@@ -53,7 +53,7 @@ def as_read(rows: np.ndarray) -> np.ndarray:
     return rows.astype(np.float32) if rows.dtype == np.float16 else rows
 
 
-def by_hand(rows: np.ndarray, missing: float, model: Model) -> np.ndarray:
+def cleaned_rows(rows: np.ndarray, missing: float, model: Model) -> np.ndarray:
     """Clean rows entry by entry, in the dtype in which they are read."""
     scaler = model.scaler
     is_whole = rows.dtype.kind in "iu"
@@ -87,12 +87,12 @@ def test_imputation_equals_a_run_over_imputed_rows(shards: Shards, impute: str) 
         with case(dtype=dtype, missing=missing):
             gaps = shards.another(f"gaps-{i}")
             filled = shards.another(f"filled-{i}")
-            rows = gappy(dtype, missing, offset)
+            rows = rows_with_gaps(dtype, missing, offset)
             gaps.add(rows[:31])
             gaps.add(rows[31:])
             assert gaps.run("--impute", impute, *flags_of(missing)) == 0
             model = load_model(gaps.output)
-            whole = by_hand(rows, missing, model)
+            whole = cleaned_rows(rows, missing, model)
             read = np.where(rows == np.array(missing).astype(dtype), np.nan, rows.astype(np.float64))
             expected = (np.nanmean if impute == "mean" else np.nanmedian)(read, axis=0)
             step = 1 if np.dtype(dtype).kind in "iu" else float(np.finfo(dtype).eps) * 256
@@ -109,22 +109,22 @@ def test_imputation_equals_a_run_over_imputed_rows(shards: Shards, impute: str) 
 def test_clipping_equals_a_run_over_clipped_rows(shards: Shards) -> None:
     for i, (dtype, _, offset) in enumerate(sampled(KINDS, 4)):
         with case(dtype=dtype):
-            wild = shards.another(f"wild-{i}")
-            tame = shards.another(f"tame-{i}")
-            rows = gappy(dtype, 7, offset)
-            wild.add(rows)
-            assert wild.run("--clip-quantile", "0.05") == 0
-            model = load_model(wild.output)
+            clipped_by_run = shards.another(f"wild-{i}")
+            clipped_before = shards.another(f"tame-{i}")
+            rows = rows_with_gaps(dtype, 7, offset)
+            clipped_by_run.add(rows)
+            assert clipped_by_run.run("--clip-quantile", "0.05") == 0
+            model = load_model(clipped_by_run.output)
             wide = np.sort(rows.astype(np.float64), axis=0)
             np.testing.assert_array_equal((model.scaler.minimum, model.scaler.maximum), (wide[4], wide[-5]))
-            tame.add(by_hand(rows, np.nan, model))
-            assert tame.run() == 0
-            assert features_of(wild.output) == features_of(tame.output)
+            clipped_before.add(cleaned_rows(rows, np.nan, model))
+            assert clipped_before.run() == 0
+            assert features_of(clipped_by_run.output) == features_of(clipped_before.output)
 
 
 @pytest.mark.process
 def test_blocks_threads_and_the_form_of_files_change_no_bit(shards: Shards, tmp_path: Path) -> None:
-    rows = gappy(np.float32, np.nan, 0, n=300)
+    rows = rows_with_gaps(np.float32, np.nan, 0, n=300)
     rows[np.random.default_rng(1).random(rows.shape) < 0.3] = 0
     shards.add(rows[:120])
     shards.add(rows[120:])
@@ -151,22 +151,22 @@ def test_blocks_threads_and_the_form_of_files_change_no_bit(shards: Shards, tmp_
 @TOLERANT
 @pytest.mark.parametrize("with_model", [False, True], ids=["trained", "given"])
 def test_imputation_keeps_rows_with_inf_or_without_values_bad(shards: Shards, mode: str, with_model: bool) -> None:
-    rows = gappy(np.float32, -7, 0)
+    rows = rows_with_gaps(np.float32, -7, 0)
     rows[11] = [-7, np.nan, np.nan, -7]
     rows[3, 1] = np.inf
     rows[40, [0, 2]] = [np.nan, -np.inf]
     shards.add(rows)
-    flags = ["--missing-value", "-7", "--on-bad-data", mode, *KEEP]
+    flags = ["--missing-value", "-7", "--on-bad-data", mode, *NO_LIMITS]
     if with_model:
         training = shards.another("training")
-        training.add(gappy(np.float32, np.nan, 0, seed=3))
+        training.add(rows_with_gaps(np.float32, np.nan, 0, seed=3))
         assert training.run("--impute", "mean", "--clip-quantile", "0.01") == 0
         flags += ["--model", str(training.output)]
     else:
         flags += ["--impute", "mean", "--clip-quantile", "0.01"]
     assert shards.run(*flags) == 0
     model = load_model(shards.output)
-    cleaned = by_hand(rows, -7, model)
+    cleaned = cleaned_rows(rows, -7, model)
     check(shards.output, [cleaned], [3, 11, 40], model)
     assert read_manifest(shards.output)["summary"]["n_outside"] == 0
     if mode == "quarantine":
@@ -178,7 +178,7 @@ def test_imputation_keeps_rows_with_inf_or_without_values_bad(shards: Shards, mo
 
 
 def test_inf_stops_a_run_with_imputation(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
-    rows = gappy(np.float32, np.nan, 0)
+    rows = rows_with_gaps(np.float32, np.nan, 0)
     rows[40, [0, 2]] = np.nan, -np.inf
     shards.add(rows)
     assert shards.run("--impute", "median") == 65
@@ -195,7 +195,7 @@ def test_inf_stops_a_run_with_imputation(shards: Shards, caplog: pytest.LogCaptu
     assert "--impute" not in errors(caplog)
 
 
-@pytest.mark.parametrize("more", [[], ["--on-bad-data", "skip", *KEEP]], ids=["raise", "skip"])
+@pytest.mark.parametrize("more", [[], ["--on-bad-data", "skip", *NO_LIMITS]], ids=["raise", "skip"])
 def test_imputation_works_if_every_row_misses_a_value(shards: Shards, caplog: Any, more: list[str]) -> None:
     rows = np.random.default_rng(0).normal(size=(40, 4))
     rows[np.arange(40), np.arange(40) % 4] = np.nan
@@ -211,18 +211,18 @@ def test_imputation_works_if_every_row_misses_a_value(shards: Shards, caplog: An
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["raise", "skip"])
 def test_a_given_model_imputes_and_clips_as_trained(shards: Shards, tmp_path: Path, mode: str) -> None:
-    shards.add(gappy(np.float32, np.nan, 0))
+    shards.add(rows_with_gaps(np.float32, np.nan, 0))
     assert shards.run("--impute", "median", "--clip-quantile", "0.05") == 0
     model = load_model(shards.output)
     for i, (dtype, missing, _) in enumerate(KINDS if ALL_CASES else KINDS[mode == "skip" :: 2]):
         with case(dtype=dtype, missing=missing):
             later = shards.another(f"later-{i}")
             output = tmp_path / f"out-{i}"
-            rows = gappy(dtype, missing, 0, seed=5)
+            rows = rows_with_gaps(dtype, missing, 0, seed=5)
             later.add(rows)
             flags = ["--model", str(shards.output), "--on-bad-data", mode, "--on-drift", "raise"]
             assert later.run(*flags, *flags_of(missing), output=output) == 0
-            check(output, [by_hand(rows, missing, model)], [], model)
+            check(output, [cleaned_rows(rows, missing, model)], [], model)
             assert read_manifest(output)["summary"]["n_outside"] == 0
 
 
@@ -239,12 +239,12 @@ def test_cleaning_that_a_given_model_did_not_learn_is_refused(shards: Shards, mo
 
 def test_the_report_counts_imputed_values_by_column(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "pipeline")
-    rows = gappy(np.float32, np.nan, 0)
+    rows = rows_with_gaps(np.float32, np.nan, 0)
     rows[:, 1] = np.nan
     rows[:, 2] = 3
     rows[7] = np.nan
     shards.add(rows)
-    assert shards.run("--impute", "mean", "--on-bad-data", "skip", *KEEP) == 0
+    assert shards.run("--impute", "mean", "--on-bad-data", "skip", *NO_LIMITS) == 0
     counts = np.isnan(np.delete(rows, np.flatnonzero(np.isnan(rows).all(axis=1)), axis=0)).sum(axis=0)
     reported = json.loads((shards.output / "report.json").read_text())["scan"]["filled"]
     assert reported == {str(column): n for column, n in enumerate(counts.tolist()) if n}
@@ -289,7 +289,7 @@ def test_kernels_encode_imputed_and_clipped_rows(tmp_path: Path, dtype: Any, off
     flags = ["--missing-value", "-99", "--block-rows", "2048", "--n-features", "4"]
     assert shards.run("--clip-quantile", "0.01", "--impute", "median", "--epochs", "20", *flags) == 0
     model = load_model(shards.output)
-    cleaned = by_hand(rows, -99, model)
+    cleaned = cleaned_rows(rows, -99, model)
     features = open_features(shards.output).features.compute()
     assert_close(features, model.encode(cleaned), "cpu", "float32", "features")
     assert r2_of(model, cleaned, 3) > 0.1

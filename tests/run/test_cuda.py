@@ -25,7 +25,7 @@ from tests.support.tolerances import assert_close
 pytestmark = pytest.mark.process
 
 
-LAUNCHES_OF_A_START = 4  # before a worker gets a part
+LAUNCHES_AT_START = 4  # before a worker gets a part
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Undis
     folder = tmp_path_factory.mktemp("undisturbed")
     ended = on_card(shards, log=folder / "log").run(folder / "out")
     assert ended.code == 0, ended.lines
-    assert ended.says(r" INFO device: cuda \(Stub 0\)$")
+    assert ended.has_line(r" INFO device: cuda \(Stub 0\)$")
     return Undisturbed(folder / "out", (folder / "log").read_text().splitlines())
 
 
@@ -139,7 +139,7 @@ def test_encoding_continues_with_fewer_rows_if_memory_runs_out(
     tile = undisturbed.allocations(TILE_ROWS * N_INPUTS)[-1]
     ended = on_card(shards, oom_at=tile).run(tmp_path / "out")
     assert ended.code == 0, ended.lines
-    assert ended.says(r" WARNING .*\bmemory\b.* \d+ rows\b")
+    assert ended.has_line(r" WARNING .*\bmemory\b.* \d+ rows\b")
     assert_close(features(tmp_path / "out"), features(undisturbed.output), "cuda", "float32", "features")
 
 
@@ -147,23 +147,23 @@ def test_training_stops_if_device_memory_runs_out(shards: Path, undisturbed: Und
     minibatch = undisturbed.allocations(4 * BATCH * N_INPUTS)[0]  # as float32
     ended = on_card(shards, oom_at=minibatch).run(tmp_path / "out")
     assert ended.code == 69
-    assert ended.says(r"DeviceError: .*\bmemory\b.* --device-memory-budget\b.* --batch-size\b")
+    assert ended.has_line(r"DeviceError: .*\bmemory\b.* --device-memory-budget\b.* --batch-size\b")
     assert LAST_LINE.search(ended.lines[-1])
 
 
 @pytest.mark.parametrize(
-    ("settings", "visible", "says"),
+    ("settings", "visible", "phrase"),
     [({"driver": "12.4"}, None, "UNSUPPORTED_PTX_VERSION"), ({}, "", "no CUDA-capable device is detected")],
 )
 def test_an_old_driver_and_a_hidden_card_are_reported(
-    shards: Path, tmp_path: Path, settings: dict[str, str], visible: str | None, says: str
+    shards: Path, tmp_path: Path, settings: dict[str, str], visible: str | None, phrase: str
 ) -> None:
     program = on_card(shards, **settings)
     if visible is not None:
         program.environment["CUDA_VISIBLE_DEVICES"] = visible
     ended = program.run(tmp_path / "out", "--require-device")
     assert ended.code == 69
-    assert ended.says(f"DeviceError: device=cuda .*{says}")
+    assert ended.has_line(f"DeviceError: device=cuda .*{phrase}")
 
 
 def test_a_run_resumes_after_losing_its_card_in_training(
@@ -189,7 +189,7 @@ def test_a_worker_that_lost_its_card_hands_its_work_to_another(
     settings = on_card(shards).environment
     program = Program(["--input", str(shards), "--model", str(undisturbed.output)])  # computes nothing itself
     with Cluster(tmp_path / "cluster", **settings) as cluster:
-        cluster.start_worker("falls", **variables(True, lost_at=LAUNCHES_OF_A_START + 1))
+        cluster.start_worker("falls", **variables(True, lost_at=LAUNCHES_AT_START + 1))
         process = program.start(tmp_path / "out", "--scheduler-file", str(cluster.file))
         until(lambda: cluster.processes["falls"].poll() is not None, "its end")
         cluster.start_worker("stands")

@@ -27,10 +27,10 @@ from tests.support.logged import mentions, resumed_step
 from tests.support.standin import Workspace, features_of
 
 NOON = datetime(2026, 3, 4, 12, 0)
-MANY = ["--epochs", "8", "--patience", "0"]
+MANY_EPOCHS = ["--epochs", "8", "--patience", "0"]
 EPOCH = 100.0  # seconds
 ENCODING = 40.0  # seconds
-SHORT = ["--batch-size", "5"]
+SHORT_EPOCHS = ["--batch-size", "5"]
 STEPS_PER_EPOCH = 11
 
 
@@ -104,12 +104,12 @@ class Machine:
         """Return flags of a deadline that allows about `n_epochs` epochs; the first one takes no time."""
         reserve = deadline.reserved_seconds(ENCODING, single_file=False)
         seconds = reserve + (n_epochs - 1) * self.epoch / 0.9
-        return [*MANY, "--max-hours", repr(seconds / 3600), *more]
+        return [*MANY_EPOCHS, "--max-hours", repr(seconds / 3600), *more]
 
     def hours(self, n_epochs: float, *more: str) -> list[str]:
         """Return flags that leave time for `n_epochs` epochs before the actual encoding."""
         seconds = deadline.reserved_seconds(ENCODING, single_file=False) + n_epochs * self.epoch
-        return [*MANY, *SHORT, "--max-hours", repr(seconds / 3600), *more]
+        return [*MANY_EPOCHS, *SHORT_EPOCHS, "--max-hours", repr(seconds / 3600), *more]
 
 
 @pytest.fixture
@@ -329,7 +329,7 @@ def test_a_training_that_ends_early_measures_the_encoding_again(
 def test_a_training_without_time_ends_after_one_step(workspace: Workspace, out: Path, machine: Machine) -> None:
     for n_features in ("2", "3"):
         machine.restart()
-        assert workspace.run(out / n_features, *MANY, "--max-hours", "1e-7", "--n-features", n_features) == 0
+        assert workspace.run(out / n_features, *MANY_EPOCHS, "--max-hours", "1e-7", "--n-features", n_features) == 0
         facts = training_of(out / n_features)
         assert machine.n_steps == 1
         assert (len(facts["history"]), facts["deadline"]["n_epochs"]) == (1, 1)
@@ -339,7 +339,7 @@ def test_a_training_without_time_ends_after_one_step(workspace: Workspace, out: 
 def test_a_run_that_misses_its_deadline_causes_a_warning(
     workspace: Workspace, out: Path, tmp_path: Path, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert workspace.run(out, *MANY, "--max-hours", "1e-7") == 0
+    assert workspace.run(out, *MANY_EPOCHS, "--max-hours", "1e-7") == 0
     assert any(record.levelname == "WARNING" and "deadline: " in record.getMessage() for record in caplog.records)
     caplog.clear()
     options = ["--model", str(out), "--max-hours", "1e-7"]
@@ -355,8 +355,8 @@ def test_a_date_in_the_past_is_refused(workspace: Workspace, out: Path) -> None:
 def test_results_with_a_deadline_differ_from_results_without(workspace: Workspace, out: Path, machine: Machine) -> None:
     flags = machine.flags(3.5)
     assert workspace.run(out, *flags) == 0
-    assert workspace.run(out, *MANY) == 78
+    assert workspace.run(out, *MANY_EPOCHS) == 78
     assert workspace.run(out, *machine.flags(6.5)) == 0  # of another deadline: the earlier decision is kept
     assert len(training_of(out)["history"]) == 3
-    assert workspace.run(out, *MANY, "--overwrite") == 0
+    assert workspace.run(out, *MANY_EPOCHS, "--overwrite") == 0
     assert len(training_of(out)["history"]) == 8

@@ -52,7 +52,7 @@ def test_the_summary_of_a_finished_run_has_its_current_path() -> None:
 
 
 @pytest.mark.parametrize(
-    ("most", "flags", "is_told"), [(36, [], True), (37, [], False), (36, ["--single-file"], False)]
+    ("most", "flags", "has_warning"), [(36, [], True), (37, [], False), (36, ["--single-file"], False)]
 )
 def test_more_parts_than_open_files_cause_a_warning(
     workspace: Workspace,
@@ -61,7 +61,7 @@ def test_more_parts_than_open_files_cause_a_warning(
     caplog: pytest.LogCaptureFixture,
     most: int,
     flags: list[str],
-    is_told: bool,
+    has_warning: bool,
 ) -> None:
     """HDF5 returns fill values for files that it cannot open, without an error."""
     found = resource.getrlimit
@@ -69,4 +69,4 @@ def test_more_parts_than_open_files_cause_a_warning(
         resource, "getrlimit", lambda which: (most, most) if which == resource.RLIMIT_NOFILE else found(which)
     )
     assert workspace.run(out, *flags) == 0
-    assert mentions(caplog.text, "index.h5", 5, most, "--single-file") is is_told
+    assert mentions(caplog.text, "index.h5", 5, most, "--single-file") is has_warning

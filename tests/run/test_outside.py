@@ -11,7 +11,7 @@ import pytest
 from pipeline.model import load_model
 from pipeline.output.records import read_manifest
 from tests.support.bad_shards import (
-    KEEP,
+    NO_LIMITS,
     TOLERANT,
     Shards,
     check,
@@ -89,7 +89,7 @@ def test_bad_rows_are_not_counted_as_outside_the_range(shards: Shards, model: st
     rows = np.random.default_rng(0).uniform(-20, 20, (30, 4)).astype(np.float32)
     rows[[3, 17]] = [[np.inf, 1, 1, 1], [np.nan, 99, 99, 99]]
     shards.add(rows)
-    flags = ["--model", model, "--on-drift", on_drift, "--on-bad-data", mode, *KEEP]
+    flags = ["--model", model, "--on-drift", on_drift, "--on-bad-data", mode, *NO_LIMITS]
     assert shards.run(*flags) == 0
     check(shards.output, [rows], [3, 17], load_model(model))
     assert read_manifest(shards.output)["summary"]["n_outside"] == 0
@@ -107,7 +107,7 @@ def test_rows_that_overflow_float32_are_bad_rows(
     flags = ["--model", str(training.output)]
     assert shards.run(*flags) == 65
     assert mentions(errors(caplog), f"file={shards.folder}/0.h5", "row 5", 0)
-    assert shards.run(*flags, "--on-bad-data", "quarantine", *KEEP) == 0
+    assert shards.run(*flags, "--on-bad-data", "quarantine", *NO_LIMITS) == 0
     check(shards.output, [rows], [5], load_model(training.output))
     assert [(line["row"], line["reason"]) for line in quarantined(shards.output)] == [(5, "overflows float32")]
     caplog.clear()

@@ -81,8 +81,8 @@ def test_a_plan_predicts_which_results_are_reused(
             assert reuses(caplog.text, "training") == (seconds["training"] == 0)
             step = resumed_step(caplog.text)
             assert mentions(planned_run.earlier["training"], step) == (step is not None)
-            goes_on = resumes_encoding(caplog.text) or kind == "index.h5"
-            assert goes_on == mentions(planned_run.earlier["encoding"], "of 55")
+            is_resumed = resumes_encoding(caplog.text) or kind == "index.h5"
+            assert is_resumed == mentions(planned_run.earlier["encoding"], "of 55")
         assert planned(workspace, out, *STEPS).seconds == 0
 
 

@@ -19,7 +19,7 @@ from tests.support.interpreters import environment
 pytestmark = pytest.mark.process
 
 COMMAND = Path(sys.executable).parent / "shardpress"
-STRANGER = 12345
+OTHER_USER = 12345
 # Modules that tests can import, ours included, and modules that Python imports by itself.
 NAMES = {*sys.stdlib_module_names, *packages_distributions(), "sitecustomize", "usercustomize"}
 # In the order of execution: later commands read the results of the run.
@@ -76,7 +76,7 @@ def trap(tmp_path_factory: pytest.TempPathFactory) -> Trap:
     planted.scratch.parent.chmod(0o1777)
     planted.scratch.chmod(0o777)
     if os.getuid() == 0:
-        os.chown(planted.scratch, STRANGER, STRANGER)
+        os.chown(planted.scratch, OTHER_USER, OTHER_USER)
     rng = np.random.default_rng(0)
     rows = (rng.normal(size=(400, 2)) @ rng.normal(size=(2, 6))).astype(np.float32)
     write_shard(planted.folder / "a.h5", rows, extras={"y": (rows[:, 0] > 0).astype(np.int8)})

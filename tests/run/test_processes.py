@@ -36,7 +36,7 @@ leave(main())
 def test_a_clock_that_runs_backwards_changes_nothing(small: Small, tmp_path: Path) -> None:
     assert patched(small, BACKWARDS).run(tmp_path / "out").code == 0
     assert features_of(tmp_path / "out") == small.features
-    assert patched(small, BACKWARDS).run(tmp_path / "out").says(f"^{COMPLETE}")
+    assert patched(small, BACKWARDS).run(tmp_path / "out").has_line(f"^{COMPLETE}")
 
 
 # -- two at once -------------------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def test_a_killed_run_does_not_block_the_next_run(victim: Victim, tmp_path: Path
     ended = victim.program.run(tmp_path / "out", at="scan")
     assert ended.code == -signal.SIGKILL
     assert (tmp_path / "out" / ".lock").read_text().startswith("pid "), "the text of a dead process is ignored"
-    victim.go_on(tmp_path / "out")
+    victim.resume(tmp_path / "out")
 
 
 def test_two_runs_can_fill_one_compile_cache(small: Small, tmp_path: Path) -> None:
@@ -87,8 +87,8 @@ def test_environment_variables_of_hdf5_and_dask_have_no_effect(small: Small, tmp
 def test_environment_variables_of_theano_are_logged(small: Small, tmp_path: Path) -> None:
     ended = small.program(THEANO_FLAGS="floatX=float64", OMP_NUM_THREADS="1").run(tmp_path / "out")
     assert ended.code == 0, ended.lines
-    assert ended.says(" INFO environment: THEANO_FLAGS=floatX=float64$")
-    assert ended.says(" INFO environment: OMP_NUM_THREADS=1$")
+    assert ended.has_line(" INFO environment: THEANO_FLAGS=floatX=float64$")
+    assert ended.has_line(" INFO environment: OMP_NUM_THREADS=1$")
     assert features_of(tmp_path / "out") == small.features
 
 
@@ -124,7 +124,7 @@ leave(main())
 def test_an_internal_error_asks_for_a_report(small: Small, tmp_path: Path) -> None:
     ended = patched(small, IMPOSSIBLE).run(tmp_path / "out")
     assert ended.code == 70
-    assert ended.says(" CRITICAL .*\\breport\\b")
+    assert ended.has_line(" CRITICAL .*\\breport\\b")
     assert LAST_LINE.search(ended.lines[-1])
     log = (tmp_path / "out" / "run.log").read_text()
     assert " CRITICAL " in log
@@ -163,4 +163,4 @@ def test_a_failed_run_ends_with_its_progress_and_advice(
     ended = Program(prepare(tmp_path)).run(tmp_path / "out")
     assert ended.code == code
     assert LAST_LINE.search(ended.lines[-1]), ended.lines
-    assert not ended.says("Traceback")
+    assert not ended.has_line("Traceback")

@@ -311,7 +311,7 @@ def test_a_changed_input_restarts_an_unfinished_run(
     assert leftovers(out) == []
 
 
-SIZED_OTHERWISE = [
+OTHER_SIZES = [
     *(["--threads", "3"], ["--memory-budget", "16MiB"], ["--memory-budget", "8GiB"]),
     *(["--block-rows", "4"], ["--block-rows", "12"], ["--block-rows", "1000"], ["--device-memory-budget", "0"]),
 ]
@@ -326,7 +326,7 @@ def test_parts_of_other_sizes_are_kept(
     caplog: pytest.LogCaptureFixture,
     n_committed: int,
 ) -> None:
-    for flags in SIZED_OTHERWISE if ALL_CASES else SIZED_OTHERWISE[n_committed == 3 :: 2]:
+    for flags in OTHER_SIZES if ALL_CASES else OTHER_SIZES[n_committed == 3 :: 2]:
         output = out.with_name(" ".join(flags))
         assert workspace.run(output, disk=FullDisk("commits/part", n_committed)) == 74, flags
         first = {record["entry"]["file"] for record in records(output) if record["key"].startswith("part")}

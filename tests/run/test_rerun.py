@@ -199,8 +199,8 @@ def test_a_single_file_can_be_added_without_recomputing(
     assert reuses(caplog.text, "training")
     assert results(stamps(out)) == results(before)
     found, names = single(out)
-    beside = ["model.h5", "encoder.npz", "index.h5", "report.json", "report.html", "single.h5"]
-    assert (found, sorted(set(names), key=names.index)) == (expected, beside)
+    expected_names = ["model.h5", "encoder.npz", "index.h5", "report.json", "report.html", "single.h5"]
+    assert (found, sorted(set(names), key=names.index)) == (expected, expected_names)
 
 
 @pytest.mark.parametrize("flags", [[], SINGLE], ids=["without the flag", "with the flag"])

@@ -46,13 +46,13 @@ def check_stopped_run(victim: Victim, folder: Path, number: signal.Signals) -> N
     """Check that a run reports its progress, ends by the signal, and can be resumed."""
     ended, output = stopped_while_encoding(victim, folder, number)
     assert ended.code == -number, ended.lines
-    assert ended.says(rf" ERROR .*\b{number.name}\b")
+    assert ended.has_line(rf" ERROR .*\b{number.name}\b")
     last = LAST_LINE.search(ended.lines[-1])
     assert last is not None, ended.lines
     assert 0 < int(last[2]) < victim.n_rows
-    assert not ended.says("Traceback")
+    assert not ended.has_line("Traceback")
     assert list(output.rglob("*.writing")) == []
-    victim.go_on(output)
+    victim.resume(output)
 
 
 def test_sigterm_while_encoding_can_be_resumed(victim: Victim, tmp_path: Path) -> None:
@@ -66,8 +66,8 @@ def test_sigint_while_encoding_can_be_resumed(victim: Victim, tmp_path: Path) ->
 def test_a_second_sigint_ends_the_run_at_once(victim: Victim, tmp_path: Path) -> None:
     ended, output = stopped_while_encoding(victim, tmp_path, signal.SIGINT, signal.SIGINT)
     assert ended.code == -signal.SIGINT
-    assert not ended.says("Traceback")
-    victim.go_on(output)
+    assert not ended.has_line("Traceback")
+    victim.resume(output)
 
 
 def test_sigterm_in_training_saves_a_checkpoint(victim: Victim, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_closed_terminal_stops_the_run(victim: Victim, tmp_path: Path) -> None
     log = (tmp_path / "out" / "run.log").read_text().splitlines()
     assert any(mentions(line, "SIGHUP") for line in log)
     assert LAST_LINE.search(log[-1]), log
-    victim.go_on(tmp_path / "out")
+    victim.resume(tmp_path / "out")
 
 
 def test_a_run_with_nohup_survives_its_terminal(victim: Victim, tmp_path: Path) -> None:

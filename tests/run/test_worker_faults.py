@@ -67,10 +67,10 @@ def committed(output: Path) -> dict[str, str]:
 def test_killed_crashed_stopped_or_silent_workers_are_replaced(wide: Workspace, tmp_path: Path) -> None:
     """The scheduler notices some faults at once and others later; a part that arrives late is unreferenced."""
     assert wide.run(tmp_path / "expected") == 0
-    fate = worker_faults(tmp_path / "once", at5="killed", at6="crashes", at7="stopped", at8="keeps the lock")
+    faults = worker_faults(tmp_path / "once", at5="killed", at6="crashes", at7="stopped", at8="keeps the lock")
     with Cluster(tmp_path / "cluster", DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="1s") as cluster:
         for i in range(5):
-            cluster.start_worker(f"w{i}", *PRELOAD, **fate)
+            cluster.start_worker(f"w{i}", *PRELOAD, **faults)
         output = tmp_path / "out"
         assert wide.run(output, "--scheduler-file", str(cluster.file)) == 0
         check(output, tmp_path / "expected")
@@ -95,9 +95,9 @@ def test_a_worker_that_reconnects_changes_nothing(wide: Workspace, tmp_path: Pat
     with Cluster(tmp_path / "cluster", DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="1s") as cluster:
         way = cluster.start_between("network")
         once = tmp_path / "once"
-        wherever = worker_faults(once, **{f"at{i}": "is cut off" for i in range(10)})
+        faults = worker_faults(once, **{f"at{i}": "is cut off" for i in range(10)})
         between = {"BETWEEN": str(cluster.processes["network"].pid)}
-        cluster.start_worker("far", *PRELOAD, "--scheduler-file", str(way), **wherever, **between)
+        cluster.start_worker("far", *PRELOAD, "--scheduler-file", str(way), **faults, **between)
         # This keeps the run at work until the far worker is connected again.
         cluster.start_worker("near", *PRELOAD, **worker_faults(**{f"at{i}": "takes its time" for i in range(6, 10)}))
         cluster.wait_for("far", "near")

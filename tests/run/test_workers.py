@@ -124,7 +124,7 @@ def test_a_scheduler_with_certificates_refuses_other_clients(
         assert turns_away((host, int(port)))
         stranger = small.program().run(tmp_path / "stranger", "--scheduler", address)
         assert stranger.code == 78
-        assert stranger.says(f"ConfigError: .*{re.escape(address)}.*\\bcertificate\\b")
+        assert stranger.has_line(f"ConfigError: .*{re.escape(address)}.*\\bcertificate\\b")
         ended = small.program(**certificates).run(tmp_path / "out", "--scheduler-file", str(cluster.file))
         assert ended.code == 0, ended.lines
     assert features_of(tmp_path / "out") == small.features
@@ -136,7 +136,7 @@ def test_a_scheduler_with_certificates_refuses_other_clients(
 def test_another_machine_without_tls_is_refused_at_the_start(small: Small, tmp_path: Path) -> None:
     ended = small.program().run(tmp_path / "out", "--scheduler", "tcp://192.0.2.1:8786")
     assert ended.code == 78
-    assert ended.says(r"ConfigError: .*\btcp://192\.0\.2\.1:8786\b.*\bTLS\b")
+    assert ended.has_line(r"ConfigError: .*\btcp://192\.0\.2\.1:8786\b.*\bTLS\b")
     assert not (tmp_path / "out").exists()
 
 
@@ -144,8 +144,8 @@ def test_each_worker_computes_on_its_device(opencl: None, small: Small, tmp_path
     flags = ("--devices", "opencl0:0,opencl0:0", "--hidden", "none")
     ended = small.program().run(tmp_path / "out", *flags)
     assert ended.code == 0, ended.lines
-    assert ended.says(r" INFO cluster: 2 workers: (0 opencl0:0 \(.*\), 1|1 opencl0:0 \(.*\), 0) opencl0:0 \(")
-    assert ended.says(r"^Done: .* Device: opencl0:0 \(")
+    assert ended.has_line(r" INFO cluster: 2 workers: (0 opencl0:0 \(.*\), 1|1 opencl0:0 \(.*\), 0) opencl0:0 \(")
+    assert ended.has_line(r"^Done: .* Device: opencl0:0 \(")
     workers = json.loads((tmp_path / "out" / "report.json").read_text())["cluster"]["workers"]
     assert [re.match(r"[^ ]+", worker["device"])[0] for worker in workers] == ["opencl0:0"] * 2  # type: ignore[index]
     assert len({worker["pid"] for worker in workers}) == 2, "each with a context of its own"
@@ -155,6 +155,6 @@ def test_a_worker_without_its_device_does_not_stop_the_others(small: Small, tmp_
     """On a machine with a card, cuda9 does not exist."""
     ended = small.program().run(tmp_path / "out", "--devices", "cpu,cuda9")
     assert ended.code == 0, ended.lines
-    assert ended.says(r" WARNING worker 1 of 2\b")
-    assert ended.says(r" INFO cluster: 1 worker: 0 cpu \(")
+    assert ended.has_line(r" WARNING worker 1 of 2\b")
+    assert ended.has_line(r" INFO cluster: 1 worker: 0 cpu \(")
     assert features_of(tmp_path / "out") == small.features

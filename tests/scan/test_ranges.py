@@ -86,11 +86,11 @@ def test_results_of_a_task_do_not_depend_on_later_blocks(tmp_path):
     shards = shards_of(tmp_path, *arrays)
     firsts = (0, 5, 12)
     pieces = [(i, firsts[i], block) for i, shard in enumerate(shards) for block in blocks([shard], 2)]
-    together = scan_pieces(ScanSettings(2), 1, pieces)
+    joint = scan_pieces(ScanSettings(2), 1, pieces)
     alone = merge_stats([scan_pieces(ScanSettings(2), 1, [piece]) for piece in pieces])
     for name in ("minimum", "maximum", "bad_rows", "sample"):
-        np.testing.assert_array_equal(getattr(together, name), getattr(alone, name), name)
-    np.testing.assert_array_equal(together.sample, np.delete(np.concatenate(arrays), 7, axis=0))
+        np.testing.assert_array_equal(getattr(joint, name), getattr(alone, name), name)
+    np.testing.assert_array_equal(joint.sample, np.delete(np.concatenate(arrays), 7, axis=0))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_one_outlier_of_few_rows_makes_a_narrow_column(tmp_path, n):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "missing", "spelled"),
+    ("dtype", "missing", "stored"),
     [
         ("f2", -9999, -10000),  # the nearest number in 16 bits
         ("f2", -999.9, -1000),
@@ -205,9 +205,9 @@ def test_one_outlier_of_few_rows_makes_a_narrow_column(tmp_path, n):
         ("?", 1, 1),
     ],
 )
-def test_a_missing_value_is_found_in_the_dtype_of_its_file(tmp_path, dtype, missing, spelled):
+def test_a_missing_value_is_found_in_the_dtype_of_its_file(tmp_path, dtype, missing, stored):
     rows = np.random.default_rng(0).integers(2, 100, (7, 3)).astype(dtype) if dtype != "?" else np.zeros((7, 3), "?")
-    rows[2, 0] = rows[5] = spelled
+    rows[2, 0] = rows[5] = stored
     (shard,) = shards_of(tmp_path, rows)
     good = np.delete(rows, [2, 5], axis=0)
     for block_rows in (1, 3, 100):
@@ -258,7 +258,7 @@ def test_rows_that_are_all_missing_are_refused(tmp_path):
 # -- imputation and clipping -------------------------------------------------------------------------------------
 
 
-def gappy(rng, n, dtype, missing):
+def rows_with_gaps(rng, n, dtype, missing):
     """Return rows with a third of the values missing, some rows whole, and one with Inf if the dtype has it."""
     rows = (100 * rng.standard_normal((n, 5))).astype(dtype)
     rows[:, 4] = missing
@@ -279,7 +279,7 @@ def is_gap(value, missing):
 @pytest.mark.parametrize(("dtype", "missing"), [("f4", np.nan), ("f4", -7), ("f8", np.nan), ("i2", -7), ("i8", -7)])
 @pytest.mark.parametrize("impute", ["mean", "median"])
 def test_imputed_values_equal_the_mean_or_median(tmp_path, dtype, missing, impute):
-    rows, bad = gappy(np.random.default_rng(0), 97, dtype, missing)
+    rows, bad = rows_with_gaps(np.random.default_rng(0), 97, dtype, missing)
     shards = shards_of(tmp_path, rows[:40], rows[40:])
     options = {"impute": impute, "missing": None if np.isnan(missing) else missing, "clip_quantile": 0.0}
     found = scanned(shards, 1000, 1, **options)

@@ -41,7 +41,7 @@ print(json.dumps({
     "transformed": shardpress.TiedAutoencoder.from_run(sys.argv[1]).transform(rows).tolist(),  # loads scikit-learn
 }))
 """
-OF_A_RUN = {"theano", "blake3", "deflate", "tqdm", "sklearn"}  # SciPy, if it is installed, is loaded by Dask
+RUN_ONLY = {"theano", "blake3", "deflate", "tqdm", "sklearn"}  # SciPy, if it is installed, is loaded by Dask
 
 ROWS = np.linspace(-1, 2, 12).reshape(4, 3)
 FEATURES = np.arange(8, dtype=np.float32).reshape(4, 2)
@@ -122,7 +122,7 @@ def test_features_and_models_are_read_by_later_pythons(output, later_python, ver
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["numpy"] >= "2"
-    assert OF_A_RUN & set(found["modules"]) == set()
+    assert RUN_ONLY & set(found["modules"]) == set()
     for name, expected in (("features", FEATURES), ("valid", VALID), ("y", Y)):
         np.testing.assert_array_equal(found[name], expected)
     np.testing.assert_allclose(found["encoded"], load_model(output).encode(ROWS), rtol=1e-13)

@@ -214,11 +214,11 @@ def test_features_do_not_depend_on_extras(tmp_path, monkeypatch):
     (tmp_path / "shards").mkdir()
     rows = np.random.default_rng(0).normal(size=(90, 4)).astype(np.float32)
     found = []
-    for beside in ({}, {"y": np.arange(30), "t": np.array([b"x"] * 30), "o": np.arange(30)}):
+    for datasets in ({}, {"y": np.arange(30), "t": np.array([b"x"] * 30), "o": np.arange(30)}):
         for i in range(3):
-            extras = {"o": np.array([b"o"] * 30)} if i == 1 and beside else beside if i != 1 else {}
+            extras = {"o": np.array([b"o"] * 30)} if i == 1 and datasets else datasets if i != 1 else {}
             write_shard(tmp_path / "shards" / f"{i}.h5", rows[30 * i : 30 * (i + 1)], extras=extras)
-        output = str(tmp_path / f"output {len(beside)}")
+        output = str(tmp_path / f"output {len(datasets)}")
         assert run(tmp_path, "--output", output) == 0
         found.append(open_features(output))
     without, with_extras = found

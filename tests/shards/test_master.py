@@ -384,7 +384,7 @@ def test_missing_directory_to_follow_is_no_input(tmp_path):
 
 
 BLOCK = ["raw/run_1.h5", "entry/data", [[0, 3], [0, 2], [0, 1]], []]
-CLAIM = {"dataset": "X", "shape": [3, 2, 1], "blocks": [BLOCK], "neighbours": []}
+ANSWER = {"dataset": "X", "shape": [3, 2, 1], "blocks": [BLOCK], "neighbours": []}
 
 
 def block(i, value):
@@ -396,30 +396,30 @@ def test_forged_answers_about_a_stack_are_refused(tmp_path, raw, monkeypatch):
         {},
         [],
         "stack",
-        {**CLAIM, "dataset": 3},
-        {**CLAIM, "dataset": ""},
-        {**CLAIM, "shape": []},
-        {**CLAIM, "shape": [-3, 2, 1]},
-        {**CLAIM, "shape": [3.0, 2, 1]},
-        {**CLAIM, "shape": [True, 2, 1]},
-        {**CLAIM, "shape": [2**63, 2, 1]},
-        {**CLAIM, "blocks": 3},
-        {**CLAIM, "blocks": [3]},
-        {**CLAIM, "blocks": [BLOCK[:3]]},
-        {**CLAIM, "blocks": [block(0, 3)]},
-        {**CLAIM, "blocks": [block(0, "")]},
-        {**CLAIM, "blocks": [block(0, "a\0b")]},
-        {**CLAIM, "blocks": [block(0, "\ud800")]},
-        {**CLAIM, "blocks": [block(0, "x" * 5000)]},
-        {**CLAIM, "blocks": [block(1, None)]},
-        {**CLAIM, "blocks": [block(2, [[0, 3], [0, 2]])]},
-        {**CLAIM, "blocks": [block(2, [[0, 3], [0, 2], [0]])]},
-        {**CLAIM, "blocks": [block(2, [[3, 0], [0, 2], [0, 1]])]},
-        {**CLAIM, "blocks": [block(2, [[0, 2**64], [0, 2], [0, 1]])]},
-        {**CLAIM, "blocks": [block(3, [["0", 3]])]},
-        {**CLAIM, "blocks": [BLOCK] * 100_001},
-        {**CLAIM, "neighbours": [None]},
-        {**CLAIM, "neighbours": 3},
+        {**ANSWER, "dataset": 3},
+        {**ANSWER, "dataset": ""},
+        {**ANSWER, "shape": []},
+        {**ANSWER, "shape": [-3, 2, 1]},
+        {**ANSWER, "shape": [3.0, 2, 1]},
+        {**ANSWER, "shape": [True, 2, 1]},
+        {**ANSWER, "shape": [2**63, 2, 1]},
+        {**ANSWER, "blocks": 3},
+        {**ANSWER, "blocks": [3]},
+        {**ANSWER, "blocks": [BLOCK[:3]]},
+        {**ANSWER, "blocks": [block(0, 3)]},
+        {**ANSWER, "blocks": [block(0, "")]},
+        {**ANSWER, "blocks": [block(0, "a\0b")]},
+        {**ANSWER, "blocks": [block(0, "\ud800")]},
+        {**ANSWER, "blocks": [block(0, "x" * 5000)]},
+        {**ANSWER, "blocks": [block(1, None)]},
+        {**ANSWER, "blocks": [block(2, [[0, 3], [0, 2]])]},
+        {**ANSWER, "blocks": [block(2, [[0, 3], [0, 2], [0]])]},
+        {**ANSWER, "blocks": [block(2, [[3, 0], [0, 2], [0, 1]])]},
+        {**ANSWER, "blocks": [block(2, [[0, 2**64], [0, 2], [0, 1]])]},
+        {**ANSWER, "blocks": [block(3, [["0", 3]])]},
+        {**ANSWER, "blocks": [BLOCK] * 100_001},
+        {**ANSWER, "neighbours": [None]},
+        {**ANSWER, "neighbours": 3},
         {"dataset": "X", "links": [], "neighbours": []},
         {"dataset": "X", "links": [["a", "raw/run_1.h5"]], "neighbours": []},
         {"dataset": "X", "links": [["a", "raw/run_1.h5", 3]], "neighbours": []},
@@ -435,5 +435,5 @@ def test_forged_answers_about_a_stack_are_refused(tmp_path, raw, monkeypatch):
 
 def test_valid_answer_about_a_stack_is_accepted(tmp_path, raw, monkeypatch):
     path = write_shard(tmp_path / "x.h5", numbered(2), extras={"text": np.array(["text"] * 2, object)})
-    monkeypatch.setattr(master, "ask", lambda *question: (CLAIM, []))
+    monkeypatch.setattr(master, "ask", lambda *question: (ANSWER, []))
     assert len(open_shards([path], followed=[str(raw)])) == 1

@@ -429,7 +429,7 @@ def filled_in(values, columns, firsts, shape):
 @pytest.mark.process
 def test_random_sparse_rows_are_read_or_refused(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
-    n_told = 0
+    n_invalid = 0
     monkeypatch.setattr(module, "_ENTRIES", 3)
     for i in range(150):
         shape = (int(rng.integers(1, 5)), int(rng.integers(1, 6)))
@@ -442,12 +442,12 @@ def test_random_sparse_rows_are_read_or_refused(tmp_path, monkeypatch):
         )
         expected = filled_in(values, columns, firsts, shape)
         if expected is None:
-            n_told += 1
+            n_invalid += 1
             with refused(65, "dataset=X row="):
                 read(Block(shard, 0, shape[0]))
         else:
             assert read(Block(shard, 0, shape[0])).tobytes() == expected.tobytes()
-    assert 20 < n_told < 130
+    assert 20 < n_invalid < 130
 
 
 @pytest.mark.process

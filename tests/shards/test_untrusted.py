@@ -223,11 +223,11 @@ def test_labels_in_the_superblock_are_left_out(tmp_path, caplog):
 
 
 def test_overlapping_datasets_are_refused(tmp_path):
-    for beside in [-8, 0, 8, 40]:
-        with case(beside):
+    for shift in [-8, 0, 8, 40]:
+        with case(shift):
             with h5py.File(hostile.plain(tmp_path)) as file:
                 offset = file["X"].id.get_offset()
-            path = hostile.moved(tmp_path, offset + beside, "y")
+            path = hostile.moved(tmp_path, offset + shift, "y")
             with refused(65, f"file={path}", "overlap"):
                 open_shards([str(path)])
 

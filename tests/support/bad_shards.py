@@ -21,7 +21,7 @@ from tests.support.helpers import write_shard
 
 __all__ = [
     *(
-        "KEEP",
+        "NO_LIMITS",
         "TOLERANT",
         "InterruptedDisk",
         "Shards",
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 SETTINGS = ["--n-features", "2", "--epochs", "2", "--batch-size", "20", "--block-rows", "8", "--threads", "2"]
-KEEP = ["--max-bad-rows", "100%", "--max-bad-shards", "100%"]
+NO_LIMITS = ["--max-bad-rows", "100%", "--max-bad-shards", "100%"]
 TOLERANT = pytest.mark.parametrize("mode", ["skip", "quarantine"])
 
 

@@ -30,10 +30,13 @@ from typing import Any
 
 from tests.support.interpreters import REPOSITORY, environment
 
-__all__ = ["SCENES", "SWEEPS", "Ended", "Fault", "Runs", "Scene", "build", "committed_files", "trouble"]
+__all__ = [
+    *("SCENARIOS", "SWEEPS", "Ended", "Fault", "Runs", "Scenario", "build", "committed_files", "problem_of"),
+    "started_runs",
+]
 
 _SOURCE = Path(__file__).with_suffix(".c")
-_SECONDS = 120.0  # after which a run counts as stuck
+_TIME_LIMIT = 120.0  # after which a run counts as stuck
 _TRACES = re.compile(r"^Traceback|^Exception ignored|internal error of shardpress|Fatal Python error", re.MULTILINE)
 _LAST_LINE = re.compile(r" ERROR (Nothing was started|Stopped after) ?.*$")
 ALLOWED = (0, 65, 66, 71, 73, 74, 75, 77)
@@ -107,10 +110,10 @@ class Ended:
     text: str
 
 
-def trouble(ended: Ended, allowed: Sequence[int] = ALLOWED) -> str:
+def problem_of(ended: Ended, allowed: Sequence[int] = ALLOWED) -> str:
     """Return a problem if a run ended without a clear message and an expected exit code; otherwise an empty text."""
     if _TRACES.search(ended.text):
-        return f"a traceback: {_point_of(ended.text)}"
+        return f"a traceback: {_summary_of_traceback(ended.text)}"
     if ended.code not in allowed:
         return f"exit code {ended.code}: {ended.text[-2000:]}"
     lines = ended.text.splitlines()
@@ -121,7 +124,7 @@ def trouble(ended: Ended, allowed: Sequence[int] = ALLOWED) -> str:
     return ""
 
 
-def _point_of(text: str) -> str:
+def _summary_of_traceback(text: str) -> str:
     """Return the positions in the package that a traceback names, and its errors."""
     lines = text.splitlines()
     errors = [line for line in lines if re.match(r"\w+(\.\w+)*(Error|Limit|Failed|Exception)\b", line)]
@@ -180,7 +183,7 @@ class Runs:
 
 
 @contextmanager
-def started(folder: Path) -> Iterator[Runs]:
+def started_runs(folder: Path) -> Iterator[Runs]:
     """Provide `Runs` in a context."""
     runs = Runs(folder)
     try:
@@ -253,14 +256,14 @@ def _run(request: Mapping[str, Any], writer: int, stream: int) -> None:
 
 def _output_of(descriptor: int, child: int) -> str:
     """Return all output of a child and its children; kill the child if it takes too long."""
-    deadline = time.monotonic() + _SECONDS
+    deadline = time.monotonic() + _TIME_LIMIT
     data = b""
     with os.fdopen(descriptor, "rb", buffering=0) as pipe:
         while True:
             ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
                 os.kill(child, signal.SIGKILL)
-                return data.decode(errors="replace") + f"\nstuck for {_SECONDS:.0f} s"
+                return data.decode(errors="replace") + f"\nstuck for {_TIME_LIMIT:.0f} s"
             piece = pipe.read(2**16)
             if not piece:
                 return data.decode(errors="replace")
@@ -271,10 +274,10 @@ def _output_of(descriptor: int, child: int) -> str:
 
 
 STEPS = ("--checkpoint-minutes", "0", "--epochs", "1", "--batch-size", "12")
-SCENES = ("new", "resumed", "finished", "given model", "threads")
+SCENARIOS = ("new", "resumed", "finished", "given model", "threads")
 
 
-class Scene:
+class Scenario:
     """A kind of run that meets faults, and a check of its remains.
 
     Parameters
@@ -305,12 +308,12 @@ class Scene:
         self.output = str(self._path)
         self._flags: list[str] = list(STEPS)
         if kind == "given model":
-            self._must(self._runs.run(self._workspace.arguments(folder / "model", *STEPS)))
+            self._expect_success(self._runs.run(self._workspace.arguments(folder / "model", *STEPS)))
             self._flags = ["--model", str(folder / "model")]
         if kind == "threads":
             self._flags += ["--threads", "3"]
         self._before: Path | None = None
-        self._must(self.run())
+        self._expect_success(self.run())
         self.expected = features_of(self._path)
         if kind in ("resumed", "finished"):
             self._before = folder / "before"
@@ -328,7 +331,7 @@ class Scene:
         assert ended.code == 74, ended
 
     @staticmethod
-    def _must(ended: Ended) -> None:
+    def _expect_success(ended: Ended) -> None:
         assert ended.code == 0, ended.text
 
     def fresh(self) -> None:
@@ -341,7 +344,7 @@ class Scene:
         """Run the program once."""
         return self._runs.run(self._workspace.arguments(self._path, *self._flags), fault, limits)
 
-    def meets(self, fault: Fault | None = None, **limits: int) -> tuple[int, str]:
+    def run_and_rerun(self, fault: Fault | None = None, **limits: int) -> tuple[int, str]:
         """Run with a fault and then without it; return the first exit code, and a description of any problem."""
         from tests.support.soak_protocol import invalid_entries, leftovers
         from tests.support.standin import features_of
@@ -349,7 +352,7 @@ class Scene:
         self.fresh()
         before = committed_files(self._path)
         ended = self.run(fault, **limits)
-        wrong = trouble(ended)
+        wrong = problem_of(ended)
         if not wrong and (broken := invalid_entries(self._path) if self._path.exists() else []):
             wrong = f"not as recorded: {broken}"
         after = committed_files(self._path)
@@ -361,8 +364,8 @@ class Scene:
             wrong = f"rerun: exit code {again.code}: {again.text[-2000:]}"
         if not wrong and features_of(self._path) != self.expected:
             wrong = "rerun: different features"
-        if not wrong and (left := leftovers(self._path)):
-            wrong = f"rerun: unreferenced files: {left}"
+        if not wrong and (unreferenced := leftovers(self._path)):
+            wrong = f"rerun: unreferenced files: {unreferenced}"
         if not wrong and (lost := after.items() - committed_files(self._path).items()):
             wrong = f"rerun: parts were recomputed: {sorted(lost)}"
         return ended.code, wrong
@@ -394,20 +397,20 @@ SWEEPS: list[tuple[str, str, int, bool]] = [
 
 
 def sweep(
-    scene: Scene, where: str, kinds: str, code: int, always: bool, every: int = 1
+    scenario: Scenario, where: str, kinds: str, code: int, always: bool, every: int = 1
 ) -> tuple[Counter[int], list[str]]:
     """Make one call after another fail; return the number of runs by exit code, and all problems."""
-    folder = scene.output if where == "output" else scene.shards
-    scene.fresh()
-    n_calls = scene.run(Fault(folder, kinds)).n_calls
+    folder = scenario.output if where == "output" else scenario.shards
+    scenario.fresh()
+    n_calls = scenario.run(Fault(folder, kinds)).n_calls
     codes = Counter[int]()
     wrong = []
     for number in range(0, n_calls, every):
         fault = Fault(folder, kinds, number, code, always)
-        its_code, words = scene.meets(fault)
-        codes[its_code] += 1
+        exit_code, words = scenario.run_and_rerun(fault)
+        codes[exit_code] += 1
         if words:
-            wrong.append(f"{scene.kind}: {fault}: {words}")
+            wrong.append(f"{scenario.kind}: {fault}: {words}")
     return codes, wrong
 
 
@@ -420,11 +423,11 @@ def main() -> int:
     start = time.monotonic()
     n_cases = 0
     n_wrong = 0
-    with tempfile.TemporaryDirectory(prefix="shardpress-calls-") as name, started(Path(name)) as runs:
-        for kind in SCENES:
-            scene = Scene(runs, Path(name) / kind, kind)
+    with tempfile.TemporaryDirectory(prefix="shardpress-calls-") as name, started_runs(Path(name)) as runs:
+        for kind in SCENARIOS:
+            scenario = Scenario(runs, Path(name) / kind, kind)
             for where, kinds, code, always in SWEEPS:
-                codes, wrong = sweep(scene, where, kinds, code, always, every)
+                codes, wrong = sweep(scenario, where, kinds, code, always, every)
                 n_cases += codes.total()
                 n_wrong += len(wrong)
                 label = f"{kind}: {where}: {Fault('', kinds, every, code, always)}"

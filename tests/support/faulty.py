@@ -83,18 +83,18 @@ for _name in _CALLS:
 class FailingDisk(RecordingDisk):
     """Disk whose call `first` fails, and later ones if `for_good`; with `done` it takes effect before it fails."""
 
-    def __init__(self, first: int, code: int, for_good: bool = False, done: bool = False) -> None:
+    def __init__(self, first: int, code: int, is_permanent: bool = False, takes_effect: bool = False) -> None:
         super().__init__()
         self._first = first
         self._code = code
-        self._for_good = for_good
-        self._done = done
+        self._is_permanent = is_permanent
+        self._takes_effect = takes_effect
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
-        if number < self._first or (number > self._first and not self._for_good):
+        if number < self._first or (number > self._first and not self._is_permanent):
             return do(*arguments)
         # A descriptor is released even when closing it fails.
-        if self._done or name == "close":
+        if self._takes_effect or name == "close":
             do(*arguments)
         raise OSError(self._code, os.strerror(self._code))
 

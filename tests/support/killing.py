@@ -104,7 +104,7 @@ class Ended:
         """Last phase that began."""
         return list(self.phase_starts)[-1]
 
-    def says(self, pattern: str) -> bool:
+    def has_line(self, pattern: str) -> bool:
         """Return whether a line matches a pattern."""
         return any(re.search(pattern, line) for line in self.lines)
 
@@ -124,7 +124,7 @@ class Program:
         self.environment = environment(**variables)
 
     def start(self, output: Path, *flags: str, **options: Any) -> subprocess.Popen[bytes]:
-        """Start a process with all its output in one pipe; `how` is passed to ``Popen``."""
+        """Start a process with all its output in one pipe; `options` are passed to ``Popen``."""
         usual = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         command = [*self.command, "--output", str(output), *flags]
         return subprocess.Popen(command, cwd=REPOSITORY, env=self.environment, **{**usual, **options})
@@ -291,12 +291,12 @@ class Victim:
             if not kills:  # other runs skip a phase
                 lengths = _lengths(ended)
                 self.seconds |= {name: (self.seconds[name] + seconds) / 2 for name, seconds in lengths.items()}
-            kills.append(self.look(ended, output, is_rerun=bool(kills)))
-        seconds = self.go_on(output).seconds
+            kills.append(self.inspect(ended, output, is_rerun=bool(kills)))
+        seconds = self.resume(output).seconds
         shutil.rmtree(output)
         return kills, seconds
 
-    def go_on(self, output: Path) -> Ended:
+    def resume(self, output: Path) -> Ended:
         """Run the same command again to its end, and check its results.
 
         Raises
@@ -310,11 +310,11 @@ class Victim:
         _must_use(before, ended, output)
         return ended
 
-    def look(self, ended: Ended, output: Path, is_rerun: bool = False) -> Kill:
+    def inspect(self, ended: Ended, output: Path, is_rerun: bool = False) -> Kill:
         """Check what a killed run has left: only whole results, with or without a manifest."""
         if ended.code != -signal.SIGKILL:
             raise CheckFailed(f"exit code {ended.code}, expected to be killed: {ended.lines[-3:]}")
-        _must_be_nothing("damaged results", _broken(output))
+        _must_be_nothing("damaged results", _damaged_results(output))
         if output.exists():
             run_seen_by_readers(output)
         names = [path.name for path in output.rglob("*")]
@@ -329,7 +329,7 @@ class Victim:
 
     def check(self, output: Path) -> None:
         """Check that a finished output has the bits of the undisturbed one, and no other files."""
-        _must_be_nothing("damaged results", _broken(output))
+        _must_be_nothing("damaged results", _damaged_results(output))
         _must_be_nothing("unreferenced files", leftovers(output))
         if features_of(output) != self.features:
             raise CheckFailed("the features are not those of an undisturbed run")
@@ -376,7 +376,7 @@ def committed(output: Path) -> dict[str, str]:
     return {record["key"]: record["entry"]["file"] for record in records(output)}
 
 
-def _broken(output: Path) -> list[str]:
+def _damaged_results(output: Path) -> list[str]:
     try:
         return invalid_entries(output)
     except ValueError as error:
@@ -385,7 +385,7 @@ def _broken(output: Path) -> list[str]:
 
 def _must_use(before: dict[str, str], ended: Ended, output: Path) -> None:
     """Check that finished results were not computed again."""
-    if ended.says("^Already complete"):
+    if ended.has_line("^Already complete"):
         return
     parts = {part["file"] for part in read_manifest(output)["parts"]}
     _must_be_nothing(
@@ -399,7 +399,7 @@ def _must_use(before: dict[str, str], ended: Ended, output: Path) -> None:
     words = [expected[key] for key in before if key in expected]
     if last and "model" not in before:
         words.append(f"training: resuming after step {last} ")
-    _must_be_nothing("missing log lines", [sentence for sentence in words if not ended.says(re.escape(sentence))])
+    _must_be_nothing("missing log lines", [sentence for sentence in words if not ended.has_line(re.escape(sentence))])
 
 
 def _must_be_nothing(what: str, found: list[str]) -> None:

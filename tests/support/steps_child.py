@@ -19,7 +19,7 @@ from tests.support import device_child as child
 from tests.support.steps import take_step
 
 N_EACH = 3
-TAKEN = ((1, 2), (1, 1, 1), (3,), (2, 1))  # number of steps in each piece
+STEPS_PER_CALL = ((1, 2), (1, 1, 1), (3,), (2, 1))  # number of steps in each piece
 
 
 def put_by_turns() -> None:
@@ -47,8 +47,8 @@ def taken_together(step: TrainingStep, autoencoder: Autoencoder, rows: np.ndarra
 
     def one_by_one() -> None:
         for i, rate in enumerate(rates):
-            some = slice(i * child.BATCH, (i + 1) * child.BATCH)
-            take_step(step, piece[some], rate, noise=noise[some])
+            batch = slice(i * child.BATCH, (i + 1) * child.BATCH)
+            take_step(step, piece[batch], rate, noise=noise[batch])
 
     def by(*calls: list[float]) -> None:
         step.begin(piece, noise, child.BATCH)
@@ -85,7 +85,7 @@ def main(place: str, log: str) -> None:
     piece = rows[numbers] if resident is None else numbers
     rate = child.RATES["adam"]
     with open(log, "a", buffering=1) as file:
-        for i, at_once in enumerate(TAKEN):
+        for i, at_once in enumerate(STEPS_PER_CALL):
             file.write("piece\n")
             step.begin(piece, noise, child.BATCH)
             for j, n in enumerate(at_once):

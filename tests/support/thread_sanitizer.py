@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from tests.support.cuda import stub
 from tests.support.interpreters import Ended, fresh
 
-__all__ = ["FOUND", "run_sanitized"]
+__all__ = ["EXIT_CODE", "run_sanitized"]
 
-FOUND = 66  # exit code of a process with findings
+EXIT_CODE = 66  # exit code of a process with findings
 # From personality(2): the argument that changes nothing, and ADDR_NO_RANDOMIZE.
 _ASK = 0xFFFFFFFF
 _NO_RANDOMIZE = 0x0040000
@@ -39,7 +39,7 @@ def run_sanitized(code: str, **variables: str) -> Ended:
     card = stub.variables(forwarded=True, threads=1)
     # The sanitizer's `dlopen` does not know where a library looks for others.
     card["LD_LIBRARY_PATH"] = f"{card['LD_LIBRARY_PATH']}:{stub.nvrtc().parent}"
-    options = f"exitcode={FOUND}:report_signal_unsafe=0"
+    options = f"exitcode={EXIT_CODE}:report_signal_unsafe=0"
     with _one_layout():
         return fresh(_ALONE + code, LD_PRELOAD=found.stdout.strip(), TSAN_OPTIONS=options, **card, **variables)
 

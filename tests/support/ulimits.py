@@ -22,7 +22,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from tests.support.failing_calls import Ended, trouble
+from tests.support.failing_calls import Ended, problem_of
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.killing import features_of
@@ -67,12 +67,12 @@ class Limited:
         assert ended.code == 0, ended.text
         self._features = features_of(folder / "undisturbed")
 
-    def meets(self, name: str, value: int) -> tuple[int, str]:
+    def run_and_rerun(self, name: str, value: int) -> tuple[int, str]:
         """Run under a limit and then without it; return the first exit code, and a description of any problem."""
         output = self._folder / "out"
         shutil.rmtree(output, ignore_errors=True)
         ended = self._run(output, name, value)
-        wrong = "" if _is_ended_by_openblas(ended) else trouble(ended, _ALLOWED)
+        wrong = "" if _is_ended_by_openblas(ended) else problem_of(ended, _ALLOWED)
         again = self._run(output)
         if not wrong and again.code:
             wrong = f"rerun: exit code {again.code}: {again.text[-2000:]}"
@@ -158,7 +158,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="shardpress-limits-") as folder:
         limited = Limited(Path(folder))
         for name, value in cases(names):
-            code, wrong = limited.meets(name, value)
+            code, wrong = limited.run_and_rerun(name, value)
             n_cases += 1
             n_wrong += bool(wrong)
             print(f"{name}={value}: exit code {code}", flush=True)

@@ -9,12 +9,15 @@ from pipeline.training.averaging import Average, Weights, outer_step
 SHAPES = {"W": (3, 2), "b": (2,)}
 
 
-def some(rng, shapes=SHAPES):
+def random_arrays(rng, shapes=SHAPES):
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def states(rng, counts):
-    return [Weights(some(rng), {**some(rng, {"W.mean": (3, 2)}), "step": np.asarray(n, np.float32)}) for n in counts]
+    return [
+        Weights(random_arrays(rng), {**random_arrays(rng, {"W.mean": (3, 2)}), "step": np.asarray(n, np.float32)})
+        for n in counts
+    ]
 
 
 def averaged(states, weights):

@@ -226,14 +226,14 @@ def test_workers_that_die_or_join_in_training_change_no_bit(shards: Any, tmp_pat
 
                 def run(tasks: Any) -> Any:
                     number = next(n_rounds)
-                    death = threading.Timer(0.01, cluster.kill, ["a"])
+                    timer = threading.Timer(0.01, cluster.kill, ["a"])
                     if number == 11:
-                        death.start()
+                        timer.start()
                     if number == 12:
                         cluster.start_worker("c")
                     done = runner_on(*where)(tasks)
                     if number == 11:
-                        death.join(240)
+                        timer.join(240)
                     return done
 
                 assert bits(ready(shards, DEEP, resident=False), run) == expected

@@ -141,8 +141,8 @@ def test_steps_do_not_depend_on_how_minibatches_are_grouped(corruption: float, n
         assert noise is None or np.array_equal(noise, noise_of(3, 7 + i, batch.shape))
     for n_each in (2, 3, 5):
         for pair in zip(one_by_one, begun_by(n_each), strict=True):
-            for alone, together in zip(*pair, strict=True):
-                np.testing.assert_array_equal(alone, together)
+            for alone, grouped in zip(*pair, strict=True):
+                np.testing.assert_array_equal(alone, grouped)
 
 
 def test_windows_before_the_first_minibatch_are_not_read(shards, monkeypatch):
@@ -150,7 +150,7 @@ def test_windows_before_the_first_minibatch_are_not_read(shards, monkeypatch):
     streamed = StreamedRows(shards, 1)
     n_windows = []
     read = module._Reader.slabs
-    monkeypatch.setattr(module._Reader, "slabs", lambda *how: n_windows.append(1) or read(*how))
+    monkeypatch.setattr(module._Reader, "slabs", lambda *arguments: n_windows.append(1) or read(*arguments))
     list(streamed.minibatches(order, 0, 3, first=5))
     assert len(n_windows) <= len(list(order.windows(0))) - 4
 

@@ -185,15 +185,15 @@ def test_answer_to_an_interrupted_question_is_discarded(path, child_runs):
     assert vet(Path(path)).shape == (3, 2)
 
 
-@pytest.mark.parametrize("how", ["exit", "SIGKILL", "SIGTERM"])
-def test_child_ends_with_its_driver(path, how):
+@pytest.mark.parametrize("cause", ["exit", "SIGKILL", "SIGTERM"])
+def test_child_ends_with_its_driver(path, cause):
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, path], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     child = os.pidfd_open(int(driver.stdout.readline()))
     try:
-        if how != "exit":
-            driver.send_signal(getattr(signal, how))
+        if cause != "exit":
+            driver.send_signal(getattr(signal, cause))
         driver.communicate()
         assert select.select([child], [], [], 60)[0], "the child is still alive"
     finally:

@@ -174,8 +174,8 @@ def test_planted_plugin_is_not_loaded(tmp_path, by):
     if by == "connector":
         environment["HDF5_VOL_CONNECTOR"] = "canary"
     canary = Path(environment["CANARY"])
-    for how, loads in (("bare", True), ("ours", False)):
-        command = [sys.executable, "-c", PLANTED, how, str(path)]
+    for reader, loads in (("bare", True), ("ours", False)):
+        command = [sys.executable, "-c", PLANTED, reader, str(path)]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         assert canary.exists() == loads, done.stderr
         canary.unlink(missing_ok=True)
