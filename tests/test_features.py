@@ -11,7 +11,7 @@ from pipeline.features import open_features
 from pipeline.output.lock import locked
 from tests.support.helpers import numbered, refused, write_shard
 from tests.support.logged import mentions
-from tests.support.parts import EXTRAS, feature_rows, finished, part, same
+from tests.support.parts import EXTRAS, assert_same_datasets, feature_rows, finished, part
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_opened_features_equal_the_parts_for_any_blocks(output):
         assert [part["n_rows"] for part in found.manifest["parts"]] == [3, 4]
         np.testing.assert_array_equal(found.features, feature_rows(7), err_msg=f"blocks of {block_rows}")
         np.testing.assert_array_equal(found.valid, np.arange(7) % 5 != 1)
-        same(found.extras, {"y": np.arange(7)})
+        assert_same_datasets(found.extras, {"y": np.arange(7)})
 
 
 def test_extras_missing_from_a_part_are_not_opened(output):

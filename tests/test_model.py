@@ -52,7 +52,7 @@ def model(request):
 # -- encoding ----------------------------------------------------------------------------------------------------
 
 
-def slowly(kind, z):
+def slow_activation(kind, z):
     """Return an activation, computed with Python floats."""
     if kind == "sigmoid":
         return 1 / (1 + math.exp(-z))
@@ -63,7 +63,7 @@ def slowly(kind, z):
 def slow_layer(kind, rows, W, b):
     """Return the output of a layer, computed number by number."""
     sums = [[sum(x * float(w) for x, w in zip(row, W[:, j], strict=True)) for j in range(len(b))] for row in rows]
-    return [[slowly(kind, z + float(b[j])) for j, z in enumerate(row)] for row in sums]
+    return [[slow_activation(kind, z + float(b[j])) for j, z in enumerate(row)] for row in sums]
 
 
 def slow_encode(model, rows):

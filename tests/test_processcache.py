@@ -88,12 +88,12 @@ def test_a_fork_finds_a_free_lock_and_the_values() -> None:
         return 2
 
     with ThreadPoolExecutor(1) as pool:
-        made = pool.submit(cache.get_or_make, "b", make)
+        future = pool.submit(cache.get_or_make, "b", make)
         is_making.wait(60)
         pid = os.fork()
         if pid == 0:
             os._exit(cache.get("a") == 1)
         is_forked.set()
         _, status = os.waitpid(pid, 0)
-        assert made.result() == 2
+        assert future.result() == 2
     assert os.waitstatus_to_exitcode(status) == 1

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.cuda import stub
 from tests.support.helpers import write_shard
-from tests.support.interpreters import REPOSITORY, Ended, fresh
+from tests.support.interpreters import REPOSITORY, Ended, run_python
 
 PAGE = (REPOSITORY / "CONTRIBUTING.md").read_text()
 RECIPES = ("Add an activation", "Add a file filter", "Add an optimizer", "Add a command")
@@ -32,7 +32,7 @@ def examples(title: str) -> list[str]:
     return [dedent(block) for block in re.findall(r" *```python\n(.*?) *```", recipe(title), re.S)]
 
 
-def put_before(path: Path, mark: str, text: str) -> None:
+def insert_before(path: Path, mark: str, text: str) -> None:
     """Insert text into a file before a mark that occurs once in it."""
     source = path.read_text()
     assert source.count(mark) == 1, (path, mark)
@@ -47,20 +47,20 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(REPOSITORY / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
 
     (activation,) = examples("Add an activation")
-    put_before(root / "kernels/activations.py", "\n_RECORDS = (", f"\n{activation}\n")
-    put_before(root / "kernels/activations.py", ")\n\nACTIVATIONS =", "    _TANH,\n")
+    insert_before(root / "kernels/activations.py", "\n_RECORDS = (", f"\n{activation}\n")
+    insert_before(root / "kernels/activations.py", ")\n\nACTIVATIONS =", "    _TANH,\n")
 
     decoder, line = examples("Add a file filter")
-    put_before(root / "pipeline/hdf5/filters/codecs.py", "\nFILTERS = {", f"\n{decoder}\n")
-    put_before(root / "pipeline/hdf5/filters/codecs.py", '}\n"""All filters', f"    {line}")
+    insert_before(root / "pipeline/hdf5/filters/codecs.py", "\nFILTERS = {", f"\n{decoder}\n")
+    insert_before(root / "pipeline/hdf5/filters/codecs.py", '}\n"""All filters', f"    {line}")
 
     (rule,) = examples("Add an optimizer")
-    put_before(root / "kernels/rules.py", "\n_RECORDS = (", f"\n{rule}\n")
-    put_before(root / "kernels/rules.py", ")\n\nRULES =", "    _ADAGRAD,\n")
+    insert_before(root / "kernels/rules.py", "\n_RECORDS = (", f"\n{rule}\n")
+    insert_before(root / "kernels/rules.py", ")\n\nRULES =", "    _ADAGRAD,\n")
 
     command, line = examples("Add a command")
     (root / "pipeline/commands/weights.py").write_text(command)
-    put_before(root / "pipeline/commands/table.py", "}\n_EXAMPLES =", f"    {line}")
+    insert_before(root / "pipeline/commands/table.py", "}\n_EXAMPLES =", f"    {line}")
     return root
 
 
@@ -73,7 +73,7 @@ def outside_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def in_tree(tree: Path, code: str, warnings: str = "error", **variables: str | None) -> Ended:
     """Return the result of a program that uses the copy."""
     path = f"{tree}:{REPOSITORY}"  # the second entry has the helpers of tests
-    ended = fresh(code, warnings, PYTHONPATH=path, **variables)
+    ended = run_python(code, warnings, PYTHONPATH=path, **variables)
     assert ended.code == 0, ended.stderr
     return ended
 

@@ -147,11 +147,11 @@ def test_results_are_ordered_and_reported_once_in_the_caller(n_threads: int) -> 
         reported: list[int] = []
         by = set[threading.Thread]()
 
-        def tell(result: int, reported: list[int] = reported, by: set[threading.Thread] = by) -> None:
+        def report(result: int, reported: list[int] = reported, by: set[threading.Thread] = by) -> None:
             reported.append(result)
             by.add(threading.current_thread())
 
-        results = run([(square, i) for i in range(n_tasks)], n_threads, tell)
+        results = run([(square, i) for i in range(n_tasks)], n_threads, report)
         assert results == [i * i for i in range(n_tasks)], f"{n_tasks} tasks"
         assert sorted(reported) == results, f"{n_tasks} tasks"
         assert by <= {threading.current_thread()}
@@ -179,13 +179,13 @@ def test_concurrent_computations_keep_their_results_apart() -> None:
     """One computation runs inside a callback of another, and a third one in another thread at the same time."""
     reported: dict[str, list[int]] = {"outer": [], "inner": [], "aside": []}
 
-    def tell(result: int) -> None:
+    def report(result: int) -> None:
         reported["outer"].append(result)
         run([(square, i) for i in (7, 8)], 2, reported["inner"].append)
 
     aside = threading.Thread(target=lambda: run([(square, i) for i in range(50)], 2, reported["aside"].append))
     aside.start()
-    run([(square, i) for i in range(5)], 2, tell)
+    run([(square, i) for i in range(5)], 2, report)
     aside.join()
     assert sorted(reported["outer"]) == [i * i for i in range(5)]
     assert sorted(reported["inner"]) == sorted([49, 64] * 5)
@@ -230,12 +230,12 @@ def test_an_error_of_the_callback_stops_the_remaining_tasks() -> None:
     n_started = list[int]()
     has_begun = threading.Event()
 
-    def tell(result: int) -> None:
+    def report(result: int) -> None:
         reported.append(result)
         raise ValueError("full")
 
     with pytest.raises(ValueError, match="full"):
-        run([(run_until_stopped, has_begun), *((n_started.append, i) for i in range(1000))], 2, tell)
+        run([(run_until_stopped, has_begun), *((n_started.append, i) for i in range(1000))], 2, report)
     assert (len(reported), len(n_started) < 100) == (1, True)
 
 

@@ -51,8 +51,8 @@ def test_a_run_with_threads_does_not_import_distributed() -> None:
 
 def test_threads_work_while_the_driver_handles_a_result() -> None:
     events = [threading.Event() for _ in range(3)]
-    seen: list[bool] = []
+    states: list[bool] = []
     with LocalPool().executor(1) as (pool, n_at_once):
         tasks = [(threading.Event.set, each) for each in events]
-        compute(tasks, pool, n_at_once, lambda _: seen.append(events[min(len(seen) + 1, 2)].wait(60)))
-    assert seen == [True] * 3
+        compute(tasks, pool, n_at_once, lambda _: states.append(events[min(len(states) + 1, 2)].wait(60)))
+    assert states == [True] * 3

@@ -139,8 +139,8 @@ def test_a_lost_scheduler_ends_the_run_for_now() -> None:
         run(LosingScheduler())
 
     class LosingResults(Client):
-        def submit(self, *called: Any, key: object) -> FakeFuture:
-            pending = super().submit(*called, key=key)
+        def submit(self, *arguments: Any, key: object) -> FakeFuture:
+            pending = super().submit(*arguments, key=key)
             pending.has_result = True
             return pending
 

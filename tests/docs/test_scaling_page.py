@@ -29,13 +29,13 @@ def commands(program: str) -> list[list[str]]:
 
 
 def test_flags_are_options_of_their_programs() -> None:
-    for program, known in OPTIONS.items():
+    for program, options in OPTIONS.items():
         found = commands(program)
         assert len(found) >= 2, program
         for words in found:
             with case(program, words):
                 assert words
-                assert set(words) <= known
+                assert set(words) <= options
     arguments = re.search(r"worker_extra_args=\[(.*?)\]", PAGE)
     assert arguments
     assert set(re.findall(r'"(--[\w-]+)"', arguments[1])) <= OPTIONS["dask worker"]

@@ -35,7 +35,7 @@ def test_blocks_of_the_tutorial_run_in_order(
             output += done.stdout + done.stderr
     error, components = map(float, re.findall(r"error ([\d.]+).*\(8 principal components: ([\d.]+)", output)[0])
     assert error < 0.7 * components
-    printed = capsys.readouterr().out
-    accuracy = {kind: float(value) for kind, value in re.findall(r"8 (\w+): +([\d.]+)", printed)}
+    output = capsys.readouterr().out
+    accuracy = {kind: float(value) for kind, value in re.findall(r"8 (\w+): +([\d.]+)", output)}
     assert accuracy["features"] > accuracy["components"]
-    assert float(printed.split()[-1]) > accuracy["components"]  # the search itself
+    assert float(output.split()[-1]) > accuracy["components"]  # the search itself

@@ -84,26 +84,28 @@ def torch() -> Any:
 # -- one test per line ------------------------------------------------------------------------------------------------
 
 
-def same(found: Any, expected: Any) -> None:
+def assert_same(found: Any, expected: Any) -> None:
     np.testing.assert_array_equal(np.asarray(found), expected)
 
 
 def frame(found: pd.DataFrame) -> None:
-    same(found[["feature0", "feature1"]], ROWS)
+    assert_same(found[["feature0", "feature1"]], ROWS)
 
 
 CHECKS = {
-    "NumPy": lambda found: same(found, ROWS),
-    "Dask, out of core": lambda found: same(found, ROWS.mean(axis=0)),
-    "scikit-learn": lambda found: same(found.classes_, Y),
-    "pandas": lambda found: (frame(found), same(found["y"], Y)),
-    "Polars": lambda found: (same(found["features"].to_numpy(), ROWS), same(found["y"], Y)),
-    "PyTorch": lambda found: [(same(found[i][0], ROWS[i]), same(found[i][1], i)) for i in range(len(found))],
-    "PyTorch, row by row from the disk": lambda found: same(next(iter(found)), ROWS),
-    "Arrow": lambda found: (same(found["features"].to_pylist(), ROWS), same(found["y"], Y)),
+    "NumPy": lambda found: assert_same(found, ROWS),
+    "Dask, out of core": lambda found: assert_same(found, ROWS.mean(axis=0)),
+    "scikit-learn": lambda found: assert_same(found.classes_, Y),
+    "pandas": lambda found: (frame(found), assert_same(found["y"], Y)),
+    "Polars": lambda found: (assert_same(found["features"].to_numpy(), ROWS), assert_same(found["y"], Y)),
+    "PyTorch": lambda found: [
+        (assert_same(found[i][0], ROWS[i]), assert_same(found[i][1], i)) for i in range(len(found))
+    ],
+    "PyTorch, row by row from the disk": lambda found: assert_same(next(iter(found)), ROWS),
+    "Arrow": lambda found: (assert_same(found["features"].to_pylist(), ROWS), assert_same(found["y"], Y)),
     "Parquet": lambda _: (
         frame(pd.read_parquet("features.parquet")),
-        same(pd.read_parquet("features.parquet")["y"], Y),
+        assert_same(pd.read_parquet("features.parquet")["y"], Y),
     ),
     "Parquet, out of core": lambda _: frame(pd.read_parquet("parquet")),
 }
@@ -133,5 +135,5 @@ def test_examples_of_the_estimator_run(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "features").mkdir()
     (tmp_path / "features/model.h5").write_bytes(names["fitted"].model_.to_hdf5())
     exec(from_run, names)
-    same(names["fitted"].transform(names["X"]), features)
+    assert_same(names["fitted"].transform(names["X"]), features)
     assert load_model("model.h5").fingerprint == names["fitted"].model_.fingerprint

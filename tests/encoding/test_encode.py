@@ -84,10 +84,10 @@ def encode(
 ) -> tuple[list[PartFacts], np.ndarray]:
     """Return the facts of all parts, and their features."""
     done = run(shards, settings_of(shards, folder, block_rows, part_rows, bad_data=bad_data or BadData()), **options)
-    return done, whole(folder, done, "features")
+    return done, concatenate(folder, done, "features")
 
 
-def whole(folder: Path, parts: Sequence[PartFacts], name: str) -> np.ndarray:
+def concatenate(folder: Path, parts: Sequence[PartFacts], name: str) -> np.ndarray:
     """Return a dataset over all parts."""
     found = []
     for part in parts:
@@ -219,16 +219,16 @@ def test_only_quarantine_lists_bad_rows(tmp_path: Path) -> None:
     rows[np.random.default_rng(0).random((50, 3)) < 0.05] = np.nan
     shards = open_shards([write_shard(tmp_path / "a.h5", rows)])
     skipped, features = encode(shards, tmp_path, 4, 12, BadData("skip"))
-    listed, same = encode(shards, tmp_path, 3, 9, BadData("quarantine"))
+    quarantined, same = encode(shards, tmp_path, 3, 9, BadData("quarantine"))
     assert same.tobytes() == features.tobytes()
     assert not any(part.bad for part in skipped)
-    found = [bad for part in listed for bad in part.bad]
+    found = [bad for part in quarantined for bad in part.bad]
     assert found == [
         {"row": i, "columns": np.flatnonzero(np.isnan(row)).tolist(), "reason": "nan"}
         for i, row in enumerate(rows)
         if np.isnan(row).any()
     ]
-    assert sum(part.n_bad for part in skipped) == sum(part.n_bad for part in listed) == len(found)
+    assert sum(part.n_bad for part in skipped) == sum(part.n_bad for part in quarantined) == len(found)
 
 
 @pytest.mark.parametrize("part_rows", [4, 8, 100])
@@ -241,7 +241,7 @@ def test_an_unreadable_shard_keeps_its_place_and_its_extras(tmp_path: Path, part
     parts, features = encode(
         open_shards(names), tmp_path, 4, part_rows, BadData("quarantine"), unreadable={1: "broken"}
     )
-    valid, y = (whole(tmp_path, parts, name) for name in ("valid", "y"))
+    valid, y = (concatenate(tmp_path, parts, name) for name in ("valid", "y"))
     assert valid.tolist() == [True] * 10 + [False] * 10 + [True] * 10
     assert np.isnan(features[~valid]).all()
     assert np.array_equal(features[valid], 2 * numbered(30)[valid])
@@ -294,17 +294,17 @@ def test_unreadable_values_of_an_extra_dataset_are_filled(
     parts, features = encode(shards, tmp_path, 4, part_rows, BadData("quarantine"))
     expected = values.copy()
     expected[14:21] = nothing
-    found = whole(tmp_path, parts, name)
+    found = concatenate(tmp_path, parts, name)
     np.testing.assert_array_equal(found, [each.encode() if isinstance(each, str) else each for each in expected])
     with h5py.File(tmp_path / parts[0].entry.file) as file:
         assert file[name].dtype == dtype
-    assert whole(tmp_path, parts, "beside").tolist() == list(range(30))
+    assert concatenate(tmp_path, parts, "beside").tolist() == list(range(30))
     assert np.array_equal(features, 2 * numbered(30))
-    assert whole(tmp_path, parts, "valid").all()
+    assert concatenate(tmp_path, parts, "valid").all()
     assert sum(part.n_bad for part in parts) == 0
-    listed = [bad for part in parts for bad in part.bad]
-    assert sorted(row for bad in listed for row in range(*bad["row"])) == list(range(14, 21))
-    assert {(bad["dataset"], f"dataset={name} rows=" in bad["reason"]) for bad in listed} == {(name, True)}
+    quarantined = [bad for part in parts for bad in part.bad]
+    assert sorted(row for bad in quarantined for row in range(*bad["row"])) == list(range(14, 21))
+    assert {(bad["dataset"], f"dataset={name} rows=" in bad["reason"]) for bad in quarantined} == {(name, True)}
     assert mentions(caplog.text, name, nothing or "empty", f"file={path}")
     with refused(65, str(path), f"dataset={name} rows="):
         encode(shards, tmp_path, 4, part_rows)
@@ -332,8 +332,8 @@ def test_unreadable_values_of_an_extra_dataset_are_not_present(tmp_path: Path) -
     for name, first, value, nothing in lost:
         expected = np.r_[[False] * 3, [True] * 30]
         expected[3 + first : 10 + first] = False
-        assert np.array_equal(whole(tmp_path, parts, f"{name}_present"), expected)
-        assert whole(tmp_path, parts, name).tolist() == [value if has else nothing for has in expected]
+        assert np.array_equal(concatenate(tmp_path, parts, f"{name}_present"), expected)
+        assert concatenate(tmp_path, parts, name).tolist() == [value if has else nothing for has in expected]
 
 
 def test_a_storage_error_of_an_extra_dataset_is_not_bad_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

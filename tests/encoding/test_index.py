@@ -14,7 +14,7 @@ from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Extra
 from tests.support.helpers import names
-from tests.support.parts import EXTRAS, feature_rows, finished, index_of, same
+from tests.support.parts import EXTRAS, assert_same_datasets, feature_rows, finished, index_of
 
 
 @pytest.fixture(params=[1000, 2], ids=["a view of parts", "a view of views"])
@@ -33,7 +33,7 @@ def test_the_index_concatenates_all_parts(output, tmp_path, monkeypatch):
             with h5py.File(path) as file:
                 valid = np.arange(n_rows) % 5 != 1
                 expected = {"features": feature_rows(n_rows), "valid": valid, "y": np.arange(n_rows)}
-                same({name: item[:] for name, item in file.items()}, expected)
+                assert_same_datasets({name: item[:] for name, item in file.items()}, expected)
 
 
 def test_the_index_can_be_used_as_input(output):
@@ -45,7 +45,7 @@ def test_the_index_can_be_used_as_input(output):
 
 def test_the_index_holds_extra_datasets_of_every_kind(output):
     with h5py.File(output(3, extras={0: EXTRAS}) / "index.h5") as file:
-        same({name: file[name][:] for name in EXTRAS}, EXTRAS)
+        assert_same_datasets({name: file[name][:] for name in EXTRAS}, EXTRAS)
 
 
 def test_extra_datasets_can_have_any_name(output):
@@ -117,14 +117,14 @@ def test_views_of_many_parts_are_made_one_at_a_time():
         return f"parts/part-{i:032x}.h5", part_shapes(2, 2, ())
 
     files = index_files(range(95), viewed, {}, {}, most=10)
-    written = [next(files)]
+    made_files = [next(files)]
     assert requested == [*range(10)]
-    written += files
-    assert [name for name, _ in written][-1] == "index.h5"
-    assert len(set(written)) == len(dict(written)) == 11
-    assert all(is_left(name) for name, _ in written[:-1]), "unreferenced files that are removed"
+    made_files += files
+    assert [name for name, _ in made_files][-1] == "index.h5"
+    assert len(set(made_files)) == len(dict(made_files)) == 11
+    assert all(is_left(name) for name, _ in made_files[:-1]), "unreferenced files that are removed"
     again = index_files(range(85), viewed, {}, {}, most=10)
-    assert set(again) & set(written) == set(written[:8]), "equal parts have equal views"
+    assert set(again) & set(made_files) == set(made_files[:8]), "equal parts have equal views"
 
 
 def test_a_view_of_views_loses_only_rows_of_missing_parts(tmp_path):

@@ -200,7 +200,7 @@ def test_unsupported_text_is_an_error_in_every_part():
 def test_only_the_first_of_similar_parts_is_laid_out_by_hdf5(monkeypatch):
     layouts = []
     memory = PartMemory(4, 2)  # may be the first one of the process
-    monkeypatch.setattr(module, "lay_out", lambda *given: layouts.append(1) or lay_out(*given))
+    monkeypatch.setattr(module, "lay_out", lambda *arguments: layouts.append(1) or lay_out(*arguments))
     for i in range(5):
         memory.file(np.ones(3, bool), {"y": np.arange(3)}, {}, {"n_rows": 10**i, "path": f"größe/{'x' * i}.h5"})
     assert len(layouts) == 1
@@ -210,7 +210,7 @@ def test_layouts_of_a_few_sizes_are_kept(monkeypatch):
     expected = {n: part_bytes(feature_rows(n), np.arange(n) > 0, {}, {}, {}) for n in (1, 3, 4)}
     layouts = []
     memory = PartMemory(4, 2, most_templates=2)
-    monkeypatch.setattr(module, "lay_out", lambda *given: layouts.append(1) or lay_out(*given))
+    monkeypatch.setattr(module, "lay_out", lambda *arguments: layouts.append(1) or lay_out(*arguments))
     for sizes, n_layouts in (((3, 4, 3, 4), 2), ((1,), 3), ((1, 3), 4), ((4, 3), 6)):
         for n_rows in sizes:
             memory.features(n_rows)[:] = feature_rows(n_rows)
@@ -269,12 +269,12 @@ def test_declared_extras_of_a_shard_match_its_parts(tmp_path):
         found = read_extras(Block(shard, 0, n))
         (tmp_path / "part").write_bytes(part(n, extras=found))
         declared = part_shapes(n, 2, shard.extras)
-        held = shapes_in(tmp_path / "part")
+        shapes = shapes_in(tmp_path / "part")
         assert {"ascii", "utf8", "state", "big", "big_present", "column", "row", "text", "array"} <= set(declared)
-        assert declared == held
+        assert declared == shapes
         for check in (h5py.check_enum_dtype, h5py.check_string_dtype):
             assert {name: check(dtype) for name, (_, dtype) in declared.items()} == {
-                name: check(dtype) for name, (_, dtype) in held.items()
+                name: check(dtype) for name, (_, dtype) in shapes.items()
             }
 
 

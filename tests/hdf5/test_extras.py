@@ -24,7 +24,7 @@ def add(request, tmp_path, caplog):
     path = write_shard(tmp_path / "x.h5", numbered(N))
     caplog.set_level("INFO", "pipeline")
 
-    def opened(**datasets):
+    def open_with(**datasets):
         with h5py.File(path, "a") as file:
             if not request.param:
                 file["X"].attrs["columns"] = ["a", "b"]
@@ -35,7 +35,7 @@ def add(request, tmp_path, caplog):
                 )
         return open_shards([path])[0]
 
-    return opened
+    return open_with
 
 
 def reasons(shard):

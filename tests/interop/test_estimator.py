@@ -27,7 +27,7 @@ from pipeline.run.engine import run
 from pipeline.settings.config import SETTINGS, Config
 from tests.support.cases import case, each
 from tests.support.helpers import refused, write_shard
-from tests.support.interpreters import REPOSITORY, fresh
+from tests.support.interpreters import REPOSITORY, run_python
 
 pytestmark = pytest.mark.compiler
 
@@ -50,7 +50,7 @@ def same_models(one: TiedAutoencoder, other: Any) -> bool:
 @pytest.mark.process
 def test_all_checks_of_scikit_learn_pass() -> None:
     """They run in a child process, because one check needs a variable that is read when SciPy is imported."""
-    ended = fresh(
+    ended = run_python(
         """
         from sklearn.utils.estimator_checks import check_estimator
         from pipeline import TiedAutoencoder
@@ -77,8 +77,8 @@ def test_parameters_are_settings_with_their_defaults() -> None:
 def test_numpy_numbers_and_texts_are_valid_parameters() -> None:
     x = rows()
     expected = TiedAutoencoder(epochs=2, n_features=3, hidden=(8,), memory_budget=2**28, random_state=7).fit(x)
-    given = {"epochs": np.int64(2), "n_features": np.int32(3), "hidden": np.array([8]).tolist()}
-    found = TiedAutoencoder(**given, memory_budget="256MiB", random_state=np.int64(7)).fit(x)
+    values = {"epochs": np.int64(2), "n_features": np.int32(3), "hidden": np.array([8]).tolist()}
+    found = TiedAutoencoder(**values, memory_budget="256MiB", random_state=np.int64(7)).fit(x)
     assert same_models(found, expected)
     assert not same_models(found.set_params(random_state=8).fit(x), expected)
     state = np.random.RandomState(1)
@@ -196,12 +196,12 @@ def test_partial_fits_equal_epochs_at_a_constant_rate() -> None:
     x = rows()
     settings = {"n_features": 3, "corruption": 0.25, "random_state": 5}
     whole = TiedAutoencoder(**settings, epochs=3, schedule="constant", validation_fraction=0, patience=0).fit(x)
-    passed = TiedAutoencoder(**settings)
+    estimator = TiedAutoencoder(**settings)
     for n in range(1, 4):
-        passed = pickle.loads(pickle.dumps(passed.partial_fit(x)))
-        assert passed.n_iter_ == n
-    assert same_models(passed, whole)
-    assert same_models(clone(passed).partial_fit(x).fit(x).partial_fit(x), clone(passed).fit(x).partial_fit(x))
+        estimator = pickle.loads(pickle.dumps(estimator.partial_fit(x)))
+        assert estimator.n_iter_ == n
+    assert same_models(estimator, whole)
+    assert same_models(clone(estimator).partial_fit(x).fit(x).partial_fit(x), clone(estimator).fit(x).partial_fit(x))
 
 
 def test_partial_fit_after_fit_keeps_the_scaling() -> None:
@@ -301,14 +301,14 @@ def test_numpy_replaces_a_missing_theano(monkeypatch: pytest.MonkeyPatch) -> Non
     x[::7, 3] = np.nan
     for options in ({}, {"impute": "mean", "clip_quantile": 0.1, "hidden": (8,), "code_activation": "sigmoid"}):
         with case(options):
-            given = x if options else np.nan_to_num(x)
-            fitted = TiedAutoencoder(**QUICK, **options).fit(given)
-            lazy = da.from_array(given, chunks=(4000, 9))
-            on_device = fitted.transform(given), fitted.score_samples(given)
+            values = x if options else np.nan_to_num(x)
+            fitted = TiedAutoencoder(**QUICK, **options).fit(values)
+            lazy = da.from_array(values, chunks=(4000, 9))
+            on_device = fitted.transform(values), fitted.score_samples(values)
             monkeypatch.setattr(applying, "has_theano", lambda: False)
-            np.testing.assert_allclose(fitted.transform(given), on_device[0], rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(fitted.transform(values), on_device[0], rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(fitted.transform(lazy), on_device[0], rtol=1e-4, atol=1e-5)
-            np.testing.assert_allclose(fitted.score_samples(given), on_device[1], rtol=1e-3, atol=1e-7)
+            np.testing.assert_allclose(fitted.score_samples(values), on_device[1], rtol=1e-3, atol=1e-7)
             monkeypatch.undo()
 
 
@@ -318,7 +318,7 @@ def test_fitted_estimator_is_applied_without_theano(tmp_path: Path) -> None:
     fitted = TiedAutoencoder(**QUICK).partial_fit(x)
     (tmp_path / "fitted").write_bytes(pickle.dumps(fitted))
     (tmp_path / "model.h5").write_bytes(fitted.model_.to_hdf5())
-    ended = fresh(
+    ended = run_python(
         f"""
         import pickle, sys
         import numpy as np

@@ -25,9 +25,9 @@ def compiled(monkeypatch):
     calls = []
     original = theano.function
 
-    def counted(*args, **kwargs):
+    def compile_and_count(*args, **kwargs):
         calls.append(args)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(theano, "function", counted)
+    monkeypatch.setattr(theano, "function", compile_and_count)
     return calls

@@ -13,7 +13,7 @@ from kernels import autoencoder as module
 from kernels.autoencoder import Autoencoder, theano
 from kernels.network import Network
 from pipeline.model import Model
-from tests.support.cases import crossed, each
+from tests.support.cases import cross, each
 from tests.support.models import (
     DTYPES,
     N_INPUTS,
@@ -78,7 +78,7 @@ def test_gradients_equal_those_of_theano(cost_and_gradients):
 
 @pytest.mark.process
 @both_ways
-@each("working, dtype", crossed(SCALINGS, DTYPES))
+@each("working, dtype", cross(SCALINGS, DTYPES))
 def test_scaling_and_encoding_every_dtype_equals_numpy(rng, dtype, working):
     rows = random_rows(rng, 40, dtype)
     if working is None:
@@ -160,8 +160,8 @@ def test_features_do_not_depend_on_splits_at_whole_tiles(images):
 def test_features_are_written_to_a_given_array(images):
     autoencoder, rows = images
     out = np.full((len(rows) + 2, 24), 7, dtype=np.float32)
-    returned = autoencoder.encode(rows, out[1:-1])
-    assert np.shares_memory(returned, out)
+    result = autoencoder.encode(rows, out[1:-1])
+    assert np.shares_memory(result, out)
     np.testing.assert_array_equal(out[1:-1], autoencoder.encode(rows))
     assert (out[[0, -1]] == 7).all()
 

@@ -29,7 +29,7 @@ FEW = [1, 2, 31, 33, 65, 257]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory, pygpu: None) -> dict[str, Any]:
+def card_facts(tmp_path_factory: pytest.TempPathFactory, pygpu: None) -> dict[str, Any]:
     facts: Path = tmp_path_factory.mktemp("card") / "facts.json"
     copies, sizes = ((100, 100_000_000), SIZES) if os.environ.get("TEST_CARD") == "full" else ((10, 1_000_000), FEW)
     command = [sys.executable, "-W", "error", "tests/support/card_child.py", *map(str, copies), facts, *map(str, sizes)]
@@ -41,8 +41,8 @@ def found(tmp_path_factory: pytest.TempPathFactory, pygpu: None) -> dict[str, An
     return results
 
 
-def test_copies_to_a_card_and_back_are_unchanged(found: dict[str, Any]) -> None:
-    assert found["copies"] == []
+def test_copies_to_a_card_and_back_are_unchanged(card_facts: dict[str, Any]) -> None:
+    assert card_facts["copies"] == []
 
 
 class Pieces:
@@ -61,5 +61,5 @@ def test_rows_of_more_than_4_gib_are_refused() -> None:
         upload_rows(Pieces(), 784, np.dtype(np.uint8), "rows")
 
 
-def test_sums_of_every_shape_equal_numpy(found: dict[str, Any]) -> None:
-    assert found["sums"] == []
+def test_sums_of_every_shape_equal_numpy(card_facts: dict[str, Any]) -> None:
+    assert card_facts["sums"] == []

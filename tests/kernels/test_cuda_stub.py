@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.cuda.stub import variables
-from tests.support.interpreters import fresh
+from tests.support.interpreters import run_python
 from tests.support.thread_sanitizer import EXIT_CODE, run_sanitized
 
 pytestmark = pytest.mark.process
@@ -23,7 +23,7 @@ FILL = 'extern "C" __global__ void fill(float *x, float value) { x[blockIdx.x * 
 
 def facts_of(code: str, **settings: Any) -> dict[str, Any]:
     """Return the ``facts`` of code that runs on a stub with these settings."""
-    ended = fresh(BEGIN + code, **variables(**settings))
+    ended = run_python(BEGIN + code, **variables(**settings))
     assert ended.code == 0, ended.stderr
     return ended.facts
 
@@ -205,7 +205,7 @@ if not facts["code"]:
     call("cuDeviceGetCount", ctypes.byref(n))
     facts["n"] = n.value
 """
-    ended = fresh(BEGIN + code, **variables(cards=3), CUDA_VISIBLE_DEVICES=visible)
+    ended = run_python(BEGIN + code, **variables(cards=3), CUDA_VISIBLE_DEVICES=visible)
     assert ended.facts == ({"code": 100} if expected is None else {"code": 0, "n": expected}), ended.stderr
 
 

@@ -74,7 +74,7 @@ def runs(tmp_path_factory):
     return Runs()
 
 
-def needing(request):
+def device_or_skip(request):
     """Return the device of a fixture, or skip the test with what is missing."""
     needs = {OPENCL: "opencl", CUDA: "pygpu"}
     if request.param in needs:
@@ -85,13 +85,13 @@ def needing(request):
 @pytest.fixture(params=[OPENCL, CUDA])
 def gpu(request):
     """Return a device that is not the CPU."""
-    return needing(request)
+    return device_or_skip(request)
 
 
 @pytest.fixture(params=["cpu", OPENCL, CUDA])
 def device(request):
     """Return any device."""
-    return needing(request)
+    return device_or_skip(request)
 
 
 # ---- where operations ran
@@ -176,10 +176,10 @@ def trained_by_numpy():
     rows = child.make_rows()
     x_all = child.make_scaler(rows).transform(rows).astype(np.float64)
     minibatches = [x_all[numbers] for numbers in child.make_minibatches()[: child.N_NETWORK_STEPS]]
-    seen = [reference.masked(x, child.make_noise(step), child.CORRUPTION) for step, x in enumerate(minibatches)]
+    corrupted = [reference.masked(x, child.make_noise(step), child.CORRUPTION) for step, x in enumerate(minibatches)]
     return {
         name: numpy_steps(
-            *(network, child.start_of(network), zip(minibatches, seen, strict=True)),
+            *(network, child.start_of(network), zip(minibatches, corrupted, strict=True)),
             *("adam", child.RATES["adam"], child.WEIGHT_DECAY),
         )
         for name, network in child.NETWORKS.items()
@@ -263,13 +263,13 @@ def test_features_of_every_dtype_equal_numpy(runs, device, dtype):
 # ---- the fix of OpenCL reductions
 
 
-def room_and_need(code):
+def argument_lengths(code):
     """Return the length of the kernel's argument array, and the number of entries that the code writes."""
     (room,) = re.findall(r"void \*args\[(\d+)\];", code)
-    written = [
+    indices = [
         sum(map(int, index.split("+"))) for index in re.findall(r"args\[([\d+]+)\] = ", code)
     ]  # such as 7 and 7+1
-    return int(room), max(written) + 1
+    return int(room), max(indices) + 1
 
 
 REDUCTIONS = ["1-d", "2-d", "2-d rows", "2-d columns"]
@@ -278,7 +278,7 @@ REDUCTIONS = ["1-d", "2-d", "2-d rows", "2-d columns"]
 @each("name", REDUCTIONS)
 def test_repaired_reductions_have_room_for_every_argument(opencl, runs, name):
     reduction = runs[OPENCL].reductions[name]
-    room, need = room_and_need(reduction["repaired"])
+    room, need = argument_lengths(reduction["repaired"])
     assert need == 5 + 2 * reduction["n_dims"]
     assert room >= need
 
@@ -286,7 +286,7 @@ def test_repaired_reductions_have_room_for_every_argument(opencl, runs, name):
 @each("name", REDUCTIONS)
 def test_unrepaired_reductions_write_after_the_end(opencl, runs, name):
     """If this fails, Theano has fixed the bug, and our fix can be removed."""
-    room, need = room_and_need(runs[OPENCL].reductions[name]["original"])
+    room, need = argument_lengths(runs[OPENCL].reductions[name]["original"])
     assert room < need
 
 

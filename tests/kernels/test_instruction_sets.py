@@ -14,7 +14,7 @@ import pytest
 
 from scripts.benchmarks.instruction_sets import INSTRUCTION_SETS, limits, missing
 from tests.support.cases import ALL_CASES
-from tests.support.interpreters import REPOSITORY, environment, fresh
+from tests.support.interpreters import REPOSITORY, environment, run_python
 
 pytestmark = pytest.mark.process
 
@@ -65,10 +65,10 @@ def test_kernels_are_correct_with_every_instruction_set(name, file):
     words = CORE[file]
     done = run_tests_with(name, str(path), "-k", " or ".join(words))
     assert done.returncode == 0, done.stdout[-20_000:]
-    passed = set(re.findall(r"^PASSED .*::(test_\w+)", done.stdout, re.MULTILINE))
-    assert all(any(word in test for test in passed) for word in words), done.stdout
+    passed_tests = set(re.findall(r"^PASSED .*::(test_\w+)", done.stdout, re.MULTILINE))
+    assert all(any(word in test for test in passed_tests) for word in words), done.stdout
     tests = re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
-    assert passed == {test for test in tests if any(word in test for word in words)}
+    assert passed_tests == {test for test in tests if any(word in test for word in words)}
 
 
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
@@ -76,11 +76,11 @@ def test_compiler_uses_the_requested_instruction_set(name):
     """This includes the processes of the benchmark, and those of tests that choose nothing else."""
     skip_if_missing(name)
     defined, too_much = MACROS[name]
-    found = set(fresh(COMPILED, **limits(name)).facts["macros"])
+    found = set(run_python(COMPILED, **limits(name)).facts["macros"])
     assert (defined in found, too_much in found) == (True, False)
     if os.environ.get("TEST_ISA"):
         for flags in (None, "optimizer=fast_compile"):
-            assert set(fresh(COMPILED, THEANO_FLAGS=flags).facts["macros"]) == found
+            assert set(run_python(COMPILED, THEANO_FLAGS=flags).facts["macros"]) == found
 
 
 @pytest.mark.parametrize("requested", ["avx1024", "AVX2"])

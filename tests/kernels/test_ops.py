@@ -18,9 +18,9 @@ from kernels.network import Network
 from kernels.rules import RULES
 from kernels.step import TrainingStep
 from kernels.updates import Rule
-from tests.support.cases import case, crossed, each
+from tests.support.cases import case, cross, each
 from tests.support.compiler import macros
-from tests.support.interpreters import fresh
+from tests.support.interpreters import run_python
 from tests.support.steps import take_step
 from tests.support.tolerances import assert_close
 
@@ -86,11 +86,11 @@ def test_features_and_errors_equal_numpy_at_tile_edges(rng, n_inputs, n_features
     parameters = random_parameters(rng, n_inputs, n_features)
     autoencoder = autoencoder_of(parameters)
     network = Network((n_inputs, n_features))
-    given = float64(parameters)
+    p = float64(parameters)
     for n_rows in [0, *HEIGHTS]:
         x = rng.random((n_rows, n_inputs), dtype=np.float32)
-        assert_close(autoencoder.encode(x), reference.code(network, x, given), "cpu", "float32", "features")
-        assert_close(autoencoder.errors(x), reference.row_errors(network, x, given), "cpu", "float32", "cost")
+        assert_close(autoencoder.encode(x), reference.code(network, x, p), "cpu", "float32", "features")
+        assert_close(autoencoder.errors(x), reference.row_errors(network, x, p), "cpu", "float32", "cost")
 
 
 @each("n_inputs, n_features", WIDTHS)
@@ -119,7 +119,7 @@ def test_cost_and_gradients_equal_numpy_at_tile_edges(rng, n_inputs, n_features)
             assert_close(found, expected, "cpu", "float32", "gradients")
 
 
-@each("working, dtype", crossed(["float32", "float64", None], sorted(ops.DTYPES)))
+@each("working, dtype", cross(["float32", "float64", None], sorted(ops.DTYPES)))
 def test_training_on_every_dtype_equals_numpy(rng, dtype, working):
     rows = (rng.random((40, 19)) * (200 if np.dtype(dtype).kind != "i" else 100)).astype(dtype)
     if working is None:
@@ -163,7 +163,7 @@ def test_every_rule_equals_its_numpy_reference(rng, rule):
 
 @pytest.mark.process
 @pytest.mark.parametrize("optimizer", ["", "fused"])
-@each("working, dtype", crossed(["float32", "float64"], ["u1", "f8", "f4", "i8", "i2"]))
+@each("working, dtype", cross(["float32", "float64"], ["u1", "f8", "f4", "i8", "i2"]))
 @each("n_inputs", [1, 15, 64, 100])
 def test_rows_outside_the_range_are_reported(rng, monkeypatch, optimizer, working, dtype, n_inputs):
     """Some rows have one value just outside the range, in any column, or NaN or Inf; others are just inside."""
@@ -199,7 +199,7 @@ def test_checking_rows_requires_a_range():
 NETWORKS = [Network((9, 4)), Network((9, 5, 4), "leaky-relu", "linear", gain=True)]
 
 
-@each("inplace, network", crossed([False, True], NETWORKS))
+@each("inplace, network", cross([False, True], NETWORKS))
 def test_numpy_and_c_versions_of_each_op_agree(rng, network, inplace):
     """Theano calls `perform` if it is configured without C."""
     parameters = [rng.normal(0, 1 / 3, shape).astype(np.float32) for shape in network.shapes.values()]
@@ -229,19 +229,19 @@ def test_numpy_and_c_versions_of_each_op_agree(rng, network, inplace):
 
 def outputs_of(op, arrays, use_c):
     """Return what an Op computes from copies of arrays; an Op that does not work in place must not change them."""
-    given = [array.copy() for array in arrays]
+    copies = [array.copy() for array in arrays]
     variables = [theano.tensor.TensorType(array.dtype, (False,) * array.ndim)() for array in arrays]
     node = op(*variables, return_list=True)[0].owner
-    values = [[array] for array in given] + [[None] for _ in node.outputs]
+    values = [[array] for array in copies] + [[None] for _ in node.outputs]
     storages = dict(zip([*node.inputs, *node.outputs], values, strict=True))
     computed = {variable: [variable in node.inputs] for variable in storages}
     op.make_thunk(node, storages, computed, [], impl="c" if use_c else "py")()
     outputs = [storages[variable][0] for variable in node.outputs]
-    changed = [given[i] for i in op.changed]
+    changed = [copies[i] for i in op.changed]
     for array, output in zip(changed, outputs[len(outputs) - len(changed) :], strict=True):
         assert np.shares_memory(array, output) == op.inplace
     if not op.inplace:
-        for array, before in zip(given, arrays, strict=True):
+        for array, before in zip(copies, arrays, strict=True):
             np.testing.assert_array_equal(array, before)
     return outputs
 
@@ -419,7 +419,7 @@ def test_no_memory_is_read_after_the_last_row(dtype):
             assert autoencoder.encode_checked(at_end, out).size == 0
             assert np.array_equal(out, autoencoder.encode(rows))
     """
-    fresh(code)
+    run_python(code)
 
 
 # ---- rows of floats
@@ -500,7 +500,7 @@ def test_row_gives_the_same_bits_with_any_number_of_threads(rng, n_inputs, n_fea
         assert_same_bits(autoencoder.encode(backwards), features[::-1])
 
 
-@each("rule, shape", crossed(list(RULES), [(100, 24, 37), (784, 64, 512), (600, 130, 259)]))
+@each("rule, shape", cross(list(RULES), [(100, 24, 37), (784, 64, 512), (600, 130, 259)]))
 def test_training_gives_the_same_bits_with_any_number_of_threads(rng, rule, shape):
     n_inputs, n_features, n_rows = shape
     parameters = random_parameters(rng, n_inputs, n_features)
@@ -588,7 +588,7 @@ def test_subnormal_numbers_are_not_flushed_to_zero():
     step.take([0.1])
     facts["tiny"] = float(np.float32(1e-39) * np.float32(0.5))
     """
-    assert fresh(code).facts["tiny"] == pytest.approx(5e-40)
+    assert run_python(code).facts["tiny"] == pytest.approx(5e-40)
 
 
 # ---- memory layouts of arrays
@@ -642,13 +642,13 @@ def test_short_minibatch_after_a_long_one_is_independent(rng):
     minibatches = rng.random((4, 300, 70), dtype=np.float32)
     sizes = [7, 300, 1, 299]
     autoencoder = autoencoder_of(parameters)
-    reused = TrainingStep(autoencoder, Rule("momentum", 0.0), np.dtype("f4"))
+    step = TrainingStep(autoencoder, Rule("momentum", 0.0), np.dtype("f4"))
     for size, minibatch in zip(sizes, minibatches, strict=True):
         autoencoder.set_parameters(parameters)
-        take_step(reused, minibatch[:size], -1.0)
+        take_step(step, minibatch[:size], -1.0)
         new = TrainingStep(autoencoder_of(parameters), Rule("momentum", 0.0), np.dtype("f4"))
         take_step(new, minibatch[:size], -1.0)
-        for found, expected in zip(reused.state().values(), new.state().values(), strict=True):
+        for found, expected in zip(step.state().values(), new.state().values(), strict=True):
             assert_same_bits(found, expected)
 
 
@@ -745,7 +745,7 @@ def test_child_of_a_fork_has_its_own_threads():
     facts["child"] = os.waitpid(child, 0)[1]
     facts["parent"] = bool(np.array_equal(autoencoder.encode(rows), expected))
     """
-    assert fresh(code).facts == {"child": 0, "parent": True}
+    assert run_python(code).facts == {"child": 0, "parent": True}
 
 
 @pytest.mark.process
@@ -772,7 +772,7 @@ def test_idle_threads_sleep():
         os.sched_yield()
     facts["quiet"] = quiet
     """
-    assert fresh(code).facts["quiet"] == 100
+    assert run_python(code).facts["quiet"] == 100
 
 
 @pytest.mark.process
@@ -783,9 +783,9 @@ def test_number_of_threads_set_by_the_user_is_kept(variables, expected):
     from kernels.network import Network
     facts["threads"] = int(Autoencoder(Network((5, 3))).n_threads.get_value())
     """
-    unset = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"))
-    assert fresh(code, **unset | variables).facts["threads"] == expected
-    assert fresh(code, **unset).facts["threads"] == len(os.sched_getaffinity(0))
+    without_limits = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"))
+    assert run_python(code, **without_limits | variables).facts["threads"] == expected
+    assert run_python(code, **without_limits).facts["threads"] == len(os.sched_getaffinity(0))
 
 
 # ---- compiling
@@ -806,7 +806,7 @@ def test_flags_of_the_user_can_disable_the_ops(flags):
     (function,) = functions
     facts["ops"] = [type(node.op).__name__ for node in function.maker.fgraph.apply_nodes]
     """
-    facts = fresh(code, THEANO_FLAGS=flags).facts
+    facts = run_python(code, THEANO_FLAGS=flags).facts
     assert not facts["fuses"]
     assert "Encode" not in facts["ops"]
     assert any("Gemm" in op or "Dot" in op for op in facts["ops"])
@@ -833,10 +833,10 @@ def test_results_do_not_depend_on_in_place_optimization():
     autoencoder.encode(rows, out)
     facts["features"] = out.tolist()
     """
-    expected = fresh(code).facts
+    expected = run_python(code).facts
     for flags in ("optimizer_excluding=inplace", "optimizer=fast_compile", "optimizer=None"):
         with case(flags):
-            assert fresh(code, THEANO_FLAGS=flags).facts == expected
+            assert run_python(code, THEANO_FLAGS=flags).facts == expected
 
 
 def test_cache_version_depends_on_the_source(monkeypatch):

@@ -12,7 +12,7 @@ from kernels.network import Network
 from kernels.rules import RULES
 from kernels.step import TrainingStep
 from kernels.updates import Rule
-from tests.support.cases import crossed, each
+from tests.support.cases import cross, each
 from tests.support.steps import take_step
 from tests.support.tolerances import assert_close
 
@@ -72,7 +72,7 @@ def assert_same_bits(found, expected):
 # ---- against NumPy
 
 
-@each("dtype, network", crossed(["uint8", "float32"], NETWORKS))
+@each("dtype, network", cross(["uint8", "float32"], NETWORKS))
 def test_features_and_errors_equal_numpy_at_tile_edges(rng, network, dtype):
     check_features_and_errors(rng, network, dtype)
 
@@ -80,11 +80,11 @@ def test_features_and_errors_equal_numpy_at_tile_edges(rng, network, dtype):
 def check_features_and_errors(rng, network, dtype):
     parameters = random_parameters(rng, network)
     autoencoder = autoencoder_of(network, parameters)
-    given = float64(parameters)
+    p = float64(parameters)
     for n_rows in [0, *HEIGHTS]:
         rows, x = random_rows(rng, n_rows, network, dtype)
-        assert_close(autoencoder.encode(rows), reference.code(network, x, given), "cpu", "float32", "features")
-        assert_close(autoencoder.errors(rows), reference.row_errors(network, x, given), "cpu", "float32", "cost")
+        assert_close(autoencoder.encode(rows), reference.code(network, x, p), "cpu", "float32", "features")
+        assert_close(autoencoder.errors(rows), reference.row_errors(network, x, p), "cpu", "float32", "cost")
 
 
 @each("network, corruption", [*((network, 0.0) for network in NETWORKS), (NETWORKS[0], 0.25), (NETWORKS[3], 0.25)])
@@ -105,9 +105,9 @@ def check_cost_and_gradients(rng, network, corruption):
     for n_rows in HEIGHTS:
         rows, x = random_rows(rng, n_rows, network)
         noise = rng.integers(0, 256, rows.shape, dtype=np.uint8) if corruption else None
-        seen = reference.masked(x, noise, corruption) if corruption else x
+        corrupted = reference.masked(x, noise, corruption) if corruption else x
         autoencoder.set_parameters(parameters)
-        cost, gradients = reference.gradients(network, x, seen, float64(parameters))
+        cost, gradients = reference.gradients(network, x, corrupted, float64(parameters))
         found_cost = take_step(step, rows, -1.0, with_cost=True, noise=noise)
         assert_close(found_cost, cost, "cpu", "float32", "cost")
         # Without momentum and with a rate of -1 the velocity is the gradient.
@@ -142,7 +142,7 @@ def test_every_rule_equals_its_numpy_reference(rng, rule, decay):
 # ---- the same bits
 
 
-@each("dtype, network", crossed(["uint8", "float32"], NETWORKS[2:]))
+@each("dtype, network", cross(["uint8", "float32"], NETWORKS[2:]))
 def test_row_gives_the_same_bits_with_any_rows_and_threads(rng, network, dtype):
     parameters = random_parameters(rng, network)
     rows, _ = random_rows(rng, 211, network, dtype)

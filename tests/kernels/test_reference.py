@@ -13,21 +13,21 @@ def float64_parameters(rng, network):
     return {name: array.astype(np.float64) for name, array in random_parameters(rng, network).items()}
 
 
-def cost(network, x, seen, parameters):
+def cost(network, x, corrupted, parameters):
     """Return the mean squared difference between rows and their reconstruction from `seen`."""
-    return np.mean((reference.forward(network, seen, parameters)[1][0] - x) ** 2)
+    return np.mean((reference.forward(network, corrupted, parameters)[1][0] - x) ** 2)
 
 
-def differences(network, x, seen, parameters, width=1e-6):
+def differences(network, x, corrupted, parameters, width=1e-6):
     """Return central finite differences of the cost by each entry, too narrow for a unit to cross its kink."""
     found = {name: np.zeros_like(array) for name, array in parameters.items()}
     for name, array in parameters.items():
         for i in np.ndindex(array.shape):
             value = array[i]
             array[i] = value + width
-            above = cost(network, x, seen, parameters)
+            above = cost(network, x, corrupted, parameters)
             array[i] = value - width
-            found[name][i] = (above - cost(network, x, seen, parameters)) / (2 * width)
+            found[name][i] = (above - cost(network, x, corrupted, parameters)) / (2 * width)
             array[i] = value
     return found
 
@@ -37,11 +37,11 @@ def differences(network, x, seen, parameters, width=1e-6):
 def test_gradients_of_every_option_equal_finite_differences(rng, name, corruption):
     network = NETWORKS[name]
     x = rng.random((9, 7))
-    seen = reference.masked(x, rng.integers(0, 256, x.shape, dtype=np.uint8), corruption)
+    corrupted = reference.masked(x, rng.integers(0, 256, x.shape, dtype=np.uint8), corruption)
     p = float64_parameters(rng, network)
-    found_cost, gradients = reference.gradients(network, x, seen, p)
-    assert found_cost == pytest.approx(cost(network, x, seen, p), rel=1e-12)
-    for gradient, expected in zip(gradients, differences(network, x, seen, p).values(), strict=True):
+    found_cost, gradients = reference.gradients(network, x, corrupted, p)
+    assert found_cost == pytest.approx(cost(network, x, corrupted, p), rel=1e-12)
+    for gradient, expected in zip(gradients, differences(network, x, corrupted, p).values(), strict=True):
         assert gradient.shape == expected.shape
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-8 * max(1, np.abs(expected).max()))
         assert expected.any()  # every parameter affects the cost
@@ -98,6 +98,6 @@ def test_parameters_may_be_given_in_order_or_by_name(rng):
 def test_number_of_masking_noise_values_follows_the_corruption(corruption, n_hidden):
     noise = np.arange(256, dtype=np.uint8)[None]
     x = np.full((1, 256), 7.0)
-    seen = reference.masked(x, noise, corruption)
-    np.testing.assert_array_equal(seen[0] == 0, np.arange(256) < n_hidden)
-    assert set(seen.ravel()) <= {0.0, 7.0}
+    corrupted = reference.masked(x, noise, corruption)
+    np.testing.assert_array_equal(corrupted[0] == 0, np.arange(256) < n_hidden)
+    assert set(corrupted.ravel()) <= {0.0, 7.0}

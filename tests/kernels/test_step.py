@@ -64,13 +64,13 @@ def test_steps_on_several_minibatches_equal_single_steps(rng, corruption):
     rates = [0.3, 0.2, 0.1]
     found = []
 
-    def ready():
+    def new_step():
         autoencoder = random_autoencoder(rng)
         autoencoder.set_parameters(start)
         return autoencoder, step_of(autoencoder, dtype="f4", corruption=corruption)
 
     for n_taken in ((1, 1, 1), (3,), (1, 2)):
-        autoencoder, step = ready()
+        autoencoder, step = new_step()
         n_done = 0
         assert step.n_at_once(4) == 1
         step.begin(rows, noise if corruption else None, 4)
@@ -78,7 +78,7 @@ def test_steps_on_several_minibatches_equal_single_steps(rng, corruption):
             assert (step.take(rates[n_done : n_done + n], with_cost=n_done == 0) is None) == (n_done > 0)
             n_done += n
         found.append(autoencoder.parameters())
-    autoencoder, step = ready()
+    autoencoder, step = new_step()
     for i, rate in enumerate(rates):
         numbers = slice(4 * i, 4 * i + 4)
         take_step(step, rows[numbers], rate, noise=noise[numbers] if corruption else None)
@@ -139,9 +139,9 @@ def test_every_rule_with_every_option_equals_numpy(rng, rule):
     noise = rng.integers(0, 256, (8, 16, N_INPUTS), np.uint8)
     autoencoder = random_autoencoder(rng, network)
     step = step_of(autoencoder, rule, weight_decay=weight_decay, corruption=corruption)
-    seen = reference.masked(x.astype(np.float64), noise, corruption)
+    corrupted = reference.masked(x.astype(np.float64), noise, corruption)
     expected, expected_costs = numpy_steps(
-        network, autoencoder.parameters(), zip(x.astype(np.float64), seen, strict=True), rule, 0.01, weight_decay
+        network, autoencoder.parameters(), zip(x.astype(np.float64), corrupted, strict=True), rule, 0.01, weight_decay
     )
     costs = [take_step(step, rows, 0.01, with_cost=True, noise=own) for rows, own in zip(x, noise, strict=True)]
     assert_close(costs, expected_costs, "cpu", "float32", "cost")
@@ -211,10 +211,10 @@ def test_training_resumed_from_saved_state_is_the_same(rng, rule):
 def test_saved_arrays_are_copies(rng):
     autoencoder = random_autoencoder(rng)
     step = step_of(autoencoder)
-    saved = autoencoder.parameters() | step.state()
-    before = {name: array.copy() for name, array in saved.items()}
+    state = autoencoder.parameters() | step.state()
+    before = {name: array.copy() for name, array in state.items()}
     train_some(autoencoder, step, rng.random((3, 4, N_INPUTS), dtype=np.float32))
-    assert_same_arrays(saved, before)
+    assert_same_arrays(state, before)
 
 
 def test_state_of_another_rule_is_refused(rng):

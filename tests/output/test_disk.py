@@ -297,10 +297,10 @@ def test_a_real_full_disk_is_a_write_error(tmp_path: Path) -> None:
         )
         return [*found, sorted(os.listdir(tmp_path))]
 
-    code, (exit_code, sentence, left) = forked(write)
+    code, (exit_code, sentence, remaining) = forked(write)
     assert (code, exit_code) == (0, 74)
     assert mentions(sentence, f"file={tmp_path / 'part.h5'}", os.strerror(errno.ENOSPC), 2**17)
-    assert left == ["small.h5"]
+    assert remaining == ["small.h5"]
 
 
 @pytest.mark.process

@@ -30,7 +30,7 @@ from tests.support.ledgers import (
     NOW,
     contents,
     fill,
-    reopened,
+    reopen,
 )
 
 
@@ -53,14 +53,14 @@ def test_new_directories_are_synced_before_they_are_used(tmp_path: Path) -> None
     recording = RecordingDisk()
     synced = [tmp_path]
     lock_and_let_go(tmp_path / "new" / "out", recording)
-    waiting = []
+    processes = []
     for name, path in recording.calls:
         if name == "make_directory":
             assert Path(str(path)).parent in synced
-            waiting.append(path)
+            processes.append(path)
         elif name == "sync_directory":
-            synced += [each for each in waiting if Path(str(each)).parent == path]
-    assert set(waiting) == set(synced) - {tmp_path} > {tmp_path / "new", tmp_path / "new" / "out"}
+            synced += [each for each in processes if Path(str(each)).parent == path]
+    assert set(processes) == set(synced) - {tmp_path} > {tmp_path / "new", tmp_path / "new" / "out"}
 
 
 def test_an_empty_or_aborted_output_directory_is_accepted(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_files_of_a_later_version_are_refused_and_unchanged(ledger: Ledger, name
     before = contents(ledger.directory)
     with refused(76, str(ledger.directory)):
         module._mark(ledger.directory, ledger.disk)
-        reopened(ledger).sweep()
+        reopen(ledger).sweep()
     assert contents(ledger.directory) == before
 
 

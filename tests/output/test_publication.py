@@ -193,8 +193,8 @@ def run(directory: Path) -> np.ndarray:
         def viewed(file: str) -> tuple[str, dict[str, index_module.Shape]]:
             return file, shapes_in(directory / file)
 
-        written = index_module.index_files(files, viewed, {}, {})
-        entries = [publication.write(name, data) for name, data in written]
+        index_parts = index_module.index_files(files, viewed, {}, {})
+        entries = [publication.write(name, data) for name, data in index_parts]
         parts = [{"file": file, "n_rows": 3, "n_bytes": 1, "blake3": ""} for file in files]
         ledger.finish({}, {"parts": parts, "files": [vars(entry) for entry in entries]}, publication)
     return np.asarray(feature_rows(3 * N_PARTS))

@@ -31,7 +31,7 @@ from tests.support.ledgers import (
     contents,
     file_of,
     record_files,
-    reopened,
+    reopen,
 )
 
 
@@ -154,14 +154,14 @@ def test_a_damaged_record_file_is_ignored_and_named(
         (damaged,) = record_files(ledger)
         good = commit(ledger, OTHER)
         damaged.write_bytes(content)
-        found = reopened(ledger)
+        found = reopen(ledger)
         assert f"file={damaged}: " in caplog.text, words
         assert found.records("part") == [good], words
         found.sweep()
         assert set(contents(ledger.directory)) == {file_of(ledger), good.entry.file}, words
         assert victim.read_bytes() == b"precious", words
         found.forget()
-        ledger = reopened(found)
+        ledger = reopen(found)
 
 
 def test_a_record_file_of_a_later_version_is_refused(ledger: Ledger) -> None:
@@ -170,7 +170,7 @@ def test_a_record_file_of_a_later_version_is_refused(ledger: Ledger) -> None:
     group.write_bytes(seal("shardpress-commits/2", {}))
     before = contents(ledger.directory)
     with refused(76, f"file={group}: ", "shardpress-commits/2"):
-        reopened(ledger)
+        reopen(ledger)
     assert contents(ledger.directory) == before
 
 
@@ -180,7 +180,7 @@ def test_too_many_open_files_are_a_system_limit(ledger: Ledger, monkeypatch: pyt
     ledger.finish({}, {"parts": []})
     before = contents(ledger.directory)
     acts = {
-        "records": lambda: reopened(ledger),
+        "records": lambda: reopen(ledger),
         "fault": lambda: fault_of(ledger.directory, record.entry),
         "load": lambda: ledger.load(record),
         "manifest": ledger.manifest,
@@ -216,7 +216,7 @@ def test_an_error_of_the_system_does_not_count_as_damage(
         with pytest.raises(ReadFailed):
             ledger.load(record)
         with pytest.raises(ReadFailed):
-            reopened(ledger)
+            reopen(ledger)
     assert contents(ledger.directory) == before
 
 

@@ -64,8 +64,10 @@ def test_pictures_have_unique_names_and_descriptions(html: str) -> None:
         title, description = (words[name] for name in (attributes["aria-labelledby"] or "").split())
         assert title
         assert len(description) > len("123 rows")
-    drawn = [around for tag, _, around, _ in parsed.elements if tag in ("path", "rect", "polyline", "image", "circle")]
-    assert all("svg" in around for around in drawn)
+    parents = [
+        around for tag, _, around, _ in parsed.elements if tag in ("path", "rect", "polyline", "image", "circle")
+    ]
+    assert all("svg" in around for around in parents)
 
 
 def test_tables_and_headings_are_well_formed(html: str) -> None:

@@ -19,7 +19,7 @@ from tests.support.pages import make_parts, model_of
 ROWS = np.random.default_rng(1).random((5000, 6)).astype(np.float32)
 
 
-def sampled(folder: Path, rows: np.ndarray, part_rows: int, spec: SampleSpec, **arrays: np.ndarray) -> Sample:
+def make_sample(folder: Path, rows: np.ndarray, part_rows: int, spec: SampleSpec, **arrays: np.ndarray) -> Sample:
     folder.mkdir(exist_ok=True)
     found = draw_sample(make_parts(folder, spec.model, rows, part_rows, **arrays), spec)
     assert found is not None
@@ -28,7 +28,7 @@ def sampled(folder: Path, rows: np.ndarray, part_rows: int, spec: SampleSpec, **
 
 def test_sample_is_bounded_even_and_independent_of_parts(tmp_path: Path) -> None:
     spec = SampleSpec(model_of(6, 2))
-    one, two = (sampled(tmp_path / str(n), ROWS, n, spec, y=np.arange(5000)) for n in (5000, 37))
+    one, two = (make_sample(tmp_path / str(n), ROWS, n, spec, y=np.arange(5000)) for n in (5000, 37))
     assert 1800 < len(one.rows) <= 2000
     np.testing.assert_array_equal(one.rows, one.extras["y"])
     np.testing.assert_array_equal(one.extras["y"], two.extras["y"])
@@ -40,7 +40,7 @@ def test_sample_is_bounded_even_and_independent_of_parts(tmp_path: Path) -> None
 def test_sample_fits_in_its_memory_without_bad_rows(tmp_path: Path) -> None:
     rows = ROWS.copy()
     rows[::2, 3] = np.nan
-    found = sampled(tmp_path / "some", rows, 5000, SampleSpec(model_of(6, 2), memory_bytes=2**22))
+    found = make_sample(tmp_path / "some", rows, 5000, SampleSpec(model_of(6, 2), memory_bytes=2**22))
     assert 100 < len(found.rows) < 1000
     assert np.isfinite(found.scaled).all()
     assert (found.rows % 2 == 1).all()
@@ -207,12 +207,12 @@ def test_penalty_minimizes_generalized_cross_validation_error(n_rows: int, n_col
         predict = x @ inverse @ x.T + 1 / n_rows
         residuals = targets - predict @ targets
         errors.append(n_rows * np.square(residuals).sum() / (n_rows - np.trace(predict)) ** 2)
-    squares, left = np.linalg.eigh(x @ x.T)
+    squares, eigenvectors = np.linalg.eigh(x @ x.T)
     squares = np.maximum(squares, 0)
     found = []
     for penalty in probe._PENALTIES:
         shrinkage = squares / (squares + penalty * n_rows)
-        found.append(probe._validation_error(shrinkage, left.T @ targets, targets))
+        found.append(probe._validation_error(shrinkage, eigenvectors.T @ targets, targets))
     np.testing.assert_allclose(found, errors, rtol=1e-5)
     best = probe._PENALTIES[np.argmin(errors)]
     weights = np.linalg.solve(x.T @ x + best * n_rows * np.eye(n_columns), x.T @ targets)

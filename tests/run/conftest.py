@@ -14,7 +14,7 @@ import pytest
 from pipeline.scan import blocks
 from tests.support.bad_shards import Shards, Silent
 from tests.support.helpers import write_shard
-from tests.support.interruptions import SIZES, fresh
+from tests.support.interruptions import SIZES, undisturbed_features
 from tests.support.killing import Victim, features_of
 from tests.support.processes import Small
 from tests.support.standin import Workspace, install
@@ -51,7 +51,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
     with pytest.MonkeyPatch.context() as monkeypatch:
         install(monkeypatch)
         undisturbed = Workspace(tmp_path_factory.mktemp("undisturbed"), *SIZES)
-        yield cache(partial(fresh, undisturbed))
+        yield cache(partial(undisturbed_features, undisturbed))
 
 
 @pytest.fixture

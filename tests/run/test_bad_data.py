@@ -25,7 +25,7 @@ from tests.support.bad_shards import (
     results,
     state,
 )
-from tests.support.cases import sampled
+from tests.support.cases import sample
 from tests.support.damage import damage
 from tests.support.logged import COMPLETE, mentions, n_recomputed, resumed_step, reuses
 from tests.support.soak_protocol import records
@@ -123,7 +123,7 @@ def test_training_resumes_from_the_last_intact_checkpoint(
     shards.fill(100)
     flags = ["--checkpoint-minutes", "0", "--epochs", "4"]
     assert shards.run(*flags, output=tmp_path / "undisturbed") == 0
-    for fault in DAMAGE if n_damaged == 1 else sampled(DAMAGE, 2):
+    for fault in DAMAGE if n_damaged == 1 else sample(DAMAGE, 2):
         output = tmp_path / fault
         assert shards.run(*flags, output=output, disk=InterruptedDisk("stages", 12)) == 130, fault
         found = [record for record in records(output) if record["key"].startswith("checkpoint")]

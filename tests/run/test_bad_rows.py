@@ -30,7 +30,7 @@ from tests.support.bad_shards import (
     quarantined,
     results,
 )
-from tests.support.cases import crossed, sampled
+from tests.support.cases import cross, sample
 from tests.support.logged import mentions
 from tests.support.tolerances import assert_close
 
@@ -64,7 +64,7 @@ def test_subnormal_numbers_and_minus_zero_are_accepted(shards: Shards) -> None:
 @pytest.mark.slow
 @TOLERANT
 def test_skipped_rows_keep_their_places_and_change_no_other_row(shards: Shards, mode: str) -> None:
-    for seed in sampled(range(4), 2):
+    for seed in sample(range(4), 2):
         check_skipped(shards.another(f"seed-{seed}"), mode, seed)
 
 
@@ -73,12 +73,12 @@ def check_skipped(shards: Shards, mode: str, seed: int) -> None:
     shards.fill(*rng.integers(0, 40, 5), 33, seed=seed)
     holes: list[tuple[int, int, list[int], str]] = []
     for number, rows in enumerate(shards.arrays):
-        rewritten = rows.copy()
+        changed_rows = rows.copy()
         for row in np.flatnonzero(rng.random(len(rows)) < 0.2):
             columns = np.flatnonzero(rng.random(4) < 0.5).tolist() or [2]
-            rewritten[row, columns] = rng.choice([np.nan, np.inf, -np.inf], len(columns))
-            holes.append((number, int(row), columns, str(rewritten[row, columns[0]])))
-        shards.rewrite(number, rewritten)
+            changed_rows[row, columns] = rng.choice([np.nan, np.inf, -np.inf], len(columns))
+            holes.append((number, int(row), columns, str(changed_rows[row, columns[0]])))
+        shards.rewrite(number, changed_rows)
     assert shards.run("--on-bad-data", mode, *NO_LIMITS) == 0
     firsts = np.cumsum([0, *map(len, shards.arrays)])
     check(shards.output, shards.arrays, [firsts[number] + row for number, row, _, _ in holes])
@@ -103,9 +103,9 @@ def test_values_of_a_bad_row_affect_nothing(shards: Shards, tmp_path: Path) -> N
     bits = set()
     places = rng.choice(40, 7, replace=False)
     for i, value in enumerate((np.nan, np.inf, -77)):
-        rewritten = shards.arrays[1].copy()
-        rewritten[places, 1] = value
-        shards.rewrite(1, rewritten)
+        changed_rows = shards.arrays[1].copy()
+        changed_rows[places, 1] = value
+        shards.rewrite(1, changed_rows)
         output = tmp_path / str(i)
         assert shards.run("--on-bad-data", "skip", "--missing-value", "-77", *NO_LIMITS, output=output) == 0
         bits.add(standin.features_of(output))
@@ -300,7 +300,7 @@ def test_another_missing_value_is_another_run(shards: Shards, caplog: pytest.Log
 
 
 @pytest.mark.parametrize(
-    ("limit", "mode", "with_model"), crossed(["7", "7%", "7.9 %"], ["skip", "quarantine"], [False, True])
+    ("limit", "mode", "with_model"), cross(["7", "7%", "7.9 %"], ["skip", "quarantine"], [False, True])
 )
 def test_the_limit_of_bad_rows_is_exact(
     shards: Shards, model: str, caplog: pytest.LogCaptureFixture, limit: str, mode: str, with_model: bool
@@ -316,10 +316,10 @@ def check_limit(
     flags = ["--on-bad-data", mode, "--max-bad-rows", limit, *(["--model", model] if with_model else [])]
     bad = rng.choice(100, 8, replace=False)
     for n_bad in (7, 8):
-        rewritten = np.concatenate([rows.copy() for rows in shards.arrays])
-        rewritten[bad[:n_bad], 1] = np.nan
-        shards.rewrite(0, rewritten[:60])
-        shards.rewrite(1, rewritten[60:])
+        changed_rows = np.concatenate([rows.copy() for rows in shards.arrays])
+        changed_rows[bad[:n_bad], 1] = np.nan
+        shards.rewrite(0, changed_rows[:60])
+        shards.rewrite(1, changed_rows[60:])
         caplog.clear()
         if n_bad == 7:
             assert shards.run(*flags) == 0, limit

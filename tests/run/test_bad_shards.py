@@ -28,7 +28,7 @@ from tests.support.bad_shards import (
     errors,
     quarantined,
 )
-from tests.support.cases import crossed, sampled
+from tests.support.cases import cross, sample
 from tests.support.damage import damage
 from tests.support.helpers import write_shard
 from tests.support.logged import mentions
@@ -44,7 +44,7 @@ def spoil(shards: Shards, refused: int, unreadable: int) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(("limit", "mode"), crossed(["2", "20%", "29.99%"], ["skip", "quarantine"]))
+@pytest.mark.parametrize(("limit", "mode"), cross(["2", "20%", "29.99%"], ["skip", "quarantine"]))
 def test_the_limit_of_bad_shards_is_exact(
     shards: Shards, caplog: pytest.LogCaptureFixture, mode: str, limit: str
 ) -> None:
@@ -101,7 +101,7 @@ def good_rows_only(shards: Shards) -> Shards:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("options", "mode"), crossed(WAYS_TO_STORE, ["skip", "quarantine"]))
+@pytest.mark.parametrize(("options", "mode"), cross(WAYS_TO_STORE, ["skip", "quarantine"]))
 def test_an_unreadable_shard_keeps_its_place_and_affects_nothing(
     shards: Shards, caplog: pytest.LogCaptureFixture, options: dict, mode: str
 ) -> None:
@@ -173,8 +173,8 @@ def test_unreadable_values_of_an_extra_dataset_are_filled(
     assert np.flatnonzero(~found.valid.compute()).tolist() == list(range(30, 71))
     assert mentions(caplog.text, "y", np.iinfo(np.int64).min)
     if mode == "quarantine":
-        listed = [line for line in quarantined(shards.output) if line["dataset"] == "y"]
-        rows = {(Path(line["file"]).name, row) for line in listed for row in range(*line["row"])}
+        lines = [line for line in quarantined(shards.output) if line["dataset"] == "y"]
+        rows = {(Path(line["file"]).name, row) for line in lines for row in range(*line["row"])}
         assert rows == {(name, row) for name in ("1.h5", "3.h5") for row in range(18, 27)}
 
 
@@ -240,7 +240,7 @@ def test_a_failing_disk_is_never_bad_data(
     flags = ["--on-bad-data", "quarantine", *NO_LIMITS]
     assert shards.run(*flags) == 0
     n_calls = 10**9 - n_left[0]
-    for n_good in sampled(range(0, n_calls, 4), 8):
+    for n_good in sample(range(0, n_calls, 4), 8):
         output = tmp_path / str(n_good)
         n_left[0] = n_good
         caplog.clear()

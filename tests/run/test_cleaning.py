@@ -20,7 +20,7 @@ from pipeline.features import open_features
 from pipeline.model import Model, load_model
 from pipeline.output.records import read_manifest
 from tests.support.bad_shards import NO_LIMITS, TOLERANT, Shards, check, errors, quarantined
-from tests.support.cases import ALL_CASES, case, sampled
+from tests.support.cases import ALL_CASES, case, sample
 from tests.support.helpers import csr, write_csr
 from tests.support.logged import mentions
 from tests.support.tolerances import assert_close
@@ -107,7 +107,7 @@ def test_imputation_equals_a_run_over_imputed_rows(shards: Shards, impute: str) 
 
 @pytest.mark.slow
 def test_clipping_equals_a_run_over_clipped_rows(shards: Shards) -> None:
-    for i, (dtype, _, offset) in enumerate(sampled(KINDS, 4)):
+    for i, (dtype, _, offset) in enumerate(sample(KINDS, 4)):
         with case(dtype=dtype):
             clipped_by_run = shards.another(f"wild-{i}")
             clipped_before = shards.another(f"tame-{i}")

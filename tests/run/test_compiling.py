@@ -161,8 +161,8 @@ def test_a_full_compile_cache_or_temporary_directory_is_avoided(small: Small, tm
     assert code == 0
     if ended != "not allowed":
         assert ended["code"] == 0, ended["lines"]
-        warned = [line for line in ended["lines"] if " WARNING " in line and str(tmp_path) in line]
-        assert len(warned) == (name == "XDG_CACHE_HOME")
+        warnings = [line for line in ended["lines"] if " WARNING " in line and str(tmp_path) in line]
+        assert len(warnings) == (name == "XDG_CACHE_HOME")
         assert features_of(tmp_path / "out") == small.features
 
 

@@ -16,7 +16,7 @@ from tests.support.clusters import Cluster, until
 from tests.support.cuda.stub import variables
 from tests.support.device_child import make_rows
 from tests.support.helpers import write_shard
-from tests.support.interpreters import fresh
+from tests.support.interpreters import run_python
 from tests.support.killing import Program, features_of
 from tests.support.logged import mentions
 from tests.support.processes import LAST_LINE, ends_well
@@ -113,7 +113,7 @@ def test_preallocated_memory_counts_as_free(pygpu: None, preallocate: str, expec
     """Otherwise hardly any memory would count as free; rows may use half of the free memory."""
     code = "from kernels import backend; facts['free'] = backend.start(require=True).free >> 20"
     flags = f"device=cuda,gpuarray.preallocate={preallocate}"
-    assert fresh(code, THEANO_FLAGS=flags, **variables(True, memory=800)).facts == {"free": expected}
+    assert run_python(code, THEANO_FLAGS=flags, **variables(True, memory=800)).facts == {"free": expected}
 
 
 def test_a_run_allocates_from_preallocated_memory(shards: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
@@ -193,6 +193,6 @@ def test_a_worker_that_lost_its_card_hands_its_work_to_another(
         process = program.start(tmp_path / "out", "--scheduler-file", str(cluster.file))
         until(lambda: cluster.processes["falls"].poll() is not None, "its end")
         cluster.start_worker("stands")
-        printed = ends_well(process)
-    assert re.search(r" WARNING cluster: retiring worker falls\b.*\bdevice\b", printed)
+        log = ends_well(process)
+    assert re.search(r" WARNING cluster: retiring worker falls\b.*\bdevice\b", log)
     assert features_of(tmp_path / "out") == features_of(undisturbed.output)

@@ -21,7 +21,7 @@ from tests.support.bad_shards import (
 from tests.support.logged import mentions
 
 
-def scattered(rng: np.random.Generator, size: int, dtype: Any = np.float32) -> tuple[np.ndarray, int]:
+def rows_around_range(rng: np.random.Generator, size: int, dtype: Any = np.float32) -> tuple[np.ndarray, int]:
     """Return rows of which some are outside that range, and how many."""
     rows = rng.uniform(-25, 25, (size, 4))
     rows[rng.random(size) < 0.3, rng.integers(4)] = rng.choice([-1e3, 31, 1e30 if dtype == np.float32 else 120])
@@ -42,7 +42,7 @@ def test_rows_outside_the_range_are_counted_and_clipped_or_kept(
     rng = np.random.default_rng(2)
     n_outside = 0
     for size in (30, 0, 21, 40):
-        rows, n = scattered(rng, size, dtype)
+        rows, n = rows_around_range(rng, size, dtype)
         shards.add(rows)
         n_outside += n
     assert n_outside > 5

@@ -69,18 +69,18 @@ class Trap:
 @pytest.fixture(scope="module")
 def trap(tmp_path_factory: pytest.TempPathFactory) -> Trap:
     base = tmp_path_factory.mktemp("planted")
-    planted = Trap(base / "data", base / "canaries", base / "tmp" / "dask-scratch-space")
-    for folder in (planted.folder, planted.canaries, planted.scratch.parent, planted.scratch):
+    result = Trap(base / "data", base / "canaries", base / "tmp" / "dask-scratch-space")
+    for folder in (result.folder, result.canaries, result.scratch.parent, result.scratch):
         folder.mkdir()
-    plant(planted.folder, planted.canaries)
-    planted.scratch.parent.chmod(0o1777)
-    planted.scratch.chmod(0o777)
+    plant(result.folder, result.canaries)
+    result.scratch.parent.chmod(0o1777)
+    result.scratch.chmod(0o777)
     if os.getuid() == 0:
-        os.chown(planted.scratch, OTHER_USER, OTHER_USER)
+        os.chown(result.scratch, OTHER_USER, OTHER_USER)
     rng = np.random.default_rng(0)
     rows = (rng.normal(size=(400, 2)) @ rng.normal(size=(2, 6))).astype(np.float32)
-    write_shard(planted.folder / "a.h5", rows, extras={"y": (rows[:, 0] > 0).astype(np.int8)})
-    return planted
+    write_shard(result.folder / "a.h5", rows, extras={"y": (rows[:, 0] > 0).astype(np.int8)})
+    return result
 
 
 def plant(folder: Path, canaries: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from tests.support.helpers import write_shard
 from tests.support.killing import Program, Victim, features_of
 from tests.support.logged import COMPLETE, STARTED_NOTHING, mentions
-from tests.support.processes import DEADLINE, LAST_LINE, Small, ends_well, patched
+from tests.support.processes import DEADLINE, LAST_LINE, Small, ends_well, patch_program
 
 pytestmark = pytest.mark.process
 
@@ -34,9 +34,9 @@ leave(main())
 
 
 def test_a_clock_that_runs_backwards_changes_nothing(small: Small, tmp_path: Path) -> None:
-    assert patched(small, BACKWARDS).run(tmp_path / "out").code == 0
+    assert patch_program(small, BACKWARDS).run(tmp_path / "out").code == 0
     assert features_of(tmp_path / "out") == small.features
-    assert patched(small, BACKWARDS).run(tmp_path / "out").has_line(f"^{COMPLETE}")
+    assert patch_program(small, BACKWARDS).run(tmp_path / "out").has_line(f"^{COMPLETE}")
 
 
 # -- two at once -------------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ leave(main())
 
 
 def test_an_internal_error_asks_for_a_report(small: Small, tmp_path: Path) -> None:
-    ended = patched(small, IMPOSSIBLE).run(tmp_path / "out")
+    ended = patch_program(small, IMPOSSIBLE).run(tmp_path / "out")
     assert ended.code == 70
     assert ended.has_line(" CRITICAL .*\\breport\\b")
     assert LAST_LINE.search(ended.lines[-1])

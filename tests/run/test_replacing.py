@@ -20,7 +20,7 @@ from pipeline.output.records import read_manifest
 from tests.support.cases import ALL_CASES
 from tests.support.faulty import RecordingDisk
 from tests.support.helpers import write_shard
-from tests.support.interruptions import OTHER, STEPS, FullDisk, finished_stamps, fresh, parts, stamps
+from tests.support.interruptions import OTHER, STEPS, FullDisk, finished_stamps, parts, stamps, undisturbed_features
 from tests.support.logged import COMPLETE, differs, mentions, resumes_encoding, reuses, reuses_anything
 from tests.support.soak_protocol import (
     invalid_entries,
@@ -35,11 +35,11 @@ def test_a_finished_run_is_only_replaced_with_overwrite(
 ) -> None:
     assert workspace.run(out) == 0
     before = stamps(out)
-    watched = RecordingDisk()
-    assert workspace.run(out, "--epochs", "3", "--on-drift", "clip", disk=watched) == 78
+    disk = RecordingDisk()
+    assert workspace.run(out, "--epochs", "3", "--on-drift", "clip", disk=disk) == 78
     assert mentions(caplog.text, "ConfigError", f"output={out}", "epochs 2 -> 3", "on_drift pass -> clip")
     assert mentions(caplog.text, "--output", "--overwrite", "--restart")
-    assert watched.calls == []
+    assert disk.calls == []
     assert stamps(out) == before
 
 
@@ -156,7 +156,7 @@ def test_changed_inputs_do_not_discard_an_unfinished_run(
         assert workspace.run(out, *flags) == 78
         assert mentions(caplog.text, f"output={out}", "trained", 20, "0.h5", "--restart")
     assert workspace.run(out, "--restart") == 0
-    assert features_of(out) == fresh(workspace)
+    assert features_of(out) == undisturbed_features(workspace)
 
 
 def test_a_run_without_usable_training_can_be_discarded(
@@ -250,7 +250,7 @@ def test_a_changed_input_of_a_finished_run_is_detected(
     assert workspace.run(out) == 78
     assert words in caplog.text
     assert workspace.run(out, "--restart" if kind == "removed" else "--overwrite") == 0
-    assert features_of(out) == fresh(workspace)
+    assert features_of(out) == undisturbed_features(workspace)
 
 
 def test_overwrite_does_not_replace_results_of_other_inputs(
@@ -259,16 +259,16 @@ def test_overwrite_does_not_replace_results_of_other_inputs(
     """The option in a script refers to results of the same files."""
     assert workspace.run(out) == 0
     before = stamps(out)
-    watched = RecordingDisk()
+    disk = RecordingDisk()
     (workspace.shards / "0.h5").rename(workspace.shards / "mine.h5")
     for flags in ([], ["--overwrite"], ["--overwrite", "--epochs", "1"]):
         caplog.clear()
-        assert workspace.run(out, *flags, disk=watched) == 78
+        assert workspace.run(out, *flags, disk=disk) == 78
         assert mentions(caplog.text, f"output={out}", "0.h5", "mine.h5", "--output", "--restart")
-    assert watched.calls == []
+    assert disk.calls == []
     assert stamps(out) == before
     assert workspace.run(out, "--restart") == 0
-    assert features_of(out) == fresh(workspace)
+    assert features_of(out) == undisturbed_features(workspace)
 
 
 def test_other_files_of_the_same_names_are_other_inputs(
@@ -307,7 +307,7 @@ def test_a_changed_input_restarts_an_unfinished_run(
     assert differs(caplog.text)
     assert words in caplog.text
     assert not reuses_anything(caplog.text)
-    assert features_of(out) == fresh(workspace)
+    assert features_of(out) == undisturbed_features(workspace)
     assert leftovers(out) == []
 
 
@@ -352,7 +352,7 @@ def test_readers_see_whole_results_while_runs_replace_them(workspace: Workspace,
         whole.add(open_features(out).features.compute().tobytes())
     assert len(whole) == 2
     over = threading.Event()
-    seen = set()
+    visible = set()
     wrong = []
 
     def read() -> None:
@@ -360,7 +360,7 @@ def test_readers_see_whole_results_while_runs_replace_them(workspace: Workspace,
             before = None
             try:
                 before = read_manifest(out)
-                seen.add(open_features(out).features.compute().tobytes())
+                visible.add(open_features(out).features.compute().tobytes())
             except (DataError, OSError) as error:
                 # A part may go while it is read, but only when the manifest names others by then.
                 if read_manifest(out) == before:
@@ -372,11 +372,11 @@ def test_readers_see_whole_results_while_runs_replace_them(workspace: Workspace,
     reader.start()
     try:
         n_runs = 0
-        while not wrong and (n_runs < 10 or seen != whole):
+        while not wrong and (n_runs < 10 or visible != whole):
             assert workspace.run(out, *([], OTHER)[n_runs % 2], "--overwrite") == 0
             n_runs += 1
     finally:
         over.set()
         reader.join()
     assert wrong == []
-    assert seen == whole
+    assert visible == whole

@@ -13,7 +13,17 @@ from pipeline.features import open_features
 from pipeline.formats import seal
 from pipeline.output.records import read_manifest
 from tests.support.faulty import RecordingDisk
-from tests.support.interruptions import DAMAGE, OTHER, STEPS, FullDisk, flip, fresh, parts, results, stamps
+from tests.support.interruptions import (
+    DAMAGE,
+    OTHER,
+    STEPS,
+    FullDisk,
+    flip,
+    parts,
+    results,
+    stamps,
+    undisturbed_features,
+)
 from tests.support.logged import COMPLETE, mentions, n_recomputed, reuses
 from tests.support.soak_protocol import (
     invalid_entries,
@@ -27,10 +37,10 @@ from tests.support.standin import Workspace, features_of
 
 @pytest.mark.slow
 def test_blocks_and_threads_change_no_bit_of_the_stand_in(workspace: Workspace) -> None:
-    expected = fresh(workspace)
+    expected = undisturbed_features(workspace)
     for flags in (["--threads", "3"], ["--block-rows", "1"], ["--block-rows", "1000"], STEPS):
-        assert fresh(workspace, *flags) == expected
-    assert fresh(workspace, "--seed", "1") != expected
+        assert undisturbed_features(workspace, *flags) == expected
+    assert undisturbed_features(workspace, "--seed", "1") != expected
 
 
 def test_a_finished_run_is_verified_and_nothing_is_written(

@@ -16,7 +16,7 @@ from tests.support.clusters import Cluster, until
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.killing import features_of
 from tests.support.logged import mentions
-from tests.support.processes import DEADLINE, Small, arguments_of, descendants, ends_well, patched
+from tests.support.processes import DEADLINE, Small, arguments_of, descendants, ends_well, patch_program
 from tests.support.soak_protocol import invalid_entries, leftovers
 from tests.support.standin import Workspace, install
 from tests.support.standin import features_of as features_of_standin
@@ -129,7 +129,7 @@ sys.exit(extract.main())
 
 def test_a_stopped_local_worker_is_replaced(small: Small, tmp_path: Path) -> None:
     """The worker is never continued."""
-    process = patched(small, SOON).start(tmp_path / "out", "--workers", "2", "--block-rows", "8")
+    process = patch_program(small, SOON).start(tmp_path / "out", "--workers", "2", "--block-rows", "8")
     assert process.stdout is not None
     try:
         for line in process.stdout:

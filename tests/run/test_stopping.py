@@ -109,10 +109,10 @@ def on_terminal(victim: Victim, output: Path, *, ignoring_hangup: bool) -> tuple
     streams = {"stdin": terminal, "stdout": terminal, "stderr": terminal}
     process = victim.program.start(output, **streams, start_new_session=True, preexec_fn=take_terminal)
     os.close(terminal)
-    shown = b""
-    while b"training: " not in shown:
-        assert select.select([ours], [], [], DEADLINE)[0], shown
-        shown += os.read(ours, 2**12)
+    terminal_output = b""
+    while b"training: " not in terminal_output:
+        assert select.select([ours], [], [], DEADLINE)[0], terminal_output
+        terminal_output += os.read(ours, 2**12)
     return process, ours
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.failing_calls import Ended, Fault, Runs, Scenario, problem_of, started_runs, sweep
 from tests.support.faulty import forked
-from tests.support.readonly_disk import abort_at_calls, objection
+from tests.support.readonly_disk import abort_at_calls, reason_to_skip
 
 pytestmark = [
     pytest.mark.process,
@@ -98,7 +98,7 @@ def test_a_limit_of_file_sizes_ends_a_run_with_a_message(scenario: Callable[[str
 
 def test_a_disk_that_turns_read_only_loses_nothing(tmp_path: Path) -> None:
     """The disk is a real one; it turns read-only at a sample of moments."""
-    if why := objection():
+    if why := reason_to_skip():
         pytest.skip(why)
     code, codes = forked(lambda: abort_at_calls(tmp_path, every=40))
     assert code == 0

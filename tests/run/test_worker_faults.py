@@ -93,11 +93,11 @@ def test_a_worker_that_reconnects_changes_nothing(wide: Workspace, tmp_path: Pat
     """Another worker encodes its part meanwhile, and the late result is ignored."""
     assert wide.run(tmp_path / "expected") == 0
     with Cluster(tmp_path / "cluster", DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="1s") as cluster:
-        way = cluster.start_between("network")
+        scheduler_file = cluster.start_between("network")
         once = tmp_path / "once"
         faults = worker_faults(once, **{f"at{i}": "is cut off" for i in range(10)})
         between = {"BETWEEN": str(cluster.processes["network"].pid)}
-        cluster.start_worker("far", *PRELOAD, "--scheduler-file", str(way), **faults, **between)
+        cluster.start_worker("far", *PRELOAD, "--scheduler-file", str(scheduler_file), **faults, **between)
         # This keeps the run at work until the far worker is connected again.
         cluster.start_worker("near", *PRELOAD, **worker_faults(**{f"at{i}": "takes its time" for i in range(6, 10)}))
         cluster.wait_for("far", "near")
@@ -174,15 +174,15 @@ def test_a_part_written_after_the_driver_died_is_ignored(wide: Workspace, tmp_pa
         command = [sys.executable, "-c", DRIVER, *wide.arguments(output, *flags)]
         done = subprocess.run(command, env=environment(**driver), cwd=REPOSITORY, capture_output=True, timeout=120)
         assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-        until(lambda: "part-000004" in str(late(output)), "the part that the worker was at")
-        there = late(output)
+        until(lambda: "part-000004" in str(uncommitted_parts(output)), "the part that the worker was at")
+        there = uncommitted_parts(output)
         assert wide.run(output, *flags) == 0
         assert not any((output / name).exists() for name in there)
         assert leftovers(output) == []
         check(output, tmp_path / "expected")
 
 
-def late(output: Path) -> list[str]:
+def uncommitted_parts(output: Path) -> list[str]:
     """Return the parts that are not committed."""
     return sorted({f"parts/{path.name}" for path in output.glob("parts/*.h5")} - set(committed(output).values()))
 

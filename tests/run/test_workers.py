@@ -57,15 +57,15 @@ def test_local_workers_give_the_same_bits_and_refuse_strangers(small: Small, tmp
     process = small.program().start(tmp_path / "out", "--workers", "2")
     end = time.monotonic() + DEADLINE
     servers = dict[Any, int]()
-    tried = set[Any]()
+    refused_addresses = set[Any]()
     variables = set[str]()
     while process.poll() is None and time.monotonic() < end:
         servers |= {address: pid for pid, address in listening(process.pid)}
         if len(servers) == 5:
             with suppress(psutil.Error):
                 variables |= {name for pid in servers.values() for name in psutil.Process(pid).environ()}
-            for address in servers.keys() - tried:
-                tried.add(address)
+            for address in servers.keys() - refused_addresses:
+                refused_addresses.add(address)
                 with suppress(ConnectionRefusedError):  # all have exited meanwhile
                     assert turns_away(address)
         time.sleep(0.02)
@@ -73,7 +73,7 @@ def test_local_workers_give_the_same_bits_and_refuse_strangers(small: Small, tmp
     assert features_of(tmp_path / "out") == small.features
     assert {host for host, _ in servers} == {"127.0.0.1"}, output
     assert len(set(servers.values())) == 5, "the scheduler, two workers and their nannies"
-    assert len(tried) == 5
+    assert len(refused_addresses) == 5
     assert "PATH" in variables
     assert "MALLOC_TRIM_THRESHOLD_" not in variables, "nor any other variable of Dask"
     assert [line for line in output.splitlines() if " INFO " not in line and not line.startswith("Done: ")] == []
@@ -87,11 +87,11 @@ def test_processes_that_share_cores_share_the_readers(tmp_path: Path, monkeypatc
     serving = encoding_stage.serving
     reported = list[int]()
 
-    def watched(settings: EncodeSettings, *what: Any) -> AbstractContextManager[None]:
+    def count_readers(settings: EncodeSettings, *what: Any) -> AbstractContextManager[None]:
         reported.append(settings.n_readers)
         return serving(settings, *what)
 
-    monkeypatch.setattr(encoding_stage, "serving", watched)
+    monkeypatch.setattr(encoding_stage, "serving", count_readers)
     for n_processes in (0, 1, 2, 5):
         monkeypatch.setattr(LocalPool, "n_local_processes", n_processes)
         assert workspace.run(tmp_path / str(n_processes), "--threads", "3") == 0

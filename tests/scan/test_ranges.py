@@ -27,7 +27,7 @@ def shards_of(folder, *arrays):
     return open_shards([write_shard(folder / f"{i}.h5", rows) for i, rows in enumerate(arrays)])
 
 
-def oracle(arrays):
+def slow_scan(arrays):
     """Return range and mean of the good rows in float64, and the numbers of bad rows, row by row."""
     rows = [row for rows in arrays for row in rows.astype(np.float64)]
     bad = [i for i, row in enumerate(rows) if not np.isfinite(row).all()]
@@ -36,7 +36,7 @@ def oracle(arrays):
 
 
 def check(found, arrays):
-    minimum, maximum, bad = oracle(arrays)
+    minimum, maximum, bad = slow_scan(arrays)
     assert (found.n_rows, found.n_good) == (sum(map(len, arrays)), sum(map(len, arrays)) - len(bad))
     assert {found.minimum.dtype, found.maximum.dtype} == {np.dtype(np.float64)}
     assert found.bad_rows.dtype == np.int64
@@ -382,12 +382,12 @@ def test_a_scan_can_drop_its_unreadable_shards(tmp_path):
     for seed in range(8):
         with case(seed=seed):
             shards, arrays, bad = random_shards(tmp_path, np.random.default_rng(seed), {"fletcher32": True})
-            left, found = readable(shards, scanned(shards, 2, 2, max_unreadable=6))
-            assert left == tuple(shard for i, shard in enumerate(shards) if i not in bad)
+            remaining, found = readable(shards, scanned(shards, 2, 2, max_unreadable=6))
+            assert remaining == tuple(shard for i, shard in enumerate(shards) if i not in bad)
             check(found, [rows for i, rows in enumerate(arrays) if i not in bad])
             assert not found.unreadable
-            again, same = readable(left, found)
-            assert (again, same) == (left, found)
+            again, same = readable(remaining, found)
+            assert (again, same) == (remaining, found)
 
 
 def damaged_shards(folder, n_bad, n_good=3):
@@ -466,7 +466,7 @@ def test_invalid_scans_are_refused(data):
 # -- tasks -------------------------------------------------------------------------------------------------------
 
 
-def plainly(found):
+def plain_values(found):
     return [each.tolist() if isinstance(each, np.ndarray) else each for each in vars(found).values()]
 
 
@@ -492,5 +492,5 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path, monkeypatch)
     assert len(tasks) == 5 + 3 + 4 + 5 + 4, "readable blocks are read again"
     local = [work(task) for work, task in tasks]
     remote = run_in_fresh_process(tasks)
-    assert [plainly(each) for each in remote] == [plainly(each) for each in local]
+    assert [plain_values(each) for each in remote] == [plain_values(each) for each in local]
     assert (found.bad_rows.tolist(), list(found.unreadable)) == ([3, *range(9, 14), 21], [1])

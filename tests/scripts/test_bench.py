@@ -200,12 +200,12 @@ def test_hiding_instructions_changes_no_other_processor_facts(tmp_path: Path) ->
         for env in ({**os.environ}, os.environ | ({"LD_PRELOAD": str(library)} if library else {}))
     )
     assert before[:-1] == after[:-1]
-    _, _, known, *_ = before[-1]
-    _, _, reported, *_ = after[-1]
+    _, _, facts_before, *_ = before[-1]
+    _, _, facts_after, *_ = after[-1]
     avx2 = 1 << 5
     avx512f = 1 << 16
-    assert int(reported, 16) & avx2 == int(known, 16) & avx2
-    assert library is None or not int(reported, 16) & avx512f
+    assert int(facts_after, 16) & avx2 == int(facts_before, 16) & avx2
+    assert library is None or not int(facts_after, 16) & avx512f
 
 
 def test_missing_instruction_set_is_refused(

@@ -261,14 +261,14 @@ def test_different_seed_gives_different_rows(tmp_path):
 def test_existing_files_are_rewritten_only_with_force(out, capsys):
     make(out, "digits")
     before = stamps(out)
-    held = contents(out)
+    content_before = contents(out)
     capsys.readouterr()
     make(out, "digits")
     assert stamps(out) == before
     assert capsys.readouterr().out
     make(out, "digits", "--force")
     assert not set(stamps(out).values()) & set(before.values())
-    assert contents(out) == held
+    assert contents(out) == content_before
 
 
 def test_only_the_missing_shard_is_written(out):

@@ -128,15 +128,15 @@ def test_sigmoids_have_a_gain_by_default():
 
 
 def test_a_given_model_determines_the_network():
-    given = Network((784, 30, 20, 7), "leaky-relu", "linear", gain=True)
-    assert network_of(resolve(Config.of(activation="relu"), 100, 784, given).network, 784) == given
-    resolved = resolve(Config.of(decoder_gain=False), 100, 784, given)
+    network = Network((784, 30, 20, 7), "leaky-relu", "linear", gain=True)
+    assert network_of(resolve(Config.of(activation="relu"), 100, 784, network).network, 784) == network
+    resolved = resolve(Config.of(decoder_gain=False), 100, 784, network)
     assert resolved.network.decoder_gain is False, "the run refuses it"
 
 
 def test_the_settings_describe_a_network():
-    asked = {"hidden": (30, 20), "activation": "leaky-relu", "code_activation": "linear", "decoder_gain": True}
-    config = Config.of(n_features=7, **asked)
+    requested = {"hidden": (30, 20), "activation": "leaky-relu", "code_activation": "linear", "decoder_gain": True}
+    config = Config.of(n_features=7, **requested)
     assert network_of(resolve(config, 100, 784).network, 784) == Network(
         (784, 30, 20, 7), "leaky-relu", "linear", gain=True
     )

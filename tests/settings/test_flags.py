@@ -312,22 +312,22 @@ def test_invalid_flags_are_usage_errors(file):
 def test_help_lists_values_of_settings_by_stage(capsys):
     with pytest.raises(SystemExit):
         settings("--help")
-    printed = capsys.readouterr().out
-    assert "VALUE" not in printed
+    output = capsys.readouterr().out
+    assert "VALUE" not in output
     for phrase in (
         "--verify {digests,sizes}",
         "--on-drift {clip,pass,raise}",
         "--epochs N",
         "--memory-budget BYTES",
     ):
-        assert phrase in printed
-    titles = [line for line in printed.splitlines() if line.endswith(":") and not line.startswith(" ")]
+        assert phrase in output
+    titles = [line for line in output.splitlines() if line.endswith(":") and not line.startswith(" ")]
     assert titles == ["options:", *(f"{title}:" for title in module._STAGES)]
 
 
 def test_every_setting_belongs_to_one_stage():
-    listed = [name for names in module._STAGES.values() for name in names]
-    assert sorted(listed) == sorted(SETTINGS)
+    all_names = [name for names in module._STAGES.values() for name in names]
+    assert sorted(all_names) == sorted(SETTINGS)
 
 
 def test_a_tilde_is_expanded_in_every_path(file, tmp_path, monkeypatch):

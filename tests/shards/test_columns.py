@@ -308,9 +308,9 @@ def test_names_are_escaped_and_shortened_for_terminals(tmp_path: Path) -> None:
     named_columns.attribute(tmp_path / "0.h5", ROWS, ["\x1b[2J" + "a" * 500, *NAMES[1:]])
     named_columns.attribute(tmp_path / "1.h5", ROWS, NAMES)
     (shard,) = opened([tmp_path / "0.h5"])
-    shown = shard.columns.numbered(0)
-    assert shown.isprintable()
-    assert len(shown) < 60
+    label = shard.columns.numbered(0)
+    assert label.isprintable()
+    assert len(label) < 60
     with refused(65, "column 0 ", "\\x1b"):
         opened([tmp_path / "0.h5", tmp_path / "1.h5"])
 

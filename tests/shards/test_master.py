@@ -85,8 +85,8 @@ def test_shards_of_a_master_are_its_files_in_its_order(tmp_path, raw, write):
     shards = open_shards([write(tmp_path / "master.h5")], followed=[str(raw)])
     assert [Path(shard.path).name for shard in shards] == [f"run_{i + 1}.h5" for i in range(N_FILES)]
     np.testing.assert_array_equal(read_all(shards), numbered(N_FILES * N_ROWS))
-    listed = open_shards([str(raw / f"run_{i + 1}.h5") for i in range(N_FILES)], "entry/data")
-    assert shards == listed
+    expected = open_shards([str(raw / f"run_{i + 1}.h5") for i in range(N_FILES)], "entry/data")
+    assert shards == expected
 
 
 def test_virtual_dataset_in_any_order_has_the_rows_of_hdf5(tmp_path, raw):
@@ -184,8 +184,8 @@ def test_doubled_percent_sign_in_a_file_name_is_one(tmp_path, raw):
 def test_run_over_a_master_equals_a_run_over_its_files(tmp_path, raw, write):
     path = write(tmp_path / "master.h5")
     settings = ["--epochs", "2", "--n-features", "1"]
-    listed = [str(raw / f"run_{i + 1}.h5") for i in range(N_FILES)]
-    runs = {"a": ["--input", path, "--follow", str(raw)], "b": ["--input", *listed, "--dataset", "entry/data"]}
+    expected = [str(raw / f"run_{i + 1}.h5") for i in range(N_FILES)]
+    runs = {"a": ["--input", path, "--follow", str(raw)], "b": ["--input", *expected, "--dataset", "entry/data"]}
     for output, flags in runs.items():
         assert main([*flags, *settings, "--output", str(tmp_path / output)]) == 0
     first, second = (open_features(tmp_path / output) for output in runs)

@@ -190,12 +190,12 @@ def test_many_shards_are_opened_once_in_bounded_memory(tmp_path, monkeypatch):
     tracemalloc.start()
     try:
         shards = open_shards([str(tmp_path)])
-        held, peak = tracemalloc.get_traced_memory()
+        n_held, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert sorted(opened) == sorted(str(tmp_path / f"{i}.h5") for i in range(500))
     assert [Path(shard.path).stem for shard in shards] == [str(i) for i in range(500)]
-    assert held < 500 * 5000
-    assert peak < held + 2**22
+    assert n_held < 500 * 5000
+    assert peak < n_held + 2**22
     numbers = first_rows(shards)
     assert read(block_of(shards, numbers, 1497, 1500)).tolist() == numbered(3).tolist()

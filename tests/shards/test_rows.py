@@ -124,9 +124,9 @@ def test_array_shard_equals_a_file_with_its_rows(tmp_path):
     for code in ["?", *(order + code for order in "<>" for code in INTEGERS + FLOATS)]:
         rows = (numbered(7) % 3).astype(code)
         (stored,) = open_shards([write_shard(tmp_path / "x.h5", rows)])
-        for given in (rows, np.asfortranarray(rows)):
-            with case(code, given.strides):
-                shard = array_shard(given)
+        for array in (rows, np.asfortranarray(rows)):
+            with case(code, array.strides):
+                shard = array_shard(array)
                 assert (shard.dtype, shard.n_rows, shard.row_bytes) == (stored.dtype, 7, stored.row_bytes)
                 for block in blocks([shard], 2):
                     expected = read(Block(stored, block.start, block.stop))
@@ -322,11 +322,11 @@ def test_scan_over_any_form_finds_the_same(tmp_path, form):
 def test_sparse_rows_are_read_a_few_entries_at_a_time(tmp_path, monkeypatch):
     sizes = []
 
-    def counted(path, identity, layout, start, out):
+    def read_and_count(path, identity, layout, start, out):
         sizes.append(len(out))
         return hdf5_values.read_values(path, identity, layout, start, out)
 
-    monkeypatch.setattr(module, "read_values", counted)
+    monkeypatch.setattr(module, "read_values", read_and_count)
     monkeypatch.setattr(module, "_ENTRIES", 20)
     rows = some_rows()
     shard = write_form(tmp_path / "x.h5", "sparse", rows)
@@ -415,7 +415,7 @@ def test_invalid_sparse_rows_are_refused_with_their_row(tmp_path):
                 read(Block(shard, 0, 3))
 
 
-def filled_in(values, columns, firsts, shape):
+def dense_or_none(values, columns, firsts, shape):
     """Convert sparse rows to dense ones, entry by entry; return None if they are invalid."""
     rows = np.zeros(shape, dtype=values.dtype)
     for row, (start, stop) in enumerate(pairwise(firsts.tolist())):
@@ -440,7 +440,7 @@ def test_random_sparse_rows_are_read_or_refused(tmp_path, monkeypatch):
         shard = opened(
             write_csr(tmp_path / f"{i}.h5", (values, columns, firsts), shape, h5sparse_format="csr"), "sparse"
         )
-        expected = filled_in(values, columns, firsts, shape)
+        expected = dense_or_none(values, columns, firsts, shape)
         if expected is None:
             n_invalid += 1
             with refused(65, "dataset=X row="):

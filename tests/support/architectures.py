@@ -27,7 +27,7 @@ from pipeline.gpu.install import build_forwarders
 from tests.support.cuda import stub
 from tests.support.interpreters import REPOSITORY, environment
 
-__all__ = ["CAPABILITIES", "Compiled", "collect", "compile_for", "ptx_of", "wrong"]
+__all__ = ["CAPABILITIES", "Compiled", "collect", "compile_for", "problems_of", "ptx_of"]
 
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 _CUT = 10  # number of characters of an architecture name that libgpuarray 0.7.6 keeps
@@ -99,17 +99,17 @@ def _compile_for(wheel: Path, capabilities: Sequence[str], sources: Sequence[str
 
 def _compile_all(nvrtc: Any, capability: str, sources: Sequence[str], folder: Path, ptxas: str) -> dict[str, Any]:
     failed = {}
-    written = {}
+    ptx_files = {}
     for source in sources:
         is_compiled, text = _compile(nvrtc, capability, Path(source).read_bytes())
-        (written if is_compiled else failed)[Path(source).name] = text
+        (ptx_files if is_compiled else failed)[Path(source).name] = text
     found = {
         directive: sorted(
-            {each for ptx in written.values() for each in re.findall(rf"^\.{directive} (\S+)", ptx, re.M)}
+            {each for ptx in ptx_files.values() for each in re.findall(rf"^\.{directive} (\S+)", ptx, re.M)}
         )
         for directive in ("version", "target")
     }
-    refused = [name for name, ptx in written.items() if ptxas and not _assembles(ptxas, capability, folder, ptx)]
+    refused = [name for name, ptx in ptx_files.items() if ptxas and not _assembles(ptxas, capability, folder, ptx)]
     major = ctypes.c_int()
     minor = ctypes.c_int()
     nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
@@ -148,7 +148,7 @@ def _line(row: Sequence[Compiled]) -> str:
     return f"{row[0].nvrtc:6} {','.join(row[0].versions):5}" + "".join(cells)
 
 
-def wrong(each: Compiled) -> list[str]:
+def problems_of(each: Compiled) -> list[str]:
     """Return one line for each kernel that does not compile, and one for PTX of an unexpected version or target."""
     where = f"NVRTC {each.nvrtc}, capability {each.capability}"
     lines = [f"{where}: {name}: {message}" for name, message in each.failed.items()]
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str]) -> int:
         rows = list(pool.map(compiled, sorted(path.resolve() for path in request.wheels)))
     print(f"{len(sources)} kernels\nNVRTC  PTX  " + "".join(f"{each:>5}" for each in CAPABILITIES))
     print("\n".join(map(_line, rows)))
-    lines = [line for row in rows for each in row for line in wrong(each)]
+    lines = [line for row in rows for each in row for line in problems_of(each)]
     print("\n".join(lines))
     return bool(lines)
 

@@ -61,9 +61,9 @@ def make_noise(step: int) -> np.ndarray:
 def start_of(network: Network) -> dict[str, np.ndarray]:
     """Matrices of a spread by which neither rows nor gradients grow from layer to layer, biases of 0, gains of 1."""
     rng = np.random.default_rng(9)
-    drawn = {name: rng.standard_normal(shape) / np.sqrt(sum(shape)) for name, shape in network.shapes.items()}
-    fixed = {name: np.full(a.shape, float(name == "gain")) for name, a in drawn.items() if a.ndim == 1}
-    return {name: array.astype(np.float32) for name, array in (drawn | fixed).items()}
+    matrices = {name: rng.standard_normal(shape) / np.sqrt(sum(shape)) for name, shape in network.shapes.items()}
+    fixed = {name: np.full(a.shape, float(name == "gain")) for name, a in matrices.items() if a.ndim == 1}
+    return {name: array.astype(np.float32) for name, array in (matrices | fixed).items()}
 
 
 def make_scaler(rows: np.ndarray) -> Scaler:

@@ -320,7 +320,7 @@ class Scenario:
             if kind == "resumed":
                 self._interrupt()
             self._path.rename(self._before)
-        self.fresh()
+        self.reset()
 
     def _interrupt(self) -> None:
         """Create the output of a run that failed when it renamed its fourth part."""
@@ -334,7 +334,7 @@ class Scenario:
     def _expect_success(ended: Ended) -> None:
         assert ended.code == 0, ended.text
 
-    def fresh(self) -> None:
+    def reset(self) -> None:
         """Reset the output directory to its state before a run."""
         shutil.rmtree(self._path, ignore_errors=True)
         if self._before is not None:
@@ -349,7 +349,7 @@ class Scenario:
         from tests.support.soak_protocol import invalid_entries, leftovers
         from tests.support.standin import features_of
 
-        self.fresh()
+        self.reset()
         before = committed_files(self._path)
         ended = self.run(fault, **limits)
         wrong = problem_of(ended)
@@ -401,7 +401,7 @@ def sweep(
 ) -> tuple[Counter[int], list[str]]:
     """Make one call after another fail; return the number of runs by exit code, and all problems."""
     folder = scenario.output if where == "output" else scenario.shards
-    scenario.fresh()
+    scenario.reset()
     n_calls = scenario.run(Fault(folder, kinds)).n_calls
     codes = Counter[int]()
     wrong = []

@@ -31,7 +31,7 @@ from pipeline.shards.rows import read, read_extras
 from pipeline.shards.shard import Block, blocks
 from tests.support import hostile
 from tests.support.checksummed import Structure, repair, structures_of
-from tests.support.work import Work, counted
+from tests.support.work import Work, count_work
 
 FILES = Path(__file__).parents[1] / "files"  # as other software writes them
 REFUSED = ["filter-blosc2", "filter-blosc-snappy", "frames-fixed-mixed", "frames-table-mixed", "sparse-csc"]
@@ -102,7 +102,7 @@ def fuzz(n: int, seed: int = 0, in_structures: bool = False) -> Outcome:
 def _try(path: Path, content: bytes, i: int, outcome: Outcome, followed: list[str]) -> None:
     path.unlink(missing_ok=True)
     path.write_bytes(content)
-    with counted() as work:
+    with count_work() as work:
         kind = _outcome_of(path, content, i, outcome, followed)
     outcome.counts[kind] += 1
     outcome.most = outcome.most.highest(work)

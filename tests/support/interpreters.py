@@ -11,7 +11,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-__all__ = ["REPOSITORY", "Ended", "environment", "fresh"]
+__all__ = ["REPOSITORY", "Ended", "environment", "run_python"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -58,7 +58,7 @@ def environment(**variables: str | Path | None) -> dict[str, str]:
     return env
 
 
-def fresh(code: str, warnings: str = "error", **variables: str | Path | None) -> Ended:
+def run_python(code: str, warnings: str = "error", **variables: str | Path | None) -> Ended:
     """Run `code` in a new interpreter.
 
     Parameters

@@ -21,10 +21,10 @@ __all__ = [
     "FullDisk",
     "finished_stamps",
     "flip",
-    "fresh",
     "parts",
     "results",
     "stamps",
+    "undisturbed_features",
 ]
 
 STEPS = ["--checkpoint-minutes", "0"]
@@ -49,7 +49,7 @@ class FullDisk(RecordingDisk):
         return result
 
 
-def fresh(workspace: Workspace, *flags: str) -> bytes:
+def undisturbed_features(workspace: Workspace, *flags: str) -> bytes:
     """Return the features of an undisturbed run over the present shards."""
     output = workspace.folder / f"fresh{len(list(workspace.folder.iterdir()))}"
     assert workspace.run(output, *flags) == 0

@@ -65,7 +65,7 @@ def commit_together(ledger: Ledger, *keys: str, made_from: str = NOW) -> list[Re
     return [valid_record(ledger, record) for record in records]
 
 
-def reopened(ledger: Ledger) -> Ledger:
+def reopen(ledger: Ledger) -> Ledger:
     """Return the ledger as a later run opens it."""
     return Ledger(ledger.directory, ledger.disk)
 

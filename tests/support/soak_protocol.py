@@ -117,7 +117,7 @@ class Scenario:
                 without_links(folder / "before")
             self._runs_before = {run_seen_by_readers(folder / "before")}
         disk = RecordingDisk()
-        output = self.fresh()
+        output = self.new_output()
         assert self.run(output, disk) == 0
         self.calls = disk.calls
         self._expected = features_of(output)
@@ -138,7 +138,7 @@ class Scenario:
             numbers.setdefault((name, file), []).append(number)
         return sorted(same[turn % len(same)] for turn, same in enumerate(numbers.values()))
 
-    def fresh(self) -> Path:
+    def new_output(self) -> Path:
         """Return an output directory in the state before the run."""
         self._n_outputs += 1
         output = self._folder / f"{self._n_outputs}" / "out"
@@ -309,7 +309,7 @@ class ObservedDisk(RecordingDisk):
 
 def watch_readers(scenario: Scenario) -> list[str | None]:
     """Run all readers after each change of a run; return the runs that they see, in order of time."""
-    output = scenario.fresh()
+    output = scenario.new_output()
     visible = [run_seen_by_readers(output)] if output.exists() else [None]
     faults: list[str] = []
 
@@ -341,7 +341,7 @@ def fail_every_call(
     """Make each call fail in turn; return the number of runs by exit code."""
     codes = Counter[int]()
     for number in _select(range(len(scenario.calls)), selection):
-        output = scenario.fresh()
+        output = scenario.new_output()
         found = scenario.run(output, FailingDisk(number, code, is_permanent, takes_effect))
         call = _call_name(scenario, number)
         label = f"{call} fails with {errno.errorcode[code]}, permanent: {is_permanent}, takes effect: {takes_effect}"
@@ -356,7 +356,7 @@ def fail_every_write(scenario: Scenario, code: int = 0, selection: Selection = s
     codes = Counter[int]()
     n_writes = [name for name, _ in scenario.calls].count("write")
     for number in _select(range(n_writes), selection):
-        output = scenario.fresh()
+        output = scenario.new_output()
         found = scenario.run(output, ShortWriteDisk(number, code))
         assert found in (ALLOWED_CODES[1:] if code else (0,)), f"write {number} is short: exit code {found}"
         scenario.check(output, f"write {number} is short, then {code}")
@@ -368,7 +368,7 @@ def kill_at_every_call(scenario: Scenario, after: bool, selection: Selection = s
     """Kill the run (SIGKILL) right before or right after each call; return the number of kills."""
     numbers = _select(range(len(scenario.calls)), selection)
     for number in numbers:
-        output = scenario.fresh()
+        output = scenario.new_output()
         label = f"killed {'after' if after else 'before'} {_call_name(scenario, number)}"
         outcome = forked(lambda out=output, n=number: scenario.run(out, KillingDisk(n, after)))
         assert outcome == (-signal.SIGKILL, None), label
@@ -378,11 +378,11 @@ def kill_at_every_call(scenario: Scenario, after: bool, selection: Selection = s
 
 def cut_power(scenario: Scenario, n_random: int, selection: slice = slice(None)) -> Counter[str]:
     """Cut the power after each call; return the number of distinct states of each kind."""
-    log = PowerLog(scenario.fresh().parent)
+    log = PowerLog(scenario.new_output().parent)
     assert scenario.run(log.folder / "out", log) == 0
     kinds = Counter[str]()
     for number, kind, remains in [*log.cuts(n_random)][selection]:
-        output = scenario.fresh()
+        output = scenario.new_output()
         shutil.rmtree(output.parent)
         materialize(remains, output.parent)
         scenario.check(output, f"power cut after {_call_name(scenario, number)}: {kind}")
@@ -395,7 +395,7 @@ def several_faults(scenario: Scenario, n_sequences: int, seed: int = 0) -> Count
     rng = random.Random(seed)
     kinds = Counter[str]()
     for sequence in range(n_sequences):
-        output = scenario.fresh()
+        output = scenario.new_output()
         label = f"sequence {sequence}:"
         for _ in range(rng.randrange(2, 6)):
             kind = rng.choice(["fails", "is short", "killed", "power"])
@@ -428,7 +428,7 @@ def _after_power_cut(scenario: Scenario, output: Path, rng: random.Random) -> Pa
     cuts = [*log.cuts(1, rng.randrange(1000))]
     if not cuts:
         return output  # the output was already complete
-    after = scenario.fresh()
+    after = scenario.new_output()
     shutil.rmtree(after.parent)
     shutil.rmtree(output.parent)
     _, _, remains = rng.choice(cuts)

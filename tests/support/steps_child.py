@@ -22,7 +22,7 @@ N_EACH = 3
 STEPS_PER_CALL = ((1, 2), (1, 1, 1), (3,), (2, 1))  # number of steps in each piece
 
 
-def put_by_turns() -> None:
+def check_alternating_uploads() -> None:
     """Check that uploaded data stays while the next piece is uploaded, also if the one after that is smaller."""
     buffers = TwoBuffers()
     arrays = [np.full((length, 2), number, np.uint8) for number, length in enumerate((5, 7, 4, 7))]
@@ -36,7 +36,7 @@ def put_by_turns() -> None:
     assert np.asarray(second).tolist() == arrays[3].tolist()
 
 
-def taken_together(step: TrainingStep, autoencoder: Autoencoder, rows: np.ndarray, is_resident: bool) -> None:
+def check_steps_in_one_call(step: TrainingStep, autoencoder: Autoencoder, rows: np.ndarray, is_resident: bool) -> None:
     """Check that several steps in one call give the same bits as single calls, also with a smaller last minibatch."""
     numbers = np.concatenate(child.make_minibatches()[:N_EACH])[:-17]
     noise = np.concatenate([child.make_noise(i) for i in range(N_EACH)])[:-17]
@@ -45,33 +45,33 @@ def taken_together(step: TrainingStep, autoencoder: Autoencoder, rows: np.ndarra
     start = autoencoder.parameters()
     state = step.state()
 
-    def one_by_one() -> None:
+    def take_one_by_one() -> None:
         for i, rate in enumerate(rates):
             batch = slice(i * child.BATCH, (i + 1) * child.BATCH)
             take_step(step, piece[batch], rate, noise=noise[batch])
 
-    def by(*calls: list[float]) -> None:
+    def take_in_calls(*calls: list[float]) -> None:
         step.begin(piece, noise, child.BATCH)
         for each in calls:
             step.take(each)
 
-    def left(take: Callable[[], None]) -> dict[str, bytes]:
+    def state_after(take: Callable[[], None]) -> dict[str, bytes]:
         autoencoder.set_parameters(start)
         step.set_state(state)
         take()
         return {name: array.tobytes() for name, array in (autoencoder.parameters() | step.state()).items()}
 
-    expected = left(one_by_one)
+    expected = state_after(take_one_by_one)
     assert any(expected[name] != array.tobytes() for name, array in start.items())
-    assert left(lambda: by(rates)) == expected
-    assert left(lambda: by(rates[:1], rates[1:])) == expected
-    assert left(lambda: by(rates[::-1])) != expected, "so each step has its own rate"
+    assert state_after(lambda: take_in_calls(rates)) == expected
+    assert state_after(lambda: take_in_calls(rates[:1], rates[1:])) == expected
+    assert state_after(lambda: take_in_calls(rates[::-1])) != expected, "so each step has its own rate"
 
 
 def main(place: str, log: str) -> None:
     """Take the steps, the first one with its cost; mark each step and each upload in the log."""
     backend.start(require=True)
-    put_by_turns()
+    check_alternating_uploads()
     rows = child.make_rows()
     network = child.NETWORKS["relu"]
     autoencoder = Autoencoder(network, *child.make_scaler(rows).arrays(rows.dtype))
@@ -92,7 +92,7 @@ def main(place: str, log: str) -> None:
                 file.write("steps\n")
                 step.take([rate] * n, with_cost=i + j == 0)
         file.write("steps\n")
-    taken_together(step, autoencoder, rows, is_resident=resident is not None)
+    check_steps_in_one_call(step, autoencoder, rows, is_resident=resident is not None)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from tests.support.cuda import stub
-from tests.support.interpreters import Ended, fresh
+from tests.support.interpreters import Ended, run_python
 
 __all__ = ["EXIT_CODE", "run_sanitized"]
 
@@ -41,7 +41,7 @@ def run_sanitized(code: str, **variables: str) -> Ended:
     card["LD_LIBRARY_PATH"] = f"{card['LD_LIBRARY_PATH']}:{stub.nvrtc().parent}"
     options = f"exitcode={EXIT_CODE}:report_signal_unsafe=0"
     with _one_layout():
-        return fresh(_ALONE + code, LD_PRELOAD=found.stdout.strip(), TSAN_OPTIONS=options, **card, **variables)
+        return run_python(_ALONE + code, LD_PRELOAD=found.stdout.strip(), TSAN_OPTIONS=options, **card, **variables)
 
 
 @contextmanager

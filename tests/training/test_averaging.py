@@ -83,5 +83,5 @@ def test_a_steady_move_is_amplified_at_most_sevenfold():
             before = state
             mean = Weights({"b": before.parameters["b"] + np.float32(0.01)}, {})
             state, velocity = outer_step(before, mean, velocity, n_replicas)
-        moved = (state.parameters["b"] - before.parameters["b"]) / 0.01
-        np.testing.assert_allclose(moved, expected, rtol=1e-3)
+        step_size = (state.parameters["b"] - before.parameters["b"]) / 0.01
+        np.testing.assert_allclose(step_size, expected, rtol=1e-3)

@@ -59,11 +59,11 @@ def test_a_checkpoint_keeps_every_field_of_the_training_state() -> None:
     checkpoint = Checkpoint.from_npz(Checkpoint({}, state, 11).to_npz())
     assert (checkpoint.state, checkpoint.n_steps) == (state, 11)
     progress = asdict(state)
-    added_later = {"n_epochs", "ended_at"}
+    newer_fields = {"n_epochs", "ended_at"}
     without = [
-        {key: value for key, value in progress.items() if key != name} for name in progress if name not in added_later
+        {key: value for key, value in progress.items() if key != name} for name in progress if name not in newer_fields
     ]
-    known_first = {key: value for key, value in progress.items() if key not in added_later}
+    known_first = {key: value for key, value in progress.items() if key not in newer_fields}
     assert TrainingState.from_dict(known_first) == replace(state, n_epochs=None, ended_at=None)
     for wrong in [*without, {**progress, "more": 1}, {**progress, "history": [{}]}, {**progress, "history": None}]:
         with pytest.raises(ValueError, match=r"\bcheckpoint\b"):
@@ -197,7 +197,7 @@ def assert_same(found: Trained | Checkpoint, expected: Trained) -> None:
 
 
 @pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Rig]:
+def make_rig(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Rig]:
     folder = tmp_path_factory.mktemp("shards")
     rng = np.random.default_rng(5)
     for i, size in enumerate((20, 0, 26, 7)):
@@ -215,9 +215,9 @@ RULES = pytest.mark.parametrize("name", [name for name in RATES if name != "deep
 @pytest.mark.compiler
 @KINDS
 @ALL
-def test_training_resumes_at_any_step_with_the_same_bits(rig: Any, name: str, resident: bool) -> None:
+def test_training_resumes_at_any_step_with_the_same_bits(make_rig: Any, name: str, resident: bool) -> None:
     """Stops are in the first, a middle and the last epoch, at random steps and at the boundaries of epochs."""
-    training = rig(name, resident)
+    training = make_rig(name, resident)
     expected = training.train()
     assert len(expected.state.history) == training.config.training.epochs
     n = training.n_steps
@@ -231,8 +231,8 @@ def test_training_resumes_at_any_step_with_the_same_bits(rig: Any, name: str, re
 
 @KINDS
 @ALL
-def test_training_resumes_repeatedly_with_the_same_bits(rig: Any, name: str, resident: bool) -> None:
-    training = rig(name, resident)
+def test_training_resumes_repeatedly_with_the_same_bits(make_rig: Any, name: str, resident: bool) -> None:
+    training = make_rig(name, resident)
     rng = np.random.default_rng(4)
     expected = training.train()
     found: Trained | Checkpoint | None = None
@@ -242,9 +242,9 @@ def test_training_resumes_repeatedly_with_the_same_bits(rig: Any, name: str, res
 
 
 @RULES
-def test_an_interruption_does_not_delay_early_stopping(rig: Any, name: str) -> None:
+def test_an_interruption_does_not_delay_early_stopping(make_rig: Any, name: str) -> None:
     """Validation may have been waiting for an improvement when the training was stopped."""
-    training = rig(name, True)
+    training = make_rig(name, True)
     settings = {
         "learning_rate": 2 * training.config.training.learning_rate,
         "epochs": 40,
@@ -260,8 +260,8 @@ def test_an_interruption_does_not_delay_early_stopping(rig: Any, name: str) -> N
             assert_same(training.train(checkpoint, **settings), expected)
 
 
-def test_training_resumes_from_every_checkpoint(rig: Any) -> None:
-    training = rig("adam", False)
+def test_training_resumes_from_every_checkpoint(make_rig: Any) -> None:
+    training = make_rig("adam", False)
     expected = training.train()
     found = []
     training.train(save=lambda checkpoint: found.append(checkpoint.to_npz()), checkpoint_minutes=0.0)
@@ -273,13 +273,13 @@ def test_training_resumes_from_every_checkpoint(rig: Any) -> None:
     assert_same(training.train(checkpoints[-1], stop=1), expected)  # no steps are left
 
 
-def test_a_checkpoint_of_another_training_is_refused(rig: Any) -> None:
-    training = rig("momentum", True)
+def test_a_checkpoint_of_another_training_is_refused(make_rig: Any) -> None:
+    training = make_rig("momentum", True)
     checkpoint = training.interrupted(3)
     assert isinstance(checkpoint, Checkpoint)
     for optimizer in ("adam", "rmsprop", "nesterov"):
         with pytest.raises(ValueError, match="momentum"):
-            rig(optimizer, True).train(checkpoint)
+            make_rig(optimizer, True).train(checkpoint)
     arrays = checkpoint.arrays
     state = next(name for name in arrays if name.startswith("state/"))
     wrong = [

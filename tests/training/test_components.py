@@ -46,34 +46,34 @@ def assert_orthonormal(found: Components, n_inputs: int, k: int) -> None:
 
 
 @pytest.fixture(params=["columns", "rows", "products"])
-def way(request: pytest.FixtureRequest) -> tuple[int, int]:
+def shape(request: pytest.FixtureRequest) -> tuple[int, int]:
     """Return the shape of a sample that uses each of the methods."""
     return {"columns": (300, 90), "rows": (90, 300), "products": (300, 200)}[request.param]
 
 
 @pytest.mark.slow
-def test_reconstructions_are_as_good_as_exact_ones(way: tuple[int, int]) -> None:
+def test_reconstructions_are_as_good_as_exact_ones(shape: tuple[int, int]) -> None:
     for power in (0.5, 0.75, 1.0):  # variances that decrease like 1 / i, 1 / i^1.5, 1 / i^2
-        x = rows_with(np.arange(1, min(way)) ** -power, *way)
+        x = rows_with(np.arange(1, min(shape)) ** -power, *shape)
         for k in (1, 8, 40):
             with case(power, k):
                 found = found_of(x, k)
-                assert_orthonormal(found, way[1], k)
+                assert_orthonormal(found, shape[1], k)
                 assert error_of(x, found) <= 1.001 * exact_error(x, k)
 
 
-def test_deviations_along_the_components_decrease(way: tuple[int, int]) -> None:
-    x = rows_with(np.arange(1, 80) ** -1.0, *way)
+def test_deviations_along_the_components_decrease(shape: tuple[int, int]) -> None:
+    x = rows_with(np.arange(1, 80) ** -1.0, *shape)
     found = found_of(x, 10)
     np.testing.assert_allclose(found.deviations, (x @ found.components).std(axis=0), rtol=1e-5)
     assert (np.diff(found.deviations) <= 0).all()
     np.testing.assert_allclose(found.mean, x.mean(axis=0, dtype=np.float64), rtol=1e-12)
 
 
-def test_rows_of_lower_rank_are_reconstructed_exactly(way: tuple[int, int]) -> None:
-    x = rows_with(np.ones(5), *way)
+def test_rows_of_lower_rank_are_reconstructed_exactly(shape: tuple[int, int]) -> None:
+    x = rows_with(np.ones(5), *shape)
     found = found_of(x, 12)
-    assert_orthonormal(found, way[1], 12)
+    assert_orthonormal(found, shape[1], 12)
     assert error_of(x, found) < 1e-12
     assert (found.deviations[6:] < 1e-6).all()
 
@@ -86,14 +86,14 @@ def test_components_exist_for_few_rows_and_columns(n_rows: int, n_inputs: int, k
     assert error_of(x, found) <= exact_error(x, k) + 1e-12
 
 
-def test_constant_rows_have_no_deviation(way: tuple[int, int]) -> None:
-    found = found_of(np.full(way, 0.3, dtype=np.float32), 4)
-    assert_orthonormal(found, way[1], 4)
+def test_constant_rows_have_no_deviation(shape: tuple[int, int]) -> None:
+    found = found_of(np.full(shape, 0.3, dtype=np.float32), 4)
+    assert_orthonormal(found, shape[1], 4)
     assert (found.deviations < 1e-7).all()
 
 
-def test_equal_seeds_give_equal_components_with_fixed_signs(way: tuple[int, int]) -> None:
-    x = rows_with(np.arange(1, 80) ** -1.0, *way)
+def test_equal_seeds_give_equal_components_with_fixed_signs(shape: tuple[int, int]) -> None:
+    x = rows_with(np.arange(1, 80) ** -1.0, *shape)
     one = found_of(x, 8)
     other = found_of(x, 8)
     third = found_of(-x, 8, seed=1)

@@ -236,7 +236,7 @@ def test_every_step_uses_the_rate_of_the_schedule() -> None:
 # -- checkpoints -------------------------------------------------------------------------------------------------
 
 
-def saved(config: Settings, **device: Any) -> list[Checkpoint]:
+def checkpoints_of(config: Settings, **device: Any) -> list[Checkpoint]:
     """Return every checkpoint of a training that saves one after each step."""
     found: list[Checkpoint] = []
     minutes = config.timing.checkpoint_minutes
@@ -251,7 +251,7 @@ def test_training_resumes_from_any_checkpoint_with_equal_results(patience: int) 
     config = CONFIG.changed(patience=patience, checkpoint_minutes=0.0)
     undisturbed = Counting(costs, validation)
     expected = run(undisturbed, config, ENOUGH_ROWS)
-    checkpoints = saved(config, costs=costs, validation_costs=validation)
+    checkpoints = checkpoints_of(config, costs=costs, validation_costs=validation)
     assert len(checkpoints) >= 2 * len(expected.history)
     for checkpoint in checkpoints:
         again = Checkpoint.from_npz(checkpoint.to_npz())
@@ -324,11 +324,11 @@ def test_seconds_of_an_epoch_exclude_the_time_between_steps(monkeypatch: pytest.
             clock[0] += 1000.0
             return None
 
-    limited = training(Slow(clock), CONFIG)
-    with training_loop(limited, Measuring()) as steps:
+    limited_training = training(Slow(clock), CONFIG)
+    with training_loop(limited_training, Measuring()) as steps:
         for _ in steps:
             clock[0] += 100.0
-    assert [epoch.seconds for epoch in limited.state.history] == [2.0] * CONFIG.training.epochs
+    assert [epoch.seconds for epoch in limited_training.state.history] == [2.0] * CONFIG.training.epochs
 
 
 # -- policies ----------------------------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ class Limiting:
         return self._limit if training.n_steps_done == self._number else None
 
 
-def limited(number: int, limit: Limit, device: Any = None) -> tuple[Training, list[Checkpoint]]:
+def limited_training(number: int, limit: Limit, device: Any = None) -> tuple[Training, list[Checkpoint]]:
     """Return a training of six epochs of two steps that gets a limit after a step, and its checkpoints."""
     found: list[Checkpoint] = []
     ended = training(device or Counting(), CONFIG.changed(schedule="linear"))
@@ -368,7 +368,7 @@ class Saving(CheckpointPolicy):
 
 def test_a_limit_shortens_a_training_and_its_schedule() -> None:
     device = Counting()
-    ended, found = limited(2, Limit(3), device)
+    ended, found = limited_training(2, Limit(3), device)
     assert len(ended.state.history) == 3
     assert ended.settings == CONFIG.changed(schedule="linear").training, "the settings do not change"
     rates = [learning_rate(ended.settings, step, 2, 6 if step < 2 else 3) for step in range(6)]
@@ -379,7 +379,7 @@ def test_a_limit_shortens_a_training_and_its_schedule() -> None:
 @pytest.mark.parametrize(("number", "ended_at", "n_epochs"), [(1, 1, 1), (3, 1, 2), (4, None, 2)])
 def test_a_training_ends_with_the_step_of_a_limit(number: int, ended_at: int | None, n_epochs: int) -> None:
     device = Counting()
-    ended, found = limited(number, Limit(n_epochs, ends_here=True), device)
+    ended, found = limited_training(number, Limit(n_epochs, ends_here=True), device)
     assert device.n_steps == number == ended.n_steps_done
     assert len(ended.state.history) == n_epochs
     assert ended.state.ended_at == ended_at
@@ -394,15 +394,15 @@ def test_a_training_ends_with_the_step_of_a_limit(number: int, ended_at: int | N
 
 def test_a_loop_that_its_caller_leaves_keeps_the_best_weights() -> None:
     device = Counting()
-    left = training(device, CONFIG)
+    abandoned = training(device, CONFIG)
     n_steps = []
-    with training_loop(left) as steps:
+    with training_loop(abandoned) as steps:
         for step in steps:
             n_steps.append(step.n_steps)
-            if len(left.state.history) == 1 and step.epoch is None:
+            if len(abandoned.state.history) == 1 and step.epoch is None:
                 break
     assert n_steps == [1, 1, 0, 1], "two steps, the end of an epoch, another step"
-    assert left.best == {"W": 2.0}
+    assert abandoned.best == {"W": 2.0}
     assert device.n_steps == 2
 
 

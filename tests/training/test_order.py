@@ -55,12 +55,12 @@ def test_an_epoch_can_be_resumed_after_any_number_of_rows():
 def test_windows_hold_the_rows_of_their_slabs_within_the_limit():
     for window_rows in (1, 7, 21):
         with case(window_rows):
-            seen = []
+            visited = []
             for slabs, rows in Order(STARTS, NONE, window_rows, 0).windows(0):
                 assert sorted(rows) == [row for slab in slabs for row in range(STARTS[slab], STARTS[slab + 1])]
                 assert len(slabs) == 1 or len(rows) <= window_rows
-                seen.extend(slabs)
-            assert sorted(seen) == list(range(len(STARTS) - 1))
+                visited.extend(slabs)
+            assert sorted(visited) == list(range(len(STARTS) - 1))
 
 
 def test_a_window_mixes_slabs_of_the_whole_data_set():

@@ -64,7 +64,7 @@ def test_rows_reach_a_device_in_order_for_any_window(shards):
             assert len(rows.resident) == 21
             assert all(1 <= len(piece) <= window_rows + window_rows // 4 for piece in rows.resident)
             np.testing.assert_array_equal(rows.take(np.array([0, 9, 20])), numbered(21)[[0, 9, 20]])
-            numbers = [kept.minibatches(order, 1, 4, 2) for kept in (rows, ResidentRows.of(shards, 2))]
+            numbers = [source.minibatches(order, 1, 4, 2) for source in (rows, ResidentRows.of(shards, 2))]
             assert all(np.array_equal(*pair) for pair in zip(*numbers, strict=True))
 
 
@@ -87,10 +87,10 @@ def test_an_epoch_can_start_at_any_minibatch(shards):
                         n_each = int(rng.integers(1, 5))
                         pieces = list(rows.minibatches(order, epoch, batch_size, first, n_each))
                         assert [len(piece) for piece in pieces[:-1]] == [n_each * batch_size] * (len(pieces) - 1)
-                        np.testing.assert_array_equal(*map(joined, (pieces, tail)))
+                        np.testing.assert_array_equal(*map(join, (pieces, tail)))
 
 
-def joined(batches: list[np.ndarray]) -> np.ndarray:
+def join(batches: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.empty(0), *(batch.ravel() for batch in batches)])
 
 
@@ -122,7 +122,7 @@ def test_steps_do_not_depend_on_how_minibatches_are_grouped(corruption: float, n
             assert self.n_taken <= len(self.started)
             return 0.5 if with_cost else None
 
-    def begun_by(n_each: int) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    def steps_of(n_each: int) -> list[tuple[np.ndarray, np.ndarray | None]]:
         step: Any = Step(n_each)
         feed = StepFeed(step, lambda n: cut([(rows, np.arange(n_rows))], 4 * n), config.training, 2, 7)
         lengths = []
@@ -134,13 +134,13 @@ def test_steps_do_not_depend_on_how_minibatches_are_grouped(corruption: float, n
         assert feed.n_ready() == 0, "still"
         return step.started
 
-    one_by_one = begun_by(1)
+    one_by_one = steps_of(1)
     for i, (batch, noise) in enumerate(one_by_one):
         np.testing.assert_array_equal(batch, rows[4 * i : 4 * i + 4])
         assert (noise is None) == (corruption == 0)
         assert noise is None or np.array_equal(noise, noise_of(3, 7 + i, batch.shape))
     for n_each in (2, 3, 5):
-        for pair in zip(one_by_one, begun_by(n_each), strict=True):
+        for pair in zip(one_by_one, steps_of(n_each), strict=True):
             for alone, grouped in zip(*pair, strict=True):
                 np.testing.assert_array_equal(alone, grouped)
 

@@ -56,14 +56,14 @@ def reconstructed(model: Model, x: np.ndarray) -> np.ndarray:
 
 
 def test_one_sigmoid_layer_starts_as_published(x: np.ndarray) -> None:
-    drawn = np.random.default_rng(5).standard_normal((N_INPUTS, 3)) / np.sqrt(N_INPUTS + 3)
+    expected = np.random.default_rng(5).standard_normal((N_INPUTS, 3)) / np.sqrt(N_INPUTS + 3)
     for mean in (None, x.mean(axis=0, dtype=np.float64)):
         found = start_of(ONE, np.random.default_rng(5), mean)
         assert list(found) == ["W", "b_hidden", "b_output"]
-        np.testing.assert_array_equal(found["W"], drawn)
-        np.testing.assert_array_equal(found["b_hidden"], np.zeros(3) if mean is None else -mean @ drawn)
+        np.testing.assert_array_equal(found["W"], expected)
+        np.testing.assert_array_equal(found["b_hidden"], np.zeros(3) if mean is None else -mean @ expected)
         np.testing.assert_array_equal(
-            found["b_output"], np.zeros(N_INPUTS) if mean is None else mean - drawn.sum(axis=1) / 2
+            found["b_output"], np.zeros(N_INPUTS) if mean is None else mean - expected.sum(axis=1) / 2
         )
 
 
@@ -98,7 +98,7 @@ def test_gains_start_as_the_inverse_slope_of_the_code():
 # -- components --------------------------------------------------------------------------------------------------
 
 
-def by_components(x: np.ndarray, found: Components) -> np.ndarray:
+def reconstruct(x: np.ndarray, found: Components) -> np.ndarray:
     centred = x - found.mean
     return found.mean + centred @ found.components @ found.components.T
 
@@ -107,7 +107,7 @@ def by_components(x: np.ndarray, found: Components) -> np.ndarray:
 def test_linear_features_start_as_components_for_any_layers(network, x):
     components = components_of(x)
     model = started_model(network, None, components)
-    np.testing.assert_allclose(reconstructed(model, x), by_components(x, components), atol=1e-6)
+    np.testing.assert_allclose(reconstructed(model, x), reconstruct(x, components), atol=1e-6)
     np.testing.assert_allclose(model.encode(x), (x - components.mean) @ components.components, atol=1e-6)
 
 
@@ -115,7 +115,7 @@ def test_linear_features_start_as_components_for_any_layers(network, x):
 def test_sigmoids_start_near_components_and_unsaturated(network, x):
     components = components_of(x)
     model = started_model(network, None, components)
-    error, least = (np.mean((found - x) ** 2) for found in (reconstructed(model, x), by_components(x, components)))
+    error, least = (np.mean((found - x) ** 2) for found in (reconstructed(model, x), reconstruct(x, components)))
     assert error < least * (1.005 if network.gain else 1.05)
     assert np.abs(model.encode(x) - 0.5).max() < (0.3 if network.gain else 0.5)
 

@@ -205,18 +205,18 @@ def test_child_is_no_fork_and_needs_no_lock_of_the_driver(path, fresh, monkeypat
         raise AssertionError("forked")
 
     monkeypatch.setattr(os, "fork", no_fork)
-    held = threading.Event()
+    has_lock = threading.Event()
     done = threading.Event()
 
     def hold():
         with h5py._hl.base.phil:
-            held.set()
+            has_lock.set()
             done.wait()
 
     thread = threading.Thread(target=hold)
     thread.start()
     try:
-        held.wait()
+        has_lock.wait()
         (shard,) = open_shards([path])
         np.testing.assert_array_equal(read(Block(shard, 0, 3)), numbered(3))
     finally:

@@ -120,7 +120,7 @@ def test_child_has_one_thread_and_cannot_gain_privileges(path, fresh):
 
 
 def test_environment_of_the_child_is_clean(path, fresh, monkeypatch):
-    planted = {
+    variables = {
         "HDF5_PLUGIN_PATH": "/tmp",
         "HDF5_VOL_CONNECTOR": "evil",
         "HDF5_DRIVER": "core",
@@ -132,7 +132,7 @@ def test_environment_of_the_child_is_clean(path, fresh, monkeypatch):
         "PYTHONPATH": "/tmp",
         "PYTHONSTARTUP": "/tmp/x.py",
     }
-    for name, value in planted.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     vet(Path(path))
     found = Path(f"/proc/{child_pid()}/environ").read_bytes().split(b"\0")

@@ -10,7 +10,7 @@ from tests.support.cases import case
 GUARD = 64
 
 
-def slow(data):
+def decompress_slowly(data):
     """Decompress byte by byte, as the format is defined; return None for a damaged stream."""
     out = bytearray()
     i = 0
@@ -72,7 +72,7 @@ def test_valid_streams_decompress_as_the_format_defines():
         with case(seed=seed):
             rng = np.random.default_rng(seed)
             data = random_stream(rng, int(rng.integers(0, 60)))
-            expected = slow(data)
+            expected = decompress_slowly(data)
             for more in (0, 1, 15, 300):
                 assert undo(data, len(expected) + more) == expected
 
@@ -97,7 +97,7 @@ def test_damaged_stream_never_writes_outside_its_buffer():
             for _ in range(int(rng.integers(1, 6))):
                 data[rng.integers(len(data))] = rng.integers(256)
             data = bytes(data[: rng.integers(1, len(data) + 1)])
-            expected = slow(data)
+            expected = decompress_slowly(data)
             for n_bytes in (0, 1, 100, 10_000):
                 if expected is not None and len(expected) <= n_bytes:
                     assert undo(data, n_bytes) == expected

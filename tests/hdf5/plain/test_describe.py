@@ -26,7 +26,7 @@ from tests.support import fuzzing, hostile
 from tests.support.cases import case
 from tests.support.helpers import numbered, refused, write_shard
 from tests.support.parts import part_bytes
-from tests.support.work import counted
+from tests.support.work import count_work
 
 pytestmark = pytest.mark.process
 
@@ -127,9 +127,9 @@ def test_file_with_a_user_block_is_plain(tmp_path, libver, n_bytes):
 def test_chunk_trees_of_several_levels_in_any_order_are_read(tmp_path, shape, libver):
     rng = np.random.default_rng(0)
     with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest")) as file:
-        stored = file.create_dataset("X", shape, "i4", chunks=(1,) * len(shape), maxshape=(None, *shape[1:]))
+        h5_dataset = file.create_dataset("X", shape, "i4", chunks=(1,) * len(shape), maxshape=(None, *shape[1:]))
         for i in rng.permutation(shape[0]):
-            stored[i] = np.arange(i, i + np.prod(shape[1:])).reshape(shape[1:])
+            h5_dataset[i] = np.arange(i, i + np.prod(shape[1:])).reshape(shape[1:])
     assert_plain(tmp_path / "x.h5")
 
 
@@ -200,8 +200,8 @@ def test_compact_values_are_plain(tmp_path, libver):
         layout.set_layout(h5py.h5d.COMPACT)
         for name, shape in ((b"X", (4, 2)), (b"y", (4,))):
             space = h5py.h5s.create_simple(shape)
-            stored = h5py.h5d.create(file.id, name, h5py.h5t.STD_I32LE, space, dcpl=layout)
-            stored.write(h5py.h5s.ALL, h5py.h5s.ALL, np.arange(np.prod(shape), dtype="<i4").reshape(shape))
+            h5_dataset = h5py.h5d.create(file.id, name, h5py.h5t.STD_I32LE, space, dcpl=layout)
+            h5_dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.arange(np.prod(shape), dtype="<i4").reshape(shape))
     assert_plain(tmp_path / "x.h5")
 
 
@@ -370,7 +370,7 @@ def test_reader_answers_damaged_files_as_the_child_or_not_at_all(tmp_path):
         path.write_bytes(with_few_bytes_changed(content, rng) if i % 3 else fuzzing.mutant([content], rng))
         if path.stat().st_size < 100:
             continue
-        with open(path, "rb") as file, counted() as work:
+        with open(path, "rb") as file, count_work() as work:
             by_reader = answer_of_reader(file.fileno())
         assert_little(work)
         if by_reader is not None:
@@ -386,7 +386,7 @@ def assert_little(work):
 
 
 def assert_given_up_soon(path, dataset=None):
-    with open(path, "rb") as file, counted() as work:
+    with open(path, "rb") as file, count_work() as work:
         assert describe_plain(file.fileno(), os.fstat(file.fileno()).st_size, dataset) is None
     assert_little(work)
 
@@ -410,7 +410,7 @@ def test_any_number_in_the_metadata_costs_bounded_work(tmp_path, value):
     content = path.read_bytes()
     for place in range(0, 2000, 4):
         path.write_bytes(content[:place] + struct.pack("<Q", value) + content[place + 8 :])
-        with open(path, "rb") as file, counted() as work:
+        with open(path, "rb") as file, count_work() as work:
             describe_plain(file.fileno(), path.stat().st_size, None)
         assert_little(work)
 
@@ -451,11 +451,11 @@ def test_plain_files_need_no_child(tmp_path, monkeypatch):
     for i in range(250):
         write_shard(tmp_path / f"{i}.h5", numbered(3), extras={"y": range(3)})
 
-    def none():
+    def refuse():
         raise AssertionError("a child was started")
 
     gatekeeper.retire()
-    monkeypatch.setattr(gatekeeper, "_Child", none)
+    monkeypatch.setattr(gatekeeper, "_Child", refuse)
     assert sum(shard.n_rows for shard in open_shards([str(tmp_path)])) == 750
     assert len(gatekeeper._idle) == 0
 
