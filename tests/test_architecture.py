@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "report": [
         *("features", "model", "output.records", "scan", "shards", "training.components", "training.verdict"),
     ],
-    # It alone commits results and shows progress; the packages above report row counts to their caller.
+    # Only this package commits results and shows progress; the packages above report row counts to their caller.
     "run": [
         *("progress", "output", "shards", "scan", "cluster", "model", "device", "features", "training", "encoding"),
         *("hdf5.files", "hdf5.values", "report", "watch"),
@@ -55,7 +55,7 @@ ROOT = Path(__file__).parents[1]
 PIPELINE = sorted(path for ending in ("py", "pyi") for path in (ROOT / "pipeline").rglob(f"*.{ending}"))  # C has a .pyi
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
-# Largest number of AST nodes in one function. Lower it as the code gets simpler. Ruff limits parameters and branches.
+# Largest number of AST nodes in a function. Lower it if the code becomes simpler. Ruff limits parameters and branches.
 MOST_NODES = 680
 # Too slow to load for a command line with a typing error.
 HEAVY = ["theano", "pygpu", "scipy", "sklearn", "matplotlib", "distributed", "pandas", "numpy", "dask", "h5py", "tqdm"]

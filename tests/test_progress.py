@@ -26,7 +26,7 @@ def lines(caplog):
 
 
 def run_pass(total, seconds, **options):
-    """Count units one by one with a clock, so that all of them take this time."""
+    """Advance a progress bar unit by unit, with a clock that takes `seconds` for all units."""
     now = [0.0]
     with Progress("scan", total, "rows", clock=lambda: now[0], **options) as progress:
         for _ in range(total - options.get("done", 0)):

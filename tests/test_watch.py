@@ -1,4 +1,4 @@
-"""Tests of the bottleneck of a run, measured by the states of its threads, and of the end of the measurement."""
+"""Tests of the bottleneck of a run, which is derived from the states of its threads."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from tests.support.clusters import Cluster, until
 from tests.support.interpreters import REPOSITORY
 from tests.support.logged import mentions
 
-HERE = "/proc/self/cwd"  # one per process: processes with different working directories see different files there
+HERE = "/proc/self/cwd"  # processes with different working directories find different files under this path
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def test_a_signal_ends_a_wait(clock: Clock) -> None:
 
 
 class FailingQuery:
-    """A query that fails a number of times, as a query to all workers does when one of them is lost."""
+    """Query that fails a number of times, like a query of all workers while one of them is lost."""
 
     def __init__(self, n_failures: int) -> None:
         self.n_left = n_failures

@@ -12,7 +12,7 @@ from pipeline.cluster.device_check import WorkerDevice, check_devices
 
 
 class Answer:
-    """Future of a worker's answer; with None it never finishes. It is not finished at the first look."""
+    """Future of a worker's answer: unfinished at the first check, and forever if the answer is None."""
 
     def __init__(self, found: Any) -> None:
         self.found = found

@@ -72,7 +72,7 @@ def break_at(i: int) -> int:
 
 
 def end_after_failure(where: tuple[str, int]) -> None:
-    """Raise an error, or wait until the other task is about to raise one, and then create a file."""
+    """Raise an error in the first task; in the other one, wait for that moment and then create a file."""
     folder, i = where
     if i:
         Path(folder, "pipe").write_text("now")
@@ -196,7 +196,7 @@ def test_concurrent_computations_keep_their_results_apart() -> None:
 
 
 def run_until_stopped(has_begun: threading.Event) -> None:
-    """Run until the task is told to stop."""
+    """Run until the task is stopped."""
     has_begun.set()
     while True:
         check()
@@ -263,7 +263,7 @@ def test_a_signal_stops_and_waits_for_running_tasks() -> None:
 def test_small_or_many_tasks_are_sent_in_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The time of a scheduler is proportional to the number of messages; and each thread should get several batches."""
+    """A scheduler needs time for each message, but each thread should get several batches."""
     with threads(2) as pool:
         calls = list[str]()
         submit = pool.submit

@@ -21,7 +21,7 @@ def test_invalid_cluster_settings_are_refused_at_once(monkeypatch: pytest.Monkey
     with refused(78, "tcp://10.0.0.7:8786"):
         check_settings(ClusterSettings(scheduler="tcp://10.0.0.7:8786"))
     file = tmp_path / "scheduler.json"
-    check_settings(ClusterSettings(scheduler_file=str(file)))  # the file may appear later
+    check_settings(ClusterSettings(scheduler_file=str(file)))  # the scheduler may write the file later
     for text, words in (
         ("{", str(file)),
         ('{"address": "tcp://10.0.0.7:8786"}', "tcp://10.0.0.7:8786"),

@@ -32,7 +32,7 @@ class FakeFuture:
 
     def __init__(self) -> None:
         self.future: Future[Any] = Future()
-        self.has_result = False  # the result exists but cannot be fetched
+        self.has_result = False  # if True, the result exists but cannot be fetched
 
     @property
     def status(self) -> str:

@@ -31,7 +31,7 @@ def test_each_help_page_starts_with_a_summary_and_examples(name: str, capsys: py
         main([name, "--help"])
     assert ended.value.code == 0
     first, *others = capsys.readouterr().out.splitlines()
-    assert first[0].isupper(), "no usage, which would fill a screen for `run`"
+    assert first[0].isupper(), "no list of all options, which would fill a screen for `run`"
     assert any(line.startswith(f"    shardpress {name}") for line in others[:6])
 
 

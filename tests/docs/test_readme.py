@@ -34,8 +34,7 @@ PAGE = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"(?:^    \S.*\n)+", re.sub(r"^```.*?^```$", "", PAGE, flags=re.M | re.S), re.M)
 EPOCHS: dict[str, str | None] = {} if ALL_CASES else {"SHARDPRESS_EPOCHS": "4"}
 PYTHON = re.findall(r"^```python\n(.*?)```$", PAGE, re.M | re.S)
-# Where tests run, the project is already set up. The test suite, which cannot run inside itself, is reduced to one
-# file.
+# The project is already set up here. The test suite cannot run inside itself, so it is replaced by one of its files.
 MAKE = """#!/bin/sh
 export PYTEST_ADDOPTS="-p no:cacheprovider tests/test_errors.py"
 exec {make} --file=Makefile --old-file=setup --old-file=.venv-readers/.complete PYTHON_OF_VENV={python} "$@"
@@ -100,7 +99,7 @@ def test_commands_of_the_readme_run(checkout: Checkout) -> None:
 
 
 def test_python_of_the_readme_runs(checkout: Checkout) -> None:
-    example = PYTHON[0]  # the test of the other one is next to the tests of the model
+    example = PYTHON[0]  # tests/test_model.py has the test of the other example
     program = f"{example}\nprint(found.features.shape, len(found.extras['y'].compute()))"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program], cwd=checkout.folder, capture_output=True, text=True, check=True

@@ -34,7 +34,7 @@ def python_of(section: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", SECTIONS[section], re.M | re.S)
 
 
-# -- PyTorch: if it is not installed (it needs a gigabyte), a replacement with the same requirements on arrays --------
+# -- a replacement of PyTorch, for machines without it, with the same requirements on arrays -------------------------
 
 
 def from_numpy(array: Any) -> np.ndarray:

@@ -114,7 +114,9 @@ def test_disabled_jit_of_the_driver_is_reported(monkeypatch: pytest.MonkeyPatch)
     no_card = {**WHOLE["driver"], "n_cards": 0, "jit": False}
     check = found_of(driver=no_card)["kernels"]
     assert "libnvidia-ptxjitcompiler.so.1" in check.found
-    assert "kernels" not in found_of(driver={**WHOLE["driver"], "jit": False}), "a card works, so the driver does"
+    assert "kernels" not in found_of(driver={**WHOLE["driver"], "jit": False}), (
+        "a card works, so the driver works as well"
+    )
     monkeypatch.setenv("CUDA_DISABLE_PTX_JIT", "1")
     check = found_of()["kernels"]
     assert check.status == "fail"

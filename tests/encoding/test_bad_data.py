@@ -18,7 +18,7 @@ from tests.support.logged import mentions
 
 
 def block_of(rows: np.ndarray, start: int = 100, stored_dtype: str | None = None) -> Block:
-    """Return a block from which these rows could have been read."""
+    """Return a block that has the shape and dtype of these rows."""
     shard = Shard("a.h5", "X", (1000, rows.shape[1]), stored_dtype or rows.dtype.str, rows.dtype.name)
     return Block(shard, start, start + len(rows))
 
@@ -134,7 +134,7 @@ def test_allowed_rows_outside_the_range_are_not_changed() -> None:
 
 @pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u4", "i8", "u8", "f4", "f8"])
 def test_clipping_moves_values_to_the_nearest_number_inside(dtype: str) -> None:
-    """The comparison uses Python numbers, entry by entry; some edges have fractions or exceed the dtype."""
+    """Entries are compared as Python numbers; some limits have fractions or exceed the range of the dtype."""
     info: Any = np.iinfo(dtype) if dtype[0] in "iu" else np.finfo(dtype)
     for seed in range(5):
         rng = np.random.default_rng(seed)

@@ -182,7 +182,7 @@ def test_a_failure_stops_other_parts_at_their_next_block(tmp_path: Path) -> None
 
 
 def test_each_part_is_passed_once_to_the_calling_thread(tmp_path: Path) -> None:
-    """The other threads only write files; one thread decides which of them count."""
+    """The other threads only write files; the calling thread decides which files are committed."""
     shards = numbered_shards(tmp_path, 9, 0, 30)
     reported = []
 
@@ -262,7 +262,7 @@ EXTRAS = {
 
 @pytest.fixture(params=[False, True], ids=["at once", "block by block"])
 def wide(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Return whether all extras are treated as wide ones, of which a few rows are read at a time."""
+    """Return whether all extras are treated as wide, so that only a few rows of them are read at a time."""
     if request.param:
         monkeypatch.setattr(shard, "WIDE_BYTES", 0)
         monkeypatch.setattr(rows_module, "_EXTRA_PIECE", 50)

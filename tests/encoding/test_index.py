@@ -1,4 +1,4 @@
-"""Tests of the index: all parts as one file, which cannot be mistaken for data when the parts are missing."""
+"""Tests of the index: it shows all parts as one file, and is not mistaken for data if parts are missing."""
 
 from functools import partial
 

@@ -39,17 +39,17 @@ def encode_nothing(rows: np.ndarray, out: np.ndarray) -> None:
 @pytest.fixture
 def settings(tmp_path: Path) -> EncodeSettings:
     """Return the settings of tasks that name the model's file."""
-    return replace(EncodeSettings(str(tmp_path), IN_MEMORY, "float32", 4, 8, 2), model=commit_model(tmp_path, MODEL))
+    return replace(EncodeSettings(str(tmp_path), IN_MEMORY, "float32", 4, 8, 2), model=write_model(tmp_path, MODEL))
 
 
-def commit_model(folder: Path, model: Model) -> Entry:
+def write_model(folder: Path, model: Model) -> Entry:
     (folder / "stages").mkdir(exist_ok=True)
     return write_result(folder, Disk(), "stages/model", ".h5", model.to_hdf5())
 
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """Return the list of what this process makes instead of compiling."""
+    """Replace compilation; return the list of arguments and parameters that it receives."""
     found: list[Any] = []
 
     def make(*what: Any) -> Any:
@@ -76,7 +76,7 @@ def test_a_model_is_made_once_for_all_threads(compiled: list[Any], settings: Enc
 def test_another_model_or_size_replaces_the_worker(compiled: list[Any], settings: EncodeSettings) -> None:
     first = worker_of(settings)
     other = replace(MODEL, parameters={**MODEL.parameters, "b_hidden": W[0] + 1})
-    file = commit_model(Path(settings.directory), other)
+    file = write_model(Path(settings.directory), other)
     for changed in (replace(settings, part_rows=12), replace(settings, model=file), settings):
         assert worker_of(changed) is not first
         assert len(module._workers) == 1
@@ -101,7 +101,7 @@ def test_the_size_of_a_task_does_not_depend_on_the_model(settings: EncodeSetting
         edges = np.zeros(n_inputs), np.ones(n_inputs)
         shapes = Network((n_inputs, 2)).shapes
         model = Model(Scaler(*edges), Network((n_inputs, 2)), {k: np.zeros(v, np.float32) for k, v in shapes.items()})
-        of_model = replace(settings, model=commit_model(Path(settings.directory), model), has_range=True)
+        of_model = replace(settings, model=write_model(Path(settings.directory), model), has_range=True)
         part = Part(0, Block(Shard("a.h5", "X", (9, n_inputs), "float32", "float32"), 0, 8))
         n_bytes.append(len(pickle.dumps(EncodeTask(part, of_model))))
     assert n_bytes[1] < n_bytes[0] + 20 < 2000
@@ -120,7 +120,7 @@ def test_a_served_model_is_used_and_dropped_at_the_end(compiled: list[Any]) -> N
 def test_the_number_of_readers_is_requested_or_that_of_cores(
     settings: EncodeSettings, monkeypatch: pytest.MonkeyPatch, requested: int, n: int
 ) -> None:
-    """The cores of the driver say nothing about those of an external worker."""
+    """The number of cores of the driver is not used for an external worker."""
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     turns = Worker(replace(settings, n_readers=requested), MODEL, encode_nothing, Disk()).turns

@@ -28,7 +28,7 @@ FEW = np.where(ROWS % 3, 0, ROWS).astype("f4")
 KINDS = np.array(["b", "a", "c"])[ROWS[:, 0] % 3]
 
 
-def write_filtered() -> None:
+def filtered() -> None:
     """Write one file for each filter of a plugin, rows and labels, in the oldest format."""
     ways = {
         "zstd": hdf5plugin.Zstd(),
@@ -139,7 +139,7 @@ def pytables() -> None:
 
 def main() -> None:
     """Write all files."""
-    for write in (write_filtered, packed, sparse, frames, records, matlab, netcdf, pytables):
+    for write in (filtered, packed, sparse, frames, records, matlab, netcdf, pytables):
         write()
 
 

@@ -1,4 +1,4 @@
-"""Tests of the kernels for every card: those of one network here, those of all networks in `make soak`."""
+"""Tests that kernels compile for every card: the kernels of one network here, of all networks in `make soak`."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from tests.support.cards import Environment, driver, library, wheels
 pytestmark = pytest.mark.process
 
 NAMES = ["libcublas.so", "libcublasLt.so", "libnvrtc-builtins.so", "libnvrtc.so"]
-OURS = ("libcuda.so", "libnvrtc.so")  # in front of NVIDIA's
+OURS = ("libcuda.so", "libnvrtc.so")  # linked in place of NVIDIA's libraries
 NVRTC = ("12.0.140", "12.4.127", "12.9.86", "13.0.88")
 CUBLAS = ("12.0.2.224", "12.4.5.8", "12.9.3.13", "13.0.2.14")
 

@@ -1,7 +1,7 @@
-"""Tests of the CPU Ops against their NumPy reference: all edges of tiles, any number of threads, and any neighbours.
+"""Tests of the CPU Ops against their NumPy reference: all edges of tiles, any number of threads, any adjacent rows.
 
-Sample: if a test crosses dtypes, rules, shapes or layouts, each of them occurs with one of the others; with
-TEST_CASES=all with all of them.
+Sample: if a test combines dtypes, rules, shapes or layouts, each value occurs in one combination; with TEST_CASES=all,
+all combinations are tested.
 """
 
 import os
@@ -373,7 +373,7 @@ def test_changed_parameter_is_noticed_between_calls(rng, name):
 
 @each("n_inputs", [1, 3, 63, 64, 65, 100, 785])
 def test_bytes_are_compared_with_ranges_of_any_numbers(rng, n_inputs):
-    """Limits are whole numbers or not, inside or outside those of a byte, or missing; each kind in one column."""
+    """One column has each kind of limits in turn: whole numbers or fractions, in the range of a byte or not, or NaN."""
     rows = rng.integers(50, 200, (256, n_inputs), dtype=np.uint8)
     whole = [(low, high) for low in (-1, 0, 1, 254, 255, 256) for high in (-1, 0, 1, 254, 255, 256)]
     others = [(-0.5, 254.5), (0.5, 255.5), (254.5, 300.0), (-3e38, 3e38), (100, 99), (99.5, 100.4), (99.5, 99.6)]
@@ -695,7 +695,7 @@ def test_other_dtypes_are_computed_by_theano(rng):
 
 
 def test_other_python_threads_run_during_a_call(rng):
-    """A Python thread does not lose the interpreter lock here, so another one runs only if the encoder releases it."""
+    """Threads do not switch on their own in this test, so another one runs only if the encoder releases the lock."""
     parameters = random_parameters(rng, 784, 256)
     rows = rng.random((3_000, 784), dtype=np.float32)
     autoencoder = autoencoder_of(parameters, n_threads=1)

@@ -19,7 +19,7 @@ def cost(network, x, corrupted, parameters):
 
 
 def differences(network, x, corrupted, parameters, width=1e-6):
-    """Return central finite differences of the cost by each entry, too narrow for a unit to cross its kink."""
+    """Return central finite differences of the cost by each entry, so small that no unit crosses its kink."""
     found = {name: np.zeros_like(array) for name, array in parameters.items()}
     for name, array in parameters.items():
         for i in np.ndindex(array.shape):

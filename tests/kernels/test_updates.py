@@ -12,7 +12,7 @@ N_STEPS = 10
 DECAY = float(np.float32(0.9))
 RATES = [0.1] * 5 + [0.02] * 5
 
-BETA2 = float(np.float32(0.999))  # in float32, 1 - 0.999 has a relative error of 1e-5
+BETA2 = float(np.float32(0.999))  # the relative error of 1 - 0.999 in float32 is 1e-5
 
 # State that each rule keeps for each parameter, and state that it keeps once.
 STATE = {"momentum": ["velocity"], "nesterov": ["velocity"], "adam": ["mean", "square"], "rmsprop": ["square"]}

@@ -1,4 +1,4 @@
-"""Tests of publication: one rename publishes a finished run; all names and kinds of copies give its files."""
+"""Tests of publication: one rename publishes a finished run, and its files are found by any name and in any copy."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ def test_a_restart_on_a_full_disk_restores_no_old_run(tmp_path: Path) -> None:
 
 
 def test_files_of_an_interrupted_run_are_not_mixed_with_another(tmp_path: Path) -> None:
-    """The next run has no single.h5; readers would use that of version 0.1.0 with it."""
+    """The next run has no single.h5; otherwise readers would use the one of version 0.1.0."""
     for number in range(60):
         directory = tmp_path / str(number)
         as_in_0_1_0(directory, "model.h5", "index.h5", "single.h5")

@@ -25,7 +25,7 @@ from tests.support.tolerances import assert_close
 pytestmark = pytest.mark.process
 
 
-LAUNCHES_AT_START = 4  # before a worker gets a part
+LAUNCHES_AT_START = 4  # number of kernel launches before a worker gets its first part
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def features(output: Path) -> np.ndarray:
 
 
 def test_a_card_gives_the_features_of_the_cpu(on_cpu: Path, undisturbed: Undisturbed) -> None:
-    # They come from two trainings, so differences of their parameters add to the tolerance.
+    # The features come from two trainings, so differences of the parameters add to the tolerance.
     assert_close(features(undisturbed.output), features(on_cpu), "cuda", "float32", "parameters")
 
 
@@ -130,7 +130,7 @@ def test_the_card_computes_every_product_and_memory_is_freed(undisturbed: Undist
     calls = Counter(line.split()[0] for line in undisturbed.calls)
     n_steps = 2 * 9
     assert calls["cublasSgemm_v2"] >= 5 * n_steps
-    assert calls["cuMemFree_v2"] >= calls["cuMemAlloc_v2"] - 20  # all but what is used until the end
+    assert calls["cuMemFree_v2"] >= calls["cuMemAlloc_v2"] - 20  # except for the memory that is used until the end
 
 
 def test_encoding_continues_with_fewer_rows_if_memory_runs_out(

@@ -60,7 +60,7 @@ def test_an_invalid_time_is_refused(workspace: Workspace, out: Path, time: str) 
 
 
 class Machine:
-    """Sets the duration of an epoch, a step and the encoding, with a clock that only steps and measurements advance."""
+    """Durations of an epoch, a step and the encoding, with a clock that only steps and measurements advance."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.epoch = EPOCH
@@ -299,7 +299,7 @@ def test_a_resumed_run_ends_training_at_the_same_step(workspace: Workspace, tmp_
 
 
 def test_a_deadline_can_end_training_within_an_epoch(workspace: Workspace, out: Path, machine: Machine) -> None:
-    machine.steps_take(15.0)  # so that 11 of them take longer than the assumed duration of an epoch
+    machine.steps_take(15.0)  # so that the 11 steps of an epoch take longer than its assumed duration
     assert workspace.run(out, *machine.hours(1.55)) == 0
     facts = training_of(out)
     assert facts["deadline"]["n_epochs"] == len(facts["history"]) == 1

@@ -22,7 +22,7 @@ from tests.support.logged import mentions
 
 
 def rows_around_range(rng: np.random.Generator, size: int, dtype: Any = np.float32) -> tuple[np.ndarray, int]:
-    """Return rows of which some are outside that range, and how many."""
+    """Return rows and the number of them that are outside the range of the model."""
     rows = rng.uniform(-25, 25, (size, 4))
     rows[rng.random(size) < 0.3, rng.integers(4)] = rng.choice([-1e3, 31, 1e30 if dtype == np.float32 else 120])
     rows = rows.astype(dtype)

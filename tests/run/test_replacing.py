@@ -362,7 +362,7 @@ def test_readers_see_whole_results_while_runs_replace_them(workspace: Workspace,
                 before = read_manifest(out)
                 visible.add(open_features(out).features.compute().tobytes())
             except (DataError, OSError) as error:
-                # A part may go while it is read, but only when the manifest names others by then.
+                # A part may be removed while it is read, but only if the manifest already names other parts.
                 if read_manifest(out) == before:
                     wrong.append(error)
             except BaseException as error:

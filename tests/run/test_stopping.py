@@ -71,7 +71,7 @@ def test_a_second_sigint_ends_the_run_at_once(victim: Victim, tmp_path: Path) ->
 
 
 def test_sigterm_in_training_saves_a_checkpoint(victim: Victim, tmp_path: Path) -> None:
-    # The only checkpoint is that of the signal, within one of many epochs.
+    # The signal causes the only checkpoint, in the middle of one of many epochs.
     flags = ("--epochs", "30", "--patience", "0", "--checkpoint-minutes", "60", "--verbose")
     reference = tmp_path / "reference"
     output = tmp_path / "out"

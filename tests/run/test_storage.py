@@ -1,4 +1,4 @@
-"""Tests of runs that store features in fewer bytes: within the limit, resumed, replaced and read like all others."""
+"""Tests of runs that store features in fewer bytes: errors are limited, and runs are resumed, replaced and read."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_a_disk_that_turns_read_only_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_checks_of_failing_runs_detect_faults() -> None:
-    """An exit code or a text that no run may end with."""
+    """The faults are an exit code and a text with which no run is allowed to end."""
     last_line = "12:00:00 ERROR Nothing was started. Run the same command again."
     assert problem_of(Ended(0, 0, "Done")) == ""
     assert problem_of(Ended(74, 0, last_line)) == ""

@@ -42,7 +42,7 @@ def turns_away(address: tuple[str, int]) -> bool:
     with socket.create_connection(address, timeout=30) as plain:
         plain.sendall(bytes(16))
         with suppress(ConnectionResetError):
-            assert len(plain.recv(64)) <= 7, "an alert at most"
+            assert len(plain.recv(64)) <= 7, "at most a TLS alert"
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -69,7 +69,7 @@ def test_local_workers_give_the_same_bits_and_refuse_strangers(small: Small, tmp
                 with suppress(ConnectionRefusedError):  # all have exited meanwhile
                     assert turns_away(address)
         time.sleep(0.02)
-    output = ends_well(process)  # also: the last process that could still write to this pipe has exited
+    output = ends_well(process)  # it ends when the last process that can write to the pipe has exited
     assert features_of(tmp_path / "out") == small.features
     assert {host for host, _ in servers} == {"127.0.0.1"}, output
     assert len(set(servers.values())) == 5, "the scheduler, two workers and their nannies"

@@ -111,7 +111,7 @@ def test_race_runs_and_a_missing_card_is_named(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_all_contestants_use_the_same_instruction_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The contestants and the program as a whole."""
+    """This includes the processes that run the whole program."""
     found: list[dict[str, str]] = []
 
     def started(*arguments: Any, env: dict[str, str], **options: Any) -> None:

@@ -70,7 +70,7 @@ def test_costs_on_opencl_equal_those_on_the_cpu(tmp_path: Path, opencl: None) ->
 
 
 def test_reference_flags_set_every_model_setting() -> None:
-    """The defaults may change, but not the reference."""
+    """Defaults may change, but the settings of the reference must not."""
     model = {each.name for each in SETTINGS.values() if each.affects == "model"}
     named = {flag.removeprefix("--").replace("-", "_") for flag in reference.FLAGS if flag.startswith("--")}
     assert model - named - {"epochs", "batch_size", "seed"} == {"patience"}, "without validation there is no patience"

@@ -19,7 +19,7 @@ from tests.support.helpers import numbered, refused, whole, write_shard
 
 
 def test_opening_reads_no_rows(tmp_path):
-    """Vetting terabytes of data takes no time: unreadable chunks are only found when they are read."""
+    """Vetting is fast for terabytes of data, because unreadable chunks are only found when they are read."""
     path = write_shard(tmp_path / "x.h5", numbered(8), compression="gzip")
     damage(path)
     assert open_shards([path])[0].shape == (8, 2)

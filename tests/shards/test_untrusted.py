@@ -275,7 +275,7 @@ def test_circular_index_nodes_are_not_followed(tmp_path):
 
 
 def test_index_of_more_chunks_than_bytes_is_refused(tmp_path):
-    """In 22 kB, three levels of 64 nodes each lead to chunks outside the dataset."""
+    """In 22 kB, three levels of nodes with 64 entries each lead to chunks outside the dataset."""
     path = hostile.shared_chunk_nodes(tmp_path, 6)
     assert path.stat().st_size < 23_000
     with refused(65, f"file={path} dataset=X", "chunks"):

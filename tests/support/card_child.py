@@ -15,7 +15,7 @@ import numpy as np
 
 from kernels import backend
 
-_ROUNDINGS = 16 * np.finfo(np.float32).eps  # relative to the sum of all sizes, for any order of summation in groups
+_ROUNDINGS = 16 * np.finfo(np.float32).eps  # relative to the sum of absolute values, for any order of summation
 
 
 def wrong_copies(n: int, n_bytes: int) -> list[int]:

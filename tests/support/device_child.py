@@ -59,7 +59,7 @@ def make_noise(step: int) -> np.ndarray:
 
 
 def start_of(network: Network) -> dict[str, np.ndarray]:
-    """Matrices of a spread by which neither rows nor gradients grow from layer to layer, biases of 0, gains of 1."""
+    """Return matrices that keep rows and gradients of equal size in all layers, biases of 0 and gains of 1."""
     rng = np.random.default_rng(9)
     matrices = {name: rng.standard_normal(shape) / np.sqrt(sum(shape)) for name, shape in network.shapes.items()}
     fixed = {name: np.full(a.shape, float(name == "gain")) for name, a in matrices.items() if a.ndim == 1}

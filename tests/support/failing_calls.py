@@ -1,10 +1,11 @@
-"""Make file system calls fail below Python, one after another, in whole runs of the stand-in.
+"""Make system calls on files fail, one after another, in whole runs of the stand-in.
 
     python -m tests.support.failing_calls           every call of each kind; prints the number of calls
     python -m tests.support.failing_calls 7         every seventh one
 
 `tests.support.faulty` makes methods of `Disk` fail. This module works below that level: a library that is loaded before
-libc makes any call on files of a folder fail, no matter who calls. `tests/run/test_system_faults.py` runs a sample.
+libc makes any call on files of a folder fail, whether Python or a library makes it. `tests/run/test_system_faults.py`
+runs a sample.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Fault:
     always: bool = False
 
     def variables(self, library: Path) -> dict[str, str]:
-        """Return the environment of a process that meets the fault."""
+        """Return the environment variables of a process in which the calls fail."""
         return {
             "LD_PRELOAD": str(library),
             "FAULT_PREFIX": self.prefix,
@@ -117,8 +118,7 @@ def problem_of(ended: Ended, allowed: Sequence[int] = ALLOWED) -> str:
     if ended.code not in allowed:
         return f"exit code {ended.code}: {ended.text[-2000:]}"
     lines = ended.text.splitlines()
-    # A single line comes from errors before the log exists: invalid settings, or limits that Python itself does not
-    # survive.
+    # An error before the log exists is a single line: invalid settings, or limits under which Python cannot start.
     if ended.code and len(lines) != 1 and not any(_LAST_LINE.search(line) for line in lines):
         return f"exit code {ended.code} without a last line: {ended.text[-2000:]}"
     return ""
@@ -196,7 +196,7 @@ def _serve() -> None:
     """Serve run requests from standard input, one a line, each in a fork, so that runs do not change this process."""
     import pytest
 
-    from pipeline import cli  # noqa: F401  # with all that a run loads, once for all forks
+    from pipeline import cli  # noqa: F401  # loaded once for all forks
     from pipeline.hdf5.files import FILES
     from pipeline.run import engine  # noqa: F401
     from tests.support.standin import install
@@ -206,7 +206,7 @@ def _serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         reader, writer = os.pipe()
-        reading_end, writing_end = os.pipe()  # not a file, because the run may be limited to files of no size
+        reading_end, writing_end = os.pipe()  # a pipe, because a file may be limited to a size of 0
         child = os.fork()
         if not child:
             _run(request, writer, writing_end)
@@ -278,7 +278,7 @@ SCENARIOS = ("new", "resumed", "finished", "given model", "threads")
 
 
 class Scenario:
-    """A kind of run that meets faults, and a check of its remains.
+    """A kind of run in which calls fail, and a check of the output that it leaves.
 
     Parameters
     ----------

@@ -81,7 +81,10 @@ for _name in _CALLS:
 
 
 class FailingDisk(RecordingDisk):
-    """Disk whose call `first` fails, and later ones if `for_good`; with `done` it takes effect before it fails."""
+    """Disk whose call `first` fails; all later calls fail as well if `is_permanent`.
+
+    With `takes_effect`, a call is done before it fails.
+    """
 
     def __init__(self, first: int, code: int, is_permanent: bool = False, takes_effect: bool = False) -> None:
         super().__init__()
@@ -203,7 +206,7 @@ def bind(source: Path, target: Path) -> bool:
 
 @dataclass
 class _Content:
-    """Content of a file, independent of its names: what was written, and what of that is on the disk."""
+    """Content of a file, independent of its names: the written bytes, and the bytes that are on the disk."""
 
     written: bytes = b""
     place: int = 0  # offset of the next write, which overwrites reserved zeros

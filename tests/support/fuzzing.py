@@ -135,7 +135,7 @@ def _orientation(content: bytes, i: int) -> str | None:
 
 
 def _named(content: bytes) -> list[str]:
-    """Return the extras to request of a file that has datasets in other places than next to the rows."""
+    """Return the extras to request, for a file with datasets outside the group of the rows."""
     return ["obs/kind", "obs/whole"] if b"T cell" in content else []
 
 

@@ -119,7 +119,7 @@ def in_several_files(folder: Path, driver: str, libver: str, space: str | None =
 
 
 def declared(folder: Path, shape: tuple[int, ...], dtype: str = "f4", **options: object) -> Path:
-    """Write a dataset of which only the header exists."""
+    """Write only the header of a dataset."""
     path = folder / "x.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("X", shape, dtype, **options)
@@ -262,7 +262,7 @@ def endless_header(folder: Path) -> Path:
 
 
 def left_open(folder: Path) -> Path:
-    """Write a file as a killed writer leaves it."""
+    """Write a file that looks as if its writer had been killed."""
     path = folder / "x.h5"
     program = (
         "import os, sys, h5py, numpy; file = h5py.File(sys.argv[1], 'w', libver='latest'); "

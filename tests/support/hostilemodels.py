@@ -116,7 +116,7 @@ def never_written(folder: Path) -> Path:
 
 
 def never_allocated(folder: Path) -> Path:
-    """Write a contiguous matrix of 8 TiB of which only the header exists."""
+    """Write only the header of a contiguous matrix of 8 TiB."""
     shape = (2**20, 2**21)
     return _of_widths(folder, (*shape, 3), lambda file: file.create_dataset("W_1", shape, "<f4"))
 

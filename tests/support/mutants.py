@@ -1,4 +1,4 @@
-"""Plant mutations in a private copy of the checkout, and see that a test catches each of them.
+"""Plant mutations in a private copy of the checkout, and check that a test catches each of them.
 
     python -m tests.support.mutants all        every mutation of the table
     python -m tests.support.mutants 3          a sample: the first mutation of each of the first 3 packages

@@ -81,13 +81,13 @@ KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
     "version 0.1.0, restart": ((*STEPS, "--seed", "1"), (*STEPS, "--restart")),
     "copy without links": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
     "lost links": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
-    # A copy of the model is here for the workers while the run lasts.
+    # During the run, the output contains a copy of the model for the workers.
     "given model": (None, ("--quiet", "--model", ANOTHER_OUTPUT)),
 }
 
 
 class Scenario:
-    """A kind of run, its undisturbed result, and a check of what a disturbed run has left.
+    """A kind of run, its undisturbed result, and a check of the output that a disturbed run leaves.
 
     Attributes
     ----------
@@ -126,7 +126,7 @@ class Scenario:
         self._names = named(output)
 
     def calls_of_each_kind(self) -> list[int]:
-        """Return the number of one call of each kind: the same method with the same kind of file.
+        """Return the number of one call of each kind. Calls of a kind have the same method and the same kind of file.
 
         If a kind has several calls, the first, the last or a middle one is chosen in turn.
         """
@@ -422,7 +422,7 @@ def several_faults(scenario: Scenario, n_sequences: int, seed: int = 0) -> Count
 
 
 def _after_power_cut(scenario: Scenario, output: Path, rng: random.Random) -> Path:
-    """Cut the power at a random call and return the output to resume; all that the run reused was on the disk."""
+    """Cut the power at a random call and return the output to resume, whose earlier results are all on the disk."""
     log = PowerLog(output.parent)
     assert scenario.run(output, log) == 0
     cuts = [*log.cuts(1, rng.randrange(1000))]

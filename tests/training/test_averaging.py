@@ -57,7 +57,7 @@ def test_averaging_equal_replicas_changes_nothing():
 
 
 def test_outer_steps_equal_nesterov_momentum():
-    """The mean move is the gradient: ``b <- 0.9 b + g ;  p <- p - 0.7 (g + 0.9 b)`` with ``g = p - mean``."""
+    """The mean change is the gradient: ``b <- 0.9 b + g ;  p <- p - 0.7 (g + 0.9 b)`` with ``g = p - mean``."""
     rng = np.random.default_rng(2)
     (state,) = states(rng, [5])
     velocity = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
@@ -75,7 +75,7 @@ def test_outer_steps_equal_nesterov_momentum():
 
 
 def test_a_steady_move_is_amplified_at_most_sevenfold():
-    """Each of many rounds moves by 0.01; the last one shows what is added to the parameters."""
+    """Each of many rounds changes the parameters by 0.01; the last change shows the amplification."""
     for n_replicas, expected in [(2, 2), (3, 3), (4, 4), (6, 6), (7, 7), (8, 7), (100, 7)]:
         state = Weights({"b": np.zeros(2, np.float32)}, {})
         velocity = {"b": np.zeros(2, np.float32)}

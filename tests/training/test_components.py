@@ -23,7 +23,7 @@ def rows_with(deviations: np.ndarray, n_rows: int, n_inputs: int) -> np.ndarray:
 
 
 def found_of(x: np.ndarray, k: int, seed: int = 0) -> Components:
-    """Return components with small limits, so that small samples use each of the methods, in incomplete blocks."""
+    """Return components, computed with small limits: small samples then use every method, and incomplete blocks."""
     return principal_components(x, k, np.random.default_rng(seed), small=100, block_bytes=8 * 1000)
 
 

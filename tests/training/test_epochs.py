@@ -131,7 +131,7 @@ def test_training_keeps_a_start_that_is_not_improved() -> None:
     device = Counting(validation_costs=[0.2, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
     trained = run(device, validation=ENOUGH_ROWS)
     assert trained.best_epoch == -1
-    assert len(trained.history) == 6, "it continues while it improves, even if it stays worse than its start"
+    assert len(trained.history) == 6, "it continues while it improves, even if it remains worse than at its start"
     assert device.n_steps == 0
 
 
@@ -281,7 +281,7 @@ def test_progress_names_step_epoch_and_costs() -> None:
 
 
 def test_short_epochs_share_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An epoch of a millisecond is not followed by a write of ten. By this clock a save takes 10 s, a step 1 s."""
+    """Otherwise saves would take longer than short epochs. By this clock a save takes 10 s, a step 1 s."""
     now = [0.0]
     monkeypatch.setattr("pipeline.training.loop.time.monotonic", lambda: now[0])
 
@@ -314,7 +314,7 @@ class Slow(Counting):
 
 
 def test_seconds_of_an_epoch_exclude_the_time_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise a deadline's measurements after a step would count as training, and leave time for fewer epochs."""
+    """Otherwise measurements for a deadline between steps would count as training, and fewer epochs would fit."""
     clock = [0.0]
     for module in ("epochs", "loop"):
         monkeypatch.setattr(f"pipeline.training.{module}.time", SimpleNamespace(monotonic=lambda: clock[0]))

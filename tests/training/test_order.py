@@ -1,4 +1,4 @@
-"""Tests of the order of training rows: each row once per epoch, determined by the seed alone; and of row samples."""
+"""Tests of the order of training rows, which only the seed determines, and of the choice of validation rows."""
 
 from itertools import product
 
@@ -64,7 +64,7 @@ def test_windows_hold_the_rows_of_their_slabs_within_the_limit():
 
 
 def test_a_window_mixes_slabs_of_the_whole_data_set():
-    """Files are often sorted by class or day, so a window of neighbours would contain only one of them."""
+    """Files are often sorted by class or day, so a window of adjacent rows would contain only one class or day."""
     windows = Order(np.arange(0, 1001, 10), NONE, 100, 0).windows(0)
     assert all(slabs.max() - slabs.min() > 20 for slabs, _rows in windows)
 
@@ -122,7 +122,7 @@ def test_validation_rows_exclude_bad_rows_and_depend_on_the_seed():
 
 
 def test_slabs_are_small_compared_with_the_window(tmp_path):
-    """Chunks of 16 rows would make slabs of thousands of rows; a small memory budget cannot hold two windows of one."""
+    """Slabs of whole chunks could have thousands of rows, and a small memory budget cannot hold two such windows."""
     shards = numbered_shards(tmp_path, 100, 7, chunks=True)
     for max_rows in (0, 1, 3, 16, 1000):
         sizes = np.diff(slab_starts(shards, max_rows))

@@ -1,4 +1,4 @@
-"""Tests of initial parameters: random as published, or such that the network reconstructs rows as components do."""
+"""Tests of initial parameters: random as published, or chosen so that reconstructions equal those of components."""
 
 from __future__ import annotations
 

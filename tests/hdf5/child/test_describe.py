@@ -1,4 +1,4 @@
-"""Tests of the limits of what the child reads."""
+"""Tests of the limits on the metadata that the child reads."""
 
 import h5py
 import pytest

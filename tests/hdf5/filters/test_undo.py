@@ -1,4 +1,4 @@
-"""Tests of HDF5's own filters: undone as by HDF5, or refused."""
+"""Tests of HDF5's own filters: each is undone as HDF5 does it, or refused."""
 
 from itertools import product
 

@@ -479,7 +479,7 @@ def test_read_failure_in_the_reader_is_a_storage_error(tmp_path, monkeypatch):
 
     def fail_later(*arguments):
         n.append(1)
-        if len(n) % 2 == 0:  # the checksum of the superblock was right
+        if len(n) % 2 == 0:  # the superblock can still be read
             raise OSError(5, "Input/output error")
         return real(*arguments)
 
