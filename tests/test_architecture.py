@@ -236,7 +236,7 @@ def test_functions_stay_small() -> None:
 @pytest.mark.process
 def test_the_command_line_imports_no_heavy_library() -> None:
     program = f"import sys, pipeline.cli; print([name for name in {HEAVY} if name in sys.modules])"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
     )
-    assert done.stdout.strip() == "[]"
+    assert result.stdout.strip() == "[]"

@@ -94,9 +94,9 @@ def test_an_index_without_its_parts_is_refused(output, tmp_path):
     with refused(65, "part-00000.h5: ", "manifest"):
         (directory / "parts").rename(tmp_path / "elsewhere")
         open_features(directory / "index.h5")
-    alone = (directory / "index.h5").rename(tmp_path / "alone.h5")
-    with refused(65, f"file={alone}: ", "directory"):
-        open_features(alone)
+    lone_index = (directory / "index.h5").rename(tmp_path / "alone.h5")
+    with refused(65, f"file={lone_index}: ", "directory"):
+        open_features(lone_index)
 
 
 @pytest.mark.parametrize("content", ["text", "no features", "a group"])

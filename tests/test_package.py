@@ -25,8 +25,8 @@ print(loaded, cleaned, [name for name in ("dask", "kernels.backend") if name in 
 def test_public_names_are_imported_on_demand():
     environment = {**os.environ, "HDF5_DRIVER": "core", "HDF5_PLUGIN_PATH": "/elsewhere"}
     command = [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{LIGHT}"]  # no .pth loads more
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[] {'HDF5_PLUGIN_PRELOAD': '::'} []"
+    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[] {'HDF5_PLUGIN_PRELOAD': '::'} []"
 
 
 def test_other_attributes_of_the_package_do_not_exist():

@@ -76,9 +76,9 @@ with stoppable():
 
 @pytest.mark.process
 def test_a_second_signal_ends_the_process_at_once() -> None:
-    done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGINT
-    assert done.stdout == ""
+    result = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, check=False)
+    assert result.returncode == -signal.SIGINT
+    assert result.stdout == ""
 
 
 # -- uninterruptible steps -----------------------------------------------------------------------------------------
@@ -137,14 +137,14 @@ def test_deferral_in_another_thread_does_not_affect_the_main_one() -> None:
 
 @pytest.mark.process
 def test_a_second_signal_ends_deferred_work_at_once() -> None:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", TWICE.replace("with stoppable():", "with stoppable(), deferred():")],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == -signal.SIGINT
-    assert done.stdout == ""
+    assert result.returncode == -signal.SIGINT
+    assert result.stdout == ""
 
 
 # -- from outside --------------------------------------------------------------------------------------------------
@@ -174,8 +174,8 @@ def test_an_exit_code_without_a_signal_is_used_as_it_is(code: int) -> None:
 @pytest.mark.process
 def test_exit_handlers_run_before_a_signal_is_raised_again() -> None:
     code = "import atexit\nfrom pipeline.signals import leave\natexit.register(print, 'done', flush=True)\nleave(143)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "done\n")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (-signal.SIGTERM, "done\n")
 
 
 @pytest.mark.process
@@ -187,5 +187,5 @@ atexit.register(print, "not reached")
 atexit.register(os.kill, os.getpid(), signal.SIGINT)
 leave(143)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "")

@@ -101,8 +101,8 @@ def test_accuracies_on_bundled_sets_equal_plain_scikit_learn(
     expected = scikit_learn_accuracies(x, y, open_features(tmp_path / "out").features.compute())
     assert found == pytest.approx(expected, abs=0.01)
     # Check the order, except where accuracies differ by a row or two.
-    far = np.abs(np.subtract.outer(expected, expected)) > 0.01
-    assert np.array_equal(np.less.outer(found, found)[far], np.less.outer(expected, expected)[far])
+    differs = np.abs(np.subtract.outer(expected, expected)) > 0.01
+    assert np.array_equal(np.less.outer(found, found)[differs], np.less.outer(expected, expected)[differs])
 
 
 @pytest.mark.compiler

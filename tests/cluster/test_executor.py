@@ -348,8 +348,8 @@ def test_the_environment_does_not_choose_the_executor() -> None:
     environment = {**os.environ, **{f"DASK_{name}": value for name, value in settings.items()}}
     environment["DASK_RERUN_EXCEPTIONS_LOCALLY"] = "True"
     command = [sys.executable, "-c", HOSTILE]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
-    assert done.stdout.split("\n")[:2] == [f"{[3] * 20} 60 {{'dask'}} False", "as it was"], done.stderr
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert result.stdout.split("\n")[:2] == [f"{[3] * 20} 60 {{'dask'}} False", "as it was"], result.stderr
 
 
 def test_threads_do_not_copy_arrays() -> None:

@@ -45,8 +45,8 @@ def test_threads_do_the_work_by_default() -> None:
 @pytest.mark.process
 def test_a_run_with_threads_does_not_import_distributed() -> None:
     program = "import sys, pipeline.run.engine; print('distributed' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
-    assert done.stdout == "False\n"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert result.stdout == "False\n"
 
 
 def test_threads_work_while_the_driver_handles_a_result() -> None:

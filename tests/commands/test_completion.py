@@ -32,9 +32,9 @@ def complete(script: Path, *words: str) -> list[str]:
     """Return bash's completions of the last word, in a shell that cannot start any program."""
     command = [shutil.which("bash") or "bash", "--norc", "-c", PROGRAM, "bash", script, "shardpress", *words]
     env = {"PATH": "/nonexistent"}
-    done = subprocess.run(command, cwd=script.parent, env=env, capture_output=True, text=True, check=True)
-    assert done.stderr == ""
-    return done.stdout.split()
+    result = subprocess.run(command, cwd=script.parent, env=env, capture_output=True, text=True, check=True)
+    assert result.stderr == ""
+    return result.stdout.split()
 
 
 @pytest.mark.process

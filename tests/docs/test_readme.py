@@ -84,9 +84,9 @@ def run_commands(folder: Path, block: str) -> str:
     program = "\n".join(line.strip().split("  ")[0] for line in block.splitlines())
     path = f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = environment(PATH=path, **EPOCHS)
-    done = subprocess.run(["sh", "-ec", program], cwd=folder, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, program + done.stdout + done.stderr
-    return done.stdout + done.stderr
+    result = subprocess.run(["sh", "-ec", program], cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, program + result.stdout + result.stderr
+    return result.stdout + result.stderr
 
 
 def test_commands_of_the_readme_run(checkout: Checkout) -> None:
@@ -101,10 +101,10 @@ def test_commands_of_the_readme_run(checkout: Checkout) -> None:
 def test_python_of_the_readme_runs(checkout: Checkout) -> None:
     example = PYTHON[0]  # tests/test_model.py has the test of the other example
     program = f"{example}\nprint(found.features.shape, len(found.extras['y'].compute()))"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-W", "error", "-c", program], cwd=checkout.folder, capture_output=True, text=True, check=True
     )
-    assert done.stdout == "(600, 6) 600\n"
+    assert result.stdout == "(600, 6) 600\n"
 
 
 def test_links_of_the_readme_exist() -> None:

@@ -28,11 +28,11 @@ def test_blocks_of_the_tutorial_run_in_order(
         if kind == "python":
             exec(block, names)
         else:
-            done = subprocess.run(
+            result = subprocess.run(
                 ["sh", "-ec", block], env=environment(PATH=path), capture_output=True, text=True, check=False
             )
-            assert done.returncode == 0, done.stderr
-            output += done.stdout + done.stderr
+            assert result.returncode == 0, result.stderr
+            output += result.stdout + result.stderr
     error, components = map(float, re.findall(r"error ([\d.]+).*\(8 principal components: ([\d.]+)", output)[0])
     assert error < 0.7 * components
     output = capsys.readouterr().out

@@ -26,11 +26,11 @@ def test_working_card_passes_every_check(tmp_path: Path) -> None:
     flags = {"THEANO_FLAGS": "device=cuda", "PYTHONPATH": None, "CUDA_DISABLE_PTX_JIT": None}
     env = environment(**flags, **variables(capability="8.6", memory=3000))
     command = [COMMAND, "doctor", "--json", "--output", tmp_path]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600)
-    answer = json.loads(done.stdout)
+    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600)
+    answer = json.loads(result.stdout)
     found = {each["name"]: each for each in answer["checks"]}
     assert {name for name, each in found.items() if each["status"] == "fail"} == set(), found
-    assert done.returncode == 0
+    assert result.returncode == 0
     assert "capability 8.6, at " in found["card0"]["found"]
     assert "3.1 GB" in found["card0"]["found"]
     assert re.search(r"[\d,]+ GFLOP/s.*[\d.]+ GB/s", found["cuda"]["found"])

@@ -83,8 +83,8 @@ def encode(
     **options: Any,
 ) -> tuple[list[PartFacts], np.ndarray]:
     """Return the facts of all parts, and their features."""
-    done = run(shards, settings_of(shards, folder, block_rows, part_rows, bad_data=bad_data or BadData()), **options)
-    return done, concatenate(folder, done, "features")
+    parts = run(shards, settings_of(shards, folder, block_rows, part_rows, bad_data=bad_data or BadData()), **options)
+    return parts, concatenate(folder, parts, "features")
 
 
 def concatenate(folder: Path, parts: Sequence[PartFacts], name: str) -> np.ndarray:
@@ -171,11 +171,11 @@ def test_a_failure_stops_other_parts_at_their_next_block(tmp_path: Path) -> None
             while True:
                 check()
 
-    done: list[PartFacts] = []
+    parts: list[PartFacts] = []
     shards = numbered_shards(tmp_path, 4, 4)
     with refused(74, "parts/part-000000", "no"):
-        encode(shards, tmp_path, 1, 4, encoder=endless, disk=Full(), done=done.append)
-    assert not done
+        encode(shards, tmp_path, 1, 4, encoder=endless, disk=Full(), done=parts.append)
+    assert not parts
 
 
 # -- committing --------------------------------------------------------------------------------------------------

@@ -72,8 +72,8 @@ def test_an_index_without_its_parts_gives_only_fill_values(output, tmp_path):
         "is": np.ones(3, bool),
         **EXTRAS,
     }
-    alone = (output(3, extras={0: part_extras}) / "index.h5").rename(tmp_path / "alone.h5")
-    with h5py.File(alone) as file:
+    lone_index = (output(3, extras={0: part_extras}) / "index.h5").rename(tmp_path / "alone.h5")
+    with h5py.File(lone_index) as file:
         np.testing.assert_array_equal(file["features"], np.full((3, 2), np.nan))
         assert {name: file[name][:].tolist() for name in ("valid", "i", "u", "is", "y", "code", "name")} == {
             "valid": [False] * 3,

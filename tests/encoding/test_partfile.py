@@ -117,11 +117,11 @@ def test_attributes_describe_how_a_part_was_made(tmp_path):
 
 
 def test_an_attribute_names_the_source_of_a_part():
-    odd = os.fsdecode(b"\xff")
+    name = os.fsdecode(b"\xff")
     sources = [
         {"path": "größe/0.h5", "n_rows": 3, "share": 0.5, "none": None, "is": True, "nested": {"a": [1, 2, 3]}},
-        {"path": odd + "\\udcff.h5", "dataset": "a\0b"},
-        {"path": odd * 4096, "dataset": odd * 4096},
+        {"path": name + "\\udcff.h5", "dataset": "a\0b"},
+        {"path": name * 4096, "dataset": name * 4096},
         *({"path": "x" * n} for n in range(240, 260)),  # lengths around the one to which it is padded
     ]
     for source in sources:
@@ -318,7 +318,7 @@ def test_every_extra_dataset_can_be_written(tmp_path, kind):
     path = write_shard(tmp_path / "x.h5", numbered(3))
     with h5py.File(path, "a") as file:
         dtype = h5py.ref_dtype if kind == "reference" else h5py.vlen_dtype(np.int32)
-        odd = file.create_dataset("odd", (3,), dtype=dtype)
-        odd[:] = [file["X"].ref] * 3 if kind == "reference" else np.array([[1], [2, 3], [4]], dtype=object)
+        dataset = file.create_dataset("odd", (3,), dtype=dtype)
+        dataset[:] = [file["X"].ref] * 3 if kind == "reference" else np.array([[1], [2, 3], [4]], dtype=object)
     (shard,) = open_shards([path])
     part(3, extras=read_extras(Block(shard, 0, 3)))

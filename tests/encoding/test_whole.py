@@ -78,8 +78,8 @@ def test_the_single_file_is_readable_with_h5py_alone(tmp_path, parts):
     for name in parts:
         (tmp_path / name).unlink()
     program = "import h5py, sys; file = h5py.File(sys.argv[1]); print(file['features'][:].sum(), *file['y'][:])"
-    done = subprocess.run([sys.executable, "-c", program, path], cwd="/", capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [str(numbered(8, 3, 0, np.float32).sum()), *map(str, range(8))]
+    result = subprocess.run([sys.executable, "-c", program, path], cwd="/", capture_output=True, text=True, check=True)
+    assert result.stdout.split() == [str(numbered(8, 3, 0, np.float32).sum()), *map(str, range(8))]
 
 
 def test_the_single_file_is_a_valid_shard(tmp_path, parts):

@@ -52,9 +52,9 @@ def versions(venv: Environment) -> list[str]:
 
 
 def test_no_driver_installs_widely_usable_libraries(venv: Environment, source: Path, no_driver: Path) -> None:
-    done = set_up(venv, "--from", source, near=no_driver)
-    assert done.returncode == 0, done.stderr
-    environment, cuda, pygpu, takes, found, following = done.stdout.splitlines()
+    result = set_up(venv, "--from", source, near=no_driver)
+    assert result.returncode == 0, result.stderr
+    environment, cuda, pygpu, takes, found, following = result.stdout.splitlines()
     assert environment == f"environment  {venv.path}"
     assert cuda.startswith("CUDA ")
     assert "12.0" in cuda
@@ -112,28 +112,28 @@ def test_incomplete_installation_is_repaired(venv: Environment, source: Path) ->
         lambda: folder.rename(folder.with_name("shardpress-gpu.old")),
     ):
         broken()
-        done = set_up(venv, "--from", source, "--for", "12.4")
-        assert done.returncode == 0, done.stderr
+        result = set_up(venv, "--from", source, "--for", "12.4")
+        assert result.returncode == 0, result.stderr
         assert libraries(venv) == whole
         assert [path.name for path in folder.parent.glob("shardpress-gpu*")] == [folder.name]
 
 
 def test_too_old_driver_is_refused_before_installation(venv: Environment, source: Path, tmp_path: Path) -> None:
     file = driver(tmp_path / "driver", (11, 4))
-    done = set_up(venv, "--from", source, near=file.parent)
-    assert (done.returncode, done.stdout) == (69, "")
-    assert done.stderr.startswith(f"DeviceError: {file}: ")
-    assert "CUDA 11.4, expected 12.0" in done.stderr
+    result = set_up(venv, "--from", source, near=file.parent)
+    assert (result.returncode, result.stdout) == (69, "")
+    assert result.stderr.startswith(f"DeviceError: {file}: ")
+    assert "CUDA 11.4, expected 12.0" in result.stderr
     assert not (venv.path / "lib/shardpress-gpu").exists()
 
 
 def test_failed_installation_keeps_the_earlier_one(venv: Environment, source: Path, tmp_path: Path) -> None:
     assert set_up(venv, "--from", source, "--for", "12.4").returncode == 0
     whole = libraries(venv)
-    done = set_up(venv, "--from", tmp_path, "--for", "12.9")
-    assert done.returncode == 69
-    assert "No matching distribution found for nvidia-cuda-nvrtc-cu12<12.10,>=12" in done.stderr
-    last = done.stderr.splitlines()[-1]
+    result = set_up(venv, "--from", tmp_path, "--for", "12.9")
+    assert result.returncode == 69
+    assert "No matching distribution found for nvidia-cuda-nvrtc-cu12<12.10,>=12" in result.stderr
+    last = result.stderr.splitlines()[-1]
     assert last.startswith("DeviceError: ")
     assert "nvidia-cuda-nvrtc-cu12>=12,<12.10 and nvidia-cublas-cu12>=12,<12.10" in last
     assert libraries(venv) == whole
@@ -141,8 +141,8 @@ def test_failed_installation_keeps_the_earlier_one(venv: Environment, source: Pa
 
 def test_libraries_found_first_are_warned_about(venv: Environment, source: Path, tmp_path: Path) -> None:
     toolkit = library(tmp_path / "toolkit/libnvrtc.so").parent
-    done = set_up(venv, "--from", source, near=toolkit)
-    warning = done.stdout.splitlines()[-2]
+    result = set_up(venv, "--from", source, near=toolkit)
+    warning = result.stdout.splitlines()[-2]
     assert "LD_LIBRARY_PATH" in warning
     assert str(toolkit) in warning
 
@@ -156,6 +156,6 @@ def test_libraries_found_first_are_warned_about(venv: Environment, source: Path,
     ],
 )
 def test_invalid_arguments_are_refused(venv: Environment, arguments: list[str], phrase: str) -> None:
-    done = set_up(venv, *arguments)
-    assert (done.returncode, done.stdout) == (64, "")
-    assert phrase in done.stderr
+    result = set_up(venv, *arguments)
+    assert (result.returncode, result.stdout) == (64, "")
+    assert phrase in result.stderr

@@ -357,8 +357,8 @@ def test_file_changed_after_vetting_is_refused(tmp_path, change):
 def test_file_vetted_on_another_host_is_accepted(tmp_path):
     """On a shared file system a file has one inode number, but each host assigns its own device number."""
     (shard,) = numbered_shards(tmp_path, 100)
-    there = dataclasses.replace(shard.identity, device=shard.identity.device + 1)
-    assert np.array_equal(read_all(dataclasses.replace(shard, identity=there)), read_all(shard))
+    identity = dataclasses.replace(shard.identity, device=shard.identity.device + 1)
+    assert np.array_equal(read_all(dataclasses.replace(shard, identity=identity)), read_all(shard))
 
 
 @pytest.mark.parametrize("options", LAYOUTS, ids=str)

@@ -34,8 +34,8 @@ def card_facts(tmp_path_factory: pytest.TempPathFactory, pygpu: None) -> dict[st
     copies, sizes = ((100, 100_000_000), SIZES) if os.environ.get("TEST_CARD") == "full" else ((10, 1_000_000), FEW)
     command = [sys.executable, "-W", "error", "tests/support/card_child.py", *map(str, copies), facts, *map(str, sizes)]
     env = environment(THEANO_FLAGS="device=cuda", **stub.card(hold="downloads"))
-    done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
     results: dict[str, Any] = json.loads(facts.read_text())
     assert results["device"] == "cuda"
     return results

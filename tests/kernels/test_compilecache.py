@@ -203,8 +203,8 @@ def test_library_in_the_current_directory_is_not_linked(tmp_path, monkeypatch):
     monkeypatch.chdir(planted)
 
     def run(command, **options):
-        done = subprocess.run(command, capture_output=True, check=False, **options)
-        return done.stdout, done.stderr, done.returncode
+        result = subprocess.run(command, capture_output=True, check=False, **options)
+        return result.stdout, result.stderr, result.returncode
 
     windows = SimpleNamespace(output_subprocess_Popen=run)
     watch_compiler(windows, SimpleNamespace(compiledir=str(cache)))

@@ -55,9 +55,9 @@ def run(device, folder):
     # driver delays copies as current drivers do, and our own libraries are in front of it.
     card = stub.card(hold="downloads") if device == CUDA else {}
     env = environment(THEANO_FLAGS=f"device={device},optimizer_excluding=fused", **card)
-    done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    result = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
     with np.load(arrays) as stored:
         return Run(arrays=dict(stored), **json.loads(facts.read_text()))
 

@@ -86,10 +86,10 @@ def devices(tmp_path_factory):
         for name, text in settings.files.items():
             (home / name).write_text(text)
         variables = {name: value.format(home=home) for name, value in settings.variables.items()}
-        ours = run_python(DEVICE_OF_BACKEND, HOME=home, **variables)
-        theanos = run_python(DEVICE_OF_THEANO, warnings="ignore", HOME=home, **variables)
-        assert (ours.code, theanos.code) == (0, 0), ours.stderr + theanos.stderr
-        return ours.facts, theanos.facts
+        by_backend = run_python(DEVICE_OF_BACKEND, HOME=home, **variables)
+        by_theano = run_python(DEVICE_OF_THEANO, warnings="ignore", HOME=home, **variables)
+        assert (by_backend.code, by_theano.code) == (0, 0), by_backend.stderr + by_theano.stderr
+        return by_backend.facts, by_theano.facts
 
     run_python(
         DEVICE_OF_BACKEND
@@ -102,9 +102,9 @@ def devices(tmp_path_factory):
 
 @each("case", SETTINGS)
 def test_device_is_read_from_flags_and_files_as_theano_reads_it(devices, case):
-    ours, theanos = devices[case]
-    assert ours["device"] == theanos["device"] == SETTINGS[case].expected
-    assert ours["imported with"] == "cpu"  # Theano would log a failure and could not be queried again
+    by_backend, by_theano = devices[case]
+    assert by_backend["device"] == by_theano["device"] == SETTINGS[case].expected
+    assert by_backend["imported with"] == "cpu"  # Theano would log a failure and could not be queried again
 
 
 @each("device, phrase", [("gpu0", "device=cuda"), ("abacus", 'start with one of "cpu", "opencl" or "cuda"')])

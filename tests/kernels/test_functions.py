@@ -73,8 +73,8 @@ def test_running_calls_on_a_device_are_counted(monkeypatch, is_device):
     assert on_device.n == 0
 
 
-@pytest.mark.parametrize(("fuses", "most"), [(True, 2), (False, 1)])
-def test_concurrent_calls_are_limited_to_cores_or_one_in_theano(monkeypatch, fuses, most):
+@pytest.mark.parametrize(("fuses", "max_calls"), [(True, 2), (False, 1)])
+def test_concurrent_calls_are_limited_to_cores_or_one_in_theano(monkeypatch, fuses, max_calls):
     monkeypatch.setattr(backend, "uses_ops", lambda: fuses)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
     inside = []
@@ -101,7 +101,7 @@ def test_concurrent_calls_are_limited_to_cores_or_one_in_theano(monkeypatch, fus
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: autoencoder.encode(rows), range(100)))
     assert len(counts) == 100
-    assert max(counts) <= most
+    assert max(counts) <= max_calls
 
 
 # ---- a device without memory

@@ -63,10 +63,10 @@ def test_kernels_are_correct_with_every_instruction_set(name, file):
         return  # then this run already has the same tests
     path = REPOSITORY / "tests/kernels" / file
     words = CORE[file]
-    done = run_tests_with(name, str(path), "-k", " or ".join(words))
-    assert done.returncode == 0, done.stdout[-20_000:]
-    passed_tests = set(re.findall(r"^PASSED .*::(test_\w+)", done.stdout, re.MULTILINE))
-    assert all(any(word in test for test in passed_tests) for word in words), done.stdout
+    result = run_tests_with(name, str(path), "-k", " or ".join(words))
+    assert result.returncode == 0, result.stdout[-20_000:]
+    passed_tests = set(re.findall(r"^PASSED .*::(test_\w+)", result.stdout, re.MULTILINE))
+    assert all(any(word in test for test in passed_tests) for word in words), result.stdout
     tests = re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
     assert passed_tests == {test for test in tests if any(word in test for word in words)}
 
@@ -85,10 +85,10 @@ def test_compiler_uses_the_requested_instruction_set(name):
 
 @pytest.mark.parametrize("requested", ["avx1024", "AVX2"])
 def test_unknown_instruction_set_is_refused(requested):
-    done = run_tests_with(requested, "tests/test_errors.py")
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert f"TEST_ISA={requested}, " in done.stderr
-    assert ", ".join(INSTRUCTION_SETS) in done.stderr
+    result = run_tests_with(requested, "tests/test_errors.py")
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert f"TEST_ISA={requested}, " in result.stderr
+    assert ", ".join(INSTRUCTION_SETS) in result.stderr
 
 
 def test_instruction_sets_cover_all_vectors_of_the_kernels():
@@ -99,7 +99,7 @@ def test_instruction_sets_cover_all_vectors_of_the_kernels():
 
 
 def test_make_passes_the_instruction_set_to_pytest():
-    done = subprocess.run(
+    result = subprocess.run(
         ["make", "-n", "test", "ISA=avx2"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
-    assert "TEST_ISA=avx2 .venv/bin/python -m pytest " in done.stdout
+    assert "TEST_ISA=avx2 .venv/bin/python -m pytest " in result.stdout

@@ -173,20 +173,20 @@ def test_rows_outside_the_range_are_reported(rng, monkeypatch, optimizer, workin
     rows = rng.integers(11, 90, (60, n_inputs)).astype(dtype)
     rows[0] = low
     rows[1] = high
-    odd = {7: 9, 20: 91, 33: 0}
+    outside = {7: 9, 20: 91, 33: 0}
     if rows.dtype.kind == "f":
         kind = rows.dtype.type
-        odd |= {40: np.nan, 41: -np.nan, 42: np.inf, 43: -np.inf, 44: np.finfo(dtype).max, 45: -np.finfo(dtype).max}
+        outside |= {40: np.nan, 41: -np.nan, 42: np.inf, 43: -np.inf, 44: np.finfo(dtype).max, 45: -np.finfo(dtype).max}
         if np.can_cast(dtype, working):
-            odd |= {50: np.nextafter(kind(10), kind(0)), 51: np.nextafter(kind(90), kind(100))}
-    for row, value in odd.items():
+            outside |= {50: np.nextafter(kind(10), kind(0)), 51: np.nextafter(kind(90), kind(100))}
+    for row, value in outside.items():
         rows[row, rng.integers(n_inputs)] = value
     parameters = random_parameters(rng, n_inputs, 3)
     autoencoder = Autoencoder(Network((n_inputs, 3)), low, 1 / (high - low), high)
     autoencoder.set_parameters(parameters)
     out = np.empty((60, 3), np.float32)
-    assert autoencoder.encode_checked(rows, out).tolist() == sorted(odd)
-    others = np.setdiff1d(np.arange(60), list(odd))
+    assert autoencoder.encode_checked(rows, out).tolist() == sorted(outside)
+    others = np.setdiff1d(np.arange(60), list(outside))
     assert_same_bits(out[others], autoencoder.encode(rows)[others])
     assert np.isfinite(out[others]).all()
 

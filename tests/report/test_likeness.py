@@ -56,8 +56,8 @@ def test_neighbours_equal_those_of_a_loop() -> None:
     B = A + RNG.normal(size=A.shape)
     shared = 0
     for i in range(len(A)):
-        near = [set(np.argsort(np.linalg.norm(each - each[i], axis=1))[1:11]) for each in (A, B)]
-        shared += len(near[0] & near[1])
+        neighbours = [set(np.argsort(np.linalg.norm(each - each[i], axis=1))[1:11]) for each in (A, B)]
+        shared += len(neighbours[0] & neighbours[1])
     np.testing.assert_allclose(neighbour_overlap(A, B), shared / (10 * len(A)))
 
 

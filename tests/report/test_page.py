@@ -197,9 +197,9 @@ def test_workers_are_listed_slowest_first(report: dict[str, Any]) -> None:
     )
     assert " 10 slowest of 1,000" in text_of(page_of(report))
     assert " driver's " in text_of(page_of(report))
-    alone = text_of(page_of({**report, "cluster": {"kind": "threads", "workers": []}}))
-    assert " slowest of 1,000" not in alone
-    assert " driver's " not in alone
+    local_page = text_of(page_of({**report, "cluster": {"kind": "threads", "workers": []}}))
+    assert " slowest of 1,000" not in local_page
+    assert " driver's " not in local_page
 
 
 def test_long_paths_keep_their_end_and_are_escaped() -> None:

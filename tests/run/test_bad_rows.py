@@ -116,12 +116,12 @@ def test_values_of_a_bad_row_affect_nothing(shards: Shards, tmp_path: Path) -> N
 
 
 @TOLERANT
-@pytest.mark.parametrize("what", ["column", "rows"])
+@pytest.mark.parametrize("bad", ["column", "rows"])
 def test_a_run_without_usable_rows_is_refused(
-    shards: Shards, caplog: pytest.LogCaptureFixture, mode: str, what: str
+    shards: Shards, caplog: pytest.LogCaptureFixture, mode: str, bad: str
 ) -> None:
     rows = np.ones((30, 4), np.float32)
-    rows[slice(None) if what == "rows" else (slice(None), 2)] = np.nan
+    rows[slice(None) if bad == "rows" else (slice(None), 2)] = np.nan
     shards.add(rows)
     assert shards.run("--on-bad-data", mode, *NO_LIMITS) == 65
     assert mentions(errors(caplog), f"file={shards.folder}/0.h5", 30)

@@ -48,8 +48,8 @@ def test_blocks_parts_window_and_validation_fit_the_budget():
         assert budget.n_writers in (threads, threads + 2), case
         assert block_rows % TILE == part_rows % block_rows == 0, case
         assert threads * block_rows * row_bytes <= memory // 8 + TILE * row_bytes * threads, case
-        most = max(memory // 8, 3 * threads * block_rows * 4 * n_features)
-        assert threads * 3 * part_rows * 4 * n_features <= most, case
+        max_rows = max(memory // 8, 3 * threads * block_rows * 4 * n_features)
+        assert threads * 3 * part_rows * 4 * n_features <= max_rows, case
         assert 2 * budget.window_rows * row_bytes <= memory // 2, case
         assert budget.max_validation_rows * row_bytes <= memory // 8, case
         assert 0 < budget.max_sample_rows * 4 * n_inputs <= min(64 * MiB, memory // 8), case
@@ -186,7 +186,7 @@ def test_rows_stay_in_memory_if_they_fit_half_of_the_budget():
 
 
 @pytest.mark.parametrize(
-    ("given", "free", "most"),
+    ("given", "free", "max_rows"),
     [
         (900 * 4096, 10**9, 900),  # the requested amount, whatever is free
         (0, 10**9, 0),
@@ -196,12 +196,12 @@ def test_rows_stay_in_memory_if_they_fit_half_of_the_budget():
         (2**36, 80 * 10**9, 2**32 // 4096),
     ],
 )
-def test_rows_stay_on_a_device_if_they_fit_its_memory(limit, free, most):
+def test_rows_stay_on_a_device_if_they_fit_its_memory(limit, free, max_rows):
     device = Device("cuda", "cuda", "Card", free=free)
-    for n_rows in {1, max(1, most - 1), max(1, most), most + 1}:
+    for n_rows in {1, max(1, max_rows - 1), max(1, max_rows), max_rows + 1}:
         budget = budget_of([shard(n_rows, 4096, "uint8")], 1, memory_budget=32 * MiB, device_memory_budget=limit)
         sizes = budget.sizes(device)
-        assert budget.keeps_rows(device) == sizes.on_device == (n_rows <= most), n_rows
+        assert budget.keeps_rows(device) == sizes.on_device == (n_rows <= max_rows), n_rows
         assert not sizes.resident
 
 

@@ -242,8 +242,10 @@ def test_a_changed_input_changes_every_stage_and_is_named() -> None:
 
 
 def test_moving_the_input_changes_nothing() -> None:
-    there = replace(FILE, inode=5, device=6)
-    moved = tuple(replace(shard, path=shard.path.replace("/data", "/elsewhere"), identity=there) for shard in SHARDS)
+    moved_identity = replace(FILE, inode=5, device=6)
+    moved = tuple(
+        replace(shard, path=shard.path.replace("/data", "/elsewhere"), identity=moved_identity) for shard in SHARDS
+    )
     assert affected_stages(request(shards=moved)) == set()
     assert differences(plain(request()), plain(request(shards=moved))) == ""
 
@@ -261,8 +263,8 @@ def test_names_of_columns_change_nothing_but_their_order_does() -> None:
 
 
 def test_the_order_of_shards_matters() -> None:
-    twins = (SHARDS[0], replace(SHARDS[0], path="/other/a.h5", identity=replace(FILE, mtime_ns=3)))
-    assert affected_stages(request(shards=twins), request(shards=twins[::-1])) == set(STAGES)
+    shards = (SHARDS[0], replace(SHARDS[0], path="/other/a.h5", identity=replace(FILE, mtime_ns=3)))
+    assert affected_stages(request(shards=shards), request(shards=shards[::-1])) == set(STAGES)
 
 
 # -- a given model -----------------------------------------------------------------------------------------------

@@ -42,9 +42,9 @@ print(json.dumps({"code": code, "peak": 1024 * peak}))
 def peak(*flags: str) -> int:
     """Return the peak resident memory, in bytes, of a run in a process of its own."""
     command = [sys.executable, "-c", CHILD, *flags, "--memory-budget", f"{BUDGET // MIB}MiB"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["code"] == 0, done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["code"] == 0, result.stderr
     return int(found["peak"])
 
 

@@ -100,9 +100,9 @@ def test_planted_modules_are_executed_without_protection(tmp_path: Path) -> None
 def test_no_command_runs_modules_of_the_current_directory(trap: Trap) -> None:
     found = {}
     for name, arguments in COMMANDS.items():
-        done = trap.run(COMMAND, name, *arguments)
-        found[name] = (done.returncode, trap.executed())
-        assert found[name] == (0, []), done.stderr
+        result = trap.run(COMMAND, name, *arguments)
+        found[name] = (result.returncode, trap.executed())
+        assert found[name] == (0, []), result.stderr
     assert list(trap.scratch.iterdir()) == [], "a run of this user has used the directory of another user"
 
 
@@ -116,7 +116,7 @@ def test_pip_is_not_taken_from_the_current_directory(trap: Trap, monkeypatch: py
 def test_workers_use_no_directory_of_another_user(trap: Trap) -> None:
     """Its owner could put modules into the directories of workers, which import from there."""
     before = trap.scratch.stat().st_mtime_ns
-    done = trap.run(COMMAND, "run", *COMMANDS["run"], "--restart")
-    assert done.returncode == 0, done.stderr
+    result = trap.run(COMMAND, "run", *COMMANDS["run"], "--restart")
+    assert result.returncode == 0, result.stderr
     assert trap.scratch.stat().st_mtime_ns == before
     assert [path for path in trap.scratch.parent.iterdir() if "scratch" in path.name] == [trap.scratch]

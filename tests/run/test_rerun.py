@@ -56,9 +56,9 @@ def test_a_finished_run_is_verified_and_nothing_is_written(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["part", "view", "index.h5", "model.h5", "encoder.npz", "report.html"])
+@pytest.mark.parametrize("pattern", ["part", "view", "index.h5", "model.h5", "encoder.npz", "report.html"])
 def test_only_damaged_files_of_a_finished_run_are_recomputed(
-    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, what: str
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, pattern: str
 ) -> None:
     for damage in DAMAGE:
         output = out.with_name(damage)
@@ -66,7 +66,7 @@ def test_only_damaged_files_of_a_finished_run_are_recomputed(
         expected = features_of(output)
         before = stamps(output)
         view = next(name for name in before if name.startswith("index-"))
-        damaged = {"part": parts(output)[1], "view": view}.get(what, what)
+        damaged = {"part": parts(output)[1], "view": view}.get(pattern, pattern)
         of_part = [
             str(path.relative_to(output)) for path in output.glob("commits/part-*") if damaged in path.read_text()
         ]
@@ -82,23 +82,23 @@ def test_only_damaged_files_of_a_finished_run_are_recomputed(
         assert features_of(output) == expected, damage
         assert invalid_entries(output) == leftovers(output) == [], damage
         changed = {name for name, stamp in results(before).items() if stamps(output).get(name) != stamp}
-        assert changed == ({damaged, *of_part} if what == "part" else set()), damage
+        assert changed == ({damaged, *of_part} if pattern == "part" else set()), damage
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["stages/scan", "stages/model", "commits/scan", "commits/model", "commits/part"])
+@pytest.mark.parametrize("pattern", ["stages/scan", "stages/model", "commits/scan", "commits/model", "commits/part"])
 def test_damaged_files_of_an_unfinished_run_are_recomputed(
-    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, what: str
+    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, pattern: str
 ) -> None:
     for damage in DAMAGE:
         output = out.with_name(damage)
         assert workspace.run(output, disk=FullDisk("commits/part", 2)) == 74, damage
-        damaged, *_others = sorted(output.glob(f"{what}*"))
+        damaged, *_others = sorted(output.glob(f"{pattern}*"))
         DAMAGE[damage](damaged)
         caplog.clear()
         assert workspace.run(output) == 0, damage
         # A missing record means that the result never existed.
-        assert (f"file={damaged}: " in caplog.text) == (what.startswith("stages") or damage != "deleted"), damage
+        assert (f"file={damaged}: " in caplog.text) == (pattern.startswith("stages") or damage != "deleted"), damage
         assert features_of(output) == expected(), damage
         assert invalid_entries(output) == leftovers(output) == [], damage
 

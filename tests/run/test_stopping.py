@@ -117,8 +117,8 @@ def on_terminal(victim: Victim, output: Path, *, ignoring_hangup: bool) -> tuple
 
 
 def test_a_closed_terminal_stops_the_run(victim: Victim, tmp_path: Path) -> None:
-    process, ours = on_terminal(victim, tmp_path / "out", ignoring_hangup=False)
-    os.close(ours)
+    process, terminal = on_terminal(victim, tmp_path / "out", ignoring_hangup=False)
+    os.close(terminal)
     assert process.wait(DEADLINE) == -signal.SIGHUP
     log = (tmp_path / "out" / "run.log").read_text().splitlines()
     assert any(mentions(line, "SIGHUP") for line in log)
@@ -127,8 +127,8 @@ def test_a_closed_terminal_stops_the_run(victim: Victim, tmp_path: Path) -> None
 
 
 def test_a_run_with_nohup_survives_its_terminal(victim: Victim, tmp_path: Path) -> None:
-    process, ours = on_terminal(victim, tmp_path / "out", ignoring_hangup=True)
-    os.close(ours)
+    process, terminal = on_terminal(victim, tmp_path / "out", ignoring_hangup=True)
+    os.close(terminal)
     assert process.wait(DEADLINE) == 0
     victim.check(tmp_path / "out")
 
@@ -155,6 +155,6 @@ def test_unusable_standard_streams_do_not_stop_the_run(small: Small, tmp_path: P
     program = small.program()
     output = tmp_path / "out"
     shell = ["/bin/sh", "-c", f'exec "$@" {streams}', "sh", *program.command, "--output", str(output)]
-    done = subprocess.run(shell, cwd=REPOSITORY, env=program.environment, check=False, timeout=DEADLINE)
-    assert done.returncode == 0, (output / "run.log").read_text()
+    result = subprocess.run(shell, cwd=REPOSITORY, env=program.environment, check=False, timeout=DEADLINE)
+    assert result.returncode == 0, (output / "run.log").read_text()
     assert features_of(output) == small.features

@@ -41,9 +41,9 @@ def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]
     os.chdir(before)
 
 
-def worker_faults(once: Path | None = None, **what: str) -> dict[str, str]:
+def worker_faults(once: Path | None = None, **faults: str) -> dict[str, str]:
     """Return a worker's environment with the fault for each shard number, once or each time."""
-    variables = {"WORKER_FAULTS": json.dumps({f"{name.removeprefix('at')}.h5": each for name, each in what.items()})}
+    variables = {"WORKER_FAULTS": json.dumps({f"{name.removeprefix('at')}.h5": each for name, each in faults.items()})}
     if once is not None:
         once.mkdir(exist_ok=True)
         variables["WORKER_FAULTS_ONCE"] = str(once)
@@ -172,12 +172,12 @@ def test_a_part_written_after_the_driver_died_is_ignored(wide: Workspace, tmp_pa
         flags = ("--scheduler-file", str(cluster.file))
         cluster.start_worker("w", *PRELOAD, **driver, **worker_faults(tmp_path / "once", at4="loses its driver"))
         command = [sys.executable, "-c", DRIVER, *wide.arguments(output, *flags)]
-        done = subprocess.run(command, env=environment(**driver), cwd=REPOSITORY, capture_output=True, timeout=120)
-        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        result = subprocess.run(command, env=environment(**driver), cwd=REPOSITORY, capture_output=True, timeout=120)
+        assert result.returncode == -signal.SIGKILL, result.stderr.decode()
         until(lambda: "part-000004" in str(uncommitted_parts(output)), "the part that the worker was at")
-        there = uncommitted_parts(output)
+        uncommitted = uncommitted_parts(output)
         assert wide.run(output, *flags) == 0
-        assert not any((output / name).exists() for name in there)
+        assert not any((output / name).exists() for name in uncommitted)
         assert leftovers(output) == []
         check(output, tmp_path / "expected")
 

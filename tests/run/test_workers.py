@@ -122,9 +122,9 @@ def test_a_scheduler_with_certificates_refuses_other_clients(
         assert address.startswith("tls://127.0.0.1:")
         host, port = address.removeprefix("tls://").split(":")
         assert turns_away((host, int(port)))
-        stranger = small.program().run(tmp_path / "stranger", "--scheduler", address)
-        assert stranger.code == 78
-        assert stranger.has_line(f"ConfigError: .*{re.escape(address)}.*\\bcertificate\\b")
+        refused_run = small.program().run(tmp_path / "stranger", "--scheduler", address)
+        assert refused_run.code == 78
+        assert refused_run.has_line(f"ConfigError: .*{re.escape(address)}.*\\bcertificate\\b")
         ended = small.program(**certificates).run(tmp_path / "out", "--scheduler-file", str(cluster.file))
         assert ended.code == 0, ended.lines
     assert features_of(tmp_path / "out") == small.features

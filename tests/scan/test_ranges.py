@@ -87,9 +87,9 @@ def test_results_of_a_task_do_not_depend_on_later_blocks(tmp_path):
     firsts = (0, 5, 12)
     pieces = [(i, firsts[i], block) for i, shard in enumerate(shards) for block in blocks([shard], 2)]
     joint = scan_pieces(ScanSettings(2), 1, pieces)
-    alone = merge_stats([scan_pieces(ScanSettings(2), 1, [piece]) for piece in pieces])
+    separate = merge_stats([scan_pieces(ScanSettings(2), 1, [piece]) for piece in pieces])
     for name in ("minimum", "maximum", "bad_rows", "sample"):
-        np.testing.assert_array_equal(getattr(joint, name), getattr(alone, name), name)
+        np.testing.assert_array_equal(getattr(joint, name), getattr(separate, name), name)
     np.testing.assert_array_equal(joint.sample, np.delete(np.concatenate(arrays), 7, axis=0))
 
 
@@ -286,13 +286,13 @@ def test_imputed_values_equal_the_mean_or_median(tmp_path, dtype, missing, imput
     assert (found.bad_rows.tolist(), found.clips) == (bad, False)
     good = np.delete(rows, bad, axis=0)
     for column, values in enumerate(good.T):
-        there = np.array([float(value) for value in values if not is_gap(value, missing)])
-        assert found.n_missing[column] == len(values) - len(there)
-        if not len(there):
+        present = np.array([float(value) for value in values if not is_gap(value, missing)])
+        assert found.n_missing[column] == len(values) - len(present)
+        if not len(present):
             assert (found.minimum[column], found.maximum[column], found.fill[column]) == (0, 0, 0)
             continue
-        assert (found.minimum[column], found.maximum[column]) == (there.min(), there.max())
-        fill = there.mean() if impute == "mean" else np.median(there)
+        assert (found.minimum[column], found.maximum[column]) == (present.min(), present.max())
+        fill = present.mean() if impute == "mean" else np.median(present)
         atol = 0.5 if dtype[0] == "i" else 1e-4
         np.testing.assert_allclose(found.fill[column], fill, atol=atol)
         assert found.fill[column] == np.array(found.fill[column]).astype(dtype)

@@ -90,14 +90,16 @@ def test_wheel_holds_all_packages_and_nothing_else(wheel):
     assert re.fullmatch(r"shardpress-[\d.]+-cp311-abi3-linux_\w+\.whl", wheel.name), "one wheel for 3.11 and later"
     folders = [REPOSITORY / name for name in ("pipeline", "kernels")]
     paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    ours = {str(path.relative_to(REPOSITORY)) for path in paths if "__pycache__" not in path.parts}
-    ours = {
-        name.replace("pipeline/shardpress/", "shardpress/") for name in ours if not name.endswith((".so", "/lzf.c"))
+    our_files = {str(path.relative_to(REPOSITORY)) for path in paths if "__pycache__" not in path.parts}
+    our_files = {
+        name.replace("pipeline/shardpress/", "shardpress/")
+        for name in our_files
+        if not name.endswith((".so", "/lzf.c"))
     }
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     programs = {name for name in names if ".data/scripts/" in name}
     assert [name.rsplit("/", 1)[1] for name in programs] == ["install_pygpu.sh"]
-    assert names - programs == ours | {"pipeline/hdf5/filters/lzf.abi3.so"}
+    assert names - programs == our_files | {"pipeline/hdf5/filters/lzf.abi3.so"}
 
 
 @pytest.fixture
@@ -118,9 +120,9 @@ def later_python(wheel, tmp_path):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_features_and_models_are_read_by_later_pythons(output, later_python, version):
-    done = later_python(version, "-W", "error", "-c", PROGRAM, output, output.parent / "rows.npy")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    result = later_python(version, "-W", "error", "-c", PROGRAM, output, output.parent / "rows.npy")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
     assert found["numpy"] >= "2"
     assert RUN_ONLY & set(found["modules"]) == set()
     for name, expected in (("features", FEATURES), ("valid", VALID), ("y", Y)):

@@ -52,16 +52,16 @@ def test_costs_on_opencl_equal_those_on_the_cpu(tmp_path: Path, opencl: None) ->
     features = {}
     for device in ("cpu", "opencl0:0"):
         command = [sys.executable, str(REPOSITORY / "scripts" / "reference.py"), "--epochs", "501", "--data", data]
-        done = subprocess.run(
+        result = subprocess.run(
             [*command, "--output", str(tmp_path / device)],
             env={**os.environ, "THEANO_FLAGS": f"device={device},force_device=True"},
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
-        assert f"Device: {device}" in done.stdout
-        found[device] = costs_of(done.stdout)
+        assert result.returncode == 0, result.stderr
+        assert f"Device: {device}" in result.stdout
+        found[device] = costs_of(result.stdout)
         features[device] = open_features(tmp_path / device).features.compute()
     assert list(found["cpu"]) == [0, 500]
     assert found["opencl0:0"] == pytest.approx(found["cpu"], rel=1e-3)

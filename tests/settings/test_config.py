@@ -140,8 +140,8 @@ def test_the_settings_describe_a_network():
     assert network_of(resolve(config, 100, 784).network, 784) == Network(
         (784, 30, 20, 7), "leaky-relu", "linear", gain=True
     )
-    alone = config.changed(hidden=(), code_activation="sigmoid", decoder_gain=False)
-    assert network_of(resolve(alone, 100, 784).network, 784) == Network((784, 7)), (
+    without_hidden = config.changed(hidden=(), code_activation="sigmoid", decoder_gain=False)
+    assert network_of(resolve(without_hidden, 100, 784).network, 784) == Network((784, 7)), (
         "without hidden layers theirs is none"
     )
 

@@ -334,9 +334,9 @@ def test_a_tilde_is_expanded_in_every_path(file, tmp_path, monkeypatch):
     for name in ("input", "follow", "output", "model"):
         with case(name):
             monkeypatch.setenv("HOME", str(tmp_path / "home"))
-            several = name in ("input", "follow")
-            expected = (f"{tmp_path}/home/x", "a~b/~") if several else f"{tmp_path}/home/x"
-            sources = ("~/x", "a~b/~") if several else "~/x"
+            takes_several = name in ("input", "follow")
+            expected = (f"{tmp_path}/home/x", "a~b/~") if takes_several else f"{tmp_path}/home/x"
+            sources = ("~/x", "a~b/~") if takes_several else "~/x"
             line = f"{name}: {json.dumps(sources)}"
             for found in (settings(*flags(name, sources)), settings(**variable(name, sources)), settings(*file(line))):
                 assert found.flat()[name] == expected

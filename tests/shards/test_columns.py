@@ -185,10 +185,10 @@ def test_coordinates_in_either_axis_of_length_one_are_found(tmp_path: Path) -> N
 
 @pytest.mark.process
 def test_statistics_and_values_of_rows_are_no_coordinates(tmp_path: Path) -> None:
-    square = some_rows(n_rows=6)
+    square_rows = some_rows(n_rows=6)
     for name, rows, values in (
         ("mean", ROWS, WAVELENGTHS),
-        ("energy", square, WAVELENGTHS),
+        ("energy", square_rows, WAVELENGTHS),
         ("energy", ROWS, np.arange(9.0)),
     ):
         with case(name, len(rows)):

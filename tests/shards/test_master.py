@@ -93,8 +93,8 @@ def test_virtual_dataset_in_any_order_has_the_rows_of_hdf5(tmp_path, raw):
     backwards = rows_of(sources()[::-1])
     path = virtual(tmp_path / "master.h5", backwards[3:] + backwards[:3])
     with h5py.File(path) as file:
-        theirs = file["X"][:].reshape(-1, 2)
-    np.testing.assert_array_equal(read_all(open_shards([path], followed=[str(raw)])), theirs)
+        by_hdf5 = file["X"][:].reshape(-1, 2)
+    np.testing.assert_array_equal(read_all(open_shards([path], followed=[str(raw)])), by_hdf5)
 
 
 def test_extras_come_from_the_files_and_not_from_the_master(tmp_path, raw, caplog):
@@ -159,13 +159,13 @@ def test_any_layout_is_refused_or_read_as_by_hdf5(tmp_path, raw):
         pieces, n_rows = some_layout(np.random.default_rng(seed))
         path = virtual(tmp_path / f"{seed}.h5", pieces, (n_rows, 2, 1))
         with h5py.File(path) as file:
-            theirs = file["X"][:].reshape(n_rows, 2)
+            by_hdf5 = file["X"][:].reshape(n_rows, 2)
         try:
-            ours = read_all(open_shards([path], followed=[str(raw)]))
+            found = read_all(open_shards([path], followed=[str(raw)]))
         except DataError:
             outcomes.append("refused")
             continue
-        np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_array_equal(found, by_hdf5)
         outcomes.append("read")
     assert 15 < outcomes.count("read") < 45
 
@@ -276,9 +276,11 @@ def test_files_given_next_to_their_master_are_refused(tmp_path, raw):
 def test_refused_master_is_left_out_like_a_bad_shard(tmp_path, raw):
     path = virtual(tmp_path / "bad.h5", [(slice(0, 3), WHOLE)], (4, 2, 1))
     bad = []
-    own = write_shard(tmp_path / "own.h5", numbered(2))
-    (shard,) = open_shards([path, own], None, lambda path, error: bad.append((str(path), str(error))), [str(raw)])
-    assert shard.path == own
+    plain_shard = write_shard(tmp_path / "own.h5", numbered(2))
+    (shard,) = open_shards(
+        [path, plain_shard], None, lambda path, error: bad.append((str(path), str(error))), [str(raw)]
+    )
+    assert shard.path == plain_shard
     assert [(name, "rows 3:4" in error) for name, error in bad] == [(path, True)]
 
 

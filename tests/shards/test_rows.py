@@ -419,10 +419,10 @@ def dense_or_none(values, columns, firsts, shape):
     """Convert sparse rows to dense ones, entry by entry; return None if they are invalid."""
     rows = np.zeros(shape, dtype=values.dtype)
     for row, (start, stop) in enumerate(pairwise(firsts.tolist())):
-        here = columns[start:stop].tolist() if 0 <= start <= stop <= len(values) else [-1]
-        if len({*here}) < len(here) or not {*here} <= {*range(shape[1])}:
+        columns_of_row = columns[start:stop].tolist() if 0 <= start <= stop <= len(values) else [-1]
+        if len({*columns_of_row}) < len(columns_of_row) or not {*columns_of_row} <= {*range(shape[1])}:
             return None
-        rows[row, here] = values[start:stop]
+        rows[row, columns_of_row] = values[start:stop]
     return rows
 
 

@@ -70,8 +70,8 @@ def test_pickled_block_is_small_and_reads_the_same_rows(tmp_path):
     opened = [Block(open_shards([path])[0], 5, 1995) for path in paths]
     masked = [Block(shard, 0, 7) for shard in open_shards([paths[0], paths[2]])]  # with a mask
     tasks = [(each, block) for block in (*opened, *masked) for each in (read, read_extras)]
-    for (function, block), there in zip(tasks, run_in_fresh_process(tasks), strict=True):
-        here = function(block)
-        assert pickle.dumps(there) == pickle.dumps(here)
+    for (function, block), found in zip(tasks, run_in_fresh_process(tasks), strict=True):
+        expected = function(block)
+        assert pickle.dumps(found) == pickle.dumps(expected)
         assert len(pickle.dumps(block)) < 4096 + 24 * 20
         assert pickle.loads(pickle.dumps(block)) == block

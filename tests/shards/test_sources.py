@@ -279,10 +279,10 @@ def test_manifest_that_names_outside_files_is_refused(output, tmp_path, name):
     assert counts == [0]
 
 
-@pytest.mark.parametrize("what", ["part", "folder"])
-def test_part_that_is_a_link_is_refused(output, tmp_path, what):
+@pytest.mark.parametrize("linked", ["part", "folder"])
+def test_part_that_is_a_link_is_refused(output, tmp_path, linked):
     directory = output()
-    if what == "part":
+    if linked == "part":
         (directory / "parts/part-8.h5").rename(tmp_path / "moved.h5")
         (directory / "parts/part-8.h5").symlink_to(tmp_path / "moved.h5")
     else:

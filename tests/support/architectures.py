@@ -68,9 +68,9 @@ def collect(folder: Path, *arguments: str) -> list[Path]:
     command = [sys.executable, "-m", "tests.support.graphs_child", *arguments]
     # Disable the kernel cache that Theano enables in libgpuarray.
     env = environment(THEANO_FLAGS="device=cuda,gpuarray.cache_path=", **stub.variables(sources=folder, blind=1))
-    done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
+    result = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(result.stderr)
     return sorted(folder.glob("*.cu"))
 
 
@@ -78,10 +78,10 @@ def compile_for(wheel: Path, sources: Sequence[Path], capabilities: Sequence[str
     """Compile sources with the NVRTC of a wheel, in a child process, because a process can load only one NVRTC."""
     command = [sys.executable, "-m", "tests.support.architectures", "--child", str(wheel), *capabilities]
     request = json.dumps({"sources": [str(path) for path in sources], "ptxas": ptxas})
-    done = subprocess.run(command, input=request, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return [Compiled(**each) for each in json.loads(done.stdout)]
+    result = subprocess.run(command, input=request, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(result.stderr)
+    return [Compiled(**each) for each in json.loads(result.stdout)]
 
 
 # -- in the child process

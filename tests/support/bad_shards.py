@@ -128,11 +128,11 @@ def quarantined(output: Path) -> list[dict[str, Any]]:
 
 def state(output: Path) -> dict[str, bytes]:
     """Return the content of every file of an output directory, except for lock, log and settings."""
-    apart = (".lock", "run.log", "run.json")
+    ignored = (".lock", "run.log", "run.json")
     return {
         str(path.relative_to(output)): path.read_bytes()
         for path in output.rglob("*")
-        if path.is_file() and path.name not in apart
+        if path.is_file() and path.name not in ignored
     }
 
 

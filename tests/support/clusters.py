@@ -41,11 +41,11 @@ _DASK = (sys.executable, "-m", "dask")
 _SECONDS = 240.0  # time limit for one operation on an idle machine
 
 
-def until(is_so: Callable[[], object], what: str, seconds: float = _SECONDS) -> None:
+def until(condition: Callable[[], object], description: str, seconds: float = _SECONDS) -> None:
     """Wait until a condition holds; name it in the error if it does not."""
     end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds:.0f} s for {description}"
         time.sleep(0.02)
 
 

@@ -85,12 +85,12 @@ def fuzz(n: int, seed: int = 0, in_structures: bool = False) -> Outcome:
             corpus = make_corpus(Path(folder), secret)
             followed = [str(stacked_files(Path(folder)))]
             open_all(corpus, Path(folder), followed)
-            sound = checksummed(corpus) if in_structures else []
+            checksummed_files = checksummed(corpus) if in_structures else []
             at_start = _reset_peak()
             with hostile.opens(secret) as opens:
                 for i in range(n):
                     rng = np.random.default_rng((seed, i))
-                    content = structure_mutant(sound, rng) if in_structures else mutant(corpus, rng)
+                    content = structure_mutant(checksummed_files, rng) if in_structures else mutant(corpus, rng)
                     _try(Path(folder) / "x.h5", content, i, outcome, followed[: i % 2])
             outcome.n_opens = opens[0]
             outcome.n_bytes = _peak() - at_start
@@ -143,14 +143,14 @@ def _readers_differ(path: Path) -> bool:
     """Return whether the Python reader and the child both accept a file but describe it differently."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        ours = describe_plain(file.fileno(), size, None, base=signature_at(file.fileno(), size) or 0)
-        if ours is None:
+        by_reader = describe_plain(file.fileno(), size, None, base=signature_at(file.fileno(), size) or 0)
+        if by_reader is None:
             return False
         try:
             facts, arrays = ask("describe", file.fileno(), [None], "")
         except ShardpressError:
             return False
-    return ours[0] != facts or [each.tolist() for each in ours[1]] != [each.tolist() for each in arrays]
+    return by_reader[0] != facts or [each.tolist() for each in by_reader[1]] != [each.tolist() for each in arrays]
 
 
 def _hdf5_differs(block: Block, rows: np.ndarray) -> bool:
@@ -168,9 +168,9 @@ def _hdf5_differs(block: Block, rows: np.ndarray) -> bool:
             facts, arrays = ask("values", file.fileno(), along, "")
         except ShardpressError:
             return False
-    theirs = arrays[0].view(layout.dtype).reshape(facts["n"], -1).astype(shard.dtype)
-    same = theirs.view(np.uint8) == rows[: len(theirs)].view(np.uint8)
-    return bool((theirs.view(np.uint8)[~same] != 0).any())
+    by_hdf5 = arrays[0].view(layout.dtype).reshape(facts["n"], -1).astype(shard.dtype)
+    same = by_hdf5.view(np.uint8) == rows[: len(by_hdf5)].view(np.uint8)
+    return bool((by_hdf5.view(np.uint8)[~same] != 0).any())
 
 
 def _kind(error: ShardpressError) -> str:
@@ -360,9 +360,9 @@ def checksummed(corpus: list[bytes]) -> list[tuple[bytes, list[Structure]]]:
     return [(content, structures) for content, structures in found if structures]
 
 
-def structure_mutant(sound: list[tuple[bytes, list[Structure]]], rng: np.random.Generator) -> bytes:
+def structure_mutant(checksummed_files: list[tuple[bytes, list[Structure]]], rng: np.random.Generator) -> bytes:
     """Return one of the files, with one to three changed structures and correct checksums."""
-    original, structures = sound[rng.integers(len(sound))]
+    original, structures = checksummed_files[rng.integers(len(checksummed_files))]
     content = bytearray(original)
     # Choose the kind first; otherwise the many object headers would dominate.
     kinds = sorted({each.name for each in structures})
@@ -382,8 +382,8 @@ def _change(content: bytearray, structure: Structure, rng: np.random.Generator) 
     place = int(rng.integers(structure.start + 4, structure.stop))
     width = min(width, structure.stop - place)
     old = int.from_bytes(content[place : place + width], "little")
-    near = [old + 1, old - 1, 2 * old, old // 2, old ^ 1 << int(rng.integers(8 * width))]
-    choices = [*near, *_WORDS, int(rng.integers(0, len(content)))]
+    nearby = [old + 1, old - 1, 2 * old, old // 2, old ^ 1 << int(rng.integers(8 * width))]
+    choices = [*nearby, *_WORDS, int(rng.integers(0, len(content)))]
     new = choices[rng.integers(len(choices))] % 256**width
     content[place : place + width] = new.to_bytes(width, "little")
 

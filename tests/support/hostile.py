@@ -142,10 +142,10 @@ def crowded(folder: Path, n: int, group: str = "/", libver: str = "latest") -> P
     path = folder / "x.h5"
     with h5py.File(path, "w", libver=libver) as file:
         file["X"] = ROWS
-        here = file.require_group(group).id
-        small = h5py.h5g.create(here, b"small")
+        group_id = file.require_group(group).id
+        small = h5py.h5g.create(group_id, b"small")
         for i in range(n):
-            h5py.h5o.link(small, here, b"n%d" % i)
+            h5py.h5o.link(small, group_id, b"n%d" % i)
     return path
 
 

@@ -143,8 +143,8 @@ def shared_matrix(folder: Path) -> Path:
     """Write a network of 200 layers that share one matrix of 4 MiB."""
     n = 2**10
     path = folder / "model.h5"
-    sound = model_of(Network((n, n)))
-    path.write_bytes(sound.to_hdf5())
+    valid_model = model_of(Network((n, n)))
+    path.write_bytes(valid_model.to_hdf5())
     with h5py.File(path, "a") as file:
         file.attrs["widths"] = np.full(201, n)
         file.attrs["activation"] = "relu"

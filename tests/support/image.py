@@ -85,9 +85,9 @@ class Image:
         words = [f"{key}={value}" for key, value in {**self.environment, **self._network(), **variables}.items()]
         inside = ["/usr/bin/env", "-i", f"--chdir={self.folder}", *words, *command]
         outside = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", CHROOT, str(self.root)]
-        done = subprocess.run([*outside, *inside], stdout=subprocess.PIPE, text=True, check=check)
-        print(done.stdout, end="", flush=True)
-        return done
+        result = subprocess.run([*outside, *inside], stdout=subprocess.PIPE, text=True, check=check)
+        print(result.stdout, end="", flush=True)
+        return result
 
     def _copy(self, *paths: str) -> None:
         *sources, target = paths

@@ -71,6 +71,6 @@ def run_python(code: str, warnings: str = "error", **variables: str | Path | Non
         For its `environment`.
     """
     command = [sys.executable, "-W", warnings, "-c", _PROGRAM.format(code=dedent(code))]
-    done = subprocess.run(command, env=environment(**variables), capture_output=True, text=True, check=False)
-    facts = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
-    return Ended(facts, done.stderr, done.returncode)
+    result = subprocess.run(command, env=environment(**variables), capture_output=True, text=True, check=False)
+    facts = json.loads(result.stdout.splitlines()[-1]) if result.returncode == 0 else {}
+    return Ended(facts, result.stderr, result.returncode)

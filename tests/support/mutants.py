@@ -280,10 +280,10 @@ class Sandbox:
     def _check_imports(self) -> None:
         # Without the copy as current directory, on the search path or in the environment.
         command = [str(self._python), "-I", "-c", _WHERE]
-        done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
-        files = done.stdout.split()
-        if done.returncode or not all(Path(file).is_relative_to(self._root) for file in files):
-            found = f"{' '.join(files)}\n{done.stderr}"
+        result = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+        files = result.stdout.split()
+        if result.returncode or not all(Path(file).is_relative_to(self._root) for file in files):
+            found = f"{' '.join(files)}\n{result.stderr}"
             raise Failed(f"our packages are not imported from the copy {self._root}, but from {found}")
 
 

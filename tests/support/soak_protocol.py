@@ -487,9 +487,9 @@ def try_kind(kind: str, step: int) -> None:
 def _try_in_a_process(kind: str, step: int) -> int:
     """Test a kind of run in a child process; return its exit code after its output is printed."""
     command = [sys.executable, "-m", "tests.support.soak_protocol", str(step), kind]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    print(done.stdout, end="", flush=True)
-    return done.returncode
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    print(result.stdout, end="", flush=True)
+    return result.returncode
 
 
 def main(arguments: Sequence[str]) -> int:

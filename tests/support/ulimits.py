@@ -108,8 +108,8 @@ class Limited:
         """Return a copy of the compile cache that belongs to the other user; one of root's would be refused."""
         cache = self._folder / "cache"
         if not cache.exists():
-            own = Path(environment()["XDG_CACHE_HOME"]) / "shardpress"
-            shutil.copytree(own, cache / "shardpress")
+            own_cache = Path(environment()["XDG_CACHE_HOME"]) / "shardpress"
+            shutil.copytree(own_cache, cache / "shardpress")
             for path in (cache, *cache.rglob("*")):
                 os.chown(path, _FREE_USER, _FREE_USER)
         return cache

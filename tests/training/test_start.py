@@ -131,9 +131,11 @@ def test_units_before_sigmoids_share_unequal_components():
 
 
 def test_constant_rows_give_finite_parameters():
-    still = Components(np.full(N_INPUTS, 0.5), np.eye(N_INPUTS)[:, :3], np.zeros(3))
+    constant_components = Components(np.full(N_INPUTS, 0.5), np.eye(N_INPUTS)[:, :3], np.zeros(3))
     for network in NETWORKS:
-        assert all(np.isfinite(array).all() for array in started_model(network, None, still).parameters.values())
+        assert all(
+            np.isfinite(array).all() for array in started_model(network, None, constant_components).parameters.values()
+        )
 
 
 @each("network", [network for network in NETWORKS if len(network.widths) > 2])

@@ -121,20 +121,20 @@ def history(costs: Sequence[float], validation: Sequence[float | None] | None = 
 
 
 def test_a_training_that_still_improves_causes_a_warning() -> None:
-    still = np.linspace(1, 0.5, 20)
-    done = np.concatenate([np.linspace(1, 0.5, 10), np.full(10, 0.48)])
-    (warning,) = warnings_about(history(still), epochs=20)
+    falling = np.linspace(1, 0.5, 20)
+    flat = np.concatenate([np.linspace(1, 0.5, 10), np.full(10, 0.48)])
+    (warning,) = warnings_about(history(falling), epochs=20)
     assert mentions(warning, 20, "34%")
     assert "--epochs" in warning
-    assert warnings_about(history(done), epochs=20) == []
-    assert warnings_about(history(still), epochs=21) == [], "validation stopped the training"
-    assert warnings_about(history(still[:9]), epochs=9) == [], "too few to tell"
-    assert warnings_about({"baseline": BASELINE, **history(1e-4 * still)}, epochs=20) == [], (
+    assert warnings_about(history(flat), epochs=20) == []
+    assert warnings_about(history(falling), epochs=21) == [], "validation stopped the training"
+    assert warnings_about(history(falling[:9]), epochs=9) == [], "too few to tell"
+    assert warnings_about({"baseline": BASELINE, **history(1e-4 * falling)}, epochs=20) == [], (
         "negligible compared with the mean's"
     )
     assert warnings_about(history([0.0] * 20), epochs=20) == []
-    assert warnings_about(history(still, list(done)), epochs=20) == [], "the training overfits"
-    assert len(warnings_about(history(still, list(done)), epochs=20, corruption=0.25)) == 1
+    assert warnings_about(history(falling, list(flat)), epochs=20) == [], "the training overfits"
+    assert len(warnings_about(history(falling, list(flat)), epochs=20, corruption=0.25)) == 1
 
 
 def test_each_kind_of_bad_units_causes_its_own_warning() -> None:

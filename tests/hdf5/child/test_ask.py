@@ -206,12 +206,12 @@ def test_child_is_no_fork_and_needs_no_lock_of_the_driver(path, fresh, monkeypat
 
     monkeypatch.setattr(os, "fork", no_fork)
     has_lock = threading.Event()
-    done = threading.Event()
+    may_end = threading.Event()
 
     def hold():
         with h5py._hl.base.phil:
             has_lock.set()
-            done.wait()
+            may_end.wait()
 
     thread = threading.Thread(target=hold)
     thread.start()
@@ -220,7 +220,7 @@ def test_child_is_no_fork_and_needs_no_lock_of_the_driver(path, fresh, monkeypat
         (shard,) = open_shards([path])
         np.testing.assert_array_equal(read(Block(shard, 0, 3)), numbered(3))
     finally:
-        done.set()
+        may_end.set()
         thread.join()
 
 
@@ -254,9 +254,9 @@ def test_fork_of_the_driver_has_its_own_child(path, fresh):
             os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as answer:
-        theirs = answer.read()
+        pid_in_fork = answer.read()
     os.waitpid(forked, 0)
-    assert theirs
-    assert int(theirs) != before
+    assert pid_in_fork
+    assert int(pid_in_fork) != before
     assert vet(Path(path)).shape == (3, 2)
     assert child_pid() == before

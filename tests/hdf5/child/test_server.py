@@ -85,8 +85,8 @@ print(read(Block(shard, 0, 3)).tolist(), read_extras(Block(shard, 0, 3))["text"]
 def test_child_starts_under_lower_limits_of_the_user(path):
     limits = "import resource as r; r.setrlimit(r.RLIMIT_CPU, (50, 50)); r.setrlimit(r.RLIMIT_NPROC, (4096, 4096))\n"
     command = [sys.executable, "-c", limits + DRIVER, path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, input="")
-    assert done.stdout.strip().isdecimal(), done.stderr
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, input="")
+    assert result.stdout.strip().isdecimal(), result.stderr
 
 
 def test_driver_without_capabilities_has_a_child(tmp_path):
@@ -94,14 +94,14 @@ def test_driver_without_capabilities_has_a_child(tmp_path):
     path = write_shard(tmp_path / "x.h5", numbered(3), extras={"text": text})
     drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.getuid() == 0 else []
     command = [*drop, sys.executable, "-c", WITHOUT_RIGHTS, path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == f"{numbered(3).tolist()} {text.tolist()}", done.stderr
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == f"{numbered(3).tolist()} {text.tolist()}", result.stderr
 
 
 def test_child_has_no_network(path, fresh):
     vet(Path(path))
-    ours, theirs = (os.readlink(f"/proc/{pid}/ns/net") for pid in ("self", child_pid()))
-    if ours == theirs:
+    own_namespace, child_namespace = (os.readlink(f"/proc/{pid}/ns/net") for pid in ("self", child_pid()))
+    if own_namespace == child_namespace:
         pytest.skip("missing on this machine: the right to make a network namespace")
 
 
@@ -176,7 +176,7 @@ def test_planted_plugin_is_not_loaded(tmp_path, by):
     canary = Path(environment["CANARY"])
     for reader, loads in (("bare", True), ("ours", False)):
         command = [sys.executable, "-c", PLANTED, reader, str(path)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        assert canary.exists() == loads, done.stderr
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert canary.exists() == loads, result.stderr
         canary.unlink(missing_ok=True)
-    assert "filter 300" in done.stdout
+    assert "filter 300" in result.stdout

@@ -186,14 +186,14 @@ def test_invalid_bitshuffle_parameters_are_an_error(values):
 
 def bits_sorted(data, n_block, itemsize):
     """Return bitshuffled data by a slow version of the published algorithm (Masui et al., 2015)."""
-    done = bytearray()
+    shuffled = bytearray()
     n = len(data) // itemsize
     for first in range(0, n, n_block):
         block = data[first * itemsize : (first + n_block) * itemsize]
         whole = len(block) // itemsize // 8 * 8 * itemsize
         bits = np.unpackbits(np.frombuffer(block[:whole], np.uint8), bitorder="little")
-        done += np.packbits(bits.reshape(-1, 8 * itemsize).T, bitorder="little").tobytes() + block[whole:]
-    return bytes(done)
+        shuffled += np.packbits(bits.reshape(-1, 8 * itemsize).T, bitorder="little").tobytes() + block[whole:]
+    return bytes(shuffled)
 
 
 def test_bitshuffle_is_inverted_for_any_remainder():

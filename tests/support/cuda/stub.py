@@ -57,8 +57,8 @@ def built(folder: Path | None = None) -> Path:
         A directory with two subdirectories. ``direct`` has the file names that libgpuarray opens. ``behind`` has the
         names of NVIDIA's files, and the project's own libraries, which forward to them.
     """
-    ours = [*(REPOSITORY / "kernels/native").glob("lib*.c"), REPOSITORY / "pipeline/gpu/install.py"]
-    paths = [path for path in sorted([*SOURCES.iterdir(), *ours]) if path.suffix in (".cpp", ".h", ".c", ".py")]
+    our_sources = [*(REPOSITORY / "kernels/native").glob("lib*.c"), REPOSITORY / "pipeline/gpu/install.py"]
+    paths = [path for path in sorted([*SOURCES.iterdir(), *our_sources]) if path.suffix in (".cpp", ".h", ".c", ".py")]
     contents = b"".join(path.read_bytes() for path in paths)
     key = hashlib.sha256(contents + str(nvrtc()).encode()).hexdigest()[:16]
     place = (folder or CACHE / "shardpress-stub") / key
@@ -156,9 +156,9 @@ def _compile(folder: Path, name: str, words: list[str], kernels: Path) -> None:
     defined = [f'-D{constant}="{value}"' for constant, value in constants.items()]
     inputs = [str(SOURCES / word) if word.endswith(".cpp") else word for word in words]
     command = [compiler, *FLAGS, *defined, f"-Wl,-soname,{name}", "-o", name, *inputs]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"the stub of CUDA does not compile: {done.stderr}")
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(f"the stub of CUDA does not compile: {result.stderr}")
 
 
 def _link(link: Path, target: Path) -> None:
