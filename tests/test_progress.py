@@ -34,7 +34,7 @@ def run_pass(total, seconds, **options):
             progress.advance()
 
 
-def test_a_log_shows_progress_and_remaining_time_at_some_shares(lines, capsys):
+def test_a_log_shows_progress_and_remaining_time_repeatedly(lines, capsys):
     run_pass(1000, 1000.0)
     found = [re.fullmatch(r"scan: (\d+)/1000 rows \((\d+) %\), .*, ([\w ]+) left", line) for line in lines()[:-1]]
     assert [each[2] for each in found] == ["1", "2", "5", *map(str, range(10, 100, 10))]

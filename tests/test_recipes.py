@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.cuda import stub
 from tests.support.helpers import write_shard
-from tests.support.interpreters import REPOSITORY, Ended, run_python
+from tests.support.interpreters import REPOSITORY, EndedProcess, run_python
 
 PAGE = (REPOSITORY / "CONTRIBUTING.md").read_text()
 RECIPES = ("Add an activation", "Add a file filter", "Add an optimizer", "Add a command")
@@ -70,7 +70,7 @@ def outside_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(tmp_path)
 
 
-def in_tree(tree: Path, code: str, warnings: str = "error", **variables: str | None) -> Ended:
+def in_tree(tree: Path, code: str, warnings: str = "error", **variables: str | None) -> EndedProcess:
     """Return the result of a program that uses the copy."""
     path = f"{tree}:{REPOSITORY}"  # the second entry has the helpers of tests
     ended = run_python(code, warnings, PYTHONPATH=path, **variables)

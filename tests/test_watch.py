@@ -27,7 +27,7 @@ from tests.support.cases import each
         ({"R": 2, "D": 7}, 2, "device"),
     ],
 )
-def test_the_bound_is_the_resource_that_threads_wait_for(
+def test_the_bottleneck_is_the_resource_that_threads_wait_for(
     found: dict[str, int], n_device_calls: int, expected: str | None
 ) -> None:
     assert bottleneck(found, n_device_calls, n_cores=2) == expected

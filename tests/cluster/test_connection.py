@@ -66,17 +66,17 @@ class FailingQuery:
         raise OSError("Stream is closed")
 
 
-def test_a_lost_worker_does_not_end_a_question_to_all() -> None:
+def test_a_lost_worker_does_not_end_a_query_of_all_workers() -> None:
     assert retry_if_worker_lost(FailingQuery(0), lambda: True) == "answer"
     assert retry_if_worker_lost(FailingQuery(4), lambda: True) == "answer"
 
 
-def test_a_question_is_not_repeated_forever() -> None:
+def test_a_query_is_not_repeated_forever() -> None:
     with pytest.raises(OSError, match="closed"):
         retry_if_worker_lost(FailingQuery(99), lambda: True)
 
 
-def test_a_lost_scheduler_ends_a_question() -> None:
+def test_a_lost_scheduler_ends_a_query() -> None:
     question = FailingQuery(1)
     with pytest.raises(OSError, match="closed"):
         retry_if_worker_lost(question, lambda: False)

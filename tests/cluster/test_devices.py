@@ -31,7 +31,7 @@ def test_cards_are_numbered_among_those_visible_to_the_driver() -> None:
         device_names(("all",), {"CUDA_VISIBLE_DEVICES": ""})
 
 
-def test_all_stands_for_every_card_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_selects_every_card_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     for n_cards in (3, 0):
         found = Driver("libcuda.so.1", (12, 4), ((9, 0),) * n_cards)
         monkeypatch.setattr(devices, "find_driver", lambda found=found: found)

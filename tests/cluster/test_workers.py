@@ -129,7 +129,7 @@ def test_a_task_that_kills_its_workers_is_named() -> None:
         run(DyingWorkers())
 
 
-def test_a_lost_scheduler_ends_the_run_for_now() -> None:
+def test_a_lost_scheduler_ends_the_run_which_can_be_resumed() -> None:
     class LosingScheduler(Client):
         def work(self, future: Future[Any], function: Any) -> None:
             self.status = "connecting"

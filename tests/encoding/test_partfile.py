@@ -19,11 +19,11 @@ from pipeline.shards.shard import Block, Extra
 from tests.support.helpers import names, numbered, write_shard
 from tests.support.parts import (
     EXTRAS,
+    assert_same_datasets,
     extras_of,
     feature_rows,
     part,
     part_bytes,
-    same,
     shapes_in,
     written_by_hdf5,
 )
@@ -51,7 +51,7 @@ def test_a_part_is_a_valid_shard_with_its_extras(tmp_path):
     assert (shard.dataset, shard.shape, shard.dtype) == ("features", (3, 2), "float32")
     assert set(names(shard)) == {"valid", *EXTRAS}
     np.testing.assert_array_equal(read(Block(shard, 0, 3)), feature_rows(3))
-    same(read_extras(Block(shard, 0, 3)), {**EXTRAS, "valid": [True, False, True]})
+    assert_same_datasets(read_extras(Block(shard, 0, 3)), {**EXTRAS, "valid": [True, False, True]})
 
 
 def test_a_streamed_file_equals_one_made_at_once():
@@ -154,7 +154,9 @@ def test_reused_memory_gives_the_same_file_as_fresh_memory():
             found = bytes(memory.file(valid, extras, {}, {"i": i}))
             assert found == part_bytes(features, valid, extras, {}, {"i": i}), f"part {i} of {sizes}"
             with h5py.File(io.BytesIO(found)) as file:
-                same({key: file[key][()] for key in ("features", "valid")}, {"features": features, "valid": valid})
+                assert_same_datasets(
+                    {key: file[key][()] for key in ("features", "valid")}, {"features": features, "valid": valid}
+                )
                 assert set(file) == {"features", "valid", *extras}
                 assert size == 0 or file["features"].id.get_offset() % 4096 == 0
 
@@ -186,7 +188,7 @@ def test_parts_equal_the_files_that_hdf5_writes(extras):
         found = bytes(memory.file(valid, part_extras, attributes, source))
         assert found == expected, f"part {i}"
         with h5py.File(io.BytesIO(found)) as file:
-            same({name: file[name][()] for name in part_extras}, part_extras)
+            assert_same_datasets({name: file[name][()] for name in part_extras}, part_extras)
 
 
 def test_unsupported_text_is_an_error_in_every_part():

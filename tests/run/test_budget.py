@@ -186,7 +186,7 @@ def test_rows_stay_in_memory_if_they_fit_half_of_the_budget():
 
 
 @pytest.mark.parametrize(
-    ("given", "free", "max_rows"),
+    ("limit", "free", "max_rows"),
     [
         (900 * 4096, 10**9, 900),  # the requested amount, whatever is free
         (0, 10**9, 0),

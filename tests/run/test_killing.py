@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from tests.support.killing import CheckFailed, Ended, Victim, features_of, rounds
+from tests.support.killing import CheckFailed, EndedRun, Victim, features_of, rounds
 
 pytestmark = pytest.mark.process
 
@@ -38,8 +38,8 @@ def output(victim: Victim, tmp_path: Path) -> Path:
     return Path(shutil.copytree(victim.undisturbed, tmp_path / "out", symlinks=True))
 
 
-def killed(phase: str) -> Ended:
-    return Ended(-signal.SIGKILL, [], {phase: 0.0}, 0.0)
+def killed(phase: str) -> EndedRun:
+    return EndedRun(-signal.SIGKILL, [], {phase: 0.0}, 0.0)
 
 
 def test_the_checks_accept_an_undamaged_run(victim: Victim, output: Path) -> None:
@@ -78,4 +78,4 @@ def test_the_checks_detect_leftover_files(victim: Victim, output: Path) -> None:
 
 def test_the_checks_detect_a_run_that_was_not_killed(victim: Victim, output: Path) -> None:
     with pytest.raises(CheckFailed, match="exit code 70, expected to be killed"):
-        victim.inspect(Ended(70, ["a fault"], {"scan": 0.0}, 0.0), output)
+        victim.inspect(EndedRun(70, ["a fault"], {"scan": 0.0}, 0.0), output)

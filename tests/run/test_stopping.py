@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.interpreters import REPOSITORY
-from tests.support.killing import Ended, Victim, committed, features_of
+from tests.support.killing import EndedRun, Victim, committed, features_of
 from tests.support.logged import mentions, resumed_step
 from tests.support.processes import DEADLINE, LAST_LINE, Small
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.process
 # -- signals ----------------------------------------------------------------------------------------------------------
 
 
-def stopped_while_encoding(victim: Victim, folder: Path, *numbers: int) -> tuple[Ended, Path]:
+def stopped_while_encoding(victim: Victim, folder: Path, *numbers: int) -> tuple[EndedRun, Path]:
     """Return a run that received signals after some, but not all, of its parts were committed."""
     for attempt in range(20):
         output = folder / str(attempt)
@@ -38,7 +38,7 @@ def stopped_while_encoding(victim: Victim, folder: Path, *numbers: int) -> tuple
             time.sleep(0.002)
         output_bytes, _ = process.communicate(timeout=DEADLINE)
         if process.returncode != 0:  # otherwise it had already finished
-            return Ended(process.returncode, output_bytes.decode().splitlines(), {}, 0.0), output
+            return EndedRun(process.returncode, output_bytes.decode().splitlines(), {}, 0.0), output
     raise AssertionError("no run could be met while it was encoding")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.failing_calls import Ended, Fault, Runs, Scenario, problem_of, started_runs, sweep
+from tests.support.failing_calls import EndedRun, Fault, Runs, Scenario, problem_of, started_runs, sweep
 from tests.support.faulty import forked
 from tests.support.readonly_disk import abort_at_calls, reason_to_skip
 
@@ -109,12 +109,12 @@ def test_a_disk_that_turns_read_only_loses_nothing(tmp_path: Path) -> None:
 def test_checks_of_failing_runs_detect_faults() -> None:
     """The faults are an exit code and a text with which no run is allowed to end."""
     last_line = "12:00:00 ERROR Nothing was started. Run the same command again."
-    assert problem_of(Ended(0, 0, "Done")) == ""
-    assert problem_of(Ended(74, 0, last_line)) == ""
-    assert "without a last line" in problem_of(Ended(74, 0, "12:00:00 INFO device\n12:00:00 ERROR ReadFailed: x"))
-    assert "exit code 70" in problem_of(Ended(70, 0, last_line))
-    assert "exit code -9" in problem_of(Ended(-9, 0, last_line))
-    assert "traceback" in problem_of(Ended(74, 0, f"Traceback (most recent call last):\nOSError: x\n{last_line}"))
+    assert problem_of(EndedRun(0, 0, "Done")) == ""
+    assert problem_of(EndedRun(74, 0, last_line)) == ""
+    assert "without a last line" in problem_of(EndedRun(74, 0, "12:00:00 INFO device\n12:00:00 ERROR ReadFailed: x"))
+    assert "exit code 70" in problem_of(EndedRun(70, 0, last_line))
+    assert "exit code -9" in problem_of(EndedRun(-9, 0, last_line))
+    assert "traceback" in problem_of(EndedRun(74, 0, f"Traceback (most recent call last):\nOSError: x\n{last_line}"))
 
 
 def test_checks_of_failing_runs_detect_lost_results(
@@ -122,9 +122,9 @@ def test_checks_of_failing_runs_detect_lost_results(
 ) -> None:
     resumed = scenario("resumed")
 
-    def run_that_loses(fault: Fault | None = None, **limits: int) -> Ended:
+    def run_that_loses(fault: Fault | None = None, **limits: int) -> EndedRun:
         shutil.rmtree(resumed.output, ignore_errors=True)
-        return Ended(74, 0, "12:00:00 ERROR Nothing was started.")
+        return EndedRun(74, 0, "12:00:00 ERROR Nothing was started.")
 
     monkeypatch.setattr(resumed, "run", run_that_loses)
     _, wrong = resumed.run_and_rerun()

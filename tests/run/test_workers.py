@@ -53,7 +53,7 @@ def turns_away(address: tuple[str, int]) -> bool:
         return True
 
 
-def test_local_workers_give_the_same_bits_and_refuse_strangers(small: Small, tmp_path: Path) -> None:
+def test_local_workers_give_equal_bits_and_refuse_other_clients(small: Small, tmp_path: Path) -> None:
     process = small.program().start(tmp_path / "out", "--workers", "2")
     end = time.monotonic() + DEADLINE
     servers = dict[Any, int]()

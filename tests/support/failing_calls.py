@@ -32,7 +32,7 @@ from typing import Any
 from tests.support.interpreters import REPOSITORY, environment
 
 __all__ = [
-    *("SCENARIOS", "SWEEPS", "Ended", "Fault", "Runs", "Scenario", "build", "committed_files", "problem_of"),
+    *("SCENARIOS", "SWEEPS", "EndedRun", "Fault", "Runs", "Scenario", "build", "committed_files", "problem_of"),
     "started_runs",
 ]
 
@@ -93,7 +93,7 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Ended:
+class EndedRun:
     """A run that has ended.
 
     Attributes
@@ -111,7 +111,7 @@ class Ended:
     text: str
 
 
-def problem_of(ended: Ended, allowed: Sequence[int] = ALLOWED) -> str:
+def problem_of(ended: EndedRun, allowed: Sequence[int] = ALLOWED) -> str:
     """Return a problem if a run ended without a clear message and an expected exit code; otherwise an empty text."""
     if _TRACES.search(ended.text):
         return f"a traceback: {_summary_of_traceback(ended.text)}"
@@ -150,7 +150,9 @@ class Runs:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._process = subprocess.Popen(command, cwd=REPOSITORY, env=environment(**variables), text=True, **pipes)
 
-    def run(self, arguments: list[str], fault: Fault | None = None, limits: Mapping[str, int] | None = None) -> Ended:
+    def run(
+        self, arguments: list[str], fault: Fault | None = None, limits: Mapping[str, int] | None = None
+    ) -> EndedRun:
         """Run the program once.
 
         Parameters
@@ -171,7 +173,7 @@ class Runs:
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
-        return Ended(answer["code"], answer["n_calls"], answer["text"])
+        return EndedRun(answer["code"], answer["n_calls"], answer["text"])
 
     def close(self) -> None:
         """End the process."""
@@ -331,7 +333,7 @@ class Scenario:
         assert ended.code == 74, ended
 
     @staticmethod
-    def _expect_success(ended: Ended) -> None:
+    def _expect_success(ended: EndedRun) -> None:
         assert ended.code == 0, ended.text
 
     def reset(self) -> None:
@@ -340,7 +342,7 @@ class Scenario:
         if self._before is not None:
             shutil.copytree(self._before, self._path, symlinks=True)
 
-    def run(self, fault: Fault | None = None, **limits: int) -> Ended:
+    def run(self, fault: Fault | None = None, **limits: int) -> EndedRun:
         """Run the program once."""
         return self._runs.run(self._workspace.arguments(self._path, *self._flags), fault, limits)
 

@@ -36,7 +36,18 @@ from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.soak_protocol import invalid_entries, leftovers, records, run_seen_by_readers
 
-__all__ = ["PHASES", "CheckFailed", "Ended", "Kill", "Program", "Victim", "committed", "features_of", "rounds", "table"]
+__all__ = [
+    "PHASES",
+    "CheckFailed",
+    "EndedRun",
+    "Kill",
+    "Program",
+    "Victim",
+    "committed",
+    "features_of",
+    "rounds",
+    "table",
+]
 
 # Log line at which each phase begins, in a first run and in one that resumes.
 PHASES = {
@@ -76,7 +87,7 @@ class CheckFailed(AssertionError):
 
 
 @dataclass(frozen=True)
-class Ended:
+class EndedRun:
     """A run that has ended.
 
     Attributes
@@ -131,7 +142,7 @@ class Program:
 
     def run(
         self, output: Path, *flags: str, at: str | None = None, delay: float = 0, by: int = signal.SIGKILL
-    ) -> Ended:
+    ) -> EndedRun:
         """Run to the end, or send a signal.
 
         Parameters
@@ -175,7 +186,7 @@ class Program:
             process.kill()
             process.wait()
             process.stdout.close()
-        return Ended(code, lines, phase_starts, time.monotonic() - start, sent)
+        return EndedRun(code, lines, phase_starts, time.monotonic() - start, sent)
 
 
 def _signal_after(process: subprocess.Popen[bytes], seconds: float, number: int) -> float:
@@ -296,7 +307,7 @@ class Victim:
         shutil.rmtree(output)
         return kills, seconds
 
-    def resume(self, output: Path) -> Ended:
+    def resume(self, output: Path) -> EndedRun:
         """Run the same command again to its end, and check its results.
 
         Raises
@@ -310,7 +321,7 @@ class Victim:
         _must_use(before, ended, output)
         return ended
 
-    def inspect(self, ended: Ended, output: Path, is_rerun: bool = False) -> Kill:
+    def inspect(self, ended: EndedRun, output: Path, is_rerun: bool = False) -> Kill:
         """Check what a killed run has left: only whole results, with or without a manifest."""
         if ended.code != -signal.SIGKILL:
             raise CheckFailed(f"exit code {ended.code}, expected to be killed: {ended.lines[-3:]}")
@@ -334,7 +345,7 @@ class Victim:
         if features_of(output) != self.features:
             raise CheckFailed("the features are not those of an undisturbed run")
 
-    def _must_end(self, ended: Ended, output: Path) -> None:
+    def _must_end(self, ended: EndedRun, output: Path) -> None:
         if ended.code != 0:
             raise CheckFailed(f"exit code {ended.code} in {output}: {ended.lines[-3:]}")
         _must_be_nothing(
@@ -343,7 +354,7 @@ class Victim:
         )
 
 
-def _lengths(ended: Ended) -> dict[str, float]:
+def _lengths(ended: EndedRun) -> dict[str, float]:
     """Return the duration of each phase that ended, in seconds."""
     return {phase: stop - start for (phase, start), (_, stop) in pairwise(ended.phase_starts.items())}
 
@@ -383,7 +394,7 @@ def _damaged_results(output: Path) -> list[str]:
         raise CheckFailed(f"a record or the manifest is incomplete: {error}") from error
 
 
-def _must_use(before: dict[str, str], ended: Ended, output: Path) -> None:
+def _must_use(before: dict[str, str], ended: EndedRun, output: Path) -> None:
     """Check that finished results were not computed again."""
     if ended.has_line("^Already complete"):
         return

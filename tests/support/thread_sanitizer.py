@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from tests.support.cuda import stub
-from tests.support.interpreters import Ended, run_python
+from tests.support.interpreters import EndedProcess, run_python
 
 __all__ = ["EXIT_CODE", "run_sanitized"]
 
@@ -33,7 +33,7 @@ main({names})
 """
 
 
-def run_sanitized(code: str, **variables: str) -> Ended:
+def run_sanitized(code: str, **variables: str) -> EndedProcess:
     """Run `code` as `fresh` does, on the emulated card with ThreadSanitizer in its kernels."""
     found = subprocess.run(["g++", "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True)
     card = stub.variables(forwarded=True, threads=1)

@@ -22,7 +22,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from tests.support.failing_calls import Ended, problem_of
+from tests.support.failing_calls import EndedRun, problem_of
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.killing import features_of
@@ -80,7 +80,7 @@ class Limited:
             wrong = "rerun: different features"
         return ended.code, wrong
 
-    def _run(self, output: Path, name: str = "", value: int = 0) -> Ended:
+    def _run(self, output: Path, name: str = "", value: int = 0) -> EndedRun:
         command = [*self._command, "--output", str(output)]
         variables: dict[str, Path] = {}
         if name == "RLIMIT_NPROC":
@@ -102,7 +102,7 @@ class Limited:
                 process.kill()
                 raw, _ = process.communicate()
                 raw += b"\nstuck"
-        return Ended(process.returncode, -1, raw.decode(errors="replace"))
+        return EndedRun(process.returncode, -1, raw.decode(errors="replace"))
 
     def _their_cache(self) -> Path:
         """Return a copy of the compile cache that belongs to the other user; one of root's would be refused."""
@@ -115,7 +115,7 @@ class Limited:
         return cache
 
 
-def _is_ended_by_openblas(ended: Ended) -> bool:
+def _is_ended_by_openblas(ended: EndedRun) -> bool:
     """Return whether OpenBLAS ended a run: if it cannot start its threads, it prints the limit and raises SIGINT."""
     return ended.code == -signal.SIGINT and "pthread_create failed" in ended.text
 

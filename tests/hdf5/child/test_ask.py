@@ -167,7 +167,7 @@ def test_hanging_child_is_stopped(path, fresh, monkeypatch, tmp_path):
         answer_about(path, limits=replace(LIMITS, patience=0.1, grace=0.1))
 
 
-def test_answer_to_an_interrupted_question_is_discarded(path, child_runs):
+def test_answer_to_an_interrupted_query_is_discarded(path, child_runs):
     child_runs(
         f"if dataset == 'slow': os.kill({os.getpid()}, 10); time.sleep(1000)",
         "return honest(file, dataset, *wanted)",
@@ -224,7 +224,7 @@ def test_child_is_no_fork_and_needs_no_lock_of_the_driver(path, fresh, monkeypat
         thread.join()
 
 
-def test_concurrent_questions_are_answered_concurrently(tmp_path, fresh):
+def test_concurrent_queries_are_answered_concurrently(tmp_path, fresh):
     text = np.array(["one", "two", "three"], object)
     shards = open_shards([write_shard(tmp_path / f"{i}.h5", numbered(3), extras={"t": text}) for i in range(8)])
     found = {}
