@@ -108,7 +108,8 @@ RUN = """
     hidden = np.tanh(model.scaler.transform(rows) @ p["W_1"] + p["b_hidden_1"])
     expected = np.tanh(hidden @ p["W_2"] + p["b_hidden_2"])
     session = onnxruntime.InferenceSession(encoder_onnx(model))
-    encoder, h = np.load("out/encoder.npz"), rows
+    encoder = np.load("out/encoder.npz")
+    h = rows
     for i, name in enumerate(encoder["activations"], 1):
         h = getattr(np, name)(h @ encoder[f"W_{i}"] + encoder[f"b_{i}"])
     found = {

@@ -270,8 +270,15 @@ def test_small_or_many_tasks_are_sent_in_batches(
         monkeypatch.setattr(pool, "submit", lambda call: calls.append(str(call)) or submit(call))
         monkeypatch.setattr(module, "_LARGE_GRAPH", 300)
         for n_tasks, n_remote, n_small, batch in (
-            *((1000, 0, 99, 1), (63, 2, 99, 1), (64, 2, 99, 2), (1000, 2, 99, 16), (1000, 12, 99, 5), (200, 2, 5, 5)),
-            *((299, 2, 1, 1), (1000, 2, 1, 3), (1000, 2, 0, 3)),  # also large tasks, if there are many
+            (1000, 0, 99, 1),
+            (63, 2, 99, 1),
+            (64, 2, 99, 2),
+            (1000, 2, 99, 16),
+            (1000, 12, 99, 5),
+            (200, 2, 5, 5),
+            (299, 2, 1, 1),
+            (1000, 2, 1, 3),
+            (1000, 2, 0, 3),  # also large tasks, if there are many
         ):
             reported = list[int]()
             calls.clear()

@@ -94,7 +94,8 @@ def test_thread_without_a_context_is_given_one_once() -> None:
 
 
 SEVERAL = """
-card, other = Card(), ctypes.c_void_p()
+card = Card()
+other = ctypes.c_void_p()
 call("cuDevicePrimaryCtxRetain", ctypes.byref(other), 1)
 call("cuCtxPushCurrent_v2", other)
 call("cuCtxPushCurrent_v2", card.context)
@@ -143,7 +144,8 @@ def test_libgpuarray_computes_on_cards_with_unknown_architecture(capability: str
 NVRTC = r"""
 import ctypes, re
 for name in ("libnvrtc.so", "libnvrtc.so.12"):
-    nvrtc, program = ctypes.CDLL(f"FOLDER/{name}"), ctypes.c_void_p()
+    nvrtc = ctypes.CDLL(f"FOLDER/{name}")
+    program = ctypes.c_void_p()
     facts[name] = {}
     for n in (75, 90, 100, 10, 12):
         nvrtc.nvrtcCreateProgram(ctypes.byref(program), b"__global__ void f(int *x) { *x = 1; }", None, 0, None, None)

@@ -117,8 +117,11 @@ def test_estimator_works_in_pipelines_and_searches() -> None:
     parts = ColumnTransformer([("six", TiedAutoencoder(epochs=1, n_features=2), [*"abcdef"])], remainder="passthrough")
     found = parts.set_output(transform="pandas").fit_transform(frame)
     assert [*found.columns] == [
-        *("six__tiedautoencoder0", "six__tiedautoencoder1"),
-        *("remainder__g", "remainder__h", "remainder__i"),
+        "six__tiedautoencoder0",
+        "six__tiedautoencoder1",
+        "remainder__g",
+        "remainder__h",
+        "remainder__i",
     ]
     assert [*found.dtypes[:3]] == [np.float32, np.float32, np.float64]
 

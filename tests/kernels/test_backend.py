@@ -122,7 +122,8 @@ from kernels.autoencoder import Autoencoder
 from kernels.network import Network
 from kernels.updates import Rule
 from kernels.step import TrainingStep
-autoencoder, rows = Autoencoder(Network((5, 3))), np.ones((4, 5), np.float32)
+autoencoder = Autoencoder(Network((5, 3)))
+rows = np.ones((4, 5), np.float32)
 autoencoder.encode(rows)
 step = TrainingStep(autoencoder, Rule("momentum", 0.9), rows.dtype)
 step.begin(rows, None, len(rows))

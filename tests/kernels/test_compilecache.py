@@ -45,7 +45,8 @@ def test_key_of_a_module_is_replaced_atomically(tmp_path):
     from kernels import backend
     backend.load()
     from theano.gof.cmodule import KeyData
-    folder, seen = {str(tmp_path)!r}, []
+    folder = {str(tmp_path)!r}
+    seen = []
     class Key:
         def __reduce__(self):
             seen.append(open(folder + "/key.pkl").read())

@@ -179,8 +179,12 @@ def trained_by_numpy():
     corrupted = [reference.masked(x, child.make_noise(step), child.CORRUPTION) for step, x in enumerate(minibatches)]
     return {
         name: numpy_steps(
-            *(network, child.start_of(network), zip(minibatches, corrupted, strict=True)),
-            *("adam", child.RATES["adam"], child.WEIGHT_DECAY),
+            network,
+            child.start_of(network),
+            zip(minibatches, corrupted, strict=True),
+            "adam",
+            child.RATES["adam"],
+            child.WEIGHT_DECAY,
         )
         for name, network in child.NETWORKS.items()
     }

@@ -242,7 +242,8 @@ def test_blas_is_found_in_a_path_with_spaces(tmp_path):
 
 ENVIRONMENT_AROUND_LOAD = """
 import os, tempfile
-before, mask = dict(os.environ), os.umask(0o027)
+before = dict(os.environ)
+mask = os.umask(0o027)
 from kernels import backend
 try:
     backend.load()

@@ -402,7 +402,8 @@ def test_no_memory_is_read_after_the_last_row(dtype):
     import numpy as np
     from kernels.autoencoder import Autoencoder
     from kernels.network import Network
-    dtype, page = np.dtype("{dtype}"), mmap.PAGESIZE
+    dtype = np.dtype("{dtype}")
+    page = mmap.PAGESIZE
     memory = mmap.mmap(-1, 33 * page)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + 32 * page), ctypes.c_size_t(page), mmap.PROT_NONE) == 0
@@ -581,7 +582,8 @@ def test_subnormal_numbers_are_not_flushed_to_zero():
     from kernels.network import Network
     from kernels.step import TrainingStep
     from kernels.updates import Rule
-    autoencoder, rows = Autoencoder(Network((5, 3))), np.full((40, 5), 1e-40, np.float32)
+    autoencoder = Autoencoder(Network((5, 3)))
+    rows = np.full((40, 5), 1e-40, np.float32)
     autoencoder.encode(rows)
     step = TrainingStep(autoencoder, Rule("momentum", 0.9), rows.dtype)
     step.begin(rows, None, len(rows))
@@ -735,7 +737,8 @@ def test_child_of_a_fork_has_its_own_threads():
     from kernels.autoencoder import Autoencoder
     from kernels.network import Network
     from pipeline.training.start import start_of
-    autoencoder, rows = Autoencoder(Network((784, 64))), np.random.default_rng(0).random((500, 784), dtype=np.float32)
+    autoencoder = Autoencoder(Network((784, 64)))
+    rows = np.random.default_rng(0).random((500, 784), dtype=np.float32)
     autoencoder.set_parameters(start_of(autoencoder.network, np.random.default_rng(0), None))
     autoencoder.n_threads.set_value(np.int64(3))
     expected = autoencoder.encode(rows)
@@ -799,7 +802,8 @@ def test_flags_of_the_user_can_disable_the_ops(flags):
     from kernels import backend
     from kernels.autoencoder import Autoencoder
     from kernels.network import Network
-    compiled, functions = backend.compile_function, []
+    compiled = backend.compile_function
+    functions = []
     backend.compile_function = lambda *arguments: functions.append(compiled(*arguments)) or functions[-1]
     Autoencoder(Network((5, 3))).encode(np.zeros((4, 5), np.float32))
     facts["fuses"] = backend.uses_ops()
@@ -822,7 +826,8 @@ def test_results_do_not_depend_on_in_place_optimization():
     from kernels.updates import Rule
     from pipeline.training.start import start_of
     rng = np.random.default_rng(0)
-    autoencoder, rows = Autoencoder(Network((50, 7))), rng.random((40, 50), dtype=np.float32)
+    autoencoder = Autoencoder(Network((50, 7)))
+    rows = rng.random((40, 50), dtype=np.float32)
     autoencoder.set_parameters(start_of(autoencoder.network, rng, None))
     step = TrainingStep(autoencoder, Rule("adam", 0.9), rows.dtype)
     facts["costs"] = []

@@ -56,18 +56,22 @@ FOREIGN = [
 HALF_WRITTEN = [
     f"{name}.{HEX}.writing"
     for name in (
-        *(
-            ".shardpress",
-            MANIFEST,
-            "run.json",
-            "report.json",
-            "report.html",
-            "model.h5",
-            "model-last-good.h5",
-            "index.h5",
-        ),
-        *("encoder.npz", "quarantine.jsonl", "single.h5", f"parts/{KEY}-{HEX}.h5", f"stages/scan-{HEX}.npz"),
-        *(f"stages/checkpoint-{HEX}.npz", f"stages/model-{HEX}.h5", f"commits/part-{HEX}.json"),
+        ".shardpress",
+        MANIFEST,
+        "run.json",
+        "report.json",
+        "report.html",
+        "model.h5",
+        "model-last-good.h5",
+        "index.h5",
+        "encoder.npz",
+        "quarantine.jsonl",
+        "single.h5",
+        f"parts/{KEY}-{HEX}.h5",
+        f"stages/scan-{HEX}.npz",
+        f"stages/checkpoint-{HEX}.npz",
+        f"stages/model-{HEX}.h5",
+        f"commits/part-{HEX}.json",
     )
 ]
 

@@ -57,9 +57,24 @@ class Undisturbed:
 N_INPUTS = 20
 BATCH = 64
 SETTINGS = [
-    *("--hidden", "none", "--code-activation", "sigmoid", "--decoder-gain", "no", "--corruption", "0"),
-    *("--optimizer", "momentum", "--n-features", "4", "--epochs", "2", "--batch-size", f"{BATCH}"),
-    *("--threads", "1"),  # the order of the card's calls is fixed
+    "--hidden",
+    "none",
+    "--code-activation",
+    "sigmoid",
+    "--decoder-gain",
+    "no",
+    "--corruption",
+    "0",
+    "--optimizer",
+    "momentum",
+    "--n-features",
+    "4",
+    "--epochs",
+    "2",
+    "--batch-size",
+    f"{BATCH}",
+    "--threads",
+    "1",  # the order of the card's calls is fixed
 ]
 
 

@@ -21,7 +21,8 @@ pytestmark = pytest.mark.process
 
 BACKWARDS = """
 import time
-now, n = time.time, 0
+now = time.time
+n = 0
 def backwards():
     global n
     n += 1

@@ -312,8 +312,13 @@ def test_a_changed_input_restarts_an_unfinished_run(
 
 
 OTHER_SIZES = [
-    *(["--threads", "3"], ["--memory-budget", "16MiB"], ["--memory-budget", "8GiB"]),
-    *(["--block-rows", "4"], ["--block-rows", "12"], ["--block-rows", "1000"], ["--device-memory-budget", "0"]),
+    ["--threads", "3"],
+    ["--memory-budget", "16MiB"],
+    ["--memory-budget", "8GiB"],
+    ["--block-rows", "4"],
+    ["--block-rows", "12"],
+    ["--block-rows", "1000"],
+    ["--device-memory-budget", "0"],
 ]
 
 

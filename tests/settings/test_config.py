@@ -76,7 +76,12 @@ def test_an_unexpanded_tilde_is_refused_as_output():
 
 def test_defaults_follow_the_data_and_other_settings():
     assert [resolve(Config(), n_rows, 4).training.batch_size for n_rows in (1, 15, 16, 1000, 6350, 10**6)] == [
-        *(1, 15, 16, 20, 127, 128)
+        1,
+        15,
+        16,
+        20,
+        127,
+        128,
     ]
     assert [resolve(Config(), 100, n_inputs).network.n_features for n_inputs in (2, 3, 127, 128, 784)] == [
         1,

@@ -20,19 +20,18 @@ from tests.support.damage import damage
 from tests.support.helpers import write_shard
 
 __all__ = [
-    *(
-        "NO_LIMITS",
-        "TOLERANT",
-        "InterruptedDisk",
-        "Shards",
-        "Silent",
-        "check",
-        "encoded",
-        "errors",
-        "quarantined",
-        "results",
-    ),
-    *("fill_with_bad_data", "state"),
+    "NO_LIMITS",
+    "TOLERANT",
+    "InterruptedDisk",
+    "Shards",
+    "Silent",
+    "check",
+    "encoded",
+    "errors",
+    "fill_with_bad_data",
+    "quarantined",
+    "results",
+    "state",
 ]
 
 SETTINGS = ["--n-features", "2", "--epochs", "2", "--batch-size", "20", "--block-rows", "8", "--threads", "2"]

@@ -22,13 +22,34 @@ from typing import Any
 from pipeline.output.disk import Disk
 
 __all__ = [
-    *("BrokenDisk", "FailingDisk", "KillingDisk", "Remains", "PowerLog", "ShortWriteDisk", "RecordingDisk"),
-    *("bind", "forked", "materialize", "small_disk"),
+    "BrokenDisk",
+    "FailingDisk",
+    "KillingDisk",
+    "PowerLog",
+    "RecordingDisk",
+    "Remains",
+    "ShortWriteDisk",
+    "bind",
+    "forked",
+    "materialize",
+    "small_disk",
 ]
 
 _CALLS = (
-    *("create", "reserve", "bypass_cache", "write", "sync", "close", "replace", "remove", "link", "symlink"),
-    *("make_directory", "remove_directory", "sync_directory", "free_bytes"),
+    "create",
+    "reserve",
+    "bypass_cache",
+    "write",
+    "sync",
+    "close",
+    "replace",
+    "remove",
+    "link",
+    "symlink",
+    "make_directory",
+    "remove_directory",
+    "sync_directory",
+    "free_bytes",
 )
 # Linux: CLONE_NEWNS, MS_REC | MS_PRIVATE, MS_REMOUNT, MS_BIND.
 _NEW_MOUNTS = 0x20000

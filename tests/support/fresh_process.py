@@ -15,7 +15,8 @@ __all__ = ["run_in_fresh_process"]
 
 PROGRAM = """
 import pickle, sys
-out, sys.stdout = sys.stdout.buffer, sys.stderr  # where a task might print
+out = sys.stdout.buffer
+sys.stdout = sys.stderr  # tasks may print
 for data in pickle.load(sys.stdin.buffer):
     function, argument = pickle.loads(data)
     pickle.dump(function(argument), out)

@@ -289,11 +289,31 @@ def dangling_link(folder: Path) -> Path:
 
 
 _REFUSED = (
-    *(external_link, soft_link, external_storage, virtual_dataset),
-    *(compressed, never_written, never_allocated, forged_shape, overlapping, shared_matrix),
-    *(huge_widths, many_widths, layers_without_end, huge_about, many_values, nested_values),
-    *(nan_weights, other_dtype, other_shape, missing_array, group_for_array, odd_bool, list_for_about),
-    *(other_weights, no_fingerprint),
+    external_link,
+    soft_link,
+    external_storage,
+    virtual_dataset,
+    compressed,
+    never_written,
+    never_allocated,
+    forged_shape,
+    overlapping,
+    shared_matrix,
+    huge_widths,
+    many_widths,
+    layers_without_end,
+    huge_about,
+    many_values,
+    nested_values,
+    nan_weights,
+    other_dtype,
+    other_shape,
+    missing_array,
+    group_for_array,
+    odd_bool,
+    list_for_about,
+    other_weights,
+    no_fingerprint,
 )
 _NO_INPUT = (fifo, directory, link_loop, dangling_link)
 

@@ -60,21 +60,29 @@ PHASES = {
 }
 _SETTINGS = (
     # Streamed, because of the small budget, in several windows per epoch, with a checkpoint after each step.
-    *("--memory-budget", "16MiB", "--batch-size", "512", "--epochs", "2", "--n-features", "32"),
+    "--memory-budget",
+    "16MiB",
+    "--batch-size",
+    "512",
+    "--epochs",
+    "2",
+    "--n-features",
+    "32",
     # Random rows of low rank, which principal components reconstruct, so that the run has no warnings.
-    *(
-        "--hidden",
-        "none",
-        "--code-activation",
-        "sigmoid",
-        "--decoder-gain",
-        "no",
-        "--start",
-        "random",
-        "--baseline",
-        "no",
-    ),
-    *("--checkpoint-minutes", "0", "--threads", "2"),
+    "--hidden",
+    "none",
+    "--code-activation",
+    "sigmoid",
+    "--decoder-gain",
+    "no",
+    "--start",
+    "random",
+    "--baseline",
+    "no",
+    "--checkpoint-minutes",
+    "0",
+    "--threads",
+    "2",
 )
 _COMPLAINTS = re.compile(r" (WARNING|ERROR|CRITICAL) |^Traceback|^Exception ignored")
 # Theano's message when a process was killed while it compiled; it continues at once.
@@ -458,9 +466,13 @@ def table(found: Sequence[tuple[list[Kill], float]]) -> str:
         ends = [seconds for kills, seconds in found if kills[0].phase == phase]
         lines.append(
             (
-                *(phase, str(len(hits)), str(sum(kill.is_rerun for kill in hits))),
-                *(_range([kill.n_checkpoints for kill in hits]), _range([kill.n_parts for kill in hits])),
-                *(str(sum(kill.n_half > 0 for kill in hits)), str(sum(kill.is_complete for kill in hits))),
+                phase,
+                str(len(hits)),
+                str(sum(kill.is_rerun for kill in hits)),
+                _range([kill.n_checkpoints for kill in hits]),
+                _range([kill.n_parts for kill in hits]),
+                str(sum(kill.n_half > 0 for kill in hits)),
+                str(sum(kill.is_complete for kill in hits)),
                 f"{max(ends):.1f} s" if ends else "",
             )
         )

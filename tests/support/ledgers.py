@@ -10,8 +10,19 @@ from pipeline.output.ledger import Ledger
 from pipeline.output.records import Record
 
 __all__ = [
-    *("BEFORE", "HEX", "KEY", "KEYS", "NOW", "OTHER", "commit", "commit_together", "contents", "file_of", "fill"),
-    *("record_files", "reopen"),
+    "BEFORE",
+    "HEX",
+    "KEY",
+    "KEYS",
+    "NOW",
+    "OTHER",
+    "commit",
+    "commit_together",
+    "contents",
+    "file_of",
+    "fill",
+    "record_files",
+    "reopen",
 ]
 
 KEY = "part-000000-000000000000"
