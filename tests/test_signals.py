@@ -62,7 +62,7 @@ def test_a_new_run_starts_unstopped() -> None:
         check()
 
 
-TWICE = """
+TWO_SIGNALS = """
 import os, signal
 from pipeline.signals import deferred, stoppable
 with stoppable():
@@ -76,7 +76,7 @@ with stoppable():
 
 @pytest.mark.process
 def test_a_second_signal_ends_the_process_at_once() -> None:
-    result = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, check=False)
+    result = subprocess.run([sys.executable, "-c", TWO_SIGNALS], capture_output=True, text=True, check=False)
     assert result.returncode == -signal.SIGINT
     assert result.stdout == ""
 
@@ -138,7 +138,7 @@ def test_deferral_in_another_thread_does_not_affect_the_main_one() -> None:
 @pytest.mark.process
 def test_a_second_signal_ends_deferred_work_at_once() -> None:
     result = subprocess.run(
-        [sys.executable, "-c", TWICE.replace("with stoppable():", "with stoppable(), deferred():")],
+        [sys.executable, "-c", TWO_SIGNALS.replace("with stoppable():", "with stoppable(), deferred():")],
         capture_output=True,
         text=True,
         check=False,

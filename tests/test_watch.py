@@ -72,7 +72,7 @@ def test_shares_cover_the_time_since_the_last_request() -> None:
     may_continue = threading.Event()
     n_looks = Counter[str]()
 
-    def look() -> str | None:
+    def sample() -> str | None:
         n_looks["all"] += 1
         if n_looks["all"] == 46:
             has_looked.set()
@@ -82,7 +82,7 @@ def test_shares_cover_the_time_since_the_last_request() -> None:
             has_looked.set()
         return found
 
-    watch = Watch(look, interval=0.0)
+    watch = Watch(sample, interval=0.0)
     assert has_looked.wait(60)
     assert watch.take_shares() == {"device": 0.25, "processor": 0.0, "disk": 0.75, "other": 0.0}
     has_looked.clear()

@@ -183,10 +183,10 @@ def test_concurrent_computations_keep_their_results_apart() -> None:
         reported["outer"].append(result)
         run([(square, i) for i in (7, 8)], 2, reported["inner"].append)
 
-    aside = threading.Thread(target=lambda: run([(square, i) for i in range(50)], 2, reported["aside"].append))
-    aside.start()
+    other_thread = threading.Thread(target=lambda: run([(square, i) for i in range(50)], 2, reported["aside"].append))
+    other_thread.start()
     run([(square, i) for i in range(5)], 2, report)
-    aside.join()
+    other_thread.join()
     assert sorted(reported["outer"]) == [i * i for i in range(5)]
     assert sorted(reported["inner"]) == sorted([49, 64] * 5)
     assert sorted(reported["aside"]) == [i * i for i in range(50)]

@@ -35,8 +35,8 @@ def test_working_card_passes_every_check(tmp_path: Path) -> None:
     assert "3.1 GB" in found["card0"]["found"]
     assert re.search(r"[\d,]+ GFLOP/s.*[\d.]+ GB/s", found["cuda"]["found"])
     assert "cuda0" not in found, "it is the same card"
-    for rung, begins in (("driver", "libcuda."), ("nvrtc", "libnvrtc."), ("cublas", "libcublas.")):
-        assert begins in found[rung]["found"]
+    for check_name, begins in (("driver", "libcuda."), ("nvrtc", "libnvrtc."), ("cublas", "libcublas.")):
+        assert begins in found[check_name]["found"]
         assert any(Path(path).name.startswith(begins) for path in answer["libraries"]["cuda"])
 
 

@@ -25,13 +25,15 @@ pytestmark = pytest.mark.process
 
 # Sizes around those of warps, blocks, and the number of values that a block sums.
 SIZES = [1, 2, 3, 31, 32, 33, 63, 64, 65, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 4095, 4096, 4097]
-FEW = [1, 2, 31, 33, 65, 257]
+SMALL_SIZES = [1, 2, 31, 33, 65, 257]
 
 
 @pytest.fixture(scope="module")
 def card_facts(tmp_path_factory: pytest.TempPathFactory, pygpu: None) -> dict[str, Any]:
     facts: Path = tmp_path_factory.mktemp("card") / "facts.json"
-    copies, sizes = ((100, 100_000_000), SIZES) if os.environ.get("TEST_CARD") == "full" else ((10, 1_000_000), FEW)
+    copies, sizes = (
+        ((100, 100_000_000), SIZES) if os.environ.get("TEST_CARD") == "full" else ((10, 1_000_000), SMALL_SIZES)
+    )
     command = [sys.executable, "-W", "error", "tests/support/card_child.py", *map(str, copies), facts, *map(str, sizes)]
     env = environment(THEANO_FLAGS="device=cuda", **stub.card(hold="downloads"))
     result = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)

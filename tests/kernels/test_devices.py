@@ -127,8 +127,8 @@ def test_only_scalars_are_computed_on_the_cpu(runs, gpu):
 @each("dtype", child.DTYPES)
 def test_rows_are_uploaded_in_their_own_dtype(runs, gpu, dtype):
     graph = runs[gpu].graphs[f"encode {dtype}"]
-    crossing = [node["dtype"] for node in graph if node["op"] == "GpuFromHost"]
-    assert crossing == [np.dtype(dtype).name]
+    uploaded = [node["dtype"] for node in graph if node["op"] == "GpuFromHost"]
+    assert uploaded == [np.dtype(dtype).name]
 
 
 def test_step_uploads_nothing_but_scalars(runs, gpu):

@@ -77,11 +77,11 @@ def test_stacked_layers_and_their_decoder_equal_their_formulas(rng):
 
 def test_gain_of_one_shifts_the_reconstruction_by_half_a_weight(rng):
     plain = Network((7, 3))
-    gained = Network((7, 3), gain=True)
+    with_gain = Network((7, 3), gain=True)
     x = rng.random((5, 7))
     p = float64_parameters(rng, plain)
     _, (y, _) = reference.forward(plain, x, p)
-    _, (z, _) = reference.forward(gained, x, {**p, "gain": np.ones(3)})
+    _, (z, _) = reference.forward(with_gain, x, {**p, "gain": np.ones(3)})
     np.testing.assert_allclose(z, y - p["W"].sum(axis=1) / 2, rtol=1e-12)
 
 

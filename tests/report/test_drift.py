@@ -62,9 +62,11 @@ def test_first_of_many_columns_are_listed_with_a_note(tmp_path: Path) -> None:
     rows = np.full((3, 40, 30), 2.0)
     summary = drift_facts(shards, parts_of(rows, 40), "pass")
     assert (summary["n_columns"], len(summary["columns"])) == (30, 10)
-    cut = [PartDrift(part.shard, part.n_rows, part.n_outside, part.outside[:20], False) for part in parts_of(rows, 40)]
+    cut_parts = [
+        PartDrift(part.shard, part.n_rows, part.n_outside, part.outside[:20], False) for part in parts_of(rows, 40)
+    ]
     complete = str(next(drift(summary)))
-    shortened = str(next(drift(drift_facts(shards, cut, "pass"))))
+    shortened = str(next(drift(drift_facts(shards, cut_parts, "pass"))))
     assert shortened.startswith(complete)
     assert "20 farthest columns" in shortened.removeprefix(complete)
 

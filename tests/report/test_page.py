@@ -102,17 +102,17 @@ def test_attention_section_comes_first_and_is_bounded(report: dict[str, Any]) ->
 
 def test_attention_section_is_empty_only_without_tables(report: dict[str, Any]) -> None:
     """A few rows outside the range are no warning, but have a table."""
-    quiet = report | {"warnings": {"n": 0, "first": []}, "bad": {}, "taken_over": []}
-    (nothing,) = page_of(quiet | {"drift": None}).sections[0].items
+    without_warnings = report | {"warnings": {"n": 0, "first": []}, "bad": {}, "taken_over": []}
+    (nothing,) = page_of(without_warnings | {"drift": None}).sections[0].items
     assert isinstance(nothing, str)
-    assert nothing not in page_of(quiet).sections[0].items
+    assert nothing not in page_of(without_warnings).sections[0].items
 
 
 def test_shortened_training_and_reused_stages_are_listed_once(report: dict[str, Any]) -> None:
-    gave_up = "Trained 17 of 20 epochs to end by 06:00."
-    summary = report["summary"] | {"gave_up": gave_up}
+    shortened = "Trained 17 of 20 epochs to end by 06:00."
+    summary = report["summary"] | {"gave_up": shortened}
     text = text_of(page_of(report | {"summary": summary, "taken_over": ["scan-of-17-shards"]}))
-    assert [text.count(words) for words in (gave_up, "scan-of-17-shards")] == [1, 1]
+    assert [text.count(words) for words in (shortened, "scan-of-17-shards")] == [1, 1]
 
 
 def test_text_contains_the_numbers_of_every_picture(report: dict[str, Any]) -> None:

@@ -15,8 +15,8 @@ import pytest
 from pipeline.model import load_model
 from tests.support import standin
 from tests.support.bad_shards import (
+    EACH_MODE,
     NO_LIMITS,
-    TOLERANT,
     InterruptedDisk,
     Shards,
     check,
@@ -32,7 +32,7 @@ from tests.support.soak_protocol import records
 
 
 @pytest.mark.process
-@TOLERANT
+@EACH_MODE
 @pytest.mark.parametrize("threads", ["1", "3"])
 def test_a_run_interrupted_anywhere_resumes_with_the_same_bits(
     shards: Shards, tmp_path: Path, mode: str, threads: str
@@ -53,7 +53,7 @@ def test_a_run_interrupted_anywhere_resumes_with_the_same_bits(
         assert shards.run(*flags, output=output) == 0
 
 
-@TOLERANT
+@EACH_MODE
 def test_allowing_the_bad_rows_resumes_with_the_same_scan(
     shards: Shards, caplog: pytest.LogCaptureFixture, mode: str
 ) -> None:

@@ -22,8 +22,8 @@ from pipeline.features import open_features
 from pipeline.model import load_model
 from tests.support import standin
 from tests.support.bad_shards import (
+    EACH_MODE,
     NO_LIMITS,
-    TOLERANT,
     Shards,
     check,
     errors,
@@ -62,7 +62,7 @@ def test_subnormal_numbers_and_minus_zero_are_accepted(shards: Shards) -> None:
 
 
 @pytest.mark.slow
-@TOLERANT
+@EACH_MODE
 def test_skipped_rows_keep_their_places_and_change_no_other_row(shards: Shards, mode: str) -> None:
     for seed in sample(range(4), 2):
         check_skipped(shards.another(f"seed-{seed}"), mode, seed)
@@ -71,17 +71,17 @@ def test_skipped_rows_keep_their_places_and_change_no_other_row(shards: Shards, 
 def check_skipped(shards: Shards, mode: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     shards.fill(*rng.integers(0, 40, 5), 33, seed=seed)
-    holes: list[tuple[int, int, list[int], str]] = []
+    bad_entries: list[tuple[int, int, list[int], str]] = []
     for number, rows in enumerate(shards.arrays):
         changed_rows = rows.copy()
         for row in np.flatnonzero(rng.random(len(rows)) < 0.2):
             columns = np.flatnonzero(rng.random(4) < 0.5).tolist() or [2]
             changed_rows[row, columns] = rng.choice([np.nan, np.inf, -np.inf], len(columns))
-            holes.append((number, int(row), columns, str(changed_rows[row, columns[0]])))
+            bad_entries.append((number, int(row), columns, str(changed_rows[row, columns[0]])))
         shards.rewrite(number, changed_rows)
     assert shards.run("--on-bad-data", mode, *NO_LIMITS) == 0
     firsts = np.cumsum([0, *map(len, shards.arrays)])
-    check(shards.output, shards.arrays, [firsts[number] + row for number, row, _, _ in holes])
+    check(shards.output, shards.arrays, [firsts[number] + row for number, row, _, _ in bad_entries])
     good = np.concatenate(shards.arrays)
     good = good[np.isfinite(good).all(axis=1)]
     scaler = load_model(shards.output).scaler
@@ -89,7 +89,7 @@ def check_skipped(shards: Shards, mode: str, seed: int) -> None:
     if mode == "quarantine":
         assert quarantined(shards.output) == [
             {"file": f"{shards.folder}/{n}.h5", "dataset": "X", "row": row, "columns": columns, "reason": reason}
-            for n, row, columns, reason in holes
+            for n, row, columns, reason in bad_entries
         ]
     else:
         assert not (shards.output / "quarantine.jsonl").exists()
@@ -115,7 +115,7 @@ def test_values_of_a_bad_row_affect_nothing(shards: Shards, tmp_path: Path) -> N
 # -- columns and ranges --------------------------------------------------------------------------------------------
 
 
-@TOLERANT
+@EACH_MODE
 @pytest.mark.parametrize("bad", ["column", "rows"])
 def test_a_run_without_usable_rows_is_refused(
     shards: Shards, caplog: pytest.LogCaptureFixture, mode: str, bad: str
@@ -127,7 +127,7 @@ def test_a_run_without_usable_rows_is_refused(
     assert mentions(errors(caplog), f"file={shards.folder}/0.h5", 30)
 
 
-@TOLERANT
+@EACH_MODE
 def test_a_shard_of_only_bad_rows_keeps_its_place(shards: Shards, mode: str) -> None:
     shards.fill(20)
     shards.add(np.full((13, 4), np.nan, np.float32))
@@ -204,7 +204,7 @@ def test_a_range_stretched_by_outliers_causes_a_warning(shards: Shards, caplog: 
         (shards.output / "manifest.json").unlink()  # the scan is reused
 
 
-WIDEST_AND_NARROWEST: list[tuple[Any, float, float]] = [
+EXTREME_RANGES: list[tuple[Any, float, float]] = [
     (np.float32, -3e38, 3e38),
     (np.float32, 0, 1e-45),
     (np.float32, -1e-40, 1e-40),
@@ -218,7 +218,7 @@ WIDEST_AND_NARROWEST: list[tuple[Any, float, float]] = [
 
 @pytest.mark.slow
 def test_extreme_ranges_give_finite_features(shards: Shards) -> None:
-    for i, (dtype, low, high) in enumerate(WIDEST_AND_NARROWEST):
+    for i, (dtype, low, high) in enumerate(EXTREME_RANGES):
         these = shards.another(f"range-{i}")
         words = f"{np.dtype(dtype)} from {low} to {high}"
         rows = np.random.default_rng(0).integers(0, 100, (60, 4)).astype(dtype)
@@ -246,7 +246,7 @@ MISSING: list[tuple[Any, str, float]] = [
 
 
 @pytest.mark.slow
-@TOLERANT
+@EACH_MODE
 def test_rows_with_the_missing_value_are_bad_rows(shards: Shards, mode: str) -> None:
     for i, (dtype, missing, value) in enumerate(MISSING):
         check_missing(shards.another(f"missing-{i}"), mode, dtype, missing, value)

@@ -21,8 +21,8 @@ from pipeline.model import load_model
 from pipeline.output.records import read_manifest
 from tests.support import standin
 from tests.support.bad_shards import (
+    EACH_MODE,
     NO_LIMITS,
-    TOLERANT,
     Shards,
     check,
     errors,
@@ -124,7 +124,7 @@ def test_an_unreadable_shard_keeps_its_place_and_affects_nothing(
             assert all(f"file={shards.folder}/1.h5 dataset=X rows=" in line["reason"] for line in lines), rows
 
 
-@TOLERANT
+@EACH_MODE
 def test_a_given_model_scans_shards_if_bad_data_is_allowed(shards: Shards, model: str, mode: str) -> None:
     with_damage(shards, {"fletcher32": True})
     assert shards.run("--on-bad-data", mode, "--model", model, *NO_LIMITS) == 0
@@ -132,7 +132,7 @@ def test_a_given_model_scans_shards_if_bad_data_is_allowed(shards: Shards, model
     assert "scan" in read_manifest(shards.output)["summary"]["seconds"]
 
 
-@TOLERANT
+@EACH_MODE
 def test_rows_need_no_range_of_their_own_with_a_given_model(
     shards: Shards, model: str, caplog: pytest.LogCaptureFixture, mode: str
 ) -> None:
@@ -154,7 +154,7 @@ def test_a_given_model_and_good_data_need_no_scan(shards: Shards, model: str) ->
     assert list((shards.output / "stages").iterdir()) == []
 
 
-@TOLERANT
+@EACH_MODE
 def test_unreadable_values_of_an_extra_dataset_are_filled(
     shards: Shards, caplog: pytest.LogCaptureFixture, mode: str
 ) -> None:
@@ -178,7 +178,7 @@ def test_unreadable_values_of_an_extra_dataset_are_filled(
         assert rows == {(name, row) for name in ("1.h5", "3.h5") for row in range(18, 27)}
 
 
-@TOLERANT
+@EACH_MODE
 def test_refused_shards_are_left_out_and_named(shards: Shards, caplog: pytest.LogCaptureFixture, mode: str) -> None:
     shards.fill(20, 20, 20, 20)
     (shards.folder / "1.h5").write_bytes(b"<html>")

@@ -19,7 +19,7 @@ import pytest
 from pipeline.features import open_features
 from pipeline.model import Model, load_model
 from pipeline.output.records import read_manifest
-from tests.support.bad_shards import NO_LIMITS, TOLERANT, Shards, check, errors, quarantined
+from tests.support.bad_shards import EACH_MODE, NO_LIMITS, Shards, check, errors, quarantined
 from tests.support.cases import ALL_CASES, case, sample
 from tests.support.helpers import csr, write_csr
 from tests.support.logged import mentions
@@ -148,7 +148,7 @@ def test_blocks_threads_and_the_form_of_files_change_no_bit(shards: Shards, tmp_
 # -- rows that stay bad ------------------------------------------------------------------------------------------
 
 
-@TOLERANT
+@EACH_MODE
 @pytest.mark.parametrize("with_model", [False, True], ids=["trained", "given"])
 def test_imputation_keeps_rows_with_inf_or_without_values_bad(shards: Shards, mode: str, with_model: bool) -> None:
     rows = rows_with_gaps(np.float32, -7, 0)

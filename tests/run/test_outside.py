@@ -11,8 +11,8 @@ import pytest
 from pipeline.model import load_model
 from pipeline.output.records import read_manifest
 from tests.support.bad_shards import (
+    EACH_MODE,
     NO_LIMITS,
-    TOLERANT,
     Shards,
     check,
     errors,
@@ -83,7 +83,7 @@ def test_training_rows_are_never_outside_the_range(shards: Shards, capsys: pytes
     assert "outside" not in capsys.readouterr().out
 
 
-@TOLERANT
+@EACH_MODE
 @pytest.mark.parametrize("on_drift", ["pass", "clip", "raise"])
 def test_bad_rows_are_not_counted_as_outside_the_range(shards: Shards, model: str, mode: str, on_drift: str) -> None:
     rows = np.random.default_rng(0).uniform(-20, 20, (30, 4)).astype(np.float32)

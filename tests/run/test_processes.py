@@ -19,7 +19,7 @@ pytestmark = pytest.mark.process
 
 # -- the clock ---------------------------------------------------------------------------------------------------
 
-BACKWARDS = """
+BACKWARD_CLOCK = """
 import time
 now = time.time
 n = 0
@@ -35,9 +35,9 @@ leave(main())
 
 
 def test_a_clock_that_runs_backwards_changes_nothing(small: Small, tmp_path: Path) -> None:
-    assert patch_program(small, BACKWARDS).run(tmp_path / "out").code == 0
+    assert patch_program(small, BACKWARD_CLOCK).run(tmp_path / "out").code == 0
     assert features_of(tmp_path / "out") == small.features
-    assert patch_program(small, BACKWARDS).run(tmp_path / "out").has_line(f"^{COMPLETE}")
+    assert patch_program(small, BACKWARD_CLOCK).run(tmp_path / "out").has_line(f"^{COMPLETE}")
 
 
 # -- two at once -------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def test_a_finished_run_is_recognized_within_two_seconds(victim: Victim) -> None
     assert min(seconds) < 2
 
 
-IMPOSSIBLE = """
+INTERNAL_ERROR = """
 from pipeline.run.training_stage import TrainingStage
 from pipeline.signals import leave
 from scripts.extract import main
@@ -123,7 +123,7 @@ leave(main())
 
 
 def test_an_internal_error_asks_for_a_report(small: Small, tmp_path: Path) -> None:
-    ended = patch_program(small, IMPOSSIBLE).run(tmp_path / "out")
+    ended = patch_program(small, INTERNAL_ERROR).run(tmp_path / "out")
     assert ended.code == 70
     assert ended.has_line(" CRITICAL .*\\breport\\b")
     assert LAST_LINE.search(ended.lines[-1])

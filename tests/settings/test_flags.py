@@ -76,7 +76,7 @@ SAMPLES = {
 }
 
 
-NEEDED = {  # values that others require
+REQUIRED_VALUES = {  # values that others require
     **{name: {"scheduler": "a"} for name in ("insecure_cluster", "mixed_processors")},
     "dashboard": {"workers": 1},
 }
@@ -114,7 +114,7 @@ def test_flags_override_environment_file_and_defaults(file):
     assert sorted(SAMPLES) == sorted(SETTINGS)
     for name, (in_file, in_environment, in_flag) in SAMPLES.items():
         with case(name):
-            needed = NEEDED.get(name, {})
+            needed = REQUIRED_VALUES.get(name, {})
             default = Config().changed(**needed)
             lines = [f"{other}: {value}" for other, value in needed.items()]
             lines.append(f"{name}: {list(in_file) if isinstance(in_file, tuple) else in_file}")

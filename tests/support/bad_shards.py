@@ -20,8 +20,8 @@ from tests.support.damage import damage
 from tests.support.helpers import write_shard
 
 __all__ = [
+    "EACH_MODE",
     "NO_LIMITS",
-    "TOLERANT",
     "InterruptedDisk",
     "Shards",
     "Silent",
@@ -36,7 +36,7 @@ __all__ = [
 
 SETTINGS = ["--n-features", "2", "--epochs", "2", "--batch-size", "20", "--block-rows", "8", "--threads", "2"]
 NO_LIMITS = ["--max-bad-rows", "100%", "--max-bad-shards", "100%"]
-TOLERANT = pytest.mark.parametrize("mode", ["skip", "quarantine"])
+EACH_MODE = pytest.mark.parametrize("mode", ["skip", "quarantine"])
 
 
 class Silent(standin.Autoencoder):

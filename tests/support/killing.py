@@ -206,17 +206,17 @@ def _signal_after(process: subprocess.Popen[bytes], seconds: float, number: int)
 
 def _lines_of(descriptor: int, deadline: float) -> Iterator[str]:
     """Yield lines as they arrive, until the last writer has exited."""
-    rest = b""
+    remainder = b""
     while True:
         ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
             raise CheckFailed(f"is stuck, or has left a running process, after {_SECONDS:.0f} s")
         data = os.read(descriptor, 2**16)
         if not data:
-            if rest:
-                yield rest.decode(errors="replace")
+            if remainder:
+                yield remainder.decode(errors="replace")
             return
-        *whole, rest = (rest + data).split(b"\n")
+        *whole, remainder = (remainder + data).split(b"\n")
         yield from (line.decode(errors="replace") for line in whole)
 
 
@@ -442,10 +442,10 @@ def rounds(victim: Victim, n_rounds: int, seed: int) -> Iterator[tuple[list[Kill
         kills: list[Kill] = []
         for attempt in range(20):
             rng = random.Random(f"{seed} {number} {attempt}")
-            chain = rng.choices(phases, k=rng.randint(1, 3)) if number % 3 == 2 else []
+            phases_to_kill = rng.choices(phases, k=rng.randint(1, 3)) if number % 3 == 2 else []
             output = victim.folder / f"round-{number}-{attempt}"
             try:
-                kills, seconds = victim.round(output, [phases[number % len(phases)], *chain], rng)
+                kills, seconds = victim.round(output, [phases[number % len(phases)], *phases_to_kill], rng)
             except CheckFailed as broken:
                 raise CheckFailed(
                     f"round {number}, attempt {attempt}, seed {seed}: {broken}. Kept: {output}"
@@ -462,17 +462,17 @@ def table(found: Sequence[tuple[list[Kill], float]]) -> str:
     columns = ("phase", "kills", "of reruns", "checkpoints", "parts", "half-written", "complete", "slowest end")
     lines = [columns]
     for phase in PHASES:
-        hits = [kill for kills, _ in found for kill in kills if kill.phase == phase]
+        killed = [kill for kills, _ in found for kill in kills if kill.phase == phase]
         ends = [seconds for kills, seconds in found if kills[0].phase == phase]
         lines.append(
             (
                 phase,
-                str(len(hits)),
-                str(sum(kill.is_rerun for kill in hits)),
-                _range([kill.n_checkpoints for kill in hits]),
-                _range([kill.n_parts for kill in hits]),
-                str(sum(kill.n_half > 0 for kill in hits)),
-                str(sum(kill.is_complete for kill in hits)),
+                str(len(killed)),
+                str(sum(kill.is_rerun for kill in killed)),
+                _range([kill.n_checkpoints for kill in killed]),
+                _range([kill.n_parts for kill in killed]),
+                str(sum(kill.n_half > 0 for kill in killed)),
+                str(sum(kill.is_complete for kill in killed)),
                 f"{max(ends):.1f} s" if ends else "",
             )
         )
