@@ -33,9 +33,9 @@ def test_blocks_of_the_tutorial_run_in_order(
             )
             assert result.returncode == 0, result.stderr
             output += result.stdout + result.stderr
-    error, components = map(float, re.findall(r"error ([\d.]+).*\(8 principal components: ([\d.]+)", output)[0])
+    error, components = map(float, re.findall(r"error ([\d.]+).*\(8 principal components: ([\d.]+)", search_output)[0])
     assert error < 0.7 * components
-    output = capsys.readouterr().out
-    accuracy = {kind: float(value) for kind, value in re.findall(r"8 (\w+): +([\d.]+)", output)}
+    search_output = capsys.readouterr().out
+    accuracy = {kind: float(value) for kind, value in re.findall(r"8 (\w+): +([\d.]+)", search_output)}
     assert accuracy["features"] > accuracy["components"]
-    assert float(output.split()[-1]) > accuracy["components"]  # the search itself
+    assert float(search_output.split()[-1]) > accuracy["components"]  # the search itself
