@@ -33,7 +33,7 @@ def test_blocks_of_the_tutorial_run_in_order(
             )
             assert result.returncode == 0, result.stderr
             output += result.stdout + result.stderr
-    error, components = map(float, re.findall(r"error ([\d.]+).*\(8 principal components: ([\d.]+)", search_output)[0])
+    error, components = map(float, re.findall(r"error ([\d.]+).*\(8 principal components: ([\d.]+)", output)[0])
     assert error < 0.7 * components
     search_output = capsys.readouterr().out
     accuracy = {kind: float(value) for kind, value in re.findall(r"8 (\w+): +([\d.]+)", search_output)}

@@ -152,7 +152,7 @@ def test_clipping_moves_values_to_the_nearest_number_inside(dtype: str) -> None:
 
 
 def is_nearest(value: float, clipped_value: float, low: float, high: float, info: Any) -> bool:
-    """Return whether `moved` is the number of the dtype that is nearest to `value` within a range."""
+    """Return whether `clipped_value` is the number of the dtype that is nearest to `value` within a range."""
     if low <= value <= high:
         return clipped_value == value
     if not (info.min <= low and high <= info.max):

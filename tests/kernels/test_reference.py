@@ -14,7 +14,7 @@ def float64_parameters(rng, network):
 
 
 def cost(network, x, corrupted, parameters):
-    """Return the mean squared difference between rows and their reconstruction from `seen`."""
+    """Return the mean squared difference between rows and their reconstruction from `corrupted`."""
     return np.mean((reference.forward(network, corrupted, parameters)[1][0] - x) ** 2)
 
 

@@ -228,7 +228,7 @@ def rounds(victim: Victim, n_rounds: int, seed: int, hosts: Hosts | None = None)
 
     Raises
     ------
-    Broken
+    CheckFailed
         If a check fails; the message names the directory.
     """
     for number in range(n_rounds):

@@ -167,7 +167,7 @@ class Program:
 
         Raises
         ------
-        Broken
+        CheckFailed
             If the run is stuck, or leaves a stuck process.
         """
         start = time.monotonic()
@@ -299,7 +299,7 @@ class Victim:
 
         Raises
         ------
-        Broken
+        CheckFailed
         """
         kills = []
         for phase in phases:
@@ -320,7 +320,7 @@ class Victim:
 
         Raises
         ------
-        Broken
+        CheckFailed
         """
         before = committed(output)
         ended = self.program.run(output)
@@ -434,7 +434,7 @@ def rounds(victim: Victim, n_rounds: int, seed: int) -> Iterator[tuple[list[Kill
 
     Raises
     ------
-    Broken
+    CheckFailed
         With the directory that shows it.
     """
     phases = list(victim.seconds)

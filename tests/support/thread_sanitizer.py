@@ -34,7 +34,7 @@ main({names})
 
 
 def run_sanitized(code: str, **variables: str) -> EndedProcess:
-    """Run `code` as `fresh` does, on the emulated card with ThreadSanitizer in its kernels."""
+    """Run `code` as `run_python` does, on the emulated card with ThreadSanitizer in its kernels."""
     found = subprocess.run(["g++", "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True)
     card = stub.variables(forwarded=True, threads=1)
     # The sanitizer's `dlopen` does not know where a library looks for others.

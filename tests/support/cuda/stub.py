@@ -72,7 +72,7 @@ def built(folder: Path | None = None) -> Path:
 
 
 def variables(forwarded: bool = False, **settings: str | Path | int | None) -> dict[str, str | None]:
-    """Return the variables of a process that uses the stub, for `interpreters.environment` or `fresh`.
+    """Return the variables of a process that uses the stub, for `interpreters.environment` or `run_python`.
 
     Parameters
     ----------
