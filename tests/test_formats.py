@@ -322,7 +322,7 @@ def header_of(shape: str, descr: str = "<f8") -> bytes:
 ABOUT = npz(about=np.frombuffer(b"[[], {}]", dtype=np.uint8))
 HOSTILE: dict[str, Callable[[], bytes]] = {
     "zeros compressed a thousandfold": lambda: compressed(about=np.zeros(2**27, np.uint8)),
-    "an array beyond its member": lambda: zipped(about=header_of(f"({2**40},)")),
+    "an array larger than its member": lambda: zipped(about=header_of(f"({2**40},)")),
     "an array of a negative length": lambda: zipped(about=header_of("(-1,)")),
     "a length that overflows": lambda: zipped(about=header_of(f"({2**32}, {2**32})", "|u1")),
     "a shape of many dimensions": lambda: zipped(about=header_of("(" + "1, " * 20 + ")")),

@@ -55,13 +55,13 @@ def test_the_terminal_shows_the_date_once_a_day(monkeypatch):
 def test_lines_hidden_by_a_bar_are_only_in_the_file(tmp_path, run_log, capsys):
     run_log.start(tmp_path)
     terminal = Terminal()
-    for is_behind in (True, False):
-        line = record(f"behind a bar: {is_behind}")
-        setattr(line, SHOWN_BY_BAR, is_behind)
+    for is_hidden in (True, False):
+        line = record(f"hidden by a bar: {is_hidden}")
+        setattr(line, SHOWN_BY_BAR, is_hidden)
         for handler in (run_log, terminal):
             handler.handle(line)
     assert [line.split(": ")[1] for line in lines(tmp_path)] == ["True", "False"]
-    assert capsys.readouterr().err.endswith("WARNING behind a bar: False\n")
+    assert capsys.readouterr().err.endswith("WARNING hidden by a bar: False\n")
     assert "True" not in capsys.readouterr().err
 
 

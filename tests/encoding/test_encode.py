@@ -285,7 +285,7 @@ def test_unreadable_values_of_an_extra_dataset_are_filled(
         monkeypatch.setattr(shard, "_NUMBER_BYTES", 0)
     path = tmp_path / "x.h5"
     values, nothing = EXTRAS[name]
-    write_shard(path, numbered(30), extras={"beside": np.arange(30)})
+    write_shard(path, numbered(30), extras={"intact": np.arange(30)})
     with h5py.File(path, "a") as file:
         dtype = h5py.string_dtype() if values.dtype == object else values.dtype
         file.create_dataset(name, data=values, chunks=(7,), compression="gzip", dtype=dtype)
@@ -298,7 +298,7 @@ def test_unreadable_values_of_an_extra_dataset_are_filled(
     np.testing.assert_array_equal(found, [each.encode() if isinstance(each, str) else each for each in expected])
     with h5py.File(tmp_path / parts[0].entry.file) as file:
         assert file[name].dtype == dtype
-    assert concatenate(tmp_path, parts, "beside").tolist() == list(range(30))
+    assert concatenate(tmp_path, parts, "intact").tolist() == list(range(30))
     assert np.array_equal(features, 2 * numbered(30))
     assert concatenate(tmp_path, parts, "valid").all()
     assert sum(part.n_bad for part in parts) == 0

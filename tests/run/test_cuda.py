@@ -204,10 +204,10 @@ def test_a_worker_that_lost_its_card_hands_its_work_to_another(
     settings = on_card(shards).environment
     program = Program(["--input", str(shards), "--model", str(undisturbed.output)])  # computes nothing itself
     with Cluster(tmp_path / "cluster", **settings) as cluster:
-        cluster.start_worker("falls", **variables(True, lost_at=LAUNCHES_AT_START + 1))
+        cluster.start_worker("failing", **variables(True, lost_at=LAUNCHES_AT_START + 1))
         process = program.start(tmp_path / "out", "--scheduler-file", str(cluster.file))
-        until(lambda: cluster.processes["falls"].poll() is not None, "its end")
-        cluster.start_worker("stands")
+        until(lambda: cluster.processes["failing"].poll() is not None, "its end")
+        cluster.start_worker("working")
         log = ends_well(process)
-    assert re.search(r" WARNING cluster: retiring worker falls\b.*\bdevice\b", log)
+    assert re.search(r" WARNING cluster: retiring worker failing\b.*\bdevice\b", log)
     assert features_of(tmp_path / "out") == features_of(undisturbed.output)

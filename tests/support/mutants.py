@@ -329,7 +329,7 @@ def plant_all(mutations: Sequence[Mutation]) -> Iterator[Result]:
     Failed
         If a test fails without any mutation, or cannot be run.
     """
-    # Some tests leave files behind that cannot be removed.
+    # Some tests leave files that cannot be removed.
     with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as folder:
         sandbox = Sandbox(Path(folder).resolve())
         tests = list(dict.fromkeys(test for mutation in mutations for test in mutation.tests))
