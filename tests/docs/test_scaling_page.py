@@ -42,7 +42,7 @@ def test_flags_are_options_of_their_programs() -> None:
 
 
 def test_started_programs_show_no_page_on_the_network() -> None:
-    """By default, each program of Dask opens an HTTP port on every interface."""
+    """Each program of Dask opens an HTTP port on every interface by default."""
     for program in ("dask scheduler", "dask worker"):
         for words in commands(program):
             assert "--dashboard-address" in words, (program, words)

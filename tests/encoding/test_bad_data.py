@@ -80,7 +80,7 @@ def test_integers_are_only_bad_if_they_equal_the_missing_value() -> None:
 def test_the_missing_value_is_compared_in_the_dtype_of_the_file() -> None:
     rows = np.array([[-9999, 1], [-10000, 1]], np.float32)  # the second value is exact in 16 bits
     assert judge(BadData("skip", missing=-9999), rows).bad.tolist() == [0]
-    assert judge(BadData("skip", missing=-9999), rows, stored="<f2").bad.tolist() == [1]
+    assert judge(BadData("skip", missing=-9999), rows, stored_dtype="<f2").bad.tolist() == [1]
 
 
 # -- rows outside a model's range --------------------------------------------------------------------------------
