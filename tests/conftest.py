@@ -67,7 +67,7 @@ def open_path() -> Iterator[Path]:
     path.chmod(0o755)
     yield path
     for entry in path.iterdir():
-        entry.chmod(0o755)  # so that it can be removed without root privileges
+        entry.chmod(0o755)  # otherwise it could not be removed without root privileges
     shutil.rmtree(path)
 
 

@@ -52,7 +52,7 @@ from pipeline.errors import ShardpressError
 from pipeline.model import load_model
 
 def peak():
-    with open("/proc/self/status") as status:  # not ru_maxrss, which begins with the parent's
+    with open("/proc/self/status") as status:  # ru_maxrss would begin with the value of the parent
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 load_model(sys.argv[1])

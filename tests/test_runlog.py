@@ -66,7 +66,7 @@ def test_lines_hidden_by_a_bar_are_only_in_the_file(tmp_path, run_log, capsys):
 
 
 def test_a_closed_terminal_does_not_stop_the_run(monkeypatch):
-    monkeypatch.setattr(logging, "raiseExceptions", False)  # as the command line does
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # the command line does this
 
     def remove(file):
         raise OSError(errno.EIO, "Input/output error")

@@ -158,7 +158,7 @@ def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
             check()
             with pytest.raises(Stopped, match="SIGTERM"):
                 os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGHUP)  # not even now, when any other signal would end the process
+            os.kill(os.getpid(), signal.SIGHUP)  # any other signal would end the process now
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -278,7 +278,7 @@ def test_small_or_many_tasks_are_sent_in_batches(
             (200, 2, 5, 5),
             (299, 2, 1, 1),
             (1000, 2, 1, 3),
-            (1000, 2, 0, 3),  # also large tasks, if there are many
+            (1000, 2, 0, 3),  # large tasks are sent in batches as well if there are many
         ):
             reported = list[int]()
             calls.clear()

@@ -133,7 +133,7 @@ def test_a_lost_scheduler_ends_the_run_which_can_be_resumed() -> None:
     class LosingScheduler(Client):
         def work(self, future: Future[Any], function: Any) -> None:
             self.status = "connecting"
-            future.cancel()  # as the client does
+            future.cancel()  # Dask's client does this
 
     with refused(75, "scheduler"):
         run(LosingScheduler())
@@ -183,7 +183,7 @@ def test_a_result_counts_even_if_its_worker_dies(monkeypatch: pytest.MonkeyPatch
 
     async def lose(self: DaskFuture, raiseit: bool = True) -> Any:
         found = await result(self, raiseit)
-        self._state.lose()  # what the scheduler makes the client do
+        self._state.lose()  # the scheduler makes the client do this
         return found
 
     monkeypatch.setattr(DaskFuture, "_result", lose)

@@ -159,7 +159,7 @@ for name in ("libnvrtc.so", "libnvrtc.so.12"):
 def test_truncated_architecture_is_replaced_by_compute_90(tmp_path: Path) -> None:
     for path in Path(sysconfig.get_path("purelib"), "nvidia/cuda_nvrtc/lib").iterdir():
         (tmp_path / path.name).symlink_to(path)
-    (tmp_path / "libnvrtc.so").symlink_to("libnvrtc.so.12")  # as earlier set-ups left it
+    (tmp_path / "libnvrtc.so").symlink_to("libnvrtc.so.12")  # earlier set-ups left this link
     build_forwarders(tmp_path)
     found = run_python(NVRTC.replace("FOLDER", str(tmp_path))).facts
     whole = {"75": [0, "sm_75"], "90": [0, "sm_90"], "100": [0, "sm_100"]}

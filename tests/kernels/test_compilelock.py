@@ -63,7 +63,7 @@ def test_wait_ends_with_the_holder_of_the_lock(cache: Path) -> None:
     check_lockable(str(cache))  # a lock that is held does not make the cache unusable
     with pytest.raises(CompileLockHeld, match=rf"pid 7 on elsewhere.*{cache}.* 0 s"):
         get_lock()
-    os.close(holder)  # as when it dies
+    os.close(holder)  # this happens when the holder dies
     with lock_ctx():
         assert (cache / ".lock").read_text() == f"pid {os.getpid()} on {os.uname().nodename}"
 
@@ -79,7 +79,7 @@ def test_wait_is_unlimited_while_the_holder_changes(cache: Path, monkeypatch: py
     def step(_: float) -> None:
         nonlocal n_steps
         n_steps += 1
-        os.utime(holder, ns=(n_steps, n_steps))  # as when the next holder writes its identity
+        os.utime(holder, ns=(n_steps, n_steps))  # the next holder does this when it writes its identity
         if n_steps == n_owners:
             os.close(holder)
 

@@ -113,7 +113,7 @@ def test_every_product_is_compiled_for_the_device(runs, gpu, label, kind, n_prod
     assert len(found) == n_products
     assert set(found) <= {"GpuDot22", "GpuGemm"}
     on_cpu = products(runs["cpu"].graphs[kind.format(label)])
-    assert len(on_cpu) == n_products  # so the pattern includes the CPU's products
+    assert len(on_cpu) == n_products  # the pattern includes products on the CPU
     assert set(on_cpu) <= {"Dot22", "Gemm"}
 
 

@@ -86,7 +86,7 @@ def test_concurrent_calls_are_limited_to_cores_or_one_in_theano(monkeypatch, fus
 
         def call(*arrays):
             inside.append(None)
-            os.sched_yield()  # so that other threads can enter, if nothing prevents it
+            os.sched_yield()  # other threads can enter unless the limit prevents it
             counts.append(len(inside))
             try:
                 return function(*arrays)

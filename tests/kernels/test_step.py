@@ -102,7 +102,7 @@ def test_minibatches_at_once_are_limited_by_size_and_time(rng):
 
 def test_minibatches_at_once_depend_on_the_network(rng):
     step = step_of(random_autoencoder(rng, Network((N_INPUTS, 2**16))))
-    step._feed.max_minibatches = 32  # as on a device
+    step._feed.max_minibatches = 32  # the value for a device
     assert step.n_at_once(1000) == 2**35 // (6 * N_INPUTS * 2**16) // 1000 == 12
 
 

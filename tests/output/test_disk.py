@@ -272,7 +272,7 @@ def test_a_real_limit_of_file_sizes_is_a_write_error(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_a_real_limit_of_open_files_is_a_system_limit(tmp_path: Path) -> None:
     def write() -> list[Any]:
-        lowest = os.dup(0)  # so all lower numbers are in use
+        lowest = os.dup(0)  # all lower numbers are in use
         os.close(lowest)
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, lowest))
         return failing(lambda: publish(Disk(), tmp_path / "part.h5", b"x"))

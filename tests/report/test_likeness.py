@@ -70,7 +70,7 @@ def test_change_is_relative_to_the_variation_of_each_column() -> None:
     dead = np.hstack([A, np.full((len(A), 1), 0.5)])
     found = likeness(dead, dead + 1e-4 * (np.arange(7) == 6)).change
     assert found is not None
-    assert 0 < found < 0.005  # of a constant unit
+    assert 0 < found < 0.005  # the change of a constant unit
 
 
 def test_random_features_are_dissimilar() -> None:

@@ -252,7 +252,7 @@ def test_fewer_rows_are_read_from_large_chunks(
     workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert workspace.run(out) == 0
-    monkeypatch.setattr(module, "_BYTES", 20 * 16)  # of four float32 each
+    monkeypatch.setattr(module, "_BYTES", 20 * 16)  # 20 rows of four float32
     assert verify(str(out)).rows.n_rows == 20
     monkeypatch.setattr(module, "_BYTES", 0)
     assert verify(str(out)).rows.n_rows == 8

@@ -188,10 +188,10 @@ def test_rows_stay_in_memory_if_they_fit_half_of_the_budget():
 @pytest.mark.parametrize(
     ("limit", "free", "max_rows"),
     [
-        (900 * 4096, 10**9, 900),  # the requested amount, whatever is free
+        (900 * 4096, 10**9, 900),  # the requested amount, independent of the free memory
         (0, 10**9, 0),
-        (None, 2 * 901 * 4096, 901),  # half of what is free
-        (None, 0, 2**30 // 4096),  # of a device that does not report its memory
+        (None, 2 * 901 * 4096, 901),  # half of the free memory
+        (None, 0, 2**30 // 4096),  # the device does not report its memory
         (None, 80 * 10**9, 2**32 // 4096),  # limit of 32-bit offsets into rows on a device
         (2**36, 80 * 10**9, 2**32 // 4096),
     ],

@@ -159,7 +159,7 @@ def test_encoding_continues_with_fewer_rows_if_memory_runs_out(
 
 
 def test_training_stops_if_device_memory_runs_out(shards: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
-    minibatch = undisturbed.allocations(4 * BATCH * N_INPUTS)[0]  # as float32
+    minibatch = undisturbed.allocations(4 * BATCH * N_INPUTS)[0]  # in float32
     ended = on_card(shards, oom_at=minibatch).run(tmp_path / "out")
     assert ended.code == 69
     assert ended.has_line(r"DeviceError: .*\bmemory\b.* --device-memory-budget\b.* --batch-size\b")

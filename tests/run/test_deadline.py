@@ -65,7 +65,7 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.epoch = EPOCH
         self.step = 0.0
-        self.encodings = [ENCODING]  # as measured, one after another; the last one is repeated
+        self.encodings = [ENCODING]  # successive measurements; the last one is repeated
         self.restart()
         self._monkeypatch = monkeypatch
         real_time = time.time
@@ -356,7 +356,7 @@ def test_results_with_a_deadline_differ_from_results_without(workspace: Workspac
     flags = machine.flags(3.5)
     assert workspace.run(out, *flags) == 0
     assert workspace.run(out, *MANY_EPOCHS) == 78
-    assert workspace.run(out, *machine.flags(6.5)) == 0  # of another deadline: the earlier decision is kept
+    assert workspace.run(out, *machine.flags(6.5)) == 0  # the deadline differs, but the earlier decision is kept
     assert len(training_of(out)["history"]) == 3
     assert workspace.run(out, *MANY_EPOCHS, "--overwrite") == 0
     assert len(training_of(out)["history"]) == 8

@@ -202,7 +202,7 @@ def test_a_plan_counts_the_epochs_that_fit(workspace: Workspace, out: Path) -> N
         training = next(stage for stage in planned_run.stages if stage.name == "training")
         with case(hours, training):
             assert f"of {many[1]} epochs" in training.what
-            assert training.seconds < 60  # and not for a million rows
+            assert training.seconds < 60  # the estimate is not for a million rows
             assert fits is None or training.what.startswith(f"{fits} of")
 
 

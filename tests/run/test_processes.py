@@ -98,7 +98,7 @@ def test_environment_variables_of_theano_are_logged(small: Small, tmp_path: Path
 
 def test_a_finished_run_is_recognized_within_two_seconds(victim: Victim) -> None:
     seconds = []
-    for _ in range(3):  # of processor time, and the best of three, because the machine may be busy
+    for _ in range(3):  # processor time of the fastest of three runs, because the machine may be busy
         process = victim.program.start(victim.undisturbed)
         assert process.stdout is not None
         outputs = process.stdout.read().decode()

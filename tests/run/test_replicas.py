@@ -111,7 +111,7 @@ def test_the_deadline_uses_the_speed_of_all_replicas(
 
     def epoch_seconds(training: Any) -> float:
         now = training.state
-        now.seconds = 25.0 if now.epoch == 1 else now.seconds  # so far
+        now.seconds = 25.0 if now.epoch == 1 else now.seconds  # duration of the epoch so far
         calls.append((now.epoch, now.n_done, seconds_of(training)))
         return calls[-1][-1]
 

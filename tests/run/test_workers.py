@@ -82,7 +82,7 @@ def test_local_workers_give_equal_bits_and_refuse_other_clients(small: Small, tm
 def test_processes_that_share_cores_share_the_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More readers at a time would only evict each other's rows from the caches."""
     install(monkeypatch)
-    monkeypatch.chdir(".")  # so that it is restored
+    monkeypatch.chdir(".")  # monkeypatch then restores the directory
     workspace = Workspace(tmp_path, 20)
     serving = encoding_stage.serving
     reported = list[int]()

@@ -236,7 +236,7 @@ def test_synthetic_rows_have_few_principal_components(out):
     X = synthetic(out, rows=2000)
     variances = np.linalg.eigvalsh(np.cov(X.T))[::-1]
     assert variances[:16].sum() > 0.9 * variances.sum()
-    assert variances[16:].min() > 0  # and noise, which they cannot explain
+    assert variances[16:].min() > 0  # the noise remains
 
 
 # ---- written once, always the same

@@ -303,7 +303,7 @@ class PowerLog(RecordingDisk):
         self._before = {path.relative_to(folder): _content_of(path) for path in folder.rglob("*")}
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
-        with self._one_at_a_time:  # so that calls are recorded in the order in which they were done
+        with self._one_at_a_time:  # calls are recorded in the order in which they are done
             return self._remembered(name, arguments, do)
 
     def _remembered(self, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:

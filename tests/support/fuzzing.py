@@ -33,7 +33,7 @@ from tests.support import hostile
 from tests.support.checksummed import Structure, repair, structures_of
 from tests.support.work import Work, count_work
 
-FILES = Path(__file__).parents[1] / "files"  # as other software writes them
+FILES = Path(__file__).parents[1] / "files"  # files that other software wrote
 REFUSED = ["filter-blosc2", "filter-blosc-snappy", "frames-fixed-mixed", "frames-table-mixed", "sparse-csc"]
 NO_HDF5 = ["README", "make_files"]
 SECONDS = 2.0  # processor time for one answer of the child
@@ -372,7 +372,7 @@ def structure_mutant(checksummed_files: list[tuple[bytes, list[Structure]]], rng
         _change(content, alike[rng.integers(len(alike))], rng)
     repair(content, structures)
     if rng.random() < 0.5:
-        correct_checksums(content)  # also where the header now states another length
+        correct_checksums(content)  # even if the header now states another length
     return bytes(content)
 
 
@@ -422,7 +422,7 @@ def _truncate(content: bytearray, corpus: list[bytes], rng: np.random.Generator)
     n_bytes = len(content)
     if rng.random() < 0.3:
         del content[int(rng.integers(n_bytes + 1)) :]
-        if rng.random() < 0.7:  # and pad, so that the size is right
+        if rng.random() < 0.7:  # pad the file to its original size
             content.extend(bytes(n_bytes - len(content)))
 
 

@@ -37,7 +37,7 @@ from tests.support.helpers import write_shard
 __all__ = ["Autoencoder", "Rule", "TrainingStep", "UnsyncedDisk", "Workspace", "features_of", "install"]
 
 TILE_ROWS = 4
-PART_BYTES = 4 * TILE_ROWS * 4 * 2  # so that a part has four tiles of two features
+PART_BYTES = 4 * TILE_ROWS * 4 * 2  # four tiles of two features
 
 
 class Autoencoder:
@@ -121,7 +121,7 @@ class TrainingStep:
         pass
 
     def n_at_once(self, batch_size: int) -> int:
-        return 3  # as on a device, so that no code relies on a particular value
+        return 3  # more than one, as on a device
 
     def begin(self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int) -> None:
         self._minibatches = iter([minibatches[i : i + batch_size] for i in range(0, len(minibatches), batch_size)])

@@ -17,7 +17,7 @@ struct Module {
 struct Kernel {
     std::string name;
     Module *module;
-    const size_t *sizes; // of its arguments, terminated by 0
+    const size_t *sizes; // sizes of the arguments, terminated by 0
     void (*run)(const void *launch, void **values);
 };
 
