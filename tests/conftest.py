@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.interpreters import fresh
+from tests.support.interpreters import run_python
 
 pytest_plugins = ["tests.support.session", "tests.support.audit", "tests.support.scheduling"]
 
@@ -67,14 +67,14 @@ def open_path() -> Iterator[Path]:
     path.chmod(0o755)
     yield path
     for entry in path.iterdir():
-        entry.chmod(0o755)  # so that it can be removed without root privileges
+        entry.chmod(0o755)  # otherwise it could not be removed without root privileges
     shutil.rmtree(path)
 
 
 @pytest.fixture(scope="session")
 def opencl() -> None:
     """Skip a test if OpenCL is incomplete; fail instead with REQUIRE_OPENCL=1, as in CI."""
-    missing = fresh(CAPABILITIES).facts["missing"]
+    missing = run_python(CAPABILITIES).facts["missing"]
     if missing and os.environ.get("REQUIRE_OPENCL") == "1":
         pytest.fail(f"REQUIRE_OPENCL=1, but missing on this machine: {missing}")
     if missing:

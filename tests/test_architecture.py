@@ -14,7 +14,15 @@ import pytest
 
 # Each package or module of `pipeline` may import itself, the common modules, and those listed here.
 COMMON = [
-    *("childprocess", "columns", "commandline", "errors", "formats", "processcache", "runlog", "settings", "signals"),
+    "childprocess",
+    "columns",
+    "commandline",
+    "errors",
+    "formats",
+    "processcache",
+    "runlog",
+    "settings",
+    "signals",
     "text",
 ]
 # Modules without Theano, which all of the pipeline may import.
@@ -31,12 +39,30 @@ MAY_IMPORT = {
     "training": ["shards", "scan", "cluster", "model", "device"],
     "encoding": ["hdf5", "shards", "scan", "cluster", "model", "device", "features", "output.records", "output.disk"],
     "report": [
-        *("features", "model", "output.records", "scan", "shards", "training.components", "training.verdict"),
+        "features",
+        "model",
+        "output.records",
+        "scan",
+        "shards",
+        "training.components",
+        "training.verdict",
     ],
-    # It alone commits results and shows progress; the packages above report row counts to their caller.
+    # Only this package commits results and shows progress; the packages above report row counts to their caller.
     "run": [
-        *("progress", "output", "shards", "scan", "cluster", "model", "device", "features", "training", "encoding"),
-        *("hdf5.files", "hdf5.values", "report", "watch"),
+        "progress",
+        "output",
+        "shards",
+        "scan",
+        "cluster",
+        "model",
+        "device",
+        "features",
+        "training",
+        "encoding",
+        "hdf5.files",
+        "hdf5.values",
+        "report",
+        "watch",
     ],
     "cli": ["run", "output.disk"],
     "interop": ["shards", "scan", "cluster", "model", "device", "training", "run.budget", "doctor.packages"],
@@ -44,8 +70,19 @@ MAY_IMPORT = {
     "installed": ["doctor.packages"],
     "classify": ["progress", "shards", "scan", "model", "features"],
     "commands": [
-        *("cli", "installed", "classify", "doctor", "gpu", "progress", "report", "run.plan", "scan", "shards"),
-        *("interop", "model", "output.disk"),
+        "cli",
+        "installed",
+        "classify",
+        "doctor",
+        "gpu",
+        "progress",
+        "report",
+        "run.plan",
+        "scan",
+        "shards",
+        "interop",
+        "model",
+        "output.disk",
     ],
     # setup.py installs it next to pipeline, under its own name.
     "shardpress": ["commands", "features", "interop.estimator", "model"],
@@ -55,7 +92,7 @@ ROOT = Path(__file__).parents[1]
 PIPELINE = sorted(path for ending in ("py", "pyi") for path in (ROOT / "pipeline").rglob(f"*.{ending}"))  # C has a .pyi
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
-# Largest number of AST nodes in one function. Lower it as the code gets simpler. Ruff limits parameters and branches.
+# Largest number of AST nodes in a function. Lower it if the code becomes simpler. Ruff limits parameters and branches.
 MOST_NODES = 680
 # Too slow to load for a command line with a typing error.
 HEAVY = ["theano", "pygpu", "scipy", "sklearn", "matplotlib", "distributed", "pandas", "numpy", "dask", "h5py", "tqdm"]
@@ -236,7 +273,7 @@ def test_functions_stay_small() -> None:
 @pytest.mark.process
 def test_the_command_line_imports_no_heavy_library() -> None:
     program = f"import sys, pipeline.cli; print([name for name in {HEAVY} if name in sys.modules])"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
     )
-    assert done.stdout.strip() == "[]"
+    assert result.stdout.strip() == "[]"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.support.cases import crossed, each, sampled
+from tests.support.cases import cross, each, sample
 
 
 def test_each_case_is_run_and_a_failing_case_is_named():
@@ -22,7 +22,8 @@ def test_each_case_is_run_and_a_failing_case_is_named():
 
 
 def test_only_random_generators_are_renewed_for_each_case():
-    seen, shared = [], []
+    seen = []
+    shared = []
 
     @each("n", range(3))
     def test(n, rng, shared):
@@ -43,15 +44,15 @@ def test_a_case_for_an_unknown_argument_is_refused():
 
 
 def test_a_sample_holds_the_first_and_the_last_case():
-    assert sampled(range(10), 4, all_cases=False) == [0, 3, 6, 9]
-    assert sampled(range(10), 2, all_cases=False) == [0, 9]
-    assert sampled("abc", 4, all_cases=False) == ["a", "b", "c"]
+    assert sample(range(10), 4, all_cases=False) == [0, 3, 6, 9]
+    assert sample(range(10), 2, all_cases=False) == [0, 9]
+    assert sample("abc", 4, all_cases=False) == ["a", "b", "c"]
 
 
 def test_a_sample_of_combinations_holds_each_value():
-    assert crossed([1, 2], "abc", all_cases=False) == [(1, "a"), (2, "b"), (1, "c")]
+    assert cross([1, 2], "abc", all_cases=False) == [(1, "a"), (2, "b"), (1, "c")]
 
 
 def test_all_cases_run_where_they_are_requested():
-    assert sampled(range(10), 4, all_cases=True) == list(range(10))
-    assert crossed([1, 2], "ab", all_cases=True) == [(1, "a"), (1, "b"), (2, "a"), (2, "b")]
+    assert sample(range(10), 4, all_cases=True) == list(range(10))
+    assert cross([1, 2], "ab", all_cases=True) == [(1, "a"), (1, "b"), (2, "a"), (2, "b")]

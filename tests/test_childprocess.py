@@ -75,9 +75,9 @@ STUCK = {
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("how", STUCK)
-def test_a_stuck_child_ends_with_its_parent(tmp_path: Path, how: str) -> None:
-    (tmp_path / "stuck_child.py").write_text(GRANDCHILD + STUCK[how])
+@pytest.mark.parametrize("cause", STUCK)
+def test_a_stuck_child_ends_with_its_parent(tmp_path: Path, cause: str) -> None:
+    (tmp_path / "stuck_child.py").write_text(GRANDCHILD + STUCK[cause])
     assert _is_ended_with_parent(tmp_path)
 
 

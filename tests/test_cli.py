@@ -1,4 +1,4 @@
-"""Tests of mistakes on the command line: a line that says what to do, the right exit code, never a traceback."""
+"""Tests of mistakes on the command line: a message with advice, the right exit code, and no traceback."""
 
 from __future__ import annotations
 

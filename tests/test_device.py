@@ -95,7 +95,7 @@ def test_other_errors_are_unchanged(error: BaseException) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("error", "phrase"),
     [
         (
             CompilerFailed(["g++", "-shared"], "x.cpp:1: error: odd"),
@@ -104,11 +104,11 @@ def test_other_errors_are_unchanged(error: BaseException) -> None:
         (CompileLockHeld("the compile cache is locked"), "the compile cache is locked"),
     ],
 )
-def test_the_prefix_of_theano_for_compile_errors_is_removed(error: Exception, says: str) -> None:
+def test_the_prefix_of_theano_for_compile_errors_is_removed(error: Exception, phrase: str) -> None:
     error.args = ("The following error happened while compiling the node", object(), "\n", *error.args)
     with pytest.raises(DeviceError) as caught, theanos_errors():
         raise error
-    assert mentions(str(caught.value), says)
+    assert mentions(str(caught.value), phrase)
     assert "while compiling the node" not in str(caught.value)
 
 

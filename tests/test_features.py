@@ -11,7 +11,7 @@ from pipeline.features import open_features
 from pipeline.output.lock import locked
 from tests.support.helpers import numbered, refused, write_shard
 from tests.support.logged import mentions
-from tests.support.parts import EXTRAS, feature_rows, finished, part, same
+from tests.support.parts import EXTRAS, assert_same_datasets, feature_rows, finished, part
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_opened_features_equal_the_parts_for_any_blocks(output):
         assert [part["n_rows"] for part in found.manifest["parts"]] == [3, 4]
         np.testing.assert_array_equal(found.features, feature_rows(7), err_msg=f"blocks of {block_rows}")
         np.testing.assert_array_equal(found.valid, np.arange(7) % 5 != 1)
-        same(found.extras, {"y": np.arange(7)})
+        assert_same_datasets(found.extras, {"y": np.arange(7)})
 
 
 def test_extras_missing_from_a_part_are_not_opened(output):
@@ -66,13 +66,13 @@ def test_objects_in_place_of_datasets_are_refused_by_name(output):
     path = directory / "parts/part-00001.h5"
     whole = path.read_bytes()
     spoiled = {"features": "manifest", "valid": "'valid'"}
-    for name, says in spoiled.items():
+    for name, phrase in spoiled.items():
         for thing in (None, 3.0, h5py.Empty("f4"), np.dtype("f4")):
             path.write_bytes(whole)
             with h5py.File(path, "a") as file:
                 del file[name]
                 file.create_group(name) if thing is None else file.__setitem__(name, thing)
-            with refused(65, str(path), says):
+            with refused(65, str(path), phrase):
                 pytest.fail(f"{name} is {thing!r}, and opens: {open_features(directory)}")
 
 
@@ -81,7 +81,10 @@ def test_datasets_without_a_value_for_each_row_are_not_opened(output):
     for path in (directory / "parts").iterdir():
         with h5py.File(path, "a") as file:
             file.create_group("group")
-            file["type"], file["scalar"], file["none"], file["two"] = np.dtype("f4"), 3, h5py.Empty("f4"), np.ones(2)
+            file["type"] = np.dtype("f4")
+            file["scalar"] = 3
+            file["none"] = h5py.Empty("f4")
+            file["two"] = np.ones(2)
     for path in (directory, directory / "parts/part-00000.h5"):
         assert set(open_features(path).extras) == {"y"}, path
 
@@ -91,9 +94,9 @@ def test_an_index_without_its_parts_is_refused(output, tmp_path):
     with refused(65, "part-00000.h5: ", "manifest"):
         (directory / "parts").rename(tmp_path / "elsewhere")
         open_features(directory / "index.h5")
-    alone = (directory / "index.h5").rename(tmp_path / "alone.h5")
-    with refused(65, f"file={alone}: ", "directory"):
-        open_features(alone)
+    lone_index = (directory / "index.h5").rename(tmp_path / "alone.h5")
+    with refused(65, f"file={lone_index}: ", "directory"):
+        open_features(lone_index)
 
 
 @pytest.mark.parametrize("content", ["text", "no features", "a group"])

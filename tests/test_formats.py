@@ -25,19 +25,19 @@ CONTENT = {"name": "größe \udcff\n", "rows": [0, -1, 2**70], "rate": 1e-05, "c
 SEEDS = range(30)
 
 
-def plain(rng: random.Random, depth: int = 0) -> Any:
+def random_value(rng: random.Random, depth: int = 0) -> Any:
     """Return a random value that JSON can hold."""
     makers: list[Callable[[], Any]] = [
         lambda: rng.choice([None, True, False, 0, -1, 2**63, -(2**200), 0.1, -0.0, 5e-324, 1.7e308]),
         lambda: rng.uniform(-1e9, 1e9),
         lambda: "".join(rng.choices(string.printable + "äß\u2028\U0001f600\udc80\x00\\", k=rng.randrange(9))),
-        lambda: [plain(rng, depth + 1) for _ in range(rng.randrange(4))],
-        lambda: {str(plain(rng, 9)): plain(rng, depth + 1) for _ in range(rng.randrange(4))},
+        lambda: [random_value(rng, depth + 1) for _ in range(rng.randrange(4))],
+        lambda: {str(random_value(rng, 9)): random_value(rng, depth + 1) for _ in range(rng.randrange(4))},
     ]
     return rng.choice(makers if depth < 4 else makers[:3])()
 
 
-def exactly(found: Any, expected: Any) -> bool:
+def equals_exactly(found: Any, expected: Any) -> bool:
     """Return whether values are equal and of the same type: 1, 1.0 and True differ."""
     return json.dumps(found) == json.dumps(expected)
 
@@ -48,8 +48,8 @@ def exactly(found: Any, expected: Any) -> bool:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_sealed_content_can_be_unsealed(seed: int) -> None:
     rng = random.Random(seed)
-    content = {f"key {i}": plain(rng) for i in range(5)}
-    assert exactly(unseal(FORM, seal(FORM, content)), content)
+    content = {f"key {i}": random_value(rng) for i in range(5)}
+    assert equals_exactly(unseal(FORM, seal(FORM, content)), content)
 
 
 def test_tuples_become_lists_and_keys_become_text() -> None:
@@ -63,7 +63,8 @@ def test_sealed_files_are_readable_text() -> None:
 
 
 def test_a_changed_byte_of_a_sealed_file_is_refused() -> None:
-    data, rng = seal(FORM, CONTENT), random.Random(0)
+    data = seal(FORM, CONTENT)
+    rng = random.Random(0)
     for place in range(len(data)):
         for value in {data[place] ^ 1 << bit for bit in range(8)} | set(rng.sample(range(256), 8)) - {data[place]}:
             with pytest.raises((ValueError, NewerFormat)):
@@ -80,7 +81,7 @@ def test_a_sealed_file_of_another_length_is_refused() -> None:
             unseal(FORM, data + more)
 
 
-def resealed(**content: Any) -> bytes:
+def reseal(**content: Any) -> bytes:
     """Return a file with any content and a matching digest."""
     return json.dumps({**content, "seal": fingerprint(content)}, indent=1).encode() + b"\n"
 
@@ -88,7 +89,7 @@ def resealed(**content: Any) -> bytes:
 @pytest.mark.parametrize("version", ["3", "10", "999999999"])
 def test_a_newer_version_is_refused_as_such(version: str) -> None:
     with refused(76, f"'shardpress-thing/{version}'"):
-        unseal(FORM, resealed(format=f"shardpress-thing/{version}"))
+        unseal(FORM, reseal(format=f"shardpress-thing/{version}"))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_a_newer_version_is_refused_as_such(version: str) -> None:
 )
 def test_other_formats_are_refused(form: Any) -> None:
     with pytest.raises(ValueError, match="'shardpress-thing/2'"):
-        unseal(FORM, resealed(format=form))
+        unseal(FORM, reseal(format=form))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_deep_nesting_with_a_valid_digest_is_a_value_error(depth: int) -> None:
     for _ in range(depth):
         nested = [nested]
     with pytest.raises(ValueError, match="nested"):
-        unseal(FORM, resealed(format=FORM, a=nested))
+        unseal(FORM, reseal(format=FORM, a=nested))
 
 
 def test_a_repeated_key_is_refused() -> None:
@@ -186,9 +187,9 @@ def test_packed_arrays_are_restored_bit_for_bit(seed: int) -> None:
         data = rng.bytes(int(np.prod(shape)) * np.dtype(dtype).itemsize)
         data = bytes(byte & 1 for byte in data) if dtype == "|b1" else data
         arrays[f"group/{i}"] = np.frombuffer(data, dtype=dtype).reshape(shape)
-    about = {"n": [plain(random.Random(seed))]}
+    about = {"n": [random_value(random.Random(seed))]}
     found, metadata = unpack(pack(arrays, about))
-    assert exactly(metadata, about)
+    assert equals_exactly(metadata, about)
     assert list(found) == list(arrays)
     for name, array in arrays.items():
         assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
@@ -270,7 +271,7 @@ def test_a_pickle_never_runs(tmp_path: Path) -> None:
             unpack(data)
     assert not (tmp_path / "ran").exists()
     pickle.loads(pickled)
-    assert (tmp_path / "ran").exists(), "the canary would have sung"
+    assert (tmp_path / "ran").exists(), "unpickling creates the file, so the test works"
 
 
 @pytest.mark.parametrize(
@@ -321,7 +322,7 @@ def header_of(shape: str, descr: str = "<f8") -> bytes:
 ABOUT = npz(about=np.frombuffer(b"[[], {}]", dtype=np.uint8))
 HOSTILE: dict[str, Callable[[], bytes]] = {
     "zeros compressed a thousandfold": lambda: compressed(about=np.zeros(2**27, np.uint8)),
-    "an array beyond its member": lambda: zipped(about=header_of(f"({2**40},)")),
+    "an array larger than its member": lambda: zipped(about=header_of(f"({2**40},)")),
     "an array of a negative length": lambda: zipped(about=header_of("(-1,)")),
     "a length that overflows": lambda: zipped(about=header_of(f"({2**32}, {2**32})", "|u1")),
     "a shape of many dimensions": lambda: zipped(about=header_of("(" + "1, " * 20 + ")")),

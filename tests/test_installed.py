@@ -25,8 +25,8 @@ OLDEST = (3, 6)
 
 
 def start(*command, **variables):
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment(**variables), capture_output=True, text=True)
-    return done.returncode, done.stderr
+    result = subprocess.run(command, cwd=REPOSITORY, env=environment(**variables), capture_output=True, text=True)
+    return result.returncode, result.stderr
 
 
 @pytest.mark.parametrize(
@@ -173,6 +173,6 @@ def test_too_little_address_space_is_reported_at_the_start(n_kib):
         resource.setrlimit(resource.RLIMIT_AS, (n_kib * 1024, n_kib * 1024))
 
     command = [sys.executable, "scripts/extract.py"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, preexec_fn=limit)
-    assert done.returncode == 71
-    assert mentions(done.stderr, n_kib, "ulimit -v", 368640)
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, preexec_fn=limit)
+    assert result.returncode == 71
+    assert mentions(result.stderr, n_kib, "ulimit -v", 368640)

@@ -25,7 +25,8 @@ NETWORKS = [
     Network((4, 6, 3), "relu", "linear"),
     Network((4, 6, 5, 2), "leaky-relu", "sigmoid", gain=True),
 ]
-FIRST, DEEP = NETWORKS[0], NETWORKS[-1]
+FIRST = NETWORKS[0]
+DEEP = NETWORKS[-1]
 MIDNIGHT = 1_600_000_000  # seconds since 1970, a column far from zero
 
 
@@ -51,7 +52,7 @@ def model(request):
 # -- encoding ----------------------------------------------------------------------------------------------------
 
 
-def slowly(kind, z):
+def slow_activation(kind, z):
     """Return an activation, computed with Python floats."""
     if kind == "sigmoid":
         return 1 / (1 + math.exp(-z))
@@ -62,11 +63,12 @@ def slowly(kind, z):
 def slow_layer(kind, rows, W, b):
     """Return the output of a layer, computed number by number."""
     sums = [[sum(x * float(w) for x, w in zip(row, W[:, j], strict=True)) for j in range(len(b))] for row in rows]
-    return [[slowly(kind, z + float(b[j])) for j, z in enumerate(row)] for row in sums]
+    return [[slow_activation(kind, z + float(b[j])) for j, z in enumerate(row)] for row in sums]
 
 
 def slow_encode(model, rows):
-    p, network = model.parameters, model.network
+    p = model.parameters
+    network = model.network
     found = model.scaler.transform(rows).tolist()
     for (W, b_hidden, _), kind in zip(network.layers, network.activations, strict=True):
         found = slow_layer(kind, found, p[W], p[b_hidden])
@@ -74,7 +76,8 @@ def slow_encode(model, rows):
 
 
 def slow_decode(model, features):
-    p, network = model.parameters, model.network
+    p = model.parameters
+    network = model.network
     found = features.tolist()
     if network.gain:
         found = [[(h - network.center) * float(g) for h, g in zip(row, p["gain"], strict=True)] for row in found]
@@ -127,9 +130,9 @@ def cleaning_model(network, seed=0):
 def test_encoders_impute_and_clip_equally(tmp_path):
     for network in NETWORKS:
         model, rows = cleaning_model(network)
-        tame = np.clip(np.where(np.isnan(rows), model.scaler.fill, rows), model.scaler.minimum, model.scaler.maximum)
+        cleaned = np.clip(np.where(np.isnan(rows), model.scaler.fill, rows), model.scaler.minimum, model.scaler.maximum)
         np.testing.assert_array_equal(
-            model.encode(rows), model_of(network, replace(model.scaler, fill=None)).encode(tame)
+            model.encode(rows), model_of(network, replace(model.scaler, fill=None)).encode(cleaned)
         )
         (tmp_path / "encoder.npz").write_bytes(model.to_npz())
         np.testing.assert_allclose(encoded_as_shown(tmp_path, rows), model.encode(rows), atol=1e-5)

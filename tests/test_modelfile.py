@@ -52,7 +52,7 @@ from pipeline.errors import ShardpressError
 from pipeline.model import load_model
 
 def peak():
-    with open("/proc/self/status") as status:  # not ru_maxrss, which begins with the parent's
+    with open("/proc/self/status") as status:  # ru_maxrss would begin with the value of the parent
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 load_model(sys.argv[1])
@@ -76,16 +76,16 @@ def test_hostile_models_take_little_memory(tmp_path: Path) -> None:
         folder = tmp_path / name
         folder.mkdir()
         expected[str(make(folder))] = exit_code
-    sound = write_model(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", LOADER, sound, *expected],
+    valid_model = write_model(tmp_path)
+    result = subprocess.run(
+        [sys.executable, "-c", LOADER, valid_model, *expected],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     )
-    found: dict[str, tuple[int, float]] = json.loads(done.stdout)
+    found: dict[str, tuple[int, float]] = json.loads(result.stdout)
     assert {path: code for path, (code, _) in found.items()} == expected
     # The largest description is 16 MiB, as bytes and as text; a larger one is not read at all.
     too_much = {path: n_mebibytes for path, (_, n_mebibytes) in found.items() if n_mebibytes > 64}

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.cases import case
 from tests.support.interpreters import REPOSITORY
-from tests.support.mutants import Failed, Sources, chosen, copy_remaining, main, plant_all, sample
+from tests.support.mutants import Failed, Sources, copy_remaining, main, plant_all, sample, select
 from tests.support.mutations import MUTATIONS, Mutation
 
 _HARMLESS = Mutation("harmless", "notes.txt", "one", "two", ("tests/test_cases.py",))
@@ -59,12 +59,12 @@ def test_tests_of_mutations_exist() -> None:
 def test_a_sample_has_one_mutation_of_each_package() -> None:
     packages = [mutation.package for mutation in MUTATIONS]
     assert [mutation.package for mutation in sample(100)] == list(dict.fromkeys(packages))
-    assert chosen(["3"]) == sample(3)
-    assert chosen(["all"]) == list(MUTATIONS)
-    assert chosen([MUTATIONS[-1].name]) == [MUTATIONS[-1]]
+    assert select(["3"]) == sample(3)
+    assert select(["all"]) == list(MUTATIONS)
+    assert select([MUTATIONS[-1].name]) == [MUTATIONS[-1]]
     for arguments in ([], ["no-such-mutation"]):
         with pytest.raises(SystemExit, match=MUTATIONS[0].name):
-            chosen(arguments)
+            select(arguments)
 
 
 def test_a_file_is_mutated_only_within_the_context(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_file_is_mutated_only_within_the_context(tmp_path: Path) -> None:
     sources = Sources(tmp_path)
     times = []
     for _ in range(2):
-        with sources.planted(_HARMLESS):
+        with sources.apply(_HARMLESS):
             assert path.read_text() == "two three"
             times.append(int(path.stat().st_mtime))
         assert path.read_text() == "one three"
@@ -81,7 +81,7 @@ def test_a_file_is_mutated_only_within_the_context(tmp_path: Path) -> None:
     assert len(set(times)) == len(times), "stale byte code would be used"
     for text in ("three", "one one"):
         path.write_text(text)
-        with pytest.raises(Failed, match=r"notes\.txt"), sources.planted(_HARMLESS):
+        with pytest.raises(Failed, match=r"notes\.txt"), sources.apply(_HARMLESS):
             pass
         assert path.read_text() == text
 
@@ -122,10 +122,10 @@ def test_a_mutation_that_no_test_sees_survives(capsys: pytest.CaptureFixture) ->
     """The output and the exit code report it."""
     file = "pipeline/signals.py"
     docstring = (REPOSITORY / file).read_text().splitlines()[0]
-    unseen = Mutation(
+    unnoticed = Mutation(
         "unseen", file, docstring, docstring.replace('"""', '"""Another text. ', 1), ("tests/test_cases.py",)
     )
-    assert main(["unseen"], (unseen,)) == 1
+    assert main(["unseen"], (unnoticed,)) == 1
     assert "unseen: SURVIVED" in capsys.readouterr().out
 
 

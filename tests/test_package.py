@@ -9,7 +9,7 @@ import pytest
 import pipeline
 from tests.support.interpreters import REPOSITORY
 
-LIGHT = """
+IMPORTS = """
 import os, sys
 import pipeline
 loaded = [name for name in ("typing", "importlib.metadata", "numpy", "h5py", "dask") if name in sys.modules]
@@ -24,9 +24,9 @@ print(loaded, cleaned, [name for name in ("dask", "kernels.backend") if name in 
 @pytest.mark.process
 def test_public_names_are_imported_on_demand():
     environment = {**os.environ, "HDF5_DRIVER": "core", "HDF5_PLUGIN_PATH": "/elsewhere"}
-    command = [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{LIGHT}"]  # no .pth loads more
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[] {'HDF5_PLUGIN_PRELOAD': '::'} []"
+    command = [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{IMPORTS}"]  # no .pth loads more
+    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[] {'HDF5_PLUGIN_PRELOAD': '::'} []"
 
 
 def test_other_attributes_of_the_package_do_not_exist():

@@ -40,7 +40,7 @@ def test_the_value_that_was_used_least_recently_is_dropped() -> None:
     assert (len(cache), cache.get("a"), cache.get("c")) == (2, 1, 4)
 
 
-def test_room_is_made_before_a_value() -> None:
+def test_a_value_is_dropped_before_a_new_one_is_made() -> None:
     cache = ProcessCache[str, int](max_size=1)
     cache.put("a", 1)
     assert cache.get_or_make("b", lambda: len(cache)) == 0
@@ -64,7 +64,7 @@ def test_a_key_is_new_once() -> None:
     assert len(cache) == 2
 
 
-def test_values_are_taken_out_the_last_one_first() -> None:
+def test_the_last_value_is_taken_out_first() -> None:
     cache = ProcessCache[str, int]()
     cache.put("a", 1)
     cache.put("b", 2)
@@ -88,12 +88,12 @@ def test_a_fork_finds_a_free_lock_and_the_values() -> None:
         return 2
 
     with ThreadPoolExecutor(1) as pool:
-        made = pool.submit(cache.get_or_make, "b", make)
+        future = pool.submit(cache.get_or_make, "b", make)
         is_making.wait(60)
         pid = os.fork()
         if pid == 0:
             os._exit(cache.get("a") == 1)
         is_forked.set()
         _, status = os.waitpid(pid, 0)
-        assert made.result() == 2
+        assert future.result() == 2
     assert os.waitstatus_to_exitcode(status) == 1

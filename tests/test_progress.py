@@ -25,8 +25,8 @@ def lines(caplog):
     return lambda: [record.getMessage() for record in caplog.records]
 
 
-def passed(total, seconds, **options):
-    """Count units one by one with a clock, so that all of them take this time."""
+def run_pass(total, seconds, **options):
+    """Advance a progress bar unit by unit, with a clock that takes `seconds` for all units."""
     now = [0.0]
     with Progress("scan", total, "rows", clock=lambda: now[0], **options) as progress:
         for _ in range(total - options.get("done", 0)):
@@ -34,8 +34,8 @@ def passed(total, seconds, **options):
             progress.advance()
 
 
-def test_a_log_shows_progress_and_remaining_time_at_some_shares(lines, capsys):
-    passed(1000, 1000.0)
+def test_a_log_shows_progress_and_remaining_time_repeatedly(lines, capsys):
+    run_pass(1000, 1000.0)
     found = [re.fullmatch(r"scan: (\d+)/1000 rows \((\d+) %\), .*, ([\w ]+) left", line) for line in lines()[:-1]]
     assert [each[2] for each in found] == ["1", "2", "5", *map(str, range(10, 100, 10))]
     assert [found[i][3] for i in (0, 1, 2, 3, -1)] == ["16 min", "16 min", "16 min", "15 min", "100 s"]
@@ -44,27 +44,27 @@ def test_a_log_shows_progress_and_remaining_time_at_some_shares(lines, capsys):
 
 
 def test_progress_lines_are_neither_too_frequent_nor_too_rare(lines):
-    passed(1000, 4.0)
+    run_pass(1000, 4.0)
     assert [mentions(line, "1000/1000", "4.0 s") for line in lines()] == [True], "a short pass logs only its end"
-    passed(1000, 100.0)
+    run_pass(1000, 100.0)
     assert len(lines()) == 1 + len(["5 %", *range(10, 100, 10), "the end"])
-    passed(1000, 100_000.0)
+    run_pass(1000, 100_000.0)
     assert len(lines()) >= 12 + 100_000 / 600 / 2, "no line for ten minutes"
 
 
 def test_earlier_work_does_not_count_for_rate_and_remaining_time(lines):
-    passed(1000, 1000.0, done=900, unit_bytes=10**6)
+    run_pass(1000, 1000.0, done=900, unit_bytes=10**6)
     assert mentions(lines()[-1], "1000/1000 rows", "100.0 s", "1 rows/s", "1 MB/s")
-    passed(1000, 10_000.0, done=500)
+    run_pass(1000, 10_000.0, done=500)
     assert mentions(lines()[2], "600/1000 rows", 60, "17 min", "67 min")
 
 
 def test_a_bar_is_updated_often_and_logged_to_the_file(lines, monkeypatch, caplog):
     monkeypatch.setattr(sys, "stderr", Terminal())
-    monkeypatch.setattr(tqdm, "update", lambda bar, n: drawn.append(n))
-    drawn = []
-    passed(100_000, 20.0)
-    assert 20.0 / 0.1 * 0.9 < len(drawn) <= 20.0 / 0.1 + 1
+    monkeypatch.setattr(tqdm, "update", lambda bar, n: updates.append(n))
+    updates = []
+    run_pass(100_000, 20.0)
+    assert 20.0 / 0.1 * 0.9 < len(updates) <= 20.0 / 0.1 + 1
     assert [hasattr(record, SHOWN_BY_BAR) and getattr(record, SHOWN_BY_BAR) for record in caplog.records] == [
         *[True] * (len(lines()) - 1),
         False,
@@ -74,7 +74,7 @@ def test_a_bar_is_updated_often_and_logged_to_the_file(lines, monkeypatch, caplo
 def test_a_dumb_terminal_gets_lines(lines, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("TERM", "dumb")
-    passed(10, 1.0)
+    run_pass(10, 1.0)
     assert sys.stderr.getvalue() == ""
     assert lines() == ["scan: 10/10 rows, 1.0 s"]
 
@@ -89,7 +89,7 @@ def test_the_last_line_shows_rate_and_note(lines):
 
 
 @pytest.mark.parametrize(
-    ("total", "seconds", "shown"),
+    ("total", "seconds", "expected"),
     [
         (20, 8.4, "4/20 epochs ["),
         (20, 8.4, ", 2.1 s/epoch, note]"),
@@ -97,14 +97,14 @@ def test_the_last_line_shows_rate_and_note(lines):
         (None, 8.4, "4 epochs ["),
     ],
 )
-def test_a_bar_shows_its_rate_in_its_unit(monkeypatch, caplog, total, seconds, shown):
+def test_a_bar_shows_its_rate_in_its_unit(monkeypatch, caplog, total, seconds, expected):
     caplog.set_level("INFO", "pipeline")
     now = [0.0]
     monkeypatch.setattr(sys, "stderr", Terminal())
     with Progress("training", total, "epochs", clock=lambda: now[0]) as progress:
         now[0] = seconds
         progress.advance(4, "note")
-    assert shown in sys.stderr.getvalue()
+    assert expected in sys.stderr.getvalue()
 
 
 def test_progress_without_a_total_counts_units(lines):
@@ -127,12 +127,12 @@ def test_no_final_line_is_logged_after_an_error(lines):
     assert lines() == []
 
 
-@pytest.mark.parametrize(("level", "shown"), [("INFO", True), ("WARNING", False)])
-def test_a_terminal_shows_a_bar_unless_quiet(caplog, monkeypatch, level, shown):
+@pytest.mark.parametrize(("level", "expected"), [("INFO", True), ("WARNING", False)])
+def test_a_terminal_shows_a_bar_unless_quiet(caplog, monkeypatch, level, expected):
     caplog.set_level(level, "pipeline")
     monkeypatch.setattr(sys, "stderr", Terminal())
     with Progress("scan", 5, "rows") as progress:
         progress.advance(5, "note")
-    assert ("scan: 100%" in sys.stderr.getvalue()) == shown
-    assert ("note" in sys.stderr.getvalue()) == shown
-    assert bool(caplog.records) == shown
+    assert ("scan: 100%" in sys.stderr.getvalue()) == expected
+    assert ("note" in sys.stderr.getvalue()) == expected
+    assert bool(caplog.records) == expected

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.cuda import stub
 from tests.support.helpers import write_shard
-from tests.support.interpreters import REPOSITORY, Ended, fresh
+from tests.support.interpreters import REPOSITORY, EndedProcess, run_python
 
 PAGE = (REPOSITORY / "CONTRIBUTING.md").read_text()
 RECIPES = ("Add an activation", "Add a file filter", "Add an optimizer", "Add a command")
@@ -32,7 +32,7 @@ def examples(title: str) -> list[str]:
     return [dedent(block) for block in re.findall(r" *```python\n(.*?) *```", recipe(title), re.S)]
 
 
-def put_before(path: Path, mark: str, text: str) -> None:
+def insert_before(path: Path, mark: str, text: str) -> None:
     """Insert text into a file before a mark that occurs once in it."""
     source = path.read_text()
     assert source.count(mark) == 1, (path, mark)
@@ -47,20 +47,20 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(REPOSITORY / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
 
     (activation,) = examples("Add an activation")
-    put_before(root / "kernels/activations.py", "\n_RECORDS = (", f"\n{activation}\n")
-    put_before(root / "kernels/activations.py", ")\n\nACTIVATIONS =", "    _TANH,\n")
+    insert_before(root / "kernels/activations.py", "\n_RECORDS = (", f"\n{activation}\n")
+    insert_before(root / "kernels/activations.py", ")\n\nACTIVATIONS =", "    _TANH,\n")
 
     decoder, line = examples("Add a file filter")
-    put_before(root / "pipeline/hdf5/filters/codecs.py", "\nFILTERS = {", f"\n{decoder}\n")
-    put_before(root / "pipeline/hdf5/filters/codecs.py", '}\n"""All filters', f"    {line}")
+    insert_before(root / "pipeline/hdf5/filters/codecs.py", "\nFILTERS = {", f"\n{decoder}\n")
+    insert_before(root / "pipeline/hdf5/filters/codecs.py", '}\n"""All filters', f"    {line}")
 
     (rule,) = examples("Add an optimizer")
-    put_before(root / "kernels/rules.py", "\n_RECORDS = (", f"\n{rule}\n")
-    put_before(root / "kernels/rules.py", ")\n\nRULES =", "    _ADAGRAD,\n")
+    insert_before(root / "kernels/rules.py", "\n_RECORDS = (", f"\n{rule}\n")
+    insert_before(root / "kernels/rules.py", ")\n\nRULES =", "    _ADAGRAD,\n")
 
     command, line = examples("Add a command")
     (root / "pipeline/commands/weights.py").write_text(command)
-    put_before(root / "pipeline/commands/table.py", "}\n_EXAMPLES =", f"    {line}")
+    insert_before(root / "pipeline/commands/table.py", "}\n_EXAMPLES =", f"    {line}")
     return root
 
 
@@ -70,10 +70,10 @@ def outside_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(tmp_path)
 
 
-def in_tree(tree: Path, code: str, warnings: str = "error", **variables: str | None) -> Ended:
+def in_tree(tree: Path, code: str, warnings: str = "error", **variables: str | None) -> EndedProcess:
     """Return the result of a program that uses the copy."""
     path = f"{tree}:{REPOSITORY}"  # the second entry has the helpers of tests
-    ended = fresh(code, warnings, PYTHONPATH=path, **variables)
+    ended = run_python(code, warnings, PYTHONPATH=path, **variables)
     assert ended.code == 0, ended.stderr
     return ended
 
@@ -108,7 +108,8 @@ RUN = """
     hidden = np.tanh(model.scaler.transform(rows) @ p["W_1"] + p["b_hidden_1"])
     expected = np.tanh(hidden @ p["W_2"] + p["b_hidden_2"])
     session = onnxruntime.InferenceSession(encoder_onnx(model))
-    encoder, h = np.load("out/encoder.npz"), rows
+    encoder = np.load("out/encoder.npz")
+    h = rows
     for i, name in enumerate(encoder["activations"], 1):
         h = getattr(np, name)(h @ encoder[f"W_{i}"] + encoder[f"b_{i}"])
     found = {
@@ -117,7 +118,7 @@ RUN = """
         "by ONNX": session.run(None, {"rows": rows})[0],
         "by encoder.npz": h,
     }
-    facts["errors"] = {how: float(np.abs(features - expected).max()) for how, features in found.items()}
+    facts["errors"] = {path: float(np.abs(features - expected).max()) for path, features in found.items()}
     facts["spread"] = float(expected.std(axis=0).min())
 """
 
@@ -218,8 +219,8 @@ STEPS = """
             p[name] -= 0.1 * g / np.sqrt(squares[name] + 1e-6)
 
     fuses = backend.uses_ops
-    for how in ("C code", "graph"):
-        backend.uses_ops = fuses if how == "C code" else lambda: False
+    for path in ("C code", "graph"):
+        backend.uses_ops = fuses if path == "C code" else lambda: False
         autoencoder = Autoencoder(network)
         autoencoder.set_parameters(parameters)
         step = TrainingStep(autoencoder, Rule("adagrad", 0.9), np.dtype(np.float32))
@@ -227,8 +228,8 @@ STEPS = """
             step.begin(x, None, len(x))
             step.take([0.1])
         found = autoencoder.parameters()
-        facts[how] = max(float(np.abs(found[name] - p[name]).max()) for name in p)
-        facts[f"states of the {how}"] = list(step.state())
+        facts[path] = max(float(np.abs(found[name] - p[name]).max()) for name in p)
+        facts[f"states of the {path}"] = list(step.state())
     facts["moved"] = max(float(np.abs(parameters[name] - p[name]).max()) for name in p)
 """
 
@@ -238,9 +239,9 @@ def test_a_new_optimizer_takes_steps_as_numpy_does(tree: Path) -> None:
     found = in_tree(tree, STEPS).facts
     assert found["settings"] == ["adagrad", 0.01]
     assert found["moved"] > 0.1
-    for how in ("C code", "graph"):
-        assert found[how] < 1e-5
-        assert found[f"states of the {how}"] == ["W.square", "b_hidden.square", "b_output.square"]
+    for path in ("C code", "graph"):
+        assert found[path] < 1e-5
+        assert found[f"states of the {path}"] == ["W.square", "b_hidden.square", "b_output.square"]
 
 
 # -- both on devices ---------------------------------------------------------------------------------------------

@@ -37,7 +37,8 @@ def test_earlier_lines_are_written_when_the_directory_is_known(tmp_path, run_log
 def test_the_terminal_shows_the_date_once_a_day(monkeypatch):
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
-    formatter, formatted = Dated(), []
+    formatter = Dated()
+    formatted = []
     for created in (86398, 86399, 86400, 86401, 3 * 86400):
         line = record("line")
         line.created = created
@@ -54,23 +55,23 @@ def test_the_terminal_shows_the_date_once_a_day(monkeypatch):
 def test_lines_hidden_by_a_bar_are_only_in_the_file(tmp_path, run_log, capsys):
     run_log.start(tmp_path)
     terminal = Terminal()
-    for is_behind in (True, False):
-        line = record(f"behind a bar: {is_behind}")
-        setattr(line, SHOWN_BY_BAR, is_behind)
+    for is_hidden in (True, False):
+        line = record(f"hidden by a bar: {is_hidden}")
+        setattr(line, SHOWN_BY_BAR, is_hidden)
         for handler in (run_log, terminal):
             handler.handle(line)
     assert [line.split(": ")[1] for line in lines(tmp_path)] == ["True", "False"]
-    assert capsys.readouterr().err.endswith("WARNING behind a bar: False\n")
+    assert capsys.readouterr().err.endswith("WARNING hidden by a bar: False\n")
     assert "True" not in capsys.readouterr().err
 
 
 def test_a_closed_terminal_does_not_stop_the_run(monkeypatch):
-    monkeypatch.setattr(logging, "raiseExceptions", False)  # as the command line does
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # the command line does this
 
-    def gone(file):
+    def remove(file):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(tqdm, "external_write_mode", gone)
+    monkeypatch.setattr(tqdm, "external_write_mode", remove)
     Terminal().handle(record("line"))
 
 

@@ -63,8 +63,8 @@ def test_files_named_like_our_modules_break_nothing(folder: Path) -> None:
 
 @pytest.mark.process
 def test_an_imported_module_named_like_ours_is_reported(folder: Path) -> None:
-    done = start(folder, sys.executable, "-c", "import pipeline\nimport shardpress")
-    assert done.returncode == 1
-    assert mentions(done.stderr, "ImportError", "'pipeline'", f"{folder}/pipeline.py")
-    done = start(folder, sys.executable, "-c", "import shardpress\nimport pipeline\npipeline.THEIRS")
-    assert mentions(done.stderr, "AttributeError", "'pipeline'", "'THEIRS'", "shardpress")
+    result = start(folder, sys.executable, "-c", "import pipeline\nimport shardpress")
+    assert result.returncode == 1
+    assert mentions(result.stderr, "ImportError", "'pipeline'", f"{folder}/pipeline.py")
+    result = start(folder, sys.executable, "-c", "import shardpress\nimport pipeline\npipeline.THEIRS")
+    assert mentions(result.stderr, "AttributeError", "'pipeline'", "'THEIRS'", "shardpress")

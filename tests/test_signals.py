@@ -62,7 +62,7 @@ def test_a_new_run_starts_unstopped() -> None:
         check()
 
 
-TWICE = """
+TWO_SIGNALS = """
 import os, signal
 from pipeline.signals import deferred, stoppable
 with stoppable():
@@ -76,9 +76,9 @@ with stoppable():
 
 @pytest.mark.process
 def test_a_second_signal_ends_the_process_at_once() -> None:
-    done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGINT
-    assert done.stdout == ""
+    result = subprocess.run([sys.executable, "-c", TWO_SIGNALS], capture_output=True, text=True, check=False)
+    assert result.returncode == -signal.SIGINT
+    assert result.stdout == ""
 
 
 # -- uninterruptible steps -----------------------------------------------------------------------------------------
@@ -117,7 +117,8 @@ def test_a_signal_after_deferred_work_raises_at_once(error: type[Exception] | No
 
 
 def test_deferral_in_another_thread_does_not_affect_the_main_one() -> None:
-    has_begun, over = threading.Event(), threading.Event()
+    has_begun = threading.Event()
+    over = threading.Event()
 
     def work() -> None:
         with deferred():
@@ -136,14 +137,14 @@ def test_deferral_in_another_thread_does_not_affect_the_main_one() -> None:
 
 @pytest.mark.process
 def test_a_second_signal_ends_deferred_work_at_once() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", TWICE.replace("with stoppable():", "with stoppable(), deferred():")],
+    result = subprocess.run(
+        [sys.executable, "-c", TWO_SIGNALS.replace("with stoppable():", "with stoppable(), deferred():")],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == -signal.SIGINT
-    assert done.stdout == ""
+    assert result.returncode == -signal.SIGINT
+    assert result.stdout == ""
 
 
 # -- from outside --------------------------------------------------------------------------------------------------
@@ -157,7 +158,7 @@ def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
             check()
             with pytest.raises(Stopped, match="SIGTERM"):
                 os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGHUP)  # not even now, when any other signal would end the process
+            os.kill(os.getpid(), signal.SIGHUP)  # any other signal would end the process now
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -173,8 +174,8 @@ def test_an_exit_code_without_a_signal_is_used_as_it_is(code: int) -> None:
 @pytest.mark.process
 def test_exit_handlers_run_before_a_signal_is_raised_again() -> None:
     code = "import atexit\nfrom pipeline.signals import leave\natexit.register(print, 'done', flush=True)\nleave(143)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "done\n")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (-signal.SIGTERM, "done\n")
 
 
 @pytest.mark.process
@@ -186,5 +187,5 @@ atexit.register(print, "not reached")
 atexit.register(os.kill, os.getpid(), signal.SIGINT)
 leave(143)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "")

@@ -1,4 +1,4 @@
-"""Tests of the bottleneck of a run, measured by the states of its threads, and of the end of the measurement."""
+"""Tests of the bottleneck of a run, which is derived from the states of its threads."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from tests.support.cases import each
         ({"R": 2, "D": 7}, 2, "device"),
     ],
 )
-def test_the_bound_is_the_resource_that_threads_wait_for(
+def test_the_bottleneck_is_the_resource_that_threads_wait_for(
     found: dict[str, int], n_device_calls: int, expected: str | None
 ) -> None:
     assert bottleneck(found, n_device_calls, n_cores=2) == expected
 
 
 def test_states_are_read_for_any_thread_name(tmp_path: Path) -> None:
-    own = threading.get_native_id()
-    names = {str(own): "me", "1": "python", "2": ") D (", "3": ")))"}
+    own_thread = threading.get_native_id()
+    names = {str(own_thread): "me", "1": "python", "2": ") D (", "3": ")))"}
     for (thread, name), state in zip(names.items(), "RSDR", strict=True):
         (tmp_path / thread).mkdir()
         (tmp_path / thread / "stat").write_text(f"{thread} ({name}) {state} 1 2 3\n")
@@ -46,46 +46,48 @@ def test_states_are_read_for_any_thread_name(tmp_path: Path) -> None:
 
 def test_sleeping_and_computing_threads_are_distinguished(tmp_path: Path) -> None:
     """Only these two threads are compared, since threads of other tests may come and go."""
-    over = threading.Event()
+    is_over = threading.Event()
 
     def compute() -> None:
-        while not over.is_set():
+        while not is_over.is_set():
             sum(range(1000))
 
-    threads = [threading.Thread(target=over.wait), threading.Thread(target=compute)]
+    threads = [threading.Thread(target=is_over.wait), threading.Thread(target=compute)]
     for thread in threads:
         thread.start()
         (tmp_path / str(thread.native_id)).symlink_to(f"/proc/self/task/{thread.native_id}")
-    found, give_up = thread_states(tmp_path), time.monotonic() + 60
-    while found != {"R": 1, "S": 1} and time.monotonic() < give_up:
+    found = thread_states(tmp_path)
+    deadline = time.monotonic() + 60
+    while found != {"R": 1, "S": 1} and time.monotonic() < deadline:
         found = thread_states(tmp_path)
-    over.set()
+    is_over.set()
     for thread in threads:
         thread.join()
     assert found == {"R": 1, "S": 1}
 
 
 def test_shares_cover_the_time_since_the_last_request() -> None:
-    looks = iter(["disk"] * 30 + ["device"] * 10 + [None] * 5 + ["processor"] * 9)
-    done, go_on = threading.Event(), threading.Event()
+    bottlenecks = iter(["disk"] * 30 + ["device"] * 10 + [None] * 5 + ["processor"] * 9)
+    has_looked = threading.Event()
+    may_continue = threading.Event()
     n_looks = Counter[str]()
 
-    def look() -> str | None:
+    def sample() -> str | None:
         n_looks["all"] += 1
         if n_looks["all"] == 46:
-            done.set()
-            go_on.wait()
-        found = next(looks, None)
+            has_looked.set()
+            may_continue.wait()
+        found = next(bottlenecks, None)
         if n_looks["all"] == 60:
-            done.set()
+            has_looked.set()
         return found
 
-    watch = Watch(look, interval=0.0)
-    assert done.wait(60)
+    watch = Watch(sample, interval=0.0)
+    assert has_looked.wait(60)
     assert watch.take_shares() == {"device": 0.25, "processor": 0.0, "disk": 0.75, "other": 0.0}
-    done.clear()
-    go_on.set()
-    assert done.wait(60)
+    has_looked.clear()
+    may_continue.set()
+    assert has_looked.wait(60)
     watch.stop()
     assert watch.take_shares() == {}  # nine samples are too few
 
@@ -93,13 +95,13 @@ def test_shares_cover_the_time_since_the_last_request() -> None:
 def test_a_watch_ends_with_its_context_after_an_error() -> None:
     n_threads = threading.active_count()
 
-    def fails() -> None:
+    def raise_in_context() -> None:
         with watching(lambda: 0, lambda: False):
             assert threading.active_count() == n_threads + 1
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        fails()
+        raise_in_context()
     assert threading.active_count() == n_threads
 
 
@@ -110,9 +112,9 @@ def test_nothing_is_reported_while_compiling() -> None:
         counts["times"] += 1
         return True
 
-    give_up = time.monotonic() + 60
+    deadline = time.monotonic() + 60
     with watching(lambda: 0, is_compiling, interval=0.0) as watch:
-        while counts["times"] < 100 and time.monotonic() < give_up:
+        while counts["times"] < 100 and time.monotonic() < deadline:
             time.sleep(0.001)
         assert watch.take_shares() == {}
     assert counts["times"] >= 100

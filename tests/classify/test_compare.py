@@ -50,13 +50,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name == "test":
             extras["label"] = extras["label"] + 3 * (np.arange(500) == 7)
         write_shard(folder / f"{name}.h5", x, extras=extras)
-    extracted(folder, "train.h5", "a", "--n-features", "3", "--epochs", "3")
-    extracted(folder, "test.h5", "b", "--model", str(folder / "a"))
-    extracted(folder, "test.h5", "other", "--n-features", "2", "--epochs", "1")
+    extract_features(folder, "train.h5", "a", "--n-features", "3", "--epochs", "3")
+    extract_features(folder, "test.h5", "b", "--model", str(folder / "a"))
+    extract_features(folder, "test.h5", "other", "--n-features", "2", "--epochs", "1")
     return folder
 
 
-def extracted(folder: Path, shard: str, output: str, *flags: str) -> None:
+def extract_features(folder: Path, shard: str, output: str, *flags: str) -> None:
     assert extract.main(["--input", str(folder / shard), "--output", str(folder / output), "--quiet", *flags]) == 0
 
 
@@ -79,7 +79,7 @@ def accuracies(
 # -- scikit-learn --------------------------------------------------------------------------------------------------
 
 
-def plain(x: np.ndarray, y: np.ndarray, encoded: np.ndarray) -> list[float]:
+def scikit_learn_accuracies(x: np.ndarray, y: np.ndarray, encoded: np.ndarray) -> list[float]:
     """Return the accuracies that scikit-learn alone reaches with the same rows and split."""
     is_test = held_out(classes_of([y])[1], seed=0)
     raw = MinMaxScaler().fit_transform(x)
@@ -96,13 +96,13 @@ def test_accuracies_on_bundled_sets_equal_plain_scikit_learn(
 ) -> None:
     x, y = BUNDLED[name](return_X_y=True)
     write_shard(tmp_path / "x.h5", x, extras={"y": y})
-    extracted(tmp_path, "x.h5", "out", "--epochs", "5")
+    extract_features(tmp_path, "x.h5", "out", "--epochs", "5")
     found = list(accuracies("--features", str(tmp_path / "out")).values())
-    expected = plain(x, y, open_features(tmp_path / "out").features.compute())
+    expected = scikit_learn_accuracies(x, y, open_features(tmp_path / "out").features.compute())
     assert found == pytest.approx(expected, abs=0.01)
     # Check the order, except where accuracies differ by a row or two.
-    far = np.abs(np.subtract.outer(expected, expected)) > 0.01
-    assert np.array_equal(np.less.outer(found, found)[far], np.less.outer(expected, expected)[far])
+    differs = np.abs(np.subtract.outer(expected, expected)) > 0.01
+    assert np.array_equal(np.less.outer(found, found)[differs], np.less.outer(expected, expected)[differs])
 
 
 @pytest.mark.compiler
@@ -112,9 +112,10 @@ def test_out_of_core_learning_on_sorted_classes_is_the_same(
     x, y = datasets.load_digits(return_X_y=True)
     order = np.argsort(y, kind="stable")
     write_shard(tmp_path / "x.h5", x[order], extras={"y": y[order]})
-    extracted(tmp_path, "x.h5", "out", "--epochs", "5")
+    extract_features(tmp_path, "x.h5", "out", "--epochs", "5")
     flags = ["--features", str(tmp_path / "out")]
-    inside, outside = accuracies(*flags), accuracies(*flags, "--memory-budget", "1MiB")
+    inside = accuracies(*flags)
+    outside = accuracies(*flags, "--memory-budget", "1MiB")
     assert list(inside) == list(outside)
     assert list(outside.values()) == pytest.approx(list(inside.values()), abs=0.04)
 
@@ -161,7 +162,7 @@ def test_raw_rows_are_read_with_the_orientation_of_the_run(
 ) -> None:
     with h5py.File(folder / "train.h5") as file:
         write_shard(tmp_path / "x.h5", file["X"][:].T, extras={"y": file["label"][:][None]})
-    extracted(tmp_path, "x.h5", "out", "--n-features", "3", "--epochs", "3", "--orientation", "columns")
+    extract_features(tmp_path, "x.h5", "out", "--n-features", "3", "--epochs", "3", "--orientation", "columns")
     assert min(accuracies("--features", str(tmp_path / "out")).values()) == 1
 
 
@@ -171,7 +172,7 @@ def test_rows_of_shards_without_labels_are_unlabelled(tmp_path: Path, capsys: py
     x = np.random.default_rng(0).normal(size=(60, 10)) + 6 * y[:, None]
     write_shard(tmp_path / "a.h5", x, extras={"y": y})
     write_shard(tmp_path / "b.h5", x[:7], extras={"odd": y[:3]})
-    extracted(tmp_path, "*.h5", "out", "--epochs", "3")
+    extract_features(tmp_path, "*.h5", "out", "--epochs", "3")
     capsys.readouterr()
     assert main(["--features", str(tmp_path / "out")]) == 0
     out, err = capsys.readouterr()
@@ -213,7 +214,7 @@ def test_bad_rows_are_left_out_and_counted(tmp_path: Path, capsys: pytest.Captur
     x, y = datasets.load_wine(return_X_y=True)
     x[5, 3] = np.nan
     write_shard(tmp_path / "x.h5", x, extras={"y": y})
-    extracted(tmp_path, "x.h5", "out", "--epochs", "1", "--on-bad-data", "skip")
+    extract_features(tmp_path, "x.h5", "out", "--epochs", "1", "--on-bad-data", "skip")
     assert main(["--features", str(tmp_path / "out")]) == 0
     assert "1 bad row, 0 rows" in capsys.readouterr().out
 
@@ -283,8 +284,8 @@ def test_codes_of_two_runs_are_compared_by_category(
         extras = {"k/codes": codes.astype(np.int8), "k/categories": categories, "n/codes": 1 - codes}
         extras |= {"n/categories": [0.5, 1.5] if output == "b" else [1.5, 0.5]}
         write_shard(tmp_path / f"{output}.h5", rows, extras=extras)
-        how = ["--n-features", "2", "--epochs", "2"] if output == "a" else ["--model", str(tmp_path / "a")]
-        extracted(tmp_path, f"{output}.h5", output, "--include", "k", "n", *how)
+        model_flags = ["--n-features", "2", "--epochs", "2"] if output == "a" else ["--model", str(tmp_path / "a")]
+        extract_features(tmp_path, f"{output}.h5", output, "--include", "k", "n", *model_flags)
     for labels in "kn":
         flags = ["--features", str(tmp_path / "a"), "--test", str(tmp_path / "b"), "--labels", labels]
         assert min(accuracies(*flags).values()) > 0.9
@@ -294,7 +295,7 @@ def test_codes_of_two_runs_are_compared_by_category(
 def test_changed_raw_rows_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x, y = datasets.load_wine(return_X_y=True)
     path = write_shard(tmp_path / "x.h5", x, extras={"y": y})
-    extracted(tmp_path, "x.h5", "out", "--epochs", "1")
+    extract_features(tmp_path, "x.h5", "out", "--epochs", "1")
     with h5py.File(path, "r+") as file:
         file["X"][:] = x[::-1]
     assert main(["--features", str(tmp_path / "out")]) == 65
@@ -305,26 +306,29 @@ def test_changed_raw_rows_are_refused(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_raw_rows_are_imputed_and_clipped_as_in_the_run(
     tmp_path: Path, accuracies: Callable[..., dict[str, float]]
 ) -> None:
-    rng, y = np.random.default_rng(0), np.arange(400) % 2
+    rng = np.random.default_rng(0)
+    y = np.arange(400) % 2
     x = (10 * rng.normal(size=(400, 8)) + 40 * y[:, None]).astype(np.int16)
-    x[rng.random(x.shape) < 0.1], x[::97, 2] = -999, 30000
+    x[rng.random(x.shape) < 0.1] = -999
+    x[::97, 2] = 30000
     write_shard(tmp_path / "x.h5", x, extras={"y": y})
     flags = ["--missing-value", "-999", "--impute", "median", "--clip-quantile", "0.02", "--n-features", "3"]
-    extracted(tmp_path, "x.h5", "out", "--epochs", "3", *flags)
+    extract_features(tmp_path, "x.h5", "out", "--epochs", "3", *flags)
     assert min(accuracies("--features", str(tmp_path / "out")).values()) > 0.9
 
 
 @pytest.mark.compiler
 def test_each_row_is_read_once_for_any_piece_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, model = open_features(folder / "a"), load_model(folder / "a")
+    found = open_features(folder / "a")
+    model = load_model(folder / "a")
     as_scaled = replace(model, scaler=Scaler(np.zeros(model.n_inputs), np.ones(model.n_inputs)))
-    seen: list[Any] = []
+    pieces: list[Any] = []
     for most_bytes in (1, 1000, 10**6):
         cut = cut_into_pieces(found, str(folder / "a"), NO_COLUMNS, most_bytes)
         rows = Rows(cut, model, np.zeros(500, dtype=int), np.zeros(500, dtype=bool))
         blocks = [*rows.read(np.arange(500) % 3 == 0)]
-        seen.append([np.concatenate(arrays) for arrays in zip(*blocks, strict=True)])
-        assert np.allclose(as_scaled.encode(seen[-1][2]), seen[-1][1], atol=1e-5)
-    assert np.array_equal(seen[0][0], np.arange(0, 500, 3))
-    for one in seen[1:]:
-        assert all(np.array_equal(*pair) for pair in zip(one, seen[0], strict=True))
+        pieces.append([np.concatenate(arrays) for arrays in zip(*blocks, strict=True)])
+        assert np.allclose(as_scaled.encode(pieces[-1][2]), pieces[-1][1], atol=1e-5)
+    assert np.array_equal(pieces[0][0], np.arange(0, 500, 3))
+    for one in pieces[1:]:
+        assert all(np.array_equal(*pair) for pair in zip(one, pieces[0], strict=True))

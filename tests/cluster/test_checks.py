@@ -30,7 +30,7 @@ from tests.support.clusters import Cluster, until
 from tests.support.interpreters import REPOSITORY
 from tests.support.logged import mentions
 
-HERE = "/proc/self/cwd"  # one per process: processes with different working directories see different files there
+HERE = "/proc/self/cwd"  # processes with different working directories find different files under this path
 
 
 @pytest.fixture
@@ -57,50 +57,55 @@ def at_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.process  # asks g++ for its version
 def test_equal_processes_give_equal_answers(probe: Probe) -> None:
-    first, second = describe_environment(probe), describe_environment(probe)
+    first = describe_environment(probe)
+    second = describe_environment(probe)
     assert first.written_file != second.written_file
     assert compare_environments(probe, first, second) == []
 
 
 @pytest.mark.process  # asks g++ for its version
 def test_differences_name_both_values(probe: Probe) -> None:
-    here = describe_environment(probe)
-    facts = here.facts
-    other_environment = replace(
-        here, facts={**facts, "numpy": "1.25.2", "processor": "Another One", "h5py": "not installed", "g++": "4.8"}
+    driver = describe_environment(probe)
+    facts = driver.facts
+    worker = replace(
+        driver,
+        facts={**facts, "numpy": "1.25.2", "processor": "Another One", "h5py": "not installed", "g++": "4.8"},
     )
-    changed = [name for name in facts if other_environment.facts[name] != facts[name]]
-    found = compare_environments(probe, here, other_environment)
+    changed = [name for name in facts if worker.facts[name] != facts[name]]
+    found = compare_environments(probe, driver, worker)
     assert sorted(changed) == ["g++", "h5py", "numpy", "processor"]
     for name, line in zip(changed, found, strict=True):
-        assert mentions(line, f"{name} {other_environment.facts[name]}", facts[name])
+        assert mentions(line, f"{name} {worker.facts[name]}", facts[name])
 
 
 @pytest.mark.process  # asks g++ for its version
 def test_other_files_under_the_same_paths_are_detected(probe: Probe, tmp_path: Path) -> None:
-    here, driver_file, rows = describe_environment(probe), tmp_path / probe.driver_file, tmp_path / "a.h5"
+    driver = describe_environment(probe)
+    driver_file = tmp_path / probe.driver_file
+    rows = tmp_path / "a.h5"
     for change, found in (
         (lambda: driver_file.write_text("9e02"), "9e02"),
         (lambda: driver_file.unlink(), os.strerror(errno.ENOENT)),
     ):
         change()
-        (line,) = compare_environments(probe, here, describe_environment(probe))
+        (line,) = compare_environments(probe, driver, describe_environment(probe))
         assert mentions(line, f"file={driver_file}", found, "4f1d")
     driver_file.write_text("4f1d")
     rows.write_bytes(b"others")
-    (found,) = compare_environments(probe, here, describe_environment(probe))
+    (found,) = compare_environments(probe, driver, describe_environment(probe))
     assert mentions(found, f"file={rows}", "6 bytes")
     (tmp_path / "stages").rename(tmp_path / "gone")
-    found_lines = compare_environments(probe, here, describe_environment(probe))
+    found_lines = compare_environments(probe, driver, describe_environment(probe))
     assert any(mentions(line, f"output={tmp_path}", os.strerror(errno.ENOENT)) for line in found_lines)
 
 
 @pytest.mark.process  # asks g++ for its version
 def test_files_written_by_a_worker_must_be_visible_to_the_driver(probe: Probe, tmp_path: Path) -> None:
-    here, other_environment = describe_environment(probe), describe_environment(probe)
-    (tmp_path / other_environment.written_file).unlink()
-    (words,) = compare_environments(probe, here, other_environment)
-    assert mentions(words, f"file={tmp_path / other_environment.written_file}", os.strerror(errno.ENOENT))
+    driver = describe_environment(probe)
+    worker = describe_environment(probe)
+    (tmp_path / worker.written_file).unlink()
+    (words,) = compare_environments(probe, driver, worker)
+    assert mentions(words, f"file={tmp_path / worker.written_file}", os.strerror(errno.ENOENT))
 
 
 @pytest.mark.process  # asks g++ for its version
@@ -201,30 +206,31 @@ def _client(cluster: Cluster) -> Client:
 
 @pytest.mark.process  # asks g++ for its version
 def test_an_incomplete_answer_differs(probe: Probe) -> None:
-    here = describe_environment(probe)
-    other_environment = Environment(
-        {name: message for name, message in here.facts.items() if name != "dask"}, here.written_file
+    driver = describe_environment(probe)
+    worker = Environment(
+        {name: message for name, message in driver.facts.items() if name != "dask"},
+        driver.written_file,
     )
-    (line,) = compare_environments(probe, here, other_environment)
-    assert mentions(line, "dask None", here.facts["dask"])
+    (line,) = compare_environments(probe, driver, worker)
+    assert mentions(line, "dask None", driver.facts["dask"])
 
 
 @pytest.mark.process  # asks g++ for its version
 def test_a_worker_with_a_writable_import_path_differs(
     probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = describe_environment(probe)
+    driver = describe_environment(probe)
     scratch = tmp_path / "dask-scratch-space/worker-1"
     scratch.mkdir(parents=True)
     monkeypatch.syspath_prepend(scratch)
-    assert compare_environments(probe, here, describe_environment(probe)) == []
+    assert compare_environments(probe, driver, describe_environment(probe)) == []
     assert compare_scheduler(describe_scheduler()) == []
     scratch.chmod(0o777)
-    (words,) = compare_environments(probe, here, describe_environment(probe))
+    (words,) = compare_environments(probe, driver, describe_environment(probe))
     assert mentions(words, scratch, "0777")
     (words,) = compare_scheduler(describe_scheduler())
     assert str(scratch) in words
     scratch.chmod(0o755)
     scratch.parent.chmod(0o777)
-    (words,) = compare_environments(probe, here, describe_environment(probe))
+    (words,) = compare_environments(probe, driver, describe_environment(probe))
     assert mentions(words, scratch.parent, "0777")

@@ -53,8 +53,8 @@ def test_a_signal_ends_a_wait(clock: Clock) -> None:
         wait_until(lambda: os.kill(os.getpid(), signal.SIGTERM), "nothing", 60, clock.monotonic, clock.sleep)
 
 
-class Question:
-    """A query that fails a number of times, as a query to all workers does when one of them is lost."""
+class FailingQuery:
+    """Query that fails a number of times, like a query of all workers while one of them is lost."""
 
     def __init__(self, n_failures: int) -> None:
         self.n_left = n_failures
@@ -66,17 +66,17 @@ class Question:
         raise OSError("Stream is closed")
 
 
-def test_a_lost_worker_does_not_end_a_question_to_all() -> None:
-    assert retry_if_worker_lost(Question(0), lambda: True) == "answer"
-    assert retry_if_worker_lost(Question(4), lambda: True) == "answer"
+def test_a_lost_worker_does_not_end_a_query_of_all_workers() -> None:
+    assert retry_if_worker_lost(FailingQuery(0), lambda: True) == "answer"
+    assert retry_if_worker_lost(FailingQuery(4), lambda: True) == "answer"
 
 
-def test_a_question_is_not_repeated_forever() -> None:
+def test_a_query_is_not_repeated_forever() -> None:
     with pytest.raises(OSError, match="closed"):
-        retry_if_worker_lost(Question(99), lambda: True)
+        retry_if_worker_lost(FailingQuery(99), lambda: True)
 
 
-def test_a_lost_scheduler_ends_a_question() -> None:
-    question = Question(1)
+def test_a_lost_scheduler_ends_a_query() -> None:
+    question = FailingQuery(1)
     with pytest.raises(OSError, match="closed"):
         retry_if_worker_lost(question, lambda: False)

@@ -12,18 +12,19 @@ from pipeline.cluster.device_check import WorkerDevice, check_devices
 
 
 class Answer:
-    """Future of a worker's answer; with None it never finishes. It is not finished at the first look."""
+    """Future of a worker's answer: unfinished at the first check, and forever if the answer is None."""
 
     def __init__(self, found: Any) -> None:
-        self.found, self.n_looks = found, 0
+        self.found = found
+        self.n_checks = 0
 
     @property
     def status(self) -> str:
         return "pending" if self.found is None else "error" if isinstance(self.found, Exception) else "finished"
 
     def done(self) -> bool:
-        self.n_looks += 1
-        return self.found is not None and self.n_looks > 1
+        self.n_checks += 1
+        return self.found is not None and self.n_checks > 1
 
     def result(self) -> Any:
         return self.found
@@ -36,7 +37,8 @@ class Client:
     """A client whose cached scheduler information contains only the workers of its last query: none."""
 
     def __init__(self, **answers: Any) -> None:
-        self.answers, self.present = answers, dict.fromkeys(answers)
+        self.answers = answers
+        self.present = dict.fromkeys(answers)
         self.scheduler = SimpleNamespace(identity=lambda n_workers: {"workers": {n: {"name": n} for n in self.present}})
 
     def sync(self, function: Any, **named: Any) -> Any:
@@ -53,7 +55,7 @@ class Client:
 
 
 @pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def poll_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_WAIT_INTERVAL", 0.001)
 
 
@@ -67,7 +69,7 @@ def test_answers_are_awaited_while_the_scheduler_has_the_workers() -> None:
     assert found[0].facts() == {"name": "a", "host": "host", "pid": 1, "device": "cpu"}
 
 
-class Leaves(Client):
+class ClientWithoutWorkers(Client):
     """A client whose workers leave when they receive a task."""
 
     def submit(self, *arguments: Any, **named: Any) -> Answer:
@@ -76,6 +78,6 @@ class Leaves(Client):
 
 
 def test_a_lost_or_busy_worker_is_not_awaited() -> None:
-    for client, seconds in ((Client(a=None), 0.01), (Leaves(a=None), 60.0)):
+    for client, seconds in ((Client(a=None), 0.01), (ClientWithoutWorkers(a=None), 60.0)):
         found, failed = check(client, seconds)
         assert (found, list(failed)) == ([], ["a"])

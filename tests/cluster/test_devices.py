@@ -22,16 +22,16 @@ def test_a_worker_sees_only_its_card() -> None:
 
 
 def test_cards_are_numbered_among_those_visible_to_the_driver() -> None:
-    some = {"CUDA_VISIBLE_DEVICES": "GPU-7a, 5"}
-    assert device_names(("all",), some) == ["cuda0", "cuda1"]
-    assert [worker_environment(f"cuda{i}", 1, some)["CUDA_VISIBLE_DEVICES"] for i in (0, 1)] == ["GPU-7a", "5"]
+    variables = {"CUDA_VISIBLE_DEVICES": "GPU-7a, 5"}
+    assert device_names(("all",), variables) == ["cuda0", "cuda1"]
+    assert [worker_environment(f"cuda{i}", 1, variables)["CUDA_VISIBLE_DEVICES"] for i in (0, 1)] == ["GPU-7a", "5"]
     with refused(78, "devices: cuda2", "CUDA_VISIBLE_DEVICES=GPU-7a,5"):
-        worker_environment("cuda2", 1, some)
+        worker_environment("cuda2", 1, variables)
     with refused(78, "devices: all", "CUDA"):
         device_names(("all",), {"CUDA_VISIBLE_DEVICES": ""})
 
 
-def test_all_stands_for_every_card_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_selects_every_card_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     for n_cards in (3, 0):
         found = Driver("libcuda.so.1", (12, 4), ((9, 0),) * n_cards)
         monkeypatch.setattr(devices, "find_driver", lambda found=found: found)

@@ -72,7 +72,7 @@ def break_at(i: int) -> int:
 
 
 def end_after_failure(where: tuple[str, int]) -> None:
-    """Raise an error, or wait until the other task is about to raise one, and then create a file."""
+    """Raise an error in the first task; in the other one, wait for that moment and then create a file."""
     folder, i = where
     if i:
         Path(folder, "pipe").write_text("now")
@@ -131,7 +131,8 @@ def test_arguments_are_passed_unchanged(executor: Callable[[], Executor]) -> Non
 
 
 def test_a_scan_is_equal_on_every_executor(executor: Callable[[], Executor], tmp_path: Path) -> None:
-    shards, reported = numbered_shards(tmp_path, 9, 0, 4), list[int]()
+    shards = numbered_shards(tmp_path, 9, 0, 4)
+    reported = list[int]()
     found = scan(shards, ScanSettings(2, missing=41), executor(), 2, reported.append)
     assert found.to_npz() == scanned(shards, 3, missing=41).to_npz()
     assert (found.bad_rows.tolist(), sum(reported)) == ([4], 13)
@@ -146,11 +147,11 @@ def test_results_are_ordered_and_reported_once_in_the_caller(n_threads: int) -> 
         reported: list[int] = []
         by = set[threading.Thread]()
 
-        def tell(result: int, reported: list[int] = reported, by: set[threading.Thread] = by) -> None:
+        def report(result: int, reported: list[int] = reported, by: set[threading.Thread] = by) -> None:
             reported.append(result)
             by.add(threading.current_thread())
 
-        results = run([(square, i) for i in range(n_tasks)], n_threads, tell)
+        results = run([(square, i) for i in range(n_tasks)], n_threads, report)
         assert results == [i * i for i in range(n_tasks)], f"{n_tasks} tasks"
         assert sorted(reported) == results, f"{n_tasks} tasks"
         assert by <= {threading.current_thread()}
@@ -178,14 +179,14 @@ def test_concurrent_computations_keep_their_results_apart() -> None:
     """One computation runs inside a callback of another, and a third one in another thread at the same time."""
     reported: dict[str, list[int]] = {"outer": [], "inner": [], "aside": []}
 
-    def tell(result: int) -> None:
+    def report(result: int) -> None:
         reported["outer"].append(result)
         run([(square, i) for i in (7, 8)], 2, reported["inner"].append)
 
-    aside = threading.Thread(target=lambda: run([(square, i) for i in range(50)], 2, reported["aside"].append))
-    aside.start()
-    run([(square, i) for i in range(5)], 2, tell)
-    aside.join()
+    other_thread = threading.Thread(target=lambda: run([(square, i) for i in range(50)], 2, reported["aside"].append))
+    other_thread.start()
+    run([(square, i) for i in range(5)], 2, report)
+    other_thread.join()
     assert sorted(reported["outer"]) == [i * i for i in range(5)]
     assert sorted(reported["inner"]) == sorted([49, 64] * 5)
     assert sorted(reported["aside"]) == [i * i for i in range(50)]
@@ -195,7 +196,7 @@ def test_concurrent_computations_keep_their_results_apart() -> None:
 
 
 def run_until_stopped(has_begun: threading.Event) -> None:
-    """Run until the task is told to stop."""
+    """Run until the task is stopped."""
     has_begun.set()
     while True:
         check()
@@ -225,14 +226,16 @@ def test_the_first_error_stops_the_remaining_tasks() -> None:
 
 
 def test_an_error_of_the_callback_stops_the_remaining_tasks() -> None:
-    reported, n_started, has_begun = list[int](), list[int](), threading.Event()
+    reported = list[int]()
+    n_started = list[int]()
+    has_begun = threading.Event()
 
-    def tell(result: int) -> None:
+    def report(result: int) -> None:
         reported.append(result)
         raise ValueError("full")
 
     with pytest.raises(ValueError, match="full"):
-        run([(run_until_stopped, has_begun), *((n_started.append, i) for i in range(1000))], 2, tell)
+        run([(run_until_stopped, has_begun), *((n_started.append, i) for i in range(1000))], 2, report)
     assert (len(reported), len(n_started) < 100) == (1, True)
 
 
@@ -260,30 +263,38 @@ def test_a_signal_stops_and_waits_for_running_tasks() -> None:
 def test_small_or_many_tasks_are_sent_in_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The time of a scheduler is proportional to the number of messages; and each thread should get several batches."""
+    """A scheduler needs time for each message, but each thread should get several batches."""
     with threads(2) as pool:
-        calls, submit = list[str](), pool.submit
+        calls = list[str]()
+        submit = pool.submit
         monkeypatch.setattr(pool, "submit", lambda call: calls.append(str(call)) or submit(call))
         monkeypatch.setattr(module, "_LARGE_GRAPH", 300)
-        for n_tasks, n_far, n_small, together in (
-            *((1000, 0, 99, 1), (63, 2, 99, 1), (64, 2, 99, 2), (1000, 2, 99, 16), (1000, 12, 99, 5), (200, 2, 5, 5)),
-            *((299, 2, 1, 1), (1000, 2, 1, 3), (1000, 2, 0, 3)),  # also large tasks, if there are many
+        for n_tasks, n_remote, n_small, batch in (
+            (1000, 0, 99, 1),
+            (63, 2, 99, 1),
+            (64, 2, 99, 2),
+            (1000, 2, 99, 16),
+            (1000, 12, 99, 5),
+            (200, 2, 5, 5),
+            (299, 2, 1, 1),
+            (1000, 2, 1, 3),
+            (1000, 2, 0, 3),  # large tasks are sent in batches as well if there are many
         ):
             reported = list[int]()
             calls.clear()
-            pool.n_remote_threads = n_far
+            pool.n_remote_threads = n_remote
             found = compute([(square, i) for i in range(n_tasks)], pool, 3, reported.append, n_small)
             assert found == [i * i for i in range(n_tasks)]
             assert sorted(reported) == [i * i for i in range(n_tasks)]
-            assert len(calls) == -(-n_tasks // together)
-            assert calls[0] == "; ".join(map(str, range(together)))
-            assert n_far == 0 or len(calls) >= min(n_tasks, 16 * n_far), "batches per thread"
+            assert len(calls) == -(-n_tasks // batch)
+            assert calls[0] == "; ".join(map(str, range(batch)))
+            assert n_remote == 0 or len(calls) >= min(n_tasks, 16 * n_remote), "batches per thread"
 
 
-@pytest.mark.parametrize(("n_tasks", "together"), [(1000, 3), (25, 3), (12, 2), (10, 1), (3, 1)])
-def test_many_threads_get_batches_but_at_least_a_task_each(n_tasks: int, together: int) -> None:
-    assert module.batch_size(n_tasks, 10, capacity=4) == together
-    assert -(-n_tasks // together) >= min(n_tasks, 5), "at least half of the threads have a batch"
+@pytest.mark.parametrize(("n_tasks", "batch"), [(1000, 3), (25, 3), (12, 2), (10, 1), (3, 1)])
+def test_many_threads_get_batches_but_at_least_a_task_each(n_tasks: int, batch: int) -> None:
+    assert module.batch_size(n_tasks, 10, capacity=4) == batch
+    assert -(-n_tasks // batch) >= min(n_tasks, 5), "at least half of the threads have a batch"
     assert module.batch_size(n_tasks, 10, 0, capacity=4) == 1, "with longer tasks the scheduler keeps more threads busy"
     assert module.batch_size(n_tasks, 4, capacity=4) == 1
 
@@ -293,14 +304,16 @@ def test_many_threads_get_batches_but_at_least_a_task_each(n_tasks: int, togethe
 
 def test_results_are_merged_in_order_and_reported_once() -> None:
     for n_tasks in SIZES[1:]:
-        letters, reported = [chr(ord("a") + i % 26) for i in range(n_tasks)], list[str]()
+        letters = [chr(ord("a") + i % 26) for i in range(n_tasks)]
+        reported = list[str]()
         with threads(3) as pool:
             merged = reduce([(str, letter) for letter in letters], "".join, pool, 3, reported.append)
         assert (merged, sorted(reported)) == ("".join(letters), sorted(letters))
 
 
 def test_few_results_are_held_while_merging() -> None:
-    alive, most = set(), []
+    alive = set()
+    most = []
 
     class Result:
         def __init__(self, _: object) -> None:
@@ -342,8 +355,8 @@ def test_the_environment_does_not_choose_the_executor() -> None:
     environment = {**os.environ, **{f"DASK_{name}": value for name, value in settings.items()}}
     environment["DASK_RERUN_EXCEPTIONS_LOCALLY"] = "True"
     command = [sys.executable, "-c", HOSTILE]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
-    assert done.stdout.split("\n")[:2] == [f"{[3] * 20} 60 {{'dask'}} False", "as it was"], done.stderr
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert result.stdout.split("\n")[:2] == [f"{[3] * 20} 60 {{'dask'}} False", "as it was"], result.stderr
 
 
 def test_threads_do_not_copy_arrays() -> None:

@@ -37,25 +37,25 @@ def work(i: int) -> tuple[int, object]:
 
 @contextmanager
 def cluster_of(n_workers: int) -> Iterator[Client]:
-    where = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "protocol": "tcp", "processes": False}
+    options = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "protocol": "tcp", "processes": False}
     with (
         mock.patch.dict(os.environ),  # Dask sets configuration for its workers
         quiet_dask(),
-        LocalCluster(n_workers=n_workers, threads_per_worker=2, **where) as cluster,
+        LocalCluster(n_workers=n_workers, threads_per_worker=2, **options) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
 
 
 @pytest.fixture(autouse=True)
-def at_first_nothing_has_failed() -> None:
+def clear_failure() -> None:
     HAS_FAILED.clear()
 
 
 @pytest.mark.slow
 def test_tasks_of_a_worker_that_lost_its_device_move_to_others(caplog: pytest.LogCaptureFixture) -> None:
-    with cluster_of(3) as client, ClusterPool(client, "scheduler", "tcp://127.0.0.1", [], 60.0).executor(1) as where:
-        found = compute([(work, i) for i in range(200)], *where)
+    with cluster_of(3) as client, ClusterPool(client, "scheduler", "tcp://127.0.0.1", [], 60.0).executor(1) as options:
+        found = compute([(work, i) for i in range(200)], *options)
         assert [each for each, _ in found] == [i * i for i in range(200)]
         assert {by for i, (_, by) in enumerate(found) if i > 5} == {1, 2}
         until(lambda: {entry["name"] for entry in workers_of(client).values()} == {1, 2}, "worker 0 to leave")
@@ -67,7 +67,7 @@ def test_tasks_of_a_worker_that_lost_its_device_move_to_others(caplog: pytest.Lo
 def test_a_run_without_any_worker_left_can_be_resumed() -> None:
     with (
         cluster_of(1) as client,
-        ClusterPool(client, "scheduler", "tcp://127.0.0.1", [], 0.1).executor(1) as where,
+        ClusterPool(client, "scheduler", "tcp://127.0.0.1", [], 0.1).executor(1) as options,
         refused(75, "worker"),
     ):
-        compute([(work, i) for i in range(200)], *where)
+        compute([(work, i) for i in range(200)], *options)

@@ -21,7 +21,7 @@ def test_invalid_cluster_settings_are_refused_at_once(monkeypatch: pytest.Monkey
     with refused(78, "tcp://10.0.0.7:8786"):
         check_settings(ClusterSettings(scheduler="tcp://10.0.0.7:8786"))
     file = tmp_path / "scheduler.json"
-    check_settings(ClusterSettings(scheduler_file=str(file)))  # the file may appear later
+    check_settings(ClusterSettings(scheduler_file=str(file)))  # the scheduler may write the file later
     for text, words in (
         ("{", str(file)),
         ('{"address": "tcp://10.0.0.7:8786"}', "tcp://10.0.0.7:8786"),
@@ -45,14 +45,14 @@ def test_threads_do_the_work_by_default() -> None:
 @pytest.mark.process
 def test_a_run_with_threads_does_not_import_distributed() -> None:
     program = "import sys, pipeline.run.engine; print('distributed' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
-    assert done.stdout == "False\n"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert result.stdout == "False\n"
 
 
 def test_threads_work_while_the_driver_handles_a_result() -> None:
     events = [threading.Event() for _ in range(3)]
-    seen: list[bool] = []
+    states: list[bool] = []
     with LocalPool().executor(1) as (pool, n_at_once):
         tasks = [(threading.Event.set, each) for each in events]
-        compute(tasks, pool, n_at_once, lambda _: seen.append(events[min(len(seen) + 1, 2)].wait(60)))
-    assert seen == [True] * 3
+        compute(tasks, pool, n_at_once, lambda _: states.append(events[min(len(states) + 1, 2)].wait(60)))
+    assert states == [True] * 3

@@ -27,7 +27,9 @@ class Process:
     """A process that exits when its standard input is closed."""
 
     def __init__(self) -> None:
-        self.stdin, self.pid, self.is_over = self, 0, False
+        self.stdin = self
+        self.pid = 0
+        self.is_over = False
 
     def close(self) -> None:
         self.is_over = True
@@ -43,7 +45,7 @@ def device(i: int, reason: str = "", place: str = "") -> WorkerDevice:
     return WorkerDevice(f"{i}", f"host:{i}", "a device", reason, place)
 
 
-def usable(
+def keep_usable(
     monkeypatch: pytest.MonkeyPatch,
     found: Any,
     settings: ClusterSettings,
@@ -54,15 +56,15 @@ def usable(
     monkeypatch.setattr(processes, "check_devices", lambda *_: (list(found), dict(failed)))
     present: Any = {f"{i}": Process() for i in range(len(found) + len(failed))}
     everyone = dict(present)
-    known = _keep_usable(None, present, device_names(settings.devices, {}), lambda: None, requires_device)  # type: ignore[arg-type]
+    usable_workers = _keep_usable(None, present, device_names(settings.devices, {}), lambda: None, requires_device)  # type: ignore[arg-type]
     assert {name for name, each in everyone.items() if each.is_over} == everyone.keys() - present.keys()
-    return [each["name"] for each in known], set(present)
+    return [each["name"] for each in usable_workers], set(present)
 
 
 def test_workers_with_their_devices_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [device(0, place="0000:3b:00.0"), device(1, place="0000:5e:00.0"), device(2, place="0000:3b:00.0")]
     settings = ClusterSettings(workers=3, devices=("cuda0", "cuda1"))
-    assert usable(monkeypatch, found, settings) == (["0", "1", "2"], {"0", "1", "2"}), (
+    assert keep_usable(monkeypatch, found, settings) == (["0", "1", "2"], {"0", "1", "2"}), (
         "two of them share the first card"
     )
 
@@ -71,20 +73,21 @@ def test_a_worker_on_the_card_of_another_is_dismissed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = [device(0, place="0000:3b:00.0"), device(1, place="0000:3b:00.0")]
-    assert usable(monkeypatch, found, ClusterSettings(devices=("cuda0", "cuda1"))) == (["0"], {"0"})
+    assert keep_usable(monkeypatch, found, ClusterSettings(devices=("cuda0", "cuda1"))) == (["0"], {"0"})
     assert mentions(caplog.text, "worker 1 of 2", "cuda1", "worker 0", "cuda0")
 
 
 def test_a_worker_without_device_or_answer_is_dismissed(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, settings = [device(0), device(1, reason="no driver")], ClusterSettings(workers=3)
-    assert usable(monkeypatch, found, settings, {"2": "its process gave no answer"}) == (["0"], {"0"})
+    found = [device(0), device(1, reason="no driver")]
+    settings = ClusterSettings(workers=3)
+    assert keep_usable(monkeypatch, found, settings, {"2": "its process gave no answer"}) == (["0"], {"0"})
 
 
 def test_a_run_with_too_few_workers_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     with refused(69, "1 worker of 1", ": no driver"):
-        usable(monkeypatch, [device(0, reason="no driver")], ClusterSettings(workers=1))
+        keep_usable(monkeypatch, [device(0, reason="no driver")], ClusterSettings(workers=1))
     with refused(69, "1 worker of 2", ": no driver"):
-        usable(
+        keep_usable(
             monkeypatch, [device(0), device(1, reason="no driver")], ClusterSettings(workers=2), requires_device=True
         )
 

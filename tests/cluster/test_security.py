@@ -11,14 +11,20 @@ from tests.support.cases import case
 from tests.support.helpers import refused
 
 LOOPBACK = ["tcp://127.0.0.1:8786", "tcp://localhost:8786", "tcp://[::1]:8786", "tcp://127.8.9.1:1"]
-BEYOND = ["tcp://10.0.0.7:8786", "tcp://head-node:8786", "tcp://[fe80::1]:8786", "10.0.0.7:8786", "tcp://0.0.0.0:8786"]
+OTHER_MACHINES = [
+    "tcp://10.0.0.7:8786",
+    "tcp://head-node:8786",
+    "tcp://[fe80::1]:8786",
+    "10.0.0.7:8786",
+    "tcp://0.0.0.0:8786",
+]
 
 
 def test_only_this_machine_is_allowed_without_tls() -> None:
     for address in [*LOOPBACK, "tls://10.0.0.7:8786", "tls://head-node:8786"]:
         assert check_address(address, is_insecure=False) == address
     assert check_address("127.0.0.1:8786", is_insecure=False) == "tcp://127.0.0.1:8786"
-    for address in BEYOND:
+    for address in OTHER_MACHINES:
         with case(address):
             with refused(78, "tls://", "--insecure-cluster"):
                 check_address(address, is_insecure=False)

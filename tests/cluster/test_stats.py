@@ -30,7 +30,8 @@ def merge(found: list[Made]) -> Made:
 
 @pytest.mark.process
 def test_results_count_for_the_process_that_made_them() -> None:
-    stats, found = WorkerStats(), list[Made]()
+    stats = WorkerStats()
+    found = list[Made]()
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         pool.stats = stats  # type: ignore[attr-defined]
         stats.begin("scan")
@@ -50,7 +51,7 @@ def test_results_count_for_the_process_that_made_them() -> None:
 
 
 @each(
-    "paces, facts",
+    "speeds, facts",
     [
         ([], ()),
         ([1500], ("1 worker", "1,500 rows/s")),
@@ -58,12 +59,12 @@ def test_results_count_for_the_process_that_made_them() -> None:
         ([*range(0, 1100, 100)], ("11 workers", "0 + 500 + 1,000 rows/s")),
     ],
 )
-def test_the_log_shows_the_speed_of_workers(paces: list[int], facts: tuple[str, ...]) -> None:
+def test_the_log_shows_the_speed_of_workers(speeds: list[int], facts: tuple[str, ...]) -> None:
     now = 100.0
     stats = WorkerStats(clock=lambda: now)
     stats.begin("scan")
-    for i, pace in enumerate(paces):
-        stats.add(f"node:{i}", Made("", 2 * pace))
+    for i, speed in enumerate(speeds):
+        stats.add(f"node:{i}", Made("", 2 * speed))
     now += 2
     assert mentions(str(stats), *facts)
     assert (str(stats) == "") == (not facts)

@@ -32,13 +32,13 @@ class FakeFuture:
 
     def __init__(self) -> None:
         self.future: Future[Any] = Future()
-        self.is_there = False  # the result exists but cannot be fetched
+        self.has_result = False  # if True, the result exists but cannot be fetched
 
     @property
     def status(self) -> str:
         if self.future.cancelled():
             return "cancelled"
-        return "error" if self.future.exception() and not self.is_there else "finished"
+        return "error" if self.future.exception() and not self.has_result else "finished"
 
     async def result(self) -> Any:
         return self.future.result()  # in a thread of its own
@@ -48,7 +48,9 @@ class Client:
     """A client of a scheduler whose workers do nothing on their own."""
 
     def __init__(self, n_workers: int = 1) -> None:
-        self.status, self.n_workers, self.taken_back = "running", n_workers, False
+        self.status = "running"
+        self.n_workers = n_workers
+        self.taken_back = False
         self.loop = self  # runs each call in a thread of its own
         self.scheduler = self
 
@@ -85,21 +87,21 @@ def run(client: Any, n: int = 3, patience: float = 60.0) -> Any:
 def test_a_scheduler_lost_without_an_answer_can_be_retried() -> None:
     """A run whose scheduler was killed between two rounds used to end with a KeyError (exit code 70)."""
 
-    class Silent(Client):
+    class SilentClient(Client):
         def scheduler_info(self, n_workers: int) -> dict[str, int]:
             self.status = "closed"
             return {}
 
     with refused(75, "scheduler"):
-        run(Silent())
+        run(SilentClient())
 
 
 def test_results_and_errors_are_passed_unchanged() -> None:
-    class Works(Client):
+    class ComputingClient(Client):
         def work(self, future: Future[Any], function: Any) -> None:
             future.set_result(function())
 
-    class Breaks(Client):
+    class FailingClient(Client):
         def __init__(self, error: Exception) -> None:
             super().__init__()
             self.error = error
@@ -107,46 +109,46 @@ def test_results_and_errors_are_passed_unchanged() -> None:
         def work(self, future: Future[Any], function: Any) -> None:
             future.set_exception(self.error)
 
-    assert run(Works(), 40) == list(range(40))
-    breaks = Breaks(DataError("bad"))
+    assert run(ComputingClient(), 40) == list(range(40))
+    breaks = FailingClient(DataError("bad"))
     with refused(65, "bad"):
         run(breaks)
     assert breaks.taken_back
     with pytest.raises(ConnectionResetError):  # a connection of the task itself, for example to a file server
-        run(Breaks(ConnectionResetError()))
+        run(FailingClient(ConnectionResetError()))
 
 
 def test_a_task_that_kills_its_workers_is_named() -> None:
-    class Dies(Client):
+    class DyingWorkers(Client):
         def work(self, future: Future[Any], function: Any) -> None:
             if str(function) == "-1":
                 last: Any = SimpleNamespace(address="tls://10.0.0.8:1")
                 future.set_exception(KilledWorker(("task-1", 3), last, allowed_failures=2))
 
     with refused(71, "-1: ", "3 workers", "tls://10.0.0.8:1"):
-        run(Dies())
+        run(DyingWorkers())
 
 
-def test_a_lost_scheduler_ends_the_run_for_now() -> None:
-    class Loses(Client):
+def test_a_lost_scheduler_ends_the_run_which_can_be_resumed() -> None:
+    class LosingScheduler(Client):
         def work(self, future: Future[Any], function: Any) -> None:
             self.status = "connecting"
-            future.cancel()  # as the client does
+            future.cancel()  # Dask's client does this
 
     with refused(75, "scheduler"):
-        run(Loses())
+        run(LosingScheduler())
 
-    class LosesResults(Client):
-        def submit(self, *called: Any, key: object) -> FakeFuture:
-            pending = super().submit(*called, key=key)
-            pending.is_there = True
+    class LosingResults(Client):
+        def submit(self, *arguments: Any, key: object) -> FakeFuture:
+            pending = super().submit(*arguments, key=key)
+            pending.has_result = True
             return pending
 
         def work(self, future: Future[Any], function: Any) -> None:
             future.set_exception(CommClosedError("in <TCP (closed) ConnectionPool.gather>: Connection reset by peer"))
 
     with refused(75, "scheduler"):
-        run(LosesResults())
+        run(LosingResults())
     silent = Client()
     silent.status = "closed"  # without notifying any process
     with refused(75, "scheduler"):
@@ -163,13 +165,13 @@ def test_a_run_without_workers_waits_for_a_limited_time(
 
 
 def test_a_signal_ends_a_run_that_waits_for_workers() -> None:
-    class Tells(Client):
+    class InterruptedClient(Client):
         def scheduler_info(self, n_workers: int) -> dict[str, int]:
             if threading.current_thread() is not threading.main_thread():  # the thread that polls while the run waits
                 os.kill(os.getpid(), signal.SIGTERM)
             return {"n_workers": 0, "total_threads": 0}
 
-    client = Tells()
+    client = InterruptedClient()
     with stoppable(), pytest.raises(Stopped):
         run(client)
     assert client.taken_back
@@ -181,7 +183,7 @@ def test_a_result_counts_even_if_its_worker_dies(monkeypatch: pytest.MonkeyPatch
 
     async def lose(self: DaskFuture, raiseit: bool = True) -> Any:
         found = await result(self, raiseit)
-        self._state.lose()  # what the scheduler makes the client do
+        self._state.lose()  # the scheduler makes the client do this
         return found
 
     monkeypatch.setattr(DaskFuture, "_result", lose)
@@ -194,7 +196,7 @@ def test_a_result_counts_even_if_its_worker_dies(monkeypatch: pytest.MonkeyPatch
         assert run(client) == [0, 1, 2]
 
 
-class Silent(Client):
+class SilentClient(Client):
     """A client of a scheduler that receives queries and never answers, as if it were stopped."""
 
     def __init__(self) -> None:
@@ -215,7 +217,7 @@ class Silent(Client):
 
 
 def test_a_scheduler_that_does_not_answer_counts_as_lost(caplog: pytest.LogCaptureFixture) -> None:
-    client: Any = Silent()
+    client: Any = SilentClient()
     with connection.disconnect_if_silent(client, interval=0.01, max_silence=0.05), refused(75, "scheduler"):
         run(client)
     assert client.is_given_up.is_set()
@@ -223,10 +225,10 @@ def test_a_scheduler_that_does_not_answer_counts_as_lost(caplog: pytest.LogCaptu
 
 
 def test_a_signal_ends_a_run_whose_scheduler_does_not_answer() -> None:
-    class Tells(Silent):
+    class InterruptedClient(SilentClient):
         def work(self, future: Future[Any], function: Any) -> None:
             if str(function) == "0":  # a second signal would end the process
                 os.kill(os.getpid(), signal.SIGTERM)
 
     with stoppable(), pytest.raises(Stopped):
-        run(Tells())
+        run(InterruptedClient())

@@ -28,33 +28,33 @@ def script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     return path
 
 
-def completed(script: Path, *words: str) -> list[str]:
+def complete(script: Path, *words: str) -> list[str]:
     """Return bash's completions of the last word, in a shell that cannot start any program."""
     command = [shutil.which("bash") or "bash", "--norc", "-c", PROGRAM, "bash", script, "shardpress", *words]
     env = {"PATH": "/nonexistent"}
-    done = subprocess.run(command, cwd=script.parent, env=env, capture_output=True, text=True, check=True)
-    assert done.stderr == ""
-    return done.stdout.split()
+    result = subprocess.run(command, cwd=script.parent, env=env, capture_output=True, text=True, check=True)
+    assert result.stderr == ""
+    return result.stdout.split()
 
 
 @pytest.mark.process
 def test_completion_starts_no_program(script: Path) -> None:
     (script.parent / "shards").mkdir()
-    assert set(COMMANDS) <= set(completed(script, ""))
-    assert completed(script, "classi") == ["classify"]
-    assert completed(script, "run", "--max-bad") == ["--max-bad-rows", "--max-bad-shards"]
-    assert completed(script, "run", "--dry") == ["--dry-run"]
-    assert completed(script, "run", "--on-bad-data", "") == ["raise", "skip", "quarantine"]
-    assert set(completed(script, "run", "--input", "sha")) == {"shards", "shardpress.bash"}
-    assert completed(script, "run", "--output", "sha") == ["shards"], "only folders"
-    assert completed(script, "completion", "") == ["bash", "zsh", "fish"]
+    assert set(COMMANDS) <= set(complete(script, ""))
+    assert complete(script, "classi") == ["classify"]
+    assert complete(script, "run", "--max-bad") == ["--max-bad-rows", "--max-bad-shards"]
+    assert complete(script, "run", "--dry") == ["--dry-run"]
+    assert complete(script, "run", "--on-bad-data", "") == ["raise", "skip", "quarantine"]
+    assert set(complete(script, "run", "--input", "sha")) == {"shards", "shardpress.bash"}
+    assert complete(script, "run", "--output", "sha") == ["shards"], "only folders"
+    assert complete(script, "completion", "") == ["bash", "zsh", "fish"]
 
 
 def test_every_setting_is_completed_in_every_shell(capsys: pytest.CaptureFixture[str]) -> None:
     for shell, sign in (("zsh", "#compdef shardpress"), ("fish", "complete -c shardpress")):
         assert main(["completion", shell]) == 0
-        printed = capsys.readouterr().out
-        assert sign in printed
+        output = capsys.readouterr().out
+        assert sign in output
         dashes = "--" if shell == "zsh" else "-l "
         flags = [dashes + name.replace("_", "-") for name in Config().flat()]
-        assert [flag for flag in flags if not re.search(rf"{flag}\b", printed)] == []
+        assert [flag for flag in flags if not re.search(rf"{flag}\b", output)] == []

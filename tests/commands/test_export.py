@@ -19,7 +19,8 @@ from tests.support.logged import mentions
 @pytest.fixture
 def model(tmp_path: Path) -> Model:
     """Return a model whose file is in an output directory."""
-    network, rng = Network((5, 2)), np.random.default_rng(0)
+    network = Network((5, 2))
+    rng = np.random.default_rng(0)
     parameters = {name: rng.normal(size=shape).astype(np.float32) for name, shape in network.shapes.items()}
     found = Model(Scaler(np.zeros(5), np.full(5, 3.0)), network, parameters)
     (tmp_path / "features").mkdir()

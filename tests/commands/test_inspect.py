@@ -18,7 +18,8 @@ pytestmark = pytest.mark.process
 
 def test_the_page_and_the_json_have_equal_facts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = np.arange(60, dtype=np.float64).reshape(20, 3)
-    rows[:, 1], rows[4, 2] = 5, np.nan
+    rows[:, 1] = 5
+    rows[4, 2] = np.nan
     write_shard(tmp_path / "a.h5", rows, extras={"y": np.arange(20), "w": np.arange(7)})
     assert main(["inspect", str(tmp_path)]) == 0
     page = capsys.readouterr().out

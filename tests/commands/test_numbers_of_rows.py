@@ -9,6 +9,6 @@ from pipeline.commands.table import main
 
 @pytest.mark.parametrize("command", [["verify", "x"], ["compare", "x", "x"]], ids=lambda command: command[0])
 def test_invalid_numbers_of_rows_are_refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    for given in ("0", "-5", "many", "1.5", "", "²", "9" * 30):
-        assert main([*command, f"--rows={given}"]) == 64
-        assert f"--rows: {given!r}, " in capsys.readouterr().err
+    for number in ("0", "-5", "many", "1.5", "", "²", "9" * 30):
+        assert main([*command, f"--rows={number}"]) == 64
+        assert f"--rows: {number!r}, " in capsys.readouterr().err

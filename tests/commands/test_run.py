@@ -26,11 +26,11 @@ main(sys.argv[1:])
 
 
 def first_output(folder: Path, *flags: str) -> list[str]:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", PROGRAM, "run", *flags], cwd=folder, env=environment(), capture_output=True, text=True
     )
-    assert done.stdout == ""
-    return [line.partition(" INFO ")[2] or line for line in done.stderr.splitlines()]
+    assert result.stdout == ""
+    return [line.partition(" INFO ")[2] or line for line in result.stderr.splitlines()]
 
 
 @pytest.mark.process
@@ -56,8 +56,8 @@ def test_a_run_writes_only_to_its_output_and_cache(tmp_path: Path) -> None:
     before = set(tmp_path.rglob("*"))
     command = [Path(sys.executable).parent / "shardpress", "run", "--epochs", "1"]
     env = environment(HOME=tmp_path / "home", TMPDIR=tmp_path / "temporary", PYTHONPATH=None)
-    done = subprocess.run(command, cwd=tmp_path / "here", env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert mentions(done.stdout, 40, 4, 2, "features/index.h5")
+    result = subprocess.run(command, cwd=tmp_path / "here", env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert mentions(result.stdout, 40, 4, 2, "features/index.h5")
     output = tmp_path / "here/features"
     assert {path for path in tmp_path.rglob("*") if not path.is_relative_to(output)} == before

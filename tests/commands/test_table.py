@@ -31,7 +31,7 @@ def test_each_help_page_starts_with_a_summary_and_examples(name: str, capsys: py
         main([name, "--help"])
     assert ended.value.code == 0
     first, *others = capsys.readouterr().out.splitlines()
-    assert first[0].isupper(), "no usage, which would fill a screen for `run`"
+    assert first[0].isupper(), "no list of all options, which would fill a screen for `run`"
     assert any(line.startswith(f"    shardpress {name}") for line in others[:6])
 
 
@@ -43,5 +43,5 @@ def test_an_unknown_command_is_refused_with_a_suggestion(capsys: pytest.CaptureF
 @pytest.mark.process
 def test_the_help_page_does_not_import_numpy() -> None:
     program = "import sys; from pipeline.commands.table import main; main(['--help']); print('numpy' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
-    assert done.stdout.endswith("False\n")
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert result.stdout.endswith("False\n")

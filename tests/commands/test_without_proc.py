@@ -25,9 +25,9 @@ def test_commands_without_proc_end_with_an_error(tmp_path: Path, command: str) -
     write_shard(tmp_path / "a.h5", numbered(4))
     arguments = [command, *([] if command == "inspect" else ["--input"]), str(tmp_path / "a.h5")]
     program = [*isolated, sys.executable, "-m", "shardpress", *arguments]
-    done = subprocess.run(program, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 71
-    (line,) = done.stderr.splitlines()
+    result = subprocess.run(program, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False)
+    assert result.returncode == 71
+    (line,) = result.stderr.splitlines()
     assert line.startswith("SystemLimit: /proc ")
 
 

@@ -29,7 +29,7 @@ COVERED = [
 
 
 @cache
-def listed():
+def fault_tests():
     """Return the tests of each fault in the list, as ``file.py::test_...``."""
     items = re.findall(r"^- ([A-Z][0-9]+): .+\n((?:  .+\n)*)", PAGE.read_text(), re.MULTILINE)
     assert len(dict(items)) == len(items), "a fault occurs twice"
@@ -55,16 +55,16 @@ def names_in(file):
 
 @each("fault", COVERED)
 def test_fault_has_a_test(fault):
-    assert listed().get(fault)
+    assert fault_tests().get(fault)
 
 
 def test_list_has_known_faults_only():
-    assert list(listed()) == COVERED
+    assert list(fault_tests()) == COVERED
 
 
 @each("fault", COVERED)
 def test_listed_tests_exist_and_occur_once_per_fault(fault):
-    tests = listed()[fault]
+    tests = fault_tests()[fault]
     missing = [name for name in tests if name.partition("::")[2] not in names_in(name.partition("::")[0])]
     assert missing == []
     assert len(set(tests)) == len(tests)

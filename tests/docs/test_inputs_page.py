@@ -69,14 +69,14 @@ def images():
         Image.fromarray(np.full((5, 7), 50 * i, "u1")).save(f"photos/{i}.png")
 
 
-GIVEN = {
+INPUTS = {
     "pandas": [lambda: {"frame": Frame(), "labels": Column()}],
     "AnnData": [lambda: {"adata": Cells(scipy.sparse.csr_matrix)}, lambda: {"adata": Cells(np.asarray)}],
     "xarray": [lambda: {"array": Array()}],
     "Images": [images],
     "NumPy": [lambda: np.save("rows.npy", ROWS)],
 }
-WRITTEN = {
+EXPECTED = {
     "pandas": (ROWS, {"y": NAMES}),
     "AnnData": (ROWS[:, ::2], {"y": NAMES}),
     "xarray": (ROWS, {"time": [0, 1, 2, 3]}),
@@ -86,16 +86,16 @@ WRITTEN = {
 
 
 def test_every_recipe_is_tested():
-    assert list(RECIPES) == list(GIVEN) == list(WRITTEN)
+    assert list(RECIPES) == list(INPUTS) == list(EXPECTED)
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(("name", "given"), [(name, given) for name, all_of in GIVEN.items() for given in all_of])
+@pytest.mark.parametrize(("name", "given"), [(name, given) for name, choices in INPUTS.items() for given in choices])
 def test_recipes_write_shards_with_labels_and_names(tmp_path, monkeypatch, name, given):
     monkeypatch.chdir(tmp_path)
     exec(RECIPES[name], given() or {})
     (shard,) = open_shards(["shards" if Path("shards").exists() else "shard.h5"])
-    rows, extras = WRITTEN[name]
+    rows, extras = EXPECTED[name]
     np.testing.assert_array_equal(read(Block(shard, 0, 4)), rows)
     found = read_extras(Block(shard, 0, 4))
     values = {key: [each.decode() if isinstance(each, bytes) else each for each in found[key]] for key in found}

@@ -17,9 +17,10 @@ def test_sample_run_writes_to_its_own_directory(tmp_path, name):
         (tmp_path / "data" / shard).parent.mkdir(exist_ok=True)
         (tmp_path / "data" / shard).touch()
     command = ["make", "-s", "-f", MAKEFILE, "-o", "setup", "run", "PYTHON_OF_VENV=echo"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    shards, out = f"data/{name}-train-0.h5 data/{name}-train-1.h5", f"sample/{name}/features"
-    assert done.stdout.splitlines() == [
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    shards = f"data/{name}-train-0.h5 data/{name}-train-1.h5"
+    out = f"sample/{name}/features"
+    assert result.stdout.splitlines() == [
         "scripts/make_data.py",
         f"scripts/extract.py --overwrite --input {shards} --output {out}",
         f"scripts/extract.py --quiet --overwrite --model {out} --input data/{name}-test --output {out}-test",
@@ -32,5 +33,5 @@ def test_failed_sample_run_stops(tmp_path):
     (tmp_path / "python").write_text("#!/bin/sh\necho $1\ntest $1 != scripts/extract.py\n")
     (tmp_path / "python").chmod(0o755)
     command = ["make", "-s", "-f", MAKEFILE, "-o", "setup", "run", f"PYTHON_OF_VENV={tmp_path}/python"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout.split()) == (2, ["scripts/make_data.py", "scripts/extract.py"])
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout.split()) == (2, ["scripts/make_data.py", "scripts/extract.py"])

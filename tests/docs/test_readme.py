@@ -34,8 +34,7 @@ PAGE = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"(?:^    \S.*\n)+", re.sub(r"^```.*?^```$", "", PAGE, flags=re.M | re.S), re.M)
 EPOCHS: dict[str, str | None] = {} if ALL_CASES else {"SHARDPRESS_EPOCHS": "4"}
 PYTHON = re.findall(r"^```python\n(.*?)```$", PAGE, re.M | re.S)
-# Where tests run, the project is already set up. The test suite, which cannot run inside itself, is reduced to one
-# file.
+# The project is already set up here. The test suite cannot run inside itself, so it is replaced by one of its files.
 MAKE = """#!/bin/sh
 export PYTEST_ADDOPTS="-p no:cacheprovider tests/test_errors.py"
 exec {make} --file=Makefile --old-file=setup --old-file=.venv-readers/.complete PYTHON_OF_VENV={python} "$@"
@@ -85,9 +84,9 @@ def run_commands(folder: Path, block: str) -> str:
     program = "\n".join(line.strip().split("  ")[0] for line in block.splitlines())
     path = f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = environment(PATH=path, **EPOCHS)
-    done = subprocess.run(["sh", "-ec", program], cwd=folder, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, program + done.stdout + done.stderr
-    return done.stdout + done.stderr
+    result = subprocess.run(["sh", "-ec", program], cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, program + result.stdout + result.stderr
+    return result.stdout + result.stderr
 
 
 def test_commands_of_the_readme_run(checkout: Checkout) -> None:
@@ -100,12 +99,12 @@ def test_commands_of_the_readme_run(checkout: Checkout) -> None:
 
 
 def test_python_of_the_readme_runs(checkout: Checkout) -> None:
-    example = PYTHON[0]  # the test of the other one is next to the tests of the model
+    example = PYTHON[0]  # tests/test_model.py has the test of the other example
     program = f"{example}\nprint(output.features.shape, len(output.extras['y'].compute()))"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-W", "error", "-c", program], cwd=checkout.folder, capture_output=True, text=True, check=True
     )
-    assert done.stdout == "(600, 6) 600\n"
+    assert result.stdout == "(600, 6) 600\n"
 
 
 def test_links_of_the_readme_exist() -> None:
@@ -117,7 +116,8 @@ def test_links_of_the_readme_exist() -> None:
 
 def test_unseen_rows_are_reconstructed_well(checkout: Checkout) -> None:
     features = checkout.sample("features")
-    model, shards = load_model(features), open_shards([str(checkout.folder / "data/fashion-mnist-test")])
+    model = load_model(features)
+    shards = open_shards([str(checkout.folder / "data/fashion-mnist-test")])
     rows = np.concatenate([read(block) for block in blocks(shards, 10_000)])
     x = model.scaler.transform(rows)
     y = model.decode(model.encode(rows))

@@ -29,20 +29,20 @@ def commands(program: str) -> list[list[str]]:
 
 
 def test_flags_are_options_of_their_programs() -> None:
-    for program, known in OPTIONS.items():
+    for program, options in OPTIONS.items():
         found = commands(program)
         assert len(found) >= 2, program
         for words in found:
             with case(program, words):
                 assert words
-                assert set(words) <= known
+                assert set(words) <= options
     arguments = re.search(r"worker_extra_args=\[(.*?)\]", PAGE)
     assert arguments
     assert set(re.findall(r'"(--[\w-]+)"', arguments[1])) <= OPTIONS["dask worker"]
 
 
 def test_started_programs_show_no_page_on_the_network() -> None:
-    """Unless told otherwise, each of Dask's programs opens an HTTP port on every interface."""
+    """Each program of Dask opens an HTTP port on every interface by default."""
     for program in ("dask scheduler", "dask worker"):
         for words in commands(program):
             assert "--dashboard-address" in words, (program, words)

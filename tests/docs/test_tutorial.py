@@ -28,14 +28,14 @@ def test_blocks_of_the_tutorial_run_in_order(
         if kind == "python":
             exec(block, names)
         else:
-            done = subprocess.run(
+            result = subprocess.run(
                 ["sh", "-ec", block], env=environment(PATH=path), capture_output=True, text=True, check=False
             )
-            assert done.returncode == 0, done.stderr
-            output += done.stdout + done.stderr
+            assert result.returncode == 0, result.stderr
+            output += result.stdout + result.stderr
     error, components = map(float, re.findall(r"error ([\d.]+).*\(8 principal components: ([\d.]+)", output)[0])
     assert error < 0.7 * components
-    printed = capsys.readouterr().out
-    accuracy = {kind: float(value) for kind, value in re.findall(r"8 (\w+): +([\d.]+)", printed)}
+    search_output = capsys.readouterr().out
+    accuracy = {kind: float(value) for kind, value in re.findall(r"8 (\w+): +([\d.]+)", search_output)}
     assert accuracy["features"] > accuracy["components"]
-    assert float(printed.split()[-1]) > accuracy["components"]  # the search itself
+    assert float(search_output.split()[-1]) > accuracy["components"]  # the search itself

@@ -26,14 +26,15 @@ from tests.support.parts import feature_rows, finished
 
 PAGE = (REPOSITORY / "docs/using.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
-ROWS, Y = feature_rows(7), np.arange(7)
+ROWS = feature_rows(7)
+Y = np.arange(7)
 
 
 def python_of(section: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", SECTIONS[section], re.M | re.S)
 
 
-# -- PyTorch: if it is not installed (it needs a gigabyte), a replacement with the same requirements on arrays --------
+# -- a replacement of PyTorch, for machines without it, with the same requirements on arrays -------------------------
 
 
 def from_numpy(array: Any) -> np.ndarray:
@@ -62,7 +63,8 @@ class DataLoader:
     """Replaces PyTorch's loader: it calls a dataset for its length and single rows by number, and stacks the rows."""
 
     def __init__(self, dataset: Any, batch_size: int) -> None:
-        self.dataset, self.batch_size = dataset, batch_size
+        self.dataset = dataset
+        self.batch_size = batch_size
 
     def __iter__(self) -> Any:
         assert not hasattr(self.dataset, "__getitems__")  # PyTorch would prefer this method
@@ -82,26 +84,28 @@ def torch() -> Any:
 # -- one test per line ------------------------------------------------------------------------------------------------
 
 
-def same(found: Any, expected: Any) -> None:
+def assert_same(found: Any, expected: Any) -> None:
     np.testing.assert_array_equal(np.asarray(found), expected)
 
 
 def frame(found: pd.DataFrame) -> None:
-    same(found[["feature0", "feature1"]], ROWS)
+    assert_same(found[["feature0", "feature1"]], ROWS)
 
 
 CHECKS = {
-    "NumPy": lambda found: same(found, ROWS),
-    "Dask, out of core": lambda found: same(found, ROWS.mean(axis=0)),
-    "scikit-learn": lambda found: same(found.classes_, Y),
-    "pandas": lambda found: (frame(found), same(found["y"], Y)),
-    "Polars": lambda found: (same(found["features"].to_numpy(), ROWS), same(found["y"], Y)),
-    "PyTorch": lambda found: [(same(found[i][0], ROWS[i]), same(found[i][1], i)) for i in range(len(found))],
-    "PyTorch, out of core": lambda found: same(next(iter(found)), ROWS),
-    "Arrow": lambda found: (same(found["features"].to_pylist(), ROWS), same(found["y"], Y)),
+    "NumPy": lambda found: assert_same(found, ROWS),
+    "Dask, out of core": lambda found: assert_same(found, ROWS.mean(axis=0)),
+    "scikit-learn": lambda found: assert_same(found.classes_, Y),
+    "pandas": lambda found: (frame(found), assert_same(found["y"], Y)),
+    "Polars": lambda found: (assert_same(found["features"].to_numpy(), ROWS), assert_same(found["y"], Y)),
+    "PyTorch": lambda found: [
+        (assert_same(found[i][0], ROWS[i]), assert_same(found[i][1], i)) for i in range(len(found))
+    ],
+    "PyTorch, out of core": lambda found: assert_same(next(iter(found)), ROWS),
+    "Arrow": lambda found: (assert_same(found["features"].to_pylist(), ROWS), assert_same(found["y"], Y)),
     "Parquet": lambda _: (
         frame(pd.read_parquet("features.parquet")),
-        same(pd.read_parquet("features.parquet")["y"], Y),
+        assert_same(pd.read_parquet("features.parquet")["y"], Y),
     ),
     "Parquet, out of core": lambda _: frame(pd.read_parquet("parquet")),
 }
@@ -131,5 +135,5 @@ def test_examples_of_the_estimator_run(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "features").mkdir()
     (tmp_path / "features/model.h5").write_bytes(names["fitted"].model_.to_hdf5())
     exec(from_run, names)
-    same(names["fitted"].transform(names["X"]), features)
+    assert_same(names["fitted"].transform(names["X"]), features)
     assert load_model("model.h5").fingerprint == names["fitted"].model_.fingerprint

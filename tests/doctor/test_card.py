@@ -26,21 +26,21 @@ def test_working_card_passes_every_check(tmp_path: Path) -> None:
     flags = {"THEANO_FLAGS": "device=cuda", "PYTHONPATH": None, "CUDA_DISABLE_PTX_JIT": None}
     env = environment(**flags, **variables(capability="8.6", memory=3000))
     command = [COMMAND, "doctor", "--json", "--output", tmp_path]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600)
-    answer = json.loads(done.stdout)
+    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600)
+    answer = json.loads(result.stdout)
     found = {each["name"]: each for each in answer["checks"]}
     assert {name for name, each in found.items() if each["status"] == "fail"} == set(), found
-    assert done.returncode == 0
+    assert result.returncode == 0
     assert "capability 8.6, at " in found["card0"]["found"]
     assert "3.1 GB" in found["card0"]["found"]
     assert re.search(r"[\d,]+ GFLOP/s.*[\d.]+ GB/s", found["cuda"]["found"])
     assert "cuda0" not in found, "it is the same card"
-    for rung, begins in (("driver", "libcuda."), ("nvrtc", "libnvrtc."), ("cublas", "libcublas.")):
-        assert begins in found[rung]["found"]
+    for check_name, begins in (("driver", "libcuda."), ("nvrtc", "libnvrtc."), ("cublas", "libcublas.")):
+        assert begins in found[check_name]["found"]
         assert any(Path(path).name.startswith(begins) for path in answer["libraries"]["cuda"])
 
 
-def rungs_of(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> dict[str, Any]:
+def checks_by_name(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> dict[str, Any]:
     monkeypatch.setattr(cuda, "_users", list)
     monkeypatch.delenv("CUDA_DISABLE_PTX_JIT", raising=False)
     for name, value in variables(**settings).items():
@@ -49,7 +49,7 @@ def rungs_of(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> dict[str, Any]
 
 
 def test_too_new_nvrtc_is_predicted_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = rungs_of(monkeypatch, driver="12.4")
+    found = checks_by_name(monkeypatch, driver="12.4")
     assert (found["driver"].status, found["nvrtc"].status, found["card0"].status) == ("pass", "fail", "fail")
     assert "PTX 8.8" in found["nvrtc"].found
     assert "8.4" in found["nvrtc"].found
@@ -58,13 +58,13 @@ def test_too_new_nvrtc_is_predicted_to_fail(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_card_unknown_to_libgpuarray_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = rungs_of(monkeypatch, capability="12.0")
+    found = checks_by_name(monkeypatch, capability="12.0")
     assert found["nvrtc"].status == "pass"
     assert "compute_12" in found["card0"].found
 
 
 def test_hidden_cards_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    found = rungs_of(monkeypatch)
+    found = checks_by_name(monkeypatch)
     assert (found["driver"].status, "card0" in found) == ("fail", False)
     assert found["driver"].fix.startswith("CUDA_VISIBLE_DEVICES ")

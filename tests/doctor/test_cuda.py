@@ -20,7 +20,7 @@ WHOLE: dict[str, Any] = {
     "driver": {"files": ["/usr/lib/libcuda.so.570"], "version": [12, 8], "n_cards": 1, "jit": True},
     "card0": CARD,
 }
-NOT_THERE = {"error": "libcuda.so: cannot open shared object file"}
+MISSING = {"error": "libcuda.so: cannot open shared object file"}
 
 
 @pytest.fixture(autouse=True)
@@ -54,8 +54,16 @@ def test_passing_checks_name_versions_and_files() -> None:
 @pytest.mark.parametrize(
     ("version", "ptx"),
     [
-        *(((11, 8), (7, 8)), ((12, 0), (8, 0)), ((12, 2), (8, 2)), ((12, 4), (8, 4)), ((12, 5), (8, 5))),
-        *(((12, 6), (8, 5)), ((12, 8), (8, 7)), ((12, 9), (8, 8)), ((13, 0), (9, 0)), ((13, 5), (9, 5))),
+        ((11, 8), (7, 8)),
+        ((12, 0), (8, 0)),
+        ((12, 2), (8, 2)),
+        ((12, 4), (8, 4)),
+        ((12, 5), (8, 5)),
+        ((12, 6), (8, 5)),
+        ((12, 8), (8, 7)),
+        ((12, 9), (8, 8)),
+        ((13, 0), (9, 0)),
+        ((13, 5), (9, 5)),
     ],
 )
 def test_newest_ptx_of_each_version_of_cuda_is_known(version: tuple[int, int], ptx: tuple[int, int]) -> None:
@@ -74,7 +82,7 @@ def test_ptx_newer_than_the_driver_is_a_fault(driver: list[int]) -> None:
 
 
 def test_missing_driver_is_the_only_finding_unless_requested(tmp_path: Path) -> None:
-    missing = {"driver": NOT_THERE, "nvrtc": NOT_THERE, "cublas": NOT_THERE, "card0": None}
+    missing = {"driver": MISSING, "nvrtc": MISSING, "cublas": MISSING, "card0": None}
     nothing = {name: value for name, value in {**WHOLE, **missing}.items() if value}
     checks = cuda_checks(nothing, is_wanted=False)
     found = {each.name: each for each in checks if each.name not in ("pygpu", "libgpuarray")}
@@ -92,21 +100,21 @@ def test_missing_driver_is_the_only_finding_unless_requested(tmp_path: Path) -> 
 
 def test_faults_of_cuda_are_warnings_unless_it_is_requested() -> None:
     for is_wanted, status in ((True, "fail"), (False, "warn")):
-        found = found_of(is_wanted, nvrtc=NOT_THERE, card0={**CARD, "error": "cannot be opened: error 46"})
+        found = found_of(is_wanted, nvrtc=MISSING, card0={**CARD, "error": "cannot be opened: error 46"})
         assert {name for name, each in found.items() if each.status == status} == {"nvrtc", "card0"}
 
 
 @pytest.mark.parametrize(
-    ("driver", "says"),
+    ("driver", "phrase"),
     [
         ({"error": "cuInit: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (803)"}, "cuInit: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"),
         ({"n_cards": 0}, "no card"),
     ],
 )
-def test_driver_that_fails_to_start_or_sees_no_card_fails(driver: dict[str, Any], says: str) -> None:
+def test_driver_that_fails_to_start_or_sees_no_card_fails(driver: dict[str, Any], phrase: str) -> None:
     check = found_of(driver={**WHOLE["driver"], **driver})["driver"]
     assert check.status == "fail"
-    assert says in check.found
+    assert phrase in check.found
     assert "--gpus all" in check.fix
 
 
@@ -114,7 +122,9 @@ def test_disabled_jit_of_the_driver_is_reported(monkeypatch: pytest.MonkeyPatch)
     no_card = {**WHOLE["driver"], "n_cards": 0, "jit": False}
     check = found_of(driver=no_card)["kernels"]
     assert "libnvidia-ptxjitcompiler.so.1" in check.found
-    assert "kernels" not in found_of(driver={**WHOLE["driver"], "jit": False}), "a card works, so the driver does"
+    assert "kernels" not in found_of(driver={**WHOLE["driver"], "jit": False}), (
+        "a card works, so the driver works as well"
+    )
     monkeypatch.setenv("CUDA_DISABLE_PTX_JIT", "1")
     check = found_of()["kernels"]
     assert check.status == "fail"

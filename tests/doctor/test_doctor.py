@@ -25,9 +25,9 @@ def doctor(folder: Path, *flags: str, **variables: str | Path | None) -> tuple[i
     """Return the exit code and the checks by name; standard output must contain nothing else."""
     env = environment(**{"PYTHONPATH": None, **variables})
     command = [COMMAND, "doctor", "--json", *flags]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=300)
-    answer = json.loads(done.stdout)
-    return done.returncode, {each["name"]: each for each in answer["checks"]} | {"libraries": answer["libraries"]}
+    result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=300)
+    answer = json.loads(result.stdout)
+    return result.returncode, {each["name"]: each for each in answer["checks"]} | {"libraries": answer["libraries"]}
 
 
 def test_page_lists_fixes_first_and_then_all_checks() -> None:
@@ -83,9 +83,9 @@ def test_working_machine_passes_with_devices_and_library_files(tmp_path: Path) -
 def test_doctor_runs_in_a_python_without_packages(tmp_path: Path) -> None:
     command = [sys.executable, "-S", REPOSITORY / "scripts/doctor.py", "--json"]
     env = environment(PYTHONPATH=None)
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=300)
-    found = {each["name"]: each for each in json.loads(done.stdout)["checks"]}
-    assert (done.returncode, found["cpu"]["status"]) == (78, "fail")
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=300)
+    found = {each["name"]: each for each in json.loads(result.stdout)["checks"]}
+    assert (result.returncode, found["cpu"]["status"]) == (78, "fail")
     assert "Theano" in found["cpu"]["found"]
     assert "make setup" in found["cpu"]["fix"]
     assert found["compiler"]["status"] == found["output"]["status"] == "pass"
@@ -221,7 +221,7 @@ def test_speed_of_cards_and_blas_of_processors_are_reported() -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("compiler", "says"),
+    ("compiler", "phrase"),
     [
         ("echo 'x.cpp:1: fatal error: Python.h' >&2; exit 1", "x.cpp:1: fatal error: Python.h"),
         ("for last; do :; done; printf '#!/bin/sh\\necho 3.9.2\\n' >$5; chmod +x $5", "Python 3.9.2"),
@@ -229,7 +229,7 @@ def test_speed_of_cards_and_blas_of_processors_are_reported() -> None:
     ],
 )
 def test_compiler_must_build_a_program_that_runs(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str, says: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str, phrase: str
 ) -> None:
     program = tmp_path / "odd-g++"
     program.write_text(f"#!/bin/sh\n{compiler}\n")
@@ -237,7 +237,7 @@ def test_compiler_must_build_a_program_that_runs(
     monkeypatch.setenv("THEANO_FLAGS", f"cxx={program}")
     check = machine._compiler()
     assert check.status == "fail"
-    assert says in check.found
+    assert phrase in check.found
     assert check.fix
 
 

@@ -17,9 +17,9 @@ from tests.support.helpers import refused
 from tests.support.logged import mentions
 
 
-def block_of(rows: np.ndarray, start: int = 100, stored: str | None = None) -> Block:
-    """Return a block from which these rows could have been read."""
-    shard = Shard("a.h5", "X", (1000, rows.shape[1]), stored or rows.dtype.str, rows.dtype.name)
+def block_of(rows: np.ndarray, start: int = 100, stored_dtype: str | None = None) -> Block:
+    """Return a block that has the shape and dtype of these rows."""
+    shard = Shard("a.h5", "X", (1000, rows.shape[1]), stored_dtype or rows.dtype.str, rows.dtype.name)
     return Block(shard, start, start + len(rows))
 
 
@@ -27,13 +27,14 @@ def judge(
     bad_data: BadData, rows: Any, dtype: Any = np.float32, features: Any = 0.0, suspects: Any = None, **options: Any
 ) -> Any:
     """Return the judgement of rows with these features, and, as ``rows``, the rows that were encoded last."""
-    array, encoded = np.array(rows, dtype=dtype), []
+    array = np.array(rows, dtype=dtype)
+    encoded = []
     out = np.array(np.broadcast_to(np.asarray(features, np.float32), (len(array), 2)))
-    judged = bad_data.judge(
+    judgement = bad_data.judge(
         block_of(array, **options), (array, array), out, lambda rows, out: encoded.append(rows), suspects
     )
-    assert np.isnan(out[judged.bad]).all()
-    return SimpleNamespace(**vars(judged), rows=encoded[-1] if encoded else array, is_encoded_again=bool(encoded))
+    assert np.isnan(out[judgement.bad]).all()
+    return SimpleNamespace(**vars(judgement), rows=encoded[-1] if encoded else array, is_encoded_again=bool(encoded))
 
 
 # -- bad rows ----------------------------------------------------------------------------------------------------
@@ -50,9 +51,9 @@ def test_the_error_about_a_bad_row_names_its_place_in_the_file(value: float, wor
 @pytest.mark.parametrize("on_bad_data", ["skip", "quarantine"])
 def test_bad_rows_are_reported_and_no_row_is_changed(on_bad_data: str) -> None:
     rows = np.array([[1, np.nan], [np.inf, -np.inf], [1, 2], [5, 3]], np.float32)
-    judged = judge(BadData(on_bad_data, missing=5), rows)
-    assert not judged.is_encoded_again
-    assert (judged.bad.tolist(), judged.n_outside) == ([0, 1, 3], 0)
+    judgement = judge(BadData(on_bad_data, missing=5), rows)
+    assert not judgement.is_encoded_again
+    assert (judgement.bad.tolist(), judgement.n_outside) == ([0, 1, 3], 0)
 
 
 def test_only_quarantine_gives_reasons() -> None:
@@ -79,84 +80,87 @@ def test_integers_are_only_bad_if_they_equal_the_missing_value() -> None:
 def test_the_missing_value_is_compared_in_the_dtype_of_the_file() -> None:
     rows = np.array([[-9999, 1], [-10000, 1]], np.float32)  # the second value is exact in 16 bits
     assert judge(BadData("skip", missing=-9999), rows).bad.tolist() == [0]
-    assert judge(BadData("skip", missing=-9999), rows, stored="<f2").bad.tolist() == [1]
+    assert judge(BadData("skip", missing=-9999), rows, stored_dtype="<f2").bad.tolist() == [1]
 
 
 # -- rows outside a model's range --------------------------------------------------------------------------------
 
-LOW, HIGH = np.array([0.0, -1.0]), np.array([1.0, 2.0])
+LOW = np.array([0.0, -1.0])
+HIGH = np.array([1.0, 2.0])
 
 
-def ranged(on_drift: str, on_bad_data: str = "skip", low: np.ndarray = LOW, high: np.ndarray = HIGH) -> BadData:
+def with_range(on_drift: str, on_bad_data: str = "skip", low: np.ndarray = LOW, high: np.ndarray = HIGH) -> BadData:
     return BadData(on_bad_data, on_drift=on_drift, trained_on=Scaler(low, high))
 
 
 def test_columns_outside_the_range_are_listed_with_extremes() -> None:
-    judged = judge(ranged("pass"), [[2, 8], [0, 0], [np.nan, 99], [-3, 0]])
-    assert judged.outside == [Outside(0, -3, 0, 1, 2), Outside(1, 8, -1, 2, 1)]
-    assert [one.distance for one in judged.outside] == [3, 2]
-    assert mentions(judged.outside[1].described(NO_COLUMNS), "column 1", 8, -1, 2, 2)
-    assert judge(ranged("pass"), [[1, 2]]).outside == []
+    judgement = judge(with_range("pass"), [[2, 8], [0, 0], [np.nan, 99], [-3, 0]])
+    assert judgement.outside == [Outside(0, -3, 0, 1, 2), Outside(1, 8, -1, 2, 1)]
+    assert [one.distance for one in judgement.outside] == [3, 2]
+    assert mentions(judgement.outside[1].described(NO_COLUMNS), "column 1", 8, -1, 2, 2)
+    assert judge(with_range("pass"), [[1, 2]]).outside == []
 
 
 def test_rows_on_the_edge_of_the_range_are_inside() -> None:
     for on_drift in ("pass", "clip", "raise"):
-        assert judge(ranged(on_drift), [LOW, HIGH, [0.5, 0]]).n_outside == 0
+        assert judge(with_range(on_drift), [LOW, HIGH, [0.5, 0]]).n_outside == 0
 
 
 @pytest.mark.parametrize("on_drift", ["pass", "clip"])
 def test_rows_outside_the_range_are_counted_once(on_drift: str) -> None:
-    judged = judge(ranged(on_drift), [[2, 3], [0, 0], [np.nan, 9], [-1, 0], [np.inf, 0]])
-    assert (judged.n_outside, judged.bad.tolist()) == (2, [2, 4])
+    judgement = judge(with_range(on_drift), [[2, 3], [0, 0], [np.nan, 9], [-1, 0], [np.inf, 0]])
+    assert (judgement.n_outside, judgement.bad.tolist()) == (2, [2, 4])
 
 
 @pytest.mark.parametrize("outside", [[-0.5, 0], [0.5, -2], [1.5, 0], [0.5, 3]])
 def test_rows_below_or_above_the_range_are_counted(outside: list[float]) -> None:
-    assert judge(ranged("pass"), [[0.5, 0], outside]).n_outside == 1
+    assert judge(with_range("pass"), [[0.5, 0], outside]).n_outside == 1
 
 
 def test_the_error_about_a_row_outside_names_its_place() -> None:
     words = ["rows=100:103", "2.5", "row 101, column 1", "-1 to 2", "--on-drift clip"]
     with refused(65, *words):
-        judge(ranged("raise"), [[0, 0], [0.5, 2.5], [7, 0]])
+        judge(with_range("raise"), [[0, 0], [0.5, 2.5], [7, 0]])
 
 
 def test_bad_rows_alone_are_never_outside_the_range() -> None:
-    assert judge(ranged("raise"), [[np.nan, 5], [7, np.inf]]).n_outside == 0
-    assert judge(ranged("raise"), np.empty((0, 2))).n_outside == 0
+    assert judge(with_range("raise"), [[np.nan, 5], [7, np.inf]]).n_outside == 0
+    assert judge(with_range("raise"), np.empty((0, 2))).n_outside == 0
 
 
 def test_allowed_rows_outside_the_range_are_not_changed() -> None:
-    assert not judge(ranged("pass"), [[7, 7]]).is_encoded_again
+    assert not judge(with_range("pass"), [[7, 7]]).is_encoded_again
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u4", "i8", "u8", "f4", "f8"])
 def test_clipping_moves_values_to_the_nearest_number_inside(dtype: str) -> None:
-    """The comparison uses Python numbers, entry by entry; some edges have fractions or exceed the dtype."""
+    """Entries are compared as Python numbers; some limits have fractions or exceed the range of the dtype."""
     info: Any = np.iinfo(dtype) if dtype[0] in "iu" else np.finfo(dtype)
     for seed in range(5):
         rng = np.random.default_rng(seed)
         scale = float(rng.choice([1, 100, 1e5]))
         edges = np.sort(rng.normal(0, scale, (2, 4)), axis=0)
         rows = np.clip(rng.normal(0, 3 * scale, (20, 4)), float(info.min), float(info.max)).astype(dtype)
-        rows[0], rows[1] = info.min, info.max
+        rows[0] = info.min
+        rows[1] = info.max
         edges[:, 3] = -1e300, 1e300
-        found = judge(ranged("clip", low=edges[0], high=edges[1]), rows, dtype)
+        found = judge(with_range("clip", low=edges[0], high=edges[1]), rows, dtype)
         assert found.rows.dtype == rows.dtype, f"seed {seed}"
         for row, clipped in zip(rows.tolist(), found.rows.tolist(), strict=True):
-            for value, moved, low, high in zip(row, clipped, *edges.tolist(), strict=True):
-                assert is_nearest(value, moved, low, high, info), f"seed {seed}: {value} became {moved}"
+            for value, clipped_value, low, high in zip(row, clipped, *edges.tolist(), strict=True):
+                assert is_nearest(value, clipped_value, low, high, info), f"seed {seed}: {value} became {clipped_value}"
 
 
-def is_nearest(value: float, moved: float, low: float, high: float, info: Any) -> bool:
-    """Return whether `moved` is the number of the dtype that is nearest to `value` within a range."""
+def is_nearest(value: float, clipped_value: float, low: float, high: float, info: Any) -> bool:
+    """Return whether `clipped_value` is the number of the dtype that is nearest to `value` within a range."""
     if low <= value <= high:
-        return moved == value
+        return clipped_value == value
     if not (info.min <= low and high <= info.max):
         return True
-    edge, is_integer = low if value < low else high, isinstance(info, np.iinfo)
-    is_near = abs(moved - edge) <= (1 if is_integer else abs(edge) * info.eps)
-    return is_near and (not is_integer or low <= moved <= high or bool(np.floor(high) < np.ceil(low)))
+    edge = low if value < low else high
+    is_integer = isinstance(info, np.iinfo)
+    is_near = abs(clipped_value - edge) <= (1 if is_integer else abs(edge) * info.eps)
+    return is_near and (not is_integer or low <= clipped_value <= high or bool(np.floor(high) < np.ceil(low)))
 
 
 def test_clipping_keeps_the_largest_integers() -> None:
@@ -164,12 +168,12 @@ def test_clipping_keeps_the_largest_integers() -> None:
     for dtype in ("i8", "u8"):
         most = np.iinfo(dtype).max
         rows = np.array([[most, 0], [most, 9]], dtype)
-        found = judge(ranged("clip", low=np.array([0.0, 0.0]), high=np.array([float(most), 5.0])), rows, dtype)
+        found = judge(with_range("clip", low=np.array([0.0, 0.0]), high=np.array([float(most), 5.0])), rows, dtype)
         assert found.rows.tolist() == [[most, 0], [most, 5]]
 
 
 def test_clipping_keeps_bad_rows_bad() -> None:
-    assert judge(ranged("clip"), [[np.inf, 0], [9, 9], [np.nan, 0]]).bad.tolist() == [0, 2]
+    assert judge(with_range("clip"), [[np.inf, 0], [9, 9], [np.nan, 0]]).bad.tolist() == [0, 2]
 
 
 # -- rows that overflow ------------------------------------------------------------------------------------------
@@ -179,9 +183,9 @@ def test_rows_whose_features_overflow_are_bad() -> None:
     features = np.array([[0.5], [np.nan], [np.nan], [0.1]])
     rows = np.array([[1, 1], [np.nan, 1], [1e38, -1e38], [0, 0]])
     for on_bad_data in ("skip", "quarantine"):
-        judged = judge(BadData(on_bad_data), rows, features=features)
-        assert judged.bad.tolist() == [1, 2]
-    assert judged.reasons[-1] == {"row": 102, "columns": [], "reason": "overflows float32"}
+        judgement = judge(BadData(on_bad_data), rows, features=features)
+        assert judgement.bad.tolist() == [1, 2]
+    assert judgement.reasons[-1] == {"row": 102, "columns": [], "reason": "overflows float32"}
     with refused(65, "a.h5 dataset=X", "row 102", "--on-bad-data skip"):
         judge(BadData(), rows[[0, 0, 2, 0]], features=features[[0, 0, 2, 0]])
 
@@ -190,13 +194,13 @@ def test_only_features_of_suspect_rows_are_checked() -> None:
     features = np.ones((5, 2))
     features[3] = np.nan
     for suspects, bad in ((None, [3]), (np.array([1, 3]), [3]), (np.array([1, 2]), [])):
-        judged = judge(BadData("quarantine"), np.zeros((5, 3)), features=features, suspects=suspects)
-        assert judged.bad.tolist() == bad
-        assert [reason["row"] for reason in judged.reasons] == [100 + row for row in bad]
+        judgement = judge(BadData("quarantine"), np.zeros((5, 3)), features=features, suspects=suspects)
+        assert judgement.bad.tolist() == bad
+        assert [reason["row"] for reason in judgement.reasons] == [100 + row for row in bad]
 
 
 def test_suspect_rows_are_numbered_within_the_block() -> None:
     rows = np.array([[0, 0], [0, np.nan], [0, 0], [9, 0], [np.inf, 0]])
-    judged = judge(ranged("pass", "quarantine"), rows, suspects=np.array([1, 3, 4]))
-    assert (judged.bad.tolist(), judged.n_outside) == ([1, 4], 1)
-    assert [reason["row"] for reason in judged.reasons] == [101, 104]
+    judgement = judge(with_range("pass", "quarantine"), rows, suspects=np.array([1, 3, 4]))
+    assert (judgement.bad.tolist(), judgement.n_outside) == ([1, 4], 1)
+    assert [reason["row"] for reason in judgement.reasons] == [101, 104]

@@ -83,11 +83,11 @@ def encode(
     **options: Any,
 ) -> tuple[list[PartFacts], np.ndarray]:
     """Return the facts of all parts, and their features."""
-    done = run(shards, settings_of(shards, folder, block_rows, part_rows, bad_data=bad_data or BadData()), **options)
-    return done, whole(folder, done, "features")
+    parts = run(shards, settings_of(shards, folder, block_rows, part_rows, bad_data=bad_data or BadData()), **options)
+    return parts, concatenate(folder, parts, "features")
 
 
-def whole(folder: Path, parts: Sequence[PartFacts], name: str) -> np.ndarray:
+def concatenate(folder: Path, parts: Sequence[PartFacts], name: str) -> np.ndarray:
     """Return a dataset over all parts."""
     found = []
     for part in parts:
@@ -119,7 +119,8 @@ def test_a_part_names_the_rows_that_it_was_made_from(tmp_path: Path) -> None:
 
 def test_skipped_rows_do_not_shift_other_rows(tmp_path: Path) -> None:
     rows = numbered(6, dtype=np.float32)
-    rows[2, 1], rows[5, 0] = np.nan, np.inf
+    rows[2, 1] = np.nan
+    rows[5, 0] = np.inf
     shards = open_shards([write_shard(tmp_path / "a.h5", rows)])
     parts, features = encode(shards, tmp_path, 2, 4, BadData("skip"))
     bad = np.array([False, False, True, False, False, True])
@@ -170,19 +171,20 @@ def test_a_failure_stops_other_parts_at_their_next_block(tmp_path: Path) -> None
             while True:
                 check()
 
-    done: list[PartFacts] = []
+    parts: list[PartFacts] = []
     shards = numbered_shards(tmp_path, 4, 4)
     with refused(74, "parts/part-000000", "no"):
-        encode(shards, tmp_path, 1, 4, encoder=endless, disk=Full(), done=done.append)
-    assert not done
+        encode(shards, tmp_path, 1, 4, encoder=endless, disk=Full(), done=parts.append)
+    assert not parts
 
 
 # -- committing --------------------------------------------------------------------------------------------------
 
 
 def test_each_part_is_passed_once_to_the_calling_thread(tmp_path: Path) -> None:
-    """The other threads only write files; one thread decides which of them count."""
-    shards, reported = numbered_shards(tmp_path, 9, 0, 30), []
+    """The other threads only write files; the calling thread decides which files are committed."""
+    shards = numbered_shards(tmp_path, 9, 0, 30)
+    reported = []
 
     def commit(part: PartFacts) -> None:
         assert threading.current_thread() is threading.main_thread()
@@ -217,16 +219,16 @@ def test_only_quarantine_lists_bad_rows(tmp_path: Path) -> None:
     rows[np.random.default_rng(0).random((50, 3)) < 0.05] = np.nan
     shards = open_shards([write_shard(tmp_path / "a.h5", rows)])
     skipped, features = encode(shards, tmp_path, 4, 12, BadData("skip"))
-    listed, same = encode(shards, tmp_path, 3, 9, BadData("quarantine"))
+    quarantined, same = encode(shards, tmp_path, 3, 9, BadData("quarantine"))
     assert same.tobytes() == features.tobytes()
     assert not any(part.bad for part in skipped)
-    found = [bad for part in listed for bad in part.bad]
+    found = [bad for part in quarantined for bad in part.bad]
     assert found == [
         {"row": i, "columns": np.flatnonzero(np.isnan(row)).tolist(), "reason": "nan"}
         for i, row in enumerate(rows)
         if np.isnan(row).any()
     ]
-    assert sum(part.n_bad for part in skipped) == sum(part.n_bad for part in listed) == len(found)
+    assert sum(part.n_bad for part in skipped) == sum(part.n_bad for part in quarantined) == len(found)
 
 
 @pytest.mark.parametrize("part_rows", [4, 8, 100])
@@ -239,7 +241,7 @@ def test_an_unreadable_shard_keeps_its_place_and_its_extras(tmp_path: Path, part
     parts, features = encode(
         open_shards(names), tmp_path, 4, part_rows, BadData("quarantine"), unreadable={1: "broken"}
     )
-    valid, y = (whole(tmp_path, parts, name) for name in ("valid", "y"))
+    valid, y = (concatenate(tmp_path, parts, name) for name in ("valid", "y"))
     assert valid.tolist() == [True] * 10 + [False] * 10 + [True] * 10
     assert np.isnan(features[~valid]).all()
     assert np.array_equal(features[valid], 2 * numbered(30)[valid])
@@ -260,7 +262,7 @@ EXTRAS = {
 
 @pytest.fixture(params=[False, True], ids=["at once", "block by block"])
 def wide(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Return whether all extras are treated as wide ones, of which a few rows are read at a time."""
+    """Return whether all extras are treated as wide, so that only a few rows of them are read at a time."""
     if request.param:
         monkeypatch.setattr(shard, "WIDE_BYTES", 0)
         monkeypatch.setattr(rows_module, "_EXTRA_PIECE", 50)
@@ -283,7 +285,7 @@ def test_unreadable_values_of_an_extra_dataset_are_filled(
         monkeypatch.setattr(shard, "_NUMBER_BYTES", 0)
     path = tmp_path / "x.h5"
     values, nothing = EXTRAS[name]
-    write_shard(path, numbered(30), extras={"beside": np.arange(30)})
+    write_shard(path, numbered(30), extras={"intact": np.arange(30)})
     with h5py.File(path, "a") as file:
         dtype = h5py.string_dtype() if values.dtype == object else values.dtype
         file.create_dataset(name, data=values, chunks=(7,), compression="gzip", dtype=dtype)
@@ -292,17 +294,17 @@ def test_unreadable_values_of_an_extra_dataset_are_filled(
     parts, features = encode(shards, tmp_path, 4, part_rows, BadData("quarantine"))
     expected = values.copy()
     expected[14:21] = nothing
-    found = whole(tmp_path, parts, name)
+    found = concatenate(tmp_path, parts, name)
     np.testing.assert_array_equal(found, [each.encode() if isinstance(each, str) else each for each in expected])
     with h5py.File(tmp_path / parts[0].entry.file) as file:
         assert file[name].dtype == dtype
-    assert whole(tmp_path, parts, "beside").tolist() == list(range(30))
+    assert concatenate(tmp_path, parts, "intact").tolist() == list(range(30))
     assert np.array_equal(features, 2 * numbered(30))
-    assert whole(tmp_path, parts, "valid").all()
+    assert concatenate(tmp_path, parts, "valid").all()
     assert sum(part.n_bad for part in parts) == 0
-    listed = [bad for part in parts for bad in part.bad]
-    assert sorted(row for bad in listed for row in range(*bad["row"])) == list(range(14, 21))
-    assert {(bad["dataset"], f"dataset={name} rows=" in bad["reason"]) for bad in listed} == {(name, True)}
+    quarantined = [bad for part in parts for bad in part.bad]
+    assert sorted(row for bad in quarantined for row in range(*bad["row"])) == list(range(14, 21))
+    assert {(bad["dataset"], f"dataset={name} rows=" in bad["reason"]) for bad in quarantined} == {(name, True)}
     assert mentions(caplog.text, name, nothing or "empty", f"file={path}")
     with refused(65, str(path), f"dataset={name} rows="):
         encode(shards, tmp_path, 4, part_rows)
@@ -330,8 +332,8 @@ def test_unreadable_values_of_an_extra_dataset_are_not_present(tmp_path: Path) -
     for name, first, value, nothing in lost:
         expected = np.r_[[False] * 3, [True] * 30]
         expected[3 + first : 10 + first] = False
-        assert np.array_equal(whole(tmp_path, parts, f"{name}_present"), expected)
-        assert whole(tmp_path, parts, name).tolist() == [value if has else nothing for has in expected]
+        assert np.array_equal(concatenate(tmp_path, parts, f"{name}_present"), expected)
+        assert concatenate(tmp_path, parts, name).tolist() == [value if has else nothing for has in expected]
 
 
 def test_a_storage_error_of_an_extra_dataset_is_not_bad_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,14 +360,17 @@ def test_rows_outside_the_range_are_counted_for_each_part(tmp_path: Path) -> Non
 def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path: Path) -> None:
     """The fresh process loads the model from the file that the task names."""
     rows = [numbered(n, 3, dtype=np.float32) % 190 for n in (TILE_ROWS + 40, 5, 9)]
-    rows[0][7, 1], rows[0][TILE_ROWS + 3, 0], rows[1][4, 2] = np.nan, -99, 1e6
+    rows[0][7, 1] = np.nan
+    rows[0][TILE_ROWS + 3, 0] = -99
+    rows[1][4, 2] = 1e6
     extras = {"y": np.arange(TILE_ROWS + 40), "name": np.array([b"a", b"bc", b"d"] * 700, object)}
     names = [
         write_shard(tmp_path / f"{i}.h5", each, extras={name: values[: len(each)] for name, values in extras.items()})
         for i, each in enumerate(rows)
     ]
     shards = open_shards(names)
-    model, bad_data = model_of(3), BadData("quarantine", -99, "clip")
+    model = model_of(3)
+    bad_data = BadData("quarantine", -99, "clip")
     settings = settings_of(shards, tmp_path, TILE_ROWS, TILE_ROWS, bad_data=bad_data, has_range=True)
     (tmp_path / "stages").mkdir()
     settings = dataclasses.replace(
@@ -379,8 +384,8 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path: Path) -> Non
         [(encode_part, EncodeTask(part, settings, {2: "broken"}.get(part.number))) for part in parts]
     )
     assert [(part.n_bad, part.n_outside) for part in local] == [(1, 0), (1, 0), (0, 1), (9, 0)]
-    names_aside = [[dataclasses.replace(part.entry, file="") for part in parts] for parts in (local, remote)]
-    assert names_aside[0] == names_aside[1], "sizes and BLAKE3 of the files"
+    entries_without_names = [[dataclasses.replace(part.entry, file="") for part in parts] for parts in (local, remote)]
+    assert entries_without_names[0] == entries_without_names[1], "sizes and BLAKE3 of the files"
     assert [part.record("") for part in remote] == [
         dataclasses.replace(one.record(""), entry=other.entry) for one, other in zip(local, remote, strict=True)
     ]
@@ -390,7 +395,8 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path: Path) -> Non
 @pytest.mark.process
 def test_runs_in_one_process_keep_their_own_categories(tmp_path: Path) -> None:
     """If runs share a model, the second one reuses the memory of the first and its file layout."""
-    shards, found = [], []
+    shards = []
+    found = []
     for i, kinds in enumerate(([b"a", b"b"], [b"c", b"d"])):
         write_shard(tmp_path / f"{i}.h5", numbered(3), extras={"kind": np.array([0, 1, 0], "i1")})
         with h5py.File(tmp_path / f"{i}.h5", "a") as file:

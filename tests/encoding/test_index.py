@@ -1,4 +1,4 @@
-"""Tests of the index: all parts as one file, which cannot be mistaken for data when the parts are missing."""
+"""Tests of the index: it shows all parts as one file, and is not mistaken for data if parts are missing."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Extra
 from tests.support.helpers import names
-from tests.support.parts import EXTRAS, feature_rows, finished, index_of, same
+from tests.support.parts import EXTRAS, assert_same_datasets, feature_rows, finished, index_of
 
 
 @pytest.fixture(params=[1000, 2], ids=["a view of parts", "a view of views"])
@@ -26,13 +26,14 @@ def output(tmp_path, request):
 def test_the_index_concatenates_all_parts(output, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for sizes in ((1,), (3, 4), (2, 1, 5), (2, 0, 5, 1, 1)):
-        n_rows, name = sum(sizes), f"{len(sizes)} parts"
+        n_rows = sum(sizes)
+        name = f"{len(sizes)} parts"
         directory = output(*sizes).rename(tmp_path / name)
         for path in (directory / "index.h5", f"{name}/index.h5"):
             with h5py.File(path) as file:
                 valid = np.arange(n_rows) % 5 != 1
                 expected = {"features": feature_rows(n_rows), "valid": valid, "y": np.arange(n_rows)}
-                same({name: item[:] for name, item in file.items()}, expected)
+                assert_same_datasets({name: item[:] for name, item in file.items()}, expected)
 
 
 def test_the_index_can_be_used_as_input(output):
@@ -44,7 +45,7 @@ def test_the_index_can_be_used_as_input(output):
 
 def test_the_index_holds_extra_datasets_of_every_kind(output):
     with h5py.File(output(3, extras={0: EXTRAS}) / "index.h5") as file:
-        same({name: file[name][:] for name in EXTRAS}, EXTRAS)
+        assert_same_datasets({name: file[name][:] for name in EXTRAS}, EXTRAS)
 
 
 def test_extra_datasets_can_have_any_name(output):
@@ -71,8 +72,8 @@ def test_an_index_without_its_parts_gives_only_fill_values(output, tmp_path):
         "is": np.ones(3, bool),
         **EXTRAS,
     }
-    alone = (output(3, extras={0: part_extras}) / "index.h5").rename(tmp_path / "alone.h5")
-    with h5py.File(alone) as file:
+    lone_index = (output(3, extras={0: part_extras}) / "index.h5").rename(tmp_path / "alone.h5")
+    with h5py.File(lone_index) as file:
         np.testing.assert_array_equal(file["features"], np.full((3, 2), np.nan))
         assert {name: file[name][:].tolist() for name in ("valid", "i", "u", "is", "y", "code", "name")} == {
             "valid": [False] * 3,
@@ -109,21 +110,21 @@ def test_an_index_opens_no_part(tmp_path):
 
 def test_views_of_many_parts_are_made_one_at_a_time():
     """HDF5 takes 20 kB for each part of a view: 2 GB for 100,000 parts. An index may contain views of views."""
-    looked_at = []
+    requested = []
 
     def viewed(i):
-        looked_at.append(i)
+        requested.append(i)
         return f"parts/part-{i:032x}.h5", part_shapes(2, 2, ())
 
     files = index_files(range(95), viewed, {}, {}, most=10)
-    written = [next(files)]
-    assert looked_at == [*range(10)]
-    written += files
-    assert [name for name, _ in written][-1] == "index.h5"
-    assert len(set(written)) == len(dict(written)) == 11
-    assert all(is_left(name) for name, _ in written[:-1]), "unreferenced files that are removed"
+    made_files = [next(files)]
+    assert requested == [*range(10)]
+    made_files += files
+    assert [name for name, _ in made_files][-1] == "index.h5"
+    assert len(set(made_files)) == len(dict(made_files)) == 11
+    assert all(is_left(name) for name, _ in made_files[:-1]), "unreferenced files that are removed"
     again = index_files(range(85), viewed, {}, {}, most=10)
-    assert set(again) & set(written) == set(written[:8]), "equal parts have equal views"
+    assert set(again) & set(made_files) == set(made_files[:8]), "equal parts have equal views"
 
 
 def test_a_view_of_views_loses_only_rows_of_missing_parts(tmp_path):

@@ -19,11 +19,11 @@ from pipeline.shards.shard import Block, Extra
 from tests.support.helpers import names, numbered, write_shard
 from tests.support.parts import (
     EXTRAS,
+    assert_same_datasets,
     extras_of,
     feature_rows,
     part,
     part_bytes,
-    same,
     shapes_in,
     written_by_hdf5,
 )
@@ -51,11 +51,12 @@ def test_a_part_is_a_valid_shard_with_its_extras(tmp_path):
     assert (shard.dataset, shard.shape, shard.dtype) == ("features", (3, 2), "float32")
     assert set(names(shard)) == {"valid", *EXTRAS}
     np.testing.assert_array_equal(read(Block(shard, 0, 3)), feature_rows(3))
-    same(read_extras(Block(shard, 0, 3)), {**EXTRAS, "valid": [True, False, True]})
+    assert_same_datasets(read_extras(Block(shard, 0, 3)), {**EXTRAS, "valid": [True, False, True]})
 
 
 def test_a_streamed_file_equals_one_made_at_once():
-    rows, valid = feature_rows(1000), np.ones(1000, bool)
+    rows = feature_rows(1000)
+    valid = np.ones(1000, bool)
     extras = {"y": np.arange(1000), "word": np.arange(1000).astype("S30"), "pair": np.zeros((1000, 2), "f4")}
 
     def blocks(values):
@@ -74,7 +75,8 @@ def test_a_streamed_file_equals_one_made_at_once():
 
 
 def test_streamed_texts_use_their_memory_once(tmp_path):
-    n, text = 400, b"x" * 10**5  # 40 MB
+    n = 400
+    text = b"x" * 10**5  # 40 MB in total
     valid = np.ones(n, bool)
     memory = PartMemory(n, 2)
     memory.features(n)[:] = feature_rows(n)
@@ -115,11 +117,11 @@ def test_attributes_describe_how_a_part_was_made(tmp_path):
 
 
 def test_an_attribute_names_the_source_of_a_part():
-    odd = os.fsdecode(b"\xff")
+    name = os.fsdecode(b"\xff")
     sources = [
         {"path": "größe/0.h5", "n_rows": 3, "share": 0.5, "none": None, "is": True, "nested": {"a": [1, 2, 3]}},
-        {"path": odd + "\\udcff.h5", "dataset": "a\0b"},
-        {"path": odd * 4096, "dataset": odd * 4096},
+        {"path": name + "\\udcff.h5", "dataset": "a\0b"},
+        {"path": name * 4096, "dataset": name * 4096},
         *({"path": "x" * n} for n in range(240, 260)),  # lengths around the one to which it is padded
     ]
     for source in sources:
@@ -143,7 +145,8 @@ def test_reused_memory_gives_the_same_file_as_fresh_memory():
     for sizes in ((100, 7), (7, 100), (100, 100), (1, 100, 0, 3)):
         memory = PartMemory(max(sizes), 2)
         for i, size in enumerate(sizes):
-            features, valid = feature_rows(size, first=i), np.arange(size) % 3 > 0
+            features = feature_rows(size, first=i)
+            valid = np.arange(size) % 3 > 0
             extras = {"y": valid}
             if i == 0:
                 extras = {"y": np.arange(size), "text": np.array([b"x" * 5000] * size, object)}
@@ -151,7 +154,9 @@ def test_reused_memory_gives_the_same_file_as_fresh_memory():
             found = bytes(memory.file(valid, extras, {}, {"i": i}))
             assert found == part_bytes(features, valid, extras, {}, {"i": i}), f"part {i} of {sizes}"
             with h5py.File(io.BytesIO(found)) as file:
-                same({key: file[key][()] for key in ("features", "valid")}, {"features": features, "valid": valid})
+                assert_same_datasets(
+                    {key: file[key][()] for key in ("features", "valid")}, {"features": features, "valid": valid}
+                )
                 assert set(file) == {"features", "valid", *extras}
                 assert size == 0 or file["features"].id.get_offset() % 4096 == 0
 
@@ -173,7 +178,8 @@ def test_parts_equal_the_files_that_hdf5_writes(extras):
         part_extras = {name: np.roll(values, i, axis=0) for name, values in extras.items()}
         if i == 3 and "code" in part_extras:
             part_extras["code"] = part_extras["code"].astype(ASCII)
-        features, valid = feature_rows(3, first=i), np.arange(3) % 2 == i % 2
+        features = feature_rows(3, first=i)
+        valid = np.arange(3) % 2 == i % 2
         memory.features(3)[:] = features
         text = json.dumps(source, ensure_ascii=False).encode()
         padded = text.ljust(256 * (len(text) // 256 + 1), b"\0")
@@ -182,7 +188,7 @@ def test_parts_equal_the_files_that_hdf5_writes(extras):
         found = bytes(memory.file(valid, part_extras, attributes, source))
         assert found == expected, f"part {i}"
         with h5py.File(io.BytesIO(found)) as file:
-            same({name: file[name][()] for name in part_extras}, part_extras)
+            assert_same_datasets({name: file[name][()] for name in part_extras}, part_extras)
 
 
 def test_unsupported_text_is_an_error_in_every_part():
@@ -194,8 +200,9 @@ def test_unsupported_text_is_an_error_in_every_part():
 
 
 def test_only_the_first_of_similar_parts_is_laid_out_by_hdf5(monkeypatch):
-    layouts, memory = [], PartMemory(4, 2)  # may be the first one of the process
-    monkeypatch.setattr(module, "lay_out", lambda *given: layouts.append(1) or lay_out(*given))
+    layouts = []
+    memory = PartMemory(4, 2)  # may be the first one of the process
+    monkeypatch.setattr(module, "lay_out", lambda *arguments: layouts.append(1) or lay_out(*arguments))
     for i in range(5):
         memory.file(np.ones(3, bool), {"y": np.arange(3)}, {}, {"n_rows": 10**i, "path": f"größe/{'x' * i}.h5"})
     assert len(layouts) == 1
@@ -203,8 +210,9 @@ def test_only_the_first_of_similar_parts_is_laid_out_by_hdf5(monkeypatch):
 
 def test_layouts_of_a_few_sizes_are_kept(monkeypatch):
     expected = {n: part_bytes(feature_rows(n), np.arange(n) > 0, {}, {}, {}) for n in (1, 3, 4)}
-    layouts, memory = [], PartMemory(4, 2, most_templates=2)
-    monkeypatch.setattr(module, "lay_out", lambda *given: layouts.append(1) or lay_out(*given))
+    layouts = []
+    memory = PartMemory(4, 2, most_templates=2)
+    monkeypatch.setattr(module, "lay_out", lambda *arguments: layouts.append(1) or lay_out(*arguments))
     for sizes, n_layouts in (((3, 4, 3, 4), 2), ((1,), 3), ((1, 3), 4), ((4, 3), 6)):
         for n_rows in sizes:
             memory.features(n_rows)[:] = feature_rows(n_rows)
@@ -244,7 +252,8 @@ def test_shapes_of_a_part_are_known_without_reading_it(tmp_path, n_rows):
 @pytest.mark.process
 def test_declared_extras_of_a_shard_match_its_parts(tmp_path):
     """Otherwise the index, which is built from the declaration alone, would show no values."""
-    n, state = 3, h5py.enum_dtype({"on": 1, "off": 0}, "i2")
+    n = 3
+    state = h5py.enum_dtype({"on": 1, "off": 0}, "i2")
     both = {
         "ascii": np.zeros(n, ASCII),
         "utf8": np.zeros(n, h5py.string_dtype("utf-8", 5)),
@@ -261,12 +270,13 @@ def test_declared_extras_of_a_shard_match_its_parts(tmp_path):
     for shard in open_shards([str(tmp_path)]):
         found = read_extras(Block(shard, 0, n))
         (tmp_path / "part").write_bytes(part(n, extras=found))
-        declared, held = part_shapes(n, 2, shard.extras), shapes_in(tmp_path / "part")
+        declared = part_shapes(n, 2, shard.extras)
+        shapes = shapes_in(tmp_path / "part")
         assert {"ascii", "utf8", "state", "big", "big_present", "column", "row", "text", "array"} <= set(declared)
-        assert declared == held
+        assert declared == shapes
         for check in (h5py.check_enum_dtype, h5py.check_string_dtype):
             assert {name: check(dtype) for name, (_, dtype) in declared.items()} == {
-                name: check(dtype) for name, (_, dtype) in held.items()
+                name: check(dtype) for name, (_, dtype) in shapes.items()
             }
 
 
@@ -310,7 +320,7 @@ def test_every_extra_dataset_can_be_written(tmp_path, kind):
     path = write_shard(tmp_path / "x.h5", numbered(3))
     with h5py.File(path, "a") as file:
         dtype = h5py.ref_dtype if kind == "reference" else h5py.vlen_dtype(np.int32)
-        odd = file.create_dataset("odd", (3,), dtype=dtype)
-        odd[:] = [file["X"].ref] * 3 if kind == "reference" else np.array([[1], [2, 3], [4]], dtype=object)
+        dataset = file.create_dataset("odd", (3,), dtype=dtype)
+        dataset[:] = [file["X"].ref] * 3 if kind == "reference" else np.array([[1], [2, 3], [4]], dtype=object)
     (shard,) = open_shards([path])
     part(3, extras=read_extras(Block(shard, 0, 3)))

@@ -16,14 +16,14 @@ from pipeline.encoding.whole import single_file
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_extras
 from pipeline.shards.shard import Block
-from tests.support.parts import EXTRAS, extras_of, feature_rows, index_of, part_bytes, same, shapes_in
+from tests.support.parts import EXTRAS, assert_same_datasets, extras_of, feature_rows, index_of, part_bytes, shapes_in
 
 RNG = np.random.default_rng(0)
 STORAGES = [Storage(*pair) for pair in product(("float32", "float16"), ("none", "lzf", "gzip"))]
-BEYOND_PLAIN = STORAGES[1:]
+OTHER_STORAGES = STORAGES[1:]
 
 
-def stored(storage: Storage, features: np.ndarray) -> tuple[np.ndarray, float]:
+def store(storage: Storage, features: np.ndarray) -> tuple[np.ndarray, float]:
     out = np.empty(features.shape, storage.dtype)
     return out, storage.store(features, out)
 
@@ -36,7 +36,7 @@ def test_rounding_errors_are_limited_and_reported(max_error: float) -> None:
         features[~valid] = np.nan
         for dtype in ("float32", "float16"):
             try:
-                found, error = stored(Storage(dtype, "none", max_error), features)
+                found, error = store(Storage(dtype, "none", max_error), features)
             except TooCoarse:
                 with np.errstate(over="ignore"):
                     exact = np.abs(features[valid].astype(np.float16).astype(float) - features[valid])
@@ -51,22 +51,22 @@ def test_rounding_errors_are_limited_and_reported(max_error: float) -> None:
 def test_features_with_too_large_rounding_errors_are_refused() -> None:
     """Between 4 and 8, float16 has multiples of 2**-8, so the first number below is off by 2**-9."""
     features = np.array([[4 + 2**-9]], np.float32)
-    assert stored(Storage("float16", "none", 2**-9), features)[1] == 2**-9
+    assert store(Storage("float16", "none", 2**-9), features)[1] == 2**-9
     for max_error in (0.9 * 2**-9, 0.6 * 2**-9):
         with pytest.raises(TooCoarse):
-            stored(Storage("float16", "none", max_error), features)
+            store(Storage("float16", "none", max_error), features)
 
 
 def test_rounding_uses_the_allowed_error_to_save_bits() -> None:
     features = RNG.random((1000, 2), np.float32)
-    found, error = stored(Storage("float16", "gzip", 1e-3), features)
+    found, error = store(Storage("float16", "gzip", 1e-3), features)
     assert len(np.unique(found)) <= 2**9 + 1
     assert error > 9e-4
 
 
 def test_overflow_of_float16_is_clipped_and_reported() -> None:
     features = np.array([[1e6, -1e6, 1]], np.float32)
-    found, error = stored(Storage("float16"), features)
+    found, error = store(Storage("float16"), features)
     np.testing.assert_array_equal(found, [[65504, -65504, 1]])
     assert error == 1e6 - 65504
 
@@ -81,18 +81,21 @@ def test_a_part_holds_all_values_in_every_storage(extras: dict) -> None:
             features = file["features"]
             assert (features.dtype, features.compression or "none") == (storage.dtype, storage.compression)
             assert features.chunks is not None or features.id.get_offset() % 4096 == 0
-            same({name: file[name][()] for name in file}, {"features": feature_rows(3), "valid": valid, **extras})
+            assert_same_datasets(
+                {name: file[name][()] for name in file}, {"features": feature_rows(3), "valid": valid, **extras}
+            )
             assert {name: (item.shape, item.dtype) for name, item in file.items()} == part_shapes(
                 3, 2, extras_of(extras), np.dtype(storage.dtype)
             )
 
 
 def test_reused_memory_gives_the_same_parts_for_any_size() -> None:
-    for storage in BEYOND_PLAIN:
+    for storage in OTHER_STORAGES:
         sizes = (70000, 5, 0, 2048, 2049)
         memory = PartMemory(max(sizes), 2, (), storage)
         for size in sizes:
-            features, valid = RNG.random((size, 2), np.float32), np.ones(size, bool)
+            features = RNG.random((size, 2), np.float32)
+            valid = np.ones(size, bool)
             memory.features(size)[:] = features
             memory.store(size)
             found = bytes(memory.file(valid, {}, {}, {}))
@@ -108,12 +111,13 @@ def test_every_storage_is_valid_in_shards_index_and_single_file(tmp_path: Path) 
         folder.mkdir()
         files = ["0.h5", "1.h5", "2.h5"]
         for name, size, first in zip(files, (3, 0, 3), (0, 3, 3), strict=True):
-            rows, part_extras = feature_rows(size, first), {key: values[:size] for key, values in EXTRAS.items()}
+            rows = feature_rows(size, first)
+            part_extras = {key: values[:size] for key, values in EXTRAS.items()}
             (folder / name).write_bytes(part_bytes(rows, np.ones(size, bool), part_extras, {}, {}, storage))
         (shard,) = open_shards([str(folder / "0.h5")])
         assert shard.dtype == "float32"
         np.testing.assert_array_equal(read(Block(shard, 0, 3)), feature_rows(3))
-        same(read_extras(Block(shard, 0, 3)), {**EXTRAS, "valid": np.ones(3, bool)})
+        assert_same_datasets(read_extras(Block(shard, 0, 3)), {**EXTRAS, "valid": np.ones(3, bool)})
         (folder / "index.h5").write_bytes(index_of(folder, files, {}))
         (folder / "single.h5").write_bytes(b"".join(map(bytes, single_file(folder, files, {}).pieces)))
         for name in ("index.h5", "single.h5"):
@@ -128,4 +132,4 @@ def test_plain_storage_needs_no_conversion() -> None:
     memory.features(3)[:] = feature_rows(3)
     assert PLAIN.is_plain
     assert memory.store(3) is None
-    assert not any(storage.is_plain for storage in BEYOND_PLAIN)
+    assert not any(storage.is_plain for storage in OTHER_STORAGES)

@@ -9,12 +9,12 @@ import pytest
 
 from pipeline.encoding import template as module
 from pipeline.encoding.template import SOURCE, Template, lay_out
-from tests.support.parts import same, written_by_hdf5
+from tests.support.parts import assert_same_datasets, written_by_hdf5
 
 DTYPES = ["u1", "<i2", ">i4", "<f4", ">f8", "?", "S3", "<c8"]
 
 
-def some(rng, shape, dtype):
+def random_values(rng, shape, dtype):
     n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     return rng.integers(0, 2 if dtype == "?" else 100, n_bytes).astype(np.uint8).view(dtype).reshape(shape)
 
@@ -23,17 +23,17 @@ def test_a_filled_template_equals_the_file_that_hdf5_writes():
     for seed in range(20):
         rng = np.random.default_rng(seed)
         kinds = {f"array {i}": (tuple(rng.integers(0, 5, rng.integers(1, 3))), rng.choice(DTYPES)) for i in range(5)}
-        written = {"group/texts": np.array([b"a", b"bc"]), "numbers": np.arange(seed)}
+        values_by_hdf5 = {"group/texts": np.array([b"a", b"bc"]), "numbers": np.arange(seed)}
         attributes = {"n": seed, "text": "größe" * seed, "nested": {"seed": [seed]}, "is": True, "share": 0.5}
         n_source = int(rng.integers(0, 3)) * 100
         shapes = {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in kinds.items()}
-        template = lay_out(shapes, written, attributes, n_source)
+        template = lay_out(shapes, values_by_hdf5, attributes, n_source)
         for _ in range(3):
-            values = {name: some(rng, *kind) for name, kind in kinds.items()}
+            values = {name: random_values(rng, *kind) for name, kind in kinds.items()}
             source = rng.bytes(n_source)
             memory = rng.integers(0, 256, template.n_bytes + 100).astype(np.uint8)
             template.fill(memory, {**values, SOURCE: source})
-            expected = written_by_hdf5(values, written, attributes, source)
+            expected = written_by_hdf5(values, values_by_hdf5, attributes, source)
             assert memory[: template.n_bytes].tobytes() == expected, f"seed {seed}"
 
 
@@ -64,12 +64,12 @@ def test_strided_values_are_stored_in_logical_order():
 
 @pytest.mark.process
 def test_a_template_includes_what_hdf5_writes_itself(tmp_path):
-    written = {"texts": np.array([b"a", "größe".encode()], object), "deep/numbers": np.arange(3)}
-    template = lay_out({"x": ((2,), np.dtype("u1"))}, written, {"text": "größe", "odd": "\udcff.h5"})
+    values_by_hdf5 = {"texts": np.array([b"a", "größe".encode()], object), "deep/numbers": np.arange(3)}
+    template = lay_out({"x": ((2,), np.dtype("u1"))}, values_by_hdf5, {"text": "größe", "odd": "\udcff.h5"})
     memory = np.zeros(template.n_bytes, np.uint8)
     template.fill(memory, {"x": np.arange(2, dtype=np.uint8)})
     with h5py.File(io.BytesIO(memory.tobytes())) as file:
-        same({name: file[name][:] for name in ("x", *written)}, {"x": [0, 1], **written})
+        assert_same_datasets({name: file[name][:] for name in ("x", *values_by_hdf5)}, {"x": [0, 1], **values_by_hdf5})
         assert dict(file.attrs) == {"format": "shardpress-features/1", "text": "größe", "odd": "\\udcff.h5"}
 
 
@@ -86,9 +86,12 @@ def test_holes_of_a_template_take_no_memory():
 
 
 def test_an_image_equals_the_written_file():
-    rng, image, expected = np.random.default_rng(0), module._Image(), bytearray(400000)
+    rng = np.random.default_rng(0)
+    image = module._Image()
+    expected = bytearray(400000)
     for _ in range(50):  # some cross the ends of its blocks
-        start, data = int(rng.integers(0, 200000)), rng.bytes(int(rng.integers(0, 10 ** rng.integers(1, 6))))
+        start = int(rng.integers(0, 200000))
+        data = rng.bytes(int(rng.integers(0, 10 ** rng.integers(1, 6))))
         image.seek(start)
         assert image.write(memoryview(data)) == len(data)
         expected[start : start + len(data)] = data

@@ -45,7 +45,7 @@ def parts(tmp_path):
     return names
 
 
-def written(folder, names, about=None):
+def write_whole(folder, names, about=None):
     pieces = single_file(folder, names, about or {})
     path = folder / "elsewhere" / "single.h5"
     path.parent.mkdir(exist_ok=True)
@@ -57,7 +57,7 @@ def written(folder, names, about=None):
 @pytest.mark.process
 def test_the_single_file_equals_the_index(tmp_path, parts):
     (tmp_path / "index.h5").write_bytes(index_of(tmp_path, parts, {"a": 1}))
-    path = written(tmp_path, parts, {"a": 1, "nested": {"b": [2]}, "long": "x" * 10**5})
+    path = write_whole(tmp_path, parts, {"a": 1, "nested": {"b": [2]}, "long": "x" * 10**5})
     with h5py.File(path) as file, h5py.File(tmp_path / "index.h5") as index:
         assert set(file) == set(index) == {"features", "valid", *extras(0, 0)}
         for name, item in index.items():
@@ -74,25 +74,26 @@ def test_the_single_file_equals_the_index(tmp_path, parts):
 
 @pytest.mark.process
 def test_the_single_file_is_readable_with_h5py_alone(tmp_path, parts):
-    path = written(tmp_path, parts)
+    path = write_whole(tmp_path, parts)
     for name in parts:
         (tmp_path / name).unlink()
     program = "import h5py, sys; file = h5py.File(sys.argv[1]); print(file['features'][:].sum(), *file['y'][:])"
-    done = subprocess.run([sys.executable, "-c", program, path], cwd="/", capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [str(numbered(8, 3, 0, np.float32).sum()), *map(str, range(8))]
+    result = subprocess.run([sys.executable, "-c", program, path], cwd="/", capture_output=True, text=True, check=True)
+    assert result.stdout.split() == [str(numbered(8, 3, 0, np.float32).sum()), *map(str, range(8))]
 
 
 def test_the_single_file_is_a_valid_shard(tmp_path, parts):
-    (shard,) = open_shards([str(written(tmp_path, parts))])
+    (shard,) = open_shards([str(write_whole(tmp_path, parts))])
     np.testing.assert_array_equal(read(Block(shard, 0, 8)), numbered(8, 3, 0, np.float32))
-    found, expected = read_extras(Block(shard, 0, 8)), extras(8, 0)
+    found = read_extras(Block(shard, 0, 8))
+    expected = extras(8, 0)
     assert [text.decode() for text in found.pop("name")] == list(expected.pop("name"))
     for name, values in expected.items():
         np.testing.assert_array_equal(found[name], values)
 
 
 def test_open_features_accepts_the_single_file(tmp_path, parts):
-    path = written(tmp_path, parts, {"n_bad": 2})
+    path = write_whole(tmp_path, parts, {"n_bad": 2})
     for block_rows in (1, 3, 100):
         found = open_features(path, block_rows)
         np.testing.assert_array_equal(found.features, numbered(8, 3, 0, np.float32), err_msg=f"blocks of {block_rows}")
@@ -104,7 +105,7 @@ def test_open_features_accepts_the_single_file(tmp_path, parts):
 
 
 def test_pieces_of_the_single_file_are_small(tmp_path, parts, monkeypatch):
-    whole = written(tmp_path, parts).read_bytes()
+    whole = write_whole(tmp_path, parts).read_bytes()
     monkeypatch.setattr(module, "_PIECE_TEXTS", 1)
     for n_bytes in (1, 7, 12, 1000):
         monkeypatch.setattr(module, "_PIECE", n_bytes)
@@ -119,9 +120,10 @@ def test_the_longest_text_of_all_parts_determines_the_width(tmp_path):
     for i, texts in enumerate([["a", ""], [], ["größer", "\udcff"]]):
         part_extras = {"t": np.array([text.encode("utf-8", "surrogateescape") for text in texts], object)}
         names.append(f"{i}.h5")
-        features, valid = np.zeros((len(texts), 1), np.float32), np.ones(len(texts), bool)
+        features = np.zeros((len(texts), 1), np.float32)
+        valid = np.ones(len(texts), bool)
         (tmp_path / names[-1]).write_bytes(part_bytes(features, valid, part_extras, {}))
-    path = written(tmp_path, names)
+    path = write_whole(tmp_path, names)
     with h5py.File(path) as file:
         assert file["t"].dtype == np.dtype("S8")
     assert open_features(path).extras["t"].compute().tolist() == ["a", "", "größer", "\udcff"]
@@ -147,7 +149,8 @@ def test_a_feature_shard_needs_the_dataset_valid(tmp_path):
 
 
 def test_long_texts_are_copied_in_small_groups(tmp_path):
-    n, text = 1000, b"x" * 40_000  # 40 MB
+    n = 1000
+    text = b"x" * 40_000  # 40 MB in total
     texts = np.array([b"%d" % i + text for i in range(n)], object)
     (tmp_path / "part.h5").write_bytes(part_bytes(numbered(n, 2, 0, np.float32), np.ones(n, bool), {"text": texts}, {}))
     del texts

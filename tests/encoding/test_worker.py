@@ -32,29 +32,29 @@ W = np.zeros((3, 2), np.float32)
 MODEL = Model(Scaler(np.zeros(3), np.ones(3)), Network((3, 2)), {"W": W, "b_hidden": W[0], "b_output": W[:, 0]})
 
 
-def nothing(rows: np.ndarray, out: np.ndarray) -> None:
+def encode_nothing(rows: np.ndarray, out: np.ndarray) -> None:
     pass
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> EncodeSettings:
     """Return the settings of tasks that name the model's file."""
-    return replace(EncodeSettings(str(tmp_path), IN_MEMORY, "float32", 4, 8, 2), model=written(tmp_path, MODEL))
+    return replace(EncodeSettings(str(tmp_path), IN_MEMORY, "float32", 4, 8, 2), model=write_model(tmp_path, MODEL))
 
 
-def written(folder: Path, model: Model) -> Entry:
+def write_model(folder: Path, model: Model) -> Entry:
     (folder / "stages").mkdir(exist_ok=True)
     return write_result(folder, Disk(), "stages/model", ".h5", model.to_hdf5())
 
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """Return the list of what this process makes instead of compiling."""
+    """Replace compilation; return the list of arguments and parameters that it receives."""
     found: list[Any] = []
 
     def make(*what: Any) -> Any:
         found.append(what)
-        return SimpleNamespace(set_parameters=found.append, encode_checked=nothing)
+        return SimpleNamespace(set_parameters=found.append, encode_checked=encode_nothing)
 
     monkeypatch.setattr(module, "start_device", lambda: None)
     monkeypatch.setattr(module, "autoencoder_of", make)
@@ -76,7 +76,7 @@ def test_a_model_is_made_once_for_all_threads(compiled: list[Any], settings: Enc
 def test_another_model_or_size_replaces_the_worker(compiled: list[Any], settings: EncodeSettings) -> None:
     first = worker_of(settings)
     other = replace(MODEL, parameters={**MODEL.parameters, "b_hidden": W[0] + 1})
-    file = written(Path(settings.directory), other)
+    file = write_model(Path(settings.directory), other)
     for changed in (replace(settings, part_rows=12), replace(settings, model=file), settings):
         assert worker_of(changed) is not first
         assert len(module._workers) == 1
@@ -101,17 +101,18 @@ def test_the_size_of_a_task_does_not_depend_on_the_model(settings: EncodeSetting
         edges = np.zeros(n_inputs), np.ones(n_inputs)
         shapes = Network((n_inputs, 2)).shapes
         model = Model(Scaler(*edges), Network((n_inputs, 2)), {k: np.zeros(v, np.float32) for k, v in shapes.items()})
-        of_model = replace(settings, model=written(Path(settings.directory), model), has_range=True)
+        of_model = replace(settings, model=write_model(Path(settings.directory), model), has_range=True)
         part = Part(0, Block(Shard("a.h5", "X", (9, n_inputs), "float32", "float32"), 0, 8))
         n_bytes.append(len(pickle.dumps(EncodeTask(part, of_model))))
     assert n_bytes[1] < n_bytes[0] + 20 < 2000
 
 
 def test_a_served_model_is_used_and_dropped_at_the_end(compiled: list[Any]) -> None:
-    disk, settings = Disk(), EncodeSettings("out", IN_MEMORY, "float32", 4, 8, 2)
-    with serving(settings, MODEL, nothing, disk):
+    disk = Disk()
+    settings = EncodeSettings("out", IN_MEMORY, "float32", 4, 8, 2)
+    with serving(settings, MODEL, encode_nothing, disk):
         found = worker_of(settings)
-        assert (found.model, found.encode, found.disk, compiled) == (MODEL, nothing, disk, [])
+        assert (found.model, found.encode, found.disk, compiled) == (MODEL, encode_nothing, disk, [])
     assert len(module._workers) == 0
 
 
@@ -119,16 +120,16 @@ def test_a_served_model_is_used_and_dropped_at_the_end(compiled: list[Any]) -> N
 def test_the_number_of_readers_is_requested_or_that_of_cores(
     settings: EncodeSettings, monkeypatch: pytest.MonkeyPatch, requested: int, n: int
 ) -> None:
-    """The cores of the driver say nothing about those of an external worker."""
+    """The number of cores of the driver is not used for an external worker."""
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    turns = Worker(replace(settings, n_readers=requested), MODEL, nothing, Disk()).turns
+    turns = Worker(replace(settings, n_readers=requested), MODEL, encode_nothing, Disk()).turns
     assert [turns.acquire(blocking=False) for _ in range(4)] == [i < n for i in range(4)]
 
 
 def test_a_thread_reuses_its_memory(settings: EncodeSettings) -> None:
     shards = {dtype: Shard("a.h5", "X", (9, 3), dtype, dtype) for dtype in ("float32", "uint8")}
-    worker = Worker(settings, MODEL, nothing, Disk())
+    worker = Worker(settings, MODEL, encode_nothing, Disk())
     memory = worker.block_memory(Block(shards["float32"], 0, 4))
     again = worker.block_memory(Block(shards["float32"], 4, 7))
     assert (again.shape, np.shares_memory(memory, again)) == ((3, 3), True)

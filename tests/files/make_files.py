@@ -69,7 +69,8 @@ def _n_bit(path: Path, precision: int) -> None:
     hdf5 = ctypes.CDLL(h5py.h5p.__file__)  # h5py does not provide these two functions
     hdf5.H5Pset_nbit.argtypes = [ctypes.c_int64]
     hdf5.H5Pset_relax_file_integrity_checks.argtypes = [ctypes.c_int64, ctypes.c_uint64]
-    access, creation = h5py.h5p.create(h5py.h5p.FILE_ACCESS), h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     assert hdf5.H5Pset_relax_file_integrity_checks(access.id, 1) >= 0  # otherwise unused bits are an error
     creation.set_chunk(CHUNKS)
     of_file = h5py.h5p.create(h5py.h5p.FILE_CREATE)

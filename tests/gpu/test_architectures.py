@@ -1,4 +1,4 @@
-"""Tests of the kernels for every card: those of one network here, those of all networks in `make soak`."""
+"""Tests that kernels compile for every card: the kernels of one network here, of all networks in `make soak`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.architectures import CAPABILITIES, collect, compile_for, ptx_of, wrong
+from tests.support.architectures import CAPABILITIES, collect, compile_for, problems_of, ptx_of
 
 pytestmark = pytest.mark.process
 
@@ -28,7 +28,7 @@ def test_failed_compilation_is_reported_for_each_card(tmp_path: Path) -> None:
     (tmp_path / "wrong.cu").write_text("__global__ void f(int *x) { *x = nothing; }")
     (found,) = compile_for(WHEEL, sorted(tmp_path.glob("*.cu")), ["10.0"])
     assert list(found.failed) == ["wrong.cu"]
-    (line,) = wrong(found)
+    (line,) = problems_of(found)
     assert line.startswith(f"NVRTC {found.nvrtc}, capability 10.0: wrong.cu: error 6: ")
     assert '"nothing"' in line
 

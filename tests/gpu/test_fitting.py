@@ -17,7 +17,7 @@ CUBLAS = {
 }
 
 
-def chosen(requirements: tuple[str, ...]) -> list[str]:
+def installed_versions(requirements: tuple[str, ...]) -> list[str]:
     """Return the versions that pip installs: the newest one for each requirement."""
     found = []
     for text, name, versions in zip(requirements, ("nvidia-cuda-nvrtc", "nvidia-cublas"), (NVRTC, CUBLAS), strict=True):
@@ -46,35 +46,35 @@ def chosen(requirements: tuple[str, ...]) -> list[str]:
 def test_newest_libraries_that_the_driver_accepts_are_chosen(
     cuda: tuple[int, int], card: tuple[int, int], nvrtc: str, cublas: str
 ) -> None:
-    fits = choose_packages(Driver("/lib/libcuda.so.1", cuda, (card,)))
-    assert chosen(fits.requirements) == [nvrtc, cublas]
-    assert f"CUDA {cuda[0]}.{cuda[1]} (/lib/libcuda.so.1)" in fits.why
+    choice = choose_packages(Driver("/lib/libcuda.so.1", cuda, (card,)))
+    assert installed_versions(choice.requirements) == [nvrtc, cublas]
+    assert f"CUDA {cuda[0]}.{cuda[1]} (/lib/libcuda.so.1)" in choice.why
 
 
 def test_oldest_card_decides_the_version_of_cuda() -> None:
-    several = choose_packages(Driver("", (13, 0), ((12, 0), (7, 0), (9, 0))))
-    assert chosen(several.requirements)[0] == "12.9.86"
-    assert "CUDA 12" in several.why
-    assert "capability 7.0" in several.why
-    assert chosen(choose_packages(Driver("", (13, 0))).requirements)[0] == "13.0.88"
+    choice = choose_packages(Driver("", (13, 0), ((12, 0), (7, 0), (9, 0))))
+    assert installed_versions(choice.requirements)[0] == "12.9.86"
+    assert "CUDA 12" in choice.why
+    assert "capability 7.0" in choice.why
+    assert installed_versions(choose_packages(Driver("", (13, 0))).requirements)[0] == "13.0.88"
 
 
 def test_no_driver_selects_libraries_for_every_cuda_12() -> None:
-    fits = choose_packages(None)
-    assert chosen(fits.requirements) == ["12.0.140", "12.9.3.13"]
-    assert "CUDA 12.0" in fits.why
+    choice = choose_packages(None)
+    assert installed_versions(choice.requirements) == ["12.0.140", "12.9.3.13"]
+    assert "CUDA 12.0" in choice.why
 
 
 def test_requested_version_overrides_the_driver() -> None:
     driver = Driver("", (12, 2), ((8, 0),))
-    assert chosen(choose_packages(None, (12, 4)).requirements) == ["12.4.127", "12.4.5.8"]
-    early = choose_packages(driver, (12, 0))
-    assert "CUDA 12.0" in early.why
-    assert "CUDA 12.2" not in early.why
-    late = choose_packages(driver, (13, 0))
-    assert chosen(late.requirements)[0] == "13.0.88"
-    assert "CUDA 13.0" in late.why
-    assert "CUDA 12.2" in late.why  # the driver's own version is older
+    assert installed_versions(choose_packages(None, (12, 4)).requirements) == ["12.4.127", "12.4.5.8"]
+    earlier_choice = choose_packages(driver, (12, 0))
+    assert "CUDA 12.0" in earlier_choice.why
+    assert "CUDA 12.2" not in earlier_choice.why
+    later_choice = choose_packages(driver, (13, 0))
+    assert installed_versions(later_choice.requirements)[0] == "13.0.88"
+    assert "CUDA 13.0" in later_choice.why
+    assert "CUDA 12.2" in later_choice.why  # the driver's own version is older
     assert choose_packages(Driver("", (11, 4)), (12, 0)).requirements == choose_packages(None, (12, 0)).requirements
 
 

@@ -12,7 +12,7 @@ from pipeline.errors import DeviceError
 from pipeline.gpu.install import build_forwarders
 from tests.support.cards import driver
 from tests.support.cuda.stub import variables
-from tests.support.interpreters import fresh
+from tests.support.interpreters import run_python
 
 pytestmark = pytest.mark.process
 
@@ -29,7 +29,7 @@ def elsewhere(*arguments):
 
 def with_and_without(code: str, **settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return ``facts`` with our libraries in front of a stub with these settings, and without our libraries."""
-    ends = [fresh(BEGIN + code, **variables(forwarded, **settings)) for forwarded in (True, False)]
+    ends = [run_python(BEGIN + code, **variables(forwarded, **settings)) for forwarded in (True, False)]
     assert [end.code for end in ends] == [0, 0], [end.stderr for end in ends]
     return ends[0].facts, ends[1].facts
 
@@ -69,7 +69,7 @@ def test_uploads_from_pageable_memory_are_waited_for() -> None:
 
 def test_uploads_to_other_cards_are_not_waited_for(tmp_path: Path) -> None:
     """The driver copies the data on its own, and waiting would delay other work."""
-    ended = fresh(BEGIN + "Card().upload(np.ones(16))", **variables(True, log=tmp_path / "log"))
+    ended = run_python(BEGIN + "Card().upload(np.ones(16))", **variables(True, log=tmp_path / "log"))
     assert ended.code == 0, ended.stderr
     lines = (tmp_path / "log").read_text().splitlines()
     assert "cuMemcpyHtoDAsync_v2" in lines
@@ -94,7 +94,8 @@ def test_thread_without_a_context_is_given_one_once() -> None:
 
 
 SEVERAL = """
-card, other = Card(), ctypes.c_void_p()
+card = Card()
+other = ctypes.c_void_p()
 call("cuDevicePrimaryCtxRetain", ctypes.byref(other), 1)
 call("cuCtxPushCurrent_v2", other)
 call("cuCtxPushCurrent_v2", card.context)
@@ -115,12 +116,16 @@ def test_other_functions_are_those_of_the_driver() -> None:
 
 def test_calls_are_logged_on_request(tmp_path: Path) -> None:
     code = BEGIN + "Card().upload(np.ones(16, np.float32))"
-    assert fresh(code, **variables(True), LIBCUDA_LOG=tmp_path / "log").stderr == ""
+    assert run_python(code, **variables(True), LIBCUDA_LOG=tmp_path / "log").stderr == ""
     lines = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
     assert [line[2:] for line in lines[-2:]] == [["cuMemAlloc_v2", "64", "0"], ["cuMemcpyHtoDAsync_v2", "64", "0"]]
     assert lines[0][2:] == ["cuInit", "0", "0"]
     assert len({line[1] for line in lines}) == 1
-    assert fresh(code, **variables(True), LIBCUDA_LOG="-").stderr.splitlines()[-1].endswith("cuMemcpyHtoDAsync_v2 64 0")
+    assert (
+        run_python(code, **variables(True), LIBCUDA_LOG="-")
+        .stderr.splitlines()[-1]
+        .endswith("cuMemcpyHtoDAsync_v2 64 0")
+    )
 
 
 # ---- NVRTC
@@ -139,7 +144,8 @@ def test_libgpuarray_computes_on_cards_with_unknown_architecture(capability: str
 NVRTC = r"""
 import ctypes, re
 for name in ("libnvrtc.so", "libnvrtc.so.12"):
-    nvrtc, program = ctypes.CDLL(f"FOLDER/{name}"), ctypes.c_void_p()
+    nvrtc = ctypes.CDLL(f"FOLDER/{name}")
+    program = ctypes.c_void_p()
     facts[name] = {}
     for n in (75, 90, 100, 10, 12):
         nvrtc.nvrtcCreateProgram(ctypes.byref(program), b"__global__ void f(int *x) { *x = 1; }", None, 0, None, None)
@@ -153,9 +159,9 @@ for name in ("libnvrtc.so", "libnvrtc.so.12"):
 def test_truncated_architecture_is_replaced_by_compute_90(tmp_path: Path) -> None:
     for path in Path(sysconfig.get_path("purelib"), "nvidia/cuda_nvrtc/lib").iterdir():
         (tmp_path / path.name).symlink_to(path)
-    (tmp_path / "libnvrtc.so").symlink_to("libnvrtc.so.12")  # as earlier set-ups left it
+    (tmp_path / "libnvrtc.so").symlink_to("libnvrtc.so.12")  # earlier set-ups left this link
     build_forwarders(tmp_path)
-    found = fresh(NVRTC.replace("FOLDER", str(tmp_path))).facts
+    found = run_python(NVRTC.replace("FOLDER", str(tmp_path))).facts
     whole = {"75": [0, "sm_75"], "90": [0, "sm_90"], "100": [0, "sm_100"]}
     assert found["libnvrtc.so"] == {**whole, "10": [0, "sm_90"], "12": [0, "sm_90"]}
     assert found["libnvrtc.so.12"] == {**whole, "10": [5], "12": [5]}
@@ -168,19 +174,21 @@ def test_missing_driver_is_named_and_found_once_installed(tmp_path: Path) -> Non
     build_forwarders(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["libcuda.so"]
     code = f"import ctypes\nours = ctypes.CDLL('{tmp_path}/libcuda.so')\n"
-    ended = fresh(code, LD_LIBRARY_PATH=None)
+    ended = run_python(code, LD_LIBRARY_PATH=None)
     assert ended.code == 0 or "libcuda.so.1: cannot open shared object file" in ended.stderr
     code += "facts['codes'] = [ours.cuInit(0), ours.cuMemAlloc_v2(None, 4)]"
     later = driver(tmp_path / "driver", (12, 4)).parent
-    assert fresh(code, LD_LIBRARY_PATH=later).facts == {"codes": [0, 500]}, "CUDA_ERROR_NOT_FOUND for missing functions"
+    assert run_python(code, LD_LIBRARY_PATH=later).facts == {"codes": [0, 500]}, (
+        "CUDA_ERROR_NOT_FOUND for missing functions"
+    )
 
 
-@pytest.mark.parametrize(("compiler", "says"), [("/nowhere/g++", "/nowhere/g\\+\\+"), ("false -m64", "false ")])
+@pytest.mark.parametrize(("compiler", "phrase"), [("/nowhere/g++", "/nowhere/g\\+\\+"), ("false -m64", "false ")])
 def test_failing_compiler_replaces_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str, says: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str, phrase: str
 ) -> None:
     (tmp_path / "libcuda.so").write_text("an earlier one")
     monkeypatch.setenv("CXX", compiler)
-    with pytest.raises(DeviceError, match=says):
+    with pytest.raises(DeviceError, match=phrase):
         build_forwarders(tmp_path)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["an earlier one"]

@@ -13,7 +13,7 @@ from tests.support.cards import Environment, driver, library, wheels
 pytestmark = pytest.mark.process
 
 NAMES = ["libcublas.so", "libcublasLt.so", "libnvrtc-builtins.so", "libnvrtc.so"]
-OURS = ("libcuda.so", "libnvrtc.so")  # in front of NVIDIA's
+OURS = ("libcuda.so", "libnvrtc.so")  # linked in place of NVIDIA's libraries
 NVRTC = ("12.0.140", "12.4.127", "12.9.86", "13.0.88")
 CUBLAS = ("12.0.2.224", "12.4.5.8", "12.9.3.13", "13.0.2.14")
 
@@ -24,49 +24,49 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Environment:
+def venv(tmp_path: Path) -> Environment:
     return Environment(tmp_path / "env", "nvidia")
 
 
 @pytest.fixture(scope="module")
-def nothing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def no_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a library that is found before this machine's driver and is not a driver."""
     folder = tmp_path_factory.mktemp("nothing")
     library(folder / "libcuda.so.1", "int cuDriverGetVersion(int *version) { return 34; }")
     return folder
 
 
-def set_up(here: Environment, *arguments: str | Path, near: Path | None = None) -> subprocess.CompletedProcess[str]:
+def set_up(venv: Environment, *arguments: str | Path, near: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run `setup-gpu` with the driver in a folder."""
-    return here.run("python", "-m", "shardpress", "setup-gpu", *arguments, LD_LIBRARY_PATH=near)
+    return venv.run("python", "-m", "shardpress", "setup-gpu", *arguments, LD_LIBRARY_PATH=near)
 
 
-def libraries(here: Environment) -> dict[str, str]:
+def libraries(venv: Environment) -> dict[str, str]:
     """Return the target of each link in the folder: the file name in its wheel."""
-    folder = here.path / "lib/shardpress-gpu"
+    folder = venv.path / "lib/shardpress-gpu"
     return {path.name: path.resolve().name for path in folder.glob("lib*.so*") if path.exists()}
 
 
-def versions(here: Environment) -> list[str]:
-    return sorted(path.stem.split("-")[1] for path in here.path.glob("lib/shardpress-gpu/*.dist-info"))
+def versions(venv: Environment) -> list[str]:
+    return sorted(path.stem.split("-")[1] for path in venv.path.glob("lib/shardpress-gpu/*.dist-info"))
 
 
-def test_no_driver_installs_widely_usable_libraries(here: Environment, source: Path, nothing: Path) -> None:
-    done = set_up(here, "--from", source, near=nothing)
-    assert done.returncode == 0, done.stderr
-    environment, cuda, pygpu, takes, found, following = done.stdout.splitlines()
-    assert environment == f"environment  {here.path}"
+def test_no_driver_installs_widely_usable_libraries(venv: Environment, source: Path, no_driver: Path) -> None:
+    result = set_up(venv, "--from", source, near=no_driver)
+    assert result.returncode == 0, result.stderr
+    environment, cuda, pygpu, takes, found, following = result.stdout.splitlines()
+    assert environment == f"environment  {venv.path}"
     assert cuda.startswith("CUDA ")
     assert "12.0" in cuda
     assert pygpu.startswith("pygpu        0.7.6")
     assert "nvidia-cuda-nvrtc-cu12>=12,<12.1" in takes
     assert "nvidia-cublas-cu12>=12,<13" in takes
-    folder = here.path / "lib/shardpress-gpu"
+    folder = venv.path / "lib/shardpress-gpu"
     assert "nvidia-cublas-cu12 12.9.3.13" in found
     assert "nvidia-cuda-nvrtc-cu12 12.0.140" in found
     assert found.endswith(str(folder))
     assert following.endswith(" THEANO_FLAGS=device=cuda shardpress doctor")
-    assert libraries(here) == {
+    assert libraries(venv) == {
         **{name: name for name in OURS},
         "libnvrtc.so.12": "libnvrtc.so.12",
         "libnvrtc-builtins.so.12.0": "libnvrtc-builtins.so.12.0",
@@ -76,30 +76,32 @@ def test_no_driver_installs_widely_usable_libraries(here: Environment, source: P
     }
     links = [path.readlink() for path in folder.glob("lib*") if path.name not in OURS]
     assert not any(link.is_absolute() for link in links), "the environment can be moved"
-    assert not list(here.site.glob("nvidia*")), "other packages may need other versions"
+    assert not list(venv.site.glob("nvidia*")), "other packages may need other versions"
 
 
-def test_repeated_set_up_changes_libraries_with_the_driver(here: Environment, source: Path, tmp_path: Path) -> None:
-    file, folder = driver(tmp_path / "driver", (12, 4), (8, 0)), here.path / "lib/shardpress-gpu"
-    first = set_up(here, "--from", source, near=file.parent)
+def test_repeated_set_up_changes_libraries_with_the_driver(venv: Environment, source: Path, tmp_path: Path) -> None:
+    file = driver(tmp_path / "driver", (12, 4), (8, 0))
+    folder = venv.path / "lib/shardpress-gpu"
+    first = set_up(venv, "--from", source, near=file.parent)
     assert f"CUDA 12.4 ({file})" in first.stdout
-    assert versions(here) == ["12.4.127", "12.4.5.8"]
+    assert versions(venv) == ["12.4.127", "12.4.5.8"]
     inode = folder.stat().st_ino
-    again = set_up(here, "--from", tmp_path, near=file.parent)
+    again = set_up(venv, "--from", tmp_path, near=file.parent)
     lines = [line for line in first.stdout.splitlines() if not line.startswith("installing ")]
     assert (again.stdout.splitlines(), again.stderr) == (lines, ""), "no wheel is needed"
     assert folder.stat().st_ino == inode
     driver(file.parent, (13, 0), (8, 0))
-    assert set_up(here, "--from", source, near=file.parent).returncode == 0
-    assert versions(here) == ["13.0.2.14", "13.0.88"]
-    assert libraries(here)["libnvrtc.so.13"] == "libnvrtc.so.13"
-    assert not [name for name in libraries(here) if name.endswith(".12")]
+    assert set_up(venv, "--from", source, near=file.parent).returncode == 0
+    assert versions(venv) == ["13.0.2.14", "13.0.88"]
+    assert libraries(venv)["libnvrtc.so.13"] == "libnvrtc.so.13"
+    assert not [name for name in libraries(venv) if name.endswith(".12")]
     assert [path.name for path in folder.parent.glob("shardpress-gpu*")] == [folder.name]
 
 
-def test_incomplete_installation_is_repaired(here: Environment, source: Path) -> None:
-    assert set_up(here, "--from", source, "--for", "12.4").returncode == 0
-    folder, whole = here.path / "lib/shardpress-gpu", libraries(here)
+def test_incomplete_installation_is_repaired(venv: Environment, source: Path) -> None:
+    assert set_up(venv, "--from", source, "--for", "12.4").returncode == 0
+    folder = venv.path / "lib/shardpress-gpu"
+    whole = libraries(venv)
     for broken in (
         lambda: (folder / "nvidia/cublas/lib/libcublasLt.so.12").unlink(),
         lambda: (folder / "nvidia/cuda_nvrtc/lib/libnvrtc.so.12").write_bytes(b"\x7fELF"),
@@ -110,50 +112,50 @@ def test_incomplete_installation_is_repaired(here: Environment, source: Path) ->
         lambda: folder.rename(folder.with_name("shardpress-gpu.old")),
     ):
         broken()
-        done = set_up(here, "--from", source, "--for", "12.4")
-        assert done.returncode == 0, done.stderr
-        assert libraries(here) == whole
+        result = set_up(venv, "--from", source, "--for", "12.4")
+        assert result.returncode == 0, result.stderr
+        assert libraries(venv) == whole
         assert [path.name for path in folder.parent.glob("shardpress-gpu*")] == [folder.name]
 
 
-def test_too_old_driver_is_refused_before_installation(here: Environment, source: Path, tmp_path: Path) -> None:
+def test_too_old_driver_is_refused_before_installation(venv: Environment, source: Path, tmp_path: Path) -> None:
     file = driver(tmp_path / "driver", (11, 4))
-    done = set_up(here, "--from", source, near=file.parent)
-    assert (done.returncode, done.stdout) == (69, "")
-    assert done.stderr.startswith(f"DeviceError: {file}: ")
-    assert "CUDA 11.4, expected 12.0" in done.stderr
-    assert not (here.path / "lib/shardpress-gpu").exists()
+    result = set_up(venv, "--from", source, near=file.parent)
+    assert (result.returncode, result.stdout) == (69, "")
+    assert result.stderr.startswith(f"DeviceError: {file}: ")
+    assert "CUDA 11.4, expected 12.0" in result.stderr
+    assert not (venv.path / "lib/shardpress-gpu").exists()
 
 
-def test_failed_installation_keeps_the_earlier_one(here: Environment, source: Path, tmp_path: Path) -> None:
-    assert set_up(here, "--from", source, "--for", "12.4").returncode == 0
-    whole = libraries(here)
-    done = set_up(here, "--from", tmp_path, "--for", "12.9")
-    assert done.returncode == 69
-    assert "No matching distribution found for nvidia-cuda-nvrtc-cu12<12.10,>=12" in done.stderr
-    last = done.stderr.splitlines()[-1]
+def test_failed_installation_keeps_the_earlier_one(venv: Environment, source: Path, tmp_path: Path) -> None:
+    assert set_up(venv, "--from", source, "--for", "12.4").returncode == 0
+    whole = libraries(venv)
+    result = set_up(venv, "--from", tmp_path, "--for", "12.9")
+    assert result.returncode == 69
+    assert "No matching distribution found for nvidia-cuda-nvrtc-cu12<12.10,>=12" in result.stderr
+    last = result.stderr.splitlines()[-1]
     assert last.startswith("DeviceError: ")
     assert "nvidia-cuda-nvrtc-cu12>=12,<12.10 and nvidia-cublas-cu12>=12,<12.10" in last
-    assert libraries(here) == whole
+    assert libraries(venv) == whole
 
 
-def test_libraries_found_first_are_warned_about(here: Environment, source: Path, tmp_path: Path) -> None:
+def test_libraries_found_first_are_warned_about(venv: Environment, source: Path, tmp_path: Path) -> None:
     toolkit = library(tmp_path / "toolkit/libnvrtc.so").parent
-    done = set_up(here, "--from", source, near=toolkit)
-    warning = done.stdout.splitlines()[-2]
+    result = set_up(venv, "--from", source, near=toolkit)
+    warning = result.stdout.splitlines()[-2]
     assert "LD_LIBRARY_PATH" in warning
     assert str(toolkit) in warning
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "phrase"),
     [
         (["--for", "11.8"], "argument --for: CUDA 11.8, expected 12.0"),
         (["--for", "12"], "argument --for: '12', expected"),
         (["--from", "nowhere"], "argument --from: 'nowhere', expected"),
     ],
 )
-def test_invalid_arguments_are_refused(here: Environment, arguments: list[str], says: str) -> None:
-    done = set_up(here, *arguments)
-    assert (done.returncode, done.stdout) == (64, "")
-    assert says in done.stderr
+def test_invalid_arguments_are_refused(venv: Environment, arguments: list[str], phrase: str) -> None:
+    result = set_up(venv, *arguments)
+    assert (result.returncode, result.stdout) == (64, "")
+    assert phrase in result.stderr

@@ -20,7 +20,7 @@ N_ROWS = 100
 
 
 @pytest.fixture
-def decompressed(monkeypatch):
+def decompressions(monkeypatch):
     """Count the chunks that are decompressed, with an empty cache that also keeps small chunks."""
     counts = []
     decode_chunk = values.decode_chunk
@@ -47,43 +47,43 @@ def blocks(shard, n_rows):
 
 @pytest.mark.parametrize(("chunks", "n_chunks"), [((40, 4), 3), ((40, 2), 6), ((N_ROWS, 1), 4), ((33, 4), 4)])
 @pytest.mark.parametrize("n_threads", [1, 4])
-def test_each_chunk_is_decompressed_once_for_all_blocks(tmp_path, decompressed, chunks, n_chunks, n_threads):
+def test_each_chunk_is_decompressed_once_for_all_blocks(tmp_path, decompressions, chunks, n_chunks, n_threads):
     shard = shard_of(tmp_path, chunks)
     CHUNKS.resize(4 * N_ROWS * 4 * 8)
     with ThreadPoolExecutor(n_threads) as pool:
         found = np.concatenate(list(pool.map(read, blocks(shard, 7))))
     np.testing.assert_array_equal(found, numbered(N_ROWS, 4))
-    assert len(decompressed) == n_chunks
+    assert len(decompressions) == n_chunks
 
 
-def test_chunks_that_do_not_fit_are_decompressed_for_each_block(tmp_path, decompressed):
+def test_chunks_that_do_not_fit_are_decompressed_for_each_block(tmp_path, decompressions):
     shard = shard_of(tmp_path, (50, 2))
     CHUNKS.resize(2 * 50 * 2 * 8 - 1)  # two of them contain the rows
     found = np.concatenate([read(block) for block in blocks(shard, 25)])
     np.testing.assert_array_equal(found, numbered(N_ROWS, 4))
-    assert len(decompressed) == 2 * 4
+    assert len(decompressions) == 2 * 4
 
 
-def test_chunks_of_columns_are_decompressed_once(tmp_path, decompressed):
+def test_chunks_of_columns_are_decompressed_once(tmp_path, decompressions):
     write_shard(tmp_path / "x.h5", numbered(N_ROWS, 4).T, chunks=(4, 50), compression="gzip")
     (shard,) = open_shards([str(tmp_path)], orientation="columns")
     CHUNKS.resize(10**6)
     found = np.concatenate([read(block) for block in blocks(shard, 10)])
     np.testing.assert_array_equal(found, numbered(N_ROWS, 4))
-    assert len(decompressed) == 2
+    assert len(decompressions) == 2
 
 
-def test_training_window_decompresses_each_chunk_once(tmp_path, decompressed):
+def test_training_window_decompresses_each_chunk_once(tmp_path, decompressions):
     shard = shard_of(tmp_path, (50, 4))
     CHUNKS.resize(10**6)
     order = Order(np.arange(0, N_ROWS + 1, 5), np.empty(0, np.int64), 50, seed=1)
     rows = StreamedRows([shard], 2)
     found = np.concatenate(list(rows.minibatches(order, 0, 10)))
     np.testing.assert_array_equal(np.sort(found[:, 0]), numbered(N_ROWS, 4)[:, 0])
-    assert len(decompressed) <= 2 * 2  # two windows, each with rows of at most both chunks
+    assert len(decompressions) <= 2 * 2  # each of the two windows may need both chunks
 
 
-def test_changed_file_is_not_read_from_the_cache(tmp_path, decompressed):
+def test_changed_file_is_not_read_from_the_cache(tmp_path, decompressions):
     shard = shard_of(tmp_path, (50, 4))
     CHUNKS.resize(10**6)
     read(Block(shard, 0, 10))
@@ -95,17 +95,17 @@ def test_changed_file_is_not_read_from_the_cache(tmp_path, decompressed):
 
 def test_failure_reaches_all_waiting_threads_and_is_not_cached():
     cache = ChunkCache(100)
-    waiting = threading.Event()
+    is_waiting = threading.Event()
     go = threading.Event()
 
     def fail():
-        waiting.set()
+        is_waiting.set()
         go.wait()
         raise ValueError("damaged")
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(cache.get, "a", 10, fail)
-        waiting.wait()
+        is_waiting.wait()
         second = pool.submit(cache.get, "a", 10, lambda: memoryview(b"never"))
         while not second.running():
             pass

@@ -24,7 +24,7 @@ def add(request, tmp_path, caplog):
     path = write_shard(tmp_path / "x.h5", numbered(N))
     caplog.set_level("INFO", "pipeline")
 
-    def opened(**datasets):
+    def open_with(**datasets):
         with h5py.File(path, "a") as file:
             if not request.param:
                 file["X"].attrs["columns"] = ["a", "b"]
@@ -35,7 +35,7 @@ def add(request, tmp_path, caplog):
                 )
         return open_shards([path])[0]
 
-    return opened
+    return open_with
 
 
 def reasons(shard):
@@ -65,7 +65,8 @@ def test_one_value_per_row_is_an_extra_in_any_rank(add, options, dtype):
 @pytest.mark.process
 @pytest.mark.parametrize("shape", [(N,), (N, 1)])
 def test_one_array_per_row_is_an_extra(tmp_path, shape):
-    path, values = write_shard(tmp_path / "x.h5", numbered(N)), np.arange(2.0 * N).reshape(N, 2)
+    path = write_shard(tmp_path / "x.h5", numbered(N))
+    values = np.arange(2.0 * N).reshape(N, 2)
     with h5py.File(path, "a") as file:
         file.create_dataset("y", shape, np.dtype(("f8", 2)))[...] = values.reshape(*shape, 2)
     (shard,) = open_shards([path])
@@ -157,8 +158,8 @@ def test_extra_left_out_of_many_shards_is_warned_about_once(tmp_path, caplog):
 
 def test_log_about_extras_is_bounded(tmp_path, caplog):
     caplog.set_level("INFO", "pipeline")
-    beside = {f"{i:03d}" + "x" * 300: range(5 if i % 2 else N) for i in range(300)}
-    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(N), extras=beside)])
+    extras = {f"{i:03d}" + "x" * 300: range(5 if i % 2 else N) for i in range(300)}
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(N), extras=extras)])
     assert len(shard.left_out) == limits.MOST_LEFT_OUT
     assert len(warnings_of(caplog)) == extras_module.MOST_WARNED + 1
     assert all(len(message) < 5000 for message in caplog.messages)

@@ -6,7 +6,9 @@ import pytest
 from pipeline.hdf5.forms import is_utf8, normal, numbers_of, parts_of, rows_of, sibling, split, text, under
 from pipeline.hdf5.limits import MOST_COLUMNS
 
-F8, I8, I4 = np.dtype("<f8"), np.dtype("<i8"), np.dtype("<i4")
+F8 = np.dtype("<f8")
+I8 = np.dtype("<i8")
+I4 = np.dtype("<i4")
 
 
 @pytest.mark.parametrize(

@@ -31,17 +31,17 @@ def answer(tmp_path):
     return path, json.loads(json.dumps(facts)), arrays
 
 
-def forged(monkeypatch, path, facts, arrays):
+def vet_forged(monkeypatch, path, facts, arrays):
     monkeypatch.setattr("pipeline.shards.vet.ask", lambda *arguments: (facts, arrays))
     return vet(Path(path))
 
 
 def test_unchanged_answer_is_accepted(answer, monkeypatch):
-    shard = forged(monkeypatch, *answer)
+    shard = vet_forged(monkeypatch, *answer)
     assert (shard.shape, names(shard), shard.columns.names) == ((6, 2), ("y",), ("a", "b"))
 
 
-NONSENSE = [
+INVALID_VALUES = [
     None,
     True,
     -1,
@@ -69,23 +69,24 @@ def places(node, where=()):
         yield from places(value, (*where, key))
 
 
-def at(node, where, value):
+def replaced_at(node, where, value):
     """Return a copy of a tree with another value at one position."""
     if not where:
         return value
     copied = dict(node) if isinstance(node, dict) else list(node)
-    copied[where[0]] = at(copied[where[0]], where[1:], value)
+    copied[where[0]] = replaced_at(copied[where[0]], where[1:], value)
     return copied
 
 
 def test_invalid_values_in_the_answer_are_refused_or_harmless(answer, monkeypatch):
     """Vetting and reading raise nothing except `DataError`."""
     path, facts, arrays = answer
-    sentences, n_taken = [], 0
+    sentences = []
+    n_taken = 0
     for where in places(facts):
-        for value in NONSENSE:
+        for value in INVALID_VALUES:
             try:
-                shard = forged(monkeypatch, path, at(facts, where, value), arrays)
+                shard = vet_forged(monkeypatch, path, replaced_at(facts, where, value), arrays)
             except DataError as error:
                 sentences.append(str(error))
             else:
@@ -117,10 +118,10 @@ def test_chunk_outside_its_place_is_refused(answer, monkeypatch, row, value, phr
     index = arrays[0].copy()
     index[row, 1] = value
     if phrase is None:
-        forged(monkeypatch, path, facts, [index, *arrays[1:]])
+        vet_forged(monkeypatch, path, facts, [index, *arrays[1:]])
         return
     with refused(65, path, phrase):
-        forged(monkeypatch, path, facts, [index, *arrays[1:]])
+        vet_forged(monkeypatch, path, facts, [index, *arrays[1:]])
 
 
 def test_overlapping_chunks_are_refused(answer, monkeypatch):
@@ -128,7 +129,7 @@ def test_overlapping_chunks_are_refused(answer, monkeypatch):
     index = arrays[0].copy()
     index[0, 1] = index[0, 0] + 1
     with refused(65, path, f" {index[0, 1]}"):
-        forged(monkeypatch, path, facts, [index, *arrays[1:]])
+        vet_forged(monkeypatch, path, facts, [index, *arrays[1:]])
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_overlapping_chunks_are_refused(answer, monkeypatch):
 def test_arrays_of_an_unexpected_shape_are_refused(answer, monkeypatch, arrays):
     path, facts, _ = answer
     with refused(65, f"file={path}"):
-        forged(monkeypatch, path, facts, arrays)
+        vet_forged(monkeypatch, path, facts, arrays)
 
 
 def test_size_that_deflate_cannot_reach_is_refused(answer, monkeypatch):
@@ -147,5 +148,5 @@ def test_size_that_deflate_cannot_reach_is_refused(answer, monkeypatch):
     index = np.stack([100 + np.arange(n), np.ones(n), np.zeros(n)]).astype(np.int64)
     os.truncate(path, 2**20)
     with refused(65, path, f"{n} bytes", f"{n * 2**17}", "1100 times"):
-        nameless = {**facts["columns"], "names": None}
-        forged(monkeypatch, path, {**facts, "rows": [rows], "extras": [], "columns": nameless}, [index])
+        without_names = {**facts["columns"], "names": None}
+        vet_forged(monkeypatch, path, {**facts, "rows": [rows], "extras": [], "columns": without_names}, [index])

@@ -33,7 +33,7 @@ PIPELINES = [
 LIBVERS = ["earliest", "v108", "v110", "latest"]
 
 
-def whole(shard):
+def read_all(shard):
     return read(Block(shard, 0, shard.n_rows))
 
 
@@ -74,7 +74,8 @@ def test_every_storage_and_dtype_is_read_as_by_h5py(tmp_path):
             for _ in range(4):
                 start, stop = sorted(int(i) for i in rng.integers(0, shape[0] + 1, 2))
                 with h5py.File(path) as file:
-                    stored, labels = file["X"][start:stop], file["y"][start:stop]
+                    stored = file["X"][start:stop]
+                    labels = file["y"][start:stop]
                 found = read(Block(shard, start, stop))
                 expected = stored.reshape(stop - start, shard.n_inputs).astype(shard.dtype)
                 assert (found.dtype, found.shape) == (expected.dtype, (stop - start, shard.n_inputs))
@@ -91,8 +92,8 @@ def low_level(path, data, libver="latest", **properties):
         getattr(created, name)(*arguments)
     with h5py.File(path, "w", libver=libver) as file:
         space = h5py.h5s.create_simple(data.shape)
-        made = h5py.h5d.create(file.id, b"X", h5py.h5t.py_create(data.dtype), space, dcpl=created)
-        made.write(h5py.h5s.ALL, h5py.h5s.ALL, data)
+        dataset = h5py.h5d.create(file.id, b"X", h5py.h5t.py_create(data.dtype), space, dcpl=created)
+        dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, data)
     return str(path)
 
 
@@ -111,7 +112,7 @@ def test_chunks_allocated_early_are_found_without_an_index(tmp_path, libver, chu
     rows = numbered(5, 3)
     early = {"set_chunk": (chunks,), "set_alloc_time": (h5py.h5d.ALLOC_TIME_EARLY,)}
     (shard,) = open_shards([low_level(tmp_path / "x.h5", rows, libver, **early)])
-    np.testing.assert_array_equal(whole(shard), rows)
+    np.testing.assert_array_equal(read_all(shard), rows)
 
 
 @pytest.mark.process
@@ -128,23 +129,23 @@ def test_edge_chunks_stored_without_filters_are_read(tmp_path, filtered):
     set_options = ctypes.CDLL(h5py.h5p.__file__).H5Pset_chunk_opts
     assert set_options(ctypes.c_int64(created.id), ctypes.c_uint(2)) == 0
     with h5py.File(tmp_path / "x.h5", "w", libver="latest") as file:
-        made = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I32LE, h5py.h5s.create_simple(rows.shape), dcpl=created)
-        made.write(h5py.h5s.ALL, h5py.h5s.ALL, rows)
+        dataset = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I32LE, h5py.h5s.create_simple(rows.shape), dcpl=created)
+        dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, rows)
     (shard,) = open_shards([str(tmp_path / "x.h5")])
-    np.testing.assert_array_equal(whole(shard), rows)
+    np.testing.assert_array_equal(read_all(shard), rows)
 
 
 def test_filters_masked_for_a_chunk_are_not_applied_to_it(tmp_path):
     rows = numbered(4, 2, dtype=np.int16)
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
-        made = file.create_dataset("X", (4, 2), "<i2", chunks=(2, 2), compression="gzip", shuffle=True)
-        made.id.write_direct_chunk((0, 0), rows[:2].tobytes(), filter_mask=0b11)
+        dataset = file.create_dataset("X", (4, 2), "<i2", chunks=(2, 2), compression="gzip", shuffle=True)
+        dataset.id.write_direct_chunk((0, 0), rows[:2].tobytes(), filter_mask=0b11)
         shuffled = rows[2:].view(np.uint8).reshape(-1, 2).T.tobytes()
-        made.id.write_direct_chunk((2, 0), shuffled, filter_mask=0b10)
-        np.testing.assert_array_equal(made[:], rows)
+        dataset.id.write_direct_chunk((2, 0), shuffled, filter_mask=0b10)
+        np.testing.assert_array_equal(dataset[:], rows)
     (shard,) = open_shards([str(path)])
-    np.testing.assert_array_equal(whole(shard), rows)
+    np.testing.assert_array_equal(read_all(shard), rows)
 
 
 @pytest.mark.process
@@ -187,8 +188,8 @@ def test_texts_with_any_padding_are_read_as_by_h5py(tmp_path, padding):
         kind = h5py.h5t.C_S1.copy()
         kind.set_size(4)
         kind.set_strpad(padding)
-        made = h5py.h5d.create(file.id, b"r", kind, h5py.h5s.create_simple((4,)))
-        made.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array([b"a", b"bc", b"", b"def"], "S4"))
+        dataset = h5py.h5d.create(file.id, b"r", kind, h5py.h5s.create_simple((4,)))
+        dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array([b"a", b"bc", b"", b"def"], "S4"))
         expected = file["r"][:]
     (shard,) = open_shards([path])
     found = read_extras(Block(shard, 0, 4))["r"]
@@ -213,11 +214,11 @@ def test_long_texts_are_read_in_several_answers(tmp_path, monkeypatch):
 def test_chunk_of_another_size_is_refused_with_rows_and_place(tmp_path, n_bytes):
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
-        made = file.create_dataset("X", (10, 10), "u1", chunks=(10, 10), compression="gzip")
-        made.id.write_direct_chunk((0, 0), zlib.compress(bytes(n_bytes)))
+        dataset = file.create_dataset("X", (10, 10), "u1", chunks=(10, 10), compression="gzip")
+        dataset.id.write_direct_chunk((0, 0), zlib.compress(bytes(n_bytes)))
     (shard,) = open_shards([str(path)])
     with refused(65, f"file={path} dataset=X rows=0:10", "[0, 0]", "expected 10"):
-        whole(shard)
+        read_all(shard)
 
 
 def test_wrong_checksum_is_reported_with_its_rows(tmp_path):
@@ -276,7 +277,7 @@ def test_short_and_interrupted_reads_change_nothing(tmp_path, calls, options):
         return real(descriptor, buffer[:1], offset)
 
     calls("preadv", one_byte_or_none)
-    np.testing.assert_array_equal(whole(shard), numbered(9))
+    np.testing.assert_array_equal(read_all(shard), numbered(9))
 
 
 @pytest.mark.parametrize("options", LAYOUTS, ids=str)
@@ -288,7 +289,7 @@ def test_failed_read_is_repeated_with_a_new_descriptor(tmp_path, calls, options,
     opened = []
     calls(name, act)
     calls("open", lambda real, path: opened.append(path) or real(path))
-    np.testing.assert_array_equal(whole(shard), numbered(9))
+    np.testing.assert_array_equal(read_all(shard), numbered(9))
     assert len(opened) == (1 if name == "stat" else 4)
 
 
@@ -308,7 +309,7 @@ def test_too_many_open_files_names_the_limit_to_raise(tmp_path, calls, number):
     (shard,) = numbered_shards(tmp_path, 9)
     calls("open", failing(number, 10**6)[0])
     with refused(71, shard.path, os.strerror(number), "ulimit -n"):
-        whole(shard)
+        read_all(shard)
     with refused(71, shard.path, "ulimit -n"):
         open_shards([shard.path])
 
@@ -317,7 +318,7 @@ def test_lost_permission_is_reported_as_such(tmp_path, calls):
     (shard,) = numbered_shards(tmp_path, 9)
     calls("open", failing(errno.EACCES, 10**6)[0])
     with refused(77, shard.path, "chmod"):
-        whole(shard)
+        read_all(shard)
 
 
 def append(path):
@@ -350,14 +351,14 @@ def test_file_changed_after_vetting_is_refused(tmp_path, change):
     (shard,) = numbered_shards(tmp_path, 100)
     change(shard.path)
     with refused(65, f"file={shard.path}", "changed"):
-        whole(shard)
+        read_all(shard)
 
 
 def test_file_vetted_on_another_host_is_accepted(tmp_path):
     """On a shared file system a file has one inode number, but each host assigns its own device number."""
     (shard,) = numbered_shards(tmp_path, 100)
-    there = dataclasses.replace(shard.identity, device=shard.identity.device + 1)
-    assert np.array_equal(whole(dataclasses.replace(shard, identity=there)), whole(shard))
+    identity = dataclasses.replace(shard.identity, device=shard.identity.device + 1)
+    assert np.array_equal(read_all(dataclasses.replace(shard, identity=identity)), read_all(shard))
 
 
 @pytest.mark.parametrize("options", LAYOUTS, ids=str)
@@ -371,7 +372,7 @@ def test_file_changed_during_a_read_is_refused(tmp_path, calls, options, change)
 
     calls("preadv", act)
     with refused(65, f"file={shard.path}", "changed"):
-        whole(shard)
+        read_all(shard)
 
 
 def test_file_deleted_during_a_read_is_read_to_its_end(tmp_path, calls):
@@ -382,7 +383,7 @@ def test_file_deleted_during_a_read_is_read_to_its_end(tmp_path, calls):
         return real(*arguments)
 
     calls("preadv", act)
-    np.testing.assert_array_equal(whole(shard), numbered(100))
+    np.testing.assert_array_equal(read_all(shard), numbered(100))
 
 
 def test_fifo_in_place_of_a_vetted_file_does_not_block(tmp_path):
@@ -390,19 +391,19 @@ def test_fifo_in_place_of_a_vetted_file_does_not_block(tmp_path):
     os.unlink(shard.path)
     os.mkfifo(shard.path)
     with refused(66, shard.path):
-        whole(shard)
+        read_all(shard)
 
 
 @pytest.mark.parametrize("options", [*LAYOUTS, {"chunks": (2, 2), "compression": "lzf"}], ids=str)
 def test_reads_leave_no_descriptor_open(tmp_path, calls, options):
     (shard,) = numbered_shards(tmp_path, 9, **options)
-    whole(shard)
+    read_all(shard)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
-        whole(shard)
+        read_all(shard)
     calls("preadv", failing(errno.EIO, 10**6)[0])
     with refused(74):
-        whole(shard)
+        read_all(shard)
     assert len(os.listdir("/proc/self/fd")) == before
 
 

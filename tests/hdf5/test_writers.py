@@ -77,7 +77,8 @@ def test_labels_in_a_matlab_column_are_an_extra():
 @pytest.mark.parametrize("name", ["netcdf-unlimited.nc", "pytables.h5"])
 def test_rows_and_labels_of_other_software_are_read(name):
     (shard,) = open_shards([str(FILES / name)])
-    rows, extras = read(Block(shard, 0, 60)), read_extras(Block(shard, 0, 60))
+    rows = read(Block(shard, 0, 60))
+    extras = read_extras(Block(shard, 0, 60))
     np.testing.assert_array_equal(rows, ROWS)
     np.testing.assert_array_equal(extras["y"], np.arange(60))
     assert [*extras] == ["y"]
@@ -95,7 +96,8 @@ def test_named_anndata_columns_are_extras():
 def test_packed_values_are_read_unscaled_with_times_as_extras(caplog):
     caplog.set_level("INFO", "pipeline")
     (shard,) = open_shards([str(FILES / "netcdf-times.nc")])
-    rows, extras = read(Block(shard, 0, 60)), read_extras(Block(shard, 0, 60))
+    rows = read(Block(shard, 0, 60))
+    extras = read_extras(Block(shard, 0, 60))
     np.testing.assert_array_equal(rows, 2 * (ROWS - 1))
     np.testing.assert_array_equal(extras["time"], np.arange(60))
     assert shard.fill_value == -9999
@@ -149,6 +151,7 @@ def test_files_with_shorter_addresses_and_lengths_are_read(tmp_path, sizes):
     creation.set_sizes(*sizes)
     creation.set_userblock(512)
     with h5py.File(h5py.h5f.create(bytes(tmp_path / "x"), h5py.h5f.ACC_TRUNC, fcpl=creation)) as file:
-        file["X"], file["y"] = ROWS, np.arange(60)
+        file["X"] = ROWS
+        file["y"] = np.arange(60)
     (shard,) = open_shards([str(tmp_path)])
     np.testing.assert_array_equal(read(Block(shard, 0, 60)), ROWS)

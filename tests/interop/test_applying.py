@@ -14,7 +14,8 @@ from pipeline.model import Model
 from pipeline.scan.scaler import Scaler
 
 NETWORK = Network((5, 2), code="linear")
-MINIMUM, MAXIMUM = np.array([-3.0, 0.0, 5.0, 100.0, -1.0]), np.array([-1.0, 8.0, 6.0, 300.0, 1.0])
+MINIMUM = np.array([-3.0, 0.0, 5.0, 100.0, -1.0])
+MAXIMUM = np.array([-1.0, 8.0, 6.0, 300.0, 1.0])
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from pipeline.run.engine import run
 from pipeline.settings.config import SETTINGS, Config
 from tests.support.cases import case, each
 from tests.support.helpers import refused, write_shard
-from tests.support.interpreters import REPOSITORY, fresh
+from tests.support.interpreters import REPOSITORY, run_python
 
 pytestmark = pytest.mark.compiler
 
@@ -50,12 +50,12 @@ def same_models(one: TiedAutoencoder, other: Any) -> bool:
 @pytest.mark.process
 def test_all_checks_of_scikit_learn_pass() -> None:
     """They run in a child process, because one check needs a variable that is read when SciPy is imported."""
-    ended = fresh(
+    ended = run_python(
         """
         from sklearn.utils.estimator_checks import check_estimator
         from pipeline import TiedAutoencoder
-        for name, how in {"plain": {}, "filling": {"impute": "median", "clip_quantile": 0.01}}.items():
-            done = check_estimator(TiedAutoencoder(epochs=2, **how), on_fail=None, on_skip=None)
+        for name, options in {"plain": {}, "filling": {"impute": "median", "clip_quantile": 0.01}}.items():
+            done = check_estimator(TiedAutoencoder(epochs=2, **options), on_fail=None, on_skip=None)
             facts[name] = [(one["check_name"], one["status"], repr(one["exception"])) for one in done]
         """,
         SCIPY_ARRAY_API="1",
@@ -77,8 +77,8 @@ def test_parameters_are_settings_with_their_defaults() -> None:
 def test_numpy_numbers_and_texts_are_valid_parameters() -> None:
     x = rows()
     expected = TiedAutoencoder(epochs=2, n_features=3, hidden=(8,), memory_budget=2**28, random_state=7).fit(x)
-    given = {"epochs": np.int64(2), "n_features": np.int32(3), "hidden": np.array([8]).tolist()}
-    found = TiedAutoencoder(**given, memory_budget="256MiB", random_state=np.int64(7)).fit(x)
+    values = {"epochs": np.int64(2), "n_features": np.int32(3), "hidden": np.array([8]).tolist()}
+    found = TiedAutoencoder(**values, memory_budget="256MiB", random_state=np.int64(7)).fit(x)
     assert same_models(found, expected)
     assert not same_models(found.set_params(random_state=8).fit(x), expected)
     state = np.random.RandomState(1)
@@ -109,15 +109,19 @@ def test_unusable_rows_are_refused() -> None:
 
 
 def test_estimator_works_in_pipelines_and_searches() -> None:
-    frame, y = pd.DataFrame(rows(), columns=[*"abcdefghi"]), np.arange(120) % 2
+    frame = pd.DataFrame(rows(), columns=[*"abcdefghi"])
+    y = np.arange(120) % 2
     steps = make_pipeline(TiedAutoencoder(**QUICK), LogisticRegression())
     search = GridSearchCV(steps, {"tiedautoencoder__n_features": [2, 3]}, cv=2).fit(frame, y)
     assert search.predict(frame).shape == (120,)
     parts = ColumnTransformer([("six", TiedAutoencoder(epochs=1, n_features=2), [*"abcdef"])], remainder="passthrough")
     found = parts.set_output(transform="pandas").fit_transform(frame)
     assert [*found.columns] == [
-        *("six__tiedautoencoder0", "six__tiedautoencoder1"),
-        *("remainder__g", "remainder__h", "remainder__i"),
+        "six__tiedautoencoder0",
+        "six__tiedautoencoder1",
+        "remainder__g",
+        "remainder__h",
+        "remainder__i",
     ]
     assert [*found.dtypes[:3]] == [np.float32, np.float32, np.float64]
 
@@ -153,7 +157,8 @@ class Recorder:
 
 
 def test_callbacks_are_called_for_each_epoch_and_can_stop() -> None:
-    recorder, x = Recorder(), rows()
+    recorder = Recorder()
+    x = rows()
     found = TiedAutoencoder(epochs=5, n_features=3, start="random").set_callbacks(recorder).fit(x)
     epoch = ["begin epoch", "end epoch"]
     assert recorder.calls == ["setup", "begin fit", *epoch, *epoch, "end fit", "teardown"]
@@ -183,7 +188,8 @@ def test_fitted_model_encodes_shards_in_a_run(tmp_path: Path) -> None:
     x = rows()
     fitted = TiedAutoencoder(**QUICK).fit(x)
     (tmp_path / "model.h5").write_bytes(fitted.model_.to_hdf5())
-    shard, model = write_shard(tmp_path / "x.h5", x), str(tmp_path / "model.h5")
+    shard = write_shard(tmp_path / "x.h5", x)
+    model = str(tmp_path / "model.h5")
     run(Config.of(input=(shard,), output=str(tmp_path / "out"), model=model), ["run"])
     assert open_features(tmp_path / "out").features.compute().tobytes() == fitted.transform(x).tobytes()
     assert same_models(TiedAutoencoder.from_run(tmp_path / "out").partial_fit(x), fitted.partial_fit(x))
@@ -193,18 +199,19 @@ def test_partial_fits_equal_epochs_at_a_constant_rate() -> None:
     x = rows()
     settings = {"n_features": 3, "corruption": 0.25, "random_state": 5}
     whole = TiedAutoencoder(**settings, epochs=3, schedule="constant", validation_fraction=0, patience=0).fit(x)
-    passed = TiedAutoencoder(**settings)
+    estimator = TiedAutoencoder(**settings)
     for n in range(1, 4):
-        passed = pickle.loads(pickle.dumps(passed.partial_fit(x)))
-        assert passed.n_iter_ == n
-    assert same_models(passed, whole)
-    assert same_models(clone(passed).partial_fit(x).fit(x).partial_fit(x), clone(passed).fit(x).partial_fit(x))
+        estimator = pickle.loads(pickle.dumps(estimator.partial_fit(x)))
+        assert estimator.n_iter_ == n
+    assert same_models(estimator, whole)
+    assert same_models(clone(estimator).partial_fit(x).fit(x).partial_fit(x), clone(estimator).fit(x).partial_fit(x))
 
 
 def test_partial_fit_after_fit_keeps_the_scaling() -> None:
     x = rows()
     fitted = TiedAutoencoder(**QUICK, start="random").fit(x)
-    before, error = fitted.model_, fitted.score(3 * x)
+    before = fitted.model_
+    error = fitted.score(3 * x)
     for part in (3 * x, 3 * x[:1], 3 * x):
         fitted.partial_fit(part)
         np.testing.assert_array_equal(fitted.model_.scaler.maximum, before.scaler.maximum)
@@ -229,7 +236,8 @@ def test_lazy_arrays_are_fitted_and_encoded_by_block() -> None:
     assert found.compute().tobytes() == fitted.transform(x).tobytes()
     np.testing.assert_array_equal(fitted.score_samples(lazy).compute(), fitted.score_samples(x))
     np.testing.assert_allclose(fitted.score(lazy), fitted.score(x), rtol=1e-6)
-    back, features = fitted.inverse_transform(found[:2000]), found[:2000].compute()
+    back = fitted.inverse_transform(found[:2000])
+    features = found[:2000].compute()
     np.testing.assert_allclose(back.compute(), fitted.inverse_transform(features))
 
 
@@ -296,14 +304,14 @@ def test_numpy_replaces_a_missing_theano(monkeypatch: pytest.MonkeyPatch) -> Non
     x[::7, 3] = np.nan
     for options in ({}, {"impute": "mean", "clip_quantile": 0.1, "hidden": (8,), "code_activation": "sigmoid"}):
         with case(options):
-            given = x if options else np.nan_to_num(x)
-            fitted = TiedAutoencoder(**QUICK, **options).fit(given)
-            lazy = da.from_array(given, chunks=(4000, 9))
-            on_device = fitted.transform(given), fitted.score_samples(given)
+            values = x if options else np.nan_to_num(x)
+            fitted = TiedAutoencoder(**QUICK, **options).fit(values)
+            lazy = da.from_array(values, chunks=(4000, 9))
+            on_device = fitted.transform(values), fitted.score_samples(values)
             monkeypatch.setattr(applying, "has_theano", lambda: False)
-            np.testing.assert_allclose(fitted.transform(given), on_device[0], rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(fitted.transform(values), on_device[0], rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(fitted.transform(lazy), on_device[0], rtol=1e-4, atol=1e-5)
-            np.testing.assert_allclose(fitted.score_samples(given), on_device[1], rtol=1e-3, atol=1e-7)
+            np.testing.assert_allclose(fitted.score_samples(values), on_device[1], rtol=1e-3, atol=1e-7)
             monkeypatch.undo()
 
 
@@ -313,11 +321,11 @@ def test_fitted_estimator_is_applied_without_theano(tmp_path: Path) -> None:
     fitted = TiedAutoencoder(**QUICK).partial_fit(x)
     (tmp_path / "fitted").write_bytes(pickle.dumps(fitted))
     (tmp_path / "model.h5").write_bytes(fitted.model_.to_hdf5())
-    ended = fresh(
+    ended = run_python(
         f"""
         import pickle, sys
         import numpy as np
-        sys.modules |= dict.fromkeys(["theano", "blake3", "deflate", "tqdm"])  # as if they were not there
+        sys.modules |= dict.fromkeys(["theano", "blake3", "deflate", "tqdm"])  # as if they were not installed
         from pipeline import TiedAutoencoder
         x = np.array({x.tolist()})
         for found in (pickle.load(open("{tmp_path}/fitted", "rb")), TiedAutoencoder.from_run("{tmp_path}/model.h5")):

@@ -34,8 +34,8 @@ def model_of(network: Network, rows: np.ndarray) -> Model:
 
 def run(model: Model, rows: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(encoder_onnx(model), providers=["CPUExecutionProvider"])
-    (given,) = session.get_inputs()
-    dtype = {"tensor(float)": np.float32, "tensor(double)": np.float64}[given.type]
+    (rows_input,) = session.get_inputs()
+    dtype = {"tensor(float)": np.float32, "tensor(double)": np.float64}[rows_input.type]
     (found,) = session.run(["features"], {"rows": rows.astype(dtype)})
     return np.asarray(found)
 

@@ -21,12 +21,13 @@ def rng():
 @pytest.fixture
 def compiled(monkeypatch):
     """Return the list of calls of ``theano.function`` so far."""
-    theano, calls = backend.load(), []
+    theano = backend.load()
+    calls = []
     original = theano.function
 
-    def counted(*args, **kwargs):
+    def compile_and_count(*args, **kwargs):
         calls.append(args)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(theano, "function", counted)
+    monkeypatch.setattr(theano, "function", compile_and_count)
     return calls

@@ -13,7 +13,7 @@ from kernels import autoencoder as module
 from kernels.autoencoder import Autoencoder, theano
 from kernels.network import Network
 from pipeline.model import Model
-from tests.support.cases import crossed, each
+from tests.support.cases import cross, each
 from tests.support.models import (
     DTYPES,
     N_INPUTS,
@@ -47,7 +47,8 @@ both_ways = pytest.mark.usefixtures("path")
 @pytest.fixture
 def cost_and_gradients(rng):
     """Return an autoencoder, scaled rows, and [cost, gradients] of our graph and of Theano's differentiation."""
-    autoencoder, x = random_autoencoder(rng), rng.random((11, N_INPUTS), dtype=np.float32)
+    autoencoder = random_autoencoder(rng)
+    x = rng.random((11, N_INPUTS), dtype=np.float32)
     symbol = theano.tensor.fmatrix()
     cost, gradients = graph.cost_and_gradients(autoencoder.network, symbol, symbol, autoencoder.shared)
     by_theano = theano.grad(cost, list(autoencoder.shared.values()))
@@ -77,7 +78,7 @@ def test_gradients_equal_those_of_theano(cost_and_gradients):
 
 @pytest.mark.process
 @both_ways
-@each("working, dtype", crossed(SCALINGS, DTYPES))
+@each("working, dtype", cross(SCALINGS, DTYPES))
 def test_scaling_and_encoding_every_dtype_equals_numpy(rng, dtype, working):
     rows = random_rows(rng, 40, dtype)
     if working is None:
@@ -90,8 +91,10 @@ def test_scaling_and_encoding_every_dtype_equals_numpy(rng, dtype, working):
     assert x.dtype == np.float32
     assert_close(x, expected_x, "cpu", working or "float32", "scaled")
 
-    p, x = float64(autoencoder.parameters()), expected_x.astype(np.float64)
-    h, y = oracle_code(p, x), oracle_reconstruction(p, oracle_code(p, x))
+    p = float64(autoencoder.parameters())
+    x = expected_x.astype(np.float64)
+    h = oracle_code(p, x)
+    y = oracle_reconstruction(p, oracle_code(p, x))
     features = autoencoder.encode(rows)
     assert features.dtype == np.float32
     assert_close(features, h, "cpu", "float32", "features")
@@ -134,7 +137,8 @@ def images(rng, request):
 @each("n_rows", [0, 1, TILE_ROWS - 1, TILE_ROWS, TILE_ROWS + 1, 3 * TILE_ROWS + 5])
 def test_features_of_a_row_do_not_depend_on_the_rows_after_it(images, n_rows):
     autoencoder, rows = images
-    features, errors = autoencoder.encode(rows[:n_rows]), autoencoder.errors(rows[:n_rows])
+    features = autoencoder.encode(rows[:n_rows])
+    errors = autoencoder.errors(rows[:n_rows])
     assert features.shape == (n_rows, 24)
     assert errors.shape == (n_rows,)
     np.testing.assert_array_equal(features, autoencoder.encode(rows)[:n_rows])
@@ -156,8 +160,8 @@ def test_features_do_not_depend_on_splits_at_whole_tiles(images):
 def test_features_are_written_to_a_given_array(images):
     autoencoder, rows = images
     out = np.full((len(rows) + 2, 24), 7, dtype=np.float32)
-    returned = autoencoder.encode(rows, out[1:-1])
-    assert np.shares_memory(returned, out)
+    result = autoencoder.encode(rows, out[1:-1])
+    assert np.shares_memory(result, out)
     np.testing.assert_array_equal(out[1:-1], autoencoder.encode(rows))
     assert (out[[0, -1]] == 7).all()
 
@@ -178,7 +182,8 @@ def test_row_that_is_not_finite_affects_no_other(rng, bad, network):
     rows = rng.random((TILE_ROWS + 9, 100), dtype=np.float32)
     autoencoder = random_autoencoder(rng, network)
     expected = autoencoder.encode(rows), autoencoder.errors(rows)
-    bad_rows, others = rows.copy(), np.delete(np.arange(len(rows)), [5, TILE_ROWS + 3])
+    bad_rows = rows.copy()
+    others = np.delete(np.arange(len(rows)), [5, TILE_ROWS + 3])
     bad_rows[[5, TILE_ROWS + 3]] = bad
     for found, clean in zip((autoencoder.encode(bad_rows), autoencoder.errors(bad_rows)), expected, strict=True):
         np.testing.assert_array_equal(found[others], clean[others])
@@ -221,7 +226,8 @@ def test_every_function_is_compiled_once_for_each_dtype(rng, compiled):
 
 @both_ways
 def test_changed_parameters_and_learning_rate_compile_nothing(rng, compiled):
-    autoencoder, rows = random_autoencoder(rng), np.ones((2, N_INPUTS), np.float32)
+    autoencoder = random_autoencoder(rng)
+    rows = np.ones((2, N_INPUTS), np.float32)
     step = step_of(autoencoder)
     take_step(step, rows, 0.1)
     before = autoencoder.encode(rows)
@@ -236,7 +242,8 @@ def test_changed_parameters_and_learning_rate_compile_nothing(rng, compiled):
 
 
 def test_parameters_are_returned_as_float32_in_order(rng):
-    autoencoder, p = Autoencoder(NETWORK), random_parameters(rng, NETWORK)
+    autoencoder = Autoencoder(NETWORK)
+    p = random_parameters(rng, NETWORK)
     autoencoder.set_parameters(float64(p))
     assert list(autoencoder.parameters()) == list(autoencoder.network.shapes)
     assert_same_arrays(autoencoder.parameters(), p)

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.support.interpreters import fresh
+from tests.support.interpreters import run_python
 
 pytestmark = pytest.mark.process
 
@@ -53,7 +53,7 @@ except backend.DeviceUnavailable as error:
 @needs_pygpu
 @without_a_card
 def test_cuda_without_a_card_computes_on_the_cpu_and_warns_once():
-    ended = fresh(FALL_BACK, THEANO_FLAGS="device=cuda")
+    ended = run_python(FALL_BACK, THEANO_FLAGS="device=cuda")
     device = ended.facts["device"]
     assert (device["requested"], device["used"]) == ("cuda", "cpu")
     assert "libcuda.so" in device["reason"]
@@ -83,7 +83,7 @@ for _ in range(2):
 @without_a_card
 @pytest.mark.parametrize(("require", "flags"), [("require=True", ""), ("", ",force_device=True")])
 def test_missing_required_device_is_an_error(require, flags):
-    ended = fresh(REFUSED.format(require=require), THEANO_FLAGS=f"device=cuda{flags}")
+    ended = run_python(REFUSED.format(require=require), THEANO_FLAGS=f"device=cuda{flags}")
     assert len(ended.facts["errors"]) == 2
     assert all("device=cuda " in error and "libcuda.so" in error for error in ended.facts["errors"])
     assert ended.stderr == ""
@@ -91,13 +91,13 @@ def test_missing_required_device_is_an_error(require, flags):
 
 def test_force_device_in_a_file_requires_the_device(tmp_path):
     (tmp_path / ".theanorc").write_text(f"[global]\ndevice = {FILE}\nforce_device = True\n")
-    ended = fresh(REFUSED.format(require=""), HOME=tmp_path)
+    ended = run_python(REFUSED.format(require=""), HOME=tmp_path)
     assert [error.split(" ")[0] for error in ended.facts["errors"]] == [f"device={FILE}"] * 2
 
 
 def test_missing_pygpu_is_named_with_its_installer():
     code = "import sys\nsys.modules['pygpu'] = None\n" + START + "facts |= {'used': device.used, 'why': device.reason}"
-    ended = fresh(code, THEANO_FLAGS="device=cuda")
+    ended = run_python(code, THEANO_FLAGS="device=cuda")
     assert ended.facts["used"] == "cpu"
     assert "pygpu " in ended.facts["why"]
     assert "install_pygpu.sh" in ended.facts["why"]
@@ -106,7 +106,7 @@ def test_missing_pygpu_is_named_with_its_installer():
 
 def test_cpu_needs_no_pygpu_and_logs_nothing():
     code = "import sys\nsys.modules['pygpu'] = None\n" + START + "facts |= {'used': device.used, 'text': str(device)}"
-    ended = fresh(code, THEANO_FLAGS="device=cpu,force_device=True")
+    ended = run_python(code, THEANO_FLAGS="device=cpu,force_device=True")
     assert ended.facts["used"] == "cpu"
     assert ended.facts["text"].startswith("cpu (")
     assert ended.stderr == ""
@@ -122,7 +122,8 @@ from kernels.autoencoder import Autoencoder
 from kernels.network import Network
 from kernels.updates import Rule
 from kernels.step import TrainingStep
-autoencoder, rows = Autoencoder(Network((5, 3))), np.ones((4, 5), np.float32)
+autoencoder = Autoencoder(Network((5, 3)))
+rows = np.ones((4, 5), np.float32)
 autoencoder.encode(rows)
 step = TrainingStep(autoencoder, Rule("momentum", 0.9), rows.dtype)
 step.begin(rows, None, len(rows))
@@ -140,7 +141,7 @@ facts["library"] = any(name.startswith(scipy_openblas32.get_lib_dir()) for name 
 
 
 def test_products_run_in_the_installed_openblas():
-    ended = fresh(PRODUCTS, THEANO_FLAGS="optimizer_excluding=fused")
+    ended = run_python(PRODUCTS, THEANO_FLAGS="optimizer_excluding=fused")
     assert ended.stderr == ""  # Theano warns if it has no BLAS
     assert ended.facts["modules"] > 0
     assert ended.facts["prefixed"] > 0
@@ -165,9 +166,9 @@ facts["cores"] = len(os.sched_getaffinity(0))
 
 
 def test_small_products_use_one_core_and_large_ones_all():
-    facts = fresh(CORES, OPENBLAS_NUM_THREADS=None).facts
+    facts = run_python(CORES, OPENBLAS_NUM_THREADS=None).facts
     assert facts["threads"] == [1, facts["cores"], 1]
 
 
 def test_number_of_blas_threads_set_by_the_user_is_kept():
-    assert fresh(CORES, OPENBLAS_NUM_THREADS="2").facts["threads"] == [2, 2, 2]
+    assert run_python(CORES, OPENBLAS_NUM_THREADS="2").facts["threads"] == [2, 2, 2]

@@ -25,24 +25,26 @@ pytestmark = pytest.mark.process
 
 # Sizes around those of warps, blocks, and the number of values that a block sums.
 SIZES = [1, 2, 3, 31, 32, 33, 63, 64, 65, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 4095, 4096, 4097]
-FEW = [1, 2, 31, 33, 65, 257]
+SMALL_SIZES = [1, 2, 31, 33, 65, 257]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory, pygpu: None) -> dict[str, Any]:
+def card_facts(tmp_path_factory: pytest.TempPathFactory, pygpu: None) -> dict[str, Any]:
     facts: Path = tmp_path_factory.mktemp("card") / "facts.json"
-    copies, sizes = ((100, 100_000_000), SIZES) if os.environ.get("TEST_CARD") == "full" else ((10, 1_000_000), FEW)
+    copies, sizes = (
+        ((100, 100_000_000), SIZES) if os.environ.get("TEST_CARD") == "full" else ((10, 1_000_000), SMALL_SIZES)
+    )
     command = [sys.executable, "-W", "error", "tests/support/card_child.py", *map(str, copies), facts, *map(str, sizes)]
     env = environment(THEANO_FLAGS="device=cuda", **stub.card(hold="downloads"))
-    done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
     results: dict[str, Any] = json.loads(facts.read_text())
     assert results["device"] == "cuda"
     return results
 
 
-def test_copies_to_a_card_and_back_are_unchanged(found: dict[str, Any]) -> None:
-    assert found["copies"] == []
+def test_copies_to_a_card_and_back_are_unchanged(card_facts: dict[str, Any]) -> None:
+    assert card_facts["copies"] == []
 
 
 class Pieces:
@@ -56,10 +58,10 @@ class Pieces:
 
 
 def test_rows_of_more_than_4_gib_are_refused() -> None:
-    """libgpuarray counts bytes in 32 bits, and returned wrong values beyond."""
+    """libgpuarray counts bytes in 32 bits, and returned wrong values for larger arrays."""
     with pytest.raises(ValueError, match=r"4294967600 bytes .*4294967296"):
         upload_rows(Pieces(), 784, np.dtype(np.uint8), "rows")
 
 
-def test_sums_of_every_shape_equal_numpy(found: dict[str, Any]) -> None:
-    assert found["sums"] == []
+def test_sums_of_every_shape_equal_numpy(card_facts: dict[str, Any]) -> None:
+    assert card_facts["sums"] == []

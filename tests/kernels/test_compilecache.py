@@ -11,7 +11,7 @@ import pytest
 from kernels import compilecache
 from kernels.compilecache import CompileCacheUnavailable
 from kernels.compiler import watch_compiler
-from tests.support.interpreters import fresh
+from tests.support.interpreters import run_python
 
 pytestmark = pytest.mark.process
 
@@ -33,7 +33,7 @@ def test_compile_cache_replaces_a_missing_temporary_directory():
     from kernels import backend
     facts |= {"cache": backend.load().config.compiledir, "temporary": tempfile.gettempdir()}
     """
-    facts = fresh(code).facts
+    facts = run_python(code).facts
     assert facts["temporary"] == facts["cache"]
 
 
@@ -45,7 +45,8 @@ def test_key_of_a_module_is_replaced_atomically(tmp_path):
     from kernels import backend
     backend.load()
     from theano.gof.cmodule import KeyData
-    folder, seen = {str(tmp_path)!r}, []
+    folder = {str(tmp_path)!r}
+    seen = []
     class Key:
         def __reduce__(self):
             seen.append(open(folder + "/key.pkl").read())
@@ -63,7 +64,7 @@ def test_key_of_a_module_is_replaced_atomically(tmp_path):
     except pickle.PicklingError:
         facts["none"] = os.listdir(folder)
     """
-    facts = fresh(code).facts
+    facts = run_python(code).facts
     assert facts == {"seen": ["before"], "after": ["a key"], "files": ["key.pkl"], "none": []}
 
 
@@ -90,9 +91,9 @@ def test_kernels_are_shared_between_machines_with_equal_cards(tmp_path: Path) ->
 
 
 def test_cache_of_kernels_is_named_after_the_cards_unless_set(tmp_path: Path) -> None:
-    path = Path(fresh(CACHE_PATH).facts["path"])
+    path = Path(run_python(CACHE_PATH).facts["path"])
     assert path.name == compilecache.fingerprint_cards()
-    assert fresh(CACHE_PATH, THEANO_FLAGS=f"gpuarray.cache_path={tmp_path}").facts["path"] == str(tmp_path)
+    assert run_python(CACHE_PATH, THEANO_FLAGS=f"gpuarray.cache_path={tmp_path}").facts["path"] == str(tmp_path)
 
 
 # ---- trust
@@ -105,7 +106,7 @@ def test_compile_cache_is_private_with_any_umask(tmp_path):
     from kernels import backend
     facts["cache"] = backend.load().config.compiledir
     """
-    cache = Path(fresh(code, XDG_CACHE_HOME=tmp_path / "new").facts["cache"])
+    cache = Path(run_python(code, XDG_CACHE_HOME=tmp_path / "new").facts["cache"])
     assert cache.is_relative_to(tmp_path / "new" / "shardpress")
     assert cache.stat().st_mode & 0o777 == 0o700
     folders = [path for path in (tmp_path / "new").rglob("*") if path.is_dir()]
@@ -121,7 +122,7 @@ facts["base"] = backend.load().config.base_compiledir
 def test_name_of_the_compile_cache_has_theano_and_numpy_versions(tmp_path):
     import numpy as np
 
-    name = Path(fresh(BASE, XDG_CACHE_HOME=tmp_path).facts["base"]).name
+    name = Path(run_python(BASE, XDG_CACHE_HOME=tmp_path).facts["base"]).name
     assert name == f"theano-1.0.5-numpy-{np.__version__}"
 
 
@@ -138,7 +139,8 @@ except UnsafeCompileCache as error:
 @pytest.fixture
 def trap(tmp_path):
     """Return a cache whose code creates a file when it runs, in the modules that Theano imports first."""
-    cache, marker = tmp_path / "base" / "cache", tmp_path / "told"
+    cache = tmp_path / "base" / "cache"
+    marker = tmp_path / "told"
     for name in ("lazylinker_ext", "cutils_ext"):
         (cache / name).mkdir(parents=True, mode=0o700)
         (cache / name / "__init__.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
@@ -153,7 +155,7 @@ def flags_for(cache):
 
 def test_code_in_a_private_cache_runs(trap):
     cache, marker = trap
-    fresh(UNSAFE, THEANO_FLAGS=flags_for(cache))
+    run_python(UNSAFE, THEANO_FLAGS=flags_for(cache))
     assert marker.exists()
 
 
@@ -171,21 +173,21 @@ def test_cache_that_others_can_write_is_refused_before_use(trap, which, mode, ph
     cache, marker = trap
     path = {"cache": cache, "base": cache.parent, "above": cache.parents[1]}[which]
     path.chmod(mode)
-    ended = fresh(UNSAFE, THEANO_FLAGS=flags_for(cache))
+    ended = run_python(UNSAFE, THEANO_FLAGS=flags_for(cache))
     assert [phrase for phrase in phrases if phrase.format(path=path) not in ended.facts["error"]] == []
     assert not marker.exists()
 
 
 def test_private_cache_in_a_sticky_directory_is_accepted(tmp_path):
     tmp_path.chmod(0o1777)
-    assert fresh(UNSAFE, THEANO_FLAGS=f"base_compiledir={tmp_path}").facts == {}
+    assert run_python(UNSAFE, THEANO_FLAGS=f"base_compiledir={tmp_path}").facts == {}
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="missing on this machine: root, who can make directories for other users")
 def test_cache_in_a_directory_of_another_user_is_refused(trap):
     cache, marker = trap
     os.chown(cache.parents[1], 12345, -1)
-    ended = fresh(UNSAFE, THEANO_FLAGS=flags_for(cache))
+    ended = run_python(UNSAFE, THEANO_FLAGS=flags_for(cache))
     assert f"{cache.parents[1]} " in ended.facts["error"]
     assert "user 12345" in ended.facts["error"]
     assert not marker.exists()
@@ -193,7 +195,8 @@ def test_cache_in_a_directory_of_another_user_is_refused(trap):
 
 def test_library_in_the_current_directory_is_not_linked(tmp_path, monkeypatch):
     """GNU ld reads libgcc_s.so.1 from there, which can name any object file."""
-    planted, cache = tmp_path / "planted", tmp_path / "cache"
+    planted = tmp_path / "planted"
+    cache = tmp_path / "cache"
     planted.mkdir()
     cache.mkdir()
     (planted / "libgcc_s.so.1").write_text(f"INPUT({planted}/not-there.o)\n")
@@ -201,8 +204,8 @@ def test_library_in_the_current_directory_is_not_linked(tmp_path, monkeypatch):
     monkeypatch.chdir(planted)
 
     def run(command, **options):
-        done = subprocess.run(command, capture_output=True, check=False, **options)
-        return done.stdout, done.stderr, done.returncode
+        result = subprocess.run(command, capture_output=True, check=False, **options)
+        return result.stdout, result.stderr, result.returncode
 
     windows = SimpleNamespace(output_subprocess_Popen=run)
     watch_compiler(windows, SimpleNamespace(compiledir=str(cache)))

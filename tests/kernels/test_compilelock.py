@@ -60,25 +60,26 @@ def test_wait_ends_with_the_holder_of_the_lock(cache: Path) -> None:
     holder = os.open(cache / ".lock", os.O_RDWR | os.O_CREAT)
     os.write(holder, b"pid 7 on elsewhere")
     fcntl.flock(holder, fcntl.LOCK_EX)
-    check_lockable(str(cache))  # which is no reason to take another cache
+    check_lockable(str(cache))  # a lock that is held does not make the cache unusable
     with pytest.raises(CompileLockHeld, match=rf"pid 7 on elsewhere.*{cache}.* 0 s"):
         get_lock()
-    os.close(holder)  # as when it dies
+    os.close(holder)  # this happens when the holder dies
     with lock_ctx():
         assert (cache / ".lock").read_text() == f"pid {os.getpid()} on {os.uname().nodename}"
 
 
 def test_wait_is_unlimited_while_the_holder_changes(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each holder may take as long as the setting allows; all of them together take longer."""
+    """Each holder may keep the lock for as long as the setting allows, so the whole wait may be longer."""
     holder = os.open(cache / ".lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(holder, fcntl.LOCK_EX)
-    n_steps, n_owners = 0, 5
+    n_steps = 0
+    n_owners = 5
     monkeypatch.setattr(sys.modules["theano"].config.compile, "timeout", 1.5)
 
     def step(_: float) -> None:
         nonlocal n_steps
         n_steps += 1
-        os.utime(holder, ns=(n_steps, n_steps))  # as when the next holder writes its identity
+        os.utime(holder, ns=(n_steps, n_steps))  # the next holder does this when it writes its identity
         if n_steps == n_owners:
             os.close(holder)
 

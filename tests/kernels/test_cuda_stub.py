@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.support.cuda.stub import variables
-from tests.support.interpreters import fresh
-from tests.support.thread_sanitizer import FOUND, run_sanitized
+from tests.support.interpreters import run_python
+from tests.support.thread_sanitizer import EXIT_CODE, run_sanitized
 
 pytestmark = pytest.mark.process
 
@@ -23,7 +23,7 @@ FILL = 'extern "C" __global__ void fill(float *x, float value) { x[blockIdx.x * 
 
 def facts_of(code: str, **settings: Any) -> dict[str, Any]:
     """Return the ``facts`` of code that runs on a stub with these settings."""
-    ended = fresh(BEGIN + code, **variables(**settings))
+    ended = run_python(BEGIN + code, **variables(**settings))
     assert ended.code == 0, ended.stderr
     return ended.facts
 
@@ -90,7 +90,7 @@ def test_missing_barrier_gives_a_wrong_result() -> None:
     assert facts_of('barrier = ""' + SUMS) == {"close": False}
 
 
-@pytest.mark.parametrize(("barrier", "code"), [("__syncthreads()", 0), ("", FOUND)])
+@pytest.mark.parametrize(("barrier", "code"), [("__syncthreads()", 0), ("", EXIT_CODE)])
 def test_thread_sanitizer_reports_a_missing_barrier(barrier: str, code: int) -> None:
     """`python -m tests.support.thread_sanitizer` runs every kernel of ours, Theano's and libgpuarray's this way."""
     ended = run_sanitized(f'{BEGIN}barrier = "{barrier}"{SUMS}')
@@ -110,7 +110,8 @@ facts["all"] = bool(np.isnan(card.download(card.allocate(40), np.zeros(10, np.fl
 
 READ = """
 card = Card()
-kernel, place = card.kernel(FILL, "fill"), card.upload(np.zeros(64, np.float32))
+kernel = card.kernel(FILL, "fill")
+place = card.upload(np.zeros(64, np.float32))
 card.launch(kernel, [2], [32], [place, ctypes.c_float(7)])
 found = card.download(place, np.zeros(64, np.float32))
 facts["before"] = bool((found == 7).all())
@@ -146,8 +147,11 @@ facts["found"] = float(card.download(place, np.zeros(16, np.float32)).mean())
 
 def test_stream_waits_for_an_event_of_another_stream() -> None:
     facts = facts_of("""
-card, other, event = Card(), ctypes.c_void_p(), ctypes.c_void_p()
-kernel, place = card.kernel(FILL, "fill"), card.upload(np.zeros(32, np.float32))
+card = Card()
+other = ctypes.c_void_p()
+event = ctypes.c_void_p()
+kernel = card.kernel(FILL, "fill")
+place = card.upload(np.zeros(32, np.float32))
 call("cuStreamCreate", ctypes.byref(other), 0)
 call("cuEventCreate", ctypes.byref(event), 0)
 card.launch(kernel, [1], [32], [place, ctypes.c_float(3)])
@@ -200,12 +204,13 @@ def test_unknown_ptx_or_architecture_is_refused(driver: str, architecture: str, 
 @pytest.mark.parametrize(("visible", "expected"), [(None, 3), ("2,0", 2), ("1,-1,2", 1), ("", None)])
 def test_cuda_visible_devices_selects_cards(visible: str | None, expected: int | None) -> None:
     code = """
-facts["code"], n = code_of(call, "cuInit", 0), ctypes.c_int()
+facts["code"] = code_of(call, "cuInit", 0)
+n = ctypes.c_int()
 if not facts["code"]:
     call("cuDeviceGetCount", ctypes.byref(n))
     facts["n"] = n.value
 """
-    ended = fresh(BEGIN + code, **variables(cards=3), CUDA_VISIBLE_DEVICES=visible)
+    ended = run_python(BEGIN + code, **variables(cards=3), CUDA_VISIBLE_DEVICES=visible)
     assert ended.facts == ({"code": 100} if expected is None else {"code": 0, "n": expected}), ended.stderr
 
 
@@ -232,7 +237,8 @@ def test_lost_card_fails_on_synchronization_and_afterwards() -> None:
     facts = facts_of(
         """
 card = Card()
-kernel, place = card.kernel(FILL, "fill"), card.upload(np.zeros(32, np.float32))
+kernel = card.kernel(FILL, "fill")
+place = card.upload(np.zeros(32, np.float32))
 facts["launches"] = [code_of(card.launch, kernel, [1], [32], [place, ctypes.c_float(3)]) for i in range(2)]
 facts["wait"] = code_of(card.synchronise)
 facts["later"] = [code_of(card.allocate, 4), code_of(card.download, place, np.zeros(32, np.float32))]

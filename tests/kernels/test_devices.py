@@ -48,15 +48,16 @@ class Run:
 
 def run(device, folder):
     """Run `device_child` on a device and return its results."""
-    arrays, facts = folder / "arrays.npz", folder / "facts.json"
+    arrays = folder / "arrays.npz"
+    facts = folder / "facts.json"
     command = [sys.executable, "-W", "error", "tests/support/device_child.py", arrays, facts]
     # The CPU also runs Theano's own graph: test_autoencoder.py compares our Ops with the same reference. The emulated
     # driver delays copies as current drivers do, and our own libraries are in front of it.
     card = stub.card(hold="downloads") if device == CUDA else {}
     env = environment(THEANO_FLAGS=f"device={device},optimizer_excluding=fused", **card)
-    done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    result = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
     with np.load(arrays) as stored:
         return Run(arrays=dict(stored), **json.loads(facts.read_text()))
 
@@ -73,7 +74,7 @@ def runs(tmp_path_factory):
     return Runs()
 
 
-def needing(request):
+def device_or_skip(request):
     """Return the device of a fixture, or skip the test with what is missing."""
     needs = {OPENCL: "opencl", CUDA: "pygpu"}
     if request.param in needs:
@@ -84,13 +85,13 @@ def needing(request):
 @pytest.fixture(params=[OPENCL, CUDA])
 def gpu(request):
     """Return a device that is not the CPU."""
-    return needing(request)
+    return device_or_skip(request)
 
 
 @pytest.fixture(params=["cpu", OPENCL, CUDA])
 def device(request):
     """Return any device."""
-    return needing(request)
+    return device_or_skip(request)
 
 
 # ---- where operations ran
@@ -112,7 +113,7 @@ def test_every_product_is_compiled_for_the_device(runs, gpu, label, kind, n_prod
     assert len(found) == n_products
     assert set(found) <= {"GpuDot22", "GpuGemm"}
     on_cpu = products(runs["cpu"].graphs[kind.format(label)])
-    assert len(on_cpu) == n_products  # so the pattern includes the CPU's products
+    assert len(on_cpu) == n_products  # the pattern includes products on the CPU
     assert set(on_cpu) <= {"Dot22", "Gemm"}
 
 
@@ -126,8 +127,8 @@ def test_only_scalars_are_computed_on_the_cpu(runs, gpu):
 @each("dtype", child.DTYPES)
 def test_rows_are_uploaded_in_their_own_dtype(runs, gpu, dtype):
     graph = runs[gpu].graphs[f"encode {dtype}"]
-    crossing = [node["dtype"] for node in graph if node["op"] == "GpuFromHost"]
-    assert crossing == [np.dtype(dtype).name]
+    uploaded = [node["dtype"] for node in graph if node["op"] == "GpuFromHost"]
+    assert uploaded == [np.dtype(dtype).name]
 
 
 def test_step_uploads_nothing_but_scalars(runs, gpu):
@@ -143,7 +144,8 @@ def oracle_training(rule):
     """Do the same training in NumPy and float64; return the parameters, and the costs that were requested."""
     rows = child.make_rows()
     x_all = child.make_scaler(rows).transform(rows).astype(np.float64)
-    p, costs = {name: array.astype(np.float64) for name, array in child.start_of(child.NETWORK).items()}, []
+    p = {name: array.astype(np.float64) for name, array in child.start_of(child.NETWORK).items()}
+    costs = []
     state = {name: [np.zeros_like(array), np.zeros_like(array)] for name, array in p.items()}
     for step, numbers in enumerate(child.make_minibatches()):
         x = x_all[numbers]
@@ -174,11 +176,15 @@ def trained_by_numpy():
     rows = child.make_rows()
     x_all = child.make_scaler(rows).transform(rows).astype(np.float64)
     minibatches = [x_all[numbers] for numbers in child.make_minibatches()[: child.N_NETWORK_STEPS]]
-    seen = [reference.masked(x, child.make_noise(step), child.CORRUPTION) for step, x in enumerate(minibatches)]
+    corrupted = [reference.masked(x, child.make_noise(step), child.CORRUPTION) for step, x in enumerate(minibatches)]
     return {
         name: numpy_steps(
-            *(network, child.start_of(network), zip(minibatches, seen, strict=True)),
-            *("adam", child.RATES["adam"], child.WEIGHT_DECAY),
+            network,
+            child.start_of(network),
+            zip(minibatches, corrupted, strict=True),
+            "adam",
+            child.RATES["adam"],
+            child.WEIGHT_DECAY,
         )
         for name, network in child.NETWORKS.items()
     }
@@ -186,17 +192,19 @@ def trained_by_numpy():
 
 @each("name", child.NETWORKS)
 def test_training_on_corrupted_rows_equals_numpy(runs, trained_by_numpy, device, name):
-    arrays, (p, costs) = runs[device].arrays, trained_by_numpy[name]
+    arrays = runs[device].arrays
+    p, costs = trained_by_numpy[name]
     assert costs[-1] < 0.5 * costs[0]
     assert_close(arrays[f"{name} costs"], costs, device, "float32", "cost")
-    for of, expected in p.items():
-        with case(of):
-            assert_close(arrays[f"{name} {of}"], expected, device, "float32", "parameters")
+    for parameter, expected in p.items():
+        with case(parameter):
+            assert_close(arrays[f"{name} {parameter}"], expected, device, "float32", "parameters")
 
 
 @each("name", child.NETWORKS)
 def test_features_and_errors_equal_numpy(runs, device, name):
-    network, rows = child.NETWORKS[name], child.make_rows()
+    network = child.NETWORKS[name]
+    rows = child.make_rows()
     arrays = {key.removeprefix(f"{name} "): array.astype(np.float64) for key, array in runs[device].arrays.items()}
     x = child.make_scaler(rows).transform(rows).astype(np.float64)
     assert_close(arrays["features"], reference.code(network, x, arrays), device, "float32", "features")
@@ -215,14 +223,16 @@ def test_products_of_every_network_are_compiled_for_the_device(runs, gpu, name):
 
 @each("label", LABELS)
 def test_costs_and_features_of_training_equal_the_cpu(runs, gpu, label):
-    arrays, expected = runs[gpu].arrays, runs["cpu"].arrays
+    arrays = runs[gpu].arrays
+    expected = runs["cpu"].arrays
     for name, quantity in (("costs", "cost"), ("features", "features")):
         assert_close(arrays[f"{label} {name}"], expected[f"{label} {name}"], gpu, "float32", quantity)
 
 
 @each("label", LABELS)
 def test_features_equal_the_numpy_encoder_of_the_model(runs, device, label):
-    arrays, rows = runs[device].arrays, child.make_rows()
+    arrays = runs[device].arrays
+    rows = child.make_rows()
     p = {name: arrays[f"{label} {name}"] for name in ("W", "b_hidden", "b_output")}
     features = arrays[f"{label} features"]
     assert features.shape == (child.N_ROWS, child.N_FEATURES)
@@ -257,13 +267,13 @@ def test_features_of_every_dtype_equal_numpy(runs, device, dtype):
 # ---- the fix of OpenCL reductions
 
 
-def room_and_need(code):
+def argument_lengths(code):
     """Return the length of the kernel's argument array, and the number of entries that the code writes."""
     (room,) = re.findall(r"void \*args\[(\d+)\];", code)
-    written = [
+    indices = [
         sum(map(int, index.split("+"))) for index in re.findall(r"args\[([\d+]+)\] = ", code)
     ]  # such as 7 and 7+1
-    return int(room), max(written) + 1
+    return int(room), max(indices) + 1
 
 
 REDUCTIONS = ["1-d", "2-d", "2-d rows", "2-d columns"]
@@ -272,7 +282,7 @@ REDUCTIONS = ["1-d", "2-d", "2-d rows", "2-d columns"]
 @each("name", REDUCTIONS)
 def test_repaired_reductions_have_room_for_every_argument(opencl, runs, name):
     reduction = runs[OPENCL].reductions[name]
-    room, need = room_and_need(reduction["repaired"])
+    room, need = argument_lengths(reduction["repaired"])
     assert need == 5 + 2 * reduction["n_dims"]
     assert room >= need
 
@@ -280,7 +290,7 @@ def test_repaired_reductions_have_room_for_every_argument(opencl, runs, name):
 @each("name", REDUCTIONS)
 def test_unrepaired_reductions_write_after_the_end(opencl, runs, name):
     """If this fails, Theano has fixed the bug, and our fix can be removed."""
-    room, need = room_and_need(runs[OPENCL].reductions[name]["original"])
+    room, need = argument_lengths(runs[OPENCL].reductions[name]["original"])
     assert room < need
 
 

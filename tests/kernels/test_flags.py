@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.cases import each
-from tests.support.interpreters import fresh
+from tests.support.interpreters import run_python
 
 pytestmark = pytest.mark.process
 
 # Cards that do not exist: the fallback shows which setting was read, without delay.
-FILE, OTHER_FILE, FLAG = "cuda101", "cuda102", "cuda103"
+FILE = "cuda101"
+OTHER_FILE = "cuda102"
+FLAG = "cuda103"
 
 START = "from kernels import backend\ndevice = backend.start()\n"
 
@@ -57,7 +59,7 @@ SETTINGS = {
 }
 
 # Theano alone, until it has read its settings: later modules would open the device and need a compiler.
-THEANOS_OWN = """
+DEVICE_OF_THEANO = """
 import builtins, sys
 import numpy as np
 for name in ("bool", "int", "float", "complex", "object", "str"):
@@ -69,7 +71,7 @@ except ImportError:
     facts["device"] = sys.modules["theano.configdefaults"].config.device
 """
 
-OURS = """
+DEVICE_OF_BACKEND = """
 from kernels import backend
 facts["device"] = backend.start().requested
 facts["imported with"] = backend.load().config.device
@@ -84,12 +86,14 @@ def devices(tmp_path_factory):
         for name, text in settings.files.items():
             (home / name).write_text(text)
         variables = {name: value.format(home=home) for name, value in settings.variables.items()}
-        ours = fresh(OURS, HOME=home, **variables)
-        theanos = fresh(THEANOS_OWN, warnings="ignore", HOME=home, **variables)
-        assert (ours.code, theanos.code) == (0, 0), ours.stderr + theanos.stderr
-        return ours.facts, theanos.facts
+        by_backend = run_python(DEVICE_OF_BACKEND, HOME=home, **variables)
+        by_theano = run_python(DEVICE_OF_THEANO, warnings="ignore", HOME=home, **variables)
+        assert (by_backend.code, by_theano.code) == (0, 0), by_backend.stderr + by_theano.stderr
+        return by_backend.facts, by_theano.facts
 
-    fresh(OURS)  # fills a cold compile cache; otherwise the others would wait for its lock for 5 to 10 s at a time
+    run_python(
+        DEVICE_OF_BACKEND
+    )  # fills a cold compile cache; otherwise the others would wait for its lock for 5 to 10 s at a time
     # Not in the threads: two that request the first folder of a session concurrently may get different roots.
     homes = [tmp_path_factory.mktemp("home") for _ in SETTINGS]
     with ThreadPoolExecutor(2) as pool:
@@ -98,9 +102,9 @@ def devices(tmp_path_factory):
 
 @each("case", SETTINGS)
 def test_device_is_read_from_flags_and_files_as_theano_reads_it(devices, case):
-    ours, theanos = devices[case]
-    assert ours["device"] == theanos["device"] == SETTINGS[case].expected
-    assert ours["imported with"] == "cpu"  # Theano would log a failure and could not be queried again
+    by_backend, by_theano = devices[case]
+    assert by_backend["device"] == by_theano["device"] == SETTINGS[case].expected
+    assert by_backend["imported with"] == "cpu"  # Theano would log a failure and could not be queried again
 
 
 @each("device, phrase", [("gpu0", "device=cuda"), ("abacus", 'start with one of "cpu", "opencl" or "cuda"')])
@@ -113,7 +117,7 @@ def test_unknown_device_is_refused_with_the_message_of_theano(device, phrase):
     except ValueError as error:
         facts["error"] = " ".join(str(error).split())
     """
-    ended = fresh(code, THEANO_FLAGS=f"device={device}")
+    ended = run_python(code, THEANO_FLAGS=f"device={device}")
     assert phrase in ended.facts["error"]
 
 
@@ -139,7 +143,7 @@ except UnknownFlag as error:
     ],
 )
 def test_unknown_flag_is_an_error_that_names_the_nearest(flags, phrases):
-    found = fresh(REFUSING, THEANO_FLAGS=flags).facts.get("error")
+    found = run_python(REFUSING, THEANO_FLAGS=flags).facts.get("error")
     assert (found is None) == (phrases is None)
     assert [phrase for phrase in ["THEANO_FLAGS", *(phrases or [])] if found and phrase not in found] == []
 
@@ -157,7 +161,7 @@ def test_unknown_flag_is_an_error_that_names_the_nearest(flags, phrases):
 )
 def test_unknown_option_in_a_file_is_an_error(tmp_path, text, phrases):
     (tmp_path / "mine").write_text(text)
-    found = fresh(REFUSING, THEANORC=tmp_path / "mine").facts.get("error")
+    found = run_python(REFUSING, THEANORC=tmp_path / "mine").facts.get("error")
     assert (found is None) == (phrases is None)
     assert [phrase for phrase in [".theanorc", *(phrases or [])] if found and phrase not in found] == []
 
@@ -171,7 +175,7 @@ def test_scipy_is_not_loaded_with_theano_but_can_be_imported():
     import scipy.stats
     facts["after"] = scipy.stats.chi2.sf(0, 1)
     """
-    assert fresh(code).facts == {"before": [], "after": 1.0}
+    assert run_python(code).facts == {"before": [], "after": 1.0}
 
 
 # ---- our defaults, which all settings of the user override
@@ -185,7 +189,7 @@ facts |= {"timeout": config.compile.timeout, "dnn": config.dnn.enabled, "base": 
 
 
 def test_defaults_apply_without_settings_of_the_user(tmp_path):
-    facts = fresh(CONFIG, XDG_CACHE_HOME=tmp_path).facts
+    facts = run_python(CONFIG, XDG_CACHE_HOME=tmp_path).facts
     assert facts["floatX"] == "float32"
     assert "-D__FAST_MATH__" in facts["cxxflags"]
     assert "-ffast-math" not in facts["cxxflags"]  # it would switch the whole process to flush-to-zero
@@ -202,19 +206,19 @@ def test_files_of_the_user_override_the_defaults(tmp_path):
         "[compile]\ntimeout = 7\n[dnn]\nenabled = auto\n"
     )
     expected = {"floatX": "float64", "cxxflags": "-O1", "ldflags": "-lblas", "timeout": 7, "dnn": "auto"}
-    assert fresh(CONFIG, HOME=tmp_path).facts == expected | {"base": str(base)}
+    assert run_python(CONFIG, HOME=tmp_path).facts == expected | {"base": str(base)}
 
 
 def test_flags_of_the_user_override_the_defaults(tmp_path):
     base = tmp_path / "cache"
     flags = f"floatX=float64,gcc.cxxflags=-O1,blas.ldflags=,compile.timeout=7,dnn.enabled=auto,base_compiledir={base}"
     expected = {"floatX": "float64", "cxxflags": "-O1", "ldflags": "", "timeout": 7, "dnn": "auto"}
-    assert fresh(CONFIG, THEANO_FLAGS=flags).facts == expected | {"base": str(base)}
+    assert run_python(CONFIG, THEANO_FLAGS=flags).facts == expected | {"base": str(base)}
 
 
 def test_file_with_one_setting_keeps_the_other_defaults(tmp_path):
     (tmp_path / "mine").write_text("[blas]\nldflags = -lblas\n")
-    facts = fresh(CONFIG, THEANORC=tmp_path / "mine").facts
+    facts = run_python(CONFIG, THEANORC=tmp_path / "mine").facts
     assert facts["ldflags"] == "-lblas"
     assert facts["floatX"] == "float32"
 
@@ -233,12 +237,13 @@ def test_blas_is_found_in_a_path_with_spaces(tmp_path):
     facts["ops"] = [str(node.op) for node in product.maker.fgraph.toposort()]
     facts["product"] = product([[1, 2], [3, 4]]).tolist()
     """
-    assert fresh(code).facts == {"ops": ["Dot22"], "product": [[7, 10], [15, 22]]}
+    assert run_python(code).facts == {"ops": ["Dot22"], "product": [[7, 10], [15, 22]]}
 
 
 ENVIRONMENT_AROUND_LOAD = """
 import os, tempfile
-before, mask = dict(os.environ), os.umask(0o027)
+before = dict(os.environ)
+mask = os.umask(0o027)
 from kernels import backend
 try:
     backend.load()
@@ -253,7 +258,7 @@ facts["left"] = os.listdir(tempfile.gettempdir())
 @each("flags", [None, "device=cuda,floatX=float64", "floatX=float31"])
 def test_environment_is_restored_after_loading_or_a_failure(tmp_path, flags):
     variables = {"THEANO_FLAGS": flags, "THEANORC": None if flags is None else tmp_path / "mine", "TMPDIR": tmp_path}
-    ended = fresh(ENVIRONMENT_AROUND_LOAD, **variables)
+    ended = run_python(ENVIRONMENT_AROUND_LOAD, **variables)
     facts = ended.facts
     assert facts.pop("error", "").startswith('Invalid value ("float31")' if flags == "floatX=float31" else "")
     assert facts == {"changed": [], "umask": 0o027, "left": []}
@@ -262,6 +267,6 @@ def test_environment_is_restored_after_loading_or_a_failure(tmp_path, flags):
 def test_gpu_of_a_parent_process_is_ignored():
     """Theano refuses to start a device when it inherits this variable."""
     code = START + "import os\nfacts |= {'reason': device.reason, 'left': 'THEANO_GPU_IS_ALREADY_ACTIVE' in os.environ}"
-    ended = fresh(code, THEANO_FLAGS=f"device={FLAG}", THEANO_GPU_IS_ALREADY_ACTIVE="Yes")
+    ended = run_python(code, THEANO_FLAGS=f"device={FLAG}", THEANO_GPU_IS_ALREADY_ACTIVE="Yes")
     assert "subprocess" not in ended.facts["reason"]
     assert not ended.facts["left"]

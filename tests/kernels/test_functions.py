@@ -49,41 +49,44 @@ def test_any_number_of_threads_can_encode_concurrently(monkeypatch, fuses, netwo
 
 @each("is_device", [True, False])
 def test_running_calls_on_a_device_are_counted(monkeypatch, is_device):
-    seen, compile_it = [], backend.compile_function
+    n_running = []
+    compile_it = backend.compile_function
 
-    def watched(*arguments, **options):
+    def compile_watched(*arguments, **options):
         function = compile_it(*arguments, **options)
 
         def call(*arrays):
-            seen.append(on_device.n)
+            n_running.append(on_device.n)
             return function(*arrays)
 
         return call
 
     monkeypatch.setattr(backend, "uses_ops", lambda: False)
-    monkeypatch.setattr(backend, "compile_function", watched)
+    monkeypatch.setattr(backend, "compile_function", compile_watched)
     autoencoder = Autoencoder(Network((5, 2)), np.zeros(5, np.float32), np.ones(5, np.float32))
     step = TrainingStep(autoencoder, Rule("momentum", 0.9, 0.0), np.dtype("f4"))
     monkeypatch.setattr(backend, "device_call", lambda: on_device if is_device else nullcontext())
     rows = np.random.default_rng(0).random((4, 5), np.float32)
     autoencoder.encode(rows)
     take_step(step, rows, 0.1)
-    assert seen == [int(is_device)] * 2
+    assert n_running == [int(is_device)] * 2
     assert on_device.n == 0
 
 
-@pytest.mark.parametrize(("fuses", "most"), [(True, 2), (False, 1)])
-def test_concurrent_calls_are_limited_to_cores_or_one_in_theano(monkeypatch, fuses, most):
+@pytest.mark.parametrize(("fuses", "max_calls"), [(True, 2), (False, 1)])
+def test_concurrent_calls_are_limited_to_cores_or_one_in_theano(monkeypatch, fuses, max_calls):
     monkeypatch.setattr(backend, "uses_ops", lambda: fuses)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
-    inside, counts, compile_it = [], [], backend.compile_function
+    inside = []
+    counts = []
+    compile_it = backend.compile_function
 
-    def counted(*arguments):
+    def compile_counted(*arguments):
         function = compile_it(*arguments)
 
         def call(*arrays):
             inside.append(None)
-            os.sched_yield()  # so that other threads can enter, if nothing prevents it
+            os.sched_yield()  # other threads can enter unless the limit prevents it
             counts.append(len(inside))
             try:
                 return function(*arrays)
@@ -92,12 +95,13 @@ def test_concurrent_calls_are_limited_to_cores_or_one_in_theano(monkeypatch, fus
 
         return call
 
-    monkeypatch.setattr(backend, "compile_function", counted)
-    autoencoder, rows = some_autoencoder(), np.ones((40, 20), np.float32)
+    monkeypatch.setattr(backend, "compile_function", compile_counted)
+    autoencoder = some_autoencoder()
+    rows = np.ones((40, 20), np.float32)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: autoencoder.encode(rows), range(100)))
     assert len(counts) == 100
-    assert max(counts) <= most
+    assert max(counts) <= max_calls
 
 
 # ---- a device without memory
@@ -107,9 +111,10 @@ def test_concurrent_calls_are_limited_to_cores_or_one_in_theano(monkeypatch, fus
 def device(monkeypatch):
     """Return a device whose memory holds a given number of rows and fails as pygpu does; at first it holds all rows."""
     monkeypatch.setattr(backend, "uses_ops", lambda: False)
-    rows_that_fit, compiled = [TILE_ROWS], backend.compile_function
+    rows_that_fit = [TILE_ROWS]
+    compiled = backend.compile_function
 
-    def limited(*arguments):
+    def compile_limited(*arguments):
         function = compiled(*arguments)
 
         def call(tile):
@@ -119,7 +124,7 @@ def device(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(backend, "compile_function", limited)
+    monkeypatch.setattr(backend, "compile_function", compile_limited)
     return rows_that_fit
 
 

@@ -20,16 +20,19 @@ def random_model(rng, network):
 
 @each("name", NETWORKS)
 def test_networks_equal_the_reference_in_float32_throughout(rng, name):
-    network, rows = NETWORKS[name], theano.tensor.fmatrix()
+    network = NETWORKS[name]
+    rows = theano.tensor.fmatrix()
     autoencoder, p = random_model(rng, network)
-    noise, shared = theano.tensor.TensorType("uint8", (False, False))(), autoencoder.shared
+    noise = theano.tensor.TensorType("uint8", (False, False))()
+    shared = autoencoder.shared
     cost, gradients = graph.cost_and_gradients(network, rows, graph.masked(rows, noise, 0.3), shared)
     h = graph.code(network, rows, shared)
     results = [h, graph.reconstruction(network, h, shared), graph.row_errors(network, rows, shared), cost, *gradients]
     types = {variable.dtype for variable in theano.gof.graph.ancestors(results) if variable.ndim}
     assert "float64" not in types
     function = theano.function([rows, noise], results)
-    x, bytes_ = rng.random((11, 7), dtype=np.float32), rng.integers(0, 256, (11, 7), dtype=np.uint8)
+    x = rng.random((11, 7), dtype=np.float32)
+    bytes_ = rng.integers(0, 256, (11, 7), dtype=np.uint8)
     h, y, errors, cost, *gradients = function(x, bytes_)
 
     a, s = reference.forward(network, x, p)

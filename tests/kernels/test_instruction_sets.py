@@ -14,7 +14,7 @@ import pytest
 
 from scripts.benchmarks.instruction_sets import INSTRUCTION_SETS, limits, missing
 from tests.support.cases import ALL_CASES
-from tests.support.interpreters import REPOSITORY, environment, fresh
+from tests.support.interpreters import REPOSITORY, environment, run_python
 
 pytestmark = pytest.mark.process
 
@@ -31,7 +31,8 @@ COMPILED = "from tests.support.compiler import macros\nfacts['macros'] = sorted(
 
 def skip_if_missing(name):
     """Skip an instruction set that the processor lacks, or that the test session excludes."""
-    lacks, requested = missing(name), os.environ.get("TEST_ISA")
+    lacks = missing(name)
+    requested = os.environ.get("TEST_ISA")
     if lacks:
         pytest.skip(f"missing on this machine: a processor with {', '.join(lacks)}")
     if requested not in (None, name):
@@ -60,13 +61,14 @@ def test_kernels_are_correct_with_every_instruction_set(name, file):
     skip_if_missing(name)
     if os.environ.get("TEST_ISA"):
         return  # then this run already has the same tests
-    path, words = REPOSITORY / "tests/kernels" / file, CORE[file]
-    done = run_tests_with(name, str(path), "-k", " or ".join(words))
-    assert done.returncode == 0, done.stdout[-20_000:]
-    passed = set(re.findall(r"^PASSED .*::(test_\w+)", done.stdout, re.MULTILINE))
-    assert all(any(word in test for test in passed) for word in words), done.stdout
+    path = REPOSITORY / "tests/kernels" / file
+    words = CORE[file]
+    result = run_tests_with(name, str(path), "-k", " or ".join(words))
+    assert result.returncode == 0, result.stdout[-20_000:]
+    passed_tests = set(re.findall(r"^PASSED .*::(test_\w+)", result.stdout, re.MULTILINE))
+    assert all(any(word in test for test in passed_tests) for word in words), result.stdout
     tests = re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
-    assert passed == {test for test in tests if any(word in test for word in words)}
+    assert passed_tests == {test for test in tests if any(word in test for word in words)}
 
 
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
@@ -74,19 +76,19 @@ def test_compiler_uses_the_requested_instruction_set(name):
     """This includes the processes of the benchmark, and those of tests that choose nothing else."""
     skip_if_missing(name)
     defined, too_much = MACROS[name]
-    found = set(fresh(COMPILED, **limits(name)).facts["macros"])
+    found = set(run_python(COMPILED, **limits(name)).facts["macros"])
     assert (defined in found, too_much in found) == (True, False)
     if os.environ.get("TEST_ISA"):
         for flags in (None, "optimizer=fast_compile"):
-            assert set(fresh(COMPILED, THEANO_FLAGS=flags).facts["macros"]) == found
+            assert set(run_python(COMPILED, THEANO_FLAGS=flags).facts["macros"]) == found
 
 
 @pytest.mark.parametrize("requested", ["avx1024", "AVX2"])
 def test_unknown_instruction_set_is_refused(requested):
-    done = run_tests_with(requested, "tests/test_errors.py")
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert f"TEST_ISA={requested}, " in done.stderr
-    assert ", ".join(INSTRUCTION_SETS) in done.stderr
+    result = run_tests_with(requested, "tests/test_errors.py")
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert f"TEST_ISA={requested}, " in result.stderr
+    assert ", ".join(INSTRUCTION_SETS) in result.stderr
 
 
 def test_instruction_sets_cover_all_vectors_of_the_kernels():
@@ -97,7 +99,7 @@ def test_instruction_sets_cover_all_vectors_of_the_kernels():
 
 
 def test_make_passes_the_instruction_set_to_pytest():
-    done = subprocess.run(
+    result = subprocess.run(
         ["make", "-n", "test", "ISA=avx2"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
-    assert "TEST_ISA=avx2 .venv/bin/python -m pytest " in done.stdout
+    assert "TEST_ISA=avx2 .venv/bin/python -m pytest " in result.stdout

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kernels.modulecache import _recent_libraries
-from tests.support.interpreters import fresh
+from tests.support.interpreters import run_python
 
 COMPILE = """
 from kernels import backend
@@ -26,7 +26,7 @@ facts["n_compiled"] = cache.stats[2]
 
 def compile_in(cache: Path, *names: str) -> dict[str, Any]:
     """Compile expressions by name in a process of its own."""
-    return dict(fresh(f"NAMES = {names!r}\n" + COMPILE.strip(), THEANO_FLAGS=f"base_compiledir={cache}").facts)
+    return dict(run_python(f"NAMES = {names!r}\n" + COMPILE.strip(), THEANO_FLAGS=f"base_compiledir={cache}").facts)
 
 
 def modules(cache: Path) -> set[Path]:

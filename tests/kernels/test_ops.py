@@ -1,7 +1,7 @@
-"""Tests of the CPU Ops against their NumPy reference: all edges of tiles, any number of threads, and any neighbours.
+"""Tests of the CPU Ops against their NumPy reference: all edges of tiles, any number of threads, any adjacent rows.
 
-Sample: if a test crosses dtypes, rules, shapes or layouts, each of them occurs with one of the others; with
-TEST_CASES=all with all of them.
+Sample: if a test combines dtypes, rules, shapes or layouts, each value occurs in one combination; with TEST_CASES=all,
+all combinations are tested.
 """
 
 import os
@@ -18,9 +18,9 @@ from kernels.network import Network
 from kernels.rules import RULES
 from kernels.step import TrainingStep
 from kernels.updates import Rule
-from tests.support.cases import case, crossed, each
+from tests.support.cases import case, cross, each
 from tests.support.compiler import macros
-from tests.support.interpreters import fresh
+from tests.support.interpreters import run_python
 from tests.support.steps import take_step
 from tests.support.tolerances import assert_close
 
@@ -54,7 +54,8 @@ def autoencoder_of(parameters, minimum=None, scale=None, n_threads=2):
 def scaling_of(rows, working):
     if working is None:
         return []
-    low, high = rows.min(axis=0).astype(working), rows.max(axis=0).astype(working)
+    low = rows.min(axis=0).astype(working)
+    high = rows.max(axis=0).astype(working)
     return [low, (1 / np.where(high > low, high - low, 1)).astype(working)]
 
 
@@ -83,11 +84,13 @@ def assert_same_bits(found, expected):
 @each("n_inputs, n_features", WIDTHS)
 def test_features_and_errors_equal_numpy_at_tile_edges(rng, n_inputs, n_features):
     parameters = random_parameters(rng, n_inputs, n_features)
-    autoencoder, network, given = autoencoder_of(parameters), Network((n_inputs, n_features)), float64(parameters)
+    autoencoder = autoencoder_of(parameters)
+    network = Network((n_inputs, n_features))
+    p = float64(parameters)
     for n_rows in [0, *HEIGHTS]:
         x = rng.random((n_rows, n_inputs), dtype=np.float32)
-        assert_close(autoencoder.encode(x), reference.code(network, x, given), "cpu", "float32", "features")
-        assert_close(autoencoder.errors(x), reference.row_errors(network, x, given), "cpu", "float32", "cost")
+        assert_close(autoencoder.encode(x), reference.code(network, x, p), "cpu", "float32", "features")
+        assert_close(autoencoder.errors(x), reference.row_errors(network, x, p), "cpu", "float32", "cost")
 
 
 @each("n_inputs, n_features", WIDTHS)
@@ -116,13 +119,14 @@ def test_cost_and_gradients_equal_numpy_at_tile_edges(rng, n_inputs, n_features)
             assert_close(found, expected, "cpu", "float32", "gradients")
 
 
-@each("working, dtype", crossed(["float32", "float64", None], sorted(ops.DTYPES)))
+@each("working, dtype", cross(["float32", "float64", None], sorted(ops.DTYPES)))
 def test_training_on_every_dtype_equals_numpy(rng, dtype, working):
     rows = (rng.random((40, 19)) * (200 if np.dtype(dtype).kind != "i" else 100)).astype(dtype)
     if working is None:
         rows //= rows.dtype.type(100)  # otherwise sigmoids would saturate
     scaling = scaling_of(rows, working)
-    parameters, numbers = random_parameters(rng, 19, 5), rng.permutation(40)[:31]
+    parameters = random_parameters(rng, 19, 5)
+    numbers = rng.permutation(40)[:31]
     autoencoder = autoencoder_of(parameters, *scaling)
     step = TrainingStep(autoencoder, Rule("momentum", 0.5), np.dtype(dtype), resident=rows.copy())
     cost, gradients = gradients_of(reference.scaled(rows[numbers], scaling), float64(parameters))
@@ -159,28 +163,30 @@ def test_every_rule_equals_its_numpy_reference(rng, rule):
 
 @pytest.mark.process
 @pytest.mark.parametrize("optimizer", ["", "fused"])
-@each("working, dtype", crossed(["float32", "float64"], ["u1", "f8", "f4", "i8", "i2"]))
+@each("working, dtype", cross(["float32", "float64"], ["u1", "f8", "f4", "i8", "i2"]))
 @each("n_inputs", [1, 15, 64, 100])
 def test_rows_outside_the_range_are_reported(rng, monkeypatch, optimizer, working, dtype, n_inputs):
     """Some rows have one value just outside the range, in any column, or NaN or Inf; others are just inside."""
     monkeypatch.setattr("kernels.backend.uses_ops", lambda: not optimizer)
-    low, high = np.full(n_inputs, 10, working), np.full(n_inputs, 90, working)
+    low = np.full(n_inputs, 10, working)
+    high = np.full(n_inputs, 90, working)
     rows = rng.integers(11, 90, (60, n_inputs)).astype(dtype)
-    rows[0], rows[1] = low, high
-    odd = {7: 9, 20: 91, 33: 0}
+    rows[0] = low
+    rows[1] = high
+    outside = {7: 9, 20: 91, 33: 0}
     if rows.dtype.kind == "f":
         kind = rows.dtype.type
-        odd |= {40: np.nan, 41: -np.nan, 42: np.inf, 43: -np.inf, 44: np.finfo(dtype).max, 45: -np.finfo(dtype).max}
+        outside |= {40: np.nan, 41: -np.nan, 42: np.inf, 43: -np.inf, 44: np.finfo(dtype).max, 45: -np.finfo(dtype).max}
         if np.can_cast(dtype, working):
-            odd |= {50: np.nextafter(kind(10), kind(0)), 51: np.nextafter(kind(90), kind(100))}
-    for row, value in odd.items():
+            outside |= {50: np.nextafter(kind(10), kind(0)), 51: np.nextafter(kind(90), kind(100))}
+    for row, value in outside.items():
         rows[row, rng.integers(n_inputs)] = value
     parameters = random_parameters(rng, n_inputs, 3)
     autoencoder = Autoencoder(Network((n_inputs, 3)), low, 1 / (high - low), high)
     autoencoder.set_parameters(parameters)
     out = np.empty((60, 3), np.float32)
-    assert autoencoder.encode_checked(rows, out).tolist() == sorted(odd)
-    others = np.setdiff1d(np.arange(60), list(odd))
+    assert autoencoder.encode_checked(rows, out).tolist() == sorted(outside)
+    others = np.setdiff1d(np.arange(60), list(outside))
     assert_same_bits(out[others], autoencoder.encode(rows)[others])
     assert np.isfinite(out[others]).all()
 
@@ -193,16 +199,20 @@ def test_checking_rows_requires_a_range():
 NETWORKS = [Network((9, 4)), Network((9, 5, 4), "leaky-relu", "linear", gain=True)]
 
 
-@each("inplace, network", crossed([False, True], NETWORKS))
+@each("inplace, network", cross([False, True], NETWORKS))
 def test_numpy_and_c_versions_of_each_op_agree(rng, network, inplace):
     """Theano calls `perform` if it is configured without C."""
     parameters = [rng.normal(0, 1 / 3, shape).astype(np.float32) for shape in network.shapes.values()]
-    rows, noise = rng.random((20, 9), dtype=np.float32), rng.integers(0, 256, (14, 9), dtype=np.uint8)
-    one, rates = np.array(1, dtype=np.int64), [np.array(rate, dtype=np.float32) for rate in (0.1, 0.2)]
+    rows = rng.random((20, 9), dtype=np.float32)
+    noise = rng.integers(0, 256, (14, 9), dtype=np.uint8)
+    one = np.array(1, dtype=np.int64)
+    rates = [np.array(rate, dtype=np.float32) for rate in (0.1, 0.2)]
     states = [np.zeros_like(array) for array in parameters for _ in RULES["adam"].states]
     scaling = scaling_of(rows, "float32")
-    numbers, edge = np.arange(3, 17), np.full(9, 0.9, np.float32)
-    checked, rule = [np.empty((20, 4), np.float32), np.empty(20, bool)], Rule("adam", 0.9, weight_decay=0.1)
+    numbers = np.arange(3, 17)
+    edge = np.full(9, 0.9, np.float32)
+    checked = [np.empty((20, 4), np.float32), np.empty(20, bool)]
+    rule = Rule("adam", 0.9, weight_decay=0.1)
     cases = [
         (ops.Encode, (), [rows, *parameters, one, np.empty((20, 4), np.float32), *scaling]),
         (ops.Encode, (True,), [rows, *parameters, one, edge, *checked, *scaling]),
@@ -219,19 +229,19 @@ def test_numpy_and_c_versions_of_each_op_agree(rng, network, inplace):
 
 def outputs_of(op, arrays, use_c):
     """Return what an Op computes from copies of arrays; an Op that does not work in place must not change them."""
-    given = [array.copy() for array in arrays]
+    copies = [array.copy() for array in arrays]
     variables = [theano.tensor.TensorType(array.dtype, (False,) * array.ndim)() for array in arrays]
     node = op(*variables, return_list=True)[0].owner
-    values = [[array] for array in given] + [[None] for _ in node.outputs]
+    values = [[array] for array in copies] + [[None] for _ in node.outputs]
     storages = dict(zip([*node.inputs, *node.outputs], values, strict=True))
     computed = {variable: [variable in node.inputs] for variable in storages}
     op.make_thunk(node, storages, computed, [], impl="c" if use_c else "py")()
     outputs = [storages[variable][0] for variable in node.outputs]
-    changed = [given[i] for i in op.changed]
+    changed = [copies[i] for i in op.changed]
     for array, output in zip(changed, outputs[len(outputs) - len(changed) :], strict=True):
         assert np.shares_memory(array, output) == op.inplace
     if not op.inplace:
-        for array, before in zip(given, arrays, strict=True):
+        for array, before in zip(copies, arrays, strict=True):
             np.testing.assert_array_equal(array, before)
     return outputs
 
@@ -245,7 +255,8 @@ def has_products_of_bytes():
 
 def hard_columns(kind, rng, n_inputs=300):
     """Return bytes, and the minimum and scale of their columns."""
-    low, high = np.zeros(n_inputs), np.full(n_inputs, 255)
+    low = np.zeros(n_inputs)
+    high = np.full(n_inputs, 255)
     if kind == "far from zero":
         low[:] = 200
     elif kind == "a few narrow ones":
@@ -289,7 +300,8 @@ def test_features_of_bytes_are_as_exact_as_those_of_floats(rng, columns, weights
     exact = (rows - scaling[0].astype(np.float64)) * scaling[1].astype(np.float64)  # not rounded
     b_hidden = (-exact.mean(axis=0) @ W).astype(np.float32)
     autoencoder = autoencoder_of({"W": W, "b_hidden": b_hidden, "b_output": np.zeros(len(W))}, *scaling)
-    features, of_floats = autoencoder.encode(rows), autoencoder.encode(rows.astype(np.uint16))
+    features = autoencoder.encode(rows)
+    of_floats = autoencoder.encode(rows.astype(np.uint16))
     expected = code_of(reference.scaled(rows, scaling), W.astype(np.float64), b_hidden.astype(np.float64))
     assert_close(features, expected, "cpu", "float32", "features")
     expected = code_of(exact, W.astype(np.float64), b_hidden.astype(np.float64))
@@ -307,7 +319,8 @@ def test_bytes_use_integer_products_where_these_are_exact(rng, n_inputs, columns
     """Values of other dtypes are multiplied as floats, and so are bytes if the processor lacks the instruction."""
     rows, *scaling = hard_columns(columns, rng, n_inputs)
     autoencoder = autoencoder_of(random_parameters(rng, n_inputs, 60), *scaling)
-    of_bytes, of_floats = autoencoder.encode(rows), autoencoder.encode(rows.astype(np.uint16))
+    of_bytes = autoencoder.encode(rows)
+    of_floats = autoencoder.encode(rows.astype(np.uint16))
     assert np.array_equal(of_bytes, of_floats) != (in_integers and has_products_of_bytes())
 
 
@@ -326,7 +339,8 @@ def test_bytes_use_float_products_if_parameters_are_not_finite(rng, where, bad):
 @each("n_inputs", [65_535, 65_536, 65_537, 140_001])
 def test_sums_of_bytes_do_not_overflow(n_inputs):
     """All bytes and all weights are the largest of either sign; so are their digits."""
-    rows, scaling = np.full((7, n_inputs), 255, np.uint8), (np.zeros(n_inputs, "f4"), np.full(n_inputs, 1 / 255, "f4"))
+    rows = np.full((7, n_inputs), 255, np.uint8)
+    scaling = (np.zeros(n_inputs, "f4"), np.full(n_inputs, 1 / 255, "f4"))
     W = np.array([1, -1, 1 - 2**-16], np.float32) / np.full((n_inputs, 1), n_inputs, np.float32)
     autoencoder = autoencoder_of({"W": W, "b_hidden": np.zeros(3), "b_output": np.zeros(n_inputs)}, *scaling)
     expected = code_of(reference.scaled(rows, scaling), W.astype(np.float64), np.zeros(3))
@@ -359,16 +373,18 @@ def test_changed_parameter_is_noticed_between_calls(rng, name):
 
 @each("n_inputs", [1, 3, 63, 64, 65, 100, 785])
 def test_bytes_are_compared_with_ranges_of_any_numbers(rng, n_inputs):
-    """Limits are whole numbers or not, inside or outside those of a byte, or missing; each kind in one column."""
+    """One column has each kind of limits in turn: whole numbers or fractions, in the range of a byte or not, or NaN."""
     rows = rng.integers(50, 200, (256, n_inputs), dtype=np.uint8)
     whole = [(low, high) for low in (-1, 0, 1, 254, 255, 256) for high in (-1, 0, 1, 254, 255, 256)]
     others = [(-0.5, 254.5), (0.5, 255.5), (254.5, 300.0), (-3e38, 3e38), (100, 99), (99.5, 100.4), (99.5, 99.6)]
     nothing = [(np.nan, 255), (0, np.nan), (np.nan, np.nan)]
     parameters = random_parameters(rng, n_inputs, 5)
     for low, high in whole + others + nothing:
-        minimum, maximum = np.full(n_inputs, 50, np.float32), np.full(n_inputs, 199, np.float32)
+        minimum = np.full(n_inputs, 50, np.float32)
+        maximum = np.full(n_inputs, 199, np.float32)
         column = rng.integers(n_inputs)
-        minimum[column], maximum[column] = low, high
+        minimum[column] = low
+        maximum[column] = high
         rows[:, column] = np.arange(256)
         autoencoder = Autoencoder(Network((n_inputs, 5)), minimum, np.full(n_inputs, 1 / 149, np.float32), maximum)
         autoencoder.set_parameters(parameters)
@@ -386,7 +402,8 @@ def test_no_memory_is_read_after_the_last_row(dtype):
     import numpy as np
     from kernels.autoencoder import Autoencoder
     from kernels.network import Network
-    dtype, page = np.dtype("{dtype}"), mmap.PAGESIZE
+    dtype = np.dtype("{dtype}")
+    page = mmap.PAGESIZE
     memory = mmap.mmap(-1, 33 * page)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + 32 * page), ctypes.c_size_t(page), mmap.PROT_NONE) == 0
@@ -403,7 +420,7 @@ def test_no_memory_is_read_after_the_last_row(dtype):
             assert autoencoder.encode_checked(at_end, out).size == 0
             assert np.array_equal(out, autoencoder.encode(rows))
     """
-    fresh(code)
+    run_python(code)
 
 
 # ---- rows of floats
@@ -414,13 +431,15 @@ def test_no_memory_is_read_after_the_last_row(dtype):
 def test_rows_of_floats_are_not_scaled_if_columns_begin_near_0(rng, n_features, offset):
     """Other rows are scaled first, like rows of other dtypes; with more than 64 features all rows are scaled first."""
     width = np.exp(rng.normal(size=300)).astype(np.float32)
-    low, scale = (offset * width).astype(np.float32), 1 / width
+    low = (offset * width).astype(np.float32)
+    scale = 1 / width
     if abs(offset) == 1:
         low *= np.float32(0.999)  # otherwise the rounding of the scale would matter
     rows = (low + rng.random((500, 300), dtype=np.float32) * width).astype(np.float32)
     parameters = random_parameters(rng, 300, n_features)
     autoencoder = autoencoder_of(parameters, low, scale)
-    found, scaled_first = autoencoder.encode(rows), autoencoder.encode(rows.astype(np.float64))
+    found = autoencoder.encode(rows)
+    scaled_first = autoencoder.encode(rows.astype(np.float64))
     W, b_hidden, _ = float64(parameters)
     expected = code_of((rows - low.astype(np.float64)) * scale.astype(np.float64), W, b_hidden)  # not rounded
     if abs(offset) > 1 or n_features > 64:
@@ -437,12 +456,14 @@ def test_rows_of_floats_are_not_scaled_if_columns_begin_near_0(rng, n_features, 
 def test_floats_are_scaled_if_parameters_cannot_be_folded(rng, where, bad):
     rows = rng.random((50, 30), dtype=np.float32)
     parameters = random_parameters(rng, 30, 8)
-    minimum, scale = np.zeros(30, np.float32), np.full(30, 2, np.float32)
+    minimum = np.zeros(30, np.float32)
+    scale = np.full(30, 2, np.float32)
     for name, array in {**parameters, "minimum": minimum, "scale": scale}.items():
         if name == where:
             array.flat[7] = bad
     autoencoder = autoencoder_of(parameters, minimum, scale)
-    found, scaled_first = autoencoder.encode(rows), autoencoder.encode(rows.astype(np.float64))
+    found = autoencoder.encode(rows)
+    scaled_first = autoencoder.encode(rows.astype(np.float64))
     np.testing.assert_allclose(found, scaled_first, rtol=0, atol=1e-6)
 
 
@@ -453,7 +474,8 @@ def test_floats_are_scaled_if_parameters_cannot_be_folded(rng, where, bad):
 @each("n_inputs, n_features", [(101, 24), (786, 65), (599, 17), (9, 64)])
 def test_row_gives_the_same_bits_next_to_any_rows(rng, n_inputs, n_features, dtype):
     rows = rng.integers(0, 256, (203, n_inputs)).astype(dtype)
-    scaling, parameters = scaling_of(rows, "float32"), random_parameters(rng, n_inputs, n_features)
+    scaling = scaling_of(rows, "float32")
+    parameters = random_parameters(rng, n_inputs, n_features)
     features = autoencoder_of(parameters, *scaling, n_threads=1).encode(rows)
     for n_threads in THREADS:
         autoencoder = autoencoder_of(parameters, *scaling, n_threads=n_threads)
@@ -465,9 +487,11 @@ def test_row_gives_the_same_bits_next_to_any_rows(rng, n_inputs, n_features, dty
 @each("n_inputs, n_features", [(100, 24), (784, 64), (600, 130)])
 def test_row_gives_the_same_bits_with_any_number_of_threads(rng, n_inputs, n_features):
     rows = rng.integers(0, 256, (611, n_inputs), dtype=np.uint8)
-    scaling, parameters = scaling_of(rows, "float32"), random_parameters(rng, n_inputs, n_features)
+    scaling = scaling_of(rows, "float32")
+    parameters = random_parameters(rng, n_inputs, n_features)
     first = autoencoder_of(parameters, *scaling, n_threads=1)
-    features, errors = first.encode(rows), first.errors(rows)
+    features = first.encode(rows)
+    errors = first.errors(rows)
     for n_threads in THREADS:
         autoencoder = autoencoder_of(parameters, *scaling, n_threads=n_threads)
         for start, stop in [(0, 611), (0, 1), (3, 4), (5, 300), (7, 610), (600, 611)]:
@@ -477,10 +501,11 @@ def test_row_gives_the_same_bits_with_any_number_of_threads(rng, n_inputs, n_fea
         assert_same_bits(autoencoder.encode(backwards), features[::-1])
 
 
-@each("rule, shape", crossed(list(RULES), [(100, 24, 37), (784, 64, 512), (600, 130, 259)]))
+@each("rule, shape", cross(list(RULES), [(100, 24, 37), (784, 64, 512), (600, 130, 259)]))
 def test_training_gives_the_same_bits_with_any_number_of_threads(rng, rule, shape):
     n_inputs, n_features, n_rows = shape
-    parameters, rows = random_parameters(rng, n_inputs, n_features), rng.random((700, n_inputs), dtype=np.float32)
+    parameters = random_parameters(rng, n_inputs, n_features)
+    rows = rng.random((700, n_inputs), dtype=np.float32)
     minibatches = [rng.permutation(700)[:n_rows] for _ in range(4)]
     results = []
     for n_threads in THREADS:
@@ -494,7 +519,8 @@ def test_training_gives_the_same_bits_with_any_number_of_threads(rng, rule, shap
 
 
 def test_concurrent_calls_are_independent(rng):
-    parameters, rows = random_parameters(rng, 784, 64), rng.random((5000, 784), dtype=np.float32)
+    parameters = random_parameters(rng, 784, 64)
+    rows = rng.random((5000, 784), dtype=np.float32)
     autoencoders = [autoencoder_of(parameters) for _ in range(2)]
     expected = autoencoders[0].encode(rows)
     autoencoders[1].encode(rows)  # Theano compiles in one thread at a time
@@ -510,10 +536,13 @@ def test_concurrent_calls_are_independent(rng):
 @each("bad", [np.nan, np.inf, -np.inf])
 @each("n_inputs, n_features", [(100, 24), (784, 64), (600, 130)])
 def test_row_that_is_not_finite_affects_no_other(rng, bad, n_inputs, n_features):
-    parameters, rows = random_parameters(rng, n_inputs, n_features), rng.random((50, n_inputs), dtype=np.float32)
+    parameters = random_parameters(rng, n_inputs, n_features)
+    rows = rng.random((50, n_inputs), dtype=np.float32)
     autoencoder = autoencoder_of(parameters)
-    features, errors = autoencoder.encode(rows), autoencoder.errors(rows)
-    bad_rows, others = rows.copy(), np.delete(np.arange(50), [5, 49])
+    features = autoencoder.encode(rows)
+    errors = autoencoder.errors(rows)
+    bad_rows = rows.copy()
+    others = np.delete(np.arange(50), [5, 49])
     bad_rows[[5, 49], 17] = bad
     found = autoencoder.encode(bad_rows)
     assert_same_bits(found[others], features[others])
@@ -553,21 +582,23 @@ def test_subnormal_numbers_are_not_flushed_to_zero():
     from kernels.network import Network
     from kernels.step import TrainingStep
     from kernels.updates import Rule
-    autoencoder, rows = Autoencoder(Network((5, 3))), np.full((40, 5), 1e-40, np.float32)
+    autoencoder = Autoencoder(Network((5, 3)))
+    rows = np.full((40, 5), 1e-40, np.float32)
     autoencoder.encode(rows)
     step = TrainingStep(autoencoder, Rule("momentum", 0.9), rows.dtype)
     step.begin(rows, None, len(rows))
     step.take([0.1])
     facts["tiny"] = float(np.float32(1e-39) * np.float32(0.5))
     """
-    assert fresh(code).facts["tiny"] == pytest.approx(5e-40)
+    assert run_python(code).facts["tiny"] == pytest.approx(5e-40)
 
 
 # ---- memory layouts of arrays
 
 
 def test_features_are_written_to_the_given_array_only(rng):
-    autoencoder, rows = autoencoder_of(random_parameters(rng, 50, 21)), rng.random((33, 50), dtype=np.float32)
+    autoencoder = autoencoder_of(random_parameters(rng, 50, 21))
+    rows = rng.random((33, 50), dtype=np.float32)
     expected = autoencoder.encode(rows)
     around = np.full(35 * 21 + 1, 7, dtype=np.float32)
     out = around[1 + 21 : 1 + 34 * 21].reshape(33, 21)  # not aligned to 8 bytes
@@ -579,7 +610,8 @@ def test_features_are_written_to_the_given_array_only(rng):
 
 @each("order", ["strided", "transposed", "reversed"])
 def test_features_are_written_to_arrays_of_any_layout(rng, order):
-    autoencoder, rows = autoencoder_of(random_parameters(rng, 50, 21)), rng.random((33, 50), dtype=np.float32)
+    autoencoder = autoencoder_of(random_parameters(rng, 50, 21))
+    rows = rng.random((33, 50), dtype=np.float32)
     out = {
         "strided": np.zeros((33, 40), np.float32)[:, 3:24],
         "transposed": np.zeros((21, 33), np.float32).T,
@@ -590,7 +622,8 @@ def test_features_are_written_to_arrays_of_any_layout(rng, order):
 
 
 def test_rows_may_be_unaligned_strided_and_read_only(rng):
-    autoencoder, rows = autoencoder_of(random_parameters(rng, 50, 21)), rng.random((33, 50), dtype=np.float32)
+    autoencoder = autoencoder_of(random_parameters(rng, 50, 21))
+    rows = rng.random((33, 50), dtype=np.float32)
     expected = autoencoder.encode(rows)
     unaligned = np.frombuffer(b"x" + rows.tobytes(), dtype=np.uint8)[1:].view(np.float32).reshape(rows.shape)
     for same in (np.asfortranarray(rows), unaligned, np.repeat(rows, 2, axis=1)[:, ::2]):
@@ -598,7 +631,8 @@ def test_rows_may_be_unaligned_strided_and_read_only(rng):
 
 
 def test_parameters_may_have_any_memory_order(rng):
-    parameters, rows = random_parameters(rng, 50, 21), rng.random((33, 50), dtype=np.float32)
+    parameters = random_parameters(rng, 50, 21)
+    rows = rng.random((33, 50), dtype=np.float32)
     expected = autoencoder_of(parameters).encode(rows)
     turned = parameters | {"W": np.asfortranarray(parameters["W"])}
     assert_same_bits(autoencoder_of(turned).encode(rows), expected)
@@ -606,16 +640,17 @@ def test_parameters_may_have_any_memory_order(rng):
 
 def test_short_minibatch_after_a_long_one_is_independent(rng):
     """A compiled step reuses its memory, and the padding after the rows must stay 0."""
-    parameters, minibatches = random_parameters(rng, 70, 33), rng.random((4, 300, 70), dtype=np.float32)
+    parameters = random_parameters(rng, 70, 33)
+    minibatches = rng.random((4, 300, 70), dtype=np.float32)
     sizes = [7, 300, 1, 299]
     autoencoder = autoencoder_of(parameters)
-    reused = TrainingStep(autoencoder, Rule("momentum", 0.0), np.dtype("f4"))
+    step = TrainingStep(autoencoder, Rule("momentum", 0.0), np.dtype("f4"))
     for size, minibatch in zip(sizes, minibatches, strict=True):
         autoencoder.set_parameters(parameters)
-        take_step(reused, minibatch[:size], -1.0)
+        take_step(step, minibatch[:size], -1.0)
         new = TrainingStep(autoencoder_of(parameters), Rule("momentum", 0.0), np.dtype("f4"))
         take_step(new, minibatch[:size], -1.0)
-        for found, expected in zip(reused.state().values(), new.state().values(), strict=True):
+        for found, expected in zip(step.state().values(), new.state().values(), strict=True):
             assert_same_bits(found, expected)
 
 
@@ -651,7 +686,8 @@ def test_empty_minibatch_is_refused(rng):
 
 def test_other_dtypes_are_computed_by_theano(rng):
     parameters = random_parameters(rng, 5, 3)
-    autoencoder, rows = autoencoder_of(parameters), rng.random((4, 5)) > 0.5
+    autoencoder = autoencoder_of(parameters)
+    rows = rng.random((4, 5)) > 0.5
     assert not autoencoder.uses_ops(rows.dtype)
     expected = code_of(rows.astype(np.float64), *float64(parameters)[:2])
     assert_close(autoencoder.encode(rows), expected, "cpu", "float32", "features")
@@ -661,9 +697,12 @@ def test_other_dtypes_are_computed_by_theano(rng):
 
 
 def test_other_python_threads_run_during_a_call(rng):
-    """A Python thread does not lose the interpreter lock here, so another one runs only if the encoder releases it."""
-    parameters, rows = random_parameters(rng, 784, 256), rng.random((3_000, 784), dtype=np.float32)
-    autoencoder, turns, stop = autoencoder_of(parameters, n_threads=1), [0], threading.Event()
+    """Threads do not switch on their own in this test, so another one runs only if the encoder releases the lock."""
+    parameters = random_parameters(rng, 784, 256)
+    rows = rng.random((3_000, 784), dtype=np.float32)
+    autoencoder = autoencoder_of(parameters, n_threads=1)
+    turns = [0]
+    stop = threading.Event()
     autoencoder.encode(rows)
 
     def take_turns():
@@ -671,7 +710,8 @@ def test_other_python_threads_run_during_a_call(rng):
             turns[0] += 1
             os.sched_yield()  # releases the lock
 
-    thread, before = threading.Thread(target=take_turns), sys.getswitchinterval()
+    thread = threading.Thread(target=take_turns)
+    before = sys.getswitchinterval()
     thread.start()
     sys.setswitchinterval(10**6)
     try:
@@ -697,7 +737,8 @@ def test_child_of_a_fork_has_its_own_threads():
     from kernels.autoencoder import Autoencoder
     from kernels.network import Network
     from pipeline.training.start import start_of
-    autoencoder, rows = Autoencoder(Network((784, 64))), np.random.default_rng(0).random((500, 784), dtype=np.float32)
+    autoencoder = Autoencoder(Network((784, 64)))
+    rows = np.random.default_rng(0).random((500, 784), dtype=np.float32)
     autoencoder.set_parameters(start_of(autoencoder.network, np.random.default_rng(0), None))
     autoencoder.n_threads.set_value(np.int64(3))
     expected = autoencoder.encode(rows)
@@ -707,7 +748,7 @@ def test_child_of_a_fork_has_its_own_threads():
     facts["child"] = os.waitpid(child, 0)[1]
     facts["parent"] = bool(np.array_equal(autoencoder.encode(rows), expected))
     """
-    assert fresh(code).facts == {"child": 0, "parent": True}
+    assert run_python(code).facts == {"child": 0, "parent": True}
 
 
 @pytest.mark.process
@@ -734,7 +775,7 @@ def test_idle_threads_sleep():
         os.sched_yield()
     facts["quiet"] = quiet
     """
-    assert fresh(code).facts["quiet"] == 100
+    assert run_python(code).facts["quiet"] == 100
 
 
 @pytest.mark.process
@@ -745,9 +786,9 @@ def test_number_of_threads_set_by_the_user_is_kept(variables, expected):
     from kernels.network import Network
     facts["threads"] = int(Autoencoder(Network((5, 3))).n_threads.get_value())
     """
-    unset = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"))
-    assert fresh(code, **unset | variables).facts["threads"] == expected
-    assert fresh(code, **unset).facts["threads"] == len(os.sched_getaffinity(0))
+    without_limits = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"))
+    assert run_python(code, **without_limits | variables).facts["threads"] == expected
+    assert run_python(code, **without_limits).facts["threads"] == len(os.sched_getaffinity(0))
 
 
 # ---- compiling
@@ -761,14 +802,15 @@ def test_flags_of_the_user_can_disable_the_ops(flags):
     from kernels import backend
     from kernels.autoencoder import Autoencoder
     from kernels.network import Network
-    compiled, functions = backend.compile_function, []
+    compiled = backend.compile_function
+    functions = []
     backend.compile_function = lambda *arguments: functions.append(compiled(*arguments)) or functions[-1]
     Autoencoder(Network((5, 3))).encode(np.zeros((4, 5), np.float32))
     facts["fuses"] = backend.uses_ops()
     (function,) = functions
     facts["ops"] = [type(node.op).__name__ for node in function.maker.fgraph.apply_nodes]
     """
-    facts = fresh(code, THEANO_FLAGS=flags).facts
+    facts = run_python(code, THEANO_FLAGS=flags).facts
     assert not facts["fuses"]
     assert "Encode" not in facts["ops"]
     assert any("Gemm" in op or "Dot" in op for op in facts["ops"])
@@ -784,7 +826,8 @@ def test_results_do_not_depend_on_in_place_optimization():
     from kernels.updates import Rule
     from pipeline.training.start import start_of
     rng = np.random.default_rng(0)
-    autoencoder, rows = Autoencoder(Network((50, 7))), rng.random((40, 50), dtype=np.float32)
+    autoencoder = Autoencoder(Network((50, 7)))
+    rows = rng.random((40, 50), dtype=np.float32)
     autoencoder.set_parameters(start_of(autoencoder.network, rng, None))
     step = TrainingStep(autoencoder, Rule("adam", 0.9), rows.dtype)
     facts["costs"] = []
@@ -795,10 +838,10 @@ def test_results_do_not_depend_on_in_place_optimization():
     autoencoder.encode(rows, out)
     facts["features"] = out.tolist()
     """
-    expected = fresh(code).facts
+    expected = run_python(code).facts
     for flags in ("optimizer_excluding=inplace", "optimizer=fast_compile", "optimizer=None"):
         with case(flags):
-            assert fresh(code, THEANO_FLAGS=flags).facts == expected
+            assert run_python(code, THEANO_FLAGS=flags).facts == expected
 
 
 def test_cache_version_depends_on_the_source(monkeypatch):

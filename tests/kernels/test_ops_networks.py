@@ -12,7 +12,7 @@ from kernels.network import Network
 from kernels.rules import RULES
 from kernels.step import TrainingStep
 from kernels.updates import Rule
-from tests.support.cases import crossed, each
+from tests.support.cases import cross, each
 from tests.support.steps import take_step
 from tests.support.tolerances import assert_close
 
@@ -72,18 +72,19 @@ def assert_same_bits(found, expected):
 # ---- against NumPy
 
 
-@each("dtype, network", crossed(["uint8", "float32"], NETWORKS))
+@each("dtype, network", cross(["uint8", "float32"], NETWORKS))
 def test_features_and_errors_equal_numpy_at_tile_edges(rng, network, dtype):
     check_features_and_errors(rng, network, dtype)
 
 
 def check_features_and_errors(rng, network, dtype):
     parameters = random_parameters(rng, network)
-    autoencoder, given = autoencoder_of(network, parameters), float64(parameters)
+    autoencoder = autoencoder_of(network, parameters)
+    p = float64(parameters)
     for n_rows in [0, *HEIGHTS]:
         rows, x = random_rows(rng, n_rows, network, dtype)
-        assert_close(autoencoder.encode(rows), reference.code(network, x, given), "cpu", "float32", "features")
-        assert_close(autoencoder.errors(rows), reference.row_errors(network, x, given), "cpu", "float32", "cost")
+        assert_close(autoencoder.encode(rows), reference.code(network, x, p), "cpu", "float32", "features")
+        assert_close(autoencoder.errors(rows), reference.row_errors(network, x, p), "cpu", "float32", "cost")
 
 
 @each("network, corruption", [*((network, 0.0) for network in NETWORKS), (NETWORKS[0], 0.25), (NETWORKS[3], 0.25)])
@@ -104,9 +105,9 @@ def check_cost_and_gradients(rng, network, corruption):
     for n_rows in HEIGHTS:
         rows, x = random_rows(rng, n_rows, network)
         noise = rng.integers(0, 256, rows.shape, dtype=np.uint8) if corruption else None
-        seen = reference.masked(x, noise, corruption) if corruption else x
+        corrupted = reference.masked(x, noise, corruption) if corruption else x
         autoencoder.set_parameters(parameters)
-        cost, gradients = reference.gradients(network, x, seen, float64(parameters))
+        cost, gradients = reference.gradients(network, x, corrupted, float64(parameters))
         found_cost = take_step(step, rows, -1.0, with_cost=True, noise=noise)
         assert_close(found_cost, cost, "cpu", "float32", "cost")
         # Without momentum and with a rate of -1 the velocity is the gradient.
@@ -141,11 +142,13 @@ def test_every_rule_equals_its_numpy_reference(rng, rule, decay):
 # ---- the same bits
 
 
-@each("dtype, network", crossed(["uint8", "float32"], NETWORKS[2:]))
+@each("dtype, network", cross(["uint8", "float32"], NETWORKS[2:]))
 def test_row_gives_the_same_bits_with_any_rows_and_threads(rng, network, dtype):
-    parameters, (rows, _) = random_parameters(rng, network), random_rows(rng, 211, network, dtype)
+    parameters = random_parameters(rng, network)
+    rows, _ = random_rows(rng, 211, network, dtype)
     first = autoencoder_of(network, parameters, n_threads=1)
-    features, errors = first.encode(rows), first.errors(rows)
+    features = first.encode(rows)
+    errors = first.errors(rows)
     for n_threads in (1, 2, 4):
         autoencoder = autoencoder_of(network, parameters, n_threads=n_threads)
         for start, stop in [(0, 211), (3, 4), (5, 200), (205, 211)]:
@@ -156,7 +159,8 @@ def test_row_gives_the_same_bits_with_any_rows_and_threads(rng, network, dtype):
 
 @each("network", [NETWORKS[1], NETWORKS[3]])
 def test_training_gives_the_same_bits_with_any_threads_and_place(rng, network):
-    parameters, (rows, _) = random_parameters(rng, network), random_rows(rng, 300, network, "uint8")
+    parameters = random_parameters(rng, network)
+    rows, _ = random_rows(rng, 300, network, "uint8")
     minibatches = [rng.permutation(300)[:n_rows] for n_rows in (259, 7, 259)]
     noise = [rng.integers(0, 256, (len(numbers), network.n_inputs), dtype=np.uint8) for numbers in minibatches]
     results = []
@@ -174,7 +178,8 @@ def test_training_gives_the_same_bits_with_any_threads_and_place(rng, network):
 def test_no_weight_decay_gives_the_same_bits_as_a_negligible_one(rng):
     """One training has no weight decay, the other so little that it vanishes in float32."""
     network = Network((70, 40, 9))
-    parameters, (rows, _) = random_parameters(rng, network), random_rows(rng, 100, network)
+    parameters = random_parameters(rng, network)
+    rows, _ = random_rows(rng, 100, network)
     results = []
     for decay in (0.0, 1e-30):
         autoencoder = autoencoder_of(network, parameters)
@@ -192,11 +197,15 @@ def test_no_weight_decay_gives_the_same_bits_as_a_negligible_one(rng):
 @each("network", [Network((20, 3), code="linear"), Network((20, 40, 3), "leaky-relu", "linear"), Network((20, 40, 3))])
 def test_rows_with_features_that_are_not_finite_are_reported(rng, network, dtype):
     """All sums are finite, except in the rows where a column with huge weights is not zero."""
-    parameters, (rows, _) = random_parameters(rng, network), random_rows(rng, 60, network, dtype)
+    parameters = random_parameters(rng, network)
+    rows, _ = random_rows(rng, 60, network, dtype)
     parameters[network.layers[0][0]][4] = 3e38
-    rows[:, 4], rows[[5, 6, 59], 4] = 0, 255
-    rows[:, 3], parameters[network.layers[0][0]][3] = rows[:, 4], 3e38
-    autoencoder, out = autoencoder_of(network, parameters), np.empty((60, 3), np.float32)
+    rows[:, 4] = 0
+    rows[[5, 6, 59], 4] = 255
+    rows[:, 3] = rows[:, 4]
+    parameters[network.layers[0][0]][3] = 3e38
+    autoencoder = autoencoder_of(network, parameters)
+    out = np.empty((60, 3), np.float32)
     found = autoencoder.encode_checked(rows, out)
     np.testing.assert_array_equal(found, np.flatnonzero(~np.isfinite(out).all(axis=1)))
     assert set(found) <= {5, 6, 59}
@@ -206,9 +215,12 @@ def test_rows_with_features_that_are_not_finite_are_reported(rng, network, dtype
 @each("bad", [np.nan, np.inf, -np.inf])
 def test_row_that_is_not_finite_affects_no_other(rng, bad):
     network = Network((100, 70, 9), "leaky-relu", gain=True)
-    autoencoder, (rows, _) = autoencoder_of(network, random_parameters(rng, network)), random_rows(rng, 50, network)
-    features, errors = autoencoder.encode(rows), autoencoder.errors(rows)
-    bad_rows, others = rows.copy(), np.delete(np.arange(50), [5, 49])
+    autoencoder = autoencoder_of(network, random_parameters(rng, network))
+    rows, _ = random_rows(rng, 50, network)
+    features = autoencoder.encode(rows)
+    errors = autoencoder.errors(rows)
+    bad_rows = rows.copy()
+    others = np.delete(np.arange(50), [5, 49])
     bad_rows[[5, 49], 17] = bad
     assert_same_bits(autoencoder.encode(bad_rows)[others], features[others])
     assert_same_bits(autoencoder.errors(bad_rows)[others], errors[others])
@@ -220,7 +232,8 @@ def test_row_that_is_not_finite_affects_no_other(rng, bad):
 
 def test_arrays_of_wrong_shapes_are_refused_by_name(rng):
     network = Network((5, 4, 3), gain=True)
-    autoencoder, rows = autoencoder_of(network, random_parameters(rng, network)), np.zeros((4, 5), np.float32)
+    autoencoder = autoencoder_of(network, random_parameters(rng, network))
+    rows = np.zeros((4, 5), np.float32)
     for name, shape in {"W_2": (6, 3), "b_hidden_1": (5,), "b_output_2": (3,), "gain": (2,)}.items():
         before = autoencoder.shared[name].get_value()
         autoencoder.shared[name].set_value(np.zeros(shape, np.float32))

@@ -13,21 +13,21 @@ def float64_parameters(rng, network):
     return {name: array.astype(np.float64) for name, array in random_parameters(rng, network).items()}
 
 
-def cost(network, x, seen, parameters):
-    """Return the mean squared difference between rows and their reconstruction from `seen`."""
-    return np.mean((reference.forward(network, seen, parameters)[1][0] - x) ** 2)
+def cost(network, x, corrupted, parameters):
+    """Return the mean squared difference between rows and their reconstruction from `corrupted`."""
+    return np.mean((reference.forward(network, corrupted, parameters)[1][0] - x) ** 2)
 
 
-def differences(network, x, seen, parameters, width=1e-6):
-    """Return central finite differences of the cost by each entry, too narrow for a unit to cross its kink."""
+def differences(network, x, corrupted, parameters, width=1e-6):
+    """Return central finite differences of the cost by each entry, so small that no unit crosses its kink."""
     found = {name: np.zeros_like(array) for name, array in parameters.items()}
     for name, array in parameters.items():
         for i in np.ndindex(array.shape):
             value = array[i]
             array[i] = value + width
-            above = cost(network, x, seen, parameters)
+            above = cost(network, x, corrupted, parameters)
             array[i] = value - width
-            found[name][i] = (above - cost(network, x, seen, parameters)) / (2 * width)
+            found[name][i] = (above - cost(network, x, corrupted, parameters)) / (2 * width)
             array[i] = value
     return found
 
@@ -35,19 +35,21 @@ def differences(network, x, seen, parameters, width=1e-6):
 @each("name", NETWORKS)
 @each("corruption", [0.0, 0.3])
 def test_gradients_of_every_option_equal_finite_differences(rng, name, corruption):
-    network, x = NETWORKS[name], rng.random((9, 7))
-    seen = reference.masked(x, rng.integers(0, 256, x.shape, dtype=np.uint8), corruption)
+    network = NETWORKS[name]
+    x = rng.random((9, 7))
+    corrupted = reference.masked(x, rng.integers(0, 256, x.shape, dtype=np.uint8), corruption)
     p = float64_parameters(rng, network)
-    found_cost, gradients = reference.gradients(network, x, seen, p)
-    assert found_cost == pytest.approx(cost(network, x, seen, p), rel=1e-12)
-    for gradient, expected in zip(gradients, differences(network, x, seen, p).values(), strict=True):
+    found_cost, gradients = reference.gradients(network, x, corrupted, p)
+    assert found_cost == pytest.approx(cost(network, x, corrupted, p), rel=1e-12)
+    for gradient, expected in zip(gradients, differences(network, x, corrupted, p).values(), strict=True):
         assert gradient.shape == expected.shape
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-8 * max(1, np.abs(expected).max()))
         assert expected.any()  # every parameter affects the cost
 
 
 def test_one_layer_equals_its_formulas(rng):
-    network, x = Network((7, 3)), rng.random((5, 7))
+    network = Network((7, 3))
+    x = rng.random((5, 7))
     p = float64_parameters(rng, network)
     h = 1 / (1 + np.exp(-(x @ p["W"] + p["b_hidden"])))
     np.testing.assert_array_equal(reference.code(network, x, p), h)
@@ -57,7 +59,8 @@ def test_one_layer_equals_its_formulas(rng):
 
 def test_stacked_layers_and_their_decoder_equal_their_formulas(rng):
     """Each formula is written out: leaky units, a linear code, and the gain."""
-    network, x = Network((7, 6, 3), "leaky-relu", "linear", gain=True), rng.random((5, 7))
+    network = Network((7, 6, 3), "leaky-relu", "linear", gain=True)
+    x = rng.random((5, 7))
     p = float64_parameters(rng, network)
 
     def leaky(z):
@@ -73,16 +76,19 @@ def test_stacked_layers_and_their_decoder_equal_their_formulas(rng):
 
 
 def test_gain_of_one_shifts_the_reconstruction_by_half_a_weight(rng):
-    plain, gained = Network((7, 3)), Network((7, 3), gain=True)
-    x, p = rng.random((5, 7)), float64_parameters(rng, plain)
+    plain = Network((7, 3))
+    with_gain = Network((7, 3), gain=True)
+    x = rng.random((5, 7))
+    p = float64_parameters(rng, plain)
     _, (y, _) = reference.forward(plain, x, p)
-    _, (z, _) = reference.forward(gained, x, {**p, "gain": np.ones(3)})
+    _, (z, _) = reference.forward(with_gain, x, {**p, "gain": np.ones(3)})
     np.testing.assert_allclose(z, y - p["W"].sum(axis=1) / 2, rtol=1e-12)
 
 
 def test_parameters_may_be_given_in_order_or_by_name(rng):
     for network in NETWORKS.values():
-        x, p = rng.random((5, 7)), float64_parameters(rng, network)
+        x = rng.random((5, 7))
+        p = float64_parameters(rng, network)
         by_name, in_order = (reference.gradients(network, x, x, given) for given in (p, list(p.values())))
         for found, expected in zip(by_name[1], in_order[1], strict=True):
             np.testing.assert_array_equal(found, expected)
@@ -90,7 +96,8 @@ def test_parameters_may_be_given_in_order_or_by_name(rng):
 
 @each("corruption, n_hidden", [(0.0, 0), (1 / 256, 1), (0.25, 64), (0.5, 128), (1.0, 256)])
 def test_number_of_masking_noise_values_follows_the_corruption(corruption, n_hidden):
-    noise, x = np.arange(256, dtype=np.uint8)[None], np.full((1, 256), 7.0)
-    seen = reference.masked(x, noise, corruption)
-    np.testing.assert_array_equal(seen[0] == 0, np.arange(256) < n_hidden)
-    assert set(seen.ravel()) <= {0.0, 7.0}
+    noise = np.arange(256, dtype=np.uint8)[None]
+    x = np.full((1, 256), 7.0)
+    corrupted = reference.masked(x, noise, corruption)
+    np.testing.assert_array_equal(corrupted[0] == 0, np.arange(256) < n_hidden)
+    assert set(corrupted.ravel()) <= {0.0, 7.0}

@@ -58,26 +58,30 @@ def test_momentum_steps_equal_a_numpy_loop(rng):
 @each("corruption", [0.0, 0.5])
 def test_steps_on_several_minibatches_equal_single_steps(rng, corruption):
     """On the CPU only one minibatch is requested at a time, because it is then still in the cache."""
-    rows, noise = random_rows(rng, 10, np.dtype("f4")), rng.integers(0, 256, (10, N_INPUTS), dtype=np.uint8)
-    start, rates, found = random_autoencoder(rng).parameters(), [0.3, 0.2, 0.1], []
+    rows = random_rows(rng, 10, np.dtype("f4"))
+    noise = rng.integers(0, 256, (10, N_INPUTS), dtype=np.uint8)
+    start = random_autoencoder(rng).parameters()
+    rates = [0.3, 0.2, 0.1]
+    found = []
 
-    def ready():
+    def new_step():
         autoencoder = random_autoencoder(rng)
         autoencoder.set_parameters(start)
         return autoencoder, step_of(autoencoder, dtype="f4", corruption=corruption)
 
     for n_taken in ((1, 1, 1), (3,), (1, 2)):
-        (autoencoder, step), n_done = ready(), 0
+        autoencoder, step = new_step()
+        n_done = 0
         assert step.n_at_once(4) == 1
         step.begin(rows, noise if corruption else None, 4)
         for n in n_taken:
             assert (step.take(rates[n_done : n_done + n], with_cost=n_done == 0) is None) == (n_done > 0)
             n_done += n
         found.append(autoencoder.parameters())
-    autoencoder, step = ready()
+    autoencoder, step = new_step()
     for i, rate in enumerate(rates):
-        some = slice(4 * i, 4 * i + 4)
-        take_step(step, rows[some], rate, noise=noise[some] if corruption else None)
+        numbers = slice(4 * i, 4 * i + 4)
+        take_step(step, rows[numbers], rate, noise=noise[numbers] if corruption else None)
     for parameters in found:
         assert_same_arrays(parameters, autoencoder.parameters())
 
@@ -98,7 +102,7 @@ def test_minibatches_at_once_are_limited_by_size_and_time(rng):
 
 def test_minibatches_at_once_depend_on_the_network(rng):
     step = step_of(random_autoencoder(rng, Network((N_INPUTS, 2**16))))
-    step._feed.max_minibatches = 32  # as on a device
+    step._feed.max_minibatches = 32  # the value for a device
     assert step.n_at_once(1000) == 2**35 // (6 * N_INPUTS * 2**16) // 1000 == 12
 
 
@@ -128,25 +132,30 @@ def test_resident_and_streamed_rows_train_the_same_bits(rng, dtype):
 @each("rule", RULES)
 def test_every_rule_with_every_option_equals_numpy(rng, rule):
     """Weight decay, corrupted rows, and the cost."""
-    network, corruption, weight_decay = NETWORKS["three"], 0.25, 0.5
-    x, noise = rng.random((8, 16, N_INPUTS), dtype=np.float32), rng.integers(0, 256, (8, 16, N_INPUTS), np.uint8)
+    network = NETWORKS["three"]
+    corruption = 0.25
+    weight_decay = 0.5
+    x = rng.random((8, 16, N_INPUTS), dtype=np.float32)
+    noise = rng.integers(0, 256, (8, 16, N_INPUTS), np.uint8)
     autoencoder = random_autoencoder(rng, network)
     step = step_of(autoencoder, rule, weight_decay=weight_decay, corruption=corruption)
-    seen = reference.masked(x.astype(np.float64), noise, corruption)
+    corrupted = reference.masked(x.astype(np.float64), noise, corruption)
     expected, expected_costs = numpy_steps(
-        network, autoencoder.parameters(), zip(x.astype(np.float64), seen, strict=True), rule, 0.01, weight_decay
+        network, autoencoder.parameters(), zip(x.astype(np.float64), corrupted, strict=True), rule, 0.01, weight_decay
     )
     costs = [take_step(step, rows, 0.01, with_cost=True, noise=own) for rows, own in zip(x, noise, strict=True)]
     assert_close(costs, expected_costs, "cpu", "float32", "cost")
-    for of, array in autoencoder.parameters().items():
-        assert_close(array, expected[of], "cpu", "float32", "parameters")
+    for name, array in autoencoder.parameters().items():
+        assert_close(array, expected[name], "cpu", "float32", "parameters")
 
 
 @pytest.mark.process
 def test_resident_and_streamed_rows_are_corrupted_alike(rng):
-    rows, network = random_rows(rng, 300, np.dtype("u1")), NETWORKS["three"]
+    rows = random_rows(rng, 300, np.dtype("u1"))
+    network = NETWORKS["three"]
     minimum, scale = scaler_of(rows).arrays(rows.dtype)
-    numbers, noise = rng.integers(0, 300, (9, 64)), rng.integers(0, 256, (9, 64, N_INPUTS), dtype=np.uint8)
+    numbers = rng.integers(0, 300, (9, 64))
+    noise = rng.integers(0, 256, (9, 64, N_INPUTS), dtype=np.uint8)
     results = []
     for resident in (None, rows.copy()):
         autoencoder = random_autoencoder(np.random.default_rng(5), network, minimum, scale)
@@ -176,7 +185,8 @@ def test_computing_the_cost_does_not_change_training(rng, rule):
 
 
 def test_cost_is_a_float_if_requested_and_none_otherwise(rng):
-    step, minibatch = step_of(random_autoencoder(rng)), rng.random((4, N_INPUTS), dtype=np.float32)
+    step = step_of(random_autoencoder(rng))
+    minibatch = rng.random((4, N_INPUTS), dtype=np.float32)
     assert isinstance(take_step(step, minibatch, 0.1, with_cost=True), float)
     assert take_step(step, minibatch, 0.1) is None
 
@@ -187,7 +197,8 @@ def test_training_resumed_from_saved_state_is_the_same(rng, rule):
     autoencoder = random_autoencoder(rng)
     step = step_of(autoencoder, rule)
     train_some(autoencoder, step, minibatches[:5])
-    saved_parameters, saved_state = autoencoder.parameters(), step.state()
+    saved_parameters = autoencoder.parameters()
+    saved_state = step.state()
     expected = train_some(autoencoder, step, minibatches[5:])
 
     again = Autoencoder(NETWORK)
@@ -200,10 +211,10 @@ def test_training_resumed_from_saved_state_is_the_same(rng, rule):
 def test_saved_arrays_are_copies(rng):
     autoencoder = random_autoencoder(rng)
     step = step_of(autoencoder)
-    saved = autoencoder.parameters() | step.state()
-    before = {name: array.copy() for name, array in saved.items()}
+    state = autoencoder.parameters() | step.state()
+    before = {name: array.copy() for name, array in state.items()}
     train_some(autoencoder, step, rng.random((3, 4, N_INPUTS), dtype=np.float32))
-    assert_same_arrays(saved, before)
+    assert_same_arrays(state, before)
 
 
 def test_state_of_another_rule_is_refused(rng):

@@ -13,7 +13,7 @@ import pytest
 from tests.support import device_child as child
 from tests.support.cuda.stub import variables
 from tests.support.interpreters import REPOSITORY, environment
-from tests.support.steps_child import N_EACH, TAKEN
+from tests.support.steps_child import N_EACH, STEPS_PER_CALL
 
 pytestmark = pytest.mark.process
 
@@ -28,23 +28,23 @@ def uploads(calls: list[str]) -> list[int]:
     return [int(call.split()[1]) for call in calls if call.startswith("upload ")]
 
 
-@pytest.mark.parametrize(("place", "more"), [("streamed", ""), ("uploaded", ""), ("uploaded", ",linker=vm")])
+@pytest.mark.parametrize(("place", "more_flags"), [("streamed", ""), ("uploaded", ""), ("uploaded", ",linker=vm")])
 def test_steps_do_not_wait_and_have_their_minibatches_uploaded(
-    pygpu: None, tmp_path: Path, place: str, more: str
+    pygpu: None, tmp_path: Path, place: str, more_flags: str
 ) -> None:
     log = tmp_path / "log"
     command = [sys.executable, "-W", "error", "tests/support/steps_child.py", place, log]
-    env = environment(THEANO_FLAGS=f"device=cuda{more}", **variables(True, log=log))
-    done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    env = environment(THEANO_FLAGS=f"device=cuda{more_flags}", **variables(True, log=log))
+    result = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
     marked = re.split(r"^(piece|steps)\n", log.read_text(), flags=re.MULTILINE)
     sections = [(name, calls.splitlines()) for name, calls in zip(marked[1::2], marked[2::2], strict=True)]
     pieces = [calls for name, calls in sections if name == "piece"]
     with_cost, first, *others, _ = (calls for name, calls in sections if name == "steps")
-    assert len(pieces) == len(TAKEN)
+    assert len(pieces) == len(STEPS_PER_CALL)
     assert any("DtoH" in call for call in with_cost), "so the log shows waits"
     assert first
-    for n, calls in zip(list(chain.from_iterable(TAKEN))[2:], others, strict=True):
+    for n, calls in zip(list(chain.from_iterable(STEPS_PER_CALL))[2:], others, strict=True):
         assert [call for call in calls if any(word in call for word in WAITING)] == []
         assert not any(call.startswith("cuMemAlloc") for call in calls), "no memory is allocated"
         n_products = len([call for call in calls if call.startswith("cublasSgemm")])

@@ -11,7 +11,7 @@ import pytest
 
 from kernels.trust import UntrustedDirectory, private_directory, untrusted_above
 
-STRANGER = 12345
+OTHER_USER = 12345
 
 
 @pytest.fixture
@@ -47,18 +47,18 @@ def test_targets_of_links_are_checked(folders: Path) -> None:
 @pytest.mark.parametrize("mode", [0o755, 0o1777])
 def test_directory_of_another_user_is_not_trusted(folders: Path, mode: int) -> None:
     """Not even a sticky one: its owner can rename everything in it."""
-    os.chown(folders / "a", STRANGER, -1)
+    os.chown(folders / "a", OTHER_USER, -1)
     (folders / "a").chmod(mode)
     problem = str(untrusted_above(folders / "a/b/c"))
     assert f"{folders / 'a'} " in problem
-    assert f"user {STRANGER}" in problem
+    assert f"user {OTHER_USER}" in problem
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="missing on this machine: root, who can make links for other users")
 def test_link_of_another_user_is_not_trusted(folders: Path) -> None:
     (folders / "link").symlink_to("a/b")
-    os.chown(folders / "link", STRANGER, -1, follow_symlinks=False)
-    assert f"user {STRANGER}" in str(untrusted_above(folders / "link" / "c"))
+    os.chown(folders / "link", OTHER_USER, -1, follow_symlinks=False)
+    assert f"user {OTHER_USER}" in str(untrusted_above(folders / "link" / "c"))
 
 
 def test_private_directory_is_made_in_safe_places_only(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ N_STEPS = 10
 DECAY = float(np.float32(0.9))
 RATES = [0.1] * 5 + [0.02] * 5
 
-BETA2 = float(np.float32(0.999))  # in float32, 1 - 0.999 has a relative error of 1e-5
+BETA2 = float(np.float32(0.999))  # the relative error of 1 - 0.999 in float32 is 1e-5
 
 # State that each rule keeps for each parameter, and state that it keeps once.
 STATE = {"momentum": ["velocity"], "nesterov": ["velocity"], "adam": ["mean", "square"], "rmsprop": ["square"]}
@@ -41,7 +41,8 @@ def nesterov_loop(p, gradients, rates, decay):
 
 def adam_loop(p, gradients, rates, decay):
     """Apply algorithm 1 of Kingma and Ba 2015, with epsilon moved as at the end of their section 2."""
-    m, s = np.zeros_like(p), np.zeros_like(p)
+    m = np.zeros_like(p)
+    s = np.zeros_like(p)
     for t, (g, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
         for i in np.ndindex(p.shape):
             m[i] = decay * m[i] + (1 - decay) * g[i]
@@ -81,10 +82,13 @@ def test_every_rule_has_a_loop_and_a_state():
 @each("rule", RULES)
 def test_rule_equals_a_numpy_loop_over_ten_steps(rule):
     rng = np.random.default_rng(1)
-    start, gradients = rng.normal(size=(3, 2)), rng.normal(size=(N_STEPS, 3, 2)).astype(np.float32)
+    start = rng.normal(size=(3, 2))
+    gradients = rng.normal(size=(N_STEPS, 3, 2)).astype(np.float32)
     gradients[:, 0, 0] = 0  # a weight that no row affects: no rule may divide by its zero
     start = start.astype(np.float32)
-    parameter, gradient, rate = shared_parameter(start), theano.tensor.fmatrix(), theano.tensor.fscalar()
+    parameter = shared_parameter(start)
+    gradient = theano.tensor.fmatrix()
+    rate = theano.tensor.fscalar()
     step = updates_of(Rule(rule, DECAY), [gradient], [parameter], rate)
     function = theano.function([gradient, rate], [], updates=step)
     for g, r in zip(gradients, RATES, strict=True):
@@ -108,7 +112,8 @@ def test_state_is_float32_zeros_named_by_parameter_and_role(rule):
 
 @each("rule", RULES)
 def test_rules_compute_nothing_in_float64(rule):
-    parameter, rate = shared_parameter(np.ones(2)), theano.tensor.fscalar()
+    parameter = shared_parameter(np.ones(2))
+    rate = theano.tensor.fscalar()
     step = updates_of(Rule(rule, DECAY), [theano.tensor.fvector()], [parameter], rate)
     assert {value.dtype for value in step.values()} == {"float32"}
     ancestors = theano.gof.graph.ancestors(list(step.values()))

@@ -32,7 +32,7 @@ ADVICE = {
     errno.EACCES: (77, "writable"),
 }
 UNSUPPORTED = [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM]
-BEGINNING = ["create", "reserve", "write", "sync", "close"]
+WRITE_CALLS = ["create", "reserve", "write", "sync", "close"]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -67,14 +67,14 @@ def test_a_published_file_is_whole_and_alone(tmp_path: Path) -> None:
 def test_data_are_synced_before_the_rename_and_the_name_after_it(tmp_path: Path) -> None:
     recording = RecordingDisk()
     publish(recording, tmp_path / "part.h5", b"x")
-    assert recording.names == [*BEGINNING, "replace", "sync_directory"]
+    assert recording.names == [*WRITE_CALLS, "replace", "sync_directory"]
     assert recording.calls[-1] == ("sync_directory", tmp_path)
 
 
 def test_a_name_that_the_caller_will_sync_is_not_synced(tmp_path: Path) -> None:
     recording = RecordingDisk()
     publish(recording, tmp_path / "part.h5", b"x", name_is_synced=False)
-    assert recording.names == [*BEGINNING, "replace"]
+    assert recording.names == [*WRITE_CALLS, "replace"]
     assert contents(tmp_path) == {"part.h5": b"x"}
 
 
@@ -104,7 +104,7 @@ def test_unaligned_or_small_files_use_the_page_cache(tmp_path: Path, data: memor
     recording = RecordingDisk()
     publish(recording, tmp_path / "part.h5", data)
     assert contents(tmp_path) == {"part.h5": bytes(data)}
-    assert recording.names[:4] == BEGINNING[:4]
+    assert recording.names[:4] == WRITE_CALLS[:4]
 
 
 def test_the_page_cache_is_used_if_it_cannot_be_bypassed(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_an_error_while_bypassing_the_cache_is_reported(tmp_path: Path, code: in
 # -- failing disks -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*BEGINNING, "replace"])
+@pytest.mark.parametrize("name", [*WRITE_CALLS, "replace"])
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, name: str) -> None:
     target = tmp_path / "part.h5"
     target.write_bytes(b"old")
@@ -272,7 +272,7 @@ def test_a_real_limit_of_file_sizes_is_a_write_error(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_a_real_limit_of_open_files_is_a_system_limit(tmp_path: Path) -> None:
     def write() -> list[Any]:
-        lowest = os.dup(0)  # so all lower numbers are in use
+        lowest = os.dup(0)  # all lower numbers are in use
         os.close(lowest)
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, lowest))
         return failing(lambda: publish(Disk(), tmp_path / "part.h5", b"x"))
@@ -297,10 +297,10 @@ def test_a_real_full_disk_is_a_write_error(tmp_path: Path) -> None:
         )
         return [*found, sorted(os.listdir(tmp_path))]
 
-    code, (exit_code, sentence, left) = forked(write)
+    code, (exit_code, sentence, remaining) = forked(write)
     assert (code, exit_code) == (0, 74)
     assert mentions(sentence, f"file={tmp_path / 'part.h5'}", os.strerror(errno.ENOSPC), 2**17)
-    assert left == ["small.h5"]
+    assert remaining == ["small.h5"]
 
 
 @pytest.mark.process

@@ -76,10 +76,12 @@ def test_slow_results_are_committed_at_once(ledger: Ledger, clock: Clock) -> Non
 
 @pytest.mark.slow
 def test_fast_results_share_a_record_file(ledger: Ledger, clock: Clock) -> None:
-    start, commits = clock.now, 0.0
+    start = clock.now
+    commits = 0.0
     with GroupCommit(ledger, clock.monotonic) as group:
         for i in range(200):
-            record, before = make_record(ledger, i), clock.now
+            record = make_record(ledger, i)
+            before = clock.now
             group.add(record)
             commits += clock.now - before
             # The first result is committed at once, later ones after at most ten times the duration of a commit.

@@ -58,24 +58,24 @@ def test_linked_paths_of_our_directories_are_inside(ledger: Ledger, tmp_path: Pa
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("what", ["directory", "parts", "file"])
-def test_a_bind_mount_of_the_output_is_inside(ledger: Ledger, tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("source_name", ["directory", "parts", "file"])
+def test_a_bind_mount_of_the_output_is_inside(ledger: Ledger, tmp_path: Path, source_name: str) -> None:
     part = published(ledger)
-    source = {"directory": ledger.directory, "parts": part.parent, "file": part}[what]
+    source = {"directory": ledger.directory, "parts": part.parent, "file": part}[source_name]
     target = tmp_path / "mount"
-    if what == "file":
+    if source_name == "file":
         target.touch()
         path = target
     else:
         target.mkdir()
         path = target / part.relative_to(source)
 
-    def look() -> list[str] | None:
+    def inside_after_bind() -> list[str] | None:
         if not bind(source, target):
             return None
         return [str(found) for found in files_inside(ledger.directory, [path])]
 
-    code, found = forked(look)
+    code, found = forked(inside_after_bind)
     assert code == 0
     if found is None:
         pytest.skip("this machine does not allow mounts")

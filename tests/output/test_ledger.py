@@ -19,12 +19,12 @@ from tests.support.ledgers import (
     NOW,
     OTHER,
     commit,
+    commit_together,
     contents,
     file_of,
     fill,
     record_files,
-    reopened,
-    together,
+    reopen,
 )
 
 # In every folder, and with names similar to ours.
@@ -56,18 +56,22 @@ FOREIGN = [
 HALF_WRITTEN = [
     f"{name}.{HEX}.writing"
     for name in (
-        *(
-            ".shardpress",
-            MANIFEST,
-            "run.json",
-            "report.json",
-            "report.html",
-            "model.h5",
-            "model-last-good.h5",
-            "index.h5",
-        ),
-        *("encoder.npz", "quarantine.jsonl", "single.h5", f"parts/{KEY}-{HEX}.h5", f"stages/scan-{HEX}.npz"),
-        *(f"stages/checkpoint-{HEX}.npz", f"stages/model-{HEX}.h5", f"commits/part-{HEX}.json"),
+        ".shardpress",
+        MANIFEST,
+        "run.json",
+        "report.json",
+        "report.html",
+        "model.h5",
+        "model-last-good.h5",
+        "index.h5",
+        "encoder.npz",
+        "quarantine.jsonl",
+        "single.h5",
+        f"parts/{KEY}-{HEX}.h5",
+        f"stages/scan-{HEX}.npz",
+        f"stages/checkpoint-{HEX}.npz",
+        f"stages/model-{HEX}.h5",
+        f"commits/part-{HEX}.json",
     )
 ]
 
@@ -78,7 +82,7 @@ HALF_WRITTEN = [
 def test_a_committed_result_is_found_by_later_runs(ledger: Ledger) -> None:
     record = commit(ledger, data=b"data", facts={"n_rows": 3, "path": "größe \udcff"})
     assert (ledger.directory / record.entry.file).read_bytes() == b"data"
-    for found in (ledger, reopened(ledger)):
+    for found in (ledger, reopen(ledger)):
         assert found.records("part", NOW) == [record]
         assert fault_of(found.directory, record.entry) is None
         assert found.load(record) == b"data"
@@ -86,7 +90,7 @@ def test_a_committed_result_is_found_by_later_runs(ledger: Ledger) -> None:
 
 def test_a_written_file_does_not_exist_before_its_commit(ledger: Ledger) -> None:
     ledger.write(f"parts/{KEY}", ".h5", b"data")
-    found = reopened(ledger)
+    found = reopen(ledger)
     assert found.records("part") == []
     found.sweep()
     assert contents(ledger.directory) == {}
@@ -98,7 +102,7 @@ def test_records_are_selected_by_kind_and_fingerprint_in_order(ledger: Ledger) -
     for key in [*shuffled, "scan", "checkpoint-000000000010", "checkpoint-000000000009"]:
         commit(ledger, key)
     commit(ledger, KEY, BEFORE)
-    for found in (ledger, reopened(ledger)):
+    for found in (ledger, reopen(ledger)):
         assert [record.key for record in found.records("part", NOW)] == keys
         assert [record.key[-3:] for record in found.records("checkpoint", NOW)] == ["009", "010"]
         assert [record.fingerprint for record in found.records("part", BEFORE)] == [BEFORE]
@@ -115,12 +119,12 @@ def test_the_first_of_two_results_of_a_part_is_kept(ledger: Ledger) -> None:
         assert ledger.records() == [record]
     assert contents(ledger.directory / "parts") == {Path(first.file).name: b"first"}
     assert len(os.listdir(ledger.directory / "commits")) == 1
-    assert reopened(ledger).records("part", NOW) == [record]
+    assert reopen(ledger).records("part", NOW) == [record]
 
 
 def test_a_result_of_an_earlier_run_takes_precedence(ledger: Ledger) -> None:
     record = commit(ledger)
-    assert commit(reopened(ledger), data=b"other") == record
+    assert commit(reopen(ledger), data=b"other") == record
     assert set(contents(ledger.directory / "parts").values()) == {b"data"}
 
 
@@ -129,10 +133,10 @@ def test_a_result_of_an_earlier_run_takes_precedence(ledger: Ledger) -> None:
 
 def test_grouped_results_are_found_by_later_runs(ledger: Ledger) -> None:
     commit(ledger, "scan")
-    records = together(ledger, *KEYS)
+    records = commit_together(ledger, *KEYS)
     assert [record.key for record in records] == KEYS
     assert len(record_files(ledger)) == 2
-    for found in (ledger, reopened(ledger)):
+    for found in (ledger, reopen(ledger)):
         assert found.records("part", NOW) == records
         assert [found.load(record) for record in records] == [key.encode() for key in KEYS]
         found.sweep(NOW)
@@ -149,18 +153,18 @@ def test_committing_nothing_writes_nothing(tmp_path: Path) -> None:
 
 def test_the_first_of_two_results_in_a_group_is_kept(ledger: Ledger) -> None:
     earlier = commit(ledger, KEYS[1])
-    records = together(ledger, KEYS[0], KEYS[0], KEYS[1], KEYS[2])
+    records = commit_together(ledger, KEYS[0], KEYS[0], KEYS[1], KEYS[2])
     assert [record.facts.get("i") for record in records] == [0, 0, None, 3]
     assert records[2] == earlier
     assert set(contents(ledger.directory / "parts")) == {Path(record.entry.file).name for record in records}
-    assert reopened(ledger).records("part", NOW) == [records[0], earlier, records[3]]
+    assert reopen(ledger).records("part", NOW) == [records[0], earlier, records[3]]
 
 
 def test_files_are_synced_before_their_record_is_written(tmp_path: Path) -> None:
     recording = RecordingDisk()
     with locked(tmp_path, recording) as ledger:
         recording.calls.clear()
-        together(ledger, *KEYS)
+        commit_together(ledger, *KEYS)
     paths = [Path(str(path)) if isinstance(path, Path) else Path() for _, path in recording.calls]
     first_of_record = next(i for i, path in enumerate(paths) if path.parent.name == "commits")
     assert recording.calls[first_of_record - 1] == ("sync_directory", tmp_path / "parts")
@@ -172,26 +176,27 @@ def test_files_are_synced_before_their_record_is_written(tmp_path: Path) -> None
 def test_dropping_results_of_a_group_keeps_the_others(tmp_path: Path) -> None:
     recording = RecordingDisk()
     with locked(tmp_path, recording) as ledger:
-        records = together(ledger, *KEYS)
+        records = commit_together(ledger, *KEYS)
         recording.calls.clear()
         ledger.drop(records[0], records[3])
-        names, gone = recording.names, [tmp_path / records[i].entry.file for i in (0, 3)]
+        names = recording.names
+        files = [tmp_path / records[i].entry.file for i in (0, 3)]
         assert names.index("replace") < names.index("sync_directory") < len(names) - 2
-        assert recording.calls[-2:] == [("remove", path) for path in gone]
-        for found in (ledger, reopened(ledger)):
+        assert recording.calls[-2:] == [("remove", path) for path in files]
+        for found in (ledger, reopen(ledger)):
             assert found.records("part", NOW) == [records[i] for i in (1, 2, 4)]
-        again = commit(ledger, KEYS[0], data=b"new")
-        assert reopened(ledger).records("part", NOW) == [again, *(records[i] for i in (1, 2, 4))]
+        recommitted = commit(ledger, KEYS[0], data=b"new")
+        assert reopen(ledger).records("part", NOW) == [recommitted, *(records[i] for i in (1, 2, 4))]
         ledger.drop(*ledger.records("part", NOW))
     assert contents(tmp_path) == {}
 
 
 def test_replacing_results_removes_groups_of_other_settings(ledger: Ledger) -> None:
-    together(ledger, *KEYS, made_from=BEFORE)
-    records = together(ledger, *KEYS)
-    found = reopened(ledger)
+    commit_together(ledger, *KEYS, made_from=BEFORE)
+    records = commit_together(ledger, *KEYS)
+    found = reopen(ledger)
     found.sweep(NOW)
-    assert reopened(ledger).records("part") == records
+    assert reopen(ledger).records("part") == records
     assert len(record_files(ledger)) == 1
     found.forget()
     assert contents(ledger.directory) == {}
@@ -226,7 +231,7 @@ def test_dropping_nothing_writes_nothing(tmp_path: Path) -> None:
 def test_a_dropped_result_can_be_committed_again(ledger: Ledger) -> None:
     ledger.drop(commit(ledger))
     record = commit(ledger, data=b"new")
-    assert reopened(ledger).records("part", NOW) == [record]
+    assert reopen(ledger).records("part", NOW) == [record]
 
 
 def test_a_manifest_is_removed_durably_before_its_files(tmp_path: Path) -> None:
@@ -245,7 +250,7 @@ def test_a_manifest_is_removed_durably_before_its_files(tmp_path: Path) -> None:
 
 def test_sweeping_and_forgetting_keep_foreign_files(ledger: Ledger) -> None:
     foreign = fill(ledger.directory, *FOREIGN)
-    for act in (ledger.sweep, lambda: ledger.sweep(NOW), ledger.forget, lambda: reopened(ledger)):
+    for act in (ledger.sweep, lambda: ledger.sweep(NOW), ledger.forget, lambda: reopen(ledger)):
         fill(ledger.directory, *HALF_WRITTEN)
         commit(ledger)
         act()
@@ -261,7 +266,7 @@ def test_foreign_directories_are_kept_for_any_name(ledger: Ledger) -> None:
         fill(ledger.directory, f"{name}/thesis.tex")
     foreign = fill(ledger.directory, f"stages/scan-{HEX}.npz/thesis.tex", f"index.h5.{HEX}.writing/thesis.tex")
     ledger.drop(bad)
-    found = reopened(ledger)
+    found = reopen(ledger)
     found.forget()
     assert len(contents(ledger.directory)) == len(foreign) + 2
 
@@ -273,8 +278,9 @@ def test_sweeping_removes_every_temporary_file(ledger: Ledger) -> None:
 
 
 def test_results_of_other_settings_are_kept_until_replaced(ledger: Ledger) -> None:
-    newer, other = commit(ledger), commit(ledger, made_from=BEFORE)
-    found = reopened(ledger)
+    newer = commit(ledger)
+    other = commit(ledger, made_from=BEFORE)
+    found = reopen(ledger)
     found.sweep()
     assert found.records("part", NOW) == [newer]
     assert found.records("part", BEFORE) == [other]
@@ -287,7 +293,7 @@ def test_files_of_the_manifest_are_kept_without_their_record(ledger: Ledger) -> 
     ledger.finish({}, {"parts": [{"file": record.entry.file}], "files": [{"file": "quarantine.jsonl"}]})
     fill(ledger.directory, "quarantine.jsonl", "model-last-good.h5")
     (ledger.directory / file_of(ledger)).unlink()
-    found = reopened(ledger)
+    found = reopen(ledger)
     found.sweep(NOW)
     remaining = {name for name in contents(ledger.directory) if not name.startswith("published/")}
     assert remaining == {MANIFEST, record.entry.file, "quarantine.jsonl"}
@@ -321,9 +327,9 @@ def test_the_request_is_written_only_if_it_changed(tmp_path: Path) -> None:
         assert len(recording.calls) == n_calls
         assert ledger.request() == {"epochs": 1}
         ledger.set_request({"epochs": 2})
-        assert reopened(ledger).request() == {"epochs": 2}
+        assert reopen(ledger).request() == {"epochs": 2}
         ledger.set_request({"epochs": 2}, {"ends_by": 1.5})
-        assert (reopened(ledger).request(), reopened(ledger).deadline()) == ({"epochs": 2}, {"ends_by": 1.5})
+        assert (reopen(ledger).request(), reopen(ledger).deadline()) == ({"epochs": 2}, {"ends_by": 1.5})
         ledger.set_request({"epochs": 2})
         assert ledger.deadline() is None
         (tmp_path / "run.json").write_bytes(b"{")

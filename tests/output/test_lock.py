@@ -30,7 +30,7 @@ from tests.support.ledgers import (
     NOW,
     contents,
     fill,
-    reopened,
+    reopen,
 )
 
 
@@ -50,16 +50,17 @@ def test_a_new_directory_is_created_with_its_parents(tmp_path: Path, name: str) 
 
 
 def test_new_directories_are_synced_before_they_are_used(tmp_path: Path) -> None:
-    recording, synced = RecordingDisk(), [tmp_path]
+    recording = RecordingDisk()
+    synced = [tmp_path]
     lock_and_let_go(tmp_path / "new" / "out", recording)
-    waiting = []
+    processes = []
     for name, path in recording.calls:
         if name == "make_directory":
             assert Path(str(path)).parent in synced
-            waiting.append(path)
+            processes.append(path)
         elif name == "sync_directory":
-            synced += [each for each in waiting if Path(str(each)).parent == path]
-    assert set(waiting) == set(synced) - {tmp_path} > {tmp_path / "new", tmp_path / "new" / "out"}
+            synced += [each for each in processes if Path(str(each)).parent == path]
+    assert set(processes) == set(synced) - {tmp_path} > {tmp_path / "new", tmp_path / "new" / "out"}
 
 
 def test_an_empty_or_aborted_output_directory_is_accepted(tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_files_of_a_later_version_are_refused_and_unchanged(ledger: Ledger, name
     before = contents(ledger.directory)
     with refused(76, str(ledger.directory)):
         module._mark(ledger.directory, ledger.disk)
-        reopened(ledger).sweep()
+        reopen(ledger).sweep()
     assert contents(ledger.directory) == before
 
 
@@ -285,18 +286,18 @@ def test_a_link_in_place_of_the_lock_is_refused(tmp_path: Path, make: Callable[[
 
 
 @pytest.mark.parametrize("name", ["parts", "stages", "commits"])
-@pytest.mark.parametrize("is_there", [True, False], ids=["elsewhere", "dangling"])
-def test_a_link_in_place_of_a_folder_is_refused(tmp_path: Path, name: str, is_there: bool) -> None:
+@pytest.mark.parametrize("target_exists", [True, False], ids=["elsewhere", "dangling"])
+def test_a_link_in_place_of_a_folder_is_refused(tmp_path: Path, name: str, target_exists: bool) -> None:
     victim = tmp_path / "victim"
-    if is_there:
+    if target_exists:
         fill(victim, f"{KEY}-{HEX}.h5")
     lock_and_let_go(tmp_path / "out")
     (tmp_path / "out" / name).rmdir()
     (tmp_path / "out" / name).symlink_to(victim)
     with refused(73, f"output={tmp_path / 'out'}: ", name, "link"):
         lock_and_let_go(tmp_path / "out")
-    assert victim.exists() == is_there
-    if is_there:
+    assert victim.exists() == target_exists
+    if target_exists:
         assert set(contents(victim)) == {f"{KEY}-{HEX}.h5"}
 
 

@@ -28,7 +28,7 @@ def finish(ledger: Ledger, data: bytes) -> None:
 
 
 def move(directory: Path) -> None:
-    """Move a directory away, and let another run finish in its place."""
+    """Move a directory away, and finish another run in its place."""
     directory.rename(directory.with_name("moved"))
     with locked(directory) as other:
         finish(other, b"of the other run")
@@ -39,7 +39,7 @@ def move_only(directory: Path) -> None:
 
 
 def replace_lock(directory: Path) -> None:
-    """Remove the lock, and let another run finish in the same directory."""
+    """Remove the lock, and finish another run in the same directory."""
     (directory / ".lock").unlink()
     with locked(directory) as other:
         other.forget()

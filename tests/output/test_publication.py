@@ -1,4 +1,4 @@
-"""Tests of publication: one rename publishes a finished run; all names and kinds of copies give its files."""
+"""Tests of publication: one rename publishes a finished run, and its files are found by any name and in any copy."""
 
 from __future__ import annotations
 
@@ -115,16 +115,16 @@ def test_sweeping_does_not_follow_a_link_to_a_publication(ledger: Ledger, tmp_pa
     assert {path.name for path in (tmp_path / "victim").iterdir()} == set(victim)
 
 
-@pytest.mark.parametrize("is_there", [True, False], ids=["elsewhere", "dangling"])
-def test_a_link_in_place_of_the_publications_is_refused(tmp_path: Path, is_there: bool) -> None:
+@pytest.mark.parametrize("target_exists", [True, False], ids=["elsewhere", "dangling"])
+def test_a_link_in_place_of_the_publications_is_refused(tmp_path: Path, target_exists: bool) -> None:
     with locked(tmp_path / "out"):
         pass
-    if is_there:
+    if target_exists:
         fill(tmp_path / "victim", f"{HEX}/model.h5")
     (tmp_path / "out" / "published").symlink_to(tmp_path / "victim")
     with refused(73, "published", "link"), locked(tmp_path / "out"):
         pytest.fail("the directory was locked")
-    if is_there:
+    if target_exists:
         assert (tmp_path / "victim" / HEX / "model.h5").exists()
 
 
@@ -193,8 +193,8 @@ def run(directory: Path) -> np.ndarray:
         def viewed(file: str) -> tuple[str, dict[str, index_module.Shape]]:
             return file, shapes_in(directory / file)
 
-        written = index_module.index_files(files, viewed, {}, {})
-        entries = [publication.write(name, data) for name, data in written]
+        index_parts = index_module.index_files(files, viewed, {}, {})
+        entries = [publication.write(name, data) for name, data in index_parts]
         parts = [{"file": file, "n_rows": 3, "n_bytes": 1, "blake3": ""} for file in files]
         ledger.finish({}, {"parts": parts, "files": [vars(entry) for entry in entries]}, publication)
     return np.asarray(feature_rows(3 * N_PARTS))
@@ -228,7 +228,7 @@ def as_in_0_1_0(directory: Path, *names: str) -> None:
 
 def test_a_restart_on_a_full_disk_restores_no_old_run(tmp_path: Path) -> None:
     """Once, an unfinished publication of plain files was mistaken for a copy that has lost its links."""
-    n_forgotten = 0
+    n_without_manifest = 0
     for number in range(60):
         directory = tmp_path / str(number)
         as_in_0_1_0(directory, "model.h5", "index.h5", "single.h5")
@@ -239,17 +239,17 @@ def test_a_restart_on_a_full_disk_restores_no_old_run(tmp_path: Path) -> None:
             except WriteFailed:
                 continue
             assert ledger.manifest(warn=False) is None, f"call {number}"
-            n_forgotten += 1
-    assert n_forgotten > 20
+            n_without_manifest += 1
+    assert n_without_manifest > 20
 
 
 def test_files_of_an_interrupted_run_are_not_mixed_with_another(tmp_path: Path) -> None:
-    """The next run has no single.h5; readers would use that of version 0.1.0 with it."""
+    """The next run has no single.h5; otherwise readers would use the one of version 0.1.0."""
     for number in range(60):
         directory = tmp_path / str(number)
         as_in_0_1_0(directory, "model.h5", "index.h5", "single.h5")
         with suppress(WriteFailed):
-            module.settle(directory, FailingDisk(number, errno.EIO, for_good=True))
+            module.settle(directory, FailingDisk(number, errno.EIO, is_permanent=True))
         with locked(directory) as ledger:
             publish(ledger, "model.h5", "index.h5")
         assert not (directory / "single.h5").exists(), f"call {number}"
@@ -257,16 +257,16 @@ def test_files_of_an_interrupted_run_are_not_mixed_with_another(tmp_path: Path) 
 
 @pytest.mark.process
 @pytest.mark.parametrize("is_nested", [False, True], ids=["view", "view of views"])
-@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("copy_command", COPIES)
 def test_an_index_works_in_every_kind_of_copy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, is_nested: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy_command: str, is_nested: bool
 ) -> None:
     if is_nested:
         monkeypatch.setattr(index_module, "_MOST", 2)
     expected = run(tmp_path / "out")
     copy = tmp_path / "elsewhere" / "copy"
     copy.parent.mkdir()
-    COPIES[how](tmp_path / "out", copy)
+    COPIES[copy_command](tmp_path / "out", copy)
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
     (tmp_path / "link.h5").symlink_to(copy / "index.h5")
     (tmp_path / "folder").symlink_to(copy)

@@ -27,11 +27,11 @@ from tests.support.ledgers import (
     NOW,
     OTHER,
     commit,
+    commit_together,
     contents,
     file_of,
     record_files,
-    reopened,
-    together,
+    reopen,
 )
 
 
@@ -81,7 +81,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_the_fault_of_a_damaged_result_is_named(ledger: Ledger, kind: str) -> None:
-    good, bad = commit(ledger, OTHER), commit(ledger)
+    good = commit(ledger, OTHER)
+    bad = commit(ledger)
     damage, words = DAMAGE[kind]
     damage(ledger.directory / bad.entry.file)
     assert fault_of(ledger.directory, good.entry) is None
@@ -149,27 +150,27 @@ def test_a_damaged_record_file_is_ignored_and_named(
     victim = ledger.directory.parent / "victim"
     victim.write_bytes(b"precious")
     for words, content in DAMAGED_RECORDS.items():
-        together(ledger, *KEYS[:n_parts])
+        commit_together(ledger, *KEYS[:n_parts])
         (damaged,) = record_files(ledger)
         good = commit(ledger, OTHER)
         damaged.write_bytes(content)
-        found = reopened(ledger)
+        found = reopen(ledger)
         assert f"file={damaged}: " in caplog.text, words
         assert found.records("part") == [good], words
         found.sweep()
         assert set(contents(ledger.directory)) == {file_of(ledger), good.entry.file}, words
         assert victim.read_bytes() == b"precious", words
         found.forget()
-        ledger = reopened(found)
+        ledger = reopen(found)
 
 
 def test_a_record_file_of_a_later_version_is_refused(ledger: Ledger) -> None:
-    together(ledger, *KEYS)
+    commit_together(ledger, *KEYS)
     (group,) = record_files(ledger)
     group.write_bytes(seal("shardpress-commits/2", {}))
     before = contents(ledger.directory)
     with refused(76, f"file={group}: ", "shardpress-commits/2"):
-        reopened(ledger)
+        reopen(ledger)
     assert contents(ledger.directory) == before
 
 
@@ -179,7 +180,7 @@ def test_too_many_open_files_are_a_system_limit(ledger: Ledger, monkeypatch: pyt
     ledger.finish({}, {"parts": []})
     before = contents(ledger.directory)
     acts = {
-        "records": lambda: reopened(ledger),
+        "records": lambda: reopen(ledger),
         "fault": lambda: fault_of(ledger.directory, record.entry),
         "load": lambda: ledger.load(record),
         "manifest": ledger.manifest,
@@ -215,7 +216,7 @@ def test_an_error_of_the_system_does_not_count_as_damage(
         with pytest.raises(ReadFailed):
             ledger.load(record)
         with pytest.raises(ReadFailed):
-            reopened(ledger)
+            reopen(ledger)
     assert contents(ledger.directory) == before
 
 

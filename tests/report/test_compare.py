@@ -59,7 +59,7 @@ def test_common_pieces_equal_those_of_a_pairwise_search() -> None:
         a, b = (cut(100, "0.h5") + cut(50, "1.h5") for _ in range(2))
         rng.shuffle(b)
         starts = {part["file"]: part["start"] for part in a}
-        held = [
+        pairs = [
             {(part["path"], row): part["file"] for part in parts for row in range(part["start"], part["stop"])}
             for parts in (a, b)
         ]
@@ -68,7 +68,7 @@ def test_common_pieces_equal_those_of_a_pairwise_search() -> None:
             for piece in _common(a, b)
             for i in range(piece.n_rows)
         }
-        assert found == {row: (held[0][row], held[1][row]) for row in held[0].keys() & held[1].keys()}
+        assert found == {row: (pairs[0][row], pairs[1][row]) for row in pairs[0].keys() & pairs[1].keys()}
 
 
 def test_rows_are_matched_by_file_name_and_number(workspace: Workspace, out: Path, tmp_path: Path) -> None:
@@ -90,7 +90,8 @@ def test_rows_are_matched_by_file_name_and_number(workspace: Workspace, out: Pat
 def test_files_of_equal_names_in_two_directories_are_distinct(workspace: Workspace, out: Path, tmp_path: Path) -> None:
     shutil.copytree(workspace.shards, tmp_path / "more")
     rows = np.random.default_rng(6).normal(size=(20, 4)).astype(np.float32)
-    workspace.shards, first = tmp_path / "more", workspace.shards
+    first = workspace.shards
+    workspace.shards = tmp_path / "more"
     workspace.add_shard("0.h5", rows)
     flags = ["--input", str(first)]
     assert workspace.run(out, *flags) == 0

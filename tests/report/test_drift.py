@@ -31,7 +31,10 @@ def parts_of(rows: np.ndarray, part_rows: int) -> list[PartDrift]:
 def test_counts_of_drift_do_not_depend_on_the_parts(tmp_path: Path) -> None:
     shards = numbered_shards(tmp_path, 40, 40, 40)
     rows = np.random.default_rng(0).uniform(0.1, 0.9, (3, 40, 30))
-    rows[0, 5:9, 3], rows[1, 7, 3], rows[1, 8:30, 4], rows[1, 30, 11] = 2, -4, 1.5, 9
+    rows[0, 5:9, 3] = 2
+    rows[1, 7, 3] = -4
+    rows[1, 8:30, 4] = 1.5
+    rows[1, 30, 11] = 9
     summary = drift_facts(shards, parts_of(rows, 7), "clip")
     assert summary == drift_facts(shards, parts_of(rows, 40), "clip")
     assert (summary["n_rows"], summary["n_outside"], summary["n_columns"], summary["n_shards"]) == (120, 28, 3, 2)
@@ -59,9 +62,11 @@ def test_first_of_many_columns_are_listed_with_a_note(tmp_path: Path) -> None:
     rows = np.full((3, 40, 30), 2.0)
     summary = drift_facts(shards, parts_of(rows, 40), "pass")
     assert (summary["n_columns"], len(summary["columns"])) == (30, 10)
-    cut = [PartDrift(part.shard, part.n_rows, part.n_outside, part.outside[:20], False) for part in parts_of(rows, 40)]
+    cut_parts = [
+        PartDrift(part.shard, part.n_rows, part.n_outside, part.outside[:20], False) for part in parts_of(rows, 40)
+    ]
     complete = str(next(drift(summary)))
-    shortened = str(next(drift(drift_facts(shards, cut, "pass"))))
+    shortened = str(next(drift(drift_facts(shards, cut_parts, "pass"))))
     assert shortened.startswith(complete)
     assert "20 farthest columns" in shortened.removeprefix(complete)
 

@@ -11,7 +11,7 @@ from pipeline.report.compare import likeness, linear_cka, match_units, neighbour
 
 RNG = np.random.default_rng(0)
 A = RNG.normal(size=(300, 6)) * [3, 2, 2, 1, 1, 0.5] + RNG.normal(size=6)
-TURN = np.linalg.qr(RNG.normal(size=(6, 6)))[0]
+ROTATION = np.linalg.qr(RNG.normal(size=(6, 6)))[0]
 
 
 def test_identical_features_are_fully_similar() -> None:
@@ -36,7 +36,7 @@ def test_matching_is_optimal() -> None:
 
 
 def test_alignment_and_neighbours_are_invariant_to_rotation() -> None:
-    found = likeness(A, 3 * A @ TURN + 1)
+    found = likeness(A, 3 * A @ ROTATION + 1)
     np.testing.assert_allclose(found.cka, 1)
     assert found.neighbours > 0.999  # except for equal distances
     assert found.change is not None
@@ -56,20 +56,21 @@ def test_neighbours_equal_those_of_a_loop() -> None:
     B = A + RNG.normal(size=A.shape)
     shared = 0
     for i in range(len(A)):
-        near = [set(np.argsort(np.linalg.norm(each - each[i], axis=1))[1:11]) for each in (A, B)]
-        shared += len(near[0] & near[1])
+        neighbours = [set(np.argsort(np.linalg.norm(each - each[i], axis=1))[1:11]) for each in (A, B)]
+        shared += len(neighbours[0] & neighbours[1])
     np.testing.assert_allclose(neighbour_overlap(A, B), shared / (10 * len(A)))
 
 
 def test_change_is_relative_to_the_variation_of_each_column() -> None:
-    B, scale = A + RNG.normal(size=A.shape) / 10, np.array([1, 2, 0.5, 3, 1, 0.7])
+    B = A + RNG.normal(size=A.shape) / 10
+    scale = np.array([1, 2, 0.5, 3, 1, 0.7])
     np.testing.assert_allclose(likeness(A * scale, B * scale).change, likeness(A, B).change)
     noise = RNG.normal(size=A.shape)
     np.testing.assert_allclose(likeness(A, A + 0.1 * A.std(axis=0) * noise).change, 0.1, rtol=0.1)
     dead = np.hstack([A, np.full((len(A), 1), 0.5)])
     found = likeness(dead, dead + 1e-4 * (np.arange(7) == 6)).change
     assert found is not None
-    assert 0 < found < 0.005  # of a constant unit
+    assert 0 < found < 0.005  # the change of a constant unit
 
 
 def test_random_features_are_dissimilar() -> None:

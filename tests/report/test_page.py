@@ -64,8 +64,10 @@ def test_pictures_have_unique_names_and_descriptions(html: str) -> None:
         title, description = (words[name] for name in (attributes["aria-labelledby"] or "").split())
         assert title
         assert len(description) > len("123 rows")
-    drawn = [around for tag, _, around, _ in parsed.elements if tag in ("path", "rect", "polyline", "image", "circle")]
-    assert all("svg" in around for around in drawn)
+    parents = [
+        around for tag, _, around, _ in parsed.elements if tag in ("path", "rect", "polyline", "image", "circle")
+    ]
+    assert all("svg" in around for around in parents)
 
 
 def test_tables_and_headings_are_well_formed(html: str) -> None:
@@ -100,17 +102,17 @@ def test_attention_section_comes_first_and_is_bounded(report: dict[str, Any]) ->
 
 def test_attention_section_is_empty_only_without_tables(report: dict[str, Any]) -> None:
     """A few rows outside the range are no warning, but have a table."""
-    quiet = report | {"warnings": {"n": 0, "first": []}, "bad": {}, "taken_over": []}
-    (nothing,) = page_of(quiet | {"drift": None}).sections[0].items
+    without_warnings = report | {"warnings": {"n": 0, "first": []}, "bad": {}, "taken_over": []}
+    (nothing,) = page_of(without_warnings | {"drift": None}).sections[0].items
     assert isinstance(nothing, str)
-    assert nothing not in page_of(quiet).sections[0].items
+    assert nothing not in page_of(without_warnings).sections[0].items
 
 
 def test_shortened_training_and_reused_stages_are_listed_once(report: dict[str, Any]) -> None:
-    gave_up = "Trained 17 of 20 epochs to end by 06:00."
-    summary = report["summary"] | {"gave_up": gave_up}
+    shortened = "Trained 17 of 20 epochs to end by 06:00."
+    summary = report["summary"] | {"gave_up": shortened}
     text = text_of(page_of(report | {"summary": summary, "taken_over": ["scan-of-17-shards"]}))
-    assert [text.count(words) for words in (gave_up, "scan-of-17-shards")] == [1, 1]
+    assert [text.count(words) for words in (shortened, "scan-of-17-shards")] == [1, 1]
 
 
 def test_text_contains_the_numbers_of_every_picture(report: dict[str, Any]) -> None:
@@ -123,8 +125,10 @@ def test_text_contains_the_numbers_of_every_picture(report: dict[str, Any]) -> N
 
 
 def test_colours_have_contrast_on_light_and_dark_backgrounds() -> None:
-    faint = [(one, other) for one in COLOURS for other in BACKGROUNDS if contrast(one, other) < 3]  # WCAG 2.2, 1.4.11
-    assert faint == []
+    low_contrast = [
+        (one, other) for one in COLOURS for other in BACKGROUNDS if contrast(one, other) < 3
+    ]  # WCAG 2.2, 1.4.11
+    assert low_contrast == []
 
 
 def contrast(*colours: str) -> float:
@@ -193,9 +197,9 @@ def test_workers_are_listed_slowest_first(report: dict[str, Any]) -> None:
     )
     assert " 10 slowest of 1,000" in text_of(page_of(report))
     assert " driver's " in text_of(page_of(report))
-    alone = text_of(page_of({**report, "cluster": {"kind": "threads", "workers": []}}))
-    assert " slowest of 1,000" not in alone
-    assert " driver's " not in alone
+    local_page = text_of(page_of({**report, "cluster": {"kind": "threads", "workers": []}}))
+    assert " slowest of 1,000" not in local_page
+    assert " driver's " not in local_page
 
 
 def test_long_paths_keep_their_end_and_are_escaped() -> None:

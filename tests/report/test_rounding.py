@@ -26,11 +26,12 @@ def model_of(network: Network, rng: np.random.Generator) -> Model:
     return Model(Scaler(low, low + rng.uniform(1, 2, network.n_inputs)), network, parameters)
 
 
-def in_one_chain(model: Model, rows: np.ndarray) -> np.ndarray:
+def encode_in_one_chain(model: Model, rows: np.ndarray) -> np.ndarray:
     """Return float32 features whose sums add one term after another, the least exact order."""
     a = model.scaler.transform(rows)
     for (weights, bias, _), kind in zip(model.network.layers, model.network.activations, strict=True):
-        W, b = model.parameters[weights], model.parameters[bias]
+        W = model.parameters[weights]
+        b = model.parameters[bias]
         z = np.stack([np.cumsum(row[:, None] * W, axis=0, dtype=np.float32)[-1] for row in a]) + b
         slope = {"relu": 0.0, "leaky-relu": 0.1}.get(kind, 1.0)
         a = 1 / (1 + np.exp(-z)) if kind == "sigmoid" else np.where(z > 0, z, np.float32(slope) * z)
@@ -43,9 +44,11 @@ def test_float32_in_any_order_stays_within_a_tight_bound() -> None:
         rng = np.random.default_rng(network.n_inputs)
         model = model_of(network, rng)
         rows = model.scaler.minimum + rng.uniform(-0.5, 1.5, (20, network.n_inputs))
-        rows[0], rows[1, 1:] = model.scaler.maximum, model.scaler.minimum[1:]
-        expected, allowed = model.encode(rows), rounding_bound(model, rows)
-        assert (np.abs(in_one_chain(model, rows) - expected) < allowed / 2).all(), network
+        rows[0] = model.scaler.maximum
+        rows[1, 1:] = model.scaler.minimum[1:]
+        expected = model.encode(rows)
+        allowed = rounding_bound(model, rows)
+        assert (np.abs(encode_in_one_chain(model, rows) - expected) < allowed / 2).all(), network
         assert (allowed < 1e-2 * np.maximum(1, np.abs(expected).max())).all(), network
 
 
@@ -61,7 +64,7 @@ def test_bound_holds_for_units_with_zero_tiny_and_large_weights() -> None:
         )
         rows = model.scaler.minimum + rng.random((20, 30))
         allowed = rounding_bound(model, rows)
-        assert (np.abs(in_one_chain(model, rows) - model.encode(rows)) <= allowed / 2).all(), size
+        assert (np.abs(encode_in_one_chain(model, rows) - model.encode(rows)) <= allowed / 2).all(), size
         assert (allowed <= max(2e-30, 1e-3 * size)).all(), size
 
 

@@ -19,7 +19,7 @@ from tests.support.pages import make_parts, model_of
 ROWS = np.random.default_rng(1).random((5000, 6)).astype(np.float32)
 
 
-def sampled(folder: Path, rows: np.ndarray, part_rows: int, spec: SampleSpec, **arrays: np.ndarray) -> Sample:
+def make_sample(folder: Path, rows: np.ndarray, part_rows: int, spec: SampleSpec, **arrays: np.ndarray) -> Sample:
     folder.mkdir(exist_ok=True)
     found = draw_sample(make_parts(folder, spec.model, rows, part_rows, **arrays), spec)
     assert found is not None
@@ -28,7 +28,7 @@ def sampled(folder: Path, rows: np.ndarray, part_rows: int, spec: SampleSpec, **
 
 def test_sample_is_bounded_even_and_independent_of_parts(tmp_path: Path) -> None:
     spec = SampleSpec(model_of(6, 2))
-    one, two = (sampled(tmp_path / str(n), ROWS, n, spec, y=np.arange(5000)) for n in (5000, 37))
+    one, two = (make_sample(tmp_path / str(n), ROWS, n, spec, y=np.arange(5000)) for n in (5000, 37))
     assert 1800 < len(one.rows) <= 2000
     np.testing.assert_array_equal(one.rows, one.extras["y"])
     np.testing.assert_array_equal(one.extras["y"], two.extras["y"])
@@ -40,7 +40,7 @@ def test_sample_is_bounded_even_and_independent_of_parts(tmp_path: Path) -> None
 def test_sample_fits_in_its_memory_without_bad_rows(tmp_path: Path) -> None:
     rows = ROWS.copy()
     rows[::2, 3] = np.nan
-    found = sampled(tmp_path / "some", rows, 5000, SampleSpec(model_of(6, 2), memory_bytes=2**22))
+    found = make_sample(tmp_path / "some", rows, 5000, SampleSpec(model_of(6, 2), memory_bytes=2**22))
     assert 100 < len(found.rows) < 1000
     assert np.isfinite(found.scaled).all()
     assert (found.rows % 2 == 1).all()
@@ -55,7 +55,8 @@ def test_no_sample_without_good_rows_or_memory(tmp_path: Path) -> None:
 
 
 def test_errors_and_worst_rows_are_found_by_file_and_row(tmp_path: Path) -> None:
-    model, rows = model_of(6, 3), ROWS[:300].copy()
+    model = model_of(6, 3)
+    rows = ROWS[:300].copy()
     rows[217, 4] = 40
     parts = make_parts(tmp_path, model, rows, 100)
     sample = draw_sample(parts, SampleSpec(model))
@@ -72,7 +73,8 @@ def test_errors_and_worst_rows_are_found_by_file_and_row(tmp_path: Path) -> None
 
 
 def test_two_columns_are_drawn_as_they_are(tmp_path: Path) -> None:
-    model, rows = model_of(2, 1), ROWS[:90, :2]
+    model = model_of(2, 1)
+    rows = ROWS[:90, :2]
     parts = make_parts(tmp_path, model, rows, 90)
     sample = draw_sample(parts, SampleSpec(model))
     assert sample is not None
@@ -135,7 +137,8 @@ def test_codes_are_named_by_category_and_missing_ones_ignored() -> None:
 
 def test_probe_finds_labels_in_features_but_not_in_noise() -> None:
     rng = np.random.default_rng(0)
-    codes, is_test = np.arange(900) % 3, np.arange(900) % 4 == 0
+    codes = np.arange(900) % 3
+    is_test = np.arange(900) % 4 == 0
     noise = rng.normal(size=(900, 20))
     clear = noise.copy()
     clear[:, 5] += 10 * (codes == 1)
@@ -188,7 +191,8 @@ def test_probe_of_constant_columns_predicts_the_commonest_class() -> None:
 
 def test_probe_with_more_columns_than_rows_generalizes() -> None:
     rng = np.random.default_rng(0)
-    codes, is_test = np.arange(200) % 2, np.arange(200) >= 100
+    codes = np.arange(200) % 2
+    is_test = np.arange(200) >= 100
     wide = rng.normal(size=(200, 500))
     wide[:, :50] += 2 * codes[:, None]
     assert accuracy(wide, codes, is_test) > 0.95
@@ -203,12 +207,12 @@ def test_penalty_minimizes_generalized_cross_validation_error(n_rows: int, n_col
         predict = x @ inverse @ x.T + 1 / n_rows
         residuals = targets - predict @ targets
         errors.append(n_rows * np.square(residuals).sum() / (n_rows - np.trace(predict)) ** 2)
-    squares, left = np.linalg.eigh(x @ x.T)
+    squares, eigenvectors = np.linalg.eigh(x @ x.T)
     squares = np.maximum(squares, 0)
     found = []
     for penalty in probe._PENALTIES:
         shrinkage = squares / (squares + penalty * n_rows)
-        found.append(probe._validation_error(shrinkage, left.T @ targets, targets))
+        found.append(probe._validation_error(shrinkage, eigenvectors.T @ targets, targets))
     np.testing.assert_allclose(found, errors, rtol=1e-5)
     best = probe._PENALTIES[np.argmin(errors)]
     weights = np.linalg.solve(x.T @ x + best * n_rows * np.eye(n_columns), x.T @ targets)

@@ -29,7 +29,7 @@ from tests.support.standin import Workspace, features_of
 N_ROWS = sum(SIZES)
 
 
-def rewritten(out: Path, manifest: dict[str, Any], *kinds: str) -> None:
+def rewrite_manifest(out: Path, manifest: dict[str, Any], *kinds: str) -> None:
     """Rewrite the manifest with the present digests of the parts, as if the run had written them."""
     from pipeline.formats import digest
 
@@ -127,7 +127,7 @@ def test_model_that_contradicts_its_fingerprint_is_a_fault(workspace: Workspace,
     assert workspace.run(out) == 0
     flip_weight(out)
     manifest = read_manifest(out)
-    rewritten(out, manifest, "parts", "files")
+    rewrite_manifest(out, manifest, "parts", "files")
     found = verify(str(out))
     assert [fault.file for fault in found.faults] == ["model.h5"]
     assert "fingerprint" in found.faults[0].fault
@@ -140,7 +140,7 @@ def test_swapped_rows_are_found_despite_correct_digests(workspace: Workspace, ou
     part = manifest["parts"][2]["file"]
     with h5py.File(out / part, "a") as file:
         file["features"][3:5] = file["features"][3:5][::-1]
-    rewritten(out, manifest)
+    rewrite_manifest(out, manifest)
     (fault,) = verify(str(out), N_ROWS).faults
     assert fault.file == part
     assert "row 3: feature" in fault.fault
@@ -157,7 +157,7 @@ def test_validity_of_rows_is_verified(workspace: Workspace, out: Path) -> None:
         whole = path.read_bytes()
         with h5py.File(path, "a") as file:
             file["valid"][1] = not file["valid"][1]
-        rewritten(out, manifest)
+        rewrite_manifest(out, manifest)
         (fault,) = verify(str(out), 1000).faults
         assert fault.fault.startswith("row 1: ")
         found.add(fault.fault)
@@ -173,7 +173,7 @@ def test_good_rows_stored_as_bad_are_a_fault(workspace: Workspace, out: Path) ->
     with h5py.File(out / part, "a") as file:
         file["valid"][1] = False
         file["features"][1] = np.nan
-    rewritten(out, manifest)
+    rewrite_manifest(out, manifest)
     (fault,) = verify(str(out), 1000).faults
     assert fault.file == part
     assert fault.fault.startswith("row 1: ")
@@ -188,7 +188,7 @@ def test_rounding_error_is_allowed_once(workspace: Workspace, out: Path) -> None
     for share, n_faults in ((0.9, 0), (1.5, 1)):
         with h5py.File(out / part["file"], "a") as file:
             file["features"][3, 0] = exact[3, 0] + share * part["max_error"]
-        rewritten(out, manifest)
+        rewrite_manifest(out, manifest)
         assert len(verify(str(out), 1000).faults) == n_faults, share
 
 
@@ -252,7 +252,7 @@ def test_fewer_rows_are_read_from_large_chunks(
     workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert workspace.run(out) == 0
-    monkeypatch.setattr(module, "_BYTES", 20 * 16)  # of four float32 each
+    monkeypatch.setattr(module, "_BYTES", 20 * 16)  # 20 rows of four float32
     assert verify(str(out)).rows.n_rows == 20
     monkeypatch.setattr(module, "_BYTES", 0)
     assert verify(str(out)).rows.n_rows == 8

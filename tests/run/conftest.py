@@ -14,7 +14,7 @@ import pytest
 from pipeline.scan import blocks
 from tests.support.bad_shards import Shards, Silent
 from tests.support.helpers import write_shard
-from tests.support.interruptions import SIZES, fresh
+from tests.support.interruptions import SIZES, undisturbed_features
 from tests.support.killing import Victim, features_of
 from tests.support.processes import Small
 from tests.support.standin import Workspace, install
@@ -32,8 +32,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     (folder / "shards").mkdir()
     rows = np.random.default_rng(0).normal(size=(300, 9)).astype(np.float32)
     for i in range(2):
-        beside = {"nothing": h5py.Empty("f4")} if i else None  # needs the child process
-        write_shard(folder / "shards" / f"{i}.h5", rows[150 * i : 150 * (i + 1)], extras=beside)
+        extras = {"nothing": h5py.Empty("f4")} if i else None  # needs the child process
+        write_shard(folder / "shards" / f"{i}.h5", rows[150 * i : 150 * (i + 1)], extras=extras)
     untouched = Small(folder, "")
     assert untouched.program().run(untouched.output).code == 0
     return Small(folder, features_of(untouched.output))
@@ -51,7 +51,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
     with pytest.MonkeyPatch.context() as monkeypatch:
         install(monkeypatch)
         undisturbed = Workspace(tmp_path_factory.mktemp("undisturbed"), *SIZES)
-        yield cache(partial(fresh, undisturbed))
+        yield cache(partial(undisturbed_features, undisturbed))
 
 
 @pytest.fixture

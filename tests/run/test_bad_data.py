@@ -15,8 +15,8 @@ import pytest
 from pipeline.model import load_model
 from tests.support import standin
 from tests.support.bad_shards import (
-    KEEP,
-    TOLERANT,
+    EACH_MODE,
+    NO_LIMITS,
     InterruptedDisk,
     Shards,
     check,
@@ -25,23 +25,24 @@ from tests.support.bad_shards import (
     results,
     state,
 )
-from tests.support.cases import sampled
+from tests.support.cases import sample
 from tests.support.damage import damage
 from tests.support.logged import COMPLETE, mentions, n_recomputed, resumed_step, reuses
 from tests.support.soak_protocol import records
 
 
 @pytest.mark.process
-@TOLERANT
+@EACH_MODE
 @pytest.mark.parametrize("threads", ["1", "3"])
 def test_a_run_interrupted_anywhere_resumes_with_the_same_bits(
     shards: Shards, tmp_path: Path, mode: str, threads: str
 ) -> None:
     bad = fill_with_bad_data(shards)
-    flags = ["--on-bad-data", mode, "--threads", threads, *KEEP]
+    flags = ["--on-bad-data", mode, "--threads", threads, *NO_LIMITS]
     assert shards.run(*flags) == 0
     check(shards.output, shards.arrays, bad)
-    expected, lines = standin.features_of(shards.output), (mode == "quarantine" and quarantined(shards.output))
+    expected = standin.features_of(shards.output)
+    lines = mode == "quarantine" and quarantined(shards.output)
     for folder, number in (("commits", 0), ("commits", 2), ("parts", 0), ("parts", 1), ("parts", 5), ("commits", 7)):
         output = tmp_path / f"{folder}-{number}"
         assert shards.run(*flags, output=output, disk=InterruptedDisk(folder, number)) == 130
@@ -52,7 +53,7 @@ def test_a_run_interrupted_anywhere_resumes_with_the_same_bits(
         assert shards.run(*flags, output=output) == 0
 
 
-@TOLERANT
+@EACH_MODE
 def test_allowing_the_bad_rows_resumes_with_the_same_scan(
     shards: Shards, caplog: pytest.LogCaptureFixture, mode: str
 ) -> None:
@@ -63,7 +64,7 @@ def test_allowing_the_bad_rows_resumes_with_the_same_scan(
     shards.rewrite(1, rows)
     assert shards.run() == 65
     (before,) = (shards.output / "stages").glob("scan-*")
-    assert shards.run("--on-bad-data", mode, *KEEP) == 0
+    assert shards.run("--on-bad-data", mode, *NO_LIMITS) == 0
     assert reuses(caplog.text, "scan")
     assert list((shards.output / "stages").glob("scan-*")) == [before]
     check(shards.output, shards.arrays, [50])
@@ -71,7 +72,7 @@ def test_allowing_the_bad_rows_resumes_with_the_same_scan(
 
 def test_a_rerun_over_unreadable_shards_is_already_complete(shards: Shards, capsys: Any) -> None:
     fill_with_bad_data(shards)
-    flags = ["--on-bad-data", "skip", *KEEP]
+    flags = ["--on-bad-data", "skip", *NO_LIMITS]
     assert shards.run(*flags) == 0
     before = state(shards.output)
     capsys.readouterr()
@@ -90,10 +91,11 @@ def test_a_shard_that_was_repaired_between_runs_is_read(
     """A copy from a backup has the same size and time; nevertheless no result without the shard is reused."""
     shards.fill(30, 41, 50, fletcher32=True)
     path = shards.folder / "1.h5"
-    good, status = path.read_bytes(), path.stat()
+    good = path.read_bytes()
+    status = path.stat()
     damage(path)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    flags = ["--on-bad-data", "skip", *KEEP, *(["--model", model] if with_model else [])]
+    flags = ["--on-bad-data", "skip", *NO_LIMITS, *(["--model", model] if with_model else [])]
     if with_model:
         stop = ("parts", 5)
     assert shards.run(*flags, disk=InterruptedDisk(*stop)) == 130
@@ -121,7 +123,7 @@ def test_training_resumes_from_the_last_intact_checkpoint(
     shards.fill(100)
     flags = ["--checkpoint-minutes", "0", "--epochs", "4"]
     assert shards.run(*flags, output=tmp_path / "undisturbed") == 0
-    for fault in DAMAGE if n_damaged == 1 else sampled(DAMAGE, 2):
+    for fault in DAMAGE if n_damaged == 1 else sample(DAMAGE, 2):
         output = tmp_path / fault
         assert shards.run(*flags, output=output, disk=InterruptedDisk("stages", 12)) == 130, fault
         found = [record for record in records(output) if record["key"].startswith("checkpoint")]
@@ -155,7 +157,7 @@ def test_results_with_more_bad_data_than_allowed_are_refused(
     fill_with_bad_data(shards)
     (shards.folder / "x.h5").unlink()
     flags = [*flags, *(["--model", model] if with_model else [])]
-    assert shards.run("--on-bad-data", "skip", *KEEP, *flags[4 if flags[1] == "skip" else 2 :]) == 0
+    assert shards.run("--on-bad-data", "skip", *NO_LIMITS, *flags[4 if flags[1] == "skip" else 2 :]) == 0
     before = results(shards.output)
     assert shards.run("--max-bad-shards", "100%", *flags) == 65
     assert results(shards.output) == before
@@ -163,7 +165,7 @@ def test_results_with_more_bad_data_than_allowed_are_refused(
 
 def test_results_with_more_bad_shards_than_allowed_are_refused(shards: Shards) -> None:
     fill_with_bad_data(shards)
-    assert shards.run("--on-bad-data", "skip", *KEEP) == 0
+    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
     before = results(shards.output)
     assert shards.run("--on-bad-data", "skip", "--max-bad-rows", "100%", "--max-bad-shards", "1") == 65
     assert results(shards.output) == before
@@ -172,9 +174,9 @@ def test_results_with_more_bad_shards_than_allowed_are_refused(shards: Shards) -
 
 def test_the_quarantine_list_can_be_requested_after_a_run(shards: Shards, capsys: Any) -> None:
     bad = fill_with_bad_data(shards)
-    assert shards.run("--on-bad-data", "skip", *KEEP) == 0
+    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
     expected = standin.features_of(shards.output)
-    assert shards.run("--on-bad-data", "quarantine", *KEEP) == 0
+    assert shards.run("--on-bad-data", "quarantine", *NO_LIMITS) == 0
     assert standin.features_of(shards.output) == expected
     lines = quarantined(shards.output)
     assert [line["row"] for line in lines[1:3]] == bad[:2]
@@ -182,16 +184,16 @@ def test_the_quarantine_list_can_be_requested_after_a_run(shards: Shards, capsys
     assert {Path(line["file"]).name for line in lines[3:]} == {"1.h5"}
     before = results(shards.output)
     capsys.readouterr()
-    assert shards.run("--on-bad-data", "skip", *KEEP) == 0
+    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
     assert capsys.readouterr().out.startswith(COMPLETE), "the additional list is allowed"
     assert results(shards.output) == before
 
 
 def test_the_quarantine_list_is_removed_with_its_results(shards: Shards) -> None:
     fill_with_bad_data(shards)
-    assert shards.run("--on-bad-data", "quarantine", *KEEP) == 0
+    assert shards.run("--on-bad-data", "quarantine", *NO_LIMITS) == 0
     assert len(quarantined(shards.output)) > 3
-    assert shards.run("--on-bad-data", "skip", *KEEP, "--seed", "1", "--overwrite") == 0
+    assert shards.run("--on-bad-data", "skip", *NO_LIMITS, "--seed", "1", "--overwrite") == 0
     assert not (shards.output / "quarantine.jsonl").exists()
 
 
@@ -205,7 +207,7 @@ def test_names_of_bad_files_cannot_forge_lines(shards: Shards, caplog: pytest.Lo
     shards.fill(30)
     name = "x\n12:00:00 ERROR forged\x1b[31m.h5"
     (shards.folder / name).write_bytes(b"no HDF5")
-    assert shards.run("--on-bad-data", "quarantine", *KEEP) == 0
+    assert shards.run("--on-bad-data", "quarantine", *NO_LIMITS) == 0
     assert all(record.getMessage().isprintable() for record in caplog.records)
     (line,) = quarantined(shards.output)
     assert line["file"] == f"{shards.folder}/{name}"

@@ -22,15 +22,15 @@ from pipeline.features import open_features
 from pipeline.model import load_model
 from tests.support import standin
 from tests.support.bad_shards import (
-    KEEP,
-    TOLERANT,
+    EACH_MODE,
+    NO_LIMITS,
     Shards,
     check,
     errors,
     quarantined,
     results,
 )
-from tests.support.cases import crossed, sampled
+from tests.support.cases import cross, sample
 from tests.support.logged import mentions
 from tests.support.tolerances import assert_close
 
@@ -40,7 +40,8 @@ def test_a_bad_row_stops_the_run_before_training(
 ) -> None:
     shards.fill(20, 17, 0, 30)
     for value, (shard, row, column) in product((np.nan, np.inf, -np.inf), ((0, 0, 0), (1, 8, 3), (3, 29, 1))):
-        good, output = shards.arrays[shard], tmp_path / f"{value}-{shard}"
+        good = shards.arrays[shard]
+        output = tmp_path / f"{value}-{shard}"
         rows = good.copy()
         rows[row, column] = value
         shards.rewrite(shard, rows)
@@ -61,26 +62,26 @@ def test_subnormal_numbers_and_minus_zero_are_accepted(shards: Shards) -> None:
 
 
 @pytest.mark.slow
-@TOLERANT
+@EACH_MODE
 def test_skipped_rows_keep_their_places_and_change_no_other_row(shards: Shards, mode: str) -> None:
-    for seed in sampled(range(4), 2):
+    for seed in sample(range(4), 2):
         check_skipped(shards.another(f"seed-{seed}"), mode, seed)
 
 
 def check_skipped(shards: Shards, mode: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     shards.fill(*rng.integers(0, 40, 5), 33, seed=seed)
-    holes: list[tuple[int, int, list[int], str]] = []
+    bad_entries: list[tuple[int, int, list[int], str]] = []
     for number, rows in enumerate(shards.arrays):
-        rewritten = rows.copy()
+        changed_rows = rows.copy()
         for row in np.flatnonzero(rng.random(len(rows)) < 0.2):
             columns = np.flatnonzero(rng.random(4) < 0.5).tolist() or [2]
-            rewritten[row, columns] = rng.choice([np.nan, np.inf, -np.inf], len(columns))
-            holes.append((number, int(row), columns, str(rewritten[row, columns[0]])))
-        shards.rewrite(number, rewritten)
-    assert shards.run("--on-bad-data", mode, *KEEP) == 0
+            changed_rows[row, columns] = rng.choice([np.nan, np.inf, -np.inf], len(columns))
+            bad_entries.append((number, int(row), columns, str(changed_rows[row, columns[0]])))
+        shards.rewrite(number, changed_rows)
+    assert shards.run("--on-bad-data", mode, *NO_LIMITS) == 0
     firsts = np.cumsum([0, *map(len, shards.arrays)])
-    check(shards.output, shards.arrays, [firsts[number] + row for number, row, _, _ in holes])
+    check(shards.output, shards.arrays, [firsts[number] + row for number, row, _, _ in bad_entries])
     good = np.concatenate(shards.arrays)
     good = good[np.isfinite(good).all(axis=1)]
     scaler = load_model(shards.output).scaler
@@ -88,7 +89,7 @@ def check_skipped(shards: Shards, mode: str, seed: int) -> None:
     if mode == "quarantine":
         assert quarantined(shards.output) == [
             {"file": f"{shards.folder}/{n}.h5", "dataset": "X", "row": row, "columns": columns, "reason": reason}
-            for n, row, columns, reason in holes
+            for n, row, columns, reason in bad_entries
         ]
     else:
         assert not (shards.output / "quarantine.jsonl").exists()
@@ -98,14 +99,15 @@ def check_skipped(shards: Shards, mode: str, seed: int) -> None:
 def test_values_of_a_bad_row_affect_nothing(shards: Shards, tmp_path: Path) -> None:
     """They change neither the ranges nor the training nor the features of any other row."""
     shards.fill(60, 40)
-    rng, bits = np.random.default_rng(1), set()
+    rng = np.random.default_rng(1)
+    bits = set()
     places = rng.choice(40, 7, replace=False)
     for i, value in enumerate((np.nan, np.inf, -77)):
-        rewritten = shards.arrays[1].copy()
-        rewritten[places, 1] = value
-        shards.rewrite(1, rewritten)
+        changed_rows = shards.arrays[1].copy()
+        changed_rows[places, 1] = value
+        shards.rewrite(1, changed_rows)
         output = tmp_path / str(i)
-        assert shards.run("--on-bad-data", "skip", "--missing-value", "-77", *KEEP, output=output) == 0
+        assert shards.run("--on-bad-data", "skip", "--missing-value", "-77", *NO_LIMITS, output=output) == 0
         bits.add(standin.features_of(output))
     assert len(bits) == 1
 
@@ -113,24 +115,24 @@ def test_values_of_a_bad_row_affect_nothing(shards: Shards, tmp_path: Path) -> N
 # -- columns and ranges --------------------------------------------------------------------------------------------
 
 
-@TOLERANT
-@pytest.mark.parametrize("what", ["column", "rows"])
+@EACH_MODE
+@pytest.mark.parametrize("bad", ["column", "rows"])
 def test_a_run_without_usable_rows_is_refused(
-    shards: Shards, caplog: pytest.LogCaptureFixture, mode: str, what: str
+    shards: Shards, caplog: pytest.LogCaptureFixture, mode: str, bad: str
 ) -> None:
     rows = np.ones((30, 4), np.float32)
-    rows[slice(None) if what == "rows" else (slice(None), 2)] = np.nan
+    rows[slice(None) if bad == "rows" else (slice(None), 2)] = np.nan
     shards.add(rows)
-    assert shards.run("--on-bad-data", mode, *KEEP) == 65
+    assert shards.run("--on-bad-data", mode, *NO_LIMITS) == 65
     assert mentions(errors(caplog), f"file={shards.folder}/0.h5", 30)
 
 
-@TOLERANT
+@EACH_MODE
 def test_a_shard_of_only_bad_rows_keeps_its_place(shards: Shards, mode: str) -> None:
     shards.fill(20)
     shards.add(np.full((13, 4), np.nan, np.float32))
     shards.fill(20, seed=1)
-    assert shards.run("--on-bad-data", mode, *KEEP) == 0
+    assert shards.run("--on-bad-data", mode, *NO_LIMITS) == 0
     check(shards.output, shards.arrays, range(20, 33))
 
 
@@ -189,7 +191,8 @@ def test_a_constant_column_becomes_0_and_is_reported_once(
 @pytest.mark.slow
 def test_a_range_stretched_by_outliers_causes_a_warning(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     shards.fill(100, 200)
-    shards.arrays[1][7, 2], shards.arrays[1][9, 1] = 3e5, -1e7
+    shards.arrays[1][7, 2] = 3e5
+    shards.arrays[1][9, 1] = -1e7
     shards.rewrite(1, shards.arrays[1])
     for _ in range(2):
         caplog.clear()
@@ -201,7 +204,7 @@ def test_a_range_stretched_by_outliers_causes_a_warning(shards: Shards, caplog: 
         (shards.output / "manifest.json").unlink()  # the scan is reused
 
 
-WIDEST_AND_NARROWEST: list[tuple[Any, float, float]] = [
+EXTREME_RANGES: list[tuple[Any, float, float]] = [
     (np.float32, -3e38, 3e38),
     (np.float32, 0, 1e-45),
     (np.float32, -1e-40, 1e-40),
@@ -215,8 +218,9 @@ WIDEST_AND_NARROWEST: list[tuple[Any, float, float]] = [
 
 @pytest.mark.slow
 def test_extreme_ranges_give_finite_features(shards: Shards) -> None:
-    for i, (dtype, low, high) in enumerate(WIDEST_AND_NARROWEST):
-        these, words = shards.another(f"range-{i}"), f"{np.dtype(dtype)} from {low} to {high}"
+    for i, (dtype, low, high) in enumerate(EXTREME_RANGES):
+        these = shards.another(f"range-{i}")
+        words = f"{np.dtype(dtype)} from {low} to {high}"
         rows = np.random.default_rng(0).integers(0, 100, (60, 4)).astype(dtype)
         rows[:, 1] = np.where(np.arange(60) % 3 > 0, np.array(low, dtype), np.array(high, dtype))
         these.add(rows)
@@ -242,18 +246,18 @@ MISSING: list[tuple[Any, str, float]] = [
 
 
 @pytest.mark.slow
-@TOLERANT
+@EACH_MODE
 def test_rows_with_the_missing_value_are_bad_rows(shards: Shards, mode: str) -> None:
-    for i, (dtype, missing, spelled) in enumerate(MISSING):
-        check_missing(shards.another(f"missing-{i}"), mode, dtype, missing, spelled)
+    for i, (dtype, missing, value) in enumerate(MISSING):
+        check_missing(shards.another(f"missing-{i}"), mode, dtype, missing, value)
 
 
-def check_missing(shards: Shards, mode: str, dtype: Any, missing: str, spelled: float) -> None:
+def check_missing(shards: Shards, mode: str, dtype: Any, missing: str, value: float) -> None:
     rows = np.random.default_rng(0).integers(0, 100, (50, 4)).astype(dtype)
-    rows[[4, 33], [1, 2]] = np.array(spelled, dtype=dtype)
-    rows[20] = np.array(spelled, dtype=dtype)
+    rows[[4, 33], [1, 2]] = np.array(value, dtype=dtype)
+    rows[20] = np.array(value, dtype=dtype)
     shards.add(rows)
-    assert shards.run("--on-bad-data", mode, "--missing-value", missing, *KEEP) == 0, (dtype, missing)
+    assert shards.run("--on-bad-data", mode, "--missing-value", missing, *NO_LIMITS) == 0, (dtype, missing)
     read = rows.astype(np.float32) if dtype == np.float16 else rows
     check(shards.output, [read], [4, 20, 33])
     good = np.delete(read, [4, 20, 33], axis=0)
@@ -296,7 +300,7 @@ def test_another_missing_value_is_another_run(shards: Shards, caplog: pytest.Log
 
 
 @pytest.mark.parametrize(
-    ("limit", "mode", "with_model"), crossed(["7", "7%", "7.9 %"], ["skip", "quarantine"], [False, True])
+    ("limit", "mode", "with_model"), cross(["7", "7%", "7.9 %"], ["skip", "quarantine"], [False, True])
 )
 def test_the_limit_of_bad_rows_is_exact(
     shards: Shards, model: str, caplog: pytest.LogCaptureFixture, limit: str, mode: str, with_model: bool
@@ -312,10 +316,10 @@ def check_limit(
     flags = ["--on-bad-data", mode, "--max-bad-rows", limit, *(["--model", model] if with_model else [])]
     bad = rng.choice(100, 8, replace=False)
     for n_bad in (7, 8):
-        rewritten = np.concatenate([rows.copy() for rows in shards.arrays])
-        rewritten[bad[:n_bad], 1] = np.nan
-        shards.rewrite(0, rewritten[:60])
-        shards.rewrite(1, rewritten[60:])
+        changed_rows = np.concatenate([rows.copy() for rows in shards.arrays])
+        changed_rows[bad[:n_bad], 1] = np.nan
+        shards.rewrite(0, changed_rows[:60])
+        shards.rewrite(1, changed_rows[60:])
         caplog.clear()
         if n_bad == 7:
             assert shards.run(*flags) == 0, limit
@@ -335,15 +339,18 @@ def check_limit(
 @pytest.mark.compiler
 def test_bad_rows_change_no_bit_of_good_rows_in_the_kernels(tmp_path: Path) -> None:
     """Good and bad rows are multiplied in one product, but the features equal those next to good rows."""
-    shards, rng = Shards(tmp_path), np.random.default_rng(0)
+    shards = Shards(tmp_path)
+    rng = np.random.default_rng(0)
     shards.fill(1100, 50)
     whole = [rows.copy() for rows in shards.arrays]
     for number, rows in enumerate(shards.arrays):
         rows[rng.random(len(rows)) < 0.1, rng.integers(4)] = rng.choice([np.nan, np.inf, -np.inf])
         shards.rewrite(number, rows)
-    assert shards.run("--on-bad-data", "skip", *KEEP) == 0
-    found, fitted = open_features(shards.output), load_model(shards.output)
-    features, valid = found.features.compute(), found.valid.compute()
+    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
+    found = open_features(shards.output)
+    fitted = load_model(shards.output)
+    features = found.features.compute()
+    valid = found.valid.compute()
     np.testing.assert_array_equal(valid, np.isfinite(np.concatenate(shards.arrays)).all(axis=1))
     autoencoder = Autoencoder(fitted.network, *fitted.scaler.arrays(np.dtype(np.float32)))
     autoencoder.set_parameters(fitted.parameters)

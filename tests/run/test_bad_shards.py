@@ -21,14 +21,14 @@ from pipeline.model import load_model
 from pipeline.output.records import read_manifest
 from tests.support import standin
 from tests.support.bad_shards import (
-    KEEP,
-    TOLERANT,
+    EACH_MODE,
+    NO_LIMITS,
     Shards,
     check,
     errors,
     quarantined,
 )
-from tests.support.cases import crossed, sampled
+from tests.support.cases import cross, sample
 from tests.support.damage import damage
 from tests.support.helpers import write_shard
 from tests.support.logged import mentions
@@ -44,7 +44,7 @@ def spoil(shards: Shards, refused: int, unreadable: int) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(("limit", "mode"), crossed(["2", "20%", "29.99%"], ["skip", "quarantine"]))
+@pytest.mark.parametrize(("limit", "mode"), cross(["2", "20%", "29.99%"], ["skip", "quarantine"]))
 def test_the_limit_of_bad_shards_is_exact(
     shards: Shards, caplog: pytest.LogCaptureFixture, mode: str, limit: str
 ) -> None:
@@ -101,7 +101,7 @@ def good_rows_only(shards: Shards) -> Shards:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("options", "mode"), crossed(WAYS_TO_STORE, ["skip", "quarantine"]))
+@pytest.mark.parametrize(("options", "mode"), cross(WAYS_TO_STORE, ["skip", "quarantine"]))
 def test_an_unreadable_shard_keeps_its_place_and_affects_nothing(
     shards: Shards, caplog: pytest.LogCaptureFixture, options: dict, mode: str
 ) -> None:
@@ -113,7 +113,7 @@ def test_an_unreadable_shard_keeps_its_place_and_affects_nothing(
     for rows in (["--block-rows", "4"], ["--block-rows", "64"], ["--memory-budget", "16MiB"]):
         output = shards.output.with_name(" ".join(rows))
         caplog.clear()
-        assert shards.run("--on-bad-data", mode, *KEEP, *settings, *rows, output=output) == 0, rows
+        assert shards.run("--on-bad-data", mode, *NO_LIMITS, *settings, *rows, output=output) == 0, rows
         check(output, shards.arrays, range(30, 71))
         assert f"file={shards.folder}/1.h5 dataset=X rows=" in caplog.text, rows
         assert load_model(output).fingerprint == load_model(good.output).fingerprint, rows
@@ -124,25 +124,25 @@ def test_an_unreadable_shard_keeps_its_place_and_affects_nothing(
             assert all(f"file={shards.folder}/1.h5 dataset=X rows=" in line["reason"] for line in lines), rows
 
 
-@TOLERANT
+@EACH_MODE
 def test_a_given_model_scans_shards_if_bad_data_is_allowed(shards: Shards, model: str, mode: str) -> None:
     with_damage(shards, {"fletcher32": True})
-    assert shards.run("--on-bad-data", mode, "--model", model, *KEEP) == 0
+    assert shards.run("--on-bad-data", mode, "--model", model, *NO_LIMITS) == 0
     check(shards.output, shards.arrays, range(30, 71), load_model(model))
     assert "scan" in read_manifest(shards.output)["summary"]["seconds"]
 
 
-@TOLERANT
+@EACH_MODE
 def test_rows_need_no_range_of_their_own_with_a_given_model(
     shards: Shards, model: str, caplog: pytest.LogCaptureFixture, mode: str
 ) -> None:
     """Rows are scaled by the model's range: they may all be bad, or equal, or span an infinite range."""
     caplog.set_level("INFO", "pipeline")
     shards.add(np.array([[1.7e308, 1, 2, np.nan], [-1.7e308, 1, 2, np.nan]]))
-    assert shards.run("--on-bad-data", mode, "--model", model, *KEEP) == 0
+    assert shards.run("--on-bad-data", mode, "--model", model, *NO_LIMITS) == 0
     check(shards.output, shards.arrays, [0, 1], load_model(model))
     shards.rewrite(0, np.array([[1.7e308, 1, 2, 3], [-1.7e308, 1, 2, 3], [0, 1, 2, 3]]))
-    assert shards.run("--on-bad-data", mode, "--model", model, *KEEP, "--overwrite") == 0
+    assert shards.run("--on-bad-data", mode, "--model", model, *NO_LIMITS, "--overwrite") == 0
     assert read_manifest(shards.output)["n_rows"] == 3
     assert "constant" not in caplog.text
 
@@ -154,7 +154,7 @@ def test_a_given_model_and_good_data_need_no_scan(shards: Shards, model: str) ->
     assert list((shards.output / "stages").iterdir()) == []
 
 
-@TOLERANT
+@EACH_MODE
 def test_unreadable_values_of_an_extra_dataset_are_filled(
     shards: Shards, caplog: pytest.LogCaptureFixture, mode: str
 ) -> None:
@@ -167,18 +167,18 @@ def test_unreadable_values_of_an_extra_dataset_are_filled(
             file.create_dataset("y", data=labels[first : first + size], chunks=(9,), compression="gzip")
         damage(shards.folder / f"{number}.h5", "y", chunk=2)
         labels[first + 18 : first + 27] = np.iinfo(np.int64).min
-    assert shards.run("--on-bad-data", mode, *KEEP) == 0
+    assert shards.run("--on-bad-data", mode, *NO_LIMITS) == 0
     found = open_features(shards.output)
     assert found.extras["y"].compute().tolist() == labels.tolist()
     assert np.flatnonzero(~found.valid.compute()).tolist() == list(range(30, 71))
     assert mentions(caplog.text, "y", np.iinfo(np.int64).min)
     if mode == "quarantine":
-        listed = [line for line in quarantined(shards.output) if line["dataset"] == "y"]
-        rows = {(Path(line["file"]).name, row) for line in listed for row in range(*line["row"])}
+        lines = [line for line in quarantined(shards.output) if line["dataset"] == "y"]
+        rows = {(Path(line["file"]).name, row) for line in lines for row in range(*line["row"])}
         assert rows == {(name, row) for name in ("1.h5", "3.h5") for row in range(18, 27)}
 
 
-@TOLERANT
+@EACH_MODE
 def test_refused_shards_are_left_out_and_named(shards: Shards, caplog: pytest.LogCaptureFixture, mode: str) -> None:
     shards.fill(20, 20, 20, 20)
     (shards.folder / "1.h5").write_bytes(b"<html>")
@@ -227,7 +227,8 @@ def test_a_failing_disk_is_never_bad_data(
     """The disk may fail while shards are vetted, scanned, trained on, encoded or read for the report."""
     shards.fill(30, 30)
     monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
-    original, n_left = getattr(FILES, call), [10**9]
+    original = getattr(FILES, call)
+    n_left = [10**9]
 
     def fail_later(*arguments: Any) -> Any:
         n_left[0] -= 1
@@ -236,11 +237,12 @@ def test_a_failing_disk_is_never_bad_data(
         return original(*arguments)
 
     monkeypatch.setattr(FILES, call, fail_later)
-    flags = ["--on-bad-data", "quarantine", *KEEP]
+    flags = ["--on-bad-data", "quarantine", *NO_LIMITS]
     assert shards.run(*flags) == 0
     n_calls = 10**9 - n_left[0]
-    for n_good in sampled(range(0, n_calls, 4), 8):
-        output, n_left[0] = tmp_path / str(n_good), n_good
+    for n_good in sample(range(0, n_calls, 4), 8):
+        output = tmp_path / str(n_good)
+        n_left[0] = n_good
         caplog.clear()
         code = shards.run(*flags, output=output)
         assert os.strerror(errno.EIO) in caplog.text

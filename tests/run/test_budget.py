@@ -41,13 +41,15 @@ def test_blocks_parts_window_and_validation_fit_the_budget():
     ):
         case = f"{memory} bytes, {threads} threads, {dtype}, {n_inputs} columns, {n_features} features"
         budget = budget_of([shard(10**7, n_inputs, dtype)], n_features, memory_budget=memory, threads=threads)
-        row_bytes, block_rows, part_rows = n_inputs * np.dtype(dtype).itemsize, budget.block_rows, budget.part_rows
+        row_bytes = n_inputs * np.dtype(dtype).itemsize
+        block_rows = budget.block_rows
+        part_rows = budget.part_rows
         assert budget.n_threads == threads, case
         assert budget.n_writers in (threads, threads + 2), case
         assert block_rows % TILE == part_rows % block_rows == 0, case
         assert threads * block_rows * row_bytes <= memory // 8 + TILE * row_bytes * threads, case
-        most = max(memory // 8, 3 * threads * block_rows * 4 * n_features)
-        assert threads * 3 * part_rows * 4 * n_features <= most, case
+        max_rows = max(memory // 8, 3 * threads * block_rows * 4 * n_features)
+        assert threads * 3 * part_rows * 4 * n_features <= max_rows, case
         assert 2 * budget.window_rows * row_bytes <= memory // 2, case
         assert budget.max_validation_rows * row_bytes <= memory // 8, case
         assert 0 < budget.max_sample_rows * 4 * n_inputs <= min(64 * MiB, memory // 8), case
@@ -104,11 +106,11 @@ def test_extras_fit_the_budget():
         shards[0] = with_texts(shards[0], 0)
         budget = budget_of(shards, memory_budget=memory, threads=threads)
         assert budget.part_rows % TILE == 0, case
-        held = budget.n_wide * extras_bytes(shards, budget.part_rows)
+        extras_size = budget.n_wide * extras_bytes(shards, budget.part_rows)
         one_tile = extras_bytes(shards, TILE)
-        assert held <= max(memory // 4, one_tile), case
+        assert extras_size <= max(memory // 4, one_tile), case
         if not too_wide(memory, shards, TILE):
-            assert held <= memory // 2, case
+            assert extras_size <= memory // 2, case
 
 
 def test_extras_that_no_part_can_hold_are_named():
@@ -120,7 +122,7 @@ def test_extras_that_no_part_can_hold_are_named():
     assert too_wide(64 * MiB, few, TILE) == {}
 
 
-def in_chunks(n_rows, chunk_rows, n_inputs=100):
+def shard_in_chunks(n_rows, chunk_rows, n_inputs=100):
     chunks = (chunk_rows, n_inputs)
     layout = Layout("X", (n_rows, n_inputs), np.dtype("f4"), "chunked", chunks=chunks, filters=((1, (4,)),))
     return replace(shard(n_rows, n_inputs), chunk_rows=chunk_rows, layouts=(layout,))
@@ -133,7 +135,7 @@ def test_chunks_that_do_not_fit_the_budget_cause_a_warning():
         (10**6, 100, 64 * MiB, None),
         (10**7, 150_000, 2048 * MiB, r"\b1[0-9] times\b.*\bepoch\b"),
     ):
-        shards = [in_chunks(n_rows, chunk_rows)]
+        shards = [shard_in_chunks(n_rows, chunk_rows)]
         found = repeated_chunks(shards, budget_of(shards, memory_budget=memory))
         assert (found is None) == (times is None), (n_rows, chunk_rows, memory, found)
         if times:
@@ -165,13 +167,13 @@ def test_a_large_network_leaves_less_memory_for_rows():
     small, large = (budget_of([shard(n_inputs=784)], hidden=hidden, memory_budget=64 * MiB) for hidden in ((), (400,)))
     assert large.window_rows < small.window_rows
     assert large.max_validation_rows < small.max_validation_rows
-    taken = 16 * 784 * 4 * (small.max_validation_rows - large.max_validation_rows)
-    assert abs(taken - (4 * 18 * (784 * 400 + 400 * 16) - 8 * MiB)) < 2 * 16 * 784 * 4
+    n_bytes = 16 * 784 * 4 * (small.max_validation_rows - large.max_validation_rows)
+    assert abs(n_bytes - (4 * 18 * (784 * 400 + 400 * 16) - 8 * MiB)) < 2 * 16 * 784 * 4
 
 
 def test_requested_blocks_are_rounded_up_to_whole_tiles():
-    for requested, given in ((1, 64), (63, 64), (64, 64), (65, 128), (1000, 1024)):
-        assert budget_of(block_rows=requested).block_rows == given, requested
+    for requested, expected in ((1, 64), (63, 64), (64, 64), (65, 128), (1000, 1024)):
+        assert budget_of(block_rows=requested).block_rows == expected, requested
 
 
 def test_rows_stay_in_memory_if_they_fit_half_of_the_budget():
@@ -184,27 +186,28 @@ def test_rows_stay_in_memory_if_they_fit_half_of_the_budget():
 
 
 @pytest.mark.parametrize(
-    ("given", "free", "most"),
+    ("limit", "free", "max_rows"),
     [
-        (900 * 4096, 10**9, 900),  # the requested amount, whatever is free
+        (900 * 4096, 10**9, 900),  # the requested amount, independent of the free memory
         (0, 10**9, 0),
-        (None, 2 * 901 * 4096, 901),  # half of what is free
-        (None, 0, 2**30 // 4096),  # of a device that does not report its memory
+        (None, 2 * 901 * 4096, 901),  # half of the free memory
+        (None, 0, 2**30 // 4096),  # the device does not report its memory
         (None, 80 * 10**9, 2**32 // 4096),  # limit of 32-bit offsets into rows on a device
         (2**36, 80 * 10**9, 2**32 // 4096),
     ],
 )
-def test_rows_stay_on_a_device_if_they_fit_its_memory(given, free, most):
+def test_rows_stay_on_a_device_if_they_fit_its_memory(limit, free, max_rows):
     device = Device("cuda", "cuda", "Card", free=free)
-    for n_rows in {1, max(1, most - 1), max(1, most), most + 1}:
-        budget = budget_of([shard(n_rows, 4096, "uint8")], 1, memory_budget=32 * MiB, device_memory_budget=given)
+    for n_rows in {1, max(1, max_rows - 1), max(1, max_rows), max_rows + 1}:
+        budget = budget_of([shard(n_rows, 4096, "uint8")], 1, memory_budget=32 * MiB, device_memory_budget=limit)
         sizes = budget.sizes(device)
-        assert budget.keeps_rows(device) == sizes.on_device == (n_rows <= most), n_rows
+        assert budget.keeps_rows(device) == sizes.on_device == (n_rows <= max_rows), n_rows
         assert not sizes.resident
 
 
 def test_bytes_are_counted_in_the_dtype_that_holds_all_shards():
-    narrow, wide = shard(500, 8192, "uint8"), shard(500, 8192, "float64")
+    narrow = shard(500, 8192, "uint8")
+    wide = shard(500, 8192, "float64")
     settings = {"memory_budget": 16 * MiB, "threads": 1}
     assert budget_of([narrow], 1, **settings).resident
     assert not budget_of([narrow, wide, narrow], 1, **settings).resident

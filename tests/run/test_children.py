@@ -100,7 +100,8 @@ def kernel_table() -> Iterator[str]:
 def watch(victim: Victim, tmp_path_factory: pytest.TempPathFactory) -> Watch:
     """Return the observations of a run that was seen in each of its phases; a busy machine needs several runs."""
     program = ObservedProgram([])
-    program.command, program.environment = victim.program.command, victim.program.environment
+    program.command = victim.program.command
+    program.environment = victim.program.environment
     for i in range(10):
         ended = program.run(tmp_path_factory.mktemp("watched") / str(i))
         program.watcher.join()
@@ -116,9 +117,9 @@ def test_the_watch_sees_a_listening_socket() -> None:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         port = f":{listening.getsockname()[1]:04X} "
-        seen = sockets_of(os.getpid()) & set(kernel_table())
+        sockets = sockets_of(os.getpid()) & set(kernel_table())
     # Other tests of this process may have open sockets.
-    assert [line for line in seen if port in line and line.startswith("tcp: ")]
+    assert [line for line in sockets if port in line and line.startswith("tcp: ")]
 
 
 @pytest.mark.process

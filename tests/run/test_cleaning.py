@@ -19,8 +19,8 @@ import pytest
 from pipeline.features import open_features
 from pipeline.model import Model, load_model
 from pipeline.output.records import read_manifest
-from tests.support.bad_shards import KEEP, TOLERANT, Shards, check, errors, quarantined
-from tests.support.cases import ALL_CASES, case, sampled
+from tests.support.bad_shards import EACH_MODE, NO_LIMITS, Shards, check, errors, quarantined
+from tests.support.cases import ALL_CASES, case, sample
 from tests.support.helpers import csr, write_csr
 from tests.support.logged import mentions
 from tests.support.tolerances import assert_close
@@ -36,11 +36,12 @@ KINDS: list[tuple[Any, float, float]] = [
 ]
 
 
-def gappy(dtype: Any, missing: float, offset: float, seed: int = 0, n: int = 90) -> np.ndarray:
+def rows_with_gaps(dtype: Any, missing: float, offset: float, seed: int = 0, n: int = 90) -> np.ndarray:
     """Return rows of four columns with outliers and a fifth of the entries missing; no row misses all."""
     rng = np.random.default_rng(seed)
     rows = offset + 100 + 20 * rng.standard_normal((n, 4))
-    rows[5, 0], rows[6, 3] = offset + 250, offset
+    rows[5, 0] = offset + 250
+    rows[6, 3] = offset
     gaps = rng.random((n, 4)) < 0.2
     gaps[np.arange(n), rng.integers(4, size=n)] = False
     rows = rows.astype(dtype)
@@ -52,9 +53,10 @@ def as_read(rows: np.ndarray) -> np.ndarray:
     return rows.astype(np.float32) if rows.dtype == np.float16 else rows
 
 
-def by_hand(rows: np.ndarray, missing: float, model: Model) -> np.ndarray:
+def cleaned_rows(rows: np.ndarray, missing: float, model: Model) -> np.ndarray:
     """Clean rows entry by entry, in the dtype in which they are read."""
-    scaler, is_whole = model.scaler, rows.dtype.kind in "iu"
+    scaler = model.scaler
+    is_whole = rows.dtype.kind in "iu"
     gap = missing if is_whole else float(np.array(missing).astype(rows.dtype))
     cleaned = as_read(rows).copy()
     for row, column in np.ndindex(rows.shape):
@@ -63,7 +65,8 @@ def by_hand(rows: np.ndarray, missing: float, model: Model) -> np.ndarray:
             fill = float(scaler.fill[column])
             value = round(fill) if is_whole else fill
         if scaler.clips:
-            low, high = float(scaler.minimum[column]), float(scaler.maximum[column])
+            low = float(scaler.minimum[column])
+            high = float(scaler.maximum[column])
             value = min(max(value, np.ceil(low) if is_whole else low), np.floor(high) if is_whole else high)
         cleaned[row, column] = value
     return cleaned
@@ -82,13 +85,14 @@ def flags_of(missing: float) -> list[str]:
 def test_imputation_equals_a_run_over_imputed_rows(shards: Shards, impute: str) -> None:
     for i, (dtype, missing, offset) in enumerate(KINDS if ALL_CASES else KINDS[impute == "mean" :: 2]):
         with case(dtype=dtype, missing=missing):
-            gaps, filled = shards.another(f"gaps-{i}"), shards.another(f"filled-{i}")
-            rows = gappy(dtype, missing, offset)
+            gaps = shards.another(f"gaps-{i}")
+            filled = shards.another(f"filled-{i}")
+            rows = rows_with_gaps(dtype, missing, offset)
             gaps.add(rows[:31])
             gaps.add(rows[31:])
             assert gaps.run("--impute", impute, *flags_of(missing)) == 0
             model = load_model(gaps.output)
-            whole = by_hand(rows, missing, model)
+            whole = cleaned_rows(rows, missing, model)
             read = np.where(rows == np.array(missing).astype(dtype), np.nan, rows.astype(np.float64))
             expected = (np.nanmean if impute == "mean" else np.nanmedian)(read, axis=0)
             step = 1 if np.dtype(dtype).kind in "iu" else float(np.finfo(dtype).eps) * 256
@@ -103,23 +107,24 @@ def test_imputation_equals_a_run_over_imputed_rows(shards: Shards, impute: str) 
 
 @pytest.mark.slow
 def test_clipping_equals_a_run_over_clipped_rows(shards: Shards) -> None:
-    for i, (dtype, _, offset) in enumerate(sampled(KINDS, 4)):
+    for i, (dtype, _, offset) in enumerate(sample(KINDS, 4)):
         with case(dtype=dtype):
-            wild, tame = shards.another(f"wild-{i}"), shards.another(f"tame-{i}")
-            rows = gappy(dtype, 7, offset)
-            wild.add(rows)
-            assert wild.run("--clip-quantile", "0.05") == 0
-            model = load_model(wild.output)
+            clipped_by_run = shards.another(f"wild-{i}")
+            clipped_before = shards.another(f"tame-{i}")
+            rows = rows_with_gaps(dtype, 7, offset)
+            clipped_by_run.add(rows)
+            assert clipped_by_run.run("--clip-quantile", "0.05") == 0
+            model = load_model(clipped_by_run.output)
             wide = np.sort(rows.astype(np.float64), axis=0)
             np.testing.assert_array_equal((model.scaler.minimum, model.scaler.maximum), (wide[4], wide[-5]))
-            tame.add(by_hand(rows, np.nan, model))
-            assert tame.run() == 0
-            assert features_of(wild.output) == features_of(tame.output)
+            clipped_before.add(cleaned_rows(rows, np.nan, model))
+            assert clipped_before.run() == 0
+            assert features_of(clipped_by_run.output) == features_of(clipped_before.output)
 
 
 @pytest.mark.process
 def test_blocks_threads_and_the_form_of_files_change_no_bit(shards: Shards, tmp_path: Path) -> None:
-    rows = gappy(np.float32, np.nan, 0, n=300)
+    rows = rows_with_gaps(np.float32, np.nan, 0, n=300)
     rows[np.random.default_rng(1).random(rows.shape) < 0.3] = 0
     shards.add(rows[:120])
     shards.add(rows[120:])
@@ -129,7 +134,8 @@ def test_blocks_threads_and_the_form_of_files_change_no_bit(shards: Shards, tmp_
         output = tmp_path / f"{block_rows}"
         assert shards.run(*flags, "--block-rows", str(block_rows), "--threads", str(n_threads), output=output) == 0
         assert features_of(output) == features_of(shards.output)
-    turned, sparse = shards.another("turned"), shards.another("sparse")
+    turned = shards.another("turned")
+    sparse = shards.another("sparse")
     for i, part in enumerate((rows[:120], rows[120:])):
         with h5py.File(turned.folder / f"{i}.h5", "w") as file:
             file["X"] = part.T
@@ -142,23 +148,25 @@ def test_blocks_threads_and_the_form_of_files_change_no_bit(shards: Shards, tmp_
 # -- rows that stay bad ------------------------------------------------------------------------------------------
 
 
-@TOLERANT
+@EACH_MODE
 @pytest.mark.parametrize("with_model", [False, True], ids=["trained", "given"])
 def test_imputation_keeps_rows_with_inf_or_without_values_bad(shards: Shards, mode: str, with_model: bool) -> None:
-    rows = gappy(np.float32, -7, 0)
-    rows[11], rows[3, 1], rows[40, [0, 2]] = [-7, np.nan, np.nan, -7], np.inf, [np.nan, -np.inf]
+    rows = rows_with_gaps(np.float32, -7, 0)
+    rows[11] = [-7, np.nan, np.nan, -7]
+    rows[3, 1] = np.inf
+    rows[40, [0, 2]] = [np.nan, -np.inf]
     shards.add(rows)
-    flags = ["--missing-value", "-7", "--on-bad-data", mode, *KEEP]
+    flags = ["--missing-value", "-7", "--on-bad-data", mode, *NO_LIMITS]
     if with_model:
         training = shards.another("training")
-        training.add(gappy(np.float32, np.nan, 0, seed=3))
+        training.add(rows_with_gaps(np.float32, np.nan, 0, seed=3))
         assert training.run("--impute", "mean", "--clip-quantile", "0.01") == 0
         flags += ["--model", str(training.output)]
     else:
         flags += ["--impute", "mean", "--clip-quantile", "0.01"]
     assert shards.run(*flags) == 0
     model = load_model(shards.output)
-    cleaned = by_hand(rows, -7, model)
+    cleaned = cleaned_rows(rows, -7, model)
     check(shards.output, [cleaned], [3, 11, 40], model)
     assert read_manifest(shards.output)["summary"]["n_outside"] == 0
     if mode == "quarantine":
@@ -170,7 +178,7 @@ def test_imputation_keeps_rows_with_inf_or_without_values_bad(shards: Shards, mo
 
 
 def test_inf_stops_a_run_with_imputation(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
-    rows = gappy(np.float32, np.nan, 0)
+    rows = rows_with_gaps(np.float32, np.nan, 0)
     rows[40, [0, 2]] = np.nan, -np.inf
     shards.add(rows)
     assert shards.run("--impute", "median") == 65
@@ -187,7 +195,7 @@ def test_inf_stops_a_run_with_imputation(shards: Shards, caplog: pytest.LogCaptu
     assert "--impute" not in errors(caplog)
 
 
-@pytest.mark.parametrize("more", [[], ["--on-bad-data", "skip", *KEEP]], ids=["raise", "skip"])
+@pytest.mark.parametrize("more", [[], ["--on-bad-data", "skip", *NO_LIMITS]], ids=["raise", "skip"])
 def test_imputation_works_if_every_row_misses_a_value(shards: Shards, caplog: Any, more: list[str]) -> None:
     rows = np.random.default_rng(0).normal(size=(40, 4))
     rows[np.arange(40), np.arange(40) % 4] = np.nan
@@ -203,17 +211,18 @@ def test_imputation_works_if_every_row_misses_a_value(shards: Shards, caplog: An
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["raise", "skip"])
 def test_a_given_model_imputes_and_clips_as_trained(shards: Shards, tmp_path: Path, mode: str) -> None:
-    shards.add(gappy(np.float32, np.nan, 0))
+    shards.add(rows_with_gaps(np.float32, np.nan, 0))
     assert shards.run("--impute", "median", "--clip-quantile", "0.05") == 0
     model = load_model(shards.output)
     for i, (dtype, missing, _) in enumerate(KINDS if ALL_CASES else KINDS[mode == "skip" :: 2]):
         with case(dtype=dtype, missing=missing):
-            later, output = shards.another(f"later-{i}"), tmp_path / f"out-{i}"
-            rows = gappy(dtype, missing, 0, seed=5)
+            later = shards.another(f"later-{i}")
+            output = tmp_path / f"out-{i}"
+            rows = rows_with_gaps(dtype, missing, 0, seed=5)
             later.add(rows)
             flags = ["--model", str(shards.output), "--on-bad-data", mode, "--on-drift", "raise"]
             assert later.run(*flags, *flags_of(missing), output=output) == 0
-            check(output, [by_hand(rows, missing, model)], [], model)
+            check(output, [cleaned_rows(rows, missing, model)], [], model)
             assert read_manifest(output)["summary"]["n_outside"] == 0
 
 
@@ -230,11 +239,12 @@ def test_cleaning_that_a_given_model_did_not_learn_is_refused(shards: Shards, mo
 
 def test_the_report_counts_imputed_values_by_column(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "pipeline")
-    rows = gappy(np.float32, np.nan, 0)
-    rows[:, 1], rows[:, 2] = np.nan, 3
+    rows = rows_with_gaps(np.float32, np.nan, 0)
+    rows[:, 1] = np.nan
+    rows[:, 2] = 3
     rows[7] = np.nan
     shards.add(rows)
-    assert shards.run("--impute", "mean", "--on-bad-data", "skip", *KEEP) == 0
+    assert shards.run("--impute", "mean", "--on-bad-data", "skip", *NO_LIMITS) == 0
     counts = np.isnan(np.delete(rows, np.flatnonzero(np.isnan(rows).all(axis=1)), axis=0)).sum(axis=0)
     reported = json.loads((shards.output / "report.json").read_text())["scan"]["filled"]
     assert reported == {str(column): n for column, n in enumerate(counts.tolist()) if n}
@@ -266,7 +276,8 @@ def r2_of(model: Model, rows: np.ndarray, column: int) -> float:
 @pytest.mark.compiler
 @pytest.mark.parametrize(("dtype", "offset"), [(np.float32, 0), (np.float64, 1e9), (np.int32, 10**9)])
 def test_kernels_encode_imputed_and_clipped_rows(tmp_path: Path, dtype: Any, offset: float) -> None:
-    rng, shards = np.random.default_rng(0), Shards(tmp_path)
+    rng = np.random.default_rng(0)
+    shards = Shards(tmp_path)
     rows = rng.normal(size=(3000, 2)) @ rng.normal(size=(2, 6)) * 1000
     rows[:, 3] += 1000 * rng.standard_cauchy(3000)
     rows = (rows + offset).astype(dtype)
@@ -278,11 +289,12 @@ def test_kernels_encode_imputed_and_clipped_rows(tmp_path: Path, dtype: Any, off
     flags = ["--missing-value", "-99", "--block-rows", "2048", "--n-features", "4"]
     assert shards.run("--clip-quantile", "0.01", "--impute", "median", "--epochs", "20", *flags) == 0
     model = load_model(shards.output)
-    cleaned = by_hand(rows, -99, model)
+    cleaned = cleaned_rows(rows, -99, model)
     features = open_features(shards.output).features.compute()
     assert_close(features, model.encode(cleaned), "cpu", "float32", "features")
     assert r2_of(model, cleaned, 3) > 0.1
-    later, output = shards.another("later"), tmp_path / "later-out"
+    later = shards.another("later")
+    output = tmp_path / "later-out"
     later.add(rows)
     assert later.run("--model", str(shards.output), *flags, output=output) == 0
     assert features_of(output) == features.tobytes()

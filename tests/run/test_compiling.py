@@ -22,37 +22,37 @@ pytestmark = pytest.mark.process
 def test_a_required_device_that_is_missing_ends_the_run(small: Small, tmp_path: Path) -> None:
     ended = small.program(THEANO_FLAGS="device=cuda103").run(tmp_path / "out", "--require-device")
     assert ended.code == 69
-    assert ended.says("DeviceError: device=cuda103 .* `shardpress doctor` .* THEANO_FLAGS=device=cpu")
+    assert ended.has_line("DeviceError: device=cuda103 .* `shardpress doctor` .* THEANO_FLAGS=device=cpu")
     assert LAST_LINE.search(ended.lines[-1])
 
 
 def test_the_cpu_replaces_a_missing_device_with_a_warning(small: Small, tmp_path: Path) -> None:
     ended = small.program(THEANO_FLAGS="device=cuda103").run(tmp_path / "out")
     assert ended.code == 0
-    assert ended.says(" WARNING device=cuda103 .* CPU ")
-    assert ended.says(" INFO environment: THEANO_FLAGS=device=cuda103$")
+    assert ended.has_line(" WARNING device=cuda103 .* CPU ")
+    assert ended.has_line(" INFO environment: THEANO_FLAGS=device=cuda103$")
     assert features_of(tmp_path / "out") == small.features
 
 
 def test_a_run_without_a_compiler_is_refused(small: Small, tmp_path: Path) -> None:
     ended = small.program(PATH="/nonexistent").run(tmp_path / "out")
     assert ended.code == 69
-    assert ended.says(r"DeviceError: .* g\+\+ .* PATH=/nonexistent\b.* \(Debian: ")
+    assert ended.has_line(r"DeviceError: .* g\+\+ .* PATH=/nonexistent\b.* \(Debian: ")
     assert LAST_LINE.search(ended.lines[-1])
 
 
 def test_a_configured_compiler_that_is_missing_is_named(small: Small, tmp_path: Path) -> None:
     ended = small.program(THEANO_FLAGS="cxx=g+++").run(tmp_path / "out")
     assert ended.code == 69
-    assert ended.says(r"DeviceError: .*\bcxx=g\+\+\+:")
-    assert not ended.says("Traceback")
+    assert ended.has_line(r"DeviceError: .*\bcxx=g\+\+\+:")
+    assert not ended.has_line("Traceback")
 
 
 def test_an_empty_compiler_setting_causes_a_warning(small: Small, tmp_path: Path) -> None:
     warning = r" WARNING cxx .* C\+\+ "
     ended = small.program(THEANO_FLAGS="cxx=").run(tmp_path / "out", at=warning, by=signal.SIGTERM)
     assert ended.code == -signal.SIGTERM, ended.lines
-    assert not ended.says("training")
+    assert not ended.has_line("training")
 
 
 def test_the_compiler_finds_its_linker_without_a_path(small: Small, tmp_path: Path) -> None:
@@ -61,9 +61,9 @@ def test_the_compiler_finds_its_linker_without_a_path(small: Small, tmp_path: Pa
     assert ended.code == 0, ended.lines
     assert features_of(tmp_path / "out") == small.features
     assert sum(re.search(r" INFO compiling\b", line) is not None for line in ended.lines) == 1
-    assert ended.says(r"^Done: .*\bcompiling\b.* [\d.]+ s\.")
+    assert ended.has_line(r"^Done: .*\bcompiling\b.* [\d.]+ s\.")
     second = program.run(tmp_path / "second", *small.with_model)
-    assert not second.says("compiling"), "compiled code is cached"
+    assert not second.has_line("compiling"), "compiled code is cached"
 
 
 def test_the_log_keeps_the_compiler_output_that_is_not_shown(small: Small, tmp_path: Path) -> None:
@@ -77,8 +77,8 @@ def test_the_log_keeps_the_compiler_output_that_is_not_shown(small: Small, tmp_p
     program = small.program(THEANO_FLAGS=f"cxx={broken}", XDG_CACHE_HOME=tmp_path / "cache", TMPDIR=tmp_path / "bin")
     ended = program.run(tmp_path / "out")
     assert ended.code == 69, ended.lines
-    assert ended.says(r"DeviceError: .* x\.cpp:0: error: number 0\. .*\brun\.log\b")
-    assert not ended.says("number 1|temporary file|command line")
+    assert ended.has_line(r"DeviceError: .* x\.cpp:0: error: number 0\. .*\brun\.log\b")
+    assert not ended.has_line("number 1|temporary file|command line")
     assert "number 499" in (tmp_path / "out" / "run.log").read_text()
     assert [path.name for path in broken.parent.iterdir()] == ["g++"], "no temporary files are left"
 
@@ -94,7 +94,7 @@ def test_the_error_of_a_failed_compiler_is_quoted(small: Small, tmp_path: Path) 
     program = small.program(PATH=f"{broken.parent}:{os.environ['PATH']}", XDG_CACHE_HOME=tmp_path / "cache")
     ended = program.run(tmp_path / "out")
     assert ended.code == 69, ended.lines
-    assert ended.says(r"DeviceError: .* g\+\+: fatal error: cannot find cc1plus\. .* \(Debian: ")
+    assert ended.has_line(r"DeviceError: .* g\+\+: fatal error: cannot find cc1plus\. .* \(Debian: ")
     assert LAST_LINE.search(ended.lines[-1])
 
 
@@ -107,7 +107,7 @@ def test_a_compiler_that_hides_the_processor_is_refused(small: Small, tmp_path: 
     program = small.program(THEANO_FLAGS=f"cxx={broken}", XDG_CACHE_HOME=tmp_path / "cache")
     ended = program.run(tmp_path / "out")
     assert ended.code == 69, ended.lines
-    assert ended.says("march=native.*ulimit -u")
+    assert ended.has_line("march=native.*ulimit -u")
 
 
 def test_a_run_succeeds_after_one_was_killed_while_compiling(small: Small, tmp_path: Path) -> None:
@@ -161,8 +161,8 @@ def test_a_full_compile_cache_or_temporary_directory_is_avoided(small: Small, tm
     assert code == 0
     if ended != "not allowed":
         assert ended["code"] == 0, ended["lines"]
-        warned = [line for line in ended["lines"] if " WARNING " in line and str(tmp_path) in line]
-        assert len(warned) == (name == "XDG_CACHE_HOME")
+        warnings = [line for line in ended["lines"] if " WARNING " in line and str(tmp_path) in line]
+        assert len(warnings) == (name == "XDG_CACHE_HOME")
         assert features_of(tmp_path / "out") == small.features
 
 

@@ -15,7 +15,7 @@ from pipeline.hdf5.values import file_digest
 from pipeline.run import contents
 from pipeline.run.encoding_stage import EncodingStage
 from pipeline.run.scan_stage import ScanStage
-from tests.support.interruptions import STEPS, FullDisk, fresh, results, stamps
+from tests.support.interruptions import STEPS, FullDisk, results, stamps, undisturbed_features
 from tests.support.standin import Workspace, features_of
 
 
@@ -36,15 +36,15 @@ def change_attributes(path: Path) -> None:
 
 
 @pytest.fixture
-def digested(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def digested_paths(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the list of files whose digests are computed."""
     paths: list[str] = []
 
-    def counted(path: str, identity: Any) -> str:
+    def digest_and_count(path: str, identity: Any) -> str:
         paths.append(path)
         return file_digest(path, identity)
 
-    monkeypatch.setattr(contents, "file_digest", counted)
+    monkeypatch.setattr(contents, "file_digest", digest_and_count)
     return paths
 
 
@@ -58,7 +58,7 @@ def test_a_finished_run_notices_contents_changed_in_place(
     assert workspace.run(out) == 78
     assert re.search(r"ConfigError: .* 0\.h5 \(.*\bcontents\b", caplog.text)
     assert workspace.run(out, "--overwrite") == 0
-    assert features_of(out) == fresh(workspace) != before
+    assert features_of(out) == undisturbed_features(workspace) != before
     stamps_before = stamps(out)
     assert workspace.run(out) == 0
     assert stamps(out) == stamps_before
@@ -68,26 +68,26 @@ def test_an_unfinished_run_notices_contents_changed_in_place(workspace: Workspac
     assert workspace.run(out, *STEPS, disk=FullDisk("commits/checkpoint", 2)) == 74
     change_in_place(workspace.shards / "0.h5")
     assert workspace.run(out, *STEPS) == 0
-    assert features_of(out) == fresh(workspace, *STEPS)
+    assert features_of(out) == undisturbed_features(workspace, *STEPS)
 
 
-def test_changed_attributes_are_confirmed_once(workspace: Workspace, out: Path, digested: list[str]) -> None:
+def test_changed_attributes_are_confirmed_once(workspace: Workspace, out: Path, digested_paths: list[str]) -> None:
     assert workspace.run(out) == 0
     before = results(stamps(out))
     path = workspace.shards / "0.h5"
     change_attributes(path)
     os.link(path, workspace.folder / "backup.h5")
-    digested.clear()
+    digested_paths.clear()
     for expected in ([str(path)], []):
         assert workspace.run(out) == 0
-        assert digested == expected
-        digested.clear()
+        assert digested_paths == expected
+        digested_paths.clear()
     assert results(stamps(out)) == before
 
 
-def test_without_digests_contents_are_not_compared(workspace: Workspace, out: Path, digested: list[str]) -> None:
+def test_without_digests_contents_are_not_compared(workspace: Workspace, out: Path, digested_paths: list[str]) -> None:
     assert workspace.run(out, "--verify", "sizes") == 0
-    assert digested == []
+    assert digested_paths == []
     change_in_place(workspace.shards / "0.h5")
     assert workspace.run(out) == 0  # its earlier content is unknown
 
@@ -107,7 +107,7 @@ def test_contents_that_change_during_a_run_stop_it(
     assert re.search(rf"DataError: file={workspace.shards}/0\.h5: .*\bcontents\b", caplog.text)
     monkeypatch.setattr(EncodingStage, "make", make)
     assert workspace.run(out) == 0
-    assert features_of(out) == fresh(workspace)
+    assert features_of(out) == undisturbed_features(workspace)
 
 
 def test_a_file_truncated_during_a_run_is_a_bad_shard(

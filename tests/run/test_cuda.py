@@ -16,7 +16,7 @@ from tests.support.clusters import Cluster, until
 from tests.support.cuda.stub import variables
 from tests.support.device_child import make_rows
 from tests.support.helpers import write_shard
-from tests.support.interpreters import fresh
+from tests.support.interpreters import run_python
 from tests.support.killing import Program, features_of
 from tests.support.logged import mentions
 from tests.support.processes import LAST_LINE, ends_well
@@ -25,7 +25,7 @@ from tests.support.tolerances import assert_close
 pytestmark = pytest.mark.process
 
 
-LAUNCHES_OF_A_START = 4  # before a worker gets a part
+LAUNCHES_AT_START = 4  # number of kernel launches before a worker gets its first part
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,27 @@ class Undisturbed:
 
 
 # Rows, network and rule are those of test_devices.py, so that their code is compiled only once.
-N_INPUTS, BATCH = 20, 64
+N_INPUTS = 20
+BATCH = 64
 SETTINGS = [
-    *("--hidden", "none", "--code-activation", "sigmoid", "--decoder-gain", "no", "--corruption", "0"),
-    *("--optimizer", "momentum", "--n-features", "4", "--epochs", "2", "--batch-size", f"{BATCH}"),
-    *("--threads", "1"),  # the order of the card's calls is fixed
+    "--hidden",
+    "none",
+    "--code-activation",
+    "sigmoid",
+    "--decoder-gain",
+    "no",
+    "--corruption",
+    "0",
+    "--optimizer",
+    "momentum",
+    "--n-features",
+    "4",
+    "--epochs",
+    "2",
+    "--batch-size",
+    f"{BATCH}",
+    "--threads",
+    "1",  # the order of the card's calls is fixed
 ]
 
 
@@ -93,7 +109,7 @@ def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Undis
     folder = tmp_path_factory.mktemp("undisturbed")
     ended = on_card(shards, log=folder / "log").run(folder / "out")
     assert ended.code == 0, ended.lines
-    assert ended.says(r" INFO device: cuda \(Stub 0\)$")
+    assert ended.has_line(r" INFO device: cuda \(Stub 0\)$")
     return Undisturbed(folder / "out", (folder / "log").read_text().splitlines())
 
 
@@ -103,7 +119,7 @@ def features(output: Path) -> np.ndarray:
 
 
 def test_a_card_gives_the_features_of_the_cpu(on_cpu: Path, undisturbed: Undisturbed) -> None:
-    # They come from two trainings, so differences of their parameters add to the tolerance.
+    # The features come from two trainings, so differences of the parameters add to the tolerance.
     assert_close(features(undisturbed.output), features(on_cpu), "cuda", "float32", "parameters")
 
 
@@ -112,7 +128,7 @@ def test_preallocated_memory_counts_as_free(pygpu: None, preallocate: str, expec
     """Otherwise hardly any memory would count as free; rows may use half of the free memory."""
     code = "from kernels import backend; facts['free'] = backend.start(require=True).free >> 20"
     flags = f"device=cuda,gpuarray.preallocate={preallocate}"
-    assert fresh(code, THEANO_FLAGS=flags, **variables(True, memory=800)).facts == {"free": expected}
+    assert run_python(code, THEANO_FLAGS=flags, **variables(True, memory=800)).facts == {"free": expected}
 
 
 def test_a_run_allocates_from_preallocated_memory(shards: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
@@ -129,7 +145,7 @@ def test_the_card_computes_every_product_and_memory_is_freed(undisturbed: Undist
     calls = Counter(line.split()[0] for line in undisturbed.calls)
     n_steps = 2 * 9
     assert calls["cublasSgemm_v2"] >= 5 * n_steps
-    assert calls["cuMemFree_v2"] >= calls["cuMemAlloc_v2"] - 20  # all but what is used until the end
+    assert calls["cuMemFree_v2"] >= calls["cuMemAlloc_v2"] - 20  # except for the memory that is used until the end
 
 
 def test_encoding_continues_with_fewer_rows_if_memory_runs_out(
@@ -138,31 +154,31 @@ def test_encoding_continues_with_fewer_rows_if_memory_runs_out(
     tile = undisturbed.allocations(TILE_ROWS * N_INPUTS)[-1]
     ended = on_card(shards, oom_at=tile).run(tmp_path / "out")
     assert ended.code == 0, ended.lines
-    assert ended.says(r" WARNING .*\bmemory\b.* \d+ rows\b")
+    assert ended.has_line(r" WARNING .*\bmemory\b.* \d+ rows\b")
     assert_close(features(tmp_path / "out"), features(undisturbed.output), "cuda", "float32", "features")
 
 
 def test_training_stops_if_device_memory_runs_out(shards: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
-    minibatch = undisturbed.allocations(4 * BATCH * N_INPUTS)[0]  # as float32
+    minibatch = undisturbed.allocations(4 * BATCH * N_INPUTS)[0]  # in float32
     ended = on_card(shards, oom_at=minibatch).run(tmp_path / "out")
     assert ended.code == 69
-    assert ended.says(r"DeviceError: .*\bmemory\b.* --device-memory-budget\b.* --batch-size\b")
+    assert ended.has_line(r"DeviceError: .*\bmemory\b.* --device-memory-budget\b.* --batch-size\b")
     assert LAST_LINE.search(ended.lines[-1])
 
 
 @pytest.mark.parametrize(
-    ("settings", "visible", "says"),
+    ("settings", "visible", "phrase"),
     [({"driver": "12.4"}, None, "UNSUPPORTED_PTX_VERSION"), ({}, "", "no CUDA-capable device is detected")],
 )
 def test_an_old_driver_and_a_hidden_card_are_reported(
-    shards: Path, tmp_path: Path, settings: dict[str, str], visible: str | None, says: str
+    shards: Path, tmp_path: Path, settings: dict[str, str], visible: str | None, phrase: str
 ) -> None:
     program = on_card(shards, **settings)
     if visible is not None:
         program.environment["CUDA_VISIBLE_DEVICES"] = visible
     ended = program.run(tmp_path / "out", "--require-device")
     assert ended.code == 69
-    assert ended.says(f"DeviceError: device=cuda .*{says}")
+    assert ended.has_line(f"DeviceError: device=cuda .*{phrase}")
 
 
 def test_a_run_resumes_after_losing_its_card_in_training(
@@ -188,10 +204,10 @@ def test_a_worker_that_lost_its_card_hands_its_work_to_another(
     settings = on_card(shards).environment
     program = Program(["--input", str(shards), "--model", str(undisturbed.output)])  # computes nothing itself
     with Cluster(tmp_path / "cluster", **settings) as cluster:
-        cluster.start_worker("falls", **variables(True, lost_at=LAUNCHES_OF_A_START + 1))
+        cluster.start_worker("failing", **variables(True, lost_at=LAUNCHES_AT_START + 1))
         process = program.start(tmp_path / "out", "--scheduler-file", str(cluster.file))
-        until(lambda: cluster.processes["falls"].poll() is not None, "its end")
-        cluster.start_worker("stands")
-        printed = ends_well(process)
-    assert re.search(r" WARNING cluster: retiring worker falls\b.*\bdevice\b", printed)
+        until(lambda: cluster.processes["failing"].poll() is not None, "its end")
+        cluster.start_worker("working")
+        log = ends_well(process)
+    assert re.search(r" WARNING cluster: retiring worker failing\b.*\bdevice\b", log)
     assert features_of(tmp_path / "out") == features_of(undisturbed.output)

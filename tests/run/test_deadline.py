@@ -27,9 +27,10 @@ from tests.support.logged import mentions, resumed_step
 from tests.support.standin import Workspace, features_of
 
 NOON = datetime(2026, 3, 4, 12, 0)
-MANY = ["--epochs", "8", "--patience", "0"]
-EPOCH, ENCODING = 100.0, 40.0  # seconds
-SHORT = ["--batch-size", "5"]
+MANY_EPOCHS = ["--epochs", "8", "--patience", "0"]
+EPOCH = 100.0  # seconds
+ENCODING = 40.0  # seconds
+SHORT_EPOCHS = ["--batch-size", "5"]
 STEPS_PER_EPOCH = 11
 
 
@@ -59,15 +60,16 @@ def test_an_invalid_time_is_refused(workspace: Workspace, out: Path, time: str) 
 
 
 class Machine:
-    """Sets the duration of an epoch, a step and the encoding, with a clock that only steps and measurements advance."""
+    """Durations of an epoch, a step and the encoding, with a clock that only steps and measurements advance."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.epoch = EPOCH
         self.step = 0.0
-        self.encodings = [ENCODING]  # as measured, one after another; the last one is repeated
+        self.encodings = [ENCODING]  # successive measurements; the last one is repeated
         self.restart()
         self._monkeypatch = monkeypatch
-        real_time, call = time.time, deadline.DeadlinePolicy.after_step
+        real_time = time.time
+        call = deadline.DeadlinePolicy.after_step
         self._now = lambda: real_time() + self._passed
 
         def after_step(policy: deadline.DeadlinePolicy, training: Any) -> Limit | None:
@@ -102,12 +104,12 @@ class Machine:
         """Return flags of a deadline that allows about `n_epochs` epochs; the first one takes no time."""
         reserve = deadline.reserved_seconds(ENCODING, single_file=False)
         seconds = reserve + (n_epochs - 1) * self.epoch / 0.9
-        return [*MANY, "--max-hours", repr(seconds / 3600), *more]
+        return [*MANY_EPOCHS, "--max-hours", repr(seconds / 3600), *more]
 
     def hours(self, n_epochs: float, *more: str) -> list[str]:
         """Return flags that leave time for `n_epochs` epochs before the actual encoding."""
         seconds = deadline.reserved_seconds(ENCODING, single_file=False) + n_epochs * self.epoch
-        return [*MANY, *SHORT, "--max-hours", repr(seconds / 3600), *more]
+        return [*MANY_EPOCHS, *SHORT_EPOCHS, "--max-hours", repr(seconds / 3600), *more]
 
 
 @pytest.fixture
@@ -125,7 +127,8 @@ def test_a_deadline_equals_a_run_of_the_epochs_that_fit(
     workspace: Workspace, tmp_path: Path, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
     for n_epochs in (2, 3, 7):
-        out, other = tmp_path / f"by{n_epochs}", tmp_path / f"of{n_epochs}"
+        out = tmp_path / f"by{n_epochs}"
+        other = tmp_path / f"of{n_epochs}"
         with case(n_epochs):
             assert workspace.run(out, *machine.flags(n_epochs + 0.5)) == 0
             assert workspace.run(other, "--epochs", str(n_epochs), "--patience", "0") == 0
@@ -176,7 +179,10 @@ def test_an_interrupted_run_keeps_its_epochs_and_its_deadline(
 def test_max_hours_count_from_the_first_start(
     workspace: Workspace, out: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    out, now, flags, before = workspace.folder / f"of{len(kind)}", time.time, machine.flags(100), time.time()
+    out = workspace.folder / f"of{len(kind)}"
+    now = time.time
+    flags = machine.flags(100)
+    before = time.time()
     seconds = 3600 * float(flags[flags.index("--max-hours") + 1])
     assert workspace.run(out, *flags, disk=FullDisk(kind, 1)) == 74
     monkeypatch.setattr(time, "time", lambda: now() + seconds / 2)
@@ -197,7 +203,8 @@ def test_a_changed_deadline_replaces_the_earlier_one(workspace: Workspace, out: 
 def test_restarting_renews_the_deadline(
     workspace: Workspace, out: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, flags = time.time, machine.flags(100)
+    now = time.time
+    flags = machine.flags(100)
     assert workspace.run(out, *flags, disk=FullDisk("commits/scan", 1)) == 74
     monkeypatch.setattr(time, "time", lambda: now() + 1000)
     assert workspace.run(out, *flags, "--restart") == 0
@@ -210,7 +217,8 @@ def test_a_deadline_that_has_passed_is_renewed(
 ) -> None:
     flags = machine.flags(3.5)
     assert workspace.run(out, *flags, *STEPS, disk=FullDisk("commits/checkpoint", 5)) == 74
-    now, day = time.time, 86400
+    now = time.time
+    day = 86400
     monkeypatch.setattr(time, "time", lambda: now() + day)
     assert workspace.run(out, *flags, *STEPS) == 0
     assert any(record.levelname == "WARNING" and "deadline: " in record.getMessage() for record in caplog.records)
@@ -291,7 +299,7 @@ def test_a_resumed_run_ends_training_at_the_same_step(workspace: Workspace, tmp_
 
 
 def test_a_deadline_can_end_training_within_an_epoch(workspace: Workspace, out: Path, machine: Machine) -> None:
-    machine.steps_take(15.0)  # so that 11 of them take longer than the assumed duration of an epoch
+    machine.steps_take(15.0)  # so that the 11 steps of an epoch take longer than its assumed duration
     assert workspace.run(out, *machine.hours(1.55)) == 0
     facts = training_of(out)
     assert facts["deadline"]["n_epochs"] == len(facts["history"]) == 1
@@ -321,7 +329,7 @@ def test_a_training_that_ends_early_measures_the_encoding_again(
 def test_a_training_without_time_ends_after_one_step(workspace: Workspace, out: Path, machine: Machine) -> None:
     for n_features in ("2", "3"):
         machine.restart()
-        assert workspace.run(out / n_features, *MANY, "--max-hours", "1e-7", "--n-features", n_features) == 0
+        assert workspace.run(out / n_features, *MANY_EPOCHS, "--max-hours", "1e-7", "--n-features", n_features) == 0
         facts = training_of(out / n_features)
         assert machine.n_steps == 1
         assert (len(facts["history"]), facts["deadline"]["n_epochs"]) == (1, 1)
@@ -331,7 +339,7 @@ def test_a_training_without_time_ends_after_one_step(workspace: Workspace, out: 
 def test_a_run_that_misses_its_deadline_causes_a_warning(
     workspace: Workspace, out: Path, tmp_path: Path, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert workspace.run(out, *MANY, "--max-hours", "1e-7") == 0
+    assert workspace.run(out, *MANY_EPOCHS, "--max-hours", "1e-7") == 0
     assert any(record.levelname == "WARNING" and "deadline: " in record.getMessage() for record in caplog.records)
     caplog.clear()
     options = ["--model", str(out), "--max-hours", "1e-7"]
@@ -347,8 +355,8 @@ def test_a_date_in_the_past_is_refused(workspace: Workspace, out: Path) -> None:
 def test_results_with_a_deadline_differ_from_results_without(workspace: Workspace, out: Path, machine: Machine) -> None:
     flags = machine.flags(3.5)
     assert workspace.run(out, *flags) == 0
-    assert workspace.run(out, *MANY) == 78
-    assert workspace.run(out, *machine.flags(6.5)) == 0  # of another deadline: the earlier decision is kept
+    assert workspace.run(out, *MANY_EPOCHS) == 78
+    assert workspace.run(out, *machine.flags(6.5)) == 0  # the deadline differs, but the earlier decision is kept
     assert len(training_of(out)["history"]) == 3
-    assert workspace.run(out, *MANY, "--overwrite") == 0
+    assert workspace.run(out, *MANY_EPOCHS, "--overwrite") == 0
     assert len(training_of(out)["history"]) == 8

@@ -20,16 +20,18 @@ LOST = "gpuarray error: cuLaunchKernel: CUDA_ERROR_ECC_UNCORRECTABLE: uncorrecta
 class Device:
     """Device that fails like pygpu at its Nth call and at every later one, until it is repaired."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-        self._monkeypatch, (self._module, self._name, self._call) = monkeypatch, where.split()
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+        self._monkeypatch = monkeypatch
+        self._module, self._name, self._call = method.split()
 
-    def fail(self, n_calls: int, words: str) -> None:
-        kind, calls = getattr(sys.modules[self._module], self._name), count(1)
+    def fail(self, n_calls: int, message: str) -> None:
+        kind = getattr(sys.modules[self._module], self._name)
+        calls = count(1)
         call = getattr(kind, self._call)
 
         def failing(*arguments: object, **named: object) -> object:
             if next(calls) > n_calls:
-                raise RuntimeError(words)
+                raise RuntimeError(message)
             return call(*arguments, **named)
 
         self._monkeypatch.setattr(kind, self._call, failing)
@@ -62,22 +64,22 @@ def test_training_resumes_after_device_memory_ran_out(
     assert features_of(out) == expected()
 
 
-@pytest.mark.parametrize(("where", "n_calls"), [(IN_TRAINING, 1), (IN_TRAINING, 3), (IN_ENCODING, 1)])
+@pytest.mark.parametrize(("method", "n_calls"), [(IN_TRAINING, 1), (IN_TRAINING, 3), (IN_ENCODING, 1)])
 def test_a_run_resumes_after_losing_its_device(
     workspace: Workspace,
     out: Path,
     expected: Callable[..., bytes],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
-    where: str,
+    method: str,
     n_calls: int,
 ) -> None:
-    device = Device(monkeypatch, where)
+    device = Device(monkeypatch, method)
     device.fail(n_calls, LOST)
     assert workspace.run(out, *STEPS) == 75
     assert mentions(caplog.text, "DeviceLost", LOST)
     device.repair()
     caplog.clear()
     assert workspace.run(out, *STEPS) == 0
-    assert resumed_step(caplog.text) == (n_calls if where == IN_TRAINING else None)
+    assert resumed_step(caplog.text) == (n_calls if method == IN_TRAINING else None)
     assert features_of(out) == expected()

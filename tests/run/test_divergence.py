@@ -20,7 +20,7 @@ pytestmark = pytest.mark.process
 
 
 class Bursting(standin.TrainingStep):
-    """Takes huge steps while the schedule reduces its rate below a half, but not while the rate rises."""
+    """Takes huge steps while the schedule lowers the rate below one half, but not while the rate rises."""
 
     def take_one(self, minibatch: np.ndarray, learning_rate: float, with_cost: bool) -> float | None:
         rate = 1e9 if 0.041 < learning_rate < 0.049 else learning_rate

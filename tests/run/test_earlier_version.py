@@ -75,8 +75,8 @@ def test_an_unfinished_run_is_resumed(earlier: Workspace, stage: str, caplog: py
     output = earlier.folder / stage
     before = {record["entry"]["file"] for record in records(output)}
     assert earlier.run(output, *STEPS) == 0
-    for reused in REUSED[stage]:
-        assert reuses(caplog.text, reused)
+    for stage_name in REUSED[stage]:
+        assert reuses(caplog.text, stage_name)
     assert (resumed_step(caplog.text) is not None) == (stage == "training")
     assert resumes_encoding(caplog.text) == (stage == "encoding")
     if stage in ("encoding", "finishing"):

@@ -55,7 +55,8 @@ def features(folder: Path, output: Path, *flags: str) -> np.ndarray:
 
 @pytest.mark.process
 def test_equal_seeds_give_equal_bits(shards: Path, tmp_path: Path) -> None:
-    first, second = features(shards, tmp_path / "a"), features(shards, tmp_path / "b")
+    first = features(shards, tmp_path / "a")
+    second = features(shards, tmp_path / "b")
     assert first.tobytes() == second.tobytes()
     assert not np.array_equal(first, features(shards, tmp_path / "c", "--seed", "1"))
 
@@ -116,7 +117,8 @@ def test_features_equal_the_numpy_encoder(tmp_path: Path, dtype: str) -> None:
     deep = ("--hidden", "12,11", "--activation", "leaky-relu", "--decoder-gain", "--start", "components")
     for flags in ((), (*deep, "--corruption", "0.2", "--weight-decay", "0.01")):
         found = features(tmp_path / "x.h5", tmp_path / f"out{len(flags)}", *flags)
-        model, tolerance = load_model(tmp_path / f"out{len(flags)}"), TOLERANCES["cpu", "float32", "features"]
+        model = load_model(tmp_path / f"out{len(flags)}")
+        tolerance = TOLERANCES["cpu", "float32", "features"]
         assert model.network.n_layers == (3 if flags else 2)
         assert np.allclose(found, model.encode(x), rtol=0, atol=tolerance)
 
@@ -146,12 +148,14 @@ def test_labels_and_features_have_the_same_order_in_the_index(shards: Path, tmp_
 
 def test_skipped_rows_do_not_change_other_rows(tmp_path: Path) -> None:
     x = rows(1500)
-    x[10, 3], x[1400, 0] = np.nan, np.inf
+    x[10, 3] = np.nan
+    x[1400, 0] = np.inf
     write_shard(tmp_path / "x.h5", x)
     out = tmp_path / "out"
     assert main(["--input", str(tmp_path / "x.h5"), "--output", str(out), "--on-bad-data", "skip", *QUICK]) == 0
     found = open_features(out)
-    valid, h = found.valid.compute(), found.features.compute()
+    valid = found.valid.compute()
+    h = found.features.compute()
     assert np.flatnonzero(~valid).tolist() == [10, 1400]
     assert np.isnan(h[~valid]).all()
     assert np.isfinite(h[valid]).all()
@@ -160,7 +164,8 @@ def test_skipped_rows_do_not_change_other_rows(tmp_path: Path) -> None:
 
 def test_bad_rows_stop_a_run_before_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     x = rows(1500)
-    x[10, 3], x[1400, 0] = np.nan, np.inf
+    x[10, 3] = np.nan
+    x[1400, 0] = np.inf
     write_shard(tmp_path / "x.h5", x)
     assert main(["--input", str(tmp_path / "x.h5"), "--output", str(tmp_path / "out")]) == 65
     assert mentions(caplog.text, f"file={tmp_path / 'x.h5'}", "nan", 10, 3, "2 of 1500")

@@ -57,9 +57,10 @@ def fingerprints(found: Request) -> dict[str, str]:
     return dict(zip(STAGES, (found.of_scan(), found.of_model(), found.of_features("m"), found.of_all()), strict=True))
 
 
-def touched(now: Request, before: Request | None = None) -> set[str]:
+def affected_stages(now: Request, before: Request | None = None) -> set[str]:
     """Return the stages whose results two requests do not share."""
-    old, new = fingerprints(before or request()), fingerprints(now)
+    old = fingerprints(before or request())
+    new = fingerprints(now)
     return {stage for stage in STAGES if old[stage] != new[stage]}
 
 
@@ -72,11 +73,11 @@ def plain(found: Request) -> dict[str, Any]:
 
 
 def test_equal_requests_have_equal_fingerprints() -> None:
-    assert touched(request()) == set()
+    assert affected_stages(request()) == set()
     assert len(set(fingerprints(request()).values())) == len(STAGES)
 
 
-TOUCHED: list[tuple[dict[str, Any], set[str]]] = [
+AFFECTED_STAGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"n_features": 3}, {"model", "all"}),
     ({"hidden": (5,)}, {"model", "all"}),
     ({"activation": "leaky-relu", "hidden": ()}, {"model", "all"}),
@@ -121,8 +122,8 @@ TOUCHED: list[tuple[dict[str, Any], set[str]]] = [
 
 def test_a_setting_changes_the_stages_that_depend_on_it() -> None:
     """The features depend on the training through the model, whose fingerprint is constant here."""
-    for change, expected in TOUCHED:
-        assert touched(request(CONFIG.changed(**change))) == expected, change
+    for change, expected in AFFECTED_STAGES:
+        assert affected_stages(request(CONFIG.changed(**change))) == expected, change
 
 
 AFFECTED = {"scan": set(STAGES), "model": {"model", "all"}, "features": {"features", "all"}}
@@ -130,7 +131,8 @@ AFFECTED = {"scan": set(STAGES), "model": {"model", "all"}, "features": {"featur
 
 def other_value(setting: Setting) -> Any:
     """Return a value that differs from the setting's value in CONFIG."""
-    now, kind = CONFIG.flat()[setting.name], setting.kind
+    now = CONFIG.flat()[setting.name]
+    kind = setting.kind
     if kind.metavar.startswith("{") and not isinstance(now, bool):
         return next(each for each in kind.metavar.strip("{}").split(",") if each != now)
     if isinstance(now, (bool, int, float)):
@@ -149,7 +151,7 @@ def test_every_setting_changes_the_stages_that_it_declares(monkeypatch: pytest.M
         if affects in ("inputs", "budget"):  # these count by their effect, and have tests of their own
             continue
         change = {setting.name: other_value(setting)}
-        assert touched(request(CONFIG.changed(**change))) == AFFECTED.get(affects, set()), change
+        assert affected_stages(request(CONFIG.changed(**change))) == AFFECTED.get(affects, set()), change
 
 
 BEFORE = {  # first sixteen digits of fingerprints of the version that listed settings
@@ -188,22 +190,23 @@ def test_format_numbers_change_the_stages_that_depend_on_them(monkeypatch: pytes
     before = request()
     monkeypatch.setattr(module, name, 2)
     expected = {"_SCAN": set(STAGES), "_TRAINING": {"model", "all"}, "_ENCODING": {"features", "all"}}
-    assert touched(request(), before) == expected[name]
+    assert affected_stages(request(), before) == expected[name]
 
 
 @pytest.mark.parametrize("package", ["numpy", "Theano"])
 def test_versions_of_libraries_change_the_model(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    before, version = request(), module.version
+    before = request()
+    version = module.version
     monkeypatch.setattr(module, "version", lambda name: "9.9" if name == package else version(name))
-    assert touched(request(), before) == {"model", "all"}
+    assert affected_stages(request(), before) == {"model", "all"}
     assert package in differences(plain(before), plain(request()))
 
 
 def test_a_memory_budget_matters_only_if_it_limits_the_rows() -> None:
     wide = tuple(replace(shard, shape=(10**6, 4), identity=replace(FILE, size=16 * 10**6)) for shard in SHARDS)
     before = request(shards=wide)
-    assert touched(request(CONFIG.changed(memory_budget=2**35), wide), before) == set()
-    assert touched(request(CONFIG.changed(memory_budget=2**25), wide), before) == {"model", "all"}
+    assert affected_stages(request(CONFIG.changed(memory_budget=2**35), wide), before) == set()
+    assert affected_stages(request(CONFIG.changed(memory_budget=2**25), wide), before) == {"model", "all"}
 
 
 # -- inputs ------------------------------------------------------------------------------------------------------
@@ -232,34 +235,36 @@ INPUTS: dict[str, tuple[Callable[[tuple[Shard, ...]], tuple[Shard, ...]], str]] 
 def test_a_changed_input_changes_every_stage_and_is_named() -> None:
     for kind, (change, words) in INPUTS.items():
         now = request(shards=change(SHARDS))
-        assert touched(now) == set(STAGES), kind
+        assert affected_stages(now) == set(STAGES), kind
         found = differences(plain(request()), plain(now))
         assert words in found, kind
         assert found.isprintable(), kind
 
 
 def test_moving_the_input_changes_nothing() -> None:
-    there = replace(FILE, inode=5, device=6)
-    moved = tuple(replace(shard, path=shard.path.replace("/data", "/elsewhere"), identity=there) for shard in SHARDS)
-    assert touched(request(shards=moved)) == set()
+    moved_identity = replace(FILE, inode=5, device=6)
+    moved = tuple(
+        replace(shard, path=shard.path.replace("/data", "/elsewhere"), identity=moved_identity) for shard in SHARDS
+    )
+    assert affected_stages(request(shards=moved)) == set()
     assert differences(plain(request()), plain(request(shards=moved))) == ""
 
 
 def test_names_of_columns_change_nothing_but_their_order_does() -> None:
     """Results of versions that did not know the names are reused."""
     named = tuple(replace(shard, columns=Columns(tuple("abcd"), "var")) for shard in SHARDS)
-    assert touched(request(shards=named)) == set()
+    assert affected_stages(request(shards=named)) == set()
     order = np.array([1, 0, 2, 3], np.int32)
     reordered = (*named[:2], replace(named[2], order=order))
-    assert touched(request(shards=reordered)) == set(STAGES)
+    assert affected_stages(request(shards=reordered)) == set(STAGES)
     assert "column_order" in differences(plain(request()), plain(request(shards=reordered)))
     for match in ("name", "ignore"):
-        assert touched(request(CONFIG.changed(match_columns=match), named)) == set()
+        assert affected_stages(request(CONFIG.changed(match_columns=match), named)) == set()
 
 
 def test_the_order_of_shards_matters() -> None:
-    twins = (SHARDS[0], replace(SHARDS[0], path="/other/a.h5", identity=replace(FILE, mtime_ns=3)))
-    assert touched(request(shards=twins), request(shards=twins[::-1])) == set(STAGES)
+    shards = (SHARDS[0], replace(SHARDS[0], path="/other/a.h5", identity=replace(FILE, mtime_ns=3)))
+    assert affected_stages(request(shards=shards), request(shards=shards[::-1])) == set(STAGES)
 
 
 # -- a given model -----------------------------------------------------------------------------------------------
@@ -268,20 +273,20 @@ def test_the_order_of_shards_matters() -> None:
 def test_training_settings_do_not_matter_with_a_given_model() -> None:
     before = request(model=MODEL)
     for change in ({"epochs": 3}, {"seed": 1}, {"learning_rate": 0.5}, {"memory_budget": 2**24}):
-        assert touched(request(CONFIG.changed(**change), model=MODEL), before) == set(), change
-    assert touched(before) == {"model", "all"}
+        assert affected_stages(request(CONFIG.changed(**change), model=MODEL), before) == set(), change
+    assert affected_stages(before) == {"model", "all"}
 
 
 def test_imputation_by_a_given_model_changes_the_scan() -> None:
     clipping = replace(MODEL, scaler=replace(MODEL.scaler, clips=True))
     filling = replace(MODEL, scaler=replace(MODEL.scaler, fill=np.zeros(4)))
-    assert "scan" not in touched(request(model=clipping), request(model=MODEL))
-    assert "scan" in touched(request(model=filling), request(model=MODEL))
+    assert "scan" not in affected_stages(request(model=clipping), request(model=MODEL))
+    assert "scan" in affected_stages(request(model=filling), request(model=MODEL))
 
 
 def test_another_model_makes_other_features() -> None:
     other = replace(MODEL, parameters={**MODEL.parameters, "b_hidden": np.ones(2, np.float32)})
-    assert "all" in touched(request(model=other), request(model=MODEL))
+    assert "all" in affected_stages(request(model=other), request(model=MODEL))
     assert request().of_features(MODEL.fingerprint) != request().of_features(other.fingerprint)
     words = differences(plain(request(model=MODEL)), plain(request(model=other)))
     assert words == f"model {MODEL.fingerprint} -> {other.fingerprint}"

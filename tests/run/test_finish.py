@@ -29,13 +29,13 @@ def test_a_summary_lists_only_what_occurred() -> None:
 
 
 def test_a_summary_compares_the_error_with_baselines() -> None:
-    found = str(replace(SUMMARY, cost=0.00785, components=0.010378, mean=0.0867, n_features=64))
-    assert mentions(found, "0.00785", "64 principal components: 0.0104", "mean: 0.0867")
+    getrlimit = str(replace(SUMMARY, cost=0.00785, components=0.010378, mean=0.0867, n_features=64))
+    assert mentions(getrlimit, "0.00785", "64 principal components: 0.0104", "mean: 0.0867")
 
 
 def test_a_summary_lists_the_compilation_time_separately() -> None:
-    found = str(replace(SUMMARY, compiling=18.22))
-    assert mentions(found, "scan 0.2 s", "encoding 61.0 s", "compiling", "18.2 s")
+    getrlimit = str(replace(SUMMARY, compiling=18.22))
+    assert mentions(getrlimit, "scan 0.2 s", "encoding 61.0 s", "compiling", "18.2 s")
 
 
 def test_a_summary_omits_what_an_earlier_version_did_not_measure() -> None:
@@ -52,21 +52,23 @@ def test_the_summary_of_a_finished_run_has_its_current_path() -> None:
 
 
 @pytest.mark.parametrize(
-    ("most", "flags", "is_told"), [(36, [], True), (37, [], False), (36, ["--single-file"], False)]
+    ("max_files", "flags", "has_warning"), [(36, [], True), (37, [], False), (36, ["--single-file"], False)]
 )
 def test_more_parts_than_open_files_cause_a_warning(
     workspace: Workspace,
     out: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    most: int,
+    max_files: int,
     flags: list[str],
-    is_told: bool,
+    has_warning: bool,
 ) -> None:
     """HDF5 returns fill values for files that it cannot open, without an error."""
-    found = resource.getrlimit
+    getrlimit = resource.getrlimit
     monkeypatch.setattr(
-        resource, "getrlimit", lambda which: (most, most) if which == resource.RLIMIT_NOFILE else found(which)
+        resource,
+        "getrlimit",
+        lambda which: (max_files, max_files) if which == resource.RLIMIT_NOFILE else getrlimit(which),
     )
     assert workspace.run(out, *flags) == 0
-    assert mentions(caplog.text, "index.h5", 5, most, "--single-file") is is_told
+    assert mentions(caplog.text, "index.h5", 5, max_files, "--single-file") is has_warning

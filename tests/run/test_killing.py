@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from tests.support.killing import CheckFailed, Ended, Victim, features_of, rounds
+from tests.support.killing import CheckFailed, EndedRun, Victim, features_of, rounds
 
 pytestmark = pytest.mark.process
 
@@ -38,13 +38,13 @@ def output(victim: Victim, tmp_path: Path) -> Path:
     return Path(shutil.copytree(victim.undisturbed, tmp_path / "out", symlinks=True))
 
 
-def killed(phase: str) -> Ended:
-    return Ended(-signal.SIGKILL, [], {phase: 0.0}, 0.0)
+def killed(phase: str) -> EndedRun:
+    return EndedRun(-signal.SIGKILL, [], {phase: 0.0}, 0.0)
 
 
 def test_the_checks_accept_an_undamaged_run(victim: Victim, output: Path) -> None:
     victim.check(output)
-    kill = victim.look(killed("finishing"), output)
+    kill = victim.inspect(killed("finishing"), output)
     assert (kill.n_parts, kill.n_checkpoints, kill.n_half, kill.is_complete) == (40, 0, 0, True)
 
 
@@ -53,7 +53,7 @@ def test_the_checks_detect_a_truncated_file(victim: Victim, output: Path, name: 
     path = next(output.glob(name)).resolve()
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckFailed, match="damaged results.*" + path.name):
-        victim.look(killed("encoding"), output)
+        victim.inspect(killed("encoding"), output)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "commits/part-*.json"])
@@ -61,7 +61,7 @@ def test_the_checks_detect_a_truncated_record(victim: Victim, output: Path, name
     path = next(output.glob(name))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(CheckFailed, match="incomplete"):
-        victim.look(killed("finishing"), output)
+        victim.inspect(killed("finishing"), output)
 
 
 def test_the_checks_detect_a_changed_bit_despite_valid_digests(victim: Victim, output: Path) -> None:
@@ -78,4 +78,4 @@ def test_the_checks_detect_leftover_files(victim: Victim, output: Path) -> None:
 
 def test_the_checks_detect_a_run_that_was_not_killed(victim: Victim, output: Path) -> None:
     with pytest.raises(CheckFailed, match="exit code 70, expected to be killed"):
-        victim.look(Ended(70, ["a fault"], {"scan": 0.0}, 0.0), output)
+        victim.inspect(EndedRun(70, ["a fault"], {"scan": 0.0}, 0.0), output)

@@ -42,9 +42,9 @@ print(json.dumps({"code": code, "peak": 1024 * peak}))
 def peak(*flags: str) -> int:
     """Return the peak resident memory, in bytes, of a run in a process of its own."""
     command = [sys.executable, "-c", CHILD, *flags, "--memory-budget", f"{BUDGET // MIB}MiB"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["code"] == 0, done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["code"] == 0, result.stderr
     return int(found["peak"])
 
 
@@ -73,7 +73,8 @@ def test_data_of_four_times_the_budget_stay_within_it(tmp_path: Path, layout: st
 
 def test_extras_of_four_times_the_budget_stay_within_it(tmp_path: Path) -> None:
     """The extras are 20,000 texts: they count in the budget like rows and features."""
-    n_rows, n_bytes = 20_000, 4 * BUDGET // 20_000
+    n_rows = 20_000
+    n_bytes = 4 * BUDGET // 20_000
     source = write_shard(tmp_path / "x.h5", np.random.default_rng(0).random((n_rows, 16), np.float32))
     with h5py.File(source, "a") as file:
         texts = file.create_dataset("text", (n_rows,), h5py.string_dtype())

@@ -1,4 +1,4 @@
-"""Tests of two whole runs: the second one starts where the directory of the first one was moved away."""
+"""Tests of two whole runs: the directory of the first one is moved away, and the second one starts in its place."""
 
 from __future__ import annotations
 

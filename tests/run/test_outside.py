@@ -11,8 +11,8 @@ import pytest
 from pipeline.model import load_model
 from pipeline.output.records import read_manifest
 from tests.support.bad_shards import (
-    KEEP,
-    TOLERANT,
+    EACH_MODE,
+    NO_LIMITS,
     Shards,
     check,
     errors,
@@ -21,8 +21,8 @@ from tests.support.bad_shards import (
 from tests.support.logged import mentions
 
 
-def scattered(rng: np.random.Generator, size: int, dtype: Any = np.float32) -> tuple[np.ndarray, int]:
-    """Return rows of which some are outside that range, and how many."""
+def rows_around_range(rng: np.random.Generator, size: int, dtype: Any = np.float32) -> tuple[np.ndarray, int]:
+    """Return rows and the number of them that are outside the range of the model."""
     rows = rng.uniform(-25, 25, (size, 4))
     rows[rng.random(size) < 0.3, rng.integers(4)] = rng.choice([-1e3, 31, 1e30 if dtype == np.float32 else 120])
     rows = rows.astype(dtype)
@@ -39,14 +39,16 @@ def test_rows_outside_the_range_are_counted_and_clipped_or_kept(
     caplog: pytest.LogCaptureFixture,
     dtype: Any,
 ) -> None:
-    rng, n_outside = np.random.default_rng(2), 0
+    rng = np.random.default_rng(2)
+    n_outside = 0
     for size in (30, 0, 21, 40):
-        rows, n = scattered(rng, size, dtype)
+        rows, n = rows_around_range(rng, size, dtype)
         shards.add(rows)
         n_outside += n
     assert n_outside > 5
     fitted = load_model(model)
-    low, high = fitted.scaler.minimum, fitted.scaler.maximum
+    low = fitted.scaler.minimum
+    high = fitted.scaler.maximum
     n_outside = sum(int(((rows < low) | (rows > high)).any(axis=1).sum()) for rows in shards.arrays)
     edges = (np.ceil(low), np.floor(high)) if np.dtype(dtype).kind == "i" else (low, high)
     expected = {"pass": shards.arrays, "clip": [np.clip(rows, *edges).astype(dtype) for rows in shards.arrays]}
@@ -81,13 +83,13 @@ def test_training_rows_are_never_outside_the_range(shards: Shards, capsys: pytes
     assert "outside" not in capsys.readouterr().out
 
 
-@TOLERANT
+@EACH_MODE
 @pytest.mark.parametrize("on_drift", ["pass", "clip", "raise"])
 def test_bad_rows_are_not_counted_as_outside_the_range(shards: Shards, model: str, mode: str, on_drift: str) -> None:
     rows = np.random.default_rng(0).uniform(-20, 20, (30, 4)).astype(np.float32)
     rows[[3, 17]] = [[np.inf, 1, 1, 1], [np.nan, 99, 99, 99]]
     shards.add(rows)
-    flags = ["--model", model, "--on-drift", on_drift, "--on-bad-data", mode, *KEEP]
+    flags = ["--model", model, "--on-drift", on_drift, "--on-bad-data", mode, *NO_LIMITS]
     assert shards.run(*flags) == 0
     check(shards.output, [rows], [3, 17], load_model(model))
     assert read_manifest(shards.output)["summary"]["n_outside"] == 0
@@ -105,7 +107,7 @@ def test_rows_that_overflow_float32_are_bad_rows(
     flags = ["--model", str(training.output)]
     assert shards.run(*flags) == 65
     assert mentions(errors(caplog), f"file={shards.folder}/0.h5", "row 5", 0)
-    assert shards.run(*flags, "--on-bad-data", "quarantine", *KEEP) == 0
+    assert shards.run(*flags, "--on-bad-data", "quarantine", *NO_LIMITS) == 0
     check(shards.output, [rows], [5], load_model(training.output))
     assert [(line["row"], line["reason"]) for line in quarantined(shards.output)] == [(5, "overflows float32")]
     caplog.clear()

@@ -28,7 +28,7 @@ from tests.support.logged import mentions, resumed_step, resumes_encoding, reuse
 from tests.support.standin import Workspace
 
 
-def planned(workspace: Workspace, output: Path, *flags: str) -> Plan:
+def make_plan_of(workspace: Workspace, output: Path, *flags: str) -> Plan:
     return make_plan(parse(workspace.arguments(output, *flags), os.environ, ""), lambda words: None)
 
 
@@ -52,15 +52,15 @@ def test_a_plan_changes_nothing(workspace: Workspace, tmp_path: Path) -> None:
         before = content(tmp_path)
         for flags in ([], OTHER, ["--restart"], ["--overwrite", *OTHER]):
             with case(state, flags):
-                assert planned(workspace, out, *flags).input["n_rows"] == 55
+                assert make_plan_of(workspace, out, *flags).input["n_rows"] == 55
                 assert content(tmp_path) == before
                 assert out.exists() == (state != "nothing yet")
 
 
 def test_a_plan_names_files_with_equal_rows(workspace: Workspace, tmp_path: Path) -> None:
-    assert not any("0.h5" in words for words in planned(workspace, tmp_path / "out").warnings)
+    assert not any("0.h5" in words for words in make_plan_of(workspace, tmp_path / "out").warnings)
     shutil.copy(workspace.shards / "0.h5", workspace.shards / "copy.h5")
-    (words,) = [words for words in planned(workspace, tmp_path / "out").warnings if "0.h5" in words]
+    (words,) = [words for words in make_plan_of(workspace, tmp_path / "out").warnings if "0.h5" in words]
     assert "copy.h5" in words
 
 
@@ -72,7 +72,7 @@ def test_a_plan_predicts_which_results_are_reused(
     for number, (kind, n_named) in enumerate(stops):
         out = tmp_path / f"out{number}"
         assert workspace.run(out, *STEPS, disk=FullDisk(kind, n_named)) == 74
-        planned_run = planned(workspace, out, *STEPS)
+        planned_run = make_plan_of(workspace, out, *STEPS)
         caplog.clear()
         assert workspace.run(out, *STEPS) == 0
         with case(kind, planned_run=planned_run.earlier, log=caplog.text):
@@ -81,26 +81,27 @@ def test_a_plan_predicts_which_results_are_reused(
             assert reuses(caplog.text, "training") == (seconds["training"] == 0)
             step = resumed_step(caplog.text)
             assert mentions(planned_run.earlier["training"], step) == (step is not None)
-            goes_on = resumes_encoding(caplog.text) or kind == "index.h5"
-            assert goes_on == mentions(planned_run.earlier["encoding"], "of 55")
-        assert planned(workspace, out, *STEPS).seconds == 0
+            is_resumed = resumes_encoding(caplog.text) or kind == "index.h5"
+            assert is_resumed == mentions(planned_run.earlier["encoding"], "of 55")
+        assert make_plan_of(workspace, out, *STEPS).seconds == 0
 
 
 def test_a_plan_names_why_each_stage_is_recomputed(workspace: Workspace, out: Path) -> None:
     assert workspace.run(out) == 0
-    planned_run = planned(workspace, out, "--overwrite", *OTHER)
+    planned_run = make_plan_of(workspace, out, "--overwrite", *OTHER)
     assert planned_run.problems == []
     assert {stage.name: stage.seconds for stage in planned_run.stages}["scan"] == 0
     assert "seed 0 -> 1" in planned_run.earlier["training"]
     assert planned_run.earlier["encoding"] == planned_run.earlier["training"]
     workspace.add_shard("9.h5", np.ones((3, 4), np.float32))
-    assert "9.h5" in planned(workspace, out, "--overwrite").earlier["scan"]
+    assert "9.h5" in make_plan_of(workspace, out, "--overwrite").earlier["scan"]
 
 
 @pytest.mark.slow
 def test_a_plan_predicts_the_exit_code(workspace: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    taken, mine = tmp_path / "taken", tmp_path / "mine"
-    assert workspace.run(taken) == 0
+    occupied = tmp_path / "taken"
+    mine = tmp_path / "mine"
+    assert workspace.run(occupied) == 0
     mine.mkdir()
     (mine / "thesis.txt").write_text("all of it")
     broken = Workspace(tmp_path_of(tmp_path, "broken"), 20)
@@ -108,7 +109,7 @@ def test_a_plan_predicts_the_exit_code(workspace: Workspace, tmp_path: Path, cap
     cases: list[tuple[Workspace, Path, list[str]]] = [
         (workspace, tmp_path / "a", ["--n-features", "7"]),
         (workspace, tmp_path / "b", ["--memory-budget", "16MiB", "--hidden", "9999999"]),
-        (workspace, taken, OTHER),
+        (workspace, occupied, OTHER),
         (workspace, mine, []),
         (workspace, tmp_path / "mine/thesis.txt", []),
         (workspace, tmp_path / "c", ["--input", str(tmp_path / "nowhere")]),
@@ -119,7 +120,7 @@ def test_a_plan_predicts_the_exit_code(workspace: Workspace, tmp_path: Path, cap
     ]
     for its, output, flags in cases:
         with case(output.name, flags):
-            planned_run = planned(its, output, *flags)
+            planned_run = make_plan_of(its, output, *flags)
             caplog.clear()
             expected = its.run(output, *flags)
             assert (planned_run.problems[0]["exit_code"] if planned_run.problems else 0) == expected
@@ -137,13 +138,13 @@ def tmp_path_of(tmp_path: Path, name: str) -> Path:
 def test_a_plan_reports_an_active_run_without_disturbing_it(workspace: Workspace, out: Path) -> None:
     with ExitStack() as stack:
         stack.enter_context(locked(out))
-        assert [problem["exit_code"] for problem in planned(workspace, out).problems] == [75]
-    assert planned(workspace, out).problems == []
+        assert [problem["exit_code"] for problem in make_plan_of(workspace, out).problems] == [75]
+    assert make_plan_of(workspace, out).problems == []
 
 
 def test_a_plan_reports_a_full_disk(workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
-    planned_run = planned(workspace, out)
+    planned_run = make_plan_of(workspace, out)
     assert [problem["exit_code"] for problem in planned_run.problems] == [74]
     assert planned_run.disk["free"] == 100
     assert not out.exists()
@@ -152,15 +153,15 @@ def test_a_plan_reports_a_full_disk(workspace: Workspace, out: Path, monkeypatch
 
 def test_a_plan_reports_too_few_inodes(workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "free_inodes", lambda path: 3)
-    assert [problem["exit_code"] for problem in planned(workspace, out).problems] == [74]
+    assert [problem["exit_code"] for problem in make_plan_of(workspace, out).problems] == [74]
     monkeypatch.setattr(checks, "free_inodes", lambda path: None)
-    assert planned(workspace, out).problems == []
+    assert make_plan_of(workspace, out).problems == []
 
 
 def test_a_plan_warns_of_insufficient_memory(workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for available, n_warnings in ((10**6, 1), (10**15, 0), (0, 0)):
         monkeypatch.setattr(plan, "available_bytes", lambda available=available: available)
-        planned_run = planned(workspace, out)
+        planned_run = make_plan_of(workspace, out)
         with case(available):
             assert sum("--memory-budget" in words for words in planned_run.warnings) == n_warnings
             assert planned_run.problems == []
@@ -172,36 +173,36 @@ def test_a_plan_reports_every_problem(workspace: Workspace, out: Path) -> None:
     workspace.add_shard("9.h5", np.full((3, 4), np.nan, np.float32))
     out.mkdir()
     (out / "thesis.txt").write_text("all of it")
-    planned_run = planned(workspace, out)
+    planned_run = make_plan_of(workspace, out)
     words = "\n".join(problem["words"] for problem in planned_run.problems)
     assert [problem["exit_code"] for problem in planned_run.problems] == [65, 65, 73, 65]
     assert all(place in words for place in ("7.h5: ", "8.h5: "))
     assert mentions(words, f"file={workspace.shards}/9.h5 dataset=X", "nan", 0, 0)
-    lenient = planned(workspace, out, "--on-bad-data", "skip", "--max-bad-shards", "2", "--max-bad-rows", "3")
+    lenient = make_plan_of(workspace, out, "--on-bad-data", "skip", "--max-bad-shards", "2", "--max-bad-rows", "3")
     assert [problem["exit_code"] for problem in lenient.problems] == [73]
     assert [sum(name in warning for warning in lenient.warnings) for name in ("7.h5: ", "8.h5: ")] == [1, 1]
 
 
 def test_a_plan_predicts_the_bytes_that_are_written(workspace: Workspace, out: Path) -> None:
-    planned_run = planned(workspace, out)
+    planned_run = make_plan_of(workspace, out)
     assert workspace.run(out) == 0
-    written = 0
+    n_bytes = 0
     for part in read_manifest(out)["parts"]:
         with h5py.File(out / part["file"]) as file:
-            written += sum(file[name].nbytes for name in ("features", "valid", "y"))
+            n_bytes += sum(file[name].nbytes for name in ("features", "valid", "y"))
     n_weights = 4 * 2  # in encoder.npz, and twice in a model.h5; biases are small in comparison
-    assert planned_run.disk["n_bytes"] == written + 16 * n_weights
-    assert planned(workspace, out).disk["n_bytes"] == 0
+    assert planned_run.disk["n_bytes"] == n_bytes + 16 * n_weights
+    assert make_plan_of(workspace, out).disk["n_bytes"] == 0
 
 
 def test_a_plan_counts_the_epochs_that_fit(workspace: Workspace, out: Path) -> None:
     many = ["--epochs", "1000000"]
     for hours, fits in ((1e-7, 0), (1 / 60, None)):
-        planned_run = planned(workspace, out, *many, "--max-hours", repr(hours))
+        planned_run = make_plan_of(workspace, out, *many, "--max-hours", repr(hours))
         training = next(stage for stage in planned_run.stages if stage.name == "training")
         with case(hours, training):
             assert f"of {many[1]} epochs" in training.what
-            assert training.seconds < 60  # and not for a million rows
+            assert training.seconds < 60  # the estimate is not for a million rows
             assert fits is None or training.what.startswith(f"{fits} of")
 
 

@@ -19,7 +19,7 @@ from tests.support.interpreters import environment
 pytestmark = pytest.mark.process
 
 COMMAND = Path(sys.executable).parent / "shardpress"
-STRANGER = 12345
+OTHER_USER = 12345
 # Modules that tests can import, ours included, and modules that Python imports by itself.
 NAMES = {*sys.stdlib_module_names, *packages_distributions(), "sitecustomize", "usercustomize"}
 # In the order of execution: later commands read the results of the run.
@@ -69,18 +69,18 @@ class Trap:
 @pytest.fixture(scope="module")
 def trap(tmp_path_factory: pytest.TempPathFactory) -> Trap:
     base = tmp_path_factory.mktemp("planted")
-    planted = Trap(base / "data", base / "canaries", base / "tmp" / "dask-scratch-space")
-    for folder in (planted.folder, planted.canaries, planted.scratch.parent, planted.scratch):
+    result = Trap(base / "data", base / "canaries", base / "tmp" / "dask-scratch-space")
+    for folder in (result.folder, result.canaries, result.scratch.parent, result.scratch):
         folder.mkdir()
-    plant(planted.folder, planted.canaries)
-    planted.scratch.parent.chmod(0o1777)
-    planted.scratch.chmod(0o777)
+    plant(result.folder, result.canaries)
+    result.scratch.parent.chmod(0o1777)
+    result.scratch.chmod(0o777)
     if os.getuid() == 0:
-        os.chown(planted.scratch, STRANGER, STRANGER)
+        os.chown(result.scratch, OTHER_USER, OTHER_USER)
     rng = np.random.default_rng(0)
     rows = (rng.normal(size=(400, 2)) @ rng.normal(size=(2, 6))).astype(np.float32)
-    write_shard(planted.folder / "a.h5", rows, extras={"y": (rows[:, 0] > 0).astype(np.int8)})
-    return planted
+    write_shard(result.folder / "a.h5", rows, extras={"y": (rows[:, 0] > 0).astype(np.int8)})
+    return result
 
 
 def plant(folder: Path, canaries: Path) -> None:
@@ -100,9 +100,9 @@ def test_planted_modules_are_executed_without_protection(tmp_path: Path) -> None
 def test_no_command_runs_modules_of_the_current_directory(trap: Trap) -> None:
     found = {}
     for name, arguments in COMMANDS.items():
-        done = trap.run(COMMAND, name, *arguments)
-        found[name] = (done.returncode, trap.executed())
-        assert found[name] == (0, []), done.stderr
+        result = trap.run(COMMAND, name, *arguments)
+        found[name] = (result.returncode, trap.executed())
+        assert found[name] == (0, []), result.stderr
     assert list(trap.scratch.iterdir()) == [], "a run of this user has used the directory of another user"
 
 
@@ -116,7 +116,7 @@ def test_pip_is_not_taken_from_the_current_directory(trap: Trap, monkeypatch: py
 def test_workers_use_no_directory_of_another_user(trap: Trap) -> None:
     """Its owner could put modules into the directories of workers, which import from there."""
     before = trap.scratch.stat().st_mtime_ns
-    done = trap.run(COMMAND, "run", *COMMANDS["run"], "--restart")
-    assert done.returncode == 0, done.stderr
+    result = trap.run(COMMAND, "run", *COMMANDS["run"], "--restart")
+    assert result.returncode == 0, result.stderr
     assert trap.scratch.stat().st_mtime_ns == before
     assert [path for path in trap.scratch.parent.iterdir() if "scratch" in path.name] == [trap.scratch]

@@ -65,7 +65,8 @@ def test_limits_of_bad_data_require_on_bad_data(tmp_path: Path) -> None:
 
 def test_compilation_time_is_not_part_of_any_stage() -> None:
     """Three stages take 10 s each; the compiler runs before the first one and during the second."""
-    now, compiled = [100.0], [7.0]
+    now = [100.0]
+    compiled = [7.0]
     state = RunState(clock=lambda: now[0], compiler_clock=lambda: compiled[0])
     for stage, seconds in (("scan", 0), ("training", 4), ("encoding", 0)):
         now[0] += 10 + seconds

@@ -13,15 +13,16 @@ import pytest
 from tests.support.helpers import write_shard
 from tests.support.killing import Program, Victim, features_of
 from tests.support.logged import COMPLETE, STARTED_NOTHING, mentions
-from tests.support.processes import DEADLINE, LAST_LINE, Small, ends_well, patched
+from tests.support.processes import DEADLINE, LAST_LINE, Small, ends_well, patch_program
 
 pytestmark = pytest.mark.process
 
 # -- the clock ---------------------------------------------------------------------------------------------------
 
-BACKWARDS = """
+BACKWARD_CLOCK = """
 import time
-now, n = time.time, 0
+now = time.time
+n = 0
 def backwards():
     global n
     n += 1
@@ -34,9 +35,9 @@ leave(main())
 
 
 def test_a_clock_that_runs_backwards_changes_nothing(small: Small, tmp_path: Path) -> None:
-    assert patched(small, BACKWARDS).run(tmp_path / "out").code == 0
+    assert patch_program(small, BACKWARD_CLOCK).run(tmp_path / "out").code == 0
     assert features_of(tmp_path / "out") == small.features
-    assert patched(small, BACKWARDS).run(tmp_path / "out").says(f"^{COMPLETE}")
+    assert patch_program(small, BACKWARD_CLOCK).run(tmp_path / "out").has_line(f"^{COMPLETE}")
 
 
 # -- two at once -------------------------------------------------------------------------------------------------
@@ -57,7 +58,7 @@ def test_a_killed_run_does_not_block_the_next_run(victim: Victim, tmp_path: Path
     ended = victim.program.run(tmp_path / "out", at="scan")
     assert ended.code == -signal.SIGKILL
     assert (tmp_path / "out" / ".lock").read_text().startswith("pid "), "the text of a dead process is ignored"
-    victim.go_on(tmp_path / "out")
+    victim.resume(tmp_path / "out")
 
 
 def test_two_runs_can_fill_one_compile_cache(small: Small, tmp_path: Path) -> None:
@@ -87,8 +88,8 @@ def test_environment_variables_of_hdf5_and_dask_have_no_effect(small: Small, tmp
 def test_environment_variables_of_theano_are_logged(small: Small, tmp_path: Path) -> None:
     ended = small.program(THEANO_FLAGS="floatX=float64", OMP_NUM_THREADS="1").run(tmp_path / "out")
     assert ended.code == 0, ended.lines
-    assert ended.says(" INFO environment: THEANO_FLAGS=floatX=float64$")
-    assert ended.says(" INFO environment: OMP_NUM_THREADS=1$")
+    assert ended.has_line(" INFO environment: THEANO_FLAGS=floatX=float64$")
+    assert ended.has_line(" INFO environment: OMP_NUM_THREADS=1$")
     assert features_of(tmp_path / "out") == small.features
 
 
@@ -97,7 +98,7 @@ def test_environment_variables_of_theano_are_logged(small: Small, tmp_path: Path
 
 def test_a_finished_run_is_recognized_within_two_seconds(victim: Victim) -> None:
     seconds = []
-    for _ in range(3):  # of processor time, and the best of three, because the machine may be busy
+    for _ in range(3):  # processor time of the fastest of three runs, because the machine may be busy
         process = victim.program.start(victim.undisturbed)
         assert process.stdout is not None
         outputs = process.stdout.read().decode()
@@ -110,7 +111,7 @@ def test_a_finished_run_is_recognized_within_two_seconds(victim: Victim) -> None
     assert min(seconds) < 2
 
 
-IMPOSSIBLE = """
+INTERNAL_ERROR = """
 from pipeline.run.training_stage import TrainingStage
 from pipeline.signals import leave
 from scripts.extract import main
@@ -122,9 +123,9 @@ leave(main())
 
 
 def test_an_internal_error_asks_for_a_report(small: Small, tmp_path: Path) -> None:
-    ended = patched(small, IMPOSSIBLE).run(tmp_path / "out")
+    ended = patch_program(small, INTERNAL_ERROR).run(tmp_path / "out")
     assert ended.code == 70
-    assert ended.says(" CRITICAL .*\\breport\\b")
+    assert ended.has_line(" CRITICAL .*\\breport\\b")
     assert LAST_LINE.search(ended.lines[-1])
     log = (tmp_path / "out" / "run.log").read_text()
     assert " CRITICAL " in log
@@ -163,4 +164,4 @@ def test_a_failed_run_ends_with_its_progress_and_advice(
     ended = Program(prepare(tmp_path)).run(tmp_path / "out")
     assert ended.code == code
     assert LAST_LINE.search(ended.lines[-1]), ended.lines
-    assert not ended.says("Traceback")
+    assert not ended.has_line("Traceback")

@@ -20,7 +20,7 @@ from pipeline.output.records import read_manifest
 from tests.support.cases import ALL_CASES
 from tests.support.faulty import RecordingDisk
 from tests.support.helpers import write_shard
-from tests.support.interruptions import OTHER, STEPS, FullDisk, finished_stamps, fresh, parts, stamps
+from tests.support.interruptions import OTHER, STEPS, FullDisk, finished_stamps, parts, stamps, undisturbed_features
 from tests.support.logged import COMPLETE, differs, mentions, resumes_encoding, reuses, reuses_anything
 from tests.support.soak_protocol import (
     invalid_entries,
@@ -34,11 +34,12 @@ def test_a_finished_run_is_only_replaced_with_overwrite(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert workspace.run(out) == 0
-    before, watched = stamps(out), RecordingDisk()
-    assert workspace.run(out, "--epochs", "3", "--on-drift", "clip", disk=watched) == 78
+    before = stamps(out)
+    disk = RecordingDisk()
+    assert workspace.run(out, "--epochs", "3", "--on-drift", "clip", disk=disk) == 78
     assert mentions(caplog.text, "ConfigError", f"output={out}", "epochs 2 -> 3", "on_drift pass -> clip")
     assert mentions(caplog.text, "--output", "--overwrite", "--restart")
-    assert watched.calls == []
+    assert disk.calls == []
     assert stamps(out) == before
 
 
@@ -70,7 +71,8 @@ def test_settings_of_the_encoding_keep_the_model(
 
 def test_restarting_reuses_nothing(workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert workspace.run(out) == 0
-    expected, before = features_of(out), stamps(out)
+    expected = features_of(out)
+    before = stamps(out)
     caplog.clear()
     assert workspace.run(out, "--restart") == 0
     assert not reuses_anything(caplog.text)
@@ -154,7 +156,7 @@ def test_changed_inputs_do_not_discard_an_unfinished_run(
         assert workspace.run(out, *flags) == 78
         assert mentions(caplog.text, f"output={out}", "trained", 20, "0.h5", "--restart")
     assert workspace.run(out, "--restart") == 0
-    assert features_of(out) == fresh(workspace)
+    assert features_of(out) == undisturbed_features(workspace)
 
 
 def test_a_run_without_usable_training_can_be_discarded(
@@ -162,7 +164,7 @@ def test_a_run_without_usable_training_can_be_discarded(
 ) -> None:
     assert workspace.run(out, *STEPS, disk=FullDisk("commits/scan", 1)) == 74
     assert workspace.run(out, *STEPS, "--optimizer", "momentum", disk=FullDisk("commits/checkpoint", 2)) == 74
-    (out / "model-last-good.h5").touch()  # as after a training that diverges
+    (out / "model-last-good.h5").touch()  # a training that diverges leaves this file
     caplog.clear()
     assert workspace.run(out, *STEPS) == 0
     assert mentions(caplog.text, "optimizer momentum -> adam")
@@ -173,7 +175,7 @@ def test_a_training_that_follows_a_divergence_is_not_discarded(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert workspace.run(out, *STEPS, "--optimizer", "momentum", disk=FullDisk("commits/checkpoint", 2)) == 74
-    (out / "model-last-good.h5").touch()  # as after a training that diverges
+    (out / "model-last-good.h5").touch()  # a training that diverges leaves this file
     assert workspace.run(out, *STEPS, disk=FullDisk("commits/checkpoint", 3)) == 74
     os.utime(out / "model-last-good.h5", ns=(0, (out / "run.json").stat().st_mtime_ns - 1))  # however fast this was
     caplog.clear()
@@ -248,7 +250,7 @@ def test_a_changed_input_of_a_finished_run_is_detected(
     assert workspace.run(out) == 78
     assert words in caplog.text
     assert workspace.run(out, "--restart" if kind == "removed" else "--overwrite") == 0
-    assert features_of(out) == fresh(workspace)
+    assert features_of(out) == undisturbed_features(workspace)
 
 
 def test_overwrite_does_not_replace_results_of_other_inputs(
@@ -256,23 +258,25 @@ def test_overwrite_does_not_replace_results_of_other_inputs(
 ) -> None:
     """The option in a script refers to results of the same files."""
     assert workspace.run(out) == 0
-    before, watched = stamps(out), RecordingDisk()
+    before = stamps(out)
+    disk = RecordingDisk()
     (workspace.shards / "0.h5").rename(workspace.shards / "mine.h5")
     for flags in ([], ["--overwrite"], ["--overwrite", "--epochs", "1"]):
         caplog.clear()
-        assert workspace.run(out, *flags, disk=watched) == 78
+        assert workspace.run(out, *flags, disk=disk) == 78
         assert mentions(caplog.text, f"output={out}", "0.h5", "mine.h5", "--output", "--restart")
-    assert watched.calls == []
+    assert disk.calls == []
     assert stamps(out) == before
     assert workspace.run(out, "--restart") == 0
-    assert features_of(out) == fresh(workspace)
+    assert features_of(out) == undisturbed_features(workspace)
 
 
 def test_other_files_of_the_same_names_are_other_inputs(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert workspace.run(out) == 0
-    before, first = stamps(out), workspace.shards
+    before = stamps(out)
+    first = workspace.shards
     workspace.shards = first.with_name("next")
     workspace.shards.mkdir()
     for path in first.iterdir():
@@ -303,13 +307,18 @@ def test_a_changed_input_restarts_an_unfinished_run(
     assert differs(caplog.text)
     assert words in caplog.text
     assert not reuses_anything(caplog.text)
-    assert features_of(out) == fresh(workspace)
+    assert features_of(out) == undisturbed_features(workspace)
     assert leftovers(out) == []
 
 
-SIZED_OTHERWISE = [
-    *(["--threads", "3"], ["--memory-budget", "16MiB"], ["--memory-budget", "8GiB"]),
-    *(["--block-rows", "4"], ["--block-rows", "12"], ["--block-rows", "1000"], ["--device-memory-budget", "0"]),
+OTHER_SIZES = [
+    ["--threads", "3"],
+    ["--memory-budget", "16MiB"],
+    ["--memory-budget", "8GiB"],
+    ["--block-rows", "4"],
+    ["--block-rows", "12"],
+    ["--block-rows", "1000"],
+    ["--device-memory-budget", "0"],
 ]
 
 
@@ -322,7 +331,7 @@ def test_parts_of_other_sizes_are_kept(
     caplog: pytest.LogCaptureFixture,
     n_committed: int,
 ) -> None:
-    for flags in SIZED_OTHERWISE if ALL_CASES else SIZED_OTHERWISE[n_committed == 3 :: 2]:
+    for flags in OTHER_SIZES if ALL_CASES else OTHER_SIZES[n_committed == 3 :: 2]:
         output = out.with_name(" ".join(flags))
         assert workspace.run(output, disk=FullDisk("commits/part", n_committed)) == 74, flags
         first = {record["entry"]["file"] for record in records(output) if record["key"].startswith("part")}
@@ -347,16 +356,18 @@ def test_readers_see_whole_results_while_runs_replace_them(workspace: Workspace,
         assert workspace.run(out, *flags, "--overwrite") == 0
         whole.add(open_features(out).features.compute().tobytes())
     assert len(whole) == 2
-    over, seen, wrong = threading.Event(), set(), []
+    over = threading.Event()
+    visible = set()
+    wrong = []
 
     def read() -> None:
         while not over.is_set() and not wrong:
             before = None
             try:
                 before = read_manifest(out)
-                seen.add(open_features(out).features.compute().tobytes())
+                visible.add(open_features(out).features.compute().tobytes())
             except (DataError, OSError) as error:
-                # A part may go while it is read, but only when the manifest names others by then.
+                # A part may be removed while it is read, but only if the manifest already names other parts.
                 if read_manifest(out) == before:
                     wrong.append(error)
             except BaseException as error:
@@ -366,11 +377,11 @@ def test_readers_see_whole_results_while_runs_replace_them(workspace: Workspace,
     reader.start()
     try:
         n_runs = 0
-        while not wrong and (n_runs < 10 or seen != whole):
+        while not wrong and (n_runs < 10 or visible != whole):
             assert workspace.run(out, *([], OTHER)[n_runs % 2], "--overwrite") == 0
             n_runs += 1
     finally:
         over.set()
         reader.join()
     assert wrong == []
-    assert seen == whole
+    assert visible == whole

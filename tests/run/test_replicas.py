@@ -106,11 +106,12 @@ def test_the_deadline_uses_the_speed_of_all_replicas(
     workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first epoch, which one replica trains, does not show the speed of epochs that workers share."""
-    calls, seconds_of = list[tuple[int, int, float]](), deadline._epoch_seconds
+    calls = list[tuple[int, int, float]]()
+    seconds_of = deadline._epoch_seconds
 
     def epoch_seconds(training: Any) -> float:
         now = training.state
-        now.seconds = 25.0 if now.epoch == 1 else now.seconds  # so far
+        now.seconds = 25.0 if now.epoch == 1 else now.seconds  # duration of the epoch so far
         calls.append((now.epoch, now.n_done, seconds_of(training)))
         return calls[-1][-1]
 

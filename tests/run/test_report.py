@@ -138,7 +138,8 @@ def test_drift_is_reported_by_column_and_shard_after_resuming(shards: Shards, mo
     shards.add(np.random.default_rng(0).uniform(-20, 20, (40, 4)).astype(np.float32))
     shards.add(shards.arrays[0][:30])
     rows = shards.arrays[1].copy()
-    rows[[3, 17], 2], rows[17, 0] = 900, -500
+    rows[[3, 17], 2] = 900
+    rows[17, 0] = -500
     shards.rewrite(1, rows)
     for flags in (["--on-drift", "pass"], ["--on-drift", "clip", "--overwrite"]):
         assert shards.run("--model", model, *flags) == 0

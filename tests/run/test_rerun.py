@@ -13,7 +13,17 @@ from pipeline.features import open_features
 from pipeline.formats import seal
 from pipeline.output.records import read_manifest
 from tests.support.faulty import RecordingDisk
-from tests.support.interruptions import DAMAGE, OTHER, STEPS, FullDisk, flip, fresh, parts, results, stamps
+from tests.support.interruptions import (
+    DAMAGE,
+    OTHER,
+    STEPS,
+    FullDisk,
+    flip,
+    parts,
+    results,
+    stamps,
+    undisturbed_features,
+)
 from tests.support.logged import COMPLETE, mentions, n_recomputed, reuses
 from tests.support.soak_protocol import (
     invalid_entries,
@@ -27,17 +37,18 @@ from tests.support.standin import Workspace, features_of
 
 @pytest.mark.slow
 def test_blocks_and_threads_change_no_bit_of_the_stand_in(workspace: Workspace) -> None:
-    expected = fresh(workspace)
+    expected = undisturbed_features(workspace)
     for flags in (["--threads", "3"], ["--block-rows", "1"], ["--block-rows", "1000"], STEPS):
-        assert fresh(workspace, *flags) == expected
-    assert fresh(workspace, "--seed", "1") != expected
+        assert undisturbed_features(workspace, *flags) == expected
+    assert undisturbed_features(workspace, "--seed", "1") != expected
 
 
 def test_a_finished_run_is_verified_and_nothing_is_written(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert workspace.run(out) == 0
-    before, recording = stamps(out), RecordingDisk()
+    before = stamps(out)
+    recording = RecordingDisk()
     assert workspace.run(out, disk=recording) == 0
     assert recording.calls == []
     assert stamps(out) == before
@@ -45,16 +56,17 @@ def test_a_finished_run_is_verified_and_nothing_is_written(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["part", "view", "index.h5", "model.h5", "encoder.npz", "report.html"])
+@pytest.mark.parametrize("pattern", ["part", "view", "index.h5", "model.h5", "encoder.npz", "report.html"])
 def test_only_damaged_files_of_a_finished_run_are_recomputed(
-    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, what: str
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, pattern: str
 ) -> None:
     for damage in DAMAGE:
         output = out.with_name(damage)
         assert workspace.run(output) == 0, damage
-        expected, before = features_of(output), stamps(output)
+        expected = features_of(output)
+        before = stamps(output)
         view = next(name for name in before if name.startswith("index-"))
-        damaged = {"part": parts(output)[1], "view": view}.get(what, what)
+        damaged = {"part": parts(output)[1], "view": view}.get(pattern, pattern)
         of_part = [
             str(path.relative_to(output)) for path in output.glob("commits/part-*") if damaged in path.read_text()
         ]
@@ -70,23 +82,23 @@ def test_only_damaged_files_of_a_finished_run_are_recomputed(
         assert features_of(output) == expected, damage
         assert invalid_entries(output) == leftovers(output) == [], damage
         changed = {name for name, stamp in results(before).items() if stamps(output).get(name) != stamp}
-        assert changed == ({damaged, *of_part} if what == "part" else set()), damage
+        assert changed == ({damaged, *of_part} if pattern == "part" else set()), damage
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["stages/scan", "stages/model", "commits/scan", "commits/model", "commits/part"])
+@pytest.mark.parametrize("pattern", ["stages/scan", "stages/model", "commits/scan", "commits/model", "commits/part"])
 def test_damaged_files_of_an_unfinished_run_are_recomputed(
-    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, what: str
+    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, pattern: str
 ) -> None:
     for damage in DAMAGE:
         output = out.with_name(damage)
         assert workspace.run(output, disk=FullDisk("commits/part", 2)) == 74, damage
-        (damaged, *_others) = sorted(output.glob(f"{what}*"))
+        damaged, *_others = sorted(output.glob(f"{pattern}*"))
         DAMAGE[damage](damaged)
         caplog.clear()
         assert workspace.run(output) == 0, damage
         # A missing record means that the result never existed.
-        assert (f"file={damaged}: " in caplog.text) == (what.startswith("stages") or damage != "deleted"), damage
+        assert (f"file={damaged}: " in caplog.text) == (pattern.startswith("stages") or damage != "deleted"), damage
         assert features_of(output) == expected(), damage
         assert invalid_entries(output) == leftovers(output) == [], damage
 
@@ -96,7 +108,8 @@ def test_a_damaged_manifest_is_restored_from_the_parts(workspace: Workspace, out
     for damage in DAMAGE:
         output = out.with_name(damage)
         assert workspace.run(output) == 0, damage
-        expected, before = features_of(output), stamps(output)
+        expected = features_of(output)
+        before = stamps(output)
         DAMAGE[damage](output / "manifest.json")
         assert workspace.run(output) == 0, damage
         assert features_of(output) == expected, damage
@@ -163,7 +176,8 @@ def test_a_part_that_hdf5_cannot_read_is_named(
 
 def test_links_that_a_copy_lost_are_restored(workspace: Workspace, out: Path) -> None:
     assert workspace.run(out) == 0
-    before, expected = stamps(out), features_of(out)
+    before = stamps(out)
+    expected = features_of(out)
     without_links(out)
     assert workspace.run(out) == 0
     assert features_of(out) == expected
@@ -188,14 +202,15 @@ def test_a_single_file_can_be_added_without_recomputing(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert workspace.run(out) == 0
-    before, expected = stamps(out), open_features(out).features.compute().tobytes()
+    before = stamps(out)
+    expected = open_features(out).features.compute().tobytes()
     caplog.clear()
     assert workspace.run(out, *SINGLE) == 0
     assert reuses(caplog.text, "training")
     assert results(stamps(out)) == results(before)
     found, names = single(out)
-    beside = ["model.h5", "encoder.npz", "index.h5", "report.json", "report.html", "single.h5"]
-    assert (found, sorted(set(names), key=names.index)) == (expected, beside)
+    expected_names = ["model.h5", "encoder.npz", "index.h5", "report.json", "report.html", "single.h5"]
+    assert (found, sorted(set(names), key=names.index)) == (expected, expected_names)
 
 
 @pytest.mark.parametrize("flags", [[], SINGLE], ids=["without the flag", "with the flag"])

@@ -79,9 +79,9 @@ def test_damaged_results_are_named_and_dropped_with_their_files(
 def test_a_plan_leaves_damaged_results_in_place(earlier: EarlierResults, caplog: pytest.LogCaptureFixture) -> None:
     first, second, third = checkpoints(earlier)
     (earlier.ledger.directory / third.entry.file).unlink()
-    only_looking = EarlierResults(earlier.ledger, n_threads=1, compares_digests=False, is_readonly=True)
-    assert only_looking.records("checkpoint", 64 * "a") == [first, second]
-    only_looking.drop(first)
+    readonly = EarlierResults(earlier.ledger, n_threads=1, compares_digests=False, is_readonly=True)
+    assert readonly.records("checkpoint", 64 * "a") == [first, second]
+    readonly.drop(first)
     assert checkpoints(earlier) == [first, second, third]
     assert not caplog.records
 

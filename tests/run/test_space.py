@@ -93,13 +93,15 @@ def test_a_run_resumes_after_a_real_disk_was_full(
     workspace: Workspace, expected: Callable[..., bytes], tmp_path: Path
 ) -> None:
     """If the machine does not allow mounts, a disk that returns the error replaces it."""
-    whole, folder = expected(), tmp_path / "disk"
+    whole = expected()
+    folder = tmp_path / "disk"
     folder.mkdir()
 
     def runs() -> list[Any]:
         is_real = small_disk(folder, 150 * 2**10)
         first = workspace.run(folder / "out", *STEPS, disk=None if is_real else FullDisk("commits/part", 1))
-        broken, committed = invalid_entries(folder / "out"), len(records(folder / "out"))
+        broken = invalid_entries(folder / "out")
+        committed = len(records(folder / "out"))
         if is_real:
             assert small_disk(folder, 10 * 2**20)
         second = workspace.run(folder / "out", *STEPS)

@@ -16,7 +16,7 @@ from tests.support.clusters import Cluster, until
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.killing import features_of
 from tests.support.logged import mentions
-from tests.support.processes import DEADLINE, Small, arguments_of, descendants, ends_well, patched
+from tests.support.processes import DEADLINE, Small, arguments_of, descendants, ends_well, patch_program
 from tests.support.soak_protocol import invalid_entries, leftovers
 from tests.support.standin import Workspace, install
 from tests.support.standin import features_of as features_of_standin
@@ -24,7 +24,7 @@ from tests.support.standin import features_of as features_of_standin
 pytestmark = pytest.mark.process
 
 SIZES = [16] * 6  # one part of rows each
-BY_PATIENCE = "from pipeline.cluster import connection; connection._MAX_SILENCE = 3.0"
+SHORT_PATIENCE = "from pipeline.cluster import connection; connection._MAX_SILENCE = 3.0"
 # A driver in a process of its own, with the stand-in as its device.
 DRIVER = """
 import sys
@@ -75,7 +75,7 @@ def test_a_stopped_scheduler_ends_the_run(wide: Workspace, tmp_path: Path) -> No
     output = tmp_path / "out"
     with Cluster(tmp_path / "cluster") as cluster:
         start_worker(cluster, "w0")
-        with driver(wide, output, cluster, BY_PATIENCE) as process:
+        with driver(wide, output, cluster, SHORT_PATIENCE) as process:
             until(has_parts(output), "parts", DEADLINE)
             cluster.kill("scheduler", signal.SIGSTOP)
             assert process.wait(DEADLINE) == 75, cluster.output("driver")
@@ -91,7 +91,7 @@ def test_a_stopped_scheduler_ends_the_run(wide: Workspace, tmp_path: Path) -> No
 def test_a_scheduler_that_stops_at_the_start_ends_the_run(wide: Workspace, tmp_path: Path) -> None:
     with Cluster(tmp_path / "cluster") as cluster:
         # Without any worker, so that the run waits for one.
-        with driver(wide, tmp_path / "out", cluster, BY_PATIENCE) as process:
+        with driver(wide, tmp_path / "out", cluster, SHORT_PATIENCE) as process:
             until(lambda: mentions(cluster.output("driver"), "cluster:", "worker"), "the run to wait", DEADLINE)
             cluster.kill("scheduler", signal.SIGSTOP)
             assert process.wait(DEADLINE) == 75, cluster.output("driver")
@@ -113,7 +113,7 @@ def test_a_signal_ends_a_run_whose_scheduler_is_stopped(wide: Workspace, tmp_pat
 
 
 # A driver with local workers, whose scheduler drops silent ones sooner than by default.
-SOON = """
+SHORT_TIMEOUT = """
 import sys
 sys.path.insert(0, "scripts")
 import dask
@@ -129,7 +129,7 @@ sys.exit(extract.main())
 
 def test_a_stopped_local_worker_is_replaced(small: Small, tmp_path: Path) -> None:
     """The worker is never continued."""
-    process = patched(small, SOON).start(tmp_path / "out", "--workers", "2", "--block-rows", "8")
+    process = patch_program(small, SHORT_TIMEOUT).start(tmp_path / "out", "--workers", "2", "--block-rows", "8")
     assert process.stdout is not None
     try:
         for line in process.stdout:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.interpreters import REPOSITORY
-from tests.support.killing import Ended, Victim, committed, features_of
+from tests.support.killing import EndedRun, Victim, committed, features_of
 from tests.support.logged import mentions, resumed_step
 from tests.support.processes import DEADLINE, LAST_LINE, Small
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.process
 # -- signals ----------------------------------------------------------------------------------------------------------
 
 
-def stopped_while_encoding(victim: Victim, folder: Path, *numbers: int) -> tuple[Ended, Path]:
+def stopped_while_encoding(victim: Victim, folder: Path, *numbers: int) -> tuple[EndedRun, Path]:
     """Return a run that received signals after some, but not all, of its parts were committed."""
     for attempt in range(20):
         output = folder / str(attempt)
@@ -38,7 +38,7 @@ def stopped_while_encoding(victim: Victim, folder: Path, *numbers: int) -> tuple
             time.sleep(0.002)
         output_bytes, _ = process.communicate(timeout=DEADLINE)
         if process.returncode != 0:  # otherwise it had already finished
-            return Ended(process.returncode, output_bytes.decode().splitlines(), {}, 0.0), output
+            return EndedRun(process.returncode, output_bytes.decode().splitlines(), {}, 0.0), output
     raise AssertionError("no run could be met while it was encoding")
 
 
@@ -46,13 +46,13 @@ def check_stopped_run(victim: Victim, folder: Path, number: signal.Signals) -> N
     """Check that a run reports its progress, ends by the signal, and can be resumed."""
     ended, output = stopped_while_encoding(victim, folder, number)
     assert ended.code == -number, ended.lines
-    assert ended.says(rf" ERROR .*\b{number.name}\b")
+    assert ended.has_line(rf" ERROR .*\b{number.name}\b")
     last = LAST_LINE.search(ended.lines[-1])
     assert last is not None, ended.lines
     assert 0 < int(last[2]) < victim.n_rows
-    assert not ended.says("Traceback")
+    assert not ended.has_line("Traceback")
     assert list(output.rglob("*.writing")) == []
-    victim.go_on(output)
+    victim.resume(output)
 
 
 def test_sigterm_while_encoding_can_be_resumed(victim: Victim, tmp_path: Path) -> None:
@@ -66,14 +66,15 @@ def test_sigint_while_encoding_can_be_resumed(victim: Victim, tmp_path: Path) ->
 def test_a_second_sigint_ends_the_run_at_once(victim: Victim, tmp_path: Path) -> None:
     ended, output = stopped_while_encoding(victim, tmp_path, signal.SIGINT, signal.SIGINT)
     assert ended.code == -signal.SIGINT
-    assert not ended.says("Traceback")
-    victim.go_on(output)
+    assert not ended.has_line("Traceback")
+    victim.resume(output)
 
 
 def test_sigterm_in_training_saves_a_checkpoint(victim: Victim, tmp_path: Path) -> None:
-    # The only checkpoint is that of the signal, within one of many epochs.
+    # The signal causes the only checkpoint, in the middle of one of many epochs.
     flags = ("--epochs", "30", "--patience", "0", "--checkpoint-minutes", "60", "--verbose")
-    reference, output = tmp_path / "reference", tmp_path / "out"
+    reference = tmp_path / "reference"
+    output = tmp_path / "out"
     assert victim.program.run(reference, *flags).code == 0
     ended = victim.program.run(output, *flags, at=" DEBUG epoch 7: ", by=signal.SIGTERM)
     assert ended.code == -signal.SIGTERM, ended.lines[-3:]
@@ -108,26 +109,26 @@ def on_terminal(victim: Victim, output: Path, *, ignoring_hangup: bool) -> tuple
     streams = {"stdin": terminal, "stdout": terminal, "stderr": terminal}
     process = victim.program.start(output, **streams, start_new_session=True, preexec_fn=take_terminal)
     os.close(terminal)
-    shown = b""
-    while b"training: " not in shown:
-        assert select.select([ours], [], [], DEADLINE)[0], shown
-        shown += os.read(ours, 2**12)
+    terminal_output = b""
+    while b"training: " not in terminal_output:
+        assert select.select([ours], [], [], DEADLINE)[0], terminal_output
+        terminal_output += os.read(ours, 2**12)
     return process, ours
 
 
 def test_a_closed_terminal_stops_the_run(victim: Victim, tmp_path: Path) -> None:
-    process, ours = on_terminal(victim, tmp_path / "out", ignoring_hangup=False)
-    os.close(ours)
+    process, terminal = on_terminal(victim, tmp_path / "out", ignoring_hangup=False)
+    os.close(terminal)
     assert process.wait(DEADLINE) == -signal.SIGHUP
     log = (tmp_path / "out" / "run.log").read_text().splitlines()
     assert any(mentions(line, "SIGHUP") for line in log)
     assert LAST_LINE.search(log[-1]), log
-    victim.go_on(tmp_path / "out")
+    victim.resume(tmp_path / "out")
 
 
 def test_a_run_with_nohup_survives_its_terminal(victim: Victim, tmp_path: Path) -> None:
-    process, ours = on_terminal(victim, tmp_path / "out", ignoring_hangup=True)
-    os.close(ours)
+    process, terminal = on_terminal(victim, tmp_path / "out", ignoring_hangup=True)
+    os.close(terminal)
     assert process.wait(DEADLINE) == 0
     victim.check(tmp_path / "out")
 
@@ -151,8 +152,9 @@ def test_a_closed_pipe_of_the_log_does_not_stop_the_run(small: Small, tmp_path: 
 
 @pytest.mark.parametrize("streams", [">&- 2>&-", "<&- >&- 2>&-", ">/dev/full 2>&1"])
 def test_unusable_standard_streams_do_not_stop_the_run(small: Small, tmp_path: Path, streams: str) -> None:
-    program, output = small.program(), tmp_path / "out"
+    program = small.program()
+    output = tmp_path / "out"
     shell = ["/bin/sh", "-c", f'exec "$@" {streams}', "sh", *program.command, "--output", str(output)]
-    done = subprocess.run(shell, cwd=REPOSITORY, env=program.environment, check=False, timeout=DEADLINE)
-    assert done.returncode == 0, (output / "run.log").read_text()
+    result = subprocess.run(shell, cwd=REPOSITORY, env=program.environment, check=False, timeout=DEADLINE)
+    assert result.returncode == 0, (output / "run.log").read_text()
     assert features_of(output) == small.features

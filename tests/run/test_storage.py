@@ -1,4 +1,4 @@
-"""Tests of runs that store features in fewer bytes: within the limit, resumed, replaced and read like all others."""
+"""Tests of runs that store features in fewer bytes: errors are limited, and runs are resumed, replaced and read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def test_stored_features_differ_by_the_reported_error(workspace: Workspace, out:
     for flags in (["--storage-dtype", "float16"], ["--compression", "lzf"], ["--max-feature-error", "1e-2"]):
         output = tmp_path / flags[1]
         assert workspace.run(output, *flags, "--single-file") == 0
-        storage, found = read_manifest(output)["storage"], features(output)
+        storage = read_manifest(output)["storage"]
+        found = features(output)
         assert np.abs(found.astype(float) - expected).max() == storage["max_error"]
         assert found.dtype == storage["dtype"] == ("float32" if "lzf" in flags else "float16")
         for name in ("index.h5", "single.h5"):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.failing_calls import Ended, Fault, Runs, Scene, started, sweep, trouble
+from tests.support.failing_calls import EndedRun, Fault, Runs, Scenario, problem_of, started_runs, sweep
 from tests.support.faulty import forked
-from tests.support.readonly_disk import abort_at_calls, objection
+from tests.support.readonly_disk import abort_at_calls, reason_to_skip
 
 pytestmark = [
     pytest.mark.process,
@@ -19,24 +19,24 @@ pytestmark = [
 ]
 
 EVERY_CHANGE = "write,fsync,close,rename,reserve,unlink,open,mkdir"
-ANYTHING = f"{EVERY_CHANGE},read,stat,list"
+EVERY_CALL = f"{EVERY_CHANGE},read,stat,list"
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    with started(tmp_path_factory.mktemp("runs")) as found:
+    with started_runs(tmp_path_factory.mktemp("runs")) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def scene(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Scene]:
+def scenario(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Scenario]:
     """Provide a kind of run, made once."""
-    known: dict[str, Scene] = {}
+    scenarios: dict[str, Scenario] = {}
 
-    def of_kind(kind: str) -> Scene:
-        if kind not in known:
-            known[kind] = Scene(runs, tmp_path_factory.mktemp("scene") / kind.replace(" ", "-"), kind)
-        return known[kind]
+    def of_kind(kind: str) -> Scenario:
+        if kind not in scenarios:
+            scenarios[kind] = Scenario(runs, tmp_path_factory.mktemp("scene") / kind.replace(" ", "-"), kind)
+        return scenarios[kind]
 
     return of_kind
 
@@ -46,7 +46,7 @@ def scene(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
     [
         ("new", "output", EVERY_CHANGE, errno.EIO, False, 43),
         ("new", "output", EVERY_CHANGE, errno.EROFS, True, 71),
-        ("new", "output", ANYTHING, errno.EIO, True, 97),
+        ("new", "output", EVERY_CALL, errno.EIO, True, 97),
         ("new", "output", "read", errno.EIO, False, 17),
         ("new", "shards", "read", errno.EIO, True, 17),
         ("new", "shards", "list", errno.EIO, True, 1),
@@ -56,49 +56,49 @@ def scene(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
     ],
 )
 def test_calls_that_fail_lose_nothing(
-    scene: Callable[[str], Scene], kind: str, where: str, calls: str, code: int, always: bool, every: int
+    scenario: Callable[[str], Scenario], kind: str, where: str, calls: str, code: int, always: bool, every: int
 ) -> None:
-    codes, wrong = sweep(scene(kind), where, calls, code, always, every)
+    codes, wrong = sweep(scenario(kind), where, calls, code, always, every)
     assert wrong == []
     assert codes.total() > 0
 
 
-def test_reads_and_writes_can_be_short(scene: Callable[[str], Scene]) -> None:
+def test_reads_and_writes_can_be_short(scenario: Callable[[str], Scenario]) -> None:
     """All calls at once: each transfers half of its bytes."""
-    for folder in (scene("new").output, scene("new").shards):
-        code, wrong = scene("new").meets(Fault(folder, "read,write", 0, code=0, always=True))
+    for folder in (scenario("new").output, scenario("new").shards):
+        code, wrong = scenario("new").run_and_rerun(Fault(folder, "read,write", 0, code=0, always=True))
         assert (code, wrong) == (0, "")
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_refused(scene: Callable[[str], Scene], code: int) -> None:
-    its_code, wrong = scene("new").meets(Fault(scene("new").output, "flock", 0, code, always=True))
-    assert (its_code, wrong) == (75, "")
+def test_a_file_system_without_locks_is_refused(scenario: Callable[[str], Scenario], code: int) -> None:
+    exit_code, wrong = scenario("new").run_and_rerun(Fault(scenario("new").output, "flock", 0, code, always=True))
+    assert (exit_code, wrong) == (75, "")
 
 
-def test_inputs_need_no_locks(scene: Callable[[str], Scene]) -> None:
-    fault = Fault(scene("new").shards, "flock", 0, errno.ENOLCK, always=True)
-    assert scene("new").meets(fault) == (0, "")
-    assert scene("new").run(fault).n_calls == 0
+def test_inputs_need_no_locks(scenario: Callable[[str], Scenario]) -> None:
+    fault = Fault(scenario("new").shards, "flock", 0, errno.ENOLCK, always=True)
+    assert scenario("new").run_and_rerun(fault) == (0, "")
+    assert scenario("new").run(fault).n_calls == 0
 
 
 @pytest.mark.parametrize("limit", [12, 14, 17, 20, 24, 32])
-def test_a_low_limit_of_open_files_ends_a_run_with_a_message(scene: Callable[[str], Scene], limit: int) -> None:
-    code, wrong = scene("new").meets(RLIMIT_NOFILE=limit)
+def test_a_low_limit_of_open_files_ends_a_run_with_a_message(scenario: Callable[[str], Scenario], limit: int) -> None:
+    code, wrong = scenario("new").run_and_rerun(RLIMIT_NOFILE=limit)
     assert wrong == ""
     assert code in (0, 71)
 
 
 @pytest.mark.parametrize("limit", [0, 1, 100, 3000, 10_000, 40_000])
-def test_a_limit_of_file_sizes_ends_a_run_with_a_message(scene: Callable[[str], Scene], limit: int) -> None:
-    code, wrong = scene("new").meets(RLIMIT_FSIZE=limit)
+def test_a_limit_of_file_sizes_ends_a_run_with_a_message(scenario: Callable[[str], Scenario], limit: int) -> None:
+    code, wrong = scenario("new").run_and_rerun(RLIMIT_FSIZE=limit)
     assert wrong == ""
     assert code in (0, 73, 74)
 
 
 def test_a_disk_that_turns_read_only_loses_nothing(tmp_path: Path) -> None:
     """The disk is a real one; it turns read-only at a sample of moments."""
-    if why := objection():
+    if why := reason_to_skip():
         pytest.skip(why)
     code, codes = forked(lambda: abort_at_calls(tmp_path, every=40))
     assert code == 0
@@ -107,25 +107,25 @@ def test_a_disk_that_turns_read_only_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_checks_of_failing_runs_detect_faults() -> None:
-    """An exit code or a text that no run may end with."""
+    """The faults are an exit code and a text with which no run is allowed to end."""
     last_line = "12:00:00 ERROR Nothing was started. Run the same command again."
-    assert trouble(Ended(0, 0, "Done")) == ""
-    assert trouble(Ended(74, 0, last_line)) == ""
-    assert "without a last line" in trouble(Ended(74, 0, "12:00:00 INFO device\n12:00:00 ERROR ReadFailed: x"))
-    assert "exit code 70" in trouble(Ended(70, 0, last_line))
-    assert "exit code -9" in trouble(Ended(-9, 0, last_line))
-    assert "traceback" in trouble(Ended(74, 0, f"Traceback (most recent call last):\nOSError: x\n{last_line}"))
+    assert problem_of(EndedRun(0, 0, "Done")) == ""
+    assert problem_of(EndedRun(74, 0, last_line)) == ""
+    assert "without a last line" in problem_of(EndedRun(74, 0, "12:00:00 INFO device\n12:00:00 ERROR ReadFailed: x"))
+    assert "exit code 70" in problem_of(EndedRun(70, 0, last_line))
+    assert "exit code -9" in problem_of(EndedRun(-9, 0, last_line))
+    assert "traceback" in problem_of(EndedRun(74, 0, f"Traceback (most recent call last):\nOSError: x\n{last_line}"))
 
 
 def test_checks_of_failing_runs_detect_lost_results(
-    scene: Callable[[str], Scene], monkeypatch: pytest.MonkeyPatch
+    scenario: Callable[[str], Scenario], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resumed = scene("resumed")
+    resumed = scenario("resumed")
 
-    def run_that_loses(fault: Fault | None = None, **limits: int) -> Ended:
+    def run_that_loses(fault: Fault | None = None, **limits: int) -> EndedRun:
         shutil.rmtree(resumed.output, ignore_errors=True)
-        return Ended(74, 0, "12:00:00 ERROR Nothing was started.")
+        return EndedRun(74, 0, "12:00:00 ERROR Nothing was started.")
 
     monkeypatch.setattr(resumed, "run", run_that_loses)
-    _, wrong = resumed.meets()
+    _, wrong = resumed.run_and_rerun()
     assert wrong.startswith("lost: ")

@@ -41,9 +41,9 @@ def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]
     os.chdir(before)
 
 
-def worker_faults(once: Path | None = None, **what: str) -> dict[str, str]:
+def worker_faults(once: Path | None = None, **faults: str) -> dict[str, str]:
     """Return a worker's environment with the fault for each shard number, once or each time."""
-    variables = {"WORKER_FAULTS": json.dumps({f"{name.removeprefix('at')}.h5": each for name, each in what.items()})}
+    variables = {"WORKER_FAULTS": json.dumps({f"{name.removeprefix('at')}.h5": each for name, each in faults.items()})}
     if once is not None:
         once.mkdir(exist_ok=True)
         variables["WORKER_FAULTS_ONCE"] = str(once)
@@ -67,10 +67,10 @@ def committed(output: Path) -> dict[str, str]:
 def test_killed_crashed_stopped_or_silent_workers_are_replaced(wide: Workspace, tmp_path: Path) -> None:
     """The scheduler notices some faults at once and others later; a part that arrives late is unreferenced."""
     assert wide.run(tmp_path / "expected") == 0
-    fate = worker_faults(tmp_path / "once", at5="killed", at6="crashes", at7="stopped", at8="keeps the lock")
+    faults = worker_faults(tmp_path / "once", at5="killed", at6="crashes", at7="stopped", at8="keeps the lock")
     with Cluster(tmp_path / "cluster", DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="1s") as cluster:
         for i in range(5):
-            cluster.start_worker(f"w{i}", *PRELOAD, **fate)
+            cluster.start_worker(f"w{i}", *PRELOAD, **faults)
         output = tmp_path / "out"
         assert wide.run(output, "--scheduler-file", str(cluster.file)) == 0
         check(output, tmp_path / "expected")
@@ -93,10 +93,11 @@ def test_a_worker_that_reconnects_changes_nothing(wide: Workspace, tmp_path: Pat
     """Another worker encodes its part meanwhile, and the late result is ignored."""
     assert wide.run(tmp_path / "expected") == 0
     with Cluster(tmp_path / "cluster", DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="1s") as cluster:
-        way, once = cluster.start_between("network"), tmp_path / "once"
-        wherever = worker_faults(once, **{f"at{i}": "is cut off" for i in range(10)})
+        scheduler_file = cluster.start_between("network")
+        once = tmp_path / "once"
+        faults = worker_faults(once, **{f"at{i}": "is cut off" for i in range(10)})
         between = {"BETWEEN": str(cluster.processes["network"].pid)}
-        cluster.start_worker("far", *PRELOAD, "--scheduler-file", str(way), **wherever, **between)
+        cluster.start_worker("far", *PRELOAD, "--scheduler-file", str(scheduler_file), **faults, **between)
         # This keeps the run at work until the far worker is connected again.
         cluster.start_worker("near", *PRELOAD, **worker_faults(**{f"at{i}": "takes its time" for i in range(6, 10)}))
         cluster.wait_for("far", "near")
@@ -165,22 +166,23 @@ sys.exit(cli.main("", sys.argv[1:]))
 
 def test_a_part_written_after_the_driver_died_is_ignored(wide: Workspace, tmp_path: Path) -> None:
     assert wide.run(tmp_path / "expected") == 0
-    output, driver = tmp_path / "out", {"DRIVER": str(tmp_path / "driver")}
+    output = tmp_path / "out"
+    driver = {"DRIVER": str(tmp_path / "driver")}
     with Cluster(tmp_path / "cluster") as cluster:
         flags = ("--scheduler-file", str(cluster.file))
         cluster.start_worker("w", *PRELOAD, **driver, **worker_faults(tmp_path / "once", at4="loses its driver"))
         command = [sys.executable, "-c", DRIVER, *wide.arguments(output, *flags)]
-        done = subprocess.run(command, env=environment(**driver), cwd=REPOSITORY, capture_output=True, timeout=120)
-        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-        until(lambda: "part-000004" in str(late(output)), "the part that the worker was at")
-        there = late(output)
+        result = subprocess.run(command, env=environment(**driver), cwd=REPOSITORY, capture_output=True, timeout=120)
+        assert result.returncode == -signal.SIGKILL, result.stderr.decode()
+        until(lambda: "part-000004" in str(uncommitted_parts(output)), "the part that the worker was at")
+        uncommitted = uncommitted_parts(output)
         assert wide.run(output, *flags) == 0
-        assert not any((output / name).exists() for name in there)
+        assert not any((output / name).exists() for name in uncommitted)
         assert leftovers(output) == []
         check(output, tmp_path / "expected")
 
 
-def late(output: Path) -> list[str]:
+def uncommitted_parts(output: Path) -> list[str]:
     """Return the parts that are not committed."""
     return sorted({f"parts/{path.name}" for path in output.glob("parts/*.h5")} - set(committed(output).values()))
 

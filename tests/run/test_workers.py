@@ -42,9 +42,10 @@ def turns_away(address: tuple[str, int]) -> bool:
     with socket.create_connection(address, timeout=30) as plain:
         plain.sendall(bytes(16))
         with suppress(ConnectionResetError):
-            assert len(plain.recv(64)) <= 7, "an alert at most"
+            assert len(plain.recv(64)) <= 7, "at most a TLS alert"
     context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
     try:
         with socket.create_connection(address, timeout=30) as plain, context.wrap_socket(plain) as secured:
             return secured.recv(1) == b""
@@ -52,24 +53,27 @@ def turns_away(address: tuple[str, int]) -> bool:
         return True
 
 
-def test_local_workers_give_the_same_bits_and_refuse_strangers(small: Small, tmp_path: Path) -> None:
-    process, end = small.program().start(tmp_path / "out", "--workers", "2"), time.monotonic() + DEADLINE
-    servers, tried, variables = dict[Any, int](), set[Any](), set[str]()
+def test_local_workers_give_equal_bits_and_refuse_other_clients(small: Small, tmp_path: Path) -> None:
+    process = small.program().start(tmp_path / "out", "--workers", "2")
+    end = time.monotonic() + DEADLINE
+    servers = dict[Any, int]()
+    refused_addresses = set[Any]()
+    variables = set[str]()
     while process.poll() is None and time.monotonic() < end:
         servers |= {address: pid for pid, address in listening(process.pid)}
         if len(servers) == 5:
             with suppress(psutil.Error):
                 variables |= {name for pid in servers.values() for name in psutil.Process(pid).environ()}
-            for address in servers.keys() - tried:
-                tried.add(address)
+            for address in servers.keys() - refused_addresses:
+                refused_addresses.add(address)
                 with suppress(ConnectionRefusedError):  # all have exited meanwhile
                     assert turns_away(address)
         time.sleep(0.02)
-    output = ends_well(process)  # also: the last process that could still write to this pipe has exited
+    output = ends_well(process)  # it ends when the last process that can write to the pipe has exited
     assert features_of(tmp_path / "out") == small.features
     assert {host for host, _ in servers} == {"127.0.0.1"}, output
     assert len(set(servers.values())) == 5, "the scheduler, two workers and their nannies"
-    assert len(tried) == 5
+    assert len(refused_addresses) == 5
     assert "PATH" in variables
     assert "MALLOC_TRIM_THRESHOLD_" not in variables, "nor any other variable of Dask"
     assert [line for line in output.splitlines() if " INFO " not in line and not line.startswith("Done: ")] == []
@@ -78,14 +82,16 @@ def test_local_workers_give_the_same_bits_and_refuse_strangers(small: Small, tmp
 def test_processes_that_share_cores_share_the_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More readers at a time would only evict each other's rows from the caches."""
     install(monkeypatch)
-    monkeypatch.chdir(".")  # so that it is restored
-    workspace, serving, reported = Workspace(tmp_path, 20), encoding_stage.serving, list[int]()
+    monkeypatch.chdir(".")  # monkeypatch then restores the directory
+    workspace = Workspace(tmp_path, 20)
+    serving = encoding_stage.serving
+    reported = list[int]()
 
-    def watched(settings: EncodeSettings, *what: Any) -> AbstractContextManager[None]:
+    def count_readers(settings: EncodeSettings, *what: Any) -> AbstractContextManager[None]:
         reported.append(settings.n_readers)
         return serving(settings, *what)
 
-    monkeypatch.setattr(encoding_stage, "serving", watched)
+    monkeypatch.setattr(encoding_stage, "serving", count_readers)
     for n_processes in (0, 1, 2, 5):
         monkeypatch.setattr(LocalPool, "n_local_processes", n_processes)
         assert workspace.run(tmp_path / str(n_processes), "--threads", "3") == 0
@@ -95,7 +101,8 @@ def test_processes_that_share_cores_share_the_readers(tmp_path: Path, monkeypatc
 @pytest.fixture
 def certificates(tmp_path: Path) -> dict[str, str]:
     """Write certificates and return the variables of Dask's configuration that name them."""
-    security, folder = Security.temporary(), tmp_path / "tls"
+    security = Security.temporary()
+    folder = tmp_path / "tls"
     folder.mkdir()
     (folder / "ca.pem").write_text(security.tls_ca_file)
     (folder / "key.pem").write_text(security.tls_client_key)
@@ -115,9 +122,9 @@ def test_a_scheduler_with_certificates_refuses_other_clients(
         assert address.startswith("tls://127.0.0.1:")
         host, port = address.removeprefix("tls://").split(":")
         assert turns_away((host, int(port)))
-        stranger = small.program().run(tmp_path / "stranger", "--scheduler", address)
-        assert stranger.code == 78
-        assert stranger.says(f"ConfigError: .*{re.escape(address)}.*\\bcertificate\\b")
+        refused_run = small.program().run(tmp_path / "stranger", "--scheduler", address)
+        assert refused_run.code == 78
+        assert refused_run.has_line(f"ConfigError: .*{re.escape(address)}.*\\bcertificate\\b")
         ended = small.program(**certificates).run(tmp_path / "out", "--scheduler-file", str(cluster.file))
         assert ended.code == 0, ended.lines
     assert features_of(tmp_path / "out") == small.features
@@ -129,7 +136,7 @@ def test_a_scheduler_with_certificates_refuses_other_clients(
 def test_another_machine_without_tls_is_refused_at_the_start(small: Small, tmp_path: Path) -> None:
     ended = small.program().run(tmp_path / "out", "--scheduler", "tcp://192.0.2.1:8786")
     assert ended.code == 78
-    assert ended.says(r"ConfigError: .*\btcp://192\.0\.2\.1:8786\b.*\bTLS\b")
+    assert ended.has_line(r"ConfigError: .*\btcp://192\.0\.2\.1:8786\b.*\bTLS\b")
     assert not (tmp_path / "out").exists()
 
 
@@ -137,8 +144,8 @@ def test_each_worker_computes_on_its_device(opencl: None, small: Small, tmp_path
     flags = ("--devices", "opencl0:0,opencl0:0", "--hidden", "none")
     ended = small.program().run(tmp_path / "out", *flags)
     assert ended.code == 0, ended.lines
-    assert ended.says(r" INFO cluster: 2 workers: (0 opencl0:0 \(.*\), 1|1 opencl0:0 \(.*\), 0) opencl0:0 \(")
-    assert ended.says(r"^Done: .* Device: opencl0:0 \(")
+    assert ended.has_line(r" INFO cluster: 2 workers: (0 opencl0:0 \(.*\), 1|1 opencl0:0 \(.*\), 0) opencl0:0 \(")
+    assert ended.has_line(r"^Done: .* Device: opencl0:0 \(")
     workers = json.loads((tmp_path / "out" / "report.json").read_text())["cluster"]["workers"]
     assert [re.match(r"[^ ]+", worker["device"])[0] for worker in workers] == ["opencl0:0"] * 2  # type: ignore[index]
     assert len({worker["pid"] for worker in workers}) == 2, "each with a context of its own"
@@ -148,6 +155,6 @@ def test_a_worker_without_its_device_does_not_stop_the_others(small: Small, tmp_
     """On a machine with a card, cuda9 does not exist."""
     ended = small.program().run(tmp_path / "out", "--devices", "cpu,cuda9")
     assert ended.code == 0, ended.lines
-    assert ended.says(r" WARNING worker 1 of 2\b")
-    assert ended.says(r" INFO cluster: 1 worker: 0 cpu \(")
+    assert ended.has_line(r" WARNING worker 1 of 2\b")
+    assert ended.has_line(r" INFO cluster: 1 worker: 0 cpu \(")
     assert features_of(tmp_path / "out") == small.features

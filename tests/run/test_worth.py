@@ -26,7 +26,8 @@ def last_line(output: Path) -> str:
 def test_the_errors_of_baselines_are_reported(workspace: Workspace, out: Path) -> None:
     assert workspace.run(out) == 0
     report = report_of(out)
-    baseline, summary = report["training"]["baseline"], report["summary"]
+    baseline = report["training"]["baseline"]
+    summary = report["summary"]
     assert 0 < baseline["components"] < baseline["mean"]
     assert (summary["components"], summary["mean"]) == (baseline["components"], baseline["mean"])
     assert summary["cost"] == report["training"]["history"][-1]["validation_cost"]

@@ -18,7 +18,9 @@ def test_values_outside_are_counted_by_column_with_the_extreme() -> None:
     found = {one.column: one for one in outside_of(rows, RANGE)}
     assert sorted(found) == [0, 1, 2]
     for column, one in found.items():  # the slow way
-        values, low, high = rows[:, column], RANGE.minimum[column], RANGE.maximum[column]
+        values = rows[:, column]
+        low = RANGE.minimum[column]
+        high = RANGE.maximum[column]
         out = [value for value in values if value < low or value > high]
         assert one.n_values == len(out)
         assert max(low - one.value, one.value - high) == max(max(low - value, value - high) for value in out)
@@ -35,7 +37,8 @@ def test_drift_does_not_depend_on_the_pieces_of_rows() -> None:
 
 
 def test_a_description_names_the_column_and_both_ranges() -> None:
-    nameless, named = Columns(), Columns(("a", "b", "c"))
-    assert mentions(Outside(1, 8, -1, 2).described(nameless), "column 1", 8, -1, 2, 2)
-    assert mentions(Outside(2, 5, 0, 0).described(nameless), "column 2", 5, 0)
+    without_names = Columns()
+    named = Columns(("a", "b", "c"))
+    assert mentions(Outside(1, 8, -1, 2).described(without_names), "column 1", 8, -1, 2, 2)
+    assert mentions(Outside(2, 5, 0, 0).described(without_names), "column 2", 5, 0)
     assert mentions(Outside(2, 5, 0, 0).described(named), "column 2", "(c)", 5, 0)

@@ -37,7 +37,8 @@ def test_a_look_at_some_rows_is_bounded_and_reproducible(tmp_path: Path) -> None
     assert found.n_rows == 1000
     assert not found.has_all_rows
     assert 0 < found.scan.n_rows <= 100
-    again, other = look(tmp_path, 16 * 100), look(tmp_path, 16 * 100, seed=1)
+    again = look(tmp_path, 16 * 100)
+    other = look(tmp_path, 16 * 100, seed=1)
     np.testing.assert_array_equal(found.scan.minimum, again.scan.minimum)
     assert (found.scan.minimum != other.scan.minimum).any()
 

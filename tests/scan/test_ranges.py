@@ -27,7 +27,7 @@ def shards_of(folder, *arrays):
     return open_shards([write_shard(folder / f"{i}.h5", rows) for i, rows in enumerate(arrays)])
 
 
-def oracle(arrays):
+def slow_scan(arrays):
     """Return range and mean of the good rows in float64, and the numbers of bad rows, row by row."""
     rows = [row for rows in arrays for row in rows.astype(np.float64)]
     bad = [i for i, row in enumerate(rows) if not np.isfinite(row).all()]
@@ -36,7 +36,7 @@ def oracle(arrays):
 
 
 def check(found, arrays):
-    minimum, maximum, bad = oracle(arrays)
+    minimum, maximum, bad = slow_scan(arrays)
     assert (found.n_rows, found.n_good) == (sum(map(len, arrays)), sum(map(len, arrays)) - len(bad))
     assert {found.minimum.dtype, found.maximum.dtype} == {np.dtype(np.float64)}
     assert found.bad_rows.dtype == np.int64
@@ -74,7 +74,8 @@ def test_bad_rows_keep_their_numbers_if_blocks_share_a_task(tmp_path, monkeypatc
     """Above the limit of tasks each task has several blocks; bad rows must keep their numbers."""
     monkeypatch.setattr(module, "_MAX_TASKS", 3)
     arrays = [numbered(11, dtype=np.float32), numbered(6, first=11, dtype=np.float32)]
-    arrays[0][7], arrays[1][5] = np.nan, np.inf
+    arrays[0][7] = np.nan
+    arrays[1][5] = np.inf
     check(scanned(shards_of(tmp_path, *arrays), 2, 2), arrays)
 
 
@@ -82,15 +83,14 @@ def test_results_of_a_task_do_not_depend_on_later_blocks(tmp_path):
     """Blocks reuse the same memory; files of one task may have different dtypes."""
     arrays = [numbered(5, dtype=np.float64), numbered(7, first=5, dtype=np.float32), numbered(3, first=12, dtype="u1")]
     arrays[1][2] = np.nan
-    shards, firsts = shards_of(tmp_path, *arrays), (0, 5, 12)
+    shards = shards_of(tmp_path, *arrays)
+    firsts = (0, 5, 12)
     pieces = [(i, firsts[i], block) for i, shard in enumerate(shards) for block in blocks([shard], 2)]
-    together, alone = (
-        scan_pieces(ScanSettings(2), 1, pieces),
-        merge_stats([scan_pieces(ScanSettings(2), 1, [piece]) for piece in pieces]),
-    )
+    joint = scan_pieces(ScanSettings(2), 1, pieces)
+    separate = merge_stats([scan_pieces(ScanSettings(2), 1, [piece]) for piece in pieces])
     for name in ("minimum", "maximum", "bad_rows", "sample"):
-        np.testing.assert_array_equal(getattr(together, name), getattr(alone, name), name)
-    np.testing.assert_array_equal(together.sample, np.delete(np.concatenate(arrays), 7, axis=0))
+        np.testing.assert_array_equal(getattr(joint, name), getattr(separate, name), name)
+    np.testing.assert_array_equal(joint.sample, np.delete(np.concatenate(arrays), 7, axis=0))
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,8 @@ def test_every_row_is_reported_once(tmp_path):
 
 def test_bad_rows_are_described_by_place_and_count(tmp_path):
     arrays = [numbered(3, dtype=np.float64), numbered(0, dtype=np.float64), numbered(4, dtype=np.float64)]
-    arrays[2][1, 1], arrays[2][3] = -np.inf, np.nan
+    arrays[2][1, 1] = -np.inf
+    arrays[2][3] = np.nan
     shards = shards_of(tmp_path, *arrays)
     words = describe_bad_rows(shards, scanned(shards, 2, 1))
     assert mentions(words, f"file={shards[2].path} dataset=X", "-inf", "row 1, column 1", "2 of 7")
@@ -156,7 +157,8 @@ def test_integers_hold_no_bad_rows():
 def test_the_spread_does_not_depend_on_blocks_and_threads(tmp_path):
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(5000, 4)) * [1, 1e3, 1e-9, 1] + [0, 1e9, 0, 5]
-    rows[17, 3], rows[40, 0] = 5000, np.nan
+    rows[17, 3] = 5000
+    rows[40, 0] = np.nan
     shards = shards_of(tmp_path, rows[:1777], rows[1777:])
     found = scanned(shards, 100)
     good = np.delete(rows, 40, axis=0)
@@ -186,7 +188,7 @@ def test_one_outlier_of_few_rows_makes_a_narrow_column(tmp_path, n):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "missing", "spelled"),
+    ("dtype", "missing", "stored"),
     [
         ("f2", -9999, -10000),  # the nearest number in 16 bits
         ("f2", -999.9, -1000),
@@ -203,9 +205,9 @@ def test_one_outlier_of_few_rows_makes_a_narrow_column(tmp_path, n):
         ("?", 1, 1),
     ],
 )
-def test_a_missing_value_is_found_in_the_dtype_of_its_file(tmp_path, dtype, missing, spelled):
+def test_a_missing_value_is_found_in_the_dtype_of_its_file(tmp_path, dtype, missing, stored):
     rows = np.random.default_rng(0).integers(2, 100, (7, 3)).astype(dtype) if dtype != "?" else np.zeros((7, 3), "?")
-    rows[2, 0] = rows[5] = spelled
+    rows[2, 0] = rows[5] = stored
     (shard,) = shards_of(tmp_path, rows)
     good = np.delete(rows, [2, 5], axis=0)
     for block_rows in (1, 3, 100):
@@ -256,7 +258,7 @@ def test_rows_that_are_all_missing_are_refused(tmp_path):
 # -- imputation and clipping -------------------------------------------------------------------------------------
 
 
-def gappy(rng, n, dtype, missing):
+def rows_with_gaps(rng, n, dtype, missing):
     """Return rows with a third of the values missing, some rows whole, and one with Inf if the dtype has it."""
     rows = (100 * rng.standard_normal((n, 5))).astype(dtype)
     rows[:, 4] = missing
@@ -277,20 +279,20 @@ def is_gap(value, missing):
 @pytest.mark.parametrize(("dtype", "missing"), [("f4", np.nan), ("f4", -7), ("f8", np.nan), ("i2", -7), ("i8", -7)])
 @pytest.mark.parametrize("impute", ["mean", "median"])
 def test_imputed_values_equal_the_mean_or_median(tmp_path, dtype, missing, impute):
-    rows, bad = gappy(np.random.default_rng(0), 97, dtype, missing)
+    rows, bad = rows_with_gaps(np.random.default_rng(0), 97, dtype, missing)
     shards = shards_of(tmp_path, rows[:40], rows[40:])
     options = {"impute": impute, "missing": None if np.isnan(missing) else missing, "clip_quantile": 0.0}
     found = scanned(shards, 1000, 1, **options)
     assert (found.bad_rows.tolist(), found.clips) == (bad, False)
     good = np.delete(rows, bad, axis=0)
     for column, values in enumerate(good.T):
-        there = np.array([float(value) for value in values if not is_gap(value, missing)])
-        assert found.n_missing[column] == len(values) - len(there)
-        if not len(there):
+        present = np.array([float(value) for value in values if not is_gap(value, missing)])
+        assert found.n_missing[column] == len(values) - len(present)
+        if not len(present):
             assert (found.minimum[column], found.maximum[column], found.fill[column]) == (0, 0, 0)
             continue
-        assert (found.minimum[column], found.maximum[column]) == (there.min(), there.max())
-        fill = there.mean() if impute == "mean" else np.median(there)
+        assert (found.minimum[column], found.maximum[column]) == (present.min(), present.max())
+        fill = present.mean() if impute == "mean" else np.median(present)
         atol = 0.5 if dtype[0] == "i" else 1e-4
         np.testing.assert_allclose(found.fill[column], fill, atol=atol)
         assert found.fill[column] == np.array(found.fill[column]).astype(dtype)
@@ -321,7 +323,8 @@ def test_clipped_ranges_are_quantiles_and_contain_the_fill(tmp_path):
 def test_quantiles_of_a_sample_are_within_five_standard_errors(tmp_path, monkeypatch):
     """The limit is five standard errors of the rank, for sorted, periodic and random columns."""
     monkeypatch.setattr(module, "LARGE_SAMPLE", 3 * 2000)
-    n, q = 100_000, 0.02
+    n = 100_000
+    q = 0.02
     values = np.arange(n) / n
     rows = np.stack([values, (values * 16) % 1, np.random.default_rng(0).permutation(values)], axis=1)
     found = scanned(shards_of(tmp_path, rows), 5000, 2, clip_quantile=q)
@@ -379,12 +382,12 @@ def test_a_scan_can_drop_its_unreadable_shards(tmp_path):
     for seed in range(8):
         with case(seed=seed):
             shards, arrays, bad = random_shards(tmp_path, np.random.default_rng(seed), {"fletcher32": True})
-            left, found = readable(shards, scanned(shards, 2, 2, max_unreadable=6))
-            assert left == tuple(shard for i, shard in enumerate(shards) if i not in bad)
+            remaining, found = readable(shards, scanned(shards, 2, 2, max_unreadable=6))
+            assert remaining == tuple(shard for i, shard in enumerate(shards) if i not in bad)
             check(found, [rows for i, rows in enumerate(arrays) if i not in bad])
             assert not found.unreadable
-            again, same = readable(left, found)
-            assert (again, same) == (left, found)
+            again, same = readable(remaining, found)
+            assert (again, same) == (remaining, found)
 
 
 def damaged_shards(folder, n_bad, n_good=3):
@@ -463,14 +466,16 @@ def test_invalid_scans_are_refused(data):
 # -- tasks -------------------------------------------------------------------------------------------------------
 
 
-def plainly(found):
+def plain_values(found):
     return [each.tolist() if isinstance(each, np.ndarray) else each for each in vars(found).values()]
 
 
 @pytest.mark.process
 def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path, monkeypatch):
     arrays = [numbered(size, first=9 * size, dtype=np.float32) for size in (9, 5, 8)]
-    arrays[0][3, 1], arrays[1][0], arrays[2][7] = np.nan, -1, np.inf
+    arrays[0][3, 1] = np.nan
+    arrays[1][0] = -1
+    arrays[2][7] = np.inf
     paths = [tmp_path / f"{i}.h5" for i in range(3)]
     for path, rows in zip(paths, arrays, strict=True):
         write_shard(path, rows, fletcher32=True, chunks=(2, 2))
@@ -485,6 +490,7 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path, monkeypatch)
     monkeypatch.setattr(module, "reduce", recording)
     found = scanned(shards, 2, 2, missing=-1, max_unreadable=1)
     assert len(tasks) == 5 + 3 + 4 + 5 + 4, "readable blocks are read again"
-    local, remote = [work(task) for work, task in tasks], run_in_fresh_process(tasks)
-    assert [plainly(each) for each in remote] == [plainly(each) for each in local]
+    local = [work(task) for work, task in tasks]
+    remote = run_in_fresh_process(tasks)
+    assert [plain_values(each) for each in remote] == [plain_values(each) for each in local]
     assert (found.bad_rows.tolist(), list(found.unreadable)) == ([3, *range(9, 14), 21], [1])

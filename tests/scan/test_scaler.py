@@ -18,7 +18,8 @@ def scikit_learns(scaler):
     """Return scikit-learn's scaler, changed for constant columns, which it scales by 1 and shifts."""
     other = MinMaxScaler().fit(np.stack([scaler.minimum, scaler.maximum]))
     constant = scaler.scale == 0
-    other.scale_[constant], other.min_[constant] = 0, 0
+    other.scale_[constant] = 0
+    other.min_[constant] = 0
     return other
 
 

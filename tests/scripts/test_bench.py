@@ -25,8 +25,11 @@ class Fake:
     """A contestant that takes the given seconds and records its turns in a list."""
 
     def __init__(self, name: str, seconds: list[float], result: float, turns: list[str]) -> None:
-        self.name, self.about = name, f"about {name}"
-        self._seconds, self._result, self._turns = iter([9.0, *seconds]), result, turns
+        self.name = name
+        self.about = f"about {name}"
+        self._seconds = iter([9.0, *seconds])
+        self._result = result
+        self._turns = turns
 
     def prepare(self, case: str, folder: Path, **sizes: Any) -> bool:
         np.savez(folder / f"{self.name}.npz", features=np.full(3, self._result))
@@ -108,7 +111,7 @@ def test_race_runs_and_a_missing_card_is_named(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_all_contestants_use_the_same_instruction_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The contestants and the program as a whole."""
+    """This includes the processes that run the whole program."""
     found: list[dict[str, str]] = []
 
     def started(*arguments: Any, env: dict[str, str], **options: Any) -> None:
@@ -185,7 +188,8 @@ int main(void)
 
 @pytest.mark.process
 def test_hiding_instructions_changes_no_other_processor_facts(tmp_path: Path) -> None:
-    library, program = hide("avx2", tmp_path), tmp_path / "ask"
+    library = hide("avx2", tmp_path)
+    program = tmp_path / "ask"
     assert (library is None) == ("cpuid_fault" not in Path("/proc/cpuinfo").read_text().split())
     program.with_suffix(".c").write_text(_ASK)
     subprocess.run(["gcc", "-o", str(program), f"{program}.c"], check=True)
@@ -196,10 +200,12 @@ def test_hiding_instructions_changes_no_other_processor_facts(tmp_path: Path) ->
         for env in ({**os.environ}, os.environ | ({"LD_PRELOAD": str(library)} if library else {}))
     )
     assert before[:-1] == after[:-1]
-    (_, _, known, *_), (_, _, reported, *_) = before[-1], after[-1]
-    avx2, avx512f = 1 << 5, 1 << 16
-    assert int(reported, 16) & avx2 == int(known, 16) & avx2
-    assert library is None or not int(reported, 16) & avx512f
+    _, _, facts_before, *_ = before[-1]
+    _, _, facts_after, *_ = after[-1]
+    avx2 = 1 << 5
+    avx512f = 1 << 16
+    assert int(facts_after, 16) & avx2 == int(facts_before, 16) & avx2
+    assert library is None or not int(facts_after, 16) & avx512f
 
 
 def test_missing_instruction_set_is_refused(

@@ -22,14 +22,14 @@ def test_only_failed_steps_are_repeated(tmp_path: Path) -> None:
     assert (tmp_path / "count").read_text() == "xx"
 
 
-def test_step_stopped_by_the_time_limit_is_not_run_step(tmp_path: Path) -> None:
-    wait = ("-c", "import time; print('begun', flush=True); time.sleep(600)")
-    assert run_step(tmp_path, "begun", wait, {}, time.monotonic() + 2) is None
+def test_step_stopped_by_the_time_limit_is_repeated(tmp_path: Path) -> None:
+    wait = ("-c", "import time; print('started', flush=True); time.sleep(600)")
+    assert run_step(tmp_path, "started", wait, {}, time.monotonic() + 2) is None
     assert run_step(tmp_path, "late", wait, {}, time.monotonic() - 1) is None
     assert list(tmp_path.glob("*.json")) == []
     assert run_step(tmp_path, "late", ("-c", "print('there')"), {}, time.monotonic() + DEADLINE) == 0
-    text = page("A card", tmp_path, ["begun", "late"])
-    assert re.search(r"^\| begun \| 0 \| \D+ \|$", text, re.MULTILINE)
+    text = page("A card", tmp_path, ["started", "late"])
+    assert re.search(r"^\| started \| 0 \| \D+ \|$", text, re.MULTILINE)
     assert "    there" in text
 
 

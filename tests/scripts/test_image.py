@@ -22,9 +22,9 @@ def test_dockerfile_is_parsed_as_by_docker(tmp_path: Path) -> None:
 
 def test_copied_files_exist_and_are_sufficient(tmp_path: Path) -> None:
     image = Image(tmp_path)
-    for name, rest in STEPS:
+    for name, arguments in STEPS:
         if name == "COPY":
-            image.do(name, rest)
+            image.do(name, arguments)
     source = tmp_path / "usr/src/shardpress"
     for path in (
         "setup.py",
@@ -37,9 +37,9 @@ def test_copied_files_exist_and_are_sufficient(tmp_path: Path) -> None:
 
 
 def test_image_is_set_up_for_a_card() -> None:
-    every = {name: [rest for each, rest in STEPS if each == name] for name, _ in STEPS}
+    every = {name: [arguments for each, arguments in STEPS if each == name] for name, _ in STEPS}
     assert every["FROM"] == ["debian:12"]
-    assert any(rest.startswith("/opt/shardpress/bin/shardpress setup-gpu ") for rest in every["RUN"])
+    assert any(arguments.startswith("/opt/shardpress/bin/shardpress setup-gpu ") for arguments in every["RUN"])
     assert "THEANO_FLAGS=device=cuda" in every["ENV"]
     assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in every["ENV"]
     assert every["ENTRYPOINT"] == ['["shardpress"]']

@@ -22,7 +22,8 @@ pytestmark = [
 ]
 
 SCRIPT = REPOSITORY / "scripts/install_pygpu.sh"
-PREFIX, SITE = Path(sys.prefix), Path(sysconfig.get_path("purelib"))
+PREFIX = Path(sys.prefix)
+SITE = Path(sysconfig.get_path("purelib"))
 # Content of Debian's packages, as far as it is installed here.
 PACKAGES = {
     "python3-pygpu": {"usr/lib/python3/dist-packages": [SITE / "pygpu", *SITE.glob("pygpu-*.egg-info")]},
@@ -84,8 +85,8 @@ def test_packages_in_a_directory_are_installed(target: Environment, debs: Path, 
             (target.path / "bin" / program).symlink_to(shutil.which(program) or "")
         variables["PATH"] = ""
     before = files(target)
-    done = install(target, "--from", debs, **variables)
-    assert done.returncode == 0, done.stderr
+    result = install(target, "--from", debs, **variables)
+    assert result.returncode == 0, result.stderr
     added = {str(path) for path in files(target) - before if len(path.parts) < 3}
     assert added == {
         "bin/install_pygpu.sh",
@@ -126,24 +127,24 @@ def test_debian_12_is_taken_from_the_own_source_or_a_mirror(
     program = target.path / "bin/apt-get"
     program.write_text(APT_GET.format(debs=debs, asked=tmp_path / "asked"))
     program.chmod(0o755)
-    done = install(target, *(["--mirror", mirror] if mirror else []))
-    assert done.returncode == 0, done.stderr
+    result = install(target, *(["--mirror", mirror] if mirror else []))
+    assert result.returncode == 0, result.stderr
     (line,) = (tmp_path / "asked").read_text().splitlines()
     assert line.startswith("deb ")
     assert line.endswith(f"{mirror or 'https://own.example/debian/'} bookworm main")
 
 
 def test_missing_package_is_reported_with_alternatives(target: Environment, tmp_path: Path) -> None:
-    done = install(target, "--from", tmp_path)
-    assert done.returncode == 69
-    assert str(tmp_path) in done.stderr.splitlines()[0]
-    assert "python3-pygpu_*.deb" in done.stderr.splitlines()[0]
-    assert "--mirror" in done.stderr
+    result = install(target, "--from", tmp_path)
+    assert result.returncode == 69
+    assert str(tmp_path) in result.stderr.splitlines()[0]
+    assert "python3-pygpu_*.deb" in result.stderr.splitlines()[0]
+    assert "--mirror" in result.stderr
     assert not (target.site / "pygpu").exists()
 
 
 @pytest.mark.parametrize("arguments", [["--from"], ["--cuda"], ["a", "b"], ["--mirror", "x", "a", "b"]])
 def test_invalid_arguments_are_refused(target: Environment, arguments: list[str]) -> None:
-    done = install(target, *arguments)
-    assert done.returncode == 64
-    assert done.stderr.startswith("usage: ")
+    result = install(target, *arguments)
+    assert result.returncode == 64
+    assert result.stderr.startswith("usage: ")

@@ -113,7 +113,8 @@ def test_digits_are_complete_and_in_order(out):
 
 def test_donuts_are_two_noisy_rings_with_correlated_columns(out):
     make(out, "donuts")
-    X, y = load(out), load(out, "y")
+    X = load(out)
+    y = load(out, "y")
     assert (X.shape, X.dtype) == ((2000, 4), np.float32)
     radius = np.hypot(X[:, 0], X[:, 1])
     for label, expected in ((0, 1.0), (1, 2.5)):
@@ -146,7 +147,8 @@ def reference_costs(X, epochs):
     random = np.random.default_rng(0)
     W = (random.standard_normal((4, 2)) / np.sqrt(6)).astype(np.float32)
     parameters = [W, np.zeros(2, np.float32), np.zeros(4, np.float32)]
-    velocities, costs = [np.zeros_like(p) for p in parameters], []
+    velocities = [np.zeros_like(p) for p in parameters]
+    costs = []
     for _ in range(epochs):
         W, b_hidden, b_output = parameters
         h = 1 / (1 + np.exp(-(X @ W + b_hidden)))
@@ -196,7 +198,8 @@ def test_at_most_one_block_of_rows_is_in_memory(tmp_path, monkeypatch):
 
 
 def test_layouts_are_stored_as_named_and_hold_the_same_rows(tmp_path):
-    expected, found = synthetic(tmp_path / "plain"), {}
+    expected = synthetic(tmp_path / "plain")
+    found = {}
     for layout in make_data.LAYOUTS:
         rows = synthetic(tmp_path / layout, "--layout", layout)
         np.testing.assert_array_equal(rows, expected, err_msg=layout)
@@ -233,7 +236,7 @@ def test_synthetic_rows_have_few_principal_components(out):
     X = synthetic(out, rows=2000)
     variances = np.linalg.eigvalsh(np.cov(X.T))[::-1]
     assert variances[:16].sum() > 0.9 * variances.sum()
-    assert variances[16:].min() > 0  # and noise, which they cannot explain
+    assert variances[16:].min() > 0  # the noise remains
 
 
 # ---- written once, always the same
@@ -257,14 +260,15 @@ def test_different_seed_gives_different_rows(tmp_path):
 
 def test_existing_files_are_rewritten_only_with_force(out, capsys):
     make(out, "digits")
-    before, held = stamps(out), contents(out)
+    before = stamps(out)
+    content_before = contents(out)
     capsys.readouterr()
     make(out, "digits")
     assert stamps(out) == before
     assert capsys.readouterr().out
     make(out, "digits", "--force")
     assert not set(stamps(out).values()) & set(before.values())
-    assert contents(out) == held
+    assert contents(out) == content_before
 
 
 def test_only_the_missing_shard_is_written(out):
@@ -379,7 +383,8 @@ def test_foreign_file_with_the_name_of_a_shard_stops_the_run(out, capsys):
         assert contents(out) == {"donuts-0.h5": b"a stranger's"}, force
 
 
-IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
+IMAGES = "train-images-idx3-ubyte.gz"
+LABELS = "train-labels-idx1-ubyte.gz"
 LABELS_OF_20 = np.zeros(20, np.uint8)
 
 

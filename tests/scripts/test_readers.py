@@ -41,16 +41,19 @@ print(json.dumps({
     "transformed": shardpress.TiedAutoencoder.from_run(sys.argv[1]).transform(rows).tolist(),  # loads scikit-learn
 }))
 """
-OF_A_RUN = {"theano", "blake3", "deflate", "tqdm", "sklearn"}  # SciPy, if it is installed, is loaded by Dask
+RUN_ONLY = {"theano", "blake3", "deflate", "tqdm", "sklearn"}  # SciPy, if it is installed, is loaded by Dask
 
 ROWS = np.linspace(-1, 2, 12).reshape(4, 3)
-FEATURES, VALID, Y = np.arange(8, dtype=np.float32).reshape(4, 2), np.array([1, 1, 0, 1], bool), np.array([3, 1, 2, 0])
+FEATURES = np.arange(8, dtype=np.float32).reshape(4, 2)
+VALID = np.array([1, 1, 0, 1], bool)
+Y = np.array([3, 1, 2, 0])
 
 
 @pytest.fixture
 def output(tmp_path):
     """Return a finished output directory of two parts, and rows for its model."""
-    directory, files = tmp_path / "out", ["parts/part-0.h5", "parts/part-1.h5"]
+    directory = tmp_path / "out"
+    files = ["parts/part-0.h5", "parts/part-1.h5"]
     W = np.array([[1, -900], [0, 0.5], [-2, 1]], np.float32)
     parameters = {"W": W, "b_hidden": np.zeros(2, np.float32), "b_output": np.zeros(3, np.float32)}
     with locked(directory) as ledger:
@@ -67,7 +70,8 @@ def output(tmp_path):
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """Build a wheel from a source distribution of this checkout, as pip does."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("out")
+    source = tmp_path_factory.mktemp("source")
+    out = tmp_path_factory.mktemp("out")
     for name in SOURCES:
         path = REPOSITORY / name
         shutil.copytree(path, source / name, ignore=IGNORED) if path.is_dir() else shutil.copy(path, source)
@@ -86,14 +90,16 @@ def test_wheel_holds_all_packages_and_nothing_else(wheel):
     assert re.fullmatch(r"shardpress-[\d.]+-cp311-abi3-linux_\w+\.whl", wheel.name), "one wheel for 3.11 and later"
     folders = [REPOSITORY / name for name in ("pipeline", "kernels")]
     paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    ours = {str(path.relative_to(REPOSITORY)) for path in paths if "__pycache__" not in path.parts}
-    ours = {
-        name.replace("pipeline/shardpress/", "shardpress/") for name in ours if not name.endswith((".so", "/lzf.c"))
+    our_files = {str(path.relative_to(REPOSITORY)) for path in paths if "__pycache__" not in path.parts}
+    our_files = {
+        name.replace("pipeline/shardpress/", "shardpress/")
+        for name in our_files
+        if not name.endswith((".so", "/lzf.c"))
     }
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     programs = {name for name in names if ".data/scripts/" in name}
     assert [name.rsplit("/", 1)[1] for name in programs] == ["install_pygpu.sh"]
-    assert names - programs == ours | {"pipeline/hdf5/filters/lzf.abi3.so"}
+    assert names - programs == our_files | {"pipeline/hdf5/filters/lzf.abi3.so"}
 
 
 @pytest.fixture
@@ -114,11 +120,11 @@ def later_python(wheel, tmp_path):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_features_and_models_are_read_by_later_pythons(output, later_python, version):
-    done = later_python(version, "-W", "error", "-c", PROGRAM, output, output.parent / "rows.npy")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    result = later_python(version, "-W", "error", "-c", PROGRAM, output, output.parent / "rows.npy")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
     assert found["numpy"] >= "2"
-    assert OF_A_RUN & set(found["modules"]) == set()
+    assert RUN_ONLY & set(found["modules"]) == set()
     for name, expected in (("features", FEATURES), ("valid", VALID), ("y", Y)):
         np.testing.assert_array_equal(found[name], expected)
     np.testing.assert_allclose(found["encoded"], load_model(output).encode(ROWS), rtol=1e-13)
@@ -158,7 +164,8 @@ def test_commands_without_theano_work_in_later_pythons(finished_run, later_pytho
 
 def test_failed_environment_is_removed(tmp_path):
     """Otherwise the tests in it would fail instead of being skipped."""
-    tools, script = tmp_path / "bin", tmp_path / "scripts/readers.sh"
+    tools = tmp_path / "bin"
+    script = tmp_path / "scripts/readers.sh"
     tools.mkdir()
     script.parent.mkdir()
     shutil.copy(REPOSITORY / "scripts/readers.sh", script)

@@ -31,7 +31,8 @@ def costs_of(table: str) -> dict[int, float]:
 
 @pytest.mark.compiler
 def test_costs_fall_like_the_published_ones_and_end_lower(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data, output = str(tmp_path / "donuts"), tmp_path / "reference"
+    data = str(tmp_path / "donuts")
+    output = tmp_path / "reference"
     assert make_data.main(["donuts", "--output", data]) == 0
     capsys.readouterr()
     assert reference.main(["--data", data, "--output", str(output)]) == 0
@@ -47,19 +48,20 @@ def test_costs_fall_like_the_published_ones_and_end_lower(tmp_path: Path, capsys
 def test_costs_on_opencl_equal_those_on_the_cpu(tmp_path: Path, opencl: None) -> None:
     data = str(tmp_path / "donuts")
     assert make_data.main(["donuts", "--output", data]) == 0
-    found, features = {}, {}
+    found = {}
+    features = {}
     for device in ("cpu", "opencl0:0"):
         command = [sys.executable, str(REPOSITORY / "scripts" / "reference.py"), "--epochs", "501", "--data", data]
-        done = subprocess.run(
+        result = subprocess.run(
             [*command, "--output", str(tmp_path / device)],
             env={**os.environ, "THEANO_FLAGS": f"device={device},force_device=True"},
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
-        assert f"Device: {device}" in done.stdout
-        found[device] = costs_of(done.stdout)
+        assert result.returncode == 0, result.stderr
+        assert f"Device: {device}" in result.stdout
+        found[device] = costs_of(result.stdout)
         features[device] = open_features(tmp_path / device).features.compute()
     assert list(found["cpu"]) == [0, 500]
     assert found["opencl0:0"] == pytest.approx(found["cpu"], rel=1e-3)
@@ -68,7 +70,7 @@ def test_costs_on_opencl_equal_those_on_the_cpu(tmp_path: Path, opencl: None) ->
 
 
 def test_reference_flags_set_every_model_setting() -> None:
-    """The defaults may change, but not the reference."""
+    """Defaults may change, but the settings of the reference must not."""
     model = {each.name for each in SETTINGS.values() if each.affects == "model"}
     named = {flag.removeprefix("--").replace("-", "_") for flag in reference.FLAGS if flag.startswith("--")}
     assert model - named - {"epochs", "batch_size", "seed"} == {"patience"}, "without validation there is no patience"

@@ -13,14 +13,14 @@ from scripts.benchmarks import run, simulate
 from scripts.benchmarks.simulate import Cluster, Costs, Job, Task, predict
 from scripts.benchmarks.simulate import simulate as simulate_tasks
 
-NOTHING = Costs(
+NO_COSTS = Costs(
     **dict.fromkeys(("driver_task", "driver_part", "scheduler_task", "scan_row", "encode_row", "train_row"), 0.0),
     **dict.fromkeys(("encode_part", "scan_task", "encode_wait", "scan_wait", "encode_end", "scan_end"), 0.0),
     **dict.fromkeys(("start", "shard", "meet"), 0.0),
     **dict.fromkeys(("row_bytes", "feature_bytes", "state_bytes"), 0),
 )
 COSTS = replace(
-    NOTHING,
+    NO_COSTS,
     **{"driver_task": 1e-3, "scheduler_task": 1e-3, "encode_row": 5e-6, "scan_row": 1e-6, "train_row": 1e-5},
     **{"row_bytes": 3136, "feature_bytes": 256, "encode_part": 1e-3},
 )
@@ -34,24 +34,24 @@ def test_without_overhead_time_is_work_divided_by_cores() -> None:
         (3, 2, 3, 10),
         (60, 1, 1, 1),
     ):
-        found = simulate_tasks(Task(1.0), 60, Cluster(n_workers, cores, threads), NOTHING)
+        found = simulate_tasks(Task(1.0), 60, Cluster(n_workers, cores, threads), NO_COSTS)
         assert found.seconds == pytest.approx(seconds), (n_workers, cores, threads)
         assert found.bottleneck == "cores"
-    assert simulate_tasks(Task(1.0), 60, Cluster(4, 1, 1, shared_cores=2), NOTHING).seconds == pytest.approx(30)
+    assert simulate_tasks(Task(1.0), 60, Cluster(4, 1, 1, shared_cores=2), NO_COSTS).seconds == pytest.approx(30)
     # A thread that waits for a disk leaves its core to another thread, if there is one.
-    assert simulate_tasks(Task(1.0, wait=1.0), 60, Cluster(1, 1, 1), NOTHING).seconds == pytest.approx(120)
-    assert simulate_tasks(Task(1.0, wait=1.0), 60, Cluster(1, 1, 2), NOTHING).seconds == pytest.approx(61)
+    assert simulate_tasks(Task(1.0, wait=1.0), 60, Cluster(1, 1, 1), NO_COSTS).seconds == pytest.approx(120)
+    assert simulate_tasks(Task(1.0, wait=1.0), 60, Cluster(1, 1, 2), NO_COSTS).seconds == pytest.approx(61)
 
 
 @pytest.mark.slow
 def test_serial_resource_bounds_the_time() -> None:
     """The busiest resource is never idle, and each task takes its minimal time."""
-    crowd = Cluster(100, 2)
+    many_workers = Cluster(100, 2)
     for costs, task, cluster, name, least in (
-        (replace(NOTHING, driver_task=0.01), Task(0.01), crowd, "driver", 20.0),
-        (replace(NOTHING, scheduler_task=0.01), Task(0.01), crowd, "scheduler", 20.0),
-        (NOTHING, Task(0.01, read_bytes=1e8), replace(crowd, storage=1e10), "storage", 20.0),
-        (NOTHING, Task(0.01, write_bytes=1e8), replace(crowd, storage=1e10), "storage", 20.0),
+        (replace(NO_COSTS, driver_task=0.01), Task(0.01), many_workers, "driver", 20.0),
+        (replace(NO_COSTS, scheduler_task=0.01), Task(0.01), many_workers, "scheduler", 20.0),
+        (NO_COSTS, Task(0.01, read_bytes=1e8), replace(many_workers, storage=1e10), "storage", 20.0),
+        (NO_COSTS, Task(0.01, write_bytes=1e8), replace(many_workers, storage=1e10), "storage", 20.0),
     ):
         found = simulate_tasks(task, 2000, cluster, costs)
         assert found.bottleneck == name
@@ -60,7 +60,8 @@ def test_serial_resource_bounds_the_time() -> None:
 
 @pytest.mark.slow
 def test_tasks_after_the_simulated_ones_have_the_same_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster, task = Cluster(8, storage=4e9), Task(0.05, read_bytes=5e7)
+    cluster = Cluster(8, storage=4e9)
+    task = Task(0.05, read_bytes=5e7)
     monkeypatch.setattr(simulate, "MAX_SIMULATED_TASKS", 20_000)
     whole = simulate_tasks(task, 20_000, cluster, COSTS).seconds
     monkeypatch.setattr(simulate, "MAX_SIMULATED_TASKS", 1000)
@@ -86,7 +87,8 @@ def test_check_reports_too_large_differences(tmp_path: Path, capsys: Any) -> Non
         "scan": {**common, "seconds": 1.0, "processor_seconds": 1.0},
         "encoding": {**common, "seconds": 5.1, "processor_seconds": 5.1},
     }
-    costs, measured = tmp_path / "costs.json", tmp_path / "measured.json"
+    costs = tmp_path / "costs.json"
+    measured = tmp_path / "measured.json"
     costs.write_text(json.dumps({"costs": {"load": 0.1, "found": asdict(COSTS)}}))  # in the format of `scaling`
     for off, code in ((1.0, 0), (1.3, 1)):
         stages["encoding"]["seconds"] = 5.1 * off

@@ -76,7 +76,12 @@ def test_an_unexpanded_tilde_is_refused_as_output():
 
 def test_defaults_follow_the_data_and_other_settings():
     assert [resolve(Config(), n_rows, 4).training.batch_size for n_rows in (1, 15, 16, 1000, 6350, 10**6)] == [
-        *(1, 15, 16, 20, 127, 128)
+        1,
+        15,
+        16,
+        20,
+        127,
+        128,
     ]
     assert [resolve(Config(), 100, n_inputs).network.n_features for n_inputs in (2, 3, 127, 128, 784)] == [
         1,
@@ -128,20 +133,20 @@ def test_sigmoids_have_a_gain_by_default():
 
 
 def test_a_given_model_determines_the_network():
-    given = Network((784, 30, 20, 7), "leaky-relu", "linear", gain=True)
-    assert network_of(resolve(Config.of(activation="relu"), 100, 784, given).network, 784) == given
-    resolved = resolve(Config.of(decoder_gain=False), 100, 784, given)
+    network = Network((784, 30, 20, 7), "leaky-relu", "linear", gain=True)
+    assert network_of(resolve(Config.of(activation="relu"), 100, 784, network).network, 784) == network
+    resolved = resolve(Config.of(decoder_gain=False), 100, 784, network)
     assert resolved.network.decoder_gain is False, "the run refuses it"
 
 
 def test_the_settings_describe_a_network():
-    asked = {"hidden": (30, 20), "activation": "leaky-relu", "code_activation": "linear", "decoder_gain": True}
-    config = Config.of(n_features=7, **asked)
+    requested = {"hidden": (30, 20), "activation": "leaky-relu", "code_activation": "linear", "decoder_gain": True}
+    config = Config.of(n_features=7, **requested)
     assert network_of(resolve(config, 100, 784).network, 784) == Network(
         (784, 30, 20, 7), "leaky-relu", "linear", gain=True
     )
-    alone = config.changed(hidden=(), code_activation="sigmoid", decoder_gain=False)
-    assert network_of(resolve(alone, 100, 784).network, 784) == Network((784, 7)), (
+    without_hidden = config.changed(hidden=(), code_activation="sigmoid", decoder_gain=False)
+    assert network_of(resolve(without_hidden, 100, 784).network, 784) == Network((784, 7)), (
         "without hidden layers theirs is none"
     )
 

@@ -108,7 +108,7 @@ BOMBS = {
     "commas": "a: [" + "1," * 120000 + "]",
     "long": "#" * 10**8,
 }
-IN_LITTLE = """
+MEASURE = """
 import re, sys
 from pathlib import Path
 from pipeline.settings.flags import parse
@@ -134,10 +134,10 @@ except ConfigError as error:
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_refused_with_little_work_and_memory(file, name):
     """It is measured in a child process, in function calls (a scanner in Python makes 8 million) and KiB."""
-    command = [sys.executable, "-c", IN_LITTLE, file(BOMBS[name])[1]]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    code, n_letters, n_calls, memory = map(int, done.stdout.split())
-    assert (code, n_letters < 20_000, n_calls < 2**21, memory < 2**16) == (78, True, True, True), done.stdout
+    command = [sys.executable, "-c", MEASURE, file(BOMBS[name])[1]]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    code, n_letters, n_calls, memory = map(int, result.stdout.split())
+    assert (code, n_letters < 20_000, n_calls < 2**21, memory < 2**16) == (78, True, True, True), result.stdout
 
 
 def test_a_list_of_inputs_can_be_as_long_as_the_file(file):

@@ -76,7 +76,7 @@ SAMPLES = {
 }
 
 
-NEEDED = {  # values that others require
+REQUIRED_VALUES = {  # values that others require
     **{name: {"scheduler": "a"} for name in ("insecure_cluster", "mixed_processors")},
     "dashboard": {"workers": 1},
 }
@@ -114,7 +114,7 @@ def test_flags_override_environment_file_and_defaults(file):
     assert sorted(SAMPLES) == sorted(SETTINGS)
     for name, (in_file, in_environment, in_flag) in SAMPLES.items():
         with case(name):
-            needed = NEEDED.get(name, {})
+            needed = REQUIRED_VALUES.get(name, {})
             default = Config().changed(**needed)
             lines = [f"{other}: {value}" for other, value in needed.items()]
             lines.append(f"{name}: {list(in_file) if isinstance(in_file, tuple) else in_file}")
@@ -312,31 +312,31 @@ def test_invalid_flags_are_usage_errors(file):
 def test_help_lists_values_of_settings_by_stage(capsys):
     with pytest.raises(SystemExit):
         settings("--help")
-    printed = capsys.readouterr().out
-    assert "VALUE" not in printed
+    output = capsys.readouterr().out
+    assert "VALUE" not in output
     for phrase in (
         "--verify {digests,sizes}",
         "--on-drift {clip,pass,raise}",
         "--epochs N",
         "--memory-budget BYTES",
     ):
-        assert phrase in printed
-    titles = [line for line in printed.splitlines() if line.endswith(":") and not line.startswith(" ")]
+        assert phrase in output
+    titles = [line for line in output.splitlines() if line.endswith(":") and not line.startswith(" ")]
     assert titles == ["options:", *(f"{title}:" for title in module._STAGES)]
 
 
 def test_every_setting_belongs_to_one_stage():
-    listed = [name for names in module._STAGES.values() for name in names]
-    assert sorted(listed) == sorted(SETTINGS)
+    all_names = [name for names in module._STAGES.values() for name in names]
+    assert sorted(all_names) == sorted(SETTINGS)
 
 
 def test_a_tilde_is_expanded_in_every_path(file, tmp_path, monkeypatch):
     for name in ("input", "follow", "output", "model"):
         with case(name):
             monkeypatch.setenv("HOME", str(tmp_path / "home"))
-            several = name in ("input", "follow")
-            expected = (f"{tmp_path}/home/x", "a~b/~") if several else f"{tmp_path}/home/x"
-            sources = ("~/x", "a~b/~") if several else "~/x"
+            takes_several = name in ("input", "follow")
+            expected = (f"{tmp_path}/home/x", "a~b/~") if takes_several else f"{tmp_path}/home/x"
+            sources = ("~/x", "a~b/~") if takes_several else "~/x"
             line = f"{name}: {json.dumps(sources)}"
             for found in (settings(*flags(name, sources)), settings(**variable(name, sources)), settings(*file(line))):
                 assert found.flat()[name] == expected

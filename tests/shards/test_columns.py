@@ -149,20 +149,20 @@ def test_a_bad_file_does_not_decide_the_order_of_others(tmp_path: Path) -> None:
 
 # -- numbers -----------------------------------------------------------------------------------------------------
 
-WAVES = np.array([4000.0, 4100, 4200, 4300, 4400, 5007.25])
+WAVELENGTHS = np.array([4000.0, 4100, 4200, 4300, 4400, 5007.25])
 
 
 @pytest.mark.process
 def test_other_coordinates_are_refused(tmp_path: Path) -> None:
-    other = WAVES.copy()
+    other = WAVELENGTHS.copy()
     other[2] += 1
     for write in (named_columns.with_coordinate, named_columns.with_scale):
         with case(write):
-            write(tmp_path / "0.h5", ROWS, WAVES)
-            write(tmp_path / "1.h5", ROWS, WAVES.astype("f4"))
+            write(tmp_path / "0.h5", ROWS, WAVELENGTHS)
+            write(tmp_path / "1.h5", ROWS, WAVELENGTHS.astype("f4"))
             write(tmp_path / "2.h5", ROWS, other)
             paths = [tmp_path / f"{i}.h5" for i in range(3)]
-            np.testing.assert_array_equal(opened(paths[:2])[0].columns.values, WAVES)
+            np.testing.assert_array_equal(opened(paths[:2])[0].columns.values, WAVELENGTHS)
             with refused(65, f"file={paths[2]}", "column 2 ", "4201.0", "4200.0", f" file={paths[0]}"):
                 opened(paths)
             assert len(opened(paths, rule=ColumnRule("ignore"))) == 3
@@ -171,9 +171,9 @@ def test_other_coordinates_are_refused(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_coordinates_in_either_axis_of_length_one_are_found(tmp_path: Path) -> None:
     for name, values in (
-        ("Wavelength", WAVES),
-        ("energy", WAVES[:, None]),
-        ("MZ", WAVES[None, :]),
+        ("Wavelength", WAVELENGTHS),
+        ("energy", WAVELENGTHS[:, None]),
+        ("MZ", WAVELENGTHS[None, :]),
         ("freq", np.arange(6)),
     ):
         with case(name):
@@ -185,8 +185,12 @@ def test_coordinates_in_either_axis_of_length_one_are_found(tmp_path: Path) -> N
 
 @pytest.mark.process
 def test_statistics_and_values_of_rows_are_no_coordinates(tmp_path: Path) -> None:
-    square = some_rows(n_rows=6)
-    for name, rows, values in (("mean", ROWS, WAVES), ("energy", square, WAVES), ("energy", ROWS, np.arange(9.0))):
+    square_rows = some_rows(n_rows=6)
+    for name, rows, values in (
+        ("mean", ROWS, WAVELENGTHS),
+        ("energy", square_rows, WAVELENGTHS),
+        ("energy", ROWS, np.arange(9.0)),
+    ):
         with case(name, len(rows)):
             named_columns.with_coordinate(tmp_path / "x.h5", rows, values, name)
             (shard,) = opened([tmp_path / "x.h5"])
@@ -195,15 +199,17 @@ def test_statistics_and_values_of_rows_are_no_coordinates(tmp_path: Path) -> Non
 
 @pytest.mark.process
 def test_dimension_scale_decides_between_equal_axes(tmp_path: Path) -> None:
-    named_columns.with_scale(tmp_path / "x.h5", some_rows(n_rows=6), WAVES)
-    np.testing.assert_array_equal(opened([tmp_path / "x.h5"])[0].columns.values, WAVES)
+    named_columns.with_scale(tmp_path / "x.h5", some_rows(n_rows=6), WAVELENGTHS)
+    np.testing.assert_array_equal(opened([tmp_path / "x.h5"])[0].columns.values, WAVELENGTHS)
 
 
 @pytest.mark.process
 def test_numbers_of_reordered_columns_are_compared(tmp_path: Path) -> None:
-    for i, (order, waves) in enumerate(((range(6), WAVES), (ORDER, WAVES[[*ORDER]]), (ORDER, WAVES))):
+    for i, (order, wavelengths) in enumerate(
+        ((range(6), WAVELENGTHS), (ORDER, WAVELENGTHS[[*ORDER]]), (ORDER, WAVELENGTHS))
+    ):
         path = tmp_path / f"{i}.h5"
-        named_columns.with_coordinate(path, ROWS[:, order], waves)
+        named_columns.with_coordinate(path, ROWS[:, order], wavelengths)
         with h5py.File(path, "a") as file:
             file["X"].attrs["columns"] = [NAMES[place] for place in order]
     paths = [tmp_path / f"{i}.h5" for i in range(3)]
@@ -302,9 +308,9 @@ def test_names_are_escaped_and_shortened_for_terminals(tmp_path: Path) -> None:
     named_columns.attribute(tmp_path / "0.h5", ROWS, ["\x1b[2J" + "a" * 500, *NAMES[1:]])
     named_columns.attribute(tmp_path / "1.h5", ROWS, NAMES)
     (shard,) = opened([tmp_path / "0.h5"])
-    shown = shard.columns.numbered(0)
-    assert shown.isprintable()
-    assert len(shown) < 60
+    label = shard.columns.numbered(0)
+    assert label.isprintable()
+    assert len(label) < 60
     with refused(65, "column 0 ", "\\x1b"):
         opened([tmp_path / "0.h5", tmp_path / "1.h5"])
 
@@ -367,4 +373,4 @@ def test_column_numbers_are_labelled_with_useful_names() -> None:
     assert Columns(NAMES).numbered(1) == "1 (GAPDH)"
     assert Columns(("0", "1")).numbered(1) == "1"
     assert Columns().numbered(1) == "1"
-    assert Columns((), "", WAVES, "wavelength").numbered(5) == "5 (wavelength 5007.25)"
+    assert Columns((), "", WAVELENGTHS, "wavelength").numbered(5) == "5 (wavelength 5007.25)"

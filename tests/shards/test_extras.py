@@ -83,7 +83,8 @@ def test_shard_without_rows_lacks_no_extra(tmp_path, caplog):
 @pytest.mark.parametrize("y", [np.arange(2), np.array([b"a", b"b"], object)], ids=["numbers", "texts"])
 @pytest.mark.parametrize("first", [0, 2])
 def test_shard_without_rows_does_not_affect_dtypes_of_extras(tmp_path, caplog, y, first):
-    codes, words = np.array([1, 0], "i1"), np.array([b"a", b"b"])
+    codes = np.array([1, 0], "i1")
+    words = np.array([b"a", b"b"])
     filled = {"y": y, "kind/codes": codes, "kind/categories": words}
     paths = []
     for i, (n, extras) in enumerate(((first, filled), (2 - first, filled))):
@@ -213,11 +214,11 @@ def test_features_do_not_depend_on_extras(tmp_path, monkeypatch):
     (tmp_path / "shards").mkdir()
     rows = np.random.default_rng(0).normal(size=(90, 4)).astype(np.float32)
     found = []
-    for beside in ({}, {"y": np.arange(30), "t": np.array([b"x"] * 30), "o": np.arange(30)}):
+    for datasets in ({}, {"y": np.arange(30), "t": np.array([b"x"] * 30), "o": np.arange(30)}):
         for i in range(3):
-            extras = {"o": np.array([b"o"] * 30)} if i == 1 and beside else beside if i != 1 else {}
+            extras = {"o": np.array([b"o"] * 30)} if i == 1 and datasets else datasets if i != 1 else {}
             write_shard(tmp_path / "shards" / f"{i}.h5", rows[30 * i : 30 * (i + 1)], extras=extras)
-        output = str(tmp_path / f"output {len(beside)}")
+        output = str(tmp_path / f"output {len(datasets)}")
         assert run(tmp_path, "--output", output) == 0
         found.append(open_features(output))
     without, with_extras = found

@@ -38,12 +38,12 @@ def float_type(size: int, n_exponent: int, n_mantissa: int) -> Any:
 BFLOAT16 = float_type(2, 8, 7)
 
 
-def write(path: Path, stored: Any, rows: np.ndarray | None = ROWS, chunks: tuple[int, int] | None = None) -> Path:
+def write(path: Path, dtype: Any, rows: np.ndarray | None = ROWS, chunks: tuple[int, int] | None = None) -> Path:
     with h5py.File(path, "w") as file:
         properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         if chunks:
             properties.set_chunk(chunks)
-        dataset = h5py.h5d.create(file.id, b"X", stored, h5py.h5s.create_simple(ROWS.shape), properties)
+        dataset = h5py.h5d.create(file.id, b"X", dtype, h5py.h5s.create_simple(ROWS.shape), properties)
         if rows is not None:
             dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, rows, h5t.NATIVE_FLOAT)
     return path
@@ -57,10 +57,10 @@ def test_float_types_of_up_to_64_bits_are_read(tmp_path: Path) -> None:
         "24 of 32 bits": float_type(4, 8, 15),
         "48 bits": float_type(6, 7, 40),
     }
-    for name, stored in types.items():
+    for name, dtype in types.items():
         for chunks in (None, (7, 4)):
             with case(name, chunks):
-                path = write(tmp_path / f"{name} {chunks is None}.h5", stored, chunks=chunks)
+                path = write(tmp_path / f"{name} {chunks is None}.h5", dtype, chunks=chunks)
                 shard = vet(path, Selection(None))
                 found = read(Block(shard, 0, len(ROWS)))
                 tolerance = 2.0**-4 if name == "8 bits" else 0.0
@@ -74,10 +74,10 @@ def test_unwritten_values_of_any_float_type_are_refused(tmp_path: Path) -> None:
 
 
 def test_wider_float_types_are_named(tmp_path: Path) -> None:
-    for name, stored, words in [
+    for name, dtype, words in [
         ("long", h5t.NATIVE_LDOUBLE.copy(), ("80 bits", "15 exponent bits")),
         ("quad", float_type(16, 15, 112), ("128 bits", "15 exponent bits")),
         ("wide", float_type(20, 19, 140), ("160 bits", "19 exponent bits")),
     ]:
         with case(name), refused(65, "dataset=X", *words):
-            vet(write(tmp_path / f"{name}.h5", stored, rows=None), Selection(None))
+            vet(write(tmp_path / f"{name}.h5", dtype, rows=None), Selection(None))

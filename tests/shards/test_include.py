@@ -242,8 +242,8 @@ def test_too_many_or_invalid_categories_are_refused(tmp_path):
 
 def test_too_many_categories_in_all_shards_are_left_out(shards, monkeypatch, caplog):
     monkeypatch.setattr("pipeline.hdf5.forms.MOST_CATEGORIES", 3)
-    beside = [{"y": [0] * N, "__categories/y": np.array(words, object)} for words in (["a", "b"], ["c", "d"])]
-    opened = shards(*beside, include=[])
+    extras = [{"y": [0] * N, "__categories/y": np.array(words, object)} for words in (["a", "b"], ["c", "d"])]
+    opened = shards(*extras, include=[])
     assert names(opened[0]) == ()
     assert "2 categories from file=" in caplog.text
     with refused(65, "kind", "2 categories", "--include"):

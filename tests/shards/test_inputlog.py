@@ -33,8 +33,8 @@ def test_shards_without_rows_are_warned_about(tmp_path, caplog):
 def test_file_open_for_writing_is_warned_about(tmp_path, caplog):
     """h5py does so, and so does any program that locks what it writes."""
     paths = [write_shard(tmp_path / f"{i}.h5", numbered(3)) for i in range(3)]
-    with h5py.File(paths[1], "a"), open(paths[2], "a") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with h5py.File(paths[1], "a"), open(paths[2], "a") as open_file:
+        fcntl.flock(open_file, fcntl.LOCK_EX)
         open_shards(paths)
     (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert f"file={paths[1]}: process {os.getpid()}" in warning

@@ -21,7 +21,8 @@ from tests.support.helpers import numbered, refused, write_shard
 
 pytestmark = pytest.mark.process
 
-N_FILES, N_ROWS = 11, 3
+N_FILES = 11
+N_ROWS = 3
 
 
 @pytest.fixture
@@ -84,16 +85,16 @@ def test_shards_of_a_master_are_its_files_in_its_order(tmp_path, raw, write):
     shards = open_shards([write(tmp_path / "master.h5")], followed=[str(raw)])
     assert [Path(shard.path).name for shard in shards] == [f"run_{i + 1}.h5" for i in range(N_FILES)]
     np.testing.assert_array_equal(read_all(shards), numbered(N_FILES * N_ROWS))
-    listed = open_shards([str(raw / f"run_{i + 1}.h5") for i in range(N_FILES)], "entry/data")
-    assert shards == listed
+    expected = open_shards([str(raw / f"run_{i + 1}.h5") for i in range(N_FILES)], "entry/data")
+    assert shards == expected
 
 
 def test_virtual_dataset_in_any_order_has_the_rows_of_hdf5(tmp_path, raw):
     backwards = rows_of(sources()[::-1])
     path = virtual(tmp_path / "master.h5", backwards[3:] + backwards[:3])
     with h5py.File(path) as file:
-        theirs = file["X"][:].reshape(-1, 2)
-    np.testing.assert_array_equal(read_all(open_shards([path], followed=[str(raw)])), theirs)
+        by_hdf5 = file["X"][:].reshape(-1, 2)
+    np.testing.assert_array_equal(read_all(open_shards([path], followed=[str(raw)])), by_hdf5)
 
 
 def test_extras_come_from_the_files_and_not_from_the_master(tmp_path, raw, caplog):
@@ -140,7 +141,8 @@ def test_missing_absolute_path_is_looked_up_next_to_the_master(tmp_path, raw):
 
 def some_layout(rng):
     """Return the blocks of a master, mostly whole files, some moved, cut or missing, and the total number of rows."""
-    pieces, start = [], 0
+    pieces = []
+    start = 0
     for source in rng.permutation(np.array(sources(), object))[: rng.integers(1, 5)]:
         first, stop = (0, N_ROWS) if rng.random() < 0.8 else sorted(rng.permutation(N_ROWS + 1)[:2].tolist())
         start = max(0, start + int(rng.choice([-1, 1])) * int(rng.random() < 0.1))
@@ -157,13 +159,13 @@ def test_any_layout_is_refused_or_read_as_by_hdf5(tmp_path, raw):
         pieces, n_rows = some_layout(np.random.default_rng(seed))
         path = virtual(tmp_path / f"{seed}.h5", pieces, (n_rows, 2, 1))
         with h5py.File(path) as file:
-            theirs = file["X"][:].reshape(n_rows, 2)
+            by_hdf5 = file["X"][:].reshape(n_rows, 2)
         try:
-            ours = read_all(open_shards([path], followed=[str(raw)]))
+            found = read_all(open_shards([path], followed=[str(raw)]))
         except DataError:
             outcomes.append("refused")
             continue
-        np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_array_equal(found, by_hdf5)
         outcomes.append("read")
     assert 15 < outcomes.count("read") < 45
 
@@ -182,8 +184,8 @@ def test_doubled_percent_sign_in_a_file_name_is_one(tmp_path, raw):
 def test_run_over_a_master_equals_a_run_over_its_files(tmp_path, raw, write):
     path = write(tmp_path / "master.h5")
     settings = ["--epochs", "2", "--n-features", "1"]
-    listed = [str(raw / f"run_{i + 1}.h5") for i in range(N_FILES)]
-    runs = {"a": ["--input", path, "--follow", str(raw)], "b": ["--input", *listed, "--dataset", "entry/data"]}
+    expected = [str(raw / f"run_{i + 1}.h5") for i in range(N_FILES)]
+    runs = {"a": ["--input", path, "--follow", str(raw)], "b": ["--input", *expected, "--dataset", "entry/data"]}
     for output, flags in runs.items():
         assert main([*flags, *settings, "--output", str(tmp_path / output)]) == 0
     first, second = (open_features(tmp_path / output) for output in runs)
@@ -274,9 +276,11 @@ def test_files_given_next_to_their_master_are_refused(tmp_path, raw):
 def test_refused_master_is_left_out_like_a_bad_shard(tmp_path, raw):
     path = virtual(tmp_path / "bad.h5", [(slice(0, 3), WHOLE)], (4, 2, 1))
     bad = []
-    own = write_shard(tmp_path / "own.h5", numbered(2))
-    (shard,) = open_shards([path, own], None, lambda path, error: bad.append((str(path), str(error))), [str(raw)])
-    assert shard.path == own
+    plain_shard = write_shard(tmp_path / "own.h5", numbered(2))
+    (shard,) = open_shards(
+        [path, plain_shard], None, lambda path, error: bad.append((str(path), str(error))), [str(raw)]
+    )
+    assert shard.path == plain_shard
     assert [(name, "rows 3:4" in error) for name, error in bad] == [(path, True)]
 
 
@@ -323,7 +327,8 @@ OUTSIDE = ["/etc/passwd", "../secret.h5", "raw/../../secret.h5", "link.h5", "fol
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_master_opens_nothing_outside_the_named_directories(tmp_path, kind, name):
     """Neither its path nor links out of the directories of the file lead to another directory."""
-    secret, inside = hostile.secret(tmp_path), tmp_path / "inside"
+    secret = hostile.secret(tmp_path)
+    inside = tmp_path / "inside"
     inside.mkdir()
     (inside / "link.h5").symlink_to(secret)
     (inside / "folder").symlink_to(tmp_path)
@@ -381,7 +386,7 @@ def test_missing_directory_to_follow_is_no_input(tmp_path):
 
 
 BLOCK = ["raw/run_1.h5", "entry/data", [[0, 3], [0, 2], [0, 1]], []]
-CLAIM = {"dataset": "X", "shape": [3, 2, 1], "blocks": [BLOCK], "neighbours": []}
+ANSWER = {"dataset": "X", "shape": [3, 2, 1], "blocks": [BLOCK], "neighbours": []}
 
 
 def block(i, value):
@@ -393,30 +398,30 @@ def test_forged_answers_about_a_stack_are_refused(tmp_path, raw, monkeypatch):
         {},
         [],
         "stack",
-        {**CLAIM, "dataset": 3},
-        {**CLAIM, "dataset": ""},
-        {**CLAIM, "shape": []},
-        {**CLAIM, "shape": [-3, 2, 1]},
-        {**CLAIM, "shape": [3.0, 2, 1]},
-        {**CLAIM, "shape": [True, 2, 1]},
-        {**CLAIM, "shape": [2**63, 2, 1]},
-        {**CLAIM, "blocks": 3},
-        {**CLAIM, "blocks": [3]},
-        {**CLAIM, "blocks": [BLOCK[:3]]},
-        {**CLAIM, "blocks": [block(0, 3)]},
-        {**CLAIM, "blocks": [block(0, "")]},
-        {**CLAIM, "blocks": [block(0, "a\0b")]},
-        {**CLAIM, "blocks": [block(0, "\ud800")]},
-        {**CLAIM, "blocks": [block(0, "x" * 5000)]},
-        {**CLAIM, "blocks": [block(1, None)]},
-        {**CLAIM, "blocks": [block(2, [[0, 3], [0, 2]])]},
-        {**CLAIM, "blocks": [block(2, [[0, 3], [0, 2], [0]])]},
-        {**CLAIM, "blocks": [block(2, [[3, 0], [0, 2], [0, 1]])]},
-        {**CLAIM, "blocks": [block(2, [[0, 2**64], [0, 2], [0, 1]])]},
-        {**CLAIM, "blocks": [block(3, [["0", 3]])]},
-        {**CLAIM, "blocks": [BLOCK] * 100_001},
-        {**CLAIM, "neighbours": [None]},
-        {**CLAIM, "neighbours": 3},
+        {**ANSWER, "dataset": 3},
+        {**ANSWER, "dataset": ""},
+        {**ANSWER, "shape": []},
+        {**ANSWER, "shape": [-3, 2, 1]},
+        {**ANSWER, "shape": [3.0, 2, 1]},
+        {**ANSWER, "shape": [True, 2, 1]},
+        {**ANSWER, "shape": [2**63, 2, 1]},
+        {**ANSWER, "blocks": 3},
+        {**ANSWER, "blocks": [3]},
+        {**ANSWER, "blocks": [BLOCK[:3]]},
+        {**ANSWER, "blocks": [block(0, 3)]},
+        {**ANSWER, "blocks": [block(0, "")]},
+        {**ANSWER, "blocks": [block(0, "a\0b")]},
+        {**ANSWER, "blocks": [block(0, "\ud800")]},
+        {**ANSWER, "blocks": [block(0, "x" * 5000)]},
+        {**ANSWER, "blocks": [block(1, None)]},
+        {**ANSWER, "blocks": [block(2, [[0, 3], [0, 2]])]},
+        {**ANSWER, "blocks": [block(2, [[0, 3], [0, 2], [0]])]},
+        {**ANSWER, "blocks": [block(2, [[3, 0], [0, 2], [0, 1]])]},
+        {**ANSWER, "blocks": [block(2, [[0, 2**64], [0, 2], [0, 1]])]},
+        {**ANSWER, "blocks": [block(3, [["0", 3]])]},
+        {**ANSWER, "blocks": [BLOCK] * 100_001},
+        {**ANSWER, "neighbours": [None]},
+        {**ANSWER, "neighbours": 3},
         {"dataset": "X", "links": [], "neighbours": []},
         {"dataset": "X", "links": [["a", "raw/run_1.h5"]], "neighbours": []},
         {"dataset": "X", "links": [["a", "raw/run_1.h5", 3]], "neighbours": []},
@@ -432,5 +437,5 @@ def test_forged_answers_about_a_stack_are_refused(tmp_path, raw, monkeypatch):
 
 def test_valid_answer_about_a_stack_is_accepted(tmp_path, raw, monkeypatch):
     path = write_shard(tmp_path / "x.h5", numbered(2), extras={"text": np.array(["text"] * 2, object)})
-    monkeypatch.setattr(master, "ask", lambda *question: (CLAIM, []))
+    monkeypatch.setattr(master, "ask", lambda *question: (ANSWER, []))
     assert len(open_shards([path], followed=[str(raw)])) == 1

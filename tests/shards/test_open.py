@@ -19,7 +19,7 @@ from tests.support.helpers import numbered, refused, whole, write_shard
 
 
 def test_opening_reads_no_rows(tmp_path):
-    """Vetting terabytes of data takes no time: unreadable chunks are only found when they are read."""
+    """Vetting is fast for terabytes of data, because unreadable chunks are only found when they are read."""
     path = write_shard(tmp_path / "x.h5", numbered(8), compression="gzip")
     damage(path)
     assert open_shards([path])[0].shape == (8, 2)
@@ -109,7 +109,8 @@ def test_columns_with_different_names_are_refused(tmp_path):
         (["a", "b\n"], "'b\\x0a'"),
     ]:
         with case(other, phrase):
-            first, second = with_columns(tmp_path / "a.h5", ["a", "b"]), with_columns(tmp_path / "b.h5", other)
+            first = with_columns(tmp_path / "a.h5", ["a", "b"])
+            second = with_columns(tmp_path / "b.h5", other)
             with refused(65, f"file={second} dataset=X", phrase, f" file={first}"):
                 open_shards([first, second])
 
@@ -189,12 +190,12 @@ def test_many_shards_are_opened_once_in_bounded_memory(tmp_path, monkeypatch):
     tracemalloc.start()
     try:
         shards = open_shards([str(tmp_path)])
-        held, peak = tracemalloc.get_traced_memory()
+        n_held, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert sorted(opened) == sorted(str(tmp_path / f"{i}.h5") for i in range(500))
     assert [Path(shard.path).stem for shard in shards] == [str(i) for i in range(500)]
-    assert held < 500 * 5000
-    assert peak < held + 2**22
+    assert n_held < 500 * 5000
+    assert peak < n_held + 2**22
     numbers = first_rows(shards)
     assert read(block_of(shards, numbers, 1497, 1500)).tolist() == numbered(3).tolist()

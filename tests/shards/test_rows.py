@@ -47,14 +47,16 @@ def write_columns(file, rows, **options):
 
 def write_sparse(file, rows, **options):
     group = file.create_group("X")
-    group.attrs["encoding-type"], group.attrs["shape"] = "csr_matrix", rows.shape
+    group.attrs["encoding-type"] = "csr_matrix"
+    group.attrs["shape"] = rows.shape
     for name, values in zip(("data", "indices", "indptr"), csr(rows), strict=True):
         group.create_dataset(name, data=values, **options)
 
 
 def write_table(file, rows, **options):
     records = np.zeros(len(rows), [("index", "<i8"), ("values_block_0", rows.dtype, rows.shape[1:])])
-    records["index"], records["values_block_0"] = np.arange(len(rows)), rows
+    records["index"] = np.arange(len(rows))
+    records["values_block_0"] = rows
     file.create_dataset("X", data=records, **options)
 
 
@@ -122,9 +124,9 @@ def test_array_shard_equals_a_file_with_its_rows(tmp_path):
     for code in ["?", *(order + code for order in "<>" for code in INTEGERS + FLOATS)]:
         rows = (numbered(7) % 3).astype(code)
         (stored,) = open_shards([write_shard(tmp_path / "x.h5", rows)])
-        for given in (rows, np.asfortranarray(rows)):
-            with case(code, given.strides):
-                shard = array_shard(given)
+        for array in (rows, np.asfortranarray(rows)):
+            with case(code, array.strides):
+                shard = array_shard(array)
                 assert (shard.dtype, shard.n_rows, shard.row_bytes) == (stored.dtype, 7, stored.row_bytes)
                 for block in blocks([shard], 2):
                     expected = read(Block(stored, block.start, block.stop))
@@ -311,7 +313,8 @@ def test_scan_over_any_form_finds_the_same(tmp_path, form):
     rows = some_rows(">f8")
     rows[[3, 40], [0, 5]] = np.nan, np.inf
     dense, shard = write_both(tmp_path, form, rows)
-    expected, found = scanned([dense], 100, 1), scanned([shard], 7, 2)
+    expected = scanned([dense], 100, 1)
+    found = scanned([shard], 7, 2)
     assert found.to_npz() == expected.to_npz()
 
 
@@ -319,11 +322,11 @@ def test_scan_over_any_form_finds_the_same(tmp_path, form):
 def test_sparse_rows_are_read_a_few_entries_at_a_time(tmp_path, monkeypatch):
     sizes = []
 
-    def counted(path, identity, layout, start, out):
+    def read_and_count(path, identity, layout, start, out):
         sizes.append(len(out))
         return hdf5_values.read_values(path, identity, layout, start, out)
 
-    monkeypatch.setattr(module, "read_values", counted)
+    monkeypatch.setattr(module, "read_values", read_and_count)
     monkeypatch.setattr(module, "_ENTRIES", 20)
     rows = some_rows()
     shard = write_form(tmp_path / "x.h5", "sparse", rows)
@@ -335,7 +338,8 @@ def test_sparse_rows_are_read_a_few_entries_at_a_time(tmp_path, monkeypatch):
 def test_each_column_of_a_block_is_read_at_once(tmp_path, monkeypatch):
     rows = some_rows(n_rows=3000)
     shard = write_form(tmp_path / "x.h5", "columns", rows)
-    sizes, preadv = [], FILES.preadv
+    sizes = []
+    preadv = FILES.preadv
     monkeypatch.setattr(FILES, "preadv", lambda *place: sizes.append(len(place[1])) or preadv(*place))
     assert read(Block(shard, 100, 2900)).tobytes() == rows[100:2900].tobytes()
     assert sizes == [2800 * 4] * N_INPUTS
@@ -411,20 +415,21 @@ def test_invalid_sparse_rows_are_refused_with_their_row(tmp_path):
                 read(Block(shard, 0, 3))
 
 
-def filled_in(values, columns, firsts, shape):
+def dense_or_none(values, columns, firsts, shape):
     """Convert sparse rows to dense ones, entry by entry; return None if they are invalid."""
     rows = np.zeros(shape, dtype=values.dtype)
     for row, (start, stop) in enumerate(pairwise(firsts.tolist())):
-        here = columns[start:stop].tolist() if 0 <= start <= stop <= len(values) else [-1]
-        if len({*here}) < len(here) or not {*here} <= {*range(shape[1])}:
+        columns_of_row = columns[start:stop].tolist() if 0 <= start <= stop <= len(values) else [-1]
+        if len({*columns_of_row}) < len(columns_of_row) or not {*columns_of_row} <= {*range(shape[1])}:
             return None
-        rows[row, here] = values[start:stop]
+        rows[row, columns_of_row] = values[start:stop]
     return rows
 
 
 @pytest.mark.process
 def test_random_sparse_rows_are_read_or_refused(tmp_path, monkeypatch):
-    rng, n_told = np.random.default_rng(0), 0
+    rng = np.random.default_rng(0)
+    n_invalid = 0
     monkeypatch.setattr(module, "_ENTRIES", 3)
     for i in range(150):
         shape = (int(rng.integers(1, 5)), int(rng.integers(1, 6)))
@@ -435,14 +440,14 @@ def test_random_sparse_rows_are_read_or_refused(tmp_path, monkeypatch):
         shard = opened(
             write_csr(tmp_path / f"{i}.h5", (values, columns, firsts), shape, h5sparse_format="csr"), "sparse"
         )
-        expected = filled_in(values, columns, firsts, shape)
+        expected = dense_or_none(values, columns, firsts, shape)
         if expected is None:
-            n_told += 1
+            n_invalid += 1
             with refused(65, "dataset=X row="):
                 read(Block(shard, 0, shape[0]))
         else:
             assert read(Block(shard, 0, shape[0])).tobytes() == expected.tobytes()
-    assert 20 < n_told < 130
+    assert 20 < n_invalid < 130
 
 
 @pytest.mark.process

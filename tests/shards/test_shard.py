@@ -57,7 +57,8 @@ def test_ranges_are_cut_at_multiples_of_the_size():
 @pytest.mark.process
 def test_pickled_block_is_small_and_reads_the_same_rows(tmp_path):
     rows = some_rows(n_rows=2000)
-    text, words = np.array(["a", "ü"] * 1000, object), h5py.enum_dtype({"no": 0, "yes": 1}, "i1")
+    text = np.array(["a", "ü"] * 1000, object)
+    words = h5py.enum_dtype({"no": 0, "yes": 1}, "i1")
     extras = {"y": np.arange(2000), "text": text, "word": np.zeros(2000, words), "kind": np.arange(2000) % 3 - 1}
     extras["__categories/kind"] = ["b", "c"]
     paths = [
@@ -67,10 +68,10 @@ def test_pickled_block_is_small_and_reads_the_same_rows(tmp_path):
         write_shard(tmp_path / "table.h5", rows.view([(name, "<f4") for name in "abcdef"]).reshape(-1)),
     ]
     opened = [Block(open_shards([path])[0], 5, 1995) for path in paths]
-    together = [Block(shard, 0, 7) for shard in open_shards([paths[0], paths[2]])]  # with a mask
-    tasks = [(each, block) for block in (*opened, *together) for each in (read, read_extras)]
-    for (function, block), there in zip(tasks, run_in_fresh_process(tasks), strict=True):
-        here = function(block)
-        assert pickle.dumps(there) == pickle.dumps(here)
+    masked = [Block(shard, 0, 7) for shard in open_shards([paths[0], paths[2]])]  # with a mask
+    tasks = [(each, block) for block in (*opened, *masked) for each in (read, read_extras)]
+    for (function, block), found in zip(tasks, run_in_fresh_process(tasks), strict=True):
+        expected = function(block)
+        assert pickle.dumps(found) == pickle.dumps(expected)
         assert len(pickle.dumps(block)) < 4096 + 24 * 20
         assert pickle.loads(pickle.dumps(block)) == block

@@ -98,7 +98,8 @@ def test_directory_gives_files_that_begin_like_hdf5(tmp_path, monkeypatch, caplo
     (tmp_path / "circle").symlink_to("circle")
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "named.h5").touch()  # files with this suffix are not opened
-    opened, open_it = [], FILES.open
+    opened = []
+    open_it = FILES.open
     monkeypatch.setattr(FILES, "open", lambda path: opened.append(os.path.basename(path)) or open_it(path))
     found = [source.path.name for source in find([str(tmp_path)])]
     assert found == ["a.nc", "b.h5ad", "c", "d.2024", "f.mat", "link", "named.h5"]
@@ -278,10 +279,10 @@ def test_manifest_that_names_outside_files_is_refused(output, tmp_path, name):
     assert counts == [0]
 
 
-@pytest.mark.parametrize("what", ["part", "folder"])
-def test_part_that_is_a_link_is_refused(output, tmp_path, what):
+@pytest.mark.parametrize("linked", ["part", "folder"])
+def test_part_that_is_a_link_is_refused(output, tmp_path, linked):
     directory = output()
-    if what == "part":
+    if linked == "part":
         (directory / "parts/part-8.h5").rename(tmp_path / "moved.h5")
         (directory / "parts/part-8.h5").symlink_to(tmp_path / "moved.h5")
     else:

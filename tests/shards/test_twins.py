@@ -1,4 +1,4 @@
-"""Shards with equal rows under different names."""
+"""Tests of shards with equal rows under different names."""
 
 from __future__ import annotations
 

@@ -223,11 +223,11 @@ def test_labels_in_the_superblock_are_left_out(tmp_path, caplog):
 
 
 def test_overlapping_datasets_are_refused(tmp_path):
-    for beside in [-8, 0, 8, 40]:
-        with case(beside):
+    for shift in [-8, 0, 8, 40]:
+        with case(shift):
             with h5py.File(hostile.plain(tmp_path)) as file:
                 offset = file["X"].id.get_offset()
-            path = hostile.moved(tmp_path, offset + beside, "y")
+            path = hostile.moved(tmp_path, offset + shift, "y")
             with refused(65, f"file={path}", "overlap"):
                 open_shards([str(path)])
 
@@ -275,7 +275,7 @@ def test_circular_index_nodes_are_not_followed(tmp_path):
 
 
 def test_index_of_more_chunks_than_bytes_is_refused(tmp_path):
-    """In 22 kB, three levels of 64 nodes each lead to chunks outside the dataset."""
+    """In 22 kB, three levels of nodes with 64 entries each lead to chunks outside the dataset."""
     path = hostile.shared_chunk_nodes(tmp_path, 6)
     assert path.stat().st_size < 23_000
     with refused(65, f"file={path} dataset=X", "chunks"):

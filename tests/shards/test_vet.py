@@ -39,16 +39,16 @@ def three_byte_integer():
 
 @pytest.mark.process
 def test_requested_dataset_or_x_or_the_only_candidate_is_read(tmp_path):
-    for held, requested, chosen in [
+    for datasets, requested, chosen in [
         ({"X": 2, "Y": 2}, None, "X"),
         ({"X": 2, "Y": 2}, "Y", "Y"),
         ({"Y": 2, "labels": 1}, None, "Y"),
         ({"deep/er/images": 3, "labels": 1}, None, "deep/er/images"),
         ({"deep/X": 2, "deep/Y": 2}, "/deep/Y", "/deep/Y"),
     ]:
-        with case(held, requested, chosen):
+        with case(datasets, requested, chosen):
             with h5py.File(tmp_path / "x.h5", "w") as file:
-                for name, rank in held.items():
+                for name, rank in datasets.items():
                     file[name] = np.zeros((3, 2, 2)[:rank])
                 file["text"] = [["a"], ["b"]]
             assert open_shards([str(tmp_path / "x.h5")], requested)[0].dataset == chosen
@@ -289,8 +289,8 @@ def add_unknown_filter(file, name, shape):
     properties.set_chunk(shape)
     properties.set_filter(300, h5py.h5z.FLAG_OPTIONAL, ())
     space = h5py.h5s.create_simple(shape)
-    stored = h5py.h5d.create(file.id, name, h5py.h5t.STD_I64LE, space, dcpl=properties)
-    stored.write_direct_chunk((0,) * len(shape), b"\1" * (8 * int(np.prod(shape))))
+    dataset = h5py.h5d.create(file.id, name, h5py.h5t.STD_I64LE, space, dcpl=properties)
+    dataset.write_direct_chunk((0,) * len(shape), b"\1" * (8 * int(np.prod(shape))))
 
 
 # -- checks before the rows --------------------------------------------------------------------------------------
@@ -327,7 +327,8 @@ def test_file_with_a_user_block_is_read(tmp_path):
         ["contiguous", "chunks", "chunks that may grow", "compact", "put before"],
     ):
         with case(is_plain, libver, layout):
-            rows, path = numbered(30), tmp_path / "x.mat"
+            rows = numbered(30)
+            path = tmp_path / "x.mat"
             user_block = 0 if layout == "put before" else 1024
             storage = {"chunks": {"chunks": (7, 1), "compression": "gzip", "fletcher32": True}}
             storage["chunks that may grow"] = {"chunks": (7, 2), "maxshape": (None, 2), "shuffle": True}
@@ -336,8 +337,8 @@ def test_file_with_a_user_block_is_read(tmp_path):
                     created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
                     created.set_layout(h5py.h5d.COMPACT)
                     space = h5py.h5s.create_simple(rows.shape)
-                    stored = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I64LE, space, dcpl=created)
-                    stored.write(h5py.h5s.ALL, h5py.h5s.ALL, rows)
+                    dataset = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I64LE, space, dcpl=created)
+                    dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, rows)
                 else:
                     file.create_dataset("X", data=rows, **storage.get(layout, {}))
                 file["y"] = np.arange(30)

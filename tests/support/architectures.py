@@ -27,10 +27,10 @@ from pipeline.gpu.install import build_forwarders
 from tests.support.cuda import stub
 from tests.support.interpreters import REPOSITORY, environment
 
-__all__ = ["CAPABILITIES", "Compiled", "collect", "compile_for", "ptx_of", "wrong"]
+__all__ = ["CAPABILITIES", "Compiled", "collect", "compile_for", "problems_of", "ptx_of"]
 
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
-_CUT = 10  # number of characters of an architecture name that libgpuarray 0.7.6 keeps
+_CUT = 10  # libgpuarray 0.7.6 truncates the name of an architecture to this number of characters
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ def collect(folder: Path, *arguments: str) -> list[Path]:
     command = [sys.executable, "-m", "tests.support.graphs_child", *arguments]
     # Disable the kernel cache that Theano enables in libgpuarray.
     env = environment(THEANO_FLAGS="device=cuda,gpuarray.cache_path=", **stub.variables(sources=folder, blind=1))
-    done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
+    result = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(result.stderr)
     return sorted(folder.glob("*.cu"))
 
 
@@ -78,10 +78,10 @@ def compile_for(wheel: Path, sources: Sequence[Path], capabilities: Sequence[str
     """Compile sources with the NVRTC of a wheel, in a child process, because a process can load only one NVRTC."""
     command = [sys.executable, "-m", "tests.support.architectures", "--child", str(wheel), *capabilities]
     request = json.dumps({"sources": [str(path) for path in sources], "ptxas": ptxas})
-    done = subprocess.run(command, input=request, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return [Compiled(**each) for each in json.loads(done.stdout)]
+    result = subprocess.run(command, input=request, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(result.stderr)
+    return [Compiled(**each) for each in json.loads(result.stdout)]
 
 
 # -- in the child process
@@ -98,18 +98,20 @@ def _compile_for(wheel: Path, capabilities: Sequence[str], sources: Sequence[str
 
 
 def _compile_all(nvrtc: Any, capability: str, sources: Sequence[str], folder: Path, ptxas: str) -> dict[str, Any]:
-    failed, written = {}, {}
+    failed = {}
+    ptx_files = {}
     for source in sources:
         is_compiled, text = _compile(nvrtc, capability, Path(source).read_bytes())
-        (written if is_compiled else failed)[Path(source).name] = text
+        (ptx_files if is_compiled else failed)[Path(source).name] = text
     found = {
         directive: sorted(
-            {each for ptx in written.values() for each in re.findall(rf"^\.{directive} (\S+)", ptx, re.M)}
+            {each for ptx in ptx_files.values() for each in re.findall(rf"^\.{directive} (\S+)", ptx, re.M)}
         )
         for directive in ("version", "target")
     }
-    refused = [name for name, ptx in written.items() if ptxas and not _assembles(ptxas, capability, folder, ptx)]
-    major, minor = ctypes.c_int(), ctypes.c_int()
+    refused = [name for name, ptx in ptx_files.items() if ptxas and not _assembles(ptxas, capability, folder, ptx)]
+    major = ctypes.c_int()
+    minor = ctypes.c_int()
     nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
     return {
         **{"nvrtc": f"{major.value}.{minor.value}", "capability": capability, "n": len(sources), "failed": failed},
@@ -119,7 +121,8 @@ def _compile_all(nvrtc: Any, capability: str, sources: Sequence[str], folder: Pa
 
 def _compile(nvrtc: Any, capability: str, source: bytes) -> tuple[bool, str]:
     """Compile a source as libgpuarray does, with a truncated card name; return success, and the PTX or the log."""
-    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    program = ctypes.c_void_p()
+    size = ctypes.c_size_t()
     name = f"compute_{capability.replace('.', '')}"[:_CUT].encode()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, None, 0, None, None)
     code = nvrtc.nvrtcCompileProgram(program, 2, (ctypes.c_char_p * 2)(b"-arch", name))
@@ -145,7 +148,7 @@ def _line(row: Sequence[Compiled]) -> str:
     return f"{row[0].nvrtc:6} {','.join(row[0].versions):5}" + "".join(cells)
 
 
-def wrong(each: Compiled) -> list[str]:
+def problems_of(each: Compiled) -> list[str]:
     """Return one line for each kernel that does not compile, and one for PTX of an unexpected version or target."""
     where = f"NVRTC {each.nvrtc}, capability {each.capability}"
     lines = [f"{where}: {name}: {message}" for name, message in each.failed.items()]
@@ -174,7 +177,7 @@ def main(arguments: Sequence[str]) -> int:
         rows = list(pool.map(compiled, sorted(path.resolve() for path in request.wheels)))
     print(f"{len(sources)} kernels\nNVRTC  PTX  " + "".join(f"{each:>5}" for each in CAPABILITIES))
     print("\n".join(map(_line, rows)))
-    lines = [line for row in rows for each in row for line in wrong(each)]
+    lines = [line for row in rows for each in row for line in problems_of(each)]
     print("\n".join(lines))
     return bool(lines)
 

@@ -20,24 +20,23 @@ from tests.support.damage import damage
 from tests.support.helpers import write_shard
 
 __all__ = [
-    *(
-        "KEEP",
-        "TOLERANT",
-        "InterruptedDisk",
-        "Shards",
-        "Silent",
-        "check",
-        "encoded",
-        "errors",
-        "quarantined",
-        "results",
-    ),
-    *("fill_with_bad_data", "state"),
+    "EACH_MODE",
+    "NO_LIMITS",
+    "InterruptedDisk",
+    "Shards",
+    "Silent",
+    "check",
+    "encoded",
+    "errors",
+    "fill_with_bad_data",
+    "quarantined",
+    "results",
+    "state",
 ]
 
 SETTINGS = ["--n-features", "2", "--epochs", "2", "--batch-size", "20", "--block-rows", "8", "--threads", "2"]
-KEEP = ["--max-bad-rows", "100%", "--max-bad-shards", "100%"]
-TOLERANT = pytest.mark.parametrize("mode", ["skip", "quarantine"])
+NO_LIMITS = ["--max-bad-rows", "100%", "--max-bad-shards", "100%"]
+EACH_MODE = pytest.mark.parametrize("mode", ["skip", "quarantine"])
 
 
 class Silent(standin.Autoencoder):
@@ -52,7 +51,8 @@ class Shards:
     """A folder of small shards, and their rows."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.output = folder / "shards", folder / "out"
+        self.folder = folder / "shards"
+        self.output = folder / "out"
         self.folder.mkdir()
         self.arrays: list[np.ndarray] = []
 
@@ -127,11 +127,11 @@ def quarantined(output: Path) -> list[dict[str, Any]]:
 
 def state(output: Path) -> dict[str, bytes]:
     """Return the content of every file of an output directory, except for lock, log and settings."""
-    apart = (".lock", "run.log", "run.json")
+    ignored = (".lock", "run.log", "run.json")
     return {
         str(path.relative_to(output)): path.read_bytes()
         for path in output.rglob("*")
-        if path.is_file() and path.name not in apart
+        if path.is_file() and path.name not in ignored
     }
 
 
@@ -146,7 +146,8 @@ class InterruptedDisk(Disk):
     """Disk that raises KeyboardInterrupt, as Ctrl-C does, when file number `number` of a folder is created."""
 
     def __init__(self, folder: str, number: int) -> None:
-        self._folder, self._left = folder, number
+        self._folder = folder
+        self._left = number
 
     def create(self, path: Path) -> int:
         self._left -= path.parent.name == self._folder

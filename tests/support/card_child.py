@@ -15,7 +15,7 @@ import numpy as np
 
 from kernels import backend
 
-_ROUNDINGS = 16 * np.finfo(np.float32).eps  # relative to the sum of all sizes, for any order of summation in groups
+_ROUNDINGS = 16 * np.finfo(np.float32).eps  # relative to the sum of absolute values, for any order of summation
 
 
 def wrong_copies(n: int, n_bytes: int) -> list[int]:
@@ -23,7 +23,8 @@ def wrong_copies(n: int, n_bytes: int) -> list[int]:
     theano = backend.load()
     vector = theano.tensor.fvector()
     changed = backend.compile_function([vector], vector + np.float32(1))
-    rng, wrong = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    wrong = []
     for i in range(n):
         sent = rng.random(n_bytes // 4, dtype=np.float32)
         if not np.array_equal(np.asarray(changed(sent)), sent + np.float32(1)):
@@ -37,7 +38,8 @@ def wrong_sums(sizes: Sequence[int]) -> list[dict[str, Any]]:
     matrix = theano.tensor.fmatrix()
     axes = (None, 0, 1)
     sums = {axis: backend.compile_function([matrix], matrix.sum(axis=axis)) for axis in axes}
-    rng, wrong = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    wrong = []
     for shape in product(sizes, sizes):
         rows = rng.standard_normal(shape, dtype=np.float32)
         for axis, function in sums.items():
@@ -50,7 +52,8 @@ def wrong_sums(sizes: Sequence[int]) -> list[dict[str, Any]]:
 def main(n_copies: str, n_bytes: str, path: str, *sizes: str) -> None:
     """Run both tests and write the results."""
     device = backend.start(require=True)
-    copies, sums = wrong_copies(int(n_copies), int(n_bytes)), wrong_sums([int(size) for size in sizes])
+    copies = wrong_copies(int(n_copies), int(n_bytes))
+    sums = wrong_sums([int(size) for size in sizes])
     with open(path, "w") as file:
         json.dump({"device": device.used, "copies": copies, "sums": sums}, file)
 

@@ -77,9 +77,9 @@ def _of_nvidia(folder: Path, kind: str, version: str) -> None:
         needed = library(built / f"libcublasLt.so.{major}", "int lt(void) { return 0; }")
         code = "int lt(void); int blas(void) { return lt(); }"
         libraries = [needed, library(built / f"libcublas.so.{major}", code, needed, "-Wl,-rpath,$ORIGIN")]
-    own = "cu13" if major == "13" else "cuda_nvrtc" if kind == "nvrtc" else "cublas"
+    package = "cu13" if major == "13" else "cuda_nvrtc" if kind == "nvrtc" else "cublas"
     name = ("nvidia-cuda-nvrtc" if kind == "nvrtc" else "nvidia-cublas") + ("" if major == "13" else f"-cu{major}")
-    wheel(folder / "wheels", name, version, {f"nvidia/{own}/lib/{path.name}": path for path in libraries})
+    wheel(folder / "wheels", name, version, {f"nvidia/{package}/lib/{path.name}": path for path in libraries})
 
 
 class Environment:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-__all__ = ["ALL_CASES", "case", "crossed", "each", "sampled"]
+__all__ = ["ALL_CASES", "case", "cross", "each", "sample"]
 
 Value = TypeVar("Value")
 
@@ -21,7 +21,7 @@ ALL_CASES = os.environ.get("TEST_CASES") == "all"
 """Whether tests run all their cases, as in `make soak`, instead of a sample."""
 
 
-def sampled(cases: Iterable[Value], n: int, all_cases: bool = ALL_CASES) -> list[Value]:
+def sample(cases: Iterable[Value], n: int, all_cases: bool = ALL_CASES) -> list[Value]:
     """Return `n` evenly spaced cases, including the first and the last; all of them if `all_cases`.
 
     Parameters
@@ -37,7 +37,7 @@ def sampled(cases: Iterable[Value], n: int, all_cases: bool = ALL_CASES) -> list
     return [listed[i * (len(listed) - 1) // (n - 1)] for i in range(n)]
 
 
-def crossed(*factors: Sequence[Any], all_cases: bool = ALL_CASES) -> list[tuple[Any, ...]]:
+def cross(*factors: Sequence[Any], all_cases: bool = ALL_CASES) -> list[tuple[Any, ...]]:
     """Return combinations of the factors in which each value occurs; all combinations if `all_cases`.
 
     The number of combinations is the number of values of the longest factor.
@@ -64,7 +64,8 @@ def each(names: str, cases: Iterable[Any]) -> Callable[[Callable[..., None]], Ca
 
     Random generators among its fixtures are reset for each case; all other fixtures are shared by all cases.
     """
-    arguments, listed = [name.strip() for name in names.split(",")], list(cases)
+    arguments = [name.strip() for name in names.split(",")]
+    listed = list(cases)
     assert listed
 
     def over_cases(test: Callable[..., None]) -> Callable[..., None]:

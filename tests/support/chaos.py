@@ -48,7 +48,8 @@ STAGES = {
     "encoding": r" INFO training: ((\d+)/\2 rows|reusing the result of an earlier run)",
 }
 _SLOW = ("--preload", "tests.support.slow")
-_LOST, _GIVEN_UP = 75, 71  # time limits of a run; the second one if a task lost all its retries
+_LOST = 75  # exit code if the run reached its time limit
+_GIVEN_UP = 71  # exit code if a task also lost all its retries
 _MOST = 8  # maximum number of times that a command is run
 
 
@@ -86,7 +87,9 @@ class _DisturbedRun:
     """A run on a cluster with repeated faults."""
 
     def __init__(self, victim: Victim, cluster: Cluster, hosts: Hosts | None, rng: random.Random) -> None:
-        self._cluster, self._hosts, self._rng = cluster, hosts, rng
+        self._cluster = cluster
+        self._hosts = hosts
+        self._rng = rng
         self._places = hosts.places if hosts else [HERE] * (_WORKERS + 1)
         self._program = copy(victim.program)
         self._program.command = [*self._places[0].command, *self._program.command]
@@ -188,7 +191,8 @@ class _DisturbedRun:
 
 
 def _round(victim: Victim, folder: Path, hosts: Hosts | None, rng: random.Random) -> Round:
-    output, codes = folder / "out", list[int]()
+    output = folder / "out"
+    codes = list[int]()
     settings = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "1s"}
     with Cluster(folder / "cluster", hosts.places[0] if hosts else HERE, **settings) as cluster:
         disturbed = _DisturbedRun(victim, cluster, hosts, rng)
@@ -224,7 +228,7 @@ def rounds(victim: Victim, n_rounds: int, seed: int, hosts: Hosts | None = None)
 
     Raises
     ------
-    Broken
+    CheckFailed
         If a check fails; the message names the directory.
     """
     for number in range(n_rounds):
@@ -239,8 +243,10 @@ def rounds(victim: Victim, n_rounds: int, seed: int, hosts: Hosts | None = None)
 
 def main() -> int:
     """Run the number of rounds on the command line and print their counts."""
-    n_rounds, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    start, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="shardpress-chaos-"))
+    n_rounds = int(sys.argv[1])
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    start = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="shardpress-chaos-"))
     try:
         with Hosts(_WORKERS) if "hosts" in sys.argv else nullcontext() as hosts:
             for number, found in enumerate(rounds(Victim(folder, _REPLICAS), n_rounds, seed, hosts)):

@@ -41,11 +41,11 @@ _DASK = (sys.executable, "-m", "dask")
 _SECONDS = 240.0  # time limit for one operation on an idle machine
 
 
-def until(is_so: Callable[[], object], what: str, seconds: float = _SECONDS) -> None:
+def until(condition: Callable[[], object], description: str, seconds: float = _SECONDS) -> None:
     """Wait until a condition holds; name it in the error if it does not."""
     end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds:.0f} s for {description}"
         time.sleep(0.02)
 
 
@@ -71,7 +71,9 @@ class Cluster:
     def __init__(self, folder: Path, place: Place = HERE, **variables: str | Path | None) -> None:
         folder.mkdir(exist_ok=True)
         self._place = place
-        self.folder, self.file, self._variables = folder, folder / "scheduler.json", variables
+        self.folder = folder
+        self.file = folder / "scheduler.json"
+        self._variables = variables
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
@@ -113,7 +115,8 @@ class Cluster:
 
     def start_between(self, name: str) -> Path:
         """Start a proxy in front of the scheduler, like a network; return its ``--scheduler-file``."""
-        scheduler, port = json.loads(self.file.read_text()), self.folder / f"{name}.port"
+        scheduler = json.loads(self.file.read_text())
+        port = self.folder / f"{name}.port"
         host, _, scheduler_port = scheduler["address"].removeprefix("tcp://").partition(":")
         self._run(name, [sys.executable, "-c", _BETWEEN, host, scheduler_port, str(port)])
         until(lambda: port.exists() and port.read_text(), name)
@@ -142,7 +145,8 @@ class Cluster:
     def _run(
         self, name: str, command: Sequence[str], place: Place = HERE, directory: Path | None = None, **variables: str
     ) -> None:
-        command, env = [*place.command, *command], environment(**{**self._variables, **variables})
+        command = [*place.command, *command]
+        env = environment(**{**self._variables, **variables})
         with open(self.folder / f"{name}.log", "ab") as log:
             self.processes[name] = subprocess.Popen(
                 command, cwd=directory or REPOSITORY, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log

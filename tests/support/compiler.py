@@ -17,5 +17,5 @@ def macros() -> frozenset[str]:
     theano: Any = backend.load()
     flags = theano.gof.cmodule.GCC_compiler.compile_args()
     command = [theano.config.cxx, *flags, "-dM", "-E", "-x", "c++", "/dev/null"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return frozenset(line.split()[1] for line in done.stdout.splitlines())
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return frozenset(line.split()[1] for line in result.stdout.splitlines())

@@ -22,10 +22,15 @@ from tests.support.steps import take_step
 DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8") if ALL_CASES else ("u1", "i2", "i8", "f4", "f8")
 RATES = {"momentum": 0.5, "adam": 0.01}
 TRAININGS = (("momentum", "streamed"), ("momentum", "resident"), ("momentum", "uploaded"), ("adam", "streamed"))
-N_STEPS, N_NETWORK_STEPS, BATCH = 40, 20, 64
-N_ROWS, N_INPUTS, N_FEATURES = 2500, 100, 16  # two tiles and a part of a third
+N_STEPS = 40
+N_NETWORK_STEPS = 20
+BATCH = 64
+N_ROWS = 2500  # two tiles and a part of a third
+N_INPUTS = 100
+N_FEATURES = 16
 NETWORK = Network((N_INPUTS, N_FEATURES))
-CORRUPTION, WEIGHT_DECAY = 0.25, 0.1
+CORRUPTION = 0.25
+WEIGHT_DECAY = 0.1
 # Together they use every activation, code and gain. They take few steps, since a unit may be at its kink.
 NETWORKS = {
     "relu": Network((N_INPUTS, 40, N_FEATURES), "relu", "linear"),
@@ -54,11 +59,11 @@ def make_noise(step: int) -> np.ndarray:
 
 
 def start_of(network: Network) -> dict[str, np.ndarray]:
-    """Matrices of a spread by which neither rows nor gradients grow from layer to layer, biases of 0, gains of 1."""
+    """Return matrices that keep rows and gradients of equal size in all layers, biases of 0 and gains of 1."""
     rng = np.random.default_rng(9)
-    drawn = {name: rng.standard_normal(shape) / np.sqrt(sum(shape)) for name, shape in network.shapes.items()}
-    fixed = {name: np.full(a.shape, float(name == "gain")) for name, a in drawn.items() if a.ndim == 1}
-    return {name: array.astype(np.float32) for name, array in (drawn | fixed).items()}
+    matrices = {name: rng.standard_normal(shape) / np.sqrt(sum(shape)) for name, shape in network.shapes.items()}
+    fixed = {name: np.full(a.shape, float(name == "gain")) for name, a in matrices.items() if a.ndim == 1}
+    return {name: array.astype(np.float32) for name, array in (matrices | fixed).items()}
 
 
 def make_scaler(rows: np.ndarray) -> Scaler:
@@ -114,7 +119,8 @@ def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
     from kernels.step import TrainingStep
     from kernels.updates import Rule
 
-    rows, label = make_rows(), f"{rule} {place}"
+    rows = make_rows()
+    label = f"{rule} {place}"
     resident = None if place == "streamed" else rows.copy() if place == "resident" else Pieces(rows)
     if place == "uploaded" and backend.start().used == "cpu":  # has no memory of its own
         resident = rows.copy()
@@ -143,7 +149,8 @@ def train_network(graphs: Graphs, name: str) -> dict[str, np.ndarray]:
     from kernels.step import TrainingStep
     from kernels.updates import Rule
 
-    rows, network = make_rows(), NETWORKS[name]
+    rows = make_rows()
+    network = NETWORKS[name]
     autoencoder = Autoencoder(network, *make_scaler(rows).arrays(rows.dtype))
     autoencoder.set_parameters(start_of(network))
     step = TrainingStep(autoencoder, Rule("adam", DECAY, WEIGHT_DECAY), rows.dtype, corruption=CORRUPTION)
@@ -179,14 +186,16 @@ def reductions() -> dict[str, dict[str, Any]]:
     theano = backend.load()
     from theano.gpuarray.elemwise import GpuCAReduceCPY
 
-    vector, matrix = theano.tensor.fvector(), theano.tensor.fmatrix()
+    vector = theano.tensor.fvector()
+    matrix = theano.tensor.fmatrix()
     sums = {"1-d": vector.sum(), "2-d": matrix.sum(), "2-d rows": matrix.sum(axis=0), "2-d columns": matrix.sum(axis=1)}
     found = {}
     for name, expression in sums.items():
         function = theano.function([vector, matrix], expression, on_unused_input="ignore")
         (node,) = (n for n in function.maker.fgraph.apply_nodes if isinstance(n.op, GpuCAReduceCPY))
         arguments = (node.op, node, "node", ["input"], ["output"], {"fail": "goto fail;", "params": "context"})
-        code, version = GpuCAReduceCPY.c_code, GpuCAReduceCPY.c_code_cache_version_apply
+        code = GpuCAReduceCPY.c_code
+        version = GpuCAReduceCPY.c_code_cache_version_apply
         found[name] = {
             "n_dims": node.inputs[0].ndim,
             "repaired": code(*arguments),

@@ -62,7 +62,7 @@ __attribute__((constructor)) static void start(void)
               atoi(variable("FAULT_ERRNO", "5")), atoi(variable("FAULT_ALWAYS", "0")));
 }
 
-/* The absolute path of an open file, by a call that this library does not intercept. */
+/* Return the absolute path of an open file, using a call that this library does not intercept. */
 static int path_of(int descriptor, char *path)
 {
     char link[64];
@@ -72,7 +72,7 @@ static int path_of(int descriptor, char *path)
     return n > 0;
 }
 
-/* The error number with which this call is to fail, 0 for a short transfer, or PASS. */
+/* Return the error number with which this call must fail, 0 for a short transfer, or PASS. */
 static int due(const char *kind, const char *path)
 {
     char wanted[32];
@@ -140,9 +140,12 @@ static int opened(int folder, const char *path, int flags, mode_t mode)
 int open(const char *path, int flags, ...) { MODE(flags, mode) return opened(AT_FDCWD, path, flags, mode); }
 int open64(const char *path, int flags, ...) { MODE(flags, mode) return opened(AT_FDCWD, path, flags, mode); }
 int openat(int folder, const char *path, int flags, ...) { MODE(flags, mode) return opened(folder, path, flags, mode); }
-int openat64(int folder, const char *path, int flags, ...) { MODE(flags, mode) return opened(folder, path, flags, mode); }
+int openat64(int folder, const char *path, int flags, ...)
+{
+    MODE(flags, mode) return opened(folder, path, flags, mode);
+}
 
-/* Half of a transfer, at least one byte. */
+/* Return half of a transfer, at least one byte. */
 static size_t shortened(int found, size_t n)
 {
     return found == 0 && n > 1 ? n / 2 : n;
@@ -167,7 +170,7 @@ ssize_t pread(int descriptor, void *buffer, size_t n, off_t offset)
     return pread64(descriptor, buffer, n, offset);
 }
 
-/* Half of the first buffer is a short transfer as well. */
+/* A transfer of half of the first buffer is also a short one. */
 static struct iovec shortened_vector(const struct iovec *buffers)
 {
     struct iovec one = buffers[0];
@@ -282,7 +285,7 @@ int mkdirat(int folder, const char *path, mode_t mode)
     return NEXT(mkdirat)(folder, path, mode);
 }
 
-/* Returns its error number instead of setting errno. */
+/* posix_fallocate returns its error number instead of setting errno. */
 int posix_fallocate64(int descriptor, off64_t offset, off64_t n)
 {
     int found = due_of("reserve", descriptor);

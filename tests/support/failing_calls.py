@@ -1,10 +1,11 @@
-"""Make file system calls fail below Python, one after another, in whole runs of the stand-in.
+"""Make system calls on files fail, one after another, in whole runs of the stand-in.
 
     python -m tests.support.failing_calls           every call of each kind; prints the number of calls
     python -m tests.support.failing_calls 7         every seventh one
 
 `tests.support.faulty` makes methods of `Disk` fail. This module works below that level: a library that is loaded before
-libc makes any call on files of a folder fail, no matter who calls. `tests/run/test_system_faults.py` runs a sample.
+libc makes any call on files of a folder fail, whether Python or a library makes it. `tests/run/test_system_faults.py`
+runs a sample.
 """
 
 from __future__ import annotations
@@ -30,10 +31,21 @@ from typing import Any
 
 from tests.support.interpreters import REPOSITORY, environment
 
-__all__ = ["SCENES", "SWEEPS", "Ended", "Fault", "Runs", "Scene", "build", "committed_files", "trouble"]
+__all__ = [
+    "SCENARIOS",
+    "SWEEPS",
+    "EndedRun",
+    "Fault",
+    "Runs",
+    "Scenario",
+    "build",
+    "committed_files",
+    "problem_of",
+    "started_runs",
+]
 
 _SOURCE = Path(__file__).with_suffix(".c")
-_SECONDS = 120.0  # after which a run counts as stuck
+_TIME_LIMIT = 120.0  # after which a run counts as stuck
 _TRACES = re.compile(r"^Traceback|^Exception ignored|internal error of shardpress|Fatal Python error", re.MULTILINE)
 _LAST_LINE = re.compile(r" ERROR (Nothing was started|Stopped after) ?.*$")
 ALLOWED = (0, 65, 66, 71, 73, 74, 75, 77)
@@ -73,7 +85,7 @@ class Fault:
     always: bool = False
 
     def variables(self, library: Path) -> dict[str, str]:
-        """Return the environment of a process that meets the fault."""
+        """Return the environment variables of a process in which the calls fail."""
         return {
             "LD_PRELOAD": str(library),
             "FAULT_PREFIX": self.prefix,
@@ -89,7 +101,7 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Ended:
+class EndedRun:
     """A run that has ended.
 
     Attributes
@@ -107,21 +119,20 @@ class Ended:
     text: str
 
 
-def trouble(ended: Ended, allowed: Sequence[int] = ALLOWED) -> str:
+def problem_of(ended: EndedRun, allowed: Sequence[int] = ALLOWED) -> str:
     """Return a problem if a run ended without a clear message and an expected exit code; otherwise an empty text."""
     if _TRACES.search(ended.text):
-        return f"a traceback: {_point_of(ended.text)}"
+        return f"a traceback: {_summary_of_traceback(ended.text)}"
     if ended.code not in allowed:
         return f"exit code {ended.code}: {ended.text[-2000:]}"
     lines = ended.text.splitlines()
-    # A single line comes from errors before the log exists: invalid settings, or limits that Python itself does not
-    # survive.
+    # An error before the log exists is a single line: invalid settings, or limits under which Python cannot start.
     if ended.code and len(lines) != 1 and not any(_LAST_LINE.search(line) for line in lines):
         return f"exit code {ended.code} without a last line: {ended.text[-2000:]}"
     return ""
 
 
-def _point_of(text: str) -> str:
+def _summary_of_traceback(text: str) -> str:
     """Return the positions in the package that a traceback names, and its errors."""
     lines = text.splitlines()
     errors = [line for line in lines if re.match(r"\w+(\.\w+)*(Error|Limit|Failed|Exception)\b", line)]
@@ -147,7 +158,9 @@ class Runs:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._process = subprocess.Popen(command, cwd=REPOSITORY, env=environment(**variables), text=True, **pipes)
 
-    def run(self, arguments: list[str], fault: Fault | None = None, limits: Mapping[str, int] | None = None) -> Ended:
+    def run(
+        self, arguments: list[str], fault: Fault | None = None, limits: Mapping[str, int] | None = None
+    ) -> EndedRun:
         """Run the program once.
 
         Parameters
@@ -168,7 +181,7 @@ class Runs:
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
-        return Ended(answer["code"], answer["n_calls"], answer["text"])
+        return EndedRun(answer["code"], answer["n_calls"], answer["text"])
 
     def close(self) -> None:
         """End the process."""
@@ -180,7 +193,7 @@ class Runs:
 
 
 @contextmanager
-def started(folder: Path) -> Iterator[Runs]:
+def started_runs(folder: Path) -> Iterator[Runs]:
     """Provide `Runs` in a context."""
     runs = Runs(folder)
     try:
@@ -193,7 +206,7 @@ def _serve() -> None:
     """Serve run requests from standard input, one a line, each in a fork, so that runs do not change this process."""
     import pytest
 
-    from pipeline import cli  # noqa: F401  # with all that a run loads, once for all forks
+    from pipeline import cli  # noqa: F401  # loaded once for all forks
     from pipeline.hdf5.files import FILES
     from pipeline.run import engine  # noqa: F401
     from tests.support.standin import install
@@ -203,7 +216,7 @@ def _serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         reader, writer = os.pipe()
-        reading_end, writing_end = os.pipe()  # not a file, because the run may be limited to files of no size
+        reading_end, writing_end = os.pipe()  # a pipe, because a file may be limited to a size of 0
         child = os.fork()
         if not child:
             _run(request, writer, writing_end)
@@ -253,14 +266,14 @@ def _run(request: Mapping[str, Any], writer: int, stream: int) -> None:
 
 def _output_of(descriptor: int, child: int) -> str:
     """Return all output of a child and its children; kill the child if it takes too long."""
-    deadline = time.monotonic() + _SECONDS
+    deadline = time.monotonic() + _TIME_LIMIT
     data = b""
     with os.fdopen(descriptor, "rb", buffering=0) as pipe:
         while True:
             ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
                 os.kill(child, signal.SIGKILL)
-                return data.decode(errors="replace") + f"\nstuck for {_SECONDS:.0f} s"
+                return data.decode(errors="replace") + f"\nstuck for {_TIME_LIMIT:.0f} s"
             piece = pipe.read(2**16)
             if not piece:
                 return data.decode(errors="replace")
@@ -271,11 +284,11 @@ def _output_of(descriptor: int, child: int) -> str:
 
 
 STEPS = ("--checkpoint-minutes", "0", "--epochs", "1", "--batch-size", "12")
-SCENES = ("new", "resumed", "finished", "given model", "threads")
+SCENARIOS = ("new", "resumed", "finished", "given model", "threads")
 
 
-class Scene:
-    """A kind of run that meets faults, and a check of its remains.
+class Scenario:
+    """A kind of run in which calls fail, and a check of the output that it leaves.
 
     Parameters
     ----------
@@ -296,26 +309,28 @@ class Scene:
         from tests.support.standin import Workspace, features_of
 
         folder.mkdir()
-        self._runs, self.kind, self._folder = runs, kind, folder
+        self._runs = runs
+        self.kind = kind
+        self._folder = folder
         self._workspace = Workspace(folder, 20, 0, 15, 9)
         self.shards = str(self._workspace.shards)
         self._path = folder / "out"
         self.output = str(self._path)
         self._flags: list[str] = list(STEPS)
         if kind == "given model":
-            self._must(self._runs.run(self._workspace.arguments(folder / "model", *STEPS)))
+            self._expect_success(self._runs.run(self._workspace.arguments(folder / "model", *STEPS)))
             self._flags = ["--model", str(folder / "model")]
         if kind == "threads":
             self._flags += ["--threads", "3"]
         self._before: Path | None = None
-        self._must(self.run())
+        self._expect_success(self.run())
         self.expected = features_of(self._path)
         if kind in ("resumed", "finished"):
             self._before = folder / "before"
             if kind == "resumed":
                 self._interrupt()
             self._path.rename(self._before)
-        self.fresh()
+        self.reset()
 
     def _interrupt(self) -> None:
         """Create the output of a run that failed when it renamed its fourth part."""
@@ -326,28 +341,28 @@ class Scene:
         assert ended.code == 74, ended
 
     @staticmethod
-    def _must(ended: Ended) -> None:
+    def _expect_success(ended: EndedRun) -> None:
         assert ended.code == 0, ended.text
 
-    def fresh(self) -> None:
+    def reset(self) -> None:
         """Reset the output directory to its state before a run."""
         shutil.rmtree(self._path, ignore_errors=True)
         if self._before is not None:
             shutil.copytree(self._before, self._path, symlinks=True)
 
-    def run(self, fault: Fault | None = None, **limits: int) -> Ended:
+    def run(self, fault: Fault | None = None, **limits: int) -> EndedRun:
         """Run the program once."""
         return self._runs.run(self._workspace.arguments(self._path, *self._flags), fault, limits)
 
-    def meets(self, fault: Fault | None = None, **limits: int) -> tuple[int, str]:
+    def run_and_rerun(self, fault: Fault | None = None, **limits: int) -> tuple[int, str]:
         """Run with a fault and then without it; return the first exit code, and a description of any problem."""
         from tests.support.soak_protocol import invalid_entries, leftovers
         from tests.support.standin import features_of
 
-        self.fresh()
+        self.reset()
         before = committed_files(self._path)
         ended = self.run(fault, **limits)
-        wrong = trouble(ended)
+        wrong = problem_of(ended)
         if not wrong and (broken := invalid_entries(self._path) if self._path.exists() else []):
             wrong = f"not as recorded: {broken}"
         after = committed_files(self._path)
@@ -359,8 +374,8 @@ class Scene:
             wrong = f"rerun: exit code {again.code}: {again.text[-2000:]}"
         if not wrong and features_of(self._path) != self.expected:
             wrong = "rerun: different features"
-        if not wrong and (left := leftovers(self._path)):
-            wrong = f"rerun: unreferenced files: {left}"
+        if not wrong and (unreferenced := leftovers(self._path)):
+            wrong = f"rerun: unreferenced files: {unreferenced}"
         if not wrong and (lost := after.items() - committed_files(self._path).items()):
             wrong = f"rerun: parts were recomputed: {sorted(lost)}"
         return ended.code, wrong
@@ -381,8 +396,8 @@ SWEEPS: list[tuple[str, str, int, bool]] = [
     *(("output", kind, errno.EIO, always) for kind in _EVERY_WRITE for always in (False, True)),
     *(("output", kind, errno.EIO, always) for kind in ("read", "stat", "list") for always in (False, True)),
     *(("output", kind, errno.ENOSPC, True) for kind in ("write", "fsync", "reserve", "open", "rename")),
-    *(("output", ",".join(_EVERY_WRITE), errno.EROFS, True) for _ in range(1)),
-    *(("output", ",".join({*_EVERY_WRITE, *_EVERY_READ}), errno.EIO, True) for _ in range(1)),
+    ("output", ",".join(_EVERY_WRITE), errno.EROFS, True),
+    ("output", ",".join({*_EVERY_WRITE, *_EVERY_READ}), errno.EIO, True),
     ("output", "write", 0, True),
     ("output", "read", 0, True),
     *(("shards", kind, errno.EIO, always) for kind in _EVERY_READ for always in (False, True)),
@@ -392,20 +407,20 @@ SWEEPS: list[tuple[str, str, int, bool]] = [
 
 
 def sweep(
-    scene: Scene, where: str, kinds: str, code: int, always: bool, every: int = 1
+    scenario: Scenario, where: str, kinds: str, code: int, always: bool, every: int = 1
 ) -> tuple[Counter[int], list[str]]:
     """Make one call after another fail; return the number of runs by exit code, and all problems."""
-    folder = scene.output if where == "output" else scene.shards
-    scene.fresh()
-    n_calls = scene.run(Fault(folder, kinds)).n_calls
+    folder = scenario.output if where == "output" else scenario.shards
+    scenario.reset()
+    n_calls = scenario.run(Fault(folder, kinds)).n_calls
     codes = Counter[int]()
     wrong = []
     for number in range(0, n_calls, every):
         fault = Fault(folder, kinds, number, code, always)
-        its_code, words = scene.meets(fault)
-        codes[its_code] += 1
+        exit_code, words = scenario.run_and_rerun(fault)
+        codes[exit_code] += 1
         if words:
-            wrong.append(f"{scene.kind}: {fault}: {words}")
+            wrong.append(f"{scenario.kind}: {fault}: {words}")
     return codes, wrong
 
 
@@ -418,11 +433,11 @@ def main() -> int:
     start = time.monotonic()
     n_cases = 0
     n_wrong = 0
-    with tempfile.TemporaryDirectory(prefix="shardpress-calls-") as name, started(Path(name)) as runs:
-        for kind in SCENES:
-            scene = Scene(runs, Path(name) / kind, kind)
+    with tempfile.TemporaryDirectory(prefix="shardpress-calls-") as name, started_runs(Path(name)) as runs:
+        for kind in SCENARIOS:
+            scenario = Scenario(runs, Path(name) / kind, kind)
             for where, kinds, code, always in SWEEPS:
-                codes, wrong = sweep(scene, where, kinds, code, always, every)
+                codes, wrong = sweep(scenario, where, kinds, code, always, every)
                 n_cases += codes.total()
                 n_wrong += len(wrong)
                 label = f"{kind}: {where}: {Fault('', kinds, every, code, always)}"

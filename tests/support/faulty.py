@@ -22,16 +22,40 @@ from typing import Any
 from pipeline.output.disk import Disk
 
 __all__ = [
-    *("BrokenDisk", "FailingDisk", "KillingDisk", "Remains", "PowerLog", "ShortWriteDisk", "RecordingDisk"),
-    *("bind", "forked", "materialize", "small_disk"),
+    "BrokenDisk",
+    "FailingDisk",
+    "KillingDisk",
+    "PowerLog",
+    "RecordingDisk",
+    "Remains",
+    "ShortWriteDisk",
+    "bind",
+    "forked",
+    "materialize",
+    "small_disk",
 ]
 
 _CALLS = (
-    *("create", "reserve", "bypass_cache", "write", "sync", "close", "replace", "remove", "link", "symlink"),
-    *("make_directory", "remove_directory", "sync_directory", "free_bytes"),
+    "create",
+    "reserve",
+    "bypass_cache",
+    "write",
+    "sync",
+    "close",
+    "replace",
+    "remove",
+    "link",
+    "symlink",
+    "make_directory",
+    "remove_directory",
+    "sync_directory",
+    "free_bytes",
 )
 # Linux: CLONE_NEWNS, MS_REC | MS_PRIVATE, MS_REMOUNT, MS_BIND.
-_NEW_MOUNTS, _PRIVATE, _REMOUNT, _BIND = 0x20000, 0x44000, 0x20, 0x1000
+_NEW_MOUNTS = 0x20000
+_PRIVATE = 0x44000
+_REMOUNT = 0x20
+_BIND = 0x1000
 
 
 class RecordingDisk(Disk):
@@ -78,17 +102,23 @@ for _name in _CALLS:
 
 
 class FailingDisk(RecordingDisk):
-    """Disk whose call `first` fails, and later ones if `for_good`; with `done` it takes effect before it fails."""
+    """Disk whose call `first` fails; all later calls fail as well if `is_permanent`.
 
-    def __init__(self, first: int, code: int, for_good: bool = False, done: bool = False) -> None:
+    With `takes_effect`, a call is done before it fails.
+    """
+
+    def __init__(self, first: int, code: int, is_permanent: bool = False, takes_effect: bool = False) -> None:
         super().__init__()
-        self._first, self._code, self._for_good, self._done = first, code, for_good, done
+        self._first = first
+        self._code = code
+        self._is_permanent = is_permanent
+        self._takes_effect = takes_effect
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
-        if number < self._first or (number > self._first and not self._for_good):
+        if number < self._first or (number > self._first and not self._is_permanent):
             return do(*arguments)
         # A descriptor is released even when closing it fails.
-        if self._done or name == "close":
+        if self._takes_effect or name == "close":
             do(*arguments)
         raise OSError(self._code, os.strerror(self._code))
 
@@ -98,7 +128,8 @@ class BrokenDisk(RecordingDisk):
 
     def __init__(self, code: int, *names: str) -> None:
         super().__init__()
-        self._code, self._broken = code, names
+        self._code = code
+        self._broken = names
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
         if name not in self._broken:
@@ -113,7 +144,8 @@ class ShortWriteDisk(RecordingDisk):
 
     def __init__(self, first: int, code: int = 0) -> None:
         super().__init__()
-        self._first, self._code = first, code
+        self._first = first
+        self._code = code
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
         n_writes = self.names[:number].count("write")
@@ -132,7 +164,8 @@ class KillingDisk(RecordingDisk):
 
     def __init__(self, number: int, after: bool) -> None:
         super().__init__()
-        self._number, self._after = number, after
+        self._number = number
+        self._after = after
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
         if number != self._number:
@@ -194,7 +227,7 @@ def bind(source: Path, target: Path) -> bool:
 
 @dataclass
 class _Content:
-    """Content of a file, independent of its names: what was written, and what of that is on the disk."""
+    """Content of a file, independent of its names: the written bytes, and the bytes that are on the disk."""
 
     written: bytes = b""
     place: int = 0  # offset of the next write, which overwrites reserved zeros
@@ -270,7 +303,7 @@ class PowerLog(RecordingDisk):
         self._before = {path.relative_to(folder): _content_of(path) for path in folder.rglob("*")}
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
-        with self._one_at_a_time:  # so that calls are recorded in the order in which they were done
+        with self._one_at_a_time:  # calls are recorded in the order in which they are done
             return self._remembered(name, arguments, do)
 
     def _remembered(self, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
@@ -311,7 +344,8 @@ class PowerLog(RecordingDisk):
         state = _State()
         for path, content in self._before.items():
             state.now[path] = state.durable[path] = content
-        promises, seen = _Promises(), set()
+        promises = _Promises()
+        seen = set()
         for number, (name, arguments) in enumerate(self._log):
             _play(state, name, arguments)
             promises.record(name, arguments)
@@ -362,9 +396,11 @@ def _play(state: _State, name: str, arguments: tuple[Any, ...]) -> None:
     elif name == "reserve":
         _file(state, path).written = bytes(arguments[1])
     elif name == "write":
-        content, data = _file(state, path), arguments[1]
+        content = _file(state, path)
+        data = arguments[1]
         stop = content.place + len(data)
-        content.written, content.place = content.written[: content.place] + data + content.written[stop:], stop
+        content.written = content.written[: content.place] + data + content.written[stop:]
+        content.place = stop
     elif name == "sync":
         _file(state, path).synced = _file(state, path).written
     elif name == "replace":

@@ -15,7 +15,8 @@ __all__ = ["run_in_fresh_process"]
 
 PROGRAM = """
 import pickle, sys
-out, sys.stdout = sys.stdout.buffer, sys.stderr  # where a task might print
+out = sys.stdout.buffer
+sys.stdout = sys.stderr  # tasks may print
 for data in pickle.load(sys.stdin.buffer):
     function, argument = pickle.loads(data)
     pickle.dump(function(argument), out)
@@ -26,9 +27,9 @@ def run_in_fresh_process(tasks: Sequence[tuple[Callable[[Any], Any], Any]]) -> l
     """Return the results of tasks in a fresh process; each task and each result is pickled separately."""
     request = pickle.dumps([pickle.dumps(task) for task in tasks])
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
-    done = subprocess.run(
+    result = subprocess.run(
         command, input=request, capture_output=True, check=False, timeout=300, cwd=REPOSITORY, env=environment()
     )
-    assert done.returncode == 0, done.stderr.decode()
-    results = io.BytesIO(done.stdout)
+    assert result.returncode == 0, result.stderr.decode()
+    results = io.BytesIO(result.stdout)
     return [pickle.load(results) for _ in tasks]

@@ -31,9 +31,9 @@ from pipeline.shards.rows import read, read_extras
 from pipeline.shards.shard import Block, blocks
 from tests.support import hostile
 from tests.support.checksummed import Structure, repair, structures_of
-from tests.support.work import Work, counted
+from tests.support.work import Work, count_work
 
-FILES = Path(__file__).parents[1] / "files"  # as other software writes them
+FILES = Path(__file__).parents[1] / "files"  # files that other software wrote
 REFUSED = ["filter-blosc2", "filter-blosc-snappy", "frames-fixed-mixed", "frames-table-mixed", "sparse-csc"]
 NO_HDF5 = ["README", "make_files"]
 SECONDS = 2.0  # processor time for one answer of the child
@@ -85,12 +85,12 @@ def fuzz(n: int, seed: int = 0, in_structures: bool = False) -> Outcome:
             corpus = make_corpus(Path(folder), secret)
             followed = [str(stacked_files(Path(folder)))]
             open_all(corpus, Path(folder), followed)
-            sound = checksummed(corpus) if in_structures else []
+            checksummed_files = checksummed(corpus) if in_structures else []
             at_start = _reset_peak()
             with hostile.opens(secret) as opens:
                 for i in range(n):
                     rng = np.random.default_rng((seed, i))
-                    content = structure_mutant(sound, rng) if in_structures else mutant(corpus, rng)
+                    content = structure_mutant(checksummed_files, rng) if in_structures else mutant(corpus, rng)
                     _try(Path(folder) / "x.h5", content, i, outcome, followed[: i % 2])
             outcome.n_opens = opens[0]
             outcome.n_bytes = _peak() - at_start
@@ -102,7 +102,7 @@ def fuzz(n: int, seed: int = 0, in_structures: bool = False) -> Outcome:
 def _try(path: Path, content: bytes, i: int, outcome: Outcome, followed: list[str]) -> None:
     path.unlink(missing_ok=True)
     path.write_bytes(content)
-    with counted() as work:
+    with count_work() as work:
         kind = _outcome_of(path, content, i, outcome, followed)
     outcome.counts[kind] += 1
     outcome.most = outcome.most.highest(work)
@@ -135,7 +135,7 @@ def _orientation(content: bytes, i: int) -> str | None:
 
 
 def _named(content: bytes) -> list[str]:
-    """Return the extras to request of a file that has datasets in other places than next to the rows."""
+    """Return the extras to request, for a file with datasets outside the group of the rows."""
     return ["obs/kind", "obs/whole"] if b"T cell" in content else []
 
 
@@ -143,14 +143,14 @@ def _readers_differ(path: Path) -> bool:
     """Return whether the Python reader and the child both accept a file but describe it differently."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        ours = describe_plain(file.fileno(), size, None, base=signature_at(file.fileno(), size) or 0)
-        if ours is None:
+        by_reader = describe_plain(file.fileno(), size, None, base=signature_at(file.fileno(), size) or 0)
+        if by_reader is None:
             return False
         try:
             facts, arrays = ask("describe", file.fileno(), [None], "")
         except ShardpressError:
             return False
-    return ours[0] != facts or [each.tolist() for each in ours[1]] != [each.tolist() for each in arrays]
+    return by_reader[0] != facts or [each.tolist() for each in by_reader[1]] != [each.tolist() for each in arrays]
 
 
 def _hdf5_differs(block: Block, rows: np.ndarray) -> bool:
@@ -158,7 +158,8 @@ def _hdf5_differs(block: Block, rows: np.ndarray) -> bool:
 
     HDF5 may refuse the file. It also returns zeros if damage makes its search miss a chunk that its list of chunks has.
     """
-    shard, layout = block.shard, block.shard.layouts[0]
+    shard = block.shard
+    layout = block.shard.layouts[0]
     if shard.form not in ("dense", "columns"):
         return False
     along = [shard.dataset, block.start, block.stop, -1 if shard.form == "columns" else 0]
@@ -167,9 +168,9 @@ def _hdf5_differs(block: Block, rows: np.ndarray) -> bool:
             facts, arrays = ask("values", file.fileno(), along, "")
         except ShardpressError:
             return False
-    theirs = arrays[0].view(layout.dtype).reshape(facts["n"], -1).astype(shard.dtype)
-    same = theirs.view(np.uint8) == rows[: len(theirs)].view(np.uint8)
-    return bool((theirs.view(np.uint8)[~same] != 0).any())
+    by_hdf5 = arrays[0].view(layout.dtype).reshape(facts["n"], -1).astype(shard.dtype)
+    same = by_hdf5.view(np.uint8) == rows[: len(by_hdf5)].view(np.uint8)
+    return bool((by_hdf5.view(np.uint8)[~same] != 0).any())
 
 
 def _kind(error: ShardpressError) -> str:
@@ -194,7 +195,8 @@ def stacked_files(folder: Path) -> Path:
     raw.mkdir()
     for i in range(2):
         with h5py.File(raw / f"{i}.h5", "w") as file:
-            file["X"], file["y"] = ROWS[15 * i : 15 * i + 15], np.arange(15)
+            file["X"] = ROWS[15 * i : 15 * i + 15]
+            file["y"] = np.arange(15)
     return raw
 
 
@@ -211,7 +213,9 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
 
     def plain(file: h5py.File, **options: Any) -> None:
         file.create_dataset("X", data=ROWS, **options)
-        file["y"], file["short"], file["valid"] = np.arange(30), np.zeros(4, ">f4"), np.ones(30, bool)
+        file["y"] = np.arange(30)
+        file["short"] = np.zeros(4, ">f4")
+        file["valid"] = np.ones(30, bool)
         file["X"].attrs["unit"] = "m"
 
     def deep(file: h5py.File) -> None:
@@ -224,12 +228,16 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
 
     def labelled(file: h5py.File) -> None:
         """Write every kind of dataset that may be next to the rows or be named."""
-        file["X"], file["y"], file["short"] = ROWS, np.zeros((30, 1)), np.arange(29)
+        file["X"] = ROWS
+        file["y"] = np.zeros((30, 1))
+        file["short"] = np.arange(29)
         file.create_dataset("unwritten", (30,), "i4")
         file["unwritten"].attrs["NAME"] = np.bytes_("This is a netCDF dimension but not a netCDF variable.        30")
         file["__categories/y"] = np.array(["no", "yes"], object)
-        file["code"], file["__categories/code"] = np.zeros(30, "i1"), [0.5]
-        file["obs/whole/values"], file["obs/whole/mask"] = np.arange(30), np.zeros(30, bool)
+        file["code"] = np.zeros(30, "i1")
+        file["__categories/code"] = [0.5]
+        file["obs/whole/values"] = np.arange(30)
+        file["obs/whole/mask"] = np.zeros(30, bool)
         file["obs/kind/codes"] = np.arange(30, dtype="i1") % 3 - 1
         file["obs/kind/categories"] = np.array(["T cell", "B cell"], object)
 
@@ -352,9 +360,9 @@ def checksummed(corpus: list[bytes]) -> list[tuple[bytes, list[Structure]]]:
     return [(content, structures) for content, structures in found if structures]
 
 
-def structure_mutant(sound: list[tuple[bytes, list[Structure]]], rng: np.random.Generator) -> bytes:
+def structure_mutant(checksummed_files: list[tuple[bytes, list[Structure]]], rng: np.random.Generator) -> bytes:
     """Return one of the files, with one to three changed structures and correct checksums."""
-    original, structures = sound[rng.integers(len(sound))]
+    original, structures = checksummed_files[rng.integers(len(checksummed_files))]
     content = bytearray(original)
     # Choose the kind first; otherwise the many object headers would dominate.
     kinds = sorted({each.name for each in structures})
@@ -364,7 +372,7 @@ def structure_mutant(sound: list[tuple[bytes, list[Structure]]], rng: np.random.
         _change(content, alike[rng.integers(len(alike))], rng)
     repair(content, structures)
     if rng.random() < 0.5:
-        correct_checksums(content)  # also where the header now states another length
+        correct_checksums(content)  # even if the header now states another length
     return bytes(content)
 
 
@@ -374,8 +382,8 @@ def _change(content: bytearray, structure: Structure, rng: np.random.Generator) 
     place = int(rng.integers(structure.start + 4, structure.stop))
     width = min(width, structure.stop - place)
     old = int.from_bytes(content[place : place + width], "little")
-    near = [old + 1, old - 1, 2 * old, old // 2, old ^ 1 << int(rng.integers(8 * width))]
-    choices = [*near, *_WORDS, int(rng.integers(0, len(content)))]
+    nearby = [old + 1, old - 1, 2 * old, old // 2, old ^ 1 << int(rng.integers(8 * width))]
+    choices = [*nearby, *_WORDS, int(rng.integers(0, len(content)))]
     new = choices[rng.integers(len(choices))] % 256**width
     content[place : place + width] = new.to_bytes(width, "little")
 
@@ -414,7 +422,7 @@ def _truncate(content: bytearray, corpus: list[bytes], rng: np.random.Generator)
     n_bytes = len(content)
     if rng.random() < 0.3:
         del content[int(rng.integers(n_bytes + 1)) :]
-        if rng.random() < 0.7:  # and pad, so that the size is right
+        if rng.random() < 0.7:  # pad the file to its original size
             content.extend(bytes(n_bytes - len(content)))
 
 
@@ -428,10 +436,13 @@ def _splice(content: bytearray, corpus: list[bytes], rng: np.random.Generator) -
 
 
 def _swap_words(content: bytearray, corpus: list[bytes], rng: np.random.Generator) -> None:
-    first, second = _place(content, rng), _place(content, rng)
+    first = _place(content, rng)
+    second = _place(content, rng)
     if max(first, second) + 8 <= len(content):
-        one, two = bytes(content[first : first + 8]), bytes(content[second : second + 8])
-        content[first : first + 8], content[second : second + 8] = two, one
+        one = bytes(content[first : first + 8])
+        two = bytes(content[second : second + 8])
+        content[first : first + 8] = two
+        content[second : second + 8] = one
 
 
 _DAMAGES = [_flip_bits, _flip_bits, _set_bytes, _set_word, _set_word, _truncate, _splice, _swap_words]
@@ -462,21 +473,31 @@ def lookup3(data: bytes) -> int:
     a = b = c = (0xDEADBEEF + len(data)) & mask
     while len(data) > 12:
         x, y, z = (int.from_bytes(data[i : i + 4], "little") for i in (0, 4, 8))
-        a, b, c, data = (a + x) & mask, (b + y) & mask, (c + z) & mask, data[12:]
+        a = (a + x) & mask
+        b = (b + y) & mask
+        c = (c + z) & mask
+        data = data[12:]
         for i, by in enumerate((4, 6, 8, 16, 19, 4)):
             if i % 3 == 0:
-                a, c = ((a - c) & mask) ^ rotated(c, by), (c + b) & mask
+                a = ((a - c) & mask) ^ rotated(c, by)
+                c = (c + b) & mask
             elif i % 3 == 1:
-                b, a = ((b - a) & mask) ^ rotated(a, by), (a + c) & mask
+                b = ((b - a) & mask) ^ rotated(a, by)
+                a = (a + c) & mask
             else:
-                c, b = ((c - b) & mask) ^ rotated(b, by), (b + a) & mask
+                c = ((c - b) & mask) ^ rotated(b, by)
+                b = (b + a) & mask
     if not data:
         return c
     x, y, z = (int.from_bytes(data[i : i + 4], "little") for i in (0, 4, 8))
-    a, b, c = (a + x) & mask, (b + y) & mask, (c + z) & mask
+    a = (a + x) & mask
+    b = (b + y) & mask
+    c = (c + z) & mask
     words = [a, b, c]
     for i, by in enumerate((14, 11, 25, 16, 4, 14, 24)):
-        changed, other = (i + 2) % 3, (i + 1) % 3  # c by b, a by c, b by a, and again
+        # c is changed by b, a by c, b by a, and so on.
+        changed = (i + 2) % 3
+        other = (i + 1) % 3
         words[changed] = ((words[changed] ^ words[other]) - rotated(words[other], by)) & mask
     return words[2]
 
@@ -496,7 +517,8 @@ def _peak() -> int:
 
 def main() -> int:
     """Fuzz the number of files on the command line and print the results."""
-    n, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    n = int(sys.argv[1])
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     in_structures = "structures" in sys.argv
     logging.disable(logging.WARNING)
     start = time.monotonic()

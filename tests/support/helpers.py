@@ -25,7 +25,7 @@ UNPRIVILEGED = 65534
 
 
 def write_shard(path: Path, rows: Any, name: str = "X", extras: Mapping[str, Any] | None = None, **options: Any) -> str:
-    """Write an HDF5 file with one dataset of rows and extras; `how` is passed to h5py's ``create_dataset``."""
+    """Write an HDF5 file with one dataset of rows and extras; `options` are passed to h5py's ``create_dataset``."""
     with h5py.File(path, "w") as file:
         file.create_dataset(name, data=rows, **options)
         for extra, values in (extras or {}).items():

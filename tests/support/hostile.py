@@ -119,7 +119,7 @@ def in_several_files(folder: Path, driver: str, libver: str, space: str | None =
 
 
 def declared(folder: Path, shape: tuple[int, ...], dtype: str = "f4", **options: object) -> Path:
-    """Write a dataset of which only the header exists."""
+    """Write only the header of a dataset."""
     path = folder / "x.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("X", shape, dtype, **options)
@@ -142,10 +142,10 @@ def crowded(folder: Path, n: int, group: str = "/", libver: str = "latest") -> P
     path = folder / "x.h5"
     with h5py.File(path, "w", libver=libver) as file:
         file["X"] = ROWS
-        here = file.require_group(group).id
-        small = h5py.h5g.create(here, b"small")
+        group_id = file.require_group(group).id
+        small = h5py.h5g.create(group_id, b"small")
         for i in range(n):
-            h5py.h5o.link(small, here, b"n%d" % i)
+            h5py.h5o.link(small, group_id, b"n%d" % i)
     return path
 
 
@@ -176,7 +176,8 @@ def moved(folder: Path, offset: int, name: str = "X") -> Path:
     """Write contiguous rows, or labels, with a wrong address."""
     path = plain(folder)
     with h5py.File(path) as file:
-        before, size = file[name].id.get_offset(), file[name].id.get_storage_size()
+        before = file[name].id.get_offset()
+        size = file[name].id.get_storage_size()
     return edited(path, struct.pack("<QQ", before, size), struct.pack("<QQ", offset, size))
 
 
@@ -187,7 +188,8 @@ def of_another_chunk_rank(folder: Path, rank: int) -> Path:
 
 def with_chunks_of(folder: Path, n_rows: int, n_columns: int, itemsize: int) -> Path:
     """Write a chunked dataset whose header states another chunk shape."""
-    stored, wanted = struct.pack("<III", 3, 2, 4), struct.pack("<III", n_rows, n_columns, itemsize)
+    stored = struct.pack("<III", 3, 2, 4)
+    wanted = struct.pack("<III", n_rows, n_columns, itemsize)
     return edited(plain(folder, chunks=(3, 2)), stored, wanted)
 
 
@@ -260,7 +262,7 @@ def endless_header(folder: Path) -> Path:
 
 
 def left_open(folder: Path) -> Path:
-    """Write a file as a killed writer leaves it."""
+    """Write a file that looks as if its writer had been killed."""
     path = folder / "x.h5"
     program = (
         "import os, sys, h5py, numpy; file = h5py.File(sys.argv[1], 'w', libver='latest'); "

@@ -116,7 +116,7 @@ def never_written(folder: Path) -> Path:
 
 
 def never_allocated(folder: Path) -> Path:
-    """Write a contiguous matrix of 8 TiB of which only the header exists."""
+    """Write only the header of a contiguous matrix of 8 TiB."""
     shape = (2**20, 2**21)
     return _of_widths(folder, (*shape, 3), lambda file: file.create_dataset("W_1", shape, "<f4"))
 
@@ -143,8 +143,8 @@ def shared_matrix(folder: Path) -> Path:
     """Write a network of 200 layers that share one matrix of 4 MiB."""
     n = 2**10
     path = folder / "model.h5"
-    sound = model_of(Network((n, n)))
-    path.write_bytes(sound.to_hdf5())
+    valid_model = model_of(Network((n, n)))
+    path.write_bytes(valid_model.to_hdf5())
     with h5py.File(path, "a") as file:
         file.attrs["widths"] = np.full(201, n)
         file.attrs["activation"] = "relu"
@@ -289,11 +289,31 @@ def dangling_link(folder: Path) -> Path:
 
 
 _REFUSED = (
-    *(external_link, soft_link, external_storage, virtual_dataset),
-    *(compressed, never_written, never_allocated, forged_shape, overlapping, shared_matrix),
-    *(huge_widths, many_widths, layers_without_end, huge_about, many_values, nested_values),
-    *(nan_weights, other_dtype, other_shape, missing_array, group_for_array, odd_bool, list_for_about),
-    *(other_weights, no_fingerprint),
+    external_link,
+    soft_link,
+    external_storage,
+    virtual_dataset,
+    compressed,
+    never_written,
+    never_allocated,
+    forged_shape,
+    overlapping,
+    shared_matrix,
+    huge_widths,
+    many_widths,
+    layers_without_end,
+    huge_about,
+    many_values,
+    nested_values,
+    nan_weights,
+    other_dtype,
+    other_shape,
+    missing_array,
+    group_for_array,
+    odd_bool,
+    list_for_about,
+    other_weights,
+    no_fingerprint,
 )
 _NO_INPUT = (fifo, directory, link_loop, dangling_link)
 

@@ -36,8 +36,8 @@ def steps(text: str) -> Iterator[tuple[str, str]]:
     """Return the name and the arguments of each step, joined into one line."""
     lines = re.sub(r"^#.*\n", "", text, flags=re.M).replace("\\\n", " ")
     for line in filter(None, lines.splitlines()):
-        name, _, rest = line.partition(" ")
-        yield name, rest.strip()
+        name, _, arguments = line.partition(" ")
+        yield name, arguments.strip()
 
 
 def mirror() -> str:
@@ -58,36 +58,36 @@ class Image:
         self.folder = "/"
         self.entrypoint: list[str] = []
 
-    def do(self, name: str, rest: str) -> None:
+    def do(self, name: str, arguments: str) -> None:
         """Do one step."""
-        print(f"{name} {rest}", flush=True)
+        print(f"{name} {arguments}", flush=True)
         if name == "FROM":
-            subprocess.run(["debootstrap", "--variant=minbase", SUITES[rest], self.root, mirror()], check=True)
+            subprocess.run(["debootstrap", "--variant=minbase", SUITES[arguments], self.root, mirror()], check=True)
             self._connect()
         elif name in ("ARG", "ENV"):
-            key, _, value = rest.partition("=")
+            key, _, value = arguments.partition("=")
             values = self.arguments if name == "ARG" else self.environment
             values[key] = Template(value).substitute(self.environment)
         elif name == "COPY":
-            self._copy(*rest.split())
+            self._copy(*arguments.split())
         elif name == "RUN":
-            self.run("/bin/sh", "-c", rest, **self.arguments)
+            self.run("/bin/sh", "-c", arguments, **self.arguments)
         elif name == "WORKDIR":
-            self.folder = rest
-            (self.root / rest.lstrip("/")).mkdir(parents=True, exist_ok=True)
+            self.folder = arguments
+            (self.root / arguments.lstrip("/")).mkdir(parents=True, exist_ok=True)
         elif name == "ENTRYPOINT":
-            self.entrypoint = json.loads(rest)
+            self.entrypoint = json.loads(arguments)
         else:
-            raise NotImplementedError(f"{DOCKERFILE}: {name} {rest}")
+            raise NotImplementedError(f"{DOCKERFILE}: {name} {arguments}")
 
     def run(self, *command: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a program in the image and print its output."""
         words = [f"{key}={value}" for key, value in {**self.environment, **self._network(), **variables}.items()]
         inside = ["/usr/bin/env", "-i", f"--chdir={self.folder}", *words, *command]
         outside = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", CHROOT, str(self.root)]
-        done = subprocess.run([*outside, *inside], stdout=subprocess.PIPE, text=True, check=check)
-        print(done.stdout, end="", flush=True)
-        return done
+        result = subprocess.run([*outside, *inside], stdout=subprocess.PIPE, text=True, check=check)
+        print(result.stdout, end="", flush=True)
+        return result
 
     def _copy(self, *paths: str) -> None:
         *sources, target = paths
@@ -114,8 +114,8 @@ def build_image(root: Path, what_for: str) -> Image:
     if os.geteuid() or shutil.which("debootstrap") is None:
         sys.exit(f"{what_for}: needs root, and debootstrap (Debian: apt-get install debootstrap)")
     image = Image(root)
-    for name, rest in steps(DOCKERFILE.read_text()):
-        image.do(name, rest)
+    for name, arguments in steps(DOCKERFILE.read_text()):
+        image.do(name, arguments)
     return image
 
 

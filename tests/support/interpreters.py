@@ -11,7 +11,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-__all__ = ["REPOSITORY", "Ended", "environment", "fresh"]
+__all__ = ["REPOSITORY", "EndedProcess", "environment", "run_python"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -27,7 +27,7 @@ print("\\n" + json.dumps(facts))
 
 
 @dataclass(frozen=True)
-class Ended:
+class EndedProcess:
     """A process that has ended.
 
     Attributes
@@ -58,7 +58,7 @@ def environment(**variables: str | Path | None) -> dict[str, str]:
     return env
 
 
-def fresh(code: str, warnings: str = "error", **variables: str | Path | None) -> Ended:
+def run_python(code: str, warnings: str = "error", **variables: str | Path | None) -> EndedProcess:
     """Run `code` in a new interpreter.
 
     Parameters
@@ -71,6 +71,6 @@ def fresh(code: str, warnings: str = "error", **variables: str | Path | None) ->
         For its `environment`.
     """
     command = [sys.executable, "-W", warnings, "-c", _PROGRAM.format(code=dedent(code))]
-    done = subprocess.run(command, env=environment(**variables), capture_output=True, text=True, check=False)
-    facts = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
-    return Ended(facts, done.stderr, done.returncode)
+    result = subprocess.run(command, env=environment(**variables), capture_output=True, text=True, check=False)
+    facts = json.loads(result.stdout.splitlines()[-1]) if result.returncode == 0 else {}
+    return EndedProcess(facts, result.stderr, result.returncode)

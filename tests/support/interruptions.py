@@ -21,10 +21,10 @@ __all__ = [
     "FullDisk",
     "finished_stamps",
     "flip",
-    "fresh",
     "parts",
     "results",
     "stamps",
+    "undisturbed_features",
 ]
 
 STEPS = ["--checkpoint-minutes", "0"]
@@ -37,7 +37,8 @@ class FullDisk(RecordingDisk):
 
     def __init__(self, kind: str, n_named: int) -> None:
         super().__init__()
-        self._kind, self._left = kind, n_named
+        self._kind = kind
+        self._left = n_named
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
         if not self._left:
@@ -48,7 +49,7 @@ class FullDisk(RecordingDisk):
         return result
 
 
-def fresh(workspace: Workspace, *flags: str) -> bytes:
+def undisturbed_features(workspace: Workspace, *flags: str) -> bytes:
     """Return the features of an undisturbed run over the present shards."""
     output = workspace.folder / f"fresh{len(list(workspace.folder.iterdir()))}"
     assert workspace.run(output, *flags) == 0

@@ -36,7 +36,18 @@ from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.soak_protocol import invalid_entries, leftovers, records, run_seen_by_readers
 
-__all__ = ["PHASES", "CheckFailed", "Ended", "Kill", "Program", "Victim", "committed", "features_of", "rounds", "table"]
+__all__ = [
+    "PHASES",
+    "CheckFailed",
+    "EndedRun",
+    "Kill",
+    "Program",
+    "Victim",
+    "committed",
+    "features_of",
+    "rounds",
+    "table",
+]
 
 # Log line at which each phase begins, in a first run and in one that resumes.
 PHASES = {
@@ -49,21 +60,29 @@ PHASES = {
 }
 _SETTINGS = (
     # Streamed, because of the small budget, in several windows per epoch, with a checkpoint after each step.
-    *("--memory-budget", "16MiB", "--batch-size", "512", "--epochs", "2", "--n-features", "32"),
+    "--memory-budget",
+    "16MiB",
+    "--batch-size",
+    "512",
+    "--epochs",
+    "2",
+    "--n-features",
+    "32",
     # Random rows of low rank, which principal components reconstruct, so that the run has no warnings.
-    *(
-        "--hidden",
-        "none",
-        "--code-activation",
-        "sigmoid",
-        "--decoder-gain",
-        "no",
-        "--start",
-        "random",
-        "--baseline",
-        "no",
-    ),
-    *("--checkpoint-minutes", "0", "--threads", "2"),
+    "--hidden",
+    "none",
+    "--code-activation",
+    "sigmoid",
+    "--decoder-gain",
+    "no",
+    "--start",
+    "random",
+    "--baseline",
+    "no",
+    "--checkpoint-minutes",
+    "0",
+    "--threads",
+    "2",
 )
 _COMPLAINTS = re.compile(r" (WARNING|ERROR|CRITICAL) |^Traceback|^Exception ignored")
 # Theano's message when a process was killed while it compiled; it continues at once.
@@ -76,7 +95,7 @@ class CheckFailed(AssertionError):
 
 
 @dataclass(frozen=True)
-class Ended:
+class EndedRun:
     """A run that has ended.
 
     Attributes
@@ -104,7 +123,7 @@ class Ended:
         """Last phase that began."""
         return list(self.phase_starts)[-1]
 
-    def says(self, pattern: str) -> bool:
+    def has_line(self, pattern: str) -> bool:
         """Return whether a line matches a pattern."""
         return any(re.search(pattern, line) for line in self.lines)
 
@@ -124,14 +143,14 @@ class Program:
         self.environment = environment(**variables)
 
     def start(self, output: Path, *flags: str, **options: Any) -> subprocess.Popen[bytes]:
-        """Start a process with all its output in one pipe; `how` is passed to ``Popen``."""
+        """Start a process with all its output in one pipe; `options` are passed to ``Popen``."""
         usual = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         command = [*self.command, "--output", str(output), *flags]
         return subprocess.Popen(command, cwd=REPOSITORY, env=self.environment, **{**usual, **options})
 
     def run(
         self, output: Path, *flags: str, at: str | None = None, delay: float = 0, by: int = signal.SIGKILL
-    ) -> Ended:
+    ) -> EndedRun:
         """Run to the end, or send a signal.
 
         Parameters
@@ -148,15 +167,19 @@ class Program:
 
         Raises
         ------
-        Broken
+        CheckFailed
             If the run is stuck, or leaves a stuck process.
         """
-        start, sent, lines, phase_starts = time.monotonic(), 0.0, [], {"start": 0.0}
+        start = time.monotonic()
+        sent = 0.0
+        lines = []
+        phase_starts = {"start": 0.0}
         process = self.start(output, *flags)
         assert process.stdout is not None
         try:
             if at == "start":
-                sent, at = _signal_after(process, delay, by) - start, None
+                sent = _signal_after(process, delay, by) - start
+                at = None
             # The pipe ends when the last process that can write to it has exited, so all children have exited as well.
             for line in _lines_of(process.stdout.fileno(), start + _SECONDS):
                 lines.append(line)
@@ -164,13 +187,14 @@ class Program:
                 if phase is not None:
                     phase_starts.setdefault(phase, time.monotonic() - start)
                 if at is not None and re.search(PHASES.get(at, at), line):
-                    sent, at = _signal_after(process, delay, by) - start, None
+                    sent = _signal_after(process, delay, by) - start
+                    at = None
             code = process.wait(_SECONDS)
         finally:
             process.kill()
             process.wait()
             process.stdout.close()
-        return Ended(code, lines, phase_starts, time.monotonic() - start, sent)
+        return EndedRun(code, lines, phase_starts, time.monotonic() - start, sent)
 
 
 def _signal_after(process: subprocess.Popen[bytes], seconds: float, number: int) -> float:
@@ -182,17 +206,17 @@ def _signal_after(process: subprocess.Popen[bytes], seconds: float, number: int)
 
 def _lines_of(descriptor: int, deadline: float) -> Iterator[str]:
     """Yield lines as they arrive, until the last writer has exited."""
-    rest = b""
+    remainder = b""
     while True:
         ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
             raise CheckFailed(f"is stuck, or has left a running process, after {_SECONDS:.0f} s")
         data = os.read(descriptor, 2**16)
         if not data:
-            if rest:
-                yield rest.decode(errors="replace")
+            if remainder:
+                yield remainder.decode(errors="replace")
             return
-        *whole, rest = (rest + data).split(b"\n")
+        *whole, remainder = (remainder + data).split(b"\n")
         yield from (line.decode(errors="replace") for line in whole)
 
 
@@ -249,13 +273,15 @@ class Victim:
     """
 
     def __init__(self, folder: Path, flags: Sequence[str] = (), **variables: str | Path | None) -> None:
-        self.folder, self.undisturbed = folder, folder / "undisturbed"
+        self.folder = folder
+        self.undisturbed = folder / "undisturbed"
         _write_shards(folder / "shards")
         self.program = Program(["--input", str(folder / "shards"), *_SETTINGS, *flags], **variables)
         self._must_end(self.program.run(folder / "first"), folder / "first")  # may have to compile first
         ended = self.program.run(self.undisturbed)
         self._must_end(ended, self.undisturbed)
-        self.features, self.n_rows = features_of(self.undisturbed), read_manifest(self.undisturbed)["n_rows"]
+        self.features = features_of(self.undisturbed)
+        self.n_rows = read_manifest(self.undisturbed)["n_rows"]
         if features_of(folder / "first") != self.features:
             raise CheckFailed("two undisturbed runs differ")
         self.seconds = _lengths(ended)
@@ -273,7 +299,7 @@ class Victim:
 
         Raises
         ------
-        Broken
+        CheckFailed
         """
         kills = []
         for phase in phases:
@@ -284,17 +310,17 @@ class Victim:
             if not kills:  # other runs skip a phase
                 lengths = _lengths(ended)
                 self.seconds |= {name: (self.seconds[name] + seconds) / 2 for name, seconds in lengths.items()}
-            kills.append(self.look(ended, output, is_rerun=bool(kills)))
-        seconds = self.go_on(output).seconds
+            kills.append(self.inspect(ended, output, is_rerun=bool(kills)))
+        seconds = self.resume(output).seconds
         shutil.rmtree(output)
         return kills, seconds
 
-    def go_on(self, output: Path) -> Ended:
+    def resume(self, output: Path) -> EndedRun:
         """Run the same command again to its end, and check its results.
 
         Raises
         ------
-        Broken
+        CheckFailed
         """
         before = committed(output)
         ended = self.program.run(output)
@@ -303,11 +329,11 @@ class Victim:
         _must_use(before, ended, output)
         return ended
 
-    def look(self, ended: Ended, output: Path, is_rerun: bool = False) -> Kill:
+    def inspect(self, ended: EndedRun, output: Path, is_rerun: bool = False) -> Kill:
         """Check what a killed run has left: only whole results, with or without a manifest."""
         if ended.code != -signal.SIGKILL:
             raise CheckFailed(f"exit code {ended.code}, expected to be killed: {ended.lines[-3:]}")
-        _must_be_nothing("damaged results", _broken(output))
+        _must_be_nothing("damaged results", _damaged_results(output))
         if output.exists():
             run_seen_by_readers(output)
         names = [path.name for path in output.rglob("*")]
@@ -322,12 +348,12 @@ class Victim:
 
     def check(self, output: Path) -> None:
         """Check that a finished output has the bits of the undisturbed one, and no other files."""
-        _must_be_nothing("damaged results", _broken(output))
+        _must_be_nothing("damaged results", _damaged_results(output))
         _must_be_nothing("unreferenced files", leftovers(output))
         if features_of(output) != self.features:
             raise CheckFailed("the features are not those of an undisturbed run")
 
-    def _must_end(self, ended: Ended, output: Path) -> None:
+    def _must_end(self, ended: EndedRun, output: Path) -> None:
         if ended.code != 0:
             raise CheckFailed(f"exit code {ended.code} in {output}: {ended.lines[-3:]}")
         _must_be_nothing(
@@ -336,7 +362,7 @@ class Victim:
         )
 
 
-def _lengths(ended: Ended) -> dict[str, float]:
+def _lengths(ended: EndedRun) -> dict[str, float]:
     """Return the duration of each phase that ended, in seconds."""
     return {phase: stop - start for (phase, start), (_, stop) in pairwise(ended.phase_starts.items())}
 
@@ -369,16 +395,16 @@ def committed(output: Path) -> dict[str, str]:
     return {record["key"]: record["entry"]["file"] for record in records(output)}
 
 
-def _broken(output: Path) -> list[str]:
+def _damaged_results(output: Path) -> list[str]:
     try:
         return invalid_entries(output)
     except ValueError as error:
         raise CheckFailed(f"a record or the manifest is incomplete: {error}") from error
 
 
-def _must_use(before: dict[str, str], ended: Ended, output: Path) -> None:
+def _must_use(before: dict[str, str], ended: EndedRun, output: Path) -> None:
     """Check that finished results were not computed again."""
-    if ended.says("^Already complete"):
+    if ended.has_line("^Already complete"):
         return
     parts = {part["file"] for part in read_manifest(output)["parts"]}
     _must_be_nothing(
@@ -392,7 +418,7 @@ def _must_use(before: dict[str, str], ended: Ended, output: Path) -> None:
     words = [expected[key] for key in before if key in expected]
     if last and "model" not in before:
         words.append(f"training: resuming after step {last} ")
-    _must_be_nothing("missing log lines", [sentence for sentence in words if not ended.says(re.escape(sentence))])
+    _must_be_nothing("missing log lines", [sentence for sentence in words if not ended.has_line(re.escape(sentence))])
 
 
 def _must_be_nothing(what: str, found: list[str]) -> None:
@@ -408,7 +434,7 @@ def rounds(victim: Victim, n_rounds: int, seed: int) -> Iterator[tuple[list[Kill
 
     Raises
     ------
-    Broken
+    CheckFailed
         With the directory that shows it.
     """
     phases = list(victim.seconds)
@@ -416,10 +442,10 @@ def rounds(victim: Victim, n_rounds: int, seed: int) -> Iterator[tuple[list[Kill
         kills: list[Kill] = []
         for attempt in range(20):
             rng = random.Random(f"{seed} {number} {attempt}")
-            chain = rng.choices(phases, k=rng.randint(1, 3)) if number % 3 == 2 else []
+            phases_to_kill = rng.choices(phases, k=rng.randint(1, 3)) if number % 3 == 2 else []
             output = victim.folder / f"round-{number}-{attempt}"
             try:
-                kills, seconds = victim.round(output, [phases[number % len(phases)], *chain], rng)
+                kills, seconds = victim.round(output, [phases[number % len(phases)], *phases_to_kill], rng)
             except CheckFailed as broken:
                 raise CheckFailed(
                     f"round {number}, attempt {attempt}, seed {seed}: {broken}. Kept: {output}"
@@ -436,13 +462,17 @@ def table(found: Sequence[tuple[list[Kill], float]]) -> str:
     columns = ("phase", "kills", "of reruns", "checkpoints", "parts", "half-written", "complete", "slowest end")
     lines = [columns]
     for phase in PHASES:
-        hits = [kill for kills, _ in found for kill in kills if kill.phase == phase]
+        killed = [kill for kills, _ in found for kill in kills if kill.phase == phase]
         ends = [seconds for kills, seconds in found if kills[0].phase == phase]
         lines.append(
             (
-                *(phase, str(len(hits)), str(sum(kill.is_rerun for kill in hits))),
-                *(_range([kill.n_checkpoints for kill in hits]), _range([kill.n_parts for kill in hits])),
-                *(str(sum(kill.n_half > 0 for kill in hits)), str(sum(kill.is_complete for kill in hits))),
+                phase,
+                str(len(killed)),
+                str(sum(kill.is_rerun for kill in killed)),
+                _range([kill.n_checkpoints for kill in killed]),
+                _range([kill.n_parts for kill in killed]),
+                str(sum(kill.n_half > 0 for kill in killed)),
+                str(sum(kill.is_complete for kill in killed)),
                 f"{max(ends):.1f} s" if ends else "",
             )
         )
@@ -455,7 +485,8 @@ def _range(numbers: Sequence[int]) -> str:
 
 def main() -> int:
     """Run the number of rounds on the command line and print the table."""
-    n_rounds, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    n_rounds = int(sys.argv[1])
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     start = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="shardpress-killing-"))
     found: list[tuple[list[Kill], float]] = []

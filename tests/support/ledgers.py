@@ -10,13 +10,26 @@ from pipeline.output.ledger import Ledger
 from pipeline.output.records import Record
 
 __all__ = [
-    *("BEFORE", "HEX", "KEY", "KEYS", "NOW", "OTHER", "commit", "contents", "counting", "file_of", "fill"),
-    *("record_files", "reopened", "together"),
+    "BEFORE",
+    "HEX",
+    "KEY",
+    "KEYS",
+    "NOW",
+    "OTHER",
+    "commit",
+    "commit_together",
+    "contents",
+    "file_of",
+    "fill",
+    "record_files",
+    "reopen",
 ]
 
-KEY, OTHER = "part-000000-000000000000", "part-000000-000000000016"
+KEY = "part-000000-000000000000"
+OTHER = "part-000000-000000000016"
 KEYS = [f"part-{i:06d}-000000000000" for i in range(5)]
-NOW, BEFORE = fingerprint("now"), fingerprint("before")
+NOW = fingerprint("now")
+BEFORE = fingerprint("before")
 HEX = "0123456789abcdef" * 2
 
 
@@ -44,26 +57,26 @@ def commit(
     stem, suffix = (f"parts/{key}", ".h5") if kind == "part" else (f"stages/{kind}", ".npz")
     record = Record(key, made_from, ledger.write(stem, suffix, data), facts or {})
     ledger.commit(record)
-    return counting(ledger, record)
+    return valid_record(ledger, record)
 
 
-def counting(ledger: Ledger, record: Record) -> Record:
+def valid_record(ledger: Ledger, record: Record) -> Record:
     """Return the valid record of the result that this record is about."""
     (found,) = (each for each in ledger.records() if each.identity == record.identity)
     return found
 
 
-def together(ledger: Ledger, *keys: str, made_from: str = NOW) -> list[Record]:
+def commit_together(ledger: Ledger, *keys: str, made_from: str = NOW) -> list[Record]:
     """Write and commit results in one group."""
     entries = [ledger.write(f"parts/{key}", ".h5", key.encode()) for key in keys]
     records = [
         Record(key, made_from, entry, {"i": i}) for i, (key, entry) in enumerate(zip(keys, entries, strict=True))
     ]
     ledger.commit(*records)
-    return [counting(ledger, record) for record in records]
+    return [valid_record(ledger, record) for record in records]
 
 
-def reopened(ledger: Ledger) -> Ledger:
+def reopen(ledger: Ledger) -> Ledger:
     """Return the ledger as a later run opens it."""
     return Ledger(ledger.directory, ledger.disk)
 

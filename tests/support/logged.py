@@ -5,8 +5,15 @@ from __future__ import annotations
 import re
 
 __all__ = [
-    *("COMPLETE", "STARTED_NOTHING", "differs", "mentions", "n_recomputed", "resumed_step", "resumes_encoding"),
-    *("reuses", "reuses_anything"),
+    "COMPLETE",
+    "STARTED_NOTHING",
+    "differs",
+    "mentions",
+    "n_recomputed",
+    "resumed_step",
+    "resumes_encoding",
+    "reuses",
+    "reuses_anything",
 ]
 
 COMPLETE = "Already complete"

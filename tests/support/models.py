@@ -33,7 +33,8 @@ __all__ = [
 
 DTYPES = [np.dtype(code) for code in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")]
 SCALINGS = ["float32", "float64", None]
-N_INPUTS, N_FEATURES = 7, 3
+N_INPUTS = 7
+N_FEATURES = 3
 NETWORK = Network((N_INPUTS, N_FEATURES))
 
 
@@ -91,7 +92,8 @@ def random_rows(rng, n_rows, dtype, n_inputs=N_INPUTS):
         return (rng.normal(size=(n_rows, n_inputs)) * 10.0 ** rng.integers(-2, 4, n_inputs)).astype(dtype)
     info = np.iinfo(dtype)
     rows = rng.integers(info.min, info.max, (n_rows, n_inputs), dtype=dtype, endpoint=True)
-    rows[0], rows[1] = info.min, info.max
+    rows[0] = info.min
+    rows[1] = info.max
     return rows
 
 

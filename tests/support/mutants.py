@@ -1,4 +1,4 @@
-"""Plant mutations in a private copy of the checkout, and see that a test catches each of them.
+"""Plant mutations in a private copy of the checkout, and check that a test catches each of them.
 
     python -m tests.support.mutants all        every mutation of the table
     python -m tests.support.mutants 3          a sample: the first mutation of each of the first 3 packages
@@ -29,7 +29,7 @@ from pathlib import Path
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.mutations import MUTATIONS, Mutation
 
-__all__ = ["Failed", "Result", "Sandbox", "Sources", "chosen", "copy_remaining", "main", "plant_all", "sample"]
+__all__ = ["Failed", "Result", "Sandbox", "Sources", "copy_remaining", "main", "plant_all", "sample", "select"]
 
 _COPIED = ("pipeline", "kernels", "scripts", "tests", "pyproject.toml", "setup.py", "constraints.txt", "README.md")
 _NOT_COPIED = ("__pycache__", ".*_cache")
@@ -98,7 +98,7 @@ class Sources:
         self._last_time = int(time.time())
 
     @contextmanager
-    def planted(self, mutation: Mutation) -> Iterator[None]:
+    def apply(self, mutation: Mutation) -> Iterator[None]:
         """Apply a mutation to its file for as long as the context lasts.
 
         Raises
@@ -184,14 +184,14 @@ class Sandbox:
         options = ["-x", "-q", "-rfE", "--tb=no", "--no-header", "-p", "no:randomly", "-p", "no:cacheprovider"]
         start = time.monotonic()
         with self._compile_cache(keeps_cache) as cache:
-            code, output = self._done([str(self._python), "-m", "pytest", *options, *tests], cache)
+            code, output = self._run_command([str(self._python), "-m", "pytest", *options, *tests], cache)
         seconds = time.monotonic() - start
         failures = _FAILURE.findall(output)
         if code not in (0, _TESTS_FAILED) or (code == _TESTS_FAILED) != bool(failures):
             raise Failed(f"pytest {' '.join(tests)} ended with exit code {code}, expected 0 or 1:\n{output}")
         return failures, seconds
 
-    def _done(self, command: Sequence[str], cache: Path) -> tuple[int, str]:
+    def _run_command(self, command: Sequence[str], cache: Path) -> tuple[int, str]:
         """Run a command in the copy; return its exit code and what it printed."""
         variables = {
             "HOME": self._folder / "home",
@@ -284,10 +284,10 @@ class Sandbox:
     def _check_imports(self) -> None:
         # Without the copy as current directory, on the search path or in the environment.
         command = [str(self._python), "-I", "-c", _WHERE]
-        done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
-        files = done.stdout.split()
-        if done.returncode or not all(Path(file).is_relative_to(self._root) for file in files):
-            found = f"{' '.join(files)}\n{done.stderr}"
+        result = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+        files = result.stdout.split()
+        if result.returncode or not all(Path(file).is_relative_to(self._root) for file in files):
+            found = f"{' '.join(files)}\n{result.stderr}"
             raise Failed(f"our packages are not imported from the copy {self._root}, but from {found}")
 
 
@@ -299,7 +299,7 @@ def sample(n: int, table: Sequence[Mutation] = MUTATIONS) -> list[Mutation]:
     return list(first.values())[:n]
 
 
-def chosen(arguments: Sequence[str], table: Sequence[Mutation] = MUTATIONS) -> list[Mutation]:
+def select(arguments: Sequence[str], table: Sequence[Mutation] = MUTATIONS) -> list[Mutation]:
     """Return the mutations of a table that the command line selects.
 
     Raises
@@ -333,7 +333,7 @@ def plant_all(mutations: Sequence[Mutation]) -> Iterator[Result]:
     Failed
         If a test fails without any mutation, or cannot be run.
     """
-    # Some tests leave files behind that cannot be removed.
+    # Some tests leave files that cannot be removed.
     with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as folder:
         copies_cache = any(mutation.file.startswith("kernels/") for mutation in mutations)
         sandbox = Sandbox(Path(folder).resolve(), copies_cache)
@@ -344,13 +344,13 @@ def plant_all(mutations: Sequence[Mutation]) -> Iterator[Result]:
                 f"{' '.join(failures)}: fails in a copy of the checkout without any mutation, expected to pass"
             )
         for mutation in mutations:
-            yield _planted(sandbox, mutation)
+            yield _try_mutation(sandbox, mutation)
 
 
-def _planted(sandbox: Sandbox, mutation: Mutation) -> Result:
+def _try_mutation(sandbox: Sandbox, mutation: Mutation) -> Result:
     """Plant one mutation and run its tests."""
     try:
-        with sandbox.sources.planted(mutation):
+        with sandbox.sources.apply(mutation):
             failures, seconds = sandbox.run(mutation.tests)
     except Failed as error:
         return Result(mutation, problem=str(error))
@@ -360,7 +360,7 @@ def _planted(sandbox: Sandbox, mutation: Mutation) -> Result:
 def main(arguments: Sequence[str], table: Sequence[Mutation] = MUTATIONS) -> int:
     """Plant the selected mutations of a table and print a line for each; return the exit code."""
     mutations = []
-    for mutation in chosen(arguments, table):
+    for mutation in select(arguments, table):
         if _is_used_here(mutation):
             mutations.append(mutation)
         else:

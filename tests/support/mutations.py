@@ -241,7 +241,7 @@ _ENCODING = (
         ("tests/encoding/test_storage.py",),
     ),
     Mutation(
-        "rounding-beyond-the-limit-is-stored",
+        "rounding-above-the-limit-is-stored",
         "pipeline/encoding/storage.py",
         "error > self.max_error:",
         "error > 2 * self.max_error:",

@@ -49,8 +49,8 @@ def numpy_steps(
     p = {name: array.astype(np.float64) for name, array in parameters.items()}
     state = {name: (np.zeros_like(array), np.zeros_like(array)) for name, array in p.items()}
     costs = []
-    for count, (x, seen) in enumerate(minibatches, start=1):
-        cost, gradients = reference.gradients(network, x, seen, p)
+    for count, (x, corrupted) in enumerate(minibatches, start=1):
+        cost, gradients = reference.gradients(network, x, corrupted, p)
         costs.append(cost)
         for (name, array), gradient in zip(p.items(), gradients, strict=True):
             if array.ndim == 2:  # no bias and no gain

@@ -57,7 +57,8 @@ def make_parts(folder: Path, model: Model, rows: np.ndarray, part_rows: int, **e
 def largest(folder: Path) -> dict[str, Any]:
     """Return a report.json of noisy colour images, with long names, many epochs and every kind of warning."""
     rng = np.random.default_rng(0)
-    model, n = model_of(32 * 32 * 3, 256), 200
+    model = model_of(32 * 32 * 3, 256)
+    n = 200
     names = [f"{i}<script>&\"' " + "x" * 200 for i in range(40)]
     parts = make_parts(
         folder, model, rng.random((n, 32, 32, 3), np.float32), n, y=np.array([names[i % 40] for i in range(n)], "S")

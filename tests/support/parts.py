@@ -94,7 +94,7 @@ def finished(directory, *sizes, extras=None, most=None):
     return directory
 
 
-def same(arrays, expected):
+def assert_same_datasets(arrays, expected):
     assert set(arrays) == set(expected)
     for name, values in expected.items():
         np.testing.assert_array_equal(arrays[name], values)

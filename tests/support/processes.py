@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.support.killing import Program
 
-__all__ = ["DEADLINE", "LAST_LINE", "Small", "arguments_of", "descendants", "ends_well", "patched"]
+__all__ = ["DEADLINE", "LAST_LINE", "Small", "arguments_of", "descendants", "ends_well", "patch_program"]
 
 DEADLINE = 240.0  # time limit for operations that take seconds on an idle machine
 
@@ -50,7 +50,7 @@ def ends_well(process: subprocess.Popen[bytes]) -> str:
     return text
 
 
-def patched(small: Small, program: str) -> Program:
+def patch_program(small: Small, program: str) -> Program:
     """Return the program, started by a script that patches it first."""
     found = small.program()
     found.command[found.command.index("scripts/extract.py")] = "-c"

@@ -2,7 +2,7 @@
 
     python -m tests.support.prose
 
-Exits with 1 if there are more than a few. Prose that passes can still be bad: the script keeps what a rewrite reached.
+The exit code is 1 if there are more than a few. Prose that passes can still be bad; the script only detects relapses.
 """
 
 import ast

@@ -29,14 +29,15 @@ from tests.support.faulty import RecordingDisk, forked
 from tests.support.soak_protocol import invalid_entries, leftovers
 from tests.support.standin import Workspace, features_of, install
 
-__all__ = ["abort_at_calls", "objection"]
+__all__ = ["abort_at_calls", "reason_to_skip"]
 
 _MIB = 64  # size of the file system
 _STEPS = ("--quiet", "--checkpoint-minutes", "0", "--epochs", "1", "--batch-size", "12")
-_NEW_MOUNTS, _PRIVATE = 0x20000, 0x44000  # Linux: CLONE_NEWNS, MS_REC | MS_PRIVATE
+_NEW_MOUNTS = 0x20000  # CLONE_NEWNS of Linux
+_PRIVATE = 0x44000  # MS_REC | MS_PRIVATE of Linux
 
 
-def objection() -> str:
+def reason_to_skip() -> str:
     """Return why this machine cannot run the test; empty if it can."""
     if os.getuid() != 0:
         return "only root can mount a file system"
@@ -151,7 +152,7 @@ def _aborted(folder: Path, every: int) -> dict[str, int]:
 def main() -> int:
     """Print the number of runs by exit code."""
     every = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-    if why := objection():
+    if why := reason_to_skip():
         print(f"skipped: {why}")
         return 0
     logging.getLogger().addHandler(logging.NullHandler())

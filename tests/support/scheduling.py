@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-# Files whose tests share a fixture that takes long to make. All tests of such a file run in one worker.
+# Files whose tests share an expensive fixture. All tests of such a file run in one worker.
 SHARING = [
     "cluster/test_executor.py",
     "docs/test_readme.py",

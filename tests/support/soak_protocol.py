@@ -45,7 +45,7 @@ from tests.support.standin import Workspace, features_of, install
 
 __all__ = [
     "KINDS",
-    "Trial",
+    "Scenario",
     "cut_power",
     "fail_every_call",
     "fail_every_write",
@@ -59,13 +59,13 @@ __all__ = [
 ]
 
 Item = TypeVar("Item")
-Chosen = slice | Sequence[int]
+Selection = slice | Sequence[int]
 """Numbers of calls: a slice, or a list."""
 
-CLEAN = (0, 71, 73, 74)
+ALLOWED_CODES = (0, 71, 73, 74)
 # Three steps, with a checkpoint after each: the first checkpoint is deleted before the third is written.
 STEPS = ("--quiet", "--checkpoint-minutes", "0", "--epochs", "1", "--batch-size", "12")
-GIVEN = "{another output}"
+ANOTHER_OUTPUT = "{another output}"
 # Flags of an earlier, finished run in the same directory, and of the run that is disturbed.
 KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
     "new": (None, STEPS),
@@ -81,13 +81,13 @@ KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
     "version 0.1.0, restart": ((*STEPS, "--seed", "1"), (*STEPS, "--restart")),
     "copy without links": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
     "lost links": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
-    # A copy of the model is here for the workers while the run lasts.
-    "given model": (None, ("--quiet", "--model", GIVEN)),
+    # During the run, the output contains a copy of the model for the workers.
+    "given model": (None, ("--quiet", "--model", ANOTHER_OUTPUT)),
 }
 
 
-class Trial:
-    """A kind of run, its undisturbed result, and a check of what a disturbed run has left.
+class Scenario:
+    """A kind of run, its undisturbed result, and a check of the output that a disturbed run leaves.
 
     Attributes
     ----------
@@ -99,11 +99,13 @@ class Trial:
         folder.mkdir()
         # All parts but the first in one group, or each part by itself.
         self._pause = math.inf if kind == "together" else 0.0
-        self.workspace, self._folder, self._n_outputs = Workspace(folder, 20, 0, 15), folder, 0
+        self.workspace = Workspace(folder, 20, 0, 15)
+        self._folder = folder
+        self._n_outputs = 0
         self._kind = kind
         before, flags = KINDS[kind]
-        self.flags = [str(folder / "another") if flag == GIVEN else flag for flag in flags]
-        if GIVEN in flags:
+        self.flags = [str(folder / "another") if flag == ANOTHER_OUTPUT else flag for flag in flags]
+        if ANOTHER_OUTPUT in flags:
             assert self.workspace.run(folder / "another", *STEPS) == 0
         self._before = None if before is None else folder / "before"
         self._runs_before: set[str | None] = set()
@@ -114,24 +116,29 @@ class Trial:
             if kind == "lost links":
                 without_links(folder / "before")
             self._runs_before = {run_seen_by_readers(folder / "before")}
-        disk, output = RecordingDisk(), self.fresh()
+        disk = RecordingDisk()
+        output = self.new_output()
         assert self.run(output, disk) == 0
-        self.calls, self._expected = disk.calls, features_of(output)
+        self.calls = disk.calls
+        self._expected = features_of(output)
         self._run_after = run_seen_by_readers(output)
-        self._n_records, self._names = len(records(output)), named(output)
+        self._n_records = len(records(output))
+        self._names = named(output)
 
     def calls_of_each_kind(self) -> list[int]:
-        """Return the number of one call of each kind: the same method with the same kind of file.
+        """Return the number of one call of each kind. Calls of a kind have the same method and the same kind of file.
 
         If a kind has several calls, the first, the last or a middle one is chosen in turn.
         """
         numbers: dict[tuple[str, str], list[int]] = {}
-        for number, (name, what) in enumerate(self.calls):
-            file = "" if isinstance(what, memoryview) else re.sub("[0-9a-f]{32}|[0-9]+", "#", Path(str(what)).name)
+        for number, (name, argument) in enumerate(self.calls):
+            file = ""
+            if not isinstance(argument, memoryview):
+                file = re.sub("[0-9a-f]{32}|[0-9]+", "#", Path(str(argument)).name)
             numbers.setdefault((name, file), []).append(number)
         return sorted(same[turn % len(same)] for turn, same in enumerate(numbers.values()))
 
-    def fresh(self) -> Path:
+    def new_output(self) -> Path:
         """Return an output directory in the state before the run."""
         self._n_outputs += 1
         output = self._folder / f"{self._n_outputs}" / "out"
@@ -162,10 +169,10 @@ class Trial:
         """Check that all readers see the same run: the previous one, the new one, or none."""
         if not output.exists():
             return
-        seen = run_seen_by_readers(output)
-        assert seen in {None, self._run_after, *self._runs_before}, label
+        visible = run_seen_by_readers(output)
+        assert visible in {None, self._run_after, *self._runs_before}, label
         # Only a run that discards everything first may leave nothing to read.
-        assert seen is not None or self._before is None or "--restart" in self.flags, label
+        assert visible is not None or self._before is None or "--restart" in self.flags, label
 
 
 def invalid_entries(output: Path) -> list[str]:
@@ -300,10 +307,10 @@ class ObservedDisk(RecordingDisk):
         return result
 
 
-def watch_readers(trial: Trial) -> list[str | None]:
+def watch_readers(scenario: Scenario) -> list[str | None]:
     """Run all readers after each change of a run; return the runs that they see, in order of time."""
-    output = trial.fresh()
-    seen = [run_seen_by_readers(output)] if output.exists() else [None]
+    output = scenario.new_output()
+    visible = [run_seen_by_readers(output)] if output.exists() else [None]
     faults: list[str] = []
 
     def look(label: str) -> None:
@@ -312,111 +319,116 @@ def watch_readers(trial: Trial) -> list[str | None]:
         except Exception as error:
             faults.append(f"{label}: {error!r}")
             return
-        if found != seen[-1]:
-            seen.append(found)
+        if found != visible[-1]:
+            visible.append(found)
 
-    assert trial.run(output, ObservedDisk(look)) == 0
+    assert scenario.run(output, ObservedDisk(look)) == 0
     assert faults == [], faults
-    return seen
+    return visible
 
 
 # -- faults --------------------------------------------------------------------------------------------------------
 
 
-def _chosen(items: Sequence[Item], of: Chosen) -> Sequence[Item]:
+def _select(items: Sequence[Item], selection: Selection) -> Sequence[Item]:
     """Return the items of a slice, or those with these numbers."""
-    return items[of] if isinstance(of, slice) else [items[number] for number in of]
+    return items[selection] if isinstance(selection, slice) else [items[number] for number in selection]
 
 
 def fail_every_call(
-    trial: Trial, code: int, for_good: bool, done: bool = False, of: Chosen = slice(None)
+    scenario: Scenario, code: int, is_permanent: bool, takes_effect: bool = False, selection: Selection = slice(None)
 ) -> Counter[int]:
     """Make each call fail in turn; return the number of runs by exit code."""
     codes = Counter[int]()
-    for number in _chosen(range(len(trial.calls)), of):
-        output = trial.fresh()
-        found = trial.run(output, FailingDisk(number, code, for_good, done))
-        label = f"{_named(trial, number)} fails with {errno.errorcode[code]}, for good: {for_good}, done: {done}"
-        assert found in CLEAN, f"{label}: exit code {found}"
-        trial.check(output, label)
+    for number in _select(range(len(scenario.calls)), selection):
+        output = scenario.new_output()
+        found = scenario.run(output, FailingDisk(number, code, is_permanent, takes_effect))
+        call = _call_name(scenario, number)
+        label = f"{call} fails with {errno.errorcode[code]}, permanent: {is_permanent}, takes effect: {takes_effect}"
+        assert found in ALLOWED_CODES, f"{label}: exit code {found}"
+        scenario.check(output, label)
         codes[found] += 1
     return codes
 
 
-def fail_every_write(trial: Trial, code: int = 0, of: Chosen = slice(None)) -> Counter[int]:
+def fail_every_write(scenario: Scenario, code: int = 0, selection: Selection = slice(None)) -> Counter[int]:
     """Shorten each write in turn, and with a code let later ones fail; return the number of runs by exit code."""
     codes = Counter[int]()
-    n_writes = [name for name, _ in trial.calls].count("write")
-    for number in _chosen(range(n_writes), of):
-        output = trial.fresh()
-        found = trial.run(output, ShortWriteDisk(number, code))
-        assert found in (CLEAN[1:] if code else (0,)), f"write {number} is short: exit code {found}"
-        trial.check(output, f"write {number} is short, then {code}")
+    n_writes = [name for name, _ in scenario.calls].count("write")
+    for number in _select(range(n_writes), selection):
+        output = scenario.new_output()
+        found = scenario.run(output, ShortWriteDisk(number, code))
+        assert found in (ALLOWED_CODES[1:] if code else (0,)), f"write {number} is short: exit code {found}"
+        scenario.check(output, f"write {number} is short, then {code}")
         codes[found] += 1
     return codes
 
 
-def kill_at_every_call(trial: Trial, after: bool, of: Chosen = slice(None)) -> int:
+def kill_at_every_call(scenario: Scenario, after: bool, selection: Selection = slice(None)) -> int:
     """Kill the run (SIGKILL) right before or right after each call; return the number of kills."""
-    numbers = _chosen(range(len(trial.calls)), of)
+    numbers = _select(range(len(scenario.calls)), selection)
     for number in numbers:
-        output = trial.fresh()
-        label = f"killed {'after' if after else 'before'} {_named(trial, number)}"
-        assert forked(lambda out=output, n=number: trial.run(out, KillingDisk(n, after))) == (-signal.SIGKILL, None), (
-            label
-        )
-        trial.check(output, label)
+        output = scenario.new_output()
+        label = f"killed {'after' if after else 'before'} {_call_name(scenario, number)}"
+        outcome = forked(lambda out=output, n=number: scenario.run(out, KillingDisk(n, after)))
+        assert outcome == (-signal.SIGKILL, None), label
+        scenario.check(output, label)
     return len(numbers)
 
 
-def cut_power(trial: Trial, n_random: int, of: slice = slice(None)) -> Counter[str]:
+def cut_power(scenario: Scenario, n_random: int, selection: slice = slice(None)) -> Counter[str]:
     """Cut the power after each call; return the number of distinct states of each kind."""
-    log = PowerLog(trial.fresh().parent)
-    assert trial.run(log.folder / "out", log) == 0
+    log = PowerLog(scenario.new_output().parent)
+    assert scenario.run(log.folder / "out", log) == 0
     kinds = Counter[str]()
-    for number, kind, remains in [*log.cuts(n_random)][of]:
-        output = trial.fresh()
+    for number, kind, remains in [*log.cuts(n_random)][selection]:
+        output = scenario.new_output()
         shutil.rmtree(output.parent)
         materialize(remains, output.parent)
-        trial.check(output, f"power cut after {_named(trial, number)}: {kind}")
+        scenario.check(output, f"power cut after {_call_name(scenario, number)}: {kind}")
         kinds[kind] += 1
     return kinds
 
 
-def several_faults(trial: Trial, n_weeks: int, seed: int = 0) -> Counter[str]:
+def several_faults(scenario: Scenario, n_sequences: int, seed: int = 0) -> Counter[str]:
     """Disturb several runs in a row at random before an undisturbed one; return the number of faults of each kind."""
-    rng, kinds = random.Random(seed), Counter[str]()
-    for week in range(n_weeks):
-        output, story = trial.fresh(), f"week {week}:"
+    rng = random.Random(seed)
+    kinds = Counter[str]()
+    for sequence in range(n_sequences):
+        output = scenario.new_output()
+        label = f"sequence {sequence}:"
         for _ in range(rng.randrange(2, 6)):
-            kind, number = rng.choice(["fails", "is short", "killed", "power"]), rng.randrange(len(trial.calls))
-            story += f" {kind} {number},"
+            kind = rng.choice(["fails", "is short", "killed", "power"])
+            number = rng.randrange(len(scenario.calls))
+            label += f" {kind} {number},"
             kinds[kind] += 1
             if kind == "killed":
                 # The run may end before that call.
-                code, _ = forked(lambda out=output, n=number: trial.run(out, KillingDisk(n, after=rng.random() < 0.5)))
-                assert code in (0, -signal.SIGKILL), story
+                code, _ = forked(
+                    lambda out=output, n=number: scenario.run(out, KillingDisk(n, after=rng.random() < 0.5))
+                )
+                assert code in (0, -signal.SIGKILL), label
             elif kind == "power":
-                output = _cut_off(trial, output, rng)
+                output = _after_power_cut(scenario, output, rng)
             else:
                 code = rng.choice([errno.ENOSPC, errno.EIO, errno.EMFILE])
-                failing = FailingDisk(number, code, for_good=rng.random() < 0.5, done=rng.random() < 0.2)
+                failing = FailingDisk(number, code, is_permanent=rng.random() < 0.5, takes_effect=rng.random() < 0.2)
                 short = ShortWriteDisk(number // 8, rng.choice([0, code]))
-                assert trial.run(output, failing if kind == "fails" else short) in CLEAN, story
-            assert invalid_entries(output) == [], story
-            trial.check_readers(output, story)
-        trial.check(output, story)
+                assert scenario.run(output, failing if kind == "fails" else short) in ALLOWED_CODES, label
+            assert invalid_entries(output) == [], label
+            scenario.check_readers(output, label)
+        scenario.check(output, label)
     return kinds
 
 
-def _cut_off(trial: Trial, output: Path, rng: random.Random) -> Path:
-    """Cut the power at a random call and return the output to resume; all that the run reused was on the disk."""
+def _after_power_cut(scenario: Scenario, output: Path, rng: random.Random) -> Path:
+    """Cut the power at a random call and return the output to resume, whose earlier results are all on the disk."""
     log = PowerLog(output.parent)
-    assert trial.run(output, log) == 0
+    assert scenario.run(output, log) == 0
     cuts = [*log.cuts(1, rng.randrange(1000))]
     if not cuts:
         return output  # the output was already complete
-    after = trial.fresh()
+    after = scenario.new_output()
     shutil.rmtree(after.parent)
     shutil.rmtree(output.parent)
     _, _, remains = rng.choice(cuts)
@@ -424,29 +436,37 @@ def _cut_off(trial: Trial, output: Path, rng: random.Random) -> Path:
     return after
 
 
-def _named(trial: Trial, number: int) -> str:
-    name, what = trial.calls[number]
-    return f"call {number}, {name} {Path(str(what)).name}"
+def _call_name(scenario: Scenario, number: int) -> str:
+    name, argument = scenario.calls[number]
+    return f"call {number}, {name} {Path(str(argument)).name}"
 
 
 # -- command line --------------------------------------------------------------------------------------------------
 
 
-def _all(trial: Trial, step: int) -> Iterator[tuple[str, Callable[[], object]]]:
+def _experiments(scenario: Scenario, step: int) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield all tests: each kill, and every `step`-th fault of the other kinds."""
-    of = slice(None, None, step)
-    yield "readers after every change", lambda: len(watch_readers(trial))
+    selection = slice(None, None, step)
+    yield "readers after every change", lambda: len(watch_readers(scenario))
     for code in (errno.ENOSPC, errno.EIO):
-        for for_good in (False, True):
-            words = f"calls fail with {errno.errorcode[code]} {'for good' if for_good else 'once'}"
-            yield words, lambda code=code, for_good=for_good: fail_every_call(trial, code, for_good, of=of)
-    yield "calls are done and report EIO", lambda: fail_every_call(trial, errno.EIO, False, done=True, of=of)
-    yield "writes are short", lambda: fail_every_write(trial, of=of)
-    yield "writes are short, then ENOSPC", lambda: fail_every_write(trial, errno.ENOSPC, of=of)
-    yield "killed before every call", lambda: kill_at_every_call(trial, after=False)
-    yield "killed after every call", lambda: kill_at_every_call(trial, after=True)
-    yield "power cuts", lambda: cut_power(trial, n_random=5, of=of)
-    yield "several faults in a row", lambda: several_faults(trial, 200 // step)
+        for is_permanent in (False, True):
+            label = f"calls fail with {errno.errorcode[code]} {'permanently' if is_permanent else 'once'}"
+            yield (
+                label,
+                lambda code=code, is_permanent=is_permanent: fail_every_call(
+                    scenario, code, is_permanent, selection=selection
+                ),
+            )
+    yield (
+        "calls take effect and report EIO",
+        lambda: fail_every_call(scenario, errno.EIO, False, takes_effect=True, selection=selection),
+    )
+    yield "writes are short", lambda: fail_every_write(scenario, selection=selection)
+    yield "writes are short, then ENOSPC", lambda: fail_every_write(scenario, errno.ENOSPC, selection=selection)
+    yield "killed before every call", lambda: kill_at_every_call(scenario, after=False)
+    yield "killed after every call", lambda: kill_at_every_call(scenario, after=True)
+    yield "power cuts", lambda: cut_power(scenario, n_random=5, selection=selection)
+    yield "several faults in a row", lambda: several_faults(scenario, 200 // step)
 
 
 def try_kind(kind: str, step: int) -> None:
@@ -454,22 +474,22 @@ def try_kind(kind: str, step: int) -> None:
     logging.getLogger().addHandler(logging.NullHandler())
     with pytest.MonkeyPatch.context() as monkeypatch, tempfile.TemporaryDirectory() as folder:
         install(monkeypatch)
-        trial = Trial(Path(folder) / kind, kind)
+        scenario = Scenario(Path(folder) / kind, kind)
         which = "all" if step == 1 else f"one in {step}"
-        names = dict(Counter(name for name, _ in trial.calls))
-        print(f"{kind}: {len(trial.calls)} calls: {names}; {which} of the faults other than kills", flush=True)
-        for words, ordeal in _all(trial, step):
+        names = dict(Counter(name for name, _ in scenario.calls))
+        print(f"{kind}: {len(scenario.calls)} calls: {names}; {which} of the faults other than kills", flush=True)
+        for label, inject in _experiments(scenario, step):
             start = time.monotonic()
-            found = ordeal()
-            print(f"  {words}: {found} ({time.monotonic() - start:.0f} s)", flush=True)
+            found = inject()
+            print(f"  {label}: {found} ({time.monotonic() - start:.0f} s)", flush=True)
 
 
 def _try_in_a_process(kind: str, step: int) -> int:
     """Test a kind of run in a child process; return its exit code after its output is printed."""
     command = [sys.executable, "-m", "tests.support.soak_protocol", str(step), kind]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    print(done.stdout, end="", flush=True)
-    return done.returncode
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    print(result.stdout, end="", flush=True)
+    return result.returncode
 
 
 def main(arguments: Sequence[str]) -> int:

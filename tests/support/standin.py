@@ -37,7 +37,7 @@ from tests.support.helpers import write_shard
 __all__ = ["Autoencoder", "Rule", "TrainingStep", "UnsyncedDisk", "Workspace", "features_of", "install"]
 
 TILE_ROWS = 4
-PART_BYTES = 4 * TILE_ROWS * 4 * 2  # so that a part has four tiles of two features
+PART_BYTES = 4 * TILE_ROWS * 4 * 2  # four tiles of two features
 
 
 class Autoencoder:
@@ -46,8 +46,11 @@ class Autoencoder:
     def __init__(
         self, network: Network, minimum: np.ndarray, scale: np.ndarray, maximum: np.ndarray | None = None
     ) -> None:
-        self.network, self.n_features = network, network.n_features
-        self._minimum, self._scale, self._maximum = minimum, scale, maximum
+        self.network = network
+        self.n_features = network.n_features
+        self._minimum = minimum
+        self._scale = scale
+        self._maximum = maximum
         self._shapes = network.shapes
         self.set_parameters({name: np.zeros(shape) for name, shape in self._shapes.items()})
 
@@ -118,7 +121,7 @@ class TrainingStep:
         pass
 
     def n_at_once(self, batch_size: int) -> int:
-        return 3  # as on a device, so that no code relies on a particular value
+        return 3  # more than one, as on a device
 
     def begin(self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int) -> None:
         self._minibatches = iter([minibatches[i : i + batch_size] for i in range(0, len(minibatches), batch_size)])
@@ -232,7 +235,8 @@ class Workspace:
     """
 
     def __init__(self, folder: Path, *sizes: int) -> None:
-        self.folder, self.shards = folder, folder / "shards"
+        self.folder = folder
+        self.shards = folder / "shards"
         self.shards.mkdir()
         rng = np.random.default_rng(0)
         for i, size in enumerate(sizes):

@@ -19,10 +19,10 @@ from tests.support import device_child as child
 from tests.support.steps import take_step
 
 N_EACH = 3
-TAKEN = ((1, 2), (1, 1, 1), (3,), (2, 1))  # number of steps in each piece
+STEPS_PER_CALL = ((1, 2), (1, 1, 1), (3,), (2, 1))  # number of steps in each piece
 
 
-def put_by_turns() -> None:
+def check_alternating_uploads() -> None:
     """Check that uploaded data stays while the next piece is uploaded, also if the one after that is smaller."""
     buffers = TwoBuffers()
     arrays = [np.full((length, 2), number, np.uint8) for number, length in enumerate((5, 7, 4, 7))]
@@ -36,41 +36,44 @@ def put_by_turns() -> None:
     assert np.asarray(second).tolist() == arrays[3].tolist()
 
 
-def taken_together(step: TrainingStep, autoencoder: Autoencoder, rows: np.ndarray, is_resident: bool) -> None:
+def check_steps_in_one_call(step: TrainingStep, autoencoder: Autoencoder, rows: np.ndarray, is_resident: bool) -> None:
     """Check that several steps in one call give the same bits as single calls, also with a smaller last minibatch."""
     numbers = np.concatenate(child.make_minibatches()[:N_EACH])[:-17]
     noise = np.concatenate([child.make_noise(i) for i in range(N_EACH)])[:-17]
-    piece, rates = numbers if is_resident else rows[numbers], [0.02, 0.01, 0.005]
-    start, state = autoencoder.parameters(), step.state()
+    piece = numbers if is_resident else rows[numbers]
+    rates = [0.02, 0.01, 0.005]
+    start = autoencoder.parameters()
+    state = step.state()
 
-    def one_by_one() -> None:
+    def take_one_by_one() -> None:
         for i, rate in enumerate(rates):
-            some = slice(i * child.BATCH, (i + 1) * child.BATCH)
-            take_step(step, piece[some], rate, noise=noise[some])
+            batch = slice(i * child.BATCH, (i + 1) * child.BATCH)
+            take_step(step, piece[batch], rate, noise=noise[batch])
 
-    def by(*calls: list[float]) -> None:
+    def take_in_calls(*calls: list[float]) -> None:
         step.begin(piece, noise, child.BATCH)
         for each in calls:
             step.take(each)
 
-    def left(take: Callable[[], None]) -> dict[str, bytes]:
+    def state_after(take: Callable[[], None]) -> dict[str, bytes]:
         autoencoder.set_parameters(start)
         step.set_state(state)
         take()
         return {name: array.tobytes() for name, array in (autoencoder.parameters() | step.state()).items()}
 
-    expected = left(one_by_one)
+    expected = state_after(take_one_by_one)
     assert any(expected[name] != array.tobytes() for name, array in start.items())
-    assert left(lambda: by(rates)) == expected
-    assert left(lambda: by(rates[:1], rates[1:])) == expected
-    assert left(lambda: by(rates[::-1])) != expected, "so each step has its own rate"
+    assert state_after(lambda: take_in_calls(rates)) == expected
+    assert state_after(lambda: take_in_calls(rates[:1], rates[1:])) == expected
+    assert state_after(lambda: take_in_calls(rates[::-1])) != expected, "so each step has its own rate"
 
 
 def main(place: str, log: str) -> None:
     """Take the steps, the first one with its cost; mark each step and each upload in the log."""
     backend.start(require=True)
-    put_by_turns()
-    rows, network = child.make_rows(), child.NETWORKS["relu"]
+    check_alternating_uploads()
+    rows = child.make_rows()
+    network = child.NETWORKS["relu"]
     autoencoder = Autoencoder(network, *child.make_scaler(rows).arrays(rows.dtype))
     autoencoder.set_parameters(child.start_of(network))
     resident = None if place == "streamed" else child.Pieces(rows)
@@ -79,16 +82,17 @@ def main(place: str, log: str) -> None:
     )
     numbers = np.concatenate([child.make_minibatches()[0]] * N_EACH)
     noise = np.concatenate([child.make_noise(i) for i in range(N_EACH)])
-    piece, rate = rows[numbers] if resident is None else numbers, child.RATES["adam"]
+    piece = rows[numbers] if resident is None else numbers
+    rate = child.RATES["adam"]
     with open(log, "a", buffering=1) as file:
-        for i, at_once in enumerate(TAKEN):
+        for i, at_once in enumerate(STEPS_PER_CALL):
             file.write("piece\n")
             step.begin(piece, noise, child.BATCH)
             for j, n in enumerate(at_once):
                 file.write("steps\n")
                 step.take([rate] * n, with_cost=i + j == 0)
         file.write("steps\n")
-    taken_together(step, autoencoder, rows, is_resident=resident is not None)
+    check_steps_in_one_call(step, autoencoder, rows, is_resident=resident is not None)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from tests.support.cuda import stub
-from tests.support.interpreters import Ended, fresh
+from tests.support.interpreters import EndedProcess, run_python
 
-__all__ = ["FOUND", "run_sanitized"]
+__all__ = ["EXIT_CODE", "run_sanitized"]
 
-FOUND = 66  # exit code of a process with findings
-_ASK, _NO_RANDOMIZE = 0xFFFFFFFF, 0x0040000  # from personality(2)
+EXIT_CODE = 66  # exit code of a process with findings
+# From personality(2): the argument that changes nothing, and ADDR_NO_RANDOMIZE.
+_ASK = 0xFFFFFFFF
+_NO_RANDOMIZE = 0x0040000
 _ALONE = """
 import os
 del os.environ["LD_PRELOAD"]  # compilers are not watched
@@ -31,15 +33,15 @@ main({names})
 """
 
 
-def run_sanitized(code: str, **variables: str) -> Ended:
-    """Run `code` as `fresh` does, on the emulated card with ThreadSanitizer in its kernels."""
+def run_sanitized(code: str, **variables: str) -> EndedProcess:
+    """Run `code` as `run_python` does, on the emulated card with ThreadSanitizer in its kernels."""
     found = subprocess.run(["g++", "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True)
     card = stub.variables(forwarded=True, threads=1)
     # The sanitizer's `dlopen` does not know where a library looks for others.
     card["LD_LIBRARY_PATH"] = f"{card['LD_LIBRARY_PATH']}:{stub.nvrtc().parent}"
-    options = f"exitcode={FOUND}:report_signal_unsafe=0"
+    options = f"exitcode={EXIT_CODE}:report_signal_unsafe=0"
     with _one_layout():
-        return fresh(_ALONE + code, LD_PRELOAD=found.stdout.strip(), TSAN_OPTIONS=options, **card, **variables)
+        return run_python(_ALONE + code, LD_PRELOAD=found.stdout.strip(), TSAN_OPTIONS=options, **card, **variables)
 
 
 @contextmanager

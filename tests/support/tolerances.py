@@ -24,7 +24,7 @@ TOLERANCES = {
     ("cpu", "float32", "features"): 5e-6,
     ("opencl", "float32", "features"): 5e-6,
     ("cuda", "float32", "features"): 5e-6,
-    # Sums over the features, of products that may cancel.
+    # Sums over the features; their products may cancel.
     ("cpu", "float32", "reconstruction"): 5e-6,
     ("opencl", "float32", "reconstruction"): 5e-6,
     ("cuda", "float32", "reconstruction"): 5e-6,
@@ -32,7 +32,7 @@ TOLERANCES = {
     ("cpu", "float32", "cost"): 1e-5,
     ("opencl", "float32", "cost"): 1e-5,
     ("cuda", "float32", "cost"): 1e-5,
-    # Sums over rows of products of both signs; cancellation leaves less than the terms.
+    # Sums of products of both signs over rows; by cancellation they are smaller than their terms.
     ("cpu", "float32", "gradients"): 1e-5,
     # Tens of steps accumulate errors of the gradients; adam also divides small gradients by their own size.
     ("cpu", "float32", "parameters"): 2e-5,

@@ -22,7 +22,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from tests.support.failing_calls import Ended, trouble
+from tests.support.failing_calls import EndedRun, problem_of
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.killing import features_of
@@ -67,12 +67,12 @@ class Limited:
         assert ended.code == 0, ended.text
         self._features = features_of(folder / "undisturbed")
 
-    def meets(self, name: str, value: int) -> tuple[int, str]:
+    def run_and_rerun(self, name: str, value: int) -> tuple[int, str]:
         """Run under a limit and then without it; return the first exit code, and a description of any problem."""
         output = self._folder / "out"
         shutil.rmtree(output, ignore_errors=True)
         ended = self._run(output, name, value)
-        wrong = "" if _is_ended_by_openblas(ended) else trouble(ended, _ALLOWED)
+        wrong = "" if _is_ended_by_openblas(ended) else problem_of(ended, _ALLOWED)
         again = self._run(output)
         if not wrong and again.code:
             wrong = f"rerun: exit code {again.code}: {again.text[-2000:]}"
@@ -80,7 +80,7 @@ class Limited:
             wrong = "rerun: different features"
         return ended.code, wrong
 
-    def _run(self, output: Path, name: str = "", value: int = 0) -> Ended:
+    def _run(self, output: Path, name: str = "", value: int = 0) -> EndedRun:
         command = [*self._command, "--output", str(output)]
         variables: dict[str, Path] = {}
         if name == "RLIMIT_NPROC":
@@ -102,20 +102,20 @@ class Limited:
                 process.kill()
                 raw, _ = process.communicate()
                 raw += b"\nstuck"
-        return Ended(process.returncode, -1, raw.decode(errors="replace"))
+        return EndedRun(process.returncode, -1, raw.decode(errors="replace"))
 
     def _their_cache(self) -> Path:
         """Return a copy of the compile cache that belongs to the other user; one of root's would be refused."""
         cache = self._folder / "cache"
         if not cache.exists():
-            own = Path(environment()["XDG_CACHE_HOME"]) / "shardpress"
-            shutil.copytree(own, cache / "shardpress")
+            own_cache = Path(environment()["XDG_CACHE_HOME"]) / "shardpress"
+            shutil.copytree(own_cache, cache / "shardpress")
             for path in (cache, *cache.rglob("*")):
                 os.chown(path, _FREE_USER, _FREE_USER)
         return cache
 
 
-def _is_ended_by_openblas(ended: Ended) -> bool:
+def _is_ended_by_openblas(ended: EndedRun) -> bool:
     """Return whether OpenBLAS ended a run: if it cannot start its threads, it prints the limit and raises SIGINT."""
     return ended.code == -signal.SIGINT and "pthread_create failed" in ended.text
 
@@ -158,7 +158,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="shardpress-limits-") as folder:
         limited = Limited(Path(folder))
         for name, value in cases(names):
-            code, wrong = limited.meets(name, value)
+            code, wrong = limited.run_and_rerun(name, value)
             n_cases += 1
             n_wrong += bool(wrong)
             print(f"{name}={value}: exit code {code}", flush=True)

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 from pipeline.hdf5.files import FILES
 
-__all__ = ["Work", "counted"]
+__all__ = ["Work", "count_work"]
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Work:
 
 
 @contextmanager
-def counted() -> Iterator[Work]:
+def count_work() -> Iterator[Work]:
     """Count the work that is done in the context."""
     work = Work()
 

@@ -1,8 +1,8 @@
 """Inject faults into Dask workers: load this module with ``dask worker --preload``.
 
 The environment variable ``WORKER_FAULTS`` is a JSON object. It maps the name of a shard to the fault of the worker that
-begins to encode its rows. If ``WORKER_FAULTS_ONCE`` names a folder, each fault happens once, to one worker; otherwise
-it happens each time. The device is the stand-in, as in the driver.
+begins to encode its rows. If ``WORKER_FAULTS_ONCE`` names a folder, each fault happens in one worker only; otherwise in
+every worker that begins to encode the shard. The device is the stand-in, as in the driver.
 """
 
 from __future__ import annotations

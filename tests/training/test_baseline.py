@@ -10,11 +10,12 @@ from pipeline.training.components import Baseline, baseline_of, principal_compon
 
 def test_baseline_errors_equal_those_of_reconstructions() -> None:
     rng = np.random.default_rng(0)
-    trained, watched = (rng.integers(0, 256, (n, 6)).astype(np.uint8) for n in (80, 31))
+    trained, validation = (rng.integers(0, 256, (n, 6)).astype(np.uint8) for n in (80, 31))
     scaler = Scaler(np.zeros(6), np.full(6, 255.0))
     found = principal_components(scaler.transform(trained), 2, rng)
-    baseline = baseline_of(found, watched, scaler, block_bytes=8 * 6 * 7)
-    x, mean = watched / 255, (trained / 255).mean(axis=0)
+    baseline = baseline_of(found, validation, scaler, block_bytes=8 * 6 * 7)
+    x = validation / 255
+    mean = (trained / 255).mean(axis=0)
     back = mean + (x - mean) @ found.components @ found.components.T
     np.testing.assert_allclose(baseline.components, np.square(x - back).mean(axis=1), rtol=1e-5)
     np.testing.assert_allclose(baseline.mean, np.square(x - mean).mean(axis=1), rtol=1e-5)

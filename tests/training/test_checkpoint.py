@@ -59,11 +59,11 @@ def test_a_checkpoint_keeps_every_field_of_the_training_state() -> None:
     checkpoint = Checkpoint.from_npz(Checkpoint({}, state, 11).to_npz())
     assert (checkpoint.state, checkpoint.n_steps) == (state, 11)
     progress = asdict(state)
-    added_later = {"n_epochs", "ended_at"}
+    newer_fields = {"n_epochs", "ended_at"}
     without = [
-        {key: value for key, value in progress.items() if key != name} for name in progress if name not in added_later
+        {key: value for key, value in progress.items() if key != name} for name in progress if name not in newer_fields
     ]
-    known_first = {key: value for key, value in progress.items() if key not in added_later}
+    known_first = {key: value for key, value in progress.items() if key not in newer_fields}
     assert TrainingState.from_dict(known_first) == replace(state, n_epochs=None, ended_at=None)
     for wrong in [*without, {**progress, "more": 1}, {**progress, "history": [{}]}, {**progress, "history": None}]:
         with pytest.raises(ValueError, match=r"\bcheckpoint\b"):
@@ -108,7 +108,8 @@ class Rig:
         config = settings_of(**{**ONE_LAYER, **more}, n_features=3, learning_rate=RATES[name], batch_size=8, epochs=6)
         self.config = config.changed(checkpoint_minutes=1e6)
         rows = ResidentRows.of(shards, 2) if resident else StreamedRows(shards, 2)
-        self.rows, self.order = rows, Order(slab_starts(shards, 5), np.array([3, 17, 18]), 11, seed=1)
+        self.rows = rows
+        self.order = Order(slab_starts(shards, 5), np.array([3, 17, 18]), 11, seed=1)
         self.validation = np.repeat(rows.take(np.array([3, 17])), 50, axis=0)  # enough bad rows to matter
         self.autoencoder = Autoencoder(network_of(self.config.network, 6))
         self.step = training_step_of(self.autoencoder, self.config.training, np.dtype(np.float32), rows.resident)
@@ -172,7 +173,8 @@ class Interrupted:
     """A training step during which a signal arrives."""
 
     def __init__(self, step: Any, number: int) -> None:
-        self._step, self._number = step, number
+        self._step = step
+        self._number = number
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._step, name)
@@ -195,7 +197,7 @@ def assert_same(found: Trained | Checkpoint, expected: Trained) -> None:
 
 
 @pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Rig]:
+def make_rig(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Rig]:
     folder = tmp_path_factory.mktemp("shards")
     rng = np.random.default_rng(5)
     for i, size in enumerate((20, 0, 26, 7)):
@@ -213,9 +215,9 @@ RULES = pytest.mark.parametrize("name", [name for name in RATES if name != "deep
 @pytest.mark.compiler
 @KINDS
 @ALL
-def test_training_resumes_at_any_step_with_the_same_bits(rig: Any, name: str, resident: bool) -> None:
+def test_training_resumes_at_any_step_with_the_same_bits(make_rig: Any, name: str, resident: bool) -> None:
     """Stops are in the first, a middle and the last epoch, at random steps and at the boundaries of epochs."""
-    training = rig(name, resident)
+    training = make_rig(name, resident)
     expected = training.train()
     assert len(expected.state.history) == training.config.training.epochs
     n = training.n_steps
@@ -229,8 +231,9 @@ def test_training_resumes_at_any_step_with_the_same_bits(rig: Any, name: str, re
 
 @KINDS
 @ALL
-def test_training_resumes_repeatedly_with_the_same_bits(rig: Any, name: str, resident: bool) -> None:
-    training, rng = rig(name, resident), np.random.default_rng(4)
+def test_training_resumes_repeatedly_with_the_same_bits(make_rig: Any, name: str, resident: bool) -> None:
+    training = make_rig(name, resident)
+    rng = np.random.default_rng(4)
     expected = training.train()
     found: Trained | Checkpoint | None = None
     while not isinstance(found, Trained):
@@ -239,9 +242,9 @@ def test_training_resumes_repeatedly_with_the_same_bits(rig: Any, name: str, res
 
 
 @RULES
-def test_an_interruption_does_not_delay_early_stopping(rig: Any, name: str) -> None:
+def test_an_interruption_does_not_delay_early_stopping(make_rig: Any, name: str) -> None:
     """Validation may have been waiting for an improvement when the training was stopped."""
-    training = rig(name, True)
+    training = make_rig(name, True)
     settings = {
         "learning_rate": 2 * training.config.training.learning_rate,
         "epochs": 40,
@@ -257,9 +260,10 @@ def test_an_interruption_does_not_delay_early_stopping(rig: Any, name: str) -> N
             assert_same(training.train(checkpoint, **settings), expected)
 
 
-def test_training_resumes_from_every_checkpoint(rig: Any) -> None:
-    training = rig("adam", False)
-    expected, found = training.train(), []
+def test_training_resumes_from_every_checkpoint(make_rig: Any) -> None:
+    training = make_rig("adam", False)
+    expected = training.train()
+    found = []
     training.train(save=lambda checkpoint: found.append(checkpoint.to_npz()), checkpoint_minutes=0.0)
     checkpoints = [Checkpoint.from_npz(data) for data in found]
     n = training.n_steps
@@ -269,13 +273,13 @@ def test_training_resumes_from_every_checkpoint(rig: Any) -> None:
     assert_same(training.train(checkpoints[-1], stop=1), expected)  # no steps are left
 
 
-def test_a_checkpoint_of_another_training_is_refused(rig: Any) -> None:
-    training = rig("momentum", True)
+def test_a_checkpoint_of_another_training_is_refused(make_rig: Any) -> None:
+    training = make_rig("momentum", True)
     checkpoint = training.interrupted(3)
     assert isinstance(checkpoint, Checkpoint)
     for optimizer in ("adam", "rmsprop", "nesterov"):
         with pytest.raises(ValueError, match="momentum"):
-            rig(optimizer, True).train(checkpoint)
+            make_rig(optimizer, True).train(checkpoint)
     arrays = checkpoint.arrays
     state = next(name for name in arrays if name.startswith("state/"))
     wrong = [

@@ -23,7 +23,7 @@ def rows_with(deviations: np.ndarray, n_rows: int, n_inputs: int) -> np.ndarray:
 
 
 def found_of(x: np.ndarray, k: int, seed: int = 0) -> Components:
-    """Return components with small limits, so that small samples use each of the methods, in incomplete blocks."""
+    """Return components, computed with small limits: small samples then use every method, and incomplete blocks."""
     return principal_components(x, k, np.random.default_rng(seed), small=100, block_bytes=8 * 1000)
 
 
@@ -46,34 +46,34 @@ def assert_orthonormal(found: Components, n_inputs: int, k: int) -> None:
 
 
 @pytest.fixture(params=["columns", "rows", "products"])
-def way(request: pytest.FixtureRequest) -> tuple[int, int]:
+def shape(request: pytest.FixtureRequest) -> tuple[int, int]:
     """Return the shape of a sample that uses each of the methods."""
     return {"columns": (300, 90), "rows": (90, 300), "products": (300, 200)}[request.param]
 
 
 @pytest.mark.slow
-def test_reconstructions_are_as_good_as_exact_ones(way: tuple[int, int]) -> None:
+def test_reconstructions_are_as_good_as_exact_ones(shape: tuple[int, int]) -> None:
     for power in (0.5, 0.75, 1.0):  # variances that decrease like 1 / i, 1 / i^1.5, 1 / i^2
-        x = rows_with(np.arange(1, min(way)) ** -power, *way)
+        x = rows_with(np.arange(1, min(shape)) ** -power, *shape)
         for k in (1, 8, 40):
             with case(power, k):
                 found = found_of(x, k)
-                assert_orthonormal(found, way[1], k)
+                assert_orthonormal(found, shape[1], k)
                 assert error_of(x, found) <= 1.001 * exact_error(x, k)
 
 
-def test_deviations_along_the_components_decrease(way: tuple[int, int]) -> None:
-    x = rows_with(np.arange(1, 80) ** -1.0, *way)
+def test_deviations_along_the_components_decrease(shape: tuple[int, int]) -> None:
+    x = rows_with(np.arange(1, 80) ** -1.0, *shape)
     found = found_of(x, 10)
     np.testing.assert_allclose(found.deviations, (x @ found.components).std(axis=0), rtol=1e-5)
     assert (np.diff(found.deviations) <= 0).all()
     np.testing.assert_allclose(found.mean, x.mean(axis=0, dtype=np.float64), rtol=1e-12)
 
 
-def test_rows_of_lower_rank_are_reconstructed_exactly(way: tuple[int, int]) -> None:
-    x = rows_with(np.ones(5), *way)
+def test_rows_of_lower_rank_are_reconstructed_exactly(shape: tuple[int, int]) -> None:
+    x = rows_with(np.ones(5), *shape)
     found = found_of(x, 12)
-    assert_orthonormal(found, way[1], 12)
+    assert_orthonormal(found, shape[1], 12)
     assert error_of(x, found) < 1e-12
     assert (found.deviations[6:] < 1e-6).all()
 
@@ -86,19 +86,21 @@ def test_components_exist_for_few_rows_and_columns(n_rows: int, n_inputs: int, k
     assert error_of(x, found) <= exact_error(x, k) + 1e-12
 
 
-def test_constant_rows_have_no_deviation(way: tuple[int, int]) -> None:
-    found = found_of(np.full(way, 0.3, dtype=np.float32), 4)
-    assert_orthonormal(found, way[1], 4)
+def test_constant_rows_have_no_deviation(shape: tuple[int, int]) -> None:
+    found = found_of(np.full(shape, 0.3, dtype=np.float32), 4)
+    assert_orthonormal(found, shape[1], 4)
     assert (found.deviations < 1e-7).all()
 
 
-def test_equal_seeds_give_equal_components_with_fixed_signs(way: tuple[int, int]) -> None:
-    x = rows_with(np.arange(1, 80) ** -1.0, *way)
-    one, other, third = found_of(x, 8), found_of(x, 8), found_of(-x, 8, seed=1)
+def test_equal_seeds_give_equal_components_with_fixed_signs(shape: tuple[int, int]) -> None:
+    x = rows_with(np.arange(1, 80) ** -1.0, *shape)
+    one = found_of(x, 8)
+    other = found_of(x, 8)
+    third = found_of(-x, 8, seed=1)
     assert one.components.tobytes() == other.components.tobytes()
     assert one.deviations.tobytes() == other.deviations.tobytes()
     assert (one.components.max(axis=0) >= -one.components.min(axis=0)).all()
-    np.testing.assert_allclose(third.components, one.components, atol=1e-3)  # not rotated with the rows
+    np.testing.assert_allclose(third.components, one.components, atol=1e-3)  # the signs do not follow those of the rows
 
 
 # -- the sample --------------------------------------------------------------------------------------------------------
@@ -106,7 +108,8 @@ def test_equal_seeds_give_equal_components_with_fixed_signs(way: tuple[int, int]
 
 @pytest.mark.process
 def test_the_sample_has_only_training_rows_and_ignores_storage(tmp_path: Path) -> None:
-    shards, expected = numbered_shards(tmp_path, 40, 0, 1, 59), numbered(100)
+    shards = numbered_shards(tmp_path, 40, 0, 1, 59)
+    expected = numbered(100)
     scaler = Scaler(np.zeros(2), np.full(2, 1000.0))
     left_out = np.union1d(spread_rows(100, np.empty(0, dtype=np.int64), 20, 3), [0, 1, 99])
     order = Order(slab_starts(shards), left_out, 1000, seed=3)

@@ -35,7 +35,9 @@ CONFIG = settings_of(
     patience=2,
     schedule="constant",
 )
-NO_ROWS, FEW_ROWS, ENOUGH_ROWS = np.empty((0, 1)), np.zeros((99, 1)), np.zeros((100, 1))
+NO_ROWS = np.empty((0, 1))
+FEW_ROWS = np.zeros((99, 1))
+ENOUGH_ROWS = np.zeros((100, 1))
 
 
 class Numbered:
@@ -56,7 +58,8 @@ class Counting:
     def __init__(self, costs: Sequence[float] = (), validation_costs: Sequence[float] = ()) -> None:
         self._costs = itertools.chain(costs, itertools.repeat(1.0))
         self._validation_costs = iter(validation_costs)
-        self.n_steps, self.rates = 0.0, []
+        self.n_steps = 0.0
+        self.rates = []
 
     def take_one(self, minibatch: np.ndarray, learning_rate: float, with_cost: bool) -> float | None:
         self.n_steps += 1
@@ -66,7 +69,8 @@ class Counting:
     def n_at_once(self, batch_size: int) -> int:
         return 3
 
-    begin, take = standin.TrainingStep.begin, standin.TrainingStep.take
+    begin = standin.TrainingStep.begin
+    take = standin.TrainingStep.take
 
     def parameters(self) -> dict[str, np.ndarray]:
         return {"W": np.array(self.n_steps, dtype=np.float32)}
@@ -127,7 +131,7 @@ def test_training_keeps_a_start_that_is_not_improved() -> None:
     device = Counting(validation_costs=[0.2, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
     trained = run(device, validation=ENOUGH_ROWS)
     assert trained.best_epoch == -1
-    assert len(trained.history) == 6, "it continues while it improves, even if it stays worse than its start"
+    assert len(trained.history) == 6, "it continues while it improves, even if it remains worse than at its start"
     assert device.n_steps == 0
 
 
@@ -232,7 +236,7 @@ def test_every_step_uses_the_rate_of_the_schedule() -> None:
 # -- checkpoints -------------------------------------------------------------------------------------------------
 
 
-def saved(config: Settings, **device: Any) -> list[Checkpoint]:
+def checkpoints_of(config: Settings, **device: Any) -> list[Checkpoint]:
     """Return every checkpoint of a training that saves one after each step."""
     found: list[Checkpoint] = []
     minutes = config.timing.checkpoint_minutes
@@ -242,10 +246,12 @@ def saved(config: Settings, **device: Any) -> list[Checkpoint]:
 
 @pytest.mark.parametrize("patience", [0, 2])
 def test_training_resumes_from_any_checkpoint_with_equal_results(patience: int) -> None:
-    costs, validation = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2], [0.9, 0.5, 0.3, 0.4, 0.31, 0.2, 0.1]
-    config, undisturbed = CONFIG.changed(patience=patience, checkpoint_minutes=0.0), Counting(costs, validation)
+    costs = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]
+    validation = [0.9, 0.5, 0.3, 0.4, 0.31, 0.2, 0.1]
+    config = CONFIG.changed(patience=patience, checkpoint_minutes=0.0)
+    undisturbed = Counting(costs, validation)
     expected = run(undisturbed, config, ENOUGH_ROWS)
-    checkpoints = saved(config, costs=costs, validation_costs=validation)
+    checkpoints = checkpoints_of(config, costs=costs, validation_costs=validation)
     assert len(checkpoints) >= 2 * len(expected.history)
     for checkpoint in checkpoints:
         again = Checkpoint.from_npz(checkpoint.to_npz())
@@ -275,7 +281,7 @@ def test_progress_names_step_epoch_and_costs() -> None:
 
 
 def test_short_epochs_share_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An epoch of a millisecond is not followed by a write of ten. By this clock a save takes 10 s, a step 1 s."""
+    """Otherwise saves would take longer than short epochs. By this clock a save takes 10 s, a step 1 s."""
     now = [0.0]
     monkeypatch.setattr("pipeline.training.loop.time.monotonic", lambda: now[0])
 
@@ -288,7 +294,8 @@ def test_short_epochs_share_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> Non
 
     def save(checkpoint: Checkpoint) -> None:
         nonlocal n_saved
-        n_saved, now[0] = n_saved + 1, now[0] + 10
+        n_saved = n_saved + 1
+        now[0] = now[0] + 10
 
     train(training(Slow(), CONFIG.changed(epochs=1000)), save, 1e6)
     assert 3 <= n_saved <= 5, "2000 seconds of steps, and a save for every 500"
@@ -307,7 +314,7 @@ class Slow(Counting):
 
 
 def test_seconds_of_an_epoch_exclude_the_time_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise a deadline's measurements after a step would count as training, and leave time for fewer epochs."""
+    """Otherwise measurements for a deadline between steps would count as training, and fewer epochs would fit."""
     clock = [0.0]
     for module in ("epochs", "loop"):
         monkeypatch.setattr(f"pipeline.training.{module}.time", SimpleNamespace(monotonic=lambda: clock[0]))
@@ -317,11 +324,11 @@ def test_seconds_of_an_epoch_exclude_the_time_between_steps(monkeypatch: pytest.
             clock[0] += 1000.0
             return None
 
-    limited = training(Slow(clock), CONFIG)
-    with training_loop(limited, Measuring()) as steps:
+    limited_training = training(Slow(clock), CONFIG)
+    with training_loop(limited_training, Measuring()) as steps:
         for _ in steps:
             clock[0] += 100.0
-    assert [epoch.seconds for epoch in limited.state.history] == [2.0] * CONFIG.training.epochs
+    assert [epoch.seconds for epoch in limited_training.state.history] == [2.0] * CONFIG.training.epochs
 
 
 # -- policies ----------------------------------------------------------------------------------------------------
@@ -338,7 +345,7 @@ class Limiting:
         return self._limit if training.n_steps_done == self._number else None
 
 
-def limited(number: int, limit: Limit, device: Any = None) -> tuple[Training, list[Checkpoint]]:
+def limited_training(number: int, limit: Limit, device: Any = None) -> tuple[Training, list[Checkpoint]]:
     """Return a training of six epochs of two steps that gets a limit after a step, and its checkpoints."""
     found: list[Checkpoint] = []
     ended = training(device or Counting(), CONFIG.changed(schedule="linear"))
@@ -361,7 +368,7 @@ class Saving(CheckpointPolicy):
 
 def test_a_limit_shortens_a_training_and_its_schedule() -> None:
     device = Counting()
-    ended, found = limited(2, Limit(3), device)
+    ended, found = limited_training(2, Limit(3), device)
     assert len(ended.state.history) == 3
     assert ended.settings == CONFIG.changed(schedule="linear").training, "the settings do not change"
     rates = [learning_rate(ended.settings, step, 2, 6 if step < 2 else 3) for step in range(6)]
@@ -372,7 +379,7 @@ def test_a_limit_shortens_a_training_and_its_schedule() -> None:
 @pytest.mark.parametrize(("number", "ended_at", "n_epochs"), [(1, 1, 1), (3, 1, 2), (4, None, 2)])
 def test_a_training_ends_with_the_step_of_a_limit(number: int, ended_at: int | None, n_epochs: int) -> None:
     device = Counting()
-    ended, found = limited(number, Limit(n_epochs, ends_here=True), device)
+    ended, found = limited_training(number, Limit(n_epochs, ends_here=True), device)
     assert device.n_steps == number == ended.n_steps_done
     assert len(ended.state.history) == n_epochs
     assert ended.state.ended_at == ended_at
@@ -387,15 +394,15 @@ def test_a_training_ends_with_the_step_of_a_limit(number: int, ended_at: int | N
 
 def test_a_loop_that_its_caller_leaves_keeps_the_best_weights() -> None:
     device = Counting()
-    left = training(device, CONFIG)
+    abandoned = training(device, CONFIG)
     n_steps = []
-    with training_loop(left) as steps:
+    with training_loop(abandoned) as steps:
         for step in steps:
             n_steps.append(step.n_steps)
-            if len(left.state.history) == 1 and step.epoch is None:
+            if len(abandoned.state.history) == 1 and step.epoch is None:
                 break
     assert n_steps == [1, 1, 0, 1], "two steps, the end of an epoch, another step"
-    assert left.best == {"W": 2.0}
+    assert abandoned.best == {"W": 2.0}
     assert device.n_steps == 2
 
 

@@ -1,4 +1,4 @@
-"""Tests of preparing a training of any size: which rows it uses, and initial biases."""
+"""Tests of preparing a training of any size: the rows that it uses, and the initial parameters."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def scan_of(rows: np.ndarray, bad: list[int]) -> Scan:
     return Scan(len(rows), good.min(axis=0), good.max(axis=0), np.array(bad, dtype=np.int64), inner[0], inner)
 
 
-def ready(shards: tuple[Shard, ...], scan: Scan, config: Settings = CONFIG, sizes: Sizes = SIZES) -> Training:
+def training_of(shards: tuple[Shard, ...], scan: Scan, config: Settings = CONFIG, sizes: Sizes = SIZES) -> Training:
     network = network_of(config.network, len(scan.minimum))
     autoencoder = autoencoder_of(Scaler(scan.minimum, scan.maximum), network, np.dtype(np.float32))
     missing_value = config.bad_data.missing_value
@@ -64,9 +64,10 @@ def ready(shards: tuple[Shard, ...], scan: Scan, config: Settings = CONFIG, size
 @pytest.mark.parametrize("config", [CONFIG, DEEP], ids=["one layer", "deep"])
 def test_streamed_and_resident_rows_train_equally(data, config) -> None:
     shards, rows = data
-    scan, found = scan_of(rows, [4, 40]), []
+    scan = scan_of(rows, [4, 40])
+    found = []
     for resident, n_threads in [(True, 1), (True, 3), (False, 1), (False, 3)]:
-        training = ready(shards, scan, config, replace(SIZES, resident=resident, n_threads=n_threads))
+        training = training_of(shards, scan, config, replace(SIZES, resident=resident, n_threads=n_threads))
         assert (training.rows.resident is not None) == resident
         assert training.order.n_rows + len(training.validation) == 48
         train(training)
@@ -78,19 +79,20 @@ def test_streamed_and_resident_rows_train_equally(data, config) -> None:
 @pytest.mark.parametrize("window_rows", [1, 7, 1000])
 def test_rows_on_a_device_train_like_resident_rows(data, monkeypatch: pytest.MonkeyPatch, window_rows: int) -> None:
     shards, rows = data
-    scan, config = scan_of(rows, [4, 40]), DEEP.changed(corruption=0.0)
+    scan = scan_of(rows, [4, 40])
+    config = DEEP.changed(corruption=0.0)
     pieces = []
 
-    def upload_rows(given: upload.Pieces, n_inputs: int, dtype: np.dtype, name: str) -> Any:
-        pieces.extend(given)
+    def upload_rows(pieces_of_rows: upload.Pieces, n_inputs: int, dtype: np.dtype, name: str) -> Any:
+        pieces.extend(pieces_of_rows)
         assert {(each.shape[1], each.dtype) for each in pieces} == {(n_inputs, dtype)}
-        assert sum(map(len, pieces)) == len(given)
+        assert sum(map(len, pieces)) == len(pieces_of_rows)
         return backend.shared(np.concatenate(pieces), name)
 
     monkeypatch.setattr(upload, "upload_rows", upload_rows)
     sizes = replace(SIZES, window_rows=window_rows)
     uploaded, resident = (
-        ready(shards, scan, config, replace(sizes, resident=not on_device, on_device=on_device))
+        training_of(shards, scan, config, replace(sizes, resident=not on_device, on_device=on_device))
         for on_device in (True, False)
     )
     np.testing.assert_array_equal(np.concatenate(pieces), rows)
@@ -102,7 +104,7 @@ def test_rows_on_a_device_train_like_resident_rows(data, monkeypatch: pytest.Mon
 
 def test_validation_rows_are_limited_and_never_trained_on(data) -> None:
     shards, rows = data
-    training = ready(shards, scan_of(rows, []), sizes=replace(SIZES, max_validation_rows=3))
+    training = training_of(shards, scan_of(rows, []), sizes=replace(SIZES, max_validation_rows=3))
     assert training.order.n_rows == 47
     np.testing.assert_array_equal(training.validation, rows[training.order.left_out])
 
@@ -110,7 +112,7 @@ def test_validation_rows_are_limited_and_never_trained_on(data) -> None:
 def test_unreadable_shards_are_left_out_of_training(data) -> None:
     shards, rows = data
     scan = replace(scan_of(rows, list(range(30))), unreadable={0: "damaged"})
-    training = ready(shards, scan, CONFIG.changed(validation_fraction=0.0))
+    training = training_of(shards, scan, CONFIG.changed(validation_fraction=0.0))
     assert training.order.n_rows == 20
     np.testing.assert_array_equal(training.rows.take(np.arange(20)), rows[30:])
 
@@ -119,10 +121,10 @@ def test_biases_start_at_the_scaled_mean_or_at_zero(data) -> None:
     shards, rows = data
     scan = scan_of(rows, [])
     scaled = Scaler(scan.minimum, scan.maximum).transform(rows)
-    parameters = ready(shards, scan).autoencoder.parameters()
+    parameters = training_of(shards, scan).autoencoder.parameters()
     expected = scaled.mean(axis=0) - parameters["W"].sum(axis=1) / 2  # the mean row gives half of every feature
     np.testing.assert_allclose(parameters["b_output"], expected, rtol=1e-4, atol=1e-5)
-    zero = ready(shards, scan, CONFIG.changed(biases="zero")).autoencoder.parameters()
+    zero = training_of(shards, scan, CONFIG.changed(biases="zero")).autoencoder.parameters()
     assert not zero["b_output"].any()
     assert not zero["b_hidden"].any()
 
@@ -132,15 +134,15 @@ def test_training_starts_at_components_if_layers_are_wide_enough(data, caplog) -
     scan = scan_of(rows, [])
     scaled = Scaler(scan.minimum, scan.maximum).transform(rows)
     for config in (DEEP, DEEP.changed(hidden=())):
-        training = ready(shards, scan, config)
+        training = training_of(shards, scan, config)
         x = np.delete(scaled, training.order.left_out, axis=0)  # validation rows are not used
-        left = np.linalg.svd(x - x.mean(axis=0, dtype=np.float64), compute_uv=False)[2:]
+        residuals = np.linalg.svd(x - x.mean(axis=0, dtype=np.float64), compute_uv=False)[2:]
         error = training.autoencoder.cost(np.delete(rows, training.order.left_out, axis=0))
-        np.testing.assert_allclose(error, np.sum(left**2) / x.size, rtol=1e-4)
+        np.testing.assert_allclose(error, np.sum(residuals**2) / x.size, rtol=1e-4)
     assert "units" not in caplog.text
     caplog.set_level("INFO", logger="pipeline")
     found, expected = (
-        ready(shards, scan, DEEP.changed(hidden=(3,), start=start)) for start in ("components", "random")
+        training_of(shards, scan, DEEP.changed(hidden=(3,), start=start)) for start in ("components", "random")
     )
     assert mentions(caplog.text, "4 units", "components")
     np.testing.assert_array_equal(found.best["W_1"], expected.best["W_1"])
@@ -150,4 +152,4 @@ def test_the_error_about_no_training_rows_counts_bad_rows(data) -> None:
     shards, rows = data
     config = CONFIG.changed(validation_fraction=0.999)
     with pytest.raises(DataError, match=r"\b50 rows, 48 bad, 2 .*--validation-fraction"):
-        ready(shards, scan_of(rows, list(range(2, 50))), config)
+        training_of(shards, scan_of(rows, list(range(2, 50))), config)

@@ -1,4 +1,4 @@
-"""Tests of the order of training rows: each row once per epoch, determined by the seed alone; and of row samples."""
+"""Tests of the order of training rows, which only the seed determines, and of the choice of validation rows."""
 
 from itertools import product
 
@@ -55,16 +55,16 @@ def test_an_epoch_can_be_resumed_after_any_number_of_rows():
 def test_windows_hold_the_rows_of_their_slabs_within_the_limit():
     for window_rows in (1, 7, 21):
         with case(window_rows):
-            seen = []
+            visited = []
             for slabs, rows in Order(STARTS, NONE, window_rows, 0).windows(0):
                 assert sorted(rows) == [row for slab in slabs for row in range(STARTS[slab], STARTS[slab + 1])]
                 assert len(slabs) == 1 or len(rows) <= window_rows
-                seen.extend(slabs)
-            assert sorted(seen) == list(range(len(STARTS) - 1))
+                visited.extend(slabs)
+            assert sorted(visited) == list(range(len(STARTS) - 1))
 
 
 def test_a_window_mixes_slabs_of_the_whole_data_set():
-    """Files are often sorted by class or day, so a window of neighbours would contain only one of them."""
+    """Files are often sorted by class or day, so a window of adjacent rows would contain only one class or day."""
     windows = Order(np.arange(0, 1001, 10), NONE, 100, 0).windows(0)
     assert all(slabs.max() - slabs.min() > 20 for slabs, _rows in windows)
 
@@ -122,7 +122,7 @@ def test_validation_rows_exclude_bad_rows_and_depend_on_the_seed():
 
 
 def test_slabs_are_small_compared_with_the_window(tmp_path):
-    """Chunks of 16 rows would make slabs of thousands of rows; a small memory budget cannot hold two windows of one."""
+    """Slabs of whole chunks could have thousands of rows, and a small memory budget cannot hold two such windows."""
     shards = numbered_shards(tmp_path, 100, 7, chunks=True)
     for max_rows in (0, 1, 3, 16, 1000):
         sizes = np.diff(slab_starts(shards, max_rows))
@@ -143,5 +143,6 @@ def test_noise_depends_only_on_seed_and_step():
 def test_noise_has_uniformly_distributed_bytes():
     found = noise_of(0, 0, (512, 1001))
     assert (found.shape, found.dtype, found.flags.c_contiguous) == ((512, 1001), np.uint8, True)
-    counts, expected = np.bincount(found.ravel(), minlength=256), found.size / 256
+    counts = np.bincount(found.ravel(), minlength=256)
+    expected = found.size / 256
     assert np.abs(counts - expected).max() < 6 * np.sqrt(expected)

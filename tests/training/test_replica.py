@@ -62,7 +62,7 @@ def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Shard, ...]
     return open_shards(list(map(str, paths)))
 
 
-def ready(shards: tuple[Shard, ...], config: Settings = CONFIG, **sizes: Any) -> Training:
+def training_of(shards: tuple[Shard, ...], config: Settings = CONFIG, **sizes: Any) -> Training:
     inner = np.full((2, 5), np.nan)
     scan = Scan(200, np.zeros(5), np.ones(5), np.array(BAD), inner[0], inner)
     autoencoder = autoencoder_of(
@@ -74,7 +74,7 @@ def ready(shards: tuple[Shard, ...], config: Settings = CONFIG, **sizes: Any) ->
     )
 
 
-def bits(
+def result_of(
     training: Training, runner: RoundRunner | None = None, save: Callable[[Checkpoint], object] | None = None
 ) -> Any:
     """Return the result of a training."""
@@ -84,7 +84,7 @@ def bits(
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def numpy_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Use NumPy as device."""
     standin.install(monkeypatch)
     monkeypatch.setattr(module, "start_device", lambda: None)
@@ -94,10 +94,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_training_by_replicas_resumes_after_any_round(quick: None, shards: Any) -> None:
+def test_training_by_replicas_resumes_after_any_round(numpy_device: None, shards: Any) -> None:
     checkpoints: list[bytes] = []
-    first = ready(shards)
-    expected = bits(first, save=lambda checkpoint: checkpoints.append(checkpoint.to_npz()))
+    first = training_of(shards)
+    expected = result_of(first, save=lambda checkpoint: checkpoints.append(checkpoint.to_npz()))
     assert first.replicas is not None
     n_rounds = first.replicas.rounds.n_shares + 4 * first.replicas.rounds.n_rounds
     assert len(checkpoints) >= n_rounds == 9 + 4 * 3
@@ -105,7 +105,7 @@ def test_training_by_replicas_resumes_after_any_round(quick: None, shards: Any) 
     assert numbers == sorted(numbers)
     assert numbers[-1] == 5 * first.steps_per_epoch
     for data in checkpoints:
-        training = ready(shards)
+        training = training_of(shards)
         training.resume(Checkpoint.from_npz(data))
         n_rows = [training.n_rows_done]
         train(training, watch=lambda step, n_rows=n_rows: n_rows.append(step.n_rows))
@@ -113,42 +113,48 @@ def test_training_by_replicas_resumes_after_any_round(quick: None, shards: Any) 
         assert sum(n_rows) == expected[2] == 5 * first.order.n_rows, "each row of all epochs"
 
 
-def test_a_signal_loses_only_the_current_round(quick: None, shards: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, step = bits(ready(shards)), standin.TrainingStep.take_one
+def test_a_signal_loses_only_the_current_round(
+    numpy_device: None, shards: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = result_of(training_of(shards))
+    step = standin.TrainingStep.take_one
     for stop in (1, 5, 22, 31, 40):
-        number, found = count(1), list[Checkpoint]()
+        number = count(1)
+        found = list[Checkpoint]()
 
-        def stopped(self: Any, *arguments: Any, number: Any = number, stop: int = stop, **named: Any) -> Any:
+        def train_and_stop(self: Any, *arguments: Any, number: Any = number, stop: int = stop, **named: Any) -> Any:
             if next(number) == stop:
                 os.kill(os.getpid(), signal.SIGTERM)
             return step(self, *arguments, **named)
 
-        monkeypatch.setattr(standin.TrainingStep, "take_one", stopped)
+        monkeypatch.setattr(standin.TrainingStep, "take_one", train_and_stop)
         with stoppable(), pytest.raises(Stopped):
-            bits(ready(shards), save=found.append)
+            result_of(training_of(shards), save=found.append)
         assert next(number) == stop + 1, "at once"
         monkeypatch.setattr(standin.TrainingStep, "take_one", step)
-        training = ready(shards)
+        training = training_of(shards)
         training.resume(found[-1])
-        assert bits(training) == expected
+        assert result_of(training) == expected
 
 
-def test_training_by_one_replica_keeps_no_state_of_others(quick: None, shards: Any) -> None:
-    training = ready(shards, CONFIG.changed(replicas=1))
+def test_training_by_one_replica_keeps_no_state_of_others(numpy_device: None, shards: Any) -> None:
+    training = training_of(shards, CONFIG.changed(replicas=1))
     assert training.replicas is None
     assert {name.split("/")[0] for name in training.checkpoint().arrays} == {"parameters", "state", "best"}
     with pytest.raises(ValueError, match="outer/W"):
-        training.resume(ready(shards).checkpoint())
+        training.resume(training_of(shards).checkpoint())
 
 
-def test_divergence_of_a_replica_names_its_share(quick: None, shards: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergence_of_a_replica_names_its_share(
+    numpy_device: None, shards: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(standin.TrainingStep, "take_one", lambda *arguments: np.nan)
     with pytest.raises(TrainingDiverged, match=r"\bepoch 0, share 0\b.*\bnan\b"):
-        train(ready(shards))
+        train(training_of(shards))
 
 
-def test_a_task_of_a_share_carries_no_rows(quick: None, shards: Any) -> None:
-    training = ready(shards)
+def test_a_task_of_a_share_carries_no_rows(numpy_device: None, shards: Any) -> None:
+    training = training_of(shards)
     assert training.replicas is not None
     shares = next(training.replicas.rounds.rounds(1))
     tasks = [
@@ -166,9 +172,11 @@ def test_a_task_of_a_share_carries_no_rows(quick: None, shards: Any) -> None:
     assert len(set(numbers)) == len(numbers), "no two steps corrupt the same entries"
 
 
-def test_the_learning_rate_falls_over_rounds_as_over_steps(quick: None, shards: Any) -> None:
-    training = ready(shards, CONFIG.changed(schedule="linear"))
-    replicas, n_steps, found = training.replicas, training.steps_per_epoch, []
+def test_the_learning_rate_falls_over_rounds_as_over_steps(numpy_device: None, shards: Any) -> None:
+    training = training_of(shards, CONFIG.changed(schedule="linear"))
+    replicas = training.replicas
+    n_steps = training.steps_per_epoch
+    found = []
     assert replicas is not None
     for epoch in range(5):
         for shares in replicas.rounds.rounds(epoch):
@@ -183,35 +191,38 @@ def test_the_learning_rate_falls_over_rounds_as_over_steps(quick: None, shards: 
     assert rates[-1] < 0.1 * training.settings.learning_rate
 
 
-def test_resident_rows_streamed_rows_and_threads_train_equally(quick: None, shards: Any) -> None:
-    expected = bits(ready(shards))
-    assert bits(ready(shards, resident=False)) == expected
+def test_resident_rows_streamed_rows_and_threads_train_equally(numpy_device: None, shards: Any) -> None:
+    expected = result_of(training_of(shards))
+    assert result_of(training_of(shards, resident=False)) == expected
     with threads(3) as pool:
-        assert bits(ready(shards, resident=False), runner_on(pool, 3)) == expected
-    assert bits(ready(shards, CONFIG.changed(seed=1))) != expected
+        assert result_of(training_of(shards, resident=False), runner_on(pool, 3)) == expected
+    assert result_of(training_of(shards, CONFIG.changed(seed=1))) != expected
 
 
 @pytest.mark.process
 @pytest.mark.compiler
 def test_processes_train_equally_in_any_order_of_tasks(shards: Any) -> None:
     """The tasks arrive in any order, and some are done twice."""
-    expected = bits(ready(shards, DEEP))
-    assert bits(ready(shards, DEEP, resident=False)) == expected
+    expected = result_of(training_of(shards, DEEP))
+    assert result_of(training_of(shards, DEEP, resident=False)) == expected
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, context) as pool:
 
-        def twice(tasks: Any, run: RoundRunner) -> Any:
+        def run_twice(tasks: Any, run: RoundRunner) -> Any:
             again = run([tasks[-1], *reversed(tasks)])
             return list(reversed(again[1:]))
 
-        assert bits(ready(shards, DEEP, resident=False), partial(twice, run=runner_on(pool, 2))) == expected
+        assert (
+            result_of(training_of(shards, DEEP, resident=False), partial(run_twice, run=runner_on(pool, 2))) == expected
+        )
 
 
 @pytest.mark.compiler
 @pytest.mark.process
 def test_workers_that_die_or_join_in_training_change_no_bit(shards: Any, tmp_path: Path) -> None:
     """A round begins when one of the two workers is killed; another worker joins later."""
-    expected, n_rounds = bits(ready(shards, DEEP)), count(1)
+    expected = result_of(training_of(shards, DEEP))
+    n_rounds = count(1)
     with Cluster(tmp_path / "cluster") as cluster, quiet_dask():
         for name in "ab":
             cluster.start_worker(name)
@@ -221,15 +232,15 @@ def test_workers_that_die_or_join_in_training_change_no_bit(shards: Any, tmp_pat
 
                 def run(tasks: Any) -> Any:
                     number = next(n_rounds)
-                    death = threading.Timer(0.01, cluster.kill, ["a"])
+                    timer = threading.Timer(0.01, cluster.kill, ["a"])
                     if number == 11:
-                        death.start()
+                        timer.start()
                     if number == 12:
                         cluster.start_worker("c")
                     done = runner_on(*where)(tasks)
                     if number == 11:
-                        death.join(240)
+                        timer.join(240)
                     return done
 
-                assert bits(ready(shards, DEEP, resident=False), run) == expected
+                assert result_of(training_of(shards, DEEP, resident=False), run) == expected
     assert next(n_rounds) == 9 + 4 * 3 + 1

@@ -40,7 +40,8 @@ def test_resident_and_streamed_rows_give_equal_minibatches(shards):
     for window_rows, batch_size in product([1, 7, 19, 21, 1000], [1, 18, 19, 20]):
         with case(window_rows, batch_size):
             order = Order(slab_starts(shards), np.array([2, 8]), window_rows, seed=5)
-            resident, streamed = ResidentRows.of(shards, 2), StreamedRows(shards, 2)
+            resident = ResidentRows.of(shards, 2)
+            streamed = StreamedRows(shards, 2)
             np.testing.assert_array_equal(resident.resident, numbered(21))
             assert streamed.resident is None
             for epoch in (0, 1):
@@ -63,7 +64,7 @@ def test_rows_reach_a_device_in_order_for_any_window(shards):
             assert len(rows.resident) == 21
             assert all(1 <= len(piece) <= window_rows + window_rows // 4 for piece in rows.resident)
             np.testing.assert_array_equal(rows.take(np.array([0, 9, 20])), numbered(21)[[0, 9, 20]])
-            numbers = [kept.minibatches(order, 1, 4, 2) for kept in (rows, ResidentRows.of(shards, 2))]
+            numbers = [source.minibatches(order, 1, 4, 2) for source in (rows, ResidentRows.of(shards, 2))]
             assert all(np.array_equal(*pair) for pair in zip(*numbers, strict=True))
 
 
@@ -74,7 +75,8 @@ def test_an_epoch_can_start_at_any_minibatch(shards):
         with case(seed):
             rng = np.random.default_rng(seed)
             left_out = np.flatnonzero(rng.random(21) < rng.choice([0, 0.3, 0.9]))
-            window_rows, batch_size = int(rng.choice([1, 4, 7, 1000])), int(rng.choice([1, 2, 5, 21, 30]))
+            window_rows = int(rng.choice([1, 4, 7, 1000]))
+            batch_size = int(rng.choice([1, 2, 5, 21, 30]))
             order = Order(slab_starts(shards, int(rng.choice([1, 3]))), left_out, window_rows, seed)
             for rows in (ResidentRows.of(shards, 2), StreamedRows(shards, 2)):
                 for epoch in (0, 3):
@@ -85,10 +87,10 @@ def test_an_epoch_can_start_at_any_minibatch(shards):
                         n_each = int(rng.integers(1, 5))
                         pieces = list(rows.minibatches(order, epoch, batch_size, first, n_each))
                         assert [len(piece) for piece in pieces[:-1]] == [n_each * batch_size] * (len(pieces) - 1)
-                        np.testing.assert_array_equal(*map(joined, (pieces, tail)))
+                        np.testing.assert_array_equal(*map(join, (pieces, tail)))
 
 
-def joined(batches: list[np.ndarray]) -> np.ndarray:
+def join(batches: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.empty(0), *(batch.ravel() for batch in batches)])
 
 
@@ -96,7 +98,8 @@ def joined(batches: list[np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("n_rows", [1, 4, 11, 12])
 def test_steps_do_not_depend_on_how_minibatches_are_grouped(corruption: float, n_rows: int) -> None:
     """This holds for rows and noise, however many minibatches a device takes at a time."""
-    config, rows = settings_of(**{**ONE_LAYER, "corruption": corruption}, batch_size=4, seed=3), numbered(n_rows)
+    config = settings_of(**{**ONE_LAYER, "corruption": corruption}, batch_size=4, seed=3)
+    rows = numbered(n_rows)
 
     class Step:
         def __init__(self, n_each: int) -> None:
@@ -119,7 +122,7 @@ def test_steps_do_not_depend_on_how_minibatches_are_grouped(corruption: float, n
             assert self.n_taken <= len(self.started)
             return 0.5 if with_cost else None
 
-    def begun_by(n_each: int) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    def steps_of(n_each: int) -> list[tuple[np.ndarray, np.ndarray | None]]:
         step: Any = Step(n_each)
         feed = StepFeed(step, lambda n: cut([(rows, np.arange(n_rows))], 4 * n), config.training, 2, 7)
         lengths = []
@@ -131,21 +134,23 @@ def test_steps_do_not_depend_on_how_minibatches_are_grouped(corruption: float, n
         assert feed.n_ready() == 0, "still"
         return step.started
 
-    one_by_one = begun_by(1)
+    one_by_one = steps_of(1)
     for i, (batch, noise) in enumerate(one_by_one):
         np.testing.assert_array_equal(batch, rows[4 * i : 4 * i + 4])
         assert (noise is None) == (corruption == 0)
         assert noise is None or np.array_equal(noise, noise_of(3, 7 + i, batch.shape))
     for n_each in (2, 3, 5):
-        for pair in zip(one_by_one, begun_by(n_each), strict=True):
-            for alone, together in zip(*pair, strict=True):
-                np.testing.assert_array_equal(alone, together)
+        for pair in zip(one_by_one, steps_of(n_each), strict=True):
+            for alone, grouped in zip(*pair, strict=True):
+                np.testing.assert_array_equal(alone, grouped)
 
 
 def test_windows_before_the_first_minibatch_are_not_read(shards, monkeypatch):
     order = Order(slab_starts(shards), NONE, 3, seed=0)
-    streamed, n_windows, read = StreamedRows(shards, 1), [], module._Reader.slabs
-    monkeypatch.setattr(module._Reader, "slabs", lambda *how: n_windows.append(1) or read(*how))
+    streamed = StreamedRows(shards, 1)
+    n_windows = []
+    read = module._Reader.slabs
+    monkeypatch.setattr(module._Reader, "slabs", lambda *arguments: n_windows.append(1) or read(*arguments))
     list(streamed.minibatches(order, 0, 3, first=5))
     assert len(n_windows) <= len(list(order.windows(0))) - 4
 
@@ -167,7 +172,9 @@ def test_shards_of_several_dtypes_are_read_in_a_common_dtype(tmp_path):
 def test_rows_are_imputed_and_clipped_after_reading(tmp_path):
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=(9, 3)).astype(np.float32), rng.integers(-5, 5, (30, 3)).astype(np.int8)]
-    arrays[0][4], arrays[0][7, 1], arrays[1][[3, 8], [0, 2]] = np.nan, -99, -99
+    arrays[0][4] = np.nan
+    arrays[0][7, 1] = -99
+    arrays[1][[3, 8], [0, 2]] = -99
     shards = open_shards([write_shard(tmp_path / f"{i}.h5", rows) for i, rows in enumerate(arrays)])
     scaler = Scaler(np.array([-1.5, -2.5, -0.5]), np.array([1.5, 0.5, 2.5]), np.array([0.75, -0.5, 1.25]), clips=True)
     whole = np.concatenate(arrays, dtype=np.float32)

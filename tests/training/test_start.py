@@ -1,4 +1,4 @@
-"""Tests of initial parameters: random as published, or such that the network reconstructs rows as components do."""
+"""Tests of initial parameters: random as published, or chosen so that reconstructions equal those of components."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def components_of(x: np.ndarray, k: int = 3) -> Components:
     return principal_components(x, k, np.random.default_rng(7))
 
 
-def started(network: Network, mean: np.ndarray | None, components: Components | None = None, seed: int = 1) -> Model:
+def started_model(
+    network: Network, mean: np.ndarray | None, components: Components | None = None, seed: int = 1
+) -> Model:
     """Return a model with initial parameters that takes scaled rows."""
     found = start_of(network, np.random.default_rng(seed), mean, components)
     assert {name: array.shape for name, array in found.items()} == network.shapes
@@ -46,7 +48,7 @@ def started(network: Network, mean: np.ndarray | None, components: Components | 
     return Model(Scaler(np.zeros(N_INPUTS), np.ones(N_INPUTS)), network, parameters)
 
 
-def again(model: Model, x: np.ndarray) -> np.ndarray:
+def reconstructed(model: Model, x: np.ndarray) -> np.ndarray:
     return model.decode(model.encode(x))
 
 
@@ -54,14 +56,14 @@ def again(model: Model, x: np.ndarray) -> np.ndarray:
 
 
 def test_one_sigmoid_layer_starts_as_published(x: np.ndarray) -> None:
-    drawn = np.random.default_rng(5).standard_normal((N_INPUTS, 3)) / np.sqrt(N_INPUTS + 3)
+    expected = np.random.default_rng(5).standard_normal((N_INPUTS, 3)) / np.sqrt(N_INPUTS + 3)
     for mean in (None, x.mean(axis=0, dtype=np.float64)):
         found = start_of(ONE, np.random.default_rng(5), mean)
         assert list(found) == ["W", "b_hidden", "b_output"]
-        np.testing.assert_array_equal(found["W"], drawn)
-        np.testing.assert_array_equal(found["b_hidden"], np.zeros(3) if mean is None else -mean @ drawn)
+        np.testing.assert_array_equal(found["W"], expected)
+        np.testing.assert_array_equal(found["b_hidden"], np.zeros(3) if mean is None else -mean @ expected)
         np.testing.assert_array_equal(
-            found["b_output"], np.zeros(N_INPUTS) if mean is None else mean - drawn.sum(axis=1) / 2
+            found["b_output"], np.zeros(N_INPUTS) if mean is None else mean - expected.sum(axis=1) / 2
         )
 
 
@@ -69,16 +71,17 @@ def test_one_sigmoid_layer_starts_as_published(x: np.ndarray) -> None:
 def test_the_mean_row_starts_as_its_own_reconstruction(network, x):
     mean = x.mean(axis=0, dtype=np.float64)
     for components in (None, components_of(x)):
-        model = started(network, mean, components)
+        model = started_model(network, mean, components)
         row = mean[None].astype(np.float32)
         np.testing.assert_allclose(model.encode(row), np.full((1, 3), network.center), atol=1e-5)
-        np.testing.assert_allclose(again(model, row), row, atol=1e-5)
+        np.testing.assert_allclose(reconstructed(model, row), row, atol=1e-5)
 
 
 @each("network", [Network((300, 100, 10), "relu", "linear"), Network((300, 100), code="linear")])
 def test_random_weights_reconstruct_rows_of_the_right_size(network):
     found = start_of(network, np.random.default_rng(0), None)
-    x, slope = np.random.default_rng(1).normal(size=(2000, 300)).astype(np.float32), network.n_layers > 1
+    x = np.random.default_rng(1).normal(size=(2000, 300)).astype(np.float32)
+    slope = network.n_layers > 1
     W = found[network.layers[0][0]]
     hidden = np.maximum(x @ W, 0) if slope else x @ W
     back = hidden @ W.T
@@ -95,7 +98,7 @@ def test_gains_start_as_the_inverse_slope_of_the_code():
 # -- components --------------------------------------------------------------------------------------------------
 
 
-def by_components(x: np.ndarray, found: Components) -> np.ndarray:
+def reconstruct(x: np.ndarray, found: Components) -> np.ndarray:
     centred = x - found.mean
     return found.mean + centred @ found.components @ found.components.T
 
@@ -103,16 +106,16 @@ def by_components(x: np.ndarray, found: Components) -> np.ndarray:
 @each("network", [network for network in NETWORKS if network.code == "linear"])
 def test_linear_features_start_as_components_for_any_layers(network, x):
     components = components_of(x)
-    model = started(network, None, components)
-    np.testing.assert_allclose(again(model, x), by_components(x, components), atol=1e-6)
+    model = started_model(network, None, components)
+    np.testing.assert_allclose(reconstructed(model, x), reconstruct(x, components), atol=1e-6)
     np.testing.assert_allclose(model.encode(x), (x - components.mean) @ components.components, atol=1e-6)
 
 
 @each("network", [network for network in NETWORKS if network.code == "sigmoid"])
 def test_sigmoids_start_near_components_and_unsaturated(network, x):
     components = components_of(x)
-    model = started(network, None, components)
-    error, least = (np.mean((found - x) ** 2) for found in (again(model, x), by_components(x, components)))
+    model = started_model(network, None, components)
+    error, least = (np.mean((found - x) ** 2) for found in (reconstructed(model, x), reconstruct(x, components)))
     assert error < least * (1.005 if network.gain else 1.05)
     assert np.abs(model.encode(x) - 0.5).max() < (0.3 if network.gain else 0.5)
 
@@ -120,7 +123,7 @@ def test_sigmoids_start_near_components_and_unsaturated(network, x):
 def test_units_before_sigmoids_share_unequal_components():
     deviations = np.array([100.0, 1.0, 0.0])
     components = Components(np.zeros(N_INPUTS), np.eye(N_INPUTS)[:, :3], deviations)
-    model = started(replace(ONE, gain=True), None, components)
+    model = started_model(replace(ONE, gain=True), None, components)
     rows = np.random.default_rng(0).normal(size=(4000, 3)) * deviations @ np.eye(N_INPUTS)[:3]
     spread = model.encode(rows.astype(np.float32)).std(axis=0)
     assert spread.max() < 1.1 * spread.min()
@@ -128,14 +131,16 @@ def test_units_before_sigmoids_share_unequal_components():
 
 
 def test_constant_rows_give_finite_parameters():
-    still = Components(np.full(N_INPUTS, 0.5), np.eye(N_INPUTS)[:, :3], np.zeros(3))
+    constant_components = Components(np.full(N_INPUTS, 0.5), np.eye(N_INPUTS)[:, :3], np.zeros(3))
     for network in NETWORKS:
-        assert all(np.isfinite(array).all() for array in started(network, None, still).parameters.values())
+        assert all(
+            np.isfinite(array).all() for array in started_model(network, None, constant_components).parameters.values()
+        )
 
 
 @each("network", [network for network in NETWORKS if len(network.widths) > 2])
 def test_additional_hidden_units_start_at_random(network, x):
-    parameters = started(network, None, components_of(x)).parameters
+    parameters = started_model(network, None, components_of(x)).parameters
     rest = parameters["W_1"][:, 6:]
     assert len(np.unique(rest)) == rest.size
     assert not parameters[network.layers[-1][0]][6:].any()
@@ -149,6 +154,8 @@ def test_components_need_two_hidden_units_each() -> None:
 def test_another_seed_gives_another_start(x: np.ndarray) -> None:
     for components in (None, components_of(x)):
         network = Network((N_INPUTS, 8, 3), "relu", "sigmoid", gain=True)
-        first, again, other = (started(network, None, components, seed).parameters["W_1"] for seed in (1, 1, 2))
-        assert first.tobytes() == again.tobytes() != other.tobytes()
+        first, reconstructed, other = (
+            started_model(network, None, components, seed).parameters["W_1"] for seed in (1, 1, 2)
+        )
+        assert first.tobytes() == reconstructed.tobytes() != other.tobytes()
         assert math.isfinite(first.sum())

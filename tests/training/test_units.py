@@ -8,16 +8,16 @@ import pytest
 from pipeline.training.verdict import Units, count_units
 
 
-def lively(n_rows: int, n_features: int) -> np.ndarray:
+def random_features(n_rows: int, n_features: int) -> np.ndarray:
     return np.random.default_rng(0).uniform(0.2, 0.8, (n_rows, n_features)).astype(np.float32)
 
 
 def test_varying_features_are_not_counted() -> None:
-    assert count_units(lively(200, 10), "sigmoid") == Units(200, 10, 0, 0, 0, 0.0)
+    assert count_units(random_features(200, 10), "sigmoid") == Units(200, 10, 0, 0, 0, 0.0)
 
 
 def test_a_dead_feature_hardly_varies_compared_with_the_others() -> None:
-    features = lively(200, 5)
+    features = random_features(200, 5)
     features[:, 1] = 0.7
     features[:, 3] = 0.5 + 1e-4 * (features[:, 3] - 0.5)
     assert count_units(features, "sigmoid").dead == 2
@@ -26,10 +26,11 @@ def test_a_dead_feature_hardly_varies_compared_with_the_others() -> None:
 
 
 def test_a_saturated_feature_is_extreme_for_most_rows() -> None:
-    features = lively(200, 4)
+    features = random_features(200, 4)
     features[:99, 0] = 0.001  # almost half
     features[:101, 1] = 0.995
-    features[:60, 2], features[60:120, 2] = 0.001, 0.999
+    features[:60, 2] = 0.001
+    features[60:120, 2] = 0.999
     found = count_units(features, "sigmoid")
     assert (found.saturated, found.saturated_share) == (2, pytest.approx((99 + 101 + 120) / 800))
     linear = count_units(features, "linear")
@@ -38,7 +39,7 @@ def test_a_saturated_feature_is_extreme_for_most_rows() -> None:
 
 @pytest.mark.parametrize("n_compared", [1, 3, 256])
 def test_a_duplicate_repeats_an_earlier_feature(n_compared: int) -> None:
-    features = lively(200, 8)
+    features = random_features(200, 8)
     features[:, 2] = 0.3 + features[:, 0] / 2
     features[:, 3] = 1 - features[:, 0]  # equal to the previous one up to the sign
     features[:, 7] = features[:, 6]

@@ -1,4 +1,4 @@
-"""Tests of the verdict on a training, and of the rows that it is based on."""
+"""Tests of the verdict on a training, and of the rows from which it is computed."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.support.logged import mentions
 
 CONFIG = resolve(Config.of(n_features=2), 1000, 4)
 UNITS = Units(100, 20, 0, 0, 0, 0.0)
-BESIDE = {"n_components": 20, "components": 0.01, "mean": 0.1, "is_worse": False}
-WORSE = {"baseline": {**BESIDE, "is_worse": True}, "units": asdict(UNITS)}
+BASELINE = {"n_components": 20, "components": 0.01, "mean": 0.1, "is_worse": False}
+WORSE = {"baseline": {**BASELINE, "is_worse": True}, "units": asdict(UNITS)}
 
 
 class Rows:
@@ -55,7 +55,8 @@ class Passing:
 
 
 def training(n_validation: int, baseline: Baseline | None = None, config: Settings = CONFIG) -> Training:
-    left_out, device = np.arange(n_validation), Passing()
+    left_out = np.arange(n_validation)
+    device = Passing()
     order = Order(np.array([0, 1000]), left_out, 1000, seed=0)
     fakes: dict[str, Any] = {"autoencoder": device, "step": device, "rows": Rows()}
     return Training(
@@ -67,16 +68,16 @@ def training(n_validation: int, baseline: Baseline | None = None, config: Settin
     )
 
 
-def complaints_about(about: Mapping[str, Any], **settings: Any) -> list[str]:
+def warnings_about(about: Mapping[str, Any], **settings: Any) -> list[str]:
     config = CONFIG.changed(**settings)
     return list(complaints(about, config.training, network_of(config.network, 4)))
 
 
 def test_units_are_measured_on_validation_rows_if_there_are_many() -> None:
     for n_validation in (0, 10, 300):
-        looked_at = training(n_validation)
-        found = measured(looked_at)
-        (rows,) = looked_at.autoencoder.encoded
+        measured_training = training(n_validation)
+        found = measured(measured_training)
+        (rows,) = measured_training.autoencoder.encoded
         numbers = set((rows[:, 0] // 10).astype(int))
         is_left_out = {number < n_validation for number in numbers}
         assert is_left_out == {n_validation == 300}
@@ -96,24 +97,22 @@ def test_errors_are_compared_with_the_baseline_on_the_same_rows() -> None:
 
 
 def test_good_or_unmeasured_features_cause_no_warning() -> None:
-    assert complaints_about({"baseline": BESIDE, "units": asdict(UNITS)}) == []
-    assert complaints_about({"baseline": None, "units": asdict(UNITS)}) == []
-    assert complaints_about({"history": []}) == []
+    assert warnings_about({"baseline": BASELINE, "units": asdict(UNITS)}) == []
+    assert warnings_about({"baseline": None, "units": asdict(UNITS)}) == []
+    assert warnings_about({"history": []}) == []
 
 
 def test_features_worse_than_components_cause_a_warning() -> None:
-    (complaint,) = complaints_about(WORSE)
-    assert mentions(complaint, "20 principal components", "0.01")
-    assert complaints_about(WORSE, corruption=0.25) == [], "corruption is expected to increase the error"
+    (warning,) = warnings_about(WORSE)
+    assert mentions(warning, "20 principal components", "0.01")
+    assert warnings_about(WORSE, corruption=0.25) == [], "corruption is expected to increase the error"
 
 
 def test_advice_omits_settings_that_are_already_used() -> None:
-    (complaint,) = complaints_about(WORSE, start="random", decoder_gain=False, code_activation="sigmoid", hidden=())
-    assert re.findall("--[a-z-]+", complaint) == ["--start", "--decoder-gain", "--hidden", "--epochs"]
-    (complaint,) = complaints_about(
-        WORSE, start="components", decoder_gain=False, code_activation="linear", hidden=(9,)
-    )
-    assert re.findall("--[a-z-]+", complaint) == ["--epochs"]
+    (warning,) = warnings_about(WORSE, start="random", decoder_gain=False, code_activation="sigmoid", hidden=())
+    assert re.findall("--[a-z-]+", warning) == ["--start", "--decoder-gain", "--hidden", "--epochs"]
+    (warning,) = warnings_about(WORSE, start="components", decoder_gain=False, code_activation="linear", hidden=(9,))
+    assert re.findall("--[a-z-]+", warning) == ["--epochs"]
 
 
 def history(costs: Sequence[float], validation: Sequence[float | None] | None = None) -> dict[str, Any]:
@@ -122,25 +121,26 @@ def history(costs: Sequence[float], validation: Sequence[float | None] | None = 
 
 
 def test_a_training_that_still_improves_causes_a_warning() -> None:
-    still, done = np.linspace(1, 0.5, 20), np.concatenate([np.linspace(1, 0.5, 10), np.full(10, 0.48)])
-    (complaint,) = complaints_about(history(still), epochs=20)
-    assert mentions(complaint, 20, "34%")
-    assert "--epochs" in complaint
-    assert complaints_about(history(done), epochs=20) == []
-    assert complaints_about(history(still), epochs=21) == [], "validation stopped the training"
-    assert complaints_about(history(still[:9]), epochs=9) == [], "too few to tell"
-    assert complaints_about({"baseline": BESIDE, **history(1e-4 * still)}, epochs=20) == [], (
+    falling = np.linspace(1, 0.5, 20)
+    flat = np.concatenate([np.linspace(1, 0.5, 10), np.full(10, 0.48)])
+    (warning,) = warnings_about(history(falling), epochs=20)
+    assert mentions(warning, 20, "34%")
+    assert "--epochs" in warning
+    assert warnings_about(history(flat), epochs=20) == []
+    assert warnings_about(history(falling), epochs=21) == [], "validation stopped the training"
+    assert warnings_about(history(falling[:9]), epochs=9) == [], "too few to tell"
+    assert warnings_about({"baseline": BASELINE, **history(1e-4 * falling)}, epochs=20) == [], (
         "negligible compared with the mean's"
     )
-    assert complaints_about(history([0.0] * 20), epochs=20) == []
-    assert complaints_about(history(still, list(done)), epochs=20) == [], "the training overfits"
-    assert len(complaints_about(history(still, list(done)), epochs=20, corruption=0.25)) == 1
+    assert warnings_about(history([0.0] * 20), epochs=20) == []
+    assert warnings_about(history(falling, list(flat)), epochs=20) == [], "the training overfits"
+    assert len(warnings_about(history(falling, list(flat)), epochs=20, corruption=0.25)) == 1
 
 
 def test_each_kind_of_bad_units_causes_its_own_warning() -> None:
     few, many = (replace(UNITS, dead=n, saturated=n, duplicate=n) for n in (2, 3))
-    assert complaints_about({"units": asdict(few)}) == []
-    found = complaints_about({"units": asdict(many)})
+    assert warnings_about({"units": asdict(few)}) == []
+    found = warnings_about({"units": asdict(many)})
     kinds = ("vary", "saturated", "duplicate")
-    assert all(mentions(complaint, "3 of 20", kind) for complaint, kind in zip(found, kinds, strict=True))
-    assert all("--" in complaint for complaint in found)
+    assert all(mentions(warning, "3 of 20", kind) for warning, kind in zip(found, kinds, strict=True))
+    assert all("--" in warning for warning in found)

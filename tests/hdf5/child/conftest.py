@@ -18,12 +18,12 @@ def fresh():
 def child_runs(fresh, monkeypatch, tmp_path_factory):
     """Replace what the child does when it describes a file."""
 
-    def bend(*lines):
+    def use(*lines):
         gatekeeper.retire()
         source = MODIFIED_CHILD.format(lines="\n    ".join(lines))
         plant(monkeypatch, tmp_path_factory.mktemp("child"), source)
 
-    return bend
+    return use
 
 
 @pytest.fixture

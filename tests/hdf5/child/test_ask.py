@@ -167,7 +167,7 @@ def test_hanging_child_is_stopped(path, fresh, monkeypatch, tmp_path):
         answer_about(path, limits=replace(LIMITS, patience=0.1, grace=0.1))
 
 
-def test_answer_to_an_interrupted_question_is_discarded(path, child_runs):
+def test_answer_to_an_interrupted_query_is_discarded(path, child_runs):
     child_runs(
         f"if dataset == 'slow': os.kill({os.getpid()}, 10); time.sleep(1000)",
         "return honest(file, dataset, *wanted)",
@@ -185,15 +185,15 @@ def test_answer_to_an_interrupted_question_is_discarded(path, child_runs):
     assert vet(Path(path)).shape == (3, 2)
 
 
-@pytest.mark.parametrize("how", ["exit", "SIGKILL", "SIGTERM"])
-def test_child_ends_with_its_driver(path, how):
+@pytest.mark.parametrize("cause", ["exit", "SIGKILL", "SIGTERM"])
+def test_child_ends_with_its_driver(path, cause):
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, path], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     child = os.pidfd_open(int(driver.stdout.readline()))
     try:
-        if how != "exit":
-            driver.send_signal(getattr(signal, how))
+        if cause != "exit":
+            driver.send_signal(getattr(signal, cause))
         driver.communicate()
         assert select.select([child], [], [], 60)[0], "the child is still alive"
     finally:
@@ -205,25 +205,26 @@ def test_child_is_no_fork_and_needs_no_lock_of_the_driver(path, fresh, monkeypat
         raise AssertionError("forked")
 
     monkeypatch.setattr(os, "fork", no_fork)
-    held, done = threading.Event(), threading.Event()
+    has_lock = threading.Event()
+    may_end = threading.Event()
 
     def hold():
         with h5py._hl.base.phil:
-            held.set()
-            done.wait()
+            has_lock.set()
+            may_end.wait()
 
     thread = threading.Thread(target=hold)
     thread.start()
     try:
-        held.wait()
+        has_lock.wait()
         (shard,) = open_shards([path])
         np.testing.assert_array_equal(read(Block(shard, 0, 3)), numbered(3))
     finally:
-        done.set()
+        may_end.set()
         thread.join()
 
 
-def test_concurrent_questions_are_answered_concurrently(tmp_path, fresh):
+def test_concurrent_queries_are_answered_concurrently(tmp_path, fresh):
     text = np.array(["one", "two", "three"], object)
     shards = open_shards([write_shard(tmp_path / f"{i}.h5", numbered(3), extras={"t": text}) for i in range(8)])
     found = {}
@@ -253,9 +254,9 @@ def test_fork_of_the_driver_has_its_own_child(path, fresh):
             os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as answer:
-        theirs = answer.read()
+        pid_in_fork = answer.read()
     os.waitpid(forked, 0)
-    assert theirs
-    assert int(theirs) != before
+    assert pid_in_fork
+    assert int(pid_in_fork) != before
     assert vet(Path(path)).shape == (3, 2)
     assert child_pid() == before

@@ -16,10 +16,10 @@ FRAME = np.zeros(4, [("index", "<i8"), ("values_block_0", "<f8", (3,))])
 MIXED = np.zeros(4, [("index", "<i8"), ("values_block_0", "<f8", (3,)), ("values_block_1", "<i8", (1,))])
 
 
-def write(path, held, attributes=()):
+def write(path, contents, attributes=()):
     """Write a file with these values under these names; None makes a group."""
     with h5py.File(path, "w") as file:
-        for name, values in held.items():
+        for name, values in contents.items():
             file.create_group(name) if values is None else file.create_dataset(name, data=values)
         for name, key, value in attributes:
             file[name].attrs[key] = value
@@ -38,7 +38,7 @@ SHAPED = [("X", "shape", (61, 6))]
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("held", "attributes", "requested", "chosen"),
+    ("contents", "attributes", "requested", "chosen"),
     [
         ({"images": np.zeros((4, 2, 2, 1)), "labels": np.zeros((4, 1))}, (), None, ("images", "dense")),
         ({"rows": np.zeros((4, 1)), "labels": np.zeros(4)}, (), None, ("rows", "dense")),
@@ -64,13 +64,13 @@ SHAPED = [("X", "shape", (61, 6))]
         ({"config": ONE}, (), None, ("config", "table")),
     ],
 )
-def test_object_that_holds_the_rows_is_found(tmp_path, held, attributes, requested, chosen):
-    (shard,) = open_shards([write(tmp_path / "x.h5", held, attributes)], requested)
+def test_object_that_holds_the_rows_is_found(tmp_path, contents, attributes, requested, chosen):
+    (shard,) = open_shards([write(tmp_path / "x.h5", contents, attributes)], requested)
     assert (shard.dataset, shard.form) == chosen
 
 
 @pytest.mark.parametrize(
-    ("held", "requested", "phrases"),
+    ("contents", "requested", "phrases"),
     [
         (
             {"a": np.zeros((4, 2), "f4"), "b": np.zeros((4, 3, 1), "u1"), "y": np.zeros((4, 1))},
@@ -126,8 +126,8 @@ def test_object_that_holds_the_rows_is_found(tmp_path, held, attributes, request
         ({**sparse("X"), "y": [1]}, "X/data", ["dataset=X/data", "rank 1"]),
     ],
 )
-def test_unusable_rows_are_refused_with_candidates_and_advice(tmp_path, held, requested, phrases):
-    path = write(tmp_path / "x.h5", held)
+def test_unusable_rows_are_refused_with_candidates_and_advice(tmp_path, contents, requested, phrases):
+    path = write(tmp_path / "x.h5", contents)
     with refused(65, path, *phrases):
         open_shards([path], requested)
 
@@ -167,13 +167,13 @@ def test_matlab_matrix_requires_an_orientation(tmp_path, libver):
 
 
 def test_only_matrix_of_a_matlab_workspace_holds_the_rows(tmp_path):
-    held = {
+    contents = {
         "data": np.zeros((3, 5)),
         "labels": np.zeros((1, 5)),
         "alpha": np.zeros((1, 1)),
         "#refs#/a": np.zeros((4, 4)),
     }
-    path = write(tmp_path / "x.mat", held, [("data", "MATLAB_class", np.bytes_(b"double"))])
+    path = write(tmp_path / "x.mat", contents, [("data", "MATLAB_class", np.bytes_(b"double"))])
     (shard,) = open_shards([path], orientation="columns")
     assert (shard.dataset, [extra.name for extra in shard.extras]) == ("data", ["labels"])
 

@@ -1,4 +1,4 @@
-"""Tests of the limits of what the child reads."""
+"""Tests of the limits on the metadata that the child reads."""
 
 import h5py
 import pytest
@@ -60,11 +60,11 @@ def test_attributes_are_not_enumerated(tmp_path, monkeypatch):
         for i in range(3000):
             file["X"].attrs[f"a{i}"] = "x" * 1000
 
-    def none(*arguments, **named):
+    def refuse(*arguments, **named):
         raise AssertionError("attributes were enumerated")
 
     for name in ("open_by_idx", "get_num_attrs", "iterate"):
-        monkeypatch.setattr(h5py.h5a, name, none, raising=False)
+        monkeypatch.setattr(h5py.h5a, name, refuse, raising=False)
     with h5py.File(path) as file:
         assert describe.describe(file, None)[0]["columns"]["names"] is None
     assert open_shards([str(path)])[0].shape == (6, 2)

@@ -85,8 +85,8 @@ print(read(Block(shard, 0, 3)).tolist(), read_extras(Block(shard, 0, 3))["text"]
 def test_child_starts_under_lower_limits_of_the_user(path):
     limits = "import resource as r; r.setrlimit(r.RLIMIT_CPU, (50, 50)); r.setrlimit(r.RLIMIT_NPROC, (4096, 4096))\n"
     command = [sys.executable, "-c", limits + DRIVER, path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, input="")
-    assert done.stdout.strip().isdecimal(), done.stderr
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, input="")
+    assert result.stdout.strip().isdecimal(), result.stderr
 
 
 def test_driver_without_capabilities_has_a_child(tmp_path):
@@ -94,14 +94,14 @@ def test_driver_without_capabilities_has_a_child(tmp_path):
     path = write_shard(tmp_path / "x.h5", numbered(3), extras={"text": text})
     drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.getuid() == 0 else []
     command = [*drop, sys.executable, "-c", WITHOUT_RIGHTS, path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == f"{numbered(3).tolist()} {text.tolist()}", done.stderr
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == f"{numbered(3).tolist()} {text.tolist()}", result.stderr
 
 
 def test_child_has_no_network(path, fresh):
     vet(Path(path))
-    ours, theirs = (os.readlink(f"/proc/{pid}/ns/net") for pid in ("self", child_pid()))
-    if ours == theirs:
+    own_namespace, child_namespace = (os.readlink(f"/proc/{pid}/ns/net") for pid in ("self", child_pid()))
+    if own_namespace == child_namespace:
         pytest.skip("missing on this machine: the right to make a network namespace")
 
 
@@ -120,7 +120,7 @@ def test_child_has_one_thread_and_cannot_gain_privileges(path, fresh):
 
 
 def test_environment_of_the_child_is_clean(path, fresh, monkeypatch):
-    planted = {
+    variables = {
         "HDF5_PLUGIN_PATH": "/tmp",
         "HDF5_VOL_CONNECTOR": "evil",
         "HDF5_DRIVER": "core",
@@ -132,7 +132,7 @@ def test_environment_of_the_child_is_clean(path, fresh, monkeypatch):
         "PYTHONPATH": "/tmp",
         "PYTHONSTARTUP": "/tmp/x.py",
     }
-    for name, value in planted.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     vet(Path(path))
     found = Path(f"/proc/{child_pid()}/environ").read_bytes().split(b"\0")
@@ -160,7 +160,7 @@ except (OSError, KeyError, *([] if sys.argv[1] == "bare" else [DataError])) as e
 
 @pytest.mark.parametrize("by", ["filter", "connector"])
 def test_planted_plugin_is_not_loaded(tmp_path, by):
-    """Neither this process nor the child loads it; h5py itself does, which shows that the plugin works."""
+    """Neither this process nor the child loads it. Plain h5py loads it, which shows that the plugin works."""
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
         dataset = file.create_dataset("X", (4, 2), "i4", chunks=(4, 2), compression=300 if by == "never" else None)
@@ -174,9 +174,9 @@ def test_planted_plugin_is_not_loaded(tmp_path, by):
     if by == "connector":
         environment["HDF5_VOL_CONNECTOR"] = "canary"
     canary = Path(environment["CANARY"])
-    for how, loads in (("bare", True), ("ours", False)):
-        command = [sys.executable, "-c", PLANTED, how, str(path)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        assert canary.exists() == loads, done.stderr
+    for reader, loads in (("bare", True), ("ours", False)):
+        command = [sys.executable, "-c", PLANTED, reader, str(path)]
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert canary.exists() == loads, result.stderr
         canary.unlink(missing_ok=True)
-    assert "filter 300" in done.stdout
+    assert "filter 300" in result.stdout

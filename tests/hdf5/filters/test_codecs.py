@@ -31,7 +31,7 @@ def path_of(name):
 
 
 @pytest.fixture
-def fresh():
+def new_child():
     ask.retire()
     yield
     ask.retire()
@@ -87,7 +87,7 @@ def test_text_with_a_registered_filter_is_left_out_alone(caplog):
         ("blosc-lz4", "blosc"),
     ],
 )
-def test_missing_package_is_named(fresh, monkeypatch, tmp_path, name, advice):
+def test_missing_package_is_named(new_child, monkeypatch, tmp_path, name, advice):
     hidden = "import sys\nsys.modules.update(blosc=None, lz4=None, zstandard=None)\n"
     plant(monkeypatch, tmp_path, f"{hidden}from pipeline.hdf5.child.server import main\n")
     monkeypatch.setattr(codecs, "_MISSING", {code: each.packages for code, each in codecs.FILTERS.items()})
@@ -98,7 +98,7 @@ def test_missing_package_is_named(fresh, monkeypatch, tmp_path, name, advice):
 # -- damaged -------------------------------------------------------------------------------------------------------
 
 
-def stored(name):
+def first_chunk(name):
     """Return bytes, filters and size of the first chunk."""
     (shard,) = open_shards([str(path_of(name))])
     layout = shard.layouts[0]
@@ -109,7 +109,7 @@ def stored(name):
 
 @pytest.mark.parametrize("name", REGISTERED)
 def test_damaged_chunk_is_an_error_or_has_the_expected_size(name):
-    data, filters, n_bytes = stored(name)
+    data, filters, n_bytes = first_chunk(name)
     rng = np.random.default_rng(5)
     assert len(decode_chunk(memoryview(data), filters, 0, n_bytes)) == n_bytes
     n_errors = 0
@@ -128,7 +128,7 @@ def test_damaged_chunk_is_an_error_or_has_the_expected_size(name):
 @pytest.mark.parametrize("size", [0, 1, 2**31 - 1, 2**32 - 1, 2**40, 2**63])
 @pytest.mark.parametrize("name", ["lz4", "bitshuffle-lz4", "bitshuffle-zstd"])
 def test_claimed_size_allocates_no_memory(name, size, monkeypatch):
-    data, filters, n_bytes = stored(name)
+    data, filters, n_bytes = first_chunk(name)
     real = bytearray
 
     def bounded(size):
@@ -162,15 +162,15 @@ def test_blosc_chunk_with_too_many_blocks_is_refused():
     """All blocks may refer to the same bytes: a chunk of 80 KB, compressed again, would take minutes."""
     block = zstandard.ZstdCompressor().compress(b"abcd")
 
-    def unfolded(n):
+    def decode(n):
         body = struct.pack("<i", 16 + 4 * n) * n + struct.pack("<i", len(block)) + block
         head = struct.pack("<4B3I", 2, 1, 0x90, 1, 4 * n, 4, 16 + len(body))
         return decode_chunk(memoryview(head + body), [(32001, ())], 0, 4 * n)
 
     most = codecs._MOST_BLOCKS
-    assert unfolded(most) == b"abcd" * most
+    assert decode(most) == b"abcd" * most
     with pytest.raises(ValueError, match=f"{4 * most + 4} bytes"):
-        unfolded(most + 1)
+        decode(most + 1)
 
 
 @pytest.mark.parametrize(
@@ -186,14 +186,14 @@ def test_invalid_bitshuffle_parameters_are_an_error(values):
 
 def bits_sorted(data, n_block, itemsize):
     """Return bitshuffled data by a slow version of the published algorithm (Masui et al., 2015)."""
-    done = bytearray()
+    shuffled = bytearray()
     n = len(data) // itemsize
     for first in range(0, n, n_block):
         block = data[first * itemsize : (first + n_block) * itemsize]
         whole = len(block) // itemsize // 8 * 8 * itemsize
         bits = np.unpackbits(np.frombuffer(block[:whole], np.uint8), bitorder="little")
-        done += np.packbits(bits.reshape(-1, 8 * itemsize).T, bitorder="little").tobytes() + block[whole:]
-    return bytes(done)
+        shuffled += np.packbits(bits.reshape(-1, 8 * itemsize).T, bitorder="little").tobytes() + block[whole:]
+    return bytes(shuffled)
 
 
 def test_bitshuffle_is_inverted_for_any_remainder():

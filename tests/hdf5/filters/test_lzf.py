@@ -10,11 +10,13 @@ from tests.support.cases import case
 GUARD = 64
 
 
-def slow(data):
+def decompress_slowly(data):
     """Decompress byte by byte, as the format is defined; return None for a damaged stream."""
-    out, i = bytearray(), 0
+    out = bytearray()
+    i = 0
     while i < len(data):
-        c, i = data[i], i + 1
+        c = data[i]
+        i = i + 1
         if c < 32:
             if i + c + 1 > len(data):
                 return None
@@ -23,10 +25,12 @@ def slow(data):
             continue
         n = (c >> 5) + 2
         if n == 9 and i < len(data):
-            n, i = n + data[i], i + 1
+            n = n + data[i]
+            i = i + 1
         if i == len(data):
             return None
-        distance, i = ((c & 31) << 8 | data[i]) + 1, i + 1
+        distance = ((c & 31) << 8 | data[i]) + 1
+        i = i + 1
         if distance > len(out):
             return None
         for _ in range(n):
@@ -47,7 +51,8 @@ def undo(data, n_bytes):
 
 def random_stream(rng, n_pieces):
     """Return a valid stream of literals and of repetitions with small and large distances."""
-    data, n = bytearray(), 0
+    data = bytearray()
+    n = 0
     for _ in range(n_pieces):
         if n == 0 or rng.random() < 0.4:
             size = int(rng.integers(1, 33))
@@ -67,7 +72,7 @@ def test_valid_streams_decompress_as_the_format_defines():
         with case(seed=seed):
             rng = np.random.default_rng(seed)
             data = random_stream(rng, int(rng.integers(0, 60)))
-            expected = slow(data)
+            expected = decompress_slowly(data)
             for more in (0, 1, 15, 300):
                 assert undo(data, len(expected) + more) == expected
 
@@ -92,7 +97,7 @@ def test_damaged_stream_never_writes_outside_its_buffer():
             for _ in range(int(rng.integers(1, 6))):
                 data[rng.integers(len(data))] = rng.integers(256)
             data = bytes(data[: rng.integers(1, len(data) + 1)])
-            expected = slow(data)
+            expected = decompress_slowly(data)
             for n_bytes in (0, 1, 100, 10_000):
                 if expected is not None and len(expected) <= n_bytes:
                     assert undo(data, n_bytes) == expected

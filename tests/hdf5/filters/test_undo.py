@@ -1,4 +1,4 @@
-"""Tests of HDF5's own filters: undone as by HDF5, or refused."""
+"""Tests of HDF5's own filters: each is undone as HDF5 does it, or refused."""
 
 from itertools import product
 
@@ -16,7 +16,8 @@ def slow_fletcher32(data):
     for i in range(0, len(data), 2):
         low += data[i] << 8 | (data[i + 1] if i + 1 < len(data) else 0)
         high += low
-        low, high = (low & 0xFFFF) + (low >> 16), (high & 0xFFFF) + (high >> 16)
+        low = (low & 0xFFFF) + (low >> 16)
+        high = (high & 0xFFFF) + (high >> 16)
     return ((high & 0xFFFF) + (high >> 16)) << 16 | (low & 0xFFFF) + (low >> 16)
 
 

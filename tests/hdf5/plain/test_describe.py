@@ -26,7 +26,7 @@ from tests.support import fuzzing, hostile
 from tests.support.cases import case
 from tests.support.helpers import numbered, refused, write_shard
 from tests.support.parts import part_bytes
-from tests.support.work import counted
+from tests.support.work import count_work
 
 pytestmark = pytest.mark.process
 
@@ -127,9 +127,9 @@ def test_file_with_a_user_block_is_plain(tmp_path, libver, n_bytes):
 def test_chunk_trees_of_several_levels_in_any_order_are_read(tmp_path, shape, libver):
     rng = np.random.default_rng(0)
     with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest")) as file:
-        stored = file.create_dataset("X", shape, "i4", chunks=(1,) * len(shape), maxshape=(None, *shape[1:]))
+        h5_dataset = file.create_dataset("X", shape, "i4", chunks=(1,) * len(shape), maxshape=(None, *shape[1:]))
         for i in rng.permutation(shape[0]):
-            stored[i] = np.arange(i, i + np.prod(shape[1:])).reshape(shape[1:])
+            h5_dataset[i] = np.arange(i, i + np.prod(shape[1:])).reshape(shape[1:])
     assert_plain(tmp_path / "x.h5")
 
 
@@ -156,10 +156,13 @@ def test_dataset_is_found_by_path_or_as_the_only_candidate(tmp_path, dataset, li
     with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest")) as file:
         file["Y"] = numbered(4)
         file["same"] = file["Y"]
-        file["y"], file["text"], file["table"] = np.arange(4), "words", np.zeros((3, 2), "S4")
+        file["y"] = np.arange(4)
+        file["text"] = "words"
+        file["table"] = np.zeros((3, 2), "S4")
         if dataset is not None:
             file["a/b/X"] = numbered(5)
-            file["a/b/y"], file["a/b/none"] = np.arange(5), np.arange(4)
+            file["a/b/y"] = np.arange(5)
+            file["a/b/none"] = np.arange(4)
             file["ü/rows"] = numbered(6)
     assert_plain(tmp_path / "x.h5", dataset)
 
@@ -197,8 +200,8 @@ def test_compact_values_are_plain(tmp_path, libver):
         layout.set_layout(h5py.h5d.COMPACT)
         for name, shape in ((b"X", (4, 2)), (b"y", (4,))):
             space = h5py.h5s.create_simple(shape)
-            stored = h5py.h5d.create(file.id, name, h5py.h5t.STD_I32LE, space, dcpl=layout)
-            stored.write(h5py.h5s.ALL, h5py.h5s.ALL, np.arange(np.prod(shape), dtype="<i4").reshape(shape))
+            h5_dataset = h5py.h5d.create(file.id, name, h5py.h5t.STD_I32LE, space, dcpl=layout)
+            h5_dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.arange(np.prod(shape), dtype="<i4").reshape(shape))
     assert_plain(tmp_path / "x.h5")
 
 
@@ -303,12 +306,10 @@ def plain_corpus(folder):
 
     def usual(file, **options):
         file.create_dataset("X", data=ROWS, **options)
-        file["y"], file["z"], file["b"], file["s"] = (
-            np.arange(30),
-            np.zeros(7, ">f4"),
-            np.zeros(30, "?"),
-            np.zeros(30, "S3"),
-        )
+        file["y"] = np.arange(30)
+        file["z"] = np.zeros(7, ">f4")
+        file["b"] = np.zeros(30, "?")
+        file["s"] = np.zeros(30, "S3")
 
     def with_attributes(file):
         usual(file)
@@ -369,7 +370,7 @@ def test_reader_answers_damaged_files_as_the_child_or_not_at_all(tmp_path):
         path.write_bytes(with_few_bytes_changed(content, rng) if i % 3 else fuzzing.mutant([content], rng))
         if path.stat().st_size < 100:
             continue
-        with open(path, "rb") as file, counted() as work:
+        with open(path, "rb") as file, count_work() as work:
             by_reader = answer_of_reader(file.fileno())
         assert_little(work)
         if by_reader is not None:
@@ -385,7 +386,7 @@ def assert_little(work):
 
 
 def assert_given_up_soon(path, dataset=None):
-    with open(path, "rb") as file, counted() as work:
+    with open(path, "rb") as file, count_work() as work:
         assert describe_plain(file.fileno(), os.fstat(file.fileno()).st_size, dataset) is None
     assert_little(work)
 
@@ -409,7 +410,7 @@ def test_any_number_in_the_metadata_costs_bounded_work(tmp_path, value):
     content = path.read_bytes()
     for place in range(0, 2000, 4):
         path.write_bytes(content[:place] + struct.pack("<Q", value) + content[place + 8 :])
-        with open(path, "rb") as file, counted() as work:
+        with open(path, "rb") as file, count_work() as work:
             describe_plain(file.fileno(), path.stat().st_size, None)
         assert_little(work)
 
@@ -450,11 +451,11 @@ def test_plain_files_need_no_child(tmp_path, monkeypatch):
     for i in range(250):
         write_shard(tmp_path / f"{i}.h5", numbered(3), extras={"y": range(3)})
 
-    def none():
+    def refuse():
         raise AssertionError("a child was started")
 
     gatekeeper.retire()
-    monkeypatch.setattr(gatekeeper, "_Child", none)
+    monkeypatch.setattr(gatekeeper, "_Child", refuse)
     assert sum(shard.n_rows for shard in open_shards([str(tmp_path)])) == 750
     assert len(gatekeeper._idle) == 0
 
@@ -473,11 +474,12 @@ def test_overlap_that_the_reader_misses_is_found_by_vetting(tmp_path):
 def test_read_failure_in_the_reader_is_a_storage_error(tmp_path, monkeypatch):
     path = write_shard(tmp_path / "x.h5", numbered(3))
     monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
-    real, n = FILES.preadv, []
+    real = FILES.preadv
+    n = []
 
     def fail_later(*arguments):
         n.append(1)
-        if len(n) % 2 == 0:  # the checksum of the superblock was right
+        if len(n) % 2 == 0:  # the superblock can still be read
             raise OSError(5, "Input/output error")
         return real(*arguments)
 

@@ -1,7 +1,10 @@
 // libcuda: the functions of the driver that libgpuarray loads, with host memory as device memory.
 //
 // These variables describe the card; each has a default:
-//     STUB_CAPABILITY=9.0  STUB_MEMORY=8192 (MiB)  STUB_DRIVER=12.9 (its CUDA)  STUB_CARDS=1 (CUDA_VISIBLE_DEVICES counts)
+//     STUB_CAPABILITY=9.0           compute capability
+//     STUB_MEMORY=8192              memory in MiB
+//     STUB_DRIVER=12.9              CUDA version of the driver
+//     STUB_CARDS=1                  number of cards, of which CUDA_VISIBLE_DEVICES may hide some
 //     STUB_HOLD=downloads,uploads   copies between device and pageable memory are done when a call waits for the
 //                                   stream, not before; CUDA guarantees no more since 12.2. A card with delayed
 //                                   uploads reports that it can read pageable memory
@@ -46,7 +49,7 @@ bool holds(const char *copies)
     return text && strstr(text, copies);
 }
 
-// Numbers of the visible cards in CUDA_VISIBLE_DEVICES, up to the first invalid one.
+// Return the numbers of the visible cards in CUDA_VISIBLE_DEVICES, up to the first invalid one.
 std::vector<int> visible_cards()
 {
     int n_cards = number("STUB_CARDS", 1);
@@ -161,7 +164,7 @@ Result push(void *handle, std::function<void()> work)
 
 // -- memory --
 
-// Whether a range of bytes is inside one allocation.
+// Return whether a range of bytes is inside one allocation.
 bool lies_in(const std::map<std::uintptr_t, size_t> &allocations, std::uintptr_t start, size_t n_bytes)
 {
     auto next = allocations.upper_bound(start);
@@ -429,7 +432,8 @@ STUB_API Result cuLinkCreate(unsigned, void *, void *, std::string **link)
     return SUCCESS;
 }
 
-STUB_API Result cuLinkAddData(std::string *link, int type, const char *data, size_t size, const char *, unsigned, void *, void *)
+STUB_API Result cuLinkAddData(std::string *link, int type, const char *data, size_t size, const char *, unsigned,
+                              void *, void *)
 {
     ENTER(CONTEXT)
     if (type != 1) // PTX

@@ -1,6 +1,7 @@
-// The threads of a block as fibers: each has a stack, and a barrier leaves it for the next one's.
+// Runs the threads of a block as fibers: each has its own stack, and a barrier switches to the stack of the next one.
 //
-// Between two barriers they run upwards and downwards by turns: where a barrier is missing, one of the two orders shows it.
+// Between barriers they alternately run in ascending and in descending order. If a barrier is missing, one of the two
+// orders gives a wrong result.
 #pragma once
 
 namespace stub {
@@ -18,7 +19,8 @@ static dim3 thread_index;
 static Fiber fibers[max_threads], *running;
 static void *scheduler;
 
-// Leave one stack for another: its top goes to where `from` points. Only what a function has to leave as it was is kept.
+// Switch to another stack and store the top of the present one in `*from`. Only the registers that a function must
+// preserve are saved.
 extern "C" __attribute__((visibility("hidden"))) void stub_switch(void **from, void *to);
 asm(R"(
     .text
@@ -51,10 +53,10 @@ static void start()
 {
     body(arguments);
     running->is_done = true;
-    wait_for_the_others(); // for good
+    wait_for_the_others(); // never returns
 }
 
-// A stack on which `stub_switch` finds six registers and `start`, at the alignment that a call leaves.
+// Return a new stack on which `stub_switch` finds six registers and `start`, aligned as after a call.
 static void *fresh_stack(char *end)
 {
     void **top = reinterpret_cast<void **>(end) - 2;
@@ -73,7 +75,7 @@ static void run_together(int n_threads)
     for (bool upwards = true; n_left; upwards = !upwards)
         for (int i = 0; i < n_threads; i++) {
             running = &fibers[upwards ? i : n_threads - 1 - i];
-            if (running->is_done) // one that has returned holds up no barrier
+            if (running->is_done) // barriers do not wait for threads that have returned
                 continue;
             thread_index = running->index;
             stub_switch(&scheduler, running->stack_top);

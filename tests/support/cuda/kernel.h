@@ -1,7 +1,8 @@
-// CUDA C++ for the host: what stands before a kernel's source when g++ compiles it, so that a launch computes.
+// CUDA C++ for the host: the code that precedes the source of a kernel when g++ compiles it.
 //
-// A block's threads run one after the other, blocks too. Where the source has a barrier, each thread is a fiber, and a
-// barrier lets the next one go on; with STUB_THREADS it is a thread, which ThreadSanitizer watches.
+// Blocks run one after another, and so do the threads of a block. If the source has barriers, each thread is a fiber,
+// and a barrier switches to the next fiber. With STUB_THREADS each thread is a thread of the machine, which
+// ThreadSanitizer observes.
 #pragma once
 
 #include <stddef.h>
@@ -36,10 +37,10 @@ struct Launch {
 };
 
 static dim3 block_index, block_size, grid_size;
-alignas(64) static char shared[shared_bytes]; // of `extern __shared__`, which the driver writes anew
+alignas(64) static char shared[shared_bytes]; // replaces `extern __shared__`, whose declaration the driver rewrites
 static void (*body)(void **), **arguments;
 
-// The place of a block's thread.
+// The index of a thread in its block, from its number.
 static dim3 place_of(unsigned i)
 {
     return {i % block_size.x, i / block_size.x % block_size.y, i / block_size.x / block_size.y};
@@ -78,7 +79,7 @@ static void run(const Launch &launch, void (*kernel)(void **), void **values, bo
         for (unsigned y = 0; y < grid_size.y; y++)
             for (unsigned x = 0; x < grid_size.x; x++) {
                 block_index = {x, y, z};
-                memset(shared, 0xff, launch.shared_bytes); // NaN: nobody may count on what lies there
+                memset(shared, 0xff, launch.shared_bytes); // NaN: code must not rely on uninitialized memory
                 run_block(has_barriers);
             }
 }
@@ -97,8 +98,8 @@ template <class... Types, void (*kernel)(Types...)> struct Of<kernel> {
 
 } // namespace stub
 
-// What the driver finds of a kernel: the sizes of its arguments, ended by a 0, and how it is run. All else is hidden:
-// kernels of other libraries have the same names.
+// The symbols that the driver looks up for a kernel: the sizes of its arguments, terminated by 0, and the function that
+// runs it. All other symbols are hidden, because kernels of other libraries have the same names.
 #define STUB_ENTRY(kernel, has_barriers)                                                                               \
     STUB_FOUND const size_t *const stub_sizes_##kernel = stub::Of<kernel>::sizes;                                      \
     STUB_FOUND void stub_run_##kernel(const stub::Launch &launch, void **values)                                       \
@@ -118,14 +119,15 @@ static inline void __threadfence_block() {}
 // -- numbers --
 
 extern "C" {
-double exp(double), exp2(double), expm1(double), log(double), log2(double), log10(double), log1p(double), pow(double, double);
+double exp(double), exp2(double), expm1(double), log(double), log2(double), log10(double), log1p(double);
+double pow(double, double);
 double sqrt(double), fabs(double), floor(double), ceil(double), trunc(double), rint(double), round(double);
 double tanh(double), sinh(double), cosh(double), sin(double), cos(double), tan(double), asin(double), acos(double);
 double atan(double), atan2(double, double), fmod(double, double), fmin(double, double), fmax(double, double);
 double copysign(double, double), erf(double), erfc(double);
 }
 
-// NVRTC has each of them for float, too.
+// NVRTC provides each of these functions for float as well.
 #define STUB_FLOAT(name)                                                                                               \
     static inline float name(float x) { return __builtin_##name##f(x); }                                               \
     static inline float name##f(float x) { return __builtin_##name##f(x); }

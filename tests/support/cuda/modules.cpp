@@ -15,7 +15,7 @@ namespace {
 
 const std::string mark = "\n//source\n";
 
-// The text after a directive in PTX: "8.8" after ".version ".
+// Return the text after a directive in PTX: "8.8" after ".version ".
 std::string after(const std::string &ptx, const std::string &directive)
 {
     size_t start = ptx.find(directive);
@@ -41,7 +41,7 @@ std::vector<std::string> entries(const std::string &ptx)
     return names;
 }
 
-// The source that NVRTC compiled, with the C++ extensions of CUDA replaced.
+// Return the source that NVRTC compiled, with the C++ extensions of CUDA replaced.
 std::string for_the_host(const std::string &ptx)
 {
     size_t at = ptx.find(mark);
@@ -53,13 +53,14 @@ std::string for_the_host(const std::string &ptx)
         start = end + 1;
     }
     source = std::regex_replace(
-        source, std::regex(R"(extern\s+__shared__\s+([^;\[]+?)\s*(\w+)\s*\[\s*\]\s*;)"), "$1 *$2 = ($1 *)stub::shared;");
+        source, std::regex(R"(extern\s+__shared__\s+([^;\[]+?)\s*(\w+)\s*\[\s*\]\s*;)"),
+        "$1 *$2 = ($1 *)stub::shared;");
     source = std::regex_replace(source, std::regex(R"(asm\("\{ cvt\.f32\.f16.*)"), "r = stub::half_to_float(h.data);");
     return std::regex_replace(
         source, std::regex(R"(asm\("\{ cvt\.rn\.f16\.f32.*)"), "r.data = stub::float_to_half(f);");
 }
 
-// FNV-1a.
+// Return the FNV-1a hash.
 std::string digest(const std::string &text)
 {
     unsigned long long hash = 14695981039346656037ull;
@@ -87,7 +88,7 @@ bool run(std::vector<std::string> words, const std::string &log)
     return !status && waitpid(child, &status, 0) == child && status == 0;
 }
 
-// The library of a program, compiled unless an earlier process has done so; empty if it does not compile.
+// Return the library of a program, which is compiled unless it exists; empty if the program does not compile.
 std::string compiled(const std::string &program, const std::string &flags)
 {
     std::string name = std::string(STUB_FOLDER) + "/" + digest(program), library = name + ".so";
@@ -152,8 +153,10 @@ Module *load(const std::string &ptx)
         return blind(names);
     bool has_barriers = ptx.find("bar.sync") != std::string::npos || ptx.find("barrier.") != std::string::npos;
     bool are_threads = variable("STUB_THREADS");
-    std::string program = std::string(are_threads ? "#define STUB_THREADS\n" : "") + "#define __CUDA_ARCH__ " + std::to_string(10 * atoi(after(ptx, ".target sm_").c_str())) +
-                          "\n#include \"" STUB_FOLDER "/kernel.h\"\n" + for_the_host(ptx);
+    int architecture = 10 * atoi(after(ptx, ".target sm_").c_str());
+    std::string program = std::string(are_threads ? "#define STUB_THREADS\n" : "") + "#define __CUDA_ARCH__ " +
+                          std::to_string(architecture) + "\n#include \"" STUB_FOLDER "/kernel.h\"\n" +
+                          for_the_host(ptx);
     for (const std::string &name : names)
         program += "STUB_ENTRY(" + name + ", " + (has_barriers ? "true" : "false") + ")\n";
     std::string path = compiled(program, are_threads ? STUB_FLAGS " -fsanitize=thread -g" : STUB_FLAGS);

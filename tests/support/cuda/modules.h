@@ -17,7 +17,7 @@ struct Module {
 struct Kernel {
     std::string name;
     Module *module;
-    const size_t *sizes; // of its arguments, terminated by 0
+    const size_t *sizes; // sizes of the arguments, terminated by 0
     void (*run)(const void *launch, void **values);
 };
 
@@ -26,10 +26,10 @@ using Version = std::pair<int, int>;
 
 Version ptx_of(Version cuda);
 
-// SUCCESS, or the error of a driver of this CUDA version and a card of this capability for such PTX.
+// Return SUCCESS, or the error that a driver of this CUDA version reports for the PTX on a card of this capability.
 Result refusal(const std::string &ptx, Version cuda, Version capability);
 
-// Null if the source does not compile for the host; the errors are in stderr.
+// Load a module; return null if its source does not compile for the host. The errors are in stderr.
 Module *load(const std::string &ptx);
 
 void unload(Module *module);

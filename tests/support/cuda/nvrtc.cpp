@@ -1,7 +1,8 @@
-// libnvrtc: calls the real one, and appends each program's source to its PTX as a comment, for the driver stub.
+// libnvrtc: calls the real library, and appends the source of each program to its PTX as a comment, which the driver
+// stub reads.
 //
-// STUB_NVRTC names the real one; the default is the one that the stub was built with. STUB_SOURCES names a folder in
-// which every source is stored.
+// STUB_NVRTC names the real library; the default is the one that the stub was built with. STUB_SOURCES names a folder
+// to which every source is written.
 
 #include <cstring>
 #include <dlfcn.h>
@@ -34,7 +35,7 @@ template <class Function> Function real(const char *name, Function)
 
 #define REAL(name) real(#name, name)
 
-// The source in which each `#include "name"` is replaced by that header.
+// Return the source with each `#include "name"` replaced by that header.
 std::string whole(std::string source, int n_headers, const char *const *headers, const char *const *names)
 {
     for (int i = 0; i < n_headers; i++) {
@@ -51,7 +52,7 @@ void keep(const std::string &source)
         std::ofstream(folder + ('/' + std::to_string(std::hash<std::string>()(source))) + ".cu") << source;
 }
 
-// The source as a comment after the PTX.
+// Return the source as a comment that follows the PTX.
 std::string comment(void *program)
 {
     std::lock_guard<std::mutex> guard(lock);

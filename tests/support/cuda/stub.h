@@ -30,14 +30,14 @@ enum Result {
 // Queue work in a stream; it is executed when a call waits for the stream. A launch counts for STUB_LOST_AT.
 __attribute__((visibility("default"))) Result enqueue(void *stream, bool is_launch, std::function<void()> work);
 
-// The value of a variable, or null.
+// Return the value of an environment variable, or null if it is unset or empty.
 inline const char *variable(const char *name)
 {
     const char *text = getenv(name);
     return text && *text ? text : nullptr;
 }
 
-// The file of STUB_LOG. Several libraries write to it, so it is line-buffered.
+// Return the file of STUB_LOG. Several libraries write to it, so it is line-buffered.
 inline FILE *log_file()
 {
     static FILE *file = [] {

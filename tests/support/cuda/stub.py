@@ -54,11 +54,11 @@ def built(folder: Path | None = None) -> Path:
     Returns
     -------
     Path
-        A directory with two subdirectories. ``direct`` has the file names that libgpuarray opens. ``behind`` has the
+        A directory with two subdirectories. ``direct`` has the file names that libgpuarray opens. ``forwarded`` has the
         names of NVIDIA's files, and the project's own libraries, which forward to them.
     """
-    ours = [*(REPOSITORY / "kernels/native").glob("lib*.c"), REPOSITORY / "pipeline/gpu/install.py"]
-    paths = [path for path in sorted([*SOURCES.iterdir(), *ours]) if path.suffix in (".cpp", ".h", ".c", ".py")]
+    our_sources = [*(REPOSITORY / "kernels/native").glob("lib*.c"), REPOSITORY / "pipeline/gpu/install.py"]
+    paths = [path for path in sorted([*SOURCES.iterdir(), *our_sources]) if path.suffix in (".cpp", ".h", ".c", ".py")]
     contents = b"".join(path.read_bytes() for path in paths)
     key = hashlib.sha256(contents + str(nvrtc()).encode()).hexdigest()[:16]
     place = (folder or CACHE / "shardpress-stub") / key
@@ -72,7 +72,7 @@ def built(folder: Path | None = None) -> Path:
 
 
 def variables(forwarded: bool = False, **settings: str | Path | int | None) -> dict[str, str | None]:
-    """Return the variables of a process that uses the stub, for `interpreters.environment` or `fresh`.
+    """Return the variables of a process that uses the stub, for `interpreters.environment` or `run_python`.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def variables(forwarded: bool = False, **settings: str | Path | int | None) -> d
         Settings of the stub, without their prefix ``STUB_``: ``capability="12.0", oom_at=3``.
     """
     named = {f"STUB_{name.upper()}": value for name, value in settings.items()}
-    folder = built() / ("behind" if forwarded else "direct")
+    folder = built() / ("forwarded" if forwarded else "direct")
     settings_of_stub = {"LD_LIBRARY_PATH": folder, "STUB_NVRTC": nvrtc(), **named}
     return {name: None if value is None else str(value) for name, value in settings_of_stub.items()}
 
@@ -108,15 +108,15 @@ def _kernels(folder: Path) -> Path:
 
 def _build(place: Path) -> None:
     direct = place / "direct"
-    behind = place / "behind"
-    for folder in (direct, behind):
+    forwarded = place / "forwarded"
+    for folder in (direct, forwarded):
         folder.mkdir(exist_ok=True)
     for name, words in _libraries().items():
-        _compile(behind, name, words, _kernels(place.parent))
+        _compile(forwarded, name, words, _kernels(place.parent))
         for link in (direct / name, direct / f"{name.partition('.so')[0]}.so"):
-            _link(link, behind / name)
-    _link(behind / "libcublas.so", behind / "libcublas.so.12")  # the project has no library of its own for cuBLAS
-    build_forwarders(behind)
+            _link(link, forwarded / name)
+    _link(forwarded / "libcublas.so", forwarded / "libcublas.so.12")  # the project has no library of its own for cuBLAS
+    build_forwarders(forwarded)
 
 
 def _libraries() -> dict[str, list[str]]:
@@ -156,9 +156,9 @@ def _compile(folder: Path, name: str, words: list[str], kernels: Path) -> None:
     defined = [f'-D{constant}="{value}"' for constant, value in constants.items()]
     inputs = [str(SOURCES / word) if word.endswith(".cpp") else word for word in words]
     command = [compiler, *FLAGS, *defined, f"-Wl,-soname,{name}", "-o", name, *inputs]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"the stub of CUDA does not compile: {done.stderr}")
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(f"the stub of CUDA does not compile: {result.stderr}")
 
 
 def _link(link: Path, target: Path) -> None:

@@ -1,5 +1,5 @@
-// The threads of a block as the machine's, for ThreadSanitizer: it sees when two of them come to one place, one of them
-// writes, and no barrier lies between.
+// Runs the threads of a block as threads of the machine, for ThreadSanitizer. It reports two threads that access the
+// same address without a barrier between the accesses, if one of them writes.
 #pragma once
 
 #include <condition_variable>
@@ -9,14 +9,14 @@
 
 namespace stub {
 
-constexpr bool are_watched = true; // who has no barrier may still write where another one reads
+constexpr bool are_watched = true; // threads may conflict even in kernels without barriers
 static thread_local dim3 thread_index;
 static std::mutex lock;
 static std::condition_variable all_are_there;
 static int n_running, n_waiting;
 static long n_barriers;
 
-static void let_go_when_all_wait() // with the lock
+static void let_go_when_all_wait() // the caller holds the lock
 {
     if (n_waiting && n_waiting == n_running) {
         n_waiting = 0;
@@ -43,7 +43,7 @@ static void run_together(int n_threads)
             thread_index = place_of(i);
             body(arguments);
             std::lock_guard<std::mutex> guard(lock);
-            n_running--; // one that has returned holds up no barrier
+            n_running--; // barriers do not wait for threads that have returned
             let_go_when_all_wait();
         });
     for (std::thread &thread : threads)
