@@ -1,7 +1,7 @@
 """Cache of decompressed chunks, which several reads of one process share.
 
 A chunk may be far larger than the rows that are read at once. Without a cache, it would be decompressed again for each
-of these reads. Small chunks are not kept: to decompress them again costs less than to keep them.
+of these reads. Small chunks are not kept: decompressing them again costs less than keeping them.
 """
 
 import threading
@@ -39,7 +39,7 @@ class ChunkCache:
             self._drop()
 
     def holds(self, layout: Layout, axis: int) -> bool:
-        """Return whether chunks of a dataset are kept while its rows along an axis are read one after the other."""
+        """Return whether chunks of a dataset stay in the cache while its rows along an axis are read in order."""
         return layout.chunk_bytes >= _LEAST_BYTES and band_bytes(layout, axis) <= self.max_bytes
 
     def get(self, key: Hashable, n_bytes: int, decompress: Callable[[], memoryview]) -> memoryview:
