@@ -139,7 +139,8 @@ class _Chunks:
         self._n_listed += 1
         if self._n_listed > self._most_listed:  # chunks outside the dataset count as well
             raise Refused(
-                "its chunk index lists more chunks than fit into the file. The file is damaged or forged: do not use it.",
+                "its chunk index lists more chunks than fit into the file. The file is damaged or forged: do not use "
+                "it.",
                 self._name,
             )
         cell = [first // size for first, size in zip(chunk.chunk_offset, self._chunks, strict=True)]
@@ -147,8 +148,8 @@ class _Chunks:
             return  # left over from before the dataset was shrunk
         if self._n_taken == self.index.shape[1]:  # otherwise a forged index would never end
             raise Refused(
-                f"shape {self._shape}, expected {self._n_taken} chunks, found more. The file is damaged or "
-                "forged: do not use it.",
+                f"shape {self._shape}, expected {self._n_taken} chunks, found more. The file is damaged or forged: "
+                "do not use it.",
                 self._name,
             )
         position = _position_in(self._grid, cell) if self._is_ordered else self._n_taken
