@@ -16,13 +16,13 @@ from pipeline.hdf5.child.find import (
     Refused,
     attribute,
     dtype_of,
-    outside_storage,
     identity,
     is_plain,
     link_of,
     listing,
     locate,
     objects,
+    outside_storage,
     own_dataset,
 )
 from pipeline.hdf5.child.stacked import is_stack
@@ -438,7 +438,10 @@ def _sparse_part(group: Any, part: bytes, name: str) -> h5py.Dataset:
         if stored is not None and stored.kind in kinds and is_plain(dataset, stored):
             return dataset
     found = link_of(group, part) or "not plain numbers"
-    raise Refused(f"a sparse matrix whose {text(part)} are {found}, expected integers or floating-point numbers. Write it again.", name)
+    raise Refused(
+        f"a sparse matrix whose {text(part)} are {found}, expected integers or floating-point numbers. Write it again.",
+        name,
+    )
 
 
 def _sparse_shape(group: Any, name: str) -> tuple[int, int]:

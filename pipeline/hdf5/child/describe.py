@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.hdf5.child.candidates import Rows, choose, find
 from pipeline.hdf5.child.columns import find_columns
 from pipeline.hdf5.child.extras import find_extras, find_named
-from pipeline.hdf5.child.find import Refused, attribute, dtype_of, outside_storage, link_of, locate, names_in, objects
+from pipeline.hdf5.child.find import Refused, attribute, dtype_of, link_of, locate, names_in, objects, outside_storage
 from pipeline.hdf5.child.layouts import filters_of, layout_claim
 from pipeline.hdf5.child.stacked import virtual_shape
 from pipeline.hdf5.filters.codecs import FILTERS

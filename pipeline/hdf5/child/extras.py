@@ -15,10 +15,10 @@ from pipeline.hdf5.child.find import (
     as_dataset,
     attribute,
     dtype_of,
-    outside_storage,
     link_of,
     names_in,
     objects,
+    outside_storage,
     own_dataset,
     resolve,
 )
@@ -39,7 +39,7 @@ from pipeline.hdf5.forms import (
 from pipeline.hdf5.layout import max_decompressed
 from pipeline.hdf5.limits import MAX_EXTRAS, MOST_CATEGORIES, MOST_ITEM, MOST_PADDED, MOST_WORDS
 
-__all__ = ["find_extras", "find_named", "is_netcdf_dimension", "count_set"]
+__all__ = ["count_set", "find_extras", "find_named", "is_netcdf_dimension"]
 
 _MOST_NUMBER = 2**63  # unsigned categories stay below it, since they are stored with signed ones
 _AT_ONCE = 2**22  # values of a mask that are read at once

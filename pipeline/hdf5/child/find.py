@@ -19,7 +19,6 @@ __all__ = [
     "as_dataset",
     "attribute",
     "dtype_of",
-    "outside_storage",
     "first_names",
     "identity",
     "is_plain",
@@ -29,6 +28,7 @@ __all__ = [
     "most_entries",
     "names_in",
     "objects",
+    "outside_storage",
     "own_dataset",
     "resolve",
 ]
