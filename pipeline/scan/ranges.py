@@ -1,4 +1,4 @@
-"""Scan of all rows, one Dask pass over every block: the range of each column, and the rows that hold NaN or Inf."""
+"""Scan of all rows in one Dask pass over all blocks: the range of each column, and the rows with NaN or Inf."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _NARROW = 0.01  # a spread below which a column hardly matters compared with others
-_MAX_TASKS = 4096  # in a graph, whose cost grows with its tasks
-_MAX_BLOCKS = 8  # blocks of a task, since passing on one costs a scheduler as much time as the scan of a block
-_MIN_TASKS = 16  # tasks, below which blocks are not put together
-_USUAL = 128  # blocks, a gigabyte, which take as long as a usual task of other stages: half a second
+_MAX_TASKS = 4096  # tasks of a graph, whose cost grows with their number
+_MAX_BLOCKS = 8  # blocks of a task; to schedule a task takes as long as to scan a block
+_MIN_TASKS = 16  # blocks share a task only if at least this many tasks remain
+_USUAL_BLOCKS = 128  # blocks, about 1 GB, that take half a second like a usual task of other stages
 _COLUMNS = 10  # columns that a sentence names
 _EXACT = 2.0**53  # float64 holds all integers up to this one
 _WIDEST = 2.0**62  # differences below it fit into 64 bits, whatever the minimum
@@ -68,7 +68,8 @@ class Scan:
         Range of the good rows; with clipping, the range between the quantiles.
     bad_rows : ndarray of int64
         Numbers of the bad rows over all shards, sorted. A row is bad if it holds NaN, Inf or the missing value. If
-        missing values are filled in, it is bad if it holds Inf or no value at all. All rows of unreadable shards are.
+        missing values are filled in, it is bad if it holds Inf or no value at all. All rows of unreadable shards are
+        bad.
     spread : ndarray of shape (n_inputs,), float64
         Standard deviation of each scaled column without outliers; NaN in earlier versions' files.
     inner : ndarray of shape (2, n_inputs), float64
@@ -76,7 +77,7 @@ class Scan:
     unreadable : dict of int to str
         The reason for each shard that cannot be read, by its index in the input.
     fill, n_missing : ndarray of shape (n_inputs,), float64 and int64, or None
-        Replacement of missing values in each column, and how many values the good rows miss. None if rows that miss a
+        Replacement of missing values in each column, and number of values that the good rows miss. None if rows that miss a
         value are bad.
     clips : bool
         Whether values outside the range are moved to its edge.
@@ -113,7 +114,7 @@ class Scan:
 
     @property
     def narrow(self) -> np.ndarray:
-        """Columns whose range is so wide compared with their spread that they hardly matter: the worst first."""
+        """Columns that hardly matter because their range is very wide compared with their spread: the worst first."""
         # A column that is nearly always the same, such as a count that is rarely above 0, has no outliers.
         is_narrow = (self.inner[0] < self.inner[1]) & (self.spread < _NARROW)
         worst_first = np.argsort(np.where(is_narrow, self.spread, np.inf), kind="stable")
@@ -148,13 +149,13 @@ class Scan:
             found = cls(about["n_rows"], **arrays, unreadable=unreadable, clips=bool(about.get("clips", False)))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"is not a scan: {error!r}") from error
-        wrong = [name for name, is_possible in _possible(found).items() if not is_possible]
+        wrong = [name for name, is_possible in _field_checks(found).items() if not is_possible]
         if wrong:
             raise ValueError(f"is not a scan: impossible {', '.join(wrong)}")
         return found
 
     def check_fits(self, shards: Sequence[Shard]) -> Scan:
-        """Return itself, or raise `ValueError` if it cannot be the scan of these shards."""
+        """Return this scan, or raise `ValueError` if it cannot be the scan of these shards."""
         n_rows = sum(shard.n_rows for shard in shards)
         n_inputs = shards[0].n_inputs
         if (self.n_rows, len(self.minimum)) != (n_rows, n_inputs):
@@ -166,7 +167,7 @@ class Scan:
 
 
 def scan_bytes(shards: Sequence[Shard]) -> int:
-    """Return the number of bytes that the arrays of a scan take at most."""
+    """Return the largest number of bytes that the arrays of a scan can take."""
     numbers = (len(_ARRAYS) + 1) * shards[0].n_inputs + sum(shard.n_rows for shard in shards)
     return numbers * np.dtype(np.float64).itemsize
 
@@ -174,8 +175,8 @@ def scan_bytes(shards: Sequence[Shard]) -> int:
 # -- checks of a scan that was stored -------------------------------------------------------------------------------
 
 
-def _possible(found: Scan) -> dict[str, bool]:
-    """Return for each field whether its value is possible, whatever the rows are."""
+def _field_checks(found: Scan) -> dict[str, bool]:
+    """Return for each field whether its value is possible for any rows."""
     shape = found.minimum.shape
     has_rows = type(found.n_rows) is int and found.n_rows >= 0
     has_bad_rows = has_rows and _are_numbers(found.bad_rows, found.n_rows)
@@ -215,7 +216,7 @@ def _are_counts(counts: np.ndarray | None, shape: tuple[int, ...]) -> bool:
 
 
 def _are_reasons(unreadable: Mapping[int, str]) -> bool:
-    return all(type(number) is int and number >= 0 and isinstance(why, str) for number, why in unreadable.items())
+    return all(type(number) is int and number >= 0 and isinstance(reason, str) for number, reason in unreadable.items())
 
 
 def _is_range(minimum: np.ndarray, maximum: np.ndarray) -> bool:
@@ -276,14 +277,14 @@ def _stats_of_others(
     tasks = [(task, pieces) for pieces in _pieces_of_tasks(shards, settings.block_rows, known.unreadable)]
     if not tasks:  # no shard can be read
         return known
-    n_small = _USUAL // len(tasks[0][1])
+    n_small = _USUAL_BLOCKS // len(tasks[0][1])
     found = reduce(tasks, merge_stats, executor, n_at_once, lambda done: advance(done.n_rows), n_small)
     return merge_stats([known, found])
 
 
 def _check_unreadable(found: BlockStats, known: BlockStats, n_shards: int, limit: int) -> None:
     if len(found.unreadable) > limit:
-        first = next(why for i, why in found.unreadable.items() if i not in known.unreadable)
+        first = next(reason for i, reason in found.unreadable.items() if i not in known.unreadable)
         raise DataError(
             f"{len(found.unreadable)} of {n_shards} shards cannot be read, expected at most {limit} bad shards. The "
             f"first one is: {first} Fix the files, or raise --max-bad-shards."
@@ -300,7 +301,7 @@ def scan_task(shards: Sequence[Shard], settings: ScanSettings) -> Callable[[Sequ
 def _pieces_of_tasks(shards: Sequence[Shard], block_rows: int, unreadable: Mapping[int, str]) -> Iterator[Pieces]:
     """Yield the pieces of each task, in the order of the rows, without unreadable shards."""
     pieces = [piece for piece in pieces_of(shards, block_rows) if piece[0] not in unreadable]
-    # Neighbours share a task, so that a file is read from front to back.
+    # Consecutive blocks share a task, so that a file is read from front to back.
     n_together = _n_blocks_of_a_task(len(pieces))
     for start in range(0, len(pieces), n_together):
         yield Pieces(pieces[start : start + n_together])
@@ -341,18 +342,18 @@ def _scaled_range(found: BlockStats, settings: ScanSettings) -> tuple[np.ndarray
         maximum = np.where(is_empty, 0, maximum)
     if settings.clip_quantile:
         low, high = quantiles(found.sample, settings.clip_quantile)
-        is_range = low < high  # otherwise nearly all values are equal, and only the rare ones differ
+        is_range = low < high  # otherwise all but a few values are equal
         minimum = np.where(is_range, low, minimum)
         maximum = np.where(is_range, high, maximum)
     return minimum, maximum
 
 
 def _fill(sample: np.ndarray, impute: str, scaler: Scaler, dtype: np.dtype) -> np.ndarray:
-    """Return what replaces the missing values of each column, as rows of `dtype` hold it."""
+    """Return the replacement of missing values in each column, rounded to `dtype`."""
     low = scaler.minimum
     high = scaler.maximum
     found = means(sample, scaler) if impute == "mean" else _medians(sample)
-    # The middle for a column with so few values that the sample has none.
+    # The middle of the range, for columns that have no value in the sample.
     known = np.where(np.isnan(found), low / 2 + high / 2, found)
     values = np.clip(known, low, high)
     if dtype.kind != "f":
@@ -369,10 +370,10 @@ def _medians(sample: np.ndarray) -> np.ndarray:
 
 
 def offset_for(shards: Sequence[Shard], found: Scan) -> np.ndarray | None:
-    """Return what to subtract from each column of large integers; None if float64 holds all of them exactly.
+    """Return the offset to subtract from columns of large integers; None if float64 holds all integers exactly.
 
-    Differences of integers above 2**53 get lost in float64. The offset is the minimum as a scan has found it, rounded
-    to float64: it is an integer near the true minimum, so the differences are small and exact.
+    In float64, small differences of integers above 2**53 are lost. The offset is the minimum that a scan found, rounded
+    to float64. It is an integer near the true minimum, so the differences from it are small and exact.
 
     Returns
     -------
@@ -417,12 +418,12 @@ def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = N
 
 
 def _no_usable_rows(shards: Sequence[Shard], found: Scan, missing: float | None) -> DataError:
-    how = ""
+    advice = ""
     if misses_values(shards, found, missing):
-        how = " Fill in missing values with --impute median."
+        advice = " Fill in missing values with --impute median."
     return DataError(
         f"file={printable(shards[0].path)} and later shards: no usable rows, since all {found.n_rows} rows hold "
-        f"{_bad_values(found, missing)} or cannot be read.{how}"
+        f"{_bad_values(found, missing)} or cannot be read.{advice}"
     )
 
 
@@ -451,13 +452,13 @@ def _log_useless_columns(columns: Columns, found: Scan) -> None:
 
 
 def readable(shards: Sequence[Shard], found: Scan) -> tuple[tuple[Shard, ...], Scan]:
-    """Return the shards that can be read, and the scan of them alone."""
+    """Return the readable shards, and the scan of these shards alone."""
     if not found.unreadable:
         return tuple(shards), found
-    left = [shard for number, shard in enumerate(shards) if number not in found.unreadable]
-    n_rows = sum(shard.n_rows for shard in left)
+    usable = [shard for number, shard in enumerate(shards) if number not in found.unreadable]
+    n_rows = sum(shard.n_rows for shard in usable)
     bad_rows = _bad_rows_of_readable(shards, found)
-    return tuple(left), replace(found, n_rows=n_rows, bad_rows=bad_rows, unreadable={})
+    return tuple(usable), replace(found, n_rows=n_rows, bad_rows=bad_rows, unreadable={})
 
 
 def _bad_rows_of_readable(shards: Sequence[Shard], found: Scan) -> np.ndarray:
@@ -467,13 +468,13 @@ def _bad_rows_of_readable(shards: Sequence[Shard], found: Scan) -> np.ndarray:
     shard_of = np.searchsorted(firsts, found.bad_rows, side="right") - 1
     n_lost_before = np.cumsum(np.where(is_unreadable, np.diff(firsts), 0))
     shift = n_lost_before[shard_of]
-    kept = ~is_unreadable[shard_of]
-    return (found.bad_rows - shift)[kept]
+    is_readable = ~is_unreadable[shard_of]
+    return (found.bad_rows - shift)[is_readable]
 
 
 def describe_bad_rows(shards: Sequence[Shard], found: Scan, missing: float | None = None) -> str:
     """Return the location of the first bad row and its first bad column, and the number of bad rows."""
-    counts = f"{len(found.bad_rows)} of {found.n_rows} rows in all hold {_bad_values(found, missing)}"
+    counts = f"{len(found.bad_rows)} of {found.n_rows} rows in total hold {_bad_values(found, missing)}"
     if found.unreadable:
         first_reason = next(iter(found.unreadable.values()))
         return f"{first_reason} {counts}, or are in one of {len(found.unreadable)} such shards"
@@ -499,11 +500,11 @@ def misses_values(shards: Sequence[Shard], found: Scan, missing: float | None = 
 def _first_bad_row(shards: Sequence[Shard], found: Scan) -> tuple[Block, np.ndarray]:
     number = int(found.bad_rows[0])
     block = block_of(shards, first_rows(shards), number, number + 1)
-    return block, read(block)  # once more, since a scan keeps numbers only
+    return block, read(block)  # read again, since a scan stores only row numbers
 
 
 def _bad_values(found: Scan, missing: float | None) -> str:
-    """Return in words what bad rows hold."""
+    """Return a description of the values that make rows bad."""
     if found.fill is not None:
         return "Inf or no value at all"
     if missing is None:
