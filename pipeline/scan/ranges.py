@@ -77,8 +77,8 @@ class Scan:
     unreadable : dict of int to str
         The reason for each shard that cannot be read, by its index in the input.
     fill, n_missing : ndarray of shape (n_inputs,), float64 and int64, or None
-        Replacement of missing values in each column, and number of values that the good rows miss. None if rows that miss a
-        value are bad.
+        Replacement of missing values in each column, and number of values that the good rows miss. None if rows that
+        miss a value are bad.
     clips : bool
         Whether values outside the range are moved to its edge.
     offset : ndarray of shape (n_inputs,), float64, or None
