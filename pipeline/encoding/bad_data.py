@@ -57,8 +57,8 @@ class BadData:
     on_drift : str
         ``pass``, ``clip`` or ``raise``.
     trained_on : Scaler or None
-        Range of the model's training rows, if rows may lie outside it. Tasks do not include it, since it is as large as a
-        row.
+        Range of the model's training rows, if rows may lie outside it. Tasks do not include it, because it is as large
+        as a row.
     fills : bool
         Whether the model imputes missing values. Then only Inf, and rows without any value, are bad.
     columns : Columns
@@ -114,8 +114,8 @@ class BadData:
 
         n_outside, columns = self._measure_drift(block, numbers, cleaned[selected], bad)
         if n_outside > 0 and self.on_drift == "clip":
-            # All rows are encoded again, since clipping changes no others. This is rare, while a check of each row before
-            # its encoding would always take time.
+            # All rows are encoded again, since clipping changes no others. This is rare; a check of each row before its
+            # encoding would always take time.
             encode(self._clip(cleaned), features)
         overflown = np.setdiff1d(bad_rows(features[selected]), bad)
         reasons += self._describe_overflown(block, numbers[overflown])
@@ -180,7 +180,7 @@ class BadData:
         low = trained_on.minimum
         high = trained_on.maximum
         good = rows if len(bad) == 0 else np.delete(rows, bad, axis=0)
-        # The extremes of the columns come first: they nearly always suffice, and a comparison of all values takes memory.
+        # The extremes of the columns come first: they nearly always suffice, and comparing all values takes memory.
         if (good.min(axis=0) >= low).all() and (good.max(axis=0) <= high).all():
             return _NO_POSITIONS
         is_outside = (rows < low) | (rows > high)

@@ -31,7 +31,7 @@ _File = tuple[str, Mapping[str, Shape]]
 
 def index_files(
     parts: Sequence[_Part],
-    viewed: Callable[[_Part], _File],
+    file_of: Callable[[_Part], _File],
     categories: Mapping[str, np.ndarray],
     attributes: Mapping[str, Any],
     most: int | None = None,
@@ -61,11 +61,11 @@ def index_files(
     if most is None:
         most = _MOST
     if len(parts) <= most:
-        files = [viewed(part) for part in parts]
+        files = [file_of(part) for part in parts]
     else:
         files = []
         for start in range(0, len(parts), most):
-            group = [viewed(part) for part in parts[start : start + most]]
+            group = [file_of(part) for part in parts[start : start + most]]
             data = _view(group, {}, {})
             name = f"index-{digest([data])[:32]}.h5"  # the digest of its content, so that no other file has this name
             yield name, data

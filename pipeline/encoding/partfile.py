@@ -241,7 +241,7 @@ def stored_categories(extras: Sequence[Extra]) -> dict[str, np.ndarray]:
 
 
 def _category_array(categories: Sequence[Any]) -> np.ndarray:
-    """Return categories as an array; strings in UTF-8 of fixed length, which HDF5 stores in the same way in every file."""
+    """Return categories as an array; strings in UTF-8 of fixed length, which HDF5 stores identically in every file."""
     if not all(isinstance(each, str) for each in categories):
         return np.array(categories)
     texts = [each.encode("utf-8", "surrogateescape") for each in categories]

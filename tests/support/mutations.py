@@ -80,8 +80,8 @@ _TRAINING = (
     Mutation(
         "replica-shares-are-not-sorted",
         "pipeline/training/rounds.py",
-        "for slab in np.sort(dealt)",
-        "for slab in dealt",
+        "for slab in np.sort(slabs)",
+        "for slab in slabs",
         ("tests/training/test_rounds.py::test_a_share_lists_its_rows_in_order",),
     ),
     Mutation(
