@@ -1,4 +1,4 @@
-"""Addresses and certificates of schedulers: which connections are allowed, and how they are secured."""
+"""Addresses and certificates of schedulers: checks of allowed connections, and their encryption."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_address(address: str, is_insecure: bool) -> str:
     Raises
     ------
     ConfigError
-        If it is not an address, or if others on the network could read and change the traffic.
+        If it is not an address, or if other machines on the network could read and change the traffic.
     """
     complete = address if "://" in address else f"tcp://{address}"
     protocol, host, port = _split(complete)
@@ -84,7 +84,7 @@ def read_address(path: Path) -> str:
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a host name, which is resolved by other machines
+    except ValueError:  # a host name, which other machines resolve
         return host == "localhost"
 
 
@@ -101,9 +101,9 @@ def dask_security(address: str) -> Security:
     Raises
     ------
     ConfigError
-        If the address requires a certificate, and there is none that can be used.
+        If the address requires a certificate, and no usable one is configured.
     """
-    from distributed import Security  # here, because runs without a cluster check settings, but never connect
+    from distributed import Security  # imported here, because runs without a cluster check settings but never connect
 
     if not address.startswith("tls://"):
         return Security(require_encryption=False)
@@ -119,12 +119,14 @@ def dask_security(address: str) -> Security:
         security.get_connection_args("client")  # reads the files
     except OSError as error:
         files = ", ".join(printable(path) for path in certificates.values() if path)
-        raise ConfigError(f"the certificates in Dask's configuration ({files}) cannot be used: {error}") from error
+        raise ConfigError(
+            f"the certificates in Dask's configuration ({files}) cannot be used: {error}. Check these files."
+        ) from error
     return security
 
 
 def _configured_certificates() -> dict[str, Any]:
-    """Return the files that Dask's configuration names, by their parameters of `Security`; None for a missing one."""
+    """Return the files that Dask's configuration names, by parameter of `Security`; None for a missing file."""
     configuration = dask.config.collect()
     return {
         "tls_ca_file": dask.config.get(f"{_TLS}.ca-file", None, configuration),
