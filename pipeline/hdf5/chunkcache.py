@@ -75,10 +75,10 @@ class ChunkCache:
 
     def _forget(self, key: Hashable, future: Future[memoryview]) -> None:
         with self._lock:
-            held = self._chunks.get(key)
-            if held is not None and held[0] is future:
+            entry = self._chunks.get(key)
+            if entry is not None and entry[0] is future:
                 del self._chunks[key]
-                self._n_bytes -= held[1]
+                self._n_bytes -= entry[1]
 
     def _drop(self) -> None:
         """Drop the chunks that were used the longest time ago, until the others fit."""

@@ -41,8 +41,8 @@ class Outside(NamedTuple):
         where = f"column {columns.numbered(self.column)}"
         if self.high <= self.low:
             return f"{where} ({self.value:g}, trained on {self.low:g} only)"
-        far = f"{self.distance:.3g} ranges away"
-        return f"{where} ({self.value:g}, trained on {self.low:g} to {self.high:g}, {far})"
+        distance_text = f"{self.distance:.3g} ranges away"
+        return f"{where} ({self.value:g}, trained on {self.low:g} to {self.high:g}, {distance_text})"
 
 
 def farthest(found: Iterable[Outside], most: int | None = None) -> list[Outside]:

@@ -175,24 +175,24 @@ def scan_bytes(shards: Sequence[Shard]) -> int:
 # -- checks of a scan that was stored -------------------------------------------------------------------------------
 
 
-def _field_checks(found: Scan) -> dict[str, bool]:
+def _field_checks(scan_result: Scan) -> dict[str, bool]:
     """Return for each field whether its value is possible for any rows."""
-    shape = found.minimum.shape
-    has_rows = type(found.n_rows) is int and found.n_rows >= 0
-    has_bad_rows = has_rows and _are_numbers(found.bad_rows, found.n_rows)
-    arrays = (found.minimum, found.maximum, found.spread)
+    shape = scan_result.minimum.shape
+    has_rows = type(scan_result.n_rows) is int and scan_result.n_rows >= 0
+    has_bad_rows = has_rows and _are_numbers(scan_result.bad_rows, scan_result.n_rows)
+    arrays = (scan_result.minimum, scan_result.maximum, scan_result.spread)
     have_one_shape = len(shape) == 1 and all(_is_array(array, np.float64, shape) for array in arrays)
     # Without good rows there is no range.
-    has_no_range = has_bad_rows and found.n_good == 0
+    has_no_range = has_bad_rows and scan_result.n_good == 0
     return {
         "n_rows": has_rows,
         "minimum, maximum or spread": have_one_shape,
-        "range": has_no_range or (have_one_shape and _is_range(found.minimum, found.maximum)),
+        "range": has_no_range or (have_one_shape and _is_range(scan_result.minimum, scan_result.maximum)),
         "bad_rows": has_bad_rows,
-        "inner": _is_array(found.inner, np.float64, (2, *shape)),
-        "fill": _is_fill(found.fill, shape),
-        "n_missing": _are_counts(found.n_missing, shape),
-        "unreadable": _are_reasons(found.unreadable),
+        "inner": _is_array(scan_result.inner, np.float64, (2, *shape)),
+        "fill": _is_fill(scan_result.fill, shape),
+        "n_missing": _are_counts(scan_result.n_missing, shape),
+        "unreadable": _are_reasons(scan_result.unreadable),
     }
 
 
@@ -282,11 +282,11 @@ def _stats_of_others(
     return merge_stats([known, found])
 
 
-def _check_unreadable(found: BlockStats, known: BlockStats, n_shards: int, limit: int) -> None:
-    if len(found.unreadable) > limit:
-        first = next(reason for i, reason in found.unreadable.items() if i not in known.unreadable)
+def _check_unreadable(stats: BlockStats, known: BlockStats, n_shards: int, limit: int) -> None:
+    if len(stats.unreadable) > limit:
+        first = next(reason for i, reason in stats.unreadable.items() if i not in known.unreadable)
         raise DataError(
-            f"{len(found.unreadable)} of {n_shards} shards cannot be read, expected at most {limit} bad shards. The "
+            f"{len(stats.unreadable)} of {n_shards} shards cannot be read, expected at most {limit} bad shards. The "
             f"first one is: {first} Fix the files, or raise --max-bad-shards."
         )
 
@@ -313,35 +313,35 @@ def _n_blocks_of_a_task(n_blocks: int) -> int:
     return max(1, n_useful, n_needed)
 
 
-def scan_from_stats(found: BlockStats, settings: ScanSettings, dtype: np.dtype) -> Scan:
+def scan_from_stats(stats: BlockStats, settings: ScanSettings, dtype: np.dtype) -> Scan:
     """Return the scan of all rows, read as `dtype`, from their statistics."""
-    minimum, maximum = _scaled_range(found, settings)
+    minimum, maximum = _scaled_range(stats, settings)
     scaler = Scaler(minimum, maximum)
     scan = Scan(
-        n_rows=found.n_rows,
+        n_rows=stats.n_rows,
         minimum=minimum,
         maximum=maximum,
-        bad_rows=found.bad_rows,
-        spread=spread(found.sample, scaler),
-        inner=quantiles(found.sample, INNER),
-        unreadable=found.unreadable,
+        bad_rows=stats.bad_rows,
+        spread=spread(stats.sample, scaler),
+        inner=quantiles(stats.sample, INNER),
+        unreadable=stats.unreadable,
         clips=settings.clip_quantile > 0,
     )
     if settings.impute is None:
         return scan
-    return replace(scan, fill=_fill(found.sample, settings.impute, scaler, dtype), n_missing=found.n_missing)
+    return replace(scan, fill=_fill(stats.sample, settings.impute, scaler, dtype), n_missing=stats.n_missing)
 
 
-def _scaled_range(found: BlockStats, settings: ScanSettings) -> tuple[np.ndarray, np.ndarray]:
+def _scaled_range(stats: BlockStats, settings: ScanSettings) -> tuple[np.ndarray, np.ndarray]:
     """Return the range by which each column is scaled: that of the good rows, or the clipped range."""
-    minimum = found.minimum
-    maximum = found.maximum
+    minimum = stats.minimum
+    maximum = stats.maximum
     if settings.fills:  # a column without any value is filled with zeros
         is_empty = minimum > maximum
         minimum = np.where(is_empty, 0, minimum)
         maximum = np.where(is_empty, 0, maximum)
     if settings.clip_quantile:
-        low, high = quantiles(found.sample, settings.clip_quantile)
+        low, high = quantiles(stats.sample, settings.clip_quantile)
         is_range = low < high  # otherwise all but a few values are equal
         minimum = np.where(is_range, low, minimum)
         maximum = np.where(is_range, high, maximum)
@@ -369,7 +369,7 @@ def _medians(sample: np.ndarray) -> np.ndarray:
 # -- use of a scan --------------------------------------------------------------------------------------------------
 
 
-def offset_for(shards: Sequence[Shard], found: Scan) -> np.ndarray | None:
+def offset_for(shards: Sequence[Shard], scan_result: Scan) -> np.ndarray | None:
     """Return the offset to subtract from columns of large integers; None if float64 holds all integers exactly.
 
     In float64, small differences of integers above 2**53 are lost. The offset is the minimum that a scan found, rounded
@@ -380,19 +380,19 @@ def offset_for(shards: Sequence[Shard], found: Scan) -> np.ndarray | None:
     ndarray of shape (n_inputs,), float64, or None
         0 for columns that need no offset.
     """
-    if not found.n_good or row_dtype(shards).name not in ("int64", "uint64"):
+    if not scan_result.n_good or row_dtype(shards).name not in ("int64", "uint64"):
         return None
-    largest = np.maximum(np.abs(found.minimum), np.abs(found.maximum))
-    needs_offset = (largest > _EXACT) & (found.maximum - found.minimum < _WIDEST)
+    largest = np.maximum(np.abs(scan_result.minimum), np.abs(scan_result.maximum))
+    needs_offset = (largest > _EXACT) & (scan_result.maximum - scan_result.minimum < _WIDEST)
     if not needs_offset.any():
         return None
-    offset = np.where(needs_offset, found.minimum, 0.0)
+    offset = np.where(needs_offset, scan_result.minimum, 0.0)
     largest_integer = np.iinfo(row_dtype(shards)).max
     rounded_up = np.array([int(each) > largest_integer for each in offset])
     return np.where(rounded_up, np.nextafter(offset, 0), offset)
 
 
-def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = None) -> None:
+def check_usable(shards: Sequence[Shard], scan_result: Scan, missing: float | None = None) -> None:
     """Check that rows can be scaled by the result of a scan, and log columns without values or with one value.
 
     Raises
@@ -401,35 +401,35 @@ def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = N
         If no two good rows differ, or the range of a column overflows.
     """
     first = shards[0]
-    if not found.n_good:
-        raise _no_usable_rows(shards, found, missing)
-    if found.n_good == 1:
+    if not scan_result.n_good:
+        raise _no_usable_rows(shards, scan_result, missing)
+    if scan_result.n_good == 1:
         raise DataError(
-            f"{first}: 1 usable row of {found.n_rows}, expected at least two to train on. Give more rows, or encode "
-            "with a fitted model (--model)."
+            f"{first}: 1 usable row of {scan_result.n_rows}, expected at least two to train on. Give more rows, or "
+            "encode with a fitted model (--model)."
         )
-    if found.constant.all():
+    if scan_result.constant.all():
         raise DataError(
-            f"{first}: all {found.n_good} usable rows are the same, expected columns that vary. Choose another "
+            f"{first}: all {scan_result.n_good} usable rows are the same, expected columns that vary. Choose another "
             "dataset with --dataset, or give other rows."
         )
-    _check_finite_ranges(first, found)
-    _log_useless_columns(first.columns, found)
+    _check_finite_ranges(first, scan_result)
+    _log_useless_columns(first.columns, scan_result)
 
 
-def _no_usable_rows(shards: Sequence[Shard], found: Scan, missing: float | None) -> DataError:
+def _no_usable_rows(shards: Sequence[Shard], scan_result: Scan, missing: float | None) -> DataError:
     advice = ""
-    if misses_values(shards, found, missing):
+    if misses_values(shards, scan_result, missing):
         advice = " Fill in missing values with --impute median."
     return DataError(
-        f"file={printable(shards[0].path)} and later shards: no usable rows, since all {found.n_rows} rows hold "
-        f"{_bad_values(found, missing)} or cannot be read.{advice}"
+        f"file={printable(shards[0].path)} and later shards: no usable rows, since all {scan_result.n_rows} rows hold "
+        f"{_bad_values(scan_result, missing)} or cannot be read.{advice}"
     )
 
 
-def _check_finite_ranges(first: Shard, found: Scan) -> None:
+def _check_finite_ranges(first: Shard, scan_result: Scan) -> None:
     with np.errstate(over="ignore"):  # the result is Inf
-        ranges = found.maximum - found.minimum
+        ranges = scan_result.maximum - scan_result.minimum
     overflowing = np.flatnonzero(np.isinf(ranges))
     if len(overflowing):
         raise DataError(
@@ -438,74 +438,76 @@ def _check_finite_ranges(first: Shard, found: Scan) -> None:
         )
 
 
-def _log_useless_columns(columns: Columns, found: Scan) -> None:
-    constant = np.flatnonzero(found.constant)
+def _log_useless_columns(columns: Columns, scan_result: Scan) -> None:
+    constant = np.flatnonzero(scan_result.constant)
     if len(constant):
         listed = short_list(columns.listed(constant), _COLUMNS)
         log.info("scan: %s set to 0: %s", quantity(len(constant), "constant column"), listed)
-    if found.n_missing is None:
+    if scan_result.n_missing is None:
         return
-    empty = np.flatnonzero(found.n_missing == found.n_good)
+    empty = np.flatnonzero(scan_result.n_missing == scan_result.n_good)
     if len(empty):
         listed = short_list(columns.listed(empty), _COLUMNS)
         log.warning("%s without any value, set to 0: %s", quantity(len(empty), "column"), listed)
 
 
-def readable(shards: Sequence[Shard], found: Scan) -> tuple[tuple[Shard, ...], Scan]:
+def readable(shards: Sequence[Shard], scan_result: Scan) -> tuple[tuple[Shard, ...], Scan]:
     """Return the readable shards, and the scan of these shards alone."""
-    if not found.unreadable:
-        return tuple(shards), found
-    usable = [shard for number, shard in enumerate(shards) if number not in found.unreadable]
+    if not scan_result.unreadable:
+        return tuple(shards), scan_result
+    usable = [shard for number, shard in enumerate(shards) if number not in scan_result.unreadable]
     n_rows = sum(shard.n_rows for shard in usable)
-    bad_rows = _bad_rows_of_readable(shards, found)
-    return tuple(usable), replace(found, n_rows=n_rows, bad_rows=bad_rows, unreadable={})
+    bad_rows = _bad_rows_of_readable(shards, scan_result)
+    return tuple(usable), replace(scan_result, n_rows=n_rows, bad_rows=bad_rows, unreadable={})
 
 
-def _bad_rows_of_readable(shards: Sequence[Shard], found: Scan) -> np.ndarray:
+def _bad_rows_of_readable(shards: Sequence[Shard], scan_result: Scan) -> np.ndarray:
     """Return the numbers of the bad rows, counted over the readable shards."""
     firsts = first_rows(shards)
-    is_unreadable = np.isin(np.arange(len(shards)), list(found.unreadable))
-    shard_of = np.searchsorted(firsts, found.bad_rows, side="right") - 1
+    is_unreadable = np.isin(np.arange(len(shards)), list(scan_result.unreadable))
+    shard_of = np.searchsorted(firsts, scan_result.bad_rows, side="right") - 1
     n_lost_before = np.cumsum(np.where(is_unreadable, np.diff(firsts), 0))
     shift = n_lost_before[shard_of]
     is_readable = ~is_unreadable[shard_of]
-    return (found.bad_rows - shift)[is_readable]
+    return (scan_result.bad_rows - shift)[is_readable]
 
 
-def describe_bad_rows(shards: Sequence[Shard], found: Scan, missing: float | None = None) -> str:
+def describe_bad_rows(shards: Sequence[Shard], scan_result: Scan, missing: float | None = None) -> str:
     """Return the location of the first bad row and its first bad column, and the number of bad rows."""
-    counts = f"{len(found.bad_rows)} of {found.n_rows} rows in total hold {_bad_values(found, missing)}"
-    if found.unreadable:
-        first_reason = next(iter(found.unreadable.values()))
-        return f"{first_reason} {counts}, or are in one of {len(found.unreadable)} such shards"
-    return f"{_first_bad_entry(shards, found, missing)}; {counts}"
+    counts = (
+        f"{len(scan_result.bad_rows)} of {scan_result.n_rows} rows in total hold {_bad_values(scan_result, missing)}"
+    )
+    if scan_result.unreadable:
+        first_reason = next(iter(scan_result.unreadable.values()))
+        return f"{first_reason} {counts}, or are in one of {len(scan_result.unreadable)} such shards"
+    return f"{_first_bad_entry(shards, scan_result, missing)}; {counts}"
 
 
-def _first_bad_entry(shards: Sequence[Shard], found: Scan, missing: float | None) -> str:
-    block, row = _first_bad_row(shards, found)
-    entries = bad_entries(row, missing, block.shard.stored_dtype, found.fill is not None)
+def _first_bad_entry(shards: Sequence[Shard], scan_result: Scan, missing: float | None) -> str:
+    block, row = _first_bad_row(shards, scan_result)
+    entries = bad_entries(row, missing, block.shard.stored_dtype, scan_result.fill is not None)
     column = int(np.flatnonzero(entries[0])[0])
     where = f"row {block.start}, column {block.shard.columns.numbered(column)}"
     return f"{block.shard}: {row[0, column]} in {where}"
 
 
-def misses_values(shards: Sequence[Shard], found: Scan, missing: float | None = None) -> bool:
+def misses_values(shards: Sequence[Shard], scan_result: Scan, missing: float | None = None) -> bool:
     """Return whether the first bad row would be a good one if its missing values were filled in."""
-    if found.unreadable or found.fill is not None or not len(found.bad_rows):
+    if scan_result.unreadable or scan_result.fill is not None or not len(scan_result.bad_rows):
         return False
-    block, row = _first_bad_row(shards, found)
+    block, row = _first_bad_row(shards, scan_result)
     return not bad_entries(row, missing, block.shard.stored_dtype, fills=True).any()
 
 
-def _first_bad_row(shards: Sequence[Shard], found: Scan) -> tuple[Block, np.ndarray]:
-    number = int(found.bad_rows[0])
+def _first_bad_row(shards: Sequence[Shard], scan_result: Scan) -> tuple[Block, np.ndarray]:
+    number = int(scan_result.bad_rows[0])
     block = block_of(shards, first_rows(shards), number, number + 1)
     return block, read(block)  # read again, since a scan stores only row numbers
 
 
-def _bad_values(found: Scan, missing: float | None) -> str:
+def _bad_values(scan_result: Scan, missing: float | None) -> str:
     """Return a description of the values that make rows bad."""
-    if found.fill is not None:
+    if scan_result.fill is not None:
         return "Inf or no value at all"
     if missing is None:
         return "NaN or Inf"

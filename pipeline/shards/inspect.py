@@ -174,12 +174,12 @@ def _datasets(path: Path) -> list[dict[str, Any]]:
     try:
         claims = read_structure(path, read)
         with checking_answer(where, " about its datasets"):
-            return [_checked(claim) for claim in claims]
+            return [_checked_claim(claim) for claim in claims]
     except DataError:  # already reported
         return []
 
 
-def _checked(claim: dict[str, Any]) -> dict[str, Any]:
+def _checked_claim(claim: dict[str, Any]) -> dict[str, Any]:
     found = {
         "name": _checked_text(claim["name"]),
         "what": _checked_text(claim["what"]),

@@ -192,10 +192,10 @@ def _stack(path: Path, dataset: str | None) -> Stack | None:
     if facts is None:
         return None
     with checking_answer(where, " about its stacked files"):
-        return _checked(facts, where)
+        return _checked_stack(facts, where)
 
 
-def _checked(facts: Any, where: str) -> Stack:
+def _checked_stack(facts: Any, where: str) -> Stack:
     dataset = _name(facts["dataset"])
     neighbours = [_name(name) for name in facts["neighbours"][: _LISTED + 1]]
     where = f"{where} dataset={printable(dataset)}"

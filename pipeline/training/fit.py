@@ -270,5 +270,5 @@ def _replicas(
         settings.replicas,
         quantity(rounds.n_rounds, "time"),
     )
-    here = Replica(autoencoder, step, is_resident=data.rows.resident is not None)
-    return Replicas.of(rounds, data.shards, common, here)
+    own_replica = Replica(autoencoder, step, is_resident=data.rows.resident is not None)
+    return Replicas.of(rounds, data.shards, common, own_replica)

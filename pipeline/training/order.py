@@ -204,8 +204,8 @@ def noise_of(seed: int, step: int, shape: tuple[int, int]) -> np.ndarray:
     """
     n_bytes = math.prod(shape)
     # The generator's raw output: drawing numbers below 256 would take twice as long, almost as long as a step.
-    drawn = np.random.SFC64((seed, _NOISE, step)).random_raw(-(-n_bytes // 8))
-    return drawn.view(np.uint8)[:n_bytes].reshape(shape)
+    random_words = np.random.SFC64((seed, _NOISE, step)).random_raw(-(-n_bytes // 8))
+    return random_words.view(np.uint8)[:n_bytes].reshape(shape)
 
 
 def learning_rate(settings: ResolvedTraining, step: int, steps_per_epoch: int, n_epochs: int) -> float:

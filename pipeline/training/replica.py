@@ -195,7 +195,7 @@ class Replicas:
         The shards, with only those facts that are needed to read them.
     firsts : ndarray of int64
         Number of the first row of each shard.
-    here : Replica
+    own_replica : Replica
         The replica of this process.
     """
 
@@ -203,13 +203,13 @@ class Replicas:
     settings: ReplicaSettings
     shards: tuple[Shard, ...]
     firsts: np.ndarray
-    here: Replica
+    own_replica: Replica
 
     @classmethod
-    def of(cls, rounds: Rounds, shards: Sequence[Shard], settings: ReplicaSettings, here: Replica) -> Replicas:
+    def of(cls, rounds: Rounds, shards: Sequence[Shard], settings: ReplicaSettings, own_replica: Replica) -> Replicas:
         """Return replicas with only those facts about shards that tasks need, because each task includes them."""
         bare = tuple(replace(shard, extras=(), left_out=()) for shard in shards)
-        return cls(rounds, settings, bare, first_rows(bare), here)
+        return cls(rounds, settings, bare, first_rows(bare), own_replica)
 
     def task(self, share: Share, weights: Weights, n_epochs: int, steps_per_epoch: int) -> ReplicaTask:
         """Return the task of training on a share.
@@ -261,7 +261,7 @@ class Replicas:
         """
 
         def read_share(share: Share) -> np.ndarray:
-            return self.here.read(self.settings, share, self._blocks(share))
+            return self.own_replica.read(self.settings, share, self._blocks(share))
 
         shares = chain.from_iterable(self.rounds.rounds(epoch, n_done))
         with closing(read_ahead(read_share, shares)) as shares_with_rows:
@@ -269,7 +269,7 @@ class Replicas:
             def run(tasks: Sequence[ReplicaTask]) -> Iterator[ReplicaResult]:
                 for task in tasks:
                     _share, values = next(shares_with_rows)
-                    yield self.here.train(task, values)
+                    yield self.own_replica.train(task, values)
                     del values  # before the share after the next is read
 
             yield run

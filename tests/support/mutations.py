@@ -198,8 +198,8 @@ _SCAN = (
     Mutation(
         "bad-rows-keep-numbers-of-lost-shards",
         "pipeline/scan/ranges.py",
-        "(found.bad_rows - shift)[is_readable]",
-        "found.bad_rows[is_readable]",
+        "(scan_result.bad_rows - shift)[is_readable]",
+        "scan_result.bad_rows[is_readable]",
         ("tests/scan/test_ranges.py::test_a_scan_can_drop_its_unreadable_shards",),
     ),
     Mutation(

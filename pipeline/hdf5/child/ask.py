@@ -194,13 +194,13 @@ _idle = ProcessCache[int, _Child]()  # children that wait for a request, by `id`
 
 
 def ask(
-    what: str, descriptor: int, arguments: Sequence[Any], where: str, limits: Limits | None = None
+    function: str, descriptor: int, arguments: Sequence[Any], where: str, limits: Limits | None = None
 ) -> tuple[Any, list[np.ndarray]]:
     """Ask the child about an open file; the inode is used, not the path.
 
     Parameters
     ----------
-    what : str
+    function : str
         ``describe``, ``values``, ``stacked`` or ``listed``: functions of `child` that take the file and the
         `arguments`.
     where : str
@@ -229,7 +229,7 @@ def ask(
     request = {
         "pid": os.getpid(),
         "file": descriptor,
-        "ask": what,
+        "ask": function,
         "arguments": arguments,
         **_limits_of(os.fstat(descriptor).st_size, limits),
     }

@@ -407,11 +407,11 @@ def value_of(file: Metadata, attribute: Attribute) -> Any:
 
 def _text_in_heap(file: Metadata, reference: bytes) -> bytes:
     """Return a string of variable length from a global heap (III.E)."""
-    n_bytes, heap, wanted = _REFERENCE.unpack_from(reference)
+    n_bytes, heap, wanted_number = _REFERENCE.unpack_from(reference)
     if n_bytes == 0:
         return b""
     for number, start, size in _objects_in_heap(file, heap):
-        if number == wanted:
+        if number == wanted_number:
             expect(size == n_bytes)
             return file.at(start, n_bytes)
     raise NotPlain

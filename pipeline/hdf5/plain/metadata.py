@@ -105,7 +105,7 @@ class Metadata:
 _MASK = 0xFFFFFFFF
 
 
-def _checked(block: bytes) -> bytes:
+def _verified(block: bytes) -> bytes:
     """Return a block whose last four bytes are the checksum of the others."""
     expect(block[-4:] == checksum(block[:-4]))
     return block
@@ -390,7 +390,7 @@ def _first_new_block(file: Metadata, address: int, flags: int) -> _Block:
     start = 6 + 16 * has_times + 4 * has_limits
     first = start + (1 << (flags & 3))
     n_bytes = int.from_bytes(file.at(address + start, first - start), "little")
-    block = _checked(file.at(address, first + n_bytes + 4))
+    block = _verified(file.at(address, first + n_bytes + 4))
     return _Block(block, first, first + n_bytes)
 
 
@@ -399,4 +399,4 @@ def _next_block(file: Metadata, is_old: bool, address: int, n_bytes: int) -> _Bl
     if is_old:
         return _Block(block, 0, n_bytes)
     expect(block[:4] == b"OCHK")
-    return _Block(_checked(block), 4, n_bytes - 4)
+    return _Block(_verified(block), 4, n_bytes - 4)
