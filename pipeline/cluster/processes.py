@@ -175,7 +175,9 @@ def _scratch_directory() -> Iterator[Path]:
             f"workers import from their scratch directories, but {error}. Set TMPDIR to a private directory."
         ) from error
     except OSError as error:
-        raise CannotCreate(f"a temporary directory for the workers cannot be created: {error}. Set TMPDIR.") from error
+        raise CannotCreate(
+            f"a temporary directory for the workers cannot be created: {error}. Set TMPDIR to a writable directory."
+        ) from error
     try:
         yield scratch
     finally:

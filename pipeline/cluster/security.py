@@ -39,12 +39,13 @@ def check_address(address: str, is_insecure: bool) -> str:
     protocol, host, port = _split(complete)
     if not host or not port or protocol not in ("tcp", "tls"):
         raise ConfigError(
-            f"scheduler: {printable(address)}, expected an address like tls://host:8786, or tcp://127.0.0.1:8786"
+            f"scheduler: {printable(address)} is not a valid address, expected one like tls://host:8786 or "
+            "tcp://127.0.0.1:8786."
         )
     if protocol == "tcp" and not _is_loopback(host) and not is_insecure:
         raise ConfigError(
-            f"scheduler: {printable(complete)} is on another machine. Without TLS, anyone on the network between can "
-            "run code as this user. Use tls:// (docs/scaling.md), or --insecure-cluster on a network that no one "
+            f"scheduler: {printable(complete)} is on another machine. Without TLS, anyone on the network can run code "
+            "as this user. Use tls:// (docs/scaling.md), or --insecure-cluster on a network that no one "
             "else can access."
         )
     return complete
@@ -77,7 +78,7 @@ def read_address(path: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"scheduler_file={printable(path)}: {error!r}, expected a file that `dask scheduler --scheduler-file` "
-            "writes"
+            "writes. Start the scheduler with that option, or give its address with --scheduler."
         ) from error
 
 

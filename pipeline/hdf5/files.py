@@ -188,13 +188,13 @@ def translated_error(error: OSError, where: str) -> ShardpressError:
     if error.errno in (errno.EACCES, errno.EPERM):
         return NotPermitted(f"{where}: no permission to read the file. As its owner, run chmod u+r on it.")
     if error.errno in _NO_SUCH_FILE:
-        return NoInput(f"{where}: {error.strerror}, expected an HDF5 file")
+        return NoInput(f"{where}: {error.strerror}, expected an HDF5 file. Check the path.")
     return ReadFailed(f"{where}: {error.strerror}. Check the storage, then run the same command again.")
 
 
 def _check_regular(path: str, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise NoInput(f"file={printable(path)}: not a regular file, expected an HDF5 file")
+        raise NoInput(f"file={printable(path)}: not a regular file, expected an HDF5 file. Check the path.")
 
 
 def _check_same(path: str, found: Identity, expected: Identity) -> None:

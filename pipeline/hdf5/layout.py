@@ -230,7 +230,10 @@ def check_places(layouts: Sequence[Layout], size: int, where: str, base: int = 0
 def _checked_places(layout: Layout, size: int, where: str, base: int) -> np.ndarray:
     """Return the places of one dataset after checks: inside the file, and of plausible size."""
     if layout.n_bytes > _MOST_BYTES:
-        raise DataError(f"{where}: shape {layout.shape} takes {layout.n_bytes} bytes, expected at most {_MOST_BYTES}")
+        raise DataError(
+            f"{where}: shape {layout.shape} takes {layout.n_bytes} bytes, expected at most {_MOST_BYTES}. Divide the "
+            "dataset among several files."
+        )
     places = _places(layout)
     _check_inside(places, base + SMALLEST, size, where)
     if layout.index is not None:

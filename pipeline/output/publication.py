@@ -411,7 +411,10 @@ def _make_published(directory: Path, disk: Disk) -> None:
     folder = directory / PUBLISHED
     if folder.is_symlink():
         # A sweep removes files in it, which must not be those of another directory.
-        raise CannotCreate(f"output={printable(directory)}: its {PUBLISHED} is a symbolic link, expected a directory")
+        raise CannotCreate(
+            f"output={printable(directory)}: its {PUBLISHED} is a symbolic link, expected a directory. "
+            "Remove the link, then run the same command again."
+        )
     if not folder.is_dir():
         disk.make_directory(folder)
         sync_directory(disk, directory)

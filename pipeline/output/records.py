@@ -260,12 +260,14 @@ def _load_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
         manifest = unsealed(path)
         return manifest, files_of(manifest)
     except (FileNotFoundError, NotADirectoryError) as error:
-        expected = "expected the output directory of a finished run"
+        expected = "expected the output directory of a finished run. Check the path, or finish the run."
         raise NoInput(f"{where}: no finished run ({error.strerror}), {expected}") from error
     except PermissionError as error:
-        raise NotPermitted(f"{where}: {error.strerror}, expected a file that you can read") from error
+        raise NotPermitted(
+            f"{where}: {error.strerror}, expected a file that you can read. As its owner, run chmod u+r on it."
+        ) from error
     except OSError as error:
-        raise ReadFailed(f"{where}: {error.strerror}. Check the storage.") from error
+        raise ReadFailed(f"{where}: {error.strerror}. Check the storage, then run the same command again.") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON: {error}") from error
     except ValueError as error:

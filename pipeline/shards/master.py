@@ -152,7 +152,7 @@ def _location(master: Path, stack: Stack) -> str:
 
 def _log_stack(master: Path, stack: Stack) -> None:
     where = _location(master, stack)
-    log.info("%s: reading the %s that it stacks instead", where, quantity(len(stack.pieces), "file"))
+    log.info("%s: replaced by the %s that it stacks", where, quantity(len(stack.pieces), "file"))
     if stack.neighbours:
         names = ", ".join(map(printable, stack.neighbours[:_LISTED]))
         if len(stack.neighbours) > _LISTED:
@@ -201,7 +201,9 @@ def _checked_stack(facts: Any, where: str) -> Stack:
     where = f"{where} dataset={printable(dataset)}"
     claims = facts["links"] if "links" in facts else facts["blocks"]
     if not 0 < len(claims) <= MOST_PIECES:
-        raise DataError(f"{where}: stacks {quantity(len(claims), 'file')}, expected 1 to {MOST_PIECES}")
+        raise DataError(
+            f"{where}: stacks {quantity(len(claims), 'file')}, expected 1 to {MOST_PIECES}. Stack larger files."
+        )
     if "links" in facts:
         return Stack(dataset, _pieces_of_links(claims), neighbours)
     return Stack(dataset, _pieces_of_blocks(claims, _numbers(facts["shape"]), where), neighbours)

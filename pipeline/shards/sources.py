@@ -273,7 +273,7 @@ def _parts(directory: Path) -> list[Source]:
     for part in parts:
         _check_in_directory(part.path.relative_to(directory), directory, where)
     if not parts:
-        raise DataError(f"{where}: its manifest lists no parts, expected at least one")
+        raise DataError(f"{where}: its manifest lists no parts, expected at least one. {COPY_AGAIN}")
     return parts
 
 
@@ -290,7 +290,10 @@ def _check_in_directory(part: Path, directory: Path, where: str) -> None:
     """Refuse a part outside the directory: the manifest may be forged, and parts may have been replaced by links."""
     leads_out = ".." in part.parts
     if leads_out or any(os.path.islink(directory / each) for each in (part, *part.parents[:-1])):
-        raise NotPermitted(f"{where}: its part {printable(part)} is outside the directory, expected a file in it")
+        raise NotPermitted(
+            f"{where}: its part {printable(part)} is outside the directory, expected a file in it. Do not use "
+            "this output."
+        )
 
 
 def natural_key(name: str) -> list[tuple[bool, int, str]]:

@@ -340,7 +340,8 @@ def _array(body: bytearray, offset: int, code: Any, shape: Any) -> np.ndarray:
 def _error_without_answer(head: dict[str, Any], where: str) -> Exception:
     if head["end"] == "system":
         return SystemLimit(
-            f"{where}: cannot start a process to read it: {head['detail']}. Raise the limits (ulimit -u, -n)."
+            f"{where}: cannot start a process to read it: {head['detail']}. Raise the limits (ulimit -u, -n), "
+            "then run the same command again."
         )
     words = {
         "signal": f"libhdf5 crashed on this file (signal {head['detail']})",

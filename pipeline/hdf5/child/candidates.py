@@ -231,7 +231,7 @@ def find(file: h5py.File, name: str, orientation: str | None) -> Rows:
     if isinstance(item, h5py.h5g.GroupID):
         return _rows_of_group(file, name, parent, item, orientation)
     if not _is_dataset(item):
-        raise Refused("a named type, expected a dataset", name)
+        raise Refused("a named type, expected a dataset. Choose one with --dataset.", name)
     dataset = h5py.Dataset(item)
     _check_place(file, dataset, name)
     if dataset.ndim == 1:
@@ -280,7 +280,9 @@ def _check_place(file: h5py.File, rows: h5py.Dataset, name: str) -> None:
     if identity(rows.id)[0] != identity(file.id)[0]:
         raise Refused("the dataset is in another file, expected rows in the file itself", name)
     if rows.shape is None:
-        raise Refused("an empty dataset without a shape, expected rows of numbers", name)
+        raise Refused(
+            "an empty dataset without a shape, expected rows of numbers. Choose another one with --dataset.", name
+        )
 
 
 def _check_table(rows: h5py.Dataset, name: str, orientation: str | None) -> None:
@@ -296,7 +298,7 @@ def _check_rows(rows: h5py.Dataset, name: str, orientation: str | None) -> None:
     if stored is None or not is_number(stored):  # types with unused bits pass, since HDF5 converts them
         raise Refused(
             f"holds {_values_in_words(rows, stored)}, expected integers, bool, or floating-point numbers that fit into "
-            "64 bits. Write them as one of these.",
+            "64 bits. Convert them to one of these types.",
             name,
         )
     if orientation is None and h5py.h5a.exists(rows.id, _MATLAB):
@@ -310,10 +312,18 @@ def _check_shape(rows: h5py.Dataset, stored: np.dtype | None, name: str, orienta
             f"{_records_in_words(stored)}, expected numbers of one dtype. {_WRITE_ROWS} (pandas: df.to_numpy()).", name
         )
     if rows.ndim < 2:
-        raise Refused(f"shape {shape} has rank {rows.ndim}, expected rank 2 or more, rows first", name)
+        raise Refused(
+            f"shape {shape} has rank {rows.ndim}, expected rank 2 or more, rows first. Choose another dataset with "
+            "--dataset.",
+            name,
+        )
     row_shape = shape[:-1] if orientation == "columns" else shape[1:]
     if not prod(row_shape):
-        raise Refused(f"an empty dataset (shape {shape} has no columns), expected at least one column", name)
+        raise Refused(
+            f"an empty dataset (shape {shape} has no columns), expected at least one column. Choose another one with "
+            "--dataset.",
+            name,
+        )
 
 
 def _ask_for_orientation(shape: tuple[int, ...]) -> str:
@@ -415,7 +425,9 @@ def _sparse_rows(parent: Any, group: Any, name: str, orientation: str | None) ->
     if by_columns is None and orientation is None:
         raise Refused(_UNKNOWN_FORMAT.format(shape), name)
     if not 1 <= n_inputs <= MOST_COLUMNS:
-        raise Refused(f"a sparse matrix of {n_inputs} columns, expected 1 to {MOST_COLUMNS}", name)
+        raise Refused(
+            f"a sparse matrix of {n_inputs} columns, expected 1 to {MOST_COLUMNS}. Write fewer columns.", name
+        )
     return Rows(name, parent, "sparse", parts, (n_rows, n_inputs))
 
 
@@ -448,7 +460,10 @@ def _sparse_shape(group: Any, name: str) -> tuple[int, int]:
     shape = _written_shape(group)
     # As signed integers, those above 2**63 are refused like negative ones.
     if shape is None or shape.shape != (2,) or shape.dtype.kind not in "iu" or (shape.astype(np.int64) < 0).any():
-        raise Refused("a sparse matrix without a shape, expected two numbers in an attribute or dataset `shape`", name)
+        raise Refused(
+            "a sparse matrix without a shape, expected two numbers in an attribute or dataset `shape`. Write it again.",
+            name,
+        )
     return int(shape[0]), int(shape[1])
 
 

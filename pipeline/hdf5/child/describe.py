@@ -129,7 +129,7 @@ def values(
     """
     dataset = h5py.Dataset(locate(file, name)[1])
     if outside_storage(dataset):
-        raise Refused("its values are in other files", name)
+        raise Refused("its values are in other files, expected values in the file itself", name)
     filters_of(dataset.id.get_create_plist(), name)
     if dataset.dtype.hasobject:
         return _answer_with_texts(_texts(dataset, name, start, stop, axis, n_texts))
@@ -151,7 +151,7 @@ def _texts(dataset: h5py.Dataset, name: str, start: int, stop: int, axis: int, n
         texts.extend(more)
         n_bytes += sum(map(len, more))
     if n_bytes > MOST_ANSWER_BYTES:
-        raise Refused(f"strings of {n_bytes} bytes, expected at most {MOST_ANSWER_BYTES}", name)
+        raise Refused(f"strings of {n_bytes} bytes, expected at most {MOST_ANSWER_BYTES}. Write shorter strings.", name)
     return texts
 
 
