@@ -146,8 +146,8 @@ def batch_size(n_tasks: int, n_remote_threads: int, n_small: int = 1, capacity: 
 class _Batch:
     """A batch of tasks as one callable.
 
-    distributed searches lists for Dask's tasks and would run the tasks that it finds, so an object hides them.
-    Its text names the arguments of the tasks, for error messages.
+    distributed searches lists for Dask's tasks and would run the tasks that it finds, so an object hides them. Its text
+    names the arguments of the tasks, for error messages.
     """
 
     function: Callable[[Any], Any]  # function of Dask that runs the tasks

@@ -138,7 +138,7 @@ def _environments(settings: ClusterSettings, requires_device: bool) -> list[dict
     for i in range(n_workers):
         device = devices[i % len(devices)] if devices else None
         environment = worker_environment(device, n_threads, os.environ)
-        if requires_device:  # in the environment, so that a restarted worker requires it, too
+        if requires_device:  # in the environment, so that a restarted worker requires it as well
             add_theano_flag(environment, "force_device=True")
         environments.append(environment)
     return environments
@@ -336,7 +336,7 @@ def main() -> None:
     process can read there.
     """
     logging.getLogger("distributed").setLevel(_QUIET)
-    # Dask sets variables for its workers, one of which makes malloc return fresh pages for every large array.
+    # Dask sets variables for its workers. One of them makes malloc return fresh pages for every large array.
     dask.config.set({"distributed.nanny.pre-spawn-environ": {}})
     asyncio.run(_run_nanny(json.loads(sys.stdin.readline())))
 

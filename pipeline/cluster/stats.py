@@ -56,7 +56,7 @@ class WorkerStats:
         self._current: _StageStats | None = None
 
     def begin(self, stage: str) -> None:
-        """Start a stage, to which the next results belong. A repeated stage replaces the earlier one."""
+        """Start a stage; the next results belong to it. A repeated stage replaces the earlier one."""
         self._current = _StageStats(self._clock())
         self._stages[stage] = self._current
 

@@ -2,8 +2,8 @@
 
 HDF5 takes 20 kB of memory for each part to create such a view, and 4 kB for each part to open a dataset of it.
 Therefore the index of very many parts is a view of views, ``index-<digest>.h5``, of `_MOST` parts each, which HDF5
-opens when their rows are read. These files are next to the index and not in ``parts/``, where programs that
-read all files would find rows twice.
+opens when their rows are read. These files are next to the index and not in ``parts/``, where programs that read all
+files would find rows twice.
 """
 
 from __future__ import annotations

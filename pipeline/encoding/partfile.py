@@ -40,7 +40,7 @@ class PartMemory:
         Number of rows of the largest part.
     n_features : int
     extras : sequence of Extra
-        Extras, for the size of the memory and for categories. The memory grows if strings turn out to be longer.
+        Extras, for the size of the memory and for categories. The memory grows if strings are longer.
     storage : Storage
         Storage format. Unless it is plain, features are encoded into separate memory and then converted.
     most_templates : int

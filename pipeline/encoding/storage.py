@@ -44,8 +44,8 @@ class Storage:
     compression : str
         ``none``, ``lzf`` or ``gzip``; the last two after HDF5's shuffle filter.
     max_error : float or None
-        Largest allowed error of a stored feature. Features are rounded within this limit. If it is None, they
-        are rounded to the nearest value of the dtype.
+        Largest allowed error of a stored feature. Features are rounded within this limit. If it is None, they are
+        rounded to the nearest value of the dtype.
     """
 
     dtype: str = "float32"

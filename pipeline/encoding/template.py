@@ -1,8 +1,8 @@
 """Layout of HDF5 files: HDF5 lays out one file, and the values of other files with this layout are inserted.
 
 HDF5 takes two milliseconds to write a file with a few attributes, and holds its own lock and Python's meanwhile. The
-bytes around the values depend on names, shapes and dtypes alone. Everything else that differs between files is in
-one attribute of fixed length.
+bytes around the values depend on names, shapes and dtypes alone. Everything else that differs between files is in one
+attribute of fixed length.
 """
 
 from __future__ import annotations

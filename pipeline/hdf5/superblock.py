@@ -1,9 +1,9 @@
 """Check of an HDF5 file's first bytes, which decides without libhdf5 whether libhdf5 may open the file.
 
-The layout is that of the HDF5 File Format Specification 3.0, section II.A. A user block may precede it, as
-in MATLAB files, where it has 512 bytes. Four things are refused here that libhdf5 would accept: data in other files
-(the family and multi drivers), addresses that are not relative to the superblock, truncated files, and files that their
-writer has not closed.
+The layout is that of the HDF5 File Format Specification 3.0, section II.A. A user block may precede it, as in MATLAB
+files, where it has 512 bytes. Four things are refused here that libhdf5 would accept: data in other files (the family
+and multi drivers), addresses that are not relative to the superblock, truncated files, and files that their writer has
+not closed.
 """
 
 import struct
@@ -41,7 +41,7 @@ class Superblock(NamedTuple):
     width : int
         Bytes of an address.
     base : int
-        Address to which the other addresses are relative, according to the file.
+        Base of all other addresses, according to the file.
     second : int
         In versions 0 and 1, the address of a list of unused bytes; in versions 2 and 3, of an extension.
     end : int

@@ -1,9 +1,9 @@
 """All changes to the file system, and the order that makes them durable.
 
-A file is written under a temporary name in the same directory, synced and then renamed; the directory is synced last.
-A file is therefore either absent or complete under its own name, even after a power cut. Tests pass a `Disk` that
-fails, or one that loses what was not synced. Two files that no result depends on are written without a
-`Disk`: the text in the lock file, and the log.
+A file is written under a temporary name in the same directory, synced and then renamed; the directory is synced last. A
+file is therefore either absent or complete under its own name, even after a power cut. Tests pass a `Disk` that fails,
+or one that loses what was not synced. Two files that no result depends on are written without a `Disk`: the text in the
+lock file, and the log.
 """
 
 from __future__ import annotations

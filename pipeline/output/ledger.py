@@ -198,7 +198,7 @@ class Ledger:
         Parameters
         ----------
         keep : str
-            Fingerprints. If any are given, results with all other fingerprints are removed, too.
+            Fingerprints. If any are given, results with all other fingerprints are removed as well.
         """
         if keep:
             self.drop(*(record for record in self.records() if record.fingerprint not in keep))

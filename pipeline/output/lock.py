@@ -178,7 +178,7 @@ def _lock(directory: Path) -> int:
         _flock(directory, descriptor)
         _check_lock(directory, descriptor)  # another run may have replaced the file before it was locked
         owner = f"pid {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
-        with suppress(OSError):  # a full disk must not keep a run from reading what it needs
+        with suppress(OSError):  # a full disk must not prevent a run
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, owner.encode(), 0)
     except BaseException:

@@ -273,7 +273,7 @@ def _load_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
     except ValueError as error:
         raise DataError(f"{where}: not JSON that shardpress wrote: {error}") from error
     except (KeyError, TypeError) as error:
-        raise DataError(f"{where}: has an invalid list of files: {error!r}") from error
+        raise DataError(f"{where}: has an invalid list of parts or files: {error!r}") from error
 
 
 def _is_allowed(name: str) -> bool:

@@ -237,7 +237,7 @@ def scan(
     n_at_once: int,
     advance: Callable[[int], object] = lambda n_rows: None,
 ) -> Scan:
-    """Read every row once; if shards turn out to be unreadable, read the rows of all others again.
+    """Read every row once; if some shards are unreadable, read the rows of all others again.
 
     The readable rows of a bad shard depend on the size of the blocks, and the result must not.
 

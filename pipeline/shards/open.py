@@ -122,7 +122,7 @@ def _open_all(sources: Sequence[Source], selection: Selection) -> Generator[Shar
             tasks = (batch[i : i + _FILES_PER_TASK] for i in range(0, len(batch), _FILES_PER_TASK))
             for shards in pool.map(partial(_open_few, selection=selection), tasks):
                 yield from shards
-    retire(n_kept=1)  # child processes, of which each thread may have started one
+    retire(n_kept=1)  # each thread may have started a child process
 
 
 def _open_few(sources: Sequence[Source], selection: Selection) -> list[Shard | DataError]:

@@ -105,7 +105,7 @@ class Extra:
         """The fill value for a line of the log."""
         value = self.resolved_fill
         if isinstance(value, bytes) and not value.strip(b"\0"):
-            return "empty"
+            return "an empty text"
         return str(value)
 
 

@@ -248,7 +248,7 @@ def lies_in(directory: str, path: str) -> bool:
 
 
 def _check_inside(directory: str, entries: Sequence[Path]) -> None:
-    """Refuse links out of the directory, by which a user who can write to it would choose what another user reads."""
+    """Refuse links out of the directory: a user who can write to it could choose the files that another user reads."""
     root_path = os.path.realpath(directory)
     for entry in entries:
         place = os.path.realpath(entry)

@@ -258,7 +258,7 @@ def _rows_of_layouts(form: Any, layouts: Sequence[Layout], shape: Any) -> tuple[
 def _check_extras(shard: Shard, selection: Selection) -> None:
     extras = shard.extras
     n_rows = shard.n_rows
-    # The user may name each of them as well, hence twice the number. Their layouts are claims, too.
+    # The user may name each of them as well, hence twice the number. Their layouts are claims as well.
     if len(extras) > 2 * MAX_EXTRAS or not all(extra.layout and _fits(extra.layout, n_rows) for extra in extras):
         raise ValueError("invalid number or shape of extras")
     if len({(extra.name, extra.is_named) for extra in extras}) < len(extras):

@@ -27,9 +27,9 @@ _STANDARD_ERRORS = 2  # tolerance in standard errors, since the mean error of fe
 _SMALL = 1024  # side up to which the Gram matrix is computed; its eigenvectors then take a fifth of a second
 _BLOCK_BYTES = 2**23  # bytes of rows in float64 that are scaled or multiplied at once
 
-# Number of products with the sample, and least number of directions in addition to the `k` requested ones.
-# With `k` additional directions, and variances that fall like 1 / i, the error of the reconstruction is within 0.02 %
-# of the exact one; with `k / 2` additional directions it is within 0.2 %.
+# Number of products with the sample, and least number of directions in addition to the `k` requested ones. With `k`
+# additional directions, and variances that fall like 1 / i, the error of the reconstruction is within 0.02 % of the
+# exact one; with `k / 2` additional directions it is within 0.2 %.
 _N_ITERATIONS = 4
 _OVERSAMPLING = 16
 

@@ -149,7 +149,7 @@ class Training:
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        """Number of minibatches, of which the last one may be smaller."""
+        """Number of minibatches; the last one may be smaller."""
         return -(-self.order.n_rows // self.settings.batch_size)
 
     @property

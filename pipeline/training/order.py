@@ -166,8 +166,8 @@ def spread_rows(
 ) -> np.ndarray:
     """Return sorted numbers of good rows that represent all rows: short runs, evenly spread over the data set.
 
-    Runs are cheap to read from a file. For validation they have another advantage: neighbours in time resemble
-    each other, and most neighbours of a validation row are validation rows as well.
+    Runs are cheap to read from a file. For validation they have another advantage: neighbours in time resemble each
+    other, and most neighbours of a validation row are validation rows as well.
 
     Parameters
     ----------

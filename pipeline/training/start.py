@@ -123,8 +123,8 @@ def _component_weights(
 
     A rectifier passes only positive numbers, but ``f(c) - f(-c) = (1 + slope) c``. Other activations have such a factor
     for small numbers. So each component has a unit, and its negative another one. Later hidden layers pass both on
-    unchanged, and so does the decoder. The weights of further units are random. They have
-    no effect until the weights of the last layer, which are 0 for them, have grown.
+    unchanged, and so does the decoder. The weights of further units are random. They have no effect until the weights
+    of the last layer, which are 0 for them, have grown.
     """
     cores = _cores(network, components, code)
     return [

@@ -1,4 +1,4 @@
-"""Quality of a trained model: comparison with components, units that carry nothing, and warnings."""
+"""Quality of a trained model: comparison with components, features without information, and warnings."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class _Child:
                 line += more
             if line.endswith(b"\n") or len(body) > request["answer_bytes"]:
                 break
-        _read_available(reader, body, request["answer_bytes"])  # what was left when the fork ended
+        _read_available(reader, body, request["answer_bytes"])  # the rest of the answer, after the end of the fork
         return line, body
 
     def end(self) -> None:

@@ -1,7 +1,7 @@
 """Functions of the child that find names of the columns, or one number for each.
 
-Nothing here makes a file unusable: unusable names and numbers are noted, and the rows are read without
-them. Links are never followed.
+Nothing here makes a file unusable: unusable names and numbers are noted, and the rows are read without them. Links are
+never followed.
 """
 
 import re
@@ -191,7 +191,7 @@ def _table_names(table: h5py.Dataset, path: str, n_inputs: int) -> _Names | None
 
 
 def _block_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
-    """Return the names next to a block of a pandas frame of the fixed format; integers are names, too."""
+    """Return the names next to a block of a pandas frame of the fixed format; integers are names as well."""
     path = items_of(rows.name)
     if path is None:
         return None

@@ -111,7 +111,7 @@ def decode_chunk(data: memoryview, filters: Sequence[tuple[int, Sequence[int]]],
             data = decode(data, parameters, n_bytes + _SUM_BYTES)  # a checksum may have been added before
         except (MemoryError, ImportError):
             raise
-        except Exception as error:  # each codec raises a type of its own
+        except Exception as error:  # each codec raises its own type of exception
             raise ValueError(f"{FILTERS[code].name}: {error}") from error
     if len(data) != n_bytes:
         raise ValueError(f"{len(data)} bytes, expected {n_bytes}")

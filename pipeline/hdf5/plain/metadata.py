@@ -1,7 +1,7 @@
 """HDF5's metadata, read without HDF5: bytes within bounds, checksums, B-trees, and the messages of object headers.
 
-Every address is checked against the end of the file, no function recurses, and every read has a bound. A
-forged number leads to a wrong answer at worst. Damaged files, and files that are merely unusual, raise `NotPlain`.
+Every address is checked against the end of the file, no function recurses, and every read has a bound. A forged number
+leads to a wrong answer at worst. Damaged files, and files that are merely unusual, raise `NotPlain`.
 
 The numbers in brackets, here and in the other modules of `plain`, are sections of the HDF5 File Format Specification
 3.0.
