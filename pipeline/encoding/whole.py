@@ -143,9 +143,8 @@ def _stored_bytes(name: str, values: _Values, dtype: np.dtype) -> Iterator[bytes
 def _contiguous_bytes(values: _Values, offset: int) -> Iterator[memoryview]:
     """Yield the bytes of contiguous values."""
     n_bytes = prod(values.shape) * values.dtype.itemsize
-    buffer = memoryview(
-        bytearray(min(_PIECE, n_bytes))
-    )  # reused, since each piece is written before the next one is read
+    # All pieces share one buffer, since each is written before the next one is read.
+    buffer = memoryview(bytearray(min(_PIECE, n_bytes)))
     try:
         # HDF5 would take its own lock and Python's for each piece.
         with open(values.path, "rb", buffering=0) as file:
