@@ -223,8 +223,8 @@ class LateWorkerCheck(WorkerPlugin):
         problems = compare_environments(self._probe, self._driver, describe_environment(self._probe))
         if problems:
             worker.log_event(_TOPIC, f"{worker.name} at {worker.address}: {'; '.join(problems)}")
-            # By the scheduler, so that it does not count as the death of a worker. `worker.close()` would wait for the
-            # nanny, which waits for this method.
+            # The scheduler retires the worker, so that this does not count as a death. `worker.close()` would wait for
+            # the nanny, which waits for this method.
             await worker.scheduler.retire_workers(workers=[worker.address], close_workers=True, stimulus_id=self.name)
 
     async def _is_running(self, worker: Worker) -> bool:

@@ -56,7 +56,7 @@ class WorkerPool(Protocol):
 
 
 class LocalPool:
-    """Threads of this process. It opens no socket and does not import `distributed`."""
+    """Pool of threads of this process, which opens no socket and does not import `distributed`."""
 
     is_local = True
     n_local_processes = 1

@@ -66,7 +66,7 @@ class PartMemory:
         self._memory = _aligned_zeros(self._offset + n_rows * row_bytes + _SPARE_BYTES)
         n_encoded = 0 if storage.is_plain else n_rows
         self._encoded = np.empty((n_encoded, n_features), _FLOAT32)
-        self._templates: dict[str, Template] = {}  # of recent parts, by layout
+        self._templates: dict[str, Template] = {}  # layouts of recent parts, by their keys
 
     def features(self, n_rows: int) -> np.ndarray:
         """Return the array (n_rows, n_features), float32, for the features of the next part."""

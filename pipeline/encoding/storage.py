@@ -19,11 +19,11 @@ __all__ = ["PLAIN", "Chunked", "Storage", "TooCoarse", "storages", "write_chunke
 _BLOCK_ROWS = 2**12  # rows that are rounded at once, few enough for the processor's cache
 _CHUNK_BYTES = 2**18  # bytes before compression; HDF5 decompresses a whole chunk for each read
 _INTEGER_RANGE = 2.0**23  # from this magnitude on, float32 holds only integers
-_LEVEL = 1  # of deflate; level 4 takes twice as long and saves only 2.5 %
+_LEVEL = 1  # level of deflate; level 4 takes twice as long and saves only 2.5 %
 
 
 class TooCoarse(ShardpressError):
-    """Features cannot be stored in a dtype within the allowed error."""
+    """Error of features that cannot be stored in a dtype within the allowed error."""
 
 
 class Chunked(NamedTuple):

@@ -131,7 +131,7 @@ def lay_out(
     attributes: Mapping[str, Any],
     n_source: int = 0,
 ) -> Template:
-    """Have HDF5 lay out a file, and return the layout without the values.
+    """Let HDF5 lay out a file, and return the layout without the values.
 
     Parameters
     ----------

@@ -63,7 +63,7 @@ class ChunkCache:
     def _decompressed(
         self, key: Hashable, future: Future[memoryview], decompress: Callable[[], memoryview]
     ) -> memoryview:
-        """Return a chunk, and give it, or the error, to the threads that wait for it."""
+        """Return a chunk, and pass the chunk or the error to the threads that wait for it."""
         try:
             chunk = decompress()
         except BaseException as error:

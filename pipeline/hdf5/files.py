@@ -31,7 +31,9 @@ _NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, e
 _LOCK = re.compile(r"^\d+: (?:FLOCK|POSIX|OFDLCK) +\S+ +WRITE +(-?\d+) (\w+):(\w+):(\d+) ", re.MULTILINE)
 
 
-_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY  # never waits, for example for a FIFO's other end
+_FLAGS = (
+    os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+)  # opening never waits, for example for the other end of a FIFO
 FILES = SimpleNamespace(
     stat=os.stat,
     open=lambda path: os.open(path, _FLAGS),
@@ -154,7 +156,7 @@ def with_retries(read: Callable[[], T], where: str) -> T:
     Parameters
     ----------
     read : callable
-        Opens its file again each time.
+        Function that opens its file again in each call.
 
     Raises
     ------

@@ -152,7 +152,7 @@ def _mark(directory: Path, disk: Disk) -> None:
 
 
 def _is_marked(directory: Path) -> bool:
-    """Return whether a directory has the marker; raise `CannotCreate` if not and it holds files of users."""
+    """Return whether a directory has the marker; raise `CannotCreate` if it has none and holds files of users."""
     path = directory / _MARKER
     names = os.listdir(directory)  # first, because another run may be writing the marker and its folders now
     if path.exists():

@@ -160,7 +160,7 @@ def _vet_stacked(source: Source, selection: Selection) -> Shard:
 
 
 def _check_as_stacked(shard: Shard, source: Source) -> None:
-    """Check that the master file stacks all rows of the file, which was not open when their shape was claimed."""
+    """Check that the rows of a file have the shape that its master file claims."""
     if source.shape is not None and (shard.form != "dense" or shard.shape != source.shape):
         raise DataError(
             f"{shard}: rows of shape {shard.shape} ({shard.form}), expected {source.shape} (dense), "

@@ -297,11 +297,11 @@ def _check_in_directory(part: Path, directory: Path, where: str) -> None:
 
 
 def natural_key(name: str) -> list[tuple[bool, int, str]]:
-    """Return a sort key under which digits count as numbers."""
+    """Return a sort key that treats digits as numbers."""
     return [_natural_part(part) for part in re.split(r"(\d+)", name)]
 
 
 def _natural_part(part: str) -> tuple[bool, int, str]:
-    # The flag keeps numbers from being compared with words. The spelling comes last, to distinguish 010 from 10.
+    # The flag prevents comparisons of numbers with words. The spelling comes last, to distinguish 010 from 10.
     is_number = part.isdecimal()
     return is_number, int(part) if is_number else 0, part

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Limit", "StepResult", "Training", "rounds_of_epoch", "steps_of"]
 
-# Number of evenly spread steps of an epoch for which the cost is computed, which makes a step a quarter slower.
+# Number of evenly spread steps of an epoch for which the cost is computed; these steps take a quarter longer.
 _COSTS_PER_EPOCH = 16
 
 # The mean error of this many rows is exact to a few percent; that of ten rows is not.

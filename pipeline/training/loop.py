@@ -24,7 +24,7 @@ _INTERVAL_PER_WRITE = 50
 
 
 class LimitPolicy(Protocol):
-    """Decides whether a training must end early, for example because of a deadline."""
+    """Policy that decides whether a training must end early, for example because of a deadline."""
 
     def after_step(self, training: Training) -> Limit | None:
         """Return a new limit, or None to continue as before.
@@ -35,7 +35,7 @@ class LimitPolicy(Protocol):
 
 
 class CheckpointPolicy:
-    """Decides when the checkpoints of a training are written, and writes them.
+    """Policy that decides when the checkpoints of a training are written, and writes them.
 
     The training loop calls it after each step and after each epoch. A checkpoint is due after a fixed time. One is also
     written at the end of an epoch, unless epochs are so short that this would take a large share of the training.

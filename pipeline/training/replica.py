@@ -124,7 +124,7 @@ class ReplicaResult:
 
 
 RoundRunner = Callable[[Sequence[ReplicaTask]], Iterable[ReplicaResult]]
-"""Runs the tasks of a round and returns their results in the same order."""
+"""Function that runs the tasks of a round and returns their results in the same order."""
 
 
 class Replica:

@@ -35,7 +35,7 @@ _MODULE = "pipeline.hdf5.child.server"
 _UNSAFE_VARIABLES = ("HDF5_", "LD_AUDIT", "LD_PRELOAD")  # prefixes of names
 _MOST_WORDS = 2000  # characters of the child's text that a message quotes
 _SECONDS_AT_LEAST = 10.0  # CPU time
-_BYTES_PER_SECOND = 2**20  # of CPU time: a small file has little structure to read
+_BYTES_PER_SECOND = 2**20  # per second of CPU time, since a small file has little structure to read
 _CLOCK_PER_PROCESSOR = 10  # seconds of elapsed time for one of CPU time, on a busy machine
 
 
@@ -110,7 +110,7 @@ class _Child:
     def _receive(self, reader: int, request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
         line, body = self._read(reader, request, where)
         if len(body) > request["answer_bytes"]:
-            self.end()  # which also ends its fork; that may never stop
+            self.end()  # this also ends the fork, which may never stop
             return {"end": "flood", "detail": None}, bytearray()
         return json.loads(line), body
 
@@ -184,7 +184,7 @@ def _limits_of(n_bytes: int, limits: Limits) -> dict[str, float]:
 
 
 def _read_available(reader: int, body: bytearray, most: int) -> None:
-    """Append what is in the pipe to `body`, and stop soon after `most` bytes."""
+    """Append the available bytes of a pipe to `body`, and stop soon after `most` bytes."""
     with suppress(BlockingIOError):
         while len(body) <= most and (data := os.read(reader, 2**20)):
             body += data

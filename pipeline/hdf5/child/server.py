@@ -124,7 +124,7 @@ def _write_scale(file: h5py.File, group: str, scale: Sequence[float] | Sequence[
 
 
 def _serve(request: dict[str, Any]) -> tuple[str, object]:
-    """Have a fork answer a request, and return how it ended: ``end`` and ``detail``."""
+    """Let a fork answer a request, and return how it ended: ``end`` and ``detail``."""
     try:
         writer = os.open(f"/proc/{request['pid']}/fd/{request['answer']}", os.O_WRONLY)
         exit_reader, exit_writer = os.pipe()  # the fork keeps its end open until it exits

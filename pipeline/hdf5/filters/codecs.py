@@ -53,7 +53,7 @@ _LEAST_ELEMENTS = 128  # elements of one of bitshuffle's blocks, if the file doe
 _PIECE = 2**20  # bytes of bits that are sorted at once
 
 _Decoder = Callable[[memoryview, Sequence[int], int], memoryview]
-"""Decodes stored bytes, given a filter's parameters and the largest allowed number of decoded bytes."""
+"""Function that decodes stored bytes, given a filter's parameters and the largest number of decoded bytes."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def rewrite_advice(dataset: str) -> str:
 
 @cache
 def _deflate() -> Any:
-    # Not at the top: programs that only read features or apply a model need not install it.
+    # Not imported at the top, since programs that only read features or apply a model need not install it.
     import deflate
 
     return deflate
@@ -271,7 +271,7 @@ def _from_lz4(data: memoryview, _: Sequence[int], most: int) -> memoryview:
 
 
 def _check_blocks(n_bytes: int, n_block: int, most: int) -> None:
-    """Refuse more bytes than allowed, and more blocks than any writer makes: all may be the same few bytes."""
+    """Refuse more bytes than allowed, and more blocks than any writer makes, since all may be the same few bytes."""
     if n_bytes > min(most, n_block * _MOST_BLOCKS):
         raise ValueError(f"{n_bytes} bytes in blocks of {n_block}, expected at most {most} bytes")
 
@@ -321,7 +321,7 @@ _BLOCK_DECODERS: dict[int, _BlockDecoder] = {2: _block_from_lz4, 3: _block_from_
 def _from_bitshuffle(data: memoryview, values: Sequence[int], most: int, piece: int = _PIECE) -> memoryview:
     """Decode blocks of elements whose bits are sorted by their position in an element; each block may be compressed.
 
-    The last block may be shorter, by a multiple of 8 elements. Up to 7 further elements follow as they were. The bits
+    The last block may be shorter, by a multiple of 8 elements. Up to 7 further elements follow unchanged. The bits
     of about `piece` bytes are sorted at once.
     """
     itemsize, n_block, kind = (*values, 0, 0)[2:5]

@@ -45,7 +45,7 @@ _LATER_READ = 2**12
 
 
 class NotPlain(Exception):
-    """Sign of a damaged or unusual file."""
+    """Error of a file that is damaged or not plain."""
 
 
 def expect(*conditions: object) -> None:
