@@ -23,7 +23,7 @@ _Values = TypeVar("_Values")
 
 _FLOAT32 = np.dtype("<f4")
 _SPARE_BYTES = 2**17  # initial space for metadata and strings
-_SOURCE_BYTES = 256  # the size of `source` is a multiple, so that parts of files with other names share a layout
+_SOURCE_BYTES = 256  # the size of `source` is a multiple of this, so that parts with other file names share a layout
 _MOST_TEMPLATES = 8  # templates of a thread; the shards of a data set usually alternate between one or two sizes
 _MAX_SOURCE_TEXT = 2**12  # characters; any path fits, and two escaped paths fit into the 64 KiB of an attribute
 
