@@ -91,9 +91,8 @@ def _connect(address: str) -> Client:
     log.info("cluster: connecting to %s", printable(address))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", VersionMismatchWarning
-            )  # `check_workers` refuses the differences that matter
+            # `check_workers` refuses the differences that matter.
+            warnings.simplefilter("ignore", VersionMismatchWarning)
             return Client(address, security=security, timeout=_CONNECT_SECONDS, set_as_default=False)
     except FatalCommClosedError as error:
         raise ConfigError(

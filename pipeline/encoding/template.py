@@ -212,9 +212,8 @@ def _allocate(file: h5py.File, name: str, shape: Shape) -> int | None:
     """Create a dataset without writing its values, and return their offset, or None if there are no values."""
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_obj_track_times(False)  # so that equal parts have equal bytes
-    creation.set_alloc_time(
-        h5py.h5d.ALLOC_TIME_EARLY
-    )  # otherwise the dataset would have no offset before its values are written
+    # Otherwise the dataset would have no offset before its values are written.
+    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # otherwise HDF5 would write gigabytes of zeros into the image
     dims, dtype = shape
     stored_type = h5py.h5t.py_create(dtype, logical=True)

@@ -31,9 +31,8 @@ _NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, e
 _LOCK = re.compile(r"^\d+: (?:FLOCK|POSIX|OFDLCK) +\S+ +WRITE +(-?\d+) (\w+):(\w+):(\d+) ", re.MULTILINE)
 
 
-_FLAGS = (
-    os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-)  # opening never waits, for example for the other end of a FIFO
+# With these flags, opening never waits, for example for the other end of a FIFO.
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 FILES = SimpleNamespace(
     stat=os.stat,
     open=lambda path: os.open(path, _FLAGS),

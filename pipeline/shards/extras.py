@@ -380,9 +380,8 @@ def _left_out(shards: Sequence[Shard]) -> dict[str, tuple[LeftOut, list[Shard]]]
     included = {extra.name for extra in shards[0].extras}
     for shard in shards:
         for each in shard.left_out:
-            if (
-                each.name not in included or each.reason == _NO_COMMON_DTYPE
-            ):  # others may have the extra that this shard lacks
+            # Other shards may have the extra that this shard lacks.
+            if each.name not in included or each.reason == _NO_COMMON_DTYPE:
                 first = replace(each, reason=each.reason.rstrip("."))
                 found.setdefault(each.name, (first, []))[1].append(shard)
     return found

@@ -159,9 +159,8 @@ def _view_of(records: np.ndarray, numbers: Numbers) -> np.ndarray:
 
 def _read_sparse(block: Block, out: np.ndarray) -> None:
     shard = block.shard
-    pointers = _values(
-        shard, shard.layouts[2], block.start, block.stop + 1, _INT64
-    )  # including the end of the last row
+    # One more pointer than rows, for the end of the last row.
+    pointers = _values(shard, shard.layouts[2], block.start, block.stop + 1, _INT64)
     _check_pointers(block, pointers)
     out[...] = 0
     for row, last in _ranges_of_rows(pointers):
@@ -391,9 +390,8 @@ def _read_extra(block: Block, extra: Extra) -> np.ndarray:
         return np.full(len(block), extra.resolved_fill, extra.dtype)
     if extra.codes is None:
         return _read_stored_extra(block, layout, extra.dtype)
-    stored = _read_stored_extra(block, layout, layout.dtype).astype(
-        np.int64
-    )  # unsigned ones above 2**63 become negative
+    # As int64, unsigned codes above 2**63 become negative, and are refused.
+    stored = _read_stored_extra(block, layout, layout.dtype).astype(np.int64)
     _check_codes(block, layout, stored, len(extra.codes))
     codes = np.array([*extra.codes, -1], extra.dtype)  # so that -1 stays -1
     return codes[stored]

@@ -263,9 +263,8 @@ class Training:
         self.set_weights(Weights(checkpoint.group("parameters"), checkpoint.group("state")))
         self.outer = checkpoint.group("outer")
         self.best = checkpoint.group("best")
-        self.state = deepcopy(
-            checkpoint.state
-        )  # copied, since the caller keeps the checkpoint, while this state changes
+        # A copy, since the caller keeps the checkpoint, while this state changes.
+        self.state = deepcopy(checkpoint.state)
 
     def _check_arrays(self, checkpoint: Checkpoint) -> None:
         """Raise `ValueError` unless the arrays of a checkpoint have the names and shapes of this training."""

@@ -140,9 +140,8 @@ class Replica:
         self._autoencoder = autoencoder
         self._step = step
         self._is_resident = is_resident
-        self._turn = (
-            threading.Lock()
-        )  # all threads share one set of parameters; while they wait, their rows are already in memory
+        # All threads share one set of parameters. While they wait, their rows are already in memory.
+        self._turn = threading.Lock()
 
     def read(self, settings: ReplicaSettings, share: Share, blocks: Sequence[Block]) -> np.ndarray:
         """Return the rows of a share, or their numbers, one piece after the other."""
