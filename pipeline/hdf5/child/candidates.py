@@ -257,7 +257,7 @@ def _rows_of_table(rows: h5py.Dataset, name: str, parent: Any, orientation: str 
         return Rows(name, parent, "table", [(name, rows)], (*rows.shape, numbers.n))
     if is_sparse(parent):
         group = split(name)[0]
-        raise Refused(f"a part of the sparse matrix {group}, expected the matrix. Give --dataset {group}.", name)
+        raise Refused(f"rank 1, a part of the sparse matrix {group}, expected all of it. Give --dataset {group}.", name)
     return None
 
 
