@@ -40,11 +40,11 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-# Their versions determine what a task computes, or whether it can be sent at all.
+# Packages whose versions determine what a task computes, or whether it can be sent.
 _PACKAGES = ("numpy", "Theano", "scipy-openblas32", "h5py", "dask", "distributed")
 _ROOT = Path(__file__).parents[2]
 _SOURCES = ("pipeline/**/*.py", "kernels/**/*.py", "kernels/native/*")
-_NOT_A_SOURCE = "pipeline/shardpress/"  # is installed elsewhere, and computes nothing
+_NOT_A_SOURCE = "pipeline/shardpress/"  # installed separately, without influence on results
 # A scheduler computes nothing, but it unpickles and pickles tasks.
 _NEEDED_BY_SCHEDULER = ("Python", "shardpress", "dask", "distributed")
 # Instruction sets by which compilers, OpenBLAS and our kernels select code.
@@ -53,7 +53,7 @@ _SCRATCH = "dask-scratch-space"  # Dask's name for directories that it puts into
 _PRIVATE_SCRATCH = {"scratch directory": "writable by its user only"}
 _MAX_LISTED = 3  # workers in one message
 
-_SECONDS = 120.0  # for an answer, which takes less than one, but tasks of other clients may come first
+_SECONDS = 120.0  # time limit for an answer: tasks of other clients may come first
 _TOPIC = "shardpress-turned-away"
 _PRIORITY = 100  # higher than that of other tasks in Dask's order
 
@@ -103,14 +103,14 @@ class Environment:
 
 
 def check_workers(client: Client, probe: Probe) -> None:
-    """Check the scheduler and all its workers, and have workers that join later checked, too.
+    """Check the scheduler and all its workers, and register a check of workers that join later.
 
     Parameters
     ----------
     client : Client
         A client of the scheduler.
     probe : Probe
-        Files that they must see.
+        Files that workers must see.
 
     Raises
     ------
@@ -141,10 +141,10 @@ def check_workers(client: Client, probe: Probe) -> None:
 
 
 def _check_scheduler(client: Client) -> None:
-    """Raise `ConfigError` if a scheduler lacks our classes, or if other users can write to where it imports from."""
+    """Raise `ConfigError` if a scheduler lacks our classes, or imports from a directory that others can write to."""
     try:
         problems = compare_scheduler(client.run_on_scheduler(describe_scheduler))
-    except Exception as error:  # its own packages may raise anything
+    except Exception as error:  # the scheduler's packages may raise any exception
         problems = [_no_answer(error)]
     if problems:
         raise ConfigError(
@@ -154,7 +154,7 @@ def _check_scheduler(client: Client) -> None:
 
 
 def _check_all_answered(client: Client, futures: Mapping[str, Future], names: Mapping[str, str]) -> None:
-    """Raise `TryAgain` if a worker has not answered and has not left either."""
+    """Raise `TryAgain` if a worker is still connected and has not answered."""
     current = workers_of(client)
     silent = [names[address] for address in current if address in futures and not futures[address].done()]
     if silent:
@@ -203,11 +203,11 @@ class LateWorkerCheck(WorkerPlugin):
     Parameters
     ----------
     probe : Probe
-        Files that they must see.
+        Files that workers must see.
     driver : Environment
         Description of the driver.
     client : str
-        Id of the driver's client. After it has left, the run has ended and all workers are accepted.
+        Id of the driver's client. When it leaves, the run has ended, and all workers are accepted.
     """
 
     def __init__(self, probe: Probe, driver: Environment, client: str) -> None:
@@ -223,8 +223,8 @@ class LateWorkerCheck(WorkerPlugin):
         problems = compare_environments(self._probe, self._driver, describe_environment(self._probe))
         if problems:
             worker.log_event(_TOPIC, f"{worker.name} at {worker.address}: {'; '.join(problems)}")
-            # By the scheduler, so that it does not count as the death of a worker. `worker.close()` would wait for the
-            # nanny, which waits for this method.
+            # The scheduler retires the worker, so that this does not count as a death. `worker.close()` would wait for
+            # the nanny, which waits for this method.
             await worker.scheduler.retire_workers(workers=[worker.address], close_workers=True, stimulus_id=self.name)
 
     async def _is_running(self, worker: Worker) -> bool:
@@ -243,7 +243,7 @@ def _log_retired_worker(event: tuple[float, str]) -> None:
 
 
 def describe_environment(probe: Probe) -> Environment:
-    """Describe this process. It changes to the directory of the driver, and writes a file to the output directory."""
+    """Describe this process, change to the driver's directory, and write a file to the output directory."""
     written_file = f"stages/probe-{uuid.uuid4().hex}.txt"
     files = _access_files(probe, written_file)
     machine = {}
@@ -265,12 +265,12 @@ def _access_files(probe: Probe, written_file: str) -> dict[str, str]:
 
 
 def compare_environments(probe: Probe, driver: Environment, worker: Environment) -> list[str]:
-    """Return the differences of a worker in words; the driver reads the worker's file to find out.
+    """Return the differences between a worker and the driver in words; this reads the file that the worker wrote.
 
     Parameters
     ----------
     probe : Probe
-        Files that both have examined.
+        Files that both processes have accessed.
     driver, worker : Environment
         Their descriptions.
     """
@@ -289,7 +289,7 @@ def describe_scheduler() -> dict[str, str]:
 
 
 def compare_scheduler(scheduler: Mapping[str, str]) -> list[str]:
-    """Return the reasons why a scheduler with these facts cannot, or must not, handle tasks of this process."""
+    """Return the reasons why a scheduler with these facts cannot or must not handle tasks of this process."""
     driver = versions()
     expected = {name: driver[name] for name in _NEEDED_BY_SCHEDULER}
     return _different_facts({**expected, **_PRIVATE_SCRATCH}, scheduler)
@@ -315,7 +315,7 @@ def versions() -> dict[str, str]:
 
 
 def _scratch_directories() -> dict[str, str]:
-    """Return whether other users can write to a directory of Dask's that this process imports from."""
+    """Return a fact: whether other users can write to one of Dask's directories that this process imports from."""
     for entry in sys.path:
         if _SCRATCH in entry:
             problem = _problem_of_directory(entry)
@@ -371,7 +371,7 @@ def _processor() -> dict[str, str]:
 
 @cache
 def _system() -> dict[str, str]:
-    """Return the compiler of our kernels and of Theano's, and the C library, which has exponentials and logarithms."""
+    """Return the compiler of our kernels and of Theano's, and the C library, which computes exponentials."""
     try:
         done = subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True, check=False)
         compiler = done.stdout.strip() or "of unknown version"

@@ -1,4 +1,4 @@
-"""Waiting for a scheduler and its workers: each wait has a time limit, is logged, and is ended by signals."""
+"""Functions that wait for a scheduler and its workers: each wait has a time limit, is logged, and ends at a signal."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ _MAX_SILENCE = 300.0  # seconds without an answer: as long as Dask waits for a w
 
 def wait_until(
     condition: Callable[[], T],
-    what: str,
+    description: str,
     seconds: float,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
-    """Call a function until it returns something true, and return that.
+    """Call a function until its result is true, and return the result.
 
     Parameters
     ----------
     condition : callable
         The function.
-    what : str
+    description : str
         Description of the condition, for the log.
     seconds : float
-        Time limit. After it the last result, which is false, is returned.
+        Time limit, after which the last result is returned although it is false.
     clock : callable
         Returns the time in seconds.
     sleep : callable
@@ -71,7 +71,7 @@ def wait_until(
         if now - start > seconds:
             break
         if now > next_log:
-            log.info("cluster: waiting for %s, %.0f of %.0f s", what, now - start, seconds)
+            log.info("cluster: waiting for %s, %.0f of %.0f s", description, now - start, seconds)
             next_log = now + _LOG_INTERVAL
         sleep(_WAIT_INTERVAL)
     return result
@@ -100,7 +100,7 @@ def retry_if_worker_lost(request: Callable[[], T], is_connected: Callable[[], bo
 def submit_to_each(
     client: Client, workers: Iterable[str], function: Callable[[Any], Any], argument: object, priority: int = 0
 ) -> dict[str, Future]:
-    """Have each of these workers call a function.
+    """Submit a call of a function to each of some workers.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def submit_to_each(
 
 
 def wait_for_answers(client: Client, futures: Mapping[str, Future], seconds: float) -> None:
-    """Wait until each future is done or its worker is lost: a task bound to a lost worker stays pending.
+    """Wait until each future is done or its worker is lost, since a task of a lost worker remains pending.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def workers_of(client: Client) -> dict[str, dict[str, Any]]:
 
 
 class SchedulerMonitor:
-    """Check that a scheduler answers, without ever waiting for it.
+    """Monitor of a scheduler's answers, which never waits for them.
 
     A scheduler that is suspended or cut off keeps its connections open and does not answer.
 
@@ -177,33 +177,33 @@ class SchedulerMonitor:
     def __init__(self, client: Client) -> None:
         self.n_workers: int | None = None
         self._client = client
-        self._is_asking = False
+        self._is_waiting = False
         self._last_answer = time.monotonic()
 
     def poll(self) -> float:
         """Send a request, unless an answer is still pending, and return the seconds since the last answer."""
-        if not self._is_asking:
-            self._is_asking = True
-            _call_in_loop(self._client, self._ask)
+        if not self._is_waiting:
+            self._is_waiting = True
+            _call_in_loop(self._client, self._request_answer)
         return time.monotonic() - self._last_answer
 
-    async def _ask(self) -> None:
+    async def _request_answer(self) -> None:
         scheduler: Any = self._client.scheduler  # None if the client has been closed
         try:
             answer = await scheduler.identity(n_workers=0)
             self.n_workers = int(answer["n_workers"])
             self._last_answer = time.monotonic()
-        except Exception as error:  # the connection is lost; the client's status shows it, too
+        except Exception as error:  # the connection is lost, which the client's status shows as well
             log.debug("cluster: the scheduler does not answer: %r", error)
         finally:
-            self._is_asking = False
+            self._is_waiting = False
 
 
 @contextmanager
 def disconnect_if_silent(
     client: Client, interval: float = _WATCH_INTERVAL, max_silence: float | None = None
 ) -> Iterator[None]:
-    """Close the connections of a client when the scheduler stops answering, for as long as the context lasts.
+    """Within the context, close the connections of a client if the scheduler stops answering.
 
     Calls that wait for the scheduler then raise `OSError`, and the status of the client is no longer ``running``.
 
@@ -214,10 +214,10 @@ def disconnect_if_silent(
     interval : float
         Seconds between two requests.
     max_silence : float, optional
-        Seconds without an answer after which the scheduler counts as lost; five minutes by default.
+        Seconds without an answer after which the scheduler is treated as lost; five minutes by default.
     """
     if max_silence is None:
-        max_silence = _MAX_SILENCE  # not the default itself, so that tests can shorten it for a whole run
+        max_silence = _MAX_SILENCE  # not in the signature, so that tests can shorten it for a whole run
     ended = threading.Event()
     arguments = (client, ended, interval, max_silence)
     thread = threading.Thread(target=_watch, args=arguments, name="scheduler-monitor", daemon=True)
@@ -256,6 +256,6 @@ def _abort_connections(client: Client) -> None:
 
 
 def _call_in_loop(client: Client, function: Callable[[], Awaitable[None]]) -> None:
-    """Call a function in the event loop of a client, which has a thread of its own."""
+    """Call a function in the event loop of a client, which runs in a separate thread."""
     loop: Any = client.loop  # not None, because the client has been started
     loop.add_callback(function)

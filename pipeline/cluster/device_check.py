@@ -1,4 +1,4 @@
-"""Devices of workers: the check before a run, and what a worker does when its device is lost."""
+"""Devices of workers: the check before a run, and the retirement of workers whose device is lost."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["WorkerDevice", "check_devices", "run_or_retire", "unusable_workers",
 
 log = logging.getLogger(__name__)
 
-_SOON = 0.1  # seconds
+_RETRY_SECONDS = 0.1  # seconds
 
-_leaving = ProcessCache[str, bool]()  # by address of a worker of this process: whether it is leaving
+_leaving_workers = ProcessCache[str, bool]()  # by address of a worker of this process: whether it is leaving
 
 
 class _Device(Protocol):
@@ -43,9 +43,9 @@ class WorkerDevice:
     process : str
         Name of its process: see `pipeline.cluster.stats.process_name`.
     device : str
-        The device in words.
+        Description of the device.
     reason : str
-        Why this is not the configured device; empty if it is.
+        Reason why this is not the configured device; empty if it is.
     place : str
         Location of the device, if it is a card.
     """
@@ -74,14 +74,14 @@ def check_devices(
     start_device : callable
         Initializes the device of a process: `pipeline.device.start_device`.
     seconds : float
-        Time limit: workers may be busy with tasks of other clients.
+        Time limit; workers may be busy with tasks of other clients.
 
     Returns
     -------
     devices : list of WorkerDevice
         Devices of the workers that answered; not all of them may be the configured ones: see `wrong_devices`.
     failures : dict of str to str
-        For the name of each other worker, what went wrong.
+        Error of each other worker, by the name of the worker.
     """
     workers = workers_of(client)
     futures = submit_to_each(client, workers, _describe_device, start_device)
@@ -106,7 +106,9 @@ def wrong_devices(devices: Sequence[WorkerDevice]) -> dict[str, str]:
 def unusable_workers(failures: Mapping[str, str], n_workers: int) -> DeviceError:
     """Return an error that reports the first of some failures of `n_workers` workers."""
     reason = next(iter(failures.values()))
-    return DeviceError(f"{quantity(len(failures), 'worker')} of {n_workers} cannot be used, the first: {reason}")
+    return DeviceError(
+        f"{quantity(len(failures), 'worker')} of {n_workers} cannot be used. The first reason is: {reason}"
+    )
 
 
 def _describe_device(start_device: Callable[[], _Device]) -> tuple[str, str, str, str]:
@@ -122,7 +124,7 @@ def _failure_of(future: Future) -> str:
 
 
 def run_or_retire(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a task on a worker. If its device is lost, retire the worker and have another one run the task.
+    """Run a task on a worker. If its device is lost, retire the worker, so that another one runs the task.
 
     Raises
     ------
@@ -133,20 +135,21 @@ def run_or_retire(function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
     except DeviceLost as error:
         worker = get_worker()
-        # Tasks of other threads fail in the same way, and new tasks arrive until the scheduler knows.
-        if _leaving.put_if_new(worker.address, True):
+        # Tasks of other threads fail in the same way, and new tasks arrive until the scheduler retires the worker.
+        if _leaving_workers.put_if_new(worker.address, True):
             name = printable(worker.name)
-            why = printable(error.why)
-            log.warning("cluster: retiring worker %s; its work goes to the others: %s", name, why)
+            reason = printable(error.why)
+            log.warning("cluster: retiring worker %s; its work goes to the others: %s", name, reason)
             worker.loop.add_callback(partial(_leave, worker))
         raise Reschedule from error
 
 
 async def _leave(worker: Worker) -> None:
-    """Retire a worker: unlike its death, this does not count as a failure of its tasks."""
+    """Retire a worker. Unlike the death of a worker, this does not count as a failure of its tasks."""
     address = worker.address
-    # The last worker can be retired only when the driver has fetched its results: no other worker could hold them.
+    # The last worker can be retired only after the driver has fetched its results, since no other worker could hold
+    # them.
     while address not in await worker.scheduler.retire_workers(
         workers=[address], close_workers=True, stimulus_id="device-lost"
     ):
-        await asyncio.sleep(_SOON)
+        await asyncio.sleep(_RETRY_SECONDS)

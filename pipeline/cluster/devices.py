@@ -23,7 +23,7 @@ def device_names(devices: Sequence[str] | None, environment: Mapping[str, str]) 
     devices : sequence of str or None
         The setting.
     environment : mapping of str to str
-        Variables, of which ``CUDA_VISIBLE_DEVICES`` limits the cards.
+        Environment variables; ``CUDA_VISIBLE_DEVICES`` limits the cards.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def worker_environment(device: str | None, n_threads: int, environment: Mapping[
     ConfigError
         If ``CUDA_VISIBLE_DEVICES`` hides the card.
     """
-    # This process reads no variables of Dask's, so workers must not be configured by them either.
+    # This process ignores Dask's variables, so these must not configure workers either.
     variables = {
         name: value for name, value in environment.items() if not name.startswith("DASK_") and name != _DEVICE_IS_OPEN
     }
@@ -69,7 +69,7 @@ def worker_environment(device: str | None, n_threads: int, environment: Mapping[
     if device is None:
         return variables
     if device.startswith("cuda"):
-        # Only its own card: a process that sees other cards allocates memory on each of them.
+        # Only its own card is visible, since a process allocates memory on every card that it sees.
         variables["CUDA_VISIBLE_DEVICES"] = _card_identifier(device, environment)
         variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         device = "cuda0"
@@ -92,7 +92,7 @@ def _card_identifier(device: str, environment: Mapping[str, str]) -> str:
     if number >= len(visible):
         raise ConfigError(
             f"devices: {device}, but CUDA_VISIBLE_DEVICES={','.join(visible)} makes only {len(visible)} of the "
-            "cards visible"
+            "cards visible. Change the variable, or name another device."
         )
     return visible[number]
 

@@ -33,7 +33,7 @@ _LARGE_GRAPH = 40_000
 _SCHEDULER_CAPACITY = 600
 """Threads that one scheduler can keep busy with tasks of about a second (docs/scaling.md)."""
 _LAST_NUMBER = 10**12 - 1
-"""Largest number in a task's name: all names have the same length, so they sort like their numbers."""
+"""Largest number in a task's name. All names have the same length, so they sort like their numbers."""
 
 _Task = tuple[Callable[[Any], Any], Any]
 _Callback = Callable[[Any], object]
@@ -82,7 +82,7 @@ def reduce(
     done: _Callback | None = None,
     n_small: int = 1,
 ) -> Any:
-    """Run tasks and merge their results in order, a few at a time, so that few results are in memory at once.
+    """Run tasks and merge their results in order, in groups, so that few results are in memory at once.
 
     Parameters
     ----------
@@ -146,12 +146,12 @@ def batch_size(n_tasks: int, n_remote_threads: int, n_small: int = 1, capacity: 
 class _Batch:
     """A batch of tasks as one callable.
 
-    distributed searches lists for tasks of Dask and would run those that it finds, so they are hidden in an object.
-    Its text names the arguments of the tasks, for error messages.
+    distributed searches lists for Dask's tasks and would run the tasks that it finds, so an object hides them. Its text
+    names the arguments of the tasks, for error messages.
     """
 
-    function: Callable[[Any], Any]  # Dask's, which runs the tasks
-    tasks: Any  # as Dask passes them
+    function: Callable[[Any], Any]  # function of Dask that runs the tasks
+    tasks: Any  # the tasks in Dask's form
     nodes: tuple[tuple[Any, ...], ...]  # the same tasks in our graph
 
     def __call__(self) -> Any:
@@ -163,7 +163,7 @@ class _Batch:
 
 def _node_text(node: tuple[Any, ...]) -> str:
     if _is_merge(node):
-        return "what tasks have found"
+        return "a merge of results"
     (task,) = node
     return str(task.args[0])
 
@@ -175,7 +175,7 @@ def _is_merge(node: tuple[Any, ...]) -> bool:
 
 def _graph_of(tasks: Sequence[_Task]) -> _Graph:
     """Return a Dask graph of independent tasks."""
-    # A partial hides the argument, for example a list of shards: Dask would search it for keys of other tasks.
+    # A partial hides the argument from Dask, which would search it (say, a list of shards) for keys of other tasks.
     keys = _task_names(0, len(tasks))
     return {key: (partial(function, argument),) for key, (function, argument) in zip(keys, tasks, strict=True)}
 
@@ -211,7 +211,7 @@ def _run(
     """Run a graph and return the results of `keys`."""
     run = _GraphRun(graph, executor, done)
     n_remote_threads = getattr(executor, "n_remote_threads", 0)
-    # Every option is given, even the cache, because variables DASK_... of the environment would set the others. Signals
+    # All options are given, even the cache, because environment variables DASK_... would set the omitted ones. Signals
     # are deferred: an exception that is raised while a thread starts would make the pool lose track of that thread.
     with signals.deferred():
         try:
@@ -234,7 +234,7 @@ def _run(
 
 
 class _GraphRun:
-    """One run of a graph: its batches that have not ended, and what happens to its results.
+    """One run of a graph, with its unfinished batches and the functions that handle its results.
 
     Parameters
     ----------
@@ -262,7 +262,7 @@ class _GraphRun:
         return future
 
     def handle_result(self, key: str, result: Any, _graph: object, _state: object, process: str) -> None:
-        """Count a result and pass it on; Dask calls this in the thread that runs the graph."""
+        """Count a result and call `done`; Dask calls this in the thread that runs the graph."""
         if not _is_merge(self._graph[key]):
             if self._stats is not None:
                 self._stats.add(process, result)

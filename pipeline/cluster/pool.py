@@ -56,7 +56,7 @@ class WorkerPool(Protocol):
 
 
 class LocalPool:
-    """Threads of this process. It opens no socket and does not import `distributed`."""
+    """Pool of threads of this process, which opens no socket and does not import `distributed`."""
 
     is_local = True
     n_local_processes = 1
@@ -66,7 +66,7 @@ class LocalPool:
 
     @contextmanager
     def executor(self, n_threads: int) -> Iterator[tuple[Executor, int]]:
-        """Provide threads. One more task may be submitted, so that a free thread need not wait for this process."""
+        """Provide threads. One more task may be submitted, so that a free thread never waits for this process."""
         with threads(n_threads) as pool:
             yield pool, n_threads + 1
 
@@ -85,7 +85,7 @@ def check_settings(settings: ClusterSettings) -> None:
     """
     address = settings.scheduler
     path = Path(settings.scheduler_file or "")
-    if not address and is_written(path):  # otherwise the scheduler may write it later
+    if not address and is_written(path):  # a scheduler may write a missing file later
         address = read_address(path)
     if address:
         check_address(address, settings.insecure_cluster)
@@ -109,13 +109,13 @@ def open_pool(
     Parameters
     ----------
     settings : ClusterSettings
-        The pool.
+        Settings of the pool.
     n_threads : int
         Number of threads of all local workers together.
     start_device : callable
         Initializes the device that is configured for a process: `pipeline.device.start_device`.
     make_probe : callable
-        Returns what workers must see as this process does. It is called before they run any task.
+        Returns the `Probe` of the files that workers must see. It is called before they run any task.
     requires_device : bool
         Whether each worker must use the device that is configured for it.
 
@@ -135,7 +135,7 @@ def open_pool(
     if not has_local_workers and not settings.scheduler and not settings.scheduler_file:
         yield LocalPool()
         return
-    # These load distributed, which a run with threads does not need.
+    # These modules import distributed, which a run with threads does not need.
     from pipeline.cluster.processes import local_workers
     from pipeline.cluster.remote import remote_workers
     from pipeline.cluster.workers import quiet_dask

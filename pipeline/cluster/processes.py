@@ -1,4 +1,4 @@
-"""Workers on this machine: processes that are started for a run and end with it in any case.
+"""Workers on this machine: processes that are started for a run and always end with it.
 
 Each worker has a nanny in a separate process, which `pipeline.childprocess` starts with ``main`` of this module.
 `SpecCluster` could start the nannies in this process, but then a killed run leaves orphans: compilers that workers have
@@ -42,14 +42,14 @@ __all__ = ["NoHttpWorker", "local_workers", "main"]
 log = logging.getLogger(__name__)
 
 _LOOPBACK = "127.0.0.1"
-_ALLOWED_FAILURES = 2  # workers that may die at one task; the third death ends the run
+_ALLOWED_FAILURES = 2  # workers that may die while they run one task; the third death ends the run
 _START_SECONDS = 300.0
-_DEVICE_SECONDS = 600.0  # the first worker may have to compile for all of them
+_DEVICE_SECONDS = 600.0  # the first worker may have to compile for all workers
 _END_SECONDS = 10.0
 _PATIENCE = 60.0  # seconds without any worker, while nannies restart those that have died
 
 _QUIET = logging.CRITICAL  # errors of tasks are reported by the driver
-_CLOSE_SECONDS = 2.0  # for a worker to close; its unfinished tasks are no longer needed, or run elsewhere
+_CLOSE_SECONDS = 2.0  # for a worker to close; its unfinished tasks are no longer needed, or run on others
 
 
 class _NoHttpScheduler(Scheduler):
@@ -60,7 +60,7 @@ class _NoHttpScheduler(Scheduler):
 
 
 class NoHttpWorker(Worker):
-    """A worker without Dask's HTTP server, which would open a port; its warnings are logged by the driver alone."""
+    """A worker without Dask's HTTP server, which would open a port; only the driver logs its warnings."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         for name in LOGGERS:
@@ -93,7 +93,7 @@ def local_workers(
     start_device : callable
         Initializes the device that is configured for a process: `pipeline.device.start_device`.
     make_probe : callable
-        Returns what workers must see as this process does. It is called before they run any task.
+        Returns the `Probe` of the files that workers must see. It is called before they run any task.
     requires_device : bool
         Whether each worker must use the device that is configured for it.
 
@@ -106,7 +106,7 @@ def local_workers(
     SystemLimit
         If a process cannot be started.
     NotPermitted
-        If no directory can be made that other users cannot replace.
+        If no directory can be created that is safe from other users.
     """
     environments = _environments(settings, requires_device)
     devices = device_names(settings.devices, os.environ)
@@ -123,9 +123,9 @@ def local_workers(
         with _processes(options, environments) as processes:
             _wait_for_start(client, processes)
             check_workers(client, make_probe())
-            known = _keep_usable(client, processes, devices, start_device, requires_device)
+            facts = _keep_usable(client, processes, devices, start_device, requires_device)
             forward_logs(client)
-            yield ClusterPool(client, "workers", address, known, _PATIENCE, len(environments))
+            yield ClusterPool(client, "workers", address, facts, _PATIENCE, len(environments))
 
 
 def _environments(settings: ClusterSettings, requires_device: bool) -> list[dict[str, str]]:
@@ -138,7 +138,7 @@ def _environments(settings: ClusterSettings, requires_device: bool) -> list[dict
     for i in range(n_workers):
         device = devices[i % len(devices)] if devices else None
         environment = worker_environment(device, n_threads, os.environ)
-        if requires_device:  # in the environment, so that a restarted worker requires it, too
+        if requires_device:  # in the environment, so that a restarted worker requires it as well
             add_theano_flag(environment, "force_device=True")
         environments.append(environment)
     return environments
@@ -171,9 +171,13 @@ def _scratch_directory() -> Iterator[Path]:
     try:
         scratch = private_directory("shardpress-scratch-")
     except UntrustedDirectory as error:
-        raise NotPermitted(f"workers import from their scratch directories, but {error}.") from error
+        raise NotPermitted(
+            f"workers import from their scratch directories, but {error}. Set TMPDIR to a private directory."
+        ) from error
     except OSError as error:
-        raise CannotCreate(f"a temporary directory for the workers cannot be created: {error}. Set TMPDIR.") from error
+        raise CannotCreate(
+            f"a temporary directory for the workers cannot be created: {error}. Set TMPDIR to a writable directory."
+        ) from error
     try:
         yield scratch
     finally:
@@ -195,7 +199,7 @@ def _client(security: Security, has_dashboard: bool, scratch: Path) -> Iterator[
     if has_dashboard:
         options["dashboard_address"] = f"{_LOOPBACK}:0"
     scheduler = {"cls": Scheduler if has_dashboard else _NoHttpScheduler, "options": options}
-    with signals.deferred():  # an exception raised in here would leave a part of the cluster running
+    with signals.deferred():  # an exception raised here would leave a part of the cluster running
         cluster = SpecCluster(scheduler=scheduler, security=security, silence_logs=False)
     try:
         with Client(cluster, security=security, set_as_default=False) as client:
@@ -211,7 +215,7 @@ def _client(security: Security, has_dashboard: bool, scratch: Path) -> Iterator[
 def _processes(
     options: Mapping[str, Any], environments: Sequence[Mapping[str, str]]
 ) -> Iterator[dict[str, ChildProcess]]:
-    """Provide a process for each environment, by the names of their workers."""
+    """Provide a process for each environment, by the name of its worker."""
     processes: dict[str, ChildProcess] = {}
     try:
         for i, environment in enumerate(environments):
@@ -237,7 +241,7 @@ def _start(options: Mapping[str, Any], environment: Mapping[str, str]) -> ChildP
     except OSError as error:
         raise SystemLimit(f"a worker process cannot be started: {error}. Use fewer --workers.") from error
     assert process.stdin is not None
-    with suppress(BrokenPipeError):  # it has died at once, which `_wait_for_start` reports
+    with suppress(BrokenPipeError):  # the process died at once, which `_wait_for_start` reports
         process.stdin.write(json.dumps(options).encode() + b"\n")
         process.stdin.flush()
     return process
@@ -252,7 +256,7 @@ def _end(processes: Mapping[str, ChildProcess]) -> None:
     for process in processes.values():
         with suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, deadline - time.monotonic()))
-        process.end()  # and the worker that it has started
+        process.end()  # this also ends the worker that it has started
 
 
 def _wait_for_start(client: Client, processes: Mapping[str, ChildProcess]) -> None:
@@ -285,12 +289,12 @@ def _keep_usable(
     Parameters
     ----------
     processes : dict of str to ChildProcess
-        Processes by the names of their workers. Those that end are removed.
+        Processes by the names of their workers. Processes that are ended are removed from it.
     devices : sequence of str
         The configured devices, which the workers use in turn; empty if none are configured.
     """
     found, failures = check_devices(client, start_device, _DEVICE_SECONDS)
-    failures |= wrong_devices(found) | _misplaced(found, devices)
+    failures |= wrong_devices(found) | _misplaced_workers(found, devices)
     usable = [device for device in found if device.worker not in failures]
     n_workers = len(processes)
     for name, reason in failures.items():
@@ -303,17 +307,17 @@ def _keep_usable(
     return [device.facts() for device in usable]
 
 
-def _misplaced(found: Sequence[WorkerDevice], devices: Sequence[str]) -> dict[str, str]:
-    """Return the workers that compute on the card of another configured device, and in words where they do."""
+def _misplaced_workers(found: Sequence[WorkerDevice], devices: Sequence[str]) -> dict[str, str]:
+    """Return the workers that compute on the card of another configured device, each with a description."""
     if not devices:
         return {}
     misplaced: dict[str, str] = {}
-    first_at: dict[str, tuple[str, str]] = {}  # worker and configured device, by the place of the card
+    first_by_place: dict[str, tuple[str, str]] = {}  # worker and configured device, by the location of the card
     for device in found:
         if not device.place:
             continue
         configured = devices[int(device.worker) % len(devices)]
-        first_worker, first_configured = first_at.setdefault(device.place, (device.worker, configured))
+        first_worker, first_configured = first_by_place.setdefault(device.place, (device.worker, configured))
         if configured != first_configured:
             misplaced[device.worker] = (
                 f"it was assigned {configured}, but uses the same device as worker {first_worker}, which was "
@@ -328,11 +332,11 @@ def _misplaced(found: Sequence[WorkerDevice], devices: Sequence[str]) -> dict[st
 def main() -> None:
     """Run a nanny, which starts a worker and restarts it if it dies, until the end of standard input.
 
-    The first line of standard input contains its options as JSON, among them the key of the certificate, which no other
+    The first line of standard input contains its options as JSON, including the key of the certificate, which no other
     process can read there.
     """
     logging.getLogger("distributed").setLevel(_QUIET)
-    # Dask sets variables for its workers, one of which makes malloc return fresh pages for every large array.
+    # Dask sets variables for its workers. One of them makes malloc return fresh pages for every large array.
     dask.config.set({"distributed.nanny.pre-spawn-environ": {}})
     asyncio.run(_run_nanny(json.loads(sys.stdin.readline())))
 

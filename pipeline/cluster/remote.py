@@ -49,7 +49,7 @@ def remote_workers(
     start_device : callable
         Initializes the device that is configured for a process: `pipeline.device.start_device`.
     make_probe : callable
-        Returns what workers must see as this process does. It is called before they run any task.
+        Returns the `Probe` of the files that workers must see. It is called before they run any task.
     requires_device : bool
         Whether each worker must use the device that is configured for it.
 
@@ -68,15 +68,15 @@ def remote_workers(
         with _explain_lost_scheduler(address):
             _wait_for(lambda: client.scheduler_info(n_workers=0)["n_workers"], f"a worker of {printable(address)}")
             check_workers(client, make_probe())
-            known = _check_devices(client, start_device, requires_device)
+            facts = _check_devices(client, start_device, requires_device)
             if settings.dashboard:
                 log.info("cluster: the Dask dashboard is at %s", client.dashboard_link)
             forward_logs(client)
-        yield ClusterPool(client, "scheduler", address, known, _PATIENCE)
+        yield ClusterPool(client, "scheduler", address, facts, _PATIENCE)
 
 
 def _address(settings: ClusterSettings) -> str:
-    """Return the address of the scheduler; wait for its file if that does not exist yet."""
+    """Return the address of the scheduler; wait for its file if the file does not exist yet."""
     address = settings.scheduler
     if not address:
         path = Path(settings.scheduler_file or "")
@@ -91,7 +91,8 @@ def _connect(address: str) -> Client:
     log.info("cluster: connecting to %s", printable(address))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", VersionMismatchWarning)  # `check_workers` refuses what matters
+            # `check_workers` refuses the differences that matter.
+            warnings.simplefilter("ignore", VersionMismatchWarning)
             return Client(address, security=security, timeout=_CONNECT_SECONDS, set_as_default=False)
     except FatalCommClosedError as error:
         raise ConfigError(
@@ -130,15 +131,15 @@ def _explain_lost_scheduler(address: str) -> Iterator[None]:
         ) from error
 
 
-def _wait_for(condition: Callable[[], object], what: str) -> None:
-    if not wait_until(condition, what, _PATIENCE):
-        raise TryAgain(f"waited {_PATIENCE:.0f} s for {what} without success. Run the same command again.")
+def _wait_for(condition: Callable[[], object], description: str) -> None:
+    if not wait_until(condition, description, _PATIENCE):
+        raise TryAgain(f"waited {_PATIENCE:.0f} s for {description} without success. Run the same command again.")
 
 
 def _check_devices(client: Client, start_device: Callable[[], Any], requires_device: bool) -> list[dict[str, Any]]:
     """Check the devices of the current workers, and return facts about the workers.
 
-    Workers that compute on another device than configured are kept, unless `requires_device` is true.
+    Workers that compute on a device that was not configured are kept, unless `requires_device` is true.
     """
     found, failures = check_devices(client, start_device, _DEVICE_SECONDS)
     failures |= wrong_devices(found)

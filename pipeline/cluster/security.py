@@ -1,4 +1,4 @@
-"""Addresses and certificates of schedulers: which connections are allowed, and how they are secured."""
+"""Addresses and certificates of schedulers: checks of allowed connections, and their encryption."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ def check_address(address: str, is_insecure: bool) -> str:
     Raises
     ------
     ConfigError
-        If it is not an address, or if others on the network could read and change the traffic.
+        If it is not an address, or if other machines on the network could read and change the traffic.
     """
     complete = address if "://" in address else f"tcp://{address}"
     protocol, host, port = _split(complete)
     if not host or not port or protocol not in ("tcp", "tls"):
         raise ConfigError(
-            f"scheduler: {printable(address)}, expected an address like tls://host:8786, or tcp://127.0.0.1:8786"
+            f"scheduler: {printable(address)} is not a valid address, expected one like tls://host:8786 or "
+            "tcp://127.0.0.1:8786."
         )
     if protocol == "tcp" and not _is_loopback(host) and not is_insecure:
         raise ConfigError(
-            f"scheduler: {printable(complete)} is on another machine. Without TLS, anyone on the network between can "
-            "run code as this user. Use tls:// (docs/scaling.md), or --insecure-cluster on a network that no one "
+            f"scheduler: {printable(complete)} is on another machine. Without TLS, anyone on the network can run code "
+            "as this user. Use tls:// (docs/scaling.md), or --insecure-cluster on a network that no one "
             "else can access."
         )
     return complete
@@ -77,14 +78,14 @@ def read_address(path: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"scheduler_file={printable(path)}: {error!r}, expected a file that `dask scheduler --scheduler-file` "
-            "writes"
+            "writes. Start the scheduler with that option, or give its address with --scheduler."
         ) from error
 
 
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a host name, which is resolved by other machines
+    except ValueError:  # a host name, which other machines resolve
         return host == "localhost"
 
 
@@ -101,9 +102,9 @@ def dask_security(address: str) -> Security:
     Raises
     ------
     ConfigError
-        If the address requires a certificate, and there is none that can be used.
+        If the address requires a certificate, and no usable one is configured.
     """
-    from distributed import Security  # here, because runs without a cluster check settings, but never connect
+    from distributed import Security  # imported here, because runs without a cluster check settings but never connect
 
     if not address.startswith("tls://"):
         return Security(require_encryption=False)
@@ -119,12 +120,14 @@ def dask_security(address: str) -> Security:
         security.get_connection_args("client")  # reads the files
     except OSError as error:
         files = ", ".join(printable(path) for path in certificates.values() if path)
-        raise ConfigError(f"the certificates in Dask's configuration ({files}) cannot be used: {error}") from error
+        raise ConfigError(
+            f"the certificates in Dask's configuration ({files}) cannot be used: {error}. Check these files."
+        ) from error
     return security
 
 
 def _configured_certificates() -> dict[str, Any]:
-    """Return the files that Dask's configuration names, by their parameters of `Security`; None for a missing one."""
+    """Return the files that Dask's configuration names, by parameter of `Security`; None for a missing file."""
     configuration = dask.config.collect()
     return {
         "tls_ca_file": dask.config.get(f"{_TLS}.ca-file", None, configuration),

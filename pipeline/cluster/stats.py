@@ -13,11 +13,11 @@ from typing import Any
 __all__ = ["WorkerStats", "process_name"]
 
 _MAX_RATES = 8
-"""Largest number of workers whose rates are logged one by one; of more, three rates summarize the distribution."""
+"""Largest number of workers whose rates are logged one by one. Three rates summarize a larger number of workers."""
 
 
 def process_name() -> str:
-    """Return a name of the calling process that no other running process on any host has."""
+    """Return a name of the calling process that is unique among the running processes of all hosts."""
     return f"{platform.node()}:{os.getpid()}"
 
 
@@ -32,6 +32,8 @@ class _ProcessStats:
 
 @dataclass
 class _StageStats:
+    """Work of all processes in one stage."""
+
     start: float
     processes: dict[str, _ProcessStats] = field(default_factory=dict)
 
@@ -39,8 +41,8 @@ class _StageStats:
 class WorkerStats:
     """Tasks and rows of each worker process in each stage.
 
-    `pipeline.cluster.executor` adds each result to the ``stats`` of its executor. Executors of threads have none: all
-    threads belong to one process.
+    `pipeline.cluster.executor` adds each result to the ``stats`` of its executor. Executors of threads have none,
+    since all threads belong to one process.
 
     Parameters
     ----------
@@ -54,7 +56,7 @@ class WorkerStats:
         self._current: _StageStats | None = None
 
     def begin(self, stage: str) -> None:
-        """Start a stage, to which the next results belong. A repeated stage replaces the earlier one."""
+        """Start a stage; the next results belong to it. A repeated stage replaces the earlier one."""
         self._current = _StageStats(self._clock())
         self._stages[stage] = self._current
 
@@ -64,7 +66,7 @@ class WorkerStats:
         Parameters
         ----------
         process : str
-            The `process_name` of the process that made it.
+            The `process_name` of the process that computed it.
         result : object
             The result of a task.
         """
@@ -98,7 +100,7 @@ class WorkerStats:
         Returns
         -------
         list of dict
-            These facts, followed by those of workers that have left but have done something. The key ``stages`` holds
+            These facts, followed by facts about workers that did some work and have left. The key ``stages`` holds
             ``n_tasks``, ``n_rows`` and ``seconds`` (from the start of the stage to the last result) for each stage in
             which the worker took part.
         """

@@ -1,4 +1,4 @@
-"""A pool of threads in this process, and the signal that tells its tasks to stop."""
+"""A pool of threads in this process, and the check by which its tasks stop early."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _current_pool = threading.local()
 
 
 class _ThreadPool(ThreadPoolExecutor):
-    """A pool whose tasks can be asked to stop, without stopping those of other pools."""
+    """A pool whose tasks can be stopped without stopping those of other pools."""
 
     def __init__(self, n_threads: int) -> None:
         self.stopping = threading.Event()
@@ -35,7 +35,7 @@ class _ThreadPool(ThreadPoolExecutor):
 def threads(n: int) -> Iterator[Executor]:
     """Provide an executor of `n` threads in this process, which end with the context.
 
-    Dask would share one pool among all its users, and its threads would stay.
+    Dask would share one pool among all callers, and its threads would not end.
     """
     pool = _ThreadPool(n)
     try:
@@ -44,7 +44,7 @@ def threads(n: int) -> Iterator[Executor]:
         stop(pool)
         raise
     finally:
-        with signals.deferred():  # an exception raised in here would leave threads behind
+        with signals.deferred():  # an exception raised here would leave threads running
             pool.shutdown()
 
 

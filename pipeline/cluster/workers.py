@@ -1,4 +1,4 @@
-"""A pool of workers of a Dask scheduler, whose failures are reported as errors and log lines of shardpress."""
+"""A pool of workers of a Dask scheduler. Failures become errors and log lines of shardpress."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _MAX_SUBMITTED = 10_000
 """Largest number of submitted tasks. The cost of a task for the scheduler does not depend on it."""
 _WATCH_INTERVAL = 0.5  # seconds
 _LOG_INTERVAL = 30.0  # seconds
-# They report failures that we report in other words, and the end of connections that we close ourselves.
+# They report failures that shardpress reports as well, and the end of connections that it closes itself.
 _QUIET_LOGGERS = (
     "distributed",
     "distributed.client",
@@ -43,7 +43,7 @@ _QUIET_LOGGERS = (
     "distributed.scheduler",
     "tornado.application",
 )
-_AGAIN = "Run the same command again to resume; finished results are kept."
+_RESUME = "Run the same command again to resume; finished results are kept."
 
 
 class ClusterExecutor(Executor):
@@ -64,8 +64,8 @@ class ClusterExecutor(Executor):
         self.n_remote_threads = n_remote_threads
         self._client = client
         self._dask_futures = WeakSet[DaskFuture]()
-        # One group of tasks: the scheduler then queues those that no worker has a free thread for, and the death of a
-        # worker affects few of them.
+        # All tasks are in one group. So the scheduler queues them until a thread is free, and the death of a worker
+        # affects few of them.
         self._group = f"task-{uuid4().hex}"
         self._numbers = count()
         self._pending: set[Future[Any]] = set()
@@ -125,10 +125,10 @@ async def _copy_result(dask_future: DaskFuture, future: Future[Any], function: C
 
 
 def _explain(error: BaseException, function: Callable[..., Any]) -> BaseException:
-    """Return an error of shardpress for one of Dask's, and any other error unchanged."""
+    """Return an error of shardpress for an error of Dask, and any other error unchanged."""
     if not isinstance(error, KilledWorker):
         return error
-    # Dask cannot know which task has killed a worker that was running several, so it counts the death for each of them.
+    # Dask cannot know which of several tasks has killed a worker, so it counts the death for each of them.
     return SystemLimit(
         f"{function}: {quantity(error.allowed_failures + 1, 'worker')} died one after the other while running this "
         f"task, the last one at {error.last_worker.address}. The usual cause is a lack of memory. Lower "
@@ -137,7 +137,7 @@ def _explain(error: BaseException, function: Callable[..., Any]) -> BaseExceptio
 
 
 def _lost_connection() -> ShardpressError:
-    return TryAgain(f"the connection to the scheduler is lost. {_AGAIN}")
+    return TryAgain(f"the connection to the scheduler is lost. {_RESUME}")
 
 
 class ClusterPool:
@@ -203,7 +203,7 @@ class ClusterPool:
         return {"kind": self._kind, "address": self._address, "workers": self.stats.summary(self._known)}
 
     def _watch(self, executor: ClusterExecutor, ended: threading.Event) -> None:
-        """Fail all tasks when their results cannot arrive any more: the thread that waits for them checks nothing."""
+        """Fail all tasks if their results can no longer arrive, since the thread that waits for them does not check."""
         monitor = SchedulerMonitor(self._client)  # never blocks, so that a silent scheduler does not delay signals
         absence = _Absence(self._patience)
         while not ended.wait(self._watch_interval):
@@ -239,7 +239,7 @@ class _Absence:
     Parameters
     ----------
     patience : float
-        Seconds after which it is an error.
+        Seconds after which the absence is an error.
     """
 
     def __init__(self, patience: float) -> None:
@@ -248,7 +248,7 @@ class _Absence:
         self._last_log = self._start
 
     def update(self, n_workers: int | None) -> ShardpressError | None:
-        """Note the current number of workers (None if unknown), and return an error if there were none for too long."""
+        """Store the current number of workers (None if unknown); return an error if there were none for too long."""
         now = time.monotonic()
         if n_workers != 0:
             self._start = now
@@ -256,7 +256,9 @@ class _Absence:
             return None
         seconds = now - self._start
         if seconds > self._patience:
-            return TryAgain(f"no worker has been available for {self._patience:.0f} s, expected at least one. {_AGAIN}")
+            return TryAgain(
+                f"no worker has been available for {self._patience:.0f} s, expected at least one. {_RESUME}"
+            )
         if now - self._last_log > _LOG_INTERVAL:
             self._last_log = now
             log.warning("cluster: no worker is available; waiting for one, %.0f s so far", seconds)
@@ -265,7 +267,7 @@ class _Absence:
 
 @contextmanager
 def quiet_dask() -> Iterator[None]:
-    """Silence all but critical messages of Dask's loggers: we report failures of workers ourselves."""
+    """Silence all but critical messages of Dask's loggers, since shardpress reports failures of workers itself."""
     levels = {name: logging.getLogger(name).level for name in _QUIET_LOGGERS}
     try:
         for name in _QUIET_LOGGERS:
@@ -277,9 +279,9 @@ def quiet_dask() -> Iterator[None]:
 
 
 def forward_logs(client: Client) -> None:
-    """Have all workers forward their warnings to the log of this process.
+    """Make all workers forward their warnings to the log of this process.
 
-    This is not undone at the end, which would wait for every worker, even one that does not respond. Workers stop
+    This is not undone at the end, since that would wait for every worker, even one that does not respond. Workers stop
     forwarding when the client has left.
     """
     for name in LOGGERS:

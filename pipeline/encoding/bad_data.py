@@ -14,16 +14,16 @@ from pipeline.scan.drift import Outside, outside_of
 from pipeline.scan.scaler import Scaler, bad_entries, bad_rows
 from pipeline.shards.shard import Block
 
-__all__ = ["BadData", "Judged"]
+__all__ = ["BadData", "Judgement"]
 
-_MAX_LISTED_COLUMNS = 20  # of a row: otherwise one row with thousands of bad values would fill the list
+_MAX_LISTED_COLUMNS = 20  # listed columns of a row; otherwise a row with thousands of bad values would fill the list
 _NO_POSITIONS = np.empty(0, dtype=np.int64)
 
 _Encode = Callable[[np.ndarray, np.ndarray], object]
 
 
 @dataclass(frozen=True)
-class Judged:
+class Judgement:
     """Result of `BadData.judge` for one block.
 
     Attributes
@@ -57,11 +57,12 @@ class BadData:
     on_drift : str
         ``pass``, ``clip`` or ``raise``.
     trained_on : Scaler or None
-        Range of the model's training rows, if rows may lie outside it. Tasks do not carry it: it is as large as a row.
+        Range of the model's training rows, if rows may lie outside it. Tasks do not include it, because it is as large
+        as a row.
     fills : bool
         Whether the model imputes missing values. Then only Inf, and rows without any value, are bad.
     columns : Columns
-        Names of the model's columns, for messages about a shard that has none. Tasks do not carry them either.
+        Names of the model's columns, for messages about a shard without names. Tasks do not include them either.
     """
 
     on_bad_data: str = "raise"
@@ -83,10 +84,10 @@ class BadData:
         features: np.ndarray,
         encode: _Encode,
         suspects: np.ndarray | None = None,
-    ) -> Judged:
+    ) -> Judgement:
         """Find bad rows and rows outside the model's range, and set the features of bad rows to NaN.
 
-        Finite rows that are so far away that their features overflow float32 are bad rows, too.
+        Finite rows are bad as well if they are so far outside the range that their features overflow float32.
 
         Parameters
         ----------
@@ -97,7 +98,7 @@ class BadData:
         features : ndarray of shape (len(block), n_features), float32
             Features of these rows; changed in place.
         encode : callable
-            Encodes rows, its first argument, again and writes their features into its second one.
+            Called with rows and an array; encodes the rows again, and writes their features into the array.
         suspects : ndarray of int, optional
             Positions of the rows to examine; all others hold finite numbers in the model's range.
 
@@ -113,13 +114,14 @@ class BadData:
 
         n_outside, columns = self._measure_drift(block, numbers, cleaned[selected], bad)
         if n_outside > 0 and self.on_drift == "clip":
-            # All rows: clipping changes no others. Encoding some twice is rarer than checking each row before.
-            encode(self._clipped(cleaned), features)
+            # All rows are encoded again, since clipping changes no others. This is rare; a check of each row before its
+            # encoding would always take time.
+            encode(self._clip(cleaned), features)
         overflown = np.setdiff1d(bad_rows(features[selected]), bad)
         reasons += self._describe_overflown(block, numbers[overflown])
         bad = numbers[np.union1d(bad, overflown)] - block.start
         features[bad] = np.nan
-        return Judged(bad=bad, n_outside=n_outside, reasons=reasons, outside=columns)
+        return Judgement(bad=bad, n_outside=n_outside, reasons=reasons, outside=columns)
 
     def _find_bad(self, block: Block, numbers: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """Return the positions of bad rows, whose numbers in the shard are `numbers`, and the reasons."""
@@ -165,7 +167,7 @@ class BadData:
             return 0, []
         return len(outside), outside_of(rows[outside], self.trained_on)
 
-    def _clipped(self, rows: np.ndarray) -> np.ndarray:
+    def _clip(self, rows: np.ndarray) -> np.ndarray:
         if self.trained_on is None:
             return rows
         low, high = self.trained_on.edges(rows.dtype)
@@ -178,7 +180,7 @@ class BadData:
         low = trained_on.minimum
         high = trained_on.maximum
         good = rows if len(bad) == 0 else np.delete(rows, bad, axis=0)
-        # The extremes of the columns come first: they nearly always suffice, and comparing each value takes memory.
+        # The extremes of the columns come first: they nearly always suffice, and comparing all values takes memory.
         if (good.min(axis=0) >= low).all() and (good.max(axis=0) <= high).all():
             return _NO_POSITIONS
         is_outside = (rows < low) | (rows > high)

@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.cluster.threads import check
 from pipeline.device import theanos_errors
-from pipeline.encoding.bad_data import BadData, Judged
+from pipeline.encoding.bad_data import BadData, Judgement
 from pipeline.encoding.partfile import PartMemory
 from pipeline.encoding.parts import MAX_LISTED_COLUMNS, Part, PartFacts
 from pipeline.encoding.template import Streamed
@@ -46,7 +46,7 @@ class EncodeTask:
     part : Part
     settings : EncodeSettings
     unreadable : str or None
-        Reason why the shard of this part cannot be read, if so. All rows of the part are then bad.
+        Reason why the shard of this part cannot be read. All rows of the part are then bad. None if it can be read.
     """
 
     part: Part
@@ -75,11 +75,11 @@ class _RowFacts:
     bad: list[dict[str, Any]] = field(default_factory=list)
     outside: list[Outside] = field(default_factory=list)
 
-    def add(self, judged: Judged) -> None:
+    def add(self, judgement: Judgement) -> None:
         """Add the bad rows and the drift of a block."""
-        self.n_outside += judged.n_outside
-        self.bad += judged.reasons
-        self.outside = farthest([*self.outside, *judged.outside])
+        self.n_outside += judgement.n_outside
+        self.bad += judgement.reasons
+        self.outside = farthest([*self.outside, *judgement.outside])
 
 
 @theanos_errors()  # also in a worker process, because most of Theano's exceptions cannot be pickled
@@ -93,10 +93,11 @@ def encode_part(task: EncodeTask) -> PartFacts:
     TooCoarse
         If features cannot be stored with the requested accuracy.
     WriteFailed, SystemLimit
+        If the file cannot be written.
     TryAgain
         If the output directory is no longer the one in which the run began.
     ReadFailed, DeviceError, ConfigError, NotPermitted
-        As `pipeline.encoding.worker.worker_of`.
+        Like `pipeline.encoding.worker.worker_of`.
     """
     settings = task.settings
     source = task.part.source
@@ -119,7 +120,7 @@ def encode_part(task: EncodeTask) -> PartFacts:
 
 
 def _facts(task: EncodeTask, valid: np.ndarray, n_outside: int, error: float | None) -> dict[str, Any]:
-    """Return the facts about a part that both its file and its record have, as fields of `PartFacts`."""
+    """Return the facts that are stored in both the file and the record of a part, as fields of `PartFacts`."""
     source = task.part.source
     facts = {
         "n_rows": len(source),
@@ -137,11 +138,11 @@ def _facts(task: EncodeTask, valid: np.ndarray, n_outside: int, error: float | N
     return facts
 
 
-def _mark_unreadable(source: Block, why: str, features: np.ndarray, valid: np.ndarray) -> _RowFacts:
+def _mark_unreadable(source: Block, reason_text: str, features: np.ndarray, valid: np.ndarray) -> _RowFacts:
     """Mark all rows of a part as bad."""
     features[:] = np.nan
     valid[:] = False
-    reason = {"row": [source.start, source.stop], "columns": [], "reason": why}
+    reason = {"row": [source.start, source.stop], "columns": [], "reason": reason_text}
     return _RowFacts(bad=[reason])
 
 
@@ -150,7 +151,7 @@ def _encode_rows(worker: Worker, task: EncodeTask, features: np.ndarray, valid: 
     source = task.part.source
     bad_data = _bad_data(worker.model, task.settings)
     cleaning = Cleaning(worker.model.scaler, bad_data.missing)
-    # The encoder sees neither missing values, which any row may hold, nor rows as they were before cleaning.
+    # The encoder cannot find bad rows if missing values are ordinary numbers, or if rows were cleaned before.
     finds_suspects = bad_data.missing is None and not cleaning.scaler.cleans
     facts = _RowFacts()
     for block in source.cut(task.settings.block_rows):
@@ -163,14 +164,14 @@ def _encode_rows(worker: Worker, task: EncodeTask, features: np.ndarray, valid: 
             suspects = None
         if suspects is not None and len(suspects) == 0:
             continue
-        judged = bad_data.judge(block, (rows, cleaned), features[place], worker.encode, suspects)
-        valid[place][judged.bad] = False
-        facts.add(judged)
+        judgement = bad_data.judge(block, (rows, cleaned), features[place], worker.encode, suspects)
+        valid[place][judgement.bad] = False
+        facts.add(judgement)
     return facts
 
 
 def _bad_data(model: Model, settings: EncodeSettings) -> BadData:
-    """Return the settings for bad data, completed with facts of the model that tasks do not carry."""
+    """Return the settings for bad data, with facts about the model that tasks do not include."""
     bad_data = replace(settings.bad_data, columns=model.columns)
     if settings.has_range:
         bad_data = replace(bad_data, trained_on=model.scaler)
@@ -200,28 +201,28 @@ def _write_file(worker: Worker, task: EncodeTask, data: memoryview | Pieces) -> 
 
 
 def _trim_memory() -> None:
-    """Return freed memory to the system. Otherwise the allocator keeps that of long texts, for each thread."""
+    """Return freed memory to the system, since the allocator would keep the memory of long texts for each thread."""
     trim = getattr(_LIBC, "malloc_trim", None)  # a function of glibc
     if trim is not None:
         trim(0)
 
 
 def _stream_extras(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarray | Streamed], list[dict[str, Any]]]:
-    """Return extras, of which wide ones are read later, and a list that then also gets the reports about these."""
+    """Return extras, and a list of reports of lost values, to which later reads of wide extras append theirs."""
     shard = source.shard
     narrow = tuple(extra for extra in shard.extras if not is_wide(extra, len(source)))
     values, lost = _read_extras(replace(source, shard=replace(shard, extras=narrow)), bad_data)
     reports = None if bad_data.on_bad_data == "raise" else lost
     found: dict[str, np.ndarray | Streamed] = {}
-    for extra in shard.extras:  # in this order, in which a mask follows the extra whose lost values it marks
+    for extra in shard.extras:  # in this order, since a mask follows the extra whose lost values it marks
         if extra.name in values:
             found[extra.name] = values[extra.name]
         else:
-            found[extra.name] = _streamed(source, extra, values, reports)
+            found[extra.name] = _wide_extra(source, extra, values, reports)
     return found, lost
 
 
-def _streamed(
+def _wide_extra(
     source: Block, extra: Extra, values: Mapping[str, np.ndarray], reports: list[dict[str, Any]] | None
 ) -> Streamed:
     """Return a wide extra of a part, to be read block by block."""
@@ -233,7 +234,7 @@ def _streamed(
 def _read_extras(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """Return the values of extras, and reports of those that are lost because they cannot be read."""
     try:
-        return read_extras(source), []  # all at once, which is several times faster than piece by piece
+        return read_extras(source), []  # at once, which is several times faster than in pieces
     except DataError:
         if bad_data.on_bad_data == "raise":
             raise

@@ -2,8 +2,8 @@
 
 HDF5 takes 20 kB of memory for each part to create such a view, and 4 kB for each part to open a dataset of it.
 Therefore the index of very many parts is a view of views, ``index-<digest>.h5``, of `_MOST` parts each, which HDF5
-opens when their rows are read. They are next to the index and not in ``parts/``, where programs that read all files
-would find rows twice.
+opens when their rows are read. These files are next to the index and not in ``parts/``, where programs that read all
+files would find rows twice.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from pipeline.output.records import INDEX
 
 __all__ = ["index_files"]
 
-_VIEW = "the values stand in parts/: copy the whole directory, or the file that --single-file writes"
+_VIEW = "The values are in parts/. Copy the whole directory, or the file that --single-file writes."
 _MOST = 1000
 
 _Part = TypeVar("_Part")
-_Viewed = tuple[str, Mapping[str, Shape]]
+_File = tuple[str, Mapping[str, Shape]]
 """A file, by its path relative to the view, and shape and dtype of each of its datasets."""
 
 
 def index_files(
     parts: Sequence[_Part],
-    viewed: Callable[[_Part], _Viewed],
+    file_of: Callable[[_Part], _File],
     categories: Mapping[str, np.ndarray],
     attributes: Mapping[str, Any],
     most: int | None = None,
 ) -> Iterator[tuple[str, bytes]]:
-    """Make the files of an index, without opening a part.
+    """Create the files of an index, without opening a part.
 
     Extras that are missing in some parts, or have several dtypes, are left out of the index.
 
@@ -61,11 +61,11 @@ def index_files(
     if most is None:
         most = _MOST
     if len(parts) <= most:
-        files = [viewed(part) for part in parts]
+        files = [file_of(part) for part in parts]
     else:
         files = []
         for start in range(0, len(parts), most):
-            group = [viewed(part) for part in parts[start : start + most]]
+            group = [file_of(part) for part in parts[start : start + most]]
             data = _view(group, {}, {})
             name = f"index-{digest([data])[:32]}.h5"  # the digest of its content, so that no other file has this name
             yield name, data
@@ -73,8 +73,8 @@ def index_files(
     yield INDEX, _view(files, categories, attributes)
 
 
-def _view(files: Sequence[_Viewed], categories: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> bytes:
-    """Return the bytes of a view of files, one after the other."""
+def _view(files: Sequence[_File], categories: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a view that concatenates files."""
     with h5py.File.in_memory() as file:
         describe(file, {**attributes, "view": _VIEW})
         for name, shape in _joined_shapes(files).items():
@@ -82,11 +82,11 @@ def _view(files: Sequence[_Viewed], categories: Mapping[str, np.ndarray], attrib
             _write_virtual(file, name, shape, sources)
         for path, values in categories.items():
             file.create_dataset(path, data=values)
-        file.flush()  # the image lacks what is still in HDF5's cache
+        file.flush()  # otherwise the image would lack the content of HDF5's cache
         return bytes(file.id.get_file_image())
 
 
-def _joined_shapes(files: Sequence[_Viewed]) -> dict[str, Shape]:
+def _joined_shapes(files: Sequence[_File]) -> dict[str, Shape]:
     """Return shapes and dtypes of the datasets that all files have, concatenated along the rows."""
     parts = [shapes for _, shapes in files]
     joined: dict[str, Shape] = {}
@@ -108,7 +108,7 @@ def _write_virtual(file: h5py.File, name: str, shape: Shape, sources: Sequence[t
     shape : Shape
         Shape and dtype of the virtual dataset.
     sources : sequence of (str, tuple of int)
-        Path of each file, and the shape of the dataset there.
+        Path of each file, and the shape of its dataset.
     """
     dims, dtype = shape
     creation = _virtual_layout(dtype)

@@ -22,16 +22,16 @@ __all__ = ["PartMemory", "part_shapes", "stored_categories"]
 _Values = TypeVar("_Values")
 
 _FLOAT32 = np.dtype("<f4")
-_SPARE_BYTES = 2**17  # for metadata and strings, at first
-_SOURCE_BYTES = 256  # the attribute `source` takes a multiple, so that parts of files with other names share a layout
-_MOST_TEMPLATES = 8  # of a thread: the shards of a data set usually have one or two sizes, which alternate
-_MAX_SOURCE_TEXT = 2**12  # characters: any path fits, and two of them, escaped, fit into the 64 KiB of an attribute
+_SPARE_BYTES = 2**17  # initial space for metadata and strings
+_SOURCE_BYTES = 256  # the size of `source` is a multiple of this, so that parts with other file names share a layout
+_MOST_TEMPLATES = 8  # templates of a thread; the shards of a data set usually alternate between one or two sizes
+_MAX_SOURCE_TEXT = 2**12  # characters; any path fits, and two escaped paths fit into the 64 KiB of an attribute
 
 
 class PartMemory:
-    """Memory in which one part after another becomes a file, without a copy of its features.
+    """Memory in which the files of successive parts are built without a copy of their features.
 
-    HDF5's metadata are put around the features. Fresh memory for each part, and copies to and from HDF5, would take
+    HDF5's metadata are placed around the features. Fresh memory for each part, and copies to and from HDF5, would take
     longer than encoding.
 
     Parameters
@@ -40,9 +40,9 @@ class PartMemory:
         Number of rows of the largest part.
     n_features : int
     extras : sequence of Extra
-        Extras, for the size of the memory and for categories. The memory grows if strings turn out to be longer.
+        Extras, for the size of the memory and for categories. The memory grows if strings are longer.
     storage : Storage
-        Storage format. Unless it is plain, features are encoded into memory of their own and then converted.
+        Storage format. Unless it is plain, features are encoded into separate memory and then converted.
     most_templates : int
         Number of layouts that are kept for other parts.
     """
@@ -66,14 +66,14 @@ class PartMemory:
         self._memory = _aligned_zeros(self._offset + n_rows * row_bytes + _SPARE_BYTES)
         n_encoded = 0 if storage.is_plain else n_rows
         self._encoded = np.empty((n_encoded, n_features), _FLOAT32)
-        self._templates: dict[str, Template] = {}  # of recent parts, by layout
+        self._templates: dict[str, Template] = {}  # layouts of recent parts, by their keys
 
     def features(self, n_rows: int) -> np.ndarray:
         """Return the array (n_rows, n_features), float32, for the features of the next part."""
-        return self._stored(n_rows) if self._storage.is_plain else self._encoded[:n_rows]
+        return self._stored_features(n_rows) if self._storage.is_plain else self._encoded[:n_rows]
 
     def store(self, n_rows: int) -> float | None:
-        """Convert the features to the form in which they are stored. Raises like `Storage.store`.
+        """Convert the features to their stored form. Raises like `Storage.store`.
 
         Returns
         -------
@@ -82,10 +82,10 @@ class PartMemory:
         """
         if self._storage.is_plain:
             return None
-        return self._storage.store(self._encoded[:n_rows], self._stored(n_rows))
+        return self._storage.store(self._encoded[:n_rows], self._stored_features(n_rows))
 
-    def _stored(self, n_rows: int) -> np.ndarray:
-        """Return the features in the form in which they are stored, but not compressed."""
+    def _stored_features(self, n_rows: int) -> np.ndarray:
+        """Return the features in their stored form, but uncompressed."""
         end = self._offset + n_rows * self._n_features * self._dtype.itemsize
         return self._memory[self._offset : end].view(self._dtype).reshape(n_rows, self._n_features)
 
@@ -109,7 +109,7 @@ class PartMemory:
         source : mapping
             Source of the part, written as JSON to the attribute ``source``.
         """
-        arrays = {VALID: valid, **_renamed(extras)}
+        arrays = {VALID: valid, **_with_stored_names(extras)}
         data = _source_json(source)
         template = self._template(arrays, attributes, len(data))
         if template.n_bytes > len(self._memory):
@@ -124,21 +124,21 @@ class PartMemory:
         attributes: Mapping[str, Any],
         source: Mapping[str, Any],
     ) -> Pieces:
-        """Return the same file as `file` in pieces, which takes less memory for extras that are `Streamed`.
+        """Return the same file as `file` in pieces, which takes less memory for `Streamed` extras.
 
-        Strings among them are read now, and are in memory once, in HDF5's form. All others are read while the pieces
-        are written. The features must not change until then.
+        Streamed strings are read now, and are in memory once, in HDF5's form. Other streamed extras are read while the
+        pieces are written. The features must not change until then.
         """
-        arrays = {VALID: valid, **_renamed(extras)}
+        arrays = {VALID: valid, **_with_stored_names(extras)}
         data = _source_json(source)
         template = self._template(arrays, attributes, len(data))
-        values = {FEATURES: self._stored(len(valid)), **arrays, SOURCE: data}
+        values = {FEATURES: self._stored_features(len(valid)), **arrays, SOURCE: data}
         return Pieces(template.n_bytes, template.stream(values))
 
     def _template(
         self, arrays: Mapping[str, np.ndarray | Streamed], attributes: Mapping[str, Any], n_source: int
     ) -> Template:
-        """Return the layout of a file, which is kept for other parts that differ in nothing but numbers."""
+        """Return the layout of a file; it is kept for other parts that differ only in their numbers."""
         key = _layout_key(arrays, attributes, n_source)
         if key in self._templates:
             return self._templates[key]
@@ -149,7 +149,7 @@ class PartMemory:
         if offset not in (None, self._offset):
             raise RuntimeError(f"HDF5 puts features at byte {offset}, expected {self._offset} as in an empty file")
         has_strings = any(values.dtype.hasobject for values in arrays.values())
-        # A template with strings or compressed features contains them: it fits this part only, and may be large.
+        # A template with strings or compressed features contains them, so it fits only this part, and may be large.
         if not has_strings and not is_compressed:
             if len(self._templates) == self._most_templates:
                 self._templates.clear()
@@ -159,7 +159,7 @@ class PartMemory:
     def _datasets(
         self, arrays: Mapping[str, np.ndarray | Streamed], is_compressed: bool
     ) -> tuple[dict[str, Shape], dict[str, np.ndarray | Chunked | Streamed]]:
-        """Return the datasets whose values are put in place later, and those that HDF5 writes."""
+        """Return the datasets whose values are inserted later, and those that HDF5 writes."""
         n_rows = arrays[VALID].shape[0]
         shapes: dict[str, Shape] = {}
         written: dict[str, np.ndarray | Chunked | Streamed] = {}
@@ -173,12 +173,12 @@ class PartMemory:
                 shapes[name] = (values.shape, values.dtype)
         written |= self._categories
         if is_compressed:
-            written[FEATURES] = Chunked(self._stored(n_rows), self._storage.compression)
+            written[FEATURES] = Chunked(self._stored_features(n_rows), self._storage.compression)
         return shapes, written
 
 
 def _layout_key(arrays: Mapping[str, np.ndarray | Streamed], attributes: Mapping[str, Any], n_source: int) -> str:
-    """Return a text that is equal for files that differ in nothing but values."""
+    """Return a text that is equal for files that differ only in values."""
     # NumPy ignores metadata when it compares dtypes, but HDF5 distinguishes strings in ASCII and in UTF-8.
     datasets = [(name, values.shape, values.dtype, values.dtype.metadata) for name, values in arrays.items()]
     return repr((n_source, attributes, datasets))
@@ -241,7 +241,7 @@ def stored_categories(extras: Sequence[Extra]) -> dict[str, np.ndarray]:
 
 
 def _category_array(categories: Sequence[Any]) -> np.ndarray:
-    """Return categories as an array; strings in UTF-8 of fixed length, which HDF5 stores alike in every file."""
+    """Return categories as an array; strings in UTF-8 of fixed length, which HDF5 stores identically in every file."""
     if not all(isinstance(each, str) for each in categories):
         return np.array(categories)
     texts = [each.encode("utf-8", "surrogateescape") for each in categories]
@@ -249,14 +249,14 @@ def _category_array(categories: Sequence[Any]) -> np.ndarray:
     return np.array(texts, h5py.string_dtype("utf-8", n_bytes))
 
 
-def _renamed(extras: Mapping[str, _Values]) -> dict[str, _Values]:
+def _with_stored_names(extras: Mapping[str, _Values]) -> dict[str, _Values]:
     """Return extras by the names of their datasets in a part."""
     names = _stored_names(extras)
     return {names[name]: values for name, values in extras.items()}
 
 
 def _stored_names(extras: Iterable[str]) -> dict[str, str]:
-    """Return the dataset names of extras: their own ones, except for names that the format uses."""
+    """Return the dataset names of extras: their own names, except for names that the format uses."""
     names = {name: name for name in extras}
     reserved = {FEATURES, VALID, CATEGORIES}
     used_names = reserved | names.keys()

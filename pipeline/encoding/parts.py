@@ -13,7 +13,7 @@ from pipeline.shards.shard import Block, Shard
 __all__ = ["MAX_LISTED_COLUMNS", "Part", "PartFacts", "plan_parts"]
 
 MAX_LISTED_COLUMNS = 20
-"""Largest number of columns with values outside the range that a part's record lists: there are thousands of parts."""
+"""Largest number of columns with values outside the range in the record of a part; there are thousands of parts."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class PartFacts:
         return cls(record.entry, **facts, bad=tuple(bad), outside=columns)
 
     def record(self, fingerprint: str) -> Record:
-        """Return the commit record. The fingerprint is that of everything that determines the features."""
+        """Return the commit record; the fingerprint covers everything that determines the features."""
         facts = self._numbers()
         # Empty lists are left out: there are thousands of records, and most parts have no bad rows.
         if self.bad:
@@ -117,8 +117,8 @@ def plan_parts(
 ) -> tuple[list[Part], list[PartFacts]]:
     """Plan parts for all rows that are not committed yet.
 
-    Committed parts may have other sizes than `part_rows`: memory and threads may have changed since. They are all kept,
-    except those that overlap an earlier one.
+    The sizes of committed parts may differ from `part_rows`, since memory and threads may have changed. All of them are
+    kept, except those that overlap an earlier part.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def _gaps(shard: Shard, parts: Sequence[PartFacts]) -> tuple[list[tuple[int, int
     overlapping = []
     first = 0
     for part in parts:
-        if part.start < first or part.stop > shard.n_rows:  # two runs with other part sizes made them
+        if part.start < first or part.stop > shard.n_rows:  # written by two runs with different part sizes
             overlapping.append(part)
             continue
         gaps.append((first, part.start))
@@ -171,4 +171,4 @@ def _gaps(shard: Shard, parts: Sequence[PartFacts]) -> tuple[list[tuple[int, int
 
 
 def _key(shard: int, start: int) -> str:
-    return f"part-{shard:06d}-{start:012d}"  # padded, so that the order of the names is that of the numbers
+    return f"part-{shard:06d}-{start:012d}"  # padded, so that names sort like numbers

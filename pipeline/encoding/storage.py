@@ -16,14 +16,14 @@ from pipeline.settings.resolve import ResolvedStorage
 
 __all__ = ["PLAIN", "Chunked", "Storage", "TooCoarse", "storages", "write_chunked"]
 
-_BLOCK_ROWS = 2**12  # rows that are rounded at once, and then still in the processor's cache
-_CHUNK_BYTES = 2**18  # before compression: HDF5 decompresses a whole chunk for each read from it
-_INTEGER_RANGE = 2.0**23  # from this magnitude on float32 holds integers only
-_LEVEL = 1  # of deflate: level 4 takes twice as long and saves a fortieth
+_BLOCK_ROWS = 2**12  # rows that are rounded at once, few enough for the processor's cache
+_CHUNK_BYTES = 2**18  # bytes before compression; HDF5 decompresses a whole chunk for each read
+_INTEGER_RANGE = 2.0**23  # from this magnitude on, float32 holds only integers
+_LEVEL = 1  # level of deflate; level 4 takes twice as long and saves only 2.5 %
 
 
 class TooCoarse(ShardpressError):
-    """Features cannot be stored in a dtype within the allowed error."""
+    """Error of features that cannot be stored in a dtype within the allowed error."""
 
 
 class Chunked(NamedTuple):
@@ -44,8 +44,8 @@ class Storage:
     compression : str
         ``none``, ``lzf`` or ``gzip``; the last two after HDF5's shuffle filter.
     max_error : float or None
-        Largest allowed error of a stored feature. Features are rounded within this limit. None for the nearest value
-        of the dtype.
+        Largest allowed error of a stored feature. Features are rounded within this limit. If it is None, they are
+        rounded to the nearest value of the dtype.
     """
 
     dtype: str = "float32"
@@ -63,7 +63,7 @@ class Storage:
         return np.dtype(self.dtype).itemsize
 
     def store(self, features: np.ndarray, out: np.ndarray) -> float:
-        """Convert features to the form in which they are stored.
+        """Convert features to their stored form.
 
         Parameters
         ----------
@@ -80,21 +80,21 @@ class Storage:
         Raises
         ------
         TooCoarse
-            If that is more than the allowed error.
+            If the error is larger than allowed.
         """
         error = 0.0
         for rows in _slices(len(features), _BLOCK_ROWS):
-            out[rows] = self._rounded(features[rows])
+            out[rows] = self._round(features[rows])
             # The difference of two nearly equal numbers is exact in float32.
             difference = np.subtract(out[rows], features[rows], dtype=np.float32)
             np.abs(difference, out=difference)
             largest = np.fmax.reduce(difference, axis=None, initial=0)  # ignores NaN
             error = max(error, float(largest))
         if self.max_error is not None and error > self.max_error:
-            raise TooCoarse(f"{self.dtype} is off by {error:.3g}, expected {self.max_error:g} at most")
+            raise TooCoarse(f"{self.dtype} has a rounding error of {error:.3g}, expected at most {self.max_error:g}")
         return error
 
-    def _rounded(self, features: np.ndarray) -> np.ndarray:
+    def _round(self, features: np.ndarray) -> np.ndarray:
         if self.max_error is not None:
             # With a power of two all products are exact, and trailing zero bits remain, which compress well.
             step = np.float32(2.0 ** math.floor(math.log2(2 * self.max_error)))
@@ -120,8 +120,8 @@ def storages(settings: ResolvedStorage) -> list[Storage]:
 def write_chunked(file: h5py.File, name: str, chunked: Chunked) -> None:
     """Create a dataset with compressed chunks.
 
-    For gzip this function compresses the chunks by libdeflate: HDF5's zlib takes three times as long and holds HDF5's
-    lock meanwhile.
+    For gzip, this function compresses the chunks with libdeflate, because HDF5's zlib takes three times as long and
+    holds HDF5's lock meanwhile.
     """
     values = chunked.values
     dataset = _create_chunked(file, name, chunked)
@@ -133,7 +133,7 @@ def write_chunked(file: h5py.File, name: str, chunked: Chunked) -> None:
         n_rows = rows.stop - rows.start
         chunk[:n_rows] = values[rows]
         chunk[n_rows:] = 0
-        dataset.id.write_direct_chunk((rows.start, 0), _compressed(chunk))
+        dataset.id.write_direct_chunk((rows.start, 0), _compress(chunk))
 
 
 def _create_chunked(file: h5py.File, name: str, chunked: Chunked) -> h5py.Dataset:
@@ -151,7 +151,7 @@ def _create_chunked(file: h5py.File, name: str, chunked: Chunked) -> h5py.Datase
     )
 
 
-def _compressed(chunk: np.ndarray) -> bytearray:
+def _compress(chunk: np.ndarray) -> bytearray:
     """Return the bytes of a chunk after HDF5's filters shuffle and gzip."""
     as_bytes = chunk.reshape(-1).view(np.uint8).reshape(-1, chunk.itemsize)
     shuffled = np.ascontiguousarray(as_bytes.T)

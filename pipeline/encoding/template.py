@@ -1,7 +1,7 @@
-"""Layout of HDF5 files: HDF5 lays out one file, and values of other files of the same layout are put in place.
+"""Layout of HDF5 files: HDF5 lays out one file, and the values of other files with this layout are inserted.
 
 HDF5 takes two milliseconds to write a file with a few attributes, and holds its own lock and Python's meanwhile. The
-bytes around the values depend on names, shapes and dtypes alone. Whatever else differs from file to file is in one
+bytes around the values depend on names, shapes and dtypes alone. Everything else that differs between files is in one
 attribute of fixed length.
 """
 
@@ -45,7 +45,7 @@ class Streamed:
     dtype : dtype
         Dtype of each block; object for strings of any length.
     blocks : callable
-        Returns an iterator over all values in their order, as arrays of shape (n, ...).
+        Returns an iterator over all values, in order, as arrays of shape (n, ...).
     """
 
     shape: tuple[int, ...]
@@ -76,14 +76,14 @@ class Template:
         return None
 
     def fill(self, memory: np.ndarray, values: Mapping[str, np.ndarray | bytes]) -> None:
-        """Make a file in memory.
+        """Build a file in memory.
 
         Parameters
         ----------
         memory : ndarray of uint8
             At least ``n_bytes`` bytes. The file begins with the first one.
         values : mapping
-            Values in the shapes and dtypes of the layout. Where values are left out, the memory stays as it is.
+            Values in the shapes and dtypes of the layout. The memory of values that are left out does not change.
         """
         for start, piece in self.pieces:
             value = values.get(piece) if isinstance(piece, str) else piece
@@ -97,7 +97,7 @@ class Template:
         Parameters
         ----------
         values : mapping
-            As for `fill`, with all values. Those that are `Streamed` are read when it is their turn.
+            As for `fill`, but complete. `Streamed` values are read when they are yielded.
         """
         for _, piece in self.pieces:
             value = values[piece] if isinstance(piece, str) else piece
@@ -118,7 +118,7 @@ def _bytes_of(value: np.ndarray | bytes | memoryview) -> np.ndarray:
 
 
 class _Extent(NamedTuple):
-    """Place of some values in a file, in bytes."""
+    """Location of some values in a file, in bytes."""
 
     start: int
     n_bytes: int
@@ -131,7 +131,7 @@ def lay_out(
     attributes: Mapping[str, Any],
     n_source: int = 0,
 ) -> Template:
-    """Have HDF5 lay out a file, and return the layout without the values.
+    """Let HDF5 lay out a file, and return the layout without the values.
 
     Parameters
     ----------
@@ -139,33 +139,33 @@ def lay_out(
         Shapes and dtypes of the datasets whose values are left out, in their order in the file. Each begins at a
         multiple of `PAGE`.
     written : mapping of str to ndarray, Chunked or Streamed
-        Datasets that HDF5 writes, by path: those that are the same in every file, strings of any length, and those to
-        compress.
+        Datasets that HDF5 writes, by path: those that are the same in every file, strings of any length, and
+        compressed ones.
     attributes : mapping
         Attributes that are the same in every file; nested values are written as JSON.
     n_source : int
-        Bytes of the attribute ``source``, whose place is called `SOURCE`; 0 for none.
+        Bytes of the attribute ``source``, which is named `SOURCE` in the layout; 0 for none.
     """
     image = _Image()
     # HDF5 does not report where an attribute is stored. Random bytes cannot occur elsewhere in the file by chance.
     mark = token_bytes(n_source)
     with h5py.File(image, "w", alignment_threshold=1, alignment_interval=PAGE) as file:
-        places = {name: _allocate(file, name, shape) for name, shape in shapes.items()}
+        offsets = {name: _allocate(file, name, shape) for name, shape in shapes.items()}
         for name, values in written.items():
             _write_dataset(file, name, values)
         describe(file, attributes)
         if n_source:
             _write_source(file, mark)
-    extents = _extents(places, shapes)
+    extents = _extents(offsets, shapes)
     if n_source:
         extents.append(_Extent(image.find(mark), n_source, SOURCE))
     return Template(image.size, tuple(_pieces(image, sorted(extents))))
 
 
-def _extents(places: Mapping[str, int | None], shapes: Mapping[str, Shape]) -> list[_Extent]:
-    """Return the places of all values that take any bytes."""
+def _extents(offsets: Mapping[str, int | None], shapes: Mapping[str, Shape]) -> list[_Extent]:
+    """Return the extents of all values that take any bytes."""
     extents = []
-    for name, start in places.items():
+    for name, start in offsets.items():
         if start is not None:
             shape, dtype = shapes[name]
             extents.append(_Extent(start, prod(shape) * dtype.itemsize, name))
@@ -173,19 +173,19 @@ def _extents(places: Mapping[str, int | None], shapes: Mapping[str, Shape]) -> l
 
 
 def _pieces(image: _Image, extents: Sequence[_Extent]) -> Iterator[tuple[int, bytes | memoryview | str]]:
-    """Yield the names of values, whose extents are in the order of the file, and the bytes around them."""
+    """Yield the names of values and the bytes around them, given the extents in the order of the file."""
     position = 0
     for extent in extents:
-        yield from _between(image, position, extent.start)
+        yield from _image_bytes(image, position, extent.start)
         yield extent.start, extent.name
         position = extent.start + extent.n_bytes
-    yield from _between(image, position, image.size)
+    yield from _image_bytes(image, position, image.size)
 
 
-def _between(image: _Image, start: int, stop: int) -> Iterator[tuple[int, bytes | memoryview]]:
+def _image_bytes(image: _Image, start: int, stop: int) -> Iterator[tuple[int, bytes | memoryview]]:
     if stop - start < _MAX_COPY:
         yield start, image.between(start, stop)
-    else:  # strings of any length, as HDF5 has written them
+    else:  # strings of any length, which HDF5 has written
         yield from image.pages(start, stop)
 
 
@@ -212,7 +212,8 @@ def _allocate(file: h5py.File, name: str, shape: Shape) -> int | None:
     """Create a dataset without writing its values, and return their offset, or None if there are no values."""
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_obj_track_times(False)  # so that equal parts have equal bytes
-    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # otherwise there is no offset before values are written
+    # Otherwise the dataset would have no offset before its values are written.
+    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # otherwise HDF5 would write gigabytes of zeros into the image
     dims, dtype = shape
     stored_type = h5py.h5t.py_create(dtype, logical=True)

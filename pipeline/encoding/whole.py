@@ -1,9 +1,9 @@
 """``single.h5``: a copy of all parts in one file, which is easy to move.
 
-HDF5 lays the file out in memory without its values. These are copied from the parts piece by piece, so that a file of
-any size takes the same memory, and is written to disk like any other file. Strings of any length become strings of
-fixed length, that of the longest one, and compressed values are stored without compression: only HDF5 itself could
-write the original forms, and not in bounded memory.
+HDF5 lays the file out in memory without its values. The values are copied from the parts piece by piece, so that a file
+of any size takes the same memory, and is written to disk like any other file. Strings of variable length become strings
+of a fixed length, that of the longest one, and compressed values become uncompressed. Only HDF5 itself could write the
+original forms, and it would need unbounded memory.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from pipeline.output.disk import Pieces
 __all__ = ["single_file"]
 
 _PIECE = 2**22  # bytes that are copied at once; signals are handled between two pieces
-_PIECE_TEXTS = 2**14  # strings, each of which takes some 50 bytes in addition to its characters
-_FIRST_TEXTS = 16  # strings that are read at first, when nothing is known about their lengths
+_PIECE_TEXTS = 2**14  # strings; each takes some 50 bytes in addition to its characters
+_FIRST_TEXTS = 16  # strings that are read first, when their lengths are unknown
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def single_file(directory: Path, files: Sequence[str], attributes: Mapping[str, 
     Raises
     ------
     ReadFailed
-        Also while the pieces are read.
+        If a part cannot be read, now or while the pieces are read.
     """
     parts = [_datasets(directory / name) for name in files]
     names = common_dtypes([{name: (values.shape, values.dtype) for name, values in part.items()} for part in parts])
@@ -121,13 +121,13 @@ def _pieces(
             continue
         _, dtype = shapes[piece]
         for values in columns[piece]:
-            for copied in _stored_bytes(piece, values, dtype):
+            for piece_bytes in _stored_bytes(piece, values, dtype):
                 signals.check()
-                yield copied
+                yield piece_bytes
 
 
 def _stored_bytes(name: str, values: _Values, dtype: np.dtype) -> Iterator[bytes | memoryview]:
-    """Yield a part's values as they are stored in the single file."""
+    """Yield the values of a part in the form in which the single file stores them."""
     if values.dtype.hasobject:
         for texts in _read_texts(name, values, dtype.itemsize):
             yield np.array(texts, dtype=f"S{dtype.itemsize}").tobytes()
@@ -137,15 +137,16 @@ def _stored_bytes(name: str, values: _Values, dtype: np.dtype) -> Iterator[bytes
         for start in range(0, values.shape[0], piece_rows):
             yield _read_rows(name, values, start, piece_rows).tobytes()
     else:
-        yield from _copied(values, values.offset)
+        yield from _contiguous_bytes(values, values.offset)
 
 
-def _copied(values: _Values, offset: int) -> Iterator[memoryview]:
+def _contiguous_bytes(values: _Values, offset: int) -> Iterator[memoryview]:
     """Yield the bytes of contiguous values."""
     n_bytes = prod(values.shape) * values.dtype.itemsize
-    buffer = memoryview(bytearray(min(_PIECE, n_bytes)))  # for all pieces: each is written before the next is read
+    # All pieces share one buffer, since each is written before the next one is read.
+    buffer = memoryview(bytearray(min(_PIECE, n_bytes)))
     try:
-        # Without HDF5, which would take its own lock and Python's for each piece.
+        # HDF5 would take its own lock and Python's for each piece.
         with open(values.path, "rb", buffering=0) as file:
             for start in range(0, n_bytes, _PIECE):
                 piece = buffer[: n_bytes - start]

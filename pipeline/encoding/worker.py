@@ -1,8 +1,8 @@
 """State that a process keeps between parts: the model on its device, the memory of each thread, and semaphores.
 
-None of it can be sent to another process. The process that has trained the model passes its own encoder; any other
-process loads the model from its file. Tasks name this file instead of carrying the weights, which are larger than
-everything else in a task.
+None of it can be sent to another process. The process that has trained the model uses its own encoder; any other
+process loads the model from its file. Tasks name this file instead of including the weights, which would be the largest
+part of a task.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["IN_MEMORY", "EncodeSettings", "Encoder", "Worker", "check_place", "s
 
 Encoder = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
 """Function that writes features of rows (n, n_inputs) into an array (n, n_features), from any number of threads. It
-may return positions of rows; all other rows then hold finite numbers in the model's range."""
+may return the positions of suspect rows; all other rows then hold finite numbers in the model's range."""
 
 IN_MEMORY = Entry("", 0, "")
 """Model file in tasks for the process that has the model in memory: see `serving`."""
@@ -54,7 +54,7 @@ class EncodeSettings:
     block_rows, part_rows : int
         Number of rows of the largest block and of the largest part.
     n_readers : int
-        Number of threads of a process that read and encode at the same time; further threads write meanwhile. 0 for the
+        Number of threads of a process that read and encode at the same time, while further threads write. 0 means the
         number of cores that the process uses for products, which differs between machines.
     bad_data : BadData
     has_range : bool
@@ -138,14 +138,14 @@ _workers = ProcessCache[object, Worker](max_size=1)  # a model and its memory ar
 
 
 def worker_of(settings: EncodeSettings) -> Worker:
-    """Return the worker of this process; make one on the device of this process if there is none yet.
+    """Return the worker of this process; create it on the device of this process if necessary.
 
     Raises
     ------
     ReadFailed
         If the model's file is not the one that the settings name.
     DeviceError, ConfigError, NotPermitted, WriteFailed
-        As `pipeline.device.start_device`.
+        Like `pipeline.device.start_device`.
     """
     return _workers.get_or_make(settings.key, lambda: _new_worker(settings))
 
@@ -172,7 +172,7 @@ def _load_model(settings: EncodeSettings) -> Model:
 
 
 def check_place(settings: EncodeSettings) -> None:
-    """Raise `TryAgain` when the output directory is no longer the one in which the run began.
+    """Raise `TryAgain` if the output directory is no longer the one in which the run began.
 
     The check looks for the model's file, whose name is unique. Device and inode of the lock, which the driver compares,
     differ between hosts that share a file system.
@@ -183,16 +183,15 @@ def check_place(settings: EncodeSettings) -> None:
     if not os.path.lexists(path):
         raise TryAgain(
             f"output={printable(settings.directory)}: {printable(settings.model.file)} no longer exists. The output "
-            "directory was moved or replaced during the run. Put it back in its place, and run the same command "
-            "again."
+            "directory was moved or replaced during the run. Move it back, then run the same command again."
         )
 
 
 @contextmanager
 def serving(settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk) -> Iterator[None]:
-    """Let this process encode with the given model and encoder within the context, so that nothing compiles twice."""
+    """Let this process encode with a given model and encoder within the context, so that nothing is compiled twice."""
     _workers.put(settings.key, Worker(settings, model, encode, disk))
     try:
         yield
     finally:
-        _workers.clear()  # which also frees the memory of its threads
+        _workers.clear()  # this also frees the memory of its threads

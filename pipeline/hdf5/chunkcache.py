@@ -1,7 +1,7 @@
 """Cache of decompressed chunks, which several reads of one process share.
 
 A chunk may be far larger than the rows that are read at once. Without a cache, it would be decompressed again for each
-of these reads. Small chunks are not kept: to decompress them again costs less than to keep them.
+of these reads. Small chunks are not kept: decompressing them again costs less than keeping them.
 """
 
 import threading
@@ -39,7 +39,7 @@ class ChunkCache:
             self._drop()
 
     def holds(self, layout: Layout, axis: int) -> bool:
-        """Return whether chunks of a dataset are kept while its rows along an axis are read one after the other."""
+        """Return whether chunks of a dataset stay in the cache while its rows along an axis are read in order."""
         return layout.chunk_bytes >= _LEAST_BYTES and band_bytes(layout, axis) <= self.max_bytes
 
     def get(self, key: Hashable, n_bytes: int, decompress: Callable[[], memoryview]) -> memoryview:
@@ -63,7 +63,7 @@ class ChunkCache:
     def _decompressed(
         self, key: Hashable, future: Future[memoryview], decompress: Callable[[], memoryview]
     ) -> memoryview:
-        """Return a chunk, and give it, or the error, to the threads that wait for it."""
+        """Return a chunk, and pass the chunk or the error to the threads that wait for it."""
         try:
             chunk = decompress()
         except BaseException as error:
@@ -75,10 +75,10 @@ class ChunkCache:
 
     def _forget(self, key: Hashable, future: Future[memoryview]) -> None:
         with self._lock:
-            held = self._chunks.get(key)
-            if held is not None and held[0] is future:
+            entry = self._chunks.get(key)
+            if entry is not None and entry[0] is future:
                 del self._chunks[key]
-                self._n_bytes -= held[1]
+                self._n_bytes -= entry[1]
 
     def _drop(self) -> None:
         """Drop the chunks that were used the longest time ago, until the others fit."""

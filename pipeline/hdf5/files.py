@@ -1,4 +1,4 @@
-"""Input files: opened for one read, read by offset, with errors that explain failed system calls.
+"""Functions that open an input file for one read, read it by offset, and explain failed system calls.
 
 All system calls that read input go through `FILES`, so that tests can make each of them fail. A failure of the storage
 is never reported as bad data, since bad data may be left out of a run.
@@ -24,14 +24,15 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_TRIES = 4  # within 1.4 seconds, for failures that pass by themselves
-_MOST_LOCKS = 2**18  # characters
+_TRIES = 4  # within 1.4 seconds, since some failures are temporary
+_MOST_LOCKS = 2**18  # characters of /proc/locks
 _PAUSE = 0.2  # seconds before the second try, doubled before each later one
 _NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.EINVAL)
 _LOCK = re.compile(r"^\d+: (?:FLOCK|POSIX|OFDLCK) +\S+ +WRITE +(-?\d+) (\w+):(\w+):(\d+) ", re.MULTILINE)
 
 
-_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY  # never waits, for example for a FIFO's other end
+# With these flags, opening never waits, for example for the other end of a FIFO.
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 FILES = SimpleNamespace(
     stat=os.stat,
     open=lambda path: os.open(path, _FLAGS),
@@ -44,7 +45,7 @@ FILES = SimpleNamespace(
 
 @dataclass(frozen=True)
 class Identity:
-    """Facts by which a file is recognized: the same one, and not written to since.
+    """Facts that identify a file and show whether it was written to.
 
     Attributes
     ----------
@@ -83,7 +84,7 @@ def opened(path: str, expected: Identity | None = None) -> Iterator[tuple[int, I
     NoInput
         If it is not a regular file.
     OSError
-        If a system call fails. Also if its time of change (ctime) moves meanwhile; then another try reads it again.
+        If a system call fails, or if the file's ctime changes meanwhile; `with_retries` then reads it again.
     """
     # Checked before it is opened, since merely opening a device may have effects.
     _check_regular(path, FILES.stat(path))
@@ -105,7 +106,7 @@ def opened(path: str, expected: Identity | None = None) -> Iterator[tuple[int, I
 def _check_unchanged(path: str, descriptor: int, identity: Identity) -> None:
     found = Identity.of(descriptor)
     _check_same(path, found, identity)
-    # Removing the last name moves the ctime as well; the open file stays as it is.
+    # Removing the last name changes the ctime as well, but not the content of the open file.
     is_removed = FILES.fstat(descriptor).st_nlink == 0
     if found.ctime_ns != identity.ctime_ns and not is_removed:
         raise OSError(errno.EAGAIN, "the file or its attributes changed while it was read")
@@ -129,7 +130,7 @@ def writers() -> dict[tuple[int, int], int]:
 
 
 def read_into(descriptor: int, buffer: memoryview, offset: int) -> None:
-    """Fill a buffer from an offset, also if the system returns fewer bytes; `OSError` if the file ends before."""
+    """Fill a buffer from an offset, even if the system returns fewer bytes; `OSError` if the file ends too early."""
     while buffer:
         try:
             n_read = FILES.preadv(descriptor, buffer, offset)
@@ -149,12 +150,12 @@ def read_at(descriptor: int, offset: int, n_bytes: int) -> bytes:
 
 
 def with_retries(read: Callable[[], T], where: str) -> T:
-    """Return what `read` returns, and repeat it if the storage fails; messages begin with `where`.
+    """Return the result of `read`, and repeat the call if the storage fails; messages begin with `where`.
 
     Parameters
     ----------
     read : callable
-        Opens its file again each time.
+        Function that opens its file again in each call.
 
     Raises
     ------
@@ -180,7 +181,7 @@ def with_retries(read: Callable[[], T], where: str) -> T:
 
 
 def translated_error(error: OSError, where: str) -> ShardpressError:
-    """Return our error for a failed system call, which says what it means and what to do."""
+    """Return the `ShardpressError` that explains a failed system call and says what to do."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return SystemLimit(
             f"{where}: {error.strerror}. Raise the limit (ulimit -n 4096), then run the same command again."
@@ -188,21 +189,21 @@ def translated_error(error: OSError, where: str) -> ShardpressError:
     if error.errno in (errno.EACCES, errno.EPERM):
         return NotPermitted(f"{where}: no permission to read the file. As its owner, run chmod u+r on it.")
     if error.errno in _NO_SUCH_FILE:
-        return NoInput(f"{where}: {error.strerror}, expected an HDF5 file")
+        return NoInput(f"{where}: {error.strerror}, expected an HDF5 file. Check the path.")
     return ReadFailed(f"{where}: {error.strerror}. Check the storage, then run the same command again.")
 
 
 def _check_regular(path: str, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise NoInput(f"file={printable(path)}: not a regular file, expected an HDF5 file")
+        raise NoInput(f"file={printable(path)}: not a regular file, expected an HDF5 file. Check the path.")
 
 
 def _check_same(path: str, found: Identity, expected: Identity) -> None:
     if found != expected:
-        what = f"{found.size} bytes now"
+        change = f"{found.size} bytes now"
         if found.inode != expected.inode:
-            what = "another file now"
+            change = "another file now"
         raise DataError(
-            f"file={printable(path)}: changed during the run ({what}, {expected.size} bytes before), expected input "
+            f"file={printable(path)}: changed during the run ({change}, {expected.size} bytes before), expected input "
             "that does not change. Run the same command again when no process writes to the file."
         )

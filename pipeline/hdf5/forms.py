@@ -10,9 +10,10 @@ Rows are stored in one of these forms:
 ``columns``
     One dataset, rows last, as MATLAB, Fortran, Julia and R write them.
 ``sparse``
-    Three datasets: values, their columns, and where each row begins (CSR, as in AnnData and SciPy).
+    Three datasets: values, column indices and row pointers (CSR, as in AnnData and SciPy).
 ``table``
-    One dataset of compound records with equal numbers side by side (PyTables, pandas, NumPy's structured arrays).
+    One dataset of compound records whose fields are adjacent numbers of one dtype (PyTables, pandas, NumPy's
+    structured arrays).
 """
 
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ _COORDINATES = frozenset(
 
 
 def text(name: bytes) -> str:
-    """Return a name as a str from which its bytes can be restored, also if it is not UTF-8."""
+    """Return a name as a str from which its bytes can be restored, even if it is not UTF-8."""
     return name.decode("utf-8", "surrogateescape")
 
 
@@ -111,12 +112,12 @@ def sibling(dataset: str, name: str) -> str:
 
 
 class Numbers(NamedTuple):
-    """The equal numbers in every record of a table."""
+    """The numbers in every record of a table, which have one dtype."""
 
     dtype: np.dtype
-    offset: int  # of the first number, in bytes
+    offset: int  # offset of the first number in bytes
     n: int
-    names: tuple[str, ...]  # of the numbers, if each is a field
+    names: tuple[str, ...]  # names of the numbers, if each is a field
 
 
 def is_number(dtype: np.dtype) -> bool:
@@ -125,7 +126,7 @@ def is_number(dtype: np.dtype) -> bool:
 
 
 def numbers_of(record: np.dtype) -> Numbers | None:
-    """Return the equal numbers that a record consists of, without a first field `index`; None for other records."""
+    """Return the numbers of a record that has only numbers of one dtype after a field `index`; None for others."""
     fields = _fields_in_order(record)
     if not fields:
         return None
@@ -183,31 +184,31 @@ def rows_of(
 def _dense_rows(form: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
     """Return the shape, rows first, of rows that are one dataset of numbers."""
     if form not in ("dense", "columns") or len(shape) < 2 or not is_number(dtype):
-        raise ValueError("rows")
+        raise ValueError("invalid rows")
     rows = shape
     if form == "columns":
         rows = (shape[-1], *shape[:-1])
     if not prod(rows[1:]):
-        raise ValueError("columns")
+        raise ValueError("rows without columns")
     return rows
 
 
 def _table_rows(shape: tuple[int, ...], dtype: np.dtype) -> tuple[tuple[int, ...], np.dtype]:
     numbers = numbers_of(dtype)
     if numbers is None or len(shape) != 1:
-        raise ValueError("table")
+        raise ValueError("invalid table")
     return (shape[0], numbers.n), numbers.dtype
 
 
 def _sparse_rows(
     shapes: Sequence[tuple[int, ...]], dtypes: Sequence[np.dtype], shape: Sequence[int]
 ) -> tuple[tuple[int, ...], np.dtype]:
-    values, columns, firsts = shapes
+    values, indices, pointers = shapes
     dtype, *index_dtypes = dtypes
     n_rows, n_inputs = shape
     if type(n_rows) is not int or type(n_inputs) is not int or n_rows < 0:  # excludes JSON's true
         raise ValueError("invalid shape of a sparse matrix")
-    if any(len(each) != 1 for each in shapes) or values != columns or firsts != (n_rows + 1,):
+    if any(len(each) != 1 for each in shapes) or values != indices or pointers != (n_rows + 1,):
         raise ValueError("inconsistent parts of a sparse matrix")
     if not is_number(dtype) or any(each.kind not in "iu" for each in index_dtypes):
         raise ValueError("invalid dtypes of a sparse matrix")
@@ -220,7 +221,7 @@ def _sparse_rows(
 
 
 def is_coordinate(name: str) -> bool:
-    """Return whether a dataset of this name holds a physical coordinate, and no statistics of the columns."""
+    """Return whether a dataset of this name holds a physical coordinate, not statistics of the columns."""
     return name.lower() in _COORDINATES
 
 
@@ -262,7 +263,8 @@ def has_one_for_each_row(shape: tuple[int, ...], n_rows: int) -> bool:
 def misfit(shape: tuple[int, ...], rows: tuple[int, ...]) -> tuple[str, bool]:
     """Return why a shape does not fit an extra of rows of that shape, and whether a user may miss it.
 
-    One value for each row of another number of rows is a mistake. One value for each column, or a single one, is not.
+    One value for each row of a different number of rows is a mistake. One value for each column, or a single value,
+    is not.
     """
     is_missed = prod(shape[1:]) == 1 and shape[0] not in (1, *rows[1:])
     return f"shape {shape}, expected {rows[:1]}", is_missed

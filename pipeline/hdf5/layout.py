@@ -41,7 +41,7 @@ class Layout:
     filters : tuple of (int, tuple of int)
         Codes and parameters, in the order of their application.
     index : ndarray of shape (3, n_chunks), int64, or None
-        Offset, size and filter mask of every chunk, in C order of their grid; in any order if HDF5 must be asked.
+        Offset, size and filter mask of every chunk, in C order of their grid; in any order if only HDF5 can read them.
     data : bytes
         Values of an ``inline`` dataset.
     longest : int
@@ -91,7 +91,7 @@ def layout_of(claim: Any, arrays: Iterator[np.ndarray]) -> Layout:
     Raises
     ------
     ValueError, TypeError, KeyError, StopIteration
-        If the claim is of another form.
+        If the claim is malformed.
     """
     name = claim["name"]
     kind = claim["kind"]
@@ -113,7 +113,7 @@ def _check_form(layout: Layout) -> None:
     if not isinstance(layout.name, str) or layout.kind not in _KINDS or len(layout.shape) > 32:
         raise ValueError("invalid name, kind or rank")
     if layout.dtype.hasobject and (layout.dtype != np.dtype("O") or layout.kind != "asked"):
-        raise ValueError("objects")  # addresses in memory, if they were read from a file
+        raise ValueError("invalid object dtype")  # NumPy would take bytes from the file for addresses
 
 
 def _filters(claims: Any, name: str, kind: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
@@ -122,11 +122,11 @@ def _filters(claims: Any, name: str, kind: str) -> tuple[tuple[int, tuple[int, .
         code = _integer(claimed_code, 0, 2**16)
         values = _integers(claimed_values, 0, 2**32)
         if objection(code, values, name):
-            raise ValueError("filters")
+            raise ValueError(f"unsupported filter {code}")
         filters.append((code, values))
     codes = {code for code, _ in filters}
     if len(codes) < len(filters):
-        raise ValueError("filters")
+        raise ValueError("a filter that is applied twice")
     if kind == "chunked" and not ASKED.isdisjoint(codes):
         raise ValueError("filters that only libhdf5 can decode")
     return tuple(filters)
@@ -142,9 +142,9 @@ def _integer(claim: Any, low: int, high: int) -> int:
 
 
 def _integers(values: Any, low: int, high: int) -> tuple[int, ...]:
-    """Return a list of integers in a range as a tuple; JSON's true is no integer."""
+    """Return a list of integers in a range as a tuple; JSON's ``true`` is not an integer."""
     if not isinstance(values, list) or not all(type(value) is int and low <= value < high for value in values):
-        raise ValueError("numbers")
+        raise ValueError(f"expected integers from {low} to {high - 1}")
     return tuple(values)
 
 
@@ -157,11 +157,11 @@ def _data(layout: Layout, data: np.ndarray) -> bytes:
 def _index(layout: Layout, index: np.ndarray) -> np.ndarray:
     n_chunks = prod(grid_of(layout.shape, layout.chunks))
     if not layout.chunks or layout.chunk_bytes > MOST_CHUNK_BYTES or n_chunks > MOST_CHUNKS:
-        raise ValueError("chunks")
+        raise ValueError("invalid chunks")
     if index.dtype != np.int64 or index.shape != (3, n_chunks):
-        raise ValueError("index")
+        raise ValueError("invalid dtype or shape of a chunk index")
     if (index < 0).any() or (index[2] >= 2**32).any():  # a mask has 32 bits
-        raise ValueError("index")
+        raise ValueError("invalid numbers in a chunk index")
     return index
 
 
@@ -174,11 +174,11 @@ def _dtype(claim: Any) -> np.dtype:
     elif claim["code"] == "|O":
         dtype = np.dtype("O")
     elif _CODE.fullmatch(claim["code"]):
-        dtype = _annotated(np.dtype(claim["code"]), claim["notes"])
+        dtype = _with_metadata(np.dtype(claim["code"]), claim["notes"])
     else:
-        raise ValueError("dtype")
+        raise ValueError("invalid dtype")
     if not 1 <= dtype.itemsize <= MOST_ITEM:
-        raise ValueError("dtype")
+        raise ValueError("invalid size of a dtype")
     return dtype
 
 
@@ -190,23 +190,23 @@ def _record(claim: Any) -> np.dtype:
     return np.dtype({"names": names, "formats": dtypes, "offsets": offsets, "itemsize": itemsize})
 
 
-def _annotated(dtype: np.dtype, notes: Any) -> np.dtype:
-    """Return a dtype with h5py's metadata, so that a copy is written as the original was."""
-    known: dict[str, Any] = {}
+def _with_metadata(dtype: np.dtype, notes: Any) -> np.dtype:
+    """Return a dtype with h5py's metadata, so that a copy has the type of the original."""
+    metadata: dict[str, Any] = {}
     if "enum" in notes:
-        known["enum"] = _enumeration(notes["enum"])
+        metadata["enum"] = _enumeration(notes["enum"])
     if notes.get("h5py_encoding") in ("ascii", "utf-8"):
-        known["h5py_encoding"] = notes["h5py_encoding"]
+        metadata["h5py_encoding"] = notes["h5py_encoding"]
     if notes.get("h5py_opaque") is True:
-        known["h5py_opaque"] = True
-    if not known:
+        metadata["h5py_opaque"] = True
+    if not metadata:
         return dtype
-    return np.dtype(dtype, metadata=known)
+    return np.dtype(dtype, metadata=metadata)
 
 
 def _enumeration(claim: Any) -> dict[str, int]:
     if not all(isinstance(name, str) for name in claim):
-        raise ValueError("enum")
+        raise ValueError("invalid enumeration")
     values = _integers([*claim.values()], -(2**63), 2**64)
     return dict(zip(claim, values, strict=True))
 
@@ -230,7 +230,10 @@ def check_places(layouts: Sequence[Layout], size: int, where: str, base: int = 0
 def _checked_places(layout: Layout, size: int, where: str, base: int) -> np.ndarray:
     """Return the places of one dataset after checks: inside the file, and of plausible size."""
     if layout.n_bytes > _MOST_BYTES:
-        raise DataError(f"{where}: shape {layout.shape} takes {layout.n_bytes} bytes, expected at most {_MOST_BYTES}")
+        raise DataError(
+            f"{where}: shape {layout.shape} takes {layout.n_bytes} bytes, expected at most {_MOST_BYTES}. Divide the "
+            "dataset among several files."
+        )
     places = _places(layout)
     _check_inside(places, base + SMALLEST, size, where)
     if layout.index is not None:

@@ -1,4 +1,4 @@
-"""Limits on what a file may contain or make the program do.
+"""Limits on the contents of a file and on the work that it may cause.
 
 The child and the plain reader keep to these limits, and the checks of their answers use the same ones.
 """
@@ -41,7 +41,7 @@ MAX_EXTRAS = 1000
 MOST_LEFT_OUT = 50  # datasets of one file that are listed as left out
 MOST_CATEGORIES = 2**16  # categories of one dataset
 MOST_WORDS = 2**20  # bytes of the names of all categories of one dataset
-MOST_TEXT_BYTES = 2**26  # bytes of one text of any length, of which the child holds several copies
+MOST_TEXT_BYTES = 2**26  # bytes of one text of any length; the child holds several copies
 MOST_PADDED = 2**24  # bytes of the names of all categories, each padded to the longest
 
 ANSWER_BYTES = 2**24  # bytes of values in one answer of the child

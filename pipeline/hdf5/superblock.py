@@ -1,8 +1,9 @@
-"""Check of an HDF5 file's first bytes, without libhdf5: whether libhdf5 may open the file at all.
+"""Check of an HDF5 file's first bytes, which decides without libhdf5 whether libhdf5 may open the file.
 
-The layout is that of the HDF5 File Format Specification 3.0, section II.A. A user block may precede it: 512 bytes in a
-MATLAB file. Four things are refused here that libhdf5 would accept: data in other files (the family and multi drivers),
-addresses that are not relative to the superblock, truncated files, and files that their writer has not closed.
+The layout is that of the HDF5 File Format Specification 3.0, section II.A. A user block may precede it, as in MATLAB
+files, where it has 512 bytes. Four things are refused here that libhdf5 would accept: data in other files (the family
+and multi drivers), addresses that are not relative to the superblock, truncated files, and files that their writer has
+not closed.
 """
 
 import struct
@@ -19,7 +20,7 @@ _SMALLEST_USER_BLOCK = 512
 _LONGEST = 128  # bytes of a superblock
 _ADDRESSES = {2: struct.Struct("<4H"), 4: struct.Struct("<4I"), 8: struct.Struct("<4Q")}
 _OPEN_FLAGS = 0b101  # open for writing, or for writing while others read
-_OTHER_FORMATS = [  # beginnings in lower case
+_OTHER_FORMATS = [  # first bytes in lower case, and the rest of the message
     ((b"version https://git-lfs",), " but a Git LFS pointer to one. Run: git lfs pull"),
     ((b"<!doctype html", b"<html"), " but a web page. Download it again."),
     ((b"matlab 5.0 mat-file",), " but a MATLAB file older than 7.3. Save it again in MATLAB with save(..., '-v7.3')."),
@@ -40,7 +41,7 @@ class Superblock(NamedTuple):
     width : int
         Bytes of an address.
     base : int
-        Address to which the other addresses are relative, according to the file.
+        Base of all other addresses, according to the file.
     second : int
         In versions 0 and 1, the address of a list of unused bytes; in versions 2 and 3, of an extension.
     end : int
@@ -159,7 +160,7 @@ def _has_driver(descriptor: int, size: int, base: int, block: Superblock) -> boo
 def _names_driver(descriptor: int, size: int, base: int, extension: int) -> bool:
     """Return whether the superblock's extension, an object header, has a driver message.
 
-    If that header is not plain, the driver is left to HDF5, which opens no second file for it either.
+    If that header is not plain, the answer is False. HDF5 then reads it, and opens no second file for it either.
     """
     try:
         return Kind.DRIVER in bodies_of(Metadata(descriptor, size, base), extension)  # other messages do not matter

@@ -44,7 +44,7 @@ class _Request(NamedTuple):
     file: tuple[str, Identity] | None = None  # key of its chunks in the cache; None to keep none
 
     def in_values_shape(self, out: np.ndarray) -> np.ndarray:
-        """Return a view of an array in C order with the axes of the dataset, the one that is read along first."""
+        """Return a view of an array in C order with the axes of the dataset, the axis of the request first."""
         others = self.layout.shape[1:] if self.axis == 0 else self.layout.shape[:-1]
         return out.reshape(len(out), *others, *self.layout.dtype.shape)
 
@@ -63,8 +63,8 @@ def read_values(
         Layout of the dataset.
     start : int
     out : ndarray of shape (n, ...), C order
-        Takes n values, converted to its dtype. The further axes are the dataset's others, or have the same size. Memory
-        that is used again takes less time than fresh memory.
+        Array for n values, which are converted to its dtype. Its further axes are the other axes of the dataset, or
+        have the same total size. Reused memory is faster than fresh memory.
     axis : int
         0 for the first axis, -1 for the last one.
 
@@ -76,7 +76,7 @@ def read_values(
     Raises
     ------
     DataError
-        If they are damaged, or the file is not the one that was checked.
+        If the values are damaged, or the file is not the one that was vetted.
     ReadFailed, NotPermitted, SystemLimit
         If the system fails.
     """
@@ -248,8 +248,10 @@ def _read_chunked(descriptor: int, request: _Request, out: np.ndarray) -> None:
 
 
 def _damaged_chunk(request: _Request, part: _Part, error: ValueError) -> DataError:
-    at = [i * n for i, n in zip(part.cell, request.layout.chunks, strict=True)]
-    return DataError(f"{request.where}: the chunk at {at} cannot be read: {error}. The file is damaged: copy it again.")
+    first = [i * n for i, n in zip(part.cell, request.layout.chunks, strict=True)]
+    return DataError(
+        f"{request.where}: the chunk at {first} cannot be read: {error}. The file is damaged: copy it again."
+    )
 
 
 def _chunk(descriptor: int, request: _Request, grid: tuple[int, ...], part: _Part, is_kept: bool) -> memoryview:
@@ -278,10 +280,10 @@ def _decompressed(descriptor: int, layout: Layout, offset: int, size: int, mask:
     return decode_chunk(data, layout.filters, mask, layout.chunk_bytes)
 
 
-def _parts(layout: Layout, start: int, stop: int, along: int = 0) -> Iterator[_Part]:
-    """Yield the parts of chunks that `start` to `stop` along an axis consist of."""
+def _parts(layout: Layout, start: int, stop: int, axis: int = 0) -> Iterator[_Part]:
+    """Yield the parts of chunks that make up the values from `start` to `stop` along an axis."""
     ranges = [(0, n) for n in layout.shape]
-    ranges[along] = (start, stop)
+    ranges[axis] = (start, stop)
     axes = [_steps(low, high, size) for (low, high), size in zip(ranges, layout.chunks, strict=True)]
     for chosen in product(*axes):
         cell, source, target = zip(*chosen, strict=True)
@@ -305,7 +307,7 @@ def _steps(low: int, high: int, size: int) -> list[tuple[int, slice, slice]]:
 
 
 def _read_by_child(descriptor: int, request: _Request, out: np.ndarray) -> None:
-    """Read values that only HDF5 can read, an answer of the child at a time."""
+    """Read values that only HDF5 can read, one answer of the child after the other."""
     first = 0
     layout = request.layout
     stop = request.start + len(out)
@@ -314,17 +316,17 @@ def _read_by_child(descriptor: int, request: _Request, out: np.ndarray) -> None:
         arguments = [layout.name, request.start + first, stop, request.axis, n_texts]
         answer, arrays = ask("values", descriptor, arguments, request.where)
         with checking_answer(request.where):
-            values = _answered(answer, arrays, layout.dtype, out.shape[1:])
+            values = _checked_values(answer, arrays, layout.dtype, out.shape[1:])
             out[first : first + len(values)] = values
         first += len(values)
 
 
-def _answered(answer: Any, arrays: list[np.ndarray], dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+def _checked_values(answer: Any, arrays: list[np.ndarray], dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     """Return the values of an answer after checks, each of that shape."""
     *lengths, data = arrays
     n = answer["n"]
     if type(n) is not int or n < 1 or data.dtype != np.uint8:
-        raise ValueError("values")
+        raise ValueError("invalid number or dtype of values")
     if not dtype.hasobject:
         return data.view(dtype).reshape(n, *shape)
     return _texts(data, lengths[0], n).reshape(n, *shape)
@@ -334,7 +336,7 @@ def _texts(data: np.ndarray, lengths: np.ndarray, n: int) -> np.ndarray:
     """Return `n` texts of an answer after checks, given their bytes one after the other, and their lengths."""
     ends = np.cumsum(lengths)
     if len(ends) != n or (lengths < 0).any() or ends[-1] != len(data):
-        raise ValueError("texts")
+        raise ValueError("invalid lengths of texts")
     starts = ends - lengths
     values = np.empty(n, dtype=object)
     values[:] = [data[start:end].tobytes() for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]

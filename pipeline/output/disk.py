@@ -1,9 +1,9 @@
 """All changes to the file system, and the order that makes them durable.
 
-A file is written under a temporary name in the same directory, synced and then renamed; the directory is synced last.
-A file is therefore either absent or complete under its own name, even after a power cut. Tests pass a `Disk` that
-fails, or one that loses what was not synced. Two files that no result depends on are written without it: the text in
-the lock file, and the log.
+A file is written under a temporary name in the same directory, synced and then renamed; the directory is synced last. A
+file is therefore either absent or complete under its own name, even after a power cut. Tests pass a `Disk` that fails,
+or one that loses what was not synced. Two files that no result depends on are written without a `Disk`: the text in the
+lock file, and the log.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ T = TypeVar("T")
 TEMPORARY = ".writing"
 PAGE = 4096
 """Alignment in bytes, in memory and in files, of direct I/O."""
-_MIN_DIRECT_BYTES = 2**17  # for smaller writes the copy into the page cache costs little
+_MIN_DIRECT_BYTES = 2**17  # for smaller writes, the copy into the page cache costs little
 # Errors of file systems without reservation, sync of directories, links or direct I/O.
 UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM)
 
@@ -91,7 +91,7 @@ class Disk:
         os.unlink(path)
 
     def link(self, source: Path, path: Path) -> None:
-        """Give a regular file a second name; a symbolic link is not followed."""
+        """Make a hard link to a regular file; a symbolic link is not followed."""
         os.link(source, path, follow_symlinks=False)
 
     def symlink(self, target: str, path: Path) -> None:
@@ -134,7 +134,7 @@ class GuardedDisk(Disk):
     disk : Disk
         The disk that makes the changes.
     check : callable
-        Raises `TryAgain` when the path no longer leads to the directory in which the run began.
+        Raises `TryAgain` if the path no longer leads to the directory in which the run began.
     """
 
     def __init__(self, disk: Disk, check: Callable[[], None]) -> None:
@@ -242,9 +242,9 @@ def publish(disk: Disk, path: Path, data: bytes | memoryview | Pieces, name_is_s
     disk : Disk
     path : Path
     data : bytes, memoryview or Pieces
-        Content. Errors from reading the pieces are passed on.
+        Content. Errors from reading the pieces are raised unchanged.
     name_is_synced : bool
-        Sync the directory, too. If False, the caller must sync it before it relies on the name.
+        Whether to sync the directory as well. If False, the caller must sync it before it relies on the name.
 
     Raises
     ------
@@ -339,7 +339,7 @@ def sync_directory(disk: Disk, directory: Path) -> None:
     file_system = os.stat(directory).st_dev
     if _warned.put_if_new(file_system, True):  # once, not for each part
         log.warning(
-            "output=%s: this file system cannot sync a directory: durability after a power cut is not guaranteed",
+            "output=%s: this file system cannot sync directories, so durability after a power cut is not guaranteed",
             printable(directory),
         )
 
@@ -382,12 +382,12 @@ def free_inodes(path: Path) -> int | None:
         If the path cannot be examined.
     """
     status = os.statvfs(path)
-    # Btrfs and others report no total: they create inodes as they need them.
+    # Btrfs and others report no total, since they create inodes on demand.
     return status.f_favail if status.f_files > 0 else None
 
 
 def _advice_when_full(path: Path) -> str:
-    """Return whether inodes or bytes are used up, and what the user can do."""
+    """Return a message about a full disk, whose inodes or bytes are used up, and what to do."""
     try:
         n_files = os.statvfs(path.parent).f_files
         if free_inodes(path.parent) == 0:
@@ -402,7 +402,7 @@ def _fill(disk: Disk, path: Path, data: bytes | memoryview | Pieces) -> None:
     pieces = data.pieces if isinstance(data, Pieces) else [data]
     descriptor = disk.create(path)
     try:
-        _is_supported(disk.reserve, descriptor, len(data))  # without support a write reports that the disk is full
+        _is_supported(disk.reserve, descriptor, len(data))  # if it is unsupported, a write reports a full disk
         for piece in pieces:
             _write_all(disk, descriptor, memoryview(piece))
         # Never again after a failure: the kernel may have dropped the pages, and a second sync would succeed.
@@ -447,7 +447,7 @@ def _write_directly(disk: Disk, descriptor: int, data: memoryview) -> int:
         while n_written < n_bytes and n_written % PAGE == 0:
             n_written += _write_some(disk, descriptor, data[n_written:n_bytes])
     except OSError as error:
-        if error.errno != errno.EINVAL:  # which means another alignment than that of pages
+        if error.errno != errno.EINVAL:  # EINVAL: the file system requires another alignment
             raise
     disk.bypass_cache(descriptor, False)
     return n_written

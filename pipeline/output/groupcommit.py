@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 def _pause(seconds: float) -> float:
     """Return how long to wait before the next commit, after one that took `seconds`.
 
-    Commits then take a tenth of the time at most, even on a slow disk, and a killed run loses at most a second of
-    finished results.
+    Commits then take at most a tenth of the time, even on a slow disk, and a killed run loses at most the results of
+    one second.
     """
     return min(10 * seconds, 1.0)
 
@@ -37,7 +37,7 @@ class GroupCommit:
     Parameters
     ----------
     ledger : Ledger
-        Where the results are committed.
+        Ledger to which the results are committed.
     clock : callable
         Returns the time in seconds.
     """
@@ -45,7 +45,7 @@ class GroupCommit:
     def __init__(self, ledger: Ledger, clock: Callable[[], float] = time.monotonic) -> None:
         self._ledger = ledger
         self._clock = clock
-        self._waiting: list[Record] = []
+        self._pending: list[Record] = []
         self._next = -math.inf  # earliest time of the next commit
 
     def __enter__(self) -> GroupCommit:
@@ -54,22 +54,22 @@ class GroupCommit:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
             self._commit()
-        except ShardpressError as failed:
+        except ShardpressError as commit_error:
             if error is None:
                 raise
-            log.warning("%s", failed)  # `error` is the cause, and is raised
+            log.warning("%s", commit_error)  # `error` is the cause, and is raised
 
     def add(self, record: Record) -> None:
         """Commit a result now or within a second. Errors of `Ledger.commit` may concern this result or earlier ones."""
-        self._waiting.append(record)
+        self._pending.append(record)
         if self._clock() >= self._next:
             self._commit()
 
     def _commit(self) -> None:
-        waiting = self._waiting
-        self._waiting = []  # never retried, because a second sync would succeed without writing
-        if waiting:
+        pending = self._pending
+        self._pending = []  # never retried, because a second sync would succeed without writing
+        if pending:
             start = self._clock()
-            self._ledger.commit(*waiting)
+            self._ledger.commit(*pending)
             end = self._clock()
             self._next = end + _pause(end - start)

@@ -1,4 +1,4 @@
-"""Detection of input files in an output directory, also by other paths: bind mounts, symbolic and hard links."""
+"""Detection of input files in an output directory, even by other paths: bind mounts, symbolic and hard links."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def files_inside(directory: Path, paths: Sequence[Path]) -> list[Path]:
     Parameters
     ----------
     directory : Path
-        An output directory, which need not exist.
+        An output directory, which may be missing.
     paths : sequence of Path
         Existing files. If one does not exist, only its path is compared.
     """
@@ -35,20 +35,20 @@ def files_inside(directory: Path, paths: Sequence[Path]) -> list[Path]:
     other_names = _other_names(identities.values(), suspects.values())
 
     @cache
-    def is_ours(folder: Path) -> bool:
+    def is_own_folder(folder: Path) -> bool:
         return _identity(folder) in identities
 
     resolved_directory = directory.resolve()
-    inside = []
+    found_inside = []
     for path in paths:
         parents = {*path.absolute().parents, *path.resolve().parents}
-        if suspects[path] in other_names or resolved_directory in parents or any(map(is_ours, parents)):
-            inside.append(path)
-    return inside
+        if suspects[path] in other_names or resolved_directory in parents or any(map(is_own_folder, parents)):
+            found_inside.append(path)
+    return found_inside
 
 
 def _other_names(folders: Iterable[Path], suspects: Iterable[_Identity | None]) -> set[_Identity]:
-    """Return those of the files that have a name in one of the folders."""
+    """Return the identities of the suspects that have a name in one of the folders."""
     inodes = {identity[1] for identity in suspects if identity is not None}
     found = set()
     for folder in folders:

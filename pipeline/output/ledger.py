@@ -1,8 +1,8 @@
-"""The output directory: which files it holds, and how an interrupted run resumes.
+"""The output directory: the files in it, and the protocol by which an interrupted run resumes.
 
 ::
 
-    .shardpress  .lock       mark the directory as an output; the kernel's lock on .lock admits one run at a time
+    .shardpress  .lock       mark the directory as an output; the kernel's lock on .lock allows one run at a time
     run.json                 request of the last run: its inputs and settings
     stages/                  results of the scan and the training, and checkpoints
     parts/                   features
@@ -102,7 +102,7 @@ class Ledger:
     def check(self) -> None:
         """Raise `TryAgain` unless the path still leads to the directory whose lock is held.
 
-        Every change makes this check. Callers make it before they rely on what they have read.
+        Every change makes this check. Callers make it before they rely on data that they have read.
         """
         self.disk.check()
 
@@ -111,11 +111,11 @@ class Ledger:
         publish(self.disk, self.directory / name, data)
 
     def publication(self) -> Publication:
-        """Begin to publish a finished run, whose files become visible together with its manifest."""
+        """Return a new publication, whose files become visible together with its manifest."""
         return Publication(self.directory, self.disk)
 
     def commit(self, *records: Record) -> None:
-        """Commit results together. If a result has been committed before, that one is kept and the new file is removed.
+        """Commit results together. If a result was committed before, that one is kept and the new file is removed.
 
         Parameters
         ----------
@@ -143,25 +143,25 @@ class Ledger:
             self._sync(folder)  # a record must not be on the disk before the file that it names
         entry = self.write(f"commits/{records[0].kind}", ".json", sealed(records))
         self._sync("commits")
-        # Only now: after a failure it is open whether the records exist, and a later run finds out.
+        # Only now, since it is unknown after a failure whether the records exist. A later run reads them.
         self._files[entry.file] = list(records)
         self._records |= _by_identity(records)
 
     def drop(self, *records: Record) -> None:
-        """Remove results: first their records, then, when the disk no longer has these, their files."""
-        dropped = {record.identity for record in records}
+        """Remove results: first their records, and after a sync their files."""
+        identities = {record.identity for record in records}
         for name in list(self._files):
-            self._drop_from(name, dropped)
+            self._drop_from(name, identities)
         if records:
             self._sync("commits")  # otherwise a power cut could restore a record without its file
         for record in records:
             self._records.pop(record.identity, None)
             self._remove(record.entry.file)
 
-    def _drop_from(self, name: str, dropped: set[tuple[str, str]]) -> None:
-        """Remove records from one file of records, which is removed if it holds no others."""
+    def _drop_from(self, name: str, identities: set[tuple[str, str]]) -> None:
+        """Remove records from one file of records; remove the file if it holds no others."""
         records = self._files[name]
-        rest = [record for record in records if record.identity not in dropped]
+        rest = [record for record in records if record.identity not in identities]
         if not rest:
             self._remove(name)
             del self._files[name]
@@ -176,7 +176,7 @@ class Ledger:
             try:
                 settle(self.directory, self.disk, names)
             except (WriteFailed, NotPermitted) as error:
-                # Without links, or without space for them, files are removed one by one.
+                # Without symbolic links, or without space for them, files are removed one by one.
                 log.debug("%s", error)
         withdraw(self.directory, self.disk)
         self._remove(_REQUEST)
@@ -198,19 +198,19 @@ class Ledger:
         Parameters
         ----------
         keep : str
-            Fingerprints. If any are given, results with all other fingerprints are removed, too.
+            Fingerprints. If any are given, results with all other fingerprints are removed as well.
         """
         if keep:
             self.drop(*(record for record in self.records() if record.fingerprint not in keep))
         # The manifest's files are kept even if their records are gone, because readers rely on the manifest.
         published = files_of(self.manifest(warn=False) or {})
-        named = {record.entry.file for record in self.records()}
-        named.update(published, map(plain_name, published))
+        used = {record.entry.file for record in self.records()}
+        used.update(published, map(plain_name, published))
         for path in self._paths():
-            if is_left(path, is_replaced=bool(keep)) and path not in named:
+            if is_left(path, is_replaced=bool(keep)) and path not in used:
                 self._remove(path)
-        # Before links: without any link, a publication that is alone would be taken for that of a finished run.
-        sweep_publications(self.directory, self.disk, named)
+        # Before links: without links, a single publication would be mistaken for that of a finished run.
+        sweep_publications(self.directory, self.disk, used)
         sweep_links(self.directory, self.disk)
 
     def _paths(self) -> Iterator[str]:
@@ -259,7 +259,7 @@ class Ledger:
             check_storage(error, path)
             raise ValueError(f"file={printable(record.entry.file)}: {error.strerror}") from error
         if digest([data]) != record.entry.blake3:
-            raise ValueError(f"file={printable(record.entry.file)}: its content is not what was committed")
+            raise ValueError(f"file={printable(record.entry.file)}: its content differs from what was committed")
         return data
 
     def manifest(self, warn: bool = True) -> dict[str, Any] | None:
@@ -325,7 +325,7 @@ class Ledger:
             is_file = path.is_symlink() or not path.is_dir()
         except OSError as error:
             raise write_error(error, path, "removing it") from error
-        if is_file:  # a directory of such a name is not of shardpress
+        if is_file:  # shardpress creates no directory with such a name
             remove(self.disk, path)
 
     def _sync(self, folder: str) -> None:

@@ -47,7 +47,7 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
     Raises
     ------
     CannotCreate
-        If it cannot be created, is not a directory, or holds files that are not of shardpress.
+        If it cannot be created, is not a directory, or holds files that shardpress did not write.
     NotPermitted
         If it cannot be written.
     NewerFormat
@@ -72,11 +72,11 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
             check_limits(error, directory)
         words = str(error).removesuffix(".")
         raise CannotCreate(f"{where}: {words}. Choose another --output.") from error
-    check = partial(_check_held, directory, descriptor)
+    check = partial(_check_lock, directory, descriptor)
     try:
         yield Ledger(directory, GuardedDisk(disk, check))
     except ShardpressError as error:
-        # If another directory has taken the place of this one, its files may have looked damaged.
+        # If another directory has replaced this one, its files may have looked damaged.
         with _notes_of(error):
             check()
         raise
@@ -87,9 +87,9 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
 
 
 def objection(directory: Path) -> ShardpressError | None:
-    """Return the error that a run would raise for an output directory, as far as this can be found without changing it.
+    """Return the error that a run would raise for an output directory, as far as it can be determined without changes.
 
-    Whether another run holds the lock is not checked: trying the lock could make that run fail.
+    The lock is not tried, since this could make another run fail.
     """
     where = f"output={printable(directory)}"
     existing = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
@@ -131,7 +131,7 @@ def _make_directory(directory: Path, disk: Disk) -> None:
 
 def _make_folders(directory: Path, disk: Disk) -> None:
     for name in (*FOLDERS, PUBLISHED):
-        # A run removes files in it, which must not be those of another directory.
+        # A run removes files in these directories, and must not remove files elsewhere.
         if (directory / name).is_symlink():
             raise CannotCreate(f"its {name} is a symbolic link, expected a directory")
     for name in FOLDERS:
@@ -152,7 +152,7 @@ def _mark(directory: Path, disk: Disk) -> None:
 
 
 def _is_marked(directory: Path) -> bool:
-    """Return whether a directory has the marker; raise `CannotCreate` if not and it holds files of users."""
+    """Return whether a directory has the marker; raise `CannotCreate` if it has none and holds files of users."""
     path = directory / _MARKER
     names = os.listdir(directory)  # first, because another run may be writing the marker and its folders now
     if path.exists():
@@ -173,14 +173,14 @@ def _lock(directory: Path) -> int:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-            # Truncating it would destroy that file.
+            # Truncating it would destroy the other file.
             raise CannotCreate(f"its {LOCK} is a hard link to another file, expected a separate file")
         _flock(directory, descriptor)
-        _check_held(directory, descriptor)  # another run may have replaced the file before it was locked
-        who = f"pid {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
-        with suppress(OSError):  # a full disk must not keep a run from reading what it needs
+        _check_lock(directory, descriptor)  # another run may have replaced the file before it was locked
+        owner = f"pid {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+        with suppress(OSError):  # a full disk must not prevent a run
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, who.encode(), 0)
+            os.pwrite(descriptor, owner.encode(), 0)
     except BaseException:
         os.close(descriptor)
         raise
@@ -204,19 +204,19 @@ def _flock(directory: Path, descriptor: int) -> None:
         ) from error
 
 
-def _check_held(directory: Path, descriptor: int) -> None:
+def _check_lock(directory: Path, descriptor: int) -> None:
     """Raise `TryAgain` unless the lock in `directory` is the file that this run has locked."""
-    locked = os.fstat(descriptor)
+    own = os.fstat(descriptor)
     try:
         found = os.stat(directory / LOCK, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
         found = None
-    if found is None or (found.st_dev, found.st_ino) != (locked.st_dev, locked.st_ino):
-        what = "missing" if found is None else "a different file"
+    if found is None or (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino):
+        state = "missing" if found is None else "a different file"
         raise TryAgain(
-            f"output={printable(directory)}: its {LOCK} is {what}, expected the file that this run locked. The "
+            f"output={printable(directory)}: its {LOCK} is {state}, expected the file that this run locked. The "
             "directory was moved or replaced, or the lock was removed, during the run. Nothing more is written. "
-            "Keep the directory in its place, and run the same command again."
+            "Move it back if necessary, then run the same command again."
         )
 
 
@@ -225,7 +225,7 @@ def _notes_of(error: ShardpressError) -> Iterator[None]:
     """Copy the notes of `error` to a `TryAgain` that is raised in the context, and chain the two."""
     try:
         yield
-    except TryAgain as lost:
+    except TryAgain as check_error:
         for note in getattr(error, "__notes__", ()):
-            lost.add_note(note)
-        raise lost from error
+            check_error.add_note(note)
+        raise check_error from error

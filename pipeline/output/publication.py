@@ -84,7 +84,7 @@ class Publication:
     Raises
     ------
     WriteFailed, SystemLimit, NotPermitted
-        Also from all methods.
+        If a file cannot be written; all methods may raise these errors as well.
     CannotCreate
         If ``published`` is a link.
     """
@@ -94,7 +94,7 @@ class Publication:
         self._disk = disk
         self._folder = f"{PUBLISHED}/{uuid.uuid4().hex}"
         self._names: list[str] = []
-        self._has_links = _do(directory / PUBLISHED, "making it", self._begin)
+        self._has_links = _change(directory / PUBLISHED, "making it", self._begin)
 
     def write(self, name: str, data: bytes | Pieces) -> Entry:
         """Write a file that readers find under its plain name, or a view that only the index names."""
@@ -131,43 +131,43 @@ class Publication:
         _switch(self._directory, self._disk, self._folder)
 
     def _begin(self) -> bool:
-        """Make the directory of this publication; return whether the file system has symbolic links."""
+        """Create the directory of this publication; return whether the file system supports symbolic links."""
         _make_published(self._directory, self._disk)
         self._disk.make_directory(self._directory / self._folder)
         sync_directory(self._disk, self._directory / PUBLISHED)
         # A sweep removes this link if the run is killed here.
-        attempt = temporary_name(self._directory / CURRENT)
+        trial_link = temporary_name(self._directory / CURRENT)
         try:
-            self._disk.symlink(Path(self._folder).name, attempt)
+            self._disk.symlink(Path(self._folder).name, trial_link)
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise
             self._disk.remove_directory(self._directory / self._folder)
             _warn_of_missing_links(self._directory)
             return False
-        self._disk.remove(attempt)
+        self._disk.remove(trial_link)
         return True
 
     def _write(self, file: str, data: bytes | Pieces, name_is_synced: bool = True) -> Entry:
         # The digest is computed piece by piece, because a single file can be larger than memory.
-        passing = Digested(data.pieces if isinstance(data, Pieces) else [data])
-        publish(self._disk, self._directory / file, Pieces(len(data), passing), name_is_synced)
-        return Entry(file, len(data), passing.blake3)
+        content = Digested(data.pieces if isinstance(data, Pieces) else [data])
+        publish(self._disk, self._directory / file, Pieces(len(data), content), name_is_synced)
+        return Entry(file, len(data), content.blake3)
 
     def _link_index(self, folder: str, file: str) -> None:
         path = self._directory / folder / INDEX
-        _do(path, "linking it", partial(self._disk.symlink, f"../../{file}", path))
+        _change(path, "linking it", partial(self._disk.symlink, f"../../{file}", path))
 
     def _sync(self, folder: str) -> None:
         path = self._directory / folder
-        _do(path, "syncing it", partial(sync_directory, self._disk, path))
+        _change(path, "syncing it", partial(sync_directory, self._disk, path))
 
 
 def settle(directory: Path, disk: Disk, names: Iterable[str] = ()) -> None:
     """Make plain names links to the current publication, so that one switch replaces all of them.
 
-    Results that are regular files, of version 0.1.0 or of a copy, become a publication first. In every state on the
-    way each reader sees the same run as before.
+    Results that are regular files, of version 0.1.0 or of a copy, become a publication first. At every step, readers
+    see the same run as before.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ def settle(directory: Path, disk: Disk, names: Iterable[str] = ()) -> None:
     ------
     WriteFailed, SystemLimit, NotPermitted, CannotCreate
     """
-    _do(directory, "replacing files by links", partial(_settle, directory, disk, set(names)))
+    _change(directory, "replacing files by links", partial(_settle, directory, disk, set(names)))
 
 
 def _settle(directory: Path, disk: Disk, names: set[str]) -> None:
@@ -190,7 +190,7 @@ def _settle(directory: Path, disk: Disk, names: set[str]) -> None:
         names |= _adopt(directory, disk)
     else:
         names |= _not_yet_linked(directory)
-    # The manifest first: the new one does not name files by their plain names.
+    # The manifest first, since the new one does not name files by their plain names.
     for group in ([MANIFEST], sorted(names - {MANIFEST})):
         changed = [name for name in group if not _is_our_link(directory / name)]
         for name in changed:
@@ -200,26 +200,26 @@ def _settle(directory: Path, disk: Disk, names: set[str]) -> None:
 
 
 def _not_yet_linked(directory: Path) -> set[str]:
-    """Return names of regular files that an interrupted run has adopted, but not replaced by links yet."""
+    """Return names of regular files that an interrupted run has adopted, but not yet replaced by links."""
     return {name for name in NAMES if _is_regular(directory / name) and os.path.lexists(directory / CURRENT / name)}
 
 
 def _settle_without_manifest(directory: Path, disk: Disk) -> None:
-    """Keep a new link from restoring a run whose manifest is gone."""
+    """Prevent new links from making a run visible again whose manifest was removed."""
     found = manifest_path(directory)
     if found.parent != directory:
-        # A copy without its links: readers have found this publication without them, and must still find it.
+        # In a copy without links, readers have found this publication, and must still find it.
         publish_link(disk, f"{PUBLISHED}/{found.parent.name}/{MANIFEST}", directory / MANIFEST)
         sync_directory(disk, directory)
         _switch(directory, disk, f"{PUBLISHED}/{found.parent.name}")
     elif (directory / CURRENT).is_symlink():
-        # A user has removed the manifest, and some of what it named may be gone.
+        # A user has removed the manifest, and files that it named may be missing.
         remove(disk, directory / CURRENT / MANIFEST)
         sync_directory(disk, directory / CURRENT)
 
 
 def _move_copy_aside(directory: Path, disk: Disk) -> None:
-    """Rename ``current`` if a copy that followed links has made it a directory. The next sweep removes it."""
+    """Rename ``current`` if it is a directory, as in a copy that followed links. The next sweep removes it."""
     current = directory / CURRENT
     if current.is_dir() and not current.is_symlink():
         disk.replace(current, directory / PUBLISHED / uuid.uuid4().hex)
@@ -227,7 +227,7 @@ def _move_copy_aside(directory: Path, disk: Disk) -> None:
 
 
 def _adopt(directory: Path, disk: Disk) -> set[str]:
-    """Make a publication of regular files under plain names, and switch to it; return the names that it holds."""
+    """Turn regular files under plain names into a publication, and switch to it; return their names."""
     try:
         manifest = read_manifest(directory)
     except (NoInput, DataError):
@@ -236,42 +236,42 @@ def _adopt(directory: Path, disk: Disk) -> set[str]:
     folder = f"{PUBLISHED}/{uuid.uuid4().hex}"
     disk.make_directory(directory / folder)
     sync_directory(disk, directory / PUBLISHED)
-    places = _adopt_files(directory, disk, folder, manifest)
+    paths = _adopt_files(directory, disk, folder, manifest)
     # In a copy that followed links, the manifest names the files of other plain names in a publication.
-    others = [name for name in NAMES if name != MANIFEST and name not in places and _is_regular(directory / name)]
+    others = [name for name in NAMES if name != MANIFEST and name not in paths and _is_regular(directory / name)]
     for name in others:
         _adopt_other(directory, disk, folder, name, manifest)
     files = []
     for line in manifest.get("files", []):
-        files.append({**line, "file": places.get(line["file"], line["file"])})
+        files.append({**line, "file": paths.get(line["file"], line["file"])})
     sync_directory(disk, directory / folder)
     sync_directory(disk, directory)
     publish(disk, directory / folder / MANIFEST, seal(OUTPUT, {**manifest, "files": files}))
     _switch(directory, disk, folder)
-    return {*places, *others}
+    return {*paths, *others}
 
 
 def _adopt_files(directory: Path, disk: Disk, folder: str, manifest: Mapping[str, Any]) -> dict[str, str]:
     """Add the files that a manifest lists under plain names to a publication; return their new paths by name."""
-    places = {}
+    paths = {}
     for line in manifest.get("files", []):
         name = str(line["file"])
         if name in NAMES and _is_regular(directory / name):
-            places[name] = _adopt_file(directory, disk, folder, name, str(line["blake3"]))
-    return places
+            paths[name] = _adopt_file(directory, disk, folder, name, str(line["blake3"]))
+    return paths
 
 
 def _adopt_file(directory: Path, disk: Disk, folder: str, name: str, blake3: str) -> str:
     """Add a file to a publication; return its new path."""
     if name != INDEX:
-        place = f"{folder}/{name}"
-        publish_copy(disk, directory / name, directory / place)
-        return place
-    place = _index_name(blake3)
-    if not os.path.lexists(directory / place):
-        publish_copy(disk, directory / name, directory / place)
-    disk.symlink(f"../../{place}", directory / folder / INDEX)
-    return place
+        file = f"{folder}/{name}"
+        publish_copy(disk, directory / name, directory / file)
+        return file
+    file = _index_name(blake3)
+    if not os.path.lexists(directory / file):
+        publish_copy(disk, directory / name, directory / file)
+    disk.symlink(f"../../{file}", directory / folder / INDEX)
+    return file
 
 
 def _adopt_other(directory: Path, disk: Disk, folder: str, name: str, manifest: Mapping[str, Any]) -> None:
@@ -279,9 +279,9 @@ def _adopt_other(directory: Path, disk: Disk, folder: str, name: str, manifest: 
         publish_copy(disk, directory / name, directory / folder / name)
         return
     views = [file for file in files_of(manifest) if is_index(file)]
-    same = [file for file in views if _have_equal_content(directory / file, directory / INDEX)]
-    if same:
-        disk.symlink(f"../../{same[0]}", directory / folder / INDEX)
+    equal_views = [file for file in views if _have_equal_content(directory / file, directory / INDEX)]
+    if equal_views:
+        disk.symlink(f"../../{equal_views[0]}", directory / folder / INDEX)
 
 
 def _have_equal_content(path: Path, other: Path) -> bool:
@@ -298,14 +298,14 @@ def withdraw(directory: Path, disk: Disk) -> None:
     ------
     WriteFailed, SystemLimit, NotPermitted, CannotCreate
     """
-    _do(directory, "removing the published results", partial(_withdraw, directory, disk))
+    _change(directory, "removing the published results", partial(_withdraw, directory, disk))
 
 
 def _withdraw(directory: Path, disk: Disk) -> None:
     current = directory / CURRENT
     is_link = (directory / MANIFEST).is_symlink()
     published = os.readlink(current) if is_link and current.is_symlink() else None
-    # Once the manifest is gone, a publication that has one would be taken for that of a copy without its links.
+    # Without the manifest, this looks like a copy without links, and any publication with a manifest would be used.
     for folder in publications(directory):
         if folder.name != published:
             remove(disk, folder / MANIFEST)
@@ -336,10 +336,10 @@ def sweep_publications(directory: Path, disk: Disk, named: set[str]) -> None:
         used_folders.add(f"{PUBLISHED}/{os.readlink(current)}")
     folders = publications(directory)
     if current.is_dir() and not current.is_symlink() and not (directory / PUBLISHED).is_symlink():
-        folders.append(current)  # of a copy that followed links
+        folders.append(current)  # a directory, in a copy that followed links
     for folder in folders:
         if f"{PUBLISHED}/{folder.name}" not in used_folders:
-            _do(folder, "removing it", partial(_remove_publication, disk, folder))
+            _change(folder, "removing it", partial(_remove_publication, disk, folder))
 
 
 def _remove_publication(disk: Disk, folder: Path) -> None:
@@ -359,7 +359,7 @@ def _remove_publication(disk: Disk, folder: Path) -> None:
 
 
 def sweep_links(directory: Path, disk: Disk) -> None:
-    """Remove plain names that are our links and lead to no file.
+    """Remove plain names that are links of shardpress and lead to no file.
 
     Raises
     ------
@@ -392,7 +392,7 @@ def _leads_to(directory: Path, name: str, entry: Entry) -> bool:
             return True
     except OSError:
         return False
-    # In a copy that followed links, the two are different files.
+    # In a copy that followed links, these are two different files.
     return fault_of(directory, Entry(name, entry.n_bytes, entry.blake3)) is None
 
 
@@ -404,14 +404,17 @@ def _switch(directory: Path, disk: Disk, folder: str) -> None:
         publish_link(disk, Path(folder).name, path)
         sync_directory(disk, path.parent)
 
-    _do(path, "publishing the results", switch)
+    _change(path, "publishing the results", switch)
 
 
 def _make_published(directory: Path, disk: Disk) -> None:
     folder = directory / PUBLISHED
     if folder.is_symlink():
         # A sweep removes files in it, which must not be those of another directory.
-        raise CannotCreate(f"output={printable(directory)}: its {PUBLISHED} is a symbolic link, expected a directory")
+        raise CannotCreate(
+            f"output={printable(directory)}: its {PUBLISHED} is a symbolic link, expected a directory. "
+            "Remove the link, then run the same command again."
+        )
     if not folder.is_dir():
         disk.make_directory(folder)
         sync_directory(disk, directory)
@@ -442,14 +445,14 @@ def _warn_of_missing_links(directory: Path) -> None:
         return
     log.warning(
         "output=%s: this file system has no symbolic links, so files are replaced one by one. While a run replaces "
-        "another one's results, readers may see files of both",
+        "the results of another run, readers may see files of both",
         printable(directory),
     )
 
 
-def _do(path: Path, doing: str, act: Callable[[], Any]) -> Any:
+def _change(path: Path, operation: str, function: Callable[[], Any]) -> Any:
     """Call a function, and turn an `OSError` into the error for a failed change."""
     try:
-        return act()
+        return function()
     except OSError as error:
-        raise write_error(error, path, doing) from error
+        raise write_error(error, path, operation) from error

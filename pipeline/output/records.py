@@ -83,7 +83,7 @@ _ABOUT_THE_FILE = (
 _PIECE = 2**20  # bytes read at once, so that verifying large parts takes no memory
 
 # Only files with these names are ever removed. All others belong to the user.
-_OPTIONAL = (LAST_GOOD, "single.h5", "quarantine.jsonl")  # written by some runs only
+_OPTIONAL = (LAST_GOOD, "single.h5", "quarantine.jsonl")  # written only by some runs
 _TOP = (
     r"\.shardpress|(manifest|run|report)\.json|report\.html|(model|model-last-good|index|single)\.h5|encoder\.npz"
     r"|quarantine\.jsonl"
@@ -155,9 +155,9 @@ def write_result(directory: Path, disk: Disk, stem: str, suffix: str, data: byte
     name = f"{stem}-{uuid.uuid4().hex}{suffix}"  # independent of clocks and seeds
     # The directory is synced before the record is written, once for a group of results.
     if isinstance(data, Pieces):
-        passing = Digested(data.pieces)
-        publish(disk, directory / name, Pieces(len(data), passing), name_is_synced=False)
-        return Entry(name, len(data), passing.blake3)
+        content = Digested(data.pieces)
+        publish(disk, directory / name, Pieces(len(data), content), name_is_synced=False)
+        return Entry(name, len(data), content.blake3)
     publish(disk, directory / name, data, name_is_synced=False)
     return Entry(name, len(data), digest([data]))
 
@@ -196,16 +196,16 @@ def check_limits(error: OSError, path: Path) -> None:
 
 
 def check_storage(error: OSError, path: Path) -> None:
-    """Return if an error says that a file of ours is missing or replaced; raise an error of the system otherwise.
+    """Return if an error concerns the file itself, such as a missing file; otherwise raise an error of the system.
 
-    A result that cannot be read for now is not damaged. It is neither removed nor recomputed.
+    A result that is temporarily unreadable is not damaged. It is neither removed nor recomputed.
 
     Raises
     ------
     ReadFailed
-        When the storage or the system fails.
+        If the storage or the system fails.
     SystemLimit
-        When too many files are open.
+        If too many files are open.
     """
     check_limits(error, path)
     if error.errno not in _ABOUT_THE_FILE:
@@ -248,7 +248,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     manifest, names = _load_manifest(path)
     for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts or not _is_allowed(name):
-            found = f"lists the file {printable(name)}, expected names inside the directory only"
+            found = f"lists the file {printable(name)}, expected only names inside the directory"
             raise NotPermitted(f"file={printable(path)}: {found}. Do not use this output.")
     return manifest
 
@@ -260,22 +260,24 @@ def _load_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
         manifest = unsealed(path)
         return manifest, files_of(manifest)
     except (FileNotFoundError, NotADirectoryError) as error:
-        expected = "expected the output directory of a finished run"
+        expected = "expected the output directory of a finished run. Check the path, or finish the run."
         raise NoInput(f"{where}: no finished run ({error.strerror}), {expected}") from error
     except PermissionError as error:
-        raise NotPermitted(f"{where}: {error.strerror}, expected a file that you can read") from error
+        raise NotPermitted(
+            f"{where}: {error.strerror}, expected a file that you can read. As its owner, run chmod u+r on it."
+        ) from error
     except OSError as error:
-        raise ReadFailed(f"{where}: {error.strerror}. Check the storage.") from error
+        raise ReadFailed(f"{where}: {error.strerror}. Check the storage, then run the same command again.") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON: {error}") from error
     except ValueError as error:
         raise DataError(f"{where}: not JSON that shardpress wrote: {error}") from error
     except (KeyError, TypeError) as error:
-        raise DataError(f"{where}: has an invalid list of parts: {error!r}") from error
+        raise DataError(f"{where}: has an invalid list of parts or files: {error!r}") from error
 
 
 def _is_allowed(name: str) -> bool:
-    """Return whether a manifest may name a file. In `PUBLISHED` it may name files of publications only, not links."""
+    """Return whether a manifest may name a file. In `PUBLISHED` it may name only files of publications, not links."""
     if Path(name).parts[:1] != (PUBLISHED,):
         return True
     folder, _, plain = name.rpartition("/")
@@ -286,7 +288,7 @@ def manifest_path(directory: Path) -> Path:
     """Return the path of a run's manifest, which need not exist.
 
     Some programs skip symbolic links when they copy a directory. Such a copy has neither ``manifest.json`` nor
-    ``published/current``, and its only publication is the one that they led to.
+    ``published/current``, and its only publication is the one to which they led.
     """
     path = directory / MANIFEST
     if os.path.lexists(path) or os.path.lexists(directory / CURRENT):
@@ -309,7 +311,7 @@ def publications(directory: Path) -> list[Path]:
 
 
 def published_file(directory: Path, name: str) -> Path:
-    """Return the path of a published file by its plain name, also in a copy without its links."""
+    """Return the path of a published file by its plain name, even in a copy without links."""
     path = directory / name
     if os.path.lexists(path):
         return path
@@ -317,7 +319,7 @@ def published_file(directory: Path, name: str) -> Path:
 
 
 def plain_name(file: str) -> str:
-    """Return the name by which users know a file that a manifest names."""
+    """Return the plain name under which users find a file of a manifest."""
     name = file.rpartition("/")[2]
     return name if name in NAMES else file
 
@@ -334,7 +336,7 @@ def is_index(path: str) -> bool:
 
 
 def is_left(path: str, is_replaced: bool = False) -> bool:
-    """Return whether a path is that of a result or a temporary file.
+    """Return whether a path has the name of a result or of a temporary file.
 
     Parameters
     ----------
@@ -389,5 +391,5 @@ def _difference(file: BinaryIO, entry: Entry, digests: bool) -> str | None:
     if digests:
         pieces = iter(partial(file.read, _PIECE), b"")
         if digest(pieces) != entry.blake3:
-            return "its BLAKE3 digest differs from the committed one: the content has changed"
+            return "its content has changed: the BLAKE3 digest differs from the committed one"
     return None

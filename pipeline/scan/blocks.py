@@ -1,4 +1,4 @@
-"""Tasks of a scan: statistics of the rows of a few blocks, and how the statistics of many blocks are merged."""
+"""Tasks of a scan: statistics of the rows of a few blocks, and the merge of such statistics."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 Piece = tuple[int, int, Block]
 """The index of a shard in the input, the number of its first row over all shards, and one of its blocks."""
 
-_NONE = np.empty(0, dtype=np.int64)
+_NO_ROWS = np.empty(0, dtype=np.int64)
 
 
 class Pieces(tuple[Piece, ...]):
@@ -58,15 +58,15 @@ class ScanSettings:
     Attributes
     ----------
     block_rows : int
-        Number of rows that a task holds in memory at a time.
+        Number of rows that a task holds in memory at once.
     missing : float, optional
         A value that means a missing one.
     max_unreadable : int, optional
         Number of unreadable shards to tolerate. With None, the first one is an error.
     clip_quantile : float
-        Share of a column's values, at either end, that its range leaves out.
+        Share of a column's values that its range excludes at either end.
     impute : str, optional
-        ``mean`` or ``median``: what replaces missing values. With None, rows that miss values are bad.
+        ``mean`` or ``median`` of a column, which replaces missing values. With None, rows that miss values are bad.
     chunk_bytes : int
         Bytes of decompressed chunks that a process caches for the next block.
     """
@@ -113,7 +113,7 @@ class BlockStats:
 
 
 def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) -> BlockStats:
-    """Return the statistics of a task's pieces; of a block that cannot be read, only the reason if that is tolerated.
+    """Return the statistics of a task's pieces; an unreadable block has only a reason, if it is tolerated.
 
     Parameters
     ----------
@@ -127,19 +127,19 @@ def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) ->
         check()
         memory = _memory_for(block, memory)
         try:
-            # In the memory of the last block: getting new pages takes half as long as the scan of a block.
+            # Reuse the memory of the last block: new pages would take half as long as the scan of a block.
             rows = read(block, memory[: len(block)])
             stats.append(_stats_of_rows(settings, stride, first_row + block.start, block, rows))
         except DataError as error:
             if settings.max_unreadable is None:
                 raise
             # The statistics of the shard's other blocks are discarded with this pass.
-            stats.append(_without_good_rows(len(block), block.shard.n_inputs, _NONE, {number: str(error)}))
+            stats.append(_without_good_rows(len(block), block.shard.n_inputs, _NO_ROWS, {number: str(error)}))
     return merge_stats(stats)
 
 
 def _memory_for(block: Block, memory: np.ndarray) -> np.ndarray:
-    """Return memory that holds the rows of a block: the given one if it suffices."""
+    """Return memory that holds the rows of a block: the given memory if it suffices."""
     shard = block.shard
     if memory.dtype == shard.dtype and len(memory) >= len(block):
         return memory
@@ -150,7 +150,7 @@ def stats_of_unreadable(shards: Sequence[Shard], unreadable: Mapping[int, str]) 
     """Return the statistics of shards that cannot be read: all their rows are bad."""
     firsts = first_rows(shards)
     numbers = [np.arange(firsts[i], firsts[i + 1]) for i in sorted(unreadable)]
-    bad = np.concatenate([_NONE, *numbers])
+    bad = np.concatenate([_NO_ROWS, *numbers])
     return _without_good_rows(len(bad), shards[0].n_inputs, bad, unreadable)
 
 
@@ -178,14 +178,14 @@ def _first_reasons(stats: Sequence[BlockStats]) -> dict[int, str]:
 
 def _stats_of_rows(settings: ScanSettings, stride: int, first_row: int, block: Block, rows: np.ndarray) -> BlockStats:
     stored = block.shard.stored_dtype
-    bad = _NONE
+    bad = _NO_ROWS
     n_missing = np.zeros(rows.shape[1], dtype=np.int64)
     minimum = rows.min(axis=0)  # in the rows' own dtype, which needs no copy of a block
     maximum = rows.max(axis=0)
-    # A minimum or maximum is NaN or Inf if any value is, so most blocks are good without a second look.
+    # A minimum or maximum is NaN or Inf if any value is, so most blocks need no second check.
     if settings.missing is not None or not (np.isfinite(minimum).all() and np.isfinite(maximum).all()):
         bad = bad_rows(rows, settings.missing, stored, settings.fills)
-        if len(bad) == len(rows):  # NumPy has no minimum of an empty array
+        if len(bad) == len(rows):  # the minimum of an empty array is undefined
             return _without_good_rows(len(rows), rows.shape[1], first_row + bad)
         minimum, maximum, n_missing = _range_and_missing(settings, rows, bad, stored)
     return BlockStats(
@@ -246,7 +246,7 @@ def _limits_of(dtype: np.dtype) -> tuple[float, float]:
 def _without_good_rows(
     n_rows: int, n_inputs: int, bad_rows: np.ndarray, unreadable: Mapping[int, str] | None = None
 ) -> BlockStats:
-    """Return the statistics of bad rows only: they change no range when they are merged."""
+    """Return the statistics of bad rows only, which change no range in a merge."""
     return BlockStats(
         n_rows=n_rows,
         minimum=np.full(n_inputs, np.inf),

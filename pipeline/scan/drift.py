@@ -1,4 +1,4 @@
-"""Values outside a model's range: in which columns, how many, and how far."""
+"""Values outside a model's range: their columns, numbers and distances."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Outside", "farthest", "outside_of"]
 class Outside(NamedTuple):
     """The values of a column that are outside the model's range `low` to `high`.
 
-    `value` is the farthest of `n_values`, which is 0 if an earlier version has not counted them.
+    `value` is the farthest of `n_values` values. That number is 0 if an earlier version did not count them.
     """
 
     column: int
@@ -41,12 +41,12 @@ class Outside(NamedTuple):
         where = f"column {columns.numbered(self.column)}"
         if self.high <= self.low:
             return f"{where} ({self.value:g}, trained on {self.low:g} only)"
-        far = f"{self.distance:.3g} ranges away"
-        return f"{where} ({self.value:g}, trained on {self.low:g} to {self.high:g}, {far})"
+        distance_text = f"{self.distance:.3g} ranges away"
+        return f"{where} ({self.value:g}, trained on {self.low:g} to {self.high:g}, {distance_text})"
 
 
 def farthest(found: Iterable[Outside], most: int | None = None) -> list[Outside]:
-    """Return each column once with the number of all its values: the farthest first, at most `most` columns."""
+    """Return each column once with the number of all its values: at most `most` columns, the farthest first."""
     worst: dict[int, Outside] = {}
     n_values: Counter[int] = Counter()
     # Sorted by all fields, so that the result does not depend on the order of blocks.
@@ -58,7 +58,7 @@ def farthest(found: Iterable[Outside], most: int | None = None) -> list[Outside]
 
 
 def outside_of(rows: np.ndarray, trained_on: Scaler) -> list[Outside]:
-    """Return the columns in which rows (n_rows, n_inputs) are outside a range, the farthest first; at least one row."""
+    """Return the columns in which one or more rows (n_rows, n_inputs) are outside a range, the farthest first."""
     low = trained_on.minimum
     high = trained_on.maximum
     below = np.count_nonzero(rows < low, axis=0)

@@ -19,7 +19,7 @@ __all__ = ["Preview", "preview_rows", "smaller_dtypes"]
 
 _FLOATS = ("float32",)
 _INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
-_TRIED = 4096  # rows of a block that are tried in smaller dtypes
+_TESTED_ROWS = 4096  # rows of a block that are tested with smaller dtypes
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Preview:
     n_rows : int
         Number of all rows.
     smaller : str or None
-        A dtype of fewer bytes that holds every value that was tried.
+        A dtype of fewer bytes that holds all tested values.
     """
 
     scan: Scan
@@ -69,7 +69,7 @@ def preview_rows(
     Parameters
     ----------
     n_bytes : int or None
-        Size of these blocks, about. With None, all rows are scanned.
+        Approximate size of these blocks. With None, all rows are scanned.
     advance : callable
         Called with the number of rows of each finished task.
 
@@ -80,7 +80,7 @@ def preview_rows(
     """
     settings = replace(settings, max_unreadable=len(shards))
     task = scan_task(shards, settings)
-    tasks = [(_scan_piece, (task, piece)) for piece in _chosen(shards, settings.block_rows, n_bytes, seed)]
+    tasks = [(_scan_piece, (task, piece)) for piece in _random_pieces(shards, settings.block_rows, n_bytes, seed)]
     with threads(n_threads) as pool:
         results = compute(tasks, pool, n_threads, lambda result: advance(result[0].n_rows))
     stats = merge_stats([each for each, _ in results])
@@ -100,8 +100,8 @@ def _first_common(dtypes_of_blocks: Sequence[set[str]]) -> str | None:
     return None
 
 
-def _chosen(shards: Sequence[Shard], block_rows: int, n_bytes: int | None, seed: int) -> list[Piece]:
-    """Return random pieces with about `n_bytes` bytes of rows, in their order; all pieces with None."""
+def _random_pieces(shards: Sequence[Shard], block_rows: int, n_bytes: int | None, seed: int) -> list[Piece]:
+    """Return random pieces with about `n_bytes` bytes of rows, in order; all pieces with None."""
     pieces = pieces_of(shards, block_rows)
     if n_bytes is None:
         return pieces
@@ -114,10 +114,10 @@ def _scan_piece(task: tuple[Callable[[Sequence[Piece]], BlockStats], Piece]) -> 
     """Return the statistics of a piece, and the smaller dtypes that hold its first rows."""
     scan, piece = task
     block = piece[2]
-    tried = Block(block.shard, block.start, min(block.stop, block.start + _TRIED))
+    tested = Block(block.shard, block.start, min(block.stop, block.start + _TESTED_ROWS))
     try:
-        dtypes = smaller_dtypes(read(tried))
-    except DataError:  # reported by the scan, which meets it as well
+        dtypes = smaller_dtypes(read(tested))
+    except DataError:  # reported by the scan, which reads the block as well
         dtypes = set(_INTEGERS + _FLOATS)
     return scan([piece]), dtypes
 

@@ -1,4 +1,4 @@
-"""Scan of all rows, one Dask pass over every block: the range of each column, and the rows that hold NaN or Inf."""
+"""Scan of all rows in one Dask pass over all blocks: the range of each column, and the rows with NaN or Inf."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _NARROW = 0.01  # a spread below which a column hardly matters compared with others
-_MAX_TASKS = 4096  # in a graph, whose cost grows with its tasks
-_MAX_BLOCKS = 8  # blocks of a task, since passing on one costs a scheduler as much time as the scan of a block
-_MIN_TASKS = 16  # tasks, below which blocks are not put together
-_USUAL = 128  # blocks, a gigabyte, which take as long as a usual task of other stages: half a second
+_MAX_TASKS = 4096  # tasks of a graph, whose cost grows with their number
+_MAX_BLOCKS = 8  # blocks of a task; to schedule a task takes as long as to scan a block
+_MIN_TASKS = 16  # blocks share a task only if at least this many tasks remain
+_USUAL_BLOCKS = 128  # blocks, about 1 GB, that take half a second like a usual task of other stages
 _COLUMNS = 10  # columns that a sentence names
 _EXACT = 2.0**53  # float64 holds all integers up to this one
 _WIDEST = 2.0**62  # differences below it fit into 64 bits, whatever the minimum
@@ -68,7 +68,8 @@ class Scan:
         Range of the good rows; with clipping, the range between the quantiles.
     bad_rows : ndarray of int64
         Numbers of the bad rows over all shards, sorted. A row is bad if it holds NaN, Inf or the missing value. If
-        missing values are filled in, it is bad if it holds Inf or no value at all. All rows of unreadable shards are.
+        missing values are filled in, it is bad if it holds Inf or no value at all. All rows of unreadable shards are
+        bad.
     spread : ndarray of shape (n_inputs,), float64
         Standard deviation of each scaled column without outliers; NaN in earlier versions' files.
     inner : ndarray of shape (2, n_inputs), float64
@@ -76,8 +77,8 @@ class Scan:
     unreadable : dict of int to str
         The reason for each shard that cannot be read, by its index in the input.
     fill, n_missing : ndarray of shape (n_inputs,), float64 and int64, or None
-        Replacement of missing values in each column, and how many values the good rows miss. None if rows that miss a
-        value are bad.
+        Replacement of missing values in each column, and number of values that the good rows miss. None if rows that
+        miss a value are bad.
     clips : bool
         Whether values outside the range are moved to its edge.
     offset : ndarray of shape (n_inputs,), float64, or None
@@ -113,7 +114,7 @@ class Scan:
 
     @property
     def narrow(self) -> np.ndarray:
-        """Columns whose range is so wide compared with their spread that they hardly matter: the worst first."""
+        """Columns that hardly matter because their range is very wide compared with their spread: the worst first."""
         # A column that is nearly always the same, such as a count that is rarely above 0, has no outliers.
         is_narrow = (self.inner[0] < self.inner[1]) & (self.spread < _NARROW)
         worst_first = np.argsort(np.where(is_narrow, self.spread, np.inf), kind="stable")
@@ -148,13 +149,13 @@ class Scan:
             found = cls(about["n_rows"], **arrays, unreadable=unreadable, clips=bool(about.get("clips", False)))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"is not a scan: {error!r}") from error
-        wrong = [name for name, is_possible in _possible(found).items() if not is_possible]
+        wrong = [name for name, is_possible in _field_checks(found).items() if not is_possible]
         if wrong:
             raise ValueError(f"is not a scan: impossible {', '.join(wrong)}")
         return found
 
     def check_fits(self, shards: Sequence[Shard]) -> Scan:
-        """Return itself, or raise `ValueError` if it cannot be the scan of these shards."""
+        """Return this scan, or raise `ValueError` if it cannot be the scan of these shards."""
         n_rows = sum(shard.n_rows for shard in shards)
         n_inputs = shards[0].n_inputs
         if (self.n_rows, len(self.minimum)) != (n_rows, n_inputs):
@@ -166,7 +167,7 @@ class Scan:
 
 
 def scan_bytes(shards: Sequence[Shard]) -> int:
-    """Return the number of bytes that the arrays of a scan take at most."""
+    """Return the largest number of bytes that the arrays of a scan can take."""
     numbers = (len(_ARRAYS) + 1) * shards[0].n_inputs + sum(shard.n_rows for shard in shards)
     return numbers * np.dtype(np.float64).itemsize
 
@@ -174,24 +175,24 @@ def scan_bytes(shards: Sequence[Shard]) -> int:
 # -- checks of a scan that was stored -------------------------------------------------------------------------------
 
 
-def _possible(found: Scan) -> dict[str, bool]:
-    """Return for each field whether its value is possible, whatever the rows are."""
-    shape = found.minimum.shape
-    has_rows = type(found.n_rows) is int and found.n_rows >= 0
-    has_bad_rows = has_rows and _are_numbers(found.bad_rows, found.n_rows)
-    arrays = (found.minimum, found.maximum, found.spread)
+def _field_checks(scan_result: Scan) -> dict[str, bool]:
+    """Return for each field whether its value is possible for any rows."""
+    shape = scan_result.minimum.shape
+    has_rows = type(scan_result.n_rows) is int and scan_result.n_rows >= 0
+    has_bad_rows = has_rows and _are_numbers(scan_result.bad_rows, scan_result.n_rows)
+    arrays = (scan_result.minimum, scan_result.maximum, scan_result.spread)
     have_one_shape = len(shape) == 1 and all(_is_array(array, np.float64, shape) for array in arrays)
     # Without good rows there is no range.
-    has_no_range = has_bad_rows and found.n_good == 0
+    has_no_range = has_bad_rows and scan_result.n_good == 0
     return {
         "n_rows": has_rows,
         "minimum, maximum or spread": have_one_shape,
-        "range": has_no_range or (have_one_shape and _is_range(found.minimum, found.maximum)),
+        "range": has_no_range or (have_one_shape and _is_range(scan_result.minimum, scan_result.maximum)),
         "bad_rows": has_bad_rows,
-        "inner": _is_array(found.inner, np.float64, (2, *shape)),
-        "fill": _is_fill(found.fill, shape),
-        "n_missing": _are_counts(found.n_missing, shape),
-        "unreadable": _are_reasons(found.unreadable),
+        "inner": _is_array(scan_result.inner, np.float64, (2, *shape)),
+        "fill": _is_fill(scan_result.fill, shape),
+        "n_missing": _are_counts(scan_result.n_missing, shape),
+        "unreadable": _are_reasons(scan_result.unreadable),
     }
 
 
@@ -215,7 +216,7 @@ def _are_counts(counts: np.ndarray | None, shape: tuple[int, ...]) -> bool:
 
 
 def _are_reasons(unreadable: Mapping[int, str]) -> bool:
-    return all(type(number) is int and number >= 0 and isinstance(why, str) for number, why in unreadable.items())
+    return all(type(number) is int and number >= 0 and isinstance(reason, str) for number, reason in unreadable.items())
 
 
 def _is_range(minimum: np.ndarray, maximum: np.ndarray) -> bool:
@@ -236,7 +237,7 @@ def scan(
     n_at_once: int,
     advance: Callable[[int], object] = lambda n_rows: None,
 ) -> Scan:
-    """Read every row once; if shards turn out to be unreadable, read the rows of all others again.
+    """Read every row once; if some shards are unreadable, read the rows of all others again.
 
     The readable rows of a bad shard depend on the size of the blocks, and the result must not.
 
@@ -276,16 +277,16 @@ def _stats_of_others(
     tasks = [(task, pieces) for pieces in _pieces_of_tasks(shards, settings.block_rows, known.unreadable)]
     if not tasks:  # no shard can be read
         return known
-    n_small = _USUAL // len(tasks[0][1])
+    n_small = _USUAL_BLOCKS // len(tasks[0][1])
     found = reduce(tasks, merge_stats, executor, n_at_once, lambda done: advance(done.n_rows), n_small)
     return merge_stats([known, found])
 
 
-def _check_unreadable(found: BlockStats, known: BlockStats, n_shards: int, limit: int) -> None:
-    if len(found.unreadable) > limit:
-        first = next(why for i, why in found.unreadable.items() if i not in known.unreadable)
+def _check_unreadable(stats: BlockStats, known: BlockStats, n_shards: int, limit: int) -> None:
+    if len(stats.unreadable) > limit:
+        first = next(reason for i, reason in stats.unreadable.items() if i not in known.unreadable)
         raise DataError(
-            f"{len(found.unreadable)} of {n_shards} shards cannot be read, expected at most {limit} bad shards. The "
+            f"{len(stats.unreadable)} of {n_shards} shards cannot be read, expected at most {limit} bad shards. The "
             f"first one is: {first} Fix the files, or raise --max-bad-shards."
         )
 
@@ -300,7 +301,7 @@ def scan_task(shards: Sequence[Shard], settings: ScanSettings) -> Callable[[Sequ
 def _pieces_of_tasks(shards: Sequence[Shard], block_rows: int, unreadable: Mapping[int, str]) -> Iterator[Pieces]:
     """Yield the pieces of each task, in the order of the rows, without unreadable shards."""
     pieces = [piece for piece in pieces_of(shards, block_rows) if piece[0] not in unreadable]
-    # Neighbours share a task, so that a file is read from front to back.
+    # Consecutive blocks share a task, so that a file is read from front to back.
     n_together = _n_blocks_of_a_task(len(pieces))
     for start in range(0, len(pieces), n_together):
         yield Pieces(pieces[start : start + n_together])
@@ -312,47 +313,47 @@ def _n_blocks_of_a_task(n_blocks: int) -> int:
     return max(1, n_useful, n_needed)
 
 
-def scan_from_stats(found: BlockStats, settings: ScanSettings, dtype: np.dtype) -> Scan:
+def scan_from_stats(stats: BlockStats, settings: ScanSettings, dtype: np.dtype) -> Scan:
     """Return the scan of all rows, read as `dtype`, from their statistics."""
-    minimum, maximum = _scaled_range(found, settings)
+    minimum, maximum = _scaled_range(stats, settings)
     scaler = Scaler(minimum, maximum)
     scan = Scan(
-        n_rows=found.n_rows,
+        n_rows=stats.n_rows,
         minimum=minimum,
         maximum=maximum,
-        bad_rows=found.bad_rows,
-        spread=spread(found.sample, scaler),
-        inner=quantiles(found.sample, INNER),
-        unreadable=found.unreadable,
+        bad_rows=stats.bad_rows,
+        spread=spread(stats.sample, scaler),
+        inner=quantiles(stats.sample, INNER),
+        unreadable=stats.unreadable,
         clips=settings.clip_quantile > 0,
     )
     if settings.impute is None:
         return scan
-    return replace(scan, fill=_fill(found.sample, settings.impute, scaler, dtype), n_missing=found.n_missing)
+    return replace(scan, fill=_fill(stats.sample, settings.impute, scaler, dtype), n_missing=stats.n_missing)
 
 
-def _scaled_range(found: BlockStats, settings: ScanSettings) -> tuple[np.ndarray, np.ndarray]:
+def _scaled_range(stats: BlockStats, settings: ScanSettings) -> tuple[np.ndarray, np.ndarray]:
     """Return the range by which each column is scaled: that of the good rows, or the clipped range."""
-    minimum = found.minimum
-    maximum = found.maximum
+    minimum = stats.minimum
+    maximum = stats.maximum
     if settings.fills:  # a column without any value is filled with zeros
         is_empty = minimum > maximum
         minimum = np.where(is_empty, 0, minimum)
         maximum = np.where(is_empty, 0, maximum)
     if settings.clip_quantile:
-        low, high = quantiles(found.sample, settings.clip_quantile)
-        is_range = low < high  # otherwise nearly all values are equal, and only the rare ones differ
+        low, high = quantiles(stats.sample, settings.clip_quantile)
+        is_range = low < high  # otherwise all but a few values are equal
         minimum = np.where(is_range, low, minimum)
         maximum = np.where(is_range, high, maximum)
     return minimum, maximum
 
 
 def _fill(sample: np.ndarray, impute: str, scaler: Scaler, dtype: np.dtype) -> np.ndarray:
-    """Return what replaces the missing values of each column, as rows of `dtype` hold it."""
+    """Return the replacement of missing values in each column, rounded to `dtype`."""
     low = scaler.minimum
     high = scaler.maximum
     found = means(sample, scaler) if impute == "mean" else _medians(sample)
-    # The middle for a column with so few values that the sample has none.
+    # The middle of the range, for columns that have no value in the sample.
     known = np.where(np.isnan(found), low / 2 + high / 2, found)
     values = np.clip(known, low, high)
     if dtype.kind != "f":
@@ -368,30 +369,30 @@ def _medians(sample: np.ndarray) -> np.ndarray:
 # -- use of a scan --------------------------------------------------------------------------------------------------
 
 
-def offset_for(shards: Sequence[Shard], found: Scan) -> np.ndarray | None:
-    """Return what to subtract from each column of large integers; None if float64 holds all of them exactly.
+def offset_for(shards: Sequence[Shard], scan_result: Scan) -> np.ndarray | None:
+    """Return the offset to subtract from columns of large integers; None if float64 holds all integers exactly.
 
-    Differences of integers above 2**53 get lost in float64. The offset is the minimum as a scan has found it, rounded
-    to float64: it is an integer near the true minimum, so the differences are small and exact.
+    In float64, small differences of integers above 2**53 are lost. The offset is the minimum that a scan found, rounded
+    to float64. It is an integer near the true minimum, so the differences from it are small and exact.
 
     Returns
     -------
     ndarray of shape (n_inputs,), float64, or None
         0 for columns that need no offset.
     """
-    if not found.n_good or row_dtype(shards).name not in ("int64", "uint64"):
+    if not scan_result.n_good or row_dtype(shards).name not in ("int64", "uint64"):
         return None
-    largest = np.maximum(np.abs(found.minimum), np.abs(found.maximum))
-    needs_offset = (largest > _EXACT) & (found.maximum - found.minimum < _WIDEST)
+    largest = np.maximum(np.abs(scan_result.minimum), np.abs(scan_result.maximum))
+    needs_offset = (largest > _EXACT) & (scan_result.maximum - scan_result.minimum < _WIDEST)
     if not needs_offset.any():
         return None
-    offset = np.where(needs_offset, found.minimum, 0.0)
+    offset = np.where(needs_offset, scan_result.minimum, 0.0)
     largest_integer = np.iinfo(row_dtype(shards)).max
     rounded_up = np.array([int(each) > largest_integer for each in offset])
     return np.where(rounded_up, np.nextafter(offset, 0), offset)
 
 
-def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = None) -> None:
+def check_usable(shards: Sequence[Shard], scan_result: Scan, missing: float | None = None) -> None:
     """Check that rows can be scaled by the result of a scan, and log columns without values or with one value.
 
     Raises
@@ -400,35 +401,35 @@ def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = N
         If no two good rows differ, or the range of a column overflows.
     """
     first = shards[0]
-    if not found.n_good:
-        raise _no_usable_rows(shards, found, missing)
-    if found.n_good == 1:
+    if not scan_result.n_good:
+        raise _no_usable_rows(shards, scan_result, missing)
+    if scan_result.n_good == 1:
         raise DataError(
-            f"{first}: 1 usable row of {found.n_rows}, expected at least two to train on. Give more rows, or encode "
-            "with a fitted model (--model)."
+            f"{first}: 1 usable row of {scan_result.n_rows}, expected at least two to train on. Give more rows, or "
+            "encode with a fitted model (--model)."
         )
-    if found.constant.all():
+    if scan_result.constant.all():
         raise DataError(
-            f"{first}: all {found.n_good} usable rows are the same, expected columns that vary. Choose another "
+            f"{first}: all {scan_result.n_good} usable rows are the same, expected columns that vary. Choose another "
             "dataset with --dataset, or give other rows."
         )
-    _check_finite_ranges(first, found)
-    _log_useless_columns(first.columns, found)
+    _check_finite_ranges(first, scan_result)
+    _log_useless_columns(first.columns, scan_result)
 
 
-def _no_usable_rows(shards: Sequence[Shard], found: Scan, missing: float | None) -> DataError:
-    how = ""
-    if misses_values(shards, found, missing):
-        how = " Fill in missing values with --impute median."
+def _no_usable_rows(shards: Sequence[Shard], scan_result: Scan, missing: float | None) -> DataError:
+    advice = ""
+    if misses_values(shards, scan_result, missing):
+        advice = " Fill in missing values with --impute median."
     return DataError(
-        f"file={printable(shards[0].path)} and later shards: no usable rows, since all {found.n_rows} rows hold "
-        f"{_bad_values(found, missing)} or cannot be read.{how}"
+        f"file={printable(shards[0].path)} and later shards: no usable rows, since all {scan_result.n_rows} rows hold "
+        f"{_bad_values(scan_result, missing)} or cannot be read.{advice}"
     )
 
 
-def _check_finite_ranges(first: Shard, found: Scan) -> None:
+def _check_finite_ranges(first: Shard, scan_result: Scan) -> None:
     with np.errstate(over="ignore"):  # the result is Inf
-        ranges = found.maximum - found.minimum
+        ranges = scan_result.maximum - scan_result.minimum
     overflowing = np.flatnonzero(np.isinf(ranges))
     if len(overflowing):
         raise DataError(
@@ -437,74 +438,76 @@ def _check_finite_ranges(first: Shard, found: Scan) -> None:
         )
 
 
-def _log_useless_columns(columns: Columns, found: Scan) -> None:
-    constant = np.flatnonzero(found.constant)
+def _log_useless_columns(columns: Columns, scan_result: Scan) -> None:
+    constant = np.flatnonzero(scan_result.constant)
     if len(constant):
         listed = short_list(columns.listed(constant), _COLUMNS)
         log.info("scan: %s set to 0: %s", quantity(len(constant), "constant column"), listed)
-    if found.n_missing is None:
+    if scan_result.n_missing is None:
         return
-    empty = np.flatnonzero(found.n_missing == found.n_good)
+    empty = np.flatnonzero(scan_result.n_missing == scan_result.n_good)
     if len(empty):
         listed = short_list(columns.listed(empty), _COLUMNS)
         log.warning("%s without any value, set to 0: %s", quantity(len(empty), "column"), listed)
 
 
-def readable(shards: Sequence[Shard], found: Scan) -> tuple[tuple[Shard, ...], Scan]:
-    """Return the shards that can be read, and the scan of them alone."""
-    if not found.unreadable:
-        return tuple(shards), found
-    left = [shard for number, shard in enumerate(shards) if number not in found.unreadable]
-    n_rows = sum(shard.n_rows for shard in left)
-    bad_rows = _bad_rows_of_readable(shards, found)
-    return tuple(left), replace(found, n_rows=n_rows, bad_rows=bad_rows, unreadable={})
+def readable(shards: Sequence[Shard], scan_result: Scan) -> tuple[tuple[Shard, ...], Scan]:
+    """Return the readable shards, and the scan of these shards alone."""
+    if not scan_result.unreadable:
+        return tuple(shards), scan_result
+    usable = [shard for number, shard in enumerate(shards) if number not in scan_result.unreadable]
+    n_rows = sum(shard.n_rows for shard in usable)
+    bad_rows = _bad_rows_of_readable(shards, scan_result)
+    return tuple(usable), replace(scan_result, n_rows=n_rows, bad_rows=bad_rows, unreadable={})
 
 
-def _bad_rows_of_readable(shards: Sequence[Shard], found: Scan) -> np.ndarray:
+def _bad_rows_of_readable(shards: Sequence[Shard], scan_result: Scan) -> np.ndarray:
     """Return the numbers of the bad rows, counted over the readable shards."""
     firsts = first_rows(shards)
-    is_unreadable = np.isin(np.arange(len(shards)), list(found.unreadable))
-    shard_of = np.searchsorted(firsts, found.bad_rows, side="right") - 1
+    is_unreadable = np.isin(np.arange(len(shards)), list(scan_result.unreadable))
+    shard_of = np.searchsorted(firsts, scan_result.bad_rows, side="right") - 1
     n_lost_before = np.cumsum(np.where(is_unreadable, np.diff(firsts), 0))
     shift = n_lost_before[shard_of]
-    kept = ~is_unreadable[shard_of]
-    return (found.bad_rows - shift)[kept]
+    is_readable = ~is_unreadable[shard_of]
+    return (scan_result.bad_rows - shift)[is_readable]
 
 
-def describe_bad_rows(shards: Sequence[Shard], found: Scan, missing: float | None = None) -> str:
+def describe_bad_rows(shards: Sequence[Shard], scan_result: Scan, missing: float | None = None) -> str:
     """Return the location of the first bad row and its first bad column, and the number of bad rows."""
-    counts = f"{len(found.bad_rows)} of {found.n_rows} rows in all hold {_bad_values(found, missing)}"
-    if found.unreadable:
-        first_reason = next(iter(found.unreadable.values()))
-        return f"{first_reason} {counts}, or are in one of {len(found.unreadable)} such shards"
-    return f"{_first_bad_entry(shards, found, missing)}; {counts}"
+    counts = (
+        f"{len(scan_result.bad_rows)} of {scan_result.n_rows} rows in total hold {_bad_values(scan_result, missing)}"
+    )
+    if scan_result.unreadable:
+        first_reason = next(iter(scan_result.unreadable.values()))
+        return f"{first_reason} {counts}, or are in one of {len(scan_result.unreadable)} such shards"
+    return f"{_first_bad_entry(shards, scan_result, missing)}; {counts}"
 
 
-def _first_bad_entry(shards: Sequence[Shard], found: Scan, missing: float | None) -> str:
-    block, row = _first_bad_row(shards, found)
-    entries = bad_entries(row, missing, block.shard.stored_dtype, found.fill is not None)
+def _first_bad_entry(shards: Sequence[Shard], scan_result: Scan, missing: float | None) -> str:
+    block, row = _first_bad_row(shards, scan_result)
+    entries = bad_entries(row, missing, block.shard.stored_dtype, scan_result.fill is not None)
     column = int(np.flatnonzero(entries[0])[0])
     where = f"row {block.start}, column {block.shard.columns.numbered(column)}"
     return f"{block.shard}: {row[0, column]} in {where}"
 
 
-def misses_values(shards: Sequence[Shard], found: Scan, missing: float | None = None) -> bool:
+def misses_values(shards: Sequence[Shard], scan_result: Scan, missing: float | None = None) -> bool:
     """Return whether the first bad row would be a good one if its missing values were filled in."""
-    if found.unreadable or found.fill is not None or not len(found.bad_rows):
+    if scan_result.unreadable or scan_result.fill is not None or not len(scan_result.bad_rows):
         return False
-    block, row = _first_bad_row(shards, found)
+    block, row = _first_bad_row(shards, scan_result)
     return not bad_entries(row, missing, block.shard.stored_dtype, fills=True).any()
 
 
-def _first_bad_row(shards: Sequence[Shard], found: Scan) -> tuple[Block, np.ndarray]:
-    number = int(found.bad_rows[0])
+def _first_bad_row(shards: Sequence[Shard], scan_result: Scan) -> tuple[Block, np.ndarray]:
+    number = int(scan_result.bad_rows[0])
     block = block_of(shards, first_rows(shards), number, number + 1)
-    return block, read(block)  # once more, since a scan keeps numbers only
+    return block, read(block)  # read again, since a scan stores only row numbers
 
 
-def _bad_values(found: Scan, missing: float | None) -> str:
-    """Return in words what bad rows hold."""
-    if found.fill is not None:
+def _bad_values(scan_result: Scan, missing: float | None) -> str:
+    """Return a description of the values that make rows bad."""
+    if scan_result.fill is not None:
         return "Inf or no value at all"
     if missing is None:
         return "NaN or Inf"

@@ -1,8 +1,8 @@
 """A bounded sample of the rows, the same for any blocks and threads, and statistics of its columns.
 
-The rows are divided into strata of `stride` consecutive rows. From each stratum one row is taken, at a position that
-depends on the stratum's number alone. So no block has to know of others, and rows that resemble their neighbours in
-time are drawn from all over the data set. With a stride of 1 the sample is all rows.
+The rows are divided into strata of `stride` consecutive rows. The sample has one row of each stratum, at a position
+that depends only on the stratum's number. So blocks are sampled independently, and the sample covers the whole data
+set even if rows resemble their neighbours. With a stride of 1 the sample is all rows.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ __all__ = ["INNER", "LARGE_SAMPLE", "SMALL_SAMPLE", "means", "quantiles", "sampl
 SMALL_SAMPLE = 2**17
 """Values of a sample (1 MiB) that suffices for the spread of columns."""
 LARGE_SAMPLE = 2**22
-"""Values of a sample (32 MiB) from which rows are scaled; twice the memory while two halves are merged."""
+"""Values of a sample (32 MiB) that determines the scaling; a merge of two halves takes twice the memory."""
 
 INNER = 0.1
-"""Quantile that, with the one equally far from the other end, bounds the inner values of a column."""
+"""Lower quantile of the inner values of a column; the upper one is 1 - INNER."""
 
-_OUTER = 0.001  # share of a column's values, at either end, that its spread leaves out
-_AT_ONCE = 2**18  # values that are copied to be sorted
+_OUTER = 0.001  # share of a column's values that its spread excludes at either end
+_SORTED_VALUES = 2**18  # values that are copied and sorted at once
 _LEAST_ROWS = 32  # rows of a sample, whatever the number of columns
 
 
@@ -35,12 +35,12 @@ def stride_of(n_rows: int, n_inputs: int, n_values: int) -> int:
 def sample_positions(first: int, n: int, stride: int) -> np.ndarray:
     """Return which of the `n` rows from number `first` on belong to the sample: positions from 0, sorted, int64."""
     strata = np.arange(first // stride, -(-(first + n) // stride))
-    numbers = strata * stride + (_mixed(strata) % np.uint64(stride)).astype(np.int64)
+    numbers = strata * stride + (_hash(strata) % np.uint64(stride)).astype(np.int64)
     return numbers[(numbers >= first) & (numbers < first + n)] - first
 
 
-def _mixed(numbers: np.ndarray) -> np.ndarray:
-    """Return a random number for each number, uint64: SplitMix64 (Steele, Lea and Flood 2014) with seed 0."""
+def _hash(numbers: np.ndarray) -> np.ndarray:
+    """Return a hash of each number, uint64: SplitMix64 (Steele, Lea and Flood 2014) with seed 0."""
     z = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -70,7 +70,7 @@ def quantiles(sample: np.ndarray, q: float) -> np.ndarray:
 
 def _values_at(sample: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Return the values at some positions (n, n_inputs) of each column in ascending order, some columns at a time."""
-    size = max(1, _AT_ONCE // len(sample))
+    size = max(1, _SORTED_VALUES // len(sample))
     found = []
     for start in range(0, sample.shape[1], size):
         columns = slice(start, start + size)
@@ -85,12 +85,12 @@ def means(sample: np.ndarray, scaler: Scaler) -> np.ndarray:
     n_inputs = sample.shape[1]
     total = np.zeros(n_inputs)
     n = np.zeros(n_inputs, dtype=np.int64)
-    size = max(1, _AT_ONCE // n_inputs)
-    with np.errstate(over="ignore", invalid="ignore"):  # of a range beyond float64, which is refused later
+    size = max(1, _SORTED_VALUES // n_inputs)
+    with np.errstate(over="ignore", invalid="ignore"):  # a range may overflow float64; it is refused later
         for start in range(0, len(sample), size):
             values = np.clip(sample[start : start + size], scaler.minimum, scaler.maximum)
             n += (~np.isnan(values)).sum(axis=0)
-            # Scaled, so that no sum overflows.
+            # The values are scaled, so that no sum overflows.
             total += np.nansum((values - scaler.minimum) * scaler.scale, axis=0)
         scaled_means = np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
         return scaler.minimum + scaled_means * (scaler.maximum - scaler.minimum)
@@ -100,15 +100,15 @@ def spread(sample: np.ndarray, scaler: Scaler) -> np.ndarray:
     """Return the standard deviation of each scaled column without outliers: shape (n_inputs,), float64.
 
     The outermost thousandth at either end, at least one value, is replaced by the next value (winsorizing). Otherwise
-    one of a few rows could determine the result.
+    a single row of a small sample could determine the result.
     """
     step = max(1, sample.size // SMALL_SAMPLE)
-    few = sample[::step]
-    if not len(few):
+    subset = sample[::step]
+    if not len(subset):
         return np.full(sample.shape[1], np.nan)
-    low, high = quantiles(few, max(_OUTER, 1.5 / len(few)))
-    values = np.clip(few, low, high)
-    with np.errstate(over="ignore", invalid="ignore"):  # of a range beyond float64, which is refused later
+    low, high = quantiles(subset, max(_OUTER, 1.5 / len(subset)))
+    values = np.clip(subset, low, high)
+    with np.errstate(over="ignore", invalid="ignore"):  # a range may overflow float64; it is refused later
         scaled = (np.clip(values, scaler.minimum, scaler.maximum) - scaler.minimum) * scaler.scale
         return _standard_deviation(scaled)
 

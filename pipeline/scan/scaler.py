@@ -1,4 +1,4 @@
-"""Min-max scaling, in the same way on the device and in NumPy; bad entries of rows, and their cleaning."""
+"""Min-max scaling, the same on the device and in NumPy; search for bad entries, and cleaning of rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Scaler:
     minimum, maximum : ndarray of shape (n_inputs,), float64
         Each column's range in the training rows.
     fill : ndarray of shape (n_inputs,), float64, or None
-        Replaces missing values of each column, within its range. None if rows that miss a value are bad.
+        Replacement of missing values in each column, within its range. None if rows that miss a value are bad.
     clips : bool
         Whether values outside the range are moved to its edge.
     """
@@ -44,7 +44,7 @@ class Scaler:
     @property
     def scale(self) -> np.ndarray:
         """Reciprocal of each column's range, 0 for a range of 0: shape (n_inputs,), float64."""
-        # Halved, since the range of a column from -1.7e308 to 1.7e308 overflows, as does one over a subnormal.
+        # Halved, since a range from -1.7e308 to 1.7e308 overflows; so does the reciprocal of a subnormal range.
         half = self.maximum / 2 - self.minimum / 2
         return np.divide(0.5, half, out=np.zeros_like(half), where=half >= np.finfo(np.float64).tiny)
 
@@ -70,22 +70,22 @@ class Scaler:
 
     def edges(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
         """Return the range in the rows' own dtype, so that values inside it keep every bit; integers round inwards."""
-        return _held(self.minimum, dtype, math.ceil), _held(self.maximum, dtype, math.floor)
+        return _to_dtype(self.minimum, dtype, math.ceil), _to_dtype(self.maximum, dtype, math.floor)
 
-    def cleaned(self, rows: np.ndarray, missed: np.ndarray | None = None) -> np.ndarray:
+    def cleaned(self, rows: np.ndarray, to_fill: np.ndarray | None = None) -> np.ndarray:
         """Return rows (n_rows, n_inputs), filled and clipped in their own dtype; the same array if nothing changes.
 
-        Inf is clipped as well: bad rows are found when rows are read.
+        Inf is clipped as well, since bad rows have been found before, when the rows were read.
 
         Parameters
         ----------
         missed : ndarray of shape (n_rows, n_inputs), bool, optional
-            The values to fill in; NaN without it.
+            The entries to fill in; by default, those that are NaN.
         """
         if self.fill is not None:
-            is_missing = np.isnan(rows) if missed is None else missed
+            is_missing = np.isnan(rows) if to_fill is None else to_fill
             if is_missing.any():
-                rows = np.where(is_missing, _held(self.fill, rows.dtype, round), rows)
+                rows = np.where(is_missing, _to_dtype(self.fill, rows.dtype, round), rows)
         if self.clips:
             return self._clipped(rows)
         return rows
@@ -94,7 +94,7 @@ class Scaler:
         low, high = self.edges(rows.dtype)
         if not ((rows < low).any() or (rows > high).any()):
             return rows
-        # In half the time of np.clip, which compilers do not vectorize.
+        # This takes half the time of np.clip, which compilers do not vectorize.
         clipped = np.maximum(rows, low)
         np.minimum(clipped, high, out=clipped)
         return clipped
@@ -135,18 +135,18 @@ class Cleaning:
 
     def cleaned(self, block: Block, rows: np.ndarray) -> np.ndarray:
         """Return a block's rows (len(block), n_inputs), in their own dtype; the same array if nothing changes."""
-        missed = None
+        to_fill = None
         if self.scaler.fill is not None and self.missing is not None:
-            missed = missing_entries(rows, self.missing, block.shard.stored_dtype)
-        return self.scaler.cleaned(rows, missed)
+            to_fill = missing_entries(rows, self.missing, block.shard.stored_dtype)
+        return self.scaler.cleaned(rows, to_fill)
 
 
-def _held(values: np.ndarray, dtype: np.dtype, to_whole: Callable[[float], int]) -> np.ndarray:
-    """Return float64 values as a dtype holds them."""
+def _to_dtype(values: np.ndarray, dtype: np.dtype, to_whole: Callable[[float], int]) -> np.ndarray:
+    """Return float64 values in a dtype; for integers, they are rounded by `to_whole` and limited to its range."""
     if dtype.kind == "f":
         with np.errstate(over="ignore", under="ignore"):
             return values.astype(dtype)
-    # In Python's integers, since no float64 is the largest one of 64 bits.
+    # In Python's integers, since float64 does not hold the largest integer of 64 bits.
     limits = np.iinfo(dtype)
     whole = [min(max(to_whole(value), limits.min), limits.max) for value in values.tolist()]
     return np.array(whole, dtype=dtype)
@@ -203,7 +203,7 @@ def missing_entries(rows: np.ndarray, missing: float | None = None, stored: str 
 
 
 def _value_in(dtype: np.dtype, missing: float) -> Any:
-    """Return the missing value as a dtype holds it; None if it cannot hold it."""
+    """Return the missing value in a dtype; None if the dtype cannot hold it."""
     if dtype.kind == "f":
         return _rounded_value(dtype, missing)
     low = 0
@@ -218,9 +218,9 @@ def _value_in(dtype: np.dtype, missing: float) -> Any:
 
 
 def _rounded_value(dtype: np.dtype, missing: float) -> Any:
-    """Return the missing value rounded to a float dtype, since -999.9 in float32 is not the number that a user types.
+    """Return the missing value rounded to a float dtype, as files store it: float32 does not hold -999.9 exactly.
 
-    None if that gives Inf, or makes 0 of a tiny number.
+    None if the result is Inf, or 0 for a tiny number.
     """
     with np.errstate(over="ignore", under="ignore"):
         rounded = np.float64(missing).astype(dtype)

@@ -46,12 +46,12 @@ IN_ORDER = ColumnRule()
 
 
 class ColumnCheck:
-    """Comparison of shards, one after the other, with the columns that were described first.
+    """Comparison of the columns of each shard with those of the model or of earlier shards.
 
     Attributes
     ----------
     columns : Columns
-        Names and numbers of the columns as all accepted shards are read.
+        Names and numbers of the columns, in the order in which accepted shards are read.
     """
 
     def __init__(self, rule: ColumnRule) -> None:
@@ -75,7 +75,7 @@ class ColumnCheck:
         self._orders: dict[bytes, np.ndarray] = {}
 
     def order(self, shard: Shard) -> np.ndarray | None:
-        """Return the order in which a shard's columns are to be read; None for that of the file.
+        """Return the order in which to read a shard's columns; None for the order in the file.
 
         Raises
         ------
@@ -102,7 +102,7 @@ class ColumnCheck:
         )
 
     def _advice(self, found: Columns, is_name: bool) -> str:
-        """Return what to do about columns that differ in their names, or in their numbers."""
+        """Return advice on columns whose names or numbers differ."""
         advice = "Give shards with the same columns in the same order"
         if not is_name:
             return f"{advice}, or skip the comparison with --match-columns ignore."
@@ -121,11 +121,11 @@ class ColumnCheck:
         if not expected or names == expected:
             return None
         _check_same_names(shard, expected, self._names_of)
-        order = _order_of(names, expected)
-        return self._orders.setdefault(order.tobytes(), order)  # one array for all shards of one order
+        order = _positions_of(names, expected)
+        return self._orders.setdefault(order.tobytes(), order)  # shards with the same order share one array
 
     def accept(self, shard: Shard, order: np.ndarray | None) -> Shard:
-        """Return an accepted shard as it is to be read, and compare later ones with its columns as well."""
+        """Return an accepted shard with its final columns, and compare later shards with its columns as well."""
         self._count(shard, order)
         found = _in_order(shard.columns, order)
         common = self.columns
@@ -136,7 +136,7 @@ class ColumnCheck:
             common = replace(common, values=found.values, values_from=found.values_from)
             self._values_of = str(shard)
         self.columns = common
-        # The same object for all: there may be many shards, and many names.
+        # All shards share one object, since there may be many shards and many names.
         return replace(shard, columns=common, order=order)
 
     def _count(self, shard: Shard, order: np.ndarray | None) -> None:
@@ -150,7 +150,7 @@ class ColumnCheck:
             self._first_note.setdefault(found.note, shard)
 
     def log(self) -> None:
-        """Log what was compared, and why names that a file has are not used."""
+        """Log which columns were compared, and why the names in some files are ignored."""
         self._log_notes()
         has_any = self._n_named > 0 or self._n_valued > 0
         if self._model and has_any != self._expected.is_known:
@@ -196,38 +196,39 @@ def reordered(shard: Shard, expected: Columns) -> Shard:
     if names == expected.names:
         return shard
     _check_same_names(shard, expected.names, "the model")
-    return replace(shard, columns=expected, order=_order_of(names, expected.names))
+    return replace(shard, columns=expected, order=_positions_of(names, expected.names))
 
 
-def _order_of(names: Sequence[str], expected: Sequence[str]) -> np.ndarray:
+def _positions_of(names: Sequence[str], expected: Sequence[str]) -> np.ndarray:
     """Return the position of each expected name in `names`: shape (n_inputs,), int32."""
-    places = {name: place for place, name in enumerate(names)}
-    return np.array([places[name] for name in expected], dtype=np.int32)
+    positions = {name: position for position, name in enumerate(names)}
+    return np.array([positions[name] for name in expected], dtype=np.int32)
 
 
 def _check_same_names(shard: Shard, expected: Sequence[str], where: str) -> None:
     """Refuse names that cannot be brought into the order of the expected ones."""
     names = shard.columns.names
-    _check_different(names, str(shard))
-    _check_different(expected, where)
+    _check_unique(names, str(shard))
+    _check_unique(expected, where)
     found = set(names)
     missing = [name for name in expected if name not in found]
     surplus = sorted(found.difference(expected))
     if missing or surplus:
         raise DataError(
-            f"{shard}: {len(missing)} columns of {where} are missing ({_listed(missing)}), and {len(surplus)} columns "
-            f"are not in it ({_listed(surplus)}), expected the same names. Give shards with the same columns."
+            f"{shard}: {len(missing)} columns of {where} are missing ({_name_list(missing)}), and {len(surplus)} "
+            f"columns are not in it ({_name_list(surplus)}), expected the same names. Give shards with the same "
+            "columns."
         )
 
 
-def _check_different(names: Sequence[str], where: str) -> None:
-    twice = [name for name, n in Counter(names).items() if n > 1]
-    if twice:
+def _check_unique(names: Sequence[str], where: str) -> None:
+    repeated = [name for name, n in Counter(names).items() if n > 1]
+    if repeated:
         raise DataError(
-            f"{where}: several columns are named {_listed(twice)}, but --match-columns name needs unique names. Rename "
-            "them (AnnData: adata.var_names_make_unique())."
+            f"{where}: several columns are named {_name_list(repeated)}, but --match-columns name needs unique names. "
+            "Rename them (AnnData: adata.var_names_make_unique())."
         )
 
 
-def _listed(names: Sequence[str]) -> str:
+def _name_list(names: Sequence[str]) -> str:
     return short_list((printable(name[:_LONGEST]) for name in names), _LISTED)

@@ -1,6 +1,6 @@
-"""Extras, such as labels and ids: the same ones for all shards, and what the log says about them.
+"""Extras, such as labels and ids: functions that give all shards the same extras, and log them.
 
-An extra that some shards lack gets a fill value there that hardly looks like a real one. A mask marks the rows
+In a shard that lacks an extra, the rows get a fill value that is unlikely to be a real value. A mask marks the rows
 that have a value: ``y_present`` for ``y``.
 """
 
@@ -39,16 +39,16 @@ _LONGEST = 80  # characters of a name or reason
 class _Plan:
     """Plan for reading an extra from every shard."""
 
-    absent: Extra  # for a shard that has none
-    is_common: bool  # whether its dtype holds the values of all shards; otherwise each shard keeps its own
+    fallback: Extra  # the extra of shards that lack it
+    is_common: bool  # whether its dtype holds the values of all shards; otherwise each shard keeps its own dtype
 
 
-Having = Sequence[tuple[Shard, Extra]]
-"""The shards that have an extra of one name, each with that extra."""
+Holders = Sequence[tuple[Shard, Extra]]
+"""The shards that have an extra with a given name, each with that extra."""
 
 
 def unify_extras(shards: Sequence[Shard], include: Sequence[str] = ()) -> tuple[Shard, ...]:
-    """Return shards with the same extras: those that any of them has, in a dtype that holds the values of all.
+    """Return shards with the same extras: all that any shard has, in dtypes that hold the values of all shards.
 
     Raises
     ------
@@ -56,52 +56,52 @@ def unify_extras(shards: Sequence[Shard], include: Sequence[str] = ()) -> tuple[
         If no shard has an extra at one of the paths `include`, or if those of several shards do not fit together.
     """
     if include:
-        shards = _renamed(shards, include)
+        shards = _rename_extras(shards, include)
     kinds = {tuple((extra.name, _kind(extra)) for extra in shard.extras) for shard in shards}
     if len(kinds) == 1:
         return tuple(shards)  # the usual case
-    plans, apart = _plans(shards)
-    unified = [replace(shard, extras=tuple(_planned_extras(shard, plans))) for shard in shards]
-    # Listed for one shard only, since it is the same for all.
-    left_out = [LeftOut(name, _NO_COMMON_DTYPE, False) for name in apart]
+    plans, separate = _plans(shards)
+    unified = [replace(shard, extras=tuple(_apply_plans(shard, plans))) for shard in shards]
+    # Only the first shard lists them, since they are the same for all.
+    left_out = [LeftOut(name, _NO_COMMON_DTYPE, False) for name in separate]
     unified[0] = replace(unified[0], left_out=(*left_out, *shards[0].left_out))
     return tuple(unified)
 
 
 def _plans(shards: Sequence[Shard]) -> tuple[list[_Plan], list[str]]:
     """Return a plan for each extra, and the names of those without a common dtype; log warnings."""
-    having = _shards_by_extra(shards)
-    taken = set(having)  # also by extras that are left out, so that no mask gets the name of a dataset
-    surplus = _surplus(having)
+    holders = _shards_by_extra(shards)
+    used_names = set(holders)  # including extras that are left out, so that no mask gets the name of a dataset
+    surplus = _surplus(holders)
     warnings: list[str] = []
     plans: list[_Plan] = []
-    apart: list[str] = []
-    for name, own in having.items():
+    separate: list[str] = []
+    for name, own in holders.items():
         if name in surplus:
             continue
         plan = _plan(name, own, warnings)
         if plan is None or not plan.is_common:
-            apart.append(name)
+            separate.append(name)
         if plan is not None:
-            plans.append(_with_mask(plan, own, shards, taken, warnings))
+            plans.append(_with_mask(plan, own, shards, used_names, warnings))
     if surplus:
         n_left_out = quantity(len(surplus), "more extra")
         warnings.append(f"{n_left_out} left out: at most {MAX_EXTRAS} are copied. Choose others with --include")
     _warn(warnings)
-    return plans, apart
+    return plans, separate
 
 
 def _shards_by_extra(shards: Sequence[Shard]) -> dict[str, list[tuple[Shard, Extra]]]:
-    having: dict[str, list[tuple[Shard, Extra]]] = {}
+    holders: dict[str, list[tuple[Shard, Extra]]] = {}
     for shard in shards:
         for extra in shard.extras:
-            having.setdefault(extra.name, []).append((shard, extra))
-    return having
+            holders.setdefault(extra.name, []).append((shard, extra))
+    return holders
 
 
-def _surplus(having: Mapping[str, Having]) -> set[str]:
-    """Return the names of extras that are too many over all files, without those that a user has named."""
-    unnamed = [name for name, own in having.items() if not own[0][1].is_named]
+def _surplus(holders: Mapping[str, Holders]) -> set[str]:
+    """Return the names of the extras that exceed the limit; those that a user has named do not count."""
+    unnamed = [name for name, own in holders.items() if not own[0][1].is_named]
     return set(unnamed[MAX_EXTRAS:])
 
 
@@ -110,32 +110,32 @@ def _kind(extra: Extra) -> object:
     return extra.dtype, repr(extra.dtype.metadata), extra.categories, extra.is_named
 
 
-def _plan(name: str, having: Having, warnings: list[str]) -> _Plan | None:
-    """Return how an extra of some shards is read from all; None if it cannot be."""
-    with_rows = [own for own in having if own[0].n_rows] or having  # without rows, any dtype and categories will do
+def _plan(name: str, holders: Holders, warnings: list[str]) -> _Plan | None:
+    """Return the plan for an extra that some shards have; None if it is left out."""
+    with_rows = [own for own in holders if own[0].n_rows] or holders  # a shard without rows has no values that must fit
     kinds = _first_of_each_kind(with_rows)
-    absent = _common_extra(name, [extra for _, extra in kinds])
-    if absent is None:
-        return _plan_apart(name, kinds, warnings)
-    return _Plan(absent, is_common=True)
+    fallback = _common_extra(name, [extra for _, extra in kinds])
+    if fallback is None:
+        return _plan_separate(name, kinds, warnings)
+    return _Plan(fallback, is_common=True)
 
 
 def _common_extra(name: str, kinds: Sequence[Extra]) -> Extra | None:
     """Return an extra that can hold the values of extras of several kinds, or None."""
     is_named = kinds[0].is_named
-    coded = [extra.categories for extra in kinds if extra.categories is not None]
-    if not coded:
+    all_categories = [extra.categories for extra in kinds if extra.categories is not None]
+    if not all_categories:
         dtype = common_dtype([extra.dtype for extra in kinds])
         return None if dtype is None else Extra(name, dtype, is_named=is_named)
-    if len(coded) < len(kinds):
+    if len(all_categories) < len(kinds):
         return None
-    categories = _union(coded)
+    categories = _union(all_categories)
     if categories is None:
         return None
     return Extra(name, code_dtype(categories), fill=-1, is_named=is_named, categories=categories)
 
 
-def _plan_apart(name: str, kinds: Having, warnings: list[str]) -> _Plan | None:
+def _plan_separate(name: str, kinds: Holders, warnings: list[str]) -> _Plan | None:
     """Return the plan of an extra without a common dtype; None if its values are useless without categories."""
     first = kinds[0][1]
     difference = _difference(name, kinds)
@@ -148,10 +148,10 @@ def _plan_apart(name: str, kinds: Having, warnings: list[str]) -> _Plan | None:
     return _Plan(Extra(name, first.dtype, is_named=first.is_named), is_common=False)
 
 
-def _first_of_each_kind(having: Having) -> list[tuple[Shard, Extra]]:
-    """Return the first shard of each kind, since errors name it, with its extra; sorted by the last of each kind."""
+def _first_of_each_kind(holders: Holders) -> list[tuple[Shard, Extra]]:
+    """Return the first shard of each kind, which errors name, and its extra; sorted by the last shard of each kind."""
     found: dict[object, tuple[Shard, Extra]] = {}
-    for shard, extra in reversed(having):
+    for shard, extra in reversed(holders):
         found[_kind(extra)] = (shard, extra)
     return list(reversed(found.values()))
 
@@ -159,10 +159,10 @@ def _first_of_each_kind(having: Having) -> list[tuple[Shard, Extra]]:
 def _difference(name: str, kinds: Sequence[tuple[Shard, Extra]]) -> str:
     """Return a sentence about the first two kinds of an extra."""
     first, other = (f"{_in_words(extra)} from file={printable(shard.path)}" for shard, extra in kinds[:2])
-    why = ""
+    reason = ""
     if all(extra.categories is not None for _, extra in kinds):
-        why = "; together they are too many or mix numbers and strings"
-    return f"{shorten(name)} is {first} and {other}{why}"
+        reason = "; together they are too many or mix numbers and strings"
+    return f"{shorten(name)} is {first} and {other}{reason}"
 
 
 def _in_words(extra: Extra) -> str:
@@ -172,7 +172,7 @@ def _in_words(extra: Extra) -> str:
 
 
 def _union(all_categories: Sequence[tuple[Any, ...]]) -> tuple[Any, ...] | None:
-    """Return all categories in the order of their first use; None if they are texts and numbers, or too many."""
+    """Return all categories in the order of their first use; None if they mix texts and numbers, or are too many."""
     union = tuple(dict.fromkeys(each for categories in all_categories for each in categories))
     are_mixed = len({isinstance(each, str) for each in union}) > 1
     if are_mixed or not are_few(union):
@@ -180,72 +180,74 @@ def _union(all_categories: Sequence[tuple[Any, ...]]) -> tuple[Any, ...] | None:
     return union
 
 
-def _with_mask(plan: _Plan, having: Having, shards: Sequence[Shard], taken: set[str], warnings: list[str]) -> _Plan:
+def _with_mask(
+    plan: _Plan, holders: Holders, shards: Sequence[Shard], used_names: set[str], warnings: list[str]
+) -> _Plan:
     """Return the plan, with the name of a mask if some shards with rows lack the extra."""
-    # By identity, which takes no time: a comparison of shards compares all their extras.
-    has = {id(shard) for shard, _ in having}
-    lacking = [shard for shard in shards if id(shard) not in has and shard.n_rows]
+    # By identity, since a test for equality would compare all extras of the shards.
+    holder_ids = {id(shard) for shard, _ in holders}
+    lacking = [shard for shard in shards if id(shard) not in holder_ids and shard.n_rows]
     if not lacking:
         return plan
-    absent = replace(plan.absent, mask=_unused_name(f"{plan.absent.name}_present", taken))
-    warnings.append(_missing_in_words(absent, lacking, len(shards)))
-    return replace(plan, absent=absent)
+    fallback = replace(plan.fallback, mask=_unused_name(f"{plan.fallback.name}_present", used_names))
+    warnings.append(_describe_missing(fallback, lacking, len(shards)))
+    return replace(plan, fallback=fallback)
 
 
-def _missing_in_words(absent: Extra, lacking: Sequence[Shard], n_shards: int) -> str:
-    files = short_list((_file_and_reason(shard, absent.name) for shard in lacking), _FILES)
+def _describe_missing(fallback: Extra, lacking: Sequence[Shard], n_shards: int) -> str:
+    files = short_list((_file_and_reason(shard, fallback.name) for shard in lacking), _FILES)
     return (
-        f"{shorten(absent.name)} is missing in {len(lacking)} of {n_shards} shards, {files}. Their rows get "
-        f"{absent.absent_in_words}, and {shorten(absent.mask or '')} marks the rows that have it"
+        f"{shorten(fallback.name)} is missing in {len(lacking)} of {n_shards} shards, {files}. Their rows get "
+        f"{fallback.fill_in_words}, and {shorten(fallback.mask or '')} marks the rows that have it"
     )
 
 
-def _unused_name(name: str, taken: set[str]) -> str:
-    """Return a name that is not taken, with underscores at its end if necessary, and take it."""
-    while name in taken:
+def _unused_name(name: str, used_names: set[str]) -> str:
+    """Return an unused name, with underscores at its end if necessary, and add it to the used ones."""
+    while name in used_names:
         name += "_"
-    taken.add(name)
+    used_names.add(name)
     return name
 
 
 def _file_and_reason(shard: Shard, name: str) -> str:
     reason = _reason(shard, name)
-    why = f" ({shorten(reason)})" if reason else ""
-    return f"file={printable(shard.path)}{why}"
+    suffix = f" ({shorten(reason)})" if reason else ""
+    return f"file={printable(shard.path)}{suffix}"
 
 
 def _reason(shard: Shard, name: str) -> str | None:
     return next((each.reason for each in shard.left_out if each.name == name), None)
 
 
-def _planned_extras(shard: Shard, plans: Sequence[_Plan]) -> Iterable[Extra]:
+def _apply_plans(shard: Shard, plans: Sequence[_Plan]) -> Iterable[Extra]:
     """Yield the extras of a shard, and their masks, as planned."""
     own = {extra.name: extra for extra in shard.extras if shard.n_rows}
     for plan in plans:
-        absent = plan.absent
-        extra = own.get(absent.name)
+        fallback = plan.fallback
+        extra = own.get(fallback.name)
         if extra is None:
-            yield absent
+            yield fallback
         else:
-            yield _planned_extra(extra, plan)
-        if absent.mask:
-            yield Extra(absent.mask, np.dtype(bool), fill=extra is not None, is_named=absent.is_named)
+            yield _apply_plan(extra, plan)
+        if fallback.mask:
+            yield Extra(fallback.mask, np.dtype(bool), fill=extra is not None, is_named=fallback.is_named)
 
 
-def _planned_extra(extra: Extra, plan: _Plan) -> Extra:
-    absent = plan.absent
-    if absent.categories is None:
-        dtype = absent.dtype if plan.is_common else extra.dtype
-        return replace(extra, dtype=dtype, mask=absent.mask)
-    places = {each: i for i, each in enumerate(absent.categories)}
-    codes = tuple(places[each] for each in extra.categories or ())
-    return replace(extra, dtype=absent.dtype, mask=absent.mask, categories=absent.categories, codes=codes)
+def _apply_plan(extra: Extra, plan: _Plan) -> Extra:
+    fallback = plan.fallback
+    if fallback.categories is None:
+        dtype = fallback.dtype if plan.is_common else extra.dtype
+        return replace(extra, dtype=dtype, mask=fallback.mask)
+    positions = {each: i for i, each in enumerate(fallback.categories)}
+    codes = tuple(positions[each] for each in extra.categories or ())
+    return replace(extra, dtype=fallback.dtype, mask=fallback.mask, categories=fallback.categories, codes=codes)
 
 
 # -- extras that a user has named ----------------------------------------------------------------------------------
 
 
-def _renamed(shards: Sequence[Shard], include: Sequence[str]) -> list[Shard]:
+def _rename_extras(shards: Sequence[Shard], include: Sequence[str]) -> list[Shard]:
     """Return the shards with the final names of the extras at the paths `include`."""
     extras = [extra for shard in shards for extra in shard.extras]
     named = {extra.name for extra in extras if extra.is_named}
@@ -253,29 +255,29 @@ def _renamed(shards: Sequence[Shard], include: Sequence[str]) -> list[Shard]:
     found = named | {normal(extra.layout.name) for extra in others if extra.layout}
     for path in include:
         if path not in found:
-            raise _not_named(shards[0], path)
+            raise _missing_error(shards[0], path)
     names = _short_names(include, named, {extra.name for extra in others})
     return [_with_names(shard, names) for shard in shards]
 
 
-def _not_named(first: Shard, path: str) -> DataError:
+def _missing_error(first: Shard, path: str) -> DataError:
     where = f"file={printable(first.path)} dataset={printable(path)}"
     reason = _reason(first, path) or "cannot be copied"
     return DataError(f"{where}: {printable(reason)}. Choose one with --include.")
 
 
-def _short_names(include: Sequence[str], named: set[str], taken: set[str]) -> dict[str, str]:
+def _short_names(include: Sequence[str], named: set[str], used_names: set[str]) -> dict[str, str]:
     """Return a name for each path: its last part, or all of it if the last part is taken or not unique."""
     names: dict[str, str] = {}
-    taken = set(taken)
+    used_names = set(used_names)
     n_uses = Counter(path.rpartition("/")[2] for path in include)
     for path in include:
         if path not in named:
             continue
         name = path.rpartition("/")[2]
-        if name in taken or n_uses[name] > 1:
+        if name in used_names or n_uses[name] > 1:
             name = path.replace("/", "_")
-        names[path] = _unused_name(name, taken)
+        names[path] = _unused_name(name, used_names)
     return names
 
 
@@ -292,7 +294,7 @@ def _with_names(shard: Shard, names: dict[str, str]) -> Shard:
 
 
 def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype | None:
-    """Return the dtype that holds the values of all as they are; None if NumPy has none."""
+    """Return the dtype that holds all values of these dtypes exactly; None if NumPy has none."""
     first = dtypes[0]
     notes: list[Any] = [dtype.metadata or {} for dtype in dtypes]
     if all(dtype == first for dtype in dtypes) and all(note == notes[0] for note in notes):
@@ -302,7 +304,7 @@ def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype | None:
         return _common_text(dtypes, notes)
     if kinds <= {"S", "O"}:
         return np.dtype("O")
-    if not kinds <= set("biuf") or any("enum" in note for note in notes):  # 1 may mean dog here and cat there
+    if not kinds <= set("biuf") or any("enum" in note for note in notes):  # one number may have different names
         return None
     return _common_number(dtypes)
 
@@ -322,7 +324,7 @@ def _common_text(dtypes: Sequence[np.dtype], notes: Sequence[Any]) -> np.dtype:
 
 
 def _holds(common: np.dtype, dtype: np.dtype) -> bool:
-    """Return whether a dtype holds all values of another one: NumPy promotes integers to floats that do not."""
+    """Return whether a dtype holds all values of another dtype, which NumPy's promotion of integers does not ensure."""
     if common.kind == "f" and dtype.kind in "iu":
         return 8 * dtype.itemsize - (dtype.kind == "i") <= np.finfo(common).nmant + 1
     return np.can_cast(dtype, common, "safe")
@@ -332,7 +334,7 @@ def _holds(common: np.dtype, dtype: np.dtype) -> bool:
 
 
 def log_extras(shards: Sequence[Shard]) -> None:
-    """Log the extras and the reasons for those left out: each name once, whatever the number of shards."""
+    """Log the extras, and those left out with reasons: each name once, whatever the number of shards."""
     # The first shard is enough, since the extras of all are the same.
     included = [_with_categories(extra) for extra in shards[0].extras]
     left_out = _left_out(shards)
@@ -373,14 +375,13 @@ def _warn(lines: Sequence[str]) -> None:
 
 
 def _left_out(shards: Sequence[Shard]) -> dict[str, tuple[LeftOut, list[Shard]]]:
-    """Return what is left out, by name: the entry of the first shard, and the shards."""
+    """Return the datasets that are left out, by name: the entry of the first shard, and all these shards."""
     found: dict[str, tuple[LeftOut, list[Shard]]] = {}
     included = {extra.name for extra in shards[0].extras}
     for shard in shards:
         for each in shard.left_out:
-            if (
-                each.name not in included or each.reason == _NO_COMMON_DTYPE
-            ):  # others may have the extra that this shard lacks
+            # Other shards may have the extra that this shard lacks.
+            if each.name not in included or each.reason == _NO_COMMON_DTYPE:
                 first = replace(each, reason=each.reason.rstrip("."))
                 found.setdefault(each.name, (first, []))[1].append(shard)
     return found

@@ -30,7 +30,7 @@ _SMALL_PIECE = 2**16  # bytes, below which seeking takes longer than reading
 _SMALL_FILE = 2**20  # bytes, below which opening a file takes longer than reading it
 _LARGE_CHUNK = 2**24  # bytes; larger chunks are decompressed once for each slab of the training that they hold
 _MANY_FILES = 1000
-_LISTED = 10  # refused files whose datasets are listed
+_LISTED = 10  # number of refused files whose datasets are listed
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class FileGroup:
     form : str
         Form of the rows, as in `pipeline.hdf5.forms`.
     columns : str
-        Where their names or numbers are stored, which are compared over all files.
+        Place where the names or numbers of the columns are stored. They are compared over all files.
     extras : list of str
         Names of the extras.
     left_out : dict of str to str
@@ -96,11 +96,11 @@ class Inspection:
 
 
 def inspect_files(
-    patterns: Sequence[str], wanted: Selection, followed: Sequence[str] = (), columns: ColumnRule = IN_ORDER
+    patterns: Sequence[str], selection: Selection, followed: Sequence[str] = (), columns: ColumnRule = IN_ORDER
 ) -> Inspection:
     """Describe every file that patterns name. For arguments and errors see `pipeline.shards.open.open_shards`.
 
-    Refused files are no error here, even if no other file is left.
+    A refused file is not an error here, even if no other file remains.
     """
     refused: list[dict[str, Any]] = []
 
@@ -109,12 +109,14 @@ def inspect_files(
         refused.append({"file": str(path), "reason": str(error), "datasets": datasets})
 
     try:
-        shards = open_shards(patterns, wanted.dataset, refuse, followed, wanted.orientation, wanted.include, columns)
+        shards = open_shards(
+            patterns, selection.dataset, refuse, followed, selection.orientation, selection.include, columns
+        )
     except DataError:
         if not refused:
             raise
         return Inspection(refused=refused)
-    return Inspection(shards, [_describe(group, wanted) for group in _groups(shards)], refused)
+    return Inspection(shards, [_describe(group, selection) for group in _groups(shards)], refused)
 
 
 def _groups(shards: Sequence[Shard]) -> list[list[Shard]]:
@@ -133,13 +135,13 @@ def _group_key(shard: Shard) -> object:
     return shard.dataset, shard.shape[1:], shard.stored_dtype, shard.form, layouts, extras, left_out
 
 
-def _describe(shards: Sequence[Shard], wanted: Selection) -> FileGroup:
+def _describe(shards: Sequence[Shard], selection: Selection) -> FileGroup:
     first = shards[0]
     return FileGroup(
         names=[shard.path for shard in shards],
         n_rows=sum(shard.n_rows for shard in shards),
         taken=first.dataset,
-        why=_why(first, wanted),
+        why=_reason_for_choice(first, selection),
         shape=list(first.shape[1:]),
         dtype=str(np.dtype(first.stored_dtype)),
         form=first.form,
@@ -151,8 +153,8 @@ def _describe(shards: Sequence[Shard], wanted: Selection) -> FileGroup:
     )
 
 
-def _why(shard: Shard, wanted: Selection) -> str:
-    if wanted.dataset is not None:
+def _reason_for_choice(shard: Shard, selection: Selection) -> str:
+    if selection.dataset is not None:
         return "it is given by --dataset"
     if shard.dataset == "X":
         return "it is named X"
@@ -172,12 +174,12 @@ def _datasets(path: Path) -> list[dict[str, Any]]:
     try:
         claims = read_structure(path, read)
         with checking_answer(where, " about its datasets"):
-            return [_checked(claim) for claim in claims]
+            return [_checked_claim(claim) for claim in claims]
     except DataError:  # already reported
         return []
 
 
-def _checked(claim: dict[str, Any]) -> dict[str, Any]:
+def _checked_claim(claim: dict[str, Any]) -> dict[str, Any]:
     found = {
         "name": _checked_text(claim["name"]),
         "what": _checked_text(claim["what"]),
@@ -213,11 +215,11 @@ def _checked_numbers(claim: Any) -> list[int] | None:
 
 
 def faster_storage(shards: Sequence[Shard]) -> Iterator[str]:
-    """Yield advice on storage that would be read faster, for files of one group, one sentence each."""
+    """Yield advice on storage that would be read faster, for files of one group: a reason and a remedy each."""
     first = shards[0]
     layout = first.layouts[0]
     if first.form == "columns":
-        yield f"rows are stored by columns: each is gathered from {first.n_inputs} places. Store rows first."
+        yield f"rows are stored by columns: each is read from {first.n_inputs} places. Store rows along the first axis."
     if first.stored_dtype.startswith(">"):
         yield "the bytes of every value are swapped. Store values in the byte order of this machine."
     if layout.kind == "asked":
@@ -236,12 +238,12 @@ def faster_storage(shards: Sequence[Shard]) -> Iterator[str]:
 
 def _faster_chunks(shard: Shard, layout: Layout) -> Iterator[str]:
     n_rows = max(1, 2**20 // shard.row_bytes)
-    good = f"chunks of about 1 MB, for example {(n_rows, *shard.shape[1:])}"
+    advice = f"chunks of about 1 MB, for example {(n_rows, *shard.shape[1:])}"
     n_across = prod(grid_of(shard.shape, layout.chunks)[1:])
     if n_across > 1:
-        yield f"reading a row reads {n_across} chunks of shape {layout.chunks}. Use {good}."
+        yield f"reading a row reads {n_across} chunks of shape {layout.chunks}. Use {advice}."
     elif layout.chunk_bytes < _SMALL_PIECE and layout.n_bytes > _SMALL_FILE:
-        yield f"chunks have only {layout.chunk_bytes} bytes, and each takes one read. Use {good}."
+        yield f"chunks have only {layout.chunk_bytes} bytes, and each takes one read. Use {advice}."
     if layout.chunk_bytes > _LARGE_CHUNK:
         n_bytes = layout.chunk_bytes / 1e6
-        yield f"chunks have {n_bytes:.0f} MB, and shuffled training decompresses them many times. Use {good}."
+        yield f"chunks have {n_bytes:.0f} MB, and shuffled training decompresses them many times. Use {advice}."

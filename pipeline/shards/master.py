@@ -1,7 +1,7 @@
 """Master files, which stack the rows of other files, as detectors, NeXus and h5py's virtual layouts write them.
 
-A master file is replaced by the files that it stacks if a user has named the directory of these. The child reads it
-once, and follows no link; its answer is checked here. Then each file is a shard like any other.
+If a user has named the directory of the stacked files, they replace the master file. The child reads the master file
+once, and follows no link; its answer is checked here. Then each stacked file is a shard like any other.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ __all__ = ["follow_masters", "hint_at_stack"]
 
 log = logging.getLogger(__name__)
 
-_LONGEST_NAME = 4096  # characters; Linux has no longer paths
+_LONGEST_NAME = 4096  # characters, the limit of Linux for a path
 _LONGEST_HINT = 200  # characters of a directory that a user has to type
 _LISTED = 20  # extras of a master, in a warning
 _MOST_ROWS = 2**63
-_IN_TURN = "expected the files' rows one after the other"
+_CONTIGUOUS = "expected each row from one file. Give the stacked files themselves"
 
 Box = tuple[tuple[int, int], ...]
-"""The first index along each axis, and the one after the last."""
+"""The first index along each axis, and the index after the last one."""
 
 
 class Piece(NamedTuple):
@@ -78,40 +78,41 @@ def follow_masters(
     DataError
         If one file is found twice.
     """
-    inside = [_existing(folder) for folder in folders]
+    allowed = [_real_directory(folder) for folder in folders]
     named: list[tuple[Source, str]] = []
     for source in sources:
         signals.check()
         try:
-            named += [(each, str(source.path)) for each in _stacked_by(source, dataset, inside)]
+            named += [(each, str(source.path)) for each in _follow(source, dataset, allowed)]
         except DataError as error:
             refuse(source.path, error)
-    return distinct(named)  # the files may have been given next to their master as well
+    return distinct(named)  # the files may be given in addition to their master
 
 
-def _existing(folder: str) -> str:
+def _real_directory(folder: str) -> str:
     """Return the real path of a directory."""
     if not os.path.isdir(folder):
         raise NoInput(
-            f"follow={printable(folder)}: no such directory, expected one that holds the files of a master file"
+            f"follow={printable(folder)}: no such directory, expected one that holds the files of a master file. "
+            "Check --follow."
         )
     return os.path.realpath(folder)
 
 
-def _stacked_by(source: Source, dataset: str | None, inside: Sequence[str]) -> list[Source]:
-    """Return the files that a file stacks; itself if it is not a master file."""
+def _follow(source: Source, dataset: str | None, allowed: Sequence[str]) -> list[Source]:
+    """Return the files that a file stacks; the file itself if it is not a master file."""
     if source.blake3:  # a part of an output directory
         return [source]
     stack = _stack(source.path, dataset)
     if stack is None:
         return [source]
-    sources = _sources_of(source.path, stack, inside)
+    sources = _sources_of(source.path, stack, allowed)
     _log_stack(source.path, stack)
     return sources
 
 
 def hint_at_stack(path: Path, dataset: str | None) -> str:
-    """Return a sentence on how to read a refused file that stacks the rows of others; an empty one for other files."""
+    """Return advice on how to read a refused file that stacks the rows of other files; empty for other files."""
     try:
         stack = _stack(path, dataset)
         if stack is None:
@@ -130,27 +131,28 @@ def hint_at_stack(path: Path, dataset: str | None) -> str:
 # -- from a stack to sources -------------------------------------------------------------------------------------
 
 
-def _sources_of(master: Path, stack: Stack, inside: Sequence[str]) -> list[Source]:
+def _sources_of(master: Path, stack: Stack, allowed: Sequence[str]) -> list[Source]:
     sources = []
     for piece in stack.pieces:
         named = _path_of(master, piece)
-        path = os.path.realpath(named)  # so that no link in an allowed directory leads out of it
-        if not any(lies_in(folder, path) for folder in inside):
+        path = os.path.realpath(named)  # resolved, so that no link in an allowed directory leads out of it
+        if not any(lies_in(folder, path) for folder in allowed):
             raise NotPermitted(
-                f"{_where(master, stack)}: stacks {printable(named)}, which is in {printable(os.path.dirname(path))}, "
-                "expected files in the --follow directories. If it is meant, add that directory to --follow."
+                f"{_location(master, stack)}: stacks {printable(named)}, which is in "
+                f"{printable(os.path.dirname(path))}, expected files in the --follow directories. If "
+                "this is intended, add that directory to --follow."
             )
         sources.append(Source(Path(path), master=master, dataset=piece.dataset, shape=piece.shape))
     return sources
 
 
-def _where(master: Path, stack: Stack) -> str:
+def _location(master: Path, stack: Stack) -> str:
     return f"file={printable(master)} dataset={printable(stack.dataset)}"
 
 
 def _log_stack(master: Path, stack: Stack) -> None:
-    where = _where(master, stack)
-    log.info("%s: reading the %s that it stacks instead", where, quantity(len(stack.pieces), "file"))
+    where = _location(master, stack)
+    log.info("%s: replaced by the %s that it stacks", where, quantity(len(stack.pieces), "file"))
     if stack.neighbours:
         names = ", ".join(map(printable, stack.neighbours[:_LISTED]))
         if len(stack.neighbours) > _LISTED:
@@ -161,10 +163,10 @@ def _log_stack(master: Path, stack: Stack) -> None:
 
 
 def _path_of(master: Path, piece: Piece) -> str:
-    """Return the path of a file that a master names: next to it, never from the environment as in HDF5."""
+    """Return the path of a file that a master names: relative to the master, and never to HDF5's search paths."""
     if piece.file == ".":
         return str(master)
-    # Next to the file itself if the path is a link: its names were written there.
+    # If the master is a link, names are relative to its target, where they were written.
     home = master.parent
     if master.is_symlink():
         home = master.resolve().parent
@@ -177,7 +179,7 @@ def _path_of(master: Path, piece: Piece) -> str:
 
 
 def _stack(path: Path, dataset: str | None) -> Stack | None:
-    """Return what a file stacks; None if its rows are its own."""
+    """Return the stack in a file; None if the file itself holds its rows."""
     where = f"file={printable(path)}"
 
     def read(descriptor: int, identity: Identity, base: int) -> Any:
@@ -190,16 +192,18 @@ def _stack(path: Path, dataset: str | None) -> Stack | None:
     if facts is None:
         return None
     with checking_answer(where, " about its stacked files"):
-        return _checked(facts, where)
+        return _checked_stack(facts, where)
 
 
-def _checked(facts: Any, where: str) -> Stack:
+def _checked_stack(facts: Any, where: str) -> Stack:
     dataset = _name(facts["dataset"])
     neighbours = [_name(name) for name in facts["neighbours"][: _LISTED + 1]]
     where = f"{where} dataset={printable(dataset)}"
     claims = facts["links"] if "links" in facts else facts["blocks"]
     if not 0 < len(claims) <= MOST_PIECES:
-        raise DataError(f"{where}: stacks {quantity(len(claims), 'file')}, expected 1 to {MOST_PIECES}")
+        raise DataError(
+            f"{where}: stacks {quantity(len(claims), 'file')}, expected 1 to {MOST_PIECES}. Stack larger files."
+        )
     if "links" in facts:
         return Stack(dataset, _pieces_of_links(claims), neighbours)
     return Stack(dataset, _pieces_of_blocks(claims, _numbers(facts["shape"]), where), neighbours)
@@ -225,12 +229,12 @@ def _check_complete(ranges: Sequence[tuple[int, int]], n_rows: int, where: str) 
     end = 0
     for start, stop in ranges:
         if start > end:
-            raise DataError(f"{where}: rows {end}:{start} come from no file, {_IN_TURN}")
+            raise DataError(f"{where}: rows {end}:{start} come from no file, {_CONTIGUOUS}.")
         if start < end:
-            raise DataError(f"{where}: rows {start}:{end} come from two files, {_IN_TURN}")
+            raise DataError(f"{where}: rows {start}:{end} come from two files, {_CONTIGUOUS}.")
         end = stop
     if end != n_rows:
-        raise DataError(f"{where}: rows {end}:{n_rows} come from no file, expected a file for every row")
+        raise DataError(f"{where}: rows {end}:{n_rows} come from no file, {_CONTIGUOUS}.")
 
 
 def _piece_of_block(block: Any, shape: tuple[int, ...], where: str) -> tuple[tuple[int, int], Piece]:
@@ -239,25 +243,32 @@ def _piece_of_block(block: Any, shape: tuple[int, ...], where: str) -> tuple[tup
     file = _literal(_name(file_claim), where)
     path = normal(_name(path_claim)) or "/"
     part = f"file={printable(file)} dataset={printable(path)}"
-    first, stop = _filled_rows(target, shape, f"{where}: {part}")
+    first, stop = _rows_of_target(target, shape, f"{where}: {part}")
     whole = (stop - first, *shape[1:])
-    if _box(source, whole) != _all_of(whole):
-        raise DataError(f"{where}: stacks only a part of {part}, expected all its rows. Give that file itself.")
+    if _box(source, whole) != _whole_box(whole):
+        raise DataError(
+            f"{where}: stacks only a part of {part}, expected all its rows. Give that file itself with --input."
+        )
     return (first, stop), Piece(file, path, whole)
 
 
-def _filled_rows(target: Any, shape: tuple[int, ...], where: str) -> tuple[int, int]:
+def _rows_of_target(target: Any, shape: tuple[int, ...], where: str) -> tuple[int, int]:
     """Return the rows that a claimed box fills in a virtual dataset of that shape."""
-    filled = _box(target, shape)
-    if filled is None or filled[1:] != _all_of(shape[1:]):
-        raise DataError(f"{where} does not fill whole rows, expected whole rows in one piece")
-    return filled[0]
+    box = _box(target, shape)
+    if box is None or box[1:] != _whole_box(shape[1:]):
+        raise DataError(
+            f"{where} does not fill whole rows, expected whole rows in one piece. Give the stacked files themselves."
+        )
+    return box[0]
 
 
 def _literal(name: str, where: str) -> str:
     """Return a file's name, in which HDF5 spells % as %%; refuse patterns."""
     if "%" in name.replace("%%", ""):
-        raise DataError(f"{where}: stacks files by a name pattern, {printable(name)}, expected names of files")
+        raise DataError(
+            f"{where}: stacks files by a name pattern, {printable(name)}, expected "
+            "names of files. Give the stacked files themselves."
+        )
     return name.replace("%%", "%")
 
 
@@ -275,14 +286,14 @@ def _numbers(values: Any) -> tuple[int, ...]:
 
 
 def _box(claim: Any, whole: tuple[int, ...]) -> Box | None:
-    """Return a claimed box: without axes, all of a dataset of that shape; None if it is not a box."""
+    """Return a claimed box; without axes, it is all of a dataset of that shape. None if it is not a box."""
     if claim is None:
         return None
     box = tuple(_numbers(pair) for pair in claim)
     if not all(len(pair) == 2 and pair[0] < pair[1] for pair in box):
         raise ValueError("invalid box")
-    return tuple((first, stop) for first, stop in box) or _all_of(whole)
+    return tuple((first, stop) for first, stop in box) or _whole_box(whole)
 
 
-def _all_of(shape: tuple[int, ...]) -> Box:
+def _whole_box(shape: tuple[int, ...]) -> Box:
     return tuple((0, n) for n in shape)

@@ -1,4 +1,4 @@
-"""Open shards: find the files, vet each of them, check that they fit together, and log what they are."""
+"""Open shards: find the files, vet each of them, check that they fit together, and describe them in the log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.shards.columns import IN_ORDER, ColumnCheck, ColumnRule
 from pipeline.shards.extras import log_extras, shorten, unify_extras
 from pipeline.shards.master import follow_masters, hint_at_stack
 from pipeline.shards.shard import Shard, row_dtype
-from pipeline.shards.sources import Source, find
+from pipeline.shards.sources import COPY_AGAIN, Source, find
 from pipeline.shards.vet import Selection, vet
 
 __all__ = ["open_shards"]
@@ -31,13 +31,12 @@ __all__ = ["open_shards"]
 log = logging.getLogger(__name__)
 
 _MOST_THREADS = 8
-_FILES_A_THREAD = 100  # files for each thread, since starting one takes as long as vetting some files
-_AT_ONCE = 1000  # files that are vetted ahead, so that one bad file of many ends a run early
-_A_TASK = 8  # files of a task, since passing one to a thread takes half as long as vetting it
-_COPY_AGAIN = "Copy the directory again, or repeat the run that made it."
+_FILES_PER_THREAD = 100  # files for each thread, since starting a thread takes as long as vetting some files
+_FILES_PER_BATCH = 1000  # files that are vetted ahead, so that one bad file of many ends a run early
+_FILES_PER_TASK = 8  # files of a task, since passing a task to a thread takes half as long as vetting a file
 _DATASETS = 3  # datasets in a line of the log
 _FORMS = {
-    "columns": "stored by columns: the last axis is that of the rows",
+    "columns": "stored by columns: the rows are along the last axis",
     "sparse": "sparse: values that are not stored are 0",
     "table": "records of a table; a first field `index` is not a column",
 }
@@ -52,7 +51,7 @@ def open_shards(
     include: Sequence[str] = (),
     columns: ColumnRule = IN_ORDER,
 ) -> tuple[Shard, ...]:
-    """Vet every file that `patterns` names, without reading rows, and log what they are.
+    """Vet every file that `patterns` names, without reading rows, and describe them in the log.
 
     Parameters
     ----------
@@ -66,12 +65,12 @@ def open_shards(
     followed : sequence of str
         Directories of the files that master files stack. Without any, master files are refused.
     columns : ColumnRule
-        How the names of columns are compared, and with which ones.
+        Rule for the comparison of columns.
 
     Returns
     -------
     tuple of Shard
-        Shards of one width, with at least one row in all.
+        Shards with the same number of columns, and with at least one row in total.
 
     Raises
     ------
@@ -89,12 +88,12 @@ def open_shards(
     sources = find(patterns)
     if followed:
         sources = follow_masters(sources, dataset, followed, refuse)
-    wanted = Selection(dataset, orientation, tuple(dict.fromkeys(include)))
+    selection = Selection(dataset, orientation, tuple(dict.fromkeys(include)))
     check = ColumnCheck(columns)
-    with closing(_open_all(sources, wanted)) as opened:  # after an error, no more files are opened
-        fitting = _fitting(sources, opened, refuse, check)
+    with closing(_open_all(sources, selection)) as opened:  # after an error, no more files are opened
+        fitting = _accept_fitting(sources, opened, refuse, check)
     _check_any(fitting, patterns[0], len(sources))
-    shards = unify_extras(fitting, wanted.include)
+    shards = unify_extras(fitting, selection.include)
     _log_shards(shards)
     check.log()
     return shards
@@ -102,31 +101,35 @@ def open_shards(
 
 def _check_any(shards: Sequence[Shard], pattern: str, n_files: int) -> None:
     if not shards:
-        raise DataError(f"input={printable(pattern)}: none of {n_files} files can be used as a shard")
+        raise DataError(
+            f"input={printable(pattern)}: none of {n_files} files can be used as a shard. See the reasons above."
+        )
     if not any(shard.n_rows for shard in shards):
-        raise DataError(f"{shards[0]}: found no rows in any of {len(shards)} shards")
+        raise DataError(
+            f"{shards[0]}: found no rows in any of {len(shards)} shards, expected at least one. Check --input."
+        )
 
 
 # -- each file ---------------------------------------------------------------------------------------------------
 
 
-def _open_all(sources: Sequence[Source], wanted: Selection) -> Generator[Shard | DataError, None, None]:
+def _open_all(sources: Sequence[Source], selection: Selection) -> Generator[Shard | DataError, None, None]:
     """Yield each shard, or the error of its file, in order; in several threads if there are many files."""
-    n_threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS, 1 + len(sources) // _FILES_A_THREAD)
+    n_threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS, 1 + len(sources) // _FILES_PER_THREAD)
     with ThreadPoolExecutor(n_threads, "vet") as pool:
-        for start in range(0, len(sources), _AT_ONCE):
-            batch = sources[start : start + _AT_ONCE]
-            tasks = (batch[i : i + _A_TASK] for i in range(0, len(batch), _A_TASK))
-            for shards in pool.map(partial(_open_few, wanted=wanted), tasks):
+        for start in range(0, len(sources), _FILES_PER_BATCH):
+            batch = sources[start : start + _FILES_PER_BATCH]
+            tasks = (batch[i : i + _FILES_PER_TASK] for i in range(0, len(batch), _FILES_PER_TASK))
+            for shards in pool.map(partial(_open_few, selection=selection), tasks):
                 yield from shards
-    retire(n_kept=1)  # child processes, of which each thread may have started one
+    retire(n_kept=1)  # each thread may have started a child process
 
 
-def _open_few(sources: Sequence[Source], wanted: Selection) -> list[Shard | DataError]:
+def _open_few(sources: Sequence[Source], selection: Selection) -> list[Shard | DataError]:
     opened: list[Shard | DataError] = []
     for source in sources:
         try:
-            shard = _vet_source(source, wanted)
+            shard = _vet_source(source, selection)
             _check_as_stacked(shard, source)
             _check_as_listed(shard, source)
             opened.append(shard)
@@ -135,29 +138,29 @@ def _open_few(sources: Sequence[Source], wanted: Selection) -> list[Shard | Data
     return opened
 
 
-def _vet_source(source: Source, wanted: Selection) -> Shard:
+def _vet_source(source: Source, selection: Selection) -> Shard:
     if source.master is not None:
-        return _vet_stacked(source, wanted)
+        return _vet_stacked(source, selection)
     try:
-        return vet(source.path, wanted)
+        return vet(source.path, selection)
     except ShardpressError as error:
         if not isinstance(error.__cause__, Refused):
-            raise  # the child may not survive a second question
-        advice = hint_at_stack(source.path, wanted.dataset)
+            raise  # a second request may crash the child as well
+        advice = hint_at_stack(source.path, selection.dataset)
         if not advice:
             raise
         raise type(error)(f"{str(error).rstrip('.')}.{advice}") from error
 
 
-def _vet_stacked(source: Source, wanted: Selection) -> Shard:
+def _vet_stacked(source: Source, selection: Selection) -> Shard:
     try:
-        return vet(source.path, replace(wanted, dataset=source.dataset))
+        return vet(source.path, replace(selection, dataset=source.dataset))
     except ShardpressError as error:
         raise type(error)(f"{error} (The file is stacked by file={printable(source.master)}.)") from error
 
 
 def _check_as_stacked(shard: Shard, source: Source) -> None:
-    """Check that the master file stacks all rows: its claim about their shape was accepted without this file."""
+    """Check that the rows of a file have the shape that its master file claims."""
     if source.shape is not None and (shard.form != "dense" or shard.shape != source.shape):
         raise DataError(
             f"{shard}: rows of shape {shard.shape} ({shard.form}), expected {source.shape} (dense), "
@@ -166,20 +169,20 @@ def _check_as_stacked(shard: Shard, source: Source) -> None:
 
 
 def _check_as_listed(shard: Shard, source: Source) -> None:
-    """Check that it is the file that its manifest lists: quick comparisons first."""
+    """Check that the file is the one that the manifest lists; quick comparisons come first."""
     where = f"file={printable(source.path)}"
     n_bytes = shard.identity.size
-    for n, expected, what in ((n_bytes, source.n_bytes, "bytes"), (shard.n_rows, source.n_rows, "rows")):
+    for n, expected, unit in ((n_bytes, source.n_bytes, "bytes"), (shard.n_rows, source.n_rows, "rows")):
         if expected not in (None, n):
-            raise DataError(f"{where}: {n} {what}, expected {expected} from the manifest. {_COPY_AGAIN}")
+            raise DataError(f"{where}: {n} {unit}, expected {expected} from the manifest. {COPY_AGAIN}")
     if source.blake3 is not None and file_digest(shard.path, shard.identity) != source.blake3:
-        raise DataError(f"{where}: its content has changed: the BLAKE3 digest differs from the manifest. {_COPY_AGAIN}")
+        raise DataError(f"{where}: its content has changed: the BLAKE3 digest differs from the manifest. {COPY_AGAIN}")
 
 
 # -- all together ------------------------------------------------------------------------------------------------
 
 
-def _fitting(
+def _accept_fitting(
     sources: Sequence[Source],
     opened: Iterator[Shard | DataError],
     refuse: Callable[[Path, DataError], object],
@@ -188,7 +191,7 @@ def _fitting(
     """Return the shards that fit those before them, and refuse the others, in the order of the files."""
     shards: list[Shard] = []
     for source, shard in zip(sources, opened, strict=True):
-        signals.check()  # there may be many
+        signals.check()  # there may be many shards
         try:
             if isinstance(shard, DataError):
                 raise shard
@@ -199,7 +202,7 @@ def _fitting(
             refuse(source.path, error)
             continue
         shards.append(check.accept(shard, order))
-    if check.columns.is_known:  # also for shards before the first one that names them
+    if check.columns.is_known:  # including shards before the first one with names
         return [replace(shard, columns=check.columns) for shard in shards]
     return shards
 
@@ -216,7 +219,7 @@ def _check_width(shard: Shard, first: Shard) -> None:
 
 
 def _log_shards(shards: Sequence[Shard]) -> None:
-    """Log what the rows and extras are, and possible problems: each line once, whatever the number of shards."""
+    """Log facts about rows and extras, and possible problems: each line once, whatever the number of shards."""
     first = shards[0]
     n_rows = sum(shard.n_rows for shard in shards)
     n_bytes = sum(shard.n_rows * shard.row_bytes for shard in shards)
@@ -237,7 +240,7 @@ def _log_shards(shards: Sequence[Shard]) -> None:
 
 
 def _log_rows(shards: Sequence[Shard]) -> None:
-    """Log everything about the rows that is not usual."""
+    """Log everything unusual about the rows."""
     first = shards[0]
     names = dict.fromkeys(shard.dataset for shard in shards)
     if list(names) != [PREFERRED]:
@@ -257,21 +260,21 @@ def _log_rows(shards: Sequence[Shard]) -> None:
 def _log_forms(shards: Sequence[Shard]) -> None:
     forms = Counter(shard.form for shard in shards if shard.form in _FORMS)
     for form, n in forms.items():
-        which = "" if n == len(shards) else f"of {quantity(n, 'shard')} "
-        log.info("input: rows %sare %s", which, _FORMS[form])
+        subset = "" if n == len(shards) else f"of {quantity(n, 'shard')} "
+        log.info("input: rows %sare %s", subset, _FORMS[form])
 
 
 def _warn_of_writers(shards: Sequence[Shard]) -> None:
     """Warn of a process that holds a file open for writing."""
-    pids = writers()  # called once, since the kernel lists those of all files
-    held = []
+    pids = writers()  # called once, since the kernel lists the writers of all files
+    locked = []
     for shard in shards:
         pid = pids.get((shard.identity.device, shard.identity.inode))
         if pid is not None:
-            held.append((shard, pid))
-    if held:
-        shard, pid = held[0]
-        more = f" (and {quantity(len(held) - 1, 'more input file')})" if len(held) > 1 else ""
+            locked.append((shard, pid))
+    if locked:
+        shard, pid = locked[0]
+        more = f" (and {quantity(len(locked) - 1, 'more input file')})" if len(locked) > 1 else ""
         log.warning(
             "file=%s: process %d has it open for writing%s. If the file changes, the run reads old rows or stops. "
             "Close it in that process first.",

@@ -1,7 +1,7 @@
 """Read rows of any form as a dense array, and read extras.
 
 Each read opens the file and closes it. Rows that are not dense are read in pieces of a few megabytes, so that a block
-takes little more memory than its rows. The places and columns of sparse rows are checked when they are read.
+takes little more memory than its rows. The row pointers and column indices of sparse rows are checked on reading.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _PIECE = 2**22  # bytes of a table
-_ENTRIES = 2**18  # entries of sparse rows: 6 MiB with their columns and positions
+_ENTRIES = 2**18  # entries of sparse rows: 6 MiB with their column indices and positions
 _EXTRA_PIECE = 2**22  # bytes of a wide extra
 _EXTRA_ROWS = 1024  # rows that a damaged extra without chunks loses together
 _INT64 = np.dtype(np.int64)
@@ -58,14 +58,14 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
     Raises
     ------
     DataError
-        When they are damaged, or the file has changed.
+        If the rows are damaged, or the file has changed.
     ReadFailed, NotPermitted, SystemLimit
-        When the system fails.
+        If the system fails.
     """
     shard = block.shard
     if out is None:
         out = np.empty((len(block), shard.n_inputs), dtype=shard.dtype)
-    if len(block):  # otherwise no file need be opened
+    if len(block):  # an empty block needs no file
         if shard.offset is None:
             _read_ordered(block, out)
         else:
@@ -91,7 +91,7 @@ def _reorder(rows: np.ndarray, order: np.ndarray, piece_bytes: int = _PIECE) -> 
 def _read_with_offset(block: Block, offset: np.ndarray, out: np.ndarray) -> None:
     """Read rows and subtract an offset (n_inputs,): integers exactly, in 64 bits."""
     raw_dtype = np.dtype(read_dtype(np.dtype(block.shard.stored_dtype)))
-    # Rows of 64 bits need no memory of their own.
+    # Rows of 64 bits are read into the memory of the result.
     has_room = raw_dtype.itemsize == out.itemsize
     if has_room:
         raw = out.view(raw_dtype)
@@ -119,7 +119,7 @@ def _integer_differences(raw: np.ndarray, offset: np.ndarray) -> np.ndarray:
     return differences
 
 
-def _stored(block: Block, out: np.ndarray, axis: int) -> None:
+def _read_stored(block: Block, out: np.ndarray, axis: int) -> None:
     """Read rows that are one dataset, along its first or last axis."""
     read_values(block.shard.path, block.shard.identity, block.shard.layouts[0], block.start, out, axis)
 
@@ -132,7 +132,7 @@ def _values(shard: Shard, layout: Layout, start: int, stop: int, dtype: np.dtype
 # -- tables ------------------------------------------------------------------------------------------------------
 
 
-def _table(block: Block, out: np.ndarray) -> None:
+def _read_table(block: Block, out: np.ndarray) -> None:
     (layout,) = block.shard.layouts
     numbers = numbers_of(layout.dtype)
     assert numbers is not None
@@ -157,91 +157,91 @@ def _view_of(records: np.ndarray, numbers: Numbers) -> np.ndarray:
 # -- sparse rows -------------------------------------------------------------------------------------------------
 
 
-def _sparse(block: Block, out: np.ndarray) -> None:
+def _read_sparse(block: Block, out: np.ndarray) -> None:
     shard = block.shard
-    firsts = shard.layouts[2]
-    ends = _values(shard, firsts, block.start, block.stop + 1, _INT64)  # one more, for the end of the last row
-    _check_ends(block, ends)
+    # One more pointer than rows, for the end of the last row.
+    pointers = _values(shard, shard.layouts[2], block.start, block.stop + 1, _INT64)
+    _check_pointers(block, pointers)
     out[...] = 0
-    for row, last in _ranges_of_rows(ends):
-        _read_entries(shard, block.start + row, ends[row : last + 1], out[row:last])
+    for row, last in _ranges_of_rows(pointers):
+        _read_entries(shard, block.start + row, pointers[row : last + 1], out[row:last])
 
 
-def _read_entries(shard: Shard, first_row: int, ends: np.ndarray, out: np.ndarray) -> None:
+def _read_entries(shard: Shard, first_row: int, pointers: np.ndarray, out: np.ndarray) -> None:
     """Read the entries of some sparse rows into `out`, which is zero."""
-    values, columns, _ = shard.layouts
-    low = int(ends[0])
-    high = int(ends[-1])
-    where = _values(shard, columns, low, high, _INT64)
+    values, indices, _ = shard.layouts
+    low = int(pointers[0])
+    high = int(pointers[-1])
+    columns = _values(shard, indices, low, high, _INT64)
     # The position of each entry in the rows' memory, so that one assignment fills in all of them.
     row_starts = np.arange(len(out)) * shard.n_inputs
-    positions = np.repeat(row_starts, np.diff(ends)) + where
-    _check_places(shard, first_row, where, positions)
+    positions = np.repeat(row_starts, np.diff(pointers)) + columns
+    _check_columns(shard, first_row, columns, positions)
     out.reshape(-1)[positions] = _values(shard, values, low, high, out.dtype)
 
 
-def _ranges_of_rows(ends: np.ndarray) -> Iterator[tuple[int, int]]:
+def _ranges_of_rows(pointers: np.ndarray) -> Iterator[tuple[int, int]]:
     """Yield ranges of rows with a bounded number of entries; single rows may have more."""
     row = 0
-    while row + 1 < len(ends):
+    while row + 1 < len(pointers):
         # The last row that ends within the bound; a row is never cut, since its columns are checked together.
-        last = max(row + 1, int(np.searchsorted(ends, ends[row] + _ENTRIES, side="right")) - 1)
+        last = max(row + 1, int(np.searchsorted(pointers, pointers[row] + _ENTRIES, side="right")) - 1)
         yield row, last
         row = last
 
 
-def _check_ends(block: Block, ends: np.ndarray) -> None:
-    """Check that rows begin where others end, are inside the file, and have no more entries than columns."""
+def _check_pointers(block: Block, pointers: np.ndarray) -> None:
+    """Check that row pointers increase within the stored entries, and that no row has more entries than columns."""
     shard = block.shard
-    sizes = np.diff(ends)
+    sizes = np.diff(pointers)
     # Without the limit of columns, a forged file could make this process allocate any amount of memory.
-    wrong = (sizes < 0) | (sizes > shard.n_inputs) | (ends[:-1] < 0) | (ends[1:] > shard.layouts[0].shape[0])
+    wrong = (sizes < 0) | (sizes > shard.n_inputs) | (pointers[:-1] < 0) | (pointers[1:] > shard.layouts[0].shape[0])
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise _damaged(shard, block.start + row, f"its entries are numbered {ends[row]} to {ends[row + 1]}")
+        raise _damaged_row(shard, block.start + row, f"its entries are numbered {pointers[row]} to {pointers[row + 1]}")
 
 
-def _check_places(shard: Shard, first: int, where: np.ndarray, places: np.ndarray) -> None:
-    """Check that columns exist, and occur once in a row: otherwise values would go to other rows, or be lost."""
-    if not len(where):
+def _check_columns(shard: Shard, first: int, columns: np.ndarray, positions: np.ndarray) -> None:
+    """Check that columns exist and occur once in a row, since other values would get into wrong rows or be lost."""
+    if not len(columns):
         return
-    if where.min() < 0 or where.max() >= shard.n_inputs:
-        i = int(np.argmax((where < 0) | (where >= shard.n_inputs)))
-        row = first + int(places[i] - where[i]) // shard.n_inputs
-        raise _damaged(shard, row, f"an entry in column {where[i]}")
-    if not (places[1:] > places[:-1]).all():  # the usual order, and sorting takes far longer
-        _check_unique(shard, first, places)
+    if columns.min() < 0 or columns.max() >= shard.n_inputs:
+        i = int(np.argmax((columns < 0) | (columns >= shard.n_inputs)))
+        row = first + int(positions[i] - columns[i]) // shard.n_inputs
+        raise _damaged_row(shard, row, f"an entry in column {columns[i]}")
+    if not (positions[1:] > positions[:-1]).all():  # this order is usual, and its check is far faster than sorting
+        _check_unique(shard, first, positions)
 
 
-def _check_unique(shard: Shard, first: int, places: np.ndarray) -> None:
-    in_order = np.sort(places)
-    twice = in_order[1:][in_order[1:] == in_order[:-1]]
-    if len(twice):
-        row, column = divmod(int(twice[0]), shard.n_inputs)
+def _check_unique(shard: Shard, first: int, positions: np.ndarray) -> None:
+    in_order = np.sort(positions)
+    repeated = in_order[1:][in_order[1:] == in_order[:-1]]
+    if len(repeated):
+        row, column = divmod(int(repeated[0]), shard.n_inputs)
         raise DataError(
             f"{shard} row={first + row}: column {column} has two entries, expected one. Sum duplicates before "
             "writing the matrix (SciPy: X.sum_duplicates())."
         )
 
 
-def _damaged(shard: Shard, row: int, what: str) -> DataError:
+def _damaged_row(shard: Shard, row: int, problem: str) -> DataError:
     return DataError(
-        f"{shard} row={row}: {what}, expected {shard.n_inputs} columns and {shard.layouts[0].shape[0]} entries in "
+        f"{shard} row={row}: {problem}, expected {shard.n_inputs} columns and {shard.layouts[0].shape[0]} entries in "
         "all rows. The file is damaged: copy it again."
     )
 
 
-def _array(block: Block, out: np.ndarray) -> None:
+def _read_array(block: Block, out: np.ndarray) -> None:
     assert block.shard.rows is not None
     out[...] = block.shard.rows[block.start : block.stop]
 
 
 _READERS: dict[str, Callable[[Block, np.ndarray], None]] = {
-    "dense": partial(_stored, axis=0),
-    "columns": partial(_stored, axis=-1),
-    "sparse": _sparse,
-    "table": _table,
-    "array": _array,
+    "dense": partial(_read_stored, axis=0),
+    "columns": partial(_read_stored, axis=-1),
+    "sparse": _read_sparse,
+    "table": _read_table,
+    "array": _read_array,
 }
 
 
@@ -256,23 +256,23 @@ def read_extras(block: Block) -> dict[str, np.ndarray]:
 def salvage_extras(
     block: Block, check: Callable[[], object] = signals.check
 ) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """Read extras as far as possible, once `read_extras` has failed.
+    """Read extras as far as possible, after `read_extras` has failed.
 
-    Lost values depend on the file alone, and not on the first row of the block.
+    Lost values depend only on the file, not on the first row of the block.
 
     Parameters
     ----------
     check : callable
-        Called before each piece; what it raises ends the reading.
+        Called before each piece; an exception that it raises ends the reading.
 
     Returns
     -------
     dict of str to ndarray
         Values as from `read_extras`, with the fill value in place of lost values.
     list of dict
-        For each lost piece, its ``dataset``, its rows (``row``: first, and end) and the ``reason``.
+        For each lost piece: ``dataset``, ``row`` (its first row and its end) and ``reason``.
     """
-    values = {extra.name: np.full(len(block), extra.absent, extra.dtype) for extra in block.shard.extras}
+    values = {extra.name: np.full(len(block), extra.resolved_fill, extra.dtype) for extra in block.shard.extras}
     reports: list[dict[str, Any]] = []
     for extra in block.shard.extras:
         if extra.layout is not None:
@@ -293,11 +293,11 @@ def stream_extra(
     Parameters
     ----------
     values : mapping
-        Values (len(block),) of other extras. The mask of this one among them is cleared for lost values.
+        Values (len(block),) of other extras. If they include the mask of this extra, it is cleared for lost values.
     reports : list, optional
         Reports of lost pieces, as from `salvage_extras`, are appended to it. With None, damaged values are an error.
     check : callable
-        Called before each piece; what it raises ends the reading.
+        Called before each piece; an exception that it raises ends the reading.
 
     Yields
     ------
@@ -306,7 +306,7 @@ def stream_extra(
     Raises
     ------
     DataError, ReadFailed, NotPermitted, SystemLimit
-        As `read`.
+        Like `read`.
     """
     layout = extra.layout
     for start, stop in aligned(block.start, block.stop, _rows_at_once(block.shard, extra)):
@@ -317,7 +317,7 @@ def stream_extra(
         except DataError:
             if reports is None or layout is None:
                 raise
-            found = np.full(len(piece), extra.absent, extra.dtype)
+            found = np.full(len(piece), extra.resolved_fill, extra.dtype)
             lost = _salvage(piece, extra, layout, found, check)
             reports += _report_lost(block, extra, layout, lost, values)
         yield found
@@ -339,12 +339,12 @@ def _report_lost(
     lost: Sequence[tuple[Block, DataError]],
     values: Mapping[str, np.ndarray],
 ) -> list[dict[str, Any]]:
-    """Report lost pieces of an extra, in the log as well, and clear its mask among the values (len(block),)."""
+    """Report and log lost pieces of an extra, and clear its mask, one of the values (len(block),)."""
     reports: list[dict[str, Any]] = []
     for piece, error in lost:
         rows = [piece.start, piece.stop]
         reports.append({"dataset": layout.name, "row": rows, "columns": [], "reason": str(error)})
-        if extra.mask:  # until now, it is set for all rows of this shard
+        if extra.mask:  # before, it is set for all rows of this shard
             values[extra.mask][piece.start - block.start : piece.stop - block.start] = False
     if lost:
         _log_lost(block, extra, lost)
@@ -359,7 +359,7 @@ def _log_lost(block: Block, extra: Extra, lost: Sequence[tuple[Block, DataError]
         block,
         n_lost,
         printable(extra.name),
-        extra.absent_in_words,
+        extra.fill_in_words,
         first_error,
     )
 
@@ -387,10 +387,11 @@ def _read_extra(block: Block, extra: Extra) -> np.ndarray:
     """Return the values of an extra for a block, shape (len(block),); arrays for each row add their axes."""
     layout = extra.layout
     if layout is None:
-        return np.full(len(block), extra.absent, extra.dtype)
+        return np.full(len(block), extra.resolved_fill, extra.dtype)
     if extra.codes is None:
-        return _stored_extra(block, layout, extra.dtype)
-    stored = _stored_extra(block, layout, layout.dtype).astype(np.int64)  # unsigned ones above 2**63 become negative
+        return _read_stored_extra(block, layout, extra.dtype)
+    # As int64, unsigned codes above 2**63 become negative, and are refused.
+    stored = _read_stored_extra(block, layout, layout.dtype).astype(np.int64)
     _check_codes(block, layout, stored, len(extra.codes))
     codes = np.array([*extra.codes, -1], extra.dtype)  # so that -1 stays -1
     return codes[stored]
@@ -405,7 +406,7 @@ def _check_codes(block: Block, layout: Layout, stored: np.ndarray, n_categories:
         )
 
 
-def _stored_extra(block: Block, layout: Layout, dtype: np.dtype) -> np.ndarray:
+def _read_stored_extra(block: Block, layout: Layout, dtype: np.dtype) -> np.ndarray:
     shard = block.shard
     values = np.empty(len(block), dtype)
     return read_values(shard.path, shard.identity, layout, block.start, values, _axis(shard, layout))

@@ -1,4 +1,4 @@
-"""Shards, the blocks they are cut into, and the numbering of rows over all of them: plain values.
+"""Shards, their blocks, and the numbering of rows over all shards: plain values.
 
 No open file is passed between tasks: a shard holds the location of its rows, and each read opens and closes the file.
 An array of rows can be a shard as well, and is then processed like a file.
@@ -39,7 +39,7 @@ __all__ = [
     "with_offset",
 ]
 
-_NO_FILE = Identity(0, 0, 0, 0)  # no file has it, so nothing is read unless a file was vetted
+_NO_FILE = Identity(0, 0, 0, 0)  # it matches no file, so nothing is read unless a file was vetted
 
 WIDE_BYTES = 2**22
 """Bytes of an extra's values in one part, above which they are read and written block by block."""
@@ -47,7 +47,7 @@ _NUMBER_BYTES = 8
 _LONGEST = 400  # characters of a reason
 
 _READ_AS = {
-    "bool": "uint8",  # Theano's 8-bit integers are what a device copies fastest
+    "bool": "uint8",  # the fastest dtype to copy to a device
     "float16": "float32",  # Theano has no float16 arithmetic on the CPU
 }
 
@@ -65,7 +65,7 @@ class Extra:
     layout : Layout or None
         Its location; the name of the layout is the path in the file. None if the shard does not have it.
     fill : object
-        Value of rows without one, and of values that cannot be read. None for the usual one of the dtype.
+        Value for rows without one, and in place of values that cannot be read. None for the default of the dtype.
     is_named : bool
         Whether a user has named it; then it may be anywhere in the file.
     categories : tuple or None
@@ -94,18 +94,18 @@ class Extra:
         return self.dtype.itemsize + self.text_bytes
 
     @property
-    def absent(self) -> Any:
-        """The value of rows that have none."""
+    def resolved_fill(self) -> Any:
+        """The fill value: `fill`, or the default of the dtype."""
         if self.fill is None:
-            return missing_value(self.dtype.base)  # the base of an array for each row
+            return missing_value(self.dtype.base)  # the base dtype, if each row has an array
         return self.fill
 
     @property
-    def absent_in_words(self) -> str:
-        """`absent` for a line of the log."""
-        value = self.absent
+    def fill_in_words(self) -> str:
+        """The fill value for a line of the log."""
+        value = self.resolved_fill
         if isinstance(value, bytes) and not value.strip(b"\0"):
-            return "empty"
+            return "an empty text"
         return str(value)
 
 
@@ -157,7 +157,7 @@ class Shard:
     rows : ndarray of shape (n_rows, n_inputs), or None
         The rows themselves, if they are in no file.
     offset : ndarray of shape (n_inputs,), float64, or None
-        Integers that are subtracted exactly from every row when it is read.
+        Integers that are subtracted exactly from every row on reading.
     """
 
     path: str
@@ -209,7 +209,7 @@ class Shard:
 
 
 def leave_out_extras(shard: Shard, reasons: Mapping[str, str]) -> Shard:
-    """Return the shard without the extras of these names, which it lists as left out for these reasons."""
+    """Return the shard without the extras of these names; it lists them as left out, with the reasons."""
     if not reasons:
         return shard
     extras = tuple(extra for extra in shard.extras if extra.name not in reasons)
@@ -231,12 +231,12 @@ def array_shard(rows: np.ndarray) -> Shard:
 
 
 def read_dtype(stored: np.dtype) -> str:
-    """Return the dtype as which stored rows are read: in native byte order, and one that devices compute with."""
+    """Return the dtype in which stored rows are read: in native byte order, and supported by devices."""
     return _READ_AS.get(stored.name, stored.name)
 
 
 def with_offset(shard: Shard, offset: np.ndarray | None) -> Shard:
-    """Return a shard from whose rows an offset (n_inputs,) is subtracted when they are read; the same one for None."""
+    """Return the shard with an offset (n_inputs,) that is subtracted from its rows on reading; unchanged for None."""
     if offset is None:
         return shard
     dtype = "float64" if np.dtype(shard.dtype).kind == "f" else "int64"
@@ -261,7 +261,7 @@ class Block:
         return f"{self.shard} rows={self.start}:{self.stop}"
 
     def cut(self, n_rows: int) -> Iterator[Block]:
-        """Yield blocks of `n_rows` rows in their order, the last one shorter."""
+        """Yield blocks of `n_rows` rows in order; the last one may be shorter."""
         for start in range(self.start, self.stop, n_rows):
             yield Block(self.shard, start, min(start + n_rows, self.stop))
 
@@ -276,7 +276,7 @@ def row_dtype(shards: Sequence[Shard]) -> np.dtype:
 
 
 def blocks(shards: Sequence[Shard], block_rows: int) -> Iterator[Block]:
-    """Yield blocks of `block_rows` rows of every shard, the last of each shard shorter."""
+    """Yield blocks of `block_rows` rows of every shard; the last one of each shard may be shorter."""
     for shard in shards:
         yield from Block(shard, 0, shard.n_rows).cut(block_rows)
 

@@ -1,4 +1,4 @@
-"""The files to read: those that patterns name, or that an output directory's manifest lists."""
+"""The files to read: the files that patterns name, and the parts that the manifest of an output directory lists."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.hdf5.files import FILES, translated_error
 from pipeline.hdf5.superblock import signature_at
 from pipeline.output.records import read_manifest
 
-__all__ = ["Source", "distinct", "find", "lies_in", "natural_key"]
+__all__ = ["COPY_AGAIN", "Source", "distinct", "find", "lies_in", "natural_key"]
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ _ENDINGS = (".h5", ".hdf5", ".hdf", ".he5", ".h5ad")
 _LISTED = 3  # files of a directory that are not HDF5, in a message
 _MOST_NAMES = 10_000  # names of a directory that are compared with a misspelled one
 _MARKER = ".shardpress"
+COPY_AGAIN = "Copy the directory again, or repeat the run that made it."
 _INDEX = "index.h5"
 
 
@@ -38,7 +39,7 @@ class Source:
     ----------
     path : Path
     n_rows, n_bytes, blake3 : int, int and str, optional
-        As the manifest says. Manifests of earlier versions say less.
+        Facts from the manifest; manifests of earlier versions lack some of them.
     master : Path, optional
         The master file that stacks this one.
     dataset : str, optional
@@ -57,14 +58,14 @@ class Source:
 
 
 def find(patterns: Sequence[str]) -> list[Source]:
-    """Return the files of patterns, in the order of these, and in natural order of the names (9 before 10) within each.
+    """Return the files of patterns: in the order of the patterns, and in natural order (9 before 10) within each one.
 
     Parameters
     ----------
     patterns : sequence of str
-        Files, globs, and directories. A directory means every file in it that begins like HDF5 or whose name ends like
-        it, but no hidden file and none in a subdirectory. An output directory of shardpress, or the index in it, means
-        the parts that its manifest lists.
+        Files, globs, and directories. A directory means all files in it that have HDF5's signature or a usual ending,
+        except for hidden files and subdirectories. An output directory of shardpress, or the index in it, means the
+        parts that its manifest lists.
 
     Raises
     ------
@@ -79,7 +80,7 @@ def find(patterns: Sequence[str]) -> list[Source]:
 
 
 def distinct(named: Iterable[tuple[Source, str]]) -> list[Source]:
-    """Return the sources, each given with the pattern that names it; raise `DataError` if a file is found twice."""
+    """Return sources without the patterns that name them; raise `DataError` if a file is found twice."""
     names: dict[object, str] = {}
     sources = []
     for source, name in named:
@@ -112,7 +113,7 @@ def _matches(pattern: str) -> list[Source]:
     matches = _files(pattern)
     if not matches:
         _check_reachable(pattern)
-        raise NoInput(f"input={printable(pattern)}: {_no_match(pattern)}")
+        raise NoInput(f"input={printable(pattern)}: {_explain_no_match(pattern)}")
     return [Source(match) for match in sorted(matches, key=lambda match: natural_key(str(match)))]
 
 
@@ -120,11 +121,11 @@ def _files(pattern: str) -> list[Path]:
     """Return the files that a directory, a path or a glob names."""
     path = Path(pattern)
     if os.path.isdir(pattern):
-        entries = [path / name for name in _listed(pattern)]
+        entries = [path / name for name in _list_directory(pattern)]
         _check_inside(pattern, entries)
         return entries
     if os.path.lexists(pattern):  # before globs, since files may have names such as a[1].h5
-        return [path]  # also a link that leads elsewhere, since the user has named it
+        return [path]  # even a link to another directory, since the user has named it
     entries = [Path(name) for name in glob.glob(pattern)]
     # The user has named the part before the first wildcard, link or not.
     root = os.path.dirname(re.split(r"[*?[]", pattern, maxsplit=1)[0])
@@ -133,7 +134,7 @@ def _files(pattern: str) -> list[Path]:
 
 
 def _check_reachable(pattern: str) -> None:
-    """Raise `NotPermitted` if a directory above a path must not be entered: then it is unknown whether it exists."""
+    """Raise `NotPermitted` if a parent directory must not be entered: the path may then exist or not."""
     try:
         os.lstat(pattern)
     except PermissionError as error:
@@ -145,16 +146,16 @@ def _check_reachable(pattern: str) -> None:
         return
 
 
-def _no_match(pattern: str) -> str:
-    """Return why a pattern matches nothing, and a similar name if there is one."""
+def _explain_no_match(pattern: str) -> str:
+    """Return a message about a pattern without matches, with a similar name if there is one."""
     if glob.has_magic(pattern):
         advice = "Check --input (scripts/make_data.py writes sample shards to data/)."
         return f"no file matches, expected at least one HDF5 file. {advice}"
     folder, name = os.path.split(pattern.rstrip("/"))
-    near = get_close_matches(name, _names_in(folder), n=1)
+    similar = get_close_matches(name, _names_in(folder), n=1)
     advice = "Check --input."
-    if near:
-        advice = f"Did you mean {printable(os.path.join(folder, near[0]))}?"
+    if similar:
+        advice = f"Did you mean {printable(os.path.join(folder, similar[0]))}?"
     return f"no such file or directory. {advice}"
 
 
@@ -169,16 +170,17 @@ def _names_in(folder: str) -> list[str]:
 # -- directories -------------------------------------------------------------------------------------------------
 
 
-def _listed(directory: str) -> list[str]:
+def _list_directory(directory: str) -> list[str]:
     """Return the names of a directory's HDF5 files, and log other files.
 
-    Files with a name like HDF5 are not opened, since there may be many. They are refused later if they are not HDF5.
+    Files with a usual ending are not opened here, since there may be many. They are refused later if they are not HDF5.
     """
     try:
         names, others = _names_and_others(directory)
     except PermissionError as error:
         raise NotPermitted(
-            f"input={printable(directory)}: {error.strerror}, expected permission to list the directory"
+            f"input={printable(directory)}: {error.strerror}, expected permission to list the directory. As its "
+            "owner, run chmod +rx on it."
         ) from error
     except OSError as error:
         raise translated_error(error, f"input={printable(directory)}") from error
@@ -195,14 +197,14 @@ def _listed(directory: str) -> list[str]:
 
 def _names_and_others(directory: str) -> tuple[list[str], list[str]]:
     """Return the names of a directory's HDF5 files, and of everything else that is not hidden."""
-    inside = os.path.realpath(directory)
+    root_path = os.path.realpath(directory)
     names = []
     others = []
     with os.scandir(directory) as entries:
         for entry in entries:
-            if entry.name.startswith("."):  # such as ._1.h5, macOS's notes on 1.h5
+            if entry.name.startswith("."):  # for example ._1.h5, which macOS writes for 1.h5
                 continue
-            if os.path.splitext(entry.name)[1] in _ENDINGS or _begins_like_hdf5(entry, inside):
+            if os.path.splitext(entry.name)[1] in _ENDINGS or _is_hdf5(entry, root_path):
                 names.append(entry.name)
             elif entry.is_dir(follow_symlinks=False):
                 others.append(f"{entry.name}/")
@@ -211,12 +213,13 @@ def _names_and_others(directory: str) -> tuple[list[str], list[str]]:
     return names, others
 
 
-def _begins_like_hdf5(entry: os.DirEntry[str], inside: str) -> bool:
-    """Return whether it is a regular file with HDF5's signature. No link out of the directory is followed."""
+def _is_hdf5(entry: os.DirEntry[str], root_path: str) -> bool:
+    """Return whether an entry is a regular file with HDF5's signature. Links out of the directory are not followed."""
     where = f"file={printable(entry.path)}"
-    if entry.is_symlink() and not lies_in(inside, os.path.realpath(entry.path)):
+    if entry.is_symlink() and not lies_in(root_path, os.path.realpath(entry.path)):
         log.warning(
-            "%s: left out, since it is a link out of the directory. If it is meant, give the file itself with --input",
+            "%s: left out, since it is a link out of the directory. If this is intended, give the file itself with "
+            "--input.",
             where,
         )
         return False
@@ -225,7 +228,7 @@ def _begins_like_hdf5(entry: os.DirEntry[str], inside: str) -> bool:
     except OSError as error:
         failure = translated_error(error, where)
         if not isinstance(failure, (NoInput, NotPermitted)):
-            raise failure from error  # otherwise a failing disk would look like other content
+            raise failure from error  # otherwise a failing disk would look like another format
         log.warning("%s: left out: %s", where, error.strerror)
         return False
 
@@ -245,15 +248,15 @@ def lies_in(directory: str, path: str) -> bool:
 
 
 def _check_inside(directory: str, entries: Sequence[Path]) -> None:
-    """Refuse links out of the directory: otherwise a user who writes to it would choose what another one reads."""
-    inside = os.path.realpath(directory)
+    """Refuse links out of the directory: a user who can write to it could choose the files that another user reads."""
+    root_path = os.path.realpath(directory)
     for entry in entries:
         place = os.path.realpath(entry)
-        if not lies_in(inside, place):
+        if not lies_in(root_path, place):
             raise NotPermitted(
                 f"file={printable(entry)}: a link out of the directory {printable(directory or '.')} to "
-                f"{printable(place)}, expected files in the directory. If it is meant, give the file "
-                "itself with --input."
+                f"{printable(place)}, expected files in the directory. If this is intended, give the "
+                "file itself with --input."
             )
 
 
@@ -261,16 +264,16 @@ def _check_inside(directory: str, entries: Sequence[Path]) -> None:
 
 
 def _parts(directory: Path) -> list[Source]:
-    """Return the parts that an output directory's manifest lists; other files there are unfinished."""
+    """Return the parts that an output directory's manifest lists; other files in it are unfinished."""
     where = f"input={printable(directory)}"
     try:
         parts = [_part(directory, line) for line in read_manifest(directory)["parts"]]
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{where}: its manifest is malformed: {error!r}") from error
+        raise DataError(f"{where}: its manifest is malformed: {error!r}. {COPY_AGAIN}") from error
     for part in parts:
         _check_in_directory(part.path.relative_to(directory), directory, where)
     if not parts:
-        raise DataError(f"{where}: its manifest lists no parts, expected at least one")
+        raise DataError(f"{where}: its manifest lists no parts, expected at least one. {COPY_AGAIN}")
     return parts
 
 
@@ -287,15 +290,18 @@ def _check_in_directory(part: Path, directory: Path, where: str) -> None:
     """Refuse a part outside the directory: the manifest may be forged, and parts may have been replaced by links."""
     leads_out = ".." in part.parts
     if leads_out or any(os.path.islink(directory / each) for each in (part, *part.parents[:-1])):
-        raise NotPermitted(f"{where}: its part {printable(part)} is outside the directory, expected a file in it")
+        raise NotPermitted(
+            f"{where}: its part {printable(part)} is outside the directory, expected a file in it. Do not use "
+            "this output."
+        )
 
 
 def natural_key(name: str) -> list[tuple[bool, int, str]]:
-    """Return a sort key under which digits count as numbers."""
+    """Return a sort key that treats digits as numbers."""
     return [_natural_part(part) for part in re.split(r"(\d+)", name)]
 
 
 def _natural_part(part: str) -> tuple[bool, int, str]:
-    # Numbers are compared with numbers only, hence the flag. The spelling is last, to distinguish 010 from 10.
+    # The flag prevents comparisons of numbers with words. The spelling comes last, to distinguish 010 from 10.
     is_number = part.isdecimal()
     return is_number, int(part) if is_number else 0, part

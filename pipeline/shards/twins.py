@@ -12,8 +12,8 @@ from pipeline.shards.shard import Block, Shard
 
 __all__ = ["Twins", "find_twins"]
 
-_SAMPLED_ROWS = 16  # rows of a shard that are compared before all of them are
-_SAMPLED_BYTES = 2**16  # bytes of these rows, though one row may be larger
+_SAMPLED_ROWS = 16  # rows of a shard that are compared first
+_SAMPLED_BYTES = 2**16  # bytes of these rows, unless one row is larger
 _BLOCK_BYTES = 2**23
 
 
@@ -48,13 +48,13 @@ def find_twins(
 ) -> Iterator[Twins]:
     """Find shards with equal rows.
 
-    Only shards of the same shape, dtype and stored size are read: first a few rows of each, then all rows of those that
-    agree in these. A shard that cannot be read has no twin.
+    Only shards of the same shape, dtype and stored size are read: first a few rows of each, then all rows of the
+    shards with equal samples. A shard that cannot be read has no twin.
 
     Parameters
     ----------
     most_bytes : int, optional
-        Bytes of rows to compare completely, over all shards. Of further shards only a sample is compared.
+        Bytes of rows to compare completely, over all shards. For further shards only a sample is compared.
     most_shards : int, optional
         Number of shards of one shape to read.
 
@@ -64,7 +64,7 @@ def find_twins(
         Each shard with the first one that is equal to it.
     """
     n_left = most_bytes
-    for sampled in _with_equal_samples(shards, most_shards):
+    for sampled in _groups_with_equal_samples(shards, most_shards):
         n_bytes = len(sampled) * sampled[0].n_rows * sampled[0].row_bytes
         if n_left is not None and n_bytes > n_left:
             n_compared = len(_sample(sampled[0]))
@@ -73,7 +73,7 @@ def find_twins(
         if n_left is not None:
             n_left -= n_bytes
         digests = [_digest_of(shard, Block(shard, 0, shard.n_rows)) for shard in sampled]
-        for equal in _grouped(sampled, digests):
+        for equal in _group_by_key(sampled, digests):
             yield from _pairs(equal, equal[0].n_rows)
 
 
@@ -82,16 +82,16 @@ def _pairs(equal: Sequence[Shard], n_compared: int) -> Iterator[Twins]:
         yield Twins(equal[0], other, n_compared)
 
 
-def _with_equal_samples(shards: Sequence[Shard], most_shards: int | None) -> Iterator[list[Shard]]:
+def _groups_with_equal_samples(shards: Sequence[Shard], most_shards: int | None) -> Iterator[list[Shard]]:
     """Yield groups of shards that agree in a few of their rows."""
-    filled = [shard for shard in shards if shard.n_rows]
-    for alike in _grouped(filled, [_stored_key(shard) for shard in filled]):
+    non_empty = [shard for shard in shards if shard.n_rows]
+    for alike in _group_by_key(non_empty, [_stored_key(shard) for shard in non_empty]):
         compared = alike[:most_shards]
-        yield from _grouped(compared, [_digest_of(shard, _sample(shard)) for shard in compared])
+        yield from _group_by_key(compared, [_digest_of(shard, _sample(shard)) for shard in compared])
 
 
-def _grouped(shards: Sequence[Shard], keys: Sequence[Hashable]) -> list[list[Shard]]:
-    """Return groups of two or more shards with equal keys; those whose key is None are in no group."""
+def _group_by_key(shards: Sequence[Shard], keys: Sequence[Hashable]) -> list[list[Shard]]:
+    """Return groups of two or more shards with equal keys; shards whose key is None are left out."""
     groups: dict[Hashable, list[Shard]] = {}
     for shard, key in zip(shards, keys, strict=True):
         if key is not None:
@@ -100,7 +100,7 @@ def _grouped(shards: Sequence[Shard], keys: Sequence[Hashable]) -> list[list[Sha
 
 
 def _stored_key(shard: Shard) -> Hashable:
-    """Return what shards with equal rows have in common, as far as it is known without reading any."""
+    """Return a key that shards with equal rows share, from facts that are known without reading rows."""
     n_stored = 0
     for layout in shard.layouts:
         if layout.index is None:

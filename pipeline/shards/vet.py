@@ -38,7 +38,7 @@ __all__ = ["Selection", "code_dtype", "read_structure", "vet"]
 log = logging.getLogger(__name__)
 
 _LONGEST = 400  # characters of a name or reason
-_GROUP_ROWS = 1024  # rows whose texts are added up: parts hold a multiple of this number
+_GROUP_ROWS = 1024  # rows whose text lengths are added up; parts hold a multiple of this number of rows
 _PAGE = 2**12  # bytes that are read of one column at once
 _MOST_READ = 2**23  # bytes that are read of all columns at once
 
@@ -64,7 +64,7 @@ class Selection:
     include: tuple[str, ...] = ()
 
 
-def vet(path: Path, wanted: Selection = Selection()) -> Shard:
+def vet(path: Path, selection: Selection = Selection()) -> Shard:
     """Return a file as a shard after checking its structure; no rows are read.
 
     Raises
@@ -77,18 +77,18 @@ def vet(path: Path, wanted: Selection = Selection()) -> Shard:
     where = f"file={printable(path)}"
 
     def read(descriptor: int, identity: Identity, base: int) -> Shard:
-        facts, arrays = _describe(descriptor, identity, base, wanted, where)
+        facts, arrays = _describe(descriptor, identity, base, selection, where)
         with checking_answer(where, " about it"):
             shard = _shard_of(facts, arrays, str(path), identity)
-            _check_extras(shard, wanted)
-        shard = leave_out_extras(shard, _reasons_of_misplaced(shard, where, base))
-        return _with_measured_texts(shard, descriptor)
+            _check_extras(shard, selection)
+        shard = leave_out_extras(shard, _misplaced_extras(shard, where, base))
+        return _measure_all_texts(shard, descriptor)
 
     return read_structure(path, read)
 
 
 def read_structure(path: Path, read: Callable[[int, Identity, int], T]) -> T:
-    """Return what `read` returns for an opened file; repeat it if the storage fails. Raises like `vet`.
+    """Return the result of `read` for an opened file, and repeat it if the storage fails. Raises like `vet`.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def read_structure(path: Path, read: Callable[[int, Identity, int], T]) -> T:
     """
     where = f"file={printable(path)}"
 
-    def once() -> T:
+    def read_once() -> T:
         try:
             with opened(str(path)) as (descriptor, identity):
                 base = check_superblock(descriptor, identity.size, where)
@@ -105,31 +105,33 @@ def read_structure(path: Path, read: Callable[[int, Identity, int], T]) -> T:
         except OSError as error:
             failure = translated_error(error, where)
             if isinstance(failure, ReadFailed):
-                raise  # and try again
+                raise  # `with_retries` repeats it
             raise failure from error
 
-    return with_retries(once, where)
+    return with_retries(read_once, where)
 
 
 def _describe(
-    descriptor: int, identity: Identity, base: int, wanted: Selection, where: str
+    descriptor: int, identity: Identity, base: int, selection: Selection, where: str
 ) -> tuple[Any, list[np.ndarray]]:
     """Return the description of a file: by the plain reader if the file is plain, otherwise by the child."""
     try:
-        if not wanted.include:  # the plain reader looks at one group only, and these extras may be in others
-            plain = describe_plain(descriptor, identity.size, wanted.dataset, wanted.orientation, base)
+        if not selection.include:  # the plain reader reads one group only, and named extras may be in others
+            plain = describe_plain(descriptor, identity.size, selection.dataset, selection.orientation, base)
             if plain is not None:
                 return plain
-        return _ask_child(descriptor, [wanted.dataset, wanted.orientation, list(wanted.include)], where)
+        return _ask_child(descriptor, [selection.dataset, selection.orientation, list(selection.include)], where)
     except DataError:
-        # The child opens the file by its descriptor's name, under which nothing is found once it is deleted.
+        # The child opens the file through its descriptor in /proc, which fails once the file is deleted.
         if not os.fstat(descriptor).st_nlink:
-            raise NoInput(f"{where}: the file was deleted while it was read") from None
+            raise NoInput(
+                f"{where}: the file was deleted while it was read. Restore it, then run the same command again."
+            ) from None
         raise
 
 
 def _ask_child(descriptor: int, arguments: list[Any], where: str) -> tuple[Any, list[np.ndarray]]:
-    """Return the child's description; if it does not survive the extras, that of the rows alone."""
+    """Return the child's description; if the child fails because of the extras, that of the rows alone."""
     try:
         return ask("describe", descriptor, arguments, where)
     except DataError as error:
@@ -144,13 +146,13 @@ def _ask_child(descriptor: int, arguments: list[Any], where: str) -> tuple[Any, 
         return facts, arrays
 
 
-def _reasons_of_misplaced(shard: Shard, where: str, base: int) -> dict[str, str]:
-    """Return, by name, why extras are outside the file or decompress to too much.
+def _misplaced_extras(shard: Shard, where: str, base: int) -> dict[str, str]:
+    """Return the extras that are outside the file or decompress to too much: reasons by name.
 
     Raises
     ------
     DataError
-        If the rows do, or if values overlap: then it is unknown which values are damaged.
+        If this is true of the rows, or if values overlap, since it is then unknown which values are damaged.
     """
     size = shard.identity.size
     layouts = {extra.name: extra.layout for extra in shard.extras if extra.layout}
@@ -175,20 +177,20 @@ def _places_objection(layouts: Sequence[Layout], size: int, where: str, base: in
     return None
 
 
-def _with_measured_texts(shard: Shard, descriptor: int) -> Shard:
-    """Return the shard with the lengths of its texts, and without the extras that hold too long ones."""
+def _measure_all_texts(shard: Shard, descriptor: int) -> Shard:
+    """Return the shard with the lengths of its texts, without extras whose texts are too long."""
     extras: list[Extra] = []
     reasons: dict[str, str] = {}
     for extra in shard.extras:
-        measured = _measured(extra, shard, descriptor)
+        measured = _measure_texts(extra, shard, descriptor)
         if measured.layout is not None and measured.layout.longest > MOST_TEXT_BYTES:
             reasons[extra.name] = f"a string of {measured.layout.longest} bytes, expected at most {MOST_TEXT_BYTES}"
         extras.append(measured)
     return leave_out_extras(replace(shard, extras=tuple(extras)), reasons)
 
 
-def _measured(extra: Extra, shard: Shard, descriptor: int) -> Extra:
-    """Return an extra with the lengths of its texts, if it has texts of any length."""
+def _measure_texts(extra: Extra, shard: Shard, descriptor: int) -> Extra:
+    """Return an extra with the lengths of its texts, if they have variable length."""
     if extra.layout is None or not extra.layout.dtype.hasobject or not shard.n_rows:
         return extra
     pieces = text_lengths(descriptor, shard.identity.size, extra.layout, shard.n_rows)
@@ -196,40 +198,40 @@ def _measured(extra: Extra, shard: Shard, descriptor: int) -> Extra:
         return extra
     group_rows = min(_GROUP_ROWS, shard.n_rows)
     try:
-        longest, most = _longest_and_most(pieces, group_rows)
+        longest, greatest_sum = _greatest_length_and_sum(pieces, group_rows)
     except DataError:  # a damaged chunk, whose values are lost when they are read
         return extra
-    return replace(extra, layout=replace(extra.layout, longest=longest), text_bytes=-(-most // group_rows))
+    return replace(extra, layout=replace(extra.layout, longest=longest), text_bytes=-(-greatest_sum // group_rows))
 
 
-def _longest_and_most(pieces: Iterator[np.ndarray], group_rows: int) -> tuple[int, int]:
-    """Return the largest of some lengths, and the largest sum over one group of rows."""
+def _greatest_length_and_sum(pieces: Iterator[np.ndarray], group_rows: int) -> tuple[int, int]:
+    """Return the greatest of some lengths, and the greatest sum over a group of rows."""
     longest = 0
-    most = 0
+    greatest_sum = 0
     rest = np.empty(0, dtype=np.int64)
     for piece in pieces:
         lengths = np.concatenate([rest, piece])
         longest = max(longest, int(lengths.max(initial=0)))
         n_whole = len(lengths) // group_rows * group_rows
         sums = lengths[:n_whole].reshape(-1, group_rows).sum(axis=1)
-        most = max(most, int(sums.max(initial=0)))
+        greatest_sum = max(greatest_sum, int(sums.max(initial=0)))
         rest = lengths[n_whole:]
-    return longest, max(most, int(rest.sum()))
+    return longest, max(greatest_sum, int(rest.sum()))
 
 
 # -- from a description to a shard, with checks ----------------------------------------------------------------------
 
 
 def _shard_of(facts: Any, arrays: list[np.ndarray], path: str, identity: Identity) -> Shard:
-    left = iter(arrays)  # in the order of the layouts
+    remaining = iter(arrays)  # in the order of the layouts
     # Lists, since a generator would turn the StopIteration of missing arrays into RuntimeError.
-    layouts = [layout_of(claim, left) for claim in facts["rows"]]
-    extras = [_extra_of(claim, layout_of(claim["layout"], left)) for claim in facts["extras"]]
+    layouts = [layout_of(claim, remaining) for claim in facts["rows"]]
+    extras = [_extra_of(claim, layout_of(claim["layout"], remaining)) for claim in facts["extras"]]
     form = facts["form"]
     shape, stored = _rows_of_layouts(form, layouts, facts["shape"])
     if not isinstance(facts["dataset"], str):
-        raise ValueError("names")
-    columns = _columns(facts["columns"], layouts[0].dtype, prod(shape[1:]), left)
+        raise ValueError("invalid name of the dataset")
+    columns = _columns(facts["columns"], layouts[0].dtype, prod(shape[1:]), remaining)
     return Shard(
         path=path,
         dataset=facts["dataset"],
@@ -253,41 +255,41 @@ def _rows_of_layouts(form: Any, layouts: Sequence[Layout], shape: Any) -> tuple[
     return rows_of(form, shapes, dtypes, shape)
 
 
-def _check_extras(shard: Shard, wanted: Selection) -> None:
+def _check_extras(shard: Shard, selection: Selection) -> None:
     extras = shard.extras
     n_rows = shard.n_rows
-    # Each of them may be named by the user as well, hence twice the number. Their layouts are claims, too.
+    # The user may name each of them as well, hence twice the number. Their layouts are claims as well.
     if len(extras) > 2 * MAX_EXTRAS or not all(extra.layout and _fits(extra.layout, n_rows) for extra in extras):
-        raise ValueError("extras")
+        raise ValueError("invalid number or shape of extras")
     if len({(extra.name, extra.is_named) for extra in extras}) < len(extras):
-        raise ValueError("names")
-    if not {extra.name for extra in extras if extra.is_named} <= set(wanted.include):
+        raise ValueError("repeated names of extras")
+    if not {extra.name for extra in extras if extra.is_named} <= set(selection.include):
         raise ValueError("unexpected named extras")
 
 
-def _columns(claim: Any, dtype: np.dtype, n_inputs: int, left: Iterator[np.ndarray]) -> Columns:
+def _columns(claim: Any, dtype: np.dtype, n_inputs: int, remaining: Iterator[np.ndarray]) -> Columns:
     """Return the description of the columns."""
     columns = _column_names(claim, dtype, n_inputs)
     values_from = claim["values_from"]
     if values_from is None:
         return columns
-    data = next(left)
+    data = next(remaining)
     if not isinstance(values_from, str) or data.dtype != np.uint8 or data.shape != (8 * n_inputs,):
-        raise ValueError("columns")
+        raise ValueError("invalid numbers of columns")
     return replace(columns, values=np.frombuffer(data.tobytes(), np.float64), values_from=values_from[:_LONGEST])
 
 
 def _column_names(claim: Any, dtype: np.dtype, n_inputs: int) -> Columns:
-    """Return the names of the columns; those of a table's fields if the file gives no others."""
+    """Return the names of the columns: those of the fields of a table if the file has no others."""
     names = claim["names"]
     names_from = claim["names_from"]
     if names is None:
         names, names_from = _names_of_fields(dtype)
     texts = [names_from, claim["note"], *names]
     if not isinstance(names, list) or not all(isinstance(each, str) for each in texts):
-        raise ValueError("columns")
+        raise ValueError("invalid names of columns")
     if len(names) not in (0, n_inputs) or len(names) > MOST_COLUMN_NAMES:
-        raise ValueError("columns")
+        raise ValueError("invalid number of column names")
     return Columns(tuple(names), names_from[:_LONGEST], note=claim["note"][:_LONGEST])
 
 
@@ -303,8 +305,8 @@ def _extra_of(claim: Any, layout: Layout) -> Extra:
     name = claim["name"]
     is_named = claim["is_named"]
     if not isinstance(name, str) or is_named not in (True, False) or ("/" in name and not is_named):
-        raise ValueError("extra")
-    name.encode()  # raises an error if it could not be written
+        raise ValueError("invalid name of an extra")
+    name.encode()  # raises an error if the name cannot be written
     extra = Extra(name, layout.dtype, layout, is_named=bool(is_named))
     return _with_categories(extra, claim["categories"])
 
@@ -314,7 +316,7 @@ def _with_categories(extra: Extra, categories: Any) -> Extra:
     if categories is None or extra.dtype.kind not in "iu":
         return extra
     if not isinstance(categories, list) or not _are_categories(categories) or not are_few(categories):
-        raise ValueError("categories")
+        raise ValueError("invalid categories")
     codes = tuple(range(len(categories)))
     return replace(extra, dtype=code_dtype(codes), fill=-1, categories=tuple(categories), codes=codes)
 
@@ -325,7 +327,7 @@ def code_dtype(categories: Sequence[Any]) -> np.dtype:
 
 
 def _are_categories(claims: list[Any]) -> bool:
-    """Return whether these are texts that can be written and are not too long in all, or numbers that NumPy has."""
+    """Return whether these are texts whose total length is allowed, or numbers that NumPy can hold."""
     if all(isinstance(each, str) for each in claims):
         return sum(len(each.encode("utf-8", "surrogateescape")) for each in claims) <= MOST_WORDS
     return all(type(each) in (float, bool) or (type(each) is int and abs(each) < 2**63) for each in claims)
@@ -349,7 +351,7 @@ def _chunk_rows(form: str, first: Layout, shape: tuple[int, ...]) -> int:
     if first.chunks:
         axis = -1 if form == "columns" else 0
         return first.chunks[axis]
-    if form == "columns":  # a piece of each column is read, and a page takes as long as a number
+    if form == "columns":  # a piece of each column is read, and reading a page takes as long as reading a number
         piece_bytes = min(_PAGE, _MOST_READ // prod(shape[1:]))
         return max(1, piece_bytes // first.dtype.itemsize)
     return 1

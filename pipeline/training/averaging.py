@@ -1,9 +1,10 @@
-"""Averages of replicas and the step that follows from them: pure arithmetic, in float64 and in the order of replicas.
+"""Averages of replicas, and the outer step: pure arithmetic, in float64 and in the order of the replicas.
 
-Replicas that train apart and are averaged now and then: Stich, "Local SGD converges fast and communicates little", 2019
-(arXiv:1805.09767). The mean move as a gradient of an outer Nesterov step: Douillard et al., "DiLoCo: distributed
-low-communication training of language models", 2023 (arXiv:2311.08105), algorithm 1. Adam's moments are averaged too:
-Iacob et al., "DES-LOC", 2025 (arXiv:2505.22549), where those that stay with their replicas oscillate.
+The method is local SGD: replicas train independently and are averaged at intervals (Stich, "Local SGD converges fast
+and communicates little", 2019, arXiv:1805.09767). The mean move is the gradient of an outer Nesterov step (Douillard et
+al., "DiLoCo: distributed low-communication training of language models", 2023, arXiv:2311.08105, algorithm 1). Adam's
+moments are averaged as well, since they oscillate if each replica keeps its own (Iacob et al., "DES-LOC", 2025,
+arXiv:2505.22549).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ __all__ = ["Average", "Weights", "outer_step"]
 Arrays = Mapping[str, np.ndarray]
 
 # The values of DiLoCo, for 8 replicas. Together they amplify a steady move by 0.7 / (1 - 0.9) = 7. Fewer replicas see
-# fewer rows in the same steps: with two of them this has diverged.
+# fewer rows in the same number of steps, and with two replicas these values diverged.
 _RATE = 0.7
 _MOMENTUM = 0.9
 
@@ -32,7 +33,7 @@ class Weights:
     parameters : mapping
         Parameters of the network.
     rule : mapping
-        Arrays of the update rule. One without axes counts steps.
+        Arrays of the update rule. An array without axes counts steps.
     """
 
     parameters: Arrays
@@ -42,8 +43,8 @@ class Weights:
 class Average:
     """Mean of the weights of replicas, each weighted by the number of rows that it was trained on.
 
-    Weights are added one after the other: another order would give other roundings, and few large models should be in
-    memory at a time.
+    Weights are added one after the other: another order would round differently, and only a few large models fit into
+    memory at once.
 
     Attributes
     ----------
@@ -64,9 +65,9 @@ class Average:
 
     def mean(self) -> Weights:
         """Return the mean in float32; at least one row must have been added."""
-        return Weights(self._divided(self._parameters), self._divided(self._rule))
+        return Weights(self._divide(self._parameters), self._divide(self._rule))
 
-    def _divided(self, sums: Arrays) -> dict[str, np.ndarray]:
+    def _divide(self, sums: Arrays) -> dict[str, np.ndarray]:
         means: dict[str, np.ndarray] = {}
         for name, total in sums.items():
             mean = total
@@ -77,7 +78,7 @@ class Average:
 
 
 def _add(sums: dict[str, np.ndarray], arrays: Arrays, n_rows: int) -> None:
-    """Add arrays to sums. Counts of steps are not averaged: bias corrections are those of the longest replica."""
+    """Add arrays to sums. Step counts are not averaged; their maximum is used for bias corrections."""
     for name, array in arrays.items():
         if array.ndim:
             sums[name] = sums.get(name, 0.0) + float(n_rows) * array.astype(np.float64)
@@ -107,18 +108,18 @@ def outer_step(
     Returns
     -------
     Weights
-        Weights at the start of the next round. The arrays of the update rule are the mean ones.
+        Weights at the start of the next round. The arrays of the update rule are the mean.
     dict
         The next velocity, rounded to float32 as in a checkpoint.
     """
     momentum = _momentum_of(n_replicas)
     parameters: dict[str, np.ndarray] = {}
-    following: dict[str, np.ndarray] = {}
+    next_velocity: dict[str, np.ndarray] = {}
     for name, before in start.parameters.items():
         after, v = _nesterov(before, mean.parameters[name], velocity[name], momentum)
         parameters[name] = after.astype(np.float32)
-        following[name] = v.astype(np.float32)
-    return replace(mean, parameters=parameters), following
+        next_velocity[name] = v.astype(np.float32)
+    return replace(mean, parameters=parameters), next_velocity
 
 
 def _nesterov(

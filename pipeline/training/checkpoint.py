@@ -1,4 +1,4 @@
-"""State of a training, and the checkpoints from which an interrupted one resumes."""
+"""State of a training, and checkpoints from which an interrupted training resumes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.formats import pack, unpack
 
-__all__ = ["Checkpoint", "Epoch", "TrainingState", "grouped"]
+__all__ = ["Checkpoint", "Epoch", "TrainingState", "join_groups"]
 
 _MOST_STEPS = 10**15  # a thousand years of steps of 30 microseconds
 _MOST_SECONDS = 1e10  # three hundred years
@@ -28,7 +28,7 @@ class Epoch:
     cost : float
         Mean squared error per entry of scaled rows before a step, averaged over the steps for which it was computed.
     validation_cost : float or None
-        The same of the validation rows at the end of the epoch; None without validation rows.
+        The same for the validation rows at the end of the epoch; None without validation rows.
     seconds : float
         Duration.
     """
@@ -45,7 +45,7 @@ class Epoch:
 
 @dataclass
 class TrainingState:
-    """Progress of a training: everything except arrays that decides how it continues or that is reported.
+    """Progress of a training: facts, other than arrays, that decide how it continues or that are reported.
 
     A checkpoint stores every field under its name.
 
@@ -58,17 +58,17 @@ class TrainingState:
     n_done : int
         Number of steps (or shares of replicas) of this epoch that have been taken.
     costs : list of float
-        Costs of those of these steps for which they were computed.
+        Costs of these steps, as far as they were computed.
     seconds : float
-        Duration of these steps, those of interrupted runs included.
+        Duration of these steps, including those in interrupted runs.
     history : list of Epoch
         Finished epochs.
     best_cost : float or None
-        Lowest validation cost; None before there is one, because JSON has no infinity.
+        Lowest validation cost; None before the first one, because JSON has no infinity.
     best_epoch : int
         Epoch of the best parameters, or -1 for the initial ones. Without enough validation rows it is the last epoch.
     watch : list of float or None
-        The first and the last finite cost, from which divergence is recognized. A list, as JSON returns it.
+        The first and the last finite cost, which reveal divergence. It is a list because JSON returns lists.
     n_epochs : int or None
         Number of epochs of the training if a deadline has limited it, otherwise None.
     ended_at : int or None
@@ -87,8 +87,8 @@ class TrainingState:
     n_epochs: int | None = None
     ended_at: int | None = None
 
-    def turn_to_next(self, finished: Epoch) -> None:
-        """Add a finished epoch to the history, and begin to count the steps of the next one."""
+    def start_next_epoch(self, finished: Epoch) -> None:
+        """Add a finished epoch to the history, and start to count the steps of the next one."""
         self.history.append(finished)
         self.epoch += 1
         self.n_done = 0
@@ -101,16 +101,16 @@ class TrainingState:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingState:
-        """Return the state of which `dataclasses.asdict` made these values; raise `ValueError` for other values."""
+        """Return the state that `dataclasses.asdict` converted to these values; raise `ValueError` for other values."""
         if not isinstance(values, Mapping):
             raise ValueError(f"is not a checkpoint: its progress is a {type(values).__name__}")
         names = {each.name for each in fields(cls)}
-        # A missing field must not become its default, except for those that earlier versions did not know.
+        # A missing field must not become its default, except for those that earlier versions did not have.
         if set(values) | {"n_epochs", "ended_at"} != names:
             raise ValueError(f"is not a checkpoint: it has the fields {sorted(values)}, expected {sorted(names)}")
         history = [Epoch(**epoch) for epoch in values["history"]]
         state = cls(**{**values, "history": history})
-        wrong = [name for name, is_possible in _possible(state).items() if not is_possible]
+        wrong = [name for name, is_possible in _field_checks(state).items() if not is_possible]
         if wrong:
             raise ValueError(f"is not a checkpoint: impossible values of {', '.join(wrong)}")
         return state
@@ -166,22 +166,22 @@ class Checkpoint:
         return cls(arrays, state, n_steps)
 
 
-def _possible(state: TrainingState) -> dict[str, bool]:
-    """Return for each field whether its value is possible, whatever training it belongs to."""
-    is_begun = _is_count(state.epoch) and _is_count(state.n_done)
+def _field_checks(state: TrainingState) -> dict[str, bool]:
+    """Return for each field whether its value is possible in any training."""
+    are_counts = _is_count(state.epoch) and _is_count(state.n_done)
     costs_are_possible = isinstance(state.costs, list) and all(map(_is_finite, state.costs))
     watch_is_possible = isinstance(state.watch, list) and len(state.watch) == 2
     return {
         "optimizer": isinstance(state.optimizer, str),
         "epoch": _is_count(state.epoch),
         "n_done": _is_count(state.n_done),
-        "costs": is_begun and costs_are_possible and len(state.costs) <= state.n_done,
+        "costs": are_counts and costs_are_possible and len(state.costs) <= state.n_done,
         "seconds": _is_duration(state.seconds),
         "history": len(state.history) == state.epoch
         and all(map(_is_possible_epoch, range(len(state.history)), state.history)),
         "best_cost": state.best_cost is None or _is_finite(state.best_cost),
-        # The first version began with 0, where later ones begin with -1.
-        "best_epoch": is_begun and type(state.best_epoch) is int and -1 <= state.best_epoch <= state.epoch,
+        # The first version began with 0, later versions begin with -1.
+        "best_epoch": are_counts and type(state.best_epoch) is int and -1 <= state.best_epoch <= state.epoch,
         "watch": watch_is_possible and all(cost is None or _is_finite(cost) for cost in state.watch),
         "n_epochs": state.n_epochs is None or _is_count(state.n_epochs),
         "ended_at": state.ended_at is None or _is_count(state.ended_at),
@@ -189,7 +189,7 @@ def _possible(state: TrainingState) -> dict[str, bool]:
 
 
 def _is_possible_epoch(number: int, epoch: Epoch) -> bool:
-    """Return whether a line of the history is possible as that of the epoch `number`."""
+    """Return whether a line of the history is possible for the epoch `number`."""
     validation_cost = epoch.validation_cost
     is_numbered = _is_count(epoch.epoch) and epoch.epoch == number
     has_costs = _is_finite(epoch.cost) and (validation_cost is None or _is_finite(validation_cost))
@@ -210,6 +210,6 @@ def _is_duration(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _MOST_SECONDS
 
 
-def grouped(**groups: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def join_groups(**groups: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the arrays of all groups under names like ``parameters/W``, as a `Checkpoint` holds them."""
     return {f"{group}/{name}": array for group, named in groups.items() for name, array in named.items()}

@@ -22,14 +22,14 @@ __all__ = ["NOTHING", "Baseline", "Components", "baseline_of", "blocks", "princi
 NOTHING = 1e-3
 """Share of the error of the mean below which an error is negligible: the error of low-rank rows is about as small."""
 
-_MARGIN = 0.02  # of the error of components: trainings with different seeds differ by as much
-_STANDARD_ERRORS = 2  # of a mean error, which is not exact for few rows
+_MARGIN = 0.02  # share of the components' error; trainings with different seeds differ by as much
+_STANDARD_ERRORS = 2  # tolerance in standard errors, since the mean error of few rows is not exact
 _SMALL = 1024  # side up to which the Gram matrix is computed; its eigenvectors then take a fifth of a second
-_BLOCK_BYTES = 2**23  # of rows in float64, while they are scaled or multiplied
+_BLOCK_BYTES = 2**23  # bytes of rows in float64 that are scaled or multiplied at once
 
-# Number of products with the sample, and number of directions in addition to the `k` wanted ones, if `k` is smaller.
-# With `k` additional directions, and variances that fall like 1 / i, the error of the reconstruction is within 0.02 %
-# of the exact one; with half of them it is within 0.2 %.
+# Number of products with the sample, and least number of directions in addition to the `k` requested ones. With `k`
+# additional directions, and variances that fall like 1 / i, the error of the reconstruction is within 0.02 % of the
+# exact one; with `k / 2` additional directions it is within 0.2 %.
 _N_ITERATIONS = 4
 _OVERSAMPLING = 16
 
@@ -59,18 +59,18 @@ def sampled(rows: Rows, order: Order, scaler: Scaler, most: int, block_bytes: in
     Parameters
     ----------
     most : int
-        Size of the sample, 1 or more; if there are fewer rows, all of them.
+        Largest size of the sample, 1 or more. If there are fewer rows, all of them are used.
     block_bytes : int
         Bytes of rows in float64 that are scaled at once.
 
     Returns
     -------
     ndarray of shape (n_rows, n_inputs), float32
-        Scaled, in the order of their numbers.
+        Scaled rows, in the order of their numbers.
     """
     numbers = order.sample(most)
     scaled = np.empty((len(numbers), len(scaler.minimum)), dtype=np.float32)
-    # The memory does not hold the sample in its own dtype as well.
+    # In blocks, since the memory does not hold a second copy of the sample in its own dtype.
     for block in blocks(len(scaled), scaled.shape[1], block_bytes):
         scaled[block] = scaler.transform(rows.take(numbers[block]))
     return scaled
@@ -89,7 +89,7 @@ def principal_components(
     x : ndarray of shape (n_rows, n_inputs), float32
         At least one row, scaled. The directions are orthonormal even if there are fewer than `k` rows.
     k : int
-        From 1 to n_inputs.
+        Number of components, from 1 to n_inputs.
     small : int
         Side up to which the Gram matrix is computed.
     block_bytes : int
@@ -108,8 +108,8 @@ def principal_components(
 
 def _components_within(directions: np.ndarray, gram: _Gram, k: int) -> Components:
     """Return the first `k` components within the span of orthonormal columns, which rounding may have mixed."""
-    variances, turn = np.linalg.eigh(directions.T @ gram.times(directions))
-    components = directions @ turn[:, ::-1][:, :k]
+    variances, rotation = np.linalg.eigh(directions.T @ gram.times(directions))
+    components = directions @ rotation[:, ::-1][:, :k]
     largest = components[np.abs(components).argmax(axis=0), np.arange(k)]
     signs = np.where(largest < 0, -1.0, 1.0)
     deviations = np.sqrt(np.maximum(variances[::-1][:k], 0) / gram.n_rows)
@@ -132,11 +132,11 @@ def _directions_of_few_rows(x: np.ndarray, mean: np.ndarray, k: int, block_bytes
     for block in blocks(len(mean), len(x), block_bytes):
         centred = x[:, block] - mean[block]
         found[block, : weights.shape[1]] = centred.T @ weights
-    return np.linalg.qr(found)[0]  # adds any directions if there are fewer rows than components
+    return np.linalg.qr(found)[0]  # adds arbitrary directions if there are fewer rows than components
 
 
 def _products_of_rows(x: np.ndarray, mean: np.ndarray, block_bytes: int) -> np.ndarray:
-    """Return the scalar products (n_rows, n_rows) of each two centred rows."""
+    """Return the scalar products (n_rows, n_rows) of all pairs of centred rows."""
     products = np.zeros((len(x), len(x)))
     for block in blocks(len(mean), len(x), block_bytes):
         centred = x[:, block] - mean[block]
@@ -192,12 +192,12 @@ def blocks(n: int, width: int, block_bytes: int = _BLOCK_BYTES) -> Iterator[slic
 
 @dataclass(frozen=True)
 class Baseline:
-    """Mean squared errors of the validation rows by components and by the mean, in scaled units.
+    """Mean squared errors, in scaled units, of validation rows predicted from components or by the mean row.
 
     Attributes
     ----------
     n_components : int
-        Number of components: that of the features.
+        Number of components, equal to the number of features.
     components : ndarray of shape (n_rows,), float64
         Error of each row's reconstruction from its principal components.
     mean : ndarray of shape (n_rows,), float64
@@ -211,37 +211,37 @@ class Baseline:
     def comparison(self, errors: np.ndarray) -> dict[str, Any]:
         """Return plain values for reports, and whether features with these errors are worse than components.
 
-        The rows are the same, so the test uses the differences of the errors.
+        Both errors belong to the same rows, so the test uses their differences.
 
         Parameters
         ----------
         errors : ndarray of shape (n_rows,)
             Mean squared error of each row's reconstruction from its features.
         """
-        more = errors.astype(np.float64) - self.components
-        by_chance = _STANDARD_ERRORS * more.std() / np.sqrt(len(more))
+        excess = errors.astype(np.float64) - self.components
+        tolerance = _STANDARD_ERRORS * excess.std() / np.sqrt(len(excess))
         components = float(self.components.mean())
         mean = float(self.mean.mean())
-        is_worse = bool(more.mean() > max(_MARGIN * components, NOTHING * mean, by_chance))
+        is_worse = bool(excess.mean() > max(_MARGIN * components, NOTHING * mean, tolerance))
         return {"n_components": self.n_components, "components": components, "mean": mean, "is_worse": is_worse}
 
 
-def baseline_of(found: Components, rows: np.ndarray, scaler: Scaler, block_bytes: int = _BLOCK_BYTES) -> Baseline:
-    """Return the errors of components that were found in other rows.
+def baseline_of(components: Components, rows: np.ndarray, scaler: Scaler, block_bytes: int = _BLOCK_BYTES) -> Baseline:
+    """Return the errors of components on rows from which they were not computed.
 
     Parameters
     ----------
     rows : ndarray of shape (n_rows, n_inputs)
-        Unscaled rows, one at least.
+        Unscaled rows, at least one.
     block_bytes : int
         Bytes of rows in float64 that are scaled at once.
     """
     mean = np.empty(len(rows))
-    left = np.empty(len(rows))
+    residual = np.empty(len(rows))
     for block in blocks(len(rows), rows.shape[1], block_bytes):
-        centred = scaler.transform(rows[block]) - found.mean
+        centred = scaler.transform(rows[block]) - components.mean
         mean[block] = np.square(centred).mean(axis=1)
-        # By Pythagoras, since components are orthonormal. Rounding may leave less than 0 of rows that they explain.
-        explained = np.square(centred @ found.components).sum(axis=1) / rows.shape[1]
-        left[block] = np.maximum(mean[block] - explained, 0)
-    return Baseline(found.components.shape[1], left, mean)
+        # By Pythagoras, since components are orthonormal. Rounding may make the residual of explained rows negative.
+        explained = np.square(centred @ components.components).sum(axis=1) / rows.shape[1]
+        residual[block] = np.maximum(mean[block] - explained, 0)
+    return Baseline(components.components.shape[1], residual, mean)

@@ -17,7 +17,7 @@ from pipeline import signals
 from pipeline.errors import TrainingDiverged
 from pipeline.settings.resolve import ResolvedTraining
 from pipeline.training.averaging import Average, Weights, outer_step
-from pipeline.training.checkpoint import Checkpoint, Epoch, TrainingState, grouped
+from pipeline.training.checkpoint import Checkpoint, Epoch, TrainingState, join_groups
 from pipeline.training.components import Baseline
 from pipeline.training.order import Order, learning_rate, long_epoch
 from pipeline.training.replica import ReplicaResult, Replicas, RoundRunner
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Limit", "StepResult", "Training", "rounds_of_epoch", "steps_of"]
 
-# Number of steps of an epoch whose cost is computed, evenly spread: it makes a step a quarter slower.
+# Number of evenly spread steps of an epoch for which the cost is computed; these steps take a quarter longer.
 _COSTS_PER_EPOCH = 16
 
 # The mean error of this many rows is exact to a few percent; that of ten rows is not.
@@ -38,7 +38,7 @@ _ENOUGH_ROWS = 100
 
 # Rows are scaled to [0, 1]: a training does not recover from a cost that exceeds the first one by this factor.
 _DIVERGED = 100.0
-_SMALL = 0.01  # smaller first costs, as of principal components, may grow a hundredfold for a while
+_SMALL = 0.01  # lower initial costs, such as those of principal components, may grow a hundredfold for a while
 
 
 @dataclass(frozen=True)
@@ -85,18 +85,18 @@ class Training:
     Attributes
     ----------
     autoencoder : Autoencoder
-        Initialized; trained in place.
+        Initialized model, which is trained in place.
     rows : Rows
         Source of the minibatches.
     order : Order
         Order of the rows.
     validation : ndarray of shape (n_validation, n_inputs)
-        Unscaled; may be empty.
+        Unscaled validation rows; may be empty.
     patience : int
-        Stop after this number of epochs, or hundreds of steps where these are longer, without a better validation cost;
-        0 never stops.
+        Number of epochs without a better validation cost after which the training stops; 0 for never. Short epochs
+        count as in `long_epoch`.
     baseline : Baseline or None
-        Errors that those of the trained model are compared with.
+        Errors with which the errors of the trained model are compared.
     replicas : Replicas or None
         Replicas of the autoencoder, if several train it.
     start_cost : float or None
@@ -106,7 +106,7 @@ class Training:
     best : dict
         Parameters of the best epoch so far, or the initial ones as long as no epoch was better.
     outer : dict
-        Velocity of the steps that replicas take together, by the names of parameters; empty for one replica.
+        Velocity of the outer steps of the replicas, by the names of parameters; empty for one replica.
     """
 
     autoencoder: Autoencoder
@@ -149,7 +149,7 @@ class Training:
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        """Number of minibatches, of which the last one may be smaller."""
+        """Number of minibatches; the last one may be smaller."""
         return -(-self.order.n_rows // self.settings.batch_size)
 
     @property
@@ -192,14 +192,14 @@ class Training:
 
     @property
     def n_rows_planned(self) -> int:
-        """Number of rows of all steps that the training takes, each epoch counted."""
+        """Number of rows of all steps of the training, counted in each epoch."""
         if self.state.ended_at is not None:
             return self.n_rows_done
         return self.n_epochs * self.order.n_rows
 
     @property
     def _position(self) -> tuple[int, int]:
-        """The epoch and the number of its steps (or shares) that are done; an epoch that ended early is not left."""
+        """Epoch, and number of its finished steps (or shares); if an epoch ended early, it remains the current one."""
         state = self.state
         if state.ended_at is None:
             return state.epoch, state.n_done
@@ -210,7 +210,8 @@ class Training:
     def is_watched(self) -> bool:
         """Whether the validation cost decides which epoch is the best; otherwise the last one is.
 
-        The cost of few rows does not decide, nor that of whole rows if training learns to fill in missing entries.
+        It does not decide if there are few validation rows, or if training learns to fill in missing entries, since
+        validation rows are complete.
         """
         return len(self.validation) >= _ENOUGH_ROWS and not self.settings.hides_much
 
@@ -227,9 +228,9 @@ class Training:
 
     @property
     def _n_patient_epochs(self) -> int:
-        """Number of first epochs that do not count for early stopping.
+        """Number of epochs at the start that early stopping ignores.
 
-        Before the learning rate falls, a good start may get worse, and the fall recovers it.
+        While the learning rate is high, a good start may get worse. It recovers when the learning rate falls.
         """
         return self.n_epochs // 2 if self.settings.schedule == "linear" else 0
 
@@ -246,7 +247,7 @@ class Training:
     def checkpoint(self) -> Checkpoint:
         """Return copies of everything that decides how the training continues."""
         weights = self.weights()
-        arrays = grouped(parameters=weights.parameters, state=weights.rule, best=self.best, outer=self.outer)
+        arrays = join_groups(parameters=weights.parameters, state=weights.rule, best=self.best, outer=self.outer)
         return Checkpoint(arrays, deepcopy(self.state), self.n_steps_done)
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -255,14 +256,15 @@ class Training:
         Raises
         ------
         ValueError
-            When it is the checkpoint of a different training.
+            If it is the checkpoint of a different training.
         """
         self._check_arrays(checkpoint)
         self._check_progress(checkpoint.state)
         self.set_weights(Weights(checkpoint.group("parameters"), checkpoint.group("state")))
         self.outer = checkpoint.group("outer")
         self.best = checkpoint.group("best")
-        self.state = deepcopy(checkpoint.state)  # which the caller keeps, while this one changes
+        # A copy, since the caller keeps the checkpoint, while this state changes.
+        self.state = deepcopy(checkpoint.state)
 
     def _check_arrays(self, checkpoint: Checkpoint) -> None:
         """Raise `ValueError` unless the arrays of a checkpoint have the names and shapes of this training."""
@@ -281,10 +283,10 @@ class Training:
         if state.n_epochs is not None:
             n_epochs = state.n_epochs
         if not state.epoch <= n_epochs <= self.settings.epochs:
-            raise ValueError(f"is in epoch {state.epoch} of {n_epochs}, expected {self.settings.epochs} at most")
+            raise ValueError(f"is in epoch {state.epoch} of {n_epochs}, expected at most {self.settings.epochs}")
         n_pieces = self._n_pieces
         if max(state.n_done, state.ended_at or 0) > n_pieces:
-            raise ValueError(f"has done {state.n_done} steps of its epoch, expected {n_pieces} at most")
+            raise ValueError(f"has done {state.n_done} steps of its epoch, expected at most {n_pieces}")
         if state.n_done and not state.costs and self.replicas is None:
             raise ValueError(f"has done {state.n_done} steps of its epoch, but has no cost")
 
@@ -319,11 +321,11 @@ class Training:
         Raises
         ------
         TrainingDiverged
-            When the cost is not finite or has grown without bound.
+            If the cost is not finite or has grown without bound.
         """
         state = self.state
         number = state.n_done
-        # Before the cost is checked: the weights have taken the step, so a checkpoint must count it.
+        # Before the cost is checked, since the weights have taken the step and a checkpoint must count it.
         state.n_done += step.n_steps
         state.seconds = seconds
         if step.cost is not None:
@@ -332,12 +334,12 @@ class Training:
             state.costs.append(step.cost)
 
     def end_epoch(self) -> Epoch:
-        """Validate the model at the end of an epoch, and turn to the next one.
+        """Validate the model at the end of an epoch, and start the next one.
 
         Raises
         ------
         TrainingDiverged
-            When a parameter or the cost is not finite, or the cost has grown without bound.
+            If a parameter or the cost is not finite, or the cost has grown without bound.
         """
         start = time.monotonic()
         state = self.state
@@ -348,11 +350,11 @@ class Training:
             self.best = self.autoencoder.parameters()
             state.best_epoch = state.epoch
             state.best_cost = validation_cost
-        state.turn_to_next(epoch)
+        state.start_next_epoch(epoch)
         return epoch
 
     def _is_best(self, validation_cost: float | None) -> bool:
-        """Return whether an epoch of this cost is the best one so far."""
+        """Return whether an epoch with this cost is the best one so far."""
         state = self.state
         return not self.is_watched or state.best_cost is None or (validation_cost or 0.0) < state.best_cost
 
@@ -383,7 +385,7 @@ def _check_cost(state: TrainingState, cost: float, where: str) -> None:
 
 
 def steps_of(training: Training, order: Order, epoch: int, n_done: int) -> Iterator[StepResult]:
-    """Take the steps of an epoch from number `n_done` on, several at a time where no cost is computed."""
+    """Take the steps of an epoch from number `n_done` on, several at once if no cost is computed."""
     first = epoch * training.steps_per_epoch
     stride = max(1, training.steps_per_epoch // _COSTS_PER_EPOCH)
     feed = _feed_from(training, order, epoch, n_done)
@@ -394,7 +396,7 @@ def steps_of(training: Training, order: Order, epoch: int, n_done: int) -> Itera
         if not with_cost:
             n_steps = min(n_ready, stride - number % stride)
         rates = _learning_rates(training, first + number, n_steps)
-        signals.check()  # now, because steps that have been taken are counted at once
+        signals.check()  # before the steps, because steps that have been taken must be counted
         n_rows, cost = feed.take(rates, with_cost)
         yield StepResult(n_steps, n_rows, cost)
         number += n_steps
@@ -423,7 +425,7 @@ def _learning_rates(training: Training, first: int, n_steps: int) -> list[float]
 
 
 def rounds_of_epoch(training: Training, replicas: Replicas, runner: RoundRunner | None) -> Iterator[StepResult]:
-    """Train the replicas on the shares that are left of the current epoch, round by round."""
+    """Train the replicas on the remaining shares of the current epoch, round by round."""
     epoch = training.state.epoch
     n_done = training.state.n_done
     context: AbstractContextManager[RoundRunner]
@@ -438,7 +440,7 @@ def rounds_of_epoch(training: Training, replicas: Replicas, runner: RoundRunner 
 
 
 class _RoundSum:
-    """Results of one round, which are added one after the other: many models would not fit into the memory."""
+    """Results of one round, which are added one after the other, since many models would not fit into memory."""
 
     def __init__(self, start: Weights) -> None:
         self.average = Average()

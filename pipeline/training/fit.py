@@ -34,7 +34,7 @@ __all__ = ["Sizes", "prepare_training"]
 log = logging.getLogger(__name__)
 
 _COMPONENTS = 5  # number of the generator for components, in addition to those of `pipeline.training.order`
-_MEAN_BYTES = 2**22  # size, in float64, of the rows from whose mean the biases are initialized
+_MEAN_BYTES = 2**22  # bytes, in float64, of the rows whose mean determines the initial biases
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Sizes:
     on_device: bool = False
 
     def where(self) -> str:
-        """Return where the rows of the training come from, in words."""
+        """Return the source of the training rows in words."""
         if self.on_device:
             return "on the device"
         return "in memory" if self.resident else "streamed"
@@ -85,7 +85,7 @@ class _Data:
     rows : Rows
         Source of the rows.
     validation : ndarray of shape (n_validation, n_inputs)
-        Rows that are not trained on.
+        Rows that the model is not trained on.
     """
 
     shards: tuple[Shard, ...]
@@ -115,7 +115,7 @@ def prepare_training(
     Raises
     ------
     DataError
-        When no row is left to train on, or rows cannot be read.
+        If no row is left to train on, or rows cannot be read.
     """
     readable_shards, readable_scan = readable(shards, scan)
     data = _read_data(readable_shards, readable_scan, settings.seed, validation_settings, missing_value, sizes)
@@ -127,7 +127,7 @@ def prepare_training(
         components = _components(data, autoencoder.network.n_features, sizes.max_sample_rows)
     _initialize(autoencoder, data, settings, components if starts_from_components else None)
     step = training_step_of(autoencoder, settings, data.dtype, data.rows.resident)
-    autoencoder.errors(data.validation[:0])  # compiles it, before the training's time begins
+    autoencoder.errors(data.validation[:0])  # compiled now, before the time of the training begins
     return Training(
         autoencoder=autoencoder,
         step=step,
@@ -153,22 +153,24 @@ def _read_data(
     sizes: Sizes,
 ) -> _Data:
     """Choose the rows of a training and of its validation, and read those that are kept."""
-    watched = _validation_numbers(scan, validation_settings.validation_fraction, sizes.max_validation_rows, seed)
-    left_out = np.union1d(scan.bad_rows, watched)  # sorted, as Order needs it
-    # A window takes whole slabs: with four or more of them it mixes rows from all over the data set.
+    validation_numbers = _validation_numbers(
+        scan, validation_settings.validation_fraction, sizes.max_validation_rows, seed
+    )
+    left_out = np.union1d(scan.bad_rows, validation_numbers)  # sorted, as Order needs it
+    # A window takes whole slabs. With four or more of them, it mixes rows from different parts of the data set.
     starts = slab_starts(shards, sizes.window_rows // 4)
     order = Order(starts, left_out, sizes.window_rows, seed)
     if not order.n_rows:
-        counts = f"{scan.n_rows} rows, {len(scan.bad_rows)} bad, {len(watched)} for validation"
+        counts = f"{scan.n_rows} rows, {len(scan.bad_rows)} bad, {len(validation_numbers)} for validation"
         raise DataError(f"no rows to train on: {counts}. Lower --validation-fraction.")
     cleaning = Cleaning(scan.scaler, missing_value)
     rows = _rows(shards, cleaning, sizes)
-    return _Data(shards, scan, cleaning, order, rows, validation=rows.take(watched))
+    return _Data(shards, scan, cleaning, order, rows, validation=rows.take(validation_numbers))
 
 
 def _validation_numbers(scan: Scan, fraction: float, most: int, seed: int) -> np.ndarray:
     """Return the numbers of the validation rows."""
-    n_wanted = round(fraction * scan.n_rows)  # a part of all rows: bad ones are then dropped
+    n_wanted = round(fraction * scan.n_rows)  # a fraction of all rows, from which bad rows are then dropped
     if n_wanted > most:
         log.info(
             "validation: using %s instead of %d, to stay within the memory budget", quantity(most, "row"), n_wanted
@@ -199,13 +201,13 @@ def _log_data(data: _Data, settings: ResolvedTraining, sizes: Sizes) -> None:
 
 
 def _starts_from_components(network: Network, settings: ResolvedTraining) -> bool:
-    """Return whether the weights are initialized from principal components, for which the layers must have room."""
+    """Return whether the weights are initialized from principal components, which need enough units in each layer."""
     if settings.start != "components":
         return False
     if not has_room(network):
         least = 2 * network.n_features
         log.info(
-            "training: hidden layers of fewer than %d units cannot hold the principal components and start at random",
+            "training: hidden layers with fewer than %d units cannot hold the principal components; starting at random",
             least,
         )
         return False
@@ -238,9 +240,9 @@ def _baseline(data: _Data, components: Components | None) -> Baseline | None:
 
 
 def _mean(data: _Data, settings: ResolvedTraining) -> np.ndarray | None:
-    """Return the mean of scaled rows, from which the biases are initialized.
+    """Return the mean of scaled rows that determines the initial biases; None if these are 0.
 
-    It is the mean of rows that do not depend on blocks, threads or budgets. It is None if the biases start at 0.
+    The rows do not depend on blocks, threads or budgets.
     """
     if settings.biases == "zero":
         return None  # as in the reference
@@ -258,7 +260,7 @@ def _mean(data: _Data, settings: ResolvedTraining) -> np.ndarray | None:
 def _replicas(
     autoencoder: Autoencoder, step: TrainingStep, data: _Data, settings: ResolvedTraining, n_threads: int
 ) -> Replicas | None:
-    """Return how several replicas share the rows; None for one replica."""
+    """Return the replicas that share the rows; None for a single one."""
     if settings.replicas <= 1:
         return None
     common = ReplicaSettings(settings, autoencoder.network, data.cleaning, data.dtype.str, n_threads)
@@ -268,5 +270,5 @@ def _replicas(
         settings.replicas,
         quantity(rounds.n_rounds, "time"),
     )
-    here = Replica(autoencoder, step, is_resident=data.rows.resident is not None)
-    return Replicas.of(rounds, data.shards, common, here)
+    own_replica = Replica(autoencoder, step, is_resident=data.rows.resident is not None)
+    return Replicas.of(rounds, data.shards, common, own_replica)

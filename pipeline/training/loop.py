@@ -1,4 +1,4 @@
-"""The training loop, which the caller iterates, and its policies: when to end early, when to save."""
+"""The training loop, which the caller iterates, and its policies for early ends and for checkpoints."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["CheckpointPolicy", "LimitPolicy", "training_loop"]
 log = logging.getLogger(__name__)
 
 # The end of an epoch is saved only if writing takes less than a fiftieth of the time since the last checkpoint.
-_TIMES_THE_WRITE = 50
+_INTERVAL_PER_WRITE = 50
 
 
 class LimitPolicy(Protocol):
-    """Decides whether a training must end early, for example because of a deadline."""
+    """Policy that decides whether a training must end early, for example because of a deadline."""
 
     def after_step(self, training: Training) -> Limit | None:
         """Return a new limit, or None to continue as before.
@@ -35,10 +35,10 @@ class LimitPolicy(Protocol):
 
 
 class CheckpointPolicy:
-    """Decides when the checkpoints of a training are written, and writes them.
+    """Policy that decides when the checkpoints of a training are written, and writes them.
 
-    The training loop calls it after each step and after each epoch. A checkpoint is due after a fixed time. The end of
-    an epoch is a good time, too, unless epochs are so short that writing would take a large share of the training.
+    The training loop calls it after each step and after each epoch. A checkpoint is due after a fixed time. One is also
+    written at the end of an epoch, unless epochs are so short that this would take a large share of the training.
 
     Parameters
     ----------
@@ -61,8 +61,8 @@ class CheckpointPolicy:
 
     def after_epoch(self, training: Training) -> None:
         """Write a checkpoint if it is due, or if it takes only a small share of the time since the last one."""
-        worthwhile = min(self._seconds_between, _TIMES_THE_WRITE * self._seconds_to_write)
-        if self._seconds_since_last() >= worthwhile:
+        least_interval = min(self._seconds_between, _INTERVAL_PER_WRITE * self._seconds_to_write)
+        if self._seconds_since_last() >= least_interval:
             self.save(training)
 
     def save(self, training: Training) -> None:
@@ -86,10 +86,10 @@ def training_loop(
     """Train until the epochs are over or validation stops improving.
 
     The context is an iterator over the steps, which the caller advances. A signal takes effect between two steps only.
-    When the context ends, for any reason, the weights belong to a step of the order:
+    When the context ends, for any reason, the weights are those after a complete step:
 
     - at the end the parameters are those of the best epoch, or the initial ones if no epoch was better;
-    - so they are after `TrainingDiverged`;
+    - the same is true after `TrainingDiverged`;
     - after a signal (`pipeline.signals.Stopped`) a checkpoint of the last step is saved.
 
     After each step the loop calls `limits`, yields the step, and calls `checkpoints`. A new limit is saved at once. At
@@ -102,12 +102,12 @@ def training_loop(
     checkpoints : CheckpointPolicy, optional
         Saves checkpoints; without it none are saved.
     runner : RoundRunner, optional
-        Trains the replicas, if there are several; without it this process does, one after the other.
+        Trains the replicas, if there are several. By default, this process trains one after the other.
 
     Raises
     ------
     TrainingDiverged
-        When a cost is not finite or has grown without bound.
+        If a cost is not finite or has grown without bound.
     """
     loop = _Loop(training, limits, checkpoints, runner)
     with signals.deferred(), closing(loop.steps()) as steps:
@@ -154,20 +154,20 @@ class _Loop:
             self._checkpoints.save(self._training)
 
     def _steps_of_epoch(self) -> Iterator[StepResult]:
-        """Take the steps of an epoch, or those that are left of it."""
+        """Take the remaining steps of the current epoch."""
         training = self._training
         state = training.state
-        if state.ended_at is not None:  # an interrupted run has ended it here
+        if state.ended_at is not None:  # the deadline of an interrupted run ended the epoch here
             return
         start = time.monotonic() - state.seconds  # includes the steps before an interruption
         for step in self._pieces():
             training.record(step, time.monotonic() - start)
             is_limited = False
-            if step.n_rows:  # a round may have no rows left
+            if step.n_rows:  # a round may have no training rows
                 before = time.monotonic()
                 is_limited = self._limit()
                 yield step
-                start += time.monotonic() - before  # policies and callers are not part of the epoch
+                start += time.monotonic() - before  # the time of policies and callers does not count
             if is_limited:
                 self.save()
             if state.ended_at is not None:
@@ -183,7 +183,7 @@ class _Loop:
         return limit is not None and self._training.apply(limit)
 
     def _pieces(self) -> Iterator[StepResult]:
-        """Take the steps that are left of the current epoch, or train on the shares that are left."""
+        """Take the remaining steps of the current epoch, or train on its remaining shares."""
         training = self._training
         if training.replicas is None:
             return steps_of(training, training.order, training.state.epoch, training.state.n_done)

@@ -33,15 +33,15 @@ __all__ = [
     "spread_rows",
 ]
 
-_SLAB_BYTES = 2**20  # so long that seeking costs little, so short that a window holds many
-MAX_CHUNK_BYTES = 2**24  # slabs of larger ones are parts of a chunk, which is decompressed once for each window
+_SLAB_BYTES = 2**20  # long enough that seeking costs little, short enough that a window holds many slabs
+MAX_CHUNK_BYTES = 2**24  # larger chunks span several slabs, and are decompressed for each window
 _MAX_RUNS = 512  # reads of a file for the validation, for any number of rows
 
-# One seed, one generator for each purpose: these numbers keep the streams apart.
+# Each purpose has its own generator; these numbers, in addition to the seed, make them independent.
 _EPOCHS = 1
-_WATCHED = 2
+_VALIDATION = 2
 _SLABS = 3
-_SAMPLED = 4
+_SAMPLE = 4
 _NOISE = 6
 
 
@@ -54,7 +54,7 @@ class Order:
     starts : ndarray of int64
         First row of each slab, and the number of rows at the end.
     left_out : ndarray of int64
-        Sorted numbers of the rows that are not trained on: bad ones, and those of the validation.
+        Sorted numbers of the rows that are not trained on: bad rows, and validation rows.
     window_rows : int
         A window takes slabs until it holds this many rows.
     """
@@ -66,7 +66,7 @@ class Order:
 
     @property
     def n_rows(self) -> int:
-        """Training rows in an epoch."""
+        """Number of training rows in an epoch."""
         return int(self.starts[-1]) - len(self.left_out)
 
     def windows(self, epoch: int, n_skipped: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -75,7 +75,7 @@ class Order:
         The first `n_skipped` rows of the epoch are left out, because an interrupted training continues after them.
         """
         rng = np.random.default_rng((self.seed, _EPOCHS, epoch))
-        # Another generator: the number of slabs must not change how rows are shuffled.
+        # A second generator, since the number of slabs must not change how rows are shuffled.
         slabs = np.random.default_rng((self.seed, _SLABS, epoch)).permutation(len(self.starts) - 1)
         for window in self._fill(slabs):
             rows = self._rows_of(window)
@@ -92,7 +92,7 @@ class Order:
 
     def sample(self, most: int) -> np.ndarray:
         """Return sorted numbers (n,) of rows that represent all training rows: `most`, or all if there are fewer."""
-        found = spread_rows(self.n_rows, np.empty(0, dtype=np.int64), min(most, self.n_rows), self.seed, _SAMPLED)
+        found = spread_rows(self.n_rows, np.empty(0, dtype=np.int64), min(most, self.n_rows), self.seed, _SAMPLE)
         # These numbers do not count the rows that are left out. Add how many of them are before each row.
         n_before = np.searchsorted(self.left_out - np.arange(len(self.left_out)), found, side="right")
         return np.asarray(found + n_before)
@@ -161,29 +161,29 @@ def spread_rows(
     left_out: np.ndarray,
     n_wanted: int,
     seed: int,
-    purpose: int = _WATCHED,
+    purpose: int = _VALIDATION,
     max_runs: int = _MAX_RUNS,
 ) -> np.ndarray:
     """Return sorted numbers of good rows that represent all rows: short runs, evenly spread over the data set.
 
-    Runs are cheap to read from a file. For validation they have another advantage: the neighbours of a row in time,
-    which resemble it, are mostly chosen together with it.
+    Runs are cheap to read from a file. For validation they have another advantage: neighbours in time resemble each
+    other, and most neighbours of a validation row are validation rows as well.
 
     Parameters
     ----------
     n_rows : int
         Number of all rows, including bad ones.
     left_out : ndarray of int64
-        Rows that are dropped from the `n_wanted` rows chosen from all of them.
+        Rows that are dropped from the `n_wanted` rows, which are chosen from all rows.
     purpose : int
         Number of the random generator. Choices for different purposes do not depend on each other.
     max_runs : int
         Largest number of runs.
     """
     n_runs = min(n_wanted, max_runs)
-    # Each run is somewhere in its stratum, which consists of the run and its share of the rows that are not chosen.
-    lengths = _divided_evenly(n_wanted, n_runs)
-    gaps = _divided_evenly(n_rows - n_wanted, n_runs)
+    # Each run has a random place in its stratum, which also has an equal share of the rows that are not chosen.
+    lengths = _even_sizes(n_wanted, n_runs)
+    gaps = _even_sizes(n_rows - n_wanted, n_runs)
     strata = np.cumsum(lengths + gaps) - (lengths + gaps)
     rng = np.random.default_rng((seed, purpose))
     firsts = strata + rng.integers(0, gaps + 1)
@@ -191,28 +191,28 @@ def spread_rows(
     return np.setdiff1d(np.concatenate([np.empty(0, dtype=np.int64), *runs]), left_out)
 
 
-def _divided_evenly(n: int, n_parts: int) -> np.ndarray:
+def _even_sizes(n: int, n_parts: int) -> np.ndarray:
     """Return sizes (n_parts,), int64, that add up to `n` and are almost equal."""
     edges = np.linspace(0, n, n_parts + 1).astype(np.int64)
     return np.diff(edges)
 
 
 def noise_of(seed: int, step: int, shape: tuple[int, int]) -> np.ndarray:
-    """Return random bytes for a step, counted from 0 over all epochs: of this shape, uint8.
+    """Return random bytes (uint8) of this shape for a step, which is counted from 0 over all epochs.
 
     They depend on nothing else, so an interrupted training continues with the same bytes.
     """
     n_bytes = math.prod(shape)
-    # Raw output of the generator: drawing numbers below 256 takes twice as long, and a step takes little more.
-    drawn = np.random.SFC64((seed, _NOISE, step)).random_raw(-(-n_bytes // 8))
-    return drawn.view(np.uint8)[:n_bytes].reshape(shape)
+    # The generator's raw output: drawing numbers below 256 would take twice as long, almost as long as a step.
+    random_words = np.random.SFC64((seed, _NOISE, step)).random_raw(-(-n_bytes // 8))
+    return random_words.view(np.uint8)[:n_bytes].reshape(shape)
 
 
 def learning_rate(settings: ResolvedTraining, step: int, steps_per_epoch: int, n_epochs: int) -> float:
     """Return the learning rate of a step.
 
-    The linear schedule rises during the first epoch, while the weights are far from any order and large steps would
-    saturate the units. After that it falls to 0. Many short epochs count as twenty.
+    The linear schedule rises during the first epoch, since large steps from the initial weights would saturate the
+    units. After that it falls to 0. The rise takes more than one epoch if epochs are short; see `long_epoch`.
 
     Parameters
     ----------
@@ -231,6 +231,6 @@ def learning_rate(settings: ResolvedTraining, step: int, steps_per_epoch: int, n
 
 
 def long_epoch(steps_per_epoch: int, n_epochs: int) -> int:
-    """Return the steps of an epoch; of many short ones a twentieth of all steps, but at most of `LEAST_STEPS`."""
+    """Return the steps of an epoch; for short epochs, 1/20 of all steps, or of `LEAST_STEPS` if these are fewer."""
     n_steps = min(LEAST_STEPS, n_epochs * steps_per_epoch)
     return max(steps_per_epoch, n_steps // 20)

@@ -1,7 +1,7 @@
-"""Replicas of a model: the tasks of a round, and the compiled model with which a process does them.
+"""Replicas of a model: the tasks of a round, and the compiled model that a process uses for them.
 
-A task holds the weights to begin with and the places of its rows, not the rows themselves. Any process can do it, and
-it can be done more than once, because it changes nothing except its result.
+A task holds the initial weights and the location of its rows, not the rows themselves. Any process can run it, and can
+run it more than once, because a task has no effect except its result.
 """
 
 from __future__ import annotations
@@ -82,18 +82,18 @@ class ReplicaSettings:
 
 @dataclass(frozen=True)
 class ReplicaTask:
-    """The part of one replica in a round.
+    """The work of one replica in a round.
 
     Attributes
     ----------
     weights : Weights
-        Weights to begin with.
+        Initial weights.
     blocks : tuple of Block
         Pieces of the share, as they are read.
     rates : tuple of float
         Learning rate of each step.
     first_noise : int
-        Number of the noise of the first step. Those of the next steps follow.
+        Number that determines the noise of the first step. The next steps have the following numbers.
     """
 
     settings: ReplicaSettings
@@ -104,7 +104,7 @@ class ReplicaTask:
     first_noise: int
 
     def __str__(self) -> str:
-        rows = f"{self.blocks[0]} and {len(self.blocks) - 1} other stretches" if self.blocks else "no rows"
+        rows = f"{self.blocks[0]} and {len(self.blocks) - 1} other row ranges" if self.blocks else "no rows"
         return f"training on {self.share}: {rows}"
 
 
@@ -124,7 +124,7 @@ class ReplicaResult:
 
 
 RoundRunner = Callable[[Sequence[ReplicaTask]], Iterable[ReplicaResult]]
-"""Does the tasks of a round and returns their results in the same order."""
+"""Function that runs the tasks of a round and returns their results in the same order."""
 
 
 class Replica:
@@ -133,14 +133,15 @@ class Replica:
     Parameters
     ----------
     is_resident : bool
-        Whether the step holds all rows and takes their numbers.
+        Whether the step holds all rows and takes row numbers.
     """
 
     def __init__(self, autoencoder: Autoencoder, step: TrainingStep, is_resident: bool = False) -> None:
         self._autoencoder = autoencoder
         self._step = step
         self._is_resident = is_resident
-        self._turn = threading.Lock()  # there is one set of parameters; a thread that waits has read its rows meanwhile
+        # All threads share one set of parameters. While they wait, their rows are already in memory.
+        self._turn = threading.Lock()
 
     def read(self, settings: ReplicaSettings, share: Share, blocks: Sequence[Block]) -> np.ndarray:
         """Return the rows of a share, or their numbers, one piece after the other."""
@@ -149,7 +150,7 @@ class Replica:
         return rows_of(blocks, np.dtype(settings.dtype), settings.n_inputs, settings.cleaning, settings.n_threads)
 
     def train(self, task: ReplicaTask, values: np.ndarray) -> ReplicaResult:
-        """Take the steps of a task on what `read` has returned for it."""
+        """Take the steps of a task on the rows or numbers that `read` returned for it."""
         with self._turn:
             self._autoencoder.set_parameters(task.weights.parameters)
             self._step.set_state(task.weights.rule)
@@ -158,7 +159,7 @@ class Replica:
         return ReplicaResult(weights, task.share.n_rows, costs)
 
     def _take_steps(self, task: ReplicaTask, values: np.ndarray) -> tuple[float, ...]:
-        """Take the steps; return the cost of the first one, if there is one."""
+        """Take the steps; return the cost before the first one, if there are any."""
         feed = self._feed(task, values)
         first_costs = []
         n_done = 0
@@ -185,15 +186,15 @@ class Replica:
 
 @dataclass(frozen=True)
 class Replicas:
-    """A training by several replicas: how they share its rows, and the replica of this process.
+    """A training by several replicas: the distribution of its rows, and the replica of this process.
 
     Attributes
     ----------
     shards : tuple of Shard
-        The shards with only those facts that reading needs.
+        The shards, with only those facts that are needed to read them.
     firsts : ndarray of int64
         Number of the first row of each shard.
-    here : Replica
+    own_replica : Replica
         The replica of this process.
     """
 
@@ -201,13 +202,13 @@ class Replicas:
     settings: ReplicaSettings
     shards: tuple[Shard, ...]
     firsts: np.ndarray
-    here: Replica
+    own_replica: Replica
 
     @classmethod
-    def of(cls, rounds: Rounds, shards: Sequence[Shard], settings: ReplicaSettings, here: Replica) -> Replicas:
-        """Keep only those facts about shards that tasks need, because each task carries them."""
+    def of(cls, rounds: Rounds, shards: Sequence[Shard], settings: ReplicaSettings, own_replica: Replica) -> Replicas:
+        """Return replicas with only those facts about shards that tasks need, because each task includes them."""
         bare = tuple(replace(shard, extras=(), left_out=()) for shard in shards)
-        return cls(rounds, settings, bare, first_rows(bare), here)
+        return cls(rounds, settings, bare, first_rows(bare), own_replica)
 
     def task(self, share: Share, weights: Weights, n_epochs: int, steps_per_epoch: int) -> ReplicaTask:
         """Return the task of training on a share.
@@ -215,11 +216,11 @@ class Replicas:
         Parameters
         ----------
         weights : Weights
-            Weights to begin with.
+            Initial weights.
         n_epochs : int
             Number of epochs of the training, over which the learning rate falls.
         steps_per_epoch : int
-            Steps of an epoch if one replica took them all.
+            Number of steps of an epoch that one replica trains alone.
         """
         return ReplicaTask(
             settings=self.settings,
@@ -227,7 +228,7 @@ class Replicas:
             share=share,
             blocks=self._blocks(share),
             rates=self._rates(share, n_epochs, steps_per_epoch),
-            # After those of other shares, each of which has at most as many steps as an epoch of one replica.
+            # After the numbers of other shares, none of which has more steps than an epoch of one replica.
             first_noise=(share.epoch * self.rounds.n_shares + share.number) * steps_per_epoch,
         )
 
@@ -235,7 +236,7 @@ class Replicas:
         return tuple(block_of(self.shards, self.firsts, *piece) for piece in share.pieces)
 
     def _rates(self, share: Share, n_epochs: int, steps_per_epoch: int) -> tuple[float, ...]:
-        """Return the rates that one replica would have at the same places of the epoch."""
+        """Return the rates that one replica would have at the same positions of the epoch."""
         training = self.settings.training
         n_steps = -(-share.n_rows // training.batch_size)
         at_once = self.rounds.at_once(share.epoch)
@@ -250,7 +251,7 @@ class Replicas:
 
     @contextmanager
     def runner_here(self, epoch: int, n_done: int) -> Iterator[RoundRunner]:
-        """Within the context this process does all tasks, and reads the rows of the next one meanwhile.
+        """Provide a runner that runs all tasks in this process, and reads the rows of the next task meanwhile.
 
         Parameters
         ----------
@@ -259,7 +260,7 @@ class Replicas:
         """
 
         def read_share(share: Share) -> np.ndarray:
-            return self.here.read(self.settings, share, self._blocks(share))
+            return self.own_replica.read(self.settings, share, self._blocks(share))
 
         shares = chain.from_iterable(self.rounds.rounds(epoch, n_done))
         with closing(read_ahead(read_share, shares)) as shares_with_rows:
@@ -267,27 +268,27 @@ class Replicas:
             def run(tasks: Sequence[ReplicaTask]) -> Iterator[ReplicaResult]:
                 for task in tasks:
                     _share, values = next(shares_with_rows)
-                    yield self.here.train(task, values)
+                    yield self.own_replica.train(task, values)
                     del values  # before the share after the next is read
 
             yield run
 
 
 def runner_on(executor: Executor, n_at_once: int) -> RoundRunner:
-    """Return a runner that does the tasks of a round on an executor of any kind."""
+    """Return a runner that runs the tasks of a round on an executor of any kind."""
     return lambda tasks: compute([(train_replica, task) for task in tasks], executor, n_at_once)
 
 
-@theanos_errors()  # also in a worker process: the exceptions of Theano could hardly be sent from there
+@theanos_errors()  # also in a worker process, because most of Theano's exceptions cannot be pickled
 def train_replica(task: ReplicaTask) -> ReplicaResult:
-    """Do a task in any process.
+    """Run a task in any process.
 
     Raises
     ------
     DataError, ReadFailed, NotPermitted, SystemLimit
-        When rows cannot be read.
+        If rows cannot be read.
     DeviceError, ConfigError, WriteFailed
-        As `pipeline.device.start_device`.
+        Like `pipeline.device.start_device`.
     """
     replica = _replicas.get_or_make(task.settings.key, lambda: _compiled_replica(task.settings))
     return replica.train(task, replica.read(task.settings, task.share, task.blocks))
@@ -297,7 +298,7 @@ _replicas = ProcessCache[object, Replica](max_size=1)  # a model is large
 
 
 def _compiled_replica(settings: ReplicaSettings) -> Replica:
-    """Return a replica on the device that this process is set to."""
+    """Return a replica that is compiled for the device of this process."""
     start_device()
     dtype = np.dtype(settings.dtype)
     autoencoder = autoencoder_of(settings.cleaning.scaler, settings.network, dtype)

@@ -1,8 +1,8 @@
 """The rows of each replica in each round: pure arithmetic.
 
 The slabs of an epoch, in random order, are cut into shares of about the same number of rows: one share for each
-replica in each round. Every row is in one share. A replica shuffles the rows of its share. So it reads no other rows,
-depends on no earlier shares, and no two replicas read the same rows.
+replica in each round. Every row is in one share. A replica shuffles the rows of its share. So it reads no other rows
+and does not depend on earlier shares, and no two replicas read the same rows.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pipeline.training.order import Order, slab_starts
 __all__ = ["Rounds", "Share", "rounds_of"]
 
 # Numbers of random generators, in addition to those of `pipeline.training.order`.
-_DEALT = 7
-_SHUFFLED = 8
+_DEAL = 7
+_SHUFFLE = 8
 
-_SLABS = 16  # of a share, so that its rows come from many places of the data set
+_SLABS = 16  # slabs of a share, so that its rows come from many parts of the data set
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Share:
     pieces : tuple of (int, int)
         First row of each slab and the row after its last one, numbered over all shards.
     left_out : ndarray of int64
-        Sorted numbers of those rows that are not trained on.
+        Sorted numbers of those rows of the pieces that are not trained on.
     seed : int
         Seed of the whole training.
     epoch, number : int
@@ -65,7 +65,7 @@ class Share:
     def places(self) -> np.ndarray:
         """Return the indices into `numbers` of the training rows, in the order of the training: (n_rows,), int64."""
         used = np.flatnonzero(~np.isin(self.numbers(), self.left_out))
-        rng = np.random.default_rng((self.seed, _SHUFFLED, self.epoch, self.number))
+        rng = np.random.default_rng((self.seed, _SHUFFLE, self.epoch, self.number))
         return rng.permutation(used)
 
 
@@ -78,7 +78,7 @@ class Rounds:
     order : Order
         Order of the rows, with small slabs.
     n_rounds : int
-        Rounds of each epoch except the first, which one replica trains, one share after the other.
+        Number of rounds in each epoch except the first, in which one replica trains on one share after the other.
     """
 
     order: Order
@@ -91,27 +91,27 @@ class Rounds:
         return self.n_replicas * self.n_rounds
 
     def at_once(self, epoch: int) -> int:
-        """Return how many replicas train at a time."""
+        """Return how many replicas train at the same time."""
         return self.n_replicas if epoch else 1
 
     def shares(self, epoch: int) -> Iterator[Share]:
-        """Yield all shares of an epoch, those of a round next to each other."""
+        """Yield all shares of an epoch, round by round."""
         for number, slabs in enumerate(self._deal_slabs(epoch)):
             yield self._share(epoch, number, slabs)
 
     def _deal_slabs(self, epoch: int) -> list[np.ndarray]:
         """Return the numbers of the slabs of each share, in random order."""
         starts = self.order.starts
-        rng = np.random.default_rng((self.order.seed, _DEALT, epoch))
+        rng = np.random.default_rng((self.order.seed, _DEAL, epoch))
         slabs = rng.permutation(len(starts) - 1)
         ends = np.cumsum(np.diff(starts)[slabs])
         cuts = np.searchsorted(ends, np.linspace(0, starts[-1], self.n_shares + 1)[1:-1])
         return np.split(slabs, cuts)
 
-    def _share(self, epoch: int, number: int, dealt: np.ndarray) -> Share:
+    def _share(self, epoch: int, number: int, slabs: np.ndarray) -> Share:
         """Return the share that consists of some slabs."""
         starts = self.order.starts
-        pieces = tuple((int(starts[slab]), int(starts[slab + 1])) for slab in np.sort(dealt))
+        pieces = tuple((int(starts[slab]), int(starts[slab + 1])) for slab in np.sort(slabs))
         left_out = [self._left_out_of(piece) for piece in pieces]
         return Share(pieces, np.concatenate([self.order.left_out[:0], *left_out]), self.order.seed, epoch, number)
 
@@ -127,8 +127,8 @@ class Rounds:
     def rounds(self, epoch: int, n_done: int = 0) -> Iterator[Sequence[Share]]:
         """Yield the shares of each round of an epoch, without its first `n_done` shares."""
         shares = islice(self.shares(epoch), n_done, None)
-        while together := list(islice(shares, self.at_once(epoch))):
-            yield together
+        while round_shares := list(islice(shares, self.at_once(epoch))):
+            yield round_shares
 
 
 def rounds_of(order: Order, shards: Sequence[Shard], settings: ResolvedTraining) -> Rounds:

@@ -1,4 +1,4 @@
-"""Rows of minibatches, kept in memory or read window by window, and the feed that gives them to a training step."""
+"""Rows of minibatches, kept in memory or read window by window, and the feed that passes them to a training step."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ResidentRows:
 
 
 class StreamedRows:
-    """Rows that are read window by window, each while the one before it is trained on: two windows are in memory."""
+    """Rows that are read window by window, during the training on the previous window; memory holds two windows."""
 
     resident: DeviceRows | None = None
 
@@ -79,7 +79,7 @@ class StreamedRows:
         return self._reader.pieces([(int(run[0]), int(run[-1]) + 1) for run in runs])
 
     def _windows(self, order: Order, epoch: int, n_skipped: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the rows of each window in the order of the slabs, and their places in the order of the training."""
+        """Yield the rows of each window in the order of the slabs, and their positions in training order."""
 
         def read_window(window: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
             slabs, _rows = window
@@ -91,7 +91,7 @@ class StreamedRows:
 
 
 class DeviceRows(StreamedRows):
-    """Rows that a device keeps in its own memory. They are uploaded once, window by window, while the next is read.
+    """Rows that a device keeps in its own memory. They are uploaded once, window by window, while the next one is read.
 
     An instance is iterable, as `kernels.upload.Pieces` of the rows.
     """
@@ -112,7 +112,7 @@ class DeviceRows(StreamedRows):
         begins = np.searchsorted(starts, np.arange(0, len(self), self._window_rows))
         edges = np.unique([*np.minimum(begins, len(starts) - 1), len(starts) - 1])
         windows = (np.arange(first, last) for first, last in pairwise(edges))
-        # Only reading takes place in another thread: the device belongs to the thread that asks for the rows.
+        # Another thread only reads, since the device belongs to the thread that requests the rows.
         for _slabs, rows in read_ahead(lambda slabs: self._reader.slabs(starts, slabs), windows):
             yield rows
             del rows  # before the window after the next is read
@@ -138,7 +138,7 @@ def read_ahead(
 ) -> Generator[tuple[_Item, np.ndarray], None, None]:
     """Yield each item with the rows that `read` returns for it, and read those of the next item meanwhile.
 
-    The rows of two items are in memory at a time, if the caller drops those of the last one before the next.
+    The rows of two items are in memory at a time, if the caller releases the rows of an item before the next one.
     """
     with ThreadPoolExecutor(1, "read-ahead") as pool:
         reading = ((item, pool.submit(read, item)) for item in items)  # each `next` starts to read
@@ -153,14 +153,15 @@ def read_ahead(
 
 
 class StepFeed:
-    """Minibatches on their way to a training step, each with its noise.
+    """Minibatches for a training step, each with its noise.
 
-    A device may take several minibatches at once. They are loaded when all earlier ones have been trained on.
+    A device may take several minibatches at once. The next ones are loaded after all earlier ones have been trained on.
 
     Parameters
     ----------
     pieces : callable
-        Returns the rows (n, n_inputs), or their numbers (n,), of that many minibatches at a time.
+        Called with a number of minibatches; returns the rows (n, n_inputs), or their numbers (n,), of that many
+        minibatches at once.
     n_inputs : int
         Number of columns.
     first : int
@@ -206,7 +207,7 @@ class StepFeed:
         return n_rows, cost
 
     def _load(self) -> None:
-        """Give the step its next minibatches."""
+        """Load the next minibatches into the step."""
         piece = next(self._pieces, None)
         if piece is None:
             return
@@ -258,7 +259,7 @@ def _places(starts: np.ndarray, slabs: np.ndarray, rows: np.ndarray) -> np.ndarr
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads row ranges, and cleans them."""
+    """Reader that reads row ranges and cleans them."""
 
     shards: Sequence[Shard]
     n_threads: int
@@ -278,12 +279,12 @@ class _Reader:
 def rows_of(
     blocks: Sequence[Block], dtype: np.dtype, n_inputs: int, cleaning: Cleaning | None, n_threads: int
 ) -> np.ndarray:
-    """Return the cleaned rows of blocks, one after the other, which Dask's threads read into one array."""
+    """Return the cleaned rows of blocks, one after the other; Dask's threads read them into one array."""
     offsets = np.cumsum([0, *map(len, blocks)])
     buffer = np.empty((int(offsets[-1]), n_inputs), dtype=dtype)
 
     def read_into(i: int) -> None:
-        # In place: a window that is put together from pieces would need its memory twice.
+        # In place, since a window that is assembled from pieces would need its memory twice.
         buffer[offsets[i] : offsets[i + 1]] = _clean_rows(blocks[i], cleaning)
 
     with threads(n_threads) as pool:

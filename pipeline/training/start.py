@@ -17,11 +17,11 @@ __all__ = ["has_room", "start_of"]
 
 Arrays = dict[str, np.ndarray]
 
-# Standard deviation of the input of a unit that is not linear, along the direction of the unit. It is so small that a
-# sigmoid is nearly linear (2 % off at two of them), and so large that steps of one rate can move weights and gains.
+# Standard deviation of the input of a nonlinear unit along its direction. It is small enough that a sigmoid is nearly
+# linear (2 % off at two deviations), and large enough that steps of one rate change both weights and gains.
 _NEARLY_LINEAR = 0.25
 
-# Size of the random weights of hidden units that components do not need, relative to the usual size.
+# Size of the random weights of surplus hidden units, relative to the usual size.
 _REST = 1.0
 
 
@@ -41,11 +41,11 @@ def start_of(
         sigmoids, the network then reconstructs rows as their principal components do.
     """
     if components is None:
-        weights = [_random(network, rng, layer) for layer in range(network.n_layers)]
-        return _completed(network, weights, mean, np.ones(network.n_features))
-    code, scales = _code(network, rng, components.deviations)
-    weights = _chained(network, rng, components.components, code)
-    return _completed(network, weights, components.mean, scales)
+        weights = [_random_weights(network, rng, layer) for layer in range(network.n_layers)]
+        return _all_parameters(network, weights, mean, np.ones(network.n_features))
+    code, scales = _code_matrix(network, rng, components.deviations)
+    weights = _component_weights(network, rng, components.components, code)
+    return _all_parameters(network, weights, components.mean, scales)
 
 
 def has_room(network: Network) -> bool:
@@ -53,7 +53,7 @@ def has_room(network: Network) -> bool:
     return all(width >= 2 * network.n_features for width in network.widths[1:-1])
 
 
-def _completed(network: Network, weights: list[np.ndarray], mean: np.ndarray | None, scales: np.ndarray) -> Arrays:
+def _all_parameters(network: Network, weights: list[np.ndarray], mean: np.ndarray | None, scales: np.ndarray) -> Arrays:
     """Return all parameters: the weights, biases that fit them, and a gain that undoes the `scales` (n_features,)."""
     parameters = {name: np.zeros(shape) for name, shape in network.shapes.items()}
     for (W, _, _), array in zip(network.layers, weights, strict=True):
@@ -77,7 +77,7 @@ def _center(network: Network, parameters: Arrays, weights: list[np.ndarray], mea
 
 
 def _undo_middles(network: Network, parameters: Arrays, weights: list[np.ndarray]) -> None:
-    """Subtract from the biases what hidden units at the middle of their activation add to the next layer, both ways."""
+    """Subtract from the biases the contributions of hidden units at the middle of their activation, both ways."""
     middle = ACTIVATIONS[network.activation].middle
     if middle == 0:
         return
@@ -89,15 +89,15 @@ def _undo_middles(network: Network, parameters: Arrays, weights: list[np.ndarray
             parameters[b_output] = parameters[b_output] - middle * weights[i].sum(axis=1)
 
 
-def _random(network: Network, rng: np.random.Generator, layer: int) -> np.ndarray:
+def _random_weights(network: Network, rng: np.random.Generator, layer: int) -> np.ndarray:
     """Return weights of a layer, drawn from a normal distribution around 0."""
     n, m = network.widths[layer : layer + 2]
-    weights = rng.standard_normal((n, m))  # in float64: float32 would draw other numbers
+    weights = rng.standard_normal((n, m))  # in float64, since float32 would draw different numbers
     activation = ACTIVATIONS[network.activations[layer]]
     return np.asarray(activation.scale_weights(weights, n, m))
 
 
-def _code(network: Network, rng: np.random.Generator, deviations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _code_matrix(network: Network, rng: np.random.Generator, deviations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the matrix (n_features, n_features) from components to features, and the lengths of its columns.
 
     Linear features are the components. For other activations the components are rotated at random, so that each feature
@@ -107,25 +107,29 @@ def _code(network: Network, rng: np.random.Generator, deviations: np.ndarray) ->
     activation = ACTIVATIONS[network.code]
     if activation.slope == 1:
         return np.eye(k), np.ones(k)
-    turn = np.linalg.qr(rng.standard_normal((k, k)))[0]
-    turned = np.sqrt(np.square(deviations) @ np.square(turn))
-    lengths = np.divide(_NEARLY_LINEAR, turned, out=np.ones(k), where=turned > 0)
+    rotation = np.linalg.qr(rng.standard_normal((k, k)))[0]
+    rotated = np.sqrt(np.square(deviations) @ np.square(rotation))
+    lengths = np.divide(_NEARLY_LINEAR, rotated, out=np.ones(k), where=rotated > 0)
     scales = lengths
-    if not network.gain:  # then the lengths themselves have to undo the steepness, on the way in and back
+    if not network.gain:  # then the lengths must undo the steepness, in the encoder and in the decoder
         scales = np.minimum(lengths / activation.steepness, 2.0)
-    return turn * scales, scales
+    return rotation * scales, scales
 
 
-def _chained(network: Network, rng: np.random.Generator, components: np.ndarray, code: np.ndarray) -> list[np.ndarray]:
-    """Return weights with which every layer passes the components on, up to the code.
+def _component_weights(
+    network: Network, rng: np.random.Generator, components: np.ndarray, code: np.ndarray
+) -> list[np.ndarray]:
+    """Return weights that pass the components through every layer to the code.
 
-    A rectifier lets one half of the numbers through, but ``f(c) - f(-c) = (1 + slope) c``; other activations have such
-    a factor for small numbers. So there is a unit for each component and another one for its negative. Hidden layers
-    after the first pass them on unchanged, on the way back as well. The weights of further units are random. They have
-    no effect until the weights of the last layer, which are 0 for them, have grown.
+    A rectifier passes only positive numbers, but ``f(c) - f(-c) = (1 + slope) c``. Other activations have such a factor
+    for small numbers. So each component has a unit, and its negative another one. Later hidden layers pass both on
+    unchanged, and so does the decoder. The weights of further units are random. They have no effect until the weights
+    of the last layer, which are 0 for them, have grown.
     """
     cores = _cores(network, components, code)
-    return [_filled(core, _REST * _random(network, rng, layer), layer) for layer, core in enumerate(cores)]
+    return [
+        _fill_weights(core, _REST * _random_weights(network, rng, layer), layer) for layer, core in enumerate(cores)
+    ]
 
 
 def _cores(network: Network, components: np.ndarray, code: np.ndarray) -> list[np.ndarray]:
@@ -140,18 +144,18 @@ def _cores(network: Network, components: np.ndarray, code: np.ndarray) -> list[n
 
 
 def _pair_factor(network: Network) -> float:
-    """Return the factor by which pairs of units change a number of usual size in all hidden layers."""
+    """Return the factor by which all hidden layers together scale a number of usual size in a pair of units."""
     pair = np.array([_NEARLY_LINEAR, -_NEARLY_LINEAR])
     for _ in range(network.n_layers - 1):
         pair = activated(network.activation, pair)
     return float(pair[0] - pair[1]) / _NEARLY_LINEAR
 
 
-def _filled(core: np.ndarray, rest: np.ndarray, layer: int) -> np.ndarray:
-    """Return the weights of a layer: `core` between the first units, `rest` between the others."""
+def _fill_weights(core: np.ndarray, rest: np.ndarray, layer: int) -> np.ndarray:
+    """Return the weights of a layer: `core` between the first units, `rest` between the remaining units."""
     n, m = core.shape
-    found = np.zeros_like(rest)
-    found[:n, :m] = core
+    weights = np.zeros_like(rest)
+    weights[:n, :m] = core
     first = n if layer else 0  # all columns of the input hold components
-    found[first:, m:] = rest[first:, m:]
-    return found
+    weights[first:, m:] = rest[first:, m:]
+    return weights

@@ -1,4 +1,4 @@
-"""Quality of a trained model: comparison with components, units that carry nothing, and warnings."""
+"""Quality of a trained model: comparison with components, features without information, and warnings."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["Units", "complaints", "count_units", "measured"]
 
 _MOST_ROWS = 4096  # rows whose features are examined
-_BYTES = 2**25  # of these rows, and of their features
-_MANY = 0.1  # of the features
+_BYTES = 2**25  # bytes of these rows, and of their features
+_MANY = 0.1  # share of the features above which a warning is given
 
 # The same number of epochs again improves the error about as much as the second half of them did, in the histories of
 # wine, digits and breast cancer (40 to 240 epochs, with and without hidden layers). With fewer than ten epochs the
@@ -32,11 +32,11 @@ _LEAST_EPOCHS = 10
 # A feature is dead if it varies less than this share of the most variable one, or no more than by rounding.
 _DEAD = 1e-3
 _ROUNDING = 1e-6
-# A unit is saturated within this share of the range of its activation's outputs from either end: there the slope of a
-# sigmoid is below a twenty-fifth of the steepest.
+# An output is saturated if it is within this share of the activation's range from either end, where the slope of a
+# sigmoid is below 4 % of its maximum.
 _END = 0.01
 _SAME = 0.999  # correlation
-_COMPARED = 256  # features that are compared with all before them at once
+_COMPARED = 256  # features that are compared at once with all earlier ones
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Units:
     dead : int
         Features that hardly vary.
     saturated : int
-        Features of which more than half of the activations are saturated; only those of a bounded code can be.
+        Features with more than half of their activations saturated; 0 if the code is unbounded.
     duplicate : int
         Features that repeat an earlier one up to sign, scale and offset.
     saturated_share : float
-        Share of all activations.
+        Share of saturated activations among all activations.
     """
 
     n_rows: int
@@ -78,28 +78,28 @@ def complaints(about: Mapping[str, Any], settings: ResolvedTraining, network: Ne
     Parameters
     ----------
     about : mapping
-        Facts from `measured`, and the history. For a model of an earlier version some may be missing.
+        Facts from `measured`, and the history. Models of earlier versions may lack some of them.
     """
     baseline = about.get("baseline")
-    # Strong corruption makes different features; it does not aim at a smaller error.
+    # Training with strong corruption aims at other features, not at a smaller error.
     if baseline and baseline["is_worse"] and not settings.hides_much:
         yield (
             f"the features reconstruct the validation rows worse than {baseline['n_components']} principal "
             f"components, whose mean squared error is {baseline['components']:.3g}. {_remedies(settings, network)} "
             "usually help."
         )
-    gained = _gained_at_last(about.get("history", []), settings, baseline["mean"] if baseline else 0.0)
-    if gained > _STILL_IMPROVING:
+    improvement = _late_improvement(about.get("history", []), settings, baseline["mean"] if baseline else 0.0)
+    if improvement > _STILL_IMPROVING:
         yield (
             f"the training was still improving at its end: the second half of {settings.epochs} epochs reduced the "
-            f"error by {gained:.0%}. Raise --epochs."
+            f"error by {improvement:.0%}. Raise --epochs."
         )
     if units := about.get("units"):
-        yield from _of_units(Units(**units), network)
+        yield from _unit_warnings(Units(**units), network)
 
 
 def _remedies(settings: ResolvedTraining, network: Network) -> str:
-    """Return the unused options that bring features to the level of components, or beyond it."""
+    """Return a phrase with the unused options that usually make features as good as components, or better."""
     options = {
         "--start components": settings.start == "components",
         "--decoder-gain": network.gain or ACTIVATIONS[network.code].limits is None,
@@ -110,10 +110,10 @@ def _remedies(settings: ResolvedTraining, network: Network) -> str:
     return found[0].upper() + found[1:]
 
 
-def _gained_at_last(history: Sequence[Mapping[str, Any]], settings: ResolvedTraining, mean: float) -> float:
+def _late_improvement(history: Sequence[Mapping[str, Any]], settings: ResolvedTraining, mean: float) -> float:
     """Return the relative decrease of the error over the second half of the epochs.
 
-    It is 0 unless all epochs were trained, and for an error that is negligible compared with that of the mean.
+    It is 0 if not all epochs were trained, or if the error is negligible compared with that of the mean.
     """
     n = settings.epochs
     if len(history) < max(n, _LEAST_EPOCHS):
@@ -127,9 +127,9 @@ def _gained_at_last(history: Sequence[Mapping[str, Any]], settings: ResolvedTrai
 
 
 def _comparable_costs(history: Sequence[Mapping[str, Any]], settings: ResolvedTraining) -> list[float]:
-    """Return the cost of each epoch: that of the validation rows, which are the same in every epoch, if there are any.
+    """Return the cost of each epoch: the validation cost, if there are validation rows, since these never change.
 
-    Validation rows are whole, so their costs say little if the training rows are corrupted.
+    Validation rows are complete, so their cost is not used if the training rows are corrupted.
     """
     has_validation = history[-1]["validation_cost"] is not None
     if has_validation and not settings.hides_much:
@@ -137,7 +137,7 @@ def _comparable_costs(history: Sequence[Mapping[str, Any]], settings: ResolvedTr
     return [epoch["cost"] for epoch in history]
 
 
-def _of_units(units: Units, network: Network) -> Iterator[str]:
+def _unit_warnings(units: Units, network: Network) -> Iterator[str]:
     faults = {
         "hardly vary": (units.dead, "Lower --n-features: fewer features would carry as much information"),
         "are saturated": (units.saturated, "Lower --learning-rate" if network.gain else "Try --decoder-gain"),
@@ -146,29 +146,29 @@ def _of_units(units: Units, network: Network) -> Iterator[str]:
             "Lower --n-features: fewer features would carry as much information",
         ),
     }
-    for what, (n, advice) in faults.items():
+    for problem, (n, advice) in faults.items():
         if n > _MANY * units.n_features:
-            yield f"{n} of {units.n_features} features {what}. {advice}."
+            yield f"{n} of {units.n_features} features {problem}. {advice}."
 
 
 def _units(training: Training, most_rows: int) -> Units:
-    """Count the units of the trained model, by their values for some rows."""
+    """Count the units of the trained model, from their values for some rows."""
     network = training.autoencoder.network
     rows = _sample(training, most_rows)
     features = np.empty((len(rows), network.n_features), dtype=np.float32)
-    # By the function that will encode the rows of the shards, so that nothing else has to be compiled.
+    # With the function that will encode the rows of the shards, so that no other function has to be compiled.
     training.autoencoder.encode_checked(np.ascontiguousarray(rows), features)
     return count_units(features, network.code)
 
 
 def _sample(training: Training, most_rows: int) -> np.ndarray:
-    """Return some rows, at most `most_rows`, of the validation if it has enough."""
-    watched = training.validation
-    row_bytes = max(watched.itemsize * watched.shape[1], 4 * training.autoencoder.network.n_features)
+    """Return at most `most_rows` rows: validation rows if there are enough, otherwise training rows."""
+    validation = training.validation
+    row_bytes = max(validation.itemsize * validation.shape[1], 4 * training.autoencoder.network.n_features)
     most = min(most_rows, max(2, _BYTES // row_bytes))
     if training.is_watched:  # these are in memory
-        stride = -(-len(watched) // most)
-        return watched[::stride]
+        stride = -(-len(validation) // most)
+        return validation[::stride]
     return training.rows.take(training.order.sample(most))
 
 
@@ -182,7 +182,7 @@ def count_units(features: np.ndarray, code: str, n_compared: int = _COMPARED) ->
     code : str
         Activation of the code.
     n_compared : int
-        Number of features that are compared with all before them at once.
+        Number of features that are compared at once with all earlier ones.
     """
     n_rows, n_features = features.shape
     ends = np.zeros(n_features)
@@ -204,7 +204,7 @@ def count_units(features: np.ndarray, code: str, n_compared: int = _COMPARED) ->
 
 
 def _n_duplicates(features: np.ndarray, n_compared: int) -> int:
-    """Return how many features correlate with an earlier one; not all correlations are in memory at once."""
+    """Return how many features correlate with an earlier one, in blocks that bound the memory."""
     centred = features - features.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred /= np.linalg.norm(centred, axis=0)
     n_found = 0

@@ -284,9 +284,9 @@ def test_names_take_bounded_memory(tmp_path: Path) -> None:
     named_columns.anndata(tmp_path / "x.h5", ROWS, NAMES)
     with h5py.File(tmp_path / "x.h5") as file:
         stored = file["var/genes"]
-        assert child._read_texts(stored, len(NAMES), "", most_bytes=100, at_once=2) == list(NAMES)
+        assert child._read_texts(stored, len(NAMES), "", most_bytes=100, batch=2) == list(NAMES)
         with pytest.raises(Refused, match="20 bytes"):
-            child._read_texts(stored, len(NAMES), "", most_bytes=20, at_once=2)
+            child._read_texts(stored, len(NAMES), "", most_bytes=20, batch=2)
 
 
 @pytest.mark.process

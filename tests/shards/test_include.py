@@ -205,7 +205,7 @@ def test_dtype_of_codes_holds_every_code_and_none(shards):
             opened = shards({"obs/kind/codes": np.array([1, 0, 0, 1], dtype), "obs/kind/categories": words})
             assert categories_of(opened) == ["1", "0", "0", "1"]
             (extra,) = opened[0].extras
-            assert extra.absent == -1
+            assert extra.resolved_fill == -1
             assert np.iinfo(extra.dtype).max >= n - 1
 
 

@@ -148,7 +148,7 @@ def test_bad_shards_are_left_out_and_reported_in_order(tmp_path):
 
 
 def test_first_bad_shard_is_reported_without_reading_the_rest(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.shards.open._AT_ONCE", 10)
+    monkeypatch.setattr("pipeline.shards.open._FILES_PER_BATCH", 10)
     for i in range(300):
         (tmp_path / f"{i}.h5").write_bytes(b"bad" if i >= 3 else Path(write_shard(tmp_path / ".x", [[1]])).read_bytes())
     opened = []

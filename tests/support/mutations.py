@@ -80,8 +80,8 @@ _TRAINING = (
     Mutation(
         "replica-shares-are-not-sorted",
         "pipeline/training/rounds.py",
-        "for slab in np.sort(dealt)",
-        "for slab in dealt",
+        "for slab in np.sort(slabs)",
+        "for slab in slabs",
         ("tests/training/test_rounds.py::test_a_share_lists_its_rows_in_order",),
     ),
     Mutation(
@@ -198,8 +198,8 @@ _SCAN = (
     Mutation(
         "bad-rows-keep-numbers-of-lost-shards",
         "pipeline/scan/ranges.py",
-        "(found.bad_rows - shift)[kept]",
-        "found.bad_rows[kept]",
+        "(scan_result.bad_rows - shift)[is_readable]",
+        "scan_result.bad_rows[is_readable]",
         ("tests/scan/test_ranges.py::test_a_scan_can_drop_its_unreadable_shards",),
     ),
     Mutation(

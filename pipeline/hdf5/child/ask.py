@@ -1,7 +1,7 @@
 """The parent's side of the child process: start it, ask it about an open file, and handle its failures.
 
-Messages are JSON and plain arrays, no pickle, and are sent over pipes. A child serves one thread at a time. Threads
-that ask at the same time start one each, and these are kept for later requests.
+Messages are JSON and plain arrays, no pickle, and are sent over pipes. A child serves one thread at a time. If
+several threads ask at the same time, each starts a child, and these children are kept for later requests.
 """
 
 import atexit
@@ -32,10 +32,10 @@ __all__ = ["LIMITS", "Limits", "ask", "checking_answer", "retire"]
 log = logging.getLogger(__name__)
 
 _MODULE = "pipeline.hdf5.child.server"
-_UNSAFE_VARIABLES = ("HDF5_", "LD_AUDIT", "LD_PRELOAD")  # beginnings of the names
-_MOST_WORDS = 2000  # characters of an answer in a message
+_UNSAFE_VARIABLES = ("HDF5_", "LD_AUDIT", "LD_PRELOAD")  # prefixes of names
+_MOST_WORDS = 2000  # characters of the child's text that a message quotes
 _SECONDS_AT_LEAST = 10.0  # CPU time
-_BYTES_PER_SECOND = 2**20  # of CPU time: a small file has little structure to read
+_BYTES_PER_SECOND = 2**20  # per second of CPU time, since a small file has little structure to read
 _CLOCK_PER_PROCESSOR = 10  # seconds of elapsed time for one of CPU time, on a busy machine
 
 
@@ -48,17 +48,17 @@ class Limits:
     seconds : float
         CPU time.
     patience : float
-        Elapsed time in seconds: many more, so that intact files are not refused on a busy machine.
+        Elapsed time in seconds: much more than CPU time, so that intact files are not refused on a busy machine.
     memory : int
-        Bytes of address space in addition to what the child has when it starts: the places of the largest number of
-        chunks (100 MB), twice while they are sent, HDF5's cache of metadata (32 MB), and one chunk of 64 MiB before and
-        after it is decompressed.
+        Bytes of address space in addition to what the child has when it starts. They hold the index of the largest
+        number of chunks (100 MB, twice while it is sent), HDF5's metadata cache (32 MB), and one chunk of 64 MiB before
+        and after decompression.
     answer_bytes : int
         Bytes of the answer.
     silent : float
-        Seconds until a request that is not answered is logged.
+        Seconds after which an unanswered request is logged.
     grace : float
-        Seconds after its own time limit until the child itself is regarded as stuck.
+        Seconds after `patience` at which the child itself is regarded as stuck.
     """
 
     seconds: float = 120
@@ -73,7 +73,7 @@ LIMITS = Limits()
 
 
 class _Died(Exception):
-    """The end of the child process."""
+    """Error of a child process that has ended or is stuck."""
 
 
 class _Child:
@@ -86,7 +86,7 @@ class _Child:
 
     @property
     def usable(self) -> bool:
-        """True if the child is alive, and was started by this process and not before a fork of it."""
+        """True if the child is alive and was started by this process, not by its parent before a fork."""
         return self._owner == os.getpid() and self._process.poll() is None
 
     def ask(self, request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
@@ -110,7 +110,7 @@ class _Child:
     def _receive(self, reader: int, request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
         line, body = self._read(reader, request, where)
         if len(body) > request["answer_bytes"]:
-            self.end()  # and with it the fork, which may never stop
+            self.end()  # this also ends the fork, which may never stop
             return {"end": "flood", "detail": None}, bytearray()
         return json.loads(line), body
 
@@ -122,7 +122,7 @@ class _Child:
         body = bytearray()
         for events in _events([child, reader], request, where):
             if reader in events:
-                _drain(reader, body, request["answer_bytes"])
+                _read_available(reader, body, request["answer_bytes"])
             if child in events:
                 more = os.read(child, 2**10)
                 if not more:
@@ -130,7 +130,7 @@ class _Child:
                 line += more
             if line.endswith(b"\n") or len(body) > request["answer_bytes"]:
                 break
-        _drain(reader, body, request["answer_bytes"])  # what was left when the fork ended
+        _read_available(reader, body, request["answer_bytes"])  # the rest of the answer, after the end of the fork
         return line, body
 
     def end(self) -> None:
@@ -145,7 +145,7 @@ class _Child:
 
 
 def _events(descriptors: Sequence[int], request: dict[str, Any], where: str) -> Iterator[dict[int, int]]:
-    """Yield events of some descriptors, and log once if they take long; raise `_Died` after the time limit."""
+    """Yield events of some descriptors; log a long wait once, and raise `_Died` after the time limit."""
     waiting = select.poll()
     for descriptor in descriptors:
         waiting.register(descriptor, select.POLLIN)
@@ -166,11 +166,11 @@ def _events(descriptors: Sequence[int], request: dict[str, Any], where: str) -> 
 
 def _log_wait(request: dict[str, Any], where: str) -> None:
     """Log which file the program is waiting for, and the time limit."""
-    what = "values" if request["ask"] == "values" else "its structure"
+    subject = "values" if request["ask"] == "values" else "its structure"
     log.info(
         "%s: still reading %s after %g s; this may take up to %g s of CPU time",
         where,
-        what,
+        subject,
         request["silent"],
         request["seconds"],
     )
@@ -183,8 +183,8 @@ def _limits_of(n_bytes: int, limits: Limits) -> dict[str, float]:
     return {**asdict(limits), "seconds": seconds, "patience": patience}
 
 
-def _drain(reader: int, body: bytearray, most: int) -> None:
-    """Append what is in the pipe to `body`, and stop soon after `most` bytes."""
+def _read_available(reader: int, body: bytearray, most: int) -> None:
+    """Append the available bytes of a pipe to `body`, and stop soon after `most` bytes."""
     with suppress(BlockingIOError):
         while len(body) <= most and (data := os.read(reader, 2**20)):
             body += data
@@ -194,13 +194,13 @@ _idle = ProcessCache[int, _Child]()  # children that wait for a request, by `id`
 
 
 def ask(
-    what: str, descriptor: int, arguments: Sequence[Any], where: str, limits: Limits | None = None
+    function: str, descriptor: int, arguments: Sequence[Any], where: str, limits: Limits | None = None
 ) -> tuple[Any, list[np.ndarray]]:
     """Ask the child about an open file; the inode is used, not the path.
 
     Parameters
     ----------
-    what : str
+    function : str
         ``describe``, ``values``, ``stacked`` or ``listed``: functions of `child` that take the file and the
         `arguments`.
     where : str
@@ -218,7 +218,7 @@ def ask(
     Raises
     ------
     DataError
-        If the file is refused, with `find.Refused` as the cause; or if the child did not survive it.
+        If the file is refused, with `find.Refused` as the cause; or if the child crashes on it or exceeds a limit.
     ReadFailed
         If the storage fails.
     SystemLimit
@@ -229,7 +229,7 @@ def ask(
     request = {
         "pid": os.getpid(),
         "file": descriptor,
-        "ask": what,
+        "ask": function,
         "arguments": arguments,
         **_limits_of(os.fstat(descriptor).st_size, limits),
     }
@@ -237,21 +237,21 @@ def ask(
     if head["end"] != "answered":
         raise _error_without_answer(head, where)
     try:
-        said, arrays = _unpack(body)
+        reply, arrays = _unpack(body)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(
             f"{where}: libhdf5 returned malformed data for this file ({printable(error)}). The file is damaged or "
             "forged: do not use it."
         ) from error
-    if "answer" in said:
-        return said["answer"], arrays
-    if "refused" in said:
-        raise _error_of_refusal(said, where) from Refused(_words(said["refused"]))
-    raise _error_of_failure(said, where, limits)
+    if "answer" in reply:
+        return reply["answer"], arrays
+    if "refused" in reply:
+        raise _error_of_refusal(reply, where) from Refused(_quoted(reply["refused"]))
+    raise _error_of_failure(reply, where, limits)
 
 
 def _answer_of_child(request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
-    """Return the answer of an idle child, or of another one if it or its fork is killed, which no file causes."""
+    """Return the answer of a child, or of a second one if the first one or its fork is killed, which no file causes."""
     for _ in range(2):
         child = _idle_or_new(where)
         try:
@@ -264,7 +264,7 @@ def _answer_of_child(request: dict[str, Any], where: str) -> tuple[dict[str, Any
             raise
         _idle.put(id(child), child)
         head, _ = answer
-        if (head["end"], head["detail"]) != ("signal", signal.SIGKILL):  # sent by another process: out of memory?
+        if (head["end"], head["detail"]) != ("signal", signal.SIGKILL):  # perhaps sent by the kernel for lack of memory
             return answer
     raise SystemLimit(
         f"{where}: the process that reads the structure of files was killed or hung twice. Check the machine's "
@@ -308,27 +308,27 @@ def retire(n_kept: int = 0) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment without variables that change what HDF5 or the loader do."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_UNSAFE_VARIABLES)}
-    # No plugins; and no threads, since it forks.
-    return {**kept, "HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    """Return the environment without variables that change the behaviour of HDF5 or of the dynamic loader."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(_UNSAFE_VARIABLES)}
+    # No plugins, which are untrusted code, and no threads, since the child forks.
+    return {**variables, "HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 # -- answers -----------------------------------------------------------------------------------------------------
 
 
 def _unpack(body: bytearray) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Return a JSON line, and the arrays that it announces: of two dtypes only, and exactly that many bytes."""
+    """Return the JSON line and the arrays of an answer; `ValueError` for other dtypes or a wrong number of bytes."""
     offset = body.index(b"\n") + 1
-    said = json.loads(body[:offset])
+    reply = json.loads(body[:offset])
     arrays = []
-    for code, shape in said["arrays"]:
+    for code, shape in reply["arrays"]:
         array = _array(body, offset, code, shape)
         offset += array.nbytes
         arrays.append(array)
     if offset != len(body):
         raise ValueError(f"{len(body)} bytes, expected {offset}")
-    return said, arrays
+    return reply, arrays
 
 
 def _array(body: bytearray, offset: int, code: Any, shape: Any) -> np.ndarray:
@@ -340,7 +340,8 @@ def _array(body: bytearray, offset: int, code: Any, shape: Any) -> np.ndarray:
 def _error_without_answer(head: dict[str, Any], where: str) -> Exception:
     if head["end"] == "system":
         return SystemLimit(
-            f"{where}: cannot start a process to read it: {head['detail']}. Raise the limits (ulimit -u, -n)."
+            f"{where}: cannot start a process to read it: {head['detail']}. Raise the limits (ulimit -u, -n), "
+            "then run the same command again."
         )
     words = {
         "signal": f"libhdf5 crashed on this file (signal {head['detail']})",
@@ -351,30 +352,33 @@ def _error_without_answer(head: dict[str, Any], where: str) -> Exception:
     return DataError(f"{where}: {words[head['end']]}. The file is damaged or forged: do not use it.")
 
 
-def _error_of_refusal(said: dict[str, Any], where: str) -> Exception:
-    dataset = said.get("dataset")
+def _error_of_refusal(reply: dict[str, Any], where: str) -> Exception:
+    dataset = reply.get("dataset")
     if dataset is not None:
         where = f"{where} dataset={printable(dataset)}"
-    return DataError(f"{where}: {_words(said['refused'])}")
+    return DataError(f"{where}: {_quoted(reply['refused'])}")
 
 
-def _error_of_failure(said: dict[str, Any], where: str, limits: Limits) -> Exception:
-    if "memory" in said:
+def _error_of_failure(reply: dict[str, Any], where: str, limits: Limits) -> Exception:
+    if "memory" in reply:
         return DataError(
             f"{where}: libhdf5 exceeded its memory limit of {limits.memory >> 20} MiB on this file. The file is "
             "damaged or forged: do not use it."
         )
-    if "system" in said:
-        return SystemLimit(f"{where}: the process that reads its structure cannot open it: {_words(said['system'])}.")
-    words = _words(said.get("failed"))
-    if said.get("errno") in STORAGE:
+    if "system" in reply:
+        return SystemLimit(
+            f"{where}: the process that reads its structure cannot open it: {_quoted(reply['system'])}. Run the same "
+            "command again."
+        )
+    words = _quoted(reply.get("failed"))
+    if reply.get("errno") in STORAGE:
         return ReadFailed(f"{where}: {words}. Check the storage, then run the same command again.")
     return DataError(f"{where}: its structure cannot be read: {words}. The file is damaged: copy it again.")
 
 
-def _words(said: object) -> str:
-    """Return a text of the child for a message, shortened and escaped, since a forged file may determine it."""
-    words = str(said)
+def _quoted(value: object) -> str:
+    """Return a text of the child for a message: shortened and escaped, since a forged file may determine it."""
+    words = str(value)
     if len(words) > _MOST_WORDS:
         words = words[:_MOST_WORDS] + "..."
     return printable(words)

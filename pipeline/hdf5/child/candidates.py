@@ -16,13 +16,13 @@ from pipeline.hdf5.child.find import (
     Refused,
     attribute,
     dtype_of,
-    elsewhere,
     identity,
     is_plain,
     link_of,
     listing,
     locate,
     objects,
+    outside_storage,
     own_dataset,
 )
 from pipeline.hdf5.child.stacked import is_stack
@@ -32,9 +32,9 @@ from pipeline.hdf5.limits import MOST_COLUMNS
 __all__ = ["Rows", "choose", "find"]
 
 _MATLAB = b"MATLAB_class"  # an attribute that MATLAB writes to every array
-_OTHERS = "(rows of other files)"
+_STACKED = "(rows of other files)"
 _WRITE_ROWS = "Write them as one array of two dimensions"
-_IN_THE_ROOT = (
+_SPARSE_IN_ROOT = (
     "a sparse matrix in the root group, expected one in a group of its own, next to its labels. Write it as X/data, "
     "X/indices, X/indptr and X/shape."
 )
@@ -42,13 +42,13 @@ _BLOCK = re.compile(r"block[0-9]+_values")  # columns of one type in a pandas fr
 
 _SPARSE_PARTS = (b"data", b"indices", b"indptr")
 _LONGEST_ATTRIBUTE = 64  # bytes
-_OTHER_WAY = {
+_WRONG_FORMAT = {
     False: "a sparse matrix stored by columns (CSC), expected one stored by rows. Write it as CSR "
     "(adata.X = adata.X.tocsr()), or give --orientation columns if its columns are the samples.",
     True: "a sparse matrix stored by rows (CSR), expected one stored by columns (CSC) with --orientation columns. Omit "
     "the option, or write the matrix transposed (adata.T).",
 }
-_EITHER_WAY = (
+_UNKNOWN_FORMAT = (
     "a square sparse matrix of shape {} without a format (CSR or CSC). Give --orientation rows if it is stored by rows "
     "(CSR), or --orientation columns if it is stored by columns (CSC) and these are the samples."
 )
@@ -81,11 +81,11 @@ class Rows(NamedTuple):
 class _Candidate(NamedTuple):
     """A dataset or group that could hold rows."""
 
-    form: str  # ``none`` if it cannot be used, `_OTHERS` if it stacks the rows of other files
+    form: str  # ``none`` if it cannot be used, `_STACKED` if it stacks the rows of other files
     shape: tuple[int, ...] = ()
     dtype: str = ""
     n_rows: int = 0
-    n_inputs: int = MOST_COLUMNS  # also if it is unknown, but large
+    n_inputs: int = MOST_COLUMNS  # this default if the number is unknown
 
     def __str__(self) -> str:
         return f"{self.shape} {self.dtype}" if self.shape else self.form
@@ -113,22 +113,22 @@ class _Candidate(NamedTuple):
 def choose(file: h5py.File, orientation: str | None) -> str:
     """Return the path of ``X``, or of the only candidate.
 
-    Candidates are numeric datasets of rank 2 or more; without any, tables and sparse matrices.
+    Candidates are numeric datasets of rank 2 or more; in files without any, tables and sparse matrices.
     """
     preferred = PREFERRED.encode()
     has_preferred = file.id.links.exists(preferred)
     if has_preferred and (link_of(file.id, preferred) or _candidate(h5py.h5o.open(file.id, preferred))):
         return PREFERRED
     candidates = _candidates_below(file.id)
-    obvious = _obvious(candidates, orientation)
-    if len(obvious) == 1:
-        return obvious[0]
-    if obvious:
+    likely = _likely_candidates(candidates, orientation)
+    if len(likely) == 1:
+        return likely[0]
+    if likely:
         raise _no_choice({name: candidate for name, candidate in candidates.items() if candidate.form != "none"})
-    return _most_telling(file, candidates, has_preferred)
+    return _most_informative(file, candidates, has_preferred)
 
 
-def _most_telling(file: h5py.File, candidates: dict[str, _Candidate], has_preferred: bool) -> str:
+def _most_informative(file: h5py.File, candidates: dict[str, _Candidate], has_preferred: bool) -> str:
     """Return the object whose refusal explains the most, since none can be used."""
     if has_preferred:
         return PREFERRED
@@ -162,11 +162,11 @@ def _no_choice(candidates: dict[str, _Candidate], contents: str = "") -> Refused
 
 
 def _candidate(item: Any) -> _Candidate | None:
-    if is_stack(item):  # a detector's, in whose file a mask of pixels may be the only numbers of the file's own
-        return _Candidate(_OTHERS)
+    if is_stack(item):  # before other arrays: a detector's file may itself hold only a mask of pixels
+        return _Candidate(_STACKED)
     if isinstance(item, h5py.h5g.GroupID):
         if is_sparse(item):
-            return _Candidate("sparse", n_rows=_n_firsts(item) - 1)
+            return _Candidate("sparse", n_rows=_n_row_pointers(item) - 1)
         return _Candidate("none") if _is_matlab_sparse(item) else None
     if not _is_dataset(item):
         return None
@@ -174,7 +174,7 @@ def _candidate(item: Any) -> _Candidate | None:
 
 
 def _dataset_candidate(dataset: h5py.Dataset) -> _Candidate | None:
-    if elsewhere(dataset) or dataset.shape is None:
+    if outside_storage(dataset) or dataset.shape is None:
         return None
     stored = dtype_of(dataset)
     if stored is None:
@@ -194,18 +194,18 @@ def _table_candidate(dataset: h5py.Dataset, stored: np.dtype) -> _Candidate:
     return _Candidate("table", dataset.shape, records, dataset.shape[0], numbers.n)
 
 
-def _obvious(candidates: dict[str, _Candidate], orientation: str | None) -> list[str]:
+def _likely_candidates(candidates: dict[str, _Candidate], orientation: str | None) -> list[str]:
     """Return the candidates that a user may mean: only the dense ones if one of them has several columns.
 
     A single column next to wider rows of the same number is an extra of these. A single number or record is ignored.
     """
     oriented = {name: candidate.oriented(orientation) for name, candidate in candidates.items()}
     wider = {(split(name)[0], candidate.n_rows) for name, candidate in oriented.items() if candidate.n_inputs > 1}
-    obvious = [name for name, candidate in oriented.items() if _may_be_meant(name, candidate, wider)]
-    dense = [name for name in obvious if oriented[name].form in ("dense", _OTHERS)]
+    likely = [name for name, candidate in oriented.items() if _may_be_meant(name, candidate, wider)]
+    dense = [name for name in likely if oriented[name].form in ("dense", _STACKED)]
     if any(oriented[name].n_inputs != 1 for name in dense):
         return dense
-    return obvious
+    return likely
 
 
 def _may_be_meant(name: str, candidate: _Candidate, wider: set[tuple[str, int]]) -> bool:
@@ -231,7 +231,7 @@ def find(file: h5py.File, name: str, orientation: str | None) -> Rows:
     if isinstance(item, h5py.h5g.GroupID):
         return _rows_of_group(file, name, parent, item, orientation)
     if not _is_dataset(item):
-        raise Refused("a named type, expected a dataset", name)
+        raise Refused("a named type, expected a dataset. Choose one with --dataset.", name)
     dataset = h5py.Dataset(item)
     _check_place(file, dataset, name)
     if dataset.ndim == 1:
@@ -256,14 +256,15 @@ def _rows_of_table(rows: h5py.Dataset, name: str, parent: Any, orientation: str 
         _check_table(rows, name, orientation)
         return Rows(name, parent, "table", [(name, rows)], (*rows.shape, numbers.n))
     if is_sparse(parent):
-        raise Refused(f"rank 1, a part of the sparse matrix {split(name)[0]}. Give --dataset {split(name)[0]}", name)
+        group = split(name)[0]
+        raise Refused(f"rank 1, a part of the sparse matrix {group}, expected all of it. Give --dataset {group}.", name)
     return None
 
 
 def _rows_of_group(file: h5py.File, name: str, parent: Any, group: Any, orientation: str | None) -> Rows:
     if is_sparse(group):
         if not parts_of(name):
-            raise Refused(_IN_THE_ROOT, name)
+            raise Refused(_SPARSE_IN_ROOT, name)
         return _sparse_rows(parent, group, name, orientation)
     frame = _frame(group)
     if frame is None:
@@ -272,14 +273,16 @@ def _rows_of_group(file: h5py.File, name: str, parent: Any, group: Any, orientat
 
 
 def _check_place(file: h5py.File, rows: h5py.Dataset, name: str) -> None:
-    # Before the shape: to know that of a virtual dataset, HDF5 may open the files that it is made of.
-    place = elsewhere(rows)
+    # Before the shape is used: to determine that of a virtual dataset, HDF5 may open its source files.
+    place = outside_storage(rows)
     if place:
         raise Refused(f"{place}, expected rows in the file itself", name)
     if identity(rows.id)[0] != identity(file.id)[0]:
-        raise Refused("the dataset is in another file", name)
+        raise Refused("the dataset is in another file, expected rows in the file itself", name)
     if rows.shape is None:
-        raise Refused("an empty dataset without a shape, expected rows of numbers", name)
+        raise Refused(
+            "an empty dataset without a shape, expected rows of numbers. Choose another one with --dataset.", name
+        )
 
 
 def _check_table(rows: h5py.Dataset, name: str, orientation: str | None) -> None:
@@ -292,10 +295,10 @@ def _check_table(rows: h5py.Dataset, name: str, orientation: str | None) -> None
 def _check_rows(rows: h5py.Dataset, name: str, orientation: str | None) -> None:
     stored = dtype_of(rows)
     _check_shape(rows, stored, name, orientation)
-    if stored is None or not is_number(stored):  # HDF5 reads those with unused bits
+    if stored is None or not is_number(stored):  # types with unused bits pass, since HDF5 converts them
         raise Refused(
             f"holds {_values_in_words(rows, stored)}, expected integers, bool, or floating-point numbers that fit into "
-            "64 bits. Write them as one of these.",
+            "64 bits. Convert them to one of these types.",
             name,
         )
     if orientation is None and h5py.h5a.exists(rows.id, _MATLAB):
@@ -309,14 +312,22 @@ def _check_shape(rows: h5py.Dataset, stored: np.dtype | None, name: str, orienta
             f"{_records_in_words(stored)}, expected numbers of one dtype. {_WRITE_ROWS} (pandas: df.to_numpy()).", name
         )
     if rows.ndim < 2:
-        raise Refused(f"shape {shape} has rank {rows.ndim}, expected rank 2 or more, rows first", name)
+        raise Refused(
+            f"shape {shape} has rank {rows.ndim}, expected rank 2 or more, rows first. Choose another dataset with "
+            "--dataset.",
+            name,
+        )
     row_shape = shape[:-1] if orientation == "columns" else shape[1:]
     if not prod(row_shape):
-        raise Refused(f"an empty dataset (shape {shape} has no columns), expected at least one column", name)
+        raise Refused(
+            f"an empty dataset (shape {shape} has no columns), expected at least one column. Choose another one with "
+            "--dataset.",
+            name,
+        )
 
 
 def _ask_for_orientation(shape: tuple[int, ...]) -> str:
-    """Return why an array of MATLAB's needs an orientation, and which one."""
+    """Return a message that asks for the orientation of an array written by MATLAB."""
     matlab_shape = " x ".join(map(str, shape[::-1]))
     return (
         f"written by MATLAB, where its size is {matlab_shape}; the file holds the axes in reverse order, {shape}. Give "
@@ -349,7 +360,7 @@ def _values_in_words(rows: h5py.Dataset, dtype: np.dtype | None) -> str:
 
 
 def _frame(group: Any) -> str | None:
-    """Return the dataset with the rows of a pandas frame: of the table format, or of the fixed one with one type."""
+    """Return the dataset with the rows of a pandas frame: in table format, or in fixed format with one dtype."""
     names = [b"table"]
     if not group.links.exists(b"block1_values"):
         names.append(b"block0_values")
@@ -365,7 +376,7 @@ def _is_dataset(item: Any) -> bool:
 
 
 def _no_rows_in_group(group: Any, name: str) -> str:
-    """Return what a group holds if it holds no rows, and what to do."""
+    """Return a message about a group without rows: what it holds, and what to do."""
     candidates = _candidates_below(group)
     listed = short_list((f"{under(name, path)} {candidate}" for path, candidate in candidates.items()), LISTED)
     if group.links.exists(b"block1_values"):
@@ -381,7 +392,7 @@ def _is_matlab_sparse(group: Any) -> bool:
     return all(group.links.exists(part) for part in (b"data", b"ir", b"jc"))
 
 
-# -- sparse matrices: groups of values, their columns, and where rows begin ------------------------------------------
+# -- sparse matrices: groups of values, column indices and row pointers -----------------------------------------
 
 
 def is_sparse(group: Any) -> bool:
@@ -389,10 +400,10 @@ def is_sparse(group: Any) -> bool:
     return all(group.links.exists(part) for part in _SPARSE_PARTS)
 
 
-def _n_firsts(group: Any) -> int:
-    """Return the number of row starts of a sparse matrix; 0 if the group does not hold them itself."""
+def _n_row_pointers(group: Any) -> int:
+    """Return the number of row pointers of a sparse matrix; 0 if the group does not hold them itself."""
     dataset = own_dataset(group, _SPARSE_PARTS[2])
-    if dataset is None or elsewhere(dataset):
+    if dataset is None or outside_storage(dataset):
         return 0
     return prod(dataset.shape or (0,))
 
@@ -405,71 +416,79 @@ def _sparse_rows(parent: Any, group: Any, name: str, orientation: str | None) ->
     parts = [(under(name, text(part)), _sparse_part(group, part, name)) for part in _SPARSE_PARTS]
     sizes = [dataset.shape[0] for _, dataset in parts]
     shape = _sparse_shape(group, name)
-    is_turned = orientation == "columns"
-    by_columns = _is_by_columns(group, shape, n_firsts=sizes[2])
-    if by_columns not in (None, is_turned):
-        raise Refused(_OTHER_WAY[is_turned], name)
-    n_rows, n_inputs = shape[::-1] if is_turned else shape
+    is_transposed = orientation == "columns"
+    by_columns = _is_by_columns(group, shape, n_pointers=sizes[2])
+    if by_columns not in (None, is_transposed):
+        raise Refused(_WRONG_FORMAT[is_transposed], name)
+    n_rows, n_inputs = shape[::-1] if is_transposed else shape
     _check_sparse_sizes(sizes, n_rows, shape, name)
     if by_columns is None and orientation is None:
-        raise Refused(_EITHER_WAY.format(shape), name)
+        raise Refused(_UNKNOWN_FORMAT.format(shape), name)
     if not 1 <= n_inputs <= MOST_COLUMNS:
-        raise Refused(f"a sparse matrix of {n_inputs} columns, expected 1 to {MOST_COLUMNS}", name)
+        raise Refused(
+            f"a sparse matrix of {n_inputs} columns, expected 1 to {MOST_COLUMNS}. Write fewer columns.", name
+        )
     return Rows(name, parent, "sparse", parts, (n_rows, n_inputs))
 
 
 def _check_sparse_sizes(sizes: list[int], n_rows: int, shape: tuple[int, int], name: str) -> None:
-    n_values, n_columns, n_firsts = sizes
-    if n_firsts != n_rows + 1 or n_values != n_columns:
+    n_values, n_indices, n_pointers = sizes
+    if n_pointers != n_rows + 1 or n_values != n_indices:
         raise Refused(
-            f"a sparse matrix of shape {shape} has inconsistent parts: {n_values} values, {n_columns} indices "
-            f"and {n_firsts} row pointers. The file is damaged: write it again.",
+            f"a sparse matrix of shape {shape} has inconsistent parts: {n_values} values, {n_indices} indices "
+            f"and {n_pointers} row pointers. The file is damaged: write it again.",
             name,
         )
 
 
 def _sparse_part(group: Any, part: bytes, name: str) -> h5py.Dataset:
-    """Return the values of a sparse matrix, their columns, or the starts of the rows."""
+    """Return one dataset of a sparse matrix: `data`, `indices` or `indptr`."""
     dataset = own_dataset(group, part)
-    if dataset is not None and not elsewhere(dataset) and len(dataset.shape or ()) == 1:
+    if dataset is not None and not outside_storage(dataset) and len(dataset.shape or ()) == 1:
         stored = dtype_of(dataset)
         kinds = "iufb" if part == b"data" else "iu"
         if stored is not None and stored.kind in kinds and is_plain(dataset, stored):
             return dataset
-    what = link_of(group, part) or "not plain numbers"
-    raise Refused(f"a sparse matrix whose {text(part)} are {what}. Write it again.", name)
+    found = link_of(group, part) or "not plain numbers"
+    raise Refused(
+        f"a sparse matrix whose {text(part)} are {found}, expected integers or floating-point numbers. Write it again.",
+        name,
+    )
 
 
 def _sparse_shape(group: Any, name: str) -> tuple[int, int]:
     shape = _written_shape(group)
     # As signed integers, those above 2**63 are refused like negative ones.
     if shape is None or shape.shape != (2,) or shape.dtype.kind not in "iu" or (shape.astype(np.int64) < 0).any():
-        raise Refused("a sparse matrix without a shape, expected two numbers in an attribute or dataset `shape`", name)
+        raise Refused(
+            "a sparse matrix without a shape, expected two numbers in an attribute or dataset `shape`. Write it again.",
+            name,
+        )
     return int(shape[0]), int(shape[1])
 
 
 def _written_shape(group: Any) -> np.ndarray | None:
-    """Return the shape as it is written: by AnnData and h5sparse as an attribute, by others as a dataset."""
+    """Return the stored shape: an attribute in files of AnnData and h5sparse, a dataset in others."""
     for key in (b"shape", b"h5sparse_shape"):
         shape = attribute(group, key, _is_short)
         if shape is not None:
             return shape
     dataset = own_dataset(group, b"shape")
-    if dataset is None or elsewhere(dataset) or dataset.shape != (2,):
+    if dataset is None or outside_storage(dataset) or dataset.shape != (2,):
         return None
     return dataset[...]
 
 
-def _is_by_columns(group: Any, shape: tuple[int, int], n_firsts: int) -> bool | None:
+def _is_by_columns(group: Any, shape: tuple[int, int], n_pointers: int) -> bool | None:
     """Return whether a sparse matrix is stored by columns (CSC); None if neither attributes nor sizes determine it."""
     for key in (b"encoding-type", b"h5sparse_format"):
         word = attribute(group, key, _is_short)
         if word is not None:
             return "csc" in str(word)  # csc, csc_matrix; text or bytes
     n_rows, n_columns = shape
-    if n_rows == n_columns == n_firsts - 1:
+    if n_rows == n_columns == n_pointers - 1:
         return None
-    return n_firsts != n_rows + 1 and n_firsts == n_columns + 1
+    return n_pointers != n_rows + 1 and n_pointers == n_columns + 1
 
 
 def _is_short(shape: tuple[int, ...], dtype: np.dtype) -> bool:

@@ -1,7 +1,7 @@
 """Functions of the child that find names of the columns, or one number for each.
 
-Nothing here makes a file unusable: what cannot be used is noted, and the rows are read without it. Links are never
-followed.
+Nothing here makes a file unusable: unusable names and numbers are noted, and the rows are read without them. Links are
+never followed.
 """
 
 import re
@@ -12,8 +12,17 @@ import h5py
 import numpy as np
 
 from pipeline.hdf5.child.candidates import Rows
-from pipeline.hdf5.child.extras import is_bare, n_set
-from pipeline.hdf5.child.find import Refused, as_dataset, attribute, dtype_of, elsewhere, names_in, own_dataset, resolve
+from pipeline.hdf5.child.extras import count_set, is_netcdf_dimension
+from pipeline.hdf5.child.find import (
+    Refused,
+    as_dataset,
+    attribute,
+    dtype_of,
+    names_in,
+    outside_storage,
+    own_dataset,
+    resolve,
+)
 from pipeline.hdf5.child.layouts import layout_claim
 from pipeline.hdf5.forms import (
     has_one_for_each_column,
@@ -31,7 +40,7 @@ from pipeline.hdf5.limits import ANSWER_BYTES, LONGEST_COLUMN_NAME, MOST_COLUMN_
 
 __all__ = ["find_columns"]
 
-_AT_ONCE = 1024  # names that are read together, since their lengths are unknown before
+_BATCH_NAMES = 1024  # names that are read at once; their lengths are unknown before they are read
 _SHORT = 1024  # bytes of an attribute that names a dataset
 _STORAGE = re.compile(r"errno = \d", re.IGNORECASE)  # HDF5's words if the storage fails
 
@@ -59,17 +68,17 @@ def find_columns(file: h5py.File, rows: Rows, arrays: list[np.ndarray]) -> dict[
     """
     n_inputs = int(np.prod(rows.shape[1:]))
     notes: list[str] = []
-    found: dict[str, Any] = {"names": None, "names_from": "", "values_from": None, "note": ""}
+    answer: dict[str, Any] = {"names": None, "names_from": "", "values_from": None, "note": ""}
     names = _first_usable([_attribute_names, _variable_names, _block_names, _scale_names], file, rows, n_inputs, notes)
     if names is not None:
-        found["names_from"], found["names"] = names
+        answer["names_from"], answer["names"] = names
     values = _first_usable([_scale_values, _coordinate_values], file, rows, n_inputs, notes)
     if values is not None:
-        found["values_from"], numbers = values
+        answer["values_from"], numbers = values
         arrays.append(bytes_of(numbers))
     if notes:
-        found["note"] = notes[0]
-    return found
+        answer["note"] = notes[0]
+    return answer
 
 
 def _first_usable(
@@ -79,7 +88,7 @@ def _first_usable(
     n_inputs: int,
     notes: list[str],
 ) -> Any:
-    """Return what the first of some sources has; take a note of each that cannot be used."""
+    """Return the result of the first usable source, and note why those before it cannot be used."""
     for source in sources:
         try:
             found = source(file, rows, n_inputs)
@@ -109,15 +118,15 @@ def _attribute_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | Non
         _check_sizes(shape[0], shape[0] * dtype.itemsize, n_inputs, "attribute columns")
         return True
 
-    for item in _with_attributes(rows):
+    for item in _objects_with_attributes(rows):
         names = attribute(item, b"columns", fits)
         if names is not None:
             return "attribute columns", _checked_names(names.tolist(), "attribute columns")
     return None
 
 
-def _with_attributes(rows: Rows) -> list[Any]:
-    """Return the dataset with the rows; for a sparse matrix, its group and then its values."""
+def _objects_with_attributes(rows: Rows) -> list[Any]:
+    """Return the objects whose attributes may name columns: the rows, or a sparse matrix's group and values."""
     values = rows.parts[0][1].id
     if rows.form != "sparse":
         return [values]
@@ -151,7 +160,7 @@ def _names_at(file: h5py.File, path: str, n_inputs: int) -> _Names | None:
         return path, _texts(h5py.Dataset(item), path, n_inputs)
     values = own_dataset(item, b"values")
     mask = own_dataset(item, b"mask")
-    if values is None or mask is None or n_set(mask, f"{path}/mask", n_inputs):
+    if values is None or mask is None or count_set(mask, f"{path}/mask", n_inputs):
         return None
     return path, _texts(values, f"{path}/values", n_inputs)
 
@@ -182,7 +191,7 @@ def _table_names(table: h5py.Dataset, path: str, n_inputs: int) -> _Names | None
 
 
 def _block_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
-    """Return the names next to a block of a pandas frame of the fixed format; integers are names, too."""
+    """Return the names next to a block of a pandas frame of the fixed format; integers are names as well."""
     path = items_of(rows.name)
     if path is None:
         return None
@@ -191,7 +200,7 @@ def _block_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
     if items is None:
         return None
     stored = dtype_of(items)
-    if stored is not None and stored.kind in "iu" and not elsewhere(items):
+    if stored is not None and stored.kind in "iu" and not outside_storage(items):
         return path, [str(number) for number in _numbers(items, path, n_inputs).tolist()]
     if _is_text(items):
         return path, _texts(items, path, n_inputs)
@@ -225,7 +234,7 @@ def _coordinate_values(file: h5py.File, rows: Rows, n_inputs: int) -> _Values | 
         if not is_coordinate(text(name)):
             continue
         dataset = own_dataset(rows.parent, name)
-        if dataset is None or elsewhere(dataset) or not _is_number(dataset):
+        if dataset is None or outside_storage(dataset) or not _is_number(dataset):
             continue
         if has_one_for_each_column(dataset.shape, rows.shape[0], n_inputs):
             path = sibling(rows.name, text(name))
@@ -248,7 +257,7 @@ def _scale_of_columns(rows: Rows) -> h5py.Dataset | None:
         return None
     scale = _first_scale(dataset, axis)
     _check_place(scale, "dimension scale")
-    if is_bare(scale):
+    if is_netcdf_dimension(scale):
         return None
     return scale
 
@@ -266,7 +275,7 @@ def _first_scale(dataset: h5py.Dataset, axis: int) -> h5py.Dataset:
 
 def _scale_name(scale: h5py.Dataset) -> str:
     name = attribute(scale.id, b"NAME", _is_short_fixed_text)
-    # netCDF writes the variable's name, h5py any name, also an empty one.
+    # netCDF writes the variable's name; h5py writes any name, even an empty one.
     written = "" if name is None else text(bytes(name.item()))
     return split(written)[1] or split(scale.name or "")[1] or "dimension scale"
 
@@ -279,7 +288,7 @@ def _is_short_fixed_text(shape: tuple[int, ...], dtype: np.dtype) -> bool:
 
 
 def _is_text(dataset: h5py.Dataset) -> bool:
-    if elsewhere(dataset):
+    if outside_storage(dataset):
         return False
     stored = dtype_of(dataset)
     return stored is not None and h5py.check_string_dtype(stored) is not None
@@ -291,7 +300,7 @@ def _is_number(dataset: h5py.Dataset) -> bool:
 
 
 def _check_place(dataset: h5py.Dataset, path: str) -> None:
-    place = elsewhere(dataset)
+    place = outside_storage(dataset)
     if place:
         raise Refused(place, path)
 
@@ -300,21 +309,21 @@ def _texts(dataset: h5py.Dataset, path: str, n_inputs: int) -> list[str]:
     _check_place(dataset, path)
     stored = dtype_of(dataset)
     if stored is None or dataset.ndim != 1 or h5py.check_string_dtype(stored) is None:
-        raise Refused("expected strings in one dimension", path)
+        raise Refused(f"dtype {stored} and shape {dataset.shape}, expected strings in one dimension", path)
     _check_sizes(len(dataset), len(dataset) * stored.itemsize, n_inputs, path)
     layout_claim(dataset, path, [])  # refuses what cannot be read: unwritten, unknown filters, large chunks
     return _read_texts(dataset, n_inputs, path)
 
 
-def _read_texts(source: Any, n: int, path: str, most_bytes: int = ANSWER_BYTES, at_once: int = _AT_ONCE) -> list[str]:
-    """Read texts, `at_once` at a time, so that references to one long text take little more than `most_bytes`."""
+def _read_texts(source: Any, n: int, path: str, most_bytes: int = ANSWER_BYTES, batch: int = _BATCH_NAMES) -> list[str]:
+    """Read texts, `batch` at a time, so that references to one long text take little more than `most_bytes`."""
     names: list[Any] = []
     n_bytes = 0
-    for start in range(0, n, at_once):
-        some = source[start : min(start + at_once, n)].tolist()
+    for start in range(0, n, batch):
+        some = source[start : min(start + batch, n)].tolist()
         n_bytes += sum(map(len, some))
         if n_bytes > most_bytes:
-            raise Refused(f"names of more than {most_bytes} bytes in all", path)
+            raise Refused(f"names of more than {most_bytes} bytes in total, expected fewer", path)
         names += some
     return _checked_names(names, path)
 

@@ -1,4 +1,4 @@
-"""Functions of the child that describe a file: libhdf5 reads it, and plain values say where its data are.
+"""Functions of the child that describe a file: libhdf5 reads it, and the answer locates its data in plain values.
 
 Only `server` calls these, in a process that has limits and ends after one answer. An answer is a claim: `shards.vet`
 and `shards.inspect` check it.
@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.hdf5.child.candidates import Rows, choose, find
 from pipeline.hdf5.child.columns import find_columns
 from pipeline.hdf5.child.extras import find_extras, find_named
-from pipeline.hdf5.child.find import Refused, attribute, dtype_of, elsewhere, link_of, locate, names_in, objects
+from pipeline.hdf5.child.find import Refused, attribute, dtype_of, link_of, locate, names_in, objects, outside_storage
 from pipeline.hdf5.child.layouts import filters_of, layout_claim
 from pipeline.hdf5.child.stacked import virtual_shape
 from pipeline.hdf5.filters.codecs import FILTERS
@@ -51,7 +51,7 @@ def describe(
     include : sequence of str
         Paths of further extras, from the root.
     has_extras : bool
-        False to look at the rows only, after extras next to them have exceeded the limits of the child.
+        False to describe only the rows, because the extras next to them have exceeded the limits of the child.
 
     Returns
     -------
@@ -60,8 +60,9 @@ def describe(
         layouts of the datasets with the rows, as in `pipeline.hdf5.forms`; ``extras``, each with ``name``, ``layout``,
         ``categories`` and ``is_named``; ``left_out``, as from `forms.leave_out`.
     list of ndarray
-        For each chunked layout, those of the rows first: offsets, sizes and filter masks of its chunks, shape
-        (3, n_chunks), int64. For each one inside the metadata: its bytes. At the end the bytes of the columns' numbers.
+        Arrays of the layouts, those of the rows first. A chunked layout has the offsets, sizes and filter masks of its
+        chunks: shape (3, n_chunks), int64. A layout inside the metadata has its bytes. The numbers of the columns are
+        at the end, as bytes.
     """
     if dataset is None:
         dataset = choose(file, orientation)
@@ -117,7 +118,7 @@ def values(
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Read as many values along the first or last axis of a dataset as fit into an answer, at least one.
 
-    Texts are read `n_texts` at a time, since their lengths are unknown before.
+    Texts are read `n_texts` at a time, since their lengths are not known in advance.
 
     Returns
     -------
@@ -127,8 +128,8 @@ def values(
         The values as bytes, uint8; for texts, preceded by their lengths, int64.
     """
     dataset = h5py.Dataset(locate(file, name)[1])
-    if elsewhere(dataset):
-        raise Refused("its values are in other files", name)
+    if outside_storage(dataset):
+        raise Refused("its values are in other files, expected values in the file itself", name)
     filters_of(dataset.id.get_create_plist(), name)
     if dataset.dtype.hasobject:
         return _answer_with_texts(_texts(dataset, name, start, stop, axis, n_texts))
@@ -150,7 +151,7 @@ def _texts(dataset: h5py.Dataset, name: str, start: int, stop: int, axis: int, n
         texts.extend(more)
         n_bytes += sum(map(len, more))
     if n_bytes > MOST_ANSWER_BYTES:
-        raise Refused(f"strings of {n_bytes} bytes, expected at most {MOST_ANSWER_BYTES}", name)
+        raise Refused(f"strings of {n_bytes} bytes, expected at most {MOST_ANSWER_BYTES}. Write shorter strings.", name)
     return texts
 
 
@@ -169,7 +170,7 @@ def _read(dataset: h5py.Dataset, start: int, stop: int, axis: int) -> np.ndarray
 
 
 def listed(file: h5py.File) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Describe the first links in a file's root, and the first datasets of the file, in their order.
+    """Describe the first links in a file's root group, and then the first datasets in the file.
 
     Returns
     -------
@@ -199,7 +200,7 @@ def _links_in_root(file: h5py.File) -> list[dict[str, Any]]:
 
 def _facts_of(item: Any) -> dict[str, Any]:
     dataset = h5py.Dataset(item)
-    place = elsewhere(dataset)  # before the shape, for which HDF5 may open the files that the dataset is made of
+    place = outside_storage(dataset)  # before the shape, for which HDF5 may open source files
     if place:
         return {"what": place, "shape": list(virtual_shape(item) or ())}
     return {

@@ -1,4 +1,4 @@
-"""Functions of the child that find extras: next to the rows, or wherever a user has named them."""
+"""Functions of the child that find extras: next to the rows, or at paths that a user has named."""
 
 import re
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from pipeline.hdf5.child.find import (
     as_dataset,
     attribute,
     dtype_of,
-    elsewhere,
     link_of,
     names_in,
     objects,
+    outside_storage,
     own_dataset,
     resolve,
 )
@@ -39,28 +39,28 @@ from pipeline.hdf5.forms import (
 from pipeline.hdf5.layout import max_decompressed
 from pipeline.hdf5.limits import MAX_EXTRAS, MOST_CATEGORIES, MOST_ITEM, MOST_PADDED, MOST_WORDS
 
-__all__ = ["find_extras", "find_named", "is_bare", "n_set"]
+__all__ = ["count_set", "find_extras", "find_named", "is_netcdf_dimension"]
 
 _MOST_NUMBER = 2**63  # unsigned categories stay below it, since they are stored with signed ones
 _AT_ONCE = 2**22  # values of a mask that are read at once
 
-_BARE = b"This is a netCDF dimension but not a netCDF variable"
+_DIMENSION = b"This is a netCDF dimension but not a netCDF variable"
 
 _STORAGE_FAILED = re.compile(r"errno = \d")  # in messages of HDF5
 _UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, TypeError)
 
 
-class _Unmissed(Refused):
-    """Refusal of something that no user misses; empty if it need not be reported."""
+class _Unexpected(Refused):
+    """Refusal of an object that no user expects as an extra; an empty message is not reported."""
 
 
 def find_extras(
     parent: Any, rows: str, shape: tuple[int, ...], arrays: list[np.ndarray], most: int = MAX_EXTRAS
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
-    """Return the extras in the group of the rows, which have that path and shape, and what is left out.
+    """Return the extras in the group of the rows, `most` at most, and the objects that are left out.
 
-    Arrays are appended to `arrays`, as by `layout_claim`. What is left out has a name, the reason, and whether a user
-    may miss it. At most `most` extras are returned.
+    The rows have that path and shape. Arrays are appended to `arrays`, as by `layout_claim`. Each object that is left
+    out has a name, the reason, and whether a user may miss it.
     """
     extras: list[dict[str, Any]] = []
     left_out: list[list[Any]] = []
@@ -79,8 +79,8 @@ def find_extras(
 
 
 def _leave_out(left_out: list[list[Any]], name: bytes, error: Exception) -> None:
-    """List a dataset that an error makes unusable, with the reason; raise errors of the storage and of the program."""
-    if isinstance(error, _Unmissed):
+    """List a dataset that an error makes unusable, with the reason; raise errors of the storage and bugs."""
+    if isinstance(error, _Unexpected):
         if str(error):
             leave_out(left_out, name, str(error), is_missed=False)
     elif isinstance(error, Refused):
@@ -100,14 +100,14 @@ def _claim(dataset: h5py.Dataset, parent: Any, name: bytes, path: str, arrays: l
 
 
 def _extra_in(parent: Any, name: bytes, shape: tuple[int, ...]) -> h5py.Dataset:
-    """Return the dataset of a name in a group if it is an extra that can be written; otherwise refuse it."""
+    """Return the dataset with a name in a group; refuse it unless it is an extra that can be written."""
     link = link_of(parent, name)
     if link:
         raise Refused(link)
     item = h5py.h5o.open(parent, name)
     dataset = as_dataset(item)
     if dataset is None:
-        raise _Unmissed(A_GROUP if isinstance(item, h5py.h5g.GroupID) else "")
+        raise _Unexpected(A_GROUP if isinstance(item, h5py.h5g.GroupID) else "")
     _check(dataset, shape)
     if not is_utf8(name):
         raise Refused(NOT_UTF8)
@@ -116,18 +116,18 @@ def _extra_in(parent: Any, name: bytes, shape: tuple[int, ...]) -> h5py.Dataset:
 
 def _check(dataset: h5py.Dataset, shape: tuple[int, ...]) -> None:
     """Refuse a dataset that cannot be an extra of rows of that shape."""
-    reason = elsewhere(dataset)  # before its shape, for which HDF5 may open other files
+    reason = outside_storage(dataset)  # before its shape, for which HDF5 may open other files
     if reason:
         raise Refused(reason)
     if not dataset.shape:
-        raise _Unmissed("")
-    if is_bare(dataset):
-        raise _Unmissed("a netCDF dimension without values")
+        raise _Unexpected("")
+    if is_netcdf_dimension(dataset):
+        raise _Unexpected("a netCDF dimension without values")
     if not has_one_for_each_row(dataset.shape, shape[0]):
         reason, is_missed = misfit(dataset.shape, shape)
         if is_missed:
             raise Refused(reason)
-        raise _Unmissed(reason)
+        raise _Unexpected(reason)
     _check_dtype(dataset, shape[0])
 
 
@@ -141,14 +141,14 @@ def _check_dtype(dataset: h5py.Dataset, n_rows: int) -> None:
         raise Refused(f"values of {stored.itemsize} bytes, expected at most {MOST_ITEM}")
 
 
-def is_bare(dataset: h5py.Dataset) -> bool:
+def is_netcdf_dimension(dataset: h5py.Dataset) -> bool:
     """Return whether a dataset only gives the length of an axis: netCDF creates it without values."""
     name = attribute(dataset.id, b"NAME", _is_short_text)
-    return name is not None and bool(name.item().startswith(_BARE))
+    return name is not None and bool(name.item().startswith(_DIMENSION))
 
 
 def _is_short_text(shape: tuple[int, ...], dtype: np.dtype) -> bool:
-    return shape == () and dtype.kind == "S" and dtype.itemsize <= 2 * len(_BARE)
+    return shape == () and dtype.kind == "S" and dtype.itemsize <= 2 * len(_DIMENSION)
 
 
 # -- named ---------------------------------------------------------------------------------------------------------
@@ -159,8 +159,8 @@ def find_named(
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
     """Return the extras at some paths, and the paths that do not exist; both as from `find_extras`.
 
-    A group of codes and categories, as in AnnData, is included as its codes; one of values and a mask as its values, if
-    the mask hides none.
+    For a group of codes and categories, as in AnnData, the codes are included. For a group of values and a mask, the
+    values are included if the mask hides none.
 
     Raises
     ------
@@ -208,7 +208,7 @@ def _masked_values(group: Any, path: str, n_rows: int) -> h5py.Dataset:
     mask = own_dataset(group, b"mask")
     if values is None or mask is None:
         raise Refused("a group, expected a dataset with one value for each row, or a categorical", path)
-    n_missing = n_set(mask, f"{path}/mask", n_rows)
+    n_missing = count_set(mask, f"{path}/mask", n_rows)
     if n_missing:
         raise Refused(
             f"{n_missing} of its values are missing, expected none. Write it as a categorical, or as numbers with NaN.",
@@ -217,14 +217,14 @@ def _masked_values(group: Any, path: str, n_rows: int) -> h5py.Dataset:
     return values
 
 
-def n_set(mask: h5py.Dataset, path: str, n_rows: int) -> int:
+def count_set(mask: h5py.Dataset, path: str, n_rows: int) -> int:
     """Return how many entries of a mask of `n_rows` values are set."""
-    if elsewhere(mask) or dtype_of(mask) != np.dtype(bool) or mask.shape != (n_rows,):
+    if outside_storage(mask) or dtype_of(mask) != np.dtype(bool) or mask.shape != (n_rows,):
         raise Refused("not a mask, expected one bool for each row", path)
     layout_claim(mask, path, [])  # refuses what cannot be read
     n_bytes = h5py.h5i.get_file_id(mask.id).get_filesize()
     if n_rows > max_decompressed(n_bytes):  # its chunks may all be the same few bytes
-        raise Refused(f"a mask of {n_rows} values in a file of {n_bytes} bytes", path)
+        raise Refused(f"a mask of {n_rows} values, expected fewer in a file of {n_bytes} bytes", path)
     n = 0
     for start in range(0, n_rows, _AT_ONCE):
         n += int(np.count_nonzero(mask[start : start + _AT_ONCE]))
@@ -259,7 +259,7 @@ def _categories(dataset: h5py.Dataset, path: str) -> list[Any]:
 
 def _check_categories(dataset: h5py.Dataset, path: str, most: int = MOST_CATEGORIES) -> bool:
     """Refuse a dataset that cannot list categories, `most` of them, and return whether these are texts."""
-    place = elsewhere(dataset)
+    place = outside_storage(dataset)
     if place:
         raise Refused(f"{place}, expected categories in the file itself", path)
     stored = dtype_of(dataset)
@@ -272,14 +272,14 @@ def _check_categories(dataset: h5py.Dataset, path: str, most: int = MOST_CATEGOR
 
 
 def _possible_extras(file: h5py.File, n_rows: int) -> str:
-    """List what could be named: datasets with one value for each row, and groups of codes and categories."""
+    """List the extras that a user could name: datasets with one value for each row, and categoricals."""
     names: dict[str, None] = {}
     with suppress(Refused):
         for name, item in objects(file.id):
             dataset = as_dataset(item)
             if (
                 dataset is None
-                or elsewhere(dataset)
+                or outside_storage(dataset)
                 or not dataset.shape
                 or not has_one_for_each_row(dataset.shape, n_rows)
             ):

@@ -19,7 +19,6 @@ __all__ = [
     "as_dataset",
     "attribute",
     "dtype_of",
-    "elsewhere",
     "first_names",
     "identity",
     "is_plain",
@@ -29,11 +28,12 @@ __all__ = [
     "most_entries",
     "names_in",
     "objects",
+    "outside_storage",
     "own_dataset",
     "resolve",
 ]
 
-_INTERNAL = (b"_i_", b"#refs#", b"#subsystem#")  # beginnings of names: groups of PyTables' indexes and MATLAB's cells
+_INTERNAL = (b"_i_", b"#refs#", b"#subsystem#")  # prefixes of groups: PyTables' indexes, MATLAB's cells
 LISTED = 20
 """Number of names that a refusal lists."""
 _LEAST_ENTRY_BYTES = 4  # bytes of an entry: at least 2 for an address, 1 for a name, and something to mark the end
@@ -65,7 +65,7 @@ def locate(file: h5py.File, name: str) -> tuple[Any, Any]:
 def resolve(file: h5py.File, name: str, if_link: str) -> tuple[Any, Any] | None:
     """Return the group with an object, and the object; None if it does not exist.
 
-    Links that are not hard are refused, in the words of `if_link`.
+    Soft and external links are refused with the message `if_link`.
     """
     item = file.id
     parent = file.id
@@ -97,7 +97,7 @@ def as_dataset(item: Any) -> h5py.Dataset | None:
 
 
 def attribute(item: Any, name: bytes, fits: Callable[[tuple[int, ...], np.dtype], bool]) -> np.ndarray | None:
-    """Return the value of an attribute if its shape and dtype fit: others may be of any size, or a pickle."""
+    """Return the value of an attribute if its shape and dtype fit; others are not read, and may be pickles."""
     if not h5py.h5a.exists(item, name):
         return None
     attached = h5py.h5a.open(item, name)
@@ -121,8 +121,8 @@ def link_of(group: Any, part: bytes) -> str | None:
     return f"a link of kind {kind} (not allowed)"
 
 
-def elsewhere(dataset: h5py.Dataset) -> str | None:
-    """Return how the values of a dataset come from other files; None if they are in the file itself."""
+def outside_storage(dataset: h5py.Dataset) -> str | None:
+    """Return how the values of a dataset are stored in other files; None if they are in the file itself."""
     properties = dataset.id.get_create_plist()
     if properties.get_layout() == h5py.h5d.VIRTUAL:
         return "a virtual dataset (not allowed: its values are in other files)"
@@ -148,7 +148,7 @@ def is_plain(dataset: h5py.Dataset, dtype: np.dtype) -> bool:
 
 
 def objects(root: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every object below a group once, depth first, with its path; without internal groups of writers."""
+    """Yield every object below a group once, depth first, with its path; except for internal groups."""
     yield from _Walk(root).below(root, b"", 1)
 
 
@@ -160,7 +160,7 @@ class _Walk:
         self._n_names = 1
 
     def below(self, group: Any, prefix: bytes, depth: int) -> Iterator[tuple[str, Any]]:
-        """Yield the objects in a group, whose path is the prefix, and those below it."""
+        """Yield the objects in and below a group, whose path is the prefix."""
         names = names_in(group, self._n_names)
         self._n_names += len(names)  # over all groups, since forged ones may share one list of names
         for name in names:
@@ -174,7 +174,7 @@ class _Walk:
                 yield from self.below(item, prefix + name + b"/", depth + 1)
 
     def _is_new(self, item: Any, name: bytes) -> bool:
-        """Return whether an object is met for the first time, and is not an internal group."""
+        """Return whether an object is seen for the first time and is not an internal group."""
         address = identity(item)
         if address in self._seen or (name.startswith(_INTERNAL) and isinstance(item, h5py.h5g.GroupID)):
             return False
@@ -183,18 +183,18 @@ class _Walk:
 
 
 def names_in(group: Any, n_seen: int = 0) -> list[bytes]:
-    """Return the names in a group, in their order, after `n_seen` names of other groups."""
+    """Return the names in a group, in order; `n_seen` names in other groups count towards the limits."""
     names = first_names(group, MOST_OBJECTS - n_seen)
     if n_seen + len(names) > MOST_OBJECTS:
         raise Refused(f"more than {MOST_OBJECTS} objects to search. Give the rows a file or a group of their own.")
-    # Also of several groups together, since nodes of their trees may be shared.
+    # The names of all groups count together, since their trees may share nodes.
     if n_seen + len(names) > most_entries(group):
         raise Refused(_TOO_MANY_NAMES)
     return names
 
 
 def first_names(group: Any, most: int, kind: int | None = None) -> list[bytes]:
-    """Return the names in a group, in their order, of all links or those of a kind, and at most `most` + 1 of them.
+    """Return the first `most` + 1 names in a group, in order: of all links, or of those of one kind.
 
     Raises
     ------
@@ -230,16 +230,16 @@ def most_entries(item: Any) -> int:
 
 
 def identity(item: Any) -> tuple[Any, Any]:
-    """Return the file number and the address of an open object, by which it is recognized.
+    """Return the file number and the address of an open object, which identify it.
 
-    `h5py.h5o.get_info` would also add up the sizes of all nodes of its indexes: without end if these form a circle.
+    `h5py.h5o.get_info` would also add up the sizes of all nodes of its indexes, and never end if these form a circle.
     """
     found = h5py.h5g.get_objinfo(item, b".")
     return found.fileno, found.objno
 
 
 def listing(file: h5py.File) -> str:
-    """Return the names of the objects in a file, the first of many."""
+    """Return the names of the first objects in a file."""
     names = []
     try:
         for name, _ in objects(file.id):

@@ -54,7 +54,7 @@ def _chunked(
 
 
 def _kind_of_chunked(dataset: h5py.Dataset, name: str, filters: list[tuple[int, list[int]]]) -> str:
-    """Return ``chunked`` if chunks can be read without HDF5, else ``asked``; refuse what needs plugins of HDF5."""
+    """Return ``chunked`` if chunks can be read without HDF5, else ``asked``; refuse values that need a plugin."""
     is_readable = is_plain(dataset, dataset.dtype) and _has_usual_order(dataset)
     if is_readable and not any(code in ASKED for code, _ in filters):
         return "chunked"
@@ -119,8 +119,8 @@ class _Chunks:
     Attributes
     ----------
     index : ndarray of shape (3, n_chunks), int64
-        Offset, size and filter mask of each chunk, -1 if it is missing; in the grid's order, or in the listed order if
-        HDF5 lists wrong places.
+        Offset, size and filter mask of each chunk, -1 if it is missing; in C order of the grid, or in HDF5's order if
+        HDF5 lists wrong positions.
     """
 
     def __init__(self, dataset: h5py.Dataset, name: str, grid: tuple[int, ...]) -> None:
@@ -137,16 +137,19 @@ class _Chunks:
     def take(self, chunk: Any) -> None:
         """Add a chunk to the index."""
         self._n_listed += 1
-        if self._n_listed > self._most_listed:  # counts those outside the dataset, too
+        if self._n_listed > self._most_listed:  # chunks outside the dataset count as well
             raise Refused(
-                "its chunk index lists more chunks than fit into the file. The file is damaged or forged.", self._name
+                "its chunk index lists more chunks than fit into the file. The file is damaged or forged: do not use "
+                "it.",
+                self._name,
             )
         cell = [first // size for first, size in zip(chunk.chunk_offset, self._chunks, strict=True)]
         if self._is_ordered and any(i >= n for i, n in zip(cell, self._grid, strict=True)):
-            return  # left over from a time when the dataset was larger
+            return  # left over from before the dataset was shrunk
         if self._n_taken == self.index.shape[1]:  # otherwise a forged index would never end
             raise Refused(
-                f"shape {self._shape}, expected {self._n_taken} chunks, found more. The file is damaged or forged.",
+                f"shape {self._shape}, expected {self._n_taken} chunks, found more. The file is damaged or forged: "
+                "do not use it.",
                 self._name,
             )
         position = _position_in(self._grid, cell) if self._is_ordered else self._n_taken
@@ -165,14 +168,14 @@ def _edges(dataset: h5py.Dataset, grid: tuple[int, ...]) -> np.ndarray:
 
 
 def _checked_grid(dataset: h5py.Dataset, name: str, n_before: int, most: int = MOST_CHUNKS) -> tuple[int, ...]:
-    """Return the number of chunks along each axis; refuse chunks that are too large or, with others, over `most`."""
+    """Return the number of chunks along each axis; refuse chunks that are too large or too many."""
     shape = dataset.shape
     chunks = dataset.chunks
     _check_chunks(dataset, name)
     grid = grid_of(shape, chunks)
     n_chunks = prod(grid)
     n_missing = n_chunks - h5py.h5i.get_file_id(dataset.id).get_filesize()
-    if n_missing > 0 and n_chunks <= most:  # a chunk takes a byte at least
+    if n_missing > 0 and n_chunks <= most:  # a chunk takes at least one byte
         raise Refused(
             f"shape {shape} in {n_chunks} chunks, but at least {n_missing} of them were never written. Write the "
             "file again.",
@@ -210,10 +213,10 @@ def _position_in(grid: tuple[int, ...], cell: list[int]) -> int:
 
 
 def _has_usual_order(dataset: h5py.Dataset) -> bool:
-    """Return whether HDF5 lists the right places of chunks in the dataset.
+    """Return whether HDF5 lists the right positions of chunks in the dataset.
 
     If one axis that is not the first may grow without limit, HDF5 (1.10 to 2.0) numbers chunks along that axis first,
-    but lists their places as if it numbered them in C order.
+    but lists their positions as if it numbered them in C order.
     """
     unlimited = [axis for axis, most in enumerate(dataset.maxshape) if most is None]
     return len(unlimited) != 1 or unlimited[0] == 0

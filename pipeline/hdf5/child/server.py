@@ -1,6 +1,6 @@
 """The child process: it forks for each file, and the fork can read that file and nothing else.
 
-`ask` starts it as a program of its own, which loads h5py once. A file that makes libhdf5 fail affects only one fork,
+`ask` starts it as a separate program, which loads h5py once. A file that makes libhdf5 fail affects only one fork,
 which has limits on memory and time and exits after its answer.
 """
 
@@ -38,22 +38,23 @@ _LANDLOCK_READ_FILE = 4
 
 
 def main() -> None:
-    """Answer requests, one JSON line each on standard input, until that is closed.
+    """Answer requests, one JSON line each on standard input, until standard input is closed.
 
-    A request has ``pid``, and of that process the descriptors of the open ``file`` and of a pipe for the ``answer``;
-    ``seconds`` of processor time, ``patience`` in seconds of elapsed time and ``memory`` (bytes) as limits; ``ask``
-    (``describe``, ``values``, ``stacked`` or ``listed``) and its ``arguments``. When the fork has ended, a JSON line
-    says how: ``end`` (``answered``, ``signal``, ``exit``, ``time``, ``system``) and ``detail``.
+    A request has the ``pid`` of the process that sends it, and two of its descriptors: the open ``file``, and a pipe
+    for the ``answer``. Its limits are ``seconds`` of CPU time, ``patience`` in seconds of elapsed time, and ``memory``
+    in bytes. ``ask`` names a function (``describe``, ``values``, ``stacked`` or ``listed``), and ``arguments`` are the
+    arguments of the function. When the fork has ended, the child writes a JSON line with the kind of ``end``
+    (``answered``, ``signal``, ``exit``, ``time``, ``system``) and a ``detail``.
     """
     # Terminals and batch systems send signals to the whole process group. When the driver stops, its pipe closes.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    # No network, if the process has the right to that. A user namespace would give the right, but deny access to the
-    # driver's files. Forks create no sockets in any case, since they can open nothing more.
+    # Leave the network, if the process has the privilege. A user namespace would grant it, but deny access to the
+    # driver's files. Without the privilege, forks still cannot create sockets, since they can open no descriptors.
     _LIBC.unshare(_CLONE_NEWNET)
     _warm_up()
-    gc.freeze()  # objects that exist now are shared with every fork, and stay so
+    gc.freeze()  # keeps the memory of existing objects shared with every fork
     for line in sys.stdin.buffer:
         end, detail = _serve(json.loads(line))
         _write(1, json.dumps({"end": end, "detail": detail}).encode() + b"\n")
@@ -68,11 +69,11 @@ def _warm_up() -> None:
         _write_columns(file)
         for name in (*_ROWS, *_COLUMNS, None, "nowhere", "\udcff\n"):
             for orientation in (None, "columns"):
-                _answered(describe, file, (name, orientation))
-        _answered(values, file, ("X", 0, 2, -1))
+                _call(describe, file, (name, orientation))
+        _call(values, file, ("X", 0, 2, -1))
         for name in file:
-            _answered(values, file, (name, 0, 4))
-        _answered(listed, file, ())
+            _call(values, file, (name, 0, 4))
+        _call(listed, file, ())
 
 
 _ROWS = ("X", "table", "sparse", "soft", "external")
@@ -123,32 +124,32 @@ def _write_scale(file: h5py.File, group: str, scale: Sequence[float] | Sequence[
 
 
 def _serve(request: dict[str, Any]) -> tuple[str, object]:
-    """Have a fork answer a request, and return how it ended: ``end`` and ``detail``."""
+    """Let a fork answer a request, and return how it ended: ``end`` and ``detail``."""
     try:
         writer = os.open(f"/proc/{request['pid']}/fd/{request['answer']}", os.O_WRONLY)
-        alive, held = os.pipe()  # the fork holds one end until it exits
+        exit_reader, exit_writer = os.pipe()  # the fork keeps its end open until it exits
         child = os.fork()
     except OSError as error:
         return "system", error.strerror
     if not child:
         try:
-            _answer(request, writer, held)
+            _answer(request, writer, exit_writer)
         finally:
             os._exit(1)
     os.close(writer)
-    os.close(held)
-    code = _exit_code(child, alive, request["patience"])
+    os.close(exit_writer)
+    code = _exit_code(child, exit_reader, request["patience"])
     if code is None:
         return "time", f"{request['patience']:g} s"
     return _end_of(code, request)
 
 
-def _exit_code(child: int, alive: int, seconds: float) -> int | None:
+def _exit_code(child: int, exit_reader: int, seconds: float) -> int | None:
     """Wait for a fork, end it if it takes too long, and return its exit code; None if it took too long."""
     try:
-        in_time = _ends_in_time(alive, seconds)
+        in_time = _ends_in_time(exit_reader, seconds)
     finally:
-        os.close(alive)
+        os.close(exit_reader)
         os.kill(child, signal.SIGKILL)  # without effect if it has exited by itself
         _, status = os.waitpid(child, 0)
     if not in_time:
@@ -167,10 +168,10 @@ def _end_of(code: int, request: dict[str, Any]) -> tuple[str, object]:
     return "answered", None
 
 
-def _ends_in_time(alive: int, seconds: float) -> bool:
-    """Wait for a fork to exit, and return whether it does within some seconds."""
+def _ends_in_time(exit_reader: int, seconds: float) -> bool:
+    """Wait for a fork, and return whether it exits within some seconds."""
     waiting = select.poll()
-    waiting.register(alive, 0)
+    waiting.register(exit_reader, 0)
     waiting.register(0, 0)
     events = dict(waiting.poll(1000 * seconds))  # both report only that their other end is closed
     if 0 in events:
@@ -187,11 +188,11 @@ def _write(descriptor: int, data: bytes | memoryview) -> None:
 # -- in the fork -------------------------------------------------------------------------------------------------
 
 
-def _answer(request: dict[str, Any], writer: int, held: int) -> NoReturn:
-    """Answer a request on a pipe, and exit; `held` stays open until then."""
+def _answer(request: dict[str, Any], writer: int, exit_writer: int) -> NoReturn:
+    """Answer a request on a pipe, and exit; `exit_writer` stays open until then."""
     os.dup2(writer, 1)
     try:
-        inode = _open_alone(request, held)
+        inode = _open_alone(request, exit_writer)
     except (OSError, ValueError) as error:
         _reply({"system": str(error)}, [])
         os._exit(0)
@@ -199,7 +200,7 @@ def _answer(request: dict[str, Any], writer: int, held: int) -> NoReturn:
         file = h5py.File(f"/proc/self/fd/{inode}", "r", locking=False)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))  # from now on nothing can be opened
         functions = {"describe": describe, "values": values, "stacked": stacked, "listed": listed}
-        answer, arrays = _answered(functions[request["ask"]], file, request["arguments"])
+        answer, arrays = _call(functions[request["ask"]], file, request["arguments"])
         _reply(answer, arrays)
     except BaseException as error:
         answer, arrays = _failure(error)
@@ -207,11 +208,11 @@ def _answer(request: dict[str, Any], writer: int, held: int) -> NoReturn:
     os._exit(0)
 
 
-def _open_alone(request: dict[str, Any], held: int) -> int:
+def _open_alone(request: dict[str, Any], exit_writer: int) -> int:
     """Return a descriptor of the request's file, after all other descriptors are closed and limits are set."""
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for place, descriptor in ((0, nothing), (2, nothing), (3, held)):
-        os.dup2(descriptor, place)
+    null = os.open(os.devnull, os.O_RDWR)
+    for number, descriptor in ((0, null), (2, null), (3, exit_writer)):
+        os.dup2(descriptor, number)
     os.closerange(4, 256)
     with open("/proc/self/statm") as sizes:
         n_pages = int(sizes.read().split()[0])
@@ -220,18 +221,18 @@ def _open_alone(request: dict[str, Any], held: int) -> int:
     return inode
 
 
-def _answered(ask: Any, file: h5py.File, arguments: Sequence[Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
+def _call(function: Any, file: h5py.File, arguments: Sequence[Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
     try:
-        answer, arrays = ask(file, *arguments)
+        answer, arrays = function(file, *arguments)
         return {"answer": answer}, arrays
     except BaseException as error:
         return _failure(error)
 
 
 def _failure(error: BaseException) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Return an error in plain values. No exception is sent through the pipe, since that would need a pickle."""
+    """Return an error in plain values, since an exception could be sent only as a pickle."""
     words = f"{type(error).__name__}: {error}"
-    if isinstance(error, (OSError, RuntimeError, KeyError)) and error.args:  # HDF5's own words
+    if isinstance(error, (OSError, RuntimeError, KeyError)) and error.args:  # HDF5's message
         words = str(error.args[-1])
     if isinstance(error, Refused):
         return {"refused": str(error), "dataset": error.dataset}, []
@@ -244,9 +245,9 @@ def _failure(error: BaseException) -> tuple[dict[str, Any], list[np.ndarray]]:
     return {"failed": words, "errno": number}, []
 
 
-def _reply(said: dict[str, Any], arrays: Sequence[np.ndarray]) -> None:
+def _reply(reply: dict[str, Any], arrays: Sequence[np.ndarray]) -> None:
     """Write a JSON line and the bytes of the arrays."""
-    line = {**said, "arrays": [[array.dtype.str, array.shape] for array in arrays]}
+    line = {**reply, "arrays": [[array.dtype.str, array.shape] for array in arrays]}
     _write(1, json.dumps(line).encode() + b"\n")
     for array in arrays:
         _write(1, array.reshape(-1).view(np.uint8).data)
@@ -258,9 +259,9 @@ def _confine(seconds: float, memory: int, inode: int) -> None:
     _allow_only(inode)
     next_descriptor = os.dup(inode)
     os.close(next_descriptor)
-    most_seconds = max(1, int(seconds))
+    max_seconds = max(1, int(seconds))
     _limit(resource.RLIMIT_AS, memory, memory)
-    _limit(resource.RLIMIT_CPU, most_seconds, most_seconds + 1)  # SIGKILL would not show the reason
+    _limit(resource.RLIMIT_CPU, max_seconds, max_seconds + 1)  # SIGKILL would not show the reason
     _limit(resource.RLIMIT_FSIZE, 0, 0)
     _limit(resource.RLIMIT_CORE, 0, 0)
     _limit(resource.RLIMIT_NPROC, 0, 0)
@@ -276,7 +277,7 @@ def _limit(limit: int, soft: int, hard: int) -> None:
 
 
 def _allow_only(inode: int) -> None:
-    """Allow nothing but to read this file: Landlock, if the kernel has it (Linux 5.13)."""
+    """Allow only reads of this file, with Landlock if the kernel has it (Linux 5.13)."""
     everything = ctypes.c_uint64(_LANDLOCK_EVERYTHING)
     rules = _LIBC.syscall(_LANDLOCK_CREATE_RULESET, ctypes.byref(everything), ctypes.c_size_t(8), 0)
     if rules < 0:

@@ -19,7 +19,7 @@ _ENDLESS = 2**63  # unlimited selections, which grow with a dataset, have 2**64 
 
 
 def stacked(file: h5py.File, dataset: str | None) -> tuple[dict[str, Any] | None, list[Any]]:
-    """Return where the rows that a file stacks are stored.
+    """Return the locations of the rows that a file stacks.
 
     Parameters
     ----------
@@ -30,23 +30,23 @@ def stacked(file: h5py.File, dataset: str | None) -> tuple[dict[str, Any] | None
     Returns
     -------
     dict or None
-        ``dataset``. For a virtual one: its ``shape`` and its ``blocks``, each a file, a dataset in it, the box that it
-        fills and the box of it that is used, as from `_box`. Otherwise the ``links``, each a name, a file and a
-        dataset. ``neighbours``: the names of datasets in the master that may belong to the rows. None if the rows are
-        the file's own.
+        ``dataset``, its path, and ``neighbours``, names of datasets in the master that may belong to the rows. A
+        virtual dataset has ``shape`` and ``blocks``: each block is a file, a dataset in it, and two boxes as from
+        `_box`, the one that it fills and the one that it is read from. Otherwise there are ``links``: each is a name,
+        a file and a dataset. None if the rows are stored in the file itself.
     list
         Empty: no arrays.
     """
     if dataset is None and file.id.links.exists(PREFERRED.encode()):
         dataset = PREFERRED
     if dataset is None:
-        dataset = _only(file)
+        dataset = _only_stack(file)
     if dataset is None:
         return None, []
     return _stack(file, dataset), []
 
 
-def _only(file: h5py.File) -> str | None:
+def _only_stack(file: h5py.File) -> str | None:
     """Return the path of the only virtual dataset of rank 2 or more, or group of external links."""
     names = [name for name, item in (("/", file.id), *objects(file.id)) if is_stack(item)]
     if len(names) > 1:
@@ -105,7 +105,7 @@ def _link(group: Any, name: bytes) -> list[str]:
 
 
 def virtual_shape(item: Any) -> tuple[int, ...] | None:
-    """Return the shape of a virtual dataset, None for others, without the files that it is made of."""
+    """Return the shape of a virtual dataset, None for others, without opening its source files."""
     properties = item.get_create_plist()
     if properties.get_layout() != h5py.h5d.VIRTUAL:
         return None
@@ -147,7 +147,7 @@ def _box(space: Any) -> list[list[int]] | None:
 
 
 def _neighbours(group: Any, shape: tuple[int, ...] | None) -> list[str]:
-    """Return some names of one-dimensional datasets in a group, or of those with a shape."""
+    """Return names of the first one-dimensional datasets in a group, or of those with a given shape."""
     names = first_names(group, MOST_OBJECTS, h5py.h5l.TYPE_HARD)
     matches = (text(each) for each in names if _is_neighbour(h5py.h5o.open(group, each), shape))
     return list(islice(matches, LISTED + 1))  # one more shows that the list is not complete

@@ -5,8 +5,8 @@ H5checksum.c. For registered filters, HDF5 itself would load a plugin, a library
 allowed. Instead, Python packages decode what the plugins store, in the formats of the plugins' sources: H5Zzstd.c,
 H5Zlz4.c, blosc_filter.c, bshuf_h5filter.c.
 
-Why not numcodecs: it wraps the same C libraries, but knows neither the plugins' blocks nor bitshuffle, and accepts a
-buffer of Blosc that is cut short.
+numcodecs is not used: it wraps the same C libraries, but supports neither the plugins' blocks nor bitshuffle, and it
+accepts a truncated Blosc buffer.
 
 No function returns more bytes than it is allowed to, or holds Python's lock for long.
 """
@@ -53,7 +53,7 @@ _LEAST_ELEMENTS = 128  # elements of one of bitshuffle's blocks, if the file doe
 _PIECE = 2**20  # bytes of bits that are sorted at once
 
 _Decoder = Callable[[memoryview, Sequence[int], int], memoryview]
-"""Decodes stored bytes, given a filter's parameters and the largest allowed number of decoded bytes."""
+"""Function that decodes stored bytes, given a filter's parameters and the largest number of decoded bytes."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def decode_chunk(data: memoryview, filters: Sequence[tuple[int, Sequence[int]]],
             data = decode(data, parameters, n_bytes + _SUM_BYTES)  # a checksum may have been added before
         except (MemoryError, ImportError):
             raise
-        except Exception as error:  # each codec has a kind of its own
+        except Exception as error:  # each codec raises its own type of exception
             raise ValueError(f"{FILTERS[code].name}: {error}") from error
     if len(data) != n_bytes:
         raise ValueError(f"{len(data)} bytes, expected {n_bytes}")
@@ -143,7 +143,7 @@ def rewrite_advice(dataset: str) -> str:
 
 @cache
 def _deflate() -> Any:
-    # Not at the top: programs that only read features or apply a model need not install it.
+    # Not imported at the top, since programs that only read features or apply a model need not install it.
     import deflate
 
     return deflate
@@ -165,7 +165,7 @@ def _from_lzf(data: memoryview, _: Sequence[int], most: int) -> memoryview:
 
 
 def _from_shuffle(data: memoryview, values: Sequence[int], _: int) -> memoryview:
-    """Return bytes in their old order, which were sorted by their position in an element; a remainder is at the end."""
+    """Undo the sorting of bytes by their position in an element; a remainder is at the end."""
     if len(values) != 1 or not values[0]:
         raise ValueError("the shuffle filter has no element size")
     itemsize = values[0]
@@ -183,7 +183,7 @@ def _from_shuffle(data: memoryview, values: Sequence[int], _: int) -> memoryview
 
 
 def _from_fletcher32(data: memoryview, _: Sequence[int], __: int) -> memoryview:
-    """Return the bytes without the checksum at the end, after a comparison."""
+    """Compare the checksum at the end, and return the bytes before it."""
     body = data[:-_SUM_BYTES]
     stored = int.from_bytes(data[-_SUM_BYTES:], "little")
     summed = fletcher32(body)
@@ -210,10 +210,10 @@ def fletcher32(data: memoryview) -> int:
         weights = _WEIGHTS[_WORDS - len(part) :]
         high += low * len(part) + int(part @ weights)
         low += int(part.sum())
-    return _folded(high) << 16 | _folded(low)
+    return _fold(high) << 16 | _fold(low)
 
 
-def _folded(total: int) -> int:
+def _fold(total: int) -> int:
     if total == 0:
         return 0
     return total % 65535 or 65535
@@ -233,7 +233,7 @@ def _from_bzip2(data: memoryview, _: Sequence[int], most: int) -> memoryview:
 def _from_zstd(data: memoryview, _: Sequence[int], most: int) -> memoryview:
     import zstandard
 
-    n_bytes = zstandard.get_frame_parameters(data).content_size  # if known, the library obeys it instead of `most`
+    n_bytes = zstandard.get_frame_parameters(data).content_size  # if known, the library uses it instead of `most`
     if most < n_bytes != zstandard.CONTENTSIZE_UNKNOWN:
         raise ValueError(f"decompresses to {n_bytes} bytes, expected at most {most}")
     return memoryview(zstandard.ZstdDecompressor().decompress(data, max_output_size=most))
@@ -259,7 +259,7 @@ def _from_blosc(data: memoryview, _: Sequence[int], most: int) -> memoryview:
 
 
 def _from_lz4(data: memoryview, _: Sequence[int], most: int) -> memoryview:
-    """Decode the sizes of all bytes and of a block, then blocks; those that did not shrink are stored as they are."""
+    """Decode the total size, the block size, and blocks; blocks that did not shrink are stored uncompressed."""
     n_bytes, n_block = struct.unpack_from(">QI", data)
     _check_blocks(n_bytes, n_block, most)
     if not n_block:
@@ -267,11 +267,11 @@ def _from_lz4(data: memoryview, _: Sequence[int], most: int) -> memoryview:
     sizes = [n_block] * (n_bytes // n_block)
     if n_bytes % n_block:
         sizes.append(n_bytes % n_block)
-    return _joined(data[12:], sizes, n_bytes, _block_from_lz4_or_raw)
+    return _decode_blocks(data[12:], sizes, n_bytes, _block_from_lz4_or_raw)
 
 
 def _check_blocks(n_bytes: int, n_block: int, most: int) -> None:
-    """Refuse more bytes than allowed, and more blocks than any writer makes: all may be the same few bytes."""
+    """Refuse more bytes than allowed, and more blocks than any writer makes, since all may be the same few bytes."""
     if n_bytes > min(most, n_block * _MOST_BLOCKS):
         raise ValueError(f"{n_bytes} bytes in blocks of {n_block}, expected at most {most} bytes")
 
@@ -295,8 +295,8 @@ def _block_from_zstd(piece: memoryview, size: int) -> memoryview:
 _BlockDecoder = Callable[[memoryview, int], bytes | memoryview]
 
 
-def _joined(data: memoryview, sizes: Sequence[int], n_bytes: int, decode: _BlockDecoder) -> memoryview:
-    """Decode blocks of these sizes, each after its stored size, and append the bytes after them."""
+def _decode_blocks(data: memoryview, sizes: Sequence[int], n_bytes: int, decode: _BlockDecoder) -> memoryview:
+    """Decode blocks of these sizes, each of which follows its stored size, and append the remaining bytes."""
     done = bytearray(n_bytes)
     place = 0
     for size in sizes:
@@ -321,7 +321,7 @@ _BLOCK_DECODERS: dict[int, _BlockDecoder] = {2: _block_from_lz4, 3: _block_from_
 def _from_bitshuffle(data: memoryview, values: Sequence[int], most: int, piece: int = _PIECE) -> memoryview:
     """Decode blocks of elements whose bits are sorted by their position in an element; each block may be compressed.
 
-    The last block may be shorter, by a multiple of 8 elements. Up to 7 further elements follow as they were. The bits
+    The last block may be shorter, by a multiple of 8 elements. Up to 7 further elements follow unchanged. The bits
     of about `piece` bytes are sorted at once.
     """
     itemsize, n_block, kind = (*values, 0, 0)[2:5]
@@ -339,7 +339,7 @@ def _from_bitshuffle(data: memoryview, values: Sequence[int], most: int, piece: 
         done = memoryview(bytearray(data))
     else:
         sizes = _sizes_of_blocks(n_full, n_last, n_block, itemsize)
-        done = _joined(data[12:], sizes, n_bytes, _BLOCK_DECODERS[kind])
+        done = _decode_blocks(data[12:], sizes, n_bytes, _BLOCK_DECODERS[kind])
     _sort_all_bits(np.frombuffer(done, dtype=np.uint8), n_full, n_last, n_block, itemsize, piece)
     return done
 
@@ -400,5 +400,5 @@ FILTERS = {
 ASKED = frozenset(code for code, each in FILTERS.items() if each.decode is None)
 """Codes of the filters that the child lets libhdf5 decode."""
 
-# Found before the child confines itself, since it then sees no packages any more.
+# Determined before the child confines itself, because it cannot see any packages afterwards.
 _MISSING = {code: [name for name in each.packages if find_spec(name) is None] for code, each in FILTERS.items()}

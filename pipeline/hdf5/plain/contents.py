@@ -1,4 +1,4 @@
-"""Contents of groups of plain files: the root group, links, and arrays that are stored as a whole.
+"""Contents of groups of plain files: the root group, links, and arrays that are stored in one piece.
 
 No link out of the file is followed: links other than hard ones, external storage, virtual datasets, chunks and filters
 are refused. Arrays are read by their offsets, without libhdf5, so a file takes no more memory than its own size.
@@ -20,7 +20,7 @@ from pipeline.hdf5.plain.metadata import (
     Kind,
     Messages,
     Metadata,
-    Odd,
+    NotPlain,
     checksum,
     expect,
     expect_none_elsewhere,
@@ -146,14 +146,14 @@ def _names(file: Metadata, heap: int) -> bytes:
     for _ in range(_MOST_GAPS):
         if free == 1:  # the end of the list of gaps, which hold no names, but which HDF5 checks
             return data
-        after, n_free = struct.unpack_from("<QQ", data, free)
-        expect(after, free + n_free <= n_bytes)
-        free = after
-    raise Odd
+        next_free, n_free = struct.unpack_from("<QQ", data, free)
+        expect(next_free, free + n_free <= n_bytes)
+        free = next_free
+    raise NotPlain
 
 
 def _name_at(names: bytes, offset: int) -> bytes:
-    end = names.index(0, offset, offset + _LONGEST_NAME)  # otherwise many names could share a long one
+    end = names.index(0, offset, offset + _LONGEST_NAME)  # bounded, since many names could share a long one
     return names[offset:end]
 
 
@@ -167,7 +167,7 @@ class Contents(NamedTuple):
     ----------
     file : Metadata
     attributes : mapping of str to Attribute
-        Attributes that are not decoded yet: `datasets.value_of` does that.
+        Attributes, not decoded yet; `datasets.value_of` decodes them.
     addresses : mapping of str to int
         The address of each object's header, by its name.
     """
@@ -184,7 +184,7 @@ class Contents(NamedTuple):
         KeyError
             If there is no object of that name.
         Exception
-            Of many kinds, if it is not a dataset that is stored as a whole in the file itself.
+            An exception of any type, if it is not a dataset that is stored in one piece in the file itself.
         """
         found = dataset_of(messages(self.file, self.addresses[name]), self.file.end)
         expect(found.kind in ("contiguous", "inline"), found.place < NOWHERE, found.dtype.code[1] in "uifb")
@@ -206,7 +206,7 @@ def read_contents(descriptor: int, size: int, base: int, most_bytes: int) -> Con
     OSError
         If reading fails.
     Exception
-        Of many kinds, if the file is not plain.
+        An exception of any type, if the file is not plain.
     """
     file = Metadata(descriptor, size, base, most_bytes)
     header = root(file)

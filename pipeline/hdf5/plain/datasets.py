@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.hdf5.filters.codecs import ASKED, FILTERS, objection
 from pipeline.hdf5.layout import grid_of
 from pipeline.hdf5.limits import MOST_CHUNK_BYTES, MOST_ITEM, SMALLEST
-from pipeline.hdf5.plain.metadata import MOST_BYTES, NOWHERE, Kind, Messages, Metadata, Odd, expect, leaves
+from pipeline.hdf5.plain.metadata import MOST_BYTES, NOWHERE, Kind, Messages, Metadata, NotPlain, expect, leaves
 
 __all__ = ["Attribute", "Dataset", "attribute_of", "attributes_of", "dataset_of", "layout_claim", "value_of"]
 
@@ -41,8 +41,8 @@ class Dataset(NamedTuple):
     Attributes
     ----------
     header : Messages
-    shape, most : tuple of int
-        Lengths and greatest lengths.
+    shape, maxshape : tuple of int
+        Shape and maximum shape.
     dtype : Type
     filters : list of [int, list of int]
         Codes and parameters.
@@ -58,7 +58,7 @@ class Dataset(NamedTuple):
 
     header: Messages
     shape: tuple[int, ...]
-    most: tuple[int, ...]
+    maxshape: tuple[int, ...]
     dtype: Type
     filters: list[Any]
     kind: str
@@ -97,26 +97,26 @@ class Attribute(NamedTuple):
 def dataset_of(header: Messages, end: int) -> Dataset:
     """Return the dataset that a header describes, if every message is known; `end` is the end of the file's data."""
     expect(header.keys() <= Kind.IN_DATASETS)
-    shape, most = _shape_and_limits(header[Kind.DATASPACE][0])
+    shape, maxshape = _shape_and_maxshape(header[Kind.DATASPACE][0])
     dtype = _dtype(header[Kind.DATATYPE][0])
     _check_fill_values(header, dtype.itemsize)
     filters = [each for body in header.get(Kind.FILTERS, []) for each in _filters(body)]
-    dataset = Dataset(header, shape, most, dtype, filters, kind="")
+    dataset = Dataset(header, shape, maxshape, dtype, filters, kind="")
     dataset = _with_storage(header[Kind.LAYOUT][0], dataset, end)
     expect(dataset.chunks or not filters, len(dict(filters)) == len(filters))
     return dataset
 
 
-def _shape_and_limits(body: bytes) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return lengths and greatest lengths (IV.A.2.b)."""
+def _shape_and_maxshape(body: bytes) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return shape and maximum shape (IV.A.2.b)."""
     version, rank, flags = body[:3]
     expect(version in (1, 2), rank <= 32, flags in (0, 1), version == 1 or body[3] == bool(rank))
     start = 8 if version == 1 else 4
     lengths = struct.unpack_from(f"<{rank << flags}Q", body, start)
     shape = lengths[:rank]
-    most = lengths[len(lengths) - rank :]
-    expect(all(n <= most_n and n < 2**63 for n, most_n in zip(shape, most, strict=True)))
-    return shape, most
+    maxshape = lengths[len(lengths) - rank :]
+    expect(all(n <= limit and n < 2**63 for n, limit in zip(shape, maxshape, strict=True)))
+    return shape, maxshape
 
 
 def _filters(body: bytes) -> Iterator[list[Any]]:
@@ -175,7 +175,7 @@ def _fill_place(body: bytes) -> tuple[bool, int]:
 def _with_storage(body: bytes, dataset: Dataset, end: int) -> Dataset:
     """Return a dataset with its storage as the layout message describes it (IV.A.2.i)."""
     version, kind = body[:2]
-    expect(version == 3)  # later ones index chunks in other ways
+    expect(version == 3)  # later versions index chunks in other ways
     if kind == 0:
         return _inline(body, dataset)
     if kind == 1:
@@ -203,7 +203,7 @@ def _chunked(body: bytes, dataset: Dataset) -> Dataset:
 def layout_claim(file: Metadata, dataset: Dataset, name: str, arrays: list[np.ndarray]) -> dict[str, Any]:
     """Return the location of a dataset's bytes, like `child.layouts.layout_claim`, and append arrays to `arrays`."""
     code, notes, itemsize = dataset.dtype
-    expect(code[1] in "uifbS", itemsize <= MOST_ITEM)  # the child explains why others are left out
+    expect(code[1] in "uifbS", itemsize <= MOST_ITEM)  # the child explains why other datasets are left out
     claim = {"name": name, "shape": list(dataset.shape), "dtype": {"code": code, "notes": notes}, "kind": dataset.kind}
     if dataset.kind == "chunked":
         arrays.append(_index(file, dataset))
@@ -233,16 +233,16 @@ def _index(file: Metadata, dataset: Dataset) -> np.ndarray:
 
 
 def _has_usual_order(dataset: Dataset) -> bool:
-    """Return whether HDF5 lists the right places of chunks, like `child.layouts._has_usual_order`."""
-    unlimited = [axis for axis, most in enumerate(dataset.most) if most == _UNLIMITED]
+    """Return whether HDF5 lists the right positions of chunks, like `child.layouts._has_usual_order`."""
+    unlimited = [axis for axis, limit in enumerate(dataset.maxshape) if limit == _UNLIMITED]
     return len(unlimited) != 1 or unlimited == [0]
 
 
 def _check_keys(keys: np.ndarray, grid: tuple[int, ...], dataset: Dataset) -> None:
     """Check that the keys of a tree of chunks list every chunk once, in order.
 
-    A key has the size and the mask in one word, the chunk's first element, and 0. The last key only has to be the place
-    of a chunk.
+    A key has the size and the mask in one word, the chunk's first element, and 0. The last key only has to be the
+    position of a chunk.
     """
     rank = len(grid)
     cells = np.indices(grid, dtype=np.uint64).reshape(rank, -1).T
@@ -301,7 +301,7 @@ _NUMBERS = _numbers()
 
 
 def _dtype(body: bytes) -> Type:
-    """Return the type that a message describes; `KeyError` or `Odd` if it is not known here."""
+    """Return the type that a message describes; `KeyError` or `NotPlain` if it is not known here."""
     version = body[0] >> 4
     kind = body[0] & 15
     expect(1 <= version <= 5)
@@ -373,7 +373,7 @@ def attribute_of(message: bytes) -> Attribute:
 
 
 def _attribute(name: bytes, dtype: bytes, space: bytes, data: bytes) -> Attribute:
-    shape, _ = _shape_and_limits(space)
+    shape, _ = _shape_and_maxshape(space)
     attribute = Attribute(name[:-1], _dtype(dtype), shape, data)
     expect(name.find(0) == len(name) - 1, attribute.n_bytes <= len(data))
     return attribute
@@ -389,8 +389,8 @@ def value_of(file: Metadata, attribute: Attribute) -> Any:
 
     Raises
     ------
-    Odd, ValueError
-        When it is of another kind, or damaged.
+    NotPlain, ValueError
+        If the value is of another kind, or damaged.
     """
     code = attribute.dtype.code
     if code == "|O":
@@ -407,14 +407,14 @@ def value_of(file: Metadata, attribute: Attribute) -> Any:
 
 def _text_in_heap(file: Metadata, reference: bytes) -> bytes:
     """Return a string of variable length from a global heap (III.E)."""
-    n_bytes, heap, wanted = _REFERENCE.unpack_from(reference)
+    n_bytes, heap, wanted_number = _REFERENCE.unpack_from(reference)
     if n_bytes == 0:
         return b""
     for number, start, size in _objects_in_heap(file, heap):
-        if number == wanted:
+        if number == wanted_number:
             expect(size == n_bytes)
             return file.at(start, n_bytes)
-    raise Odd
+    raise NotPlain
 
 
 def _objects_in_heap(file: Metadata, heap: int) -> Iterator[tuple[int, int, int]]:

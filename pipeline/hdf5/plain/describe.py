@@ -1,8 +1,8 @@
 """Describe plain files without HDF5: most shards are as simple as HDF5 can write them.
 
 The child costs a fork for each file, which is more than all other work on a small shard. Here the same facts are found
-in pure Python. The answer is that of `child.describe`, and is checked in the same way. For files that are not plain
-there is no answer, and the child is asked. No file is refused here.
+in pure Python. The answer is that of `child.describe`, and is checked in the same way. A file that is not plain gets no
+answer here, but from the child. No file is refused here.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ from pipeline.hdf5.forms import (
 )
 from pipeline.hdf5.plain.contents import links, root
 from pipeline.hdf5.plain.datasets import Dataset, attribute_of, dataset_of, layout_claim
-from pipeline.hdf5.plain.metadata import MOST_BYTES, Kind, Metadata, Odd, expect, is_group, messages
+from pipeline.hdf5.plain.metadata import MOST_BYTES, Kind, Metadata, NotPlain, expect, is_group, messages
 
 __all__ = ["describe_plain"]
 
@@ -42,14 +42,14 @@ class _Group(NamedTuple):
     ----------
     links : mapping of bytes to int
         Addresses of the objects, by name.
-    above : mapping of bytes to int
-        Those of the group that contains it.
+    parent_links : mapping of bytes to int
+        Addresses of the objects in the group that contains it, by name.
     objects : mapping of int to (Dataset or None)
         The objects by address; None for a group.
     """
 
     links: Mapping[bytes, int]
-    above: Mapping[bytes, int]
+    parent_links: Mapping[bytes, int]
     objects: Mapping[int, Dataset | None]
 
 
@@ -79,7 +79,7 @@ def describe_plain(
         return _description(Metadata(descriptor, size, base, most_bytes), dataset, orientation)
     except OSError:
         raise
-    except Exception:  # the child finds out what is wrong with the file
+    except Exception:  # the child reports what is wrong with the file
         return None
 
 
@@ -93,7 +93,7 @@ def _description(
     shape = rows.shape
     if orientation == "columns":
         shape = (rows.shape[-1], *rows.shape[:-1])
-    expect(prod(shape[1:]), CATEGORIES.encode() not in group.links, not _names_columns(group, dataset, shape))
+    expect(prod(shape[1:]), CATEGORIES.encode() not in group.links, not _may_name_columns(group, dataset, shape))
     arrays: list[np.ndarray] = []
     layout = layout_claim(file, rows, dataset, arrays)
     extras, left_out = _find_extras(file, group, dataset, name, shape, arrays)
@@ -113,7 +113,7 @@ def _description(
 def _rows_in(group: _Group, name: bytes, orientation: str | None) -> Dataset:
     rows = group.objects[group.links[name]]
     if rows is None:
-        raise Odd
+        raise NotPlain
     expect(rows.is_candidate, not _has_notable_attributes(rows, orientation))
     return rows
 
@@ -122,13 +122,13 @@ def _locate(file: Metadata, dataset: str | None) -> tuple[_Group, bytes]:
     """Return the group with the rows, and their name in it."""
     path = [] if dataset is None else parts_of(dataset)
     found = links(file, root(file))
-    above = found
+    parent_links = found
     for name in path[:-1]:
-        above = found
+        parent_links = found
         found = links(file, messages(file, found[name]))
-    group = _Group(found, above, {address: _object(file, address) for address in found.values()})
+    group = _Group(found, parent_links, {address: _object(file, address) for address in found.values()})
     if dataset is None:
-        return group, _chosen(group)
+        return group, _choose_rows(group)
     return group, path[-1]
 
 
@@ -140,8 +140,8 @@ def _object(file: Metadata, address: int) -> Dataset | None:
     return dataset_of(header, file.end)
 
 
-def _chosen(group: _Group) -> bytes:
-    """Return ``X``, or the only candidate if there is no group, in which there may be more."""
+def _choose_rows(group: _Group) -> bytes:
+    """Return ``X``, or the only candidate; groups count as candidates, since they may contain some."""
     preferred = PREFERRED.encode()
     if preferred in group.links:
         return preferred
@@ -158,11 +158,11 @@ def _has_notable_attributes(rows: Dataset, orientation: str | None) -> bool:
     return not notable.isdisjoint(names)
 
 
-def _names_columns(group: _Group, dataset: str, shape: tuple[int, ...]) -> bool:
+def _may_name_columns(group: _Group, dataset: str, shape: tuple[int, ...]) -> bool:
     """Return whether names or numbers of the columns may be in a place that `child.columns` searches."""
     variables = parts_of(variables_of(dataset))
     is_in_group = len(variables) == len(parts_of(dataset))
-    names = group.links if is_in_group else group.above
+    names = group.links if is_in_group else group.parent_links
     if variables[-1] in names:
         return True
     items = items_of(dataset)
@@ -182,7 +182,7 @@ def _has_coordinate(group: _Group, n_rows: int, n_inputs: int) -> bool:
 def _find_extras(
     file: Metadata, group: _Group, rows: str, rows_name: bytes, shape: tuple[int, ...], arrays: list[np.ndarray]
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
-    """Return extras and what is left out of the other objects in the group, as `child.extras.find_extras` does."""
+    """Return the extras in the group, and the objects that are left out, like `child.extras.find_extras`."""
     extras: list[dict[str, Any]] = []
     left_out: list[list[Any]] = []
     for name, address in group.links.items():

@@ -1,7 +1,7 @@
 """HDF5's metadata, read without HDF5: bytes within bounds, checksums, B-trees, and the messages of object headers.
 
-Every address is checked against the end of the file, no function recurses, and every read has a bound. A
-forged number leads to a wrong answer at worst. Damaged files, and files that are merely unusual, raise `Odd`.
+Every address is checked against the end of the file, no function recurses, and every read has a bound. A forged number
+leads to a wrong answer at worst. Damaged files, and files that are merely unusual, raise `NotPlain`.
 
 The numbers in brackets, here and in the other modules of `plain`, are sections of the HDF5 File Format Specification
 3.0.
@@ -23,7 +23,7 @@ __all__ = [
     "Kind",
     "Messages",
     "Metadata",
-    "Odd",
+    "NotPlain",
     "bodies_of",
     "checksum",
     "expect",
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 MOST_BYTES = 2**22
-"""Bytes of metadata to read, counting repetitions: the places of 100,000 chunks, or checksums for a second."""
+"""Bytes of metadata to read, including repeated reads: an index of 100,000 chunks, or one second of checksums."""
 NOWHERE = 2**64 - 1
 """Address of something that does not exist."""
 HALVES = {0: 16, 1: 32}
@@ -44,18 +44,18 @@ _FIRST_READ = 2**14  # bytes
 _LATER_READ = 2**12
 
 
-class Odd(Exception):
-    """Sign of a damaged or unusual file."""
+class NotPlain(Exception):
+    """Error of a file that is damaged or not plain."""
 
 
 def expect(*conditions: object) -> None:
-    """Raise `Odd` unless all conditions hold."""
+    """Raise `NotPlain` unless all conditions hold."""
     if not all(conditions):
-        raise Odd
+        raise NotPlain
 
 
 class Metadata:
-    """The bytes of an open file: the first ones in one read, others in a few more.
+    """Bytes of an open file. The first ones are read at once, and later ones in windows.
 
     Attributes
     ----------
@@ -82,11 +82,11 @@ class Metadata:
         self._window = b""
 
     def at(self, offset: int, n_bytes: int) -> bytes:
-        """Return bytes from an offset; `Odd` if they are not all before the end."""
+        """Return bytes from an offset; `NotPlain` if they are not all before the end."""
         stop = offset + n_bytes
-        self._n_left -= n_bytes  # repetitions count, so that circles of addresses end
+        self._n_left -= n_bytes  # repeated reads count as well, so that cycles of addresses end
         if offset < SMALLEST or stop > self.end or self._n_left < 0:
-            raise Odd
+            raise NotPlain
         if stop <= len(self.start):
             return self.start[offset:stop]
         first = offset - self._window_offset
@@ -105,7 +105,7 @@ class Metadata:
 _MASK = 0xFFFFFFFF
 
 
-def _checked(block: bytes) -> bytes:
+def _verified(block: bytes) -> bytes:
     """Return a block whose last four bytes are the checksum of the others."""
     expect(block[-4:] == checksum(block[:-4]))
     return block
@@ -209,7 +209,7 @@ def leaves(file: Metadata, top: int, kind: int, n_key: int) -> tuple[np.ndarray,
 
 
 def _nodes_of_level(file: Metadata, addresses: list[int], kind: int, n_key: int, level: int) -> list[_Node]:
-    """Return the children, at some addresses, of the nodes at a level, after checks.
+    """Return the nodes at these addresses, which are the children of the nodes at a level, after checks.
 
     The addresses of the neighbours are checked as well, so that no node occurs twice.
     """
@@ -270,7 +270,7 @@ class _Header(NamedTuple):
     head : Struct
         Form of the head of a message.
     is_old : bool
-        Whether it is of version 1.
+        True for version 1.
     n_messages : int
         Number of messages, if the version specifies it.
     """
@@ -327,7 +327,7 @@ def is_group(header: Messages) -> bool:
 
 
 def expect_none_elsewhere(info: bytes, form: str) -> None:
-    """Check that links, or attributes, are not so many that they have a heap of their own (IV.A.2.c, IV.A.2.v)."""
+    """Check that links or attributes are in the header, not in a heap of their own (IV.A.2.c, IV.A.2.v)."""
     version, flags = info[:2]
     has_next_number = flags & 1
     start = 2 + struct.calcsize(form) * has_next_number
@@ -342,12 +342,12 @@ def bodies_of(file: Metadata, address: int, allowed: int = 0xFF) -> dict[int, li
     header = _header(file, address)
     n_seen = 0
     blocks = [header.first]
-    for block in blocks:  # to which each continuation adds one
+    for block in blocks:  # each continuation appends a block during this loop
         found = _messages_in(block, header, allowed)
         n_seen += len(found)
         for kind, body in found:
             if kind == Kind.CONTINUATION:
-                expect(len(blocks) < _MOST_BLOCKS)  # otherwise a circle would never end
+                expect(len(blocks) < _MOST_BLOCKS)  # otherwise a cycle of blocks would never end
                 blocks.append(_next_block(file, header.is_old, *struct.unpack_from("<QQ", body)))
             elif kind:
                 bodies.setdefault(kind, []).append(body)
@@ -390,7 +390,7 @@ def _first_new_block(file: Metadata, address: int, flags: int) -> _Block:
     start = 6 + 16 * has_times + 4 * has_limits
     first = start + (1 << (flags & 3))
     n_bytes = int.from_bytes(file.at(address + start, first - start), "little")
-    block = _checked(file.at(address, first + n_bytes + 4))
+    block = _verified(file.at(address, first + n_bytes + 4))
     return _Block(block, first, first + n_bytes)
 
 
@@ -399,4 +399,4 @@ def _next_block(file: Metadata, is_old: bool, address: int, n_bytes: int) -> _Bl
     if is_old:
         return _Block(block, 0, n_bytes)
     expect(block[:4] == b"OCHK")
-    return _Block(_checked(block), 4, n_bytes - 4)
+    return _Block(_verified(block), 4, n_bytes - 4)
