@@ -21,7 +21,7 @@ from pipeline.output.records import INDEX
 
 __all__ = ["index_files"]
 
-_VIEW = "the values stand in parts/: copy the whole directory, or the file that --single-file writes"
+_VIEW = "The values are in parts/. To copy them, copy the whole directory, or the file that --single-file writes."
 _MOST = 1000
 
 _Part = TypeVar("_Part")
