@@ -35,10 +35,10 @@ _NAME = "model.h5"
 _WANTED = "expected a model.h5 or an output directory that holds one"
 _MOST_METADATA = MOST_JSON_BYTES + 2**22  # bytes that are read in addition to the arrays
 _MOST_WIDTHS = 300
-_MOST_COLUMN_BYTES = 2**13  # of JSON for one column: its name has 1,024 bytes at most, each escaped at worst
+_MOST_COLUMN_BYTES = 2**13  # bytes of JSON per column: a name has at most 1,024 bytes, and JSON may escape each
 _PIECE = 2**20  # bytes read at once for a digest
-_MAX_NAMES = 10  # of arrays in a message
-_QUOTED = 500  # characters of the file in a message
+_MAX_NAMES = 10  # names of arrays that a message lists
+_QUOTED = 500  # characters of the file that a message quotes
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,9 +142,9 @@ def _check_digest(descriptor: int, size: int, entry: Entry, where: str) -> None:
         found = digest(read_at(descriptor, start, min(_PIECE, size - start)) for start in starts)
         if found == entry.blake3:
             return
-        what = f"BLAKE3 {found}, expected {entry.blake3}"
+        what = f"its BLAKE3 digest is {found}, expected {entry.blake3}"
     else:
-        what = f"{size} bytes, expected {entry.n_bytes}"
+        what = f"it has {size} bytes, expected {entry.n_bytes}"
     raise DataError(
         f"{where}: {what} according to {MANIFEST}. The file has changed since it was written. Use an intact copy. "
         "If a run is about to finish there, try again afterwards."
@@ -154,7 +154,7 @@ def _check_digest(descriptor: int, size: int, entry: Entry, where: str) -> None:
 def _stored(descriptor: int, size: int, where: str) -> StoredModel:
     """Return the content of an open file.
 
-    Its claims are checked in such an order that no allocation is larger than the file.
+    Declared sizes are checked before memory is allocated, so that no allocation is larger than the file.
     """
     try:
         base = check_superblock(descriptor, size, where)
@@ -181,7 +181,7 @@ def _stored(descriptor: int, size: int, where: str) -> StoredModel:
 
 
 def _check_about(about: Any, where: str) -> None:
-    """Refuse plain values that do not have the form on which callers rely."""
+    """Refuse plain values that do not have the form that callers rely on."""
     is_valid = isinstance(about, dict)
     for name in ("config", "training"):
         is_valid = is_valid and isinstance(about.get(name, {}), dict)
@@ -196,7 +196,7 @@ def _reason(error: Exception) -> str:
     """Return the reason for an error. Only the text of a `ValueError` is useful for users."""
     if isinstance(error, ValueError) and str(error):
         return printable(str(error)[:_QUOTED])
-    return "found other links, storage or types than expected"
+    return "its links, storage or types are not as expected"
 
 
 def _attribute(contents: Contents, name: str, where: str) -> Any:
@@ -239,8 +239,8 @@ def _network(contents: Contents, where: str) -> Network:
     known = activation in HIDDEN and code in CODES
     if not known or not 2 <= len(widths) <= _MOST_WIDTHS or min(network.widths) < 1:
         raise DataError(
-            f"{where}: network {printable(network)[:_QUOTED]}, expected 2 to {_MOST_WIDTHS} widths of at least 1, an "
-            f"activation in {HIDDEN} and a code in {CODES}"
+            f"{where}: its network is {printable(network)[:_QUOTED]}, expected 2 to {_MOST_WIDTHS} widths of at least "
+            f"1, an activation in {HIDDEN} and a code in {CODES}"
         )
     return network
 
@@ -249,7 +249,7 @@ def _check_format(found: str, where: str) -> None:
     """Refuse a model of another format. This comes first: its other content would look damaged."""
     if found == FORMAT:
         return
-    what = f"{where}: format {printable(repr(found[:_QUOTED]))}, expected {FORMAT!r}"
+    what = f"{where}: its format is {printable(repr(found[:_QUOTED]))}, expected {FORMAT!r}"
     name, _, version = FORMAT.partition("/")
     number = re.fullmatch(rf"{name}/([0-9]{{1,9}})", found)
     if number and int(number[1]) > int(version):
