@@ -46,6 +46,7 @@ __all__ = [
 FEATURES = "features"
 VALID = "valid"
 _WHOLE = "Copy the whole directory, with published/ and parts/, or the file that --single-file writes."
+_REPEAT = "Run the command of that run again, which recomputes damaged files."
 # h5py raises OSError and RuntimeError. The others occur if a group or nothing is found instead of a dataset.
 FAILURES = (OSError, RuntimeError, LookupError, ValueError, AttributeError, TypeError)
 
@@ -166,10 +167,12 @@ def _open_directory(directory: Path, block_rows: int) -> Features:
         files = [(directory / part["file"], int(part["n_rows"])) for part in manifest["parts"]]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"features={printable(directory)}: its manifest has an invalid list of parts: {error!r}"
+            f"features={printable(directory)}: its manifest has an invalid list of parts: {error!r}. {_REPEAT}"
         ) from error
     if not files:
-        raise DataError(f"features={printable(directory)}: its manifest lists no parts, expected at least one")
+        raise DataError(
+            f"features={printable(directory)}: its manifest lists no parts, expected at least one. {_REPEAT}"
+        )
     parts = [(path, _check_part(path, n_rows)) for path, n_rows in files]
     return _opened(parts, manifest, block_rows)
 
@@ -211,7 +214,7 @@ def _decoded_categories(path: Path) -> dict[str, np.ndarray]:
     try:
         categories = categories_of(path)
     except FAILURES as error:
-        raise DataError(f"file={printable(path)}: its categories cannot be read: {error}") from error
+        raise DataError(f"file={printable(path)}: its categories cannot be read: {error}. {_REPEAT}") from error
     for name, values in categories.items():
         if values.dtype.kind == "S":
             categories[name] = np.char.decode(values, "utf-8", "surrogateescape")
@@ -232,10 +235,12 @@ def _check_part(path: Path, n_rows: int) -> dict[str, Shape]:
             n_found = file[FEATURES].shape[0]
     except FAILURES as error:
         raise DataError(
-            f"file={printable(path)}: the manifest lists this file, but it cannot be read: {error}"
+            f"file={printable(path)}: the manifest lists this file, but it cannot be read: {error}. {_REPEAT}"
         ) from error
     if n_found != n_rows:
-        raise DataError(f"file={printable(path)}: {n_found} rows, expected {n_rows} according to the manifest")
+        raise DataError(
+            f"file={printable(path)}: has {n_found} rows, expected {n_rows} according to the manifest. {_REPEAT}"
+        )
     return shapes
 
 

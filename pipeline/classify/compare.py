@@ -190,7 +190,10 @@ def _check_classes(options: Options, codes: np.ndarray, is_test: np.ndarray) -> 
     n_classes = len(np.unique(train_codes))
     _check_training_rows(options, n_classes, len(train_codes))
     if not (is_labelled & is_test).any():
-        raise DataError(f"features={printable(options.test)} dataset={options.labels}: no test row has a label")
+        raise DataError(
+            f"features={printable(options.test)} dataset={options.labels}: no test row has a label, expected at least "
+            "one. Name the labels with --labels."
+        )
     if len(np.unique(codes[is_labelled])) > n_classes:
         log.warning("some test rows have labels that no training row has; they count as errors")
     return n_classes

@@ -136,7 +136,7 @@ def verdict(found: Likeness) -> tuple[bool, str]:
     return True, f"A and B carry different information. {retrain}, and measure their accuracy."
 
 
-# -- rows that both runs have --------------------------------------------------------------------------------------
+# -- common rows ---------------------------------------------------------------------------------------------------
 
 
 def compare(a: str, b: str, n_rows: int | None = None) -> Comparison:

@@ -167,7 +167,7 @@ def _total(results: Sequence[RowCheck], sources: _Sources) -> RowCheck:
     )
 
 
-# -- which rows ----------------------------------------------------------------------------------------------------
+# -- selection of rows ---------------------------------------------------------------------------------------------
 
 
 def select_rows(sizes: Sequence[int], n: int, seed: int = 0) -> list[np.ndarray]:
@@ -363,7 +363,7 @@ def _read_sorted(shard: Shard, numbers: np.ndarray) -> np.ndarray:
     return values[numbers - first]
 
 
-# -- comparing them ------------------------------------------------------------------------------------------------
+# -- comparison ----------------------------------------------------------------------------------------------------
 
 
 def _check_part(

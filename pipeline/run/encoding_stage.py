@@ -151,7 +151,7 @@ class EncodingStage:
             return
         worst = farthest((column for part in encoded.parts for column in part.outside), _COLUMNS_LISTED)
         log.warning(
-            "%d of %d rows lie outside the range of the model's training rows, farthest in %s. Their features may "
+            "%d of %d rows are outside the range of the model's training rows, farthest in %s. Their features may "
             "be meaningless. Train a model on such rows, or choose how to treat them with --on-drift.",
             n_outside,
             encoded.n_rows,
@@ -381,7 +381,7 @@ class _BadRowLimit:
         if self._n_bad > self._limit:
             raise DataError(
                 f"file={printable(part.path)} dataset={printable(part.dataset)} rows={part.start}:{part.stop}: "
-                f"{quantity(self._n_bad, 'bad row')} so far, expected {self._limit} at most (--max-bad-rows "
+                f"{quantity(self._n_bad, 'bad row')} so far, expected at most {self._limit} (--max-bad-rows "
                 f"{self._settings.max_bad_rows}, --on-bad-data {self._settings.on_bad_data}). Fix the files, or "
                 "raise --max-bad-rows."
             )

@@ -143,7 +143,7 @@ def _log_settings(config: Config, settings: Settings, given_model: Model | None)
     """Log all settings for debugging, and a number of replicas that was reduced."""
     if given_model is None and settings.training.replicas < (config.training.replicas or 1):
         log.info(
-            "replicas: %d instead of %d, so that each has enough steps and its rows fit in memory",
+            "replicas: using %d instead of %d, so that each has enough steps and its rows fit in memory",
             settings.training.replicas,
             config.training.replicas,
         )
@@ -199,8 +199,8 @@ def too_many_bad_shards(config: Config, refused: Sequence[Mapping[str, str]], n_
     if len(refused) <= limit:
         return None
     return DataError(
-        f"{len(refused)} of {n_shards} shards are bad, expected {limit} at most (--max-bad-shards "
-        f"{config.bad_data.max_bad_shards}). The first: {refused[0]['reason']}"
+        f"{len(refused)} of {n_shards} shards are bad, expected at most {limit} (--max-bad-shards "
+        f"{config.bad_data.max_bad_shards}). The first error: {refused[0]['reason']}"
     )
 
 

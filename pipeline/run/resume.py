@@ -147,7 +147,7 @@ def load_at_most(ledger: Ledger, record: Record, array_bytes: int) -> bytes:
     """
     most = array_bytes + MOST_JSON_BYTES + _ARCHIVE_BYTES
     if record.entry.n_bytes > most:
-        raise ValueError(f"file={printable(record.entry.file)}: {record.entry.n_bytes} bytes, expected {most} at most")
+        raise ValueError(f"file={printable(record.entry.file)}: {record.entry.n_bytes} bytes, expected at most {most}")
     return ledger.load(record)
 
 

@@ -142,7 +142,7 @@ class ScanStage:
         if n_bad > limit:
             expected = "finite numbers"
             if prepared.allows_bad_data:
-                expected = f"{limit} at most (--max-bad-rows {settings.max_bad_rows})"
+                expected = f"at most {limit} (--max-bad-rows {settings.max_bad_rows})"
             raise DataError(f"{words}, expected {expected}. {self._advice_on_bad_rows(scan)}")
         log.warning("%s; they are left out and get NaN features", words)
 

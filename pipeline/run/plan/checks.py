@@ -203,7 +203,7 @@ def check_rows(stage: ScanStage, scan: Scan, findings: Findings) -> bool:
     n_before = len(findings.problems)
     n_bad = len(scan.bad_rows) * prepared.n_rows // max(1, scan.n_rows)
     if prepared.allows_bad_data and len(scan.bad_rows) * prepared.n_rows > prepared.max_bad_rows * scan.n_rows:
-        limit = f"expected {prepared.max_bad_rows} at most (--max-bad-rows)"
+        limit = f"expected at most {prepared.max_bad_rows} (--max-bad-rows)"
         findings.warnings.append(f"about {n_bad} rows are bad, {limit}")
     findings.attempt(lambda: stage.check_bad_rows(scan))
     if prepared.given_model is None:
