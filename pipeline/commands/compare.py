@@ -12,11 +12,11 @@ __all__ = ["DESCRIPTION", "configure", "run"]
 DESCRIPTION = """Compare the features of two runs: how similar they are, and whether classifiers must be retrained.
 
     shardpress compare features features-new
-    shardpress compare features features-new --rows 20000      compare more rows than 4096 (about a second)
+    shardpress compare features features-new --rows 20000      compare 20,000 rows instead of 4,096
     shardpress compare features features-new --json
 
-Two rows are compared if they have the same file name and row number. Labels and other extras are ignored. The runs can
-have different numbers of features. Nothing is written, and Theano is not needed.
+Rows with the same file name and row number are compared. Labels and other extras are ignored. The runs can have
+different numbers of features. Nothing is written, and Theano is not needed.
 """
 
 
