@@ -1,6 +1,6 @@
-"""The activations: one record for each.
+"""The activations, one record each.
 
-Graph, C code, NumPy reference, ONNX export, start of the weights and settings all read this table.
+Graph, C code, NumPy reference, ONNX export, initialization of weights, and settings all read this table.
 CONTRIBUTING.md says how to add one. Nothing here loads Theano or NumPy, so that settings can read the table quickly.
 """
 
@@ -29,8 +29,8 @@ class Math:
 class Activation:
     """One activation.
 
-    Training keeps only the outputs of units. So the derivative must be a function of the output, as it is for functions
-    that increase everywhere.
+    Training keeps only the outputs of units. Therefore the derivative must be a function of the output, which is
+    possible for every increasing function.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class Activation:
     is_hidden, is_code : bool
         True if hidden layers, or the features, can have it.
     value : callable
-        ``value(m, z)`` returns the outputs for inputs `z`, by the functions of a `Math`. Numbers in it are floats.
+        ``value(m, z)`` returns the outputs for inputs `z`, using the functions of a `Math`. Its constants are floats.
     gradient : callable
         ``gradient(m, d, a)`` returns `d`, a derivative of the cost with respect to outputs `a`, times the derivative of
         the activation.
@@ -48,7 +48,7 @@ class Activation:
     c_gradient : str
         `gradient` as a C expression of the vectors ``gradient`` and ``out``.
     onnx : str or None
-        Operator of ONNX; None for no operator.
+        Operator of ONNX; None if none is needed.
     onnx_attributes : mapping
         Attributes of the operator.
     scale_weights : callable
@@ -87,11 +87,10 @@ class Activation:
 
 
 def _scale_by_larger_side(w: Any, n: int, m: int, factor: float = 1.0) -> Any:
-    """Scale weights by the larger side of a layer: the same weights lead there and back.
+    """Scale weights by the larger side of a layer, because its mirror in the decoder uses the same weights.
 
-    What a layer and its mirror make of a row is then of the row's own size. Source of `factor`, the inverse of the part
-    of the variance that the activation lets through: He et al., "Delving deep into rectifiers", 2015, equations 10 and
-    15.
+    A layer and its mirror then keep the size of a row. `factor` is the inverse of the fraction of the variance that the
+    activation passes on. Source: He et al., "Delving deep into rectifiers", 2015, equations 10 and 15.
     """
     return w * math.sqrt(factor / max(n, m))
 
@@ -111,9 +110,9 @@ def _rectifier(name: str, slope: float) -> Activation:
         name=name,
         is_hidden=True,
         is_code=False,
-        # Compared this way, NaN stays NaN.
+        # With this comparison NaN stays NaN.
         value=lambda m, z: m.where(z < 0.0, slope * z, z),
-        # A switch between numbers: of one between d and a part of it, which is a product, Theano makes two products.
+        # The switch selects a number. If it selected between d and slope * d, Theano would compute two products.
         gradient=lambda m, d, a: d * m.where(a > 0.0, 1.0, slope),
         c_value=f"choose(z > 0.0f, z, z * {slope}f)",
         c_gradient=f"choose(out > 0.0f, gradient, gradient * {slope}f)",
@@ -140,7 +139,7 @@ _SIGMOID = Activation(
     middle=0.5,
     steepness=0.25,
     largest_slope=0.25,
-    n_roundings=16,  # polynomials and the exponentials of libraries have smaller errors
+    n_roundings=16,  # an upper bound for our polynomials and for the exponentials of libraries
     limits=(0.0, 1.0),
 )
 
@@ -171,7 +170,7 @@ ACTIVATIONS = {record.name: record for record in _RECORDS}
 """All activations by name."""
 
 HIDDEN = tuple(record.name for record in _RECORDS if record.is_hidden)
-"""Names of those that hidden layers can have."""
+"""Names of the activations that hidden layers can have."""
 
 CODES = tuple(record.name for record in _RECORDS if record.is_code)
-"""Names of those that the features can have."""
+"""Names of the activations that the features can have."""

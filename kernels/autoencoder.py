@@ -133,8 +133,8 @@ class Autoencoder:
         Returns
         -------
         ndarray of shape (n_rows, n_features), float32
-            The features of a row have the same bits for any other rows, if calls start at multiples of
-            `TILE_ROWS` rows of the same shard.
+            The bits of a row's features do not depend on other rows, if calls start at multiples of `TILE_ROWS` rows
+            of the same shard.
         """
         if out is None:
             out = np.empty((len(rows), self.network.n_features), dtype=np.float32)
@@ -153,9 +153,9 @@ class Autoencoder:
         Returns
         -------
         ndarray of int64
-            Positions of the rows that hold NaN, Inf or a value outside the range, and of those whose features are not
-            finite: enormous weights can cause this in a linear code or in hidden layers. Rows with a negative zero may
-            be included.
+            Positions of rows that contain NaN, Inf or a value outside the range, and of rows whose features are not
+            finite, which very large weights can cause in a linear code or in hidden layers. Rows with a negative zero
+            may be included.
 
         Raises
         ------
@@ -163,7 +163,7 @@ class Autoencoder:
             If the autoencoder has no range.
         """
         if self._limits is None:
-            raise ValueError("there is no range to check rows against: give the Autoencoder minimum, scale and maximum")
+            raise ValueError("the Autoencoder has no range to check rows with, expected minimum, scale and maximum")
         inside = np.empty(len(rows), dtype=bool)
         self._functions(rows.dtype).encode(rows, out, inside)
         return np.flatnonzero(~inside)
@@ -201,7 +201,7 @@ def set_values(variables: Mapping[str, Any], values: Mapping[str, np.ndarray]) -
     Raises
     ------
     ValueError
-        If a name is missing or unknown, or a shape differs. Then no variable has changed.
+        If a name is missing or unknown, or a shape differs. In this case no variable is changed.
     """
     if set(values) != set(variables):
         raise ValueError(f"found arrays {sorted(values)}, expected {sorted(variables)}")

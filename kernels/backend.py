@@ -1,8 +1,8 @@
-"""The only module that imports Theano: it chooses the device, and falls back to the CPU.
+"""The only module that imports Theano. It chooses the device, and falls back to the CPU.
 
-Theano configures itself while it is imported, and it never raises for a missing GPU: it logs, stays on the CPU, and
-``theano.config.device`` still names the GPU. So this module imports Theano on the CPU and then activates the requested
-device. A failure is an exception there, and a small product proves that the device computes.
+Theano configures itself while it is imported. It never raises for a missing GPU: it logs, stays on the CPU, and
+``theano.config.device`` still names the GPU. Therefore this module imports Theano on the CPU and then activates the
+requested device, which raises if it fails. A small product checks that the device computes.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-# NumPy 1.24 removed these aliases of Python's own types. Without np.complex nothing fails, but Theano no longer
-# recognizes constants, and skips optimizations without a warning.
+# NumPy 1.24 removed these aliases of Python's types. Without np.complex nothing fails, but Theano no longer recognizes
+# constants, and skips optimizations without a warning.
 _REMOVED_NUMPY_NAMES = ("bool", "int", "float", "complex", "object", "str")
 
 _MIN_FLOPS_FOR_THREADS = 2**24
-"""Smallest product, in floating-point operations, that several threads compute faster than one."""
+"""Smallest number of floating-point operations of a product that several threads compute faster than one."""
 
 _MAX_PREALLOCATED = 0.95
 """Largest fraction of a device's memory that Theano sets aside, see ``theano.gpuarray.init_dev``."""
@@ -65,7 +65,7 @@ _compile_lock = threading.Lock()
 
 
 class DeviceUnavailable(RuntimeError):
-    """The requested device cannot compute here."""
+    """The requested device cannot be used on this machine."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def start(require: bool = False) -> Device:
     Parameters
     ----------
     require : bool
-        Raise instead of falling back to the CPU. ``force_device=True`` in the user's settings does the same.
+        Raise an error instead of falling back to the CPU. ``force_device=True`` in the user's settings does the same.
 
     Returns
     -------
@@ -190,7 +190,7 @@ def shared(value: np.ndarray, name: str) -> Any:
     """
     theano = load()
     if is_active():
-        # theano.shared would leave integers on the host.
+        # theano.shared keeps integers on the host.
         return theano.gpuarray.gpuarray_shared_constructor(value, name=name, target=None)
     return theano.shared(value, name=name, borrow=True)
 
@@ -201,9 +201,10 @@ def matrix(dtype: np.dtype, name: str) -> Any:
 
 
 def compile_function(inputs: Sequence[Any], outputs: Any, **options: Any) -> Any:
-    """Return ``theano.function`` of inputs that it does not check: callers pass arrays of the right type and layout.
+    """Return a ``theano.function`` that does not check its inputs; callers pass arrays of the right type and layout.
 
-    One thread at a time compiles: Theano cannot do more, and its lock on the compile cache is one per process.
+    Only one thread at a time compiles, because Theano's compilation is not thread-safe, and its lock on the compile
+    cache is per process.
     """
     with _compile_lock:
         function = load().function(inputs, outputs, **options)
@@ -217,9 +218,9 @@ def device_call() -> AbstractContextManager[None]:
 
 
 def answers() -> bool:
-    """Return whether the active device returns an array that it is sent.
+    """Return whether an array can be sent to the active device and read back.
 
-    It distinguishes a lost device from other errors, because Theano does not report why a read failed.
+    This distinguishes a lost device from other errors, because Theano does not report why a read failed.
     """
     if not is_active():
         return True
@@ -227,12 +228,12 @@ def answers() -> bool:
     sent = np.arange(4, dtype=np.float32)
     try:
         return np.array_equal(gpuarray.pygpu.array(sent, context=gpuarray.get_context(None)), sent)
-    except Exception as error:  # of any class of pygpu
+    except Exception as error:  # pygpu raises errors of many classes
         return is_out_of_memory(error)  # a device without free memory still works
 
 
 def uses_ops() -> bool:
-    """Return whether to compute by the Ops of `kernels.ops`, and not by Theano's own.
+    """Return whether the Ops of `kernels.ops` are used instead of Theano's own.
 
     They are for the CPU and need a compiler. ``optimizer_excluding=fused`` in the user's Theano flags turns them off.
     """
@@ -252,9 +253,9 @@ def n_cores() -> int:
 def use_cores_for(n_flops: int) -> None:
     """Set the number of BLAS threads for products of `n_flops` floating-point operations each: one, or all cores.
 
-    A second core gains nothing for a product of 13 million operations (0.72 and 0.70 ms a step), and a quarter for one
-    of 50 million. BLAS threads wait for each other by spinning, so steps of many small products become ten times slower
-    if another process uses one of the cores. ``OPENBLAS_NUM_THREADS`` in the environment takes precedence.
+    A second core gains nothing for a product of 13 million operations (0.72 and 0.70 ms per step), and a quarter for
+    one of 50 million. BLAS threads wait for each other by spinning, so steps of many small products become ten times
+    slower if another process uses one of the cores. ``OPENBLAS_NUM_THREADS`` in the environment takes precedence.
     """
     if "OPENBLAS_NUM_THREADS" in os.environ or is_active():
         return
@@ -299,7 +300,7 @@ def _start_once() -> tuple[Device, Exception | None]:
 def _describe_device(requested: str) -> Device:
     """Return a description of the active device."""
     context = load().gpuarray.get_context(None)
-    # Texts have the length of pygpu's buffers. OpenCL reports no address.
+    # pygpu pads names to the length of its buffers. OpenCL reports no address.
     name = context.devname.strip("\0 ")
     place = ""
     if context.kind == b"cuda":
@@ -340,19 +341,19 @@ def is_active() -> bool:
 
 
 def _activate(device: str) -> None:
-    """Have Theano compute all products on `device`, or raise and leave Theano on the CPU.
+    """Make Theano compute all products on `device`; if that fails, raise an error and keep Theano on the CPU.
 
     Raises
     ------
     Exception
-        Of any class.
+        An error of any class.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import theano.gpuarray
     if theano.gpuarray.pygpu is None:
         raise ImportError(
-            "pygpu is not installed; install_pygpu.sh (in scripts/, or where pip installs programs) installs it"
+            "pygpu is not installed. Install it with install_pygpu.sh, in scripts/ or where pip installs programs"
         )
     repair_generated_code()
     theano.gpuarray.use(device, force=True)
@@ -373,14 +374,14 @@ def _deactivate() -> None:
 
 
 def _probe() -> None:
-    """Compile and run a product on the active device; check that it runs there, and its value.
+    """Compile and run a product on the active device; check that it runs on the device, and its value.
 
     Raises
     ------
     DeviceUnavailable
     """
     theano = load()
-    # Not square, and with a side that is no power of two, so that swapped or padded sides show.
+    # The matrices are not square, and one side is not a power of two, in order to detect swapped or padded sides.
     values = np.arange(12, dtype=np.float32)
     left = values.reshape(3, 4)
     right = values.reshape(4, 3)
@@ -388,14 +389,16 @@ def _probe() -> None:
     product = theano.function([symbol], theano.tensor.dot(symbol, theano.shared(right)))
     _check_place(product)
     if not np.array_equal(np.asarray(product(left)), left @ right):
-        raise DeviceUnavailable("a product of two small matrices is wrong")
+        raise DeviceUnavailable("it returned a wrong product of two small matrices")
 
 
 def _check_place(product: Any) -> None:
     """Check that a compiled product runs on the active device."""
     operations = [type(node.op).__name__ for node in product.maker.fgraph.apply_nodes]
     if not any(name.startswith(("GpuDot", "GpuGemm")) for name in operations):
-        raise DeviceUnavailable(f"a product compiles to {sorted(operations)}, none of them on the device")
+        raise DeviceUnavailable(
+            f"Theano compiled a product to operations that do not run on the device: {sorted(operations)}"
+        )
 
 
 def _processor_name() -> str:

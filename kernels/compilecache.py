@@ -31,21 +31,21 @@ log = logging.getLogger(__name__)
 
 _CARDS = Path("/proc/driver/nvidia/gpus")
 _MIN_FREE_BYTES = 2**24
-"""Smallest free space of a usable directory. A first run writes 2 MB, and the compiler needs room as it works."""
+"""Smallest free space of a usable directory. A first run writes 2 MB, and the compiler needs space while it works."""
 
 
 class UnsafeCompileCache(RuntimeError):
-    """Other users can write to the compile cache, and Theano runs code from it."""
+    """Other users can write to the compile cache, from which Theano runs code."""
 
 
 class CompileCacheUnavailable(RuntimeError):
-    """Compiled code can be stored neither in the compile cache nor in a temporary directory."""
+    """Neither the compile cache nor a temporary directory can store compiled code."""
 
 
 def default_cache() -> str:
     """Return the path of a private directory for code compiled with these versions of Theano and NumPy.
 
-    Theano's own name of the directory below it contains neither version.
+    The name that Theano gives to the directory below it contains neither version.
     """
     from importlib.metadata import version
 
@@ -62,7 +62,7 @@ class SettledCache(MetaPathFinder):
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
         """Find nothing, but prepare the modules of Theano that are imported next."""
         if fullname == "theano.gof":
-            _prepare_cache()  # Theano has read its settings, and has not compiled anything
+            _prepare_cache()  # Theano has read its settings, but has not compiled anything yet
         elif fullname == "theano.gof.lazylinker_c":
             # This is the first module that compiles.
             cmodule = sys.modules["theano.gof.cmodule"]
@@ -83,10 +83,10 @@ def _prepare_cache() -> None:
 
 
 def _write_keys_atomically(cmodule: Any) -> None:
-    """Have ``theano.gof.cmodule`` write the file of a module's keys atomically.
+    """Make ``theano.gof.cmodule`` write the file with a module's keys atomically.
 
-    Theano overwrites it, and reads it without a lock. A process that found the file empty took the module for broken
-    and removed it, while other processes had it loaded and still had keys to write.
+    Theano overwrites this file, and reads it without a lock. A process that read an empty file would remove the module
+    as broken, although other processes had loaded it and still had keys to write.
     """
 
     def save_pkl(self: Any) -> None:
@@ -111,9 +111,9 @@ def _choose_cache(config: Any) -> None:
         _refuse_unsafe(directory)
         _check_writable(directory)
     except (OSError, ValueError) as error:
-        # Theano does not allow to change this setting.
+        # Theano does not allow changing this setting.
         type(config).compiledir.val = make_temporary_cache(config.base_compiledir, _reason_of(error))
-    # libgpuarray caches machine code under names that do not distinguish two cards of one generation.
+    # libgpuarray caches machine code under names that are the same for all cards of a generation.
     cache = os.path.join(config.compiledir, "gpuarray_kernels", fingerprint_cards())
     type(config.gpuarray).cache_path.default = cache
 
@@ -166,7 +166,7 @@ def make_temporary_cache(cache: str, why: str) -> str:
 
 
 def _check_writable(directory: Path) -> None:
-    """Check that the directory can be locked and written, and has enough room.
+    """Check that the directory can be locked and written, and has enough free space.
 
     Raises
     ------
@@ -189,7 +189,7 @@ def _free_bytes(directory: str | Path) -> float:
 
 
 def _can_hold_temporary_files() -> bool:
-    """Return whether the temporary directory has room for the compiler's files, and other users cannot replace them."""
+    """Return whether the temporary directory has space for the compiler's files and other users cannot replace them."""
     try:
         folder = tempfile.gettempdir()
         has_room = _free_bytes(folder) >= _MIN_FREE_BYTES

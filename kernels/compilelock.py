@@ -1,8 +1,8 @@
-"""A lock on Theano's compile cache by flock, in place of the module ``theano.gof.compilelock``.
+"""A lock on Theano's compile cache that uses flock; it replaces the module ``theano.gof.compilelock``.
 
-Theano's own lock is a directory with a file in it. If that file cannot be written, its owner waits for itself forever.
-If the owner was killed on another machine, other processes wait until a timeout. A flock ends with its process. The
-name of the owner in the file is for error messages only.
+Theano's own lock is a directory with a file. If that file cannot be written, its owner waits for itself forever. If the
+owner was killed on another machine, other processes wait until a timeout. A flock ends with its process. The name of
+the owner in the file is for error messages only.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class CompileLockHeld(RuntimeError):
 
 
 class _Lock:
-    """A lock that the outermost of nested calls takes.
+    """A reentrant lock: only the outermost of nested calls takes it.
 
     Attributes
     ----------
     n_lock : int
-        Number of nested calls, which Theano reads by this name.
+        Number of nested calls. Theano reads this attribute.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ def check_lockable(directory: str) -> None:
     Raises
     ------
     OSError
-        If the file system has no locks, or no room for the lock's file.
+        If the file system does not support locks, or has no space for the lock's file.
     """
     descriptor = _open_file(directory)
     try:
@@ -115,7 +115,7 @@ def _take_lock() -> int:
     except BaseException:
         os.close(descriptor)
         raise
-    with suppress(OSError):  # on a full disk the owner stays unknown
+    with suppress(OSError):  # on a full disk the name of the owner remains unknown
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
     return descriptor
@@ -127,10 +127,10 @@ def _wait(descriptor: int, directory: str, seconds: float) -> None:
     Raises
     ------
     CompileLockHeld
-        If one other process holds the lock for more than `seconds`. The queue of processes can take longer.
+        If one other process holds the lock for more than `seconds`. Several waiting processes can take longer.
     """
     begin = time.monotonic()
-    start = begin  # of the present owner
+    start = begin  # when the current owner took the lock
     last_taken_at = None
     is_logged = False
     while not _try_lock(descriptor):

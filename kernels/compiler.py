@@ -34,7 +34,7 @@ _MAX_QUOTED = 300
 _WINDOWS = "theano.misc.windows"
 """Module from which Theano takes its function to run programs."""
 
-# Signs of the reason of a failure, the best first: a full disk causes other errors as well.
+# Patterns of lines that give the reason of a failure, the most reliable first: a full disk causes other errors as well.
 _SIGNS = ("No space left|quota exceeded|File too large", r"\berror\b", "cannot|not found")
 
 
@@ -43,12 +43,12 @@ class CompilerMissing(RuntimeError):
 
 
 class CompilerFailed(RuntimeError):
-    """The compiler has failed. The message is the line of its output that gives the reason.
+    """The compiler failed. The message is the line of its output that gives the reason.
 
     Attributes
     ----------
     output : str
-        The command, and all output in the lines after it.
+        The command, followed by all of its output.
     """
 
     def __init__(self, command: Sequence[str], output: str) -> None:
@@ -64,20 +64,20 @@ def check_compiler(config: Any) -> None:
     CompilerMissing
     """
     if config.cxx and shutil.which(config.cxx) is None:
-        raise CompilerMissing(f"cxx={config.cxx}: no such program")
+        raise CompilerMissing(f"cxx={config.cxx} does not name a program that can be run")
 
 
 class WatchedCompiler:
-    """A replacement of Theano's function that runs the compiler. It measures the time.
+    """A replacement for Theano's function that runs the compiler. It measures the time.
 
-    A process has one. Theano compiles one module at a time, under a lock.
+    There is one per process. Theano compiles one module at a time, under a lock.
 
     Parameters
     ----------
     run : callable
         Theano's own function.
     config : object
-        Theano's settings. Their ``compiledir`` must be private when the first call comes.
+        Theano's settings. ``compiledir`` must be private at the first call.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ class WatchedCompiler:
             If the command compiles a library, and fails.
         """
         if "-shared" not in command:
-            # Theano queries the features of the compiler in this way, and expects some of these commands to fail.
+            # Theano runs such commands to find the features of the compiler, and expects some of them to fail.
             return self._call(command, **options)
         if self._n_done == 0:
             log.info("compiling kernels for this machine (cached for later runs)")
@@ -129,12 +129,12 @@ class WatchedCompiler:
         program, *arguments = command
         if os.sep in program:
             program = os.path.abspath(program)
-        # Not in the current directory, where the linker would use a libgcc_s.so.1 of another user.
+        # In the current directory the linker would use a libgcc_s.so.1 of another user.
         return self._run([program, *arguments], env=_environment(), cwd=self._config.compiledir, **options)
 
 
 def watch_compiler(windows: Any, config: Any) -> None:
-    """Have Theano compile through a `WatchedCompiler`.
+    """Make Theano compile through a `WatchedCompiler`.
 
     Parameters
     ----------
@@ -156,8 +156,8 @@ def _watched() -> WatchedCompiler | None:
 def check_processor_flags(cmodule: Any, config: Any) -> None:
     """Check that the compiler has reported the flags of this machine's processor.
 
-    Theano makes this query once per process. If it fails, for example under a limit of processes, Theano compiles for
-    any processor of the architecture without a warning, and the features have other last bits.
+    Theano makes this query once per process. If it fails, for example because of a limit on processes, Theano compiles
+    for any processor of the architecture without a warning, and the last bits of the features differ.
 
     Parameters
     ----------
@@ -180,8 +180,8 @@ def check_processor_flags(cmodule: Any, config: Any) -> None:
         return
     command = [config.cxx, "-march=native", "-E", "-v", "-"]
     message = (
-        f"error: '{' '.join(command)}' has not reported the flags of this processor. Check the limit of processes "
-        "(ulimit -u), or name them with gcc.cxxflags=-march=... in THEANO_FLAGS"
+        f"error: '{' '.join(command)}' has not reported the flags of this processor. Check the limit on processes "
+        "(ulimit -u), or set the flags with gcc.cxxflags=-march=... in THEANO_FLAGS"
     )
     raise CompilerFailed(command, message)
 
@@ -191,7 +191,7 @@ def _names_processor(flags: str) -> bool:
 
 
 def is_running() -> bool:
-    """Return whether this process waits for the compiler."""
+    """Return whether this process is waiting for the compiler."""
     compiler = _watched()
     return compiler is not None and compiler.n_running > 0
 
@@ -203,7 +203,7 @@ def seconds_spent() -> float:
 
 
 def silence_compiler(cmodule: Any) -> None:
-    """Keep ``theano.gof.cmodule`` from printing commands that failed: the errors contain them."""
+    """Keep ``theano.gof.cmodule`` from printing commands that failed, because the errors contain them."""
 
     def print_unless_error(*words: object, **options: Any) -> None:
         if options.get("file") is not sys.stderr:
@@ -215,7 +215,7 @@ def silence_compiler(cmodule: Any) -> None:
 def _environment() -> dict[str, str]:
     """Return the environment of the compiler."""
     environment = dict(os.environ)
-    environment["PATH"] = os.environ.get("PATH") or os.defpath  # the compiler finds its linker by it
+    environment["PATH"] = os.environ.get("PATH") or os.defpath  # the compiler needs it to find its linker
     environment["TMPDIR"] = tempfile.gettempdir()
     return environment
 

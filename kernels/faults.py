@@ -1,4 +1,4 @@
-"""Kinds of device errors, recognized by their text: Theano, pygpu and libgpuarray have no classes for them."""
+"""Kinds of device errors, recognized by their text, because Theano, pygpu and libgpuarray have no classes for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _OUT_OF_MEMORY = (
     "allocation_failure",  # OpenCL
     "resource allocation failed",  # libgpuarray's text for cuBLAS
 )
-# Errors that leave "the process in an inconsistent state" (cuda.h): no later call will succeed.
+# Errors that leave "the process in an inconsistent state" (cuda.h): all later calls fail.
 _LOST_CUDA = (
     "ecc_uncorrectable",
     "nvlink_uncorrectable",
@@ -38,7 +38,7 @@ _LOST = (
     "cl_device_not_available",
 )
 _HINTS = {
-    "libcuda": "no NVIDIA driver was found (is nvidia-smi there?)",
+    "libcuda": "no NVIDIA driver was found (does nvidia-smi work?)",
     "libnvrtc": "the CUDA compiler library is missing (shardpress setup-gpu installs it)",
     "libcublas": "cuBLAS is missing (shardpress setup-gpu installs it)",
     "Missing Blas": "no BLAS for this device (OpenCL needs libclblast.so, CUDA libcublas.so)",
@@ -60,13 +60,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Return whether an error means that this process can no longer use its device, nor read from its memory."""
+    """Return whether an error means that this process can no longer use its device or read the device's memory."""
     text = str(error).lower()
     return any(sign in text for sign in _LOST)
 
 
 def explain(error: BaseException) -> str:
-    """Return the text of an error of the GPU stack on one line, after a hint at what usually helps."""
+    """Return the text of an error of the GPU stack on one line, after a hint at the usual cause."""
     text = " ".join(_text_of(error).split()) or type(error).__name__
     for sign, hint in _HINTS.items():
         if sign in text:

@@ -26,22 +26,21 @@ class UnknownFlag(ValueError):
 
 @contextmanager
 def default_settings() -> Iterator[None]:
-    """Pass our defaults to Theano as the first, and so the weakest, of its configuration files.
+    """Pass our defaults to Theano as the first of its configuration files, which has the lowest precedence.
 
-    THEANORC is a list of files in which later ones win, and THEANO_FLAGS wins over all of them. For the import, a last
-    and strongest flag sets the device to the CPU. Afterwards the environment is restored, so that a spawned child
-    starts like this process.
+    Later files in THEANORC override earlier ones, and THEANO_FLAGS overrides all files. During the import, a last flag
+    sets the device to the CPU. Afterwards the environment is restored, so that child processes start like this one.
     """
     files = os.environ.get("THEANORC", "~/.theanorc")
     flags = os.environ.get("THEANO_FLAGS", "")
-    # A parent process with a GPU leaves this behind, and Theano in a spawned child would refuse to start one.
+    # A parent process with a GPU sets this variable, and Theano in a child process would then refuse to use a GPU.
     os.environ.pop("THEANO_GPU_IS_ALREADY_ACTIVE", None)
     umask = os.umask(0o077)
     try:
         with _defaults_file() as defaults:
             variables = {
                 "THEANORC": os.pathsep.join([defaults, files]),
-                # The end of the line closes a comment in the user's flags.
+                # The newline ends a comment in the user's flags.
                 "THEANO_FLAGS": f"{flags}\n,device=cpu,init_gpu_device=,contexts=",
             }
             with _environment(variables):
@@ -52,7 +51,7 @@ def default_settings() -> Iterator[None]:
 
 @contextmanager
 def _defaults_file() -> Iterator[str]:
-    """Yield the path of a configuration file with our defaults. It is in memory: a disk may have no room."""
+    """Yield the path of a configuration file with our defaults. It is in memory, because the disk may be full."""
     with os.fdopen(os.memfd_create("theanorc"), "w") as file:
         file.write(_defaults_text())
         file.flush()
@@ -82,11 +81,11 @@ def _defaults_text() -> str:
             "base_compiledir": default_cache(),
             "print_active_device": "False",
         },
-        # Several processes with empty caches share one lock, and Theano's default gives up on a slow machine.
+        # Processes that fill an empty cache share one lock; on a slow machine Theano's default timeout is too short.
         "compile": {"timeout": "600"},
         "gcc": {"cxxflags": compiler_flags()},
         "blas": {"ldflags": _blas_flags()},
-        # Theano knows cuDNN up to version 7 only, and this model does not need it.
+        # Theano supports cuDNN only up to version 7, and this model does not need it.
         "dnn": {"enabled": "False"},
     }
     lines = []
@@ -99,7 +98,7 @@ def _defaults_text() -> str:
 
 
 def compiler_flags() -> str:
-    """Return the flags for gcc. Theano adds -march flags of the processor, and makes them keys of its cache."""
+    """Return the flags for gcc. Theano adds the processor's -march flags, and all flags are part of its cache keys."""
     # The macro alone makes gcc call the vector expf of glibc. The option -ffast-math would also switch the whole
     # process to flush-to-zero.
     flags = "-O3 -D__FAST_MATH__"
@@ -116,13 +115,13 @@ def _blas_flags() -> str:
     folder = scipy_openblas32.get_lib_dir()
     if len(folder.split()) == 1:
         return " ".join([f"-L{folder}", "-lscipy_openblas", *renames])
-    # Theano cuts flags at spaces. Compiled code also finds the routines in a library that is already loaded.
+    # Theano splits flags at spaces. Compiled code also finds the routines in a library that is already loaded.
     ctypes.CDLL(os.path.join(folder, "libscipy_openblas.so"), mode=ctypes.RTLD_GLOBAL)
     return " ".join(renames)
 
 
 def requested_device() -> str:
-    """Return the device in the user's flags and files, as Theano's own code reads and checks it.
+    """Return the device in the user's flags and files, read and checked by Theano's own code.
 
     Raises
     ------
@@ -139,12 +138,12 @@ def requested_device() -> str:
 
 
 def check_flags() -> None:
-    """Refuse names that Theano does not know and flags without a value, which it would ignore with a warning at most.
+    """Refuse unknown names and flags without a value, which Theano would ignore with at most a warning.
 
     Raises
     ------
     UnknownFlag
-        The message names the nearest known name.
+        The message suggests the most similar known name.
     """
     from theano import configparser
 
@@ -175,7 +174,7 @@ def _check_files(files: Any, known: set[str]) -> None:
 
 
 def _split(flags: str) -> list[str]:
-    """Split flags like Theano, which knows quotes and comments."""
+    """Split flags like Theano, which supports quotes and comments."""
     words = shlex.shlex(flags, posix=True)
     words.whitespace = ","
     words.whitespace_split = True
@@ -196,6 +195,6 @@ class NoScipy(MetaPathFinder):
     """
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
-        """Raise `ModuleNotFoundError` for SciPy. An imported SciPy is not looked up again."""
+        """Raise `ModuleNotFoundError` for SciPy. This is not called if SciPy is already imported."""
         if fullname.partition(".")[0] == "scipy":
             raise ModuleNotFoundError("not needed by this model", name=fullname)

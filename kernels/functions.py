@@ -1,6 +1,6 @@
-"""Compiled functions of a model, in two ways with one interface: by the CPU's Ops, or by Theano's graph.
+"""Compiled functions of a model, in two implementations with one interface: the CPU's Ops, or Theano's graph.
 
-Any number of threads can call them. Rows have any real dtype, and each dtype has a function of its own.
+Any number of threads can call them. Rows can have any real dtype; a separate function is compiled for each dtype.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["GraphFunctions", "Limits", "OpFunctions"]
 log = logging.getLogger(__name__)
 
 _MIN_TILE_ROWS = 32
-"""Smallest number of rows of a tile. A device whose memory is too small for it cannot be used."""
+"""Smallest number of rows of a tile. A device with too little memory for it cannot be used."""
 
 Limits = tuple[np.ndarray, np.ndarray]
 """Smallest and largest expected value of each column, both of shape (n_inputs,)."""
@@ -40,9 +40,9 @@ class OpFunctions:
     ----------
     network : Network
     parameters : sequence of shared variables
-        In the order of the network's shapes.
+        Parameters in the order of the network's shapes.
     scaling : sequence of shared vectors
-        Minimum and scale; nothing if rows are scaled already.
+        Minimum and scale; empty if rows are scaled already.
     limits : tuple of two ndarrays of shape (n_inputs,), or None
         Range that `encode` checks rows against. Its start must be the minimum of the scaling.
     n_threads : shared scalar, int64
@@ -94,14 +94,14 @@ class OpFunctions:
         places = [target if target.flags.carray else np.empty(target.shape, target.dtype) for target in targets]
         with self._borrowed(op, inputs, rows.dtype, targets) as (function, n_threads):
             results = function(np.require(rows, requirements=["C", "A"]), n_threads, *places)
-            # Copy while the function is borrowed: without optimization in place it owns the memory of its results.
+            # Copy while the function is borrowed: if it does not work in place, it owns the memory of its results.
             _copy_to(targets, results)
 
     @contextmanager
     def _borrowed(
         self, op: Any, inputs: Sequence[Any], dtype: np.dtype, targets: Sequence[np.ndarray]
     ) -> Iterator[tuple[Any, np.ndarray]]:
-        """Lend a compiled function and a number of threads to one call. Calls cannot share functions."""
+        """Yield a compiled function and a number of threads for one call. Concurrent calls cannot share a function."""
         with self._turns:
             with self._lock:
                 idle = self._idle[op, dtype.name]
@@ -126,7 +126,7 @@ class OpFunctions:
 
 
 def _copy_to(targets: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
-    """Copy results that are not in place."""
+    """Copy the results that were not computed in place."""
     for target, result in zip(targets, results, strict=True):
         if result is not target:
             target[...] = result
@@ -152,14 +152,14 @@ class GraphFunctions:
         self._flops_per_row = flops_per_row
         self._tile_rows = TILE_ROWS
         self._functions: dict[tuple[Expression, str], Any] = {}
-        self._lock = threading.Lock()  # a compiled function keeps its inputs and results in one place
+        self._lock = threading.Lock()  # a compiled function stores its inputs and results, so calls cannot overlap
 
     def encode(self, rows: np.ndarray, out: np.ndarray, inside: np.ndarray | None = None) -> None:
         """Compute features, and check rows if `inside` is given: see `OpFunctions.encode`."""
         self._fill(self._features, rows, out)
         if inside is not None and self._limits is not None:
             low, high = self._limits
-            # A product whose sums are split can end in Inf - Inf; those of `kernels.ops` are one chain or exact.
+            # Sums that a device splits can end in Inf - Inf. Those of `kernels.ops` are sequential or exact.
             inside[:] = reference.are_within(rows, low, high) & np.isfinite(out).all(axis=1)
 
     def errors(self, rows: np.ndarray, out: np.ndarray) -> None:
@@ -174,7 +174,7 @@ class GraphFunctions:
             while start < len(rows):
                 try:
                     start += self._fill_tile(function, rows[start:], out[start:])
-                except Exception as error:  # Theano and pygpu have no class for it: see `faults`
+                except Exception as error:  # Theano and pygpu have no class for a lack of memory: see `faults`
                     if not faults.is_out_of_memory(error):
                         raise
                     self._halve_tiles(rows, error)
@@ -192,7 +192,7 @@ class GraphFunctions:
         return n_rows
 
     def _halve_tiles(self, rows: np.ndarray, error: Exception) -> None:
-        """Halve the height of tiles for all later calls. It changes features by the rounding of products only."""
+        """Halve the height of tiles for all later calls. Features change only by the rounding of products."""
         if self._tile_rows // 2 < _MIN_TILE_ROWS:
             raise faults.OutOfDeviceMemory(
                 f"the device has too little memory for {self._tile_rows} rows of {rows.shape[1]} columns: {error}"

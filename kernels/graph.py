@@ -1,4 +1,4 @@
-"""A network as Theano's graph: functions of its description, its variables by name, and symbolic rows.
+"""A network as a graph of Theano: functions of its description, its variables by name, and symbolic rows.
 
 `kernels.reference` has the same mathematics in NumPy, with the same names.
 """
@@ -40,7 +40,7 @@ def code(network: Network, x: Any, variables: Variables) -> Any:
 
 
 def reconstruction(network: Network, h: Any, variables: Variables) -> Any:
-    """Return the scaled rows that the decoder makes of symbolic features."""
+    """Return the scaled rows that the decoder computes from symbolic features."""
     return _decode(network, h, variables)[0]
 
 
@@ -79,12 +79,12 @@ def cost_and_gradients(
     variables : mapping of variables
         Parameters by name.
     n_rows : scalar variable, float32, optional
-        Number of rows, if it is known without looking at `x`.
+        Number of rows, if it is known without `x`.
     """
     a = forward(network, visible, variables)
     s = _decode(network, a[-1], variables)
     d = s[0] - x
-    # In two steps, over columns and then over rows: a single float32 sum of every entry loses digits.
+    # Averaged over columns and then over rows, because a single float32 sum over all entries loses digits.
     cost = tensor.mean(_row_means(d**2), acc_dtype="float32")
     d, found = _decoder_gradients(network, d, a[-1], s, variables)
     found |= _encoder_gradients(network, d, a, found, variables)
@@ -104,7 +104,7 @@ def _decoder_gradients(
     d : variable
         Derivatives of the features.
     gradients : dict of variables
-        Of the mirrors' biases, of the gain, and the mirrors' part of those of the weights.
+        Gradients of the mirrors' biases and of the gain, and the mirrors' part of the gradients of the weights.
     """
     found: dict[str, Any] = {}
     for i, ((W, _, b_output), kind) in enumerate(zip(network.layers, network.mirrors, strict=True)):
@@ -126,7 +126,7 @@ def _encoder_gradients(
     Returns
     -------
     dict of variables
-        Gradients of the weights, with the part of the mirrors in `mirrored`, and of the layers' biases.
+        Gradients of the layers' biases and of the weights, including the mirrors' part in `mirrored`.
     """
     found: dict[str, Any] = {}
     for i, (W, b_hidden, _) in reversed(list(enumerate(network.layers))):

@@ -1,9 +1,8 @@
-"""Theano's cache of compiled modules, which reads the records of those modules that a process needs.
+"""A variant of Theano's cache of compiled modules that reads only the records of the modules that a process needs.
 
-Theano's own class reads the record (``key.pkl``) of every module in the cache when the first function is compiled. That
-takes about 2 ms each, so a cache of a thousand modules costs two seconds at each start. A module's file is named after
-the hash of its C code. The code of a function is generated before it is compiled, so its hash says which records to
-read.
+Theano's own class reads the record (``key.pkl``) of every module in the cache when the first function is compiled. This
+takes about 2 ms per module, or two seconds at each start for a thousand modules. The name of a module's file is the
+hash of its C code. This code is generated before the cache is searched, so its hash identifies the records to read.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ def read_records_on_demand(cmodule: Any) -> None:
     Parameters
     ----------
     cmodule : module
-        ``theano.gof.cmodule``, before it makes its cache.
+        ``theano.gof.cmodule``, before it creates its cache.
     """
 
     class ModuleCache(cmodule.ModuleCache):
-        """A cache whose `refresh` skips recent modules with code that no function of this process has."""
+        """A cache whose `refresh` skips recent modules whose code this process does not need."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
             self._hashes: set[str] = set()
-            self._libraries: dict[str, str] = {}  # of recent modules: record to name, which never changes
+            self._libraries: dict[str, str] = {}  # names of recent modules' libraries by record; they never change
             super().__init__(*args, **options)
 
         def module_from_key(self, key: Any, lnk: Any = None, keep_lock: bool = False) -> Any:
@@ -57,8 +56,8 @@ def read_records_on_demand(cmodule: Any) -> None:
             needed = {f"{code_hash}.so" for code_hash in self._hashes}
             others = {record for record, library in self._libraries.items() if library not in needed}
             skipped = others - self.loaded_key_pkl
-            # Theano skips the records that it has read. At the end it looks for modules that are gone, and expects
-            # these records in the set, but only for modules that it has read.
+            # Theano skips records in this set as already read. At the end it looks for modules that are gone, and
+            # expects only records that it has really read in the set.
             self.loaded_key_pkl |= skipped
             try:
                 return list(super().refresh(age_thresh_use, **options))
@@ -69,7 +68,7 @@ def read_records_on_demand(cmodule: Any) -> None:
 
 
 def _recent_libraries(directory: str, max_age: float, known: dict[str, str]) -> dict[str, str]:
-    """Map the records of whole modules that were used in the last `max_age` seconds to the names of their libraries."""
+    """Return the names of the libraries of complete modules used in the last `max_age` seconds, by their records."""
     oldest = time.time() - max_age
     recent = {}
     try:
@@ -88,6 +87,6 @@ def _recent_libraries(directory: str, max_age: float, known: dict[str, str]) -> 
             is_whole = len(libraries) == 1 and "key.pkl" in files and "delete.me" not in files
             if is_whole and os.stat(os.path.join(folder, libraries[0])).st_atime > oldest:
                 recent[record] = libraries[0]
-        except OSError:  # not a folder, or another process has removed it
+        except OSError:  # not a directory, or another process has removed it
             continue
     return recent

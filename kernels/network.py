@@ -8,8 +8,8 @@ transposed::
     s_n = h, or (h - center) * gain
     s_(l-1) = g_l(s_l . W_l^T + b_output_l)                  s_0 = y, the reconstruction
 
-Every f and g is the activation of the hidden layers, except ``f_n``, which is that of the code, and ``g_1``, which is
-linear. This module does not load Theano, so every package can import it.
+Every f and g is the activation of the hidden layers, except that ``f_n`` is that of the code, and ``g_1`` is linear.
+This module does not load Theano, so every package can import it.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class Network:
     Attributes
     ----------
     widths : tuple of int
-        Number of columns, of units of each hidden layer, and of features. A layer of weights is between each two.
+        Number of columns, of units of each hidden layer, and of features. Layers of weights connect adjacent widths.
     activation : str
         Activation of the hidden layers and their mirrors, one of `kernels.activations.HIDDEN`.
     code : str
         Activation of the features, one of `kernels.activations.CODES`.
     gain : bool
-        Whether the decoder learns a factor for each feature. Then a sigmoid need not saturate to reach the range of the
-        data.
+        Whether the decoder learns a factor for each feature, so that sigmoids can reach the range of the data without
+        saturating.
     """
 
     widths: tuple[int, ...]
@@ -61,7 +61,7 @@ class Network:
 
     @property
     def center(self) -> float:
-        """Middle of a feature, from which the gain is measured: the output of the code for the input 0."""
+        """Output of the code for the input 0, which is subtracted from a feature before the gain is applied."""
         return ACTIVATIONS[self.code].middle
 
     @property
@@ -76,14 +76,14 @@ class Network:
 
     @property
     def n_weights(self) -> int:
-        """Number of entries of all matrices. A layer, and its mirror, need two operations per row for each entry."""
+        """Number of entries of all matrices. A layer needs two operations per row and entry, and so does its mirror."""
         return sum(n * m for n, m in pairwise(self.widths))
 
     @property
     def layers(self) -> tuple[tuple[str, str, str], ...]:
-        """Names of the weights, of the bias and of the mirror's bias of each layer.
+        """Names of the weights, the bias and the mirror's bias of each layer.
 
-        Names end with the number of the layer, from 1 on, if there are several.
+        If there are several layers, names end with the number of the layer, starting at 1.
         """
         if self.n_layers == 1:
             return (("W", "b_hidden", "b_output"),)
@@ -92,7 +92,7 @@ class Network:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each parameter by name: layer after layer, and the gain last. All are float32."""
+        """Shape of each parameter by name: layer by layer, the gain last. All parameters are float32."""
         shapes: dict[str, tuple[int, ...]] = {}
         for names, (n, m) in zip(self.layers, pairwise(self.widths), strict=True):
             shapes |= zip(names, [(n, m), (m,), (n,)], strict=True)

@@ -1,7 +1,7 @@
-"""The model on the CPU as three Ops: one encodes, one computes errors of reconstructions, one takes a training step.
+"""The model on the CPU as three Ops: one encodes, one computes reconstruction errors, and one takes a training step.
 
-Each Op takes raw rows in their own dtype. It works tile by tile in the caches, on all cores, and without Python's lock.
-The C code is in the folder ``native``, one subject per file. Theano compiles it and caches the result.
+Each Op takes raw rows in their own dtype. It works tile by tile in the caches, on all cores, and releases the GIL. The
+C code is in the directory ``native``, one subject per file. Theano compiles it and caches the result.
 `kernels.reference` has the mathematics in NumPy.
 """
 
@@ -30,7 +30,7 @@ DTYPES = frozenset(f"{kind}{bits}" for kind in ("uint", "int") for bits in (8, 1
 """Names of the dtypes that rows can have."""
 
 _FOLDER = Path(__file__).parent / "native"
-# In the order in which they need each other.
+# In the order of their dependencies.
 _HEADERS = (
     "vectors",
     "transpose",
@@ -50,7 +50,7 @@ _HEADERS = (
 
 @cache
 def _source(file: str) -> str:
-    """Return the text of all headers and of one file of the folder ``native``."""
+    """Return the text of all headers and of one file of the directory ``native``."""
     names = [*(f"{header}.h" for header in _HEADERS), file]
     return "\n".join((_FOLDER / name).read_text() for name in names)
 
@@ -64,11 +64,11 @@ class _Inputs(NamedTuple):
 
 
 class _Native(theano.Op):
-    """An Op whose first input are the rows, and whose C code is a file of the folder ``native``.
+    """An Op whose first input is the rows, and whose C code is a file of the directory ``native``.
 
     Its inputs include all parameters of the network, in the order of the network's shapes. The last inputs are the
-    scaling: minimum and scale, or neither. Some inputs are changed, and are returned as the last outputs. As Theano
-    requires it, an Op changes copies of them at first; an optimization then allows it to change them in place.
+    scaling: minimum and scale, or nothing. Some inputs are changed, and are returned as the last outputs. By default an
+    Op changes copies of them, as Theano requires; an optimization then lets it change them in place.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ class _Native(theano.Op):
     Attributes
     ----------
     file : str
-        Name of the file in the folder ``native``.
+        Name of the file in the directory ``native``.
     new_types : tuple of types
         Types of the outputs that are not changed inputs. These outputs come first.
     """
@@ -98,7 +98,7 @@ class _Native(theano.Op):
         self.changed = changed
         self.inplace = inplace
         if inplace:
-            # With this Theano lets no other operation read these inputs afterwards.
+            # Theano then ensures that no other operation reads these inputs afterwards.
             n_new = len(self.new_types)
             self.destroy_map = {n_new + i: [position] for i, position in enumerate(changed)}
 
@@ -108,7 +108,7 @@ class _Native(theano.Op):
         return _Inputs(list(inputs[:n_first]), list(inputs[n_first:end]), list(inputs[end:]))
 
     def in_place(self) -> _Native:
-        """Return the same Op, which changes its inputs in place."""
+        """Return the same Op in the variant that changes its inputs in place."""
         settings = {name: getattr(self, name) for name in self.__props__}
         settings["inplace"] = True
         return type(self)(**settings)
@@ -155,13 +155,13 @@ class _Native(theano.Op):
             arrays[position] = output
         scaling = arrays[self.n_inputs :] or ["NULL", "NULL"]
         call = self.call(arrays[: self.n_inputs], scaling, outputs[:n_new], f"&memory_{name}")
-        lines.append(f"{{ {call} }}")  # a block: no jump to a failure may cross its declarations
+        lines.append(f"{{ {call} }}")  # in a block, because a jump to the failure label must not cross declarations
         lines.append(f"if (!done) {sub['fail']}")
         return "\n".join(lines)
 
     def _output_of_input(self, array: str, output: str, fail: str) -> list[str]:
         """Return C statements that make an output of an input, or of its copy."""
-        release = f"Py_XDECREF({output});"  # the output of the call before
+        release = f"Py_XDECREF({output});"  # the output of the previous call
         if self.inplace:
             return [release, f"{output} = {array}; Py_INCREF({output});"]
         return [
@@ -196,10 +196,10 @@ class _Native(theano.Op):
         """Return a version that changes with the code."""
         macros = repr(sorted(self.macros().items()))
         source = macros + _source(self.file)
-        return (sha256(source.encode()).hexdigest(), "1")  # 1: version of the code that `c_code` makes
+        return (sha256(source.encode()).hexdigest(), "1")  # 1: version of the code that `c_code` generates
 
     def c_compile_args(self) -> list[str]:
-        """Return flags for threads, and for square roots of whole vectors, which cannot set errno."""
+        """Return flags for threads, and for vectorized square roots, which cannot set errno."""
         return ["-pthread", "-fno-math-errno"]
 
     def c_support_code_struct(self, node: Any, name: str) -> str:
@@ -223,10 +223,10 @@ def _activation_macros(prefix: str, activation: Activation) -> dict[str, str]:
 
 
 def _dtype_macros(rows: Any, scaling: Sequence[Any], network: dict[str, Any]) -> dict[str, Any]:
-    """Return all macros: those of the dtypes of rows and scaling around those of the network."""
+    """Return all macros: those for the dtypes of rows and scaling, and those of the network."""
     row = _c_type(rows)
     scale = _c_type(scaling[0]) if scaling else "float"
-    # Read as unsigned integers, Inf, NaN and negative numbers are larger than all other numbers.
+    # The bits of Inf, NaN and negative numbers, read as unsigned integers, are larger than those of all other numbers.
     bits = "npy_uint64" if scale == "npy_float64" else "npy_uint32"
     return {
         "ROW": row,
@@ -245,17 +245,17 @@ def _c_type(variable: Any) -> str:
 class Encode(_Native):
     """``(rows, *parameters, n_threads, out, *scaling) -> out``, filled with features (n_rows, n_features), float32.
 
-    The features of a row have the same bits for any other rows and any number of threads. Rows of bytes that
-    are scaled in float32 are multiplied as integers if the processor has an instruction for it, and if W and the
-    scaling make this at least as exact: see ``native/quantized.h``. The quantized W is kept between calls.
+    The bits of a row's features do not depend on other rows or on the number of threads. Rows of bytes that are scaled
+    in float32 are multiplied as integers if the processor has an instruction for it, and if this is at least as
+    accurate for W and the scaling: see ``native/quantized.h``. The quantized W is kept between calls.
 
     Parameters
     ----------
     network : Network
     checked : bool
         Also check rows: ``(rows, *parameters, n_threads, maximum, out, inside, *scaling) -> out, inside``. `inside`,
-        (n_rows,), bool, is filled with whether all values of a row lie between minimum and maximum, which NaN and Inf
-        do not, and all its features are finite.
+        (n_rows,), bool, is true if all values of a row are between minimum and maximum, which excludes NaN and Inf, and
+        all of its features are finite.
     """
 
     __props__ = ("network", "checked", "inplace")
@@ -330,8 +330,8 @@ class _StepInputs(NamedTuple):
 class Step(_Native):
     """A step of training: ``(rows, *numbers, *noise, learning_rate, rate, n_threads, *parameters, *states, *scaling)``.
 
-    Its outputs are the cost of the minibatch before the step, the new parameters, and the new states: for each
-    parameter, in their order, those of the rule. All are the same bits for any number of threads.
+    The outputs are the cost of the minibatch before the step, the new parameters, and the new states of the rule in
+    the order of the parameters. Their bits do not depend on the number of threads.
 
     Parameters
     ----------
@@ -360,7 +360,7 @@ class Step(_Native):
 
     @property
     def _record(self) -> UpdateRule:
-        # Not an attribute: Theano pickles Ops, as keys of its compile cache.
+        # Not an attribute, because Theano pickles Ops for the keys of its compile cache.
         return RULES[self.rule.name]
 
     def macros(self) -> dict[str, Any]:
@@ -461,7 +461,7 @@ def _in_place(node: Any) -> Any:
 theano.compile.optdb.register(
     "shardpress_in_place",
     theano.gof.TopoOptimizer(_in_place, failure_callback=theano.gof.TopoOptimizer.warn_inplace),
-    75,  # where Theano registers its own
+    75,  # the position at which Theano registers its own in-place optimizations
     "fast_run",
     "inplace",
 )

@@ -50,7 +50,7 @@ def scaled(rows: np.ndarray, scaling: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def are_within(rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Return whether all values of each row lie in a range: shape (n_rows,), bool. NaN lies in no range.
+    """Return whether all values of each row are in a range: shape (n_rows,), bool. NaN is in no range.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def are_within(rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarra
     low, high : ndarray of shape (n_inputs,)
         The range of each column. Rows are compared in the dtype of `low`.
     """
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes Inf, and lies outside
+    with np.errstate(over="ignore"):  # a value that overflows float32 becomes Inf, which is outside
         values = rows.astype(low.dtype, copy=False)
     return np.asarray(((values >= low) & (values <= high)).all(axis=1))
 
@@ -150,7 +150,7 @@ def gradients(
     cost : float
         Mean squared error over all entries.
     gradients : list of ndarray
-        Of the shapes of the parameters.
+        Gradients, in the shapes of the parameters.
     """
     named = _named(network, parameters)
     a, s = forward(network, visible, named)
@@ -158,7 +158,7 @@ def gradients(
     cost = float(np.mean(d**2))
     d, found = _decoder_gradients(network, d, a[-1], s, named)
     found |= _encoder_gradients(network, d, a, found, named)
-    c = 2 / x.size  # of the mean's derivative
+    c = 2 / x.size  # factor from the derivative of the mean
     return cost, [c * found[name] for name in network.shapes]
 
 
@@ -172,7 +172,7 @@ def _decoder_gradients(
     d : ndarray of shape (n_rows, n_features)
         Derivatives of the features.
     gradients : dict of ndarray
-        Of the mirrors' biases, of the gain, and the mirrors' part of those of the weights.
+        Gradients of the mirrors' biases and of the gain, and the mirrors' part of the gradients of the weights.
     """
     found: dict[str, np.ndarray] = {}
     for i, ((W, _, b_output), kind) in enumerate(zip(network.layers, network.mirrors, strict=True)):
@@ -198,7 +198,7 @@ def _encoder_gradients(
     Returns
     -------
     dict of ndarray
-        Gradients of the weights, with the part of the mirrors in `mirrored`, and of the layers' biases.
+        Gradients of the layers' biases and of the weights, including the mirrors' part in `mirrored`.
     """
     found: dict[str, np.ndarray] = {}
     for i, (W, b_hidden, _) in reversed(list(enumerate(network.layers))):

@@ -1,4 +1,4 @@
-"""Repairs of Theano: of the code that it generates for devices, and of the versions of code in its cache."""
+"""Fixes for faults of Theano in the code that it generates for devices, and in the versions of code in its cache."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["repair_code_versions", "repair_generated_code"]
 def repair_code_versions(op_module: Any) -> None:
     """Give Ops whose C code comes from files the same version in each process.
 
-    Theano takes ``hash`` of their text, which differs between processes. Their code, such as that of ``DimShuffle``, is
-    then compiled again at each start, and the cache of modules grows without bound.
+    Theano uses ``hash`` of their text, which differs between processes. Without the fix, the code of such Ops, for
+    example ``DimShuffle``, is compiled again at each start, and the cache of modules grows without bound.
 
     Parameters
     ----------
@@ -42,27 +42,27 @@ def repair_generated_code() -> None:
 
 
 def _room_for_every_argument(node: Any, code: str) -> str:
-    """Make room for all arguments of a reduction on OpenCL.
+    """Enlarge the array of arguments of a reduction on OpenCL.
 
     ``GpuCAReduceCPY.c_code`` declares ``void *args[4 + 2 * nd]`` and writes ``5 + 2 * nd`` entries: the count, the
     output with its offset, the input with its offset, and an extent and a stride for each of `nd` dimensions. The last
-    one is written to the stack after the array.
+    entry is written to the stack after the end of the array.
     """
     n_dims = node.inputs[0].ndim
     return code.replace(f"void *args[{4 + 2 * n_dims}];", f"void *args[{5 + 2 * n_dims}];")
 
 
 def _no_wait_for_the_index(_node: Any, code: str) -> str:
-    """Do not wait for the device in each step to learn whether a row number was too large.
+    """Do not wait for the device in each step in order to check the row numbers.
 
-    No number is too large, since all come from an order of the rows. The kernel ignores such a number, and reads
-    nothing outside the rows.
+    All row numbers are valid, since they come from a permutation of the rows. The kernel itself ignores numbers that
+    are too large, so it never reads outside the rows.
     """
     return re.sub(r"(GpuArray_take1\(.*), 1\);", r"\1, 0);", code)
 
 
 def _repair(op: Any, repair: Callable[[Any, str], str]) -> None:
-    """Have an Op pass its C code through a function, whose name becomes part of the version of the code."""
+    """Make an Op pass its C code through `repair`, whose name becomes part of the version of the code."""
     original_code = op.c_code
     original_version = op.c_code_cache_version_apply
 

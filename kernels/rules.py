@@ -1,7 +1,7 @@
-"""The update rules: one record for each, which graph, C code and settings use.
+"""The update rules, one record each, which graph, C code and settings use.
 
-`kernels.updates` applies them to Theano's variables, `kernels.ops` to NumPy's arrays and in C. CONTRIBUTING.md says how
-to add one. Nothing here loads Theano or NumPy, so that settings can read the table quickly.
+`kernels.updates` applies them to variables of Theano, `kernels.ops` to NumPy arrays and in C. CONTRIBUTING.md says how
+to add a rule. Nothing here loads Theano or NumPy, so that settings can read the table quickly.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class UpdateRule:
     learning_rate : float
         Default of the setting; docs/training.md has the measurements.
     states : tuple of str
-        Names of the arrays that the rule keeps for each parameter, two at most. They start at 0.
+        Names of the arrays that the rule keeps for each parameter, at most two. They start at 0.
     update : callable
         ``update(p, g, rate, decay, *states)`` returns the next values of a parameter and of its states, given the
-        gradient `g`. `decay` is the setting ``momentum``, so that one pair of numbers controls every rule. All are
-        float32, from NumPy or Theano; numbers in the code are `_float32`, which keeps the results float32.
+        gradient `g`. `decay` is the setting ``momentum``, so that all rules have the same two settings. All arguments
+        are float32, from NumPy or Theano; constants in the code are `_float32`, which keeps the results float32.
     c : str
         `update` as C statements for the element ``i`` of ``p``, ``g`` and the states, float32.
     corrected_rate : callable or None
@@ -45,7 +45,7 @@ class UpdateRule:
 
 
 def _float32(value: float) -> Any:
-    """Return a float32: next to one of NumPy, Python's own number would make a float64."""
+    """Return a float32. A Python number combined with a NumPy float32 would give a float64."""
     import numpy as np
 
     return np.float32(value)
@@ -64,7 +64,7 @@ def _momentum(p: Any, g: Any, rate: Any, decay: Any, velocity: Any) -> tuple[Any
 def _nesterov(p: Any, g: Any, rate: Any, decay: Any, velocity: Any) -> tuple[Any, ...]:
     """Nesterov momentum: ``v <- decay v - rate g ;  p <- p + decay v - rate g``.
 
-    The parameters are those at the looked-ahead point, so that the gradient is taken where they are. Source: Bengio,
+    The stored parameters are those at the look-ahead point, where the gradient is computed. Source: Bengio,
     Boulanger-Lewandowski and Pascanu, "Advances in optimizing recurrent networks", 2013, equations 6 and 7.
     """
     velocity = decay * velocity - rate * g
@@ -97,12 +97,12 @@ def _rmsprop(p: Any, g: Any, rate: Any, decay: Any, square: Any) -> tuple[Any, .
     Source: Tieleman and Hinton, "Lecture 6.5: rmsprop", Neural Networks for Machine Learning, 2012.
     """
     square = decay * square + (_float32(1) - decay) * g**2
-    # Without epsilon a weight that no row touches would become 0 / 0.
+    # Without epsilon, the update of a weight whose gradients are all 0 would be 0 / 0.
     return p - rate * g / _root(square + _float32(1e-6)), square
 
 
 def _root(x: Any) -> Any:
-    """Return square roots: this power is the only root that arrays and Theano's variables share."""
+    """Return square roots; only this form works for both NumPy arrays and variables of Theano."""
     return x ** _float32(0.5)
 
 

@@ -1,4 +1,4 @@
-"""Self-tests for the doctor: a compilation that uses no cache, and the speed of the device."""
+"""Self-tests for `shardpress doctor`: a compilation that uses no cache, and the speed of the device."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ __all__ = ["bytes_per_second", "flops", "time_compilation"]
 _WIDTH = 1024
 """Number of rows and columns of the matrices."""
 _PRODUCT_FLOPS = 2 * _WIDTH**3
-"""Floating-point operations of a product of two of them."""
+"""Floating-point operations of a product of two such matrices."""
 _N_BYTES = 2**26
 """Size of the array that is sent to the device and back."""
 _MIN_SECONDS = 0.2
-"""Shortest duration that is measured."""
+"""Minimum duration of a measurement."""
 
 
 class _Copy(theano.Op):
-    """A copy of a vector, in C alone: it needs a working compiler, its headers and a linker.
+    """An Op that copies a vector and has C code only, so it needs a working compiler with headers and linker.
 
-    It has no version, so the compiled code is not reused.
+    It has no version, so compiled code is never reused.
     """
 
     __props__ = ()
@@ -50,8 +50,8 @@ class _Copy(theano.Op):
         return " ".join(statements)
 
     def perform(self, node: Any, inputs: Sequence[np.ndarray], outputs: Sequence[Any]) -> None:
-        """Refuse: Theano calls this if it does not compile."""
-        raise RuntimeError("the operation was not compiled")
+        """Raise an error: Theano calls this only if it does not compile."""
+        raise RuntimeError("Theano did not compile the test operation, although a compiler is configured")
 
 
 def time_compilation() -> float:
@@ -68,7 +68,7 @@ def time_compilation() -> float:
     copy = backend.compile_function([x], _Copy()(x))
     values = np.arange(7, dtype=np.float32)
     if not np.array_equal(copy(values), values):
-        raise RuntimeError("a copy of seven numbers is wrong")
+        raise RuntimeError("the compiled test operation returned a wrong copy of seven numbers")
     return time.monotonic() - start
 
 
@@ -84,7 +84,7 @@ def flops() -> float:
 
 
 def bytes_per_second() -> tuple[float, float]:
-    """Return the bytes per second of a copy to the active device, which is not the CPU, and of one back."""
+    """Return the bytes per second of copies to the active device, which is not the CPU, and back."""
     values = np.random.default_rng(0).integers(0, 256, (_N_BYTES // _WIDTH, _WIDTH), dtype=np.uint8)
     variable = backend.shared(values, name="values")
 

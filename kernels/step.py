@@ -1,4 +1,4 @@
-"""One step of minibatch training, by an Op of the CPU or by Theano's graph of the gradients."""
+"""One step of minibatch training, with an Op on the CPU or with Theano's graph of the gradients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ vm = theano.gof.vm
 __all__ = ["TrainingStep"]
 
 _PRODUCTS_PER_LAYER = 3
-"""Products of a step for each layer: of its inputs, and for the gradients of inputs and weights."""
+"""Matrix products per layer in a step, including those for the gradients."""
 
 
 class TrainingStep:
@@ -31,20 +31,20 @@ class TrainingStep:
     autoencoder : Autoencoder
         The model. Steps change its parameters.
     rule : Rule
-        How the parameters follow their gradients.
+        Rule that updates the parameters.
     dtype : dtype
         Dtype of the rows.
     resident : ndarray of shape (n_rows, n_inputs), `dtype`, or `upload.Pieces` of it, optional
-        All rows, which the device keeps. Pieces are for a device with its own memory. Minibatches are row numbers
-        (int64) if this is given, and rows otherwise.
+        All rows, to be kept on the device; pieces are allowed for a device with its own memory. If given, minibatches
+        are row numbers (int64), otherwise rows.
     corruption : float
-        Fraction of the entries that the network does not see: they are 0 in its input, but not in the rows that it
-        reconstructs. The noise of each step selects them, see `kernels.reference.masked`.
+        Fraction of the entries to hide: they are 0 in the input of the network, but not in the rows that it has to
+        reconstruct. The noise of each step selects them, see `kernels.reference.masked`.
 
     Attributes
     ----------
     row_bytes : int
-        Bytes of one row of a minibatch, or of its number, with its noise.
+        Bytes of one row of a minibatch, or of its row number, including its noise.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class TrainingStep:
         n_inputs = autoencoder.network.n_inputs
         kinds = _kinds_of_arrays(n_inputs, dtype, resident is not None, corruption > 0)
         self.row_bytes = sum(kind.row_bytes for kind in kinds)
-        self._flops_per_row = 2 * autoencoder.network.n_weights  # of the products of all layers
+        self._flops_per_row = 2 * autoencoder.network.n_weights  # for the products of all layers
         self._uses_ops = autoencoder.uses_ops(dtype)
         self._feed = _make_feed(kinds)
         all_rows = _place_resident(resident, n_inputs, dtype)
@@ -67,7 +67,7 @@ class TrainingStep:
         self._cost, self._updates = build(autoencoder, rule, minibatch)
         self._state = _state_among(self._updates, autoencoder)
         self._updates.update(self._feed.updates)
-        self._functions: dict[bool, Any] = {}  # by whether they compute the cost
+        self._functions: dict[bool, Any] = {}  # with (True) and without the computation of the cost
 
     def n_at_once(self, batch_size: int) -> int:
         """Return how many minibatches of `batch_size` rows to give to `begin` at once: 1 on the CPU."""
@@ -83,8 +83,8 @@ class TrainingStep:
         Parameters
         ----------
         minibatches : ndarray of shape (n, n_inputs) and the rows' dtype, or of shape (n,), int64; C order
-            Rows, or row numbers if the rows are resident, of one minibatch after the other. The last minibatch may be
-            smaller. The CPU uses them in place.
+            Rows of consecutive minibatches, or row numbers if the rows are resident. The last minibatch can be smaller.
+            The CPU uses the array in place.
         noise : ndarray of shape (n, n_inputs), uint8, C order, or None
             Random bytes that select the entries to hide. Required with corruption, and refused without.
         batch_size : int
@@ -108,7 +108,7 @@ class TrainingStep:
         Parameters
         ----------
         learning_rates : sequence of float
-            At most the number of minibatches that are left.
+            Learning rates, at most one for each remaining minibatch.
         with_cost : bool
             Also compute the costs, which takes a quarter longer.
 
@@ -122,7 +122,7 @@ class TrainingStep:
             return float(np.asarray(outputs[0])) if with_cost else None
 
     def compile(self) -> None:
-        """Compile now what the first steps would compile."""
+        """Compile the functions that the first steps would otherwise compile."""
         self._function(False)
         self._function(True)
 
@@ -149,8 +149,8 @@ class TrainingStep:
 
 def _noise_message(noise: np.ndarray | None) -> str:
     if noise is None:
-        return "a step with corruption needs noise with each minibatch, found 1 array"
-    return "a step without corruption takes no noise, found 2 arrays"
+        return "noise is missing, expected an array of noise because the step has corruption"
+    return "noise was given, expected None because the step has no corruption"
 
 
 # ---- minibatches
@@ -189,7 +189,7 @@ def _place_resident(rows: np.ndarray | upload.Pieces | None, n_inputs: int, dtyp
 
 
 class _Feed(Protocol):
-    """Minibatches on their way into a compiled function.
+    """A source of minibatches for a compiled function.
 
     Attributes
     ----------
@@ -204,7 +204,7 @@ class _Feed(Protocol):
     n_rows : scalar variable, float32, or None
         Number of rows of the minibatch. If None, it is read from the shape of the array.
     updates : dict
-        Variables of the feed that a step changes, and their next values.
+        Variables of the feed that change in a step, and their next values.
     """
 
     max_minibatches: int
@@ -222,13 +222,13 @@ class _Feed(Protocol):
 
 
 class _HostFeed:
-    """Minibatches in the memory of the host: inputs of a function, which is called for each."""
+    """Minibatches in host memory, which are inputs of a function that is called for each of them."""
 
     def __init__(self, kinds: Sequence[_ArrayKind]) -> None:
-        self.max_minibatches = 1  # a minibatch that was just read is still in the caches
+        self.max_minibatches = 1  # so that a minibatch is still in the caches when it is used
         self.symbols = [_symbol_of(kind) for kind in kinds]
         self.inputs = self.symbols
-        # A variable and not an input, so that the minibatch is all that a call has to pass.
+        # A shared variable instead of an input, so that each call passes only the minibatch.
         self.learning_rate = theano.shared(np.float32(0), name="learning_rate")
         self.n_rows = None
         self.updates = Updates()
@@ -269,10 +269,10 @@ class _DeviceFeed:
         self.max_minibatches = upload.MAX_MINIBATCHES
         self._arrays = [_share_empty(kind) for kind in kinds]
         self._array_buffers = [upload.TwoBuffers() for _ in kinds]
-        # A row for each step: the learning rate, and the number of rows of the minibatch.
+        # One row per step: the learning rate, and the number of rows of the minibatch.
         self._steps = _share_empty(_ArrayKind("steps", np.dtype(np.float32), (2,)))
         self._steps_buffers = upload.TwoBuffers()
-        self._number = _share_zero("number")  # of the next minibatch
+        self._number = _share_zero("number")  # number of the next minibatch
         self._first = _share_zero("first")  # number of the minibatch of the first row of `_steps`
         self._batch_size = _share_zero("batch_size")
         self._lengths: list[int] = []
@@ -316,7 +316,7 @@ def _call_repeatedly(function: Any, n_calls: int) -> Any:
     """Call a function without inputs `n_calls` times; return the outputs of the last call."""
     if vm.CVM is not None and isinstance(function.fn, vm.CVM):
         return function.fn(n_calls=n_calls)
-    # The user's flags name another linker, which cannot repeat a call.
+    # The user's flags select another linker, which cannot repeat a call.
     outputs = None
     for _ in range(n_calls):
         outputs = function()
@@ -383,13 +383,13 @@ class _Minibatch:
 
 
 def _state_among(updates: Updates, autoencoder: Autoencoder) -> dict[str, Any]:
-    """Return the variables of the rule's state by name: all that a step changes, except the parameters."""
+    """Return the variables of the rule's state by name: all variables that a step changes, except the parameters."""
     parameters = autoencoder.shared.values()
     return {variable.name: variable for variable in updates if variable not in parameters}
 
 
 def _build_with_op(autoencoder: Autoencoder, rule: Rule, minibatch: _Minibatch) -> tuple[Any, Updates]:
-    """Return the cost of a minibatch and the updates of a step on it, both by `ops.Step`."""
+    """Return the cost of a minibatch and the updates of a step on it, computed by `ops.Step`."""
     updates = Updates()
     rate = rate_of(rule, minibatch.learning_rate, updates)
     scalars = [minibatch.learning_rate, rate, autoencoder.n_threads]
@@ -403,7 +403,7 @@ def _build_with_op(autoencoder: Autoencoder, rule: Rule, minibatch: _Minibatch) 
 
 
 def _build_with_graph(autoencoder: Autoencoder, rule: Rule, minibatch: _Minibatch) -> tuple[Any, Updates]:
-    """Return the cost of a minibatch and the updates of a step on it, both by Theano's graph: for any device."""
+    """Return the cost of a minibatch and the updates of a step on it, computed by Theano's graph on any device."""
     rows = minibatch.rows
     if minibatch.numbers is not None:
         rows = rows[minibatch.numbers]

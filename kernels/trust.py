@@ -1,6 +1,6 @@
-"""Check whether other users could replace a directory, which a user can who can rename a directory above it.
+"""Check whether other users could replace a directory, for example by renaming a directory above it.
 
-Theano runs files of its compile cache, and Dask imports from its scratch directories.
+Theano runs code from its compile cache, and Dask imports modules from its scratch directories.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 __all__ = ["UntrustedDirectory", "private_directory", "untrusted_above"]
 
-_ALL_USERS = 2**32 - 1  # number of user ids that the first user namespace maps
+_ALL_USERS = 2**32 - 1  # number of user ids that the initial user namespace maps
 
 
 class UntrustedDirectory(PermissionError):
@@ -40,10 +40,10 @@ def private_directory(prefix: str) -> Path:
 
 
 def untrusted_above(path: str | Path) -> str | None:
-    """Return why other users could put another file in the place of `path`; None if they cannot.
+    """Return why other users could replace `path`; None if they cannot.
 
-    Every directory above it has to belong to this user or to root. If its group or all users can write to it, it has to
-    be sticky: then they cannot rename the files of others.
+    Every directory above it must belong to this user or to root. If its group or all users can write to it, it must be
+    sticky, which prevents users from renaming files of others.
     """
     trusted = _trusted_users()
     for directory in _directories_above(path):
@@ -82,13 +82,13 @@ def _directories_above(path: str | Path) -> Iterator[str]:
 
 
 def _target_of(link: str) -> Path:
-    """Return the path that a link names. It can be a link itself."""
+    """Return the path that a link points to, which can be a link itself."""
     folder = os.path.realpath(os.path.dirname(link))
     return Path(os.path.normpath(os.path.join(folder, os.readlink(link))))
 
 
 def _trusted_users() -> set[int]:
-    """Return the ids of the users that can replace anything of this process anyway: itself and root."""
+    """Return the ids of the users who can replace any file of this process anyway: its own user and root."""
     trusted = {0, os.geteuid()}
     try:
         lines = Path("/proc/self/uid_map").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Updates of Theano's shared variables in a training step, by the rules of `kernels.rules`."""
+"""Updates of Theano's shared variables in a training step, according to the rules of `kernels.rules`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Rule", "Updates", "rate_of", "states_of", "updates_of"]
 Updates = OrderedDict[Any, Any]
 """Shared variables and their next values. Theano warns about a plain dict."""
 
-_ONE = np.float32(1)  # Python's own 1 would turn a NumPy float32 into a float64
+_ONE = np.float32(1)  # Python's 1 would turn a NumPy float32 into a float64
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Rule:
     name : str
         A key of `kernels.rules.RULES`.
     momentum : float
-        Decay of the rule's running average.
+        Decay rate of the rule's running average.
     weight_decay : float
         Before a step, every matrix is multiplied by 1 - `weight_decay` times the learning rate; biases and gains are
-        not. It is decoupled from the gradients, so adam does not scale it. Source: Loshchilov and Hutter, "Decoupled
-        weight decay regularization", 2019, algorithm 2.
+        not. The decay is decoupled from the gradients, so adam does not scale it. Source: Loshchilov and Hutter,
+        "Decoupled weight decay regularization", 2019, algorithm 2.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Rule:
 
 
 def states_of(rule: Rule, parameter: Any) -> list[Any]:
-    """Return a shared array of zeros for each state of the rule, on the parameter's device and named after both."""
+    """Return a shared array of zeros for each state of the rule; its name contains those of parameter and state."""
     zeros = np.zeros(parameter.get_value(borrow=True).shape, dtype=np.float32)
     return [theano.shared(zeros, name=f"{parameter.name}.{state}") for state in RULES[rule.name].states]  # copies
 
@@ -68,13 +68,13 @@ def updates_of(rule: Rule, gradients: Sequence[Any], parameters: Sequence[Any], 
     ----------
     rule : Rule
     gradients : sequence of variables
-        In the order of the parameters.
+        Gradients in the order of the parameters.
     parameters : sequence of shared variables
     learning_rate : scalar variable, float32
     """
     updates = Updates()
     rate = rate_of(rule, learning_rate, updates)
-    decay = np.float32(rule.momentum)  # Python's own float would make all float64
+    decay = np.float32(rule.momentum)  # a Python float would make the results float64
     shrinkage = _ONE - learning_rate * np.float32(rule.weight_decay)
     update = RULES[rule.name].update
     for gradient, parameter in zip(gradients, parameters, strict=True):

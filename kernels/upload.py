@@ -1,4 +1,4 @@
-"""Rows and minibatches on their way to the memory of a device other than the CPU."""
+"""Copies of rows and minibatches to the memory of a device other than the CPU."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from kernels import MOST_RESIDENT, backend
 
 __all__ = ["MAX_MINIBATCHES", "Pieces", "TwoBuffers", "n_minibatches_at_once", "upload_rows"]
 
-# A copy to the device costs as much as some of a step's kernels, and may wait until the device is idle. So
-# several minibatches are sent at once, but no more than a slow device processes in a second or two, because signals
-# and the progress have to wait for it.
+# A copy to the device takes as long as several kernels of a step, and may wait until the device is idle. Therefore
+# several minibatches are sent at once, but no more than a slow device processes in a second or two, because signals and
+# progress reports have to wait for it.
 MAX_MINIBATCHES = 32
 """Largest number of minibatches that are sent at once."""
 _MAX_BYTES = 2**24
@@ -21,7 +21,7 @@ _MAX_FLOPS = 2**35
 
 
 class Pieces(Protocol):
-    """Rows of shape (n_rows, n_inputs) in consecutive pieces. The length is the number of rows."""
+    """Rows of shape (n_rows, n_inputs) in consecutive pieces; `len` returns the number of rows."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[np.ndarray]: ...
@@ -79,13 +79,13 @@ def upload_rows(pieces: Pieces, n_inputs: int, dtype: np.dtype, name: str) -> An
 
 def _check_size(n_bytes: int) -> None:
     if n_bytes > MOST_RESIDENT:
-        raise ValueError(f"{n_bytes} bytes of rows to keep on a device, expected at most {MOST_RESIDENT}")
+        raise ValueError(f"the rows to keep on the device have {n_bytes} bytes, expected at most {MOST_RESIDENT}")
 
 
 class TwoBuffers:
     """Two buffers in the memory of the active device, which receive arrays in turn.
 
-    So one array can be on its way while steps use the other. Arrays of one kind reuse the memory.
+    One array can be copied while steps use the other. Arrays of the same kind reuse the memory.
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class TwoBuffers:
         self._other: Any = None
 
     def put(self, array: np.ndarray) -> Any:
-        """Return a copy of an array of shape (n, ...) on the device. It is valid until the next but one call."""
+        """Return a copy of an array of shape (n, ...) on the device. It is valid until the second next call."""
         buffer = self._next
         if buffer is None or not _has_room(buffer, array):
             buffer = _empty(array.shape, array.dtype)

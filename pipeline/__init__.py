@@ -2,7 +2,8 @@
 
 import os as _os
 
-# Before libhdf5 is loaded: variables could make it load plugins, other drivers, or files from other places.
+# Environment variables can make libhdf5 load plugins, other drivers, or files from other directories. They must be
+# removed before it is loaded.
 for _name in [_name for _name in _os.environ if _name.startswith("HDF5_")]:
     del _os.environ[_name]
 _os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # turns plugins off
@@ -23,7 +24,9 @@ else:
     def __getattr__(name):
         if name not in _PUBLIC:
             # The user may have a module of the same name, which this package hides after `import shardpress`.
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}: it is shardpress's, in {__file__}")
+            raise AttributeError(
+                f"module {__name__!r} has no attribute {name!r}. This module belongs to shardpress: {__file__}"
+            )
         from importlib import import_module
 
         return getattr(import_module(_PUBLIC[name]), name)

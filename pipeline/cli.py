@@ -82,7 +82,7 @@ def _main(description: str, command: Sequence[str], disk: Disk | None, run_log: 
     except ShardpressError as error:
         return _report_failure(error, run_log)
     except KeyboardInterrupt as stopped:
-        log.error("%s; no incomplete files remain", stopped or "stopped")  # one of Python has no text
+        log.error("%s; no incomplete files remain", stopped or "stopped")  # Python's KeyboardInterrupt has no text
         _last_line(stopped, _AGAIN)
         number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
         return 128 + number
@@ -117,7 +117,7 @@ def _report_failure(error: ShardpressError, run_log: RunLog) -> int:
 
 
 def _run(config: Config, command: Sequence[str], disk: Disk | None, run_log: RunLog) -> Summary:
-    # Before slow imports, so that the user soon sees that the run has begun, and with which settings.
+    # Logged before slow imports, so that the user immediately sees that the run has begun, and with which settings.
     log.info(
         "shardpress %s: %s; other settings have their defaults (--verbose lists them)",
         version("shardpress"),
@@ -127,7 +127,7 @@ def _run(config: Config, command: Sequence[str], disk: Disk | None, run_log: Run
 
     from pipeline.run.engine import run
 
-    # Otherwise files and variables of the user could change how Dask works.
+    # Otherwise the user's configuration files and environment variables could change how Dask works.
     dask.config.refresh(paths=[], env={})
     return run(config, command, disk, run_log.start)
 

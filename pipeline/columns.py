@@ -1,4 +1,4 @@
-"""Descriptions of the columns of the rows: names, or one number for each column such as its wavelength."""
+"""Descriptions of the columns of rows: a name or a number for each column, for example its wavelength."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pipeline.errors import printable, quantity
 
 __all__ = ["NO_COLUMNS", "Columns", "Difference"]
 
-_LONGEST = 40  # characters of a name in a message
+_LONGEST = 40  # characters of a name that a message shows
 _ROUNDING = 2.0**-22
-"""Relative difference of two numbers that are equal in float32, in which one of two files may store them."""
+"""Relative tolerance when numbers are compared: one of two files may store them in float32."""
 
 
 class Difference(NamedTuple):
@@ -83,7 +83,7 @@ class Columns:
         return [self.numbered(int(column)) for column in columns]
 
     def reordered(self, order: np.ndarray) -> Columns:
-        """Return the description of the same columns in another order; `order` (n_inputs,) holds their places."""
+        """Return the description of the same columns in another order, given their indices `order` (n_inputs,)."""
         names = tuple(self.names[place] for place in order.tolist()) if self.names else ()
         values = None if self.values is None else self.values[order]
         return Columns(names, self.names_from, values, self.values_from, self.note)
@@ -124,11 +124,11 @@ class Columns:
         Raises
         ------
         ValueError
-            If it has another form, or describes another number of columns than `n_inputs`.
+            If the data have another form, or do not describe `n_inputs` columns.
         """
         content = json.loads(data)
         if not isinstance(content, dict):
-            raise ValueError("columns: expected an object")
+            raise ValueError("columns: expected a JSON object")
         names = _texts(content.get("names"))
         numbers = content.get("values")
         values = None if numbers is None else _numbers(numbers)
@@ -143,13 +143,13 @@ NO_COLUMNS = Columns()
 
 def _texts(values: Any) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise ValueError("columns: expected texts")
+        raise ValueError("columns: expected a list of strings")
     return values
 
 
 def _numbers(values: Any) -> np.ndarray:
     if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
-        raise ValueError("columns: expected numbers")
+        raise ValueError("columns: expected a list of numbers")
     return np.array(values, dtype=np.float64)
 
 

@@ -1,7 +1,7 @@
 """The only interface between the pipeline and the kernels: the device, encoders and training steps, and its errors.
 
-Kernels are imported inside the functions that need them: Theano takes a second to load, which a typing error in a
-command line need not wait for.
+Kernels are imported inside the functions that need them. Theano takes a second to load, and errors in a command line
+are reported without this delay.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ MOST_RESIDENT = kernels.MOST_RESIDENT
 """Largest number of bytes of rows that a device may keep."""
 
 _VARIABLES = ("THEANO_FLAGS", "THEANORC", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")  # change a run like settings
-_COMPILE_CACHE = "the compile cache (base_compiledir in THEANO_FLAGS, else ~/.cache/shardpress)"
+_COMPILE_CACHE = "the compile cache (base_compiledir in THEANO_FLAGS, by default ~/.cache/shardpress)"
 # Texts of errors of Theano and the compiler, which report a full disk in many ways.
 _DISK_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _DOCTOR = "Run `shardpress doctor` to see what is missing"
@@ -130,8 +130,8 @@ def device_speeds(device: Device) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``flops`` per second. For the CPU also ``blas``, the library that Theano links its products with; for another
-        device ``bytes_per_second``, ``there`` and ``back``.
+        ``flops``: operations per second. For the CPU also ``blas``: the library that Theano links for products. For
+        another device ``bytes_per_second``, a dict with ``there`` (to the device) and ``back`` (from it).
     """
     from kernels import backend, selftest
 
@@ -178,7 +178,7 @@ def _by_class(error: Exception) -> ShardpressError | None:
     from kernels import backend, compilecache, compilelock
 
     match error:
-        case MemoryError():  # of the host; a lack of device memory has no class
+        case MemoryError():  # the host is out of memory; errors of device memory have no class
             return SystemLimit("the host is out of memory. Lower --memory-budget or --threads.")
         case backend.DeviceUnavailable():
             return DeviceError(f"{error}. {_DOCTOR}, or run on the CPU with THEANO_FLAGS=device=cpu.")
@@ -302,7 +302,7 @@ def start_device(is_required: bool = False) -> Device:
 
 
 def _check_for_compiler(settings: Any) -> None:
-    """Refuse to run without a compiler, unless the user wants that: Theano would compute in Python and only warn."""
+    """Refuse to run without a compiler unless the user has asked for it; Theano would only warn and use Python."""
     if settings.cxx:
         return
     if type(settings).cxx.is_default:  # otherwise the user has set cxx to nothing

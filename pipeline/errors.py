@@ -135,9 +135,9 @@ class ConfigError(ShardpressError):
 
 
 class VerificationFailed(ShardpressError):
-    """Files of an output have changed, or contain other features than those of its rows."""
+    """Files of an output have changed, or contain features that do not match the input rows."""
 
-    exit_code = 79  # sysexits.h ends before it
+    exit_code = 79  # sysexits.h defines codes up to 78
 
 
 def quantity(n: int, noun: str) -> str:

@@ -8,8 +8,8 @@
    does not have, a part holds `missing_value` or the code -1, and ``NAME_present`` is false for these rows. The
    attribute ``source`` holds the source file and rows as JSON. A part is itself a valid input shard.
 2. ``index.h5`` is a virtual dataset over all parts, in the order of the input's rows. It is a view and has an attribute
-   that says so: without the parts it only shows what `missing_value` returns. With more than 1,000 parts it is a view
-   of views of 1,000 parts each, ``index-<digest>.h5``.
+   that says so: without the parts, HDF5 returns only missing values (`missing_value`). With more than 1,000 parts it
+   is a view of views of 1,000 parts each, ``index-<digest>.h5``.
 3. ``manifest.json`` lists the parts in that order.
 
 ``index.h5``, ``manifest.json`` and other files next to ``parts/`` are links to those of the last finished run, and one
@@ -46,6 +46,7 @@ __all__ = [
 FEATURES = "features"
 VALID = "valid"
 _WHOLE = "Copy the whole directory, with published/ and parts/, or the file that --single-file writes."
+_REPEAT = "Run the command of that run again, which recomputes damaged files."
 # h5py raises OSError and RuntimeError. The others occur if a group or nothing is found instead of a dataset.
 FAILURES = (OSError, RuntimeError, LookupError, ValueError, AttributeError, TypeError)
 
@@ -106,7 +107,7 @@ class Features:
     manifest : dict
         The manifest of the run, or the attributes of a single file.
     categories : dict of str to ndarray
-        Categories of the extras that are stored as codes: code i stands for entry i, and -1 for a missing value.
+        Categories of the extras that are stored as codes: code i means entry i, and -1 a missing value.
     """
 
     features: Any
@@ -131,7 +132,7 @@ def open_features(path: str | Path, block_rows: int = 65536) -> Features:
     Parameters
     ----------
     path : str or Path
-        The directory or its ``index.h5``, or a ``single.h5`` in any place.
+        The directory or its ``index.h5``, or a ``single.h5`` in any directory.
     block_rows : int
         Largest number of rows of a Dask chunk.
 
@@ -166,10 +167,12 @@ def _open_directory(directory: Path, block_rows: int) -> Features:
         files = [(directory / part["file"], int(part["n_rows"])) for part in manifest["parts"]]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"features={printable(directory)}: its manifest has an invalid list of parts: {error!r}"
+            f"features={printable(directory)}: its manifest has an invalid list of parts: {error!r}. {_REPEAT}"
         ) from error
     if not files:
-        raise DataError(f"features={printable(directory)}: its manifest lists no parts")
+        raise DataError(
+            f"features={printable(directory)}: its manifest lists no parts, expected at least one. {_REPEAT}"
+        )
     parts = [(path, _check_part(path, n_rows)) for path, n_rows in files]
     return _opened(parts, manifest, block_rows)
 
@@ -184,7 +187,7 @@ def _open_file(path: Path, block_rows: int) -> Features:
             shapes = _shapes(file)
             manifest = {**file.attrs, "n_rows": file[FEATURES].shape[0]}
     except FAILURES as error:
-        raise DataError(f"{where}: holds no readable features: {error}") from error
+        raise DataError(f"{where}: contains no readable features: {error}. {_WHOLE}") from error
     return _opened([(path, shapes)], manifest, block_rows)
 
 
@@ -194,9 +197,7 @@ def _opened(parts: Sequence[tuple[Path, Mapping[str, Shape]]], manifest: dict[st
     for path, shapes in parts:
         if VALID not in shapes:
             where = f"file={printable(path)}"
-            raise DataError(
-                f"{where}: no dataset {VALID!r} next to its features, expected a file that --single-file writes"
-            )
+            raise DataError(f"{where}: contains no dataset {VALID!r}, expected a file that --single-file writes")
     names = common_dtypes([shapes for _, shapes in parts])
     arrays = {}
     for name in names:
@@ -213,7 +214,7 @@ def _decoded_categories(path: Path) -> dict[str, np.ndarray]:
     try:
         categories = categories_of(path)
     except FAILURES as error:
-        raise DataError(f"file={printable(path)}: its categories cannot be read: {error}") from error
+        raise DataError(f"file={printable(path)}: its categories cannot be read: {error}. {_REPEAT}") from error
     for name, values in categories.items():
         if values.dtype.kind == "S":
             categories[name] = np.char.decode(values, "utf-8", "surrogateescape")
@@ -234,10 +235,12 @@ def _check_part(path: Path, n_rows: int) -> dict[str, Shape]:
             n_found = file[FEATURES].shape[0]
     except FAILURES as error:
         raise DataError(
-            f"file={printable(path)}: the manifest lists this file, but it cannot be read: {error}"
+            f"file={printable(path)}: the manifest lists this file, but it cannot be read: {error}. {_REPEAT}"
         ) from error
     if n_found != n_rows:
-        raise DataError(f"file={printable(path)}: {n_found} rows, expected {n_rows} according to the manifest")
+        raise DataError(
+            f"file={printable(path)}: has {n_found} rows, expected {n_rows} according to the manifest. {_REPEAT}"
+        )
     return shapes
 
 

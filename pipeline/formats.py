@@ -43,12 +43,12 @@ _ABOUT = "about"
 
 _DIRECTORY_ENTRY = b"PK\1\2"  # signature of an entry in the directory of a ZIP archive
 _MOST_MEMBERS = 10_000
-_MAX_QUOTED = 500  # characters of names in a message
+_MAX_QUOTED = 500  # characters of names that a message quotes
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class Digested:
-    """Iterable that passes pieces of a file on, and computes the BLAKE3 digest of those that have passed.
+    """Iterable that yields the pieces of a file and computes the BLAKE3 digest of the pieces it has yielded.
 
     Aumasson, Neves, O'Connor, Wilcox-O'Hearn, "BLAKE3: one function, fast everywhere", 2020. SHA-256 takes five times
     as long.
@@ -102,7 +102,7 @@ def fingerprint(*content: object) -> str:
 
 def seal(form: str, content: Mapping[str, Any]) -> bytes:
     """Return readable JSON with its format, such as ``shardpress-output/1``, and a digest of the whole content."""
-    # Through JSON and back, so that the digest is that of the values that a reader gets.
+    # Serialized and parsed first, so that the digest matches the values that a reader gets.
     body = json.loads(json.dumps({"format": form, **content}))
     sealed = {**body, _SEAL: fingerprint(body)}
     return (json_lines(sealed) + "\n").encode()
@@ -125,7 +125,7 @@ def _is_nested(values: Iterable[Any]) -> bool:
 
 
 def unseal(form: str, data: bytes) -> dict[str, Any]:
-    """Return the content that `seal` was given.
+    """Return the content that was passed to `seal`.
 
     Raises
     ------
@@ -150,9 +150,9 @@ def _unsealed(form: str, data: bytes) -> dict[str, Any]:
     if content.pop(_SEAL, None) != fingerprint(content):
         raise ValueError("its digest does not match its content")
     content.pop("format")
-    # JSON with other spaces or with a repeated key has the same digest.
+    # The digest does not cover spaces and repeated keys.
     if seal(form, content) != data:
-        raise ValueError("not stored in the form in which it was sealed")
+        raise ValueError("its JSON is not in the form that shardpress writes")
     return content
 
 
@@ -177,15 +177,15 @@ def pack(arrays: Mapping[str, np.ndarray], about: object) -> bytes:
 
 
 def unpack(data: bytes) -> tuple[dict[str, np.ndarray], Any]:
-    """Return the arrays and plain values that `pack` was given.
+    """Return the arrays and plain values that were passed to `pack`.
 
-    The memory that this takes is bounded by the size of `data`, whatever sizes the file declares: members are stored
-    without compression, and no array is larger than its member.
+    Memory use is bounded by the size of `data`, whatever sizes the file declares: members are stored without
+    compression, and no array is larger than its member.
 
     Raises
     ------
     ValueError
-        If the data have any other form.
+        If the data have another form.
     """
     try:
         arrays = _members(data)

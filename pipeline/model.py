@@ -75,7 +75,7 @@ class Model:
         """SHA-256 of the network and the arrays: models with equal fingerprints make equal features."""
         # `about` is not included: equal weights from another training make equal features.
         digest = sha256()
-        if self.network != Network((self.n_inputs, self.n_features)):  # the only one that format 1 had
+        if self.network != Network((self.n_inputs, self.n_features)):  # the only network that format 1 supported
             digest.update(json.dumps(_network_attributes(self.network)).encode())
         for name, array in self._arrays().items():
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
@@ -113,8 +113,8 @@ class Model:
 
     def to_hdf5(self) -> bytes:
         """Return the bytes of ``model.h5``."""
-        # In memory, because only `Disk` writes files. In HDF5's earliest format groups of any size have one simple
-        # form, the only one that `pipeline.modelfile` reads.
+        # The file is built in memory, because only `Disk` writes files. In HDF5's earliest format all groups have one
+        # simple form, the only one that `pipeline.modelfile` reads.
         with h5py.File.in_memory(libver="earliest") as file:
             file.attrs["format"] = FORMAT
             file.attrs["fingerprint"] = self.fingerprint
@@ -162,7 +162,7 @@ class Model:
         *hidden, code = [ACTIVATIONS[kind].slope for kind in self.network.activations]
         is_sigmoid = self.network.code == "sigmoid"
         if is_sigmoid:
-            code = 1.0  # of what the sigmoids take in
+            code = 1.0  # the slope of the sigmoids' input
         slopes = [*hidden, code]
         if None in slopes:
             return {"activations": np.array(self.network.activations)}

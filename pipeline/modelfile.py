@@ -32,13 +32,14 @@ FORMAT = "shardpress-model/2"
 COLUMNS = "columns"
 """Name of the dataset with the description of the columns, as JSON."""
 _NAME = "model.h5"
-_WANTED = "expected a model.h5 or an output directory that holds one"
+_WANTED = "expected a model.h5 or an output directory that contains one"
+_FORGED = "The file is damaged or forged: do not use it."
 _MOST_METADATA = MOST_JSON_BYTES + 2**22  # bytes that are read in addition to the arrays
 _MOST_WIDTHS = 300
-_MOST_COLUMN_BYTES = 2**13  # of JSON for one column: its name has 1,024 bytes at most, each escaped at worst
+_MOST_COLUMN_BYTES = 2**13  # bytes of JSON per column: a name has at most 1,024 bytes, and JSON may escape each
 _PIECE = 2**20  # bytes read at once for a digest
-_MAX_NAMES = 10  # of arrays in a message
-_QUOTED = 500  # characters of the file in a message
+_MAX_NAMES = 10  # names of arrays that a message lists
+_QUOTED = 500  # characters of the file that a message quotes
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,9 +143,9 @@ def _check_digest(descriptor: int, size: int, entry: Entry, where: str) -> None:
         found = digest(read_at(descriptor, start, min(_PIECE, size - start)) for start in starts)
         if found == entry.blake3:
             return
-        what = f"BLAKE3 {found}, expected {entry.blake3}"
+        what = f"its BLAKE3 digest is {found}, expected {entry.blake3}"
     else:
-        what = f"{size} bytes, expected {entry.n_bytes}"
+        what = f"it has {size} bytes, expected {entry.n_bytes}"
     raise DataError(
         f"{where}: {what} according to {MANIFEST}. The file has changed since it was written. Use an intact copy. "
         "If a run is about to finish there, try again afterwards."
@@ -154,7 +155,7 @@ def _check_digest(descriptor: int, size: int, entry: Entry, where: str) -> None:
 def _stored(descriptor: int, size: int, where: str) -> StoredModel:
     """Return the content of an open file.
 
-    Its claims are checked in such an order that no allocation is larger than the file.
+    Declared sizes are checked before memory is allocated, so that no allocation is larger than the file.
     """
     try:
         base = check_superblock(descriptor, size, where)
@@ -173,7 +174,7 @@ def _stored(descriptor: int, size: int, where: str) -> StoredModel:
     except Exception as error:  # a damaged or forged file can cause any error
         raise DataError(
             f"{where}: cannot be read: {_reason(error)}. Expected the attributes and arrays of a model, stored as "
-            "shardpress writes them. The file is damaged or forged: do not use it."
+            f"shardpress writes them. {_FORGED}"
         ) from error
     _check_finite(arrays, where)
     _check_about(about, where)
@@ -181,14 +182,14 @@ def _stored(descriptor: int, size: int, where: str) -> StoredModel:
 
 
 def _check_about(about: Any, where: str) -> None:
-    """Refuse plain values that do not have the form on which callers rely."""
+    """Refuse plain values that do not have the form that callers rely on."""
     is_valid = isinstance(about, dict)
     for name in ("config", "training"):
         is_valid = is_valid and isinstance(about.get(name, {}), dict)
     if not is_valid or not isinstance(about.get("training", {}).get("history", []), list):
         raise DataError(
-            f"{where}: attribute about is invalid, expected a JSON object with the objects config and training. The "
-            "file is damaged or forged: do not use it."
+            f"{where}: attribute about is invalid, expected a JSON object with the objects config and training. "
+            f"{_FORGED}"
         )
 
 
@@ -196,34 +197,36 @@ def _reason(error: Exception) -> str:
     """Return the reason for an error. Only the text of a `ValueError` is useful for users."""
     if isinstance(error, ValueError) and str(error):
         return printable(str(error)[:_QUOTED])
-    return "found other links, storage or types than expected"
+    return "its links, storage or types are not as expected"
 
 
 def _attribute(contents: Contents, name: str, where: str) -> Any:
     """Return the value of an attribute: a str, or an array of numbers."""
     if name not in contents.attributes:
-        raise DataError(f"{where}: cannot be read: attribute {name} is missing, expected a model that shardpress wrote")
+        raise DataError(f"{where}: attribute {name} is missing, expected a model that shardpress wrote")
     try:
         return value_of(contents.file, contents.attributes[name])
     except (OSError, MemoryError):
         raise
     except Exception as error:
-        raise DataError(
-            f"{where}: attribute {name} cannot be read: {_reason(error)}. The file is damaged or forged: do not use it."
-        ) from error
+        raise DataError(f"{where}: attribute {name} cannot be read: {_reason(error)}. {_FORGED}") from error
 
 
 def _text(contents: Contents, name: str, where: str) -> str:
     value = _attribute(contents, name, where)
     if not isinstance(value, str):
-        raise DataError(f"{where}: attribute {name} is {value.dtype} of shape {value.shape}, expected a string")
+        raise DataError(
+            f"{where}: attribute {name} is {value.dtype} of shape {value.shape}, expected a string. {_FORGED}"
+        )
     return value
 
 
 def _numbers(contents: Contents, name: str, kinds: str, rank: int, where: str) -> np.ndarray:
     value = _attribute(contents, name, where)
     if isinstance(value, str) or value.ndim != rank or value.dtype.kind not in kinds:
-        raise DataError(f"{where}: attribute {name} cannot be read: expected {rank} dimensions, dtype of kind {kinds}")
+        raise DataError(
+            f"{where}: attribute {name} cannot be read: expected {rank} dimensions, dtype of kind {kinds}. {_FORGED}"
+        )
     return value
 
 
@@ -239,8 +242,8 @@ def _network(contents: Contents, where: str) -> Network:
     known = activation in HIDDEN and code in CODES
     if not known or not 2 <= len(widths) <= _MOST_WIDTHS or min(network.widths) < 1:
         raise DataError(
-            f"{where}: network {printable(network)[:_QUOTED]}, expected 2 to {_MOST_WIDTHS} widths of at least 1, an "
-            f"activation in {HIDDEN} and a code in {CODES}"
+            f"{where}: its network is {printable(network)[:_QUOTED]}, expected 2 to {_MOST_WIDTHS} widths of at least "
+            f"1, an activation in {HIDDEN} and a code in {CODES}. {_FORGED}"
         )
     return network
 
@@ -249,7 +252,7 @@ def _check_format(found: str, where: str) -> None:
     """Refuse a model of another format. This comes first: its other content would look damaged."""
     if found == FORMAT:
         return
-    what = f"{where}: format {printable(repr(found[:_QUOTED]))}, expected {FORMAT!r}"
+    what = f"{where}: its format is {printable(repr(found[:_QUOTED]))}, expected {FORMAT!r}"
     name, _, version = FORMAT.partition("/")
     number = re.fullmatch(rf"{name}/([0-9]{{1,9}})", found)
     if number and int(number[1]) > int(version):
@@ -279,7 +282,7 @@ def _expected_arrays(contents: Contents, network: Network, where: str) -> dict[s
     missing = [name for name in required if name not in contents.addresses]
     if missing:
         names = f"arrays {short_list(missing, _MAX_NAMES)} are missing, expected {short_list(required, _MAX_NAMES)}"
-        raise DataError(f"{where}: {names}")
+        raise DataError(f"{where}: {names}. {_FORGED}")
     optional = {"fill": each_column, "clips": ((), np.bool_), "offset": each_column}
     return required | {name: kind for name, kind in optional.items() if name in contents.addresses}
 
@@ -289,7 +292,8 @@ def _check_kind(dataset: Dataset, name: str, shape: tuple[int, ...], dtype: type
     found = np.dtype(dataset.dtype[0])
     if dataset.shape != shape or found != dtype:
         raise DataError(
-            f"{where}: {name} is {found} of shape {dataset.shape}, expected finite {np.dtype(dtype)} of shape {shape}"
+            f"{where}: array {name} is {found} of shape {dataset.shape}, expected finite {np.dtype(dtype)} of shape "
+            f"{shape}. {_FORGED}"
         )
 
 
@@ -301,7 +305,7 @@ def _description_of_columns(contents: Contents, n_inputs: int, where: str) -> Da
     if found != np.uint8 or len(dataset.shape) != 1 or dataset.n_bytes > most_bytes:
         raise DataError(
             f"{where} dataset={COLUMNS}: {found} of shape {dataset.shape}, expected at most {most_bytes} bytes of "
-            "JSON. The file is damaged or forged: do not use it."
+            f"JSON. {_FORGED}"
         )
     return dataset
 
@@ -314,11 +318,11 @@ def _dataset(contents: Contents, name: str, where: str) -> Dataset:
     except Exception as error:
         raise DataError(
             f"{where} dataset={name}: cannot be read: {_reason(error)}. Expected numbers stored contiguously in the "
-            "file itself. The file is damaged or forged: do not use it."
+            f"file itself. {_FORGED}"
         ) from error
 
 
 def _check_finite(arrays: Mapping[str, np.ndarray], where: str) -> None:
     for name, array in arrays.items():
         if not np.isfinite(array).all():
-            raise DataError(f"{where}: {name} holds NaN or Inf, expected finite {array.dtype}")
+            raise DataError(f"{where}: array {name} contains NaN or Inf, expected finite {array.dtype}. {_FORGED}")

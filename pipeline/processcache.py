@@ -14,7 +14,7 @@ _Value = TypeVar("_Value")
 
 
 class ProcessCache(Generic[_Key, _Value]):
-    """Values by key, kept by this process until others take their place or the process ends.
+    """Values by key, kept by this process until they are replaced or the process ends.
 
     All mutable state of modules is stored in such caches, for example compiled models, which cannot be sent to another
     process, or the file systems that a warning was logged for.
@@ -30,7 +30,7 @@ class ProcessCache(Generic[_Key, _Value]):
 
     def __init__(self, max_size: int | None = None) -> None:
         self._max_size = max_size
-        self._values: dict[_Key, _Value] = {}  # the value that was used last is the last one
+        self._values: dict[_Key, _Value] = {}  # in order of last use, the most recent one last
         self._lock = threading.Lock()
         os.register_at_fork(after_in_child=self._free_lock)
 
@@ -47,7 +47,7 @@ class ProcessCache(Generic[_Key, _Value]):
         with self._lock:
             value = self._get(key)
             if value is None:
-                self._make_room()  # first, because two large models may not fit into the memory
+                self._make_room()  # before `make`, because two large models may not fit in memory
                 value = make()
                 self._put(key, value)
             return value

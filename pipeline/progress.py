@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 # Percentages of the total at which a line is logged. The first ones soon show how long the pass is going to take.
 _MARKS = (1, 2, 5, *range(10, 100, 10))
-_SECONDS_BETWEEN_LINES = 5.0  # at least, so that a short pass has only one line, at its end
+_SECONDS_BETWEEN_LINES = 5.0  # minimum; a short pass logs only one line, at its end
 _LONGEST_SILENCE = 600.0
 _SECONDS_BETWEEN_BARS = 0.1  # units may be steps of a few microseconds
 
@@ -113,7 +113,7 @@ class Progress:
         if silent >= _LONGEST_SILENCE:
             return True
         if self._total is None:
-            return silent >= self.seconds / 3  # each time the pass has become half as long again
+            return silent >= self.seconds / 3  # each time the elapsed time has grown by half
         return self._done >= self._next_mark
 
     def _mark_after(self, done: int) -> float:

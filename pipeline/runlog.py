@@ -17,7 +17,7 @@ SHOWN_BY_BAR = "is_shown_by_bar"
 """Attribute of log records that a progress bar already shows, so that they are written to the file only."""
 
 _NAME = "run.log"
-_MAX_WARNINGS = 50  # in the report; a file with thousands of faults causes thousands
+_MAX_WARNINGS = 50  # warnings in the report; a file with thousands of faults causes thousands of warnings
 _MAX_WAITING = 1000  # lines that are kept in memory until the directory is known
 
 

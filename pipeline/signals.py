@@ -87,7 +87,7 @@ def leave(code: int) -> NoReturn:
         handled = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         for number in (*handled, code - 128):
             signal.signal(number, signal.SIG_DFL)  # a further signal ends the process at once, without a traceback
-        atexit._run_exitfuncs()  # which Python does not call when a signal ends the process
+        atexit._run_exitfuncs()  # Python does not call exit functions when a signal ends the process
         os.kill(os.getpid(), code - 128)
     sys.exit(code)
 

@@ -8,7 +8,7 @@ _LONGEST_IN_SECONDS = 119.5
 
 
 def duration(seconds: float, decimals_below: float = 0.0) -> str:
-    """Return a duration at a glance: ``40 s``, ``12 min`` or ``3 h 05 min``.
+    """Return a rounded duration: ``40 s``, ``12 min`` or ``3 h 05 min``.
 
     Parameters
     ----------

@@ -37,7 +37,7 @@ class Watch:
         self._thread.start()
 
     def take_shares(self) -> dict[str, float]:
-        """Return each bottleneck's share of the time since the last call; empty if that is too short."""
+        """Return each bottleneck's share of the time since the last call; an empty dict if that time is too short."""
         counts = self._counts
         self._counts = Counter()
         n_samples = sum(counts.values())
@@ -87,9 +87,9 @@ def watching(
 
 
 def thread_states(tasks: Path = _TASKS) -> Counter[str]:
-    """Return the number of threads of this process in each state of the kernel, without the calling thread.
+    """Return the number of threads of this process in each scheduling state, excluding the calling thread.
 
-    ``R`` is running or ready to run, ``D`` waits for a disk or a file server, ``S`` waits for anything else.
+    ``R`` means running or ready to run, ``D`` waiting for a disk or a file server, ``S`` waiting for something else.
 
     Parameters
     ----------

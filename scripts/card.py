@@ -3,15 +3,15 @@
     make card                                     into card/NAME OF THE CARD/, in at most nine minutes
     .venv/bin/python scripts/card.py --quick      small sizes, a fraction of the data, one epoch
 
-The output of each step is written to a file of its own, and card.md lists the exit codes. Run the command again to
-repeat only the steps that failed or were stopped by the time limit. No step needs a network: without the data of
-`make run`, the run uses scikit-learn's digits.
+The output of each step is written to its own file, and card.md lists the exit codes. Run the command again to repeat
+only the steps that failed or were stopped by the time limit. No step needs a network: without the data of `make run`,
+the run uses scikit-learn's digits.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the next module
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the modules below
 import pipeline.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split
@@ -31,10 +31,10 @@ from scripts.benchmarks.race import PEERS
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("tests/kernels/test_card.py", "tests/kernels/test_devices.py")
 NAME = "from kernels import backend; print(backend.start(require=True).name)"
-_LAST_LINES = 12  # of the output of a step, on the page
+_LAST_LINES = 12  # lines of each step's output on the page
 
 Step = tuple[Sequence[object], Mapping[str, str]]
-"""Arguments of Python, and more variables of the environment."""
+"""Arguments of Python, and additional environment variables."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,7 +105,7 @@ def steps(folder: Path, device: str, quick: bool) -> dict[str, Step]:
 
 
 def inputs(quick: bool) -> tuple[str, str]:
-    """Return the shards to train on, and those to test with."""
+    """Return the shards for training, and those for tests."""
     if quick or not (ROOT / "data/fashion-mnist-test").exists():
         return "data/digits/digits-train-*.h5", "data/digits/digits-test"
     return "data/fashion-mnist-train-*.h5", "data/fashion-mnist-test"
@@ -144,7 +144,7 @@ def run_step(
 
 
 def run_until(words: Sequence[str], env: Mapping[str, str], log: IO[str], end: float) -> int | None:
-    """Run a command; return its exit code, or None if the time is over. Then its whole process group is killed."""
+    """Run a command; return its exit code. After the time limit, kill its process group and return None."""
     if end <= time.monotonic():
         return None
     process = subprocess.Popen(words, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -159,7 +159,7 @@ def run_until(words: Sequence[str], env: Mapping[str, str], log: IO[str], end: f
 
 
 def page(name: str, folder: Path, names: Sequence[str]) -> str:
-    """Return how each step ended, and the last lines of its output."""
+    """Return the page: how each step ended, and the last lines of its output."""
     lines = [f"# {name}", "", "| step | seconds | exit code |", "|---|---|---|"]
     logs: list[str] = []
     for step in names:

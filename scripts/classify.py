@@ -12,7 +12,7 @@ class is held out.
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the next module
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the modules below
 import pipeline.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split

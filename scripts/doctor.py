@@ -1,17 +1,17 @@
 """Check everything that a run needs, and print problems first. `shardpress doctor` does the same.
 
     python scripts/doctor.py
-    THEANO_FLAGS=device=cuda python scripts/doctor.py       for a run on this device
+    THEANO_FLAGS=device=cuda python scripts/doctor.py       check for a run on this device
 
-It runs with any Python, with or without packages, and reports missing ones.
+It runs with any Python, with or without packages, and reports missing packages.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the next modules
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the modules below
 
-if sys.version_info < (3, 11):  # noqa: UP036 - older ones cannot parse the next modules
+if sys.version_info < (3, 11):  # noqa: UP036 - older versions cannot parse the modules below
     from pipeline.doctor.packages import complaint
 
     sys.stderr.write(complaint() + "\n")

@@ -1,7 +1,7 @@
 """Extract features from HDF5 shards: scan them, train an autoencoder, encode every row.
 
     python scripts/extract.py                                       read data/*.h5, write features/
-    THEANO_FLAGS=device=cuda python scripts/extract.py              the same on a GPU
+    THEANO_FLAGS=device=cuda python scripts/extract.py              use a GPU
     python scripts/extract.py --input shards/ --n-features 32 --output compact
     python scripts/extract.py --model features --input new.h5 --output more     encode only, with a fitted model
 
@@ -15,7 +15,7 @@ docs/reliability.md what happens when a run is interrupted.
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the next module
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the modules below
 import pipeline.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split

@@ -1,7 +1,7 @@
-"""Write HDF5 shards to extract features from: real rows and random ones.
+"""Write HDF5 shards with real or random rows, to extract features from.
 
-    python scripts/make_data.py                      # Fashion-MNIST, else digits: data/*.h5
-    python scripts/make_data.py donuts               # rows like the reference experiment's: data/donuts/
+    python scripts/make_data.py                      # Fashion-MNIST, or digits if it is not installed: data/*.h5
+    python scripts/make_data.py donuts               # rows like those of the reference experiment: data/donuts/
     python scripts/make_data.py digits               # scikit-learn's digits: data/digits/
     python scripts/make_data.py fashion-mnist --output /scratch/fashion
     python scripts/make_data.py fashion-mnist-test   # data/fashion-mnist-test/
@@ -9,14 +9,14 @@
 
 A set that exists with the same parameters is not written again, except with `--force`. A directory holds one set:
 shards of an earlier call that do not belong to the new set are removed. Files that other programs wrote are never
-changed. Exit codes: 0 success, 64 wrong usage, 65 bad source file, 66 no source file, 73 a shard cannot be written,
-130 interrupted.
+changed. Exit codes: 0 success, 64 wrong usage, 65 invalid source file, 66 missing source file, 73 a shard cannot be
+written, 130 interrupted.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the next module
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the modules below
 import pipeline.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split
@@ -46,12 +46,12 @@ INTERRUPTED = 130
 MADE_BY = "shardpress make_data"
 VERSION = 1  # increment it if the rows of a set change: shards of earlier versions are then written again
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-FASHION_HINT = "for Fashion-MNIST on Debian: apt-get install dataset-fashion-mnist"
+FASHION_HINT = "to install Fashion-MNIST on Debian: apt-get install dataset-fashion-mnist"
 SETS = ("default", "fashion-mnist", "fashion-mnist-test", "digits", "donuts", "synthetic")
 DTYPES = ("bool", "uint8", "int16", "uint16", "int32", "float16", "float32", "float64")
 LAYOUTS = ("contiguous", "chunked", "gzip", "lzf", "columns")
 SYNTHETIC = {"rows": 20_000, "columns": 784, "shards": 4, "dtype": "float32", "layout": "contiguous"}
-BLOCK_BYTES = 32 << 20  # of a block of rows, as float32; a shard is written block by block
+BLOCK_BYTES = 32 << 20  # size of a block of rows in float32; a shard is written block by block
 CHUNK_BYTES = 1 << 20
 
 
@@ -83,12 +83,12 @@ class Piece:
     layout: str = "contiguous"
 
     def recipe(self, index: int) -> str:
-        """Return everything that determines the content of a shard, as the file records it."""
+        """Return everything that determines the content of a shard, in the form that is stored in the file."""
         place = {"shard": index, "shards": len(self.paths), "version": VERSION}
         return json.dumps({**self.parameters, **place}, sort_keys=True)
 
     def unfinished(self) -> list[int]:
-        """List the shards that are missing or were made from another recipe."""
+        """Return the numbers of the shards that are missing or were made from another recipe."""
         return [index for index, path in enumerate(self.paths) if recipe_of(path) != self.recipe(index)]
 
 
@@ -96,17 +96,17 @@ class Piece:
 
 
 def arrays(X: np.ndarray, y: np.ndarray) -> Table:
-    """Make a table of rows that are in memory."""
+    """Return a table of rows that are in memory."""
     return Table(*X.shape, X.dtype, lambda start, stop: (X[start:stop], y[start:stop]))
 
 
 def read_idx(path: Path, rank: int) -> np.ndarray:
-    """Read a gzipped idx file: two zero bytes, type 8 (uint8), the rank, a big-endian uint32 an axis, values.
+    """Read a gzipped idx file: two zero bytes, type 8 (uint8), the rank, a big-endian uint32 per axis, values.
 
     Raises
     ------
     MakeDataError
-        The file is missing, is no gzip file, or holds another type, rank or number of values than it should.
+        If the file is missing, is not a gzip file, or has an unexpected type, rank or number of values.
     """
     content = read_gzip(path)
     magic = content[:4].hex()
@@ -117,7 +117,7 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
     shape = tuple(int(n) for n in np.frombuffer(content, ">u4", rank, 4))
     found = len(content) - header
     if found != math.prod(shape):
-        raise MakeDataError(BAD_DATA, f"{path}: holds {found} values, expected {math.prod(shape)} for {shape}")
+        raise MakeDataError(BAD_DATA, f"{path}: contains {found} values, expected {math.prod(shape)} for {shape}")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
@@ -128,7 +128,7 @@ def read_gzip(path: Path) -> bytes:
     except (FileNotFoundError, PermissionError) as error:
         raise MakeDataError(NO_INPUT, f"{path}: cannot be read ({error.strerror}); {FASHION_HINT}") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise MakeDataError(BAD_DATA, f"{path}: not a whole gzip file ({error}); {FASHION_HINT}") from error
+        raise MakeDataError(BAD_DATA, f"{path}: not a complete gzip file ({error}); {FASHION_HINT}") from error
 
 
 def fashion_files(part: str) -> tuple[Path, Path]:
@@ -137,17 +137,17 @@ def fashion_files(part: str) -> tuple[Path, Path]:
 
 
 def load_fashion(part: str) -> Table:
-    """Load Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017): a row of uint8 pixels an image, labels 0 to 9."""
+    """Load Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017): one row of uint8 pixels per image, labels 0 to 9."""
     images, labels = fashion_files(part)
     X = read_idx(images, 3)
     y = read_idx(labels, 1)
     if len(X) != len(y):
-        raise MakeDataError(BAD_DATA, f"{labels}: holds {len(y)} labels, expected {len(X)}, one an image")
+        raise MakeDataError(BAD_DATA, f"{labels}: contains {len(y)} labels, expected {len(X)}, one per image")
     return arrays(X.reshape(len(X), -1), y)
 
 
 def load_digits(rows: slice) -> Table:
-    """Load scikit-learn's 8 x 8 digits: whole values from 0 to 16, as uint8, labels 0 to 9."""
+    """Load scikit-learn's 8 x 8 digits: values from 0 to 16 as uint8, labels 0 to 9."""
     from sklearn import datasets  # slow to import, and only needed here
 
     X, y = datasets.load_digits(return_X_y=True)
@@ -155,13 +155,13 @@ def load_digits(rows: slice) -> Table:
 
 
 def load_donuts(seed: int) -> Table:
-    """Make two noisy donuts around one centre and two columns correlated with theirs: 2000 rows, shuffled.
+    """Make two noisy donuts around one centre, and two columns that are correlated with them: 2000 rows, shuffled.
 
-    Columns 0 and 1 are the position: an even angle, and a radius of 1 (label 0) or 2.5 (label 1) that varies
-    by a standard deviation of 0.3. Columns 2 and 3 are each one coordinate less half the other, plus noise of
-    standard deviation 0.04. The cross term makes the rows vary more than twice as much along one of their two
-    directions as along the other, so the reference network learns as slowly as published. What cost it keeps
-    is that noise, which two features cannot hold, and more so the curve of the sigmoid.
+    Columns 0 and 1 are the position, with a uniform angle and a radius of 1 (label 0) or 2.5 (label 1), whose standard
+    deviation is 0.3. Columns 2 and 3 are each one coordinate minus half of the other, plus noise with a standard
+    deviation of 0.04. The cross term makes the rows vary more than twice as much in one of two directions as in the
+    other, so that the reference network learns as slowly as published. The remaining cost comes from the noise, which
+    two features cannot represent, and more from the nonlinearity of the sigmoid.
     """
     random = np.random.default_rng(seed)
     y = random.permutation(np.repeat(np.array([0, 1], np.uint8), 1000))
@@ -176,7 +176,7 @@ def load_donuts(seed: int) -> Table:
 class Clusters:
     """Ten overlapping clusters in 16 dimensions, seen through a random matrix, plus noise, in [0, 1].
 
-    Every tile of rows has its own random stream: a row depends on the seed, its number and the width, on nothing else.
+    Every tile of rows has its own random stream, so that a row depends only on the seed, its number and the width.
     """
 
     seed: int
@@ -185,11 +185,11 @@ class Clusters:
 
     @property
     def height(self) -> int:
-        """Rows of a tile."""
+        """Number of rows of a tile."""
         return max(1, min(256, (1 << 22) // self.n_inputs))
 
     def stream(self, *key: int) -> np.random.Generator:
-        """Return the random numbers of a purpose."""
+        """Return the random generator for one purpose."""
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
 
     @cached_property
@@ -222,7 +222,8 @@ class Clusters:
 def load_synthetic(seed: int, n_rows: int, n_inputs: int, dtype: np.dtype) -> Table:
     """Make a table of clusters.
 
-    Integers get the rows times their largest value (at most 65535), bool gets `> 0.5`.
+    For integers, values are multiplied by the largest integer of the dtype, but at most by 65535. For bool they are
+    compared with 0.5.
     """
     return Table(n_rows, n_inputs, dtype, Clusters(seed, n_inputs, dtype).read)
 
@@ -240,12 +241,12 @@ def as_dtype(X: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def shards(folder: Path, stem: str, count: int) -> tuple[Path, ...]:
-    """Name `count` shards."""
+    """Return the paths of `count` shards."""
     return tuple(folder / f"{stem}-{index}.h5" for index in range(count))
 
 
 def fashion(folder: Path, part: str) -> Piece:
-    """Plan the 60,000 rows of `train` in six shards, or the 10,000 of `t10k`, the test rows, in one."""
+    """Plan the 60,000 rows of `train` in six shards, or the 10,000 test rows of `t10k` in one shard."""
     if part == "train":
         paths = shards(folder, "fashion-mnist-train", 6)
         name = "fashion-mnist"
@@ -256,7 +257,7 @@ def fashion(folder: Path, part: str) -> Piece:
 
 
 def digits(folder: Path) -> list[Piece]:
-    """Plan the digits: the first 1500 to train on, the other 297 for tests in a subdirectory."""
+    """Plan the digits: the first 1500 for training, the other 297 for tests in a subdirectory."""
     train = shards(folder, "digits-train", 3)
     test = shards(folder / "digits-test", "test", 1)
     return [
@@ -266,7 +267,7 @@ def digits(folder: Path) -> list[Piece]:
 
 
 def default(folder: Path, force: bool) -> list[Piece]:
-    """Plan Fashion-MNIST if its files, or all the shards made from them, exist; otherwise the digits."""
+    """Plan Fashion-MNIST if its files or all shards made from them exist, otherwise the digits."""
     pieces = [fashion(folder, "train"), fashion(folder / "fashion-mnist-test", "t10k")]
     sources = [*fashion_files("train"), *fashion_files("t10k")]
     if all(path.exists() for path in sources) or not (force or any(piece.unfinished() for piece in pieces)):
@@ -276,7 +277,7 @@ def default(folder: Path, force: bool) -> list[Piece]:
 
 
 def random_piece(folder: Path, options: argparse.Namespace) -> Piece:
-    """Plan rows that come from a seed: donuts or synthetic."""
+    """Plan rows that are computed from a seed: donuts or synthetic."""
     parameters = {"set": options.set, "seed": options.seed}
     if options.set == "donuts":
         return Piece(shards(folder, "donuts", 1), parameters, lambda: load_donuts(options.seed))
@@ -287,7 +288,7 @@ def random_piece(folder: Path, options: argparse.Namespace) -> Piece:
 
 
 def plan(options: argparse.Namespace) -> tuple[list[Piece], set[Path]]:
-    """Return the requested pieces, and the directories that must hold no other shards of ours."""
+    """Return the requested pieces, and the directories that must not contain other shards of this script."""
     folder = options.output or Path("data", "" if options.set == "default" else options.set)
     if options.set == "default":
         return default(folder, options.force), {folder, folder / "fashion-mnist-test", folder / "digits-test"}
@@ -302,7 +303,7 @@ def plan(options: argparse.Namespace) -> tuple[list[Piece], set[Path]]:
 
 
 def recipe_of(path: Path) -> str | None:
-    """Read the recipe that a shard records; return None if it is not a complete file of this script."""
+    """Return the recipe that is stored in a shard; None if it is not a complete file of this script."""
     try:
         with h5py.File(path, "r") as file:
             return str(file.attrs.get("recipe")) if str(file.attrs.get("made_by")) == MADE_BY else None
@@ -311,27 +312,27 @@ def recipe_of(path: Path) -> str | None:
 
 
 def storage(piece: Piece, table: Table, n_rows: int) -> tuple[dict, int]:
-    """Choose the storage of `X`, as keywords of `create_dataset`, and how many rows to write at a time."""
+    """Return the storage of `X`, as keywords of `create_dataset`, and how many rows to write at a time."""
     most = max(1, BLOCK_BYTES // (4 * table.n_inputs))
     if piece.layout == "contiguous":
         return {}, most
     width = min(25, table.n_inputs) if piece.layout == "columns" else table.n_inputs
     height = max(1, min(n_rows, most, CHUNK_BYTES // (width * table.dtype.itemsize)))
     compression = {"chunked": None, "columns": "gzip"}.get(piece.layout, piece.layout)
-    # Blocks of whole chunks: a chunk that two blocks share would be compressed twice.
+    # Blocks consist of whole chunks, because a chunk that two blocks share would be compressed twice.
     return {"chunks": (height, width), "compression": compression}, most // height * height
 
 
 @contextlib.contextmanager
 def delay_interrupt() -> Iterator[None]:
-    """Delay Ctrl-C until a write is over: raised in one of h5py's weak reference callbacks it would be lost."""
+    """Delay Ctrl-C until a write is over, because an exception in a weak reference callback of h5py would be lost."""
     pressed = []
     handler = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-    if pressed and callable(handler):  # not where the caller has SIGINT ignored
+    if pressed and callable(handler):  # not if the caller ignores SIGINT
         handler(signal.SIGINT, None)
 
 
@@ -379,7 +380,7 @@ def cannot_write(path: Path, error: Exception) -> MakeDataError:
 
 
 def need_room(path: Path, n_bytes: int) -> None:
-    """Stop before the disk is full: HDF5 ends the process if the disk fills up while it writes chunks."""
+    """Stop if the disk has too little space: HDF5 ends the process if the disk fills up while it writes chunks."""
     free = shutil.disk_usage(path.parent).free
     if free < n_bytes:
         room = f"needs {n_bytes / 1e6:,.1f} MB, but only {free / 1e6:,.1f} MB are free"
@@ -387,7 +388,7 @@ def need_room(path: Path, n_bytes: int) -> None:
 
 
 def clear(folders: set[Path], keep: set[Path]) -> None:
-    """Remove shards of ours that are not in `keep`; print a note about other files."""
+    """Remove shards of this script that are not in `keep`; print a note about other files."""
     for path in sorted(path for folder in folders for path in folder.glob("*.h5") if path not in keep):
         if recipe_of(path) is None:
             print(f"note: {path} was not written by this script and is kept")
@@ -400,7 +401,7 @@ def clear(folders: set[Path], keep: set[Path]) -> None:
 
 
 def make(pieces: list[Piece], folders: set[Path], force: bool) -> None:
-    """Write the missing shards; every source is read and checked before a file is removed or written."""
+    """Write the missing shards. Every source is read and checked before a file is removed or written."""
     work = []
     for piece in pieces:
         todo = list(range(len(piece.paths))) if force else piece.unfinished()
@@ -428,7 +429,7 @@ def load_checked(piece: Piece) -> Table:
     """Load the table of a piece; stop if it has fewer rows than shards."""
     table = piece.load()
     if table.n_rows < len(piece.paths):
-        sentence = f"{piece.parameters['set']}: {table.n_rows} rows, expected {len(piece.paths)} or more"
+        sentence = f"{piece.parameters['set']}: {table.n_rows} rows, expected {len(piece.paths)} or more, one per shard"
         raise MakeDataError(BAD_DATA, sentence)
     return table
 
@@ -470,7 +471,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> list[str]:
-    """Fill in the defaults of the synthetic set; return all problems of the options."""
+    """Set the defaults of the synthetic set; return all problems of the options."""
     set_options = {name for name in SYNTHETIC if getattr(options, name) is not None}
     problems = [] if options.seed >= 0 else ["--seed is negative"]
     if options.set != "synthetic":
@@ -479,7 +480,7 @@ def check(options: argparse.Namespace) -> list[str]:
     limits = {"rows": 2**48, "columns": 2**24, "shards": max(1, options.rows)}
     for name, limit in limits.items():
         if not 1 <= getattr(options, name) <= limit:
-            problems.append(f"--{name} is {getattr(options, name)}, expected 1 to {limit}")
+            problems.append(f"--{name} is {getattr(options, name)}, expected a number from 1 to {limit}")
     return problems
 
 
@@ -498,7 +499,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"make_data: {error}", file=sys.stderr)
         return CANNOT_CREATE
     except KeyboardInterrupt:
-        print("make_data: interrupted; the same command resumes after the last complete shard", file=sys.stderr)
+        print("make_data: interrupted. Run the same command again to write the missing shards.", file=sys.stderr)
         return INTERRUPTED
     return 0
 

@@ -9,7 +9,7 @@ The rows must be square images with a label y. `--features`, `--input` and `--ou
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the next module
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the modules below
 import pipeline.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split
@@ -27,14 +27,14 @@ from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read
 from pipeline.shards.shard import block_of, first_rows
 
-TITLES = ("rows: {} columns", "their {} features", "rows again, from the features alone")
+TITLES = ("rows: {} columns", "{} features of each row", "rows reconstructed from their features")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--features", default="sample/fashion-mnist/features", help="a finished run (default: %(default)s)"
+        "--features", default="sample/fashion-mnist/features", help="output of a finished run (default: %(default)s)"
     )
     parser.add_argument(
         "--input", nargs="+", default=["data/fashion-mnist-train-*.h5"], help="its input files (default: %(default)s)"
@@ -71,7 +71,7 @@ def square(rows: np.ndarray) -> np.ndarray:
 
 
 def draw(lines: Sequence[np.ndarray], path: str) -> None:
-    """Draw the lines of images below each other."""
+    """Draw the lines of images, one below the other."""
     import matplotlib
 
     matplotlib.use("Agg")

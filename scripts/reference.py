@@ -1,7 +1,7 @@
 """Reproduce the reference run of the model on two noisy donuts, and plot it.
 
-    python scripts/make_data.py donuts               the input
-    python scripts/reference.py                      10,000 epochs; table and reference/reference.png
+    python scripts/make_data.py donuts               write the input
+    python scripts/reference.py                      train 10,000 epochs; print a table, write reference/reference.png
     THEANO_FLAGS=device=opencl0:0 python scripts/reference.py --epochs 600
 
 It runs `scripts/extract.py` with the flags in FLAGS.
@@ -10,7 +10,7 @@ It runs `scripts/extract.py` with the flags in FLAGS.
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the next module
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the modules below
 import pipeline.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split
@@ -42,7 +42,7 @@ PUBLISHED = {
     9500: 1.208e-4,
 }
 
-# `run` adds a full batch: one minibatch of all rows.
+# `run` adds the batch size: all rows are one minibatch.
 SETTINGS = {
     "--n-features": "2",
     "--optimizer": "momentum",
@@ -64,7 +64,7 @@ FLAGS = [word for setting in SETTINGS.items() for word in setting]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run, print and plot our costs and the published ones, and return the exit code."""
+    """Run, print and plot our costs and the published costs, and return the exit code."""
     options = parse(argv)
     try:
         code = run(options)
@@ -94,14 +94,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the pipeline in a full batch."""
+    """Run the pipeline with all rows in one minibatch."""
     n_rows = sum(shard.n_rows for shard in open_shards([options.data]))
     sizes = ["--batch-size", str(n_rows), "--epochs", str(options.epochs), "--seed", str(options.seed)]
     return extract("", ["--input", options.data, "--output", options.output, "--overwrite", *FLAGS, *sizes])
 
 
 def table(costs: Sequence[float]) -> str:
-    """Return our costs and the published ones, at the epochs of both."""
+    """Return a table of our costs and the published costs, at the epochs that both have."""
     lines = [f"{'epoch':>6}  {'published':>10}  {'ours':>10}"]
     for epoch, published in PUBLISHED.items():
         if epoch < len(costs):

@@ -1,6 +1,6 @@
 """Check report.html in a headless Chromium, in light and dark colours.
 
-    make report-check                                  pages of digits and of the largest possible report
+    make report-check                                  check the pages of digits and of the largest possible report
     python scripts/report_check.py features/report.html --pictures shots/
 
 Each page must log nothing, request nothing, contain no empty picture, fit the width of a phone, and pass axe-core.
@@ -42,7 +42,7 @@ DARK = "--blink-settings=preferredColorScheme=0"
 # Width and flags of each view.
 VIEWS: dict[str, tuple[int, list[str]]] = {"desktop": (1280, []), "phone": (390, []), "dark": (1280, [DARK])}
 
-# Examines the page from inside. It is added at the end of the body, so that it is not part of what it examines.
+# This script examines the page. It is added at the end of the body, so that it does not examine itself.
 PROBE = """
 <script>
 (async () => {
@@ -132,7 +132,7 @@ def find_faults(found: dict[str, Any], width: int, is_dark: bool) -> list[str]:
 
 
 def accessibility_faults(found: dict[str, Any]) -> list[str]:
-    """Return the violations that axe-core found, and what it could not decide."""
+    """Return the violations that axe-core found, and the rules that it could not decide."""
     faults = []
     for rule in found["violations"]:
         faults.append(f"{rule['id']} x {rule['n']}: {rule['help']}: {rule['why']}: {rule['first']}")
@@ -146,10 +146,10 @@ def picture_faults(found: dict[str, Any]) -> list[str]:
     """Return which pictures are missing or empty."""
     faults = []
     if not found["pictures"]:
-        faults.append("no picture at all")
+        faults.append("contains no picture, expected at least one")
     for picture in found["pictures"]:
         if picture["drawn"] < 2 or min(picture["width"], picture["height"]) < 10:
-            faults.append(f"an empty picture: {picture}")
+            faults.append(f"contains an empty picture: {picture}")
     if found["broken"]:
         faults.append(f"{found['broken']} images cannot be decoded")
     return faults
@@ -185,7 +185,7 @@ class Browser:
         self._run([*QUIET, "--no-pdf-header-footer", f"--print-to-pdf={target.resolve()}"], page)
 
     def _framed(self, page: Path, size: tuple[int, int]) -> Path:
-        """Write a page that shows another one in a frame of some size."""
+        """Write a page that shows another page in a frame of the given size."""
         path = self.folder / "frame.html"
         path.write_text(FRAME % (page.resolve().as_uri(), *size))
         return path

@@ -4,15 +4,15 @@ static inline Vector choose(IntVector where, Vector a, Vector b)
     return (Vector)((where & (IntVector)a) | (~where & (IntVector)b));
 }
 
-/* exp(x) for x in [-87, 88], and its values at these ends outside, as Cephes computes it (S. Moshier, expf.c): with n the
- * integer nearest to x / log(2) and f the rest, exp(x) = 2^n exp(f), and exp(f) is a polynomial.
+/* exp(x) for x clipped to [-87, 88], computed as in Cephes (S. Moshier, expf.c): if n is the integer nearest to
+ * x / log(2) and f the remainder, then exp(x) = 2^n exp(f), and exp(f) is approximated by a polynomial.
  *
- * Always inlined, so that a sum with its last product is rounded in one way everywhere. */
+ * Always inlined, so that a sum with its last product is rounded in the same way everywhere. */
 static inline __attribute__((always_inline)) Vector exponential(Vector x)
 {
     const float shift = 12582912; /* 1.5 * 2^23: after adding it, the lowest bits hold the nearest integer */
     const Vector zero = {0};
-    x = choose(x > 88.0f, zero + 88.0f, x); /* all comparisons are false for NaN, which so stays NaN */
+    x = choose(x > 88.0f, zero + 88.0f, x); /* all comparisons are false for NaN, so NaN stays NaN */
     x = choose(x < -87.0f, zero - 87.0f, x);
     Vector shifted = x * 1.44269504f + shift;
     Vector n = shifted - shift;
@@ -28,7 +28,7 @@ static inline __attribute__((always_inline)) Vector exponential(Vector x)
     return p * power;
 }
 
-/* 1 / (1 + exp(-z)). Against float64, over all of [-87, 30]: at most 1.5e-7 of the value off, and 9e-8 from it. */
+/* 1 / (1 + exp(-z)). On [-87, 30], compared with float64: relative error at most 1.5e-7, absolute error 9e-8. */
 static inline Vector sigmoid(Vector z)
 {
     const Vector zero = {0};

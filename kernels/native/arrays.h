@@ -1,4 +1,4 @@
-/* Checks of NumPy arrays: Theano checks dtypes and numbers of dimensions; shapes and order are checked here. */
+/* Checks of the shapes and the order of NumPy arrays; Theano checks their dtypes and numbers of dimensions. */
 static int is_as(PyArrayObject *array, const char *name, npy_intp n, npy_intp m)
 {
     const npy_intp *shape = PyArray_DIMS(array);

@@ -15,7 +15,7 @@ typedef struct {
     Share share;
 } Encoding;
 
-/* If the sum of a single layer overflows, a bounded code still returns one of its limits: its features are finite. */
+/* If the sum of a single layer overflows, a bounded code returns one of its limits, so its features are finite. */
 #define IS_ALWAYS_FINITE (N_LAYERS == 1 && CODE_IS_BOUNDED)
 
 static int may_fold(const Encoding *e) { return ROWS_ARE_FLOATS && e->model.layers[0].n_features <= MOST_FOLDED; }
@@ -100,7 +100,7 @@ static void set_rows(Batch *b, long first, long n_rows)
 
 /* -- the first layer, in floats ------------------------------------------------------------------------------- */
 
-/* Rows to multiply in place, or copies if they do not fill the batch's tiles, which are read as a whole. */
+/* Rows to multiply in place, or copies if they do not fill the batch's tiles, because whole tiles are read. */
 static Matrix as_they_are(const Encoding *e, const Batch *b, Matrix x)
 {
     Rows unscaled = e->rows;
@@ -137,7 +137,7 @@ static void encode_some(void *job)
     for (int there = take(&e->share, &next, &end); there;) {
         start = next;
         next = stop = least(start + e->model.batch, end);
-        if (stop == end) /* taken early, to prefetch it */
+        if (stop == end) /* the next batch is taken early, in order to prefetch it */
             there = take(&e->share, &next, &end);
         set_rows(&b, start * TILE_HEIGHT, (stop - start) * TILE_HEIGHT);
         multiply_batch(&b, prepare(e, &b), &e->model.layers[0].in, 1, next * TILE_HEIGHT, finish_of(1));

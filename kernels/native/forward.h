@@ -1,7 +1,7 @@
-/* The forward pass, which every use of the model begins with: batches of tiles of rows go through the layers. */
+/* The forward pass, in which batches of tiles of rows go through the layers. Every use of the model begins with it. */
 
-/* Rows of a right side that are used at a time: TILE_WIDTH columns of them fill a part of the L2 cache, and the same
- * number of columns of a tile of rows a part of the L1 cache. */
+/* Rows of a right side that are used at a time. TILE_WIDTH columns of them fill a part of the L2 cache; the same number
+ * of columns of a tile of rows fills a part of the L1 cache. */
 #define DEPTH (STRIP * pieces(512, STRIP))
 
 /* Some tiles of rows during the forward pass. */
@@ -50,8 +50,8 @@ static void scale_batch(const Batch *b)
     scale_rows(b->rows, b->first, b->n_rows, x, columns->row, columns->strip);
 }
 
-/* Compute left . right, the inputs of a level. Prefetch the rows from `next` on, which are scaled next, unless it is
- * negative; as late as possible, or the panels of W evict them from the L2 cache. */
+/* Compute left . right, the inputs of a level. Prefetch the rows that are scaled next, from `next` on, unless `next` is
+ * negative. This is done as late as possible, because the panels of W would evict them from the L2 cache. */
 static void multiply_batch(const Batch *b, Matrix left, const Panels *right, int level, long next, Finish *finish)
 {
     for (long k = 0; k < right->depth; k += DEPTH) {

@@ -1,8 +1,8 @@
 /* Rows of bytes: their products with the digits of V, and checks of their range.
  *
- * A product takes four bytes and four digits in each lane, where floats have one of each. Three digits for a weight give
- * four thirds of the rate of floats. Only this file uses an instruction that not all processors have. On others, and for
- * rows of another dtype, none of this is called.
+ * An instruction multiplies four bytes by four digits in each lane, where floats have one product. With three digits
+ * for a weight, the rate is four thirds of that of floats. Only this file uses an instruction that some processors
+ * lack. On these, and for rows of another dtype, nothing here is called.
  */
 #if ROWS_ARE_BYTES && VECTOR_BYTES == 64 && defined(__AVX512VNNI__)
 #define ADD_PRODUCTS "vpdpbusd %2, %1, %0"
@@ -101,7 +101,7 @@ static void tile_of_bytes(
         finish_bytes(d, sums[i], f, out + i * out_row);
 }
 
-/* The bytes that lie in a column's range, which need not begin or end at one. None does where an end is NaN. */
+/* The bytes within a column's range, whose ends need not be whole numbers. No byte is within it if an end is NaN. */
 static void range_of_bytes(SCALING minimum, SCALING maximum, npy_uint8 *low, npy_uint8 *high)
 {
     double first = ceil(minimum), last = floor(maximum);

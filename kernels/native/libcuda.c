@@ -2,18 +2,18 @@
  * assumptions of libgpuarray 0.7.6 (2019) that no longer hold.
  *
  * - libgpuarray does not wait for data that it reads back. Until CUDA 12.2 a copy into pageable memory was synchronous;
- *   since then it "might be synchronous". Here it is.
+ *   since then it "might be synchronous". This library makes it synchronous.
  * - libgpuarray frees an array as soon as its copy to the card has been requested. A card that reads pageable memory
- *   itself may not have begun. With such a card, this library waits. For others the driver makes a copy before it
- *   returns.
+ *   itself may not have started to read. With such a card, this library waits. For other cards the driver makes a copy
+ *   before it returns.
  * - libgpuarray counts the entries into its context over all threads, without a lock. While one thread is inside, a
  *   second one gets no context. A call that fails for this reason is repeated in the context of this process, if it has
  *   only one.
  *
  * LIBCUDA_LOG=FILE (- for standard error) logs each of these calls: time, thread, name, bytes, result.
  *
- * REAL is the driver's own name. This library needs that one (set-up writes it in), and dlsym looks through what a library
- * needs: every other function is found there.
+ * REAL is the name of the driver's library. Set-up makes it a dependency of this library. dlsym also searches the
+ * dependencies of a library, so it finds all other functions there.
  */
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -25,11 +25,11 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SUCCESS = 0, INVALID_CONTEXT = 201, NOT_FOUND = 500 }; /* of the driver's results */
-enum { PAGEABLE_MEMORY_ACCESS = 88 };                         /* of a device's attributes */
+enum { SUCCESS = 0, INVALID_CONTEXT = 201, NOT_FOUND = 500 }; /* results of the driver */
+enum { PAGEABLE_MEMORY_ACCESS = 88 };                         /* attribute of a device */
 
-typedef unsigned long long Pointer; /* to a card's memory */
-typedef void *Handle;               /* of a context, stream, event, module, function or link */
+typedef unsigned long long Pointer; /* address in a card's memory */
+typedef void *Handle;               /* context, stream, event, module, function or link */
 
 static void *driver;
 static Handle context, several = &several; /* the entered context; `several` if it is ambiguous */
@@ -114,7 +114,7 @@ int cuCtxPushCurrent_v2(Handle entered)
 
 NEEDS_CONTEXT(cuCtxGetDevice, (int *device), (device))
 
-/* Return whether this thread had no context, and now has one. It keeps it, as the next count may be wrong, too. */
+/* Return whether this thread had no context, and now has one. It is kept, since the next count can be wrong, too. */
 static int enter(void)
 {
     int device;

@@ -1,7 +1,7 @@
-/* Memory that a compiled function keeps between its calls: fresh pages would cost as much as some of the products.
+/* Memory that a compiled function keeps between its calls, because new pages would cost as much time as some products.
  *
- * Wide rows, of W or of raw data, are in different pages, and the TLB of a processor holds few pages. Huge pages, if the
- * system has any, made a step up to 1.35 times as fast before activations were stored in strips.
+ * Wide rows, of W or of raw data, are in different pages, and the TLB of a processor holds few pages. Huge pages, if
+ * the system provides them, made a step up to 1.35 times as fast before activations were stored in strips.
  */
 #include <sys/mman.h>
 
@@ -32,7 +32,7 @@ static int provide(Memory *memory, long n_rows, long n_threads, void (*lay_out)(
         memory->n_threads = n_threads;
         memory->used = 0;
         lay_out(job, memory);
-        long n_bytes = (memory->used + LINE) * sizeof(float); /* the last tile reads a little beyond the end */
+        long n_bytes = (memory->used + LINE) * sizeof(float); /* the last tile reads slightly past the end */
         if (posix_memalign(&start, n_bytes < HUGE_PAGE ? LINE * sizeof(float) : HUGE_PAGE, n_bytes))
             return 0;
 #ifdef MADV_HUGEPAGE

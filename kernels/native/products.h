@@ -1,11 +1,11 @@
 /* Products of matrices, tile by tile: TILE_HEIGHT rows by TILE_WIDTH columns of sums stay in registers.
  *
- * Each sum runs through the inner dimension in one chain, in ascending order. So an element's bits depend on its own row
- * and column and on nothing else: not on neighbouring rows, nor on the number of threads.
+ * Each sum runs through the inner dimension in one chain, in ascending order. Therefore the bits of an element depend
+ * only on its own row and column, not on neighbouring rows or on the number of threads.
  */
 typedef float Tile[TILE_HEIGHT][TILE_WIDTH];
 
-/* The left side of a product: element (i, k) lies at at[i * row + k % STRIP * step + k / STRIP * strip]. */
+/* The left side of a product: element (i, k) is at[i * row + k % STRIP * step + k / STRIP * strip]. */
 typedef struct {
     const float *at;
     long row, step, strip;
@@ -17,21 +17,21 @@ typedef struct {
     long bytes;
 } Soon;
 
-/* Prefetch a line that is needed after this tile, since the processor cannot predict it. Changes no result. */
+/* Prefetch a line that is needed after this tile, since the processor cannot predict it. Results do not change. */
 static inline void look_ahead(const Soon *soon, long k)
 {
     for (int i = 0; i < TILE_HEIGHT; i++)
         __builtin_prefetch(soon->rows[i] + k * soon->bytes);
 }
 
-/* Narrow tiles have few instructions, so loop counting shows (with AVX2 a step is 1.01 to 1.03 times as fast by 4, with
- * AVX-512 0.97 to 0.99). */
+/* Narrow tiles have few instructions, so the cost of loop counting is visible: unrolled by 4, a step is 1.01 to 1.03
+ * times as fast with AVX2, and 0.97 to 0.99 times with AVX-512. */
 enum { UNROLLED = TILE_VECTORS == 2 ? 4 : 2 };
 
 /* sums += left . right, or sums = left . right. The rows of the right side are `step` floats apart.
  *
- * The left side is passed by address. As a value it would be read at once just after being written in four parts, and
- * the processor would wait until all earlier stores, of the previous tile, are in the cache. */
+ * The left side is passed by address. As a value it would be read in one piece just after it was written in four parts,
+ * and the processor would wait until all earlier stores, those of the previous tile, are in the cache. */
 static inline __attribute__((always_inline)) void multiply_vectors(
     Tile sums, int anew, const Matrix *left, const float *right, long step, long depth, const Soon *soon, const int n_vectors)
 {
@@ -83,7 +83,7 @@ static inline __attribute__((always_inline)) void multiply_columns(
         multiply_vectors(sums, anew, left, right, step, depth, soon, TILE_VECTORS);
 }
 
-/* Separate code without prefetching: a test for each line costs a tenth of a product with AVX2. */
+/* Code without prefetching is separate, because a test for each line costs a tenth of a product with AVX2. */
 static void multiply(
     Tile sums, int anew, const Matrix *left, const float *right, long step, long depth, const Soon *soon, long n_columns)
 {

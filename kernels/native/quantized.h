@@ -2,36 +2,39 @@
  *
  *     ((r - minimum) * scale) . W + b_hidden  =  r . V + (b_hidden - minimum . V)        V = scale * W
  *
- * Each column of V is rounded to whole multiples q of a unit of its own, and q is written in digits of 8 bits, from -128
- * to 127:  q = d0 + 2^8 d1 + 2^16 d2 + 2^24 d3. Sums of bytes times digits are exact, in any order, so rounding V is the
- * only error. Three digits hold nearly all of V; the fourth is kept, and multiplied, only where it is not 0.
+ * Each column of V is rounded to integer multiples q of its own unit, and q is written in digits of 8 bits, from -128
+ * to 127:  q = d0 + 2^8 d1 + 2^16 d2 + 2^24 d3. Sums of bytes times digits are exact, in any order, so the rounding of
+ * V is the only error. Three digits represent nearly all of V; the fourth is stored, and multiplied, only where it is
+ * not 0.
  *
- * How large a unit u may be. Rounding to its multiples is off by anything from -u/2 to u/2. What is rounded is multiplied
- * by r and by minimum, so the sum moves, in rms, by
+ * Choice of the unit u. Rounding to multiples of u has an error between -u/2 and u/2. The rounded values are multiplied
+ * by r and by minimum, so the rms error of the sum is
  *
  *     u / sqrt(12) * sqrt(sum over k of (r_k - minimum_k)^2).
  *
- * Floats round after every product: a sum S = m 2^e, 1 <= m < 2, to multiples of 2^(e - 23), with an error of
- * 2^(e - 23) / sqrt(12) in rms. Where sizes are spread evenly on a scale of logarithms 1 / m^2 is 3 / (8 log 2), or 0.54,
- * on average; with 1/2 the square of the error is 2^-46 S^2 / 24. Where terms have either sign S^2 is about the sum of
- * their squares. The term of column k of n is in n - k sums, and its scaled value x_k was rounded before: in all, by
+ * Floats are rounded after every product: a sum S = m 2^e, 1 <= m < 2, to multiples of 2^(e - 23), with an rms error of
+ * 2^(e - 23) / sqrt(12). If sizes are distributed evenly on a logarithmic scale, 1 / m^2 is 3 / (8 log 2), or 0.54, on
+ * average; with 1/2 the square of the error is 2^-46 S^2 / 24. If terms have both signs, S^2 is about the sum of their
+ * squares. The term of column k of n is part of n - k sums, and its scaled value x_k was rounded before. The rms error
+ * is
  *
  *     2^-23 / sqrt(24) * sqrt(sum over k of (n - k + 1) (x_k W_k)^2).
  *
- * Both grow with the row, so they are compared for one at the upper end of its range, where x_k is 1 and r_k - minimum_k
- * is 1 / scale_k. Few large weights can make most of the sum of squares, and rows may be near 0 just there; so the mean
- * of |W_k| is used for each, weighted by n - k + 1, which makes the sum smaller. The largest unit is the one that makes
- * the two errors equal. It is too small for three digits where there are few inputs, and for columns whose range is far
- * narrower than the others'. Where that takes too many fourth digits, and where a number is not finite, the product is
- * left to floats.
+ * Both errors grow with the row. They are compared for a row at the upper end of its range, where x_k is 1 and r_k -
+ * minimum_k is 1 / scale_k. A few large weights can dominate the sum of squares, and rows may be near 0 in just these
+ * columns. Therefore the mean of |W_k|, weighted by n - k + 1, replaces each |W_k|, which makes the sum smaller. The
+ * largest unit is the one for which both errors are equal. It is too small for three digits if there are few inputs,
+ * and for columns whose range is much narrower than that of the others. If too many fourth digits would be needed, or a
+ * number is not finite, the product is computed with floats.
  */
 #define N_BYTES 4  /* inner elements that are multiplied at once */
 #define N_DIGITS 3 /* of every element */
 #define LARGEST_OF_3 8355711.0    /* 127 * (2^16 + 2^8 + 1) */
 #define LARGEST_OF_4 2130706432.0 /* 127 * 2^24, and a little less than four digits hold */
-/* The part of V that may have fourth digits: with so many, integers still gain half of what they gain without. */
+/* The part of V that may have fourth digits. With this part, integers still have half of the gain without fourth
+ * digits. */
 #define MOST_FOURTH 0.5
-/* Beyond that many inputs a sum of bytes times digits could pass 2^31. */
+/* With more inputs, a sum of bytes times digits could exceed 2^31. */
 #define MOST_INPUTS 65536
 
 /* Results of earlier calls; all 0 in new memory. */
@@ -88,7 +91,7 @@ static inline double element(const Digits *d, long k, long f)
     return k < w->n_inputs && f < w->n_features ? (double)d->rows->scale[k] * w->W[k * w->n_features + f] : 0;
 }
 
-/* A column's unit: the largest, or the smallest that three digits allow if that is less; 0 where four are too few. */
+/* A column's unit: the largest one, or the smallest that three digits allow if that is less; 0 if four are too few. */
 static double unit_of(const Digits *d, long f)
 {
     const Weights *w = d->weights;

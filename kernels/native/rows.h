@@ -12,7 +12,8 @@ static const ROW *row_at(const Rows *rows, long i)
     return rows->values + (rows->numbers ? rows->numbers[i] : i) * rows->n_inputs;
 }
 
-/* The bits of a number. They have the order of the numbers from +0 to +Inf; NaN and all below +0 are larger. */
+/* The bits of a number. From +0 to +Inf they are in the order of the numbers; those of NaN and negative numbers are
+ * larger. */
 static inline BITS bits_of(SCALING value)
 {
     BITS bits;

@@ -1,21 +1,22 @@
 /* One step of training: gradients of mean((y - x)^2) with tied weights, and the update.
  *
- * Blocks of rows go through two phases. In the first, threads share the rows, which go in and back (a, s and y of
- * kernels/network.py); and so do their gradients, from r = y - x on, along the way back and then along the way in:
+ * Blocks of rows go through two phases. In the first phase, threads share the rows, which go through the encoder and
+ * the decoder (a, s and y of kernels/network.py). Gradients with respect to the inputs of units go from r = y - x
+ * through the decoder (q) and then through the encoder (d):
  *
- *     q_0 = r            q_l = (q_(l-1) . W_l) g'(s_l)                 at what the units of the way back take in
- *     d_n = (q_(n-1) . W_n) gain f'(h)    d_l = (d_(l+1) . W_(l+1)^T) f'(a_l)    at what those of the way in do
+ *     q_0 = r                             q_l = (q_(l-1) . W_l) g'(s_l)
+ *     d_n = (q_(n-1) . W_n) gain f'(h)    d_l = (d_(l+1) . W_(l+1)^T) f'(a_l)
  *
- * In the second they share the rows of each W:  dW_l = c (a_(l-1)^T . d_l + q_(l-1)^T . s_l), with c = 2 / (number of
- * entries). No sum is ever split between threads, so the result is the same bits for any number of them.
+ * In the second phase, threads share the rows of each W:  dW_l = c (a_(l-1)^T . d_l + q_(l-1)^T . s_l), with
+ * c = 2 / (number of entries). No sum is split between threads, so their number does not change a bit of the result.
  */
 
-/* Rows of a block, whole tiles: as many as keep the parts of d and s that the second phase reads in the L2 cache. */
+/* Rows of a block, in whole tiles: the parts of d and s that the second phase reads have to stay in the L2 cache. */
 #define BLOCK_ROWS (43 * TILE_HEIGHT)
 /* Tiles of rows of W that go through a panel of d and s one after another. */
 #define INPUTS_BATCH 8
-/* Largest number of rows that these go through at a time: each uses a line of the left and of the right side, which then
- * stay in the L1 cache from one tile to the next. */
+/* Largest number of rows that such tiles go through at a time. Each row uses a cache line of the left and of the right
+ * side, and these lines have to stay in the L1 cache from one tile to the next. */
 #define CHUNK 132
 #define N_PARAMETERS (3 * N_LAYERS + HAS_GAIN)
 
@@ -33,15 +34,15 @@ typedef struct {
     Model model;
     Parameter parameters[N_PARAMETERS];
     float rate, decay, cost;
-    float shrinks; /* share by which matrices shrink before they are updated */
+    float shrinks; /* fraction by which matrices shrink before they are updated */
     long n_threads;
     float *x;                   /* scaled rows of the block */
     float *squares, *gain_sums; /* sums over the rows of each tile: of r^2 in LANES columns, of the gain's gradient */
     Tile *sums;
     float *dW; /* for each thread n_dW: some rows of the widest W's */
     long n_dW;
-    long first, n_rows; /* of the block */
-    int layer;          /* whose gradient is next */
+    long first, n_rows; /* first row and number of rows of the block */
+    int layer;          /* layer whose gradient is next */
     long n_begun;
     Share share;
 } Step;
@@ -52,7 +53,7 @@ static void lay_out_gradient(Way *way, Memory *memory, long n_tiles, const Level
     way->sums = reserve(memory, n_tiles * padded(level));
 }
 
-/* Both passes through each level, except: there is no gradient at the inputs, y is not stored, and without a gain the
+/* Both passes through each level. But there is no gradient at the inputs, y is not stored, and without a gain the
  * features of both passes are the same. */
 static void lay_out_levels(Step *s, Memory *memory, long n_tiles)
 {

@@ -9,7 +9,7 @@
 #include <time.h>
 
 #define SPIN_NS 50000
-#define FLOPS_WORTH_A_THREAD 1000000 /* below 10 us of work, notifying other threads costs more than they save */
+#define FLOPS_WORTH_A_THREAD 1000000 /* below 10 us of work, notifying other threads takes longer than it saves */
 
 typedef void Work(void *job);
 

@@ -1,7 +1,7 @@
 /* Vectors of floats as wide as the processor's registers, and the tile of sums that fills most of these.
  *
- * gcc's vector extensions and nothing else, so that one text serves AVX-512, AVX2, SSE2 and NEON. Only contiguous floats
- * are loaded and stored, wherever they start.
+ * Only gcc's vector extensions are used, so that the same code compiles for AVX-512, AVX2, SSE2 and NEON. Loads and
+ * stores are of contiguous floats, which need not be aligned.
  */
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
@@ -22,8 +22,8 @@
 #define TILE_WIDTH (TILE_VECTORS * LANES)
 #define LINE 16 /* floats in a line of the caches */
 
-/* Number of columns of a strip; arrays are stored strip by strip. The operands of a product, transposed or not, are then
- * in few pages: the TLB of a processor holds some 64 pages, and a row of 1,024 columns takes one. */
+/* Number of columns of a strip; arrays are stored strip by strip. The operands of a product, transposed or not, are
+ * then in few pages: the TLB of a processor holds some 64 pages, and a row of 1,024 columns takes one. */
 #define STRIP (TILE_WIDTH == 64 ? 192 : 48)
 
 typedef float Vector __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
@@ -34,7 +34,7 @@ static inline Vector load(const float *from) { return *(const Vector *)from; }
 
 static inline void store(float *to, Vector values) { *(Vector *)to = values; }
 
-/* The first `n` lanes, where the row ends before the vector does. */
+/* The first `n` lanes, for a row that ends before the vector does. */
 static inline void store_some(float *to, Vector values, long n)
 {
     if (n >= LANES)

@@ -168,8 +168,8 @@ def _pieces(options: Options, runs: Sequence[Features], model: Model) -> tuple[P
 def _open(directory: str) -> Features:
     if Path(directory).is_file():
         raise DataError(
-            f"features={printable(directory)}: is a file, expected the output directory of a finished run, whose "
-            "manifest names the files of the raw rows"
+            f"features={printable(directory)}: is a file, expected the output directory of a finished run. Its "
+            "manifest lists the input files, which are needed for the raw columns."
         )
     return open_features(directory)
 
@@ -184,13 +184,16 @@ def _check_model(directory: str, run: Features, model: Model, features: str) -> 
 
 
 def _check_classes(options: Options, codes: np.ndarray, is_test: np.ndarray) -> int:
-    """Return the number of classes in the training rows, and check that there are enough rows of them."""
+    """Return the number of classes in the training rows; check that there are enough classes and rows."""
     is_labelled = codes != LEFT_OUT
     train_codes = codes[is_labelled & ~is_test]
     n_classes = len(np.unique(train_codes))
     _check_training_rows(options, n_classes, len(train_codes))
     if not (is_labelled & is_test).any():
-        raise DataError(f"features={printable(options.test)} dataset={options.labels}: no test row has a label")
+        raise DataError(
+            f"features={printable(options.test)} dataset={options.labels}: no test row has a label, expected at least "
+            "one. Name the labels with --labels."
+        )
     if len(np.unique(codes[is_labelled])) > n_classes:
         log.warning("some test rows have labels that no training row has; they count as errors")
     return n_classes
@@ -199,7 +202,10 @@ def _check_classes(options: Options, codes: np.ndarray, is_test: np.ndarray) -> 
 def _check_training_rows(options: Options, n_classes: int, n_train: int) -> None:
     where = f"features={printable(options.features)} dataset={options.labels}"
     if n_classes < 2:
-        raise DataError(f"{where}: the training rows have {('no', 'only one')[n_classes]} class, expected two or more")
+        found = ("no class", "only one class")[n_classes]
+        raise DataError(
+            f"{where}: the training rows have {found}, expected two or more. Name the labels with --labels."
+        )
     if 2 * n_classes > n_train:
         raise DataError(
             f"{where}: {n_classes} different values in {n_train} training rows, expected several rows per class. Name "

@@ -41,7 +41,7 @@ Map = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """A function from features and scaled raw rows to columns of a representation."""
 
 _HELD_OUT = 0.2
-_MAX_ROWS = 65536  # of a piece
+_MAX_ROWS = 65536  # rows per piece
 _TOLERANCE = 0.01  # processors and devices round features differently, but their differences are smaller
 
 
@@ -49,7 +49,7 @@ _TOLERANCE = 0.01  # processors and devices round features differently, but thei
 
 
 def labels_of(directory: str, run: Features, name: str) -> np.ndarray:
-    """Return the labels in an extra dataset, one for each row: numbers or texts.
+    """Return the labels in an extra dataset, one for each row: numbers or strings.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def labels_of(directory: str, run: Features, name: str) -> np.ndarray:
         labels = _decode(labels, run.categories[name])
     where = f"features={printable(directory)} dataset={name}"
     if labels.dtype.kind not in "biufOSU":
-        raise DataError(f"{where}: {labels.dtype}, expected numbers or text")
+        raise DataError(f"{where}: dtype {labels.dtype}, expected numbers or text. Name other labels with --labels.")
     if labels.dtype.kind == "f":
         _check_whole_numbers(where, labels)
     return labels
@@ -87,18 +87,18 @@ def _check_whole_numbers(where: str, labels: np.ndarray) -> None:
     wrong = np.flatnonzero(has_fraction | np.isinf(labels))
     if len(wrong):
         raise DataError(
-            f"{where}: {labels[wrong[0]]} in row {wrong[0]}; "
-            f"{quantity(len(wrong), 'row')} without a whole number, expected a whole number "
+            f"{where}: {labels[wrong[0]]} in row {wrong[0]} is not a whole number "
+            f"({quantity(len(wrong), 'such row')}), expected a whole number "
             "or a text for each class. Name other labels with --labels."
         )
 
 
 def _decode(codes: np.ndarray, categories: np.ndarray) -> np.ndarray:
-    """Return the meaning of codes, which differ between runs; that of -1 is arbitrary, see `has_label`."""
+    """Return the categories of codes, which differ between runs. The category of -1 is arbitrary: see `has_label`."""
     if not len(categories):
         return codes
     if categories.dtype.kind not in "biu":
-        categories = categories.astype(object)  # each text is in memory only once
+        categories = categories.astype(object)  # each string is in memory only once
     return categories[codes]
 
 
@@ -124,11 +124,11 @@ def _is_mask(other: str, dtype: np.dtype, name: str) -> bool:
 
 
 def classes_of(labels: Sequence[np.ndarray]) -> tuple[list[object], np.ndarray]:
-    """Return the classes in order, and each row's class: LEFT_OUT if its label is NaN or an empty text.
+    """Return the sorted classes, and each row's class: LEFT_OUT if its label is NaN or an empty string.
 
-    Texts are equal in any storage, and numbers in any dtype.
+    Labels are compared by value: the storage of strings and the dtype of numbers do not matter.
     """
-    numbers: dict[object, int] = {}  # of the distinct labels, in the order in which they are found
+    numbers: dict[object, int] = {}  # number of each distinct label, in the order in which they are found
     rows = []
     for values in labels:
         distinct, inverse = _distinct(values)
@@ -141,11 +141,11 @@ def classes_of(labels: Sequence[np.ndarray]) -> tuple[list[object], np.ndarray]:
 
 
 def _distinct(values: np.ndarray) -> tuple[list[object], np.ndarray]:
-    """Return the distinct values as plain ones, None for a missing one, and the index of each row's value."""
+    """Return the distinct values as Python objects, None for a missing value, and the index of each row's value."""
     if values.dtype.kind in "biuf":
         found, inverse = np.unique(values, return_inverse=True)
         return [_whole_number(value) for value in found.tolist()], inverse
-    # A dictionary, since an array of text would be as wide as the longest one.
+    # A dict, because in an array of strings each would take as much memory as the longest one.
     numbers: dict[object, int] = {}
     indices = (numbers.setdefault(value, len(numbers)) for value in values.tolist())
     inverse = np.fromiter(indices, np.int64, len(values))
@@ -191,7 +191,7 @@ class Piece:
     first : int
         Number of the first row.
     missing : float or None
-        Value that means a missing one.
+        Value that is treated as missing.
     """
 
     raw: Block
@@ -358,7 +358,7 @@ def _shard(path: str, dataset: str, orientation: str | None, columns: Columns | 
 
 
 def _check(model: Model, piece: Piece, raw: np.ndarray, features: np.ndarray) -> None:
-    """Check that features were made from a raw row, as it is or clipped to the model's range."""
+    """Check that the features were made from these raw rows, either unchanged or clipped to the model's range."""
     low = model.scaler.minimum.astype(np.float64)
     high = model.scaler.maximum.astype(np.float64)
     clipped = np.clip(raw.astype(np.float64), low, high)

@@ -9,22 +9,20 @@ from pipeline.commands.parsing import add_json_flag, print_json, whole_number
 
 __all__ = ["DESCRIPTION", "configure", "run"]
 
-DESCRIPTION = """Compare the features of two runs: is their information the same, and must classifiers be retrained?
+DESCRIPTION = """Compare the features of two runs: how similar they are, and whether classifiers must be retrained.
 
     shardpress compare features features-new
-    shardpress compare features features-new --rows 20000      compare more than 4096 rows, which take a second
+    shardpress compare features features-new --rows 20000      compare 20,000 rows instead of 4,096
     shardpress compare features features-new --json
 
-Rows are compared that both runs have encoded: those with the same file name and row number. Labels and other extras are
-ignored. The runs can have different numbers of features. Nothing is written, and Theano is not needed.
+Rows with the same file name and row number are compared. Labels and other extras are ignored. The runs can have
+different numbers of features. Nothing is written, and Theano is not needed.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument(
-        "a", metavar="A", help="Output directory of a finished run, on whose features classifiers were trained."
-    )
+    parser.add_argument("a", metavar="A", help="Output directory of the finished run that classifiers were trained on.")
     parser.add_argument("b", metavar="B", help="Output directory of another finished run.")
     parser.add_argument(
         "--rows", type=whole_number, metavar="N", help="Number of rows to compare, spread over the data. Default: 4096."

@@ -16,11 +16,11 @@ that would stop it.
 
     shardpress plan --input shards/ --output features
     shardpress plan --json | jq .seconds
-    shardpress run --dry-run ...                           the same
+    shardpress run --dry-run ...                           print the same plan
 
-For the estimate some rows are read, trained on and encoded; nothing is written. All settings of `shardpress run` are
-accepted. --json prints the plan as JSON, with nothing else on standard output. The exit code is 0, or that of the first
-problem.
+The estimate comes from reading, training on and encoding some of the rows; nothing is written. All settings of
+`shardpress run` are accepted. --json prints the plan as JSON, with nothing else on standard output. The exit code is 0,
+or that of the first problem.
 """
 _OWN_FLAGS = ("--json", "--dry-run")  # `run --dry-run` calls this command, too
 

@@ -9,7 +9,7 @@ __all__ = ["DESCRIPTION", "configure", "run"]
 DESCRIPTION = """Extract features from HDF5 shards: scan them, train an autoencoder, encode every row.
 
     shardpress run                                         read data/*.h5, write features/
-    THEANO_FLAGS=device=cuda shardpress run                the same on a GPU
+    THEANO_FLAGS=device=cuda shardpress run                use a GPU
     shardpress run --input shards/ --n-features 32 --output compact
     shardpress run --dry-run                               estimate time and memory, like shardpress plan
     shardpress run --model features --input new.h5 --output more     encode with an existing model

@@ -28,7 +28,7 @@ class Check:
     status : str
         ``fail`` stops a run, ``warn`` may stop one, ``absent`` is optional.
     found : str
-        Findings.
+        What the check found.
     fix : str
         Advice; empty if there is nothing to do.
     is_setting : bool
@@ -90,7 +90,8 @@ def _other_libraries(checks: Sequence[Check], libraries: Mapping[str, Sequence[s
 
 def _steps(checks: Sequence[Check]) -> list[str]:
     """Return the lines about what to do, in order."""
-    # Failures first, since warnings may disappear with them; within each kind, checks on which others depend.
+    # Failures come first, since fixing them may remove warnings. Within each kind, a check comes after those that it
+    # depends on.
     steps = [each for each in checks if each.status == "fail" and each.fix]
     steps += [each for each in checks if each.status == "warn" and each.fix]
     if not steps:

@@ -32,15 +32,15 @@ _DRIVER = "NVIDIA's driver (Debian: apt-get install nvidia-driver; Ubuntu: ubunt
 _IN_CONTAINERS = "in a container: --gpus all, NVIDIA_DRIVER_CAPABILITIES=compute,utility"
 _NO_JIT = f"install the driver's package with libnvidia-ptxjitcompiler.so.1; {_IN_CONTAINERS}"
 _ALLOW_JIT = "unset CUDA_DISABLE_PTX_JIT, since the driver must compile NVRTC's PTX for the card"
-# Error codes of cuda.h for the first kernel. All others are faults of the card or the driver.
+# Advice by the error code of the first kernel (see cuda.h). Other codes are faults of the card or the driver.
 _ADVICE = {
     221: _NO_JIT,
     222: f"install a newer driver, or an NVRTC that fits this driver: {_INSTALL}",
     223: _ALLOW_JIT,
 }
 _PCI_DEVICES = "/sys/bus/pci/devices"
-_SECONDS = 20.0  # of nvidia-smi
-_NO_REPORT = {"error": "the process that looks for it did not report"}
+_SECONDS = 20.0  # time limit of nvidia-smi
+_NO_REPORT = {"error": "the process that checks it ended without a report"}
 _USERS = "pid,process_name,used_memory,gpu_bus_id"
 _EMPTY_KERNEL = b'extern "C" __global__ void nothing() {}\n'
 _PTX = 1  # CU_JIT_INPUT_PTX
@@ -58,7 +58,7 @@ def cuda_checks(found: Mapping[str, Any], is_wanted: bool) -> Iterator[Check]:
     found : mapping
         The reports of the child.
     is_wanted : bool
-        Whether a run would use CUDA. If not, missing libraries are no failure.
+        Whether a run would use CUDA. Otherwise missing libraries are not a failure.
     """
     yield _pygpu("fail" if is_wanted else "absent")
     if "failed" in found:
@@ -95,7 +95,7 @@ def _library_checks(found: Mapping[str, Any], bad: Status) -> Iterator[Check]:
     for check in checks:
         if check.status != "absent":
             yield check
-        elif check.name == "driver":  # without a driver the others are not needed
+        elif check.name == "driver":  # without a driver the other libraries are not needed
             yield Check("driver", "absent", check.found)
 
 
@@ -104,10 +104,10 @@ def _card_number(name: str) -> int:
 
 
 def newest_ptx(cuda: Sequence[int]) -> tuple[int, int]:
-    """Return the newest PTX that a driver accepts, given its version of CUDA.
+    """Return the newest version of PTX that a driver accepts, given its version of CUDA.
 
-    Source: release notes of NVIDIA's "PTX ISA". The major version is that of CUDA less four. The minor versions are
-    equal, except that CUDA 12.5 and 12.6 have the same one.
+    Source: release notes of NVIDIA's "PTX ISA". The major version is that of CUDA minus four. The minor version is that
+    of CUDA, except that CUDA 12.5 and 12.6 share one version of PTX.
     """
     major, minor = cuda
     return major - 4, minor - (major == 12 and minor > 5)
@@ -217,7 +217,7 @@ def _describe_card(facts: Mapping[str, Any], users: Sequence[Mapping[str, str]])
 
 
 def _users() -> list[dict[str, str]]:
-    """Return the processes that compute on cards, as far as nvidia-smi lists them."""
+    """Return the processes that compute on cards, according to nvidia-smi."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -279,7 +279,7 @@ def _report_driver() -> ctypes.CDLL | None:
 
 
 def _open(name: str, prefix: str) -> tuple[ctypes.CDLL | None, dict[str, Any]]:
-    """Open a library as libgpuarray does; return its files, whose names have a prefix, or the error."""
+    """Open a library as libgpuarray does; return it, and its files whose names start with `prefix`, or the error."""
     try:
         library = ctypes.CDLL(_find(name))
     except OSError as error:
@@ -288,7 +288,7 @@ def _open(name: str, prefix: str) -> tuple[ctypes.CDLL | None, dict[str, Any]]:
 
 
 def _find(name: str) -> str:
-    """Return the path of a library in the directories where libgpuarray looks, or else its name."""
+    """Return the path of a library in the directories that libgpuarray searches, otherwise its name."""
     folders = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     folders += [os.path.join(sys.exec_prefix, folder) for folder in _FOLDERS]
     paths = [os.path.join(folder, name) for folder in folders if folder]
@@ -312,7 +312,7 @@ def _facts_of(library: ctypes.CDLL | None, ask: Callable[[ctypes.CDLL], dict[str
 
 
 def _cublas_version(cublas: ctypes.CDLL) -> dict[str, Any]:
-    """Return the version by the one function that needs no card; some libraries lack it."""
+    """Return the version from the only function that needs no card; some libraries lack it."""
     version = []
     with suppress(AttributeError):
         for part in range(3):
@@ -363,7 +363,7 @@ def _driver_facts(cuda: ctypes.CDLL) -> dict[str, Any]:
     version = cuda_version(cuda)
     if version is not None:
         facts["version"] = list(version)
-    with suppress(OSError), open("/proc/driver/nvidia/version") as file:  # some containers have none
+    with suppress(OSError), open("/proc/driver/nvidia/version") as file:  # this file is missing in some containers
         facts["module"] = file.readline().strip()
     code, n_cards = count_cards(cuda)
     if code not in (0, _NO_DEVICE):
@@ -417,7 +417,7 @@ def _card_identity(cuda: ctypes.CDLL, card: int) -> dict[str, Any]:
 
 
 def _kernel_error(cuda: ctypes.CDLL, nvrtc: ctypes.CDLL, capability: list[int]) -> dict[str, Any]:
-    """Return why no kernel can be compiled for a card as libgpuarray does it; an empty dict if it can."""
+    """Return why no kernel can be compiled for a card in libgpuarray's way; an empty dict if one can."""
     architecture = "compute_{}{}".format(*capability)[:10]  # libgpuarray cuts it like this
     ptx, error = _compile(nvrtc, b"-arch", architecture.encode())
     if error:

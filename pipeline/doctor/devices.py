@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 __all__ = ["chosen_device", "device_checks", "main"]
 
-_SECONDS = 60.0  # for the libraries, which only have to be loaded
+_SECONDS = 60.0  # time limit for the libraries, which only have to be loaded
 # libgpuarray opens the name without a version, which may exist only in the environment's lib/.
 _OPENCL = ("libOpenCL.so.1", "libOpenCL.so")
 _WIDTHS = (96, 32, 8)
-# For float32 on any device, see docs/devices.md. A wrong library or kernel causes far larger differences.
+# Tolerance for float32 on any device: see docs/devices.md. A wrong library or kernel causes far larger differences.
 _TOLERANCE = 1e-4
 # Libraries that decide how products are computed and files are read.
 _LIBRARIES = {
@@ -58,7 +58,7 @@ def device_checks(seconds: float) -> Iterator[CheckAndFiles]:
     seconds : float
         Time limit for each device.
     """
-    if missing_proc():  # Theano could not read our settings; `machine_checks` reports it
+    if missing_proc():  # without /proc Theano cannot read our settings; `machine_checks` reports it
         return
     chosen = chosen_device()
     cpu = _probe_in_child(device="cpu", chosen=chosen, seconds=seconds)
@@ -66,7 +66,7 @@ def device_checks(seconds: float) -> Iterator[CheckAndFiles]:
     libraries = collect_reports("pipeline.doctor.cuda", min(seconds, _SECONDS))
     for check in cuda_checks(libraries, chosen.startswith("cuda")):
         yield check, {}
-    if cpu is None or cpu.get("code") == ConfigError.exit_code:  # the other devices would report the same
+    if cpu is None or cpu.get("code") == ConfigError.exit_code:  # the other devices would report the same error
         return
     yield from _checks_of_others(libraries, chosen, seconds)
 
@@ -109,7 +109,7 @@ def _probe_in_child(device: str, chosen: str, seconds: float) -> dict[str, Any] 
 
 
 def _other_devices(libraries: Mapping[str, Any], chosen: str, place: str | None) -> Iterator[str]:
-    """Yield available devices in addition to that of the settings."""
+    """Yield the available devices, except the configured one and the CPU."""
     if find_spec("pygpu") is None:
         return
     cards = [each for each in libraries if re.fullmatch(r"card\d+", each)]
@@ -144,7 +144,7 @@ def _without_theano(device: str) -> Check:
     found = "Theano is not installed in this Python, so no run is possible"
     if sys.version_info[:2] == (3, 11):
         return Check(device, "fail", found, complaint(), is_setting=True)
-    return Check(device, "absent", found)  # later Pythons have no Theano, but they can read features
+    return Check(device, "absent", found)  # Theano does not exist for later Pythons, but they can read features
 
 
 def _blas(reports: Mapping[str, Any]) -> Check:
@@ -228,7 +228,7 @@ def _difference_from_numpy() -> float:
 
 
 def _model_and_rows() -> tuple[Model, np.ndarray]:
-    """Return a small model, and rows of bytes (300, 96)."""
+    """Return a small model, and rows (300, 96), uint8."""
     import numpy as np
 
     from kernels.network import Network

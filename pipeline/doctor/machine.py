@@ -36,9 +36,9 @@ __all__ = ["machine_checks", "python_checks"]
 _IMPORTED = {"numpy": "numpy", "Theano": "theano", "pygpu": "pygpu", "dask": "dask", "h5py": "h5py"}
 _IMPORTED |= {"scikit-learn": "sklearn", "scipy": "scipy"}
 _FILTERS = {"zstandard": "zstandard", "lz4": "lz4", "blosc": "blosc"}
-# It prints the version of Python whose headers it was compiled with.
+# C++ program that prints the version of Python whose headers it was compiled with.
 _PROGRAM = "#include <Python.h>\n#include <cstdio>\nint main() { std::puts(PY_VERSION); }\n"
-_SECONDS = 60  # for the compiler, and for the compiled program
+_SECONDS = 60  # time limit for the compiler, and for the compiled program
 _MIN_FREE_BYTES = 10**9
 _FEW_FILES = 256
 
@@ -56,7 +56,7 @@ def machine_checks(output: str) -> Iterator[Check]:
 
 
 def _try(check: Callable[[], Check], name: str = "") -> Check:
-    """Return a check; one that raises an error is a failed check, so that it does not hide the others."""
+    """Return the result of a check. An error is a failed check, so that it does not prevent the others."""
     try:
         return check()
     except Exception as error:
@@ -87,7 +87,7 @@ def _packages() -> Check:
 
 
 def _version_of(name: str, module: str) -> str:
-    """Return a package's version, with its directory if that is not this Python's own."""
+    """Return a package's version, with its directory if that does not belong to this Python."""
     spec = find_spec(module)
     if spec is None:
         return f"no {name}"

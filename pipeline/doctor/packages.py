@@ -38,7 +38,7 @@ HOW_TO_GET_IT = (
 
 
 def complaint() -> str:
-    """Return the fault of this Python and what to do, in one sentence; empty if there is none."""
+    """Return what is wrong with this Python and what to do, or an empty string."""
     if sys.version_info[:2] == (3, 11):
         wrong = unmet_requirements(find_distributions())
         if wrong or importlib.util.find_spec("theano"):
@@ -55,7 +55,7 @@ def complaint() -> str:
 
 
 def too_little_memory() -> str:
-    """Return the fault of a limit on memory that is too low for any run; empty if there is none."""
+    """Return a message if the limit on memory is too low for any run, otherwise an empty string."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY or limit >= _MIN_ADDRESS_SPACE:
         return ""
@@ -66,7 +66,7 @@ def too_little_memory() -> str:
 
 
 def missing_proc() -> str:
-    """Return the advice for a machine without ``/proc``; empty if it is mounted."""
+    """Return a message if ``/proc`` is not mounted, otherwise an empty string."""
     if os.path.isdir("/proc/self/fd"):
         return ""
     return (
@@ -97,15 +97,15 @@ def _what_to_type(root: str = _ROOT) -> str:
 
 
 def find_distributions() -> "dict[str, str]":
-    """Return the metadata directories of all distributions, by normalized names; the first one of each is used.
+    """Return the metadata directories of all distributions, by normalized name.
 
-    Those of Debian are in .egg-info directories.
+    If a distribution is found twice, the first one counts, as for imports. Debian uses .egg-info directories.
     """
     found: dict[str, str] = {}
     for folder in sys.path:
         try:
             names = os.listdir(folder or ".")
-        except OSError:  # imports ignore it, too
+        except OSError:  # imports ignore such an entry, too
             continue
         for name in names:
             if re.fullmatch(r"[^-]+-.*\.(dist|egg)-info", name):
@@ -114,7 +114,7 @@ def find_distributions() -> "dict[str, str]":
 
 
 def unmet_requirements(found: "dict[str, str]") -> "list[str]":
-    """Return a sentence for each requirement of shardpress that is not met, with what to do.
+    """Return a message with advice for each requirement of shardpress that is not met.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Facts about NVIDIA's driver, from ctypes in a child process: a driver may hang or crash the process that calls it."""
+"""Facts about NVIDIA's driver, from a child process, because a driver may hang or crash the process that calls it."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ __all__ = [
     "main",
 ]
 
-Version = tuple[int, int]  # of CUDA, or a card's compute capability
+Version = tuple[int, int]  # version of CUDA, or compute capability of a card
 
 _NAME = "libcuda.so.1"
-_SECONDS = 60.0  # cuInit takes some on a machine with many cards
+_SECONDS = 60.0  # time limit; cuInit takes several seconds on a machine with many cards
 _CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
 
 
 @dataclass(frozen=True)
 class Driver:
-    """A driver of NVIDIA.
+    """NVIDIA's driver on this machine.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class Driver:
     cuda : tuple of int
         The latest version of CUDA whose code it accepts.
     capabilities : tuple of tuple of int
-        Compute capability of each card; empty if it opens none.
+        Compute capability of each card; empty if the driver cannot open any.
     """
 
     file: str
@@ -50,7 +50,7 @@ class Driver:
 
 
 def find_driver(seconds: float = _SECONDS) -> Driver | None:
-    """Return the driver of this machine, or None if none answers within some seconds."""
+    """Return the driver of this machine, or None if no driver answers within `seconds`."""
     # The child reports the version before it opens the cards, where the driver may hang or crash.
     found = collect_reports(__name__, seconds)
     if "cuda" not in found:
@@ -74,7 +74,7 @@ def main() -> None:
     except OSError:
         return
     cuda = cuda_version(library)
-    if cuda is None:  # a toolkit's stub for linking answers with an error
+    if cuda is None:  # the stub library of a CUDA toolkit returns an error
         return
     files = files_of("libcuda.") or [_NAME]
     report(file=files[0], cuda=cuda)
@@ -95,7 +95,7 @@ def cuda_version(library: ctypes.CDLL) -> Version | None:
 
 
 def count_cards(library: ctypes.CDLL) -> tuple[int, int]:
-    """Start a driver; return its error code, which is 0 if all is well, and its number of cards."""
+    """Start a driver; return its error code, which is 0 for success, and its number of cards."""
     n_cards = c_int()
     code = library.cuInit(0) or library.cuDeviceGetCount(byref(n_cards))
     return int(code), n_cards.value
@@ -112,9 +112,9 @@ def capability_of(library: ctypes.CDLL, card: int) -> list[int]:
 
 
 def files_of(*prefixes: str) -> list[str]:
-    """Return the files in this process's memory map whose names have one of some prefixes.
+    """Return the files in this process's memory map whose names start with one of these prefixes.
 
-    A library that forwards calls to another one comes before it.
+    A library that forwards calls to another library comes first.
     """
     with open("/proc/self/maps") as maps:
         paths = {line.split(maxsplit=5)[5].strip() for line in maps if line.count("/")}

@@ -1,7 +1,7 @@
 """The NVRTC and cuBLAS of PyPI that fit a driver.
 
-libgpuarray passes code of NVRTC (PTX) to the driver, which refuses code of a CUDA later than its own with error 222.
-cuBLAS contains machine code, which a driver accepts from every release of its own major version.
+libgpuarray passes code of NVRTC (PTX) to the driver, which refuses code of a later version of CUDA than its own with
+error 222. cuBLAS contains machine code, which a driver accepts from every release of its own major version.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pipeline.gpu.driver import Driver, Version, format_version
 
 __all__ = ["OLDEST", "CudaPackages", "choose_packages", "parse_version"]
 
-OLDEST = (12, 0)  # the first whose NVRTC compiles all kernels of libgpuarray 0.7.6 up to Hopper
+OLDEST = (12, 0)  # the first version whose NVRTC compiles all kernels of libgpuarray 0.7.6 for cards up to Hopper
 _OLDEST_DRIVER = "525.60.13"
-_LATEST_MAJOR = 13  # a later one may not compile for some cards; a driver accepts the code of all earlier ones
+_LATEST_MAJOR = 13  # later versions may not support some cards; a driver accepts the code of all earlier versions
 _OLDEST_CARD_OF_13 = (7, 5)  # Turing; CUDA 12 has the last compiler for Volta
 _NAMES = ("nvidia-cuda-nvrtc", "nvidia-cublas")
 
@@ -29,7 +29,7 @@ class CudaPackages:
     requirements : tuple of str
         Requirements of NVRTC and of cuBLAS for pip, which installs the newest versions that meet them.
     why : str
-        Reason for these versions, for the output of set-up.
+        Reason for these versions, which setup-gpu prints.
     """
 
     requirements: tuple[str, ...]
@@ -37,7 +37,7 @@ class CudaPackages:
 
 
 def choose_packages(driver: Driver | None, requested: Version | None = None) -> CudaPackages:
-    """Return the newest NVRTC and cuBLAS that are not newer than the CUDA of the driver, or than the requested one.
+    """Return the newest NVRTC and cuBLAS for the CUDA version of the driver, or for the requested version.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def choose_packages(driver: Driver | None, requested: Version | None = None) -> 
         # Blackwell needs a cuBLAS of 12.8 or later.
         nvrtc, _ = _not_newer(OLDEST)
         _, cublas = _not_newer((12, None))
-        return CudaPackages((nvrtc, cublas), "no driver found, so for any driver of CUDA 12.0 or later")
+        return CudaPackages((nvrtc, cublas), "for any driver of CUDA 12.0 or later, because no driver was found")
     return _packages_of(driver)
 
 
@@ -99,5 +99,5 @@ def _not_newer(cuda: tuple[int, int | None]) -> tuple[str, ...]:
     end = f"{major + 1}"
     if minor is not None:
         end = f"{major}.{minor + 1}"
-    suffix = f"-cu{major}" if major == 12 else ""  # from 13 on the names have none
+    suffix = f"-cu{major}" if major == 12 else ""  # names have no suffix since CUDA 13
     return tuple(f"{name}{suffix}>={major},<{end}" for name in _NAMES)

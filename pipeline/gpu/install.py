@@ -34,7 +34,7 @@ from pipeline.gpu.fitting import choose_packages
 __all__ = ["SetupOptions", "build_forwarders", "main", "set_up"]
 
 _SCRIPT = "install_pygpu.sh"
-# The child opens each one directly, as libgpuarray does: the libraries that it needs are found from its directory.
+# The child opens each library directly, as libgpuarray does; the libraries that it needs are found from its directory.
 _OPENED = ("libnvrtc.so", "libcublas.so")
 _LOAD = "load"  # tasks of the child
 _PIP = "pip"
@@ -76,7 +76,7 @@ def set_up(options: SetupOptions) -> Iterator[str]:
     environment = Path(sys.prefix)
     if not os.access(environment / "lib", os.W_OK):
         raise NotPermitted(f"{environment / 'lib'} cannot be written. Use a virtual environment that you own.")
-    packages = choose_packages(find_driver(), options.cuda)  # first, since it raises an error if no package fits
+    packages = choose_packages(find_driver(), options.cuda)  # before any step, since it raises an error if none fits
     yield f"environment  {environment}"
     yield f"CUDA         {packages.why}"
     _install_pygpu(environment, options)
@@ -96,7 +96,7 @@ def _installed_in(folder: Path) -> str:
 
 
 def _install_pygpu(environment: Path, options: SetupOptions) -> None:
-    """Install pygpu by the script, which also works alone."""
+    """Install pygpu with install_pygpu.sh, which users can also run directly."""
     arguments: list[str | Path] = []
     if options.source is not None:
         arguments += ["--from", options.source]
@@ -104,7 +104,7 @@ def _install_pygpu(environment: Path, options: SetupOptions) -> None:
         arguments += ["--mirror", options.mirror]
     done = subprocess.run([_script(), *arguments, environment], stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
-        raise DeviceError("pygpu could not be installed, see the lines above.")
+        raise DeviceError("pygpu could not be installed; the lines above give the reason.")
 
 
 def _script() -> Path:
@@ -116,7 +116,7 @@ def _script() -> Path:
 
 
 def _warnings() -> Iterator[str]:
-    """Yield warnings about libraries that are found before ours by processes of this environment."""
+    """Yield a warning for each directory whose libraries processes of this environment find before ours."""
     for folder in filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")):
         if any(Path(folder, f"lib{name}.so").exists() for name in ("cuda", "nvrtc", "cublas")):
             yield f"warning      libraries in {folder} are used instead of these: remove it from LD_LIBRARY_PATH"
@@ -138,9 +138,9 @@ def _is_complete(folder: Path, requirements: Sequence[str]) -> bool:
 
 
 def _unpack(folder: Path, requirements: Sequence[str], source: Path | None) -> None:
-    """Replace a directory by one whose wheels meet the requirements.
+    """Replace a directory with one whose wheels meet the requirements.
 
-    The directory is replaced by a rename: after an interruption either the complete earlier one exists, or none.
+    The last step is a rename: after an interruption, the directory is either the complete earlier one or missing.
     """
     new = folder.with_name(f"{folder.name}.new")
     old = folder.with_name(f"{folder.name}.old")
@@ -151,7 +151,7 @@ def _unpack(folder: Path, requirements: Sequence[str], source: Path | None) -> N
     _install_wheels(new, requirements, source)
     (new / _REQUIREMENTS).write_text("\n".join(requirements) + "\n")
     if not _is_complete(new, requirements):
-        raise DeviceError(f"{new}: {' or '.join(_OPENED)} was installed, but cannot be loaded")
+        raise DeviceError(f"{new}: {' or '.join(_OPENED)} was installed, but cannot be loaded. Run shardpress doctor.")
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
@@ -167,7 +167,7 @@ def _install_wheels(folder: Path, requirements: Sequence[str], source: Path | No
     pip = ChildProcess(__name__, _PIP, *command, *requirements, stdin=None)  # it may ask for a password
     pip.answer()
     if pip.returncode:
-        raise DeviceError(f"pip could not install {' and '.join(requirements)}, see its messages above.")
+        raise DeviceError(f"pip could not install {' and '.join(requirements)}; its messages above give the reason.")
 
 
 def _link_all(folder: Path) -> None:
@@ -193,7 +193,7 @@ def _link(name: Path, target: Path) -> None:
 def build_forwarders(folder: Path) -> None:
     """Build ``libcuda.so`` in a directory, and ``libnvrtc.so`` if there is an NVRTC.
 
-    The driver may be missing: it is searched when the library is opened.
+    The driver can be missing: the library looks for it when it is loaded.
 
     Raises
     ------

@@ -1,4 +1,7 @@
-"""A fitted model applied to arrays: on the device if Theano is installed, in NumPy otherwise; arrays of Dask lazily."""
+"""Application of a fitted model to arrays: on the device if Theano is installed, otherwise in NumPy.
+
+Dask arrays are processed lazily.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compute", "decode", "encode", "has_theano", "is_lazy", "keep_compiled", "reconstruction_errors"]
 
-_BLOCK_ROWS = 8 * TILE_ROWS  # whole tiles, as a run encodes them
+_BLOCK_ROWS = 8 * TILE_ROWS  # whole tiles, as in a run
 _MAX_COMPILED = 4
 
 
@@ -32,7 +35,7 @@ _compiled: ProcessCache[tuple[str, str], Autoencoder] = ProcessCache(_MAX_COMPIL
 
 @cache
 def has_theano() -> bool:
-    """Return whether Theano is installed; it does not exist for Pythons after 3.11."""
+    """Return whether Theano is installed; it does not support Python 3.12 and later."""
     return find_spec("theano") is not None
 
 
@@ -62,7 +65,7 @@ def encode(model: Model, rows: Any) -> Any:
     Parameters
     ----------
     rows : array of shape (n_rows, n_inputs), any real dtype
-        Unscaled; an array of Dask is encoded block by block when the result is computed.
+        Unscaled; a Dask array is encoded block by block when the result is computed.
 
     Returns
     -------
@@ -124,12 +127,12 @@ def _by_blocks(fill: Callable[[np.ndarray, np.ndarray], object], rows: np.ndarra
 
 
 def is_lazy(rows: object) -> bool:
-    """Return whether rows are an array of Dask, without importing it."""
+    """Return whether rows are a Dask array, without importing Dask."""
     return type(rows).__module__.startswith("dask.array")
 
 
 def compute(rows: Any, max_bytes: float = np.inf) -> Any:
-    """Compute an array of Dask, each block once; other arrays are returned as they are.
+    """Compute a Dask array, each block once; other arrays are returned unchanged.
 
     Parameters
     ----------
@@ -140,7 +143,7 @@ def compute(rows: Any, max_bytes: float = np.inf) -> Any:
     Raises
     ------
     ValueError
-        For an array of an unknown number of rows.
+        If the number of rows is unknown.
     WriteFailed
         If there is no space for the file.
     """
@@ -170,7 +173,7 @@ def _compute_to_file(rows: Any) -> np.ndarray:
 
 
 def _apply_lazily(function: Callable[[np.ndarray], np.ndarray], rows: Any, width: int | None, dtype: type) -> Any:
-    """Apply a function to each block of whole rows: its results are (n_rows, width), or (n_rows,) if that is None."""
+    """Apply a function to each block of whole rows. Results are (n_rows, width), or (n_rows,) if `width` is None."""
     whole = rows.rechunk({1: -1})
     if width is None:
         one_axis: np.ndarray = np.empty(0, dtype)

@@ -56,7 +56,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     code_activation : str, optional
         Activation of the features; by default "sigmoid", or "linear" for fewer than 256 columns.
     decoder_gain : bool, optional
-        Whether the decoder learns one scale factor per feature; by default if the features are sigmoids.
+        Whether the decoder learns one scale factor per feature; by default True for sigmoid features.
     start : {"components", "random"}
         Initial weights: principal components of the rows, or random.
     epochs : int, optional
@@ -68,30 +68,30 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     learning_rate : float, optional
         Largest learning rate; the default depends on the update rule.
     schedule : {"linear", "constant"}
-        Schedule of the learning rate; that of `partial_fit`, which does not know the last step, is constant.
+        Schedule of the learning rate. `partial_fit` always uses "constant", because it does not know the last step.
     biases : {"mean", "zero"}
         Initial biases of random weights: the columns' means, or zero.
     momentum : float
         Decay rate of the update rule's running average.
     corruption : float, optional
-        Fraction of the entries that training hides; by default 0.0625 with a hidden layer and 256 columns or more, else
-        0.
+        Fraction of the entries that training hides; by default 0.0625 with a hidden layer and 256 columns or more,
+        otherwise 0.
     weight_decay : float
         Factor by which a step shrinks the weights, relative to its learning rate.
     replicas : int, optional
-        Copies of the model that train separately and are averaged many times an epoch; by default 1, or 8 if one device
-        would take hours. `partial_fit` has one.
+        Copies of the model that train separately and are averaged many times per epoch; by default 1, or 8 if one
+        device would take hours. `partial_fit` always uses 1.
     validation_fraction : float
         Fraction of the rows that are held out from training to measure its progress.
     patience : int
         Stop after this number of epochs without a lower validation cost; 0 never stops early.
     impute : {"mean", "median"}, optional
-        Statistic that replaces NaN, which is refused by default.
+        Statistic that replaces NaN. By default NaN is an error.
     clip_quantile : float
-        Fraction of each column's values, at either end, that are clipped, so that outliers do not stretch its range.
+        Fraction of each column's values to clip at either end, so that outliers do not stretch its range.
     shuffle_window, memory_budget, device_memory_budget : int or str
-        Bytes of rows that are shuffled together, that are held in the host's memory, and in the device's memory (by
-        default half of what is free). Texts like ``"4GiB"`` are allowed.
+        Bytes of rows that are shuffled together, held in host memory, and held in device memory (by default half of the
+        free memory). Strings like ``"4GiB"`` are allowed.
     random_state : int, RandomState instance or None
         Seed of all random numbers; an integer is the ``seed`` of a run.
 
@@ -107,7 +107,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     n_features_in_ : int
         Number of columns.
     feature_names_in_ : ndarray of shape (n_features_in_,)
-        Names of the columns, if all of them are texts.
+        Names of the columns, if all of them are strings.
 
     Examples
     --------
@@ -150,8 +150,8 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         Parameters
         ----------
         X : array-like of shape (n_rows, n_inputs)
-            Rows in an array of NumPy or pandas, in its own dtype; or in an array of Dask, whose blocks are computed
-            once. If it does not fit in half the memory budget, it is kept in a temporary file (``TMPDIR``).
+            Rows: a NumPy array, a pandas DataFrame, or a Dask array, whose blocks are computed once. A Dask array that
+            exceeds half the memory budget is kept in a temporary file (in ``TMPDIR``).
         y : object
             Ignored.
 
@@ -173,16 +173,16 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
 
     @_with_callbacks
     def partial_fit(self, X: Any, y: Any = None) -> Self:
-        """Train the model by one more pass over some rows, at a constant rate.
+        """Train the model with one more pass over some rows, at a constant learning rate.
 
-        The first rows determine the network and the ranges of the columns. A number of calls with all rows gives the
-        same bits as the same number of epochs of `fit` at a constant rate without validation. After `fit` or
-        `from_run`, the training continues with their parameters.
+        The rows of the first call determine the network and the ranges of the columns. `n` calls with all rows give the
+        same bits as `fit` with `n` epochs, a constant learning rate and no validation. After `fit` or `from_run`, the
+        training continues with the parameters of that model.
 
         Parameters
         ----------
         X : array-like of shape (n_rows, n_inputs)
-            Rows; at least two in the first call.
+            Rows; the first call needs at least two.
         y : object
             Ignored.
         """
@@ -234,7 +234,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         Parameters
         ----------
         X : array-like of shape (n_rows, n_inputs)
-            An array of Dask is encoded block by block, when the result is computed.
+            A Dask array is encoded block by block, when the result is computed.
 
         Returns
         -------
@@ -243,7 +243,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         return self._apply(encode, X)
 
     def inverse_transform(self, X: Any) -> Any:
-        """Return the rows (n_rows, n_inputs), float64, of features (n_rows, n_features); of Dask, lazily."""
+        """Return the rows (n_rows, n_inputs), float64, for features (n_rows, n_features); lazily for a Dask array."""
         check_is_fitted(self)
         features = X
         if not is_lazy(X):
@@ -319,7 +319,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         names = getattr(self, "feature_names_in_", None)
         if names is not None:
             model = replace(model, columns=Columns(tuple(names), "feature_names_in_"))
-        if hasattr(self, "_checkpoint"):  # of another training
+        if hasattr(self, "_checkpoint"):  # it belongs to an earlier training
             del self._checkpoint
         return self._set(**self._fitted_attributes(model), complaints_=fit.complaints(model))
 
@@ -348,7 +348,7 @@ def _parameters_of(model: Model, names: Iterable[str]) -> dict[str, Any]:
 def _check_for_theano() -> None:
     if not has_theano():
         raise DeviceError(
-            "TiedAutoencoder needs Theano for training, which is not installed here; a fitted estimator transforms "
+            "TiedAutoencoder needs Theano for training, but Theano is not installed. A fitted estimator can transform "
             f"without it. {HOW_TO_GET_IT}"
         )
 

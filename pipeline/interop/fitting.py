@@ -1,7 +1,7 @@
-"""Training on rows that are an array, by the functions that a run uses for its shards.
+"""Training on an array of rows, with the functions that a run uses for its shards.
 
-The result has the same bits as that of a run on one shard, for the same rows, settings and processor. If there are more
-rows than are shuffled together (``shuffle_window``), this is so if the shard is stored contiguously.
+For the same rows, settings and processor, the result has the same bits as that of a run on one shard. If the rows do
+not fit in one ``shuffle_window``, the shard must be stored contiguously.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Fit:
     device: str
 
     def run(self, stops_after_epoch: Callable[[], bool]) -> Model:
-        """Train and return the model; `stops_after_epoch` is called after each epoch, and may end the training."""
+        """Train and return the model. `stops_after_epoch` is called after each epoch; True ends the training."""
         with theanos_errors():
             with training_loop(self.training) as steps:
                 for step in steps:
@@ -136,7 +136,7 @@ def prepare_fit(rows: np.ndarray, config: Config) -> Fit:
     ConfigError
         For settings that are invalid, in general or for these rows.
     DataError
-        For rows that are not finite, or that allow no training.
+        For rows that are not finite, or that no model can be trained on.
     """
     shards = (array_shard(rows),)
     n_rows, n_inputs = shards[0].shape
@@ -158,7 +158,7 @@ def prepare_partial_fit(rows: np.ndarray, config: Config, model: Model | None, c
     model : Model or None
         Current model; None starts a new training.
     checkpoint : Checkpoint or None
-        State of the training. If it is None, the model was trained in another way, and the optimizer starts afresh.
+        State of the training. None if the model was trained in another way; the optimizer then starts with no state.
     """
     n_epochs = 0
     if checkpoint is not None:
@@ -193,7 +193,7 @@ def _fit_from(model: Model, rows: np.ndarray, config: Config) -> Fit:
 
 
 def _like_model(config: Config, model: Model, n_rows: int) -> Config:
-    """Return settings with the network of a model; the start is the cheapest, since its parameters are replaced."""
+    """Return settings with the network of a model, and the cheapest initial parameters, since they are replaced."""
     batch_size = config.training.batch_size
     if batch_size is not None:
         batch_size = min(batch_size, n_rows)

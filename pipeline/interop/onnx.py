@@ -1,6 +1,6 @@
-"""Export of an encoder to ONNX: rows as they are in the shards are its input, features its output.
+"""Export of an encoder to ONNX. The input of the graph is unscaled rows, as in the shards; the output is features.
 
-The graph computes what a device computes: rows are cleaned and scaled in the dtype that holds the columns' ranges, and
+The graph computes the same as a device: rows are cleaned and scaled in the dtype that holds the columns' ranges, and
 the layers are computed in float32.
 """
 
@@ -16,13 +16,13 @@ from pipeline.model import Model
 
 __all__ = ["encoder_onnx", "input_dtype"]
 
-# Versions of 2022, which every runtime since then supports.
+# Versions from 2022, which all later runtimes support.
 _OPSET = 17
 _IR_VERSION = 8
 
 
 def input_dtype(model: Model) -> np.dtype:
-    """Return the dtype of rows for `encoder_onnx`: float32 if it holds the columns' ranges exactly, else float64."""
+    """Return the dtype of rows for `encoder_onnx`: float64 unless float32 holds the columns' ranges exactly."""
     minimum, _ = model.scaler.arrays(np.dtype(np.float32))
     return minimum.dtype
 
@@ -30,8 +30,8 @@ def input_dtype(model: Model) -> np.dtype:
 def encoder_onnx(model: Model) -> bytes:
     """Return the content of ``encoder.onnx``.
 
-    Its input is ``rows`` (n_rows, n_inputs) of `input_dtype`, as the file says. Its output is ``features`` (n_rows,
-    n_features), float32. The model's fingerprint is in its metadata.
+    The input is ``rows`` (n_rows, n_inputs) of `input_dtype`; the output is ``features`` (n_rows, n_features), float32.
+    The metadata contain the model's fingerprint.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def encoder_onnx(model: Model) -> bytes:
         from onnx import checker, helper
     except ImportError as error:
         raise DeviceError(
-            f"{error}; this needs the package onnx. Install it: pip install 'shardpress[onnx]'."
+            f"{error}. The export needs the package onnx. Install it: pip install 'shardpress[onnx]'."
         ) from error
     found = helper.make_model(
         _encoder_graph(model),
@@ -88,7 +88,7 @@ class _Graph:
         self.constants: list[Any] = []
 
     def add(self, op: str, *inputs: str | np.ndarray, named: str | None = None, **attributes: Any) -> str:
-        """Apply an operator to constants and to results, which are given by name; return the name of the result."""
+        """Apply an operator to constants (arrays) and to earlier results (names); return the name of the result."""
         from onnx import helper
 
         name = named or f"{op}_{len(self.nodes)}"

@@ -17,10 +17,10 @@ from pipeline.report.rows import PartLine, read_features, select_rows
 __all__ = ["Comparison", "Likeness", "compare", "likeness", "linear_cka", "match_units", "neighbour_overlap", "verdict"]
 
 _ROWS = 4096
-_BYTES = 2**26  # of features in float64, of either run
+_BYTES = 2**26  # maximum size of each run's features, in float64
 _NEIGHBOURS = 10
-_NEIGHBOUR_ROWS = 2048  # among which neighbours are searched: the distances take the square of this
-_MIN_SPREAD = 0.01  # of a column, relative to the other columns
+_NEIGHBOUR_ROWS = 2048  # rows in the search for neighbours, which computes all distances between them
+_MIN_SPREAD = 0.01  # minimum spread of a column, relative to the other columns
 
 # Limits of the verdict. They were measured: docs/using.md has the table.
 _SAME_CHANGE = 0.01
@@ -44,8 +44,8 @@ class Likeness:
     n_units, n_in_place : int
         Number of matched units, and how many of them have the same number in both.
     cka : float
-        Linear centered kernel alignment, from 0 to 1: whether rows differ from each other in the same ways, whatever
-        the units.
+        Linear centered kernel alignment, from 0 to 1. It compares the similarities between rows, so it does not depend
+        on the order or rotation of the units.
     neighbours : float
         Share of the ten nearest rows of a row in A that are among the ten nearest in B.
     """
@@ -89,7 +89,7 @@ class Comparison:
     n_common : int
         Rows that have features in both.
     n_changed : int
-        Input files with such rows whose bytes or time of change differ between the runs.
+        Input files with such rows whose size or modification time differs between the runs.
     likeness : Likeness
         Similarity of the features of a selection of these rows.
     retrain : bool
@@ -136,11 +136,11 @@ def verdict(found: Likeness) -> tuple[bool, str]:
     return True, f"A and B carry different information. {retrain}, and measure their accuracy."
 
 
-# -- rows that both runs have --------------------------------------------------------------------------------------
+# -- common rows ---------------------------------------------------------------------------------------------------
 
 
 def compare(a: str, b: str, n_rows: int | None = None) -> Comparison:
-    """Compare the features of two runs on rows of both: rows with the same number in the same file.
+    """Compare the features of two runs on common rows: rows with the same number in the same file.
 
     Parameters
     ----------
@@ -152,9 +152,9 @@ def compare(a: str, b: str, n_rows: int | None = None) -> Comparison:
     Raises
     ------
     NoInput
-        When there is no finished run.
+        If there is no finished run.
     DataError
-        When they have no row in common, or a part cannot be read.
+        If they have no row in common, or a part cannot be read.
     """
     manifest_a = read_manifest(Path(a))
     manifest_b = read_manifest(Path(b))
@@ -211,7 +211,7 @@ class _Piece:
         )
 
     def read(self, a: Path, b: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Read some rows of both runs: those that are valid in both."""
+        """Read some rows of both runs, and keep those that are valid in both."""
         features_a, valid_a = read_features(a / self.parts[0], rows + self.starts[0])
         features_b, valid_b = read_features(b / self.parts[1], rows + self.starts[1])
         is_valid = valid_a & valid_b
@@ -231,14 +231,14 @@ def _common(a: Sequence[PartLine], b: Sequence[PartLine]) -> Iterator[_Piece]:
 
 
 def _overlapping(part: PartLine, others: Sequence[PartLine]) -> Sequence[PartLine]:
-    """Return those of the other parts of a file, sorted by their starts, that have rows of this one."""
+    """Return the other parts of a file, sorted by their starts, that overlap this part."""
     first = bisect_right(others, part["start"], key=lambda other: other["stop"])  # there may be thousands of parts
     last = bisect_left(others, part["stop"], key=lambda other: other["start"])
     return others[first:last]
 
 
 def _source(part: PartLine, by_name: bool) -> tuple[str, str]:
-    """Return the key that identifies a source across runs: by its name, if names are unique, wherever its file is."""
+    """Return the key that identifies a source across runs: its name, in any directory, if names are unique."""
     path = part["path"]
     return Path(path).name if by_name else path, part["dataset"]
 
@@ -250,7 +250,7 @@ def _has_unique_names(parts: Sequence[PartLine]) -> bool:
 
 
 def _changed_files(a: Mapping[str, Any], b: Mapping[str, Any]) -> set[str]:
-    """Return names of input files whose sizes or times of change differ between two manifests."""
+    """Return names of input files whose sizes or modification times differ between two manifests."""
     before = _file_states(a)
     now = _file_states(b)
     return {name for name in before.keys() & now.keys() if before[name] != now[name]}
@@ -262,7 +262,7 @@ def _file_states(manifest: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def _read_pieces(a: str, b: str, pieces: Sequence[_Piece], n_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read up to `n_rows` rows of the features of A and of B: those that are valid in both."""
+    """Read up to `n_rows` rows of the features of A and of B, and keep those that are valid in both."""
     selection = select_rows([piece.n_rows for piece in pieces], n_rows)
     found = [piece.read(Path(a), Path(b), rows) for piece, rows in zip(pieces, selection, strict=True) if len(rows)]
     if not found:
@@ -291,9 +291,9 @@ def likeness(a: np.ndarray, b: np.ndarray) -> Likeness:
 
 
 def _change(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Return `Likeness.change`: columns that hardly vary count by a hundredth of the others' spread.
+    """Return `Likeness.change`. The spread of a column counts as at least a hundredth of that of the others.
 
-    Otherwise rounding errors would be large changes of these columns.
+    Otherwise rounding errors would look like large changes of columns that hardly vary.
     """
     if a.shape != b.shape:
         return None
@@ -334,7 +334,7 @@ def _absolute_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def linear_cka(a: np.ndarray, b: np.ndarray) -> float:
     """Return ``|B' A|^2 / (|A' A| |B' B|)`` in Frobenius norms, of centered features.
 
-    Source: Kornblith, Norouzi, Lee and Hinton, "Likeness of neural network representations revisited", 2019,
+    Source: Kornblith, Norouzi, Lee and Hinton, "Similarity of neural network representations revisited", 2019,
     equation 5 with section 3. It is too large if there are fewer rows than features.
     """
     a = _centered(a)
@@ -358,7 +358,7 @@ def neighbour_overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _nearest(features: np.ndarray, k: int) -> np.ndarray:
-    """Return which rows are the `k` nearest of each one, bool (n, n); of equally near rows, the first ones."""
+    """Return which rows are the `k` nearest of each row, bool (n, n); among equally near rows, the first ones."""
     features = _centered(features)
     squares = (features**2).sum(axis=1)
     distances = squares[:, None] + squares - 2 * features @ features.T

@@ -60,7 +60,7 @@ def bad_data_facts(
     refused : sequence of mapping
         Files that were left out: ``file`` and ``reason``.
     missing : float or None
-        A value that means a missing one.
+        Value that is treated as missing.
     """
     bad_shards = list(refused)
     bad_rows: dict[str, Any] = {"n": 0, "first": []}
@@ -132,9 +132,9 @@ class PartDrift:
 
 
 def drift_facts(shards: Sequence[Shard], parts: Sequence[PartDrift], on_drift: str) -> dict[str, Any]:
-    """Return how many values are outside a model's range and how far, by column and by shard; the first of many.
+    """Return how many values are outside a model's range and how far, by column and by shard.
 
-    The columns with most values come first, and the shards with most rows.
+    Only the columns with most such values and the shards with most such rows are listed.
     """
     drifts = _drift_by_shard(shards, parts)
     columns = farthest(column for drift in drifts for column in drift.columns)
@@ -218,13 +218,13 @@ def earlier_run_facts(directory: Path, fingerprint: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``last``, the run that made other results in the directory, or None; and ``attempts``, the stages of this run
-        before it was resumed, a few times at most.
+        ``last``, the previous run in the directory with other results, or None; and ``attempts``, the stages of this
+        run before it was resumed, for the last few attempts.
     """
     try:
         report = json.loads((directory / "report.json").read_bytes())
         return _facts_of_report(report, fingerprint)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no report, or another program's
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no report, or a file of another program
         return {"last": None, "attempts": []}
 
 

@@ -21,13 +21,13 @@ __all__ = ["measure"]
 
 _N_BINS = 24
 _QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
-_N_WORST = 10  # rows that are listed
+_N_WORST = 10  # number of listed rows
 _N_POINTS = 500
 _N_PAIRS = 8
 _MAX_SIDE = 32  # pixels along an image's side
-_MAX_VALUES = 96  # of a row that is drawn as a line
-_MIN_PIXELS = 49  # of flat rows that are taken for square images; fewer columns are more likely measurements
-_MIN_TEST_ROWS = 30  # of the probe: with fewer rows its accuracy is meaningless
+_MAX_VALUES = 96  # values of a row that is drawn as a line
+_MIN_PIXELS = 49  # pixels of a flat row that is treated as a square image; shorter rows are more likely measurements
+_MIN_TEST_ROWS = 30  # test rows of the probe; with fewer its accuracy is meaningless
 
 
 def measure(
@@ -54,7 +54,7 @@ def measure(
 
 @dataclass(frozen=True)
 class _Reconstruction:
-    """Rows of a sample, and what the model decodes from their features.
+    """Rows of a sample, decoded from their features.
 
     Attributes
     ----------
@@ -154,7 +154,7 @@ def _worst_rows(decoded: _Reconstruction) -> list[dict[str, Any]]:
 
 
 def _points(decoded: _Reconstruction, components: Components) -> dict[str, Any]:
-    """Return two coordinates of rows, features and reconstructions: two columns, or principal components of more."""
+    """Return two coordinates of rows, features and reconstructions: the two columns, or two principal components."""
     scaled = decoded.sample.scaled
     features = decoded.sample.features
     chosen = np.linspace(0, len(scaled) - 1, min(len(scaled), _N_POINTS)).astype(int)
@@ -185,7 +185,7 @@ class _Plane:
 
     @classmethod
     def of(cls, rows: np.ndarray, components: Components | None = None) -> _Plane:
-        """Return the plane of two columns, or the one in which rows vary most."""
+        """Return the plane of the two columns, or of more columns the plane in which rows vary most."""
         width = rows.shape[1]
         if width <= 2:
             return cls(np.zeros(width), np.eye(width, 2), is_rotated=False)
@@ -238,7 +238,7 @@ def _with_locations(
 
 
 def _scaled_to_range(features: np.ndarray) -> np.ndarray:
-    """Return features from 0 to 1, their extremes in the sample."""
+    """Return features scaled so that their minimum and maximum in the sample are 0 and 1."""
     low = features.min(axis=0)
     width = features.max(axis=0) - low
     return np.asarray((features - low) / np.where(width > 0, width, 1))
@@ -255,13 +255,13 @@ def _typical_rows(errors: np.ndarray, labels: Labels | None) -> list[int]:
 
 
 def _median_row(errors: np.ndarray, rows: np.ndarray) -> int:
-    """Return the one of some rows whose error is the median."""
+    """Return the number of the row with the median error among `rows`."""
     order = np.argsort(errors[rows], kind="stable")
     return int(rows[order[len(rows) // 2]])
 
 
 def _image_shape(shard: Shard) -> tuple[int, ...] | None:
-    """Return height and width, and 3 for colours, of rows that are images; None for other rows."""
+    """Return height and width, followed by 3 for colour images, if the rows are images; otherwise None."""
     shape = shard.shape[1:]
     if len(shape) == 3 and shape[-1] == 1:
         return shape[:2]
@@ -292,7 +292,7 @@ def _square_image(values: np.ndarray) -> str:
 
 
 def _shrunk(pixels: np.ndarray) -> np.ndarray:
-    """Return an image of at most `_MAX_SIDE` pixels along a side: means of squares, without incomplete ones."""
+    """Return an image of at most `_MAX_SIDE` pixels per side: means over squares; incomplete squares are dropped."""
     factor = -(-max(pixels.shape[:2]) // _MAX_SIDE)
     height, width = (n // factor or 1 for n in pixels.shape[:2])
     whole = pixels[: height * factor, : width * factor]
@@ -361,7 +361,7 @@ class _Split:
         return int(self.is_test.sum())
 
     def share_of_commonest(self) -> float:
-        """Return the share of test rows in the class that most of the training rows have."""
+        """Return the share of test rows in the most frequent class of the training rows."""
         commonest = np.bincount(self.train_codes).argmax()
         return float((self.codes[self.is_test] == commonest).mean())
 

@@ -48,7 +48,7 @@ class Labels:
 
 
 def labels_of(extras: Mapping[str, np.ndarray], categories: Mapping[str, np.ndarray]) -> Labels | None:
-    """Return the labels among extra datasets: one with a usual name, or else the first that can be labels.
+    """Return the labels among extra datasets: one with a usual name, otherwise the first that can be labels.
 
     Parameters
     ----------
@@ -119,14 +119,14 @@ def _spelled(value: object, categories: np.ndarray | None) -> str:
 
 
 def accuracy(rows: np.ndarray, codes: np.ndarray, is_test: np.ndarray) -> float:
-    """Return the share of test rows whose class has the largest score in a ridge regression onto the classes.
+    """Return the share of test rows that a ridge classifier assigns to the right class.
 
-    `RidgeClassifierCV` of scikit-learn is as accurate, but its import alone takes longer than the whole report.
+    scikit-learn's `RidgeClassifierCV` is as accurate, but its import alone takes longer than the whole report.
 
     Parameters
     ----------
     rows : ndarray of shape (n_rows, n_columns)
-        They are standardized here, by mean and deviation of the training rows.
+        Rows; they are standardized here with the mean and standard deviation of the training rows.
     codes : ndarray of shape (n_rows,), int64
         The class of each row, from 0.
     is_test : ndarray of shape (n_rows,), bool
@@ -142,7 +142,7 @@ def accuracy(rows: np.ndarray, codes: np.ndarray, is_test: np.ndarray) -> float:
 
 
 def _standardized(rows: np.ndarray, is_train: np.ndarray) -> np.ndarray:
-    """Return rows in float64, of mean 0 and deviation 1 over the training rows; constant columns become 0."""
+    """Return rows in float64 with mean 0 and standard deviation 1 over the training rows; constant columns become 0."""
     x = rows.astype(np.float64)
     mean = x[is_train].mean(axis=0)
     deviation = x[is_train].std(axis=0)
@@ -155,8 +155,8 @@ def _standardized(rows: np.ndarray, is_train: np.ndarray) -> np.ndarray:
 def _ridge_weights(x: np.ndarray, targets: np.ndarray, penalties: np.ndarray = _PENALTIES) -> np.ndarray:
     """Return the weights (n_columns, n_classes) of a ridge regression on centred columns.
 
-    Every penalty uses the same eigenvectors, those of the smaller Gram matrix. They take a fifth of the time of a
-    singular value decomposition and have half of the digits.
+    All penalties share the eigenvectors of the smaller Gram matrix. Computing them takes a fifth of the time of a
+    singular value decomposition, with half of the digits.
 
     Parameters
     ----------

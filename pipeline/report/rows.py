@@ -1,7 +1,7 @@
-"""Verification of stored features: read some rows back, and encode their inputs again.
+"""Verification of stored features: read the features of some rows back, and recompute them from the input.
 
-Features are read by HDF5, as other programs read them. Their rows are encoded by NumPy in float64, which shares no code
-with what computed the features.
+Features are read with HDF5, as other programs read them. They are recomputed in NumPy and float64, by code that shares
+nothing with the code that computed them.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ __all__ = [
 ]
 
 _DEFAULT_ROWS = 256  # rows to check if no number is given; also the most that are checked at once
-_BYTES = 2**27  # of input to read by default; whole chunks are read, so this takes a fraction of a second
+_BYTES = 2**27  # bytes of input to read by default, in whole chunks; this takes a fraction of a second
 _MIN_ROWS = 8  # rows to check even if their chunks are large
-_HUGE = 1e15  # scaled values whose sums may overflow float32; rows with larger ones count as bad
+_HUGE = 1e15  # scaled values above this may overflow float32 when they are summed, so their rows may count as bad
 
 _EPS = 2.0**-24  # largest relative rounding error of float32
 _SAFETY = 4.0  # see `rounding_bound`
@@ -57,7 +57,7 @@ class Preprocessing:
     Attributes
     ----------
     missing : float or None
-        A value that means a missing one, like NaN.
+        Value that is treated as missing, like NaN.
     clips : bool
         Whether rows outside the model's range were clipped, although the model itself does not require it.
     """
@@ -86,22 +86,22 @@ class Fault:
 
 @dataclass(frozen=True)
 class RowCheck:
-    """Result of encoding some rows again.
+    """Result of recomputing the features of some rows.
 
     Attributes
     ----------
     n_rows : int
-        Rows that were encoded again.
+        Rows whose features were recomputed.
     n_bad : int
         Bad rows among the selected ones, whose features are NaN as they should be.
     largest_difference : float
-        Largest difference of a stored feature from the one in float64.
+        Largest difference between a stored feature and the recomputed one.
     of_tolerance : float
-        Largest difference as a share of what is allowed for that feature: above 1 if there are faults.
+        Largest difference as a fraction of the tolerance of that feature; above 1 if there are faults.
     faults : tuple of Fault
-        Parts that do not hold the features of their rows.
+        Parts with wrong features.
     unchecked : tuple of Fault
-        Inputs that could not be read again.
+        Input files that could not be read.
     """
 
     n_rows: int = 0
@@ -127,7 +127,7 @@ def check_rows(
     how: Preprocessing,
     n_rows: int | None = None,
 ) -> RowCheck:
-    """Encode some rows of all parts again and compare them with the stored features.
+    """Recompute the features of some rows of all parts, and compare them with the stored features.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ def check_rows(
     Raises
     ------
     ReadFailed, SystemLimit
-        When the storage or the system fails.
+        If the storage or the system fails.
     """
     sources = _Sources(shard_of)
     if not n_rows:
@@ -167,11 +167,11 @@ def _total(results: Sequence[RowCheck], sources: _Sources) -> RowCheck:
     )
 
 
-# -- which rows ----------------------------------------------------------------------------------------------------
+# -- selection of rows ---------------------------------------------------------------------------------------------
 
 
 def select_rows(sizes: Sequence[int], n: int, seed: int = 0) -> list[np.ndarray]:
-    """Select up to `n` rows of pieces of these sizes, one from each of `n` equal ranges of all rows.
+    """Select up to `n` rows, one from each of `n` equal ranges; `sizes` are the numbers of rows of all pieces.
 
     The selection depends on the rows and the seed alone.
 
@@ -190,7 +190,7 @@ def select_rows(sizes: Sequence[int], n: int, seed: int = 0) -> list[np.ndarray]
 
 
 def _affordable_rows(parts: Sequence[PartLine], sources: _Sources) -> int:
-    """Return how many rows can be read in about a second, if all shards are like the first one.
+    """Return how many rows can be read in about a second, assuming that all shards are like the first one.
 
     Each row may need its own chunk.
     """
@@ -224,9 +224,9 @@ def read_features(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     Raises
     ------
     DataError
-        When the part cannot be read.
+        If the part cannot be read.
     ReadFailed, SystemLimit
-        When the storage or the system fails; the part may be intact.
+        If the storage or the system fails; the part may be intact.
     """
     try:
         with reading(path) as file:
@@ -241,7 +241,7 @@ def read_features(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def _error_number(error: BaseException) -> int | None:
-    """Return the system's error number of a failed read; HDF5 gives it in the text of the error only."""
+    """Return the system's error number of a failed read, which HDF5 reports only in the text of its error."""
     match = re.search(r"errno = (\d+), error message", str(error))
     if match:
         return int(match[1])
@@ -270,9 +270,9 @@ def _read_chunks(features: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
 
 
 def _read_contiguous(path: Path, offset: int, features: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
-    """Read rows of values that are stored in one piece from a byte offset on.
+    """Read rows of a dataset that is stored contiguously from a byte offset.
 
-    By reads, not by a map of the file: if the disk fails or the file is cut short, a map ends the process (SIGBUS).
+    The file is not mapped into memory, because a failing disk or a truncated file would then end the process (SIGBUS).
     """
     values = np.empty((len(rows), *features.shape[1:]), features.dtype)
     row_bytes = values[:1].nbytes
@@ -357,19 +357,19 @@ def _read_rows(part: PartLine, shard: Shard, numbers: np.ndarray) -> tuple[np.nd
 
 
 def _read_sorted(shard: Shard, numbers: np.ndarray) -> np.ndarray:
-    """Read rows with sorted numbers by one read from the first to the last one."""
+    """Read rows with sorted numbers in one read from the first to the last."""
     first = int(numbers[0])
     values = read(Block(shard, first, int(numbers[-1]) + 1))
     return values[numbers - first]
 
 
-# -- comparing them ------------------------------------------------------------------------------------------------
+# -- comparison ----------------------------------------------------------------------------------------------------
 
 
 def _check_part(
     directory: Path, part: PartLine, numbers: np.ndarray, sources: _Sources, how: Preprocessing
 ) -> RowCheck:
-    """Compare some rows of a part with what their inputs encode to."""
+    """Compare the stored features of some rows of a part with recomputed ones."""
     try:
         features, valid = read_features(directory / part["file"], numbers)
     except DataError as error:
@@ -378,7 +378,7 @@ def _check_part(
     if shard is None:
         return RowCheck()
     rows, failures = _read_rows(part, shard, numbers)
-    # A row that could not be read when it was encoded, either, is stored as a bad one.
+    # A row that could not be read by the run, either, is stored as a bad row.
     reasons = [reason for i, reason in failures.items() if valid[i]]
     if reasons:
         sources.unreadable[part["path"]] = reasons[0]
@@ -404,7 +404,7 @@ class _Stored:
 class _Expected:
     """Features (n_rows, n_features) in float64, allowed differences, and which rows (n_rows,) are bad.
 
-    Rows so far outside the range that they may overflow float32 may be bad or not.
+    Rows far outside the range can overflow float32. Such rows may be stored as bad or as good.
     """
 
     features: np.ndarray
@@ -423,9 +423,9 @@ def _expected(part: PartLine, shard: Shard, rows: np.ndarray, how: Preprocessing
         is_far = ~(np.abs(scaler.transform(cleaned)).max(axis=1) < _HUGE)
         features = how.model.encode(cleaned)
     may_be_bad = is_far | ~np.isfinite(allowed).all(axis=1)
-    # If a shard cannot be read to its end, all of its rows are bad, although some of them, and these, can be read.
+    # If a shard cannot be read completely, all of its rows are bad, including rows that can be read, such as these.
     may_be_bad |= part["n_bad"] == part["n_rows"]
-    storage_error = part.get("max_error", 0.0)  # as the run has measured it
+    storage_error = part.get("max_error", 0.0)  # measured by the run
     return _Expected(features, allowed + storage_error, bad.any(axis=1), may_be_bad)
 
 
@@ -472,9 +472,9 @@ def rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:
 
     A sum of n products has an error of about ``sqrt(n)`` roundings of the sum of their sizes, in any order of additions
     (Higham and Mary, "A new approach to probabilistic rounding error analysis", 2019, section 3, with lambda 4).
-    Independent errors of one layer reach the next one by their root mean square. Integer products round each weight
-    relative to the size of all weights of its unit, so their mean is added to each. Devices that sum in another order,
-    or that fold the scaling into the weights, have much smaller errors: docs/reliability.md has measurements.
+    Independent errors of one layer add up to their root mean square in the next one. Integer products round each weight
+    relative to all weights of its unit, so the mean size of these weights is added to each. The measured errors of
+    devices that sum in another order, or fold the scaling into the weights, are much smaller: see docs/reliability.md.
 
     Parameters
     ----------

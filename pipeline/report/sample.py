@@ -1,4 +1,4 @@
-"""A bounded sample of a run's rows and their features, from which the report is drawn."""
+"""A bounded sample of a run's rows and their features, for the figures of the report."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _MAX_ROWS = 2000
 _MAX_READS = 128
 _MIN_ROWS_PER_READ = 8
 _MAX_DECOMPRESSED_BYTES = 2**28  # about one second
-_MAX_OPERATIONS = 2e10  # of a decoder in float64: about one second
-_MAX_SPAN_BYTES = 2**22  # of a dataset: up to this, one large read takes less time than many small ones
+_MAX_OPERATIONS = 2e10  # operations of a decoder in float64: about one second
+_MAX_SPAN_BYTES = 2**22  # up to this size, one large read of a dataset takes less time than many small ones
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def largest_sample(network: Network, memory_bytes: int) -> tuple[int, int]:
         Host memory of the whole run.
     """
     largest_layer = max(n * m for n, m in pairwise(network.widths))
-    if 8 * largest_layer > memory_bytes // 4:  # in float64
+    if 8 * largest_layer > memory_bytes // 4:  # layers are computed in float64
         return 0, 0
     row_bytes = 8 * (4 * network.n_inputs + 3 * max(network.widths))
     fits_in_memory = memory_bytes // 16 // row_bytes
@@ -84,13 +84,13 @@ class Sample:
     features : ndarray of shape (n_rows, n_features), float32
         As they are stored in the files.
     extras : dict of str to ndarray of shape (n_rows,)
-        Extra datasets such as labels; texts are objects of type str.
+        Extra datasets such as labels; strings are objects of type str.
     sources : ndarray of shape (n_rows,), int64
         Index of the `PartSource` that each row belongs to.
     rows : ndarray of shape (n_rows,), int64
         Number of each row in its dataset.
     stretches : ndarray of shape (n_rows,), int64
-        Rows with the same number were neighbours.
+        Number of each row's stretch; rows of one stretch are consecutive in the input.
     """
 
     scaled: np.ndarray
@@ -102,16 +102,16 @@ class Sample:
 
 
 def draw_sample(parts: Sequence[PartSource], spec: SampleSpec) -> Sample | None:
-    """Return short stretches of rows from all over the data; None if fewer than two of them are good.
+    """Return short stretches of rows from all over the data; None if fewer than two rows are good.
 
     The sample is the same for the same seed, rows and memory, no matter how the rows are cut into parts.
 
     Raises
     ------
     DataError, ReadFailed, NotPermitted, SystemLimit
-        When rows cannot be read.
+        If rows cannot be read.
     OSError
-        When features cannot be read.
+        If features cannot be read.
     """
     if not parts or spec.n_rows < 2:
         return None
@@ -126,7 +126,7 @@ def draw_sample(parts: Sequence[PartSource], spec: SampleSpec) -> Sample | None:
 
 
 def _joined(samples: Sequence[Sample]) -> Sample:
-    """Return one sample of several, with the extra datasets that all of them have."""
+    """Join several samples; the result has the extra datasets that all of them have."""
     join = np.concatenate
     names = set.intersection(*(set(sample.extras) for sample in samples))
     return Sample(
@@ -139,7 +139,7 @@ def _joined(samples: Sequence[Sample]) -> Sample:
     )
 
 
-# -- which rows ----------------------------------------------------------------------------------------------------
+# -- selection of rows ---------------------------------------------------------------------------------------------
 
 
 class _Place(NamedTuple):
@@ -198,7 +198,7 @@ def _n_stretches(n_rows: int, parts: Sequence[PartSource]) -> int:
     return max(1, n)
 
 
-# -- reading them --------------------------------------------------------------------------------------------------
+# -- reading -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ class _GoodRows:
 
 
 def _good_rows(valid: h5py.Dataset, places: Sequence[_Place]) -> _GoodRows | None:
-    """Return the good rows of some places; None if there are none, as in a shard that is unreadable."""
+    """Return the good rows of some places; None if there are none, for example in an unreadable shard."""
     flags = _values(valid, places)
     has_good_rows = [bool(each.any()) for each in flags]
     if not any(has_good_rows):
@@ -272,7 +272,7 @@ def _scaled_rows(block: Block, good: _GoodRows, spec: SampleSpec) -> np.ndarray:
 
 
 def _values(item: h5py.Dataset, places: Sequence[_Place]) -> list[np.ndarray]:
-    """Return a dataset's values at each place: texts as objects of type str."""
+    """Return a dataset's values at each place; strings are objects of type str."""
     if h5py.check_string_dtype(item.dtype):
         texts = item.asstr("utf-8", "replace")
         return [np.asarray(texts[place.rows]) for place in places]

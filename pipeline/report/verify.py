@@ -1,4 +1,4 @@
-"""Verification of an output directory: digests of its files, and features of some rows. It needs no Theano."""
+"""Verification of an output directory, without Theano: digests of its files, and features of some rows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Verification:
     n_files, n_bytes : int
         Files that the manifest names, including the parts, and their bytes.
     rows : RowCheck
-        Rows that were encoded again.
+        Result of recomputing the features of some rows.
     faults : tuple of Fault
         Faults of files and of their features.
     unchecked : tuple of Fault
@@ -64,24 +64,24 @@ class Verification:
 
 
 def verify(output: str, n_rows: int | None = None) -> Verification:
-    """Compare all files with their sizes and BLAKE3 digests in the manifest, and encode some rows again.
+    """Compare all files with their sizes and BLAKE3 digests in the manifest, and recompute the features of some rows.
 
-    Nothing is written. Rows are encoded again if their shards have not changed, in their place or in the input folder
-    of the run.
+    Nothing is written. Features are recomputed if the input file still exists, at its path or in an input directory of
+    the run, and has not changed.
 
     Parameters
     ----------
     output : str
         The directory of a finished run.
     n_rows : int, optional
-        Number of rows to encode again; by default at most 256.
+        Number of rows to recompute; by default at most 256.
 
     Raises
     ------
     NoInput
-        When there is no finished run.
+        If there is no finished run.
     DataError
-        When its manifest is damaged.
+        If its manifest is damaged.
     """
     directory = Path(output)
     manifest = read_manifest(directory)
@@ -116,7 +116,7 @@ def _file_faults(directory: Path, entries: list[Entry]) -> list[Fault]:
 
 
 def _file_fault(directory: Path, entry: Entry) -> str | None:
-    """Return the fault of a file; one that the storage cannot read is reported like a damaged one."""
+    """Return the fault of a file; a file that the storage cannot read is reported like a damaged one."""
     try:
         return fault_of(directory, entry)
     except ReadFailed as error:
@@ -124,16 +124,16 @@ def _file_fault(directory: Path, entry: Entry) -> str | None:
 
 
 def _load_preprocessing(directory: Path, manifest: Mapping[str, Any], faults: list[Fault]) -> Preprocessing | None:
-    """Load the model and the settings that its rows were encoded with.
+    """Load the model, and the settings that the rows were encoded with; return None if the model is damaged.
 
-    None if the model is damaged; a damage that its digest does not show is added to the faults.
+    Damage that the digest of the model does not show is added to the faults.
     """
     if any(plain_name(fault.file) == _MODEL for fault in faults):
         return None
     try:
         model = load_model(published_file(directory, _MODEL))
     except (DataError, NoInput) as error:
-        # The file has the digest in the manifest, but its content does not fit the fingerprint in it.
+        # The file matches its digest in the manifest, but its content does not match its own fingerprint.
         faults.append(Fault(_MODEL, str(error)))
         return None
     config = manifest["config"]
@@ -158,9 +158,9 @@ class _Inputs:
         Raises
         ------
         NoInput
-            When it does not exist any more.
+            If it does not exist any more.
         DataError
-            When it has changed.
+            If it has changed.
         """
         before = self._shards[part["shard"]]
         shard = vet(self._path(part), Selection(part["dataset"], self._orientation))
@@ -176,4 +176,4 @@ class _Inputs:
         for candidate in (path, *(Path(folder) / path.name for folder in self._folders)):
             if candidate.is_file():
                 return candidate
-        raise NoInput(f"the file no longer exists, and is not in {', '.join(map(printable, self._folders))} either")
+        raise NoInput(f"the file no longer exists, and {', '.join(map(printable, self._folders))} does not contain it")

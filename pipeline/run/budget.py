@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Budget", "extras_bytes", "large_chunks", "make_budget", "repeated_chunks", "too_wide"]
 
-# Blocks of 4 and 2 MB with parts of 16 and 8 MB made an encoding of 680 ms take 760 to 980 ms.
-_BLOCK_BYTES = 2**23  # of rows that are read at once
-_PART_BYTES = 2**26  # of features in one file
-# Above this number parts get larger, as far as the memory allows. Each part costs the driver and a scheduler some
-# milliseconds, and lines in manifest and index: thousands of workers should not wait for that.
+# With smaller blocks and parts (2 or 4 MB, and 8 or 16 MB), an encoding that takes 680 ms took 760 to 980 ms.
+_BLOCK_BYTES = 2**23  # rows that are read at once
+_PART_BYTES = 2**26  # features in one file
+# Above this number of parts, parts get larger, as far as the memory allows. Each part costs the driver and a scheduler
+# some milliseconds, and lines in manifest and index, for which thousands of workers would have to wait.
 _MANY_PARTS = 2**15
-_COPIES_IN_ENCODING = 3  # of a network
-_COPIES_OF_EXTRAS = 2  # numbers as read and in the file; texts in the file and in blocks on their way
-_COPIES_OF_REPLICAS = 4  # in addition to those of training: the velocity of their common steps, and its checkpoints
+_COPIES_IN_ENCODING = 3  # copies of the network
+_COPIES_OF_EXTRAS = 2  # numbers: as read and as written; strings: in the file and in blocks that are being written
+_COPIES_OF_REPLICAS = 4  # copies of the network in addition to those of training: the averages' velocity, checkpoints
 # The rest is for the network, its copies in training, and the intermediate results of a step or a block.
 _SHARE_ON_DEVICE = 0.5
-_BYTES_ON_DEVICE = 2**30  # if a device does not report its free memory
-_SAMPLE_BYTES = 2**26  # of scaled rows whose components are computed: more rows would hardly change these
+_BYTES_ON_DEVICE = 2**30  # bytes for rows if a device does not report its free memory
+_SAMPLE_BYTES = 2**26  # scaled rows for principal components, which more rows would hardly change
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ class Budget:
     resident : bool
         Whether training may keep all rows in the host's memory.
     rows_bytes : int
-        Bytes of all rows, in the dtype that holds them.
+        Bytes of all rows, in their common dtype.
     device_bytes : int or None
-        Bytes of a device's own memory that rows may take; None for a share of the free memory.
+        Bytes of a device's own memory that rows may use; None for a share of the free memory.
     window_rows : int
         Rows that are shuffled together. Streaming holds two windows.
     max_validation_rows : int
-        Most rows for the validation.
+        Maximum number of validation rows.
     max_sample_rows : int
-        Most rows whose principal components are computed.
+        Maximum number of rows for the computation of principal components.
     n_wide : int
         Parts with wide extras that a process writes at a time.
     chunk_bytes : int
@@ -86,7 +86,7 @@ class Budget:
     chunk_bytes: int = 0
 
     def keeps_rows(self, device: Device) -> bool:
-        """Return whether training on a device keeps all rows in the memory of that device (or of the host)."""
+        """Return whether training keeps all rows in memory: that of the device, or of the host for the CPU."""
         if device.used == "cpu":
             return self.resident
         most = self.device_bytes
@@ -95,7 +95,7 @@ class Budget:
         return self.rows_bytes <= min(most, MOST_RESIDENT)
 
     def sizes(self, device: Device) -> Sizes:
-        """Return the sizes that a training on a device keeps to."""
+        """Return the sizes for a training on a device."""
         keeps_rows = self.keeps_rows(device)
         on_host = device.used == "cpu"
         return Sizes(
@@ -116,12 +116,13 @@ def make_budget(
     shards: Sequence[Shard],
     tile_rows: int,
 ) -> Budget:
-    """Divide the memory.
+    """Divide the memory budget.
 
-    Half of it is for the rows of the training if all of them fit, otherwise a quarter for two windows of them; a
-    sixteenth for the validation rows; at most an eighth for a sample; a quarter for the blocks and parts of the
-    threads. The rest is for the network and for copies. What a large network needs above an eighth is taken from the
-    rows.
+    - Training rows: half, if all of them fit; otherwise a quarter, for two windows.
+    - Validation rows: a sixteenth.
+    - The sample for principal components: at most an eighth.
+    - Blocks and parts of the threads: a quarter.
+    - The network and copies: the rest. If a network needs more than an eighth, the rows get less.
 
     Parameters
     ----------
@@ -141,17 +142,17 @@ def make_budget(
     Raises
     ------
     ConfigError
-        When the memory does not hold one tile of rows for each thread, or half of it does not hold the network.
+        If the budget is too small for one tile of rows per thread, or half of it for the network.
     """
     row_bytes = _row_bytes(shards)
     n_rows = sum(shard.n_rows for shard in shards)
     n_threads = machine.threads or len(os.sched_getaffinity(0))  # a batch system may grant fewer cores than exist
-    # Two more, so that the processor has work while parts are written; a single thread stays alone.
+    # Two more threads keep the processor busy while parts are written. A single thread remains single.
     n_writers = n_threads + 2 if n_threads > 1 else 1
     network_bytes = _network_bytes(network, n_replicas, machine.memory_budget)
     memory = machine.memory_budget - max(0, network_bytes - machine.memory_budget // 8)
 
-    thread_bytes = memory // 8 // n_writers  # for the block of each thread, and the same again for its part
+    thread_bytes = memory // 8 // n_writers  # for each thread's block; its part gets the same number of bytes
     wanted_rows = machine.block_rows or min(_BLOCK_BYTES, thread_bytes) // row_bytes
     n_tiles = max(1, -(-wanted_rows // tile_rows))
     block_rows = n_tiles * tile_rows  # only the last product of a shard is padded
@@ -176,7 +177,7 @@ def make_budget(
 
 
 def _row_bytes(shards: Sequence[Shard]) -> int:
-    """Return the bytes of one row as it is stored or as it is held, whichever is more."""
+    """Return the bytes of one row in its file or in memory, whichever is larger."""
     stored = max(np.dtype(shard.stored_dtype).itemsize for shard in shards)
     return shards[0].n_inputs * max(row_dtype(shards).itemsize, stored)
 
@@ -184,9 +185,9 @@ def _row_bytes(shards: Sequence[Shard]) -> int:
 def _check_blocks(
     machine: MachineSettings, memory: int, shards: Sequence[Shard], n_threads: int, block_rows: int, tile_rows: int
 ) -> None:
-    """Raise `ConfigError` if a quarter of the memory does not hold the blocks of all threads."""
+    """Raise `ConfigError` if the blocks of all threads do not fit in a quarter of the memory budget."""
     row_bytes = _row_bytes(shards)
-    # Only existing rows take memory: a file can have less than a tile, and there can be fewer blocks than threads.
+    # Only existing rows take memory: a file can have fewer rows than a tile, and fewer blocks than threads can exist.
     held_rows = min(block_rows, max(shard.n_rows for shard in shards))
     n_held = min(n_threads, sum(-(-shard.n_rows // block_rows) for shard in shards))
     least = 4 * n_held * held_rows * row_bytes
@@ -195,7 +196,7 @@ def _check_blocks(
         raise ConfigError(
             f"memory_budget: {machine.memory_budget} bytes, expected at least {least + network_bytes} for {n_held} "
             f"threads with blocks of {held_rows} rows of {row_bytes} bytes each. Raise --memory-budget, or lower "
-            f"--threads or --block-rows (the least is {tile_rows})."
+            f"--threads or --block-rows (at least {tile_rows})."
         )
 
 
@@ -203,7 +204,7 @@ def _part_rows(thread_bytes: int, storage: ResolvedStorage, n_features: int, n_r
     """Return the rows of a part, a multiple of `block_rows`, whose features take less than `thread_bytes`."""
     wanted_bytes = max(_PART_BYTES, n_rows * 4 * n_features // _MANY_PARTS)
     # A part is one array; the rest is for extras, and for a copy if these are longer than expected. Converted features
-    # are held twice, and compressed ones as long as HDF5 writes the file.
+    # are in memory twice, and compressed features while HDF5 writes the file.
     n_shares = 3 if storages(storage)[0].is_plain else 6
     part_bytes = min(wanted_bytes, thread_bytes // n_shares)
     n_blocks = part_bytes // (4 * n_features) // block_rows
@@ -211,9 +212,9 @@ def _part_rows(thread_bytes: int, storage: ResolvedStorage, n_features: int, n_r
 
 
 def extras_bytes(shards: Sequence[Shard], n_rows: int) -> int:
-    """Return the memory that the extras of one part of `n_rows` rows take while it is written, at most."""
+    """Return the maximum memory of the extras of a part of `n_rows` rows while it is written."""
     held_rows = min(n_rows, max(shard.n_rows for shard in shards))
-    # Equal in all shards, except for the lengths of texts.
+    # Extras have the same dtypes in all shards; only the lengths of strings differ.
     widths = [extra.dtype.itemsize for extra in shards[0].extras]
     texts = max(sum(extra.text_bytes for extra in shard.extras) for shard in shards)
     n_bytes = sum(min(held_rows * width, WIDE_BYTES) for width in widths) + held_rows * texts
@@ -223,9 +224,10 @@ def extras_bytes(shards: Sequence[Shard], n_rows: int) -> int:
 def _for_extras(
     shards: Sequence[Shard], part_rows: int, n_writers: int, n_bytes: int, tile_rows: int
 ) -> tuple[int, int]:
-    """Return the rows of a part and the number of parts written at a time whose extras fit into `n_bytes`.
+    """Return the rows of a part and the number of parts written at a time, so that their extras fit in `n_bytes`.
 
-    Extras are rarely wide enough to make parts smaller. One tile and one part at a time are the least (`too_wide`).
+    Extras are rarely wide enough to make parts smaller. The minimum is one part of one tile at a time; `too_wide` finds
+    extras that do not fit even then.
     """
     while part_rows > tile_rows and n_writers * extras_bytes(shards, part_rows) > n_bytes:
         half = min(part_rows, max(shard.n_rows for shard in shards)) // 2
@@ -235,12 +237,14 @@ def _for_extras(
 
 
 def too_wide(memory_budget: int, shards: Sequence[Shard], tile_rows: int) -> dict[str, int]:
-    """Return extras that half of the memory budget does not hold, even of the smallest part alone.
+    """Return extras that must be left out, because even those of the smallest part exceed half of the memory budget.
+
+    The widest extra is left out first.
 
     Returns
     -------
     dict of str to int
-        For each name, the budget in bytes that the extras of a part would need, until then.
+        For each name, the memory budget in bytes that would be sufficient to keep this extra.
     """
     found: dict[str, int] = {}
     while (needed := extras_bytes(shards, tile_rows)) > memory_budget // 2:
@@ -260,7 +264,7 @@ def large_chunks(shards: Sequence[Shard], budget: Budget) -> list[Shard]:
 
 
 def repeated_chunks(shards: Sequence[Shard], budget: Budget) -> str | None:
-    """Return a warning if chunks are decompressed again and again, since the budget does not hold them; else None."""
+    """Return a warning if chunks are decompressed repeatedly because they exceed the budget, otherwise None."""
     large = large_chunks(shards, budget)
     advice = "Raise --memory-budget, or rewrite such files with smaller chunks (h5repack -l)."
     too_large = [shard for shard in large if shard.band_bytes > budget.chunk_bytes]
@@ -268,7 +272,7 @@ def repeated_chunks(shards: Sequence[Shard], budget: Budget) -> str | None:
         shard = too_large[0]
         n_times = -(-shard.chunk_rows // budget.block_rows)
         return (
-            f"{shard}: a row lies in compressed chunks of {shard.chunk_rows} rows, {shard.band_bytes} bytes, expected "
+            f"{shard}: a row is in compressed chunks of {shard.chunk_rows} rows and {shard.band_bytes} bytes, expected "
             f"at most {budget.chunk_bytes} bytes, an eighth of the memory budget ({len(too_large)} such files). Each "
             f"chunk is decompressed about {n_times} times in every pass over the rows. {advice}"
         )

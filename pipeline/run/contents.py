@@ -1,9 +1,9 @@
-"""Input files that were changed in place, under a modification time that was restored.
+"""Detection of input files whose contents were changed although their modification time is the same.
 
-The time of change (ctime) of such a file moves. It also moves by chmod, hard links and backups, so a digest of the file
-confirms the change. Times of change and digests are stored in ``run.json``, next to the request, and are part of no
-fingerprint. Only a file that was found to be changed has the digest of its new contents in the request: then the
-results depend on it, like on a new modification time.
+The status change time (ctime) of such a file is new. But chmod, hard links and backups also update it, so a digest of
+the contents confirms the change. ctimes and digests are stored in ``run.json``, next to the request, and are not part
+of a fingerprint. Only if the contents have changed, their digest becomes part of the request, so that the results
+depend on it, as on a new modification time.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ _SAME_FILE = ("file", "n_bytes", "changed")
 
 
 def compare_contents(ledger: Ledger, prepared: Prepared, reads: bool = True) -> tuple[Prepared, Contents]:
-    """Compare the input files with what an earlier run here has stored about their contents.
+    """Compare the input files with the ctimes and digests that an earlier run has stored.
 
     Parameters
     ----------
     reads : bool
-        Whether files whose time of change has moved are read. Otherwise they are assumed to be unchanged.
+        Whether files with a new ctime are read. Otherwise they are assumed to be unchanged.
 
     Returns
     -------
     Prepared
-        Files that were changed in place have a digest in its request.
+        The run, whose request contains a digest of each changed file.
     list of dict
-        Facts about the contents now; empty if nothing was stored.
+        Current facts about the contents; empty if nothing was stored.
     """
     if prepared.config.results.restart:
         return prepared, []
@@ -69,7 +69,7 @@ def compare_contents(ledger: Ledger, prepared: Prepared, reads: bool = True) -> 
 
 
 def record_contents(prepared: Prepared, ledger: Ledger) -> None:
-    """Store digests of the input files, unless they are stored, or are not compared (``--verify sizes``)."""
+    """Store digests of the input files, unless they are already stored or never compared (``--verify sizes``)."""
     if prepared.config.results.verify != "digests" or _describes(ledger.contents(), prepared.shards):
         return
     digests = _digests(prepared.shards, prepared.budget.n_threads)
@@ -92,7 +92,7 @@ def check_contents(prepared: Prepared, ledger: Ledger) -> None:
     Raises
     ------
     DataError
-        When the contents of one changed during the run.
+        If the contents of a file changed during the run.
     """
     contents = ledger.contents()
     if prepared.config.results.verify != "digests" or not _describes(contents, prepared.shards):
@@ -103,14 +103,14 @@ def check_contents(prepared: Prepared, ledger: Ledger) -> None:
         if _digest_of((shard.path, shard.identity)) != line["blake3"]:
             raise DataError(
                 f"file={printable(shard.path)}: its contents changed during the run, although its modification time "
-                "did not. Expected inputs that do not change. Run the same command again once no other process writes "
-                "to the file."
+                "did not. Input files must not change during a run. Run the same command again once no other process "
+                "writes to the file."
             )
         log.debug("file=%s: its ctime has changed; the contents are the same", printable(shard.path))
 
 
 def _digests(shards: Sequence[Shard], n_threads: int) -> list[str | None]:
-    """Return the digest of each shard's file, None if it is unknown; a file that holds several shards is read once."""
+    """Return the digest of each shard's file, or None if it is unknown. A file with several shards is read once."""
     files = {shard.path: shard.identity for shard in shards}
     with threads(n_threads) as pool:
         found = compute([(_digest_of, each) for each in files.items()], pool, n_threads)
@@ -119,7 +119,7 @@ def _digests(shards: Sequence[Shard], n_threads: int) -> list[str | None]:
 
 
 def _digest_of(file: tuple[str, Identity]) -> str | None:
-    """Return the digest of a file; None if it is no longer the one that was vetted: then its shard is a bad one."""
+    """Return the digest of a file; None if it was replaced since it was opened, which makes its shard a bad shard."""
     path, identity = file
     try:
         return file_digest(path, identity)
@@ -139,7 +139,7 @@ def _line(shard: Shard, blake3: str | None, is_changed: bool = False) -> dict[st
 
 
 def _ctime_of(shard: Shard) -> int | None:
-    """Return the time of change of a shard's file now; None if it is gone."""
+    """Return the current ctime of a shard's file, or None if the file no longer exists."""
     try:
         return int(FILES.stat(shard.path).st_ctime_ns)
     except OSError:
@@ -157,7 +157,7 @@ def _is_same_file(line: Mapping[str, Any], shard: Shard) -> bool:
 
 
 def _marked(prepared: Prepared, contents: Contents) -> Prepared:
-    """Return what was prepared, with a digest in the request for each file that was changed in place."""
+    """Return the prepared run with a digest in its request for each changed file."""
     if not any(line["is_changed"] for line in contents):
         return prepared
     marks = [{CONTENTS: line["blake3"]} if line["is_changed"] else {} for line in contents]

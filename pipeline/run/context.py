@@ -1,4 +1,4 @@
-"""A run in progress: the output directory, the devices, the worker pool, and what is known about its progress."""
+"""A run in progress: its output directory, devices, worker pool and progress."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 __all__ = ["RunContext", "RunState", "versions"]
 
-# Packages whose version can change a bit of the results or of their files.
+# Packages whose version can change the bits of the results or of their files.
 _PACKAGES = ("shardpress", "numpy", "Theano", "dask", "h5py", "scikit-learn")
 
 
 class RunState:
     """Progress of a run: finished stages, reused results and warnings.
 
-    Seconds of the compiler count for no stage, because later runs find the kernels in the compile cache.
+    The times of stages exclude the compiler, because later runs find the kernels in the compile cache.
 
     Parameters
     ----------
@@ -52,12 +52,12 @@ class RunState:
     seconds, processor_seconds : dict of str to float
         Wall-clock and processor seconds of each finished stage.
     bounds : dict of str to dict
-        Shares of each finished stage's time in which it waited for the device, the processor or the disk; empty if it
-        was too short to measure.
+        Shares of each finished stage's time that it spent waiting for the device, the processor or the disk; empty if
+        the stage was too short to measure.
     model_key, features_key : str or None
         Fingerprints of the model and the features that the run is about to make.
     reused : dict of str to str
-        For some stages, the results of an earlier run that they reuse, in words.
+        For stages that reuse results of an earlier run, a description of these results.
     began : float
         Start of the run, in seconds since 1970.
     ends_by : float or None
@@ -141,7 +141,7 @@ class RunContext:
 
     @property
     def devices(self) -> str:
-        """The devices that encode, in words."""
+        """Description of the devices that encode."""
         of_workers = {worker["device"] for worker in self.pool.facts()["workers"]} - {None}
         return ", ".join(sorted(of_workers)) or str(self.device)
 
@@ -156,10 +156,10 @@ class RunContext:
         }
 
     def progress_in_words(self, n_rows: int) -> str:
-        """Return a sentence that says how far an unfinished run of `n_rows` rows came."""
+        """Return a sentence about the progress of an unfinished run of `n_rows` rows."""
         state = self.state
         stages = ", ".join(stage for stage in state.seconds if stage != "start") or "no stage"
-        # Results of other settings may be in the directory, too.
+        # The directory may also contain results of other settings.
         checkpoints = self.ledger.records("checkpoint", state.model_key) if state.model_key else []
         if checkpoints:
             stages += f"; checkpoint: {checkpoint_in_words(checkpoints[-1])}"
@@ -172,6 +172,6 @@ class RunContext:
 
 @cache
 def versions() -> dict[str, str]:
-    """Return the versions of Python, HDF5 and the packages that compute; cached, since looking them up takes time."""
+    """Return the versions of Python, HDF5 and the packages that compute. They are cached, since a lookup takes time."""
     packages = {name: version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), "hdf5": h5py.version.hdf5_version, **packages}

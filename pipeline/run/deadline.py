@@ -1,9 +1,9 @@
 """Training that leaves enough time to encode all rows before a deadline.
 
-The number of epochs is decided once, from the measured speed of this run, and is kept in its checkpoints. The learning
-rate falls to its end over these epochs. If epochs take longer later on, their number is reduced; it is never raised.
-Only whole epochs are planned. If not even one more fits, or if the deadline comes within an epoch, training ends at a
-step of the epoch under way, and the parameters are evaluated as at the end of an epoch.
+The number of epochs is decided once, from the measured speed of this run, and is stored in its checkpoints. The
+learning rate decreases to its final value over these epochs. If epochs take longer later, their number is reduced; it
+is never increased. Only whole epochs are planned. If no further epoch fits, or the deadline comes within an epoch,
+training ends at a step of the current epoch, and the parameters are evaluated as at the end of an epoch.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ __all__ = ["DeadlinePolicy", "epochs_that_fit", "gave_up", "reserved_seconds", "
 
 log = logging.getLogger(__name__)
 
-# The measured encoding time is raised by this factor, and these seconds are added for the files written after it.
+# The measured encoding time is multiplied by this factor, and these seconds are added for the files written after it.
 _ENCODING_MARGIN = 1.25
 _SECONDS_AFTER_ENCODING = 10.0
 
-# The share of the time left for training that the first decision hands out.
+# Share of the time left for training that the first decision plans with.
 _PLANNED_SHARE = 0.9
 
-# The share of the time left after which the first decision is made even within the first epoch. With replicas it is
-# larger, because one replica trains the first epoch alone and its speed says little about the others.
+# After this share of the time left, the first decision is made even within the first epoch. With replicas it is larger,
+# because only one replica trains the first epoch, and its speed says little about that of all replicas.
 _FIRST_DECISION = 0.05
 _FIRST_DECISION_OF_REPLICAS = 0.5
 
-# Another measurement of the encoding may take this share of the time left, once an epoch and before an early end.
+# The encoding is measured again, once per epoch and before an early end, if that takes at most this share of the time
+# left.
 _MEASURING_SHARE = 0.02
 _CONFIRMING_SHARE = 0.1
 
@@ -57,7 +58,7 @@ def reserved_seconds(encoding: float, single_file: bool) -> float:
 
 
 def epochs_that_fit(left: float, epoch_seconds: float) -> float:
-    """Return the number of whole epochs that `left` seconds are enough for, or the part of one if it is below 1."""
+    """Return how many epochs fit in `left` seconds: a whole number, or a fraction below 1."""
     fitting = max(0.0, left) / max(epoch_seconds, 1e-9)
     return fitting if fitting < 1 else float(int(fitting))
 
@@ -65,13 +66,13 @@ def epochs_that_fit(left: float, epoch_seconds: float) -> float:
 class EncodingTime:
     """Measured time of encoding all rows.
 
-    A measurement that is disturbed once, for example by first reads from a cold disk, does not count if the next one is
-    shorter: the estimate is the smaller one of the last two.
+    The estimate is the smaller one of the last two measurements, so that a single disturbance, for example by first
+    reads from a cold disk, does not count.
 
     Attributes
     ----------
     cost : float
-        Seconds that the last measurement itself took, without those of the compiler.
+        Seconds that the last measurement took, excluding the compiler.
     """
 
     def __init__(self, prepared: Prepared, context: RunContext, scan: Scan) -> None:
@@ -124,7 +125,7 @@ class DeadlinePolicy:
         self._validation_seconds = 0.0
 
     def after_step(self, training: Training) -> Limit | None:
-        """Decide the number of epochs once enough is known; check it once an epoch; end the training in time."""
+        """Decide the number of epochs as soon as their speed is known; check it once per epoch; end in time."""
         step_seconds = time.monotonic() - self._last_call
         n_epochs = self._planned_epochs(training)
         limit = None
@@ -145,12 +146,12 @@ class DeadlinePolicy:
             "of": self._config.training.epochs,
             "epoch_seconds": self._epoch_seconds,
             "reserved_seconds": self._reserve,
-            "note": "the number of epochs depends on the machine's speed, so the same command can give a different "
-            "model",
+            "note": "The number of epochs depends on the speed of the machine, so the same command can give another "
+            "model.",
         }
 
     def _planned_epochs(self, training: Training) -> int | None:
-        """Return the number of epochs of the training; None as long as it cannot be decided."""
+        """Return the number of epochs of the training; None until it can be decided."""
         state = training.state
         if state.n_epochs is None:
             if not self._can_decide(training):
@@ -178,37 +179,37 @@ class DeadlinePolicy:
         return is_speed_known or time.monotonic() - self._start >= patience * self._left_at_start
 
     def _epochs_in_time(self, training: Training, share: float) -> int:
-        """Return the number of epochs that fit into a share of the time that is left for the training.
+        """Return the number of epochs that fit in a share of the time that is left for the training.
 
-        The epoch under way counts if it fits only in part.
+        The current epoch counts even if only a part of it fits.
         """
         self._measure(training)
         self._epoch_seconds = _epoch_seconds(training)
         self._validation_seconds = _validation_seconds(training)
         fitting = self._fitting(training, share)
-        if fitting < 1:  # such a consequence should not follow from one bad measurement
+        if fitting < 1:  # measure again, because one bad measurement should not end the training
             self._measure(training, _CONFIRMING_SHARE)
             fitting = self._fitting(training, share)
         return min(training.n_epochs, training.state.epoch + max(1, int(fitting)))
 
     def _fitting(self, training: Training, share: float) -> float:
-        """Return how many epochs fit, counted from the start of the epoch under way."""
+        """Return how many epochs fit, counted from the start of the current epoch."""
         left = self._ends_by - time.time() - self._reserve
         return epochs_that_fit(share * left + training.state.seconds, self._epoch_seconds)
 
     def _measure(self, training: Training, share: float = _MEASURING_SHARE) -> None:
-        """Measure the encoding if there is no measurement yet, or if another one takes this share of the time left."""
+        """Measure the encoding for the first time, or again if that takes at most this share of the time left."""
         is_cheap = self._encoding.cost <= share * (self._ends_by - time.time())
         if not self._encoding.is_measured or is_cheap:
             self._encoding.measure(training.autoencoder)
             self._reserve = reserved_seconds(self._encoding.seconds, self._config.results.single_file)
 
     def _is_time_over(self, step_seconds: float) -> bool:
-        """Return whether another step, as long as the last one, would leave too little time."""
+        """Return whether too little time would be left after another step as long as the last one."""
         return time.time() + step_seconds + self._validation_seconds + self._reserve > self._ends_by
 
     def _must_end(self, training: Training, step_seconds: float) -> bool:
-        """Return whether the training must end now; one new measurement of the encoding has to confirm it."""
+        """Return whether the training must end now, according to a new measurement of the encoding."""
         if not self._is_time_over(step_seconds):
             return False
         if not self._is_end_confirmed:
@@ -270,7 +271,7 @@ def gave_up(training: Mapping[str, Any]) -> str:
     n_trained = len(training["history"]) - 1 + part if part < 1 else len(training["history"])
     if n_trained >= facts["of"]:
         return ""
-    if len(training["history"]) < facts["n_epochs"]:  # stopped early, by its validation
+    if len(training["history"]) < facts["n_epochs"]:  # stopped early, because the validation cost did not improve
         return ""
     ends_by = in_words(datetime.fromisoformat(facts["ends_by"]).timestamp())
     return f"Trained {n_trained:.3g} of {facts['of']} epochs to finish by {ends_by}."
@@ -285,10 +286,7 @@ def warn_if_late(ends_by: float | None) -> None:
 
 
 def _epoch_seconds(training: Training) -> float:
-    """Return the seconds of an epoch.
-
-    They are those of the last epoch. In the first epoch of its kind they follow from the steps taken so far.
-    """
+    """Return the seconds of an epoch: those of the last one, or in the first one an estimate from the steps so far."""
     state = training.state
     n_alone = 1 if training.replicas else 0  # one replica trains the first epoch alone
     if state.epoch > n_alone:
@@ -309,8 +307,8 @@ def _validation_seconds(training: Training) -> float:
 def _encoding_seconds(prepared: Prepared, context: RunContext, scan: Scan, autoencoder: Autoencoder) -> float:
     """Return the seconds that encoding all rows would take, measured on some of them.
 
-    The first stretch of rows is encoded before the measurement: threads, buffers and the first reads of the HDF5
-    library would otherwise count for every row.
+    The first stretch of rows is encoded before the measurement, so that the costs of starting threads, allocating
+    buffers and first reads are not counted for every row.
     """
     model = Model(scan.scaler, autoencoder.network, autoencoder.parameters(), {})
     stage = EncodingStage(prepared, model, scan.unreadable)

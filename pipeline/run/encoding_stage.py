@@ -42,8 +42,8 @@ __all__ = ["Encoded", "EncodingStage", "compile_encoder", "encoder_of", "encodin
 
 log = logging.getLogger(__name__)
 
-_MANY_OUTSIDE = 0.01  # of the rows
-_COLUMNS_LISTED = 3  # in a message
+_MANY_OUTSIDE = 0.01  # fraction of the rows above which a warning is logged
+_COLUMNS_LISTED = 3  # columns that a message lists
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class EncodingStage:
         first = storages(self.prepared.config.storage)[0]
         key = self.prepared.request.of_features(self.model.fingerprint)
         unreadable = sorted(self.unreadable)
-        is_listed = self.prepared.config.bad_data.on_bad_data == "quarantine"  # only then parts list bad rows
+        is_listed = self.prepared.config.bad_data.on_bad_data == "quarantine"  # otherwise parts do not list bad rows
         if unreadable or is_listed:
             key = fingerprint(key, unreadable, is_listed)
         if storage is not None and storage != first:
@@ -107,7 +107,7 @@ class EncodingStage:
         return encoded
 
     def committed(self, earlier: EarlierResults) -> Encoded:
-        """Return the parts of an earlier run, in the last storage format that any of them have."""
+        """Return the parts of an earlier run in the last storage format that it used."""
         for storage in reversed(storages(self.prepared.config.storage)):
             encoded = self._committed_as(earlier, storage)
             if encoded.parts:
@@ -127,7 +127,7 @@ class EncodingStage:
         for storage in smaller:
             try:
                 return self._encode_as(context, encoder, storage)
-            except TooCoarse as error:  # no sample shows it: a single row can lie far outside
+            except TooCoarse as error:  # a sample cannot rule this out, because a single row can be far outside
                 log.info("encoding: starting again with %s, because %s", last.dtype, error)
         return self._encode_as(context, encoder, last)
 
@@ -151,7 +151,7 @@ class EncodingStage:
             return
         worst = farthest((column for part in encoded.parts for column in part.outside), _COLUMNS_LISTED)
         log.warning(
-            "%d of %d rows lie outside the range of the model's training rows, farthest in %s. Their features may "
+            "%d of %d rows are outside the range of the model's training rows, farthest in %s. Their features may "
             "be meaningless. Train a model on such rows, or choose how to treat them with --on-drift.",
             n_outside,
             encoded.n_rows,
@@ -177,7 +177,7 @@ class EncodingStage:
         return encoding_bytes(self.prepared)
 
     def sample(self, encoder: Autoencoder, some: Sequence[Stretch], disk: Disk) -> Pace:
-        """Encode some rows, in the smallest storage format that is exact enough for them.
+        """Encode some rows in the smallest storage format that is accurate enough for them.
 
         Parameters
         ----------
@@ -200,7 +200,7 @@ class EncodingStage:
         Parameters
         ----------
         part_rows : int
-            Rows of the largest part: a run on few rows takes little memory.
+            Rows of the largest part; a run on few rows needs little memory.
         directory : Path
             Output directory.
         """
@@ -222,7 +222,7 @@ class EncodingStage:
             part_rows=part_rows,
             n_readers=budget.n_threads,
             bad_data=bad_data,
-            has_range=prepared.given_model is not None and not scaler.clips,  # no clipped row lies outside
+            has_range=prepared.given_model is not None and not scaler.clips,  # clipped rows are never outside
             storage=storages(prepared.config.storage)[0],
             n_wide=budget.n_wide,
             chunk_bytes=budget.chunk_bytes,
@@ -231,7 +231,7 @@ class EncodingStage:
     # -- inside --
 
     def _committed_as(self, earlier: EarlierResults, storage: Storage) -> Encoded:
-        """Return the parts of an earlier run in one storage format; drop those that overlap others."""
+        """Return the parts of an earlier run in one storage format; drop parts that overlap others."""
         key = self.key(storage)
         parts = [PartFacts.from_record(record) for record in earlier.records("part", key)]
         _, overlapping = plan_parts(self.prepared.shards, self.prepared.budget.part_rows, parts)
@@ -269,20 +269,20 @@ class EncodingStage:
         settings = self._shared_settings(context, storage, max(len(part.source) for part in missing))
         tasks = [EncodeTask(part, settings, self.unreadable.get(part.number)) for part in missing]
         n_rows = sum(len(part.source) for part in missing)
-        # Parts of small shards are sent together, until they have about the rows of a whole part.
+        # Parts of small shards are sent together, until they have about as many rows as a full part.
         n_small = self.prepared.budget.part_rows * len(tasks) // max(1, n_rows)
         key = self.key(storage)
         stats = context.pool.stats
         with (
             serving(settings, self.model, encoder.encode_checked, context.ledger.disk),
-            # Before the others: it commits what waits when they have ended, also by an error.
+            # Entered first, because on exit, even after an error, it commits the parts that are still waiting.
             GroupCommit(context.ledger) as group,
             Progress(self.name, n_rows, "rows", missing[0].source.shard.row_bytes) as progress,
             context.pool.executor(self.prepared.budget.n_writers) as (executor, n_at_once),
         ):
 
             def commit(part: PartFacts) -> None:
-                limit.count(part)  # first: a part with one bad row too many is not committed
+                limit.count(part)  # before the commit: a part that exceeds the limit is not committed
                 group.add(part.record(key))
                 progress.advance(part.n_rows, stats)
 
@@ -293,7 +293,7 @@ class EncodingStage:
         """Return the settings that all tasks share."""
         settings = self.settings(part_rows, context.ledger.directory)
         n_sharing = context.pool.n_local_processes
-        n_processes = max(1, n_sharing)  # that share the memory budget
+        n_processes = max(1, n_sharing)  # number of processes that share the memory budget
         return replace(
             settings,
             model=self._model_file(context),
@@ -305,9 +305,9 @@ class EncodingStage:
         )
 
     def _model_file(self, context: RunContext) -> Entry:
-        """Return the file in which workers find the model.
+        """Return the file from which workers load the model.
 
-        It is the committed model, or a copy of a given one, which the next sweep removes.
+        It is the committed model, or a copy of a given model. The next sweep removes the copy.
         """
         if self.prepared.given_model is None:
             for record in context.ledger.records("model", self.prepared.request.of_model(self.unreadable)):
@@ -316,7 +316,7 @@ class EncodingStage:
 
     def _sample_as(self, encoder: Autoencoder, some: Sequence[Stretch], disk: Disk, storage: Storage) -> Pace:
         prepared = self.prepared
-        if prepared.config.bad_data.on_bad_data == "raise":  # bad rows are the scan's subject
+        if prepared.config.bad_data.on_bad_data == "raise":  # the scan reports bad rows
             prepared = replace(prepared, config=prepared.config.changed(on_bad_data="skip"))
         n_rows = min(prepared.budget.part_rows, max(len(stretch.block) for stretch in some))
         settings = replace(replace(self, prepared=prepared).settings(n_rows, Path()), storage=storage)
@@ -330,7 +330,7 @@ class EncodingStage:
 
 
 def encoding_bytes(prepared: Prepared) -> int:
-    """Return the bytes that encoding holds at most, which do not depend on the model."""
+    """Return the maximum memory of the encoding in bytes, which does not depend on the model."""
     budget = prepared.budget
     largest_shard = max(shard.n_rows for shard in prepared.shards)
     part_bytes = min(budget.part_rows, largest_shard) * (4 * prepared.config.network.n_features + 1)
@@ -352,7 +352,7 @@ def encoder_of(prepared: Prepared, model: Model) -> Autoencoder:
 
 
 def compile_encoder(encoder: Autoencoder, dtype: np.dtype) -> None:
-    """Compile the encoder for rows of a dtype, by encoding none."""
+    """Compile the encoder for rows of a dtype, by encoding no rows."""
     network = encoder.network
     nothing = np.empty((0, network.n_inputs), dtype)
     encoder.encode_checked(nothing, np.empty((0, network.n_features), dtype=np.float32))
@@ -381,7 +381,7 @@ class _BadRowLimit:
         if self._n_bad > self._limit:
             raise DataError(
                 f"file={printable(part.path)} dataset={printable(part.dataset)} rows={part.start}:{part.stop}: "
-                f"{quantity(self._n_bad, 'bad row')} so far, expected {self._limit} at most (--max-bad-rows "
+                f"{quantity(self._n_bad, 'bad row')} so far, expected at most {self._limit} (--max-bad-rows "
                 f"{self._settings.max_bad_rows}, --on-bad-data {self._settings.on_bad_data}). Fix the files, or "
                 "raise --max-bad-rows."
             )

@@ -1,4 +1,4 @@
-"""A run: its stages in order, each loaded from an earlier run or made."""
+"""A run: its stages in order. Each is loaded from an earlier run or computed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run(
     disk: Disk | None = None,
     on_locked: Callable[[Path], object] = lambda directory: None,
 ) -> Summary:
-    """Scan, train and encode; or finish an interrupted run in the same directory.
+    """Scan, train and encode, or resume an interrupted run in the same directory.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def run(
     Raises
     ------
     ShardpressError
-        For everything that a user can fix, as one of its subclasses. A note says how far the run came.
+        One of its subclasses, for everything that a user can fix. A note describes the progress of the run.
     """
     with collect_warnings() as warnings, watching(n_device_calls, is_compiling) as watch:
         state = RunState(warnings, watch)
@@ -82,7 +82,7 @@ def _run_in(ledger: Ledger, prepared: Prepared, state: RunState, command: Sequen
     if finished is None:
         state.ends_by = _store_request(ledger, prepared, state.began)
     elif ledger.request() == plain_request(prepared.request):
-        # Otherwise a run with other settings has begun to replace it, and can be resumed.
+        # Otherwise a run with other settings has begun to replace the results, and can be resumed.
         ledger.sweep(*(ledger.manifest() or {}).get("kept", ()))
     if contents:
         ledger.set_contents(contents)
@@ -91,7 +91,7 @@ def _run_in(ledger: Ledger, prepared: Prepared, state: RunState, command: Sequen
         return replace(finished, seconds=state.seconds)
 
     check_space(ledger, prepared)
-    # Only now: Theano takes seconds to start, and a finished run does not need it.
+    # Theano takes seconds to start, and a finished run does not need it.
     device = start_device(config.machine.require_device)
     make_probe = partial(_make_probe, prepared, ledger)
     n_writers = prepared.budget.n_writers
@@ -115,7 +115,7 @@ def _store_request(ledger: Ledger, prepared: Prepared, start: float) -> float | 
 
 
 def _make_probe(prepared: Prepared, ledger: Ledger) -> Probe:
-    """Write a file that workers must see. The next sweep removes it, and their files, like all unreferenced files."""
+    """Write a file that workers must see. The next sweep removes it and the workers' files, as unreferenced files."""
     from pipeline.cluster.checks import Probe  # loads distributed, which a run with threads does not need
 
     entry = ledger.write("stages/probe", ".txt", token_hex(8).encode())
@@ -126,7 +126,7 @@ def _make_probe(prepared: Prepared, ledger: Ledger) -> Probe:
 
 def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
     """Run the stages one after the other."""
-    keep_chunks(prepared.budget.chunk_bytes)  # also if the scan, whose tasks do that, is reused
+    keep_chunks(prepared.budget.chunk_bytes)  # needed if the scan is reused; otherwise its tasks do the same
 
     scan: Scan | None = None
     facts = {}
@@ -139,7 +139,7 @@ def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
     if prepared.given_model is None:
         assert scan is not None
         prepared = prepared.with_offset(scan.offset)
-        record_contents(prepared, context.ledger)  # after the scan, which leaves the files in the page cache
+        record_contents(prepared, context.ledger)  # now, because the scan has left the files in the page cache
         training = TrainingStage(prepared, tuple(unreadable), scan)
         model = load_or_make(training, context)
         facts.update(training.facts(model))
@@ -149,7 +149,7 @@ def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
 
     encoding = EncodingStage(prepared, model, unreadable)
     encoded = load_or_make(encoding, context)
-    context.state.features_key = encoded.key  # also of reused features, for the message of a run that fails later
+    context.state.features_key = encoded.key  # also set for reused features, for the message of a run that fails later
     facts.update(encoding.facts(encoded))
 
     record_contents(prepared, context.ledger)

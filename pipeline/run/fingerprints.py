@@ -31,15 +31,15 @@ __all__ = ["CONTENTS", "Request", "differences", "other_inputs", "other_settings
 CONTENTS = "contents"
 """Key of the digest of a shard's file, if it was changed in place without a new modification time."""
 
-# Format numbers, to be raised when the same settings begin to give other numbers.
+# Format numbers. Increment them when the same settings give different results.
 _SCAN = 1
 _TRAINING = 1
 _ENCODING = 1
 
 _STAGES = ("scan", "training", "encoding")
-_LISTED = 10  # differences that a message names: it is read in a terminal
-_FOLDERS = 3  # folders that a message names
-_CURRENT_KEYS = {"riders": "extras"}  # keys of version 0.1.0, which are part of the fingerprints, to names in messages
+_LISTED = 10  # differences that a message lists
+_FOLDERS = 3  # directories that a message lists
+_CURRENT_KEYS = {"riders": "extras"}  # names in messages, by the keys of version 0.1.0 that fingerprints still use
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Request:
     scan, training, encoding : dict
         Settings of each stage.
     folders : list of str
-        Directories of the shards. They are part of no fingerprint, because a data set may be moved between two runs.
+        Directories of the shards. They are not part of a fingerprint, so that a data set can be moved between two runs.
     """
 
     inputs: dict[str, Any]
@@ -72,14 +72,14 @@ class Request:
         Parameters
         ----------
         unreadable : iterable of int
-            Positions of shards that could not be read, so that the training did without them.
+            Positions of shards that could not be read and were not trained on.
         """
         key = fingerprint("model", self.of_scan(), self.training)
         missing = sorted(unreadable)
         return fingerprint(key, missing) if missing else key
 
     def of_features(self, model: str) -> str:
-        """Return the fingerprint of the features of a model, which is given by its own fingerprint."""
+        """Return the fingerprint of the features, given the fingerprint of the model."""
         return fingerprint("features", self.inputs, self.scan, self.encoding, model)
 
     def of_all(self) -> str:
@@ -125,8 +125,8 @@ def _training_request(settings: Settings, shards: Sequence[Shard], budget: Budge
     if settings.training.start == "components":
         training["sample_rows"] = budget.max_sample_rows if budget.max_sample_rows < n_rows else None
     if settings.timing.finish_by or settings.timing.max_hours:
-        # The run itself finds out how many epochs fit, so such a model is never that of a run without a deadline. A
-        # second run with a deadline resumes with the number of epochs that the first one has decided on.
+        # The run itself measures how many epochs fit, so a run without a deadline never reuses its model. A second run
+        # with a deadline resumes with the number of epochs that the first one decided on.
         training["by_deadline"] = True
     training["versions"] = {name: version(name) for name in ("numpy", "Theano")}
     training["format"] = _TRAINING
@@ -134,7 +134,7 @@ def _training_request(settings: Settings, shards: Sequence[Shard], budget: Budge
 
 
 def _identity(shard: Shard) -> dict[str, Any]:
-    """Return what identifies the rows of a shard."""
+    """Return the facts that identify the rows of a shard."""
     identity = {
         "file": Path(shard.path).name,
         "dataset": shard.dataset,
@@ -144,7 +144,7 @@ def _identity(shard: Shard) -> dict[str, Any]:
         "changed": shard.identity.mtime_ns,
         "riders": [extra.name for extra in shard.extras if not extra.is_named],
     }
-    # Added only if they differ from the default, so that runs of version 0.1.0 can be resumed.
+    # These keys are added only if they differ from the default, so that runs of version 0.1.0 can be resumed.
     if shard.form != "dense":
         identity["form"] = shard.form
     if shard.order is not None:
@@ -174,9 +174,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], stages: Seque
 
 
 def other_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Return whether an earlier request was about another data set: some of its files are not requested now.
+    """Return whether an earlier request was about another data set, that is, had files that are not requested now.
 
-    Files of the same names in other directories are another data set if every one of them has changed.
+    Files with the same names in other directories count as another data set if all of them differ.
     """
     names_now = {shard["file"] for shard in _shards(now)}
     if any(shard["file"] not in names_now for shard in _shards(before)):
@@ -186,7 +186,7 @@ def other_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Return whether two requests are about the same files but choose the model or its rows differently."""
+    """Return whether two requests have the same files, but different settings for the model or its rows."""
     return _file_identities(before) == _file_identities(now) and _choices(before) != _choices(now)
 
 
@@ -208,7 +208,7 @@ def _choices(request: Mapping[str, Any]) -> list[Any]:
     choices: list[Any] = []
     for stage in ("scan", "training"):
         settings = request.get(stage, {})
-        # A user does not choose versions of packages, and can hardly return to other ones.
+        # Versions of packages are excluded: users do not choose them, and can hardly restore earlier ones.
         choices.append({name: value for name, value in settings.items() if name not in ("versions", "format")})
     choices.append([shard["dataset"] for shard in _shards(request)])
     return choices
@@ -232,7 +232,7 @@ def _changed_files(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[st
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a phrase for each value that differs: values of today's names first, then those that no longer exist."""
+    """Yield a phrase for each value that differs: current keys first, then keys that no longer exist."""
     for key in {**now, **before}:
         value_before = before.get(key)
         value_now = now.get(key)

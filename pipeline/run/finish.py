@@ -43,7 +43,7 @@ __all__ = ["FinishStage", "StageResults"]
 
 log = logging.getLogger(__name__)
 
-_OTHER_OPEN_FILES = 32  # of a process that reads index.h5
+_OTHER_OPEN_FILES = 32  # open files of a process in addition to those of index.h5
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class StageResults:
     Attributes
     ----------
     scan : Scan or None
-        None if the rows of a given model were not scanned.
+        None if the rows were not scanned, which can happen with a given model.
     model : Model
         The fitted model.
     model_key : str
-        Fingerprint under which it is committed.
+        Fingerprint of the record of the model.
     encoded : Encoded
         The features.
     facts : mapping
@@ -80,7 +80,7 @@ class FinishStage:
     prepared : Prepared
         The run, with shards whose rows are read minus the model's offset.
     results : StageResults or None
-        Results of the other stages. `load` does not need them.
+        Results of the other stages; `load` does not need them.
     """
 
     prepared: Prepared
@@ -89,7 +89,7 @@ class FinishStage:
     name: ClassVar[str] = "finish"
 
     def key(self) -> str:
-        """Return the fingerprint of everything that was requested."""
+        """Return the fingerprint of the whole request."""
         return self.prepared.request.of_all()
 
     def load(self, earlier: EarlierResults) -> Summary | None:
@@ -98,7 +98,7 @@ class FinishStage:
         Raises
         ------
         ConfigError
-            When there are results of other settings or inputs that may not be replaced.
+            If there are results of other settings or inputs, and the settings do not allow replacing them.
         """
         manifest = finished_manifest(earlier.ledger, self.prepared)
         if manifest is None:
@@ -119,7 +119,7 @@ class FinishStage:
         Raises
         ------
         VerificationFailed
-            When features that are read back differ from those computed again.
+            If stored features differ from recomputed ones.
         """
         assert self.results is not None
         finish = _Finish(self.prepared, self.results, context)
@@ -130,7 +130,7 @@ class FinishStage:
         return summary
 
     def memory_bytes(self, resident: bool) -> int:
-        """Return the bytes of the report's sample, and of what the memory allocator keeps of the encoding's blocks."""
+        """Return the bytes of the report's sample, and of memory that the allocator keeps after the encoding."""
         prepared = self.prepared
         network = network_of(prepared.config.network, prepared.n_inputs)
         blocks = prepared.budget.n_writers * block_bytes(prepared)
@@ -150,13 +150,13 @@ class _Finish:
         self._parts = results.encoded.parts
         self._facts = results.facts
         self._features_key = results.encoded.key
-        # Results that stay in the directory, so that a later run can reuse them.
+        # These results stay in the directory, so that a later run can reuse them.
         self._kept_keys = [prepared.request.of_scan(), results.model_key, results.encoded.key]
         self._attributes = {**context.attributes(prepared, results.model), "storage": results.facts["storage"]}
         self._preprocessing = _preprocessing_of(prepared, results.model)
 
     def verify(self) -> dict[str, Any]:
-        """Encode some rows again and compare them with the stored features; drop parts in which they differ."""
+        """Recompute the features of some rows, compare them with the stored ones, and drop parts that differ."""
         lines = [part.line() for part in self._parts]
         checked = check_rows(
             self._ledger.directory, lines, lambda part: self._prepared.shards[part["shard"]], self._preprocessing
@@ -171,7 +171,7 @@ class _Finish:
         return asdict(checked)
 
     def _verification_error(self, checked: RowCheck) -> VerificationFailed:
-        """Drop the parts in which features differ, and return the error that says so."""
+        """Drop the parts in which features differ, and return the error that reports them."""
         files = {fault.file for fault in checked.faults}
         wrong = [part for part in self._parts if part.entry.file in files]
         self._ledger.drop(*(part.record(self._features_key) for part in wrong))
@@ -209,13 +209,13 @@ class _Finish:
         )
 
     def report(self, summary: Summary, verification: Mapping[str, Any]) -> dict[str, Any]:
-        """Return every number of the run. Their number does not depend on that of rows, shards or warnings."""
+        """Return the content of report.json. Its size does not grow with the number of rows, shards or warnings."""
         prepared = self._prepared
         context = self._context
         config = prepared.config
         state = context.state
         request = prepared.request.of_all()
-        sample = self._sample()  # first, because its failure is a warning
+        sample = self._sample()  # before the warnings are read, because a failure is one of them
         report = {
             "made": datetime.now().astimezone().isoformat(" ", "seconds"),
             "command": " ".join(context.command),
@@ -263,7 +263,7 @@ class _Finish:
         warn_if_late(self._context.state.ends_by)
         if not prepared.config.results.single_file:
             _warn_of_many_parts(len(self._parts))
-        # Only now: until the new manifest, readers followed the old one to an earlier run's results.
+        # Not earlier: until the new manifest is published, readers use the old one and the results that it lists.
         self._ledger.sweep(*self._kept_keys)
 
     # -- inside --
@@ -301,7 +301,7 @@ class _Finish:
         }
 
     def _files(self, report: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
-        """Yield names and contents of the files next to the parts; each is made after the one before is written."""
+        """Yield names and contents of the files next to the parts. Each is built after the previous one is written."""
         yield "model.h5", self._model.to_hdf5()
         yield "encoder.npz", self._model.to_npz()
         yield from self._index()
@@ -338,7 +338,7 @@ class _Finish:
         The file is large, so an earlier one that is intact is reused.
         """
         directory = self._ledger.directory
-        before = self._ledger.manifest() or {"parts": [], "files": []}  # of the last finished run
+        before = self._ledger.manifest() or {"parts": [], "files": []}  # manifest of the last finished run
         is_same = [line["blake3"] for line in before["parts"]] == [part.entry.blake3 for part in self._parts]
         earlier = [Entry(**line) for line in before["files"] if is_same and plain_name(line["file"]) == SINGLE_FILE]
         if earlier and not fault_of(directory, earlier[0]):
@@ -368,14 +368,14 @@ def _best_cost(training: Mapping[str, Any]) -> float | None:
 
 
 def _with_names(bad: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
-    """Return the facts about a bad row, with the names of its columns if they have any."""
+    """Return the facts about a bad row, with the names of its columns if they are known."""
     if not columns.is_known:
         return dict(bad)
     return {**bad, "names": [columns.name_of(column) for column in bad["columns"]]}
 
 
 def _warn_of_many_parts(n_parts: int) -> None:
-    """Warn if a process cannot open all parts: HDF5 keeps each one open, and reads NaN for those it cannot open."""
+    """Warn if a process cannot open all parts. HDF5 keeps each part open, and reads NaN for parts it cannot open."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if n_parts > most - _OTHER_OPEN_FILES:
         log.warning(

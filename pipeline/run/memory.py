@@ -1,4 +1,4 @@
-"""Memory that a run needs at most, and memory that a process has taken."""
+"""Maximum memory that a run needs, and memory that a process has used."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 NETWORK_COPIES = 10
-"""Copies of the network's parameters during training: Adam's states, the best ones, and what these were made from."""
+"""Copies of the network's parameters during training, including Adam's states and the best parameters."""
 _COPIES_ON_DEVICE = 5  # parameters, Adam's states, gradients, and one more while they are updated
 SCALING_BYTES = 2**24
 """Bytes of one block of rows in float64, with everything computed from it, during the search for components."""
@@ -41,7 +41,7 @@ def taken_bytes() -> int:
 
 
 def peak_bytes() -> int:
-    """Return the most bytes that this process has had in memory."""
+    """Return the largest number of bytes that this process has had in memory."""
     return _from_proc("/proc/self/status", "VmHWM")
 
 
@@ -88,7 +88,7 @@ def device_bytes(prepared: Prepared, resident: bool, tile_rows: int) -> int:
     network = network_of(config.network, prepared.n_inputs)
     row_bytes = prepared.n_inputs * row_dtype(prepared.shards).itemsize
     rows = prepared.n_rows * row_bytes if resident and prepared.given_model is None else 0
-    # Each layer's activations on both ways, and the gradients by them.
+    # The activations of each layer in the encoder and in the decoder, and their gradients.
     n_rows_at_once = max(config.training.batch_size, tile_rows)
     activations = 4 * n_rows_at_once * sum(network.widths)
     return rows + 4 * (_COPIES_ON_DEVICE * network.n_weights + activations)

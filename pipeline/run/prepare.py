@@ -38,13 +38,13 @@ class Prepared:
     Attributes
     ----------
     config : Settings
-        Settings with a value for each option that was left open.
+        Settings in which all defaults are resolved.
     shards : tuple of Shard
         The opened inputs.
     bad_shards : list of dict
         Input files that were refused and left out: ``file`` and ``reason``.
     given_model : Model or None
-        The model of ``--model``; then nothing is trained.
+        The model of ``--model``, which replaces the training.
     budget : Budget
         Sizes that keep the run within its memory.
     request : Request
@@ -102,7 +102,7 @@ class Prepared:
         return n_allowed(self.config.bad_data.max_bad_shards, n_shards) if self.allows_bad_data else 0
 
     def with_offset(self, offset: np.ndarray | None) -> Prepared:
-        """Return the same with shards whose rows are read minus an offset (n_inputs,); itself without an offset."""
+        """Return a copy with shards whose rows are read minus an offset (n_inputs,), or itself if that is None."""
         if offset is None:
             return self
         return replace(self, shards=tuple(with_offset(shard, offset) for shard in self.shards))
@@ -114,7 +114,7 @@ def prepare(config: Config) -> Prepared:
     Raises
     ------
     ConfigError
-        For settings that cannot work, in themselves or with these inputs.
+        For settings that are invalid, in general or for these inputs.
     ShardpressError
         For inputs or a model that cannot be used.
     """
@@ -130,7 +130,7 @@ def prepare(config: Config) -> Prepared:
     shards = _without_wide_extras(settings, shards)
     network = network_of(settings.network, n_inputs)
     n_replicas = 0 if given_model else settings.training.replicas
-    # This may refuse the settings, so it comes before there is a directory to clean up.
+    # This may refuse the settings, so it comes before the output directory is created.
     budget = make_budget(settings.machine, settings.storage, network, n_replicas, shards, TILE_ROWS)
     log.debug("budget: %s", budget)
     if warning := repeated_chunks(shards, budget):
@@ -143,7 +143,7 @@ def _log_settings(config: Config, settings: Settings, given_model: Model | None)
     """Log all settings for debugging, and a number of replicas that was reduced."""
     if given_model is None and settings.training.replicas < (config.training.replicas or 1):
         log.info(
-            "replicas: %d instead of %d, so that each has enough steps and its rows fit in memory",
+            "replicas: using %d instead of %d, so that each has enough steps and its rows fit in memory",
             settings.training.replicas,
             config.training.replicas,
         )
@@ -152,7 +152,7 @@ def _log_settings(config: Config, settings: Settings, given_model: Model | None)
 
 
 def _without_wide_extras(settings: Settings, shards: tuple[Shard, ...]) -> tuple[Shard, ...]:
-    """Return the shards without extras that the memory budget does not hold; warn of each."""
+    """Return the shards without extras that do not fit in the memory budget; log a warning for each."""
     memory_budget = settings.machine.memory_budget
     reasons: dict[str, str] = {}
     for name, needed in too_wide(memory_budget, shards, TILE_ROWS).items():
@@ -187,20 +187,20 @@ def _open_inputs(config: Config, given_model: Model | None) -> tuple[tuple[Shard
     first = shards[0]
     if first.n_inputs == 1:
         raise DataError(
-            f"{first}: shape {first.shape} has a single column, expected two or more: there is nothing to compress. "
-            "Name another dataset with --dataset."
+            f"{first}: shape {first.shape} has a single column, which cannot be compressed. Expected two or more "
+            "columns. Name another dataset with --dataset."
         )
     return shards, refused
 
 
 def too_many_bad_shards(config: Config, refused: Sequence[Mapping[str, str]], n_shards: int) -> DataError | None:
-    """Return an error if more of `n_shards` shards were refused than allowed, else None."""
+    """Return an error if more of `n_shards` shards were refused than allowed, otherwise None."""
     limit = n_allowed(config.bad_data.max_bad_shards, n_shards)
     if len(refused) <= limit:
         return None
     return DataError(
-        f"{len(refused)} of {n_shards} shards are bad, expected {limit} at most (--max-bad-shards "
-        f"{config.bad_data.max_bad_shards}). The first: {refused[0]['reason']}"
+        f"{len(refused)} of {n_shards} shards are bad, expected at most {limit} (--max-bad-shards "
+        f"{config.bad_data.max_bad_shards}). The first error: {refused[0]['reason']}"
     )
 
 
@@ -219,10 +219,10 @@ def _complaints(settings: Settings, shards: Sequence[Shard], given_model: Model 
         model = f"model={printable(settings.inputs.model)}"
         if given_model.n_inputs != first.n_inputs:
             found = f"found {first.n_inputs} in file={printable(first.path)}"
-            yield f"{model}: made for {given_model.n_inputs} columns, {found}"
+            yield f"{model}: expects {given_model.n_inputs} columns, {found}"
         n_features = settings.network.n_features
         if given_model.n_features != n_features:
-            yield f"{model}: gives {given_model.n_features} features, found n_features {n_features}; omit this setting"
+            yield f"{model}: has {given_model.n_features} features, found n_features {n_features}; omit this setting"
         yield from _contradictions(settings, given_model, model)
     now = time.time()
     if (deadline_of(settings.timing, now) or now) < now:
@@ -231,7 +231,7 @@ def _complaints(settings: Settings, shards: Sequence[Shard], given_model: Model 
 
 
 def _contradictions(settings: Settings, given_model: Model, model: str) -> Iterator[str]:
-    """Yield a sentence for each setting that a given model contradicts."""
+    """Yield a sentence for each setting that contradicts a given model."""
     network = given_model.network
     layers = [
         ("hidden", network.widths[1:-1], settings.network.hidden),
@@ -247,19 +247,19 @@ def _contradictions(settings: Settings, given_model: Model, model: str) -> Itera
     ]
     for name, is_trained_with, value in scaling:
         if value and not is_trained_with:
-            yield f"{model}: trained without {name}, found {name} {value}; omit this setting"
+            yield f"{model}: was trained without {name}, found {name} {value}; omit this setting"
 
 
 def _inside_output(settings: Settings, shards: Sequence[Shard]) -> Iterator[str]:
-    """Yield a sentence for each input and model that lies in the output, where the run could remove it."""
+    """Yield a sentence for each input and model in the output directory, where the run could remove it."""
     output = Path(settings.results.output)
     where = f"output={printable(output)}"
     inputs = files_inside(output, [Path(shard.path) for shard in shards])
     if inputs:
-        yield f"{where}: holds the input file={printable(inputs[0])}, expected another --output"
+        yield f"{where}: contains the input file={printable(inputs[0])}, expected another --output"
     if settings.inputs.model:
         model = Path(settings.inputs.model)
         if model.is_dir():
             model = model / "model.h5"
         if files_inside(output, [model]):
-            yield f"{where}: holds the given model and the results of its training, expected another --output"
+            yield f"{where}: contains the given model and the results of its training, expected another --output"

@@ -1,4 +1,4 @@
-"""Results of earlier runs in the output directory: which can be reused, and whether the others may be replaced."""
+"""Results of earlier runs in the output directory: which ones are reused, and whether others may be replaced."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ T = TypeVar("T")
 
 QUARANTINE = "quarantine.jsonl"
 _MAX_COMPLAINT = 1000  # characters of an error that a warning quotes
-_ARCHIVE_BYTES = 2**20  # of a .npz file, in addition to its arrays
+_ARCHIVE_BYTES = 2**20  # maximum size of a .npz file in addition to its arrays
 
 
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
 class EarlierResults:
-    """Committed results of an output directory, whose files are checked before they are used; each file once.
+    """Committed results of an output directory. Each file is checked once, before it is used.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class EarlierResults:
     compares_digests : bool
         Whether files are compared by their digests; otherwise by their sizes.
     is_readonly : bool
-        Whether damaged results stay as they are and nothing is logged. `shardpress plan` only looks.
+        Whether damaged results are kept and nothing is logged, as `shardpress plan` needs it.
     """
 
     def __init__(self, ledger: Ledger, n_threads: int, compares_digests: bool, is_readonly: bool = False) -> None:
@@ -74,26 +74,26 @@ class EarlierResults:
     def records(self, kind: str, key: str) -> list[Record]:
         """Return records of a kind that were made from the fingerprint `key`, in the order of their keys.
 
-        Records whose files are damaged are logged and dropped first.
+        Records with damaged files are logged and dropped first.
         """
         records = self.ledger.records(kind, key)
         faults = self.faults(record.entry for record in records)
         damaged = [record for record, fault in zip(records, faults, strict=True) if fault]
-        # All at once: they can share files of records, each of which is then written only once.
+        # All in one call, because they can share a file of records, which is then written only once.
         self.drop(*damaged)
         return [record for record, fault in zip(records, faults, strict=True) if not fault]
 
     def latest(self, kind: str, key: str, read: Callable[[Record], T], complaint: str) -> T | None:
-        """Return the last result of a kind, made from `key`, that `read` accepts; None without one.
+        """Return the last result of a kind, made from `key`, that `read` accepts, or None.
 
-        Later results, which it does not accept, are dropped.
+        Later results, which `read` does not accept, are dropped.
 
         Parameters
         ----------
         read : callable
             Raises `ValueError`, `DataError` or `NoInput` for a record that cannot be used.
         complaint : str
-            Logged for each of those, with the reason in place of ``%s``.
+            Message that is logged for each such record, with the reason in place of ``%s``.
         """
         for record in reversed(self.records(kind, key)):
             try:
@@ -138,16 +138,16 @@ class EarlierResults:
 
 
 def load_at_most(ledger: Ledger, record: Record, array_bytes: int) -> bytes:
-    """Return the content of a committed ``.npz`` file whose arrays take `array_bytes` bytes at most.
+    """Return the content of a committed ``.npz`` file whose arrays have at most `array_bytes` bytes.
 
     Raises
     ------
     ValueError
-        If it is longer, or its content is not what was committed.
+        If the file is longer, or its content has changed since the commit.
     """
     most = array_bytes + MOST_JSON_BYTES + _ARCHIVE_BYTES
     if record.entry.n_bytes > most:
-        raise ValueError(f"file={printable(record.entry.file)}: {record.entry.n_bytes} bytes, expected {most} at most")
+        raise ValueError(f"file={printable(record.entry.file)}: {record.entry.n_bytes} bytes, expected at most {most}")
     return ledger.load(record)
 
 
@@ -202,12 +202,12 @@ def stored_deadline(ledger: Ledger, config: Config, now: Mapping[str, Any], star
 
 
 def finished_manifest(ledger: Ledger, prepared: Prepared) -> dict[str, Any] | None:
-    """Return the manifest of a finished run with the same request; None without one. Nothing is changed.
+    """Return the manifest of a finished run with the same request, or None. Nothing is changed.
 
     Raises
     ------
     ConfigError
-        When there are results of other settings or inputs, or an unfinished run of them, that may not be replaced.
+        If there are results of other settings or inputs, or an unfinished run with them, that may not be replaced.
     """
     manifest = ledger.manifest()
     now = plain_request(prepared.request)
@@ -237,10 +237,10 @@ def is_acceptable(manifest: Mapping[str, Any], prepared: Prepared) -> bool:
         return False
     if config.results.single_file and SINGLE_FILE not in files:
         return False
-    # The numbers of rows and shards are the same: everything that determines the results is.
+    # The numbers of rows and shards are equal, because the requests are.
     if summary["n_bad"] > prepared.max_bad_rows or summary["n_bad_shards"] > prepared.max_bad_shards:
         return False
-    # By name only, because the input files may have been moved to another directory.
+    # Files are compared by name only, because they may have been moved to another directory.
     return _names(manifest["bad_shards"]) == _names(prepared.bad_shards)
 
 
@@ -249,7 +249,7 @@ def _names(bad_shards: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _check_finished(ledger: Ledger, config: Config, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` unless the settings allow to replace the results of another run.
+    """Raise `ConfigError` unless the settings allow replacing the results of another run.
 
     `overwrite` never replaces the results of other input files.
     """
@@ -257,21 +257,21 @@ def _check_finished(ledger: Ledger, config: Config, before: Mapping[str, Any], n
     changed = differences(before, now)
     if other_inputs(before, now):
         raise ConfigError(
-            f"{where}: holds the results of other input files: {changed}. Choose another --output, or discard the "
+            f"{where}: contains the results of other input files: {changed}. Choose another --output, or discard the "
             "results with --restart. (--overwrite replaces only results of the same files.)"
         )
     if not config.results.overwrite:
         raise ConfigError(
-            f"{where}: holds the results of a different run: {changed}. Choose another --output, or replace them "
+            f"{where}: contains the results of a different run: {changed}. Choose another --output, or replace them "
             "with --overwrite (results that are still valid are reused) or --restart."
         )
     log.info("%s: replacing the earlier results, which differ: %s", where, changed)
 
 
 def _check_unfinished(ledger: Ledger, config: Config, now: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` unless the settings allow to replace an unfinished run.
+    """Raise `ConfigError` unless the settings allow replacing an unfinished run.
 
-    A typing error must not discard a training. Results that no settings can restore do not matter.
+    A typing error in a command must not discard a training. Results that no settings can restore are not protected.
     """
     before = ledger.request() or now
     where = f"output={printable(ledger.directory)}"
@@ -279,13 +279,13 @@ def _check_unfinished(ledger: Ledger, config: Config, now: Mapping[str, Any]) ->
     progress = _finished_work(ledger)
     if progress and other_inputs(before, now):
         raise ConfigError(
-            f"{where}: holds an unfinished run of other input files ({progress}): {changed}. Choose another --output, "
-            "or discard that run with --restart."
+            f"{where}: contains an unfinished run of other input files ({progress}): {changed}. Choose another "
+            "--output, or discard that run with --restart."
         )
     if progress and other_settings(before, now) and not config.results.overwrite:
         raise ConfigError(
-            f"{where}: holds an unfinished run ({progress}) with other settings: {changed}. Restore these settings to "
-            "resume it, choose another --output, or use the new settings with --overwrite (results that are still "
+            f"{where}: contains an unfinished run ({progress}) with other settings: {changed}. Restore these settings "
+            "to resume it, choose another --output, or use the new settings with --overwrite (results that are still "
             "valid are reused)."
         )
     if changed and ledger.records():
@@ -295,9 +295,9 @@ def _check_unfinished(ledger: Ledger, config: Config, now: Mapping[str, Any]) ->
 
 
 def _finished_work(ledger: Ledger) -> str:
-    """Return the expensive results of an unfinished run in words; empty if its training has diverged."""
+    """Return a description of the expensive results of an unfinished run; empty if its training has diverged."""
     if ledger.has_diverged():
-        return ""  # it would diverge again
+        return ""  # the training would diverge again
     done = []
     checkpoints = ledger.records("checkpoint")
     if ledger.records("model"):

@@ -1,6 +1,6 @@
-"""Samples of the work: the functions of a run on a few rows from all over the input, and their times.
+"""Samples of the work: the functions of a run are timed on a few rows from all over the input.
 
-`shardpress plan` estimates the time of each stage from them, and a run with a deadline the time of its encoding.
+`shardpress plan` uses them to estimate the time of each stage, and a run with a deadline the time of its encoding.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-_SECONDS = 1.5  # of each kind of work, after which no more of it is started
-_BLOCKS = 8  # in a stretch
+_SECONDS = 1.5  # time limit for each kind of work, after which no further task is started
+_BLOCKS = 8  # blocks per stretch
 _MAX_STRETCHES = 4096
 
 
@@ -74,11 +74,11 @@ class TrainingPace:
     compiling : float
         Seconds to load the compiled step from the compile cache, once.
     beginning : float
-        Seconds to find the start of the weights, once.
+        Seconds to compute the initial weights, once.
     reading : Pace
         Reading of rows from the files.
     baseline : Pace or None
-        Reconstruction of validation rows from principal components; None if that is not done.
+        Reconstruction of validation rows from principal components; None without a baseline.
     steps : Pace
         Training steps.
     validation : Pace
@@ -107,7 +107,7 @@ class Sample:
     resident : bool
         Whether training keeps all rows in memory.
     on_host : bool
-        Whether the processor, which also reads the rows, computes.
+        Whether the CPU, which also reads the rows, does the training.
     """
 
     scan: Pace
@@ -126,7 +126,7 @@ class StageEstimate:
     name : str
         Name of the stage.
     seconds : float
-        Time that it would take.
+        Estimated time.
     what : str
         Description of the work.
     """
@@ -158,7 +158,7 @@ class Stretch(NamedTuple):
 
 
 def stretches(prepared: Prepared) -> list[Stretch]:
-    """Return rows from all over the input, in an order that the seed decides; from a limited number of places."""
+    """Return a limited number of stretches from all over the input, in an order that depends on the seed."""
     shards = prepared.shards
     n_rows = _BLOCKS * prepared.budget.block_rows
     found = [
@@ -181,9 +181,9 @@ def measure_tasks(
     Parameters
     ----------
     tasks : sequence
-        Tasks as `compute` takes them.
+        Tasks for `compute`.
     n_at_once : int
-        Threads.
+        Number of threads.
     n_rows_of : callable
         Returns the number of rows of a result.
     """
@@ -208,7 +208,7 @@ class _Enough(Exception):
 
 
 def measure_seconds(work: Callable[[], T]) -> tuple[float, T]:
-    """Return the seconds that `work` takes, excluding the compiler, which a run does not need; and its result."""
+    """Return the seconds that `work` takes, and its result. The compiler is excluded, since a run finds its output."""
     start = time.monotonic()
     compiled = seconds_compiling()
     found = work()
@@ -221,8 +221,8 @@ class AnonymousDisk(Disk):
     Parameters
     ----------
     folder : Path or None
-        An existing directory, on whose disk the files are written. Without one, or where the file system does not
-        support such files, they are written to memory.
+        An existing directory; the files are written to its disk. If it is None, or the file system does not support
+        such files, they are written to memory.
     """
 
     def __init__(self, folder: Path | None) -> None:

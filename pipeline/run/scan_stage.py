@@ -27,7 +27,7 @@ __all__ = ["ScanSample", "ScanStage"]
 
 log = logging.getLogger(__name__)
 
-_COLUMNS_LISTED = 10  # in a message
+_COLUMNS_LISTED = 10  # columns that a message lists
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ScanSample:
     scan : Scan
         Result of scanning them.
     stretches : list of Stretch
-        The rows that can be read.
+        The readable rows.
     """
 
     pace: Pace
@@ -77,7 +77,7 @@ class ScanStage:
         return None
 
     def committed(self, earlier: EarlierResults) -> Scan | None:
-        """Return the scan of an earlier run, also if it could not read some files, or None."""
+        """Return the scan of an earlier run, even if it could not read some files, or None."""
 
         def read(record: Record) -> Scan:
             n_bytes = scan_bytes(self.prepared.shards)
@@ -86,7 +86,7 @@ class ScanStage:
         return earlier.latest("scan", self.key(), read, "scan: %s; it is recomputed")
 
     def make(self, context: RunContext) -> Scan:
-        """Scan all rows and commit the result; scan twice if an offset has to be subtracted from large integers."""
+        """Scan all rows and commit the result. Large integers are scanned again with an offset subtracted."""
         scan = self._scan(context)
         offset = self.offset_of(scan)
         if offset is not None:
@@ -102,10 +102,10 @@ class ScanStage:
         return scan
 
     def offset_of(self, scan: Scan) -> np.ndarray | None:
-        """Return the offset (n_inputs,) to subtract from the rows, from a scan of the unchanged rows; None without one.
+        """Return the offset (n_inputs,) to subtract from the rows, given a scan of the unchanged rows, or None.
 
-        A given model has its own offset. With a configured missing value there is no offset, because rows are compared
-        with this value as they are stored.
+        A given model has its own offset. With a configured missing value no offset is used, because stored rows are
+        compared with this value.
         """
         if self.prepared.given_model is not None or self.prepared.config.bad_data.missing_value is not None:
             return None
@@ -121,7 +121,7 @@ class ScanStage:
         Raises
         ------
         DataError
-            For bad rows that the settings do not allow, or rows that no model can be trained on.
+            If there are more bad rows than the settings allow, or no model can be trained on the rows.
         """
         self.check_bad_rows(scan)
         if self.prepared.given_model is None:
@@ -131,7 +131,7 @@ class ScanStage:
         self._log_imputed_values(scan)
 
     def check_bad_rows(self, scan: Scan) -> None:
-        """Raise `DataError` for more bad rows than the settings allow."""
+        """Raise `DataError` if there are more bad rows than the settings allow."""
         prepared = self.prepared
         settings = prepared.config.bad_data
         n_bad = len(scan.bad_rows)
@@ -142,12 +142,12 @@ class ScanStage:
         if n_bad > limit:
             expected = "finite numbers"
             if prepared.allows_bad_data:
-                expected = f"{limit} at most (--max-bad-rows {settings.max_bad_rows})"
+                expected = f"at most {limit} (--max-bad-rows {settings.max_bad_rows})"
             raise DataError(f"{words}, expected {expected}. {self._advice_on_bad_rows(scan)}")
         log.warning("%s; they are left out and get NaN features", words)
 
     def check_usable(self, scan: Scan) -> None:
-        """Raise `DataError` for rows that no model can be trained on."""
+        """Raise `DataError` if no model can be trained on the rows."""
         ranges.check_usable(self.prepared.shards, scan, self.prepared.config.bad_data.missing_value)
 
     def facts(self, scan: Scan) -> dict[str, Any]:
@@ -175,7 +175,7 @@ class ScanStage:
         pace, found = measure_tasks(tasks, budget.n_threads, lambda each: len(each[0].block))
         unreadable = merge_stats([part for _, part in found]).unreadable
         readable = [each for each in found if each[0].number not in unreadable]
-        # As in a run, all rows of an unreadable shard count as bad ones.
+        # As in a run, all rows of an unreadable shard count as bad.
         part = merge_stats([stats_of_unreadable(shards, unreadable), *(part for _, part in readable)])
         scan = ranges.scan_from_stats(part, settings, row_dtype(shards))
         return ScanSample(pace, scan, [stretch for stretch, _ in readable])
@@ -189,7 +189,7 @@ class ScanStage:
     def _scan(self, context: RunContext) -> Scan:
         prepared = self.prepared
         settings = self._settings()
-        n_processes = max(1, context.pool.n_local_processes)  # that share the memory budget
+        n_processes = max(1, context.pool.n_local_processes)  # number of processes that share the memory budget
         settings = replace(settings, chunk_bytes=settings.chunk_bytes // n_processes)
         stats = context.pool.stats
         with (
@@ -216,7 +216,7 @@ class ScanStage:
         )
 
     def _advice_on_bad_rows(self, scan: Scan) -> str:
-        """Return advice on bad rows, with all flags that the next run needs."""
+        """Return advice on bad rows, including the flags that would let the next run succeed."""
         prepared = self.prepared
         settings = prepared.config.bad_data
         advice = ["Fix the files"]
@@ -246,7 +246,7 @@ class ScanStage:
         )
 
     def _warn_of_narrow_columns(self, scan: Scan) -> None:
-        """Warn of columns whose range outliers widen so much that ordinary values hardly differ."""
+        """Warn about columns in which outliers widen the range so much that ordinary values hardly differ."""
         columns = scan.narrow
         if not len(columns):
             return

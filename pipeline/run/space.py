@@ -15,8 +15,8 @@ __all__ = ["bytes_needed", "check_space", "inode_error", "space_error"]
 
 log = logging.getLogger(__name__)
 
-_OTHER_FILES = 8  # that a run creates after its parts: commits, manifest, index.h5, model.h5, encoder.npz, reports
-_LEAST_COMPRESSED = 4  # the compression that is assumed before any features are known
+_OTHER_FILES = 8  # files that a run creates after its parts: commits, manifest, index.h5, model.h5, and so on
+_LEAST_COMPRESSED = 4  # compression ratio that is assumed before any features are known
 
 
 def check_space(ledger: Ledger, prepared: Prepared) -> None:
@@ -27,7 +27,7 @@ def check_space(ledger: Ledger, prepared: Prepared) -> None:
     except OSError as error:
         log.debug("output=%s: the free space is unknown: %s", printable(ledger.directory), error)
         return
-    # Parts that exist may be of this model, whose fingerprint is known only after the training.
+    # Existing parts may belong to this model, whose fingerprint is known only after the training.
     records = ledger.records("part")
     n_written = sum(record.entry.n_bytes for record in records)
     if shortage := space_error(prepared, n_written, free):
@@ -37,7 +37,7 @@ def check_space(ledger: Ledger, prepared: Prepared) -> None:
 
 
 def space_error(prepared: Prepared, n_written: int, free: int) -> WriteFailed | None:
-    """Return an error if `free` bytes do not hold the features, of which `n_written` bytes are written already."""
+    """Return an error if `free` bytes are too few for the features; `n_written` bytes are already written."""
     needed = bytes_needed(prepared) - n_written
     if needed <= free:
         return None
@@ -49,14 +49,14 @@ def space_error(prepared: Prepared, n_written: int, free: int) -> WriteFailed | 
 
 
 def inode_error(prepared: Prepared, n_encoded: int, n_free: int | None) -> WriteFailed | None:
-    """Return an error if a run needs more new files than the file system can create, else None.
+    """Return an error if a run needs more new files than the file system can create, otherwise None.
 
     Parameters
     ----------
     n_encoded : int
         Rows whose features are committed already.
     n_free : int or None
-        Number of files that can still be created; None where the file system has no such limit.
+        Number of files that can still be created; None if the file system has no such limit.
     """
     n_missing = prepared.n_rows - n_encoded
     if n_free is None or n_missing <= 0:
@@ -68,13 +68,13 @@ def inode_error(prepared: Prepared, n_encoded: int, n_free: int | None) -> Write
         return None
     output = Path(prepared.config.results.output)
     return WriteFailed(
-        f"output={printable(output)}: {n_free} free inodes, expected at least {n_needed} for the files of this run. "
+        f"output={printable(output)}: {n_free} inodes are free, expected at least {n_needed} for this run's files. "
         "Remove files that are not needed, or choose another --output."
     )
 
 
 def bytes_needed(prepared: Prepared) -> int:
-    """Return the bytes of all features and extras at least; models and digests are small."""
+    """Return the minimum size of all features and extras in bytes; models and digests are small."""
     config = prepared.config
     storage = storages(config.storage)[0]
     extras_bytes = 1 + sum(extra.dtype.itemsize for extra in prepared.shards[0].extras)  # 1 for `valid`

@@ -41,7 +41,7 @@ class Stage(Protocol[Result]):
         ...
 
     def describe(self, result: Result) -> str:
-        """Return a loaded result in words, for the report's list of reused results."""
+        """Return a description of a loaded result, for the report's list of reused results."""
         ...
 
     def check(self, result: Result) -> None:
@@ -71,7 +71,7 @@ def load_or_make(stage: Stage[Result], context: RunContext) -> Result:
     else:
         log.info("%s: reusing the result of an earlier run", stage.name)
         context.state.reused[stage.name] = stage.describe(result)
-    # After the commit: if the settings allow more, the next run can reuse the result.
+    # The check comes after the commit, so that a run with more tolerant settings can reuse the result.
     stage.check(result)
     context.state.end_stage(stage.name)
     return result

@@ -30,8 +30,8 @@ class Summary:
     cost : float or None
         Validation cost of the best epoch, or its training cost without validation; None without training.
     components, mean : float or None
-        The same cost for principal components, one for each feature, and for the mean of the columns; None if
-        they were not computed.
+        The same cost for as many principal components as features, and for the column means; None if they were not
+        computed.
     seconds : dict of str to float
         Seconds of each stage.
     n_bad_shards : int
@@ -41,7 +41,7 @@ class Summary:
     compiling : float
         Seconds of the compiler, which stages do not include.
     gave_up : str
-        A sentence about what a deadline prevented.
+        A sentence about the epochs that a deadline prevented, or an empty string.
     before : bool
         Whether an earlier run had finished everything.
     """
@@ -75,7 +75,7 @@ class Summary:
 
     @classmethod
     def of_manifest(cls, manifest: Mapping[str, Any], output: str) -> Summary:
-        """Return the summary of a finished run, whose results are now in `output`; without times."""
+        """Return the summary of a finished run, without times; `output` is the directory that contains it now."""
         stored = manifest["summary"]
         return cls(**{**stored, "output": output, "seconds": {}, "compiling": 0.0, "before": True})
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["sample_training"]
 
-_SECONDS = 1.5  # of steps
-_UNTIMED_STEPS = 3  # the first ones, whose data are not in the processor's caches
+_SECONDS = 1.5  # duration of the measured steps
+_UNTIMED_STEPS = 3  # first steps, whose data are not yet in the processor's caches
 
 
 class _Streamed:
@@ -55,14 +55,14 @@ def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[Tra
     Parameters
     ----------
     scan : Scan
-        Scan of some rows, at least two of them good ones.
+        Scan of some rows; at least two of them must be good.
     resident : bool
         Whether training keeps all rows in memory.
 
     Raises
     ------
     DataError
-        When there are not two good rows.
+        If there are not two good rows.
     """
     config = prepared.config
     budget = prepared.budget
@@ -107,7 +107,7 @@ def _read(prepared: Prepared, scan: Scan) -> tuple[Pace, np.ndarray]:
     Raises
     ------
     DataError
-        When there are not two good rows.
+        If there are not two good rows.
     """
     config = prepared.config
     budget = prepared.budget
@@ -119,7 +119,7 @@ def _read(prepared: Prepared, scan: Scan) -> tuple[Pace, np.ndarray]:
     slabs = np.sort(slabs[n_before < max(budget.max_sample_rows, config.training.batch_size)])
     numbers = np.concatenate([np.arange(starts[slab], starts[slab + 1]) for slab in slabs])
     streamed = StreamedRows(shards, budget.n_threads, Cleaning(scan.scaler, config.bad_data.missing_value))
-    # The first read is from the disk. A training that reads the rows many times finds most of them in memory.
+    # The first read comes from the disk, but a training that reads rows many times finds most of them in memory.
     streamed.take(numbers)
     seconds, rows = measure_seconds(lambda: streamed.take(numbers))
     is_good = np.isfinite(rows).all(axis=1)
@@ -131,7 +131,7 @@ def _read(prepared: Prepared, scan: Scan) -> tuple[Pace, np.ndarray]:
 
 
 def _initialize(prepared: Prepared, scan: Scan, sample: np.ndarray, autoencoder: Autoencoder) -> Any:
-    """Set the parameters that training starts with; return the principal components, None if none are needed."""
+    """Set the initial parameters; return the principal components, or None if they are not needed."""
     settings = prepared.config.training
     network = autoencoder.network
     scaled = scan.scaler.transform(sample[: prepared.budget.max_sample_rows])
@@ -146,7 +146,7 @@ def _initialize(prepared: Prepared, scan: Scan, sample: np.ndarray, autoencoder:
 
 
 def _compile(autoencoder: Autoencoder, prepared: Prepared, rows: Rows) -> Any:
-    """Compile what a run compiles before its first epoch; return the training step."""
+    """Compile the functions that a run compiles before its first epoch; return the training step."""
     dtype = row_dtype(prepared.shards)
     step = training_step_of(autoencoder, prepared.config.training, dtype, rows.resident)
     autoencoder.errors(np.empty((0, autoencoder.network.n_inputs), dtype))
@@ -155,7 +155,7 @@ def _compile(autoencoder: Autoencoder, prepared: Prepared, rows: Rows) -> Any:
 
 
 def _measure_steps(training: Training, n_rows: int) -> Pace:
-    """Measure training steps, in a few passes over the sample at most."""
+    """Measure training steps in at most a few passes over the sample."""
     sample = Order(np.array([0, n_rows]), np.empty(0, np.int64), n_rows, training.settings.seed)
     passes = (steps_of(training, sample, epoch, 0) for epoch in range(_UNTIMED_STEPS + 1))
     steps = chain.from_iterable(passes)

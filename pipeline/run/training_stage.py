@@ -40,7 +40,7 @@ __all__ = ["TrainingStage"]
 
 log = logging.getLogger(__name__)
 
-_CHECKPOINTS_KEPT = 2  # in case the last one is damaged
+_CHECKPOINTS_KEPT = 2  # more than one, because the last one could be damaged
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class TrainingStage:
         Raises
         ------
         DataError
-            When no row is left to train on, or rows cannot be read.
+            If no row is left to train on, or rows cannot be read.
         TrainingDiverged
         """
         assert self.scan is not None
@@ -101,9 +101,9 @@ class TrainingStage:
         model = _trained(prepared, context, self.key(), self.scan)
         entry = context.ledger.write("stages/model", ".h5", model.to_hdf5())
         context.ledger.commit(Record("model", self.key(), entry))
-        # Only now: until the model is committed, a run resumes from them.
+        # Not earlier: until the model is committed, a run resumes from checkpoints.
         self._drop_checkpoints(context.earlier)
-        # The compiled functions hold references to themselves, and with them to all rows.
+        # The compiled functions are in reference cycles, which keep all rows in memory.
         gc.collect()
         return model
 
@@ -121,7 +121,7 @@ class TrainingStage:
         return {"training": model.about["training"]}
 
     def memory_bytes(self, resident: bool) -> int:
-        """Return the bytes of rows and copies of the network that training holds at most."""
+        """Return the maximum number of bytes of rows and copies of the network during training."""
         prepared = self.prepared
         budget = prepared.budget
         config = prepared.config
@@ -148,7 +148,7 @@ class TrainingStage:
         ends_by : float or None
             Deadline of the run in seconds since 1970; only as many epochs are trained as fit before it.
         reserved : float
-            Seconds of the time before the deadline that other stages need.
+            Seconds before the deadline that later stages need.
         """
         config = self.prepared.config
         pace = sample.training
@@ -177,13 +177,13 @@ class TrainingStage:
         earlier.drop(*earlier.ledger.records("checkpoint", self.key()))
 
     def _warn_of_idle_devices(self, context: RunContext) -> None:
-        """Warn of devices that wait while the processor trains."""
+        """Warn about devices that are idle while the CPU trains."""
         config = self.prepared.config
         is_alone = config.training.replicas == 1 and context.device.used == "cpu"
         if is_alone and set(config.cluster.devices or ()) - {"cpu"}:
             log.warning(
-                "training: this process trains one replica on the CPU, and the --devices are idle meanwhile. To "
-                "train on one of them, set THEANO_FLAGS=device=cuda (or their kind); to train on all of them, use "
+                "training: this process trains one replica on the CPU, and the --devices are idle. To train on one of "
+                "them, set THEANO_FLAGS=device=cuda (or another kind of device). To train on all of them, use "
                 "--replicas 8."
             )
 
@@ -194,7 +194,7 @@ class TrainingStage:
             n_read = pace.n_validated + self.prepared.budget.max_sample_rows
             reading = min(reading, pace.reading.seconds_for(n_read))
         baseline = pace.baseline.seconds_for(pace.n_validated) if pace.baseline else 0.0
-        # At the start, and for the principal components at the end.
+        # Validation rows are evaluated before the first epoch, and again for the comparison with principal components.
         validation = 2 * pace.validation.seconds_for(pace.n_validated)
         return pace.compiling + pace.beginning + reading + baseline + validation
 
@@ -225,7 +225,7 @@ def _trained(prepared: Prepared, context: RunContext, key: str, scan: Scan) -> M
         deadline = DeadlinePolicy(prepared, context, scan, context.state.ends_by)
     try:
         _train(prepared, context, key, training, deadline)
-    except TrainingDiverged as error:  # it would diverge again, so the weights are stored for inspection
+    except TrainingDiverged as error:  # another run would diverge, too, so the weights are stored for inspection
         path = _store_last_good(prepared, context, scan, training, error)
         raise TrainingDiverged(f"{error} The last good weights are in {printable(path)}.") from error
     _log_end(training)
@@ -238,7 +238,7 @@ def _trained(prepared: Prepared, context: RunContext, key: str, scan: Scan) -> M
 def _train(
     prepared: Prepared, context: RunContext, key: str, training: Training, deadline: DeadlinePolicy | None
 ) -> None:
-    """Take all steps that are left, and show their progress."""
+    """Take all remaining steps, and show their progress."""
     row_bytes = prepared.shards[0].row_bytes
     with (
         Progress("training", training.n_rows_planned, "rows", row_bytes, training.n_rows_done) as progress,
@@ -258,7 +258,7 @@ def _prepared_training(prepared: Prepared, context: RunContext, scan: Scan) -> T
     network = network_of(prepared.config.network, prepared.n_inputs)
     autoencoder = autoencoder_of(scan.scaler, network, row_dtype(prepared.shards))
     sizes = prepared.budget.sizes(context.device)
-    if _uses_workers(prepared, context):  # which read their rows themselves
+    if _uses_workers(prepared, context):  # workers read their rows themselves
         sizes = replace(sizes, resident=False, on_device=False)
     return prepare_training(
         autoencoder,
@@ -287,8 +287,8 @@ def _resume_latest(context: RunContext, key: str, training: Training) -> None:
 def _resume(context: RunContext, training: Training, record: Record) -> Checkpoint:
     """Resume the training from a committed checkpoint; raise `ValueError` if it cannot be one of this training.
 
-    A user who can write to the output directory can also forge records. So the size is checked before the file is read,
-    and its content before it is used.
+    A user who can write to the output directory can forge records. Therefore the size is checked before the file is
+    read, and its content before it is used.
     """
     array_bytes = sum(array.nbytes for array in training.checkpoint().arrays.values())
     checkpoint = Checkpoint.from_npz(load_at_most(context.ledger, record, array_bytes))
@@ -296,7 +296,7 @@ def _resume(context: RunContext, training: Training, record: Record) -> Checkpoi
     epoch = checkpoint.state.epoch
     is_possible = (epoch - 1) * training.steps_per_epoch <= n_steps <= (epoch + 1) * training.steps_per_epoch
     if n_steps != step_of(record) or not is_possible:
-        raise ValueError(f"is after step {n_steps} in epoch {epoch}, but its record says step {step_of(record)}")
+        raise ValueError(f"contains step {n_steps} of epoch {epoch}, but its record says step {step_of(record)}")
     training.resume(checkpoint)
     return checkpoint
 
@@ -373,6 +373,6 @@ def _save(prepared: Prepared, context: RunContext, key: str, checkpoint: Checkpo
     state = checkpoint.state
     n_epochs = prepared.config.training.epochs if state.n_epochs is None else state.n_epochs
     facts = {"n_epochs": state.epoch, "of": n_epochs}
-    # With so many digits the order of the keys is that of the steps.
+    # Twelve digits, so that the order of the keys is that of the steps.
     context.ledger.commit(Record(f"checkpoint-{checkpoint.n_steps:012d}", key, entry, facts))
     context.ledger.drop(*context.ledger.records("checkpoint", key)[:-_CHECKPOINTS_KEPT])

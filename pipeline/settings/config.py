@@ -256,7 +256,7 @@ class TrainingSettings:
         "model",
         "Decay rate of the optimizer's running average, from 0 to below 1.",
     )
-    corruption: float | None = _setting(  # in steps of 1/256: smaller shares would become 0, larger ones 1
+    corruption: float | None = _setting(  # rounded to n/256: smaller values would become 0, larger ones 1
         None,
         number(lambda share: share == 0 or 0.004 <= share <= 0.998, "0, or from 0.004 to 0.998"),
         "model",
@@ -353,7 +353,7 @@ class BadDataSettings:
     max_bad_shards: str = _setting(
         "1%", LIMIT, "nothing", "Number or percentage of unreadable shards to tolerate, unless --on-bad-data is raise."
     )
-    missing_value: float | None = _setting(  # its rows belong to no range, so the scaling changes
+    missing_value: float | None = _setting(  # missing values do not count towards ranges, so the scaling changes
         None, EXACT_NUMBER, "scan", "Treat this value as missing, like NaN; for example -9999."
     )
     impute: str | None = _setting(
@@ -555,7 +555,7 @@ def current_name(key: str, value: object) -> tuple[str, object]:
 
 
 def problems(config: Config) -> list[str]:
-    """Return a sentence for each setting that cannot work, whatever the inputs are."""
+    """Return a sentence for each setting that is invalid for any input."""
     values = config.flat()
     wrong = []
     for name, value in values.items():

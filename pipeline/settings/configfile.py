@@ -1,7 +1,7 @@
 """Configuration files: YAML of plain values without duplicate keys, references or tags, read in bounded memory.
 
-libyaml limits how deep lists and mappings can be nested.
-PyYAML's own scanner, in Python, would take seconds where libyaml takes a tenth of one.
+libyaml limits how deep lists and mappings can be nested. PyYAML's scanner in pure Python would take seconds for a long
+file; libyaml takes a tenth of a second.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class _Loader(_SafeLoader):
 def _check_events(text: str) -> None:
     """Refuse what the loader does not need: references, tags, and more values than a configuration can have.
 
-    A few references that are nested in each other stand for any number of values. With a tag the loader may fail in its
-    own code. Each value takes about a kilobyte while it is loaded.
+    A few nested references can expand to any number of values. A tag can make the loader fail in its own code. Each
+    value takes about a kilobyte while it is loaded.
     """
     n_values = 0
     for event in yaml.parse(text, _SafeLoader):
@@ -82,4 +82,4 @@ def _check_events(text: str) -> None:
             raise yaml.YAMLError(f"contains a tag ({event.tag}), expected plain values")
         n_values += 1
         if n_values > _MAX_VALUES:
-            raise yaml.YAMLError(f"contains more than {_MAX_VALUES} keys and values, expected fewer")
+            raise yaml.YAMLError(f"contains too many keys and values, expected at most {_MAX_VALUES}")

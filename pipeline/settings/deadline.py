@@ -20,7 +20,7 @@ def deadline_of(timing: TimingSettings, start: float) -> float | None:
 
 
 def _next(time: str, now: datetime) -> float:
-    """Return a date with a time, or the next moment with a time of day, in local time."""
+    """Return the next moment, in local time, with the given time of day, or the given date and time."""
     if "-" in time:
         return datetime.fromisoformat(time).timestamp()
     time_of_day = datetime.fromisoformat(f"2000-01-01T{time}").time()

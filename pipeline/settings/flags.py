@@ -50,7 +50,7 @@ _STAGES = {
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str], description: str) -> Config:
-    """Return the settings from all sources: flags override the environment, that the file, that the defaults.
+    """Return the settings from all sources. Flags override the environment, then the file, then the defaults.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], description:
     is_printed = flags.pop("print_config", False)
     config = _merge(flags, _variables(environment))
     wrong = problems(config)
-    # --epochs 0 ends with the same exit code as --epochs ten.
+    # --epochs 0 must end with the same exit code as --epochs ten.
     wrong_names = {name for line in wrong for name in line.split(":")[0].split(" and ")}
     if wrong_names & flags.keys():
         raise UsageError("; ".join(wrong))
@@ -218,7 +218,7 @@ def _convert(setting: Setting, value: Any) -> Any:
     if values in (None, [], [""]) and not setting.default:  # the spellings of an empty list in all sources
         return ()
     if not isinstance(values, list) or not values:
-        raise ValueError(f"{value!r}, expected one value or more")
+        raise ValueError(f"{value!r}, expected at least one value")
     return tuple(kind.read(_text(kind, item)) for item in values)
 
 
@@ -234,9 +234,9 @@ def _text(kind: Kind, value: Any) -> str:
     if isinstance(value, (list, dict)):
         raise ValueError(f"{value!r}, expected one value")
     if kind.is_text and isinstance(value, (bool, int, float)):
-        raise ValueError(f"{value!r} (as YAML reads it), expected a text. Put it in quotes.")
+        raise ValueError(f"{value!r} (as YAML reads it), expected a string. Put it in quotes.")
     if "\0" in str(value):
-        raise ValueError(f"{value!r}, expected a text without NUL characters")  # which would end a path in C
+        raise ValueError(f"{value!r}, expected a string without NUL characters")  # NUL would end a path in C
     return str(value)
 
 

@@ -166,7 +166,7 @@ def _path(text: str) -> str:
         raise ValueError("is empty, expected a path")
     path = os.path.expanduser(text)
     if path.startswith("~"):
-        raise ValueError(f"{text!r}, expected the name of a known user after ~ (for a file of this name: ./{text})")
+        raise ValueError(f"{text!r}, expected the name of a user after ~. For a file with this name, use ./{text}")
     return path
 
 

@@ -1,4 +1,4 @@
-"""Number of replicas, and how often they are averaged: functions of sizes only, equal on all machines."""
+"""Number of replicas, and how often they are averaged. Both depend on sizes only, so all machines compute the same."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from dataclasses import dataclass
 
 __all__ = ["TrainingSizes", "fitting_replicas", "rounds_in_epoch", "usual_replicas"]
 
-# Weights x rows x epochs that a GPU trains in minutes; two cores take an hour.
+# Weights x rows x epochs above which replicas are used by default. At this size a GPU trains for minutes, and two cores
+# train for an hour.
 _ONE_DEVICE = 10**14
 _MANY = 8
 
-# Replicas need these numbers of averages and of steps each to be as good as one model, see docs/training.md.
+# Replicas are as good as one model if each takes this number of steps and they are averaged this number of times: see
+# docs/training.md.
 _MIN_ROUNDS = 70
 _MIN_STEPS = 2000
 
-# Steps between two averages. With fewer, the momentum of the update rule still dominates, and momentum is added to the
-# averages twice: with three steps a training has diverged. With more, a task would take longer than a second or two,
-# and all of it is lost with a worker.
+# Steps between two averages. With fewer steps, the momentum of the update rule still dominates, and the averages add
+# momentum once more; with three steps a training diverged. With more steps, a task takes longer than a second or two,
+# and a lost worker loses all of it.
 _MIN_STEPS_PER_ROUND = 16
 _MAX_STEPS_PER_ROUND = 512
 
@@ -46,7 +48,7 @@ def usual_replicas(n_weights: int, sizes: TrainingSizes) -> int:
 
 
 def fitting_replicas(requested: int, batch_size: int, sizes: TrainingSizes) -> int:
-    """Return a number of replicas that all have enough steps: the requested one, half of it, a quarter and so on."""
+    """Return the requested number of replicas, halved until each replica has enough steps."""
     n = requested
     while n > 1 and not _has_enough_steps(n, batch_size, sizes):
         n //= 2

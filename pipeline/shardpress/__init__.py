@@ -2,8 +2,8 @@
 
     from shardpress import load_model, open_features
 
-setup.py installs this package next to `pipeline` and `kernels`. A file `pipeline.py` in the directory of a script or a
-notebook would be found first on Python's path. Therefore both packages are loaded here by their paths.
+setup.py installs this package next to `pipeline` and `kernels`. Both are loaded here by their paths, because Python
+would first find a file `pipeline.py` in the directory of a user's script or notebook.
 """
 
 import importlib.util as _util
@@ -43,7 +43,7 @@ def _load(name: str) -> _ModuleType:
 _load("kernels")
 _pipeline = _load("pipeline")
 
-TYPE_CHECKING = False  # like in `pipeline`
+TYPE_CHECKING = False  # as in `pipeline`
 if TYPE_CHECKING:
     from pipeline import TiedAutoencoder as TiedAutoencoder
     from pipeline import load_model as load_model

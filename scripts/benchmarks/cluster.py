@@ -1,4 +1,4 @@
-"""A Dask scheduler and workers in processes of their own, on the loopback interface."""
+"""A Dask scheduler and workers in separate processes, on the loopback interface."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pipeline.cluster.stats import WorkerStats
 from pipeline.cluster.workers import ClusterExecutor
 from scripts.benchmarks.common import ROOT
 
-# Also serves HTTP, which is on every interface by default.
+# The HTTP server would listen on every interface by default.
 _DASHBOARD = "127.0.0.1:0"
 
 
 @dataclass(frozen=True)
 class LocalCluster:
-    """Address and process ids of a running scheduler and its workers of one thread each."""
+    """Address and process ids of a running scheduler and its single-threaded workers."""
 
     address: str
     scheduler: int
@@ -33,7 +33,7 @@ class LocalCluster:
 
 @contextmanager
 def local_cluster(folder: Path, n_workers: int, **variables: str) -> Iterator[LocalCluster]:
-    """Start a scheduler and workers with some environment variables; end them with the context."""
+    """Start a scheduler and workers with additional environment variables; end them at the end of the context."""
     # A run refuses workers in directories that other users can write.
     options = {"dashboard_address": _DASHBOARD, "local_directory": str(folder.resolve()), "memory_limit": 0}
     with patch.dict(os.environ, {"PYTHONPATH": str(ROOT), **variables}):
@@ -51,13 +51,13 @@ def local_cluster(folder: Path, n_workers: int, **variables: str) -> Iterator[Lo
 
 @contextmanager
 def executor_on(cluster: LocalCluster, n_remote_threads: int = 0) -> Iterator[Executor]:
-    """Connect to a cluster; without `n_remote_threads` each task is sent by itself."""
+    """Connect to a cluster; without `n_remote_threads` tasks are sent one by one."""
     with Client(cluster.address) as client:
         client.wait_for_workers(len(cluster.workers), timeout=60)
         yield ClusterExecutor(client, WorkerStats(), n_remote_threads)
 
 
 def processor_seconds(*pids: int) -> float:
-    """Return the processor seconds of some processes so far, in their own code and in the kernel."""
+    """Return the processor seconds of some processes so far, in user mode and in the kernel."""
     times = [psutil.Process(pid).cpu_times() for pid in pids]
     return float(sum(each.user + each.system for each in times))

@@ -25,20 +25,20 @@ def one_of(names: Iterable[str]) -> Callable[[str], str]:
 
     def name(text: str) -> str:
         if text not in names:
-            raise argparse.ArgumentTypeError(f"{text!r}, expected some of {', '.join(names)}")
+            raise argparse.ArgumentTypeError(f"{text!r}, expected one of {', '.join(names)}")
         return text
 
     return name
 
 
 def fresh(folder: Path) -> Path:
-    """Remove a directory, and return its path."""
+    """Remove a directory if it exists, and return its path."""
     shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 
 def script(name: str, *arguments: object, **variables: str) -> None:
-    """Run a program of scripts/ to its end without its output, with some more environment variables."""
+    """Run a program of scripts/ with additional environment variables, and discard its output."""
     command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
     subprocess.run(command, check=True, env={**os.environ, **variables}, stdout=subprocess.DEVNULL)
 
@@ -67,7 +67,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 def take_turns(contestants: Mapping[str, Callable[[], Result]], n_rounds: int) -> dict[str, list[Result]]:
     """Call all contestants in each round, and return the results of each.
 
-    A noisy machine is then equally noisy for all of them.
+    Disturbances by other processes then affect all of them equally.
     """
     results: dict[str, list[Result]] = {name: [] for name in contestants}
     for _ in range(n_rounds):
@@ -77,7 +77,7 @@ def take_turns(contestants: Mapping[str, Callable[[], Result]], n_rounds: int) -
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """Return the median over the rounds of a ratio of two contestants."""
+    """Return the median, over the rounds, of the ratio of two contestants."""
     return median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 

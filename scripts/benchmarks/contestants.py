@@ -2,10 +2,10 @@
 
     python scripts/benchmarks/contestants.py ours|blas|jax|torch|torch-compile|torch-graphs|sklearn
 
-The races start it with the Python that has the library. It reads one JSON request a line from standard input and
-answers each with one line. `prepare` names a case, which is a method of the contestant, and the directory of its input;
-the result is written there, so that the results of all contestants can be compared. `time` does the work again a number
-of times and returns the seconds. With PEER_DEVICE=cuda PyTorch works on a card. With BENCH_CLOCK=process the clock
+The races start it with the Python that has the library. It reads JSON requests from standard input, one per line, and
+answers each with one line. `prepare` names a case, which is a method of the contestant, and the directory of its input.
+The result is written to this directory, so that the results of all contestants can be compared. `time` repeats the work
+a number of times and returns the seconds. With PEER_DEVICE=cuda PyTorch uses a card. With BENCH_CLOCK=process the clock
 counts the processor time of all threads.
 """
 
@@ -24,8 +24,8 @@ import numpy as np
 
 from kernels.network import Network
 
-# A prepared case: a function that does its work n times, and one that returns the result as arrays. The first one may
-# return the seconds that count, if it does more than the case demands.
+# A prepared case: a function that does its work n times, and a function that returns the result as arrays. The first
+# function returns the seconds to count if it does more work than the case requires.
 Prepared = tuple[Callable[[int], float | None], Callable[[], dict[str, np.ndarray]]]
 
 MOMENTUM = 0.9
@@ -56,7 +56,7 @@ def arrays(folder: Path) -> dict[str, np.ndarray]:
 def repeat(
     work: Callable[[], object], wait: Callable[[], object] = lambda: None, warm_up: int = 1
 ) -> Callable[[int], None]:
-    """Warm up, and return a function that does some work n times and then waits for its end."""
+    """Warm up, and return a function that does some work n times and waits until it is complete."""
 
     def run(n: int) -> None:
         for _ in range(n):
@@ -110,7 +110,7 @@ class Server:
 def main() -> int:
     """Answer requests until standard input closes."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries print to standard output, too
+    os.dup2(2, 1)  # because libraries also print to standard output
     server = Server(sys.argv[1])
     for line in sys.stdin:
         request = json.loads(line)

@@ -1,4 +1,4 @@
-"""Instruction sets of x86-64, and how to keep all programs that compute to one of them; for tests and benchmarks."""
+"""Instruction sets of x86-64, and settings that restrict all libraries to one of them, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["INSTRUCTION_SETS", "InstructionSet", "hide", "limits", "missing", "s
 
 @dataclass(frozen=True)
 class InstructionSet:
-    """Names of an instruction set.
+    """Names of an instruction set in several programs.
 
     Attributes
     ----------
     needs : tuple of str
-        Features that the processor must have, in the kernel's words.
+        Features that the processor must have, as named in ``/proc/cpuinfo``.
     march : str
         Flags of gcc.
     openblas, torch, onednn, mkl, xla : str
-        Kernels of OpenBLAS, and the limits of PyTorch, its two libraries and XLA.
+        Values of the variables that select kernels in OpenBLAS, PyTorch, oneDNN, MKL and XLA.
     """
 
     needs: tuple[str, ...]
@@ -62,12 +62,12 @@ def missing(name: str) -> list[str]:
 
 
 def settings(name: str) -> str:
-    """Return a configuration file of Theano."""
+    """Return the text of a configuration file of Theano."""
     return f"[gcc]\ncxxflags = {_compiler_flags(name)}\n"
 
 
 def limits(name: str) -> dict[str, str]:
-    """Return the environment in which our kernels, OpenBLAS, PyTorch and XLA keep to an instruction set."""
+    """Return the environment in which our kernels, OpenBLAS, PyTorch and XLA use only an instruction set."""
     own = INSTRUCTION_SETS[name]
     return {
         "THEANO_FLAGS": f"gcc.cxxflags={_compiler_flags(name)}",
@@ -80,9 +80,9 @@ def limits(name: str) -> dict[str, str]:
 
 
 def hide(name: str, folder: Path) -> Path | None:
-    """Compile a library that, preloaded, hides instructions beyond AVX2 or AVX-VNNI from a process.
+    """Compile a library that hides instructions above AVX2 or AVX-VNNI from a process when it is preloaded.
 
-    JAX's library of products asks the processor, and has no variable that limits it.
+    JAX's matrix products query the processor, and no variable limits them.
 
     Returns
     -------

@@ -16,7 +16,7 @@ ENCODE_ROWS = 8192
 
 @dataclass(frozen=True)
 class Field:
-    """The contestants of a race in memory, the absolute tolerance of their results, and where they work."""
+    """The contestants of a race in memory, the absolute tolerance of their results, and a description of the device."""
 
     names: tuple[str, ...] = ("ours", "blas", "jax", "torch", "torch-compile")
     tolerance: float = 1e-4
@@ -35,7 +35,7 @@ def race_steps(bench: Bench, network: Network, batch_size: int, entry: Field = O
 
 
 def race_encoders(bench: Bench, network: Network, dtype: Any, entry: Field = ON_PROCESSOR) -> dict[str, float]:
-    """Race for the features of rows in memory, scaling included, and return the ratios."""
+    """Race for the features of rows in memory, including the scaling, and return the ratios."""
     write_pixels(bench.folder, network, dtype)
     what = f"{in_words(network)}, {np.dtype(dtype)}{entry.where}"
     return bench.race("encode", what, entry.names, {"network": asdict(network)}, (0.0, entry.tolerance), 0.3)
@@ -51,7 +51,7 @@ def write_pixels(folder: Path, network: Network, dtype: Any) -> None:
 
 
 def write_input(folder: Path, rng: np.random.Generator, network: Network, **arrays: np.ndarray) -> None:
-    """Write the input of a case in memory: random weights, biases of zero, and more arrays."""
+    """Write the input of a case in memory: random weights, zero biases, and other arrays."""
     parameters = {}
     for name, shape in network.shapes.items():
         values = np.zeros(shape)
@@ -62,11 +62,11 @@ def write_input(folder: Path, rng: np.random.Generator, network: Network, **arra
 
 
 def in_words(network: Network) -> str:
-    """Return the widths of a network."""
+    """Return the widths of a network as text."""
     return " -> ".join(map(str, network.widths))
 
 
 def encoding_rate(bench: Bench, network: Network, dtype: Any) -> float:
-    """Measure how many rows in memory our encoder encodes in a second."""
+    """Measure how many rows in memory our encoder encodes per second."""
     write_pixels(bench.folder, network, dtype)
     return ENCODE_ROWS / bench.measure("ours", "encode", 40, network=asdict(network))

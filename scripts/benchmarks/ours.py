@@ -1,4 +1,4 @@
-"""Two contestants of the races: this project, and the products of the same work through BLAS alone."""
+"""Two contestants of the races: this project, and BLAS alone, which computes only the matrix products."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ from scripts.benchmarks.contestants import MOMENTUM, RATE, Prepared, arrays, cos
 
 Arrays = list[np.ndarray]
 
+# Values of the enumerations of CBLAS.
+_ROW_MAJOR = 101
+_NOT_TRANSPOSED = 111
+_TRANSPOSED = 112
+
 
 class Ours:
     """This project."""
@@ -37,7 +42,7 @@ class Ours:
         bias = list(autoencoder.shared.values())[1]
 
         def run(n: int) -> None:
-            for n_left in range(n, 0, -n_at_once):  # a device gets several at a time, as in a training
+            for n_left in range(n, 0, -n_at_once):  # as in a training, a device gets several minibatches at a time
                 step.begin(rows, None, n_rows)
                 step.take([RATE] * min(n_left, n_at_once))
             bias.get_value()  # waits for a device
@@ -113,7 +118,7 @@ def run_pipeline(output: Path, **settings: Any) -> Mapping[str, float]:
 
 
 class Blas:
-    """The products of the same work through OpenBLAS alone."""
+    """OpenBLAS alone, which computes the matrix products of the same work."""
 
     def __init__(self) -> None:
         import scipy_openblas32
@@ -128,16 +133,15 @@ class Blas:
     def product(
         self, a: np.ndarray, b: np.ndarray, out: np.ndarray, transpose_a: bool = False, transpose_b: bool = False
     ) -> None:
-        """Compute ``out = a . b`` with either of them transposed."""
-        row_major, plain, transposed = 101, 111, 112
-        order_a = transposed if transpose_a else plain
-        order_b = transposed if transpose_b else plain
+        """Compute ``out = a . b``; `a` or `b` can be transposed."""
+        order_a = _TRANSPOSED if transpose_a else _NOT_TRANSPOSED
+        order_b = _TRANSPOSED if transpose_b else _NOT_TRANSPOSED
         n_inner = a.shape[0] if transpose_a else a.shape[1]
         operands = []
         for matrix in (a, b, out):
             operands.append((matrix.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), matrix.shape[1]))
         self._sgemm(
-            row_major, order_a, order_b, *out.shape, n_inner, 1.0, *operands[0], *operands[1], 0.0, *operands[2]
+            _ROW_MAJOR, order_a, order_b, *out.shape, n_inner, 1.0, *operands[0], *operands[1], 0.0, *operands[2]
         )
 
     def step(self, folder: Path, network: Mapping[str, Any]) -> Prepared:
@@ -182,7 +186,7 @@ class Blas:
 
 
 def layers(values: Mapping[str, np.ndarray], network: Mapping[str, Any], rows: np.ndarray) -> tuple[Arrays, Arrays]:
-    """Return the weights of each layer, and the rows followed by memory for the activations of each layer."""
+    """Return the weights of each layer, and the rows followed by arrays for the activations of each layer."""
     weights = [values[name] for name, _, _ in network_of(network).layers]
     activations = [rows]
     for each in weights:

@@ -1,10 +1,10 @@
-"""Measure what safety costs: the durable protocol, the checkpoints, and running a finished run again.
+"""Measure the costs of reliability: the durable protocol, checkpoints, and the repetition of a finished run.
 
     run.py overheads                      2 GB of synthetic rows in overheads/
     run.py overheads --gigabytes 0.2 --rounds 3
 
-The contestants of each pair take turns, and the result is the ratio of their times. The cheap contestant writes the
-same files without a digest, a sync or a record, or trains without checkpoints.
+The two contestants of each pair take turns, and the result is the ratio of their times. The cheap one writes the same
+files without a digest, a sync or a record, or trains without checkpoints.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     shards = synthetic_shards(folder, options.gigabytes, 8)
     print(f"{options.gigabytes} GB of float32, {backend.start()}, {options.rounds} rounds", flush=True)
     seconds = {
-        # Encoding takes a fraction of a second, in which the disk can be slow by chance.
+        # Encoding takes a fraction of a second, so a slow moment of the disk matters.
         "encoding": compare(encoders(folder, shards), 5 * options.rounds),
         "training": compare(trainings(folder, shards), options.rounds),
         "finished run": compare(finished_runs(folder, shards), options.rounds),
@@ -67,7 +67,7 @@ def compare(contestants: dict[str, Callable[[], float]], n_rounds: int) -> dict[
 
 
 def print_pair(name: str, seconds: dict[str, list[float]]) -> None:
-    """Print the medians of a cheap and a safe contestant, and how they compare."""
+    """Print the medians of a cheap and a safe contestant, their ratio and their difference."""
     for contestant, each in seconds.items():
         print(f"{name} {contestant}: {median(each):.3f} s ({min(each):.3f} to {max(each):.3f})")
     cheap, safe = seconds.values()
@@ -122,7 +122,7 @@ def trainings(folder: Path, shards: Path) -> dict[str, Callable[[], float]]:
 
 
 def finished_runs(folder: Path, shards: Path) -> dict[str, Callable[[], float]]:
-    """Return one pass over the files of a finished run with their digests, and the same run again."""
+    """Return two contestants: computing the digests of all files of a finished run, and repeating the run."""
     output = folder / "finished"
     command = ("extract.py", "--quiet", "--overwrite", "--epochs", 1, "--input", shards, "--output", output)
     script(*command)

@@ -1,4 +1,4 @@
-"""The peers of the races: the work as a user would write it with JAX, PyTorch or scikit-learn."""
+"""The peers of the races: the same work, written as a user of JAX, PyTorch or scikit-learn would write it."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ Stepper = tuple[Function, Callable[[], dict[str, np.ndarray]]]
 class Peer:
     """The cases, and the code that all libraries share.
 
-    A library adds ``array``, which returns an array on its device; ``scaler``, which returns a function of raw rows;
-    ``stepper``, which returns a function that takes a step on raw rows and one that returns the parameters; and
-    ``encoder``, which returns a function that encodes raw rows. ``activations`` has its functions by name.
+    A subclass adds ``array``, which returns an array on its device; ``scaler``, which returns a function that scales
+    raw rows; ``stepper``, which returns a function that takes a step on raw rows and a function that returns the
+    parameters; and ``encoder``, which returns a function that encodes raw rows. ``activations`` has the library's
+    functions by name.
     """
 
     about = ""
@@ -46,7 +47,7 @@ class Peer:
         return self.array(values)
 
     def minibatch(self, rows: np.ndarray) -> Any:
-        """Return rows from a file as a step takes them."""
+        """Return rows from a file in the form that a step needs."""
         return rows
 
     def wait(self) -> None:
@@ -72,7 +73,7 @@ class Peer:
         return ((x - y) ** 2).mean()
 
     def blocks(self, paths: list[Path]) -> Iterator[np.ndarray]:
-        """Yield blocks of rows, which a thread reads ahead."""
+        """Yield blocks of rows; a thread reads ahead."""
         blocks = read_blocks(paths)
         with ThreadPoolExecutor(1) as reader:
             pending = reader.submit(next, blocks, None)
@@ -140,7 +141,7 @@ class Peer:
         return repeat(work), lambda: result
 
     def _blocks_of_epochs(self, paths: list[Path], epochs: int, memory: int) -> Iterator[np.ndarray]:
-        """Yield the rows of all epochs: all at once if they fit, otherwise in blocks."""
+        """Yield the rows of all epochs: all rows at once if they fit in memory, otherwise in blocks."""
         n_values = sum(n_rows * n_columns for n_rows, n_columns in shapes(paths))
         with h5py.File(paths[0]) as file:
             n_bytes = n_values * file["X"].dtype.itemsize
@@ -199,7 +200,7 @@ def scaling(model: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Jax(Peer):
-    """jax.jit, with donated buffers for the step."""
+    """JAX: jax.jit, with donated buffers for the step."""
 
     def __init__(self) -> None:
         import jax
@@ -269,7 +270,7 @@ class Torch(Peer):
         return self.array(rows)
 
     def affine(self, x: Any, W: Any, b: Any) -> Any:
-        # The compiler fuses by itself, and with PyTorch 2.13 kept to AVX2 addmm returned wrong numbers.
+        # The compiler fuses the operations itself. With PyTorch 2.13 restricted to AVX2, addmm returned wrong numbers.
         return super().affine(x, W, b) if self.is_compiled else self.torch.addmm(b, x, W)
 
     def scaler(self, minimum: np.ndarray, scale: np.ndarray) -> Function:
@@ -307,7 +308,7 @@ class Torch(Peer):
         return self.torch.compile(function, mode=self.mode) if self.is_compiled else function
 
     def blocks(self, paths: list[Path]) -> Iterator[np.ndarray]:
-        """Yield blocks of rows, which the two processes of a DataLoader read ahead."""
+        """Yield blocks of rows; two processes of a DataLoader read ahead."""
         places = [(path, start) for path in paths for start in range(0, shapes([path])[0][0], BLOCK_ROWS)]
 
         def read(place: tuple[Path, int]) -> Any:
@@ -340,7 +341,7 @@ class TorchGraphs(TorchCompile):
 
 
 class Sklearn(Peer):
-    """MinMaxScaler and PCA with the same number of features: another model, with the same amount of work."""
+    """scikit-learn: MinMaxScaler and PCA with the same number of features, another model with similar work."""
 
     def __init__(self) -> None:
         import sklearn

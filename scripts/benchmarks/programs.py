@@ -21,7 +21,7 @@ from scripts.benchmarks.common import ROOT, fresh, report_of
 from scripts.benchmarks.memory import encoding_rate
 from scripts.benchmarks.race import Bench, environment
 
-# Dtype and layout of the files, number of rows, and the ratio that is demanded.
+# Dtype and layout of the files, number of rows, and the required ratio.
 LAYOUTS: dict[str, tuple[dict[str, Any], int, float]] = {
     "contiguous float32": ({"dtype": "f4"}, 1_600_000, 1.5),
     "contiguous uint8": ({"dtype": "u1"}, 1_600_000, 1.5),
@@ -34,7 +34,8 @@ LAYOUTS: dict[str, tuple[dict[str, Any], int, float]] = {
     ),
 }
 GROWTH_ROWS = 400_000
-# Prints the peak memory at its end. The kernel's account of a child would begin with the memory of this process.
+# The program prints its own peak memory, because the peak that the kernel reports for a child includes the memory of
+# this process at the start.
 _PROGRAM = """
 import sys
 from scripts.extract import main
@@ -53,7 +54,7 @@ def extract(*flags: object, **variables: str) -> tuple[float, int]:
 
 
 def make_shards(folder: Path, n_rows: int, n_shards: int, dtype: str, n_inputs: int = 784, **layout: Any) -> Path:
-    """Write rows of pixels, which are smooth and half of them 0, so that they compress like images."""
+    """Write rows of smooth pixels, half of which are 0, so that they compress like images."""
     fresh(folder).mkdir(parents=True)
     rng = np.random.default_rng(0)
     base = rng.normal(size=(64, n_inputs)).cumsum(axis=1).astype(np.float32)
@@ -68,7 +69,7 @@ def make_shards(folder: Path, n_rows: int, n_shards: int, dtype: str, n_inputs: 
 
 
 def draw_pixels(rng: np.random.Generator, n_rows: int, base: np.ndarray) -> np.ndarray:
-    """Return mixtures of 8 of some smooth rows."""
+    """Return rows that are mixtures of 8 rows of `base`."""
     weights = rng.normal(size=(n_rows, 8)).astype(np.float32)
     chosen = base[rng.integers(0, len(base), 8)]
     return np.clip(4 * weights @ chosen + 0.5, 0, 255).astype(np.uint8)
@@ -168,7 +169,7 @@ def growth(bench: Bench) -> None:
     peaks = {}
     for name, sizes in cases.items():
         seconds[name], peaks[name] = encode_shards(bench, folder / name, model, *sizes)
-        print(f"growth, {name}: {seconds[name]:.3g} s a row, peak {peaks[name]:.3g} bytes", flush=True)
+        print(f"growth, {name}: {seconds[name]:.3g} s per row, peak {peaks[name]:.3g} bytes", flush=True)
     shutil.rmtree(folder)
     bench.results.append({"case": "growth", "seconds per row": seconds, "peak": peaks})
     bench.demand("growth of time per row, x1 to x16", seconds["rows x16"] / seconds["rows x1"], most=1.1)
@@ -193,7 +194,7 @@ def encode_shards(bench: Bench, folder: Path, model: Path, n_rows: int, n_shards
 
 
 def empty_files(folder: Path) -> None:
-    """Free the space of all files. Removing them would slow down the next run: ext4 searches inodes just freed."""
+    """Truncate all files. Removing them would slow down the next run, because ext4 searches recently freed inodes."""
     for path in folder.rglob("*"):
         if path.is_file():
             os.truncate(path, 0)

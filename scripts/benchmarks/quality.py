@@ -1,13 +1,13 @@
 """Compare features with principal components and raw columns, on twelve kinds of data.
 
     run.py quality                                       every data set, default settings, three seeds
-    run.py quality wine wide --seeds 1                   some of them
+    run.py quality wine wide --seeds 1                   some of the data sets
     run.py quality fashion-64 -- --hidden none           with settings of scripts/extract.py
 
-Each data set is split once: neither a training nor the choice of its best epoch sees a test row. The error is the mean
-squared error of the reconstruction of the test rows, in scaled columns. The probe is the accuracy of a logistic
-regression on standardized columns, trained on at most 20,000 training rows. Prints one row of a table for each data
-set, with means over the seeds, and adds each run to quality/results.jsonl.
+Each data set is split once; test rows are used neither for training nor for the choice of the best epoch. The error is
+the mean squared error of the reconstruction of the test rows, in scaled columns. The probe is the accuracy of a
+logistic regression on standardized columns, trained on at most 20,000 training rows. The benchmark prints a table with
+one row for each data set, with means over the seeds, and appends each run to quality/results.jsonl.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def fashion() -> tuple[Rows, Rows]:
-    """Images of clothes, 28 x 28 bytes: 60,000 rows and 10,000 test rows."""
+    """Return images of clothes, 28 x 28 bytes: 60,000 rows and 10,000 test rows."""
     found = []
     for name in ("fashion-mnist", "fashion-mnist-test"):
         script("make_data.py", name, "--output", FOLDER / name)
@@ -87,12 +87,12 @@ def fashion() -> tuple[Rows, Rows]:
 
 
 def toy(load: Callable[..., Rows]) -> tuple[Rows, Rows]:
-    """One of scikit-learn's data sets."""
+    """Return one of scikit-learn's data sets."""
     return split(*load(return_X_y=True))
 
 
 def manifold() -> tuple[Rows, Rows]:
-    """A curved surface of 8 latent variables in 784 columns, with a little noise: 20,000 rows."""
+    """Return a curved surface of 8 latent variables in 784 columns, with a little noise: 20,000 rows."""
     rng = np.random.default_rng(1)
     latent = rng.uniform(-1, 1, (20_000, 8))
     inner = 1.2 * rng.standard_normal((8, 64))
@@ -104,7 +104,7 @@ def manifold() -> tuple[Rows, Rows]:
 
 
 def spectra() -> tuple[Rows, Rows]:
-    """4,096 columns around 1/2: 40 fading factors and a sigmoid: 20,000 rows."""
+    """Return 4,096 columns around 1/2, from 40 factors of decreasing size and a sigmoid: 20,000 rows."""
     rng = np.random.default_rng(2)
     factors = rng.standard_normal((20_000, 40))
     loadings = rng.standard_normal((40, 4096)) * 0.93 ** np.arange(40)[:, None]
@@ -113,7 +113,7 @@ def spectra() -> tuple[Rows, Rows]:
 
 
 def tall() -> tuple[Rows, Rows]:
-    """8 columns with heavy tails, of sizes from 0.001 to 10,000, half of them around 1e9: 200,000 rows."""
+    """Return 8 columns with heavy tails and scales from 0.001 to 10,000, half of them around 1e9: 200,000 rows."""
     rng = np.random.default_rng(3)
     factors = rng.standard_t(3, (200_000, 4))
     rows = factors @ rng.standard_normal((4, 8)) + 0.3 * rng.standard_t(3, (200_000, 8))
@@ -122,7 +122,7 @@ def tall() -> tuple[Rows, Rows]:
 
 
 def linear(n_rows: int, n_inputs: int, noise: float) -> tuple[Rows, Rows]:
-    """Rows of rank 20, and noise: nothing is better than principal components."""
+    """Return rows of rank 20 with noise, for which principal components are optimal."""
     rng = np.random.default_rng(4)
     factors = rng.standard_normal((n_rows, 20))
     rows = (factors @ rng.standard_normal((20, n_inputs))).astype(np.float32)
@@ -191,7 +191,7 @@ def measure(name: str, seed: int, settings: Sequence[str]) -> Numbers:
 
 
 def extract(name: str, seed: int, settings: Sequence[str]) -> tuple[Path, Path]:
-    """Train on a data set and encode it, and then its test rows; return the output directories."""
+    """Train on a data set, encode it and its test rows, and return both output directories."""
     train_file, test_file = data_files(name)
     output = FOLDER / name / "features"
     test_output = FOLDER / name / "features-test"
@@ -203,7 +203,7 @@ def extract(name: str, seed: int, settings: Sequence[str]) -> tuple[Path, Path]:
 
 
 def judge(name: str, output: Path, test_output: Path) -> Numbers:
-    """Return error and probe of the features of a run."""
+    """Return the error and the probe accuracy of the features of a run."""
     model = load_model(output)
     (_, classes), (test_rows, test_classes) = (load(path) for path in data_files(name))
     features, test_features = (open_features(each).features.compute() for each in (output, test_output))
@@ -212,7 +212,7 @@ def judge(name: str, output: Path, test_output: Path) -> Numbers:
 
 
 def judge_baselines(name: str) -> Numbers:
-    """Return errors and probes of principal components, the mean and the raw columns; compute them only once."""
+    """Return errors and probes of principal components, the mean and the raw columns, which are computed only once."""
     path = FOLDER / name / "baselines.json"
     if not path.exists():
         train, test = (load(each) for each in data_files(name))
@@ -240,7 +240,7 @@ def compute_baselines(train: Rows, test: Rows, n_components: int) -> Numbers:
 
 
 def scale(rows: np.ndarray, scaler: Scaler) -> np.ndarray:
-    """Return scaled rows, float32; a block at a time, because a scaler computes in float64."""
+    """Return scaled rows in float32. They are scaled block by block, because a scaler computes in float64."""
     return np.concatenate([scaler.transform(rows[i : i + 1024]) for i in range(0, len(rows), 1024)])
 
 

@@ -1,6 +1,6 @@
 """Races of contestants: processes whose results are compared before they take turns.
 
-A ratio is the median over the rounds of the peer's seconds over ours: above 1, we are faster.
+A ratio is the median, over the rounds, of the peer's seconds divided by ours. Above 1, shardpress is faster.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from scripts.benchmarks.instruction_sets import hide, limits
 
 PEERS = ROOT / ".venv-peers/bin/python"
 _OWN = ("ours", "blas")  # contestants that need no peers
-# Threads of BLAS and OpenMP spin for a while before they sleep, which would disturb the next contestant.
+# Threads of BLAS and OpenMP keep spinning for a while after their work, which would disturb the next contestant.
 _PAUSE_SECONDS = 0.2
-# Every contestant chooses its kernels and threads as it does for a user.
+# Variables that must not influence the choice of kernels and threads, so that each contestant works as for a user.
 _UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
-# A library that JAX must preload to keep to an instruction set. The other contestants have variables for that.
+# Variable with a library that restricts JAX to an instruction set. The other contestants have variables for that.
 _JAX_PRELOAD = "BENCH_HIDDEN"
 
 
@@ -38,13 +38,13 @@ Arrays = dict[str, np.ndarray]
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Return the environment of a child process, with some more variables."""
+    """Return the environment of a child process, with additional variables."""
     inherited = {name: value for name, value in os.environ.items() if name not in _UNSET}
     return {**inherited, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", **variables}
 
 
 class Contestant:
-    """A process that works on request; see contestants.py.
+    """A process that does work on request; see contestants.py.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class Contestant:
     errors : file
         Standard error of the peers.
     variables : str
-        More variables of the environment.
+        Additional environment variables.
     """
 
     def __init__(self, name: str, errors: IO[str], **variables: str) -> None:
@@ -78,14 +78,14 @@ class Contestant:
         """Send a request, and return the answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with suppress(BrokenPipeError):  # then there is no answer either
+        with suppress(BrokenPipeError):  # the missing answer is reported below
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
             self._errors.seek(0)
             last_line = self._errors.read().strip().rpartition("\n")[2]
-            raise RuntimeError(f"{self.name} ended before it answered {request}: {last_line}")
+            raise RuntimeError(f"{self.name} exited before it answered {request}: {last_line}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -102,7 +102,7 @@ class Contestant:
         return "absent" not in answer
 
     def seconds(self, times: int = 1) -> float:
-        """Do the work a number of times, and return the seconds of one time."""
+        """Do the work a number of times, and return the mean seconds."""
         time.sleep(_PAUSE_SECONDS)
         seconds: float = self.ask(do="time", times=times)["seconds"]
         return seconds / times
@@ -114,7 +114,7 @@ class Contestant:
 
 @contextmanager
 def contestants(names: Sequence[str], **variables: str) -> Iterator[list[Contestant]]:
-    """Start contestants, and end them with the context."""
+    """Start contestants, and end them at the end of the context."""
     with ExitStack() as stack:
         started = []
         for name in names:
@@ -132,19 +132,19 @@ class Bench:
     folder: Path  # working directory
     rounds: int  # turns of each contestant
     size: float  # factor of the number of rows in files
-    device: str  # of the case of that name
+    device: str  # device of the case `device`
     with_peers: bool  # whether JAX, PyTorch and scikit-learn take part
-    isa: str | None = None  # instruction set that all contestants keep to
-    seed: int = 0  # of the case shapes
+    isa: str | None = None  # instruction set that all contestants are restricted to
+    seed: int = 0  # seed of the case `shapes`
     results: list[dict[str, Any]] = field(default_factory=list)
     demands: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.folder = self.folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
-        # PyTorch would reuse what it has compiled for another instruction set, and crash or compute nonsense.
+        # PyTorch would reuse code compiled for another instruction set, and crash or return wrong results.
         cache = self.folder / f"inductor-{self.isa or 'native'}"
-        self.variables = {"TORCHINDUCTOR_CACHE_DIR": str(cache)}  # of all processes
+        self.variables = {"TORCHINDUCTOR_CACHE_DIR": str(cache)}  # environment variables of all processes
         self.limits_jax = False
         if self.isa:
             self.variables.update(limits(self.isa))
@@ -175,7 +175,7 @@ class Bench:
         tolerance : (float, float)
             Relative and absolute tolerance of the results.
         seconds : float
-            Approximate length of a turn: short work is repeated.
+            Approximate length of a turn; short work is repeated.
         before : callable
             Called before each turn.
 
@@ -195,7 +195,7 @@ class Bench:
 
     def _with_equal_results(self, prepared: list[Contestant], relative: float, absolute: float) -> list[Contestant]:
         """Return the contestants whose results equal ours; raise `RuntimeError` if no peer agrees with ours."""
-        comparable = [each.name for each in prepared if each.name != "sklearn"]  # which has another model
+        comparable = [each.name for each in prepared if each.name != "sklearn"]  # scikit-learn has another model
         results = {name: dict(np.load(self.folder / f"{name}.npz")) for name in comparable}
         expected = results.pop("ours")
         wrong = {}
@@ -210,7 +210,7 @@ class Bench:
         return [each for each in prepared if each.name not in wrong]
 
     def _keep(self, case: str, what: str, found: dict[str, list[float]], about: dict[str, str]) -> dict[str, float]:
-        """Print and keep the times of a race; return the ratios, and our seconds."""
+        """Print and store the times of a race; return the ratios, and our seconds."""
         ratios = {name: median_ratio(each, found["ours"]) for name, each in found.items()}
         for name, each in found.items():
             times = f"{median(each) * 1e3:10.3f} ms ({min(each) * 1e3:.3f} to {max(each) * 1e3:.3f})"
@@ -219,26 +219,26 @@ class Bench:
         return {**ratios, "ours": median(found["ours"])}
 
     def measure(self, name: str, case: str, times: int, **sizes: Any) -> float:
-        """Return the median of the seconds of one contestant's work, without a race."""
+        """Return the median seconds of one contestant's work, without a race."""
         with contestants([name], **self.variables) as (contestant,):
             contestant.prepare(case, self.folder, **sizes)
             return median(contestant.seconds(times) for _ in range(self.rounds))
 
     def demand(self, what: str, found: float, least: float | None = None, most: float | None = None) -> None:
-        """Keep a measured number together with the demanded one."""
+        """Store a measured number with the required minimum or maximum."""
         reached = found <= most if least is None else found >= least
         self.demands.append({"what": what, "found": found, "least": least, "most": most, "reached": bool(reached)})
 
     def demand_of_peers(self, what: str, ratios: dict[str, float], least: float) -> None:
-        """Demand a ratio of the best peer, if any took part."""
+        """Require a minimum ratio to the best peer, if any took part."""
         peers = {name: ratio for name, ratio in ratios.items() if name not in _OWN}
         if peers:
             best = min(peers, key=lambda name: peers[name])
             self.demand(f"{what} vs {best}", peers[best], least)
 
     def print_demands(self) -> None:
-        """Print demanded and measured numbers."""
-        print("\ndemanded, measured")
+        """Print required and measured numbers."""
+        print("\nrequired, measured")
         for line in self.demands:
             bound = f"<= {line['most']}" if line["least"] is None else f">= {line['least']}"
             verdict = "" if line["reached"] else "  NOT REACHED"
@@ -246,7 +246,7 @@ class Bench:
 
 
 def find_difference(arrays: Arrays, expected: Arrays, relative: float, absolute: float) -> str:
-    """Describe an array that differs from the expected one; empty if none does."""
+    """Return a description of an array that differs from the expected one; empty if none does."""
     for key in arrays.keys() & expected.keys():
         if not np.allclose(arrays[key], expected[key], rtol=relative, atol=absolute):
             difference = np.abs(arrays[key].astype(np.float64) - expected[key]).max()
@@ -255,13 +255,13 @@ def find_difference(arrays: Arrays, expected: Arrays, relative: float, absolute:
 
 
 def turn(contestant: Contestant, times: int, before: Callable[[], object]) -> float:
-    """Prepare the machine, and return the seconds of a contestant."""
+    """Call `before`, and return the seconds of a contestant."""
     before()
     return contestant.seconds(times)
 
 
 def repetitions(contestant: Contestant, seconds: float) -> int:
-    """Return how often a contestant does its work in about `seconds`."""
+    """Return how often a contestant can do its work in about `seconds`."""
     once = contestant.seconds()
     if once < seconds:
         once = min(once, contestant.seconds())

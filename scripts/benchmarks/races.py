@@ -8,10 +8,10 @@
     run.py races --one-core         one core and its processor time, on a machine that others use
     run.py races device             on a CUDA card (--device cuda1: another one)
 
-Each contestant is a process of its own (contestants.py), and the peers (peers.py) have their own virtual environment.
-Their results are compared first. Then they take turns; a ratio is the median over the rounds of the peer's seconds over
-ours, so above 1 we are faster. A table at the end compares the ratios with the demanded ones, and everything goes to
-bench.json.
+Each contestant is a separate process (contestants.py), and the peers (peers.py) have their own virtual environment.
+Their results are compared first. Then they take turns; a ratio is the median, over the rounds, of the peer's seconds
+divided by ours, so above 1 shardpress is faster. A table at the end compares the ratios with the required ones, and all
+numbers are written to bench.json.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from scripts.benchmarks.race import PEERS, Bench, contestants, environment
 
 SGEMM_SIZE = 2048
 DTYPES = (np.float32, np.uint8)
-DEEP = Network((784, 512, 64), activation="relu", code="linear")  # as of `--hidden 512`
+DEEP = Network((784, 512, 64), activation="relu", code="linear")  # the network of `--hidden 512`
 DEEP_BATCHES = (128, 512)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A network of one layer, the rows of a minibatch, and the ratios that are demanded."""
+    """A network of one layer, the rows of a minibatch, and the required ratios."""
 
     n_inputs: int
     n_features: int
     batch_size: int
     step: float = 1.05
-    step_products: float = 0.85  # of the products through BLAS
+    step_products: float = 0.85  # required ratio to the products through BLAS
     encode: float = 1.05
     encode_bytes: float = 1.5
 
@@ -78,10 +78,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--size", type=float, default=1.0, help="factor of the number of rows in files (default: %(default)s)")
     add("--quick", action="store_true", help="same as --rounds 3 --size 0.1")
     add("--device", default="cuda", help="device of the case of that name (default: %(default)s)")
-    add("--isa", choices=INSTRUCTION_SETS, help="instruction set that all contestants keep to")
+    add("--isa", choices=INSTRUCTION_SETS, help="restrict all contestants to this instruction set")
     add("--seed", type=int, default=0, help="seed of the case shapes (default: %(default)s)")
     add("--one-core", action="store_true", help="use one core, and measure its processor time")
-    add("--without-peers", action="store_true", help="only shardpress and BLAS")
+    add("--without-peers", action="store_true", help="run only shardpress and BLAS")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
     machine = describe(options)
     print(", ".join(f"{name}: {value}" for name, value in machine.items()), flush=True)
     if options.isa and not bench.limits_jax:
-        print("JAX may use more instructions: this processor cannot hide them from it", flush=True)
+        print("JAX may use more instructions, because this processor cannot hide them", flush=True)
     for name in options.cases or CASES:
         CASES[name](bench)
     bench.print_demands()
@@ -187,7 +187,7 @@ def shapes(bench: Bench) -> None:
 
 
 def draw_shapes(seed: int, n: int = 10) -> list[Shape]:
-    """Draw shapes, small and large ones equally often, none of them with round numbers."""
+    """Return random shapes without round numbers, small and large ones equally often."""
     rng = np.random.default_rng(seed)
     ranges = np.log([(20, 5000), (3, 300), (128, 512)])
     found: list[Shape] = []
@@ -208,7 +208,7 @@ def roofline(bench: Bench) -> None:
 
 
 def compare_with_sgemm(bench: Bench, network: Network, dtype: Any, least: float) -> None:
-    """Demand a share of SGEMM's FLOP/s of the encoder; both are measured in turns."""
+    """Require a fraction of SGEMM's FLOP/s from the encoder; both are measured in turns."""
     what = f"{in_words(network)}, {np.dtype(dtype)}"
     flops = 2 * ENCODE_ROWS * sum(a * b for a, b in pairwise(network.widths))
     write_pixels(bench.folder, network, dtype)
@@ -228,7 +228,7 @@ def compare_with_sgemm(bench: Bench, network: Network, dtype: Any, least: float)
 
 
 def device(bench: Bench) -> None:
-    """Take a step and encode on a card; PyTorch does so eagerly, compiled, and by CUDA graphs."""
+    """Take a step and encode on a card; PyTorch runs eagerly, compiled, and with CUDA graphs."""
     bench = on_device(bench)
     is_used, name = find_device(bench)
     if not is_used:
@@ -248,7 +248,7 @@ def device(bench: Bench) -> None:
 
 
 def on_device(bench: Bench) -> Bench:
-    """Return a copy that keeps its results in the same lists, and whose contestants use the device."""
+    """Return a copy whose contestants use the device, and whose results go to the same lists."""
     flags = [bench.variables.get("THEANO_FLAGS"), f"device={bench.device}"]
     bench = copy(bench)
     bench.variables = {
@@ -260,7 +260,7 @@ def on_device(bench: Bench) -> Bench:
 
 
 def print_rates(shape: Shape, dtype: Any, rate: float) -> None:
-    """Print the rows, bytes and operations of each second of our encoder."""
+    """Print the rows, bytes and operations per second of our encoder."""
     row_bytes = shape.n_inputs * np.dtype(dtype).itemsize + 4 * shape.n_features
     gflops = 2 * rate * shape.n_inputs * shape.n_features / 1e9
     bus = rate * row_bytes / 1e9

@@ -2,7 +2,7 @@
 
     make bench                                                    all races, after setting up the peers' environment
     .venv/bin/python scripts/benchmarks/run.py races step encode  some of the races
-    .venv/bin/python scripts/benchmarks/run.py races --help       what a benchmark does, and its options
+    .venv/bin/python scripts/benchmarks/run.py races --help       description and options of a benchmark
 
 races      speed, compared with JAX, PyTorch and scikit-learn
 overheads  costs of the durable protocol and of checkpoints
@@ -14,7 +14,7 @@ quality    error and accuracy of features, compared with principal components an
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[2]))  # so that any Python finds the next module
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # so that any Python finds the modules below
 import pipeline.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split
@@ -29,7 +29,7 @@ NAMES = ("races", "overheads", "scaling", "simulate", "quality")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark that the first argument names, and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    settings: list[str] = []  # of scripts/extract.py
+    settings: list[str] = []  # arguments of scripts/extract.py
     if "--" in arguments:
         at = arguments.index("--")
         settings = arguments[at + 1 :]

@@ -1,4 +1,4 @@
-"""Measure what several processes cost and gain, and the costs that `simulate` needs.
+"""Measure the costs and the speed of several processes, and the costs that `simulate` needs.
 
     run.py scaling                             everything, with 1.25 GB of synthetic rows in scaling/
     run.py scaling overhead driver             some of the measurements
@@ -59,10 +59,10 @@ from scripts.benchmarks.tasks import (
 )
 
 SMALL_GIGABYTES = 0.03
-BLOCK_ROWS = 2688  # about 8 MiB, as a run reads them
+BLOCK_ROWS = 2688  # about 8 MiB, as in a run
 ONE_CORE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 N_REMOTE_THREADS = 2
-N_AT_ONCE = 16  # submitted tasks for two workers
+N_AT_ONCE = 16  # tasks submitted at a time for two workers
 
 Numbers = dict[str, float]
 
@@ -99,7 +99,8 @@ def store(file: Path, name: str, found: Any) -> None:
 def measure(work: Callable[[Callable[[object], None]], object], cluster: LocalCluster | None = None) -> Numbers:
     """Return the seconds and the processor seconds of some tasks.
 
-    `work` runs the tasks; it gets a function to call with each result. ``end`` is the time after the last result.
+    `work` runs the tasks, and calls the function that it receives with each result. ``end`` is the time after the last
+    result.
     """
     ends: list[float] = []
     before = used_seconds(cluster)
@@ -120,7 +121,7 @@ def used_seconds(cluster: LocalCluster | None) -> Numbers:
 
 
 def overhead(options: argparse.Namespace) -> dict[str, Numbers]:
-    """Measure the seconds of an empty task, through threads and through a scheduler."""
+    """Measure the seconds per empty task with threads and with a scheduler."""
     shards = synthetic_shards(options.output, SMALL_GIGABYTES, 1)
     tasks = encoding_tasks(options.output, shards, empty_part, options.tasks)
     with threads(2) as pool:
@@ -137,7 +138,7 @@ def per_task(numbers: Numbers) -> Numbers:
 
 
 def driver(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure the time and the peak memory of a driver with more and more empty parts."""
+    """Measure the time and the peak memory of a driver with increasing numbers of empty parts."""
     shards = synthetic_shards(options.output, SMALL_GIGABYTES, 1)
     trained_model(options.output, shards)
     spawn = multiprocessing.get_context("spawn")
@@ -195,12 +196,12 @@ def step(name: str, steps: dict[str, Numbers]) -> Iterator[None]:
 
 
 def workers(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure scan and encoding by two threads and by two workers, and the ratio of their speeds."""
+    """Measure scan and encoding with two threads and with two workers, and the ratio of their speeds."""
     return compare_with_threads(options, 8)
 
 
 def shards(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure the same with more shards of the same total size."""
+    """Measure the same as `workers` with more shards of the same total size."""
     return {f"{n_shards} shards": compare_with_threads(options, n_shards) for n_shards in (100, 1000)}
 
 
@@ -221,7 +222,7 @@ def compare_with_threads(options: argparse.Namespace, n_shards: int) -> dict[str
 
 def seconds_by_stage(output: Path, shards: Path, model: Path, *flags: object) -> Numbers:
     """Scan and encode, and return the seconds of each stage and of the whole process."""
-    inputs = ("--input", shards, "--model", model, "--on-bad-data", "skip")  # with a model, only "skip" scans
+    inputs = ("--input", shards, "--model", model, "--on-bad-data", "skip")  # with --model, only "skip" causes a scan
     total = seconds_of(lambda: script("extract.py", "--quiet", *inputs, "--output", fresh(output), *flags))
     stages = report_of(output)["stages"]
     return {**{name: stage["seconds"] for name, stage in stages.items()}, "total": total}
@@ -237,7 +238,7 @@ def crowds(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def crowd(folder: Path, shards: Path, n_workers: int) -> dict[str, Numbers]:
-    """Start some workers, let them scan and encode twice, and return what the second time took."""
+    """Start some workers, scan and encode twice, and return the costs of the second time."""
     with local_cluster(folder, n_workers, **ONE_CORE) as cluster, executor_on(cluster) as executor:
         scan_and_encode(folder, shards, executor, cluster)
         return scan_and_encode(folder, shards, executor, cluster)
@@ -284,7 +285,7 @@ def costs(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def stage_costs(name: str, stage: Numbers, task_seconds: float) -> Numbers:
-    """Return the processor seconds of a row, the waiting in a task, and the time after the last one."""
+    """Return the processor seconds per row, the waiting time per task, and the time after the last task."""
     n_tasks = stage["n_tasks"]
     busy = stage["processor_seconds"]
     return {
@@ -295,7 +296,7 @@ def stage_costs(name: str, stage: Numbers, task_seconds: float) -> Numbers:
 
 
 def seconds_per_part(largest: dict[str, Any], task_seconds: float) -> float:
-    """Return the driver's seconds of a part in addition to those of its task, which is sent in a batch."""
+    """Return the driver's seconds per part, in addition to those of its task, which is sent in a batch."""
     n_parts = largest["n_parts"]
     seconds = sum(largest[name]["processor_seconds"] for name in ("tasks", "index", "manifest"))
     sending = task_seconds / batch_size(n_parts, N_REMOTE_THREADS)
@@ -303,7 +304,7 @@ def seconds_per_part(largest: dict[str, Any], task_seconds: float) -> float:
 
 
 def seconds_per_training_row(options: argparse.Namespace) -> float:
-    """Train on one core, and return its seconds for a row of an epoch."""
+    """Train on one core, and return the seconds per row and epoch."""
     inputs = synthetic_shards(options.output, options.gigabytes, 8)
     output = fresh(options.output / "trained")
     flags = ("--epochs", 2, "--baseline", "no", "--start", "random", "--threads", 1, "--quiet")

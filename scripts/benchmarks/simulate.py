@@ -5,10 +5,10 @@
     run.py simulate --costs scaling/scaling.json --check scaling/scaling.json
                                                  compare predictions with measurements of 1 to 4 workers
 
-A task waits for the driver, the scheduler, a thread of a worker, a core and the storage in turn, as in a run. Each of
-them serves one task at a time, except for the storage, which serves as many streams as its bandwidth holds. If
-there are many tasks, only the first ones are simulated, and the others follow at the same rate. The costs are those
-of docs/scaling.json, unless `--costs` names another file.
+As in a run, a task waits for the driver, the scheduler, a thread of a worker, a core and the storage in turn. Each of
+these resources serves one task at a time, except for the storage, which serves as many streams as its bandwidth allows.
+If there are many tasks, only the first ones are simulated, and the others are assumed to follow at the same rate. The
+costs are those of docs/scaling.json, unless `--costs` names another file.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from pipeline.cluster.executor import batch_size
 from scripts.benchmarks.common import ROOT, print_head, print_row
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 125, 250, 500, 1000)
-MAX_SIMULATED_TASKS = 4000  # and TURNS for each thread
+MAX_SIMULATED_TASKS = 4000  # in addition to TURNS tasks per thread
 TURNS = 12
 SHARD_BYTES = 4 * 10**9
-# As in pipeline/run/budget.py, pipeline/scan/ranges.py and pipeline/settings/replicas.py.
+# The same values as in pipeline/run/budget.py, pipeline/scan/ranges.py and pipeline/settings/replicas.py.
 MIN_PART_BYTES = 2**26
 MAX_PARTS = 2**15
 SCAN_TASK_ROWS = 128 * 2688
 MAX_SCAN_TASKS = 4096
 REPLICAS = 8
 ROUND_ROWS = 512 * 128
-# A part of larger data is enough to train on: see docs/scaling.md.
+# Of larger data, this number of rows is enough for training: see docs/scaling.md.
 TRAINED_ROWS = 10**8
 EPOCHS = 20
 MAX_ERROR = 0.15
@@ -49,23 +49,23 @@ COLOURS = {"driver": "tab:red", "scheduler": "tab:purple"}
 class Costs:
     """Measured costs, in seconds of one core unless a comment says otherwise."""
 
-    driver_task: float  # of a task and its result
+    driver_task: float  # for a task and its result
     scheduler_task: float
-    driver_part: float  # commit of a part, and its lines in manifest and index
-    scan_row: float  # including the reading from memory
+    driver_part: float  # for the commit of a part, and its lines in manifest and index
+    scan_row: float  # including the read from memory
     encode_row: float
     train_row: float
     scan_task: float  # in addition to the rows of the task
     encode_part: float
-    scan_wait: float  # for the disk in a task, while the core is free
+    scan_wait: float  # time that a task waits for the disk, while the core is free
     encode_wait: float
     scan_end: float  # after the last task
     encode_end: float
     start: float  # before the first task and after the last one
     shard: float  # to open a shard
     row_bytes: int
-    feature_bytes: int  # of a row
-    state_bytes: int  # of the weights that are sent to a replica
+    feature_bytes: int  # bytes per row
+    state_bytes: int  # bytes of the weights that are sent to a replica
     meet: float  # to average one replica
 
 
@@ -74,10 +74,10 @@ class Cluster:
     """Resources of all workers."""
 
     n_workers: int
-    cores: int = 2  # of each worker
-    threads: int = 3  # of each worker: with more than cores, one reads or writes while others compute
-    shared_cores: int | None = None  # of workers, driver and scheduler together, if they are on one machine
-    storage: float = math.inf  # bytes per second, of all together
+    cores: int = 2  # per worker
+    threads: int = 3  # per worker; with more threads than cores, one reads or writes while others compute
+    shared_cores: int | None = None  # total of workers, driver and scheduler, if they are on one machine
+    storage: float = math.inf  # total bytes per second
     stream: float = 1e9  # bytes per second of one reader or writer, and of the driver's network
 
     @property
@@ -94,7 +94,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Task:
-    """Resources that one task uses in addition to the usual work of driver and scheduler."""
+    """Resources that one task uses, in addition to the work of driver and scheduler that each task needs."""
 
     core_seconds: float
     read_bytes: float = 0.0
@@ -110,7 +110,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Stage:
-    """The time of some tasks, and the share of it that each resource was busy."""
+    """The time of some tasks, and the fraction of it during which each resource was busy."""
 
     seconds: float
     busy: dict[str, float]
@@ -122,7 +122,7 @@ class Stage:
 
 
 class World:
-    """Everything that tasks wait for."""
+    """All resources that tasks wait for."""
 
     def __init__(self, cluster: Cluster, costs: Costs) -> None:
         self.env = simpy.Environment()
@@ -134,7 +134,7 @@ class World:
         self.resources = {name: simpy.PriorityResource(self.env, n) for name, n in self.capacities.items()}
         self.used = dict.fromkeys(self.capacities, 0.0)
         self.threads = simpy.Resource(self.env, cluster.n_threads)
-        # A run submits enough tasks that no thread waits for one.
+        # As in a run, enough tasks are submitted that no thread has to wait for a task.
         self.window = simpy.Resource(self.env, 2 * cluster.n_threads + 8)
         self.ends: list[float] = []
 
@@ -145,7 +145,7 @@ class World:
         with self.resources[name].request(priority=1) as turn:
             yield turn
             if name in ("driver", "scheduler") and self.cluster.shared_cores:
-                # They also need a core. The kernel prefers processes that have slept.
+                # Driver and scheduler also need a core. The kernel prefers processes that have slept.
                 with self.resources["cores"].request(priority=0) as core:
                     yield core
                     yield self.env.timeout(seconds)
@@ -154,7 +154,7 @@ class World:
         self.used[name] += seconds
 
     def process(self, task: Task) -> Iterator[Any]:
-        """Send a task, run it, and handle its result; each half of the usual work of driver and scheduler."""
+        """Send a task, run it, and handle its result. Sending and handling each take half of the driver's work."""
         message = task.message_bytes / self.cluster.stream
         driver = self.costs.driver_task / 2 + message
         scheduler = self.costs.scheduler_task / 2 + message
@@ -183,7 +183,7 @@ def simulate(task: Task, n_tasks: int, cluster: Cluster, costs: Costs) -> Stage:
     seconds = world.ends[-1]
     busy = {name: used / seconds / world.capacities[name] for name, used in world.used.items()}
     if n_simulated < n_tasks:
-        # The rate without the first and the last tasks, when threads are idle.
+        # The rate excludes the first and the last tasks, during which some threads are idle.
         first = n_simulated // 4
         last = 3 * n_simulated // 4
         seconds += (n_tasks - n_simulated) * (world.ends[last] - world.ends[first]) / (last - first)
@@ -191,7 +191,7 @@ def simulate(task: Task, n_tasks: int, cluster: Cluster, costs: Costs) -> Stage:
 
 
 def simulate_batches(task: Task, n_tasks: int, n_small: int, cluster: Cluster, costs: Costs) -> Stage:
-    """Predict the time of tasks that are sent in batches, as by the executor of a run."""
+    """Predict the time of tasks that are sent in batches, as in a run."""
     n = batch_size(n_tasks, cluster.n_threads, n_small)
     return simulate(task.times(n), math.ceil(n_tasks / n), cluster, costs)
 
@@ -311,8 +311,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     costs = ROOT / "docs/scaling.json"
     add("--costs", type=Path, default=costs, help="file of costs, or scaling.json of `scaling` (default: %(default)s)")
     add("--rows", type=float, help="predict one scenario with this number of rows")
-    add("--storage", type=float, default=math.inf, help="its bandwidth in GB/s (default: unlimited)")
-    add("--memory", type=float, default=2.0, help="its memory budget in GiB (default: %(default)s)")
+    add("--storage", type=float, default=math.inf, help="bandwidth of its storage in GB/s (default: unlimited)")
+    add("--memory", type=float, default=2.0, help="memory budget of its processes in GiB (default: %(default)s)")
     add("--plot", type=Path, help="PNG file to draw")
     add("--check", type=Path, help="scaling.json of `scaling`: compare its measurements with predictions")
 
@@ -372,8 +372,8 @@ def check(measured: dict[str, Any], costs: Costs) -> int:
 def predict_measured(stage: str, numbers: dict[str, Any], cluster: Cluster, costs: Costs) -> float:
     """Return the seconds that the model predicts for a measured stage.
 
-    The processor seconds are those of that measurement, since processes that share cores slow each other down. So only
-    the waiting is predicted.
+    The processor seconds are taken from that measurement, because processes that share cores slow each other down. Only
+    the waiting time is predicted.
     """
     n_tasks = numbers["n_tasks"]
     wait = costs.scan_wait if stage == "scan" else costs.encode_wait
@@ -401,7 +401,7 @@ def draw(predictions: dict[Scenario, list[dict[str, Any]]], path: Path) -> None:
     for name, colour in COLOURS.items():
         right.plot([], [], color=colour, label=name)
     left.set(title="Encoding", xscale="log", yscale="log", ylabel="hours (predicted)")
-    right.set(title="Driver and scheduler while encoding", xscale="log", ylabel="share of the time that they are busy")
+    right.set(title="Driver and scheduler while encoding", xscale="log", ylabel="fraction of time that they are busy")
     for axes in (left, right):
         axes.set_xlabel("workers of two cores")
         axes.legend(fontsize=8)

@@ -1,4 +1,4 @@
-"""Encoding tasks like those of a run, which workers import from this module."""
+"""Encoding tasks like those of a run. Workers import them from this module."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Task = tuple[Callable[[EncodeTask], Any], EncodeTask]
 
 
 def trained_model(folder: Path, shards: Path) -> Path:
-    """Train a model on synthetic shards unless an earlier call has, and return its directory."""
+    """Train a model on synthetic shards unless it exists, and return its directory."""
     # Rows do not depend on the number of shards.
     target = folder / f"model{shards.name[shards.name.rindex('-') :]}"
     if not (target / "manifest.json").exists():
@@ -39,7 +39,7 @@ def trained_model(folder: Path, shards: Path) -> Path:
 def encoding_tasks(
     folder: Path, shards: Path, function: Callable[[EncodeTask], Any], n_parts: int | None = None
 ) -> list[Task]:
-    """Return the encoding tasks of a run, or `n_parts` of them as if its first shard were as long as that."""
+    """Return the encoding tasks of a run, or `n_parts` tasks as for a first shard with that number of parts."""
     model_folder = trained_model(folder, shards)
     output = fresh(folder / "encoded")
     prepared = prepare(Config.of(input=(str(shards),), output=str(output), model=str(model_folder)))
@@ -79,7 +79,7 @@ def compute_and_commit(
 
 
 def empty_part(task: EncodeTask) -> PartFacts:
-    """Do nothing, with an argument and a result as large as those of an encoding task."""
+    """Do no work, but with an argument and a result as large as those of an encoding task."""
     source = task.part.source
     key = task.part.key
     entry = Entry(f"parts/{key}-{source.start:032x}.h5", 4 * len(source), "0" * 64)

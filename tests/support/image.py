@@ -125,7 +125,7 @@ def main() -> None:
         image = build_image(Path(folder, "root"), "image-check")
         print("Content:", flush=True)
         again = image.run(*image.entrypoint, "setup-gpu")
-        assert "no driver found" in again.stdout, again.stdout
+        assert "no driver was found" in again.stdout, again.stdout
         doctor = image.run(*image.entrypoint, "doctor", check=False)
         assert doctor.returncode == 1, "the requested device does not exist"
         assert "no NVIDIA driver" in doctor.stdout

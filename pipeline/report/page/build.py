@@ -39,7 +39,7 @@ def page_of(report: Mapping[str, Any]) -> Page:
     Raises
     ------
     KeyError, TypeError, ValueError
-        When it is not a report.
+        If it is not a report.
     """
     sections = [make(report) for make in (action_needed, quality, change, time_spent, steps, settings)]
     n_notices, _ = notices(report)
@@ -60,9 +60,9 @@ def report_bytes(report: Mapping[str, Any]) -> bytes:
 
 
 def page_bytes(report: Mapping[str, Any]) -> bytes:
-    """Return the content of report.html; if that fails, a page that says so, since the features are finished."""
+    """Return the content of report.html; if it cannot be built, return a page that says so, and log a warning."""
     try:
-        # As read from report.json, so that a page that is made later is the same.
+        # The values are those that report.json returns, so that a page that is built later is the same.
         plain = json.loads(report_bytes(report))
         return html_of(page_of(plain)).encode()
     except Exception as error:
@@ -81,11 +81,11 @@ def read_report(directory: str | Path) -> dict[str, Any]:
     Raises
     ------
     NoInput
-        When it does not exist.
+        If it does not exist.
     NotPermitted
-        When it cannot be read.
+        If it cannot be read.
     DataError
-        When it is not JSON, or not a report.
+        If it is not JSON, or not a report.
     """
     path = published_file(Path(directory), "report.json")
     where = f"file={printable(path)}"
@@ -95,7 +95,9 @@ def read_report(directory: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{where}: not JSON: {printable(error)}. Run the command of that run again.") from error
     if not isinstance(report, dict):
-        raise DataError(f"{where}: holds a {type(report).__name__}, expected a report")
+        raise DataError(
+            f"{where}: contains a {type(report).__name__}, expected a report. Run the command of that run again."
+        )
     return report
 
 
@@ -111,7 +113,7 @@ def _read(path: Path, where: str) -> bytes:
 def read_page(directory: str | Path) -> Page:
     """Return the page of an output directory.
 
-    Raises the errors of `read_report`, and `DataError` if the file is not a report.
+    It raises the errors of `read_report`, and `DataError` if the file is not a report.
     """
     report = read_report(directory)
     try:

@@ -1,4 +1,4 @@
-"""The document that becomes HTML or text: sections of paragraphs, tables, figures and commands."""
+"""The report as a document, before it becomes HTML or text: sections of paragraphs, tables, figures and commands."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 __all__ = ["Command", "Figure", "Item", "Page", "Section", "Table"]
 
-_LONGEST_NUMBER = 24  # characters, with the unit: longer texts are words that begin with a number
+_LONGEST_NUMBER = 24  # characters of a number with its unit; a longer text is a phrase that begins with a number
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts.
+    """A table of strings.
 
     Attributes
     ----------
@@ -25,13 +25,13 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
     def is_number(self, column: int) -> bool:
-        """Return whether a column holds numbers, which are aligned right and on one line."""
+        """Return whether a column holds numbers, which are right-aligned and not wrapped."""
         cells = [row[column] for row in self.rows]
         return bool(cells) and all(cell[:1] in "0123456789-+." and len(cell) <= _LONGEST_NUMBER for cell in cells)
 
     @classmethod
     def of(cls, caption: str, columns: str, rows: Sequence[Sequence[object]]) -> Table:
-        """Return a table whose headings are given as one text, separated by commas."""
+        """Return a table; `columns` are its headings, separated by commas."""
         headings = tuple(heading.strip() for heading in columns.split(","))
         return cls(caption, headings, tuple(tuple(map(str, row)) for row in rows))
 

@@ -22,9 +22,9 @@ _RIGHT = _WIDTH - 12.0
 _TOP = 24.0
 _BOTTOM = _HEIGHT - 40.0
 
-_MAX_POINTS = 200  # of a curve
+_MAX_POINTS = 200  # points per curve
 _MAX_POINTS_IN_TABLE = 10
-_MAX_LABELS = 12  # that are named
+_MAX_LABELS = 12  # labels with a name in the figure
 
 _TILE = 56.0  # width and height of an image
 _TILE_STEP = _TILE + 6
@@ -97,7 +97,7 @@ def _levels(levels: Mapping[str, float], x: Scale, y: Scale) -> list[Element]:
 
 
 def _legend(x: float, y: float, name: str, stroke: str) -> list[Element]:
-    """Draw the name of a line, in the colour of all text, since not every colour is readable."""
+    """Draw the name of a line. It has the colour of other text, because not all colours of lines are readable."""
     return [polyline((x, x + 16), (y - 4, y - 4), stroke, stroke_width=3), text(x + 21, y, name)]
 
 
@@ -149,7 +149,7 @@ def _bar(name: str, value: str, ends: tuple[float, float], i: int) -> list[Eleme
 
 
 def histogram(title: str, edges: Sequence[float], counts: Sequence[int], x_name: str, table: Table) -> Figure:
-    """Draw how many values are between each two edges.
+    """Draw the number of values in each bin.
 
     Parameters
     ----------
@@ -215,7 +215,7 @@ class _Group:
         return a, b
 
     def dots(self, x: Scale, y: Scale) -> Element:
-        """Draw the points as one path: a line without length that has round ends is a dot."""
+        """Draw the points as one path of lines of length 0, whose round ends look like dots."""
         line = "".join(f"M{x(a):.0f} {y(b):.0f}h0" for a, b in self.points)
         return element("path", d=line, stroke=colour(self.code), class_="dots", fill="none", stroke_width=4.5)
 
@@ -255,7 +255,7 @@ def images(title: str, pairs: Sequence[Mapping[str, Any]], shape: Sequence[int],
     pairs : sequence of mapping
         For each row, its images in Base64 and its label and error.
     shape : sequence of int
-        Of the images, except those of the features, which are square.
+        Shape of the images; images of features are always square.
     lines : mapping of str to str
         Keys of the images in `pairs`, and their names.
     """
@@ -271,7 +271,7 @@ def images(title: str, pairs: Sequence[Mapping[str, Any]], shape: Sequence[int],
 
 
 def _short_labels(pairs: Sequence[Mapping[str, Any]], y: float) -> list[Element]:
-    """Draw the labels of rows; errors of rows without labels."""
+    """Draw the label of each row, or its error if it has no label."""
     elements = []
     for i, pair in enumerate(pairs):
         label = number(pair["error"])
@@ -287,7 +287,7 @@ def _tiles(data: Sequence[str], shape: Sequence[int] | None, top: float) -> list
 
 
 def _pixels(data: str, shape: Sequence[int] | None) -> np.ndarray:
-    """Return an image of bytes in Base64; a square one if it has no shape."""
+    """Return the image in a Base64 string; it is square if `shape` is None."""
     values = np.frombuffer(b64decode(data), np.uint8)
     if shape is None:
         side = int(np.sqrt(len(values)))

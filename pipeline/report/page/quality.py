@@ -15,7 +15,7 @@ __all__ = ["quality"]
 
 
 def quality(report: Mapping[str, Any]) -> Section:
-    """Return the section."""
+    """Return the section about the quality of the features."""
     sample = report.get("sample") or {}
     items = [
         *_errors(report, sample),
@@ -53,7 +53,7 @@ def _costs(report: Mapping[str, Any]) -> Iterator[Item]:
 
 
 def _errors(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[Item]:
-    """Yield the reconstruction error: on validation rows, or on the sample if none were left out."""
+    """Yield the reconstruction error on validation rows, or on the sample if there are no validation rows."""
     summary = report["summary"]
     title = "Reconstruction error (mean squared error in scaled units)"
     features = f"{summary['n_features']} features"
@@ -86,7 +86,7 @@ def _probe(sample: Mapping[str, Any]) -> Iterator[Item]:
 
 
 def _deviation(share: float, n: int) -> float:
-    """Return the standard deviation of a share of `n` independent rows."""
+    """Return the standard deviation of a fraction of `n` independent rows."""
     return (share * (1 - share) / n) ** 0.5
 
 

@@ -17,11 +17,11 @@ __all__ = ["change", "settings", "steps", "time_spent"]
 
 _NOT_OF_RESULTS = ("overwrite", "restart", "quiet", "verbose")  # settings that do not affect results
 _HEADS = "stage, time, rows, bytes, CPU use, waiting for"
-_MIN_SHARE = 0.01  # of a stage's time, to be listed
+_MIN_SHARE = 0.01  # smaller shares of a stage's time are not listed
 _MAX_WORKERS = 10  # report.json has all
-_STAGES = ["scan", "training", "encoding"]  # that workers take part in
-_MAX_ROWS = 40  # of a table whose length depends on the run
-_MAX_VALUES = 5  # of a setting that is a list
+_STAGES = ["scan", "training", "encoding"]  # stages that run on workers
+_MAX_ROWS = 40  # rows of a table whose length depends on the run
+_MAX_VALUES = 5  # values of a setting that is a list
 
 _SUMMARY = {
     "rows": ("n_rows", count),
@@ -79,7 +79,7 @@ def _changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list
 
 
 def time_spent(report: Mapping[str, Any]) -> Section:
-    """Return the section about times: of stages, of workers, and of this run before it was resumed."""
+    """Return the section about the times of stages, of workers, and of this run before it was resumed."""
     seconds = report["summary"]["seconds"]
     cluster = report.get("cluster") or {}
     items: list[Item] = []
@@ -117,9 +117,9 @@ def _stages(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]
 
 
 def _epochs(report: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Yield a line about all epochs, also those before the run was resumed.
+    """Yield a line about all epochs, including those before the run was resumed.
 
-    It has no time for compiling or for the evaluation of the result.
+    Its time excludes compilation and the evaluation of the result.
     """
     history = report.get("training", {}).get("history")
     inputs = report.get("inputs")
@@ -146,8 +146,8 @@ def _busy(stage: Mapping[str, Any]) -> str:
 
 
 def _waited_for(stage: Mapping[str, Any]) -> str:
-    """Return the shares of a stage's time in which it has waited for the device, the processor or the disk."""
-    shares = stage.get("bound_by") or {}  # not known for a stage of a second
+    """Return the shares of a stage's time that it spent waiting for the device, the processor or the disk."""
+    shares = stage.get("bound_by") or {}  # unknown for short stages
     most_first = sorted(shares.items(), key=lambda each: -each[1])
     return ", ".join(f"{name} {percent(share)}" for name, share in most_first if share >= _MIN_SHARE) or "-"
 
@@ -190,7 +190,7 @@ def _pace(stage: Mapping[str, Any] | None) -> float:
 
 
 def steps(report: Mapping[str, Any]) -> Section:
-    """Return the commands that a user may want to type next."""
+    """Return the section with commands that a user may want to run next."""
     config = report["config"]
     output = shlex.quote(cut(config["output"], 120))
     commands: list[Item] = []
@@ -267,7 +267,7 @@ def _provenance(report: Mapping[str, Any]) -> Iterator[Item]:
             f"Verification: the features of {count(verification['n_rows'])} rows were read back and recomputed in "
             f"float64. They differ by at most {number(verification['largest_difference'])}."
         )
-    yield "manifest.json holds the BLAKE3 digest of every file."
+    yield "manifest.json contains the BLAKE3 digest of every file."
 
 
 def _versions_and_digests(report: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -39,7 +39,7 @@ def element(name: str, *children: Element, content: str = "", **attributes: Any)
 
 
 def picture(size: tuple[float, float], title: str, description: str, *children: Element) -> str:
-    """Return the markup of a picture that has a name and a description, and that scales with the page."""
+    """Return the markup of a picture with a title and a description, which scales with the page."""
     name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
     width, height = size
     root = element(
@@ -90,7 +90,7 @@ class Scale:
 
     @classmethod
     def over(cls, values: Sequence[float], start: float, end: float, may_log: bool = False) -> Scale:
-        """Return a scale for all values with a margin; logarithmic if it may be and if they span more than a decade."""
+        """Return a scale for all values, with a margin; logarithmic if allowed and the values span over a decade."""
         low = min(values)
         high = max(values)
         if may_log and low > 0 and high / low > 10:
@@ -130,7 +130,7 @@ def _share(value: float, low: float, high: float) -> float:
 
 
 def _round_step(step: float) -> float:
-    """Return the multiple of a power of ten by 1, 2 or 5 that is nearest to a step."""
+    """Return the number nearest to a step that is 1, 2 or 5 times a power of ten."""
     unit = 10.0 ** math.floor(math.log10(step))
     return unit * min((1, 2, 5, 10), key=lambda factor: abs(factor * unit - step))
 
@@ -163,7 +163,7 @@ def _spelled(value: object) -> str:
 
 
 def image(pixels: np.ndarray, place: tuple[float, float, float, float]) -> Element:
-    """Return an image with its data.
+    """Return an image element that contains its pixels.
 
     Parameters
     ----------

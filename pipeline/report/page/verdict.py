@@ -13,8 +13,8 @@ from pipeline.text import exact_duration
 __all__ = ["action_needed", "drift", "notices", "verdict"]
 
 _MAX_LISTED = 10
-_SAME = 0.02  # relative difference of errors: trainings with other seeds differ by as much
-_NEGLIGIBLE = 1e-3  # share of the mean's error; the same as `NOTHING` in `pipeline.training.components`
+_SAME = 0.02  # relative difference of errors below which they are equal; another seed alone can change them by this
+_NEGLIGIBLE = 1e-3  # fraction of the mean's error; the same as `NOTHING` in `pipeline.training.components`
 _ACTIONS = {
     "pass": "were encoded unchanged",
     "clip": "were clipped to this range",
@@ -65,7 +65,7 @@ def _error_and_baseline(summary: Mapping[str, Any]) -> str:
 
 
 def notices(report: Mapping[str, Any]) -> tuple[int, list[str]]:
-    """Return the number of warnings, and the first ones as a sentence or two each, which say what to do."""
+    """Return the number of warnings, and the first ones, each with advice in a sentence or two."""
     warnings = report.get("warnings")
     if warnings:
         n = warnings["n"]
@@ -77,7 +77,7 @@ def notices(report: Mapping[str, Any]) -> tuple[int, list[str]]:
 
 
 def _sentence(line: str) -> str:
-    """Return a line of the log with a capital letter, unless it begins with a place, like ``file=``."""
+    """Return a line of the log with an initial capital, unless it begins with a location such as ``file=``."""
     is_place = "=" in line.split(" ")[0]
     if not is_place:
         line = line[:1].upper() + line[1:]
@@ -85,7 +85,7 @@ def _sentence(line: str) -> str:
 
 
 def _warnings_of_summary(report: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the warnings of a report that an earlier version has written without them."""
+    """Yield warnings derived from a summary, for reports of earlier versions, which do not store warnings."""
     summary = report["summary"]
     if summary.get("n_bad"):
         yield f"{quantity(summary['n_bad'], 'bad row')} with NaN features."
@@ -98,7 +98,7 @@ def _warnings_of_summary(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def action_needed(report: Mapping[str, Any]) -> Section:
-    """Return the section about what needs attention: the first ten of each kind, and their numbers."""
+    """Return the section about what needs attention: the number of items of each kind, and the first ten."""
     items = [*_warnings(report), *_bad_data(report.get("bad", {})), *drift(report.get("drift"))]
     gave_up = report["summary"].get("gave_up")
     if gave_up:
@@ -139,7 +139,7 @@ def _bad_row(facts: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _first(listed: Sequence[object], n: int) -> str:
-    """Return a number of things, and how many of them are listed if these are not all."""
+    """Return the number of items, and if not all of them are listed, how many are."""
     if n <= len(listed):
         return count(n)
     return f"the first {len(listed)} of {count(n)}"

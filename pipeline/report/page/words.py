@@ -11,12 +11,12 @@ __all__ = ["column", "count", "cut", "number", "path", "percent"]
 
 
 def count(n: int | float) -> str:
-    """Return a whole number with separated thousands."""
+    """Return a whole number with thousands separators."""
     return f"{round(n):,}"
 
 
 def number(value: float | None) -> str:
-    """Return a number with three digits; a dash if it is None."""
+    """Return a number with three significant digits, or a dash for None."""
     if value is None:
         return "-"
     if 1000 <= abs(value) < 1e9:
@@ -25,14 +25,14 @@ def number(value: float | None) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share of 1 in percent: without decimals, or with two digits if it is small."""
+    """Return a fraction as a percentage: without decimals, or with two significant digits if it is small."""
     if abs(share) >= 0.1:
         return f"{100 * share:.0f} %"
     return f"{100 * share:.2g} %"
 
 
 def cut(text: object, most: int = 300) -> str:
-    """Return a text, which may come from a file, with at most `most` characters, all of them printable."""
+    """Return a text, for example from a file, cut to `most` characters, with unprintable characters escaped."""
     clean = printable(text)
     if len(clean) > most:
         return f"{clean[: most - 1]}…"
@@ -50,7 +50,7 @@ def column(facts: Mapping[str, Any]) -> str:
 
 
 def path(text: object, most: int = 80) -> str:
-    """Return a file's path like `cut`, but keep the end of a long one, which distinguishes files."""
+    """Return a file's path like `cut`, but keep the end of a long path, which distinguishes files."""
     clean = printable(text)
     if len(clean) > most:
         return f"…{clean[1 - most :]}"

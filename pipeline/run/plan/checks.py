@@ -1,4 +1,4 @@
-"""Checks that find every problem that would stop a run, as far as one problem does not hide another."""
+"""Checks that find all problems that would stop a run, except those that an earlier problem hides."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-_TWINS_BYTES = 2**29  # of rows that are compared in full, since a plan should take seconds
-_TWINS_SHARDS = 1000  # of one shape, of which some rows are compared
+_TWINS_BYTES = 2**29  # bytes of rows that are compared in full; a plan should take seconds
+_TWINS_SHARDS = 1000  # shards of equal shape that are compared by some of their rows
 _TWINS_LISTED = 10
 _LEFT_OUT = " This shard is left out."  # end of the warning about a refused shard
 _NOTHING = "no earlier results"
@@ -67,7 +67,7 @@ class Findings:
     Attributes
     ----------
     problems : list of ShardpressError
-        Errors that would stop the run, in the order in which it would meet them.
+        Errors that would stop the run, in the order of the run.
     warnings : list of str
         Warnings that it would log.
     """
@@ -97,7 +97,7 @@ class _WarningCollector(logging.Handler):
 
 @contextmanager
 def captured_warnings() -> Iterator[Findings]:
-    """Provide findings that collect the package's warnings, which are not logged."""
+    """Yield findings that collect the package's warnings. These are not logged."""
     findings = Findings()
     log = logging.getLogger("pipeline")
     handler = _WarningCollector(findings.warnings)
@@ -111,8 +111,8 @@ def captured_warnings() -> Iterator[Findings]:
 
 
 def check_inputs(config: Config, findings: Findings) -> Prepared | None:
-    """Return what a run would know at its start; None if the settings or the inputs are invalid."""
-    lenient = config.changed(on_bad_data="skip", max_bad_shards="100%")  # to meet every bad shard
+    """Return the prepared run; None if the settings or the inputs are invalid."""
+    lenient = config.changed(on_bad_data="skip", max_bad_shards="100%")  # so that all bad shards are found
     prepared = findings.attempt(lambda: prepare(lenient))
     if config.bad_data.on_bad_data == "raise":
         left_out = [words for words in findings.warnings if words.endswith(_LEFT_OUT)]
@@ -130,7 +130,7 @@ def check_inputs(config: Config, findings: Findings) -> Prepared | None:
 
 
 def _warn_of_twins(prepared: Prepared, findings: Findings) -> None:
-    """Warn of shards with equal rows: one line for each of the first ones, and one for the rest."""
+    """Warn about shards with equal rows: one line for each of the first few, and one for all others."""
     twins = list(find_twins(prepared.shards, _TWINS_BYTES, _TWINS_SHARDS))
     findings.warnings += map(str, twins[:_TWINS_LISTED])
     if len(twins) > _TWINS_LISTED:
@@ -138,7 +138,7 @@ def _warn_of_twins(prepared: Prepared, findings: Findings) -> None:
 
 
 def check_output(prepared: Prepared, findings: Findings) -> Reusable:
-    """Return what a run would reuse of an earlier one; check that the output is writable and has enough space."""
+    """Return the results that a run would reuse; check that the output is writable and has enough space."""
     directory = Path(prepared.config.results.output)
     error = objection(directory)
     if error is not None:
@@ -149,7 +149,7 @@ def check_output(prepared: Prepared, findings: Findings) -> Reusable:
         findings.problems.append(
             TryAgain(
                 f"output={printable(directory)}: another run (process {pid}) is using this directory. Wait until it "
-                "has ended."
+                "has ended, or choose another --output."
             )
         )
     reusable = Reusable()
@@ -182,7 +182,7 @@ def nearest_directory(directory: Path) -> Path:
 
 
 def free_bytes(directory: Path) -> int | None:
-    """Return how many bytes can still be written there; None if that is unknown."""
+    """Return how many bytes can still be written to a directory's disk; None if that is unknown."""
     try:
         return shutil.disk_usage(nearest_directory(directory)).free
     except OSError:
@@ -190,7 +190,7 @@ def free_bytes(directory: Path) -> int | None:
 
 
 def _n_free_inodes(directory: Path) -> int | None:
-    """Return how many files can still be created there; None if that is unlimited or unknown."""
+    """Return how many files can still be created on a directory's disk; None if that is unlimited or unknown."""
     try:
         return free_inodes(nearest_directory(directory))
     except OSError:
@@ -198,12 +198,12 @@ def _n_free_inodes(directory: Path) -> int | None:
 
 
 def check_rows(stage: ScanStage, scan: Scan, findings: Findings) -> bool:
-    """Return whether a model can be trained on rows like those of a scan of some of them."""
+    """Return whether a model can be trained on the rows, according to a scan of some of them."""
     prepared = stage.prepared
     n_before = len(findings.problems)
     n_bad = len(scan.bad_rows) * prepared.n_rows // max(1, scan.n_rows)
     if prepared.allows_bad_data and len(scan.bad_rows) * prepared.n_rows > prepared.max_bad_rows * scan.n_rows:
-        limit = f"expected {prepared.max_bad_rows} at most (--max-bad-rows)"
+        limit = f"expected at most {prepared.max_bad_rows} (--max-bad-rows)"
         findings.warnings.append(f"about {n_bad} rows are bad, {limit}")
     findings.attempt(lambda: stage.check_bad_rows(scan))
     if prepared.given_model is None:
@@ -237,7 +237,7 @@ class Reusable:
     n_encoded, n_bytes : int
         Rows with committed features, and the bytes of their files.
     why : dict of str to str
-        For ``scan``, ``training`` and ``encoding``, what is reused, or why nothing can be.
+        For ``scan``, ``training`` and ``encoding``: what is reused, or why nothing can be reused.
     """
 
     is_complete: bool = False
@@ -251,7 +251,7 @@ class Reusable:
 
 
 class _UnchangingDisk(Disk):
-    """Disk that removes nothing, not even files that a run would remove."""
+    """Disk that removes no file, not even those that a run would remove."""
 
     def remove(self, path: Path) -> None:
         """Do nothing."""
@@ -265,10 +265,10 @@ def open_readonly(directory: Path) -> Ledger | None:
 
 
 def reusable_results(ledger: Ledger, prepared: Prepared) -> Reusable:
-    """Return what a run would reuse of a directory's results.
+    """Return the results in a directory that a run would reuse.
 
-    Files are compared by their sizes; a run compares their digests, if `verify` says so. Whether the settings allow to
-    replace the others is another question (`pipeline.run.resume.finished_manifest`).
+    Files are compared by size only; with ``--verify digests`` a run also compares their digests. Whether the other
+    results may be replaced is checked by `pipeline.run.resume.finished_manifest`.
     """
     if prepared.config.results.restart:
         return Reusable(why=dict.fromkeys(_DECIDES, "--restart discards all results"))
@@ -281,11 +281,11 @@ def reusable_results(ledger: Ledger, prepared: Prepared) -> Reusable:
 
 
 def _reusable_stages(ledger: Ledger, prepared: Prepared, before: Mapping[str, Any] | None) -> Reusable:
-    """Return what a run would reuse of an unfinished run, or of one with another request."""
+    """Return the results that a run would reuse of an unfinished run, or of a run with another request."""
     earlier = EarlierResults(ledger, prepared.budget.n_threads, compares_digests=False, is_readonly=True)
     scanning = ScanStage(prepared)
     has_scan = scanning.load(earlier) is not None
-    scan = scanning.committed(earlier)  # also one that will be repeated, since it names the unreadable shards
+    scan = scanning.committed(earlier)  # even if it will be repeated, because it lists the unreadable shards
     unreadable = scan.unreadable if scan else {}
 
     training = TrainingStage(prepared, tuple(unreadable))
@@ -317,7 +317,7 @@ def _reusable_stages(ledger: Ledger, prepared: Prepared, before: Mapping[str, An
 
 def _reused_training(prepared: Prepared, model: Model | None, checkpoint: Record | None) -> str:
     if prepared.given_model is not None:
-        return "a fitted model is given (--model)"
+        return "the model is given (--model)"
     if model is not None:
         return "finished by an earlier run"
     if checkpoint is not None:

@@ -1,4 +1,4 @@
-"""The dry run: time, memory and disk space of a run, what it would reuse, and what would stop it."""
+"""The dry run: time, memory and disk space of a run, results that it would reuse, and problems that would stop it."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan", "make_plan"]
 
-_BUSY = 0.75  # load per core
-_REPORT_SECONDS = 0.5  # of a bounded number of rows
+_BUSY = 0.75  # load per core above which the machine is busy
+_REPORT_SECONDS = 0.5  # estimate; the report measures a bounded number of rows
 
 
 @dataclass(frozen=True)
@@ -51,22 +51,22 @@ class Plan:
     Attributes
     ----------
     input : dict
-        ``n_shards``, ``n_rows``, ``n_inputs``, ``dtype``, ``n_bytes``, ``columns`` (what names them); empty where the
-        inputs cannot be used.
+        ``n_shards``, ``n_rows``, ``n_inputs``, ``dtype``, ``n_bytes``, ``columns`` (the source of their names); empty
+        if the inputs cannot be used.
     model : dict
         ``widths`` of the network, ``epochs``, ``steps_per_epoch``, ``batch_size``.
     device : str
-        Where the products would run; empty where nothing has to be computed, or no device can be started.
+        Device that would compute; empty if nothing has to be computed, or no device can be started.
     stages : list of StageEstimate
-        In their order; without those that could not be tried out.
+        Estimates in the order of the stages; stages that could not be tried are missing.
     memory : dict
-        ``host_bytes`` and ``device_bytes`` at their peak, the ``budget`` that is set, and what is ``available`` now.
+        ``host_bytes`` and ``device_bytes`` at the peak, the configured ``budget``, and the bytes ``available`` now.
     disk : dict
-        ``n_bytes`` that the run would write and keep, ``free`` bytes now, and bytes ``left`` afterwards.
+        ``n_bytes`` that the run would write and keep, ``free`` bytes now, and ``left`` bytes afterwards.
     earlier : dict of str to str
-        What of an earlier run is used by each stage, or why not.
+        For each stage, the results of an earlier run that it reuses, or why it reuses none.
     problems : list of dict
-        What would stop the run: ``kind``, ``exit_code``, ``words``.
+        Errors that would stop the run: ``kind``, ``exit_code``, ``words``.
     warnings : list of str
         Warnings that the run would log.
     """
@@ -87,12 +87,12 @@ class Plan:
         return sum(stage.seconds for stage in self.stages)
 
     def summary(self) -> dict[str, Any]:
-        """Return plain values for programs."""
+        """Return the plan as plain values, for JSON."""
         return {**asdict(self), "seconds": self.seconds}
 
 
 def make_plan(config: Config, report_step: Callable[[str], object]) -> Plan:
-    """Check the inputs, the output and the device, and try each stage for a moment. Nothing is written.
+    """Check the inputs, the output and the device, and run each stage for a moment. Nothing is written.
 
     Parameters
     ----------
@@ -126,11 +126,11 @@ def make_plan(config: Config, report_step: Callable[[str], object]) -> Plan:
 
 
 def _warnings_of_load() -> Iterator[str]:
-    """Warn if other processes keep the machine busy: the sample cannot know whether they will during the run."""
+    """Warn if other processes keep the machine busy: they may not do so during the run."""
     load = os.getloadavg()[0]
     n_cores = len(os.sched_getaffinity(0))
     if load > _BUSY * n_cores:
-        yield f"the machine is busy (load {load:.1f} on {n_cores} cores): the times are measured under that load"
+        yield f"the machine is busy (load {load:.1f} on {n_cores} cores), so the estimated times may be too long"
 
 
 def _facts_without_sample(prepared: Prepared, reusable: Reusable) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def _facts_without_sample(prepared: Prepared, reusable: Reusable) -> dict[str, A
 
 
 def _disk(prepared: Prepared, reusable: Reusable, feature_bytes: int) -> dict[str, int | None]:
-    """Return the bytes that the run would write, the free bytes, and those that would be left."""
+    """Return the bytes that the run would write, the free bytes now, and the free bytes afterwards."""
     n_bytes = 0
     if not reusable.is_complete:
         # encoder.npz is in float64; a trained model.h5 is written twice.
@@ -191,7 +191,7 @@ def _facts_of_sample(
 
 
 def _memory(prepared: Prepared, device: Device, findings: Findings) -> dict[str, int | None]:
-    """Return the memory that the run would need at its peak; warn if that is not available."""
+    """Return the memory that the run would need at its peak; warn if less is available."""
     in_use = taken_bytes()
     on_host = device.used == "cpu"
     resident = prepared.budget.keeps_rows(device)
@@ -219,7 +219,7 @@ def _sample_stages(
     report_step("scanning a sample")
     scanning = ScanStage(prepared)
     scanned = scanning.sample(stretches(prepared))
-    pace = scanned.pace  # of the first pass over the rows
+    pace = scanned.pace  # speed of the first pass over the rows
     offset = scanning.offset_of(scanned.scan) if prepared.given_model is None else prepared.given_model.offset
     if offset is not None:
         prepared = prepared.with_offset(offset)
@@ -237,7 +237,7 @@ def _sample_stages(
         encoder = encoder_of(prepared, model)
 
     report_step("encoding a sample")
-    folder = None  # a disk that is nearly full is not used, not even for a moment
+    folder = None  # nothing is written to a disk that is nearly full, not even for a moment
     if not findings.problems:
         folder = nearest_directory(Path(prepared.config.results.output))
     encoding = EncodingStage(prepared, model, {})
@@ -246,7 +246,7 @@ def _sample_stages(
 
 
 def estimate_stages(prepared: Prepared, reusable: Reusable, sample: Sample) -> list[StageEstimate]:
-    """Return the time of each stage: none if it is reused, otherwise an estimate from the sample."""
+    """Return the time of each stage: 0 if its result is reused, otherwise an estimate from the sample."""
     estimates = []
     if prepared.is_scanned:
         scanning = ScanStage(prepared).estimate(sample)
