@@ -241,7 +241,7 @@ def test_a_fifth_of_every_class_is_held_out() -> None:
         (["--features", "nowhere"], 66, "nowhere"),
         (["--features", "a", "--labels", "y"], 65, "found ['byte', 'bytes'"),
         (["--features", "a", "--labels", "one"], 65, "one class"),
-        (["--features", "a", "--labels", "number"], 65, "row 0; 500 rows"),
+        (["--features", "a", "--labels", "number"], 65, "500 such rows"),
         (["--features", "a", "--labels", "id"], 65, "500 different values"),
         (["--features", "a", "--labels", "label", "--test", "other"], 65, " 2 features"),
         (["--features", "a", "--labels", "label", "--test", "b/index.h5"], 65, "b/index.h5: "),

@@ -99,7 +99,7 @@ def test_replicas_with_too_few_steps_are_reduced(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert workspace.run(out, *FLAGS, "--replicas", "64") == 0
-    assert mentions(caplog.text, "replicas: 8", 64)
+    assert mentions(caplog.text, "replicas: using 8", 64)
 
 
 def test_the_deadline_uses_the_speed_of_all_replicas(
