@@ -31,7 +31,7 @@ from kernels.compilecache import SettledCache
 from kernels.compiler import check_processor_flags
 from kernels.faults import explain, is_out_of_memory
 from kernels.flags import NoScipy, check_flags, default_settings, requested_device
-from kernels.repairs import repair_code_versions, repair_generated_code
+from kernels.repairs import repair_code_versions, repair_generated_code, repair_module_versions
 
 __all__ = [
     "Device",
@@ -130,6 +130,7 @@ def load() -> ModuleType:
         warnings.simplefilter("ignore")  # Theano 1.0.5 uses deprecated features of later packages
         import theano
     repair_code_versions(theano.gof.op)
+    repair_module_versions(theano.gof.cc)
     check_flags()
     check_processor_flags(theano.gof.cmodule, theano.config)
     return theano

@@ -8,7 +8,7 @@ from functools import wraps
 from hashlib import sha256
 from typing import Any
 
-__all__ = ["repair_code_versions", "repair_generated_code"]
+__all__ = ["repair_code_versions", "repair_generated_code", "repair_module_versions"]
 
 
 def repair_code_versions(op_module: Any) -> None:
@@ -30,6 +30,34 @@ def repair_code_versions(op_module: Any) -> None:
         return (digest,)
 
     op_module.COp.c_code_cache_version = c_code_cache_version
+
+
+def repair_module_versions(linker_module: Any) -> None:
+    """Keep the compiled code of Ops without properties for other processes.
+
+    Theano adds the tuple ``__props__`` of each Op to the version of its module, and takes an empty tuple for a missing
+    version. Without the fix, the code of such Ops, for example ``GpuDot22`` and ``HostFromGpu``, is compiled again at
+    each start.
+
+    Parameters
+    ----------
+    linker_module : module
+        ``theano.gof.cc``.
+    """
+    original_key = linker_module.CLinker.cmodule_key_
+
+    @wraps(original_key)
+    def cmodule_key_(self: Any, graph: Any, *args: Any, **options: Any) -> Any:
+        key = original_key(self, graph, *args, **options)
+        if key is None or key[0]:
+            return key
+        version = []
+        for node in self.schedule(graph):
+            version.append(node.op.c_code_cache_version_apply(node))
+            version.extend(variable.type.c_code_cache_version() for variable in (*node.inputs, *node.outputs))
+        return (tuple(version), key[1]) if all(version) else key
+
+    linker_module.CLinker.cmodule_key_ = cmodule_key_
 
 
 def repair_generated_code() -> None:

@@ -14,10 +14,13 @@ COMPILE = """
 from kernels import backend
 theano = backend.load()
 symbol = theano.tensor.fvector()
-expressions = {"plus": symbol + 1, "times": symbol * 3}
+number = theano.tensor.iscalar()
+scalar = theano.tensor.scalar_from_tensor(number)  # an Op without properties
+expressions = {"plus": symbol + 1, "times": symbol * 3, "scalar": scalar}
 for name in NAMES:
-    function = theano.function([symbol], expressions[name])
-    facts[name] = function([2]).tolist()
+    is_scalar = name == "scalar"
+    function = theano.function([number if is_scalar else symbol], expressions[name])
+    facts[name] = function(2 if is_scalar else [2]).tolist()
 cache = theano.gof.cc.get_module_cache()
 facts["n_read"] = len(cache.module_hash_to_key_data)
 facts["n_compiled"] = cache.stats[2]
@@ -42,6 +45,15 @@ def test_a_process_reads_the_records_of_its_own_modules(tmp_path: Path) -> None:
     assert first["n_read"] == first["n_compiled"] > second["n_read"] > 0
     assert second["n_compiled"] == 0
     assert second["times"] == first["times"] == [6]
+
+
+@pytest.mark.process
+@pytest.mark.compiler
+def test_code_without_properties_is_compiled_once(tmp_path: Path) -> None:
+    first = compile_in(tmp_path, "scalar")
+    second = compile_in(tmp_path, "scalar")
+    assert first["scalar"] == second["scalar"] == 2
+    assert first["n_compiled"] > second["n_compiled"] == 0
 
 
 @pytest.mark.process
