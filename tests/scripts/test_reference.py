@@ -56,9 +56,9 @@ def test_costs_on_opencl_equal_those_on_the_cpu(tmp_path: Path, opencl: None) ->
     found = {}
     features = {}
     for device in ("cpu", "opencl0:0"):
-        command = [sys.executable, str(REPOSITORY / "scripts" / "reference.py"), "--epochs", str(EPOCHS), "--data", data]
+        script = str(REPOSITORY / "scripts" / "reference.py")
         result = subprocess.run(
-            [*command, "--output", str(tmp_path / device)],
+            [sys.executable, script, "--epochs", str(EPOCHS), "--data", data, "--output", str(tmp_path / device)],
             env={**os.environ, "THEANO_FLAGS": f"device={device},force_device=True"},
             capture_output=True,
             text=True,
