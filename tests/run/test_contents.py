@@ -18,6 +18,8 @@ from pipeline.run.scan_stage import ScanStage
 from tests.support.interruptions import STEPS, FullDisk, results, stamps, undisturbed_features
 from tests.support.standin import Workspace, features_of
 
+pytestmark = pytest.mark.slow
+
 
 def change_in_place(path: Path) -> None:
     """Change one value of the rows without changing size and modification time."""

@@ -23,6 +23,8 @@ from pipeline.shards.shard import Block, array_shard, with_offset
 from tests.support.cases import case
 from tests.support.standin import Workspace, features_of
 
+pytestmark = pytest.mark.slow
+
 LARGE = 2**60
 
 

@@ -29,6 +29,8 @@ from tests.support.soak_protocol import (
 )
 from tests.support.standin import Workspace, features_of
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_finished_run_is_only_replaced_with_overwrite(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
@@ -322,7 +324,6 @@ OTHER_SIZES = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("n_committed", [1, 3])
 def test_parts_of_other_sizes_are_kept(
     workspace: Workspace,

@@ -18,12 +18,13 @@ from tests.support.logged import mentions, reuses
 from tests.support.soak_protocol import leftovers
 from tests.support.standin import Workspace, features_of
 
+pytestmark = pytest.mark.slow
+
 
 def features(output: Path) -> np.ndarray:
     return np.asarray(open_features(output).features)
 
 
-@pytest.mark.slow
 def test_stored_features_differ_by_the_reported_error(workspace: Workspace, out: Path, tmp_path: Path) -> None:
     assert workspace.run(tmp_path / "plain") == 0
     expected = features(tmp_path / "plain")
