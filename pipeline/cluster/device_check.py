@@ -140,7 +140,7 @@ def run_or_retire(function: Callable[..., Any], *arguments: Any) -> Any:
         if _leaving_workers.put_if_new(worker.address, True):
             name = printable(worker.name)
             reason = printable(error.why)
-            log.warning("cluster: retiring worker %s; its work goes to the others: %s", name, reason)
+            log.warning("cluster: retiring worker %s: %s; other workers run its tasks", name, reason)
             worker.loop.add_callback(partial(_leave, worker))
         raise Reschedule from error
 

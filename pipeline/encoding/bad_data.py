@@ -142,16 +142,17 @@ class BadData:
         where = self._place(block, numbers[row], column)
         contents = "Inf, or no value at all" if self.fills else "NaN, Inf or the missing value"
         raise DataError(
-            f"{block}: {rows[row, column]} in {where}; {n_bad} of these rows hold {contents}, expected finite numbers. "
-            "Fix the file, or leave out any number of such rows with --on-bad-data skip --max-bad-rows 100%."
+            f"{block}: found {rows[row, column]} in {where}, expected finite numbers. {n_bad} of these rows contain "
+            f"{contents}. Fix the file, or skip any number of such rows with --on-bad-data skip --max-bad-rows 100%."
         )
 
     def _describe_overflown(self, block: Block, numbers: np.ndarray) -> list[dict[str, Any]]:
         """Return a reason for each row whose features are not finite. `numbers` are the row numbers in the shard."""
         if len(numbers) > 0 and self.on_bad_data == "raise":
             raise DataError(
-                f"{block}: row {numbers[0]} and {len(numbers) - 1} more are so far outside the range of the model's "
-                "training rows that they overflow. Train a model on them, or use --on-bad-data skip."
+                f"{block}: the features of row {numbers[0]} and {len(numbers) - 1} more rows overflow float32, because "
+                "the rows are too far outside the range of the model's training rows. Train a model on such rows, or "
+                "skip them with --on-bad-data skip."
             )
         if not self.lists_rows:
             return []
@@ -192,8 +193,9 @@ class BadData:
             row, column = np.argwhere(is_outside)[0]
             expected = f"{low[column]:g} to {high[column]:g}, the range of the model's training rows"
             raise DataError(
-                f"{block}: {rows[row, column]} in {self._place(block, numbers[row], column)}, expected {expected}; "
-                f"{len(outside)} of these rows lie outside. Train a model on them, or use --on-drift clip."
+                f"{block}: found {rows[row, column]} in {self._place(block, numbers[row], column)}, expected "
+                f"{expected}. {len(outside)} of these rows are outside this range. Train a model on such rows, or clip "
+                "them with --on-drift clip."
             )
         return outside
 

@@ -155,7 +155,7 @@ class Scan:
             raise ValueError(f"is not a scan: {error!r}") from error
         wrong = [name for name, is_possible in _field_checks(found).items() if not is_possible]
         if wrong:
-            raise ValueError(f"is not a scan: impossible {', '.join(wrong)}")
+            raise ValueError(f"is not a scan: invalid values of {', '.join(wrong)}")
         return found
 
     def check_fits(self, shards: Sequence[Shard]) -> Scan:
@@ -410,13 +410,13 @@ def check_usable(shards: Sequence[Shard], scan_result: Scan, missing: float | No
         raise _no_usable_rows(shards, scan_result, missing)
     if scan_result.n_good == 1:
         raise DataError(
-            f"{first}: 1 usable row of {scan_result.n_rows}, expected at least two to train on. Give more rows, or "
-            "encode with a fitted model (--model)."
+            f"{first}: found 1 usable row of {scan_result.n_rows}, expected at least two rows to train on. Provide "
+            "more rows, or encode with a fitted model (--model)."
         )
     if scan_result.constant.all():
         raise DataError(
-            f"{first}: all {scan_result.n_good} usable rows are the same, expected columns that vary. Choose another "
-            "dataset with --dataset, or give other rows."
+            f"{first}: all {scan_result.n_good} usable rows are equal, expected columns that vary. Choose another "
+            "dataset with --dataset, or provide other rows."
         )
     _check_finite_ranges(first, scan_result)
     _log_useless_columns(first.columns, scan_result)
@@ -427,8 +427,8 @@ def _no_usable_rows(shards: Sequence[Shard], scan_result: Scan, missing: float |
     if misses_values(shards, scan_result, missing):
         advice = " Fill in missing values with --impute median."
     return DataError(
-        f"file={printable(shards[0].path)} and later shards: no usable rows, since all {scan_result.n_rows} rows hold "
-        f"{_bad_values(scan_result, missing)} or cannot be read.{advice}"
+        f"file={printable(shards[0].path)} and later shards: found no usable rows, because all {scan_result.n_rows} "
+        f"rows contain {_bad_values(scan_result, missing)} or cannot be read.{advice}"
     )
 
 
@@ -480,7 +480,7 @@ def _bad_rows_of_readable(shards: Sequence[Shard], scan_result: Scan) -> np.ndar
 def describe_bad_rows(shards: Sequence[Shard], scan_result: Scan, missing: float | None = None) -> str:
     """Return a text with the number of bad rows, and the location of the first bad value."""
     counts = (
-        f"{len(scan_result.bad_rows)} of {scan_result.n_rows} rows in total hold {_bad_values(scan_result, missing)}"
+        f"{len(scan_result.bad_rows)} of {scan_result.n_rows} rows in total contain {_bad_values(scan_result, missing)}"
     )
     if scan_result.unreadable:
         first_reason = next(iter(scan_result.unreadable.values()))
