@@ -96,12 +96,12 @@ def _connect(address: str) -> Client:
     except FatalCommClosedError as error:
         raise ConfigError(
             f"scheduler: {printable(address)} and this process do not accept each other's certificates: {error}. "
-            "Expected certificates in Dask's configuration that match those of the scheduler."
+            "Set certificates in Dask's configuration that match the certificates of the scheduler."
         ) from error
     except OSError as error:
         raise TryAgain(
             f"scheduler: cannot connect to {printable(address)} within {_CONNECT_SECONDS:.0f} s: {error}. Check that "
-            "it is running, and whether its protocol is tcp:// or tls://; then run the same command again."
+            "the scheduler is running, and whether it uses tcp:// or tls://. Then run the same command again."
         ) from error
 
 

@@ -123,7 +123,7 @@ class WorkerStats:
 
 
 def _rates_of(stage: _StageStats, now: float) -> list[float]:
-    """Return the rows per second of each process since the start of the stage, in ascending order."""
+    """Return the average rate of each process in rows per second, from the start of the stage, in ascending order."""
     seconds = max(now - stage.start, 1e-9)
     return sorted(stats.n_rows / seconds for stats in stage.processes.values())
 

@@ -47,7 +47,7 @@ class Outside(NamedTuple):
 
 
 def farthest(found: Iterable[Outside], most: int | None = None) -> list[Outside]:
-    """Merge the summaries of each column, and return at most `most` columns. The farthest columns come first."""
+    """Merge the summaries of each column, and return at most `most` summaries, the farthest first."""
     worst: dict[int, Outside] = {}
     n_values: Counter[int] = Counter()
     # Sort by all fields, so that the result does not depend on the order of the blocks.

@@ -119,7 +119,7 @@ class Scan:
 
         Such columns hardly matter compared with the others.
         """
-        # Exclude columns that are nearly constant, such as a count that is rarely above 0, since they have no outliers.
+        # Exclude columns that are nearly constant, such as a count that is rarely above 0. They have no outliers.
         is_narrow = (self.inner[0] < self.inner[1]) & (self.spread < _NARROW)
         worst_first = np.argsort(np.where(is_narrow, self.spread, np.inf), kind="stable")
         return worst_first[: int(is_narrow.sum())]

@@ -92,7 +92,7 @@ def means(sample: np.ndarray, scaler: Scaler) -> np.ndarray:
         for start in range(0, len(sample), size):
             values = np.clip(sample[start : start + size], scaler.minimum, scaler.maximum)
             n += (~np.isnan(values)).sum(axis=0)
-            # Scale the values, so that no sum overflows.
+            # Add scaled values, so that no sum overflows.
             total += np.nansum((values - scaler.minimum) * scaler.scale, axis=0)
         scaled_means = np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
         return scaler.minimum + scaled_means * (scaler.maximum - scaler.minimum)
