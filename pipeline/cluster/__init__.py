@@ -1,1 +1,1 @@
-"""Tasks on threads of this process, on local worker processes, or on a Dask cluster."""
+"""Execution of tasks by threads of this process, by local worker processes, or by a Dask cluster."""

@@ -1,7 +1,7 @@
-"""Check that workers compute what this process computes: same packages, same files, same kind of processor.
+"""Check that workers have the same packages, the same files and the same kind of processor as this process.
 
-Each process describes itself by a flat mapping of names to texts. A worker whose texts differ from those of the driver
-is refused, or retired if it joins later.
+Each process describes itself with a flat mapping of names to texts. If the texts of a worker differ from the driver's
+texts, the worker is refused. A worker that joins later is retired instead.
 """
 
 from __future__ import annotations
@@ -44,36 +44,36 @@ log = logging.getLogger(__name__)
 _PACKAGES = ("numpy", "Theano", "scipy-openblas32", "h5py", "dask", "distributed")
 _ROOT = Path(__file__).parents[2]
 _SOURCES = ("pipeline/**/*.py", "kernels/**/*.py", "kernels/native/*")
-_NOT_A_SOURCE = "pipeline/shardpress/"  # installed separately, without influence on results
-# A scheduler computes nothing, but it unpickles and pickles tasks.
+_NOT_A_SOURCE = "pipeline/shardpress/"  # installed separately, and without influence on results
+# A scheduler does not compute results, but it unpickles and pickles tasks.
 _NEEDED_BY_SCHEDULER = ("Python", "shardpress", "dask", "distributed")
-# Instruction sets by which compilers, OpenBLAS and our kernels select code.
+# Instruction sets that affect which code compilers, OpenBLAS and our kernels select.
 _INSTRUCTION_SET = re.compile(r"(avx|fma|f16c|amx|sve|asimd)\w*")
-_SCRATCH = "dask-scratch-space"  # Dask's name for directories that it puts into `sys.path`
+_SCRATCH = "dask-scratch-space"  # name of the directories that Dask adds to `sys.path`
 _PRIVATE_SCRATCH = {"scratch directory": "writable by its user only"}
-_MAX_LISTED = 3  # workers in one message
+_MAX_LISTED = 3  # workers to list in a message
 
-_SECONDS = 120.0  # time limit for an answer: tasks of other clients may come first
+_SECONDS = 120.0  # time limit for an answer, because a worker may run tasks of other clients first
 _TOPIC = "shardpress-turned-away"
-_PRIORITY = 100  # higher than that of other tasks in Dask's order
+_PRIORITY = 100  # higher than the priority of other tasks
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Files that workers must see as the driver does.
+    """Files that must be the same for workers and the driver.
 
     Attributes
     ----------
     directory : str
-        Current directory of the driver, to which its paths are relative. A worker changes to it.
+        Current directory of the driver. Relative paths start there, so workers change to this directory.
     output : str
         Absolute path of the output directory.
     driver_file : str
-        Path, relative to `output`, of a file that the driver has just written.
+        Path of a file that the driver has just written, relative to `output`.
     inputs : tuple of str
-        Input files that must be the same in every process.
+        Input files, which must be the same for all processes.
     mixed_processors : bool
-        Whether processors, compilers and C libraries may differ.
+        Whether to allow different processors, compilers and C libraries.
     """
 
     directory: str
@@ -90,32 +90,32 @@ class Environment:
     Attributes
     ----------
     facts : dict of str to str
-        Everything that must be the same in every process.
+        Facts that must be the same for all processes.
     written_file : str
-        Path, relative to the output directory, of a file that the process has just written. It contains this path.
+        Path of a file that the process has just written, relative to the output directory. The file contains this path.
     """
 
     facts: dict[str, str]
     written_file: str
 
 
-# -- the check of a run ------------------------------------------------------------------------------------------------
+# -- checks of the workers of a run ------------------------------------------------------------------------------------
 
 
 def check_workers(client: Client, probe: Probe) -> None:
-    """Check the scheduler and all its workers, and register a check of workers that join later.
+    """Check the scheduler and all its workers, and register a check for workers that join later.
 
     Parameters
     ----------
     client : Client
-        A client of the scheduler.
+        Client of the scheduler.
     probe : Probe
         Files that workers must see.
 
     Raises
     ------
     ConfigError
-        If a worker would compute something different, or if the scheduler could not handle the tasks.
+        If a worker could compute different results, or if the scheduler could not handle the tasks.
     TryAgain
         If a worker does not answer.
     """
@@ -141,10 +141,10 @@ def check_workers(client: Client, probe: Probe) -> None:
 
 
 def _check_scheduler(client: Client) -> None:
-    """Raise `ConfigError` if a scheduler lacks our classes, or imports from a directory that others can write to."""
+    """Raise `ConfigError` if the scheduler has different package versions, or imports from an unsafe directory."""
     try:
         problems = compare_scheduler(client.run_on_scheduler(describe_scheduler))
-    except Exception as error:  # the scheduler's packages may raise any exception
+    except Exception as error:  # the packages of the scheduler can raise any exception
         problems = [_no_answer(error)]
     if problems:
         raise ConfigError(
@@ -154,7 +154,7 @@ def _check_scheduler(client: Client) -> None:
 
 
 def _check_all_answered(client: Client, futures: Mapping[str, Future], names: Mapping[str, str]) -> None:
-    """Raise `TryAgain` if a worker is still connected and has not answered."""
+    """Raise `TryAgain` if a worker that is still connected has not answered."""
     current = workers_of(client)
     silent = [names[address] for address in current if address in futures and not futures[address].done()]
     if silent:
@@ -176,12 +176,12 @@ def _no_answer(error: BaseException) -> str:
 
 
 def refusal(problems: Mapping[str, Sequence[str]]) -> ConfigError | None:
-    """Return an error that lists each problem once, with the workers that have it; None if there is no problem.
+    """Return an error that lists each problem once with the affected workers. Return None if there is no problem.
 
     Parameters
     ----------
     problems : mapping of str to sequence of str
-        Problems of each worker, by its name.
+        Problems of each worker. Keys are the names of the workers.
     """
     refused = {worker: "; ".join(found) for worker, found in problems.items() if found}
     if not refused:
@@ -198,7 +198,7 @@ def refusal(problems: Mapping[str, Sequence[str]]) -> ConfigError | None:
 
 
 class LateWorkerCheck(WorkerPlugin):
-    """Plugin that checks workers that join during the run, and retires those that differ from the driver.
+    """Plugin that checks workers that join during the run, and retires workers that differ from the driver.
 
     Parameters
     ----------
@@ -207,7 +207,7 @@ class LateWorkerCheck(WorkerPlugin):
     driver : Environment
         Description of the driver.
     client : str
-        Id of the driver's client. When it leaves, the run has ended, and all workers are accepted.
+        Id of the driver's client. After this client has disconnected, the run is over and no worker is checked.
     """
 
     def __init__(self, probe: Probe, driver: Environment, client: str) -> None:
@@ -217,14 +217,14 @@ class LateWorkerCheck(WorkerPlugin):
         self._client = client
 
     async def setup(self, worker: Worker) -> None:
-        """Check a worker. This blocks its event loop, but takes much less time than its heartbeats allow."""
+        """Check a worker. This blocks the event loop of the worker, but for less time than its heartbeats allow."""
         if not await self._is_running(worker):
             return
         problems = compare_environments(self._probe, self._driver, describe_environment(self._probe))
         if problems:
             worker.log_event(_TOPIC, f"{worker.name} at {worker.address}: {'; '.join(problems)}")
-            # The scheduler retires the worker, so that this does not count as a death. `worker.close()` would wait for
-            # the nanny, which waits for this method.
+            # Let the scheduler retire the worker, so that this does not count as a death. `worker.close()` would cause
+            # a deadlock, because it waits for the nanny, and the nanny waits for this method.
             await worker.scheduler.retire_workers(workers=[worker.address], close_workers=True, stimulus_id=self.name)
 
     async def _is_running(self, worker: Worker) -> bool:
@@ -243,7 +243,7 @@ def _log_retired_worker(event: tuple[float, str]) -> None:
 
 
 def describe_environment(probe: Probe) -> Environment:
-    """Describe this process, change to the driver's directory, and write a file to the output directory."""
+    """Change to the driver's directory, write a file to the output directory, and describe this process."""
     written_file = f"stages/probe-{uuid.uuid4().hex}.txt"
     files = _access_files(probe, written_file)
     machine = {}
@@ -253,7 +253,7 @@ def describe_environment(probe: Probe) -> Environment:
 
 
 def _access_files(probe: Probe, written_file: str) -> dict[str, str]:
-    """Change to the driver's directory, write a file, read the driver's, and return the outcome of each access."""
+    """Change to the driver's directory, write a file, access the probe's files, and return each outcome as text."""
     output = Path(probe.output)
     driver_file = output / probe.driver_file
     outcomes = {f"directory={printable(probe.directory)}": _outcome(partial(os.chdir, probe.directory))}
@@ -265,16 +265,18 @@ def _access_files(probe: Probe, written_file: str) -> dict[str, str]:
 
 
 def compare_environments(probe: Probe, driver: Environment, worker: Environment) -> list[str]:
-    """Return the differences between a worker and the driver in words; this reads the file that the worker wrote.
+    """Return the differences between a worker and the driver as texts.
+
+    This function also reads the file that the worker has written.
 
     Parameters
     ----------
     probe : Probe
         Files that both processes have accessed.
     driver, worker : Environment
-        Their descriptions.
+        Descriptions of both processes.
     """
-    # The driver needs no scratch directory. Workers need a private one, regardless of the driver's.
+    # Workers need a private scratch directory, but the driver needs none. So the driver's fact is replaced.
     problems = _different_facts({**driver.facts, **_PRIVATE_SCRATCH}, worker.facts)
     path = Path(probe.output, worker.written_file)
     outcome = _outcome(path.read_text)
@@ -289,14 +291,14 @@ def describe_scheduler() -> dict[str, str]:
 
 
 def compare_scheduler(scheduler: Mapping[str, str]) -> list[str]:
-    """Return the reasons why a scheduler with these facts cannot or must not handle tasks of this process."""
+    """Return the reasons why a scheduler with these facts cannot handle the tasks of this process safely."""
     driver = versions()
     expected = {name: driver[name] for name in _NEEDED_BY_SCHEDULER}
     return _different_facts({**expected, **_PRIVATE_SCRATCH}, scheduler)
 
 
 def _different_facts(expected: Mapping[str, str], actual: Mapping[str, str]) -> list[str]:
-    """Return the missing and different facts in words."""
+    """Return a text for each fact that is missing or different."""
     return [
         f"{name} {actual.get(name)}, expected {text}" for name, text in expected.items() if actual.get(name) != text
     ]
@@ -304,7 +306,7 @@ def _different_facts(expected: Mapping[str, str], actual: Mapping[str, str]) -> 
 
 @cache
 def versions() -> dict[str, str]:
-    """Return the versions of Python, of our source files, and of the packages that compute or transport tasks."""
+    """Return the versions of Python, our source files, and the packages that run or transport tasks."""
     found = {
         "Python": platform.python_version(),
         "shardpress": f"{_version('shardpress')} of source {_digest()}",
@@ -315,7 +317,7 @@ def versions() -> dict[str, str]:
 
 
 def _scratch_directories() -> dict[str, str]:
-    """Return a fact: whether other users can write to one of Dask's directories that this process imports from."""
+    """Return a fact that reports whether this process imports from a Dask directory that other users can write to."""
     for entry in sys.path:
         if _SCRATCH in entry:
             problem = _problem_of_directory(entry)
@@ -325,7 +327,7 @@ def _scratch_directories() -> dict[str, str]:
 
 
 def _problem_of_directory(entry: str) -> str | None:
-    """Return why other users could put a module into a directory; None if they cannot."""
+    """Return why other users could put a module into a directory. Return None if they cannot."""
     try:
         problem = untrusted_above(os.path.join(entry, "module"))
     except OSError as error:
@@ -341,7 +343,7 @@ def _version(package: str) -> str:
 
 
 def _digest(root: Path = _ROOT) -> str:
-    """Return a digest of our source files below a directory: checkouts of the same version can differ."""
+    """Return a digest of our source files below `root`, because checkouts of the same version can differ."""
     files = {}
     for pattern in _SOURCES:
         for path in root.glob(pattern):
@@ -355,7 +357,7 @@ def _digest(root: Path = _ROOT) -> str:
 
 @cache
 def _processor() -> dict[str, str]:
-    """Return the name of the processor and its instruction sets, some of which a virtual machine may hide."""
+    """Return the name of the processor and the available instruction sets. A virtual machine can hide some of them."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -371,7 +373,7 @@ def _processor() -> dict[str, str]:
 
 @cache
 def _system() -> dict[str, str]:
-    """Return the compiler of our kernels and of Theano's, and the C library, which computes exponentials."""
+    """Return the versions of the C++ compiler, which builds all kernels, and the C library, which computes exp."""
     try:
         done = subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True, check=False)
         compiler = done.stdout.strip() or "of unknown version"
@@ -385,7 +387,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _outcome(access: Callable[[], object]) -> str:
-    """Access a file, and return the outcome in words."""
+    """Access a file, and return the outcome as text."""
     try:
         content = access()
     except OSError as error:
@@ -396,6 +398,9 @@ def _outcome(access: Callable[[], object]) -> str:
 
 
 def _file_identity(path: str) -> str:
-    """Return a file's identity like `pipeline.hdf5.files.Identity`, without the device, whose number hosts assign."""
+    """Return the identity of a file as in `pipeline.hdf5.files.Identity`, but without the device.
+
+    The device number is omitted because each host assigns its own.
+    """
     status = os.stat(path)
     return f"{status.st_size} bytes in inode {status.st_ino}, changed at {status.st_mtime_ns} ns"

@@ -1,4 +1,4 @@
-"""Functions that wait for a scheduler and its workers: each wait has a time limit, is logged, and ends at a signal."""
+"""Functions that wait for a scheduler and its workers, with time limits, log messages and handling of signals."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _WATCH_INTERVAL = 0.5  # seconds
 _FIRST_LOG = 3.0  # seconds
 _LOG_INTERVAL = 30.0  # seconds
 _MAX_TRIES = 5
-_MAX_SILENCE = 300.0  # seconds without an answer: as long as Dask waits for a worker
+_MAX_SILENCE = 300.0  # seconds without an answer; Dask waits equally long for a worker
 
 
 def wait_until(
@@ -48,15 +48,15 @@ def wait_until(
     Parameters
     ----------
     condition : callable
-        The function.
+        Function to call repeatedly.
     description : str
-        Description of the condition, for the log.
+        Description of the condition for the log.
     seconds : float
-        Time limit, after which the last result is returned although it is false.
+        Time limit. After that, the last result is returned although it is false.
     clock : callable
-        Returns the time in seconds.
+        Function that returns the time in seconds.
     sleep : callable
-        Waits for some seconds.
+        Function that waits for a number of seconds.
 
     Raises
     ------
@@ -78,14 +78,14 @@ def wait_until(
 
 
 def retry_if_worker_lost(request: Callable[[], T], is_connected: Callable[[], bool]) -> T:
-    """Send a request to all workers, and repeat it if it fails because one of them is lost.
+    """Send a request to all workers. Repeat the request if it fails because a worker is lost.
 
     Parameters
     ----------
     request : callable
-        Sends the request, possibly more than once to the same worker. It raises `OSError` if a worker is lost.
+        Function that sends the request and raises `OSError` if a worker is lost. It can be called several times.
     is_connected : callable
-        Returns whether the scheduler is still connected. Otherwise the error is final.
+        Function that returns whether the scheduler is still connected. If it is not, the error is raised.
     """
     for _ in range(_MAX_TRIES - 1):
         try:
@@ -100,25 +100,25 @@ def retry_if_worker_lost(request: Callable[[], T], is_connected: Callable[[], bo
 def submit_to_each(
     client: Client, workers: Iterable[str], function: Callable[[Any], Any], argument: object, priority: int = 0
 ) -> dict[str, Future]:
-    """Submit a call of a function to each of some workers.
+    """Submit a call of a function to each worker.
 
     Parameters
     ----------
     client : Client
-        A client of the scheduler.
+        Client of the scheduler.
     workers : iterable of str
         Addresses of the workers.
     function : callable
-        The function.
+        Function to call on each worker.
     argument : object
-        Its argument.
+        Argument of the function.
     priority : int
-        Priority among the tasks of a worker; that of other tasks is 0.
+        Priority among the tasks of a worker. Other tasks have priority 0.
 
     Returns
     -------
     dict of str to Future
-        One future for each address.
+        Future of each call. Keys are the addresses of the workers.
     """
     futures = {}
     for address in workers:
@@ -129,14 +129,14 @@ def submit_to_each(
 
 
 def wait_for_answers(client: Client, futures: Mapping[str, Future], seconds: float) -> None:
-    """Wait until each future is done or its worker is lost, since a task of a lost worker remains pending.
+    """Wait until all futures are done, except futures of lost workers, whose tasks remain pending.
 
     Parameters
     ----------
     client : Client
-        The client that submitted the tasks.
+        Client that submitted the tasks.
     futures : mapping of str to Future
-        As `submit_to_each` returns them.
+        Futures as `submit_to_each` returns them.
     seconds : float
         Time limit.
     """
@@ -149,29 +149,30 @@ def wait_for_answers(client: Client, futures: Mapping[str, Future], seconds: flo
 
 
 def workers_of(client: Client) -> dict[str, dict[str, Any]]:
-    """Return the scheduler's facts about its current workers, by their addresses.
+    """Return the scheduler's facts about its current workers. Keys are the addresses of the workers.
 
-    `Client.scheduler_info` is not used: the periodic update of the client, which contains no workers, may replace the
-    answer before it is returned.
+    This function does not use `Client.scheduler_info`. The client updates that information periodically without any
+    workers, and an update could replace the answer before the method returns it.
     """
     answer = client.sync(client.scheduler.identity, n_workers=-1)  # type: ignore[union-attr]
     return dict(answer["workers"])
 
 
 class SchedulerMonitor:
-    """Monitor of a scheduler's answers, which never waits for them.
+    """Monitor that polls a scheduler without waiting for the answers.
 
-    A scheduler that is suspended or cut off keeps its connections open and does not answer.
+    It detects schedulers that are suspended or cut off from the network. Their connections remain open, but they do not
+    answer.
 
     Parameters
     ----------
     client : Client
-        A client that is connected to the scheduler.
+        Client that is connected to the scheduler.
 
     Attributes
     ----------
     n_workers : int or None
-        Number of workers in the last answer; None before the first one.
+        Number of workers in the last answer. None before the first answer.
     """
 
     def __init__(self, client: Client) -> None:
@@ -181,7 +182,7 @@ class SchedulerMonitor:
         self._last_answer = time.monotonic()
 
     def poll(self) -> float:
-        """Send a request, unless an answer is still pending, and return the seconds since the last answer."""
+        """Send a request unless an earlier one is pending, and return the seconds since the last answer."""
         if not self._is_waiting:
             self._is_waiting = True
             _call_in_loop(self._client, self._request_answer)
@@ -193,7 +194,7 @@ class SchedulerMonitor:
             answer = await scheduler.identity(n_workers=0)
             self.n_workers = int(answer["n_workers"])
             self._last_answer = time.monotonic()
-        except Exception as error:  # the connection is lost, which the client's status shows as well
+        except Exception as error:  # the connection is lost, and the client's status also shows this
             log.debug("cluster: the scheduler does not answer: %r", error)
         finally:
             self._is_waiting = False
@@ -205,19 +206,20 @@ def disconnect_if_silent(
 ) -> Iterator[None]:
     """Within the context, close the connections of a client if the scheduler stops answering.
 
-    Calls that wait for the scheduler then raise `OSError`, and the status of the client is no longer ``running``.
+    After that, calls that wait for the scheduler raise `OSError`, and the status of the client is no longer
+    ``running``.
 
     Parameters
     ----------
     client : Client
-        A client that is connected to the scheduler.
+        Client that is connected to the scheduler.
     interval : float
         Seconds between two requests.
     max_silence : float, optional
-        Seconds without an answer after which the scheduler is treated as lost; five minutes by default.
+        Seconds without an answer after which the scheduler is treated as lost. The default is five minutes.
     """
     if max_silence is None:
-        max_silence = _MAX_SILENCE  # not in the signature, so that tests can shorten it for a whole run
+        max_silence = _MAX_SILENCE  # read at each call, so that tests can change it for a whole run
     ended = threading.Event()
     arguments = (client, ended, interval, max_silence)
     thread = threading.Thread(target=_watch, args=arguments, name="scheduler-monitor", daemon=True)
@@ -230,9 +232,9 @@ def disconnect_if_silent(
 
 
 def _watch(client: Client, ended: threading.Event, interval: float, max_silence: float) -> None:
-    """Poll a scheduler until it is silent for too long, or the event is set."""
+    """Poll a scheduler until the event is set, or until the scheduler is silent for too long."""
     monitor = SchedulerMonitor(client)
-    last_log = 0.0  # seconds of silence at the last line of the log
+    last_log = 0.0  # seconds of silence at the last log message
     while not ended.wait(interval):
         silence = monitor.poll()
         if silence > max_silence:
@@ -256,6 +258,6 @@ def _abort_connections(client: Client) -> None:
 
 
 def _call_in_loop(client: Client, function: Callable[[], Awaitable[None]]) -> None:
-    """Call a function in the event loop of a client, which runs in a separate thread."""
+    """Call a function in the event loop of a client. The loop runs in a separate thread."""
     loop: Any = client.loop  # not None, because the client has been started
     loop.add_callback(function)

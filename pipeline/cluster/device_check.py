@@ -1,4 +1,4 @@
-"""Devices of workers: the check before a run, and the retirement of workers whose device is lost."""
+"""Check of the devices of workers before a run, and retirement of workers whose device is lost."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.1  # seconds
 
-_leaving_workers = ProcessCache[str, bool]()  # by address of a worker of this process: whether it is leaving
+_leaving_workers = ProcessCache[str, bool]()  # True for each worker of this process (by address) that is retiring
 
 
 class _Device(Protocol):
-    """A device as `pipeline.device.start_device` returns it."""
+    """Interface of the devices that `pipeline.device.start_device` returns."""
 
     reason: str
     place: str
@@ -34,20 +34,20 @@ class _Device(Protocol):
 
 @dataclass(frozen=True)
 class WorkerDevice:
-    """Device of a worker, as the worker reported it.
+    """Device that a worker has reported.
 
     Attributes
     ----------
     worker : str
         Name of the worker in the scheduler.
     process : str
-        Name of its process: see `pipeline.cluster.stats.process_name`.
+        Name of the worker's process (see `pipeline.cluster.stats.process_name`).
     device : str
         Description of the device.
     reason : str
-        Reason why this is not the configured device; empty if it is.
+        Reason why the worker does not use the configured device. Empty if it uses the configured device.
     place : str
-        Location of the device, if it is a card.
+        Location of the device if it is a card, otherwise empty.
     """
 
     worker: str
@@ -65,23 +65,23 @@ class WorkerDevice:
 def check_devices(
     client: Client, start_device: Callable[[], _Device], seconds: float
 ) -> tuple[list[WorkerDevice], dict[str, str]]:
-    """Initialize the device of every current worker, by a task like those of the run.
+    """Submit a task to every current worker that initializes the worker's device.
 
     Parameters
     ----------
     client : Client
-        A client of their scheduler.
+        Client of the scheduler.
     start_device : callable
-        Initializes the device of a process: `pipeline.device.start_device`.
+        Function that initializes the device of a process (`pipeline.device.start_device`).
     seconds : float
-        Time limit; workers may be busy with tasks of other clients.
+        Time limit. Workers may first have to finish tasks of other clients.
 
     Returns
     -------
     devices : list of WorkerDevice
-        Devices of the workers that answered; not all of them may be the configured ones: see `wrong_devices`.
+        Devices of the workers that answered. Some may differ from the configured devices (see `wrong_devices`).
     failures : dict of str to str
-        Error of each other worker, by the name of the worker.
+        Errors of the other workers. Keys are the names of the workers.
     """
     workers = workers_of(client)
     futures = submit_to_each(client, workers, _describe_device, start_device)
@@ -99,12 +99,12 @@ def check_devices(
 
 
 def wrong_devices(devices: Sequence[WorkerDevice]) -> dict[str, str]:
-    """Return the names of workers that do not use the configured device, each with the reason."""
+    """Map the name of each worker that does not use its configured device to the reason."""
     return {device.worker: device.reason for device in devices if device.reason}
 
 
 def unusable_workers(failures: Mapping[str, str], n_workers: int) -> DeviceError:
-    """Return an error that reports the first of some failures of `n_workers` workers."""
+    """Return an error with the number of failed workers and the first failure."""
     reason = next(iter(failures.values()))
     return DeviceError(
         f"{quantity(len(failures), 'worker')} of {n_workers} cannot be used. The first reason is: {reason}"
@@ -112,7 +112,7 @@ def unusable_workers(failures: Mapping[str, str], n_workers: int) -> DeviceError
 
 
 def _describe_device(start_device: Callable[[], _Device]) -> tuple[str, str, str, str]:
-    """Return all fields of a `WorkerDevice` but the first, in the process of the worker."""
+    """Return the fields of a `WorkerDevice` after the first one. This function runs on the worker."""
     device = start_device()
     return process_name(), str(device), device.reason, device.place
 
@@ -124,31 +124,32 @@ def _failure_of(future: Future) -> str:
 
 
 def run_or_retire(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a task on a worker. If its device is lost, retire the worker, so that another one runs the task.
+    """Run a task on a worker. If the device is lost, retire the worker, so that another worker runs the task.
 
     Raises
     ------
     Reschedule
-        Makes the scheduler assign the task to any worker.
+        If the device is lost. The scheduler then assigns the task to any worker.
     """
     try:
         return function(*arguments)
     except DeviceLost as error:
         worker = get_worker()
-        # Tasks of other threads fail in the same way, and new tasks arrive until the scheduler retires the worker.
+        # Other threads fail in the same way, and new tasks arrive until the scheduler retires the worker. Only the
+        # first failure starts the retirement.
         if _leaving_workers.put_if_new(worker.address, True):
             name = printable(worker.name)
             reason = printable(error.why)
-            log.warning("cluster: retiring worker %s; its work goes to the others: %s", name, reason)
+            log.warning("cluster: retiring worker %s: %s; other workers run its tasks", name, reason)
             worker.loop.add_callback(partial(_leave, worker))
         raise Reschedule from error
 
 
 async def _leave(worker: Worker) -> None:
-    """Retire a worker. Unlike the death of a worker, this does not count as a failure of its tasks."""
+    """Retire a worker. In contrast to a worker's death, this does not count as a failure of its tasks."""
     address = worker.address
-    # The last worker can be retired only after the driver has fetched its results, since no other worker could hold
-    # them.
+    # The scheduler refuses to retire the last worker until the driver has fetched its results, because no other worker
+    # could hold them.
     while address not in await worker.scheduler.retire_workers(
         workers=[address], close_workers=True, stimulus_id="device-lost"
     ):

@@ -1,4 +1,4 @@
-"""Devices of local workers: the available cards, and environments in which a process sees only one of them."""
+"""Devices of local workers, and environments in which a worker process sees only its own card."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["add_theano_flag", "device_names", "worker_environment"]
 
 _ALL = "all"
 
-# Theano sets this when it has opened a device, and then refuses to open one in a child process.
+# Theano sets this variable after it has opened a device. Child processes that inherit it cannot open a device.
 _DEVICE_IS_OPEN = "THEANO_GPU_IS_ALREADY_ACTIVE"
 
 
@@ -21,14 +21,14 @@ def device_names(devices: Sequence[str] | None, environment: Mapping[str, str]) 
     Parameters
     ----------
     devices : sequence of str or None
-        The setting.
+        The setting ``devices``.
     environment : mapping of str to str
-        Environment variables; ``CUDA_VISIBLE_DEVICES`` limits the cards.
+        Environment variables. ``CUDA_VISIBLE_DEVICES`` limits the cards.
 
     Raises
     ------
     ConfigError
-        If there is no card.
+        If ``all`` is configured but no card is found.
     """
     if devices is None:
         return []
@@ -49,18 +49,18 @@ def worker_environment(device: str | None, n_threads: int, environment: Mapping[
     Parameters
     ----------
     device : str or None
-        Theano's name of its device; None if the environment determines it.
+        Theano's name for the worker's device. If None, the environment determines the device.
     n_threads : int
-        Number of threads for matrix products, unless the environment sets it.
+        Number of threads for matrix products. It is ignored if the environment sets a number.
     environment : mapping of str to str
-        Variables of this process.
+        Environment variables of this process.
 
     Raises
     ------
     ConfigError
         If ``CUDA_VISIBLE_DEVICES`` hides the card.
     """
-    # This process ignores Dask's variables, so these must not configure workers either.
+    # Remove Dask's variables, because this process ignores them as well.
     variables = {
         name: value for name, value in environment.items() if not name.startswith("DASK_") and name != _DEVICE_IS_OPEN
     }
@@ -69,7 +69,7 @@ def worker_environment(device: str | None, n_threads: int, environment: Mapping[
     if device is None:
         return variables
     if device.startswith("cuda"):
-        # Only its own card is visible, since a process allocates memory on every card that it sees.
+        # Make only this card visible, because a process allocates memory on every visible card.
         variables["CUDA_VISIBLE_DEVICES"] = _card_identifier(device, environment)
         variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         device = "cuda0"
@@ -78,13 +78,13 @@ def worker_environment(device: str | None, n_threads: int, environment: Mapping[
 
 
 def add_theano_flag(variables: dict[str, str], flag: str) -> None:
-    """Append a flag to ``THEANO_FLAGS``. It overrides earlier ones."""
+    """Append a flag to ``THEANO_FLAGS``. It overrides earlier flags with the same name."""
     flags = variables.get("THEANO_FLAGS")
     variables["THEANO_FLAGS"] = f"{flags},{flag}" if flags else flag
 
 
 def _card_identifier(device: str, environment: Mapping[str, str]) -> str:
-    """Return the identifier of a card for ``CUDA_VISIBLE_DEVICES``, which may limit this process to some cards."""
+    """Return the identifier of a card for ``CUDA_VISIBLE_DEVICES``. `environment` may already limit the cards."""
     number = int(device.removeprefix("cuda"))
     visible = _visible_cards(environment)
     if visible is None:
@@ -98,7 +98,7 @@ def _card_identifier(device: str, environment: Mapping[str, str]) -> str:
 
 
 def _visible_cards(environment: Mapping[str, str]) -> list[str] | None:
-    """Return the identifiers in ``CUDA_VISIBLE_DEVICES``; None if it is not set and all cards are visible."""
+    """Return the identifiers in ``CUDA_VISIBLE_DEVICES``, or None if it is not set and all cards are visible."""
     value = environment.get("CUDA_VISIBLE_DEVICES")
     if value is None:
         return None

@@ -1,7 +1,7 @@
 """Run tasks on any executor of `concurrent.futures`, in the order that Dask's local scheduler chooses.
 
-A task is a function and its one argument. Both must be picklable unless the executor uses threads of this process, so
-that threads, processes and the workers of a cluster can run the same tasks. Graphs are built as plain dictionaries:
+A task is a function and one argument. Both must be picklable unless the executor uses threads of this process. The same
+tasks can therefore run in threads, in processes and on the workers of a cluster. Graphs are plain dictionaries, because
 `dask.delayed` costs eight times as much per task.
 """
 
@@ -23,17 +23,17 @@ from pipeline.cluster.threads import stop
 __all__ = ["batch_size", "compute", "reduce"]
 
 _FAN_IN = 16
-"""Results that are merged at once. A smaller number means more tasks, a larger one more results in memory."""
+"""Number of results to merge at once. A smaller number means more tasks, and a larger one more results in memory."""
 _MAX_BATCH = 16
-"""Largest batch, except above the capacity of the scheduler."""
+"""Largest batch size, unless the threads exceed the capacity of the scheduler."""
 _MIN_BATCHES_PER_THREAD = 16
-"""Batches that each thread should get, so that few threads are idle at the end."""
+"""Smallest number of batches per thread, so that few threads are idle at the end."""
 _LARGE_GRAPH = 40_000
 """Number of tasks above which batches keep the scheduler from becoming the bottleneck."""
 _SCHEDULER_CAPACITY = 600
-"""Threads that one scheduler can keep busy with tasks of about a second (docs/scaling.md)."""
+"""Number of threads that one scheduler can keep busy with tasks of about one second (see docs/scaling.md)."""
 _LAST_NUMBER = 10**12 - 1
-"""Largest number in a task's name. All names have the same length, so they sort like their numbers."""
+"""Largest number in the name of a task. All names have the same length, so that they sort like their numbers."""
 
 _Task = tuple[Callable[[Any], Any], Any]
 _Callback = Callable[[Any], object]
@@ -45,25 +45,25 @@ def compute(
 ) -> list[Any]:
     """Run tasks and return their results in the order of the tasks. The first error stops the other tasks.
 
-    No task is running when this function returns. When it raises, no task is running in this process, and the executor
-    can no longer be used.
+    No task is running when this function returns. If the function raises an error, no task is running in this process,
+    and the executor can no longer be used.
 
     Parameters
     ----------
     tasks : sequence of (callable, object)
         Functions and their arguments.
     executor : Executor
-        An executor of threads, processes or a cluster. If it has an attribute ``stats`` (a `WorkerStats`), each result
-        is added to it. If it has an attribute ``n_remote_threads`` (the number of threads in other processes), small
-        tasks are sent in batches: see `batch_size`.
+        Executor that uses threads, processes or a cluster. If the executor has an attribute ``stats`` (a
+        `WorkerStats`), each result is added to these statistics. If it has an attribute ``n_remote_threads`` (the
+        number of threads in other processes), small tasks are sent in batches (see `batch_size`).
     n_at_once : int
-        Maximum number of submitted tasks. For threads and processes, one more than their number keeps them busy while
-        this process handles a result.
+        Maximum number of submitted tasks. For threads and processes, use their number plus one, so that they are busy
+        while this process handles a result.
     done : callable, optional
-        Called with each result as soon as it is available, in the calling thread. An error that it raises stops the
-        other tasks.
+        Function that is called with each result as soon as it is available, in the calling thread. If it raises an
+        error, the other tasks are stopped.
     n_small : int
-        Number of these tasks that together are about one second of work; 0 if each of them takes longer.
+        Number of tasks that together take about one second. 0 if each task takes longer.
 
     Returns
     -------
@@ -82,14 +82,14 @@ def reduce(
     done: _Callback | None = None,
     n_small: int = 1,
 ) -> Any:
-    """Run tasks and merge their results in order, in groups, so that few results are in memory at once.
+    """Run tasks and merge their results in order. Results are merged in groups, so that few are in memory at once.
 
     Parameters
     ----------
     tasks, executor, n_at_once, done, n_small
-        As for `compute`. Merges are neither passed to `done` nor counted in `n_small`.
+        See `compute`. Merged results are not passed to `done`, and merges are not counted in `n_small`.
     merge : callable
-        Merges a sequence of consecutive results, each of a task or of an earlier merge.
+        Function that merges a sequence of consecutive results. It must also accept its own results.
 
     Returns
     -------
@@ -103,23 +103,23 @@ def reduce(
 
 
 def batch_size(n_tasks: int, n_remote_threads: int, n_small: int = 1, capacity: int = _SCHEDULER_CAPACITY) -> int:
-    """Return how many tasks to send to a remote thread at once.
+    """Return the number of tasks to send to a remote thread at once.
 
-    Each task costs about 10 ms of processor time of the driver, the scheduler and the worker together. Batches spread
-    this cost over several small tasks, and keep the scheduler from becoming the bottleneck of a very large graph. But
-    the results of a batch arrive, and are committed, together, and large batches leave threads idle at the end. Hence
-    the limits, which docs/scaling.md supports with measurements.
+    Each task costs about 10 ms of processor time on the driver, the scheduler and the worker together. Batches spread
+    this cost over several small tasks. In a very large graph, they also keep the scheduler from becoming the
+    bottleneck. However, the results of a batch arrive and are committed together, and large batches leave threads idle
+    at the end. The batch size is limited for these reasons. docs/scaling.md has the measurements.
 
     Parameters
     ----------
     n_tasks : int
         Number of tasks in the graph.
     n_remote_threads : int
-        Number of threads in other processes; 0 if the tasks run in this process.
+        Number of threads in other processes. 0 if the tasks run in this process.
     n_small : int
-        Number of these tasks that together are about one second of work; 0 if each of them takes longer.
+        Number of tasks that together take about one second. 0 if each task takes longer.
     capacity : int
-        Number of threads that one scheduler can keep busy with tasks of about a second.
+        Number of threads that one scheduler can keep busy with tasks of about one second.
 
     Returns
     -------
@@ -133,7 +133,8 @@ def batch_size(n_tasks: int, n_remote_threads: int, n_small: int = 1, capacity: 
     fair = n_tasks // (_MIN_BATCHES_PER_THREAD * n_remote_threads)
     batch = min(_MAX_BATCH, useful, fair)
 
-    # Above its capacity the scheduler limits the throughput. A few idle threads at the end cost less.
+    # If there are more threads than the scheduler can keep busy, it limits the throughput. Larger batches then cost
+    # less, although a few threads are idle at the end.
     if n_small > 0:
         needed = math.ceil(n_remote_threads / capacity)
         tasks_per_thread = math.ceil(n_tasks / n_remote_threads)
@@ -144,15 +145,15 @@ def batch_size(n_tasks: int, n_remote_threads: int, n_small: int = 1, capacity: 
 
 @dataclass(frozen=True)
 class _Batch:
-    """A batch of tasks as one callable.
+    """Batch of tasks as one callable.
 
-    distributed searches lists for Dask's tasks and would run the tasks that it finds, so an object hides them. Its text
-    names the arguments of the tasks, for error messages.
+    This object hides the tasks from distributed, which would search a list for Dask tasks and run them. ``str(batch)``
+    lists the arguments of the tasks for error messages.
     """
 
-    function: Callable[[Any], Any]  # function of Dask that runs the tasks
+    function: Callable[[Any], Any]  # Dask's function that runs the tasks
     tasks: Any  # the tasks in Dask's form
-    nodes: tuple[tuple[Any, ...], ...]  # the same tasks in our graph
+    nodes: tuple[tuple[Any, ...], ...]  # the same tasks as nodes of our graph
 
     def __call__(self) -> Any:
         return self.function(self.tasks)
@@ -169,13 +170,14 @@ def _node_text(node: tuple[Any, ...]) -> str:
 
 
 def _is_merge(node: tuple[Any, ...]) -> bool:
-    """Return whether a node of the graph merges results; otherwise it is a task."""
+    """Return whether a node of the graph merges results. All other nodes are tasks."""
     return len(node) > 1
 
 
 def _graph_of(tasks: Sequence[_Task]) -> _Graph:
     """Return a Dask graph of independent tasks."""
-    # A partial hides the argument from Dask, which would search it (say, a list of shards) for keys of other tasks.
+    # A partial hides the argument from Dask. Otherwise Dask would search it (a list of shards, for example) for keys of
+    # other tasks.
     keys = _task_names(0, len(tasks))
     return {key: (partial(function, argument),) for key, (function, argument) in zip(keys, tasks, strict=True)}
 
@@ -193,9 +195,9 @@ def _add_merges(graph: _Graph, merge: Callable[[Sequence[Any]], Any]) -> str:
 
 
 def _task_names(first: int, n: int) -> list[str]:
-    """Return names for tasks, so that they start in this order and files are read from front to back.
+    """Return names for `n` tasks. The names make Dask start the tasks in order, so that files are read sequentially.
 
-    Among equivalent tasks Dask starts the one whose name sorts last.
+    Among equivalent tasks, Dask first starts the task whose name sorts last.
     """
     return [f"task-{_LAST_NUMBER - number}" for number in range(first, first + n)]
 
@@ -211,8 +213,8 @@ def _run(
     """Run a graph and return the results of `keys`."""
     run = _GraphRun(graph, executor, done)
     n_remote_threads = getattr(executor, "n_remote_threads", 0)
-    # All options are given, even the cache, because environment variables DASK_... would set the omitted ones. Signals
-    # are deferred: an exception that is raised while a thread starts would make the pool lose track of that thread.
+    # Pass all options, even the cache, because environment variables DASK_... set options that are omitted. Signals are
+    # deferred, because the pool would lose track of a thread if an exception were raised while the thread starts.
     with signals.deferred():
         try:
             return get_async(
@@ -227,23 +229,24 @@ def _run(
                 callbacks=[(None, None, None, run.handle_result, None)],
             )
         except BaseException:
-            # Dask does not wait, but the caller unlocks the output directory, and nothing may write there afterwards.
+            # Dask does not wait for running tasks. They must end here, because the caller unlocks the output directory,
+            # and no task may write to it after that.
             stop(executor)
             run.wait()
             raise
 
 
 class _GraphRun:
-    """One run of a graph, with its unfinished batches and the functions that handle its results.
+    """State of one run of a graph: the unfinished batches, and the handling of results.
 
     Parameters
     ----------
     graph : dict
-        Tasks and merges by their names.
+        Graph of tasks and merges.
     executor : Executor
-        Executor that runs them.
+        Executor that runs the graph.
     done : callable or None
-        Called with the result of each task, but not of merges.
+        Function that is called with the result of each task, but not with merged results.
     """
 
     def __init__(self, graph: _Graph, executor: Executor, done: _Callback | None) -> None:
@@ -254,7 +257,7 @@ class _GraphRun:
         self._pending: set[Future[Any]] = set()
 
     def submit(self, function: Callable[[Any], Any], tasks: Any) -> Future[Any]:
-        """Submit a batch, as Dask passes it."""
+        """Submit a batch of tasks. Dask calls this method."""
         nodes = tuple(self._graph[task[0]] for task in tasks)
         future = self._executor.submit(_Batch(function, tasks, nodes))
         self._pending.add(future)
@@ -262,7 +265,7 @@ class _GraphRun:
         return future
 
     def handle_result(self, key: str, result: Any, _graph: object, _state: object, process: str) -> None:
-        """Count a result and call `done`; Dask calls this in the thread that runs the graph."""
+        """Count a result and call `done`. Dask calls this method in the thread that runs the graph."""
         if not _is_merge(self._graph[key]):
             if self._stats is not None:
                 self._stats.add(process, result)

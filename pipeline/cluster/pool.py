@@ -1,4 +1,4 @@
-"""The pool that runs the tasks of a whole run: threads of this process, or workers in other processes."""
+"""Pool that executes the tasks of a run, with threads of this process or with workers in other processes."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ __all__ = ["LocalPool", "WorkerPool", "check_settings", "open_pool"]
 
 
 class WorkerPool(Protocol):
-    """Workers that run the tasks of a run.
+    """Interface of the pools that execute the tasks of a run.
 
     Attributes
     ----------
     stats : WorkerStats
-        Work of each worker process so far; empty if there are none.
+        Statistics of each worker process so far. Empty without worker processes.
     is_local : bool
-        Whether this process runs the tasks itself.
+        Whether this process executes the tasks itself.
     n_local_processes : int
-        Number of processes that share the cores and the memory of this machine; 0 if workers have their own.
+        Number of processes that share the cores and the memory of this machine. 0 if workers have their own.
     """
 
     stats: WorkerStats
@@ -41,12 +41,12 @@ class WorkerPool(Protocol):
     n_local_processes: int
 
     def executor(self, n_threads: int) -> AbstractContextManager[tuple[Executor, int]]:
-        """Provide an executor, and the number of tasks that may be submitted to it at once.
+        """Provide an executor, and the maximum number of tasks to submit to it at once.
 
         Parameters
         ----------
         n_threads : int
-            Number of threads if this process runs the tasks. Workers have their own number of threads.
+            Number of threads if this process executes the tasks. Workers ignore it, and use their own number.
         """
         ...
 
@@ -56,17 +56,17 @@ class WorkerPool(Protocol):
 
 
 class LocalPool:
-    """Pool of threads of this process, which opens no socket and does not import `distributed`."""
+    """Pool of threads in this process. It opens no sockets and does not import `distributed`."""
 
     is_local = True
     n_local_processes = 1
 
     def __init__(self) -> None:
-        self.stats = WorkerStats()  # stays empty
+        self.stats = WorkerStats()  # remains empty
 
     @contextmanager
     def executor(self, n_threads: int) -> Iterator[tuple[Executor, int]]:
-        """Provide threads. One more task may be submitted, so that a free thread never waits for this process."""
+        """Provide threads. The limit is one more task, so that a free thread does not wait for this process."""
         with threads(n_threads) as pool:
             yield pool, n_threads + 1
 
@@ -76,12 +76,12 @@ class LocalPool:
 
 
 def check_settings(settings: ClusterSettings) -> None:
-    """Check the settings of a pool as far as possible without connecting to anything.
+    """Check the settings of a pool as far as possible without opening a connection.
 
     Raises
     ------
     ConfigError
-        If no pool can have these settings.
+        If no pool can be created with these settings.
     """
     address = settings.scheduler
     path = Path(settings.scheduler_file or "")
@@ -104,26 +104,25 @@ def open_pool(
     make_probe: Callable[[], Probe],
     requires_device: bool = False,
 ) -> Iterator[WorkerPool]:
-    """Provide the configured pool for as long as the context lasts.
+    """Provide the configured pool within the context.
 
     Parameters
     ----------
     settings : ClusterSettings
         Settings of the pool.
     n_threads : int
-        Number of threads of all local workers together.
+        Total number of threads of all local workers.
     start_device : callable
-        Initializes the device that is configured for a process: `pipeline.device.start_device`.
+        Function that initializes the configured device of a process (`pipeline.device.start_device`).
     make_probe : callable
-        Returns the `Probe` of the files that workers must see. It is called before they run any task.
+        Function that returns the `Probe` for the workers. It is called before workers run any task.
     requires_device : bool
-        Whether each worker must use the device that is configured for it.
+        Whether each worker must use its configured device.
 
     Raises
     ------
     ConfigError
-        If the cluster cannot be used, or not safely, or if its workers would compute something different from this
-        process.
+        If the cluster cannot be used safely, or if its workers could compute different results from this process.
     DeviceError
         If no worker can use its device.
     SystemLimit

@@ -1,8 +1,8 @@
-"""Workers on this machine: processes that are started for a run and always end with it.
+"""Local workers, which are processes that are started for a run and always end with it.
 
-Each worker has a nanny in a separate process, which `pipeline.childprocess` starts with ``main`` of this module.
-`SpecCluster` could start the nannies in this process, but then a killed run leaves orphans: compilers that workers have
-started, and workers whose current task holds the GIL.
+Each worker has a nanny in a separate process. `pipeline.childprocess` starts this process, which calls ``main`` of this
+module. `SpecCluster` could start the nannies in this process, but then a killed run would leave orphans: compilers that
+workers have started, and workers whose current task holds the GIL.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ __all__ = ["NoHttpWorker", "local_workers", "main"]
 log = logging.getLogger(__name__)
 
 _LOOPBACK = "127.0.0.1"
-_ALLOWED_FAILURES = 2  # workers that may die while they run one task; the third death ends the run
+_ALLOWED_FAILURES = 2  # tolerated deaths of workers during the same task; the third death ends the run
 _START_SECONDS = 300.0
-_DEVICE_SECONDS = 600.0  # the first worker may have to compile for all workers
+_DEVICE_SECONDS = 600.0  # the first worker may have to compile kernels for all workers
 _END_SECONDS = 10.0
-_PATIENCE = 60.0  # seconds without any worker, while nannies restart those that have died
+_PATIENCE = 60.0  # seconds without any worker, while nannies restart dead workers
 
-_QUIET = logging.CRITICAL  # errors of tasks are reported by the driver
-_CLOSE_SECONDS = 2.0  # for a worker to close; its unfinished tasks are no longer needed, or run on others
+_QUIET = logging.CRITICAL  # the driver reports errors of tasks
+_CLOSE_SECONDS = 2.0  # time for a worker to close; its unfinished tasks are not needed, or run on other workers
 
 
 class _NoHttpScheduler(Scheduler):
-    """A scheduler without Dask's HTTP server, which would open a port."""
+    """Scheduler without Dask's HTTP server, which would open a port."""
 
     def start_http_server(self, *_arguments: Any, **_named: Any) -> None:
         """Do nothing."""
 
 
 class NoHttpWorker(Worker):
-    """A worker without Dask's HTTP server, which would open a port; only the driver logs its warnings."""
+    """Worker without Dask's HTTP server, which would open a port. Only the driver logs the worker's warnings."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         for name in LOGGERS:
@@ -81,32 +81,32 @@ def local_workers(
 ) -> Iterator[ClusterPool]:
     """Provide the configured number of workers on this machine, each with its device.
 
-    The scheduler runs in this process. Scheduler and workers listen on the loopback interface only, and accept
-    connections only with a certificate that is created for this run.
+    The scheduler runs in this process. Scheduler and workers listen only on the loopback interface. They accept only
+    connections with a certificate that is created for this run.
 
     Parameters
     ----------
     settings : ClusterSettings
         Number of workers and their devices.
     n_threads : int
-        Number of threads of all workers together.
+        Total number of threads of all workers.
     start_device : callable
-        Initializes the device that is configured for a process: `pipeline.device.start_device`.
+        Function that initializes the configured device of a process (`pipeline.device.start_device`).
     make_probe : callable
-        Returns the `Probe` of the files that workers must see. It is called before they run any task.
+        Function that returns the `Probe` for the workers. It is called before workers run any task.
     requires_device : bool
-        Whether each worker must use the device that is configured for it.
+        Whether each worker must use its configured device.
 
     Raises
     ------
     ConfigError
-        If there is no such device, or if a worker would compute something different from this process.
+        If a configured device does not exist, or if a worker could compute different results from this process.
     DeviceError
         If no worker can use its device.
     SystemLimit
         If a process cannot be started.
     NotPermitted
-        If no directory can be created that is safe from other users.
+        If no directory can be created that other users cannot write to.
     """
     environments = _environments(settings, requires_device)
     devices = device_names(settings.devices, os.environ)
@@ -138,7 +138,7 @@ def _environments(settings: ClusterSettings, requires_device: bool) -> list[dict
     for i in range(n_workers):
         device = devices[i % len(devices)] if devices else None
         environment = worker_environment(device, n_threads, os.environ)
-        if requires_device:  # in the environment, so that a restarted worker requires it as well
+        if requires_device:  # set in the environment, so that it also applies to restarted workers
             add_theano_flag(environment, "force_device=True")
         environments.append(environment)
     return environments
@@ -153,7 +153,7 @@ def _worker_certificates(security: Security) -> dict[str, Any]:
 def _check_semaphores() -> None:
     """Raise `SystemLimit` if nannies could not create the semaphores that they share with workers."""
     try:
-        # A lock of the "fork" context is unlinked at once. Other contexts start a process that would unlink it.
+        # The "fork" context unlinks a lock at once. Other contexts start a process for that.
         multiprocessing.get_context("fork").Lock()
     except OSError as error:
         raise SystemLimit(
@@ -164,9 +164,9 @@ def _check_semaphores() -> None:
 
 @contextmanager
 def _scratch_directory() -> Iterator[Path]:
-    """Provide a directory for the scheduler and the workers, which import from it.
+    """Provide a private directory for the scheduler and the workers, which import modules from it.
 
-    Dask's default is a fixed name in the temporary directory, which another user can create first.
+    By default Dask uses a fixed name in the temporary directory, and another user could create it first.
     """
     try:
         scratch = private_directory("shardpress-scratch-")
@@ -187,7 +187,7 @@ def _scratch_directory() -> Iterator[Path]:
 
 @contextmanager
 def _client(security: Security, has_dashboard: bool, scratch: Path) -> Iterator[Client]:
-    """Provide a client of a scheduler in this process, which has no workers yet."""
+    """Start a scheduler without workers in this process, and provide a client of the scheduler."""
     options = {
         "host": _LOOPBACK,
         "protocol": "tls",
@@ -199,7 +199,7 @@ def _client(security: Security, has_dashboard: bool, scratch: Path) -> Iterator[
     if has_dashboard:
         options["dashboard_address"] = f"{_LOOPBACK}:0"
     scheduler = {"cls": Scheduler if has_dashboard else _NoHttpScheduler, "options": options}
-    with signals.deferred():  # an exception raised here would leave a part of the cluster running
+    with signals.deferred():  # otherwise an exception could leave a part of the cluster running
         cluster = SpecCluster(scheduler=scheduler, security=security, silence_logs=False)
     try:
         with Client(cluster, security=security, set_as_default=False) as client:
@@ -215,7 +215,7 @@ def _client(security: Security, has_dashboard: bool, scratch: Path) -> Iterator[
 def _processes(
     options: Mapping[str, Any], environments: Sequence[Mapping[str, str]]
 ) -> Iterator[dict[str, ChildProcess]]:
-    """Provide a process for each environment, by the name of its worker."""
+    """Provide a process for each environment. Keys are the names of the workers."""
     processes: dict[str, ChildProcess] = {}
     try:
         for i, environment in enumerate(environments):
@@ -228,7 +228,7 @@ def _processes(
 
 
 def _start(options: Mapping[str, Any], environment: Mapping[str, str]) -> ChildProcess:
-    """Start one process with these options of `main`."""
+    """Start a process that calls `main` with these options."""
     try:
         with signals.deferred():
             process = ChildProcess(
@@ -236,19 +236,19 @@ def _start(options: Mapping[str, Any], environment: Mapping[str, str]) -> ChildP
                 environment=environment,
                 scratch=Path(options["scratch"]),
                 stdin=subprocess.PIPE,
-                stdout=2,  # standard output is for results of the run
+                stdout=2,  # stderr, because standard output is for the results of the run
             )
     except OSError as error:
         raise SystemLimit(f"a worker process cannot be started: {error}. Use fewer --workers.") from error
     assert process.stdin is not None
-    with suppress(BrokenPipeError):  # the process died at once, which `_wait_for_start` reports
+    with suppress(BrokenPipeError):  # the process has already died, and `_wait_for_start` reports this
         process.stdin.write(json.dumps(options).encode() + b"\n")
         process.stdin.flush()
     return process
 
 
 def _end(processes: Mapping[str, ChildProcess]) -> None:
-    """Ask processes to end by closing their standard input, and kill those that do not."""
+    """Close the standard input of processes to make them exit, and kill processes that do not exit in time."""
     for process in processes.values():
         with suppress(OSError):
             process.stdin.close()  # type: ignore[union-attr]
@@ -256,11 +256,11 @@ def _end(processes: Mapping[str, ChildProcess]) -> None:
     for process in processes.values():
         with suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, deadline - time.monotonic()))
-        process.end()  # this also ends the worker that it has started
+        process.end()  # this also ends the worker that the process has started
 
 
 def _wait_for_start(client: Client, processes: Mapping[str, ChildProcess]) -> None:
-    """Wait until all workers have joined; raise `SystemLimit` if a process ends or the time is up."""
+    """Wait until all workers have joined. Raise `SystemLimit` if a process exits or the time limit is exceeded."""
     n_workers = len(processes)
     workers = quantity(n_workers, "worker")
 
@@ -284,21 +284,21 @@ def _keep_usable(
     start_device: Callable[[], Any],
     requires_device: bool,
 ) -> list[dict[str, Any]]:
-    """End the workers that cannot use their devices, and return facts about the others.
+    """End the workers that cannot use their devices, and return facts about the other workers.
 
     Parameters
     ----------
     processes : dict of str to ChildProcess
-        Processes by the names of their workers. Processes that are ended are removed from it.
+        Process of each worker. Keys are the names of the workers. This function removes the processes that it ends.
     devices : sequence of str
-        The configured devices, which the workers use in turn; empty if none are configured.
+        Configured devices, which are assigned to the workers in turn. Empty if no devices are configured.
     """
     found, failures = check_devices(client, start_device, _DEVICE_SECONDS)
     failures |= wrong_devices(found) | _misplaced_workers(found, devices)
     usable = [device for device in found if device.worker not in failures]
     n_workers = len(processes)
     for name, reason in failures.items():
-        log.warning("worker %s of %d cannot be used: %s. Its work goes to the others.", name, n_workers, reason)
+        log.warning("worker %s of %d cannot be used: %s. Other workers run its tasks.", name, n_workers, reason)
     if not usable or (failures and requires_device):
         raise unusable_workers(failures, n_workers)
     _end({name: processes.pop(name) for name in failures})
@@ -308,11 +308,11 @@ def _keep_usable(
 
 
 def _misplaced_workers(found: Sequence[WorkerDevice], devices: Sequence[str]) -> dict[str, str]:
-    """Return the workers that compute on the card of another configured device, each with a description."""
+    """Map the name of each worker that uses the card of another configured device to a description of the problem."""
     if not devices:
         return {}
     misplaced: dict[str, str] = {}
-    first_by_place: dict[str, tuple[str, str]] = {}  # worker and configured device, by the location of the card
+    first_by_place: dict[str, tuple[str, str]] = {}  # location of a card -> first worker on it, configured device
     for device in found:
         if not device.place:
             continue
@@ -326,17 +326,17 @@ def _misplaced_workers(found: Sequence[WorkerDevice], devices: Sequence[str]) ->
     return misplaced
 
 
-# -- in the child ------------------------------------------------------------------------------------------------------
+# -- child process -----------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    """Run a nanny, which starts a worker and restarts it if it dies, until the end of standard input.
+    """Run a nanny until the end of standard input. The nanny starts a worker, and restarts the worker if it dies.
 
-    The first line of standard input contains its options as JSON, including the key of the certificate, which no other
-    process can read there.
+    The first line of standard input contains the options as JSON. They include the private key of the certificate,
+    which other processes cannot read from standard input.
     """
     logging.getLogger("distributed").setLevel(_QUIET)
-    # Dask sets variables for its workers. One of them makes malloc return fresh pages for every large array.
+    # Disable the variables that Dask sets for workers. One of them makes malloc use new pages for every large array.
     dask.config.set({"distributed.nanny.pre-spawn-environ": {}})
     asyncio.run(_run_nanny(json.loads(sys.stdin.readline())))
 
@@ -362,7 +362,7 @@ async def _run_nanny(options: Mapping[str, Any]) -> None:
 
 
 def _input_ended() -> asyncio.Event:
-    """Return an event of the running loop that is set at the end of standard input."""
+    """Return an event of the running event loop that is set at the end of standard input."""
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
 

@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 _CONNECT_SECONDS = 30.0
 _CLOSE_SECONDS = 10.0
 _DEVICE_SECONDS = 600.0
-_PATIENCE = 1800.0  # seconds without any worker: the queue of a batch system may be long
-_MAX_LISTED = 8  # workers in one line of the log
+_PATIENCE = 1800.0  # seconds without any worker, because workers may wait in the queue of a batch system
+_MAX_LISTED = 8  # workers to list in a log message
 
 
 @contextmanager
@@ -45,23 +45,22 @@ def remote_workers(
     Parameters
     ----------
     settings : ClusterSettings
-        Address of the scheduler, or its file.
+        Settings with the address of the scheduler, or with the path of its scheduler file.
     start_device : callable
-        Initializes the device that is configured for a process: `pipeline.device.start_device`.
+        Function that initializes the configured device of a process (`pipeline.device.start_device`).
     make_probe : callable
-        Returns the `Probe` of the files that workers must see. It is called before they run any task.
+        Function that returns the `Probe` for the workers. It is called before workers run any task.
     requires_device : bool
-        Whether each worker must use the device that is configured for it.
+        Whether each worker must use its configured device.
 
     Raises
     ------
     ConfigError
-        If the address cannot be used, or not safely, or if a worker would compute something different from this
-        process.
+        If the address cannot be used safely, or if a worker could compute different results from this process.
     TryAgain
-        If the scheduler does not answer, or no worker joins.
+        If the scheduler does not answer, or if no worker joins.
     DeviceError
-        If no worker can use its device, or one of them cannot although it is required.
+        If no worker can use its device. With `requires_device`, also if any worker cannot use its device.
     """
     address = _address(settings)
     with _close_at_end(_connect(address)) as client, disconnect_if_silent(client):
@@ -76,7 +75,7 @@ def remote_workers(
 
 
 def _address(settings: ClusterSettings) -> str:
-    """Return the address of the scheduler; wait for its file if the file does not exist yet."""
+    """Return the address of the scheduler. If the scheduler file does not exist yet, wait for it."""
     address = settings.scheduler
     if not address:
         path = Path(settings.scheduler_file or "")
@@ -91,24 +90,24 @@ def _connect(address: str) -> Client:
     log.info("cluster: connecting to %s", printable(address))
     try:
         with warnings.catch_warnings():
-            # `check_workers` refuses the differences that matter.
+            # Ignore Dask's warning, because `check_workers` refuses the differences that matter.
             warnings.simplefilter("ignore", VersionMismatchWarning)
             return Client(address, security=security, timeout=_CONNECT_SECONDS, set_as_default=False)
     except FatalCommClosedError as error:
         raise ConfigError(
             f"scheduler: {printable(address)} and this process do not accept each other's certificates: {error}. "
-            "Expected certificates in Dask's configuration that match those of the scheduler."
+            "Set certificates in Dask's configuration that match the certificates of the scheduler."
         ) from error
     except OSError as error:
         raise TryAgain(
             f"scheduler: cannot connect to {printable(address)} within {_CONNECT_SECONDS:.0f} s: {error}. Check that "
-            "it is running, and whether its protocol is tcp:// or tls://; then run the same command again."
+            "the scheduler is running, and whether it uses tcp:// or tls://. Then run the same command again."
         ) from error
 
 
 @contextmanager
 def _close_at_end(client: Client) -> Iterator[Client]:
-    """Close a client at the end of the context, without waiting long for a scheduler that does not answer."""
+    """Close a client at the end of the context. Do not wait long for a scheduler that does not answer."""
     try:
         yield client
     finally:
@@ -122,7 +121,7 @@ def _explain_lost_scheduler(address: str) -> Iterator[None]:
     try:
         yield
     except (OSError, CancelledError, RuntimeError) as error:
-        # Dask raises a bare RuntimeError for a request over connections that `disconnect_if_silent` has closed.
+        # Dask raises a plain RuntimeError for requests after `disconnect_if_silent` has closed the connections.
         if isinstance(error, RuntimeError) and "closed" not in str(error):
             raise
         raise TryAgain(
@@ -139,7 +138,7 @@ def _wait_for(condition: Callable[[], object], description: str) -> None:
 def _check_devices(client: Client, start_device: Callable[[], Any], requires_device: bool) -> list[dict[str, Any]]:
     """Check the devices of the current workers, and return facts about the workers.
 
-    Workers that compute on a device that was not configured are kept, unless `requires_device` is true.
+    Unless `requires_device` is true, workers that use a different device from the configured one are kept.
     """
     found, failures = check_devices(client, start_device, _DEVICE_SECONDS)
     failures |= wrong_devices(found)

@@ -1,4 +1,4 @@
-"""Addresses and certificates of schedulers: checks of allowed connections, and their encryption."""
+"""Addresses and certificates of schedulers. They determine which connections are allowed, and encrypt them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _TLS = "distributed.comm.tls"
 
 
 def check_address(address: str, is_insecure: bool) -> str:
-    """Return the address of a scheduler with its protocol, if a connection to it is allowed.
+    """Check that a connection to a scheduler is allowed, and return the address with its protocol.
 
     Parameters
     ----------
     address : str
         Host and port, with or without a protocol.
     is_insecure : bool
-        Whether connections to other machines are allowed without TLS.
+        Whether to allow connections to other machines without TLS.
 
     Raises
     ------
     ConfigError
-        If it is not an address, or if other machines on the network could read and change the traffic.
+        If the address is invalid, or if other machines on the network could read and change the traffic.
     """
     complete = address if "://" in address else f"tcp://{address}"
     protocol, host, port = _split(complete)
@@ -52,7 +52,7 @@ def check_address(address: str, is_insecure: bool) -> str:
 
 
 def _split(address: str) -> tuple[str, str | None, int | None]:
-    """Return protocol, host and port of an address; host and port are None if they are missing or malformed."""
+    """Return the protocol, host and port of an address. A missing or malformed host or port is None."""
     try:
         parts = urlsplit(address)
         return parts.scheme, parts.hostname, parts.port
@@ -61,7 +61,7 @@ def _split(address: str) -> tuple[str, str | None, int | None]:
 
 
 def is_written(path: Path) -> bool:
-    """Return whether a scheduler file exists and is not empty: a scheduler creates it before it writes to it."""
+    """Return whether a scheduler file exists and is not empty. A scheduler creates the file before it writes to it."""
     return path.is_file() and path.stat().st_size > 0
 
 
@@ -71,7 +71,7 @@ def read_address(path: Path) -> str:
     Raises
     ------
     ConfigError
-        If it is not a scheduler file.
+        If the file is not a scheduler file.
     """
     try:
         return str(json.loads(path.read_text())["address"])
@@ -90,9 +90,9 @@ def _is_loopback(host: str) -> bool:
 
 
 def dask_security(address: str) -> Security:
-    """Return the certificates that Dask's configuration names, in its files and ``DASK_`` variables.
+    """Return the certificates in Dask's configuration, from its files and from ``DASK_`` variables.
 
-    The rest of that configuration is ignored, and this process does not load it.
+    This process ignores the rest of Dask's configuration.
 
     Parameters
     ----------
@@ -102,9 +102,9 @@ def dask_security(address: str) -> Security:
     Raises
     ------
     ConfigError
-        If the address requires a certificate, and no usable one is configured.
+        If the address requires a certificate, but no usable certificate is configured.
     """
-    from distributed import Security  # imported here, because runs without a cluster check settings but never connect
+    from distributed import Security  # imported here, because runs without a cluster check settings but do not connect
 
     if not address.startswith("tls://"):
         return Security(require_encryption=False)
@@ -127,7 +127,7 @@ def dask_security(address: str) -> Security:
 
 
 def _configured_certificates() -> dict[str, Any]:
-    """Return the files that Dask's configuration names, by parameter of `Security`; None for a missing file."""
+    """Return the certificate files in Dask's configuration as parameters of `Security`. Missing files are None."""
     configuration = dask.config.collect()
     return {
         "tls_ca_file": dask.config.get(f"{_TLS}.ca-file", None, configuration),

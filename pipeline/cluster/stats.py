@@ -1,4 +1,4 @@
-"""Statistics of workers: tasks, rows and time of each process, for the log and for report.json."""
+"""Statistics of workers (tasks, rows and time of each process) for the log and for report.json."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 __all__ = ["WorkerStats", "process_name"]
 
 _MAX_RATES = 8
-"""Largest number of workers whose rates are logged one by one. Three rates summarize a larger number of workers."""
+"""Largest number of workers whose rates are all logged. For more workers, three rates are logged as a summary."""
 
 
 def process_name() -> str:
-    """Return a name of the calling process that is unique among the running processes of all hosts."""
+    """Return a name for the calling process. It is unique among the running processes of all hosts."""
     return f"{platform.node()}:{os.getpid()}"
 
 
@@ -39,15 +39,15 @@ class _StageStats:
 
 
 class WorkerStats:
-    """Tasks and rows of each worker process in each stage.
+    """Tasks, rows and time of each worker process in each stage.
 
-    `pipeline.cluster.executor` adds each result to the ``stats`` of its executor. Executors of threads have none,
-    since all threads belong to one process.
+    `pipeline.cluster.executor` adds each result to the attribute ``stats`` of its executor. Executors of threads have
+    no such attribute, because all threads belong to one process.
 
     Parameters
     ----------
     clock : callable
-        Returns the time in seconds.
+        Function that returns the time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -56,19 +56,19 @@ class WorkerStats:
         self._current: _StageStats | None = None
 
     def begin(self, stage: str) -> None:
-        """Start a stage; the next results belong to it. A repeated stage replaces the earlier one."""
+        """Start a stage, to which the next results belong. Discard earlier statistics of the same stage."""
         self._current = _StageStats(self._clock())
         self._stages[stage] = self._current
 
     def add(self, process: str, result: Any) -> None:
-        """Count a result, and its ``n_rows`` if it has that attribute.
+        """Count a task, and the rows of its result if the result has an attribute ``n_rows``.
 
         Parameters
         ----------
         process : str
-            The `process_name` of the process that computed it.
+            Name of the process that ran the task (see `process_name`).
         result : object
-            The result of a task.
+            Result of the task.
         """
         if self._current is None:
             return
@@ -78,7 +78,10 @@ class WorkerStats:
         stats.seconds = self._clock() - self._current.start
 
     def __str__(self) -> str:
-        """Return the rates of the workers in the current stage, the slowest first; empty before the first result."""
+        """Return a text with the rates of the workers in the current stage, the slowest first.
+
+        Before the first result, the text is empty.
+        """
         if self._current is None or not self._current.processes:
             return ""
         rates = _rates_of(self._current, self._clock())
@@ -100,9 +103,9 @@ class WorkerStats:
         Returns
         -------
         list of dict
-            These facts, followed by facts about workers that did some work and have left. The key ``stages`` holds
-            ``n_tasks``, ``n_rows`` and ``seconds`` (from the start of the stage to the last result) for each stage in
-            which the worker took part.
+            Facts about the known workers, followed by facts about other workers that have run tasks. The key
+            ``stages`` contains ``n_tasks``, ``n_rows`` and ``seconds`` (from the start of the stage to the last result)
+            for each stage in which the worker ran tasks.
         """
         facts = {f"{worker['host']}:{worker['pid']}": dict(worker) for worker in workers}
         for stage in self._stages.values():
@@ -111,7 +114,7 @@ class WorkerStats:
         return [{**worker, "stages": self._work_of(process)} for process, worker in facts.items()]
 
     def _work_of(self, process: str) -> dict[str, dict[str, Any]]:
-        """Return the work of one process in each stage in which it took part."""
+        """Return the statistics of a process for each stage in which the process ran tasks."""
         work = {}
         for name, stage in self._stages.items():
             if process in stage.processes:
@@ -120,7 +123,7 @@ class WorkerStats:
 
 
 def _rates_of(stage: _StageStats, now: float) -> list[float]:
-    """Return the rows per second of each process from the start of the stage until now, in ascending order."""
+    """Return the average rate of each process in rows per second, from the start of the stage, in ascending order."""
     seconds = max(now - stage.start, 1e-9)
     return sorted(stats.n_rows / seconds for stats in stage.processes.values())
 
@@ -130,6 +133,6 @@ def _rates_text(rates: Sequence[float]) -> str:
 
 
 def _facts_of_unknown(process: str) -> dict[str, Any]:
-    """Return facts about a worker that joined and left during the run."""
+    """Return facts about a worker that was not known at the start of the run."""
     host, _, pid = process.rpartition(":")
     return {"name": process, "host": host, "pid": int(pid), "device": None}

@@ -1,4 +1,4 @@
-"""A pool of threads in this process, and the check by which its tasks stop early."""
+"""Pool of threads in this process, whose tasks can be stopped early."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pipeline import signals
 
 __all__ = ["check", "stop", "threads"]
 
-# In each thread of a pool its attribute `stopping` is the event that stops the pool.
+# In each thread of a pool, the attribute `stopping` is the event that stops the pool.
 _current_pool = threading.local()
 
 
 class _ThreadPool(ThreadPoolExecutor):
-    """A pool whose tasks can be stopped without stopping those of other pools."""
+    """Pool whose tasks can be stopped without stopping the tasks of other pools."""
 
     def __init__(self, n_threads: int) -> None:
         self.stopping = threading.Event()
@@ -33,9 +33,9 @@ class _ThreadPool(ThreadPoolExecutor):
 
 @contextmanager
 def threads(n: int) -> Iterator[Executor]:
-    """Provide an executor of `n` threads in this process, which end with the context.
+    """Provide an executor with `n` threads in this process. The threads end with the context.
 
-    Dask would share one pool among all callers, and its threads would not end.
+    Dask's own pool is not used, because all callers share it and its threads do not end.
     """
     pool = _ThreadPool(n)
     try:
@@ -44,12 +44,12 @@ def threads(n: int) -> Iterator[Executor]:
         stop(pool)
         raise
     finally:
-        with signals.deferred():  # an exception raised here would leave threads running
+        with signals.deferred():  # otherwise an exception could leave threads running
             pool.shutdown()
 
 
 def stop(executor: Executor) -> None:
-    """Stop tasks of this process at their next `check`, and cancel those of other processes."""
+    """Stop the tasks of an executor. Tasks in this process stop at their next `check`. Other tasks are cancelled."""
     if hasattr(executor, "stop"):
         executor.stop()
 
@@ -62,7 +62,7 @@ def check() -> None:
     Stopped
         If a signal was received.
     InterruptedError
-        If another task of this pool has failed. It is not reported: `compute` raises the first error.
+        If another task of this pool has failed. This error is not reported, because `compute` raises the first error.
     """
     signals.check()  # first, because a signal determines the exit code
     if hasattr(_current_pool, "stopping") and _current_pool.stopping.is_set():

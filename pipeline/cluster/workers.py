@@ -1,4 +1,4 @@
-"""A pool of workers of a Dask scheduler. Failures become errors and log lines of shardpress."""
+"""Pool of the workers of a Dask scheduler. Dask's failures are converted to errors and log messages of shardpress."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ __all__ = ["LOGGERS", "ClusterExecutor", "ClusterPool", "forward_logs", "quiet_d
 log = logging.getLogger(__name__)
 
 LOGGERS = ("pipeline", "kernels")
-"""Names of the loggers whose warnings users see."""
+"""Names of the loggers whose warnings are shown to users."""
 _MAX_SUBMITTED = 10_000
-"""Largest number of submitted tasks. The cost of a task for the scheduler does not depend on it."""
+"""Maximum number of submitted tasks. It does not affect the scheduler's cost per task."""
 _WATCH_INTERVAL = 0.5  # seconds
 _LOG_INTERVAL = 30.0  # seconds
-# They report failures that shardpress reports as well, and the end of connections that it closes itself.
+# These loggers report failures that shardpress also reports, and the end of connections that shardpress closes itself.
 _QUIET_LOGGERS = (
     "distributed",
     "distributed.client",
@@ -52,11 +52,11 @@ class ClusterExecutor(Executor):
     Parameters
     ----------
     client : Client
-        A client of the scheduler.
+        Client of the scheduler.
     stats : WorkerStats
         Statistics to which `pipeline.cluster.executor` adds each result.
     n_remote_threads : int
-        Number of threads of the workers, which determines the size of batches.
+        Total number of threads of the workers. It determines the size of batches.
     """
 
     def __init__(self, client: Client, stats: WorkerStats, n_remote_threads: int = 0) -> None:
@@ -64,14 +64,14 @@ class ClusterExecutor(Executor):
         self.n_remote_threads = n_remote_threads
         self._client = client
         self._dask_futures = WeakSet[DaskFuture]()
-        # All tasks are in one group. So the scheduler queues them until a thread is free, and the death of a worker
-        # affects few of them.
+        # All tasks are in one group, so that the scheduler queues them until a thread is free. The death of a worker
+        # therefore affects only a few tasks.
         self._group = f"task-{uuid4().hex}"
         self._numbers = count()
         self._pending: set[Future[Any]] = set()
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
-        """Submit a task. Its future is not Dask's, so that `fail` can end it."""
+        """Submit a task. The returned future is not a Dask future, so that `fail` can end it."""
         future: Future[Any] = Future()
         self._pending.add(future)
         future.add_done_callback(self._pending.discard)
@@ -85,17 +85,17 @@ class ClusterExecutor(Executor):
     def fail(self, error: BaseException) -> None:
         """End all pending tasks with an error."""
         for future in set(self._pending):
-            with suppress(InvalidStateError):  # its result has just arrived
+            with suppress(InvalidStateError):  # the result has just arrived
                 future.set_exception(error)
 
     def stop(self) -> None:
-        """Cancel all tasks. Workers finish those that they are running, and their results are ignored."""
+        """Cancel all tasks. Workers finish the tasks that are already running, and the results are ignored."""
         if self._client.status == "running":
             self._client.cancel(list(self._dask_futures))
         self.fail(_lost_connection())
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Wait for pending tasks, or cancel them, as every executor does."""
+        """Wait for pending tasks or cancel them, as `Executor.shutdown` specifies."""
         if cancel_futures:
             self.stop()
         elif wait and self._client.status == "running":
@@ -103,18 +103,18 @@ class ClusterExecutor(Executor):
 
 
 async def _copy_result(dask_future: DaskFuture, future: Future[Any], function: Callable[..., Any]) -> None:
-    """Copy the outcome of a task from Dask's future to ours, in the event loop of the client.
+    """Copy the outcome of a task from Dask's future to our future, in the event loop of the client.
 
-    Dask's own executor reads the status of a future after its result. If the worker has died in between, the status is
-    no longer "finished", and the executor takes the result for an error.
+    Dask's own executor is not used, because it reads the status of a future after the result. If the worker dies in
+    between, the status is no longer "finished", and that executor mistakes the result for an error.
     """
     result: Any = None
     error: BaseException | None = None
     try:
         result = await dask_future.result()
     except Exception as raised:
-        # An error of the task itself sets the status. A lost scheduler does not: it breaks the connection while the
-        # result is fetched, or the client cancels its futures.
+        # An error in the task itself sets the status to "error". A lost scheduler does not: either the connection
+        # breaks while the result is fetched, or the client cancels its futures.
         is_lost = dask_future.status != "error" and isinstance(raised, OSError | CancelledError)
         error = _lost_connection() if is_lost else _explain(raised, function)
     with suppress(InvalidStateError):  # `fail` was faster
@@ -125,12 +125,12 @@ async def _copy_result(dask_future: DaskFuture, future: Future[Any], function: C
 
 
 def _explain(error: BaseException, function: Callable[..., Any]) -> BaseException:
-    """Return an error of shardpress for an error of Dask, and any other error unchanged."""
+    """Convert Dask's `KilledWorker` to an error of shardpress. Return any other error unchanged."""
     if not isinstance(error, KilledWorker):
         return error
-    # Dask cannot know which of several tasks has killed a worker, so it counts the death for each of them.
+    # Dask cannot know which of several tasks has killed a worker, so it counts the death for each of these tasks.
     return SystemLimit(
-        f"{function}: {quantity(error.allowed_failures + 1, 'worker')} died one after the other while running this "
+        f"{function}: {quantity(error.allowed_failures + 1, 'worker')} died one after another while running this "
         f"task, the last one at {error.last_worker.address}. The usual cause is a lack of memory. Lower "
         "--memory-budget or --threads, or use fewer workers."
     )
@@ -141,22 +141,22 @@ def _lost_connection() -> ShardpressError:
 
 
 class ClusterPool:
-    """A `pipeline.cluster.pool.WorkerPool` of processes that run tasks for a scheduler.
+    """Pool of the workers of a scheduler. It implements `pipeline.cluster.pool.WorkerPool`.
 
     Parameters
     ----------
     client : Client
-        A client of the scheduler.
+        Client of the scheduler.
     kind : str
-        ``workers`` if this run has started them, ``scheduler`` if it uses an existing scheduler.
+        ``workers`` if this run has started the workers, or ``scheduler`` if it uses an existing scheduler.
     address : str
         Address of the scheduler.
     known : sequence of dict
-        Facts about the workers at the start: ``name``, ``host``, ``pid`` and ``device``.
+        Facts about the workers at the start of the run: ``name``, ``host``, ``pid`` and ``device``.
     patience : float
         Seconds without any worker after which the run ends.
     n_local_processes : int
-        Number of workers that share the cores and the memory of this machine; 0 if workers have their own.
+        Number of workers that share the cores and the memory of this machine. 0 if workers have their own.
     watch_interval : float
         Seconds between two checks of the connection and the workers.
     """
@@ -184,7 +184,7 @@ class ClusterPool:
 
     @contextmanager
     def executor(self, n_threads: int) -> Iterator[tuple[Executor, int]]:
-        """Provide an executor that sends tasks to all current and later workers."""
+        """Provide an executor that sends tasks to all workers, including workers that join later."""
         executor = ClusterExecutor(self._client, self.stats, self._n_threads())
         ended = threading.Event()
         watch = threading.Thread(target=self._watch, args=(executor, ended), daemon=True)
@@ -199,12 +199,12 @@ class ClusterPool:
             watch.join(_LOG_INTERVAL)
 
     def facts(self) -> dict[str, Any]:
-        """Return the kind of the pool, the address of the scheduler, and the work of each worker."""
+        """Return the kind of the pool, the address of the scheduler, and the statistics of each worker."""
         return {"kind": self._kind, "address": self._address, "workers": self.stats.summary(self._known)}
 
     def _watch(self, executor: ClusterExecutor, ended: threading.Event) -> None:
-        """Fail all tasks if their results can no longer arrive, since the thread that waits for them does not check."""
-        monitor = SchedulerMonitor(self._client)  # never blocks, so that a silent scheduler does not delay signals
+        """Fail all tasks if their results can no longer arrive. The thread that waits for results cannot check this."""
+        monitor = SchedulerMonitor(self._client)  # does not block, so that a silent scheduler does not delay signals
         absence = _Absence(self._patience)
         while not ended.wait(self._watch_interval):
             error = self._connection_error()
@@ -216,7 +216,7 @@ class ClusterPool:
                 return
 
     def _connection_error(self) -> BaseException | None:
-        """Return the error of a received signal or of a lost connection, if any."""
+        """Return an error if a signal was received or the connection is lost, otherwise None."""
         try:
             signals.check()
         except Stopped as stopped:
@@ -226,15 +226,16 @@ class ClusterPool:
         return None
 
     def _n_threads(self) -> int:
-        """Return the number of the workers' threads; 0 if the connection is lost."""
-        # Without a connection Dask raises an error or returns a description without numbers. `_watch` reports it.
+        """Return the total number of threads of the workers, or 0 if the connection is lost."""
+        # Without a connection, Dask raises an error or returns a description without numbers. `_watch` reports the lost
+        # connection.
         with suppress(OSError, RuntimeError, KeyError):
             return int(self._client.scheduler_info(n_workers=0)["total_threads"])
         return 0
 
 
 class _Absence:
-    """The time for which a scheduler has had no workers.
+    """Timer for the time without any worker.
 
     Parameters
     ----------
@@ -248,7 +249,7 @@ class _Absence:
         self._last_log = self._start
 
     def update(self, n_workers: int | None) -> ShardpressError | None:
-        """Store the current number of workers (None if unknown); return an error if there were none for too long."""
+        """Update the number of workers (None if unknown). Return an error after too much time without any worker."""
         now = time.monotonic()
         if n_workers != 0:
             self._start = now
@@ -267,7 +268,7 @@ class _Absence:
 
 @contextmanager
 def quiet_dask() -> Iterator[None]:
-    """Silence all but critical messages of Dask's loggers, since shardpress reports failures of workers itself."""
+    """Silence Dask's loggers except for critical messages, because shardpress reports failures of workers itself."""
     levels = {name: logging.getLogger(name).level for name in _QUIET_LOGGERS}
     try:
         for name in _QUIET_LOGGERS:
@@ -281,8 +282,8 @@ def quiet_dask() -> Iterator[None]:
 def forward_logs(client: Client) -> None:
     """Make all workers forward their warnings to the log of this process.
 
-    This is not undone at the end, since that would wait for every worker, even one that does not respond. Workers stop
-    forwarding when the client has left.
+    The forwarding is not undone at the end, because that would wait for every worker, even if a worker does not
+    respond. Workers stop forwarding when the client disconnects.
     """
     for name in LOGGERS:
         forward = partial(client.forward_logging, name, logging.WARNING)

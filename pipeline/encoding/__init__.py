@@ -1,1 +1,1 @@
-"""Encoding: rows and a model in, files of features out."""
+"""Encoding of rows with a model, and writing of features to files."""

@@ -1,4 +1,4 @@
-"""Handling of rows that cannot be encoded as they are: bad rows, and rows outside the range of a given model."""
+"""Handling of bad rows, and of rows outside the range of a given model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.shards.shard import Block
 
 __all__ = ["BadData", "Judgement"]
 
-_MAX_LISTED_COLUMNS = 20  # listed columns of a row; otherwise a row with thousands of bad values would fill the list
+_MAX_LISTED_COLUMNS = 20  # columns to list per row, because a row can have thousands of bad values
 _NO_POSITIONS = np.empty(0, dtype=np.int64)
 
 _Encode = Callable[[np.ndarray, np.ndarray], object]
@@ -31,11 +31,11 @@ class Judgement:
     bad : ndarray of int64
         Positions of the bad rows in the block.
     n_outside : int
-        Number of good rows outside the model's range.
+        Number of good rows with values outside the model's range.
     reasons : list of dict
-        With quarantine, ``row``, ``columns`` and ``reason`` of each bad row.
+        The ``row``, ``columns`` and ``reason`` of each bad row. Empty without quarantine.
     outside : list of Outside
-        The columns in which good rows lie outside that range.
+        Columns in which good rows have values outside the model's range.
     """
 
     bad: np.ndarray
@@ -46,23 +46,23 @@ class Judgement:
 
 @dataclass(frozen=True)
 class BadData:
-    """Settings that decide which rows are bad and how they are handled.
+    """Settings that define which rows are bad and how to handle them.
 
     Attributes
     ----------
     on_bad_data : str
         ``raise``, ``skip`` or ``quarantine``.
     missing : float or None
-        A value that marks missing data.
+        Value that marks missing entries, in addition to NaN.
     on_drift : str
         ``pass``, ``clip`` or ``raise``.
     trained_on : Scaler or None
-        Range of the model's training rows, if rows may lie outside it. Tasks do not include it, because it is as large
-        as a row.
+        Scaler with the range of the model's training rows. None if no row can be outside this range. Tasks do not
+        include the scaler, because it is as large as a row.
     fills : bool
-        Whether the model imputes missing values. Then only Inf, and rows without any value, are bad.
+        Whether the model imputes missing values. In that case a row is bad only if it contains Inf or has no value.
     columns : Columns
-        Names of the model's columns, for messages about a shard without names. Tasks do not include them either.
+        Names of the model's columns, for messages about a shard without names. Tasks do not include the names.
     """
 
     on_bad_data: str = "raise"
@@ -74,7 +74,7 @@ class BadData:
 
     @property
     def lists_rows(self) -> bool:
-        """Whether each bad row is listed with a reason."""
+        """Whether to list each bad row with a reason."""
         return self.on_bad_data == "quarantine"
 
     def judge(
@@ -87,25 +87,26 @@ class BadData:
     ) -> Judgement:
         """Find bad rows and rows outside the model's range, and set the features of bad rows to NaN.
 
-        Finite rows are bad as well if they are so far outside the range that their features overflow float32.
+        A finite row is also bad if it is so far outside the range that its features overflow float32.
 
         Parameters
         ----------
         block : Block
             Position of the rows in their shard.
         rows : pair of ndarray of shape (len(block), n_inputs)
-            The rows as read, and as cleaned for the model. Both are the same array if nothing had to be cleaned.
+            The rows as read, and the rows after cleaning. If the rows need no cleaning, both are the same array.
         features : ndarray of shape (len(block), n_features), float32
-            Features of these rows; changed in place.
+            Features of these rows. The array is changed in place.
         encode : callable
-            Called with rows and an array; encodes the rows again, and writes their features into the array.
+            Function that encodes rows and writes the features into an array. It is called as ``encode(rows, array)``.
         suspects : ndarray of int, optional
-            Positions of the rows to examine; all others hold finite numbers in the model's range.
+            Positions of the rows to examine. All other rows must contain only finite numbers in the model's range.
+            By default, all rows are examined.
 
         Raises
         ------
         DataError
-            For a row that the settings do not allow.
+            If the settings do not allow a row.
         """
         read, cleaned = rows
         selected = slice(None) if suspects is None else suspects  # a slice makes no copy
@@ -114,8 +115,8 @@ class BadData:
 
         n_outside, columns = self._measure_drift(block, numbers, cleaned[selected], bad)
         if n_outside > 0 and self.on_drift == "clip":
-            # All rows are encoded again, since clipping changes no others. This is rare; a check of each row before its
-            # encoding would always take time.
+            # Encode all rows again, because clipping does not change the other rows. This case is rare, whereas a check
+            # before the first encoding would take time for every block.
             encode(self._clip(cleaned), features)
         overflown = np.setdiff1d(bad_rows(features[selected]), bad)
         reasons += self._describe_overflown(block, numbers[overflown])
@@ -124,7 +125,7 @@ class BadData:
         return Judgement(bad=bad, n_outside=n_outside, reasons=reasons, outside=columns)
 
     def _find_bad(self, block: Block, numbers: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """Return the positions of bad rows, whose numbers in the shard are `numbers`, and the reasons."""
+        """Return the positions of bad rows and the reasons. `numbers` are the row numbers in the shard."""
         if self.missing is None and rows.dtype.kind != "f":
             return _NO_POSITIONS, []  # integers are always finite
         is_bad = bad_entries(rows, self.missing, block.shard.stored_dtype, self.fills)
@@ -141,16 +142,17 @@ class BadData:
         where = self._place(block, numbers[row], column)
         contents = "Inf, or no value at all" if self.fills else "NaN, Inf or the missing value"
         raise DataError(
-            f"{block}: {rows[row, column]} in {where}; {n_bad} of these rows hold {contents}, expected finite numbers. "
-            "Fix the file, or leave out any number of such rows with --on-bad-data skip --max-bad-rows 100%."
+            f"{block}: found {rows[row, column]} in {where}, expected finite numbers. {n_bad} of these rows contain "
+            f"{contents}. Fix the file, or skip any number of such rows with --on-bad-data skip --max-bad-rows 100%."
         )
 
     def _describe_overflown(self, block: Block, numbers: np.ndarray) -> list[dict[str, Any]]:
-        """Return the reasons for rows, given by their numbers in the shard, whose features are not finite."""
+        """Return a reason for each row whose features are not finite. `numbers` are the row numbers in the shard."""
         if len(numbers) > 0 and self.on_bad_data == "raise":
             raise DataError(
-                f"{block}: row {numbers[0]} and {len(numbers) - 1} more are so far outside the range of the model's "
-                "training rows that they overflow. Train a model on them, or use --on-bad-data skip."
+                f"{block}: the features of row {numbers[0]} and {len(numbers) - 1} more rows overflow float32, because "
+                "the rows are too far outside the range of the model's training rows. Train a model on such rows, or "
+                "skip them with --on-bad-data skip."
             )
         if not self.lists_rows:
             return []
@@ -159,7 +161,7 @@ class BadData:
     def _measure_drift(
         self, block: Block, numbers: np.ndarray, rows: np.ndarray, bad: np.ndarray
     ) -> tuple[int, list[Outside]]:
-        """Return the number of good rows outside the model's range, and the columns in which they lie outside."""
+        """Return the number of good rows outside the model's range, and the affected columns."""
         if self.trained_on is None or len(bad) == len(rows):
             return 0, []
         outside = self._find_outside(block, numbers, rows, bad, self.trained_on)
@@ -176,11 +178,12 @@ class BadData:
     def _find_outside(
         self, block: Block, numbers: np.ndarray, rows: np.ndarray, bad: np.ndarray, trained_on: Scaler
     ) -> np.ndarray:
-        """Return the positions of good rows that lie outside the model's range."""
+        """Return the positions of good rows outside the model's range."""
         low = trained_on.minimum
         high = trained_on.maximum
         good = rows if len(bad) == 0 else np.delete(rows, bad, axis=0)
-        # The extremes of the columns come first: they nearly always suffice, and comparing all values takes memory.
+        # Compare the extremes of the columns first. This nearly always suffices, and takes less memory than comparing
+        # all values.
         if (good.min(axis=0) >= low).all() and (good.max(axis=0) <= high).all():
             return _NO_POSITIONS
         is_outside = (rows < low) | (rows > high)
@@ -190,20 +193,21 @@ class BadData:
             row, column = np.argwhere(is_outside)[0]
             expected = f"{low[column]:g} to {high[column]:g}, the range of the model's training rows"
             raise DataError(
-                f"{block}: {rows[row, column]} in {self._place(block, numbers[row], column)}, expected {expected}; "
-                f"{len(outside)} of these rows lie outside. Train a model on them, or use --on-drift clip."
+                f"{block}: found {rows[row, column]} in {self._place(block, numbers[row], column)}, expected "
+                f"{expected}. {len(outside)} of these rows are outside this range. Train a model on such rows, or clip "
+                "them with --on-drift clip."
             )
         return outside
 
     def _place(self, block: Block, number: int, column: np.integer[Any]) -> str:
-        """Return the number of a row, and the number and name of a column, for messages."""
-        # A shard in a worker process has no names, which keeps tasks small; the model has the same names.
+        """Return a text with the row number, the column number and the column name, for messages."""
+        # Shards in worker processes have no column names, which keeps tasks small. The model has the same names.
         columns = block.shard.columns if block.shard.columns.is_known else self.columns
         return f"row {number}, column {columns.numbered(int(column))}"
 
 
 def _first_reason(number: int, row: np.ndarray, is_bad: np.ndarray) -> dict[str, Any]:
-    """Return the reason for a bad row: its bad columns, and the value in the first one."""
+    """Return a record of a bad row with its bad columns, and the value in the first bad column as the reason."""
     columns = np.flatnonzero(is_bad)
     return _reason(number, columns, str(row[columns[0]]))
 

@@ -1,8 +1,8 @@
-"""The task that encodes one part: read its rows, encode them, find bad rows, write the features.
+"""Task that encodes one part: it reads rows, encodes them, finds bad rows and writes the features.
 
-A task is a plain value that any thread or process can run. The number of concurrent tasks bounds the memory; one reads
-or waits for the disk while another encodes. The features of a row depend on that row alone, because every part and
-every block starts at a tile boundary of its shard.
+A task is a plain value that any thread or process can run. The number of concurrent tasks limits the memory. While one
+task encodes, another one reads rows or waits for the disk. The features of a row depend only on that row, because every
+part and every block starts at a tile boundary of its shard.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _LIBC = ctypes.CDLL(None)
 
 @dataclass(frozen=True)
 class EncodeTask:
-    """A part to encode.
+    """Task to encode one part.
 
     Attributes
     ----------
     part : Part
     settings : EncodeSettings
     unreadable : str or None
-        Reason why the shard of this part cannot be read. All rows of the part are then bad. None if it can be read.
+        Reason why the part's shard cannot be read, or None if it can be read. All rows of an unreadable shard are bad.
     """
 
     part: Part
@@ -59,16 +59,16 @@ class EncodeTask:
 
 @dataclass
 class _RowFacts:
-    """Bad rows and drift in the rows of a part, summed over its blocks.
+    """Bad rows and drift in a part, accumulated over its blocks.
 
     Attributes
     ----------
     n_outside : int
-        Number of good rows outside the model's range.
+        Number of good rows with values outside the model's range.
     bad : list of dict
         Reasons for bad rows, as `BadData.judge` returns them.
     outside : list of Outside
-        The columns in which rows lie farthest outside that range.
+        Columns with values outside the model's range, the farthest first.
     """
 
     n_outside: int = 0
@@ -84,20 +84,20 @@ class _RowFacts:
 
 @theanos_errors()  # also in a worker process, because most of Theano's exceptions cannot be pickled
 def encode_part(task: EncodeTask) -> PartFacts:
-    """Write the features of a part to a file, which is ignored until it is committed.
+    """Encode a part and write its features to a file. The file is ignored until it is committed.
 
     Raises
     ------
     DataError
-        If rows cannot be read or are not allowed.
+        If rows cannot be read, or if the settings do not allow them.
     TooCoarse
         If features cannot be stored with the requested accuracy.
     WriteFailed, SystemLimit
         If the file cannot be written.
     TryAgain
-        If the output directory is no longer the one in which the run began.
+        If the output directory has been moved or replaced since the start of the run.
     ReadFailed, DeviceError, ConfigError, NotPermitted
-        Like `pipeline.encoding.worker.worker_of`.
+        See `pipeline.encoding.worker.worker_of`.
     """
     settings = task.settings
     source = task.part.source
@@ -107,20 +107,20 @@ def encode_part(task: EncodeTask) -> PartFacts:
     features = memory.features(len(source))
     valid = np.ones(len(source), dtype=bool)
     if task.unreadable is None:
-        with worker.turns:  # released before the part is written, which waits for the disk
+        with worker.turns:  # released before the part is written, because writing waits for the disk
             rows = _encode_rows(worker, task, features, valid)
     else:
         rows = _mark_unreadable(source, task.unreadable, features, valid)
     error = memory.store(len(source))
     facts = _facts(task, valid, rows.n_outside, error)
     entry, lost = _write_part(worker, task, memory, valid, facts)
-    # Wide extras are read while they are written, so `lost` is complete only now.
+    # Wide extras are read during the writing, so `lost` is complete only after it.
     listed = [*rows.bad, *lost] if settings.bad_data.lists_rows else []
     return PartFacts(entry, **facts, bad=tuple(listed), outside=tuple(rows.outside[:MAX_LISTED_COLUMNS]))
 
 
 def _facts(task: EncodeTask, valid: np.ndarray, n_outside: int, error: float | None) -> dict[str, Any]:
-    """Return the facts that are stored in both the file and the record of a part, as fields of `PartFacts`."""
+    """Return the fields of `PartFacts` that are stored both in the part's file and in its commit record."""
     source = task.part.source
     facts = {
         "n_rows": len(source),
@@ -139,7 +139,7 @@ def _facts(task: EncodeTask, valid: np.ndarray, n_outside: int, error: float | N
 
 
 def _mark_unreadable(source: Block, reason_text: str, features: np.ndarray, valid: np.ndarray) -> _RowFacts:
-    """Mark all rows of a part as bad."""
+    """Mark all rows of a part as bad, and return the facts about them."""
     features[:] = np.nan
     valid[:] = False
     reason = {"row": [source.start, source.stop], "columns": [], "reason": reason_text}
@@ -147,15 +147,15 @@ def _mark_unreadable(source: Block, reason_text: str, features: np.ndarray, vali
 
 
 def _encode_rows(worker: Worker, task: EncodeTask, features: np.ndarray, valid: np.ndarray) -> _RowFacts:
-    """Write the features of a part's rows to `features`, and set `valid` to False for bad rows."""
+    """Encode the rows of a part into `features`, and set `valid` to False for bad rows."""
     source = task.part.source
     bad_data = _bad_data(worker.model, task.settings)
     cleaning = Cleaning(worker.model.scaler, bad_data.missing)
-    # The encoder cannot find bad rows if missing values are ordinary numbers, or if rows were cleaned before.
+    # The encoder cannot find bad rows if a finite number marks missing values, or if rows are cleaned before encoding.
     finds_suspects = bad_data.missing is None and not cleaning.scaler.cleans
     facts = _RowFacts()
     for block in source.cut(task.settings.block_rows):
-        check()  # a part can take seconds, and a signal should stop the run at once
+        check()  # a part can take seconds, but a signal should stop the run at once
         place = slice(block.start - source.start, block.stop - source.start)
         rows = read(block, worker.block_memory(block))
         cleaned = cleaning.cleaned(block, rows)
@@ -171,7 +171,7 @@ def _encode_rows(worker: Worker, task: EncodeTask, features: np.ndarray, valid: 
 
 
 def _bad_data(model: Model, settings: EncodeSettings) -> BadData:
-    """Return the settings for bad data, with facts about the model that tasks do not include."""
+    """Return the settings for bad data, completed with facts about the model, which tasks do not include."""
     bad_data = replace(settings.bad_data, columns=model.columns)
     if settings.has_range:
         bad_data = replace(bad_data, trained_on=model.scaler)
@@ -181,7 +181,7 @@ def _bad_data(model: Model, settings: EncodeSettings) -> BadData:
 def _write_part(
     worker: Worker, task: EncodeTask, memory: PartMemory, valid: np.ndarray, facts: Mapping[str, Any]
 ) -> tuple[Entry, list[dict[str, Any]]]:
-    """Write the file of a part whose features are in `memory`, and return it with reports of lost values of extras."""
+    """Write the file of a part from the features in `memory`. Return its entry, and reports of lost extra values."""
     settings = task.settings
     source = task.part.source
     if any(is_wide(extra, len(source)) for extra in source.shard.extras):
@@ -201,20 +201,23 @@ def _write_file(worker: Worker, task: EncodeTask, data: memoryview | Pieces) -> 
 
 
 def _trim_memory() -> None:
-    """Return freed memory to the system, since the allocator would keep the memory of long texts for each thread."""
+    """Return freed memory to the system. Otherwise the allocator keeps the memory of long texts for each thread."""
     trim = getattr(_LIBC, "malloc_trim", None)  # a function of glibc
     if trim is not None:
         trim(0)
 
 
 def _stream_extras(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarray | Streamed], list[dict[str, Any]]]:
-    """Return extras, and a list of reports of lost values, to which later reads of wide extras append theirs."""
+    """Return the extras of a part, and a list of reports of lost values.
+
+    Wide extras are read later. They append their reports to the same list.
+    """
     shard = source.shard
     narrow = tuple(extra for extra in shard.extras if not is_wide(extra, len(source)))
     values, lost = _read_extras(replace(source, shard=replace(shard, extras=narrow)), bad_data)
     reports = None if bad_data.on_bad_data == "raise" else lost
     found: dict[str, np.ndarray | Streamed] = {}
-    for extra in shard.extras:  # in this order, since a mask follows the extra whose lost values it marks
+    for extra in shard.extras:  # keep this order, because a mask follows the extra whose lost values it marks
         if extra.name in values:
             found[extra.name] = values[extra.name]
         else:
@@ -225,16 +228,16 @@ def _stream_extras(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarr
 def _wide_extra(
     source: Block, extra: Extra, values: Mapping[str, np.ndarray], reports: list[dict[str, Any]] | None
 ) -> Streamed:
-    """Return a wide extra of a part, to be read block by block."""
+    """Return a wide extra of a part, which is read block by block."""
     empty = np.empty(0, extra.dtype)  # NumPy splits a dtype of arrays into shape and dtype
     shape = (len(source), *empty.shape[1:])
     return Streamed(shape, empty.dtype, partial(stream_extra, source, extra, values, reports, check))
 
 
 def _read_extras(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """Return the values of extras, and reports of those that are lost because they cannot be read."""
+    """Return the values of extras, and reports of values that are lost because they cannot be read."""
     try:
-        return read_extras(source), []  # at once, which is several times faster than in pieces
+        return read_extras(source), []  # one read of all rows is several times faster than reads of pieces
     except DataError:
         if bad_data.on_bad_data == "raise":
             raise

@@ -1,9 +1,9 @@
-"""``index.h5``: all parts as one file, a view that holds no values.
+"""``index.h5``, a view that presents all parts as one file. It contains no values.
 
-HDF5 takes 20 kB of memory for each part to create such a view, and 4 kB for each part to open a dataset of it.
-Therefore the index of very many parts is a view of views, ``index-<digest>.h5``, of `_MOST` parts each, which HDF5
-opens when their rows are read. These files are next to the index and not in ``parts/``, where programs that read all
-files would find rows twice.
+HDF5 needs 20 kB of memory per part to create a view, and 4 kB per part to open one of its datasets. Therefore the index
+of very many parts refers to smaller views, ``index-<digest>.h5``, with `_MOST` parts each. HDF5 opens a smaller view
+when its rows are read. These files are next to the index and not in ``parts/``, because programs that read all files in
+``parts/`` would find rows twice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MOST = 1000
 
 _Part = TypeVar("_Part")
 _File = tuple[str, Mapping[str, Shape]]
-"""A file, by its path relative to the view, and shape and dtype of each of its datasets."""
+"""Path of a file relative to the view, and the shape and dtype of each dataset in the file."""
 
 
 def index_files(
@@ -36,27 +36,29 @@ def index_files(
     attributes: Mapping[str, Any],
     most: int | None = None,
 ) -> Iterator[tuple[str, bytes]]:
-    """Create the files of an index, without opening a part.
+    """Create the files of an index without opening the parts.
 
-    Extras that are missing in some parts, or have several dtypes, are left out of the index.
+    The index omits extras that are missing in some parts, or that have several dtypes.
 
     Parameters
     ----------
     parts : sequence
-        All parts, in the order of the rows.
-    viewed : callable
-        Returns the file of a part, by its path relative to the output directory, and shape and dtype of each dataset.
+        All parts in row order.
+    file_of : callable
+        Function that returns the file of a part: its path relative to the output directory, and the shape and dtype of
+        each dataset.
     categories : mapping of str to ndarray
-        Categories of extras that are stored as codes, by path in the file.
+        Categories of extras that are stored as codes. Keys are paths in the file.
     attributes : mapping
-        Attributes of ``index.h5``; nested values are written as JSON.
+        Attributes of ``index.h5``. Nested values are written as JSON.
     most : int, optional
-        Largest number of parts of one view, by default `_MOST`.
+        Largest number of parts in one view, by default `_MOST`.
 
     Yields
     ------
     tuple of (str, bytes)
-        Name relative to the output directory, and content. The files must be written in this order, ``index.h5`` last.
+        Name relative to the output directory, and content. The files must be written in this order: ``index.h5`` is
+        the last one.
     """
     if most is None:
         most = _MOST
@@ -67,14 +69,14 @@ def index_files(
         for start in range(0, len(parts), most):
             group = [file_of(part) for part in parts[start : start + most]]
             data = _view(group, {}, {})
-            name = f"index-{digest([data])[:32]}.h5"  # the digest of its content, so that no other file has this name
+            name = f"index-{digest([data])[:32]}.h5"  # the digest of the content makes the name unique
             yield name, data
             files.append((name, _joined_shapes(group)))
     yield INDEX, _view(files, categories, attributes)
 
 
 def _view(files: Sequence[_File], categories: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> bytes:
-    """Return the bytes of a view that concatenates files."""
+    """Return the bytes of a view that concatenates the datasets of files."""
     with h5py.File.in_memory() as file:
         describe(file, {**attributes, "view": _VIEW})
         for name, shape in _joined_shapes(files).items():
@@ -87,7 +89,7 @@ def _view(files: Sequence[_File], categories: Mapping[str, np.ndarray], attribut
 
 
 def _joined_shapes(files: Sequence[_File]) -> dict[str, Shape]:
-    """Return shapes and dtypes of the datasets that all files have, concatenated along the rows."""
+    """Return the shape and dtype of each dataset that all files have, after concatenation along the rows."""
     parts = [shapes for _, shapes in files]
     joined: dict[str, Shape] = {}
     for name, dtype in common_dtypes(parts).items():
@@ -98,13 +100,13 @@ def _joined_shapes(files: Sequence[_File]) -> dict[str, Shape]:
 
 
 def _write_virtual(file: h5py.File, name: str, shape: Shape, sources: Sequence[tuple[str, tuple[int, ...]]]) -> None:
-    """Create a virtual dataset like an `h5py.VirtualLayout`, in half the time.
+    """Create a virtual dataset. This takes half as long as with `h5py.VirtualLayout`.
 
     Parameters
     ----------
     file : h5py.File
     name : str
-        Name of the dataset, here and in all sources.
+        Name of the dataset, in this file and in all sources.
     shape : Shape
         Shape and dtype of the virtual dataset.
     sources : sequence of (str, tuple of int)
@@ -129,7 +131,7 @@ def _virtual_layout(dtype: np.dtype) -> h5py.h5p.PropDCID:
     """Return the creation properties of a virtual dataset without sources."""
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_layout(h5py.h5d.VIRTUAL)
-    creation.set_obj_track_times(False)  # so that the index of equal parts has equal bytes
-    if dtype.kind in "fciu":  # for other dtypes HDF5's default is our missing value
+    creation.set_obj_track_times(False)  # so that indexes of equal parts have equal bytes
+    if dtype.kind in "fciu":  # for other dtypes, the default fill value of HDF5 is our missing value
         creation.set_fill_value(np.array(missing_value(dtype), dtype))
     return creation

@@ -1,4 +1,4 @@
-"""The file of a part: HDF5 metadata around features that are already in memory."""
+"""File of a part, which consists of features in memory and HDF5 metadata around them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _Values = TypeVar("_Values")
 
 _FLOAT32 = np.dtype("<f4")
 _SPARE_BYTES = 2**17  # initial space for metadata and strings
-_SOURCE_BYTES = 256  # the size of `source` is a multiple of this, so that parts with other file names share a layout
-_MOST_TEMPLATES = 8  # templates of a thread; the shards of a data set usually alternate between one or two sizes
-_MAX_SOURCE_TEXT = 2**12  # characters; any path fits, and two escaped paths fit into the 64 KiB of an attribute
+_SOURCE_BYTES = 256  # `source` is padded to a multiple of this size, so that parts with other paths share a layout
+_MOST_TEMPLATES = 8  # templates per thread; the shards of a data set usually have only one or two sizes
+_MAX_SOURCE_TEXT = 2**12  # characters; any path fits, and two escaped paths fit into an attribute of 64 KiB
 
 
 class PartMemory:
-    """Memory in which the files of successive parts are built without a copy of their features.
+    """Reusable memory that holds the file of one part at a time, built without copying the features.
 
-    HDF5's metadata are placed around the features. Fresh memory for each part, and copies to and from HDF5, would take
+    HDF5 metadata are placed around the features. New memory for each part, and copies to and from HDF5, would take
     longer than encoding.
 
     Parameters
@@ -40,11 +40,11 @@ class PartMemory:
         Number of rows of the largest part.
     n_features : int
     extras : sequence of Extra
-        Extras, for the size of the memory and for categories. The memory grows if strings are longer.
+        Extras, which determine the size of the memory and the categories. The memory grows if strings are longer.
     storage : Storage
         Storage format. Unless it is plain, features are encoded into separate memory and then converted.
     most_templates : int
-        Number of layouts that are kept for other parts.
+        Number of layouts to keep for other parts.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class PartMemory:
         self._templates: dict[str, Template] = {}  # layouts of recent parts, by their keys
 
     def features(self, n_rows: int) -> np.ndarray:
-        """Return the array (n_rows, n_features), float32, for the features of the next part."""
+        """Return the float32 array (n_rows, n_features) for the features of the next part."""
         return self._stored_features(n_rows) if self._storage.is_plain else self._encoded[:n_rows]
 
     def store(self, n_rows: int) -> float | None:
-        """Convert the features to their stored form. Raises like `Storage.store`.
+        """Convert the features to their stored form. This raises the same errors as `Storage.store`.
 
         Returns
         -------
@@ -85,7 +85,7 @@ class PartMemory:
         return self._storage.store(self._encoded[:n_rows], self._stored_features(n_rows))
 
     def _stored_features(self, n_rows: int) -> np.ndarray:
-        """Return the features in their stored form, but uncompressed."""
+        """Return the features in their stored form, before compression."""
         end = self._offset + n_rows * self._n_features * self._dtype.itemsize
         return self._memory[self._offset : end].view(self._dtype).reshape(n_rows, self._n_features)
 
@@ -96,18 +96,19 @@ class PartMemory:
         attributes: Mapping[str, Any],
         source: Mapping[str, Any],
     ) -> memoryview:
-        """Return the bytes of a part's file with the features in this memory. They are valid until the next part.
+        """Return the bytes of a part's file with the features in this memory. The next part overwrites them.
 
         Parameters
         ----------
         valid : ndarray of shape (n_rows,), bool
+            Mask of the good rows.
         extras : mapping
-            Extras of n_rows values each, numbers or strings. If one has the name of a dataset of the format, it is
-            stored as ``source_...``.
+            Extras with `n_rows` numbers or strings each. An extra whose name the format reserves is stored as
+            ``source_...``.
         attributes : mapping
-            Attributes that are the same for many parts; nested values are written as JSON.
+            Attributes that many parts share. Nested values are written as JSON.
         source : mapping
-            Source of the part, written as JSON to the attribute ``source``.
+            Source of the part. It is written as JSON to the attribute ``source``.
         """
         arrays = {VALID: valid, **_with_stored_names(extras)}
         data = _source_json(source)
@@ -124,10 +125,10 @@ class PartMemory:
         attributes: Mapping[str, Any],
         source: Mapping[str, Any],
     ) -> Pieces:
-        """Return the same file as `file` in pieces, which takes less memory for `Streamed` extras.
+        """Return the same file as `file`, but in pieces. This takes less memory for `Streamed` extras.
 
-        Streamed strings are read now, and are in memory once, in HDF5's form. Other streamed extras are read while the
-        pieces are written. The features must not change until then.
+        Streamed strings are read immediately, and memory holds one copy of them in HDF5's form. Other streamed extras
+        are read while the pieces are written. The features must not change before all pieces are written.
         """
         arrays = {VALID: valid, **_with_stored_names(extras)}
         data = _source_json(source)
@@ -138,7 +139,7 @@ class PartMemory:
     def _template(
         self, arrays: Mapping[str, np.ndarray | Streamed], attributes: Mapping[str, Any], n_source: int
     ) -> Template:
-        """Return the layout of a file; it is kept for other parts that differ only in their numbers."""
+        """Return the layout of a file. It is cached for parts that differ only in numeric values."""
         key = _layout_key(arrays, attributes, n_source)
         if key in self._templates:
             return self._templates[key]
@@ -149,7 +150,8 @@ class PartMemory:
         if offset not in (None, self._offset):
             raise RuntimeError(f"HDF5 puts features at byte {offset}, expected {self._offset} as in an empty file")
         has_strings = any(values.dtype.hasobject for values in arrays.values())
-        # A template with strings or compressed features contains them, so it fits only this part, and may be large.
+        # A template contains the strings and the compressed features of its part. With them it can be large, and other
+        # parts cannot use it.
         if not has_strings and not is_compressed:
             if len(self._templates) == self._most_templates:
                 self._templates.clear()
@@ -159,12 +161,12 @@ class PartMemory:
     def _datasets(
         self, arrays: Mapping[str, np.ndarray | Streamed], is_compressed: bool
     ) -> tuple[dict[str, Shape], dict[str, np.ndarray | Chunked | Streamed]]:
-        """Return the datasets whose values are inserted later, and those that HDF5 writes."""
+        """Return the datasets whose values are inserted later, and the datasets that HDF5 writes."""
         n_rows = arrays[VALID].shape[0]
         shapes: dict[str, Shape] = {}
         written: dict[str, np.ndarray | Chunked | Streamed] = {}
         if not is_compressed:
-            # The features come first: their offset must not depend on the other datasets.
+            # The features come first, because their offset must not depend on the other datasets.
             shapes[FEATURES] = ((n_rows, self._n_features), self._dtype)
         for name, values in arrays.items():
             if values.dtype.hasobject:
@@ -179,13 +181,16 @@ class PartMemory:
 
 def _layout_key(arrays: Mapping[str, np.ndarray | Streamed], attributes: Mapping[str, Any], n_source: int) -> str:
     """Return a text that is equal for files that differ only in values."""
-    # NumPy ignores metadata when it compares dtypes, but HDF5 distinguishes strings in ASCII and in UTF-8.
+    # The metadata are included because HDF5 distinguishes ASCII and UTF-8 strings, but NumPy's comparison does not.
     datasets = [(name, values.shape, values.dtype, values.dtype.metadata) for name, values in arrays.items()]
     return repr((n_source, attributes, datasets))
 
 
 def _aligned_zeros(n_bytes: int, content: np.ndarray | None = None) -> np.ndarray:
-    """Return zeros, after a copy of `content`, that begin at a multiple of `PAGE` as direct I/O requires."""
+    """Return an array of zeros that starts at a multiple of `PAGE`, as direct I/O requires.
+
+    If `content` is given, it is copied to the start of the array.
+    """
     memory = np.zeros(n_bytes + PAGE, dtype=np.uint8)
     start = -memory.ctypes.data % PAGE
     if content is not None:
@@ -200,7 +205,7 @@ def _first_offset() -> int:
 
 
 def _source_json(source: Mapping[str, Any]) -> bytes:
-    """Return JSON in UTF-8, padded with NULs. Bytes of file names that are not UTF-8 are escaped as in JSON."""
+    """Return JSON in UTF-8, padded with NULs. Bytes of file names that are not UTF-8 are escaped."""
     shortened = {key: value[-_MAX_SOURCE_TEXT:] if isinstance(value, str) else value for key, value in source.items()}
     data = json.dumps(shortened, ensure_ascii=False).encode("utf-8", "backslashreplace")
     n_blocks = len(data) // _SOURCE_BYTES + 1
@@ -211,7 +216,7 @@ def _source_json(source: Mapping[str, Any]) -> bytes:
 
 
 def part_shapes(n_rows: int, n_features: int, extras: Sequence[Extra], dtype: np.dtype = _FLOAT32) -> dict[str, Shape]:
-    """Return shape and dtype of each dataset in the file of a part, without opening it.
+    """Return the shape and dtype of each dataset in the file of a part, without opening the file.
 
     Parameters
     ----------
@@ -231,7 +236,7 @@ def part_shapes(n_rows: int, n_features: int, extras: Sequence[Extra], dtype: np
 
 
 def stored_categories(extras: Sequence[Extra]) -> dict[str, np.ndarray]:
-    """Return the categories of extras that are stored as codes, by path in the file."""
+    """Return the categories of extras that are stored as codes. Keys are paths in the file."""
     names = _stored_names(extra.name for extra in extras)
     return {
         f"{CATEGORIES}/{names[extra.name]}": _category_array(extra.categories)
@@ -241,7 +246,10 @@ def stored_categories(extras: Sequence[Extra]) -> dict[str, np.ndarray]:
 
 
 def _category_array(categories: Sequence[Any]) -> np.ndarray:
-    """Return categories as an array; strings in UTF-8 of fixed length, which HDF5 stores identically in every file."""
+    """Return categories as an array.
+
+    Strings become UTF-8 strings of a fixed length, which HDF5 stores identically in every file.
+    """
     if not all(isinstance(each, str) for each in categories):
         return np.array(categories)
     texts = [each.encode("utf-8", "surrogateescape") for each in categories]
@@ -250,13 +258,13 @@ def _category_array(categories: Sequence[Any]) -> np.ndarray:
 
 
 def _with_stored_names(extras: Mapping[str, _Values]) -> dict[str, _Values]:
-    """Return extras by the names of their datasets in a part."""
+    """Return the extras with the names of their datasets in a part as keys."""
     names = _stored_names(extras)
     return {names[name]: values for name, values in extras.items()}
 
 
 def _stored_names(extras: Iterable[str]) -> dict[str, str]:
-    """Return the dataset names of extras: their own names, except for names that the format uses."""
+    """Map the name of each extra to the name of its dataset. They differ only if the format reserves the name."""
     names = {name: name for name in extras}
     reserved = {FEATURES, VALID, CATEGORIES}
     used_names = reserved | names.keys()

@@ -1,4 +1,4 @@
-"""Parts: row ranges whose features are committed together, and the facts about committed ones."""
+"""Parts, which are row ranges whose features are committed together, and facts about encoded parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.shards.shard import Block, Shard
 __all__ = ["MAX_LISTED_COLUMNS", "Part", "PartFacts", "plan_parts"]
 
 MAX_LISTED_COLUMNS = 20
-"""Largest number of columns with values outside the range in the record of a part; there are thousands of parts."""
+"""Largest number of columns outside the range to store in a part's record. A run can have thousands of records."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Part:
     number : int
         Index of the shard in the input.
     source : Block
-        The rows of the part.
+        Rows of the part.
     """
 
     number: int
@@ -33,7 +33,7 @@ class Part:
 
     @property
     def key(self) -> str:
-        """The part's name. Sorting parts by name sorts them in the order of the input's rows."""
+        """Name of the part. Sorting parts by name puts them in row order."""
         return _key(self.number, self.source.start)
 
 
@@ -41,32 +41,32 @@ class Part:
 class PartFacts:
     """Facts about one encoded part.
 
-    Only this class knows the contents of a part's commit record and of its line in the manifest.
+    This class defines the contents of a part's commit record and of its line in the manifest.
 
     Attributes
     ----------
     entry : Entry
-        The part's file.
+        File of the part.
     n_rows : int
         Number of rows.
     n_bad : int
         Number of bad rows, whose features are NaN.
     n_outside : int
-        Number of good rows outside the range of the model's training rows.
+        Number of good rows with values outside the range of the model's training rows.
     shard : int
         Index of the shard in the input.
     path, dataset : str
-        The shard's file, and the dataset that holds its rows.
+        File of the shard, and the dataset with its rows.
     start, stop : int
         Row range in the shard.
     dtype : str or None
-        Dtype of the stored features, or None if they are stored exactly as the encoder returned them.
+        Dtype of the stored features. None if they are stored exactly as the encoder returned them.
     max_error : float or None
-        Largest difference between a stored feature and the encoder's result, or None as for `dtype`.
+        Largest difference between a stored feature and the encoder's result. None if `dtype` is None.
     bad : tuple of dict
-        With quarantine, ``row``, ``columns`` and ``reason`` of each bad row.
+        The ``row``, ``columns`` and ``reason`` of each bad row. Empty without quarantine.
     outside : tuple of Outside
-        The columns in which rows lie farthest outside the range, with the number of such values.
+        Columns with values outside the range, the farthest first.
     """
 
     entry: Entry
@@ -85,7 +85,7 @@ class PartFacts:
 
     @classmethod
     def from_record(cls, record: Record) -> PartFacts:
-        """Return the facts that `record` has put into a commit record."""
+        """Return the facts that the method `record` stored in a commit record."""
         facts = dict(record.facts)  # a copy, because the record must not change
         bad = facts.pop("bad", ())
         outside = facts.pop("outside", ())
@@ -93,9 +93,9 @@ class PartFacts:
         return cls(record.entry, **facts, bad=tuple(bad), outside=columns)
 
     def record(self, fingerprint: str) -> Record:
-        """Return the commit record; the fingerprint covers everything that determines the features."""
+        """Return the commit record. `fingerprint` covers everything that determines the features."""
         facts = self._numbers()
-        # Empty lists are left out: there are thousands of records, and most parts have no bad rows.
+        # Omit empty lists, because a run can have thousands of records and most parts have no bad rows.
         if self.bad:
             facts["bad"] = list(self.bad)
         if self.outside:
@@ -103,11 +103,11 @@ class PartFacts:
         return Record(_key(self.shard, self.start), fingerprint, self.entry, facts)
 
     def line(self) -> dict[str, Any]:
-        """Return the part's line of the manifest, which does not repeat the lists."""
+        """Return the part's line in the manifest, which omits the lists."""
         return {**vars(self.entry), **self._numbers()}
 
     def _numbers(self) -> dict[str, Any]:
-        """Return all facts except the file, the lists, and None."""
+        """Return all facts that are not None, except the file and the lists."""
         left_out = ("entry", "bad", "outside")
         return {name: value for name, value in vars(self).items() if name not in left_out and value is not None}
 
@@ -117,8 +117,8 @@ def plan_parts(
 ) -> tuple[list[Part], list[PartFacts]]:
     """Plan parts for all rows that are not committed yet.
 
-    The sizes of committed parts may differ from `part_rows`, since memory and threads may have changed. All of them are
-    kept, except those that overlap an earlier part.
+    Committed parts can have other sizes than `part_rows`, because the memory or the number of threads may have changed.
+    All committed parts are kept, except parts that overlap an earlier one or extend past the end of their shard.
 
     Parameters
     ----------
@@ -126,14 +126,14 @@ def plan_parts(
     part_rows : int
         Largest number of rows of a new part.
     committed : sequence of PartFacts
-        Parts of earlier runs.
+        Committed parts of earlier runs.
 
     Returns
     -------
     missing : list of Part
-        Parts to encode, in the order of the rows.
+        Parts to encode, in row order.
     overlapping : list of PartFacts
-        Committed parts that are not used.
+        Committed parts that cannot be used.
     """
     parts_of_shard = _by_shard(committed)
     missing: list[Part] = []
@@ -156,7 +156,10 @@ def _by_shard(parts: Sequence[PartFacts]) -> dict[int, list[PartFacts]]:
 
 
 def _gaps(shard: Shard, parts: Sequence[PartFacts]) -> tuple[list[tuple[int, int]], list[PartFacts]]:
-    """Return the row ranges of a shard between its parts, sorted by first row, and the parts that do not fit."""
+    """Return the row ranges of a shard that its parts do not cover, and the parts that do not fit.
+
+    `parts` must be sorted by first row.
+    """
     gaps = []
     overlapping = []
     first = 0

@@ -1,4 +1,4 @@
-"""Storage of features: their dtype, rounding and compression, and the error that this causes."""
+"""Storage format of features (dtype, rounding and compression), and the resulting error."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pipeline.settings.resolve import ResolvedStorage
 
 __all__ = ["PLAIN", "Chunked", "Storage", "TooCoarse", "storages", "write_chunked"]
 
-_BLOCK_ROWS = 2**12  # rows that are rounded at once, few enough for the processor's cache
+_BLOCK_ROWS = 2**12  # rows to round at once; they fit into the processor's cache
 _CHUNK_BYTES = 2**18  # bytes before compression; HDF5 decompresses a whole chunk for each read
-_INTEGER_RANGE = 2.0**23  # from this magnitude on, float32 holds only integers
-_LEVEL = 1  # level of deflate; level 4 takes twice as long and saves only 2.5 %
+_INTEGER_RANGE = 2.0**23  # float32 numbers of at least this magnitude are integers
+_LEVEL = 1  # deflate level; level 4 takes twice as long and saves only 2.5 %
 
 
 class TooCoarse(ShardpressError):
-    """Error of features that cannot be stored in a dtype within the allowed error."""
+    """Raised when a dtype cannot store the features accurately enough."""
 
 
 class Chunked(NamedTuple):
-    """Values (n_rows, n_features) to store in chunks of rows, compressed by ``gzip`` or ``lzf``."""
+    """Values (n_rows, n_features) to store in chunks of rows, with the compression ``gzip`` or ``lzf``."""
 
     values: np.ndarray
     compression: str
@@ -42,9 +42,9 @@ class Storage:
     dtype : str
         ``float32`` or ``float16``.
     compression : str
-        ``none``, ``lzf`` or ``gzip``; the last two after HDF5's shuffle filter.
+        ``none``, ``lzf`` or ``gzip``. The HDF5 shuffle filter is applied before ``lzf`` and ``gzip``.
     max_error : float or None
-        Largest allowed error of a stored feature. Features are rounded within this limit. If it is None, they are
+        Largest allowed error of a stored feature. Features are rounded within this limit. If it is None, features are
         rounded to the nearest value of the dtype.
     """
 
@@ -68,9 +68,9 @@ class Storage:
         Parameters
         ----------
         features : ndarray of shape (n_rows, n_features), float32
-            Results of the encoder, NaN in bad rows.
-        out : ndarray of shape (n_rows, n_features), this dtype
-            Array for the converted features.
+            Results of the encoder. Bad rows are NaN.
+        out : ndarray of shape (n_rows, n_features)
+            Array of the storage dtype for the converted features.
 
         Returns
         -------
@@ -96,13 +96,14 @@ class Storage:
 
     def _round(self, features: np.ndarray) -> np.ndarray:
         if self.max_error is not None:
-            # With a power of two all products are exact, and trailing zero bits remain, which compress well.
+            # If the step is a power of two, all products are exact, and the trailing bits are zeros, which compress
+            # well.
             step = np.float32(2.0 ** math.floor(math.log2(2 * self.max_error)))
             with np.errstate(over="ignore"):
                 rounded = np.rint(features / step) * step
-            # Larger features have no bits below `step`.
+            # Larger features are multiples of `step` already.
             features = np.where(np.abs(features) < _INTEGER_RANGE * step, rounded, features)
-        largest = np.finfo(self.dtype).max  # float16 would turn larger values into Inf
+        largest = np.finfo(self.dtype).max  # larger values would become Inf in float16
         return np.clip(features, -largest, largest)
 
 
@@ -110,7 +111,7 @@ PLAIN = Storage()
 
 
 def storages(settings: ResolvedStorage) -> list[Storage]:
-    """Return the storage formats to try, the smallest first. The error of the features decides which one is used."""
+    """Return the storage formats to try, the smallest first. The first one with an allowed error is used."""
     compression = settings.compression
     if settings.max_feature_error is None:
         return [Storage(settings.storage_dtype or "float32", compression)]
@@ -120,8 +121,8 @@ def storages(settings: ResolvedStorage) -> list[Storage]:
 def write_chunked(file: h5py.File, name: str, chunked: Chunked) -> None:
     """Create a dataset with compressed chunks.
 
-    For gzip, this function compresses the chunks with libdeflate, because HDF5's zlib takes three times as long and
-    holds HDF5's lock meanwhile.
+    For gzip, this function compresses the chunks with libdeflate, because the zlib filter of HDF5 takes three times as
+    long and holds HDF5's lock during that time.
     """
     values = chunked.values
     dataset = _create_chunked(file, name, chunked)
@@ -152,7 +153,7 @@ def _create_chunked(file: h5py.File, name: str, chunked: Chunked) -> h5py.Datase
 
 
 def _compress(chunk: np.ndarray) -> bytearray:
-    """Return the bytes of a chunk after HDF5's filters shuffle and gzip."""
+    """Return the bytes of a chunk after the HDF5 shuffle and gzip filters."""
     as_bytes = chunk.reshape(-1).view(np.uint8).reshape(-1, chunk.itemsize)
     shuffled = np.ascontiguousarray(as_bytes.T)
     return deflate.zlib_compress(shuffled, _LEVEL)

@@ -1,8 +1,8 @@
-"""Layout of HDF5 files: HDF5 lays out one file, and the values of other files with this layout are inserted.
+"""Templates for HDF5 files. HDF5 lays out one file, and the values of similar files are inserted into this layout.
 
-HDF5 takes two milliseconds to write a file with a few attributes, and holds its own lock and Python's meanwhile. The
-bytes around the values depend on names, shapes and dtypes alone. Everything else that differs between files is in one
-attribute of fixed length.
+HDF5 takes two milliseconds to write a file with a few attributes, and holds its own lock and the GIL during that time.
+The bytes around the values depend only on names, shapes and dtypes. Everything else that differs between files is
+stored in one attribute of fixed length.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ __all__ = ["SOURCE", "Streamed", "Template", "describe", "lay_out", "write_attri
 
 FORMAT = "shardpress-features/1"
 SOURCE = "/source"
-"""Name of the attribute ``source`` among the names of values. Names of datasets contain no slash."""
-_PAGE = 2**16  # bytes of an image that are stored together; smaller pages are slow with megabytes of strings
+"""Key of the attribute ``source`` in mappings of values. It differs from dataset names, which contain no slash."""
+_PAGE = 2**16  # page size of an image in bytes; smaller pages are slow with megabytes of strings
 _EMPTY_PAGE = bytes(_PAGE)
-_MAX_COPY = 2**22  # bytes between two values that are copied into one piece
+_MAX_COPY = 2**22  # shorter byte ranges between two values are copied into one piece
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """Values of a dataset that are read block by block, because all of them would take too much memory.
+    """Values of a dataset that are read block by block, because all values would take too much memory.
 
     Attributes
     ----------
     shape : tuple of int
         Shape of all values.
     dtype : dtype
-        Dtype of each block; object for strings of any length.
+        Dtype of each block. It is object for strings of variable length.
     blocks : callable
-        Returns an iterator over all values, in order, as arrays of shape (n, ...).
+        Function that returns an iterator over all values in order, as arrays of shape (n, ...).
     """
 
     shape: tuple[int, ...]
@@ -62,14 +62,14 @@ class Template:
     n_bytes : int
         Size of the file.
     pieces : tuple of (int, bytes, memoryview or str)
-        From the first byte to the last: the offset of each piece, and its bytes or the name of the values there.
+        Offset of each piece, and either its bytes or the name of the values to insert. The pieces are in file order.
     """
 
     n_bytes: int
     pieces: tuple[tuple[int, bytes | memoryview | str], ...]
 
     def place_of(self, name: str) -> int | None:
-        """Return the offset of these values, or None if they take no bytes."""
+        """Return the offset of the values `name`, or None if they take no bytes."""
         for start, piece in self.pieces:
             if piece == name:
                 return start
@@ -81,9 +81,9 @@ class Template:
         Parameters
         ----------
         memory : ndarray of uint8
-            At least ``n_bytes`` bytes. The file begins with the first one.
+            Array of at least ``n_bytes`` bytes. The file starts at the first byte.
         values : mapping
-            Values in the shapes and dtypes of the layout. The memory of values that are left out does not change.
+            Values with the shapes and dtypes of the layout. The memory of omitted values does not change.
         """
         for start, piece in self.pieces:
             value = values.get(piece) if isinstance(piece, str) else piece
@@ -92,12 +92,12 @@ class Template:
                 memory[start : start + len(data)] = data
 
     def stream(self, values: Mapping[str, np.ndarray | Streamed | bytes]) -> Iterator[bytes | memoryview]:
-        """Yield a file piece by piece, in the order of its bytes.
+        """Yield the bytes of a file in order, piece by piece.
 
         Parameters
         ----------
         values : mapping
-            As for `fill`, but complete. `Streamed` values are read when they are yielded.
+            All values with the shapes and dtypes of the layout. `Streamed` values are read when they are yielded.
         """
         for _, piece in self.pieces:
             value = values[piece] if isinstance(piece, str) else piece
@@ -118,7 +118,7 @@ def _bytes_of(value: np.ndarray | bytes | memoryview) -> np.ndarray:
 
 
 class _Extent(NamedTuple):
-    """Location of some values in a file, in bytes."""
+    """Byte range of some values in a file."""
 
     start: int
     n_bytes: int
@@ -136,18 +136,19 @@ def lay_out(
     Parameters
     ----------
     shapes : mapping
-        Shapes and dtypes of the datasets whose values are left out, in their order in the file. Each begins at a
-        multiple of `PAGE`.
+        Shapes and dtypes of the datasets whose values are inserted later, in file order. Each of these datasets starts
+        at a multiple of `PAGE`.
     written : mapping of str to ndarray, Chunked or Streamed
-        Datasets that HDF5 writes, by path: those that are the same in every file, strings of any length, and
-        compressed ones.
+        Datasets that HDF5 writes. They are the same in every file, are compressed, or contain strings of variable
+        length. Keys are paths in the file.
     attributes : mapping
-        Attributes that are the same in every file; nested values are written as JSON.
+        Attributes that are the same in every file. Nested values are written as JSON.
     n_source : int
-        Bytes of the attribute ``source``, which is named `SOURCE` in the layout; 0 for none.
+        Size of the attribute ``source`` in bytes. The layout refers to the attribute as `SOURCE`. If the size is 0, the
+        file does not have the attribute.
     """
     image = _Image()
-    # HDF5 does not report where an attribute is stored. Random bytes cannot occur elsewhere in the file by chance.
+    # HDF5 does not report where it stores an attribute, so write random bytes, which occur nowhere else in the file.
     mark = token_bytes(n_source)
     with h5py.File(image, "w", alignment_threshold=1, alignment_interval=PAGE) as file:
         offsets = {name: _allocate(file, name, shape) for name, shape in shapes.items()}
@@ -163,7 +164,7 @@ def lay_out(
 
 
 def _extents(offsets: Mapping[str, int | None], shapes: Mapping[str, Shape]) -> list[_Extent]:
-    """Return the extents of all values that take any bytes."""
+    """Return the extents of all values, except values that take no bytes."""
     extents = []
     for name, start in offsets.items():
         if start is not None:
@@ -173,7 +174,7 @@ def _extents(offsets: Mapping[str, int | None], shapes: Mapping[str, Shape]) -> 
 
 
 def _pieces(image: _Image, extents: Sequence[_Extent]) -> Iterator[tuple[int, bytes | memoryview | str]]:
-    """Yield the names of values and the bytes around them, given the extents in the order of the file."""
+    """Yield the names of values and the bytes around them. `extents` must be in file order."""
     position = 0
     for extent in extents:
         yield from _image_bytes(image, position, extent.start)
@@ -209,7 +210,7 @@ def _write_streamed(file: h5py.File, name: str, values: Streamed) -> None:
 
 
 def _allocate(file: h5py.File, name: str, shape: Shape) -> int | None:
-    """Create a dataset without writing its values, and return their offset, or None if there are no values."""
+    """Create a dataset without writing values. Return the offset of the values, or None if the dataset is empty."""
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_obj_track_times(False)  # so that equal parts have equal bytes
     # Otherwise the dataset would have no offset before its values are written.
@@ -227,12 +228,12 @@ def _allocate(file: h5py.File, name: str, shape: Shape) -> int | None:
 
 
 def describe(file: h5py.File, attributes: Mapping[str, Any]) -> None:
-    """Write the format and attributes of a file: numbers and strings as they are, anything else as JSON."""
+    """Write the format and attributes of a file. Numbers and strings are written unchanged, other values as JSON."""
     write_attributes(file, {"format": FORMAT, **attributes})
 
 
 def write_attributes(item: h5py.File | h5py.Dataset, attributes: Mapping[str, Any]) -> None:
-    """Write attributes as `h5py.File.attrs` does, in half the time."""
+    """Write attributes. This takes half as long as with `h5py.File.attrs`."""
     scalar = h5py.h5s.create(h5py.h5s.SCALAR)
     for key, value in attributes.items():
         stored = np.asarray(value) if isinstance(value, (int, float)) else _text(value)
@@ -242,12 +243,12 @@ def write_attributes(item: h5py.File | h5py.Dataset, attributes: Mapping[str, An
 
 def _text(value: object) -> np.ndarray:
     text = value if isinstance(value, str) else json.dumps(value)
-    # HDF5 accepts UTF-8 only, and a file name can be anything.
+    # HDF5 accepts only UTF-8, but a file name can contain any bytes.
     return np.array(text.encode("utf-8", "backslashreplace"), dtype=h5py.string_dtype())
 
 
 def _write_source(file: h5py.File, data: bytes) -> None:
-    stored_type = h5py.h5t.C_S1.copy()  # ends at the first NUL, so that h5dump shows no padding
+    stored_type = h5py.h5t.C_S1.copy()  # this string type ends at the first NUL, so h5dump does not show the padding
     stored_type.set_size(len(data))
     stored_type.set_cset(h5py.h5t.CSET_UTF8)
     scalar = h5py.h5s.create(h5py.h5s.SCALAR)
@@ -256,7 +257,7 @@ def _write_source(file: h5py.File, data: bytes) -> None:
 
 
 class _Image(io.RawIOBase):
-    """A sparse file in memory, for h5py: only pages that were written take memory."""
+    """Sparse file in memory for h5py. Only pages that were written take memory."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -268,7 +269,7 @@ class _Image(io.RawIOBase):
         return b"".join(page for _, page in self.pages(start, stop))
 
     def pages(self, start: int, stop: int) -> Iterator[tuple[int, memoryview]]:
-        """Yield the same bytes page by page, without a copy, each with its offset."""
+        """Yield the offset and the bytes of each page from `start` up to `stop`, without copying."""
         position = start
         while position < stop:
             number, first = divmod(position, _PAGE)
@@ -277,7 +278,7 @@ class _Image(io.RawIOBase):
             position += len(page)
 
     def find(self, mark: bytes) -> int:
-        """Return the offset of these bytes."""
+        """Return the offset of the bytes `mark`."""
         for number in sorted(self._pages):
             start = number * _PAGE
             offset = self.between(start, start + _PAGE + len(mark) - 1).find(mark)

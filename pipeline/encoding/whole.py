@@ -1,9 +1,9 @@
-"""``single.h5``: a copy of all parts in one file, which is easy to move.
+"""``single.h5``, a copy of all parts in one file, which is easy to move.
 
-HDF5 lays the file out in memory without its values. The values are copied from the parts piece by piece, so that a file
-of any size takes the same memory, and is written to disk like any other file. Strings of variable length become strings
-of a fixed length, that of the longest one, and compressed values become uncompressed. Only HDF5 itself could write the
-original forms, and it would need unbounded memory.
+HDF5 lays out the file in memory without the values. The values are then copied from the parts piece by piece, so that
+the memory does not depend on the size of the file. Strings of variable length are converted to fixed-length strings as
+long as the longest one, and compressed values are decompressed. Only HDF5 could write the original forms, and it would
+need unbounded memory.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from pipeline.output.disk import Pieces
 
 __all__ = ["single_file"]
 
-_PIECE = 2**22  # bytes that are copied at once; signals are handled between two pieces
-_PIECE_TEXTS = 2**14  # strings; each takes some 50 bytes in addition to its characters
-_FIRST_TEXTS = 16  # strings that are read first, when their lengths are unknown
+_PIECE = 2**22  # bytes to copy at once; signals are handled between two pieces
+_PIECE_TEXTS = 2**14  # strings to read at once; each takes about 50 bytes in addition to its characters
+_FIRST_TEXTS = 16  # strings to read first, when their lengths are unknown
 
 
 @dataclass(frozen=True)
 class _Values:
-    """A dataset of a part.
+    """Location of a dataset in the file of a part.
 
     Attributes
     ----------
     offset : int or None
-        Position of the values in the file; None if they are not contiguous.
+        Offset of the values in the file. None if they are not contiguous.
     """
 
     path: Path
@@ -56,14 +56,14 @@ def single_file(directory: Path, files: Sequence[str], attributes: Mapping[str, 
     directory : Path
         Output directory.
     files : sequence of str
-        Files of the parts, relative to the directory, in the order of the rows.
+        Files of the parts in row order, relative to the directory.
     attributes : mapping
-        Attributes of the file; nested values are written as JSON.
+        Attributes of the file. Nested values are written as JSON.
 
     Returns
     -------
     Pieces
-        Content that is read from the parts on demand.
+        Content of the file, which is read from the parts on demand.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def single_file(directory: Path, files: Sequence[str], attributes: Mapping[str, 
 
 
 def _datasets(path: Path) -> dict[str, _Values]:
-    """Return the datasets of a part, by name."""
+    """Return the datasets of a part. Keys are their names."""
     try:
         with reading(path) as part:
             return {
@@ -93,12 +93,12 @@ def _datasets(path: Path) -> dict[str, _Values]:
 
 
 def _joined_shape(name: str, column: Sequence[_Values]) -> Shape:
-    """Return the shape of the values of all parts, and the dtype in which they are stored."""
+    """Return the shape of the concatenated values of all parts, and their dtype in the single file."""
     n_rows = sum(values.shape[0] for values in column)
     shape = (n_rows, *column[0].shape[1:])
     dtype = column[0].dtype
     if dtype.hasobject:
-        # The largest length determines the layout, so strings are read twice, now and when they are copied.
+        # The layout depends on the longest string, so strings are read twice: here and when they are copied.
         n_bytes = max(1, *(_longest_text(name, values) for values in column))
         dtype = h5py.string_dtype("utf-8", n_bytes)
     return shape, dtype
@@ -114,7 +114,7 @@ def _longest_text(name: str, values: _Values) -> int:
 def _pieces(
     template: Template, columns: Mapping[str, Sequence[_Values]], shapes: Mapping[str, Shape]
 ) -> Iterator[bytes | memoryview]:
-    """Yield the file from its first byte to its last."""
+    """Yield the bytes of the file in order."""
     for _, piece in template.pieces:
         if not isinstance(piece, str):
             yield piece
@@ -127,7 +127,7 @@ def _pieces(
 
 
 def _stored_bytes(name: str, values: _Values, dtype: np.dtype) -> Iterator[bytes | memoryview]:
-    """Yield the values of a part in the form in which the single file stores them."""
+    """Yield the values of a part in the form that the single file stores."""
     if values.dtype.hasobject:
         for texts in _read_texts(name, values, dtype.itemsize):
             yield np.array(texts, dtype=f"S{dtype.itemsize}").tobytes()
@@ -143,10 +143,10 @@ def _stored_bytes(name: str, values: _Values, dtype: np.dtype) -> Iterator[bytes
 def _contiguous_bytes(values: _Values, offset: int) -> Iterator[memoryview]:
     """Yield the bytes of contiguous values."""
     n_bytes = prod(values.shape) * values.dtype.itemsize
-    # All pieces share one buffer, since each is written before the next one is read.
+    # All pieces share one buffer, because each piece is written before the next one is read.
     buffer = memoryview(bytearray(min(_PIECE, n_bytes)))
     try:
-        # HDF5 would take its own lock and Python's for each piece.
+        # Read the file without HDF5, which would take its own lock and the GIL for each piece.
         with open(values.path, "rb", buffering=0) as file:
             for start in range(0, n_bytes, _PIECE):
                 piece = buffer[: n_bytes - start]
@@ -157,7 +157,7 @@ def _contiguous_bytes(values: _Values, offset: int) -> Iterator[memoryview]:
 
 
 def _read_texts(name: str, values: _Values, itemsize: int = 0) -> Iterator[np.ndarray]:
-    """Yield strings of any length, some megabytes at a time.
+    """Yield arrays of strings with at most some megabytes each.
 
     Parameters
     ----------
@@ -165,7 +165,7 @@ def _read_texts(name: str, values: _Values, itemsize: int = 0) -> Iterator[np.nd
         Name of the dataset.
     values : _Values
     itemsize : int
-        Bytes that each string takes in the caller's array.
+        Number of bytes per string in the caller's array.
     """
     max_texts = max(1, min(_PIECE_TEXTS, _PIECE // max(1, itemsize)))
     n_texts = min(_FIRST_TEXTS, max_texts)

@@ -1,8 +1,8 @@
 """State that a process keeps between parts: the model on its device, the memory of each thread, and semaphores.
 
-None of it can be sent to another process. The process that has trained the model uses its own encoder; any other
-process loads the model from its file. Tasks name this file instead of including the weights, which would be the largest
-part of a task.
+This state cannot be sent to another process. The process that trained the model uses its own encoder, and any other
+process loads the model from its file. Tasks contain the name of this file instead of the weights, because the weights
+would be the largest part of a task.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from pipeline.shards.shard import Block, Shard
 __all__ = ["IN_MEMORY", "EncodeSettings", "Encoder", "Worker", "check_place", "serving", "worker_of"]
 
 Encoder = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
-"""Function that writes features of rows (n, n_inputs) into an array (n, n_features), from any number of threads. It
-may return the positions of suspect rows; all other rows then hold finite numbers in the model's range."""
+"""Thread-safe function that writes the features of rows (n, n_inputs) into an array (n, n_features). It can return the
+positions of suspect rows. In that case all other rows contain only finite numbers in the model's range."""
 
 IN_MEMORY = Entry("", 0, "")
-"""Model file in tasks for the process that has the model in memory: see `serving`."""
+"""Placeholder for the model file in tasks of the process that has the model in memory (see `serving`)."""
 
 
 @dataclass(frozen=True)
@@ -46,27 +46,28 @@ class EncodeSettings:
     Attributes
     ----------
     directory : str
-        The output directory.
+        Output directory.
     model : Entry
-        File of the model in that directory.
+        File of the model in the output directory.
     dtype : str
         Common dtype of the rows of all shards. It determines how rows are scaled.
     block_rows, part_rows : int
-        Number of rows of the largest block and of the largest part.
+        Maximum number of rows in a block and in a part.
     n_readers : int
-        Number of threads of a process that read and encode at the same time, while further threads write. 0 means the
-        number of cores that the process uses for products, which differs between machines.
+        Number of threads in a process that read and encode at the same time. Other threads can write meanwhile. 0 means
+        the number of cores that the process uses for matrix products, which differs between machines.
     bad_data : BadData
     has_range : bool
-        Whether rows may lie outside the range of the model's training rows.
+        Whether rows can have values outside the range of the model's training rows.
     attributes : mapping
         Attributes of every file.
     storage : Storage
         Storage format of the features.
     n_wide : int
-        Number of parts with wide extras (`pipeline.shards.shard.is_wide`) that a process writes at the same time.
+        Number of parts with wide extras (see `pipeline.shards.shard.is_wide`) that a process can write at the same
+        time.
     chunk_bytes : int
-        Bytes of decompressed chunks that a process keeps for further reads.
+        Size of the cache of decompressed chunks in each process, in bytes.
     """
 
     directory: str
@@ -84,7 +85,7 @@ class EncodeSettings:
 
     @property
     def key(self) -> object:
-        """Value that is equal for all settings that one worker can serve."""
+        """Key that is equal for all settings that can share one worker."""
         sizes = (self.block_rows, self.part_rows, self.n_readers, self.n_wide)
         return (self.model.blake3, self.dtype, *sizes, self.storage)
 
@@ -98,11 +99,12 @@ class Worker:
     encode : callable
         See `Encoder`.
     disk : Disk
-        Makes all changes to the file system.
+        Disk through which all files are written.
     turns : Semaphore
-        Limits the threads that read and encode. Otherwise all threads would soon wait for the disk at the same time.
+        Limit for the threads that read and encode. Without it, all threads would soon wait for the disk at the same
+        time.
     wide_turns : Semaphore
-        Limits the threads that hold wide extras in memory.
+        Limit for the threads that hold wide extras in memory.
     """
 
     def __init__(self, settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk) -> None:
@@ -115,7 +117,7 @@ class Worker:
         self._local = threading.local()
 
     def block_memory(self, block: Block) -> np.ndarray:
-        """Return this thread's array for the rows (len(block), n_inputs) of a block, in the dtype of its shard."""
+        """Return this thread's array for the rows (len(block), n_inputs) of a block. It has the dtype of the shard."""
         memory = getattr(self._local, "block", None)
         if memory is None or memory.dtype != block.shard.dtype:  # shards can have different dtypes
             memory = np.empty((self._settings.block_rows, block.shard.n_inputs), dtype=block.shard.dtype)
@@ -124,7 +126,7 @@ class Worker:
 
     def part_memory(self, shard: Shard) -> PartMemory:
         """Return this thread's memory for the file of a part."""
-        # Categories are the same in all shards of a run, but another run with the same model can have different ones.
+        # All shards of a run have the same categories, but another run with the same model can have other categories.
         categories = [(extra.name, extra.categories) for extra in shard.extras]
         if getattr(self._local, "categories", None) != categories:
             settings = self._settings
@@ -138,20 +140,20 @@ _workers = ProcessCache[object, Worker](max_size=1)  # a model and its memory ar
 
 
 def worker_of(settings: EncodeSettings) -> Worker:
-    """Return the worker of this process; create it on the device of this process if necessary.
+    """Return the worker of this process. If necessary, create it on the device of this process.
 
     Raises
     ------
     ReadFailed
-        If the model's file is not the one that the settings name.
+        If the model's file differs from the file that the settings describe.
     DeviceError, ConfigError, NotPermitted, WriteFailed
-        Like `pipeline.device.start_device`.
+        See `pipeline.device.start_device`.
     """
     return _workers.get_or_make(settings.key, lambda: _new_worker(settings))
 
 
 def _new_worker(settings: EncodeSettings) -> Worker:
-    """Return a worker with a model that is compiled for this process."""
+    """Load the model, compile it in this process, and return a worker for it."""
     model = _load_model(settings)
     start_device()
     autoencoder = autoencoder_of(model.scaler, model.network, np.dtype(settings.dtype))
@@ -172,10 +174,10 @@ def _load_model(settings: EncodeSettings) -> Model:
 
 
 def check_place(settings: EncodeSettings) -> None:
-    """Raise `TryAgain` if the output directory is no longer the one in which the run began.
+    """Raise `TryAgain` if the output directory has been moved or replaced since the start of the run.
 
-    The check looks for the model's file, whose name is unique. Device and inode of the lock, which the driver compares,
-    differ between hosts that share a file system.
+    The check looks for the model's file, which has a unique name. The driver compares the device and the inode of the
+    lock instead, but these numbers differ between hosts that share a file system.
     """
     if settings.model == IN_MEMORY:
         return
@@ -189,9 +191,9 @@ def check_place(settings: EncodeSettings) -> None:
 
 @contextmanager
 def serving(settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk) -> Iterator[None]:
-    """Let this process encode with a given model and encoder within the context, so that nothing is compiled twice."""
+    """Let this process encode with an existing model and encoder within the context, so that nothing is recompiled."""
     _workers.put(settings.key, Worker(settings, model, encode, disk))
     try:
         yield
     finally:
-        _workers.clear()  # this also frees the memory of its threads
+        _workers.clear()  # this also frees the memory of the worker's threads

@@ -1,1 +1,1 @@
-"""The autoencoder for other libraries: an estimator of scikit-learn, and an encoder for ONNX runtimes."""
+"""Interfaces to other libraries: a scikit-learn estimator, and export of the encoder to ONNX."""

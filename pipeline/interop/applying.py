@@ -1,4 +1,4 @@
-"""Application of a fitted model to arrays: on the device if Theano is installed, otherwise in NumPy.
+"""Application of a fitted model to arrays. It uses the device if Theano is installed, and otherwise NumPy.
 
 Dask arrays are processed lazily.
 """
@@ -29,23 +29,23 @@ _BLOCK_ROWS = 8 * TILE_ROWS  # whole tiles, as in a run
 _MAX_COMPILED = 4
 
 
-# Models that are compiled for the device, by fingerprint and dtype of the rows.
+# Models that are compiled for the device. Keys are the fingerprint of the model and the dtype of the rows.
 _compiled: ProcessCache[tuple[str, str], Autoencoder] = ProcessCache(_MAX_COMPILED)
 
 
 @cache
 def has_theano() -> bool:
-    """Return whether Theano is installed; it does not support Python 3.12 and later."""
+    """Return whether Theano is installed. Theano does not support Python 3.12 and later."""
     return find_spec("theano") is not None
 
 
 def keep_compiled(model: Model, dtype: np.dtype, autoencoder: Autoencoder) -> None:
-    """Keep the autoencoder that was compiled to train a model on rows of `dtype`."""
+    """Cache an autoencoder that was compiled for rows of `dtype`, to apply the model later."""
     _compiled.put((model.fingerprint, dtype.name), autoencoder)
 
 
 def _on_device(model: Model, stored: np.dtype) -> Autoencoder:
-    """Return a model, compiled for rows of a dtype."""
+    """Return a model that is compiled for rows with the dtype `stored`."""
     dtype = np.dtype(read_dtype(stored))
     autoencoder = _compiled.get((model.fingerprint, dtype.name))
     if autoencoder is None:
@@ -60,17 +60,17 @@ def _on_device(model: Model, stored: np.dtype) -> Autoencoder:
 
 
 def encode(model: Model, rows: Any) -> Any:
-    """Return features of rows.
+    """Return the features of rows.
 
     Parameters
     ----------
     rows : array of shape (n_rows, n_inputs), any real dtype
-        Unscaled; a Dask array is encoded block by block when the result is computed.
+        Unscaled rows. A Dask array is encoded block by block when the result is computed.
 
     Returns
     -------
     array of shape (n_rows, n_features), float32
-        On the device, equal in all bits to the result of a run.
+        Features. If they are computed on the device, they have the same bits as the features of a run.
     """
     if is_lazy(rows):
         return _apply_lazily(partial(_apply_to_block, encode, model), rows, model.n_features, np.float32)
@@ -78,12 +78,15 @@ def encode(model: Model, rows: Any) -> Any:
     if not has_theano():
         return _by_blocks(partial(_encode_in_numpy, model), rows, features)
     with theanos_errors():
-        encode_block = _on_device(model, rows.dtype).encode_checked  # as in a run, so nothing else has to be compiled
+        encode_block = _on_device(model, rows.dtype).encode_checked  # a run uses the same compiled function
         return _by_blocks(lambda block, out: encode_block(model.scaler.cleaned(block), out), rows, features)
 
 
 def reconstruction_errors(model: Model, rows: Any) -> Any:
-    """Return each row's mean squared reconstruction error in scaled units, (n_rows,) float32; lazily like `encode`."""
+    """Return the mean squared reconstruction error of each row in scaled units, shape (n_rows,), float32.
+
+    For a Dask array, the result is lazy.
+    """
     if is_lazy(rows):
         return _apply_lazily(partial(_apply_to_block, reconstruction_errors, model), rows, None, np.float32)
     errors = np.empty(len(rows), dtype=np.float32)
@@ -95,7 +98,10 @@ def reconstruction_errors(model: Model, rows: Any) -> Any:
 
 
 def decode(model: Model, features: Any) -> Any:
-    """Return the unscaled rows (n_rows, n_inputs), float64, of features (n_rows, n_features); lazily like `encode`."""
+    """Return the unscaled float64 rows (n_rows, n_inputs) that the model reconstructs from features.
+
+    For a Dask array, the result is lazy.
+    """
     if is_lazy(features):
         return _apply_lazily(partial(decode, model), features, model.n_inputs, np.float64)
     rows = np.empty((len(features), model.n_inputs))
@@ -115,7 +121,7 @@ def _errors_in_numpy(model: Model, rows: np.ndarray, out: np.ndarray) -> None:
 
 
 def _by_blocks(fill: Callable[[np.ndarray, np.ndarray], object], rows: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Fill `out` a few thousand rows at a time, so that intermediate results need little memory."""
+    """Fill `out` with a few thousand rows at a time, so that intermediate results need little memory."""
     dtype = read_dtype(rows.dtype)
     for start in range(0, len(rows), _BLOCK_ROWS):
         here = slice(start, start + _BLOCK_ROWS)
@@ -123,29 +129,30 @@ def _by_blocks(fill: Callable[[np.ndarray, np.ndarray], object], rows: np.ndarra
     return out
 
 
-# -- arrays of Dask ------------------------------------------------------------------------------------------------
+# -- Dask arrays ---------------------------------------------------------------------------------------------------
 
 
 def is_lazy(rows: object) -> bool:
-    """Return whether rows are a Dask array, without importing Dask."""
+    """Return whether `rows` is a Dask array. This check does not import Dask."""
     return type(rows).__module__.startswith("dask.array")
 
 
 def compute(rows: Any, max_bytes: float = np.inf) -> Any:
-    """Compute a Dask array, each block once; other arrays are returned unchanged.
+    """Compute a Dask array, and return any other array unchanged. Each block is computed once.
 
     Parameters
     ----------
     rows : array of shape (n_rows, n_inputs)
     max_bytes : float
-        A larger array is written to a temporary file, and mapped into memory.
+        Size of the largest Dask array to compute in memory. A larger array is written to a temporary file and
+        memory-mapped.
 
     Raises
     ------
     ValueError
         If the number of rows is unknown.
     WriteFailed
-        If there is no space for the file.
+        If there is not enough space for the temporary file.
     """
     if not is_lazy(rows):
         return rows
@@ -157,10 +164,10 @@ def compute(rows: Any, max_bytes: float = np.inf) -> Any:
 
 
 def _compute_to_file(rows: Any) -> np.ndarray:
-    """Compute rows into a temporary file, which is deleted with the array."""
+    """Compute rows into a temporary file, which is deleted when the array is freed."""
     with tempfile.TemporaryFile() as file:
         try:
-            os.posix_fallocate(file.fileno(), 0, rows.nbytes)  # otherwise a full disk would end the process
+            os.posix_fallocate(file.fileno(), 0, rows.nbytes)  # otherwise a full disk would kill the process
         except OSError as error:
             raise WriteFailed(
                 f"{printable(tempfile.gettempdir())}: no space for the {rows.nbytes} bytes of a Dask array that "
@@ -173,7 +180,10 @@ def _compute_to_file(rows: Any) -> np.ndarray:
 
 
 def _apply_lazily(function: Callable[[np.ndarray], np.ndarray], rows: Any, width: int | None, dtype: type) -> Any:
-    """Apply a function to each block of whole rows. Results are (n_rows, width), or (n_rows,) if `width` is None."""
+    """Apply a function to each block of complete rows.
+
+    The result has the shape (n_rows, width), or (n_rows,) if `width` is None.
+    """
     whole = rows.rechunk({1: -1})
     if width is None:
         one_axis: np.ndarray = np.empty(0, dtype)
@@ -184,7 +194,7 @@ def _apply_lazily(function: Callable[[np.ndarray], np.ndarray], rows: Any, width
 
 
 def _apply_to_block(apply: Callable[[Model, np.ndarray], np.ndarray], model: Model, rows: np.ndarray) -> np.ndarray:
-    # Arrays in memory are checked by the caller; lazy ones can only be checked here.
+    # The caller checks arrays in memory, but lazy arrays can only be checked here.
     if model.scaler.fill is None and rows.dtype.kind == "f" and not np.isfinite(rows).all():
         first = int(np.argmax(~np.isfinite(rows).all(axis=1)))
         raise ValueError(f"row {first} of a block contains NaN or Inf, expected finite numbers. Remove such rows.")

@@ -1,4 +1,4 @@
-"""The autoencoder as a transformer of scikit-learn."""
+"""Autoencoder as a scikit-learn transformer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.settings.flags import convert_settings
 
 try:
     import sklearn.callback as _callback
-except ImportError:  # scikit-learn before 1.9; training needs 1.9, applying a model does not
+except ImportError:  # scikit-learn before 1.9, which can apply a model but not train one
     _callback = None
 
 __all__ = ["TiedAutoencoder"]
@@ -32,78 +32,83 @@ __all__ = ["TiedAutoencoder"]
 _CallbackSupportMixin: Any = _callback.CallbackSupportMixin if _callback else object
 _with_callbacks: Any = _callback.with_callbacks if _callback else lambda method: method
 
-# Supported dtypes of rows, as in files; others are converted to the first one.
+# Dtypes of rows that are supported, as in files. Rows of other dtypes are converted to the first one.
 _CODES = ("f8", "f4", "f2", "?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")
 _DTYPES = [np.dtype(order + code) for order in "=<>" for code in _CODES]
 
 
 @dataclass(eq=False, repr=False)
 class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """An autoencoder with tied weights that computes compact features of rows: the model of ``shardpress run``.
+    """Autoencoder with tied weights that computes compact features of rows.
 
-    For the same settings and seed, a fit gives the same bits as a run on one shard with the same rows. Theano trains it
-    on the device that ``THEANO_FLAGS`` names. Without Theano, a fitted estimator still transforms, in NumPy. Pickles
-    contain plain arrays.
+    ``shardpress run`` trains the same model. With the same settings and seed, `fit` gives the same bits as a run on one
+    shard with the same rows. Theano trains the model on the device in ``THEANO_FLAGS``. A fitted estimator can also
+    transform rows without Theano, in NumPy. Its pickles contain plain arrays.
 
     Parameters
     ----------
     n_features : int, optional
-        Number of features; by default 64, or half the columns if there are fewer than 128.
+        Number of features. The default is 64, or half the number of columns if there are fewer than 128 columns.
     hidden : tuple of int, optional
-        Units of each hidden layer; by default one layer of 512, or fewer for narrow data or few rows. ``()`` for none.
+        Number of units in each hidden layer. The default is one layer with 512 units, or fewer for narrow data or few
+        rows. Use ``()`` for no hidden layer.
     activation : str
-        Activation of the hidden layers; ``shardpress run --help`` lists the values.
+        Activation of the hidden layers. ``shardpress run --help`` lists the values.
     code_activation : str, optional
-        Activation of the features; by default "sigmoid", or "linear" for fewer than 256 columns.
+        Activation of the features. The default is "sigmoid", or "linear" for fewer than 256 columns.
     decoder_gain : bool, optional
-        Whether the decoder learns one scale factor per feature; by default True for sigmoid features.
+        Whether the decoder learns one scale factor per feature. The default is True for sigmoid features.
     start : {"components", "random"}
-        Initial weights: principal components of the rows, or random.
+        Initial weights: "components" uses principal components of the rows, and "random" uses random numbers.
     epochs : int, optional
-        Largest number of passes over the rows; by default 20, or more if these are fewer than 2,000 steps.
+        Maximum number of passes over the rows. The default is 20, or more if 20 passes have fewer than 2,000 steps.
     batch_size : int, optional
-        Rows of one step; by default a fiftieth of the rows, but at least 16 and at most 128.
+        Number of rows per step. The default is a fiftieth of the rows, but at least 16 and at most 128.
     optimizer : str
-        Update rule; ``shardpress run --help`` lists the values.
+        Update rule. ``shardpress run --help`` lists the values.
     learning_rate : float, optional
-        Largest learning rate; the default depends on the update rule.
+        Largest learning rate. The default depends on the update rule.
     schedule : {"linear", "constant"}
         Schedule of the learning rate. `partial_fit` always uses "constant", because it does not know the last step.
     biases : {"mean", "zero"}
-        Initial biases of random weights: the columns' means, or zero.
+        Initial biases if the initial weights are random: the means of the columns, or zero.
     momentum : float
-        Decay rate of the update rule's running average.
+        Decay rate of the running average in the update rule.
     corruption : float, optional
-        Fraction of the entries that training hides; by default 0.0625 with a hidden layer and 256 columns or more,
-        otherwise 0.
+        Fraction of the entries to hide during training. The default is 0.0625 for networks with a hidden layer and at
+        least 256 columns, otherwise 0.
     weight_decay : float
-        Factor by which a step shrinks the weights, relative to its learning rate.
+        Factor for shrinking the weights. Each step shrinks them by this factor times the learning rate.
     replicas : int, optional
-        Copies of the model that train separately and are averaged many times per epoch; by default 1, or 8 if one
-        device would take hours. `partial_fit` always uses 1.
+        Number of copies of the model that train separately and are averaged many times per epoch. The default is 1, or
+        8 if one device would take hours. `partial_fit` always uses 1.
     validation_fraction : float
-        Fraction of the rows that are held out from training to measure its progress.
+        Fraction of the rows to hold out from training, to measure the validation cost.
     patience : int
-        Stop after this number of epochs without a lower validation cost; 0 never stops early.
+        Number of epochs without a lower validation cost after which training stops. If it is 0, training never stops
+        early.
     impute : {"mean", "median"}, optional
-        Statistic that replaces NaN. By default NaN is an error.
+        Column statistic that replaces NaN. By default, NaN raises an error.
     clip_quantile : float
-        Fraction of each column's values to clip at either end, so that outliers do not stretch its range.
-    shuffle_window, memory_budget, device_memory_budget : int or str
-        Bytes of rows that are shuffled together, held in host memory, and held in device memory (by default half of the
-        free memory). Strings like ``"4GiB"`` are allowed.
+        Fraction of each column's values to clip at either end, so that outliers do not widen the range.
+    shuffle_window : int or str
+        Size of the rows that are shuffled together, in bytes. Strings like ``"4GiB"`` are allowed.
+    memory_budget : int or str
+        Host memory for rows and features, in bytes.
+    device_memory_budget : int or str, optional
+        Device memory for rows, in bytes. The default is half of the free memory.
     random_state : int, RandomState instance or None
-        Seed of all random numbers; an integer is the ``seed`` of a run.
+        Seed of all random numbers. An integer has the same effect as the ``seed`` of a run.
 
     Attributes
     ----------
     model_ : Model
-        Scaling, network, parameters, and in ``about["training"]`` the cost of every epoch.
+        Model with the scaling, the network and the parameters. ``model_.about["training"]`` has the cost of each epoch.
         ``Path("model.h5").write_bytes(model_.to_hdf5())`` writes a file for ``shardpress run --model model.h5``.
     n_iter_ : int
-        Number of epochs of the training.
+        Number of training epochs.
     complaints_ : list of str
-        Warnings of a run, for example about features that are worse than principal components.
+        Warnings that a run would log, for example about features that are worse than principal components.
     n_features_in_ : int
         Number of columns.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -150,17 +155,17 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         Parameters
         ----------
         X : array-like of shape (n_rows, n_inputs)
-            Rows: a NumPy array, a pandas DataFrame, or a Dask array, whose blocks are computed once. A Dask array that
-            exceeds half the memory budget is kept in a temporary file (in ``TMPDIR``).
+            Rows, for example a NumPy array, a pandas DataFrame or a Dask array. Each block of a Dask array is computed
+            once. A Dask array that exceeds half the memory budget is stored in a temporary file (in ``TMPDIR``).
         y : object
             Ignored.
 
         Raises
         ------
         ValueError
-            For invalid parameters or rows, or if the training diverges.
+            If parameters or rows are invalid, or if the training diverges.
         DeviceError
-            If Theano is not installed, or the device or a compiler cannot be used.
+            If Theano is not installed, or if the device or a compiler cannot be used.
         """
         _check_for_theano()
         from pipeline.interop.fitting import Epochs, prepare_fit
@@ -175,14 +180,14 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Train the model with one more pass over some rows, at a constant learning rate.
 
-        The rows of the first call determine the network and the ranges of the columns. `n` calls with all rows give the
-        same bits as `fit` with `n` epochs, a constant learning rate and no validation. After `fit` or `from_run`, the
-        training continues with the parameters of that model.
+        The rows of the first call determine the network and the ranges of the columns. If all rows are passed to each
+        of `n` calls, the result has the same bits as `fit` with `n` epochs, a constant learning rate and no validation.
+        After `fit` or `from_run`, training continues with the parameters of the existing model.
 
         Parameters
         ----------
         X : array-like of shape (n_rows, n_inputs)
-            Rows; the first call needs at least two.
+            Rows. The first call needs at least two rows.
         y : object
             Ignored.
         """
@@ -205,9 +210,10 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
 
     @classmethod
     def from_run(cls, path: str | Path) -> Self:
-        """Return a fitted estimator with the model of a finished run or of a ``model.h5``; Theano is not needed.
+        """Return a fitted estimator with the model of a finished run or of a file ``model.h5``.
 
-        Values that the run treated as missing (``--missing-value``) must be NaN here.
+        This does not require Theano. If the run used ``--missing-value``, rows for the estimator must contain NaN
+        instead of that value.
 
         Raises
         ------
@@ -217,24 +223,25 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         model = load_model(path)
         if model.offset is not None:
             raise DataError(
-                f"model={printable(path)}: was trained on whole numbers above 2^53, which an estimator would round. "
+                f"model={printable(path)}: the model was trained on whole numbers above 2^53, which an estimator would "
+                "round. "
                 "Encode such rows with `shardpress run --model`."
             )
         estimator = cls(**_parameters_of(model, cls().get_params()))
         estimator._set(**estimator._fitted_attributes(model), n_features_in_=model.n_inputs)
-        if model.columns.names:  # scikit-learn compares them with those of a data frame
+        if model.columns.names:  # scikit-learn compares these names with the columns of a data frame
             estimator._set(feature_names_in_=np.array(model.columns.names, dtype=object))
         return estimator
 
     # -- applying the model --
 
     def transform(self, X: Any) -> Any:
-        """Return features of rows.
+        """Return the features of rows.
 
         Parameters
         ----------
         X : array-like of shape (n_rows, n_inputs)
-            A Dask array is encoded block by block, when the result is computed.
+            Rows. A Dask array is encoded block by block when the result is computed.
 
         Returns
         -------
@@ -243,7 +250,10 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         return self._apply(encode, X)
 
     def inverse_transform(self, X: Any) -> Any:
-        """Return the rows (n_rows, n_inputs), float64, for features (n_rows, n_features); lazily for a Dask array."""
+        """Return the float64 rows (n_rows, n_inputs) that the model reconstructs from features (n_rows, n_features).
+
+        For a Dask array, the result is lazy.
+        """
         check_is_fitted(self)
         features = X
         if not is_lazy(X):
@@ -256,17 +266,17 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         return decode(self.model_, features)
 
     def score_samples(self, X: Any) -> Any:
-        """Return minus the mean squared reconstruction error of each row's scaled columns, (n_rows,)."""
+        """Return the negative mean squared reconstruction error of each scaled row, shape (n_rows,)."""
         return -self._apply(reconstruction_errors, X)
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Return the mean of `score_samples`, which is 0 for perfect reconstructions."""
+        """Return the mean of `score_samples`. It is 0 if the reconstructions are perfect."""
         return float(np.mean(self.score_samples(X), dtype=np.float64))
 
     # -- private methods --
 
     def __sklearn_tags__(self) -> Any:
-        """Return the tags of this estimator."""
+        """Return the tags of the estimator."""
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = self.impute is not None
         tags.transformer_tags.preserves_dtype = ["float32"]
@@ -277,7 +287,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         return int(self.model_.n_features)
 
     def _config(self) -> Config:
-        """Return the parameters as the settings of a run, converted like those of a configuration file."""
+        """Convert the parameters to the settings of a run, with the rules for values in a configuration file."""
         parameters = self.get_params(deep=False)
         seed = parameters.pop("random_state")
         if not isinstance(seed, int | np.integer):
@@ -286,8 +296,8 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         return Config.of(**convert_settings({**plain, "seed": seed}, "", ConfigError))
 
     def _rows(self, X: Any, reset: bool, min_rows: int = 1) -> Any:
-        """Return rows after the checks of scikit-learn."""
-        if is_lazy(X):  # its values are checked block by block
+        """Validate rows with scikit-learn, and return them."""
+        if is_lazy(X):  # the values are checked later, block by block
             return validate_data(self, X, reset=reset, skip_check_array=True)
         return validate_data(
             self,
@@ -315,11 +325,11 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         return {"model_": model, "n_iter_": len(history)}
 
     def _set_fitted(self, fit: Any, model: Model) -> Self:
-        """Set the attributes after a training."""
+        """Set the fitted attributes after training."""
         names = getattr(self, "feature_names_in_", None)
         if names is not None:
             model = replace(model, columns=Columns(tuple(names), "feature_names_in_"))
-        if hasattr(self, "_checkpoint"):  # it belongs to an earlier training
+        if hasattr(self, "_checkpoint"):  # it belongs to an earlier call of `partial_fit`
             del self._checkpoint
         return self._set(**self._fitted_attributes(model), complaints_=fit.complaints(model))
 
@@ -330,7 +340,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
 
 
 def _parameters_of(model: Model, names: Iterable[str]) -> dict[str, Any]:
-    """Return the parameters of an estimator with this model, from the stored settings of its run."""
+    """Return the parameters of an estimator with this model. They include the stored settings of the run."""
     network = model.network
     config = model.about.get("config", {})
     stored = {name: config[name] for name in names if name in config}
@@ -355,7 +365,7 @@ def _check_for_theano() -> None:
 
 @contextmanager
 def _as_value_errors() -> Iterator[None]:
-    """Raise errors about parameters and rows as `ValueError`, with the names of parameters instead of flags."""
+    """Convert errors about parameters and rows to `ValueError`. Replace flags in messages with names of parameters."""
     try:
         yield
     except (ConfigError, DataError) as error:

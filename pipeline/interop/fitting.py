@@ -1,7 +1,7 @@
-"""Training on an array of rows, with the functions that a run uses for its shards.
+"""Training on an array of rows, with the same functions as in a run on shards.
 
-For the same rows, settings and processor, the result has the same bits as that of a run on one shard. If the rows do
-not fit in one ``shuffle_window``, the shard must be stored contiguously.
+For the same rows, settings and processor, the result has the same bits as a run on one shard. If the rows do not fit
+into one ``shuffle_window``, this holds only for a shard that is stored contiguously.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["Epochs", "Fit", "prepare_fit", "prepare_partial_fit"]
 
 @dataclass(frozen=True)
 class Fit:
-    """A training on an array."""
+    """Training run on an array."""
 
     training: Training
     config: Settings
@@ -44,7 +44,7 @@ class Fit:
     device: str
 
     def run(self, stops_after_epoch: Callable[[], bool]) -> Model:
-        """Train and return the model. `stops_after_epoch` is called after each epoch; True ends the training."""
+        """Train and return the model. Training stops early if `stops_after_epoch` returns True after an epoch."""
         with theanos_errors():
             with training_loop(self.training) as steps:
                 for step in steps:
@@ -60,7 +60,7 @@ class Fit:
         Parameters
         ----------
         about : dict, optional
-            Facts about the training, in addition to its summary.
+            Facts about the training, in addition to the summary of the training state.
         """
         training = self.training
         facts = {
@@ -71,17 +71,19 @@ class Fit:
         return Model(self.scaler, training.autoencoder.network, training.best, facts)
 
     def complaints(self, model: Model) -> list[str]:
-        """Return the warnings of a run about this model."""
+        """Return the warnings that a run would log about this model."""
         return list(complaints(model.about["training"], self.config.training, model.network))
 
 
 class Epochs:
-    """Training of an estimator that calls its callbacks for the whole task and for each epoch.
+    """Training of an estimator with calls of its callbacks, for the whole fit and for each epoch.
 
     Parameters
     ----------
+    estimator : TiedAutoencoder
+    fit : Fit
     data : dict
-        ``X`` and ``y`` as the user gave them.
+        Arguments ``X`` and ``y`` of the user's call.
     """
 
     def __init__(self, estimator: Any, fit: Fit, data: dict[str, Any]) -> None:
@@ -101,7 +103,7 @@ class Epochs:
         return model
 
     def _end_epoch(self) -> bool:
-        """End an epoch and begin the next one; return whether a callback asks to stop."""
+        """End an epoch and begin the next one. Return whether a callback requests to stop."""
         if self._end(self._epoch):
             return True
         if not self._fit.training.is_over:
@@ -113,7 +115,7 @@ class Epochs:
         self._epoch.call_on_fit_task_begin(estimator=self._estimator, **self._data)
 
     def _end(self, context: Any) -> bool:
-        """End a task; return whether a callback asks to stop."""
+        """End a task. Return whether a callback requests to stop."""
 
         def attributes() -> Any:  # called only if a callback needs it
             return self._estimator._fitted_attributes(self._fit.model())
@@ -125,18 +127,21 @@ class Epochs:
 
 
 def prepare_fit(rows: np.ndarray, config: Config) -> Fit:
-    """Prepare a training.
+    """Prepare the training of a new model.
 
     Parameters
     ----------
     rows : ndarray of shape (n_rows, n_inputs)
+        Rows to train on.
+    config : Config
+        Settings as the user gave them.
 
     Raises
     ------
     ConfigError
-        For settings that are invalid, in general or for these rows.
+        If settings are invalid, in general or for these rows.
     DataError
-        For rows that are not finite, or that no model can be trained on.
+        If rows are not finite, or if no model can be trained on them.
     """
     shards = (array_shard(rows),)
     n_rows, n_inputs = shards[0].shape
@@ -151,14 +156,15 @@ def prepare_fit(rows: np.ndarray, config: Config) -> Fit:
 
 
 def prepare_partial_fit(rows: np.ndarray, config: Config, model: Model | None, checkpoint: Checkpoint | None) -> Fit:
-    """Prepare one more pass over these rows, at a constant learning rate.
+    """Prepare one more pass over these rows with a constant learning rate.
 
     Parameters
     ----------
     model : Model or None
-        Current model; None starts a new training.
+        Current model. If None, a new model is trained.
     checkpoint : Checkpoint or None
-        State of the training. None if the model was trained in another way; the optimizer then starts with no state.
+        State of the training. None if the model was trained in another way. In that case the optimizer starts without
+        state.
     """
     n_epochs = 0
     if checkpoint is not None:
@@ -181,7 +187,7 @@ def prepare_partial_fit(rows: np.ndarray, config: Config, model: Model | None, c
 
 
 def _fit_from(model: Model, rows: np.ndarray, config: Config) -> Fit:
-    """Prepare a training that starts with the parameters and the scaling of a model."""
+    """Prepare training that starts with the parameters and the scaling of a model."""
     shards = (array_shard(rows),)
     config = _like_model(config, model, len(rows))
     settings = resolve(config, len(rows), model.n_inputs, model.network)
@@ -193,7 +199,10 @@ def _fit_from(model: Model, rows: np.ndarray, config: Config) -> Fit:
 
 
 def _like_model(config: Config, model: Model, n_rows: int) -> Config:
-    """Return settings with the network of a model, and the cheapest initial parameters, since they are replaced."""
+    """Return settings with the network of a model.
+
+    The initial parameters are set to the cheapest choice, because the caller replaces them.
+    """
     batch_size = config.training.batch_size
     if batch_size is not None:
         batch_size = min(batch_size, n_rows)
@@ -224,7 +233,7 @@ def _fit(shards: tuple[Shard, ...], ranges: Scan, settings: Settings, budget: Bu
 
 
 def _scan_with(scaler: Scaler, shards: tuple[Shard, ...], settings: Settings, budget: Budget) -> Scan:
-    """Scan the rows, and return the result with the ranges and fills of a given scaler."""
+    """Scan the rows, and replace the ranges and fill values in the result with the values of a given scaler."""
     impute = None if scaler.fill is None else "median"
     result = _scan(shards, _scan_settings(budget, settings.bad_data.clip_quantile, impute), budget)
     return replace(result, minimum=scaler.minimum, maximum=scaler.maximum, fill=scaler.fill, clips=scaler.clips)
@@ -235,7 +244,7 @@ def _scan_settings(budget: Budget, clip_quantile: float, impute: str | None) -> 
 
 
 def _scan(shards: tuple[Shard, ...], scan_settings: ScanSettings, budget: Budget) -> Scan:
-    """Scan the rows; raise `DataError` if one of them is bad."""
+    """Scan the rows. Raise `DataError` if a row is bad."""
     with threads(budget.n_threads) as pool:
         result = scan(shards, scan_settings, pool, budget.n_threads)
     if len(result.bad_rows):

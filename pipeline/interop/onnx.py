@@ -1,7 +1,7 @@
-"""Export of an encoder to ONNX. The input of the graph is unscaled rows, as in the shards; the output is features.
+"""Export of an encoder to ONNX. The graph computes features from unscaled rows, as stored in the shards.
 
-The graph computes the same as a device: rows are cleaned and scaled in the dtype that holds the columns' ranges, and
-the layers are computed in float32.
+The computation is the same as on a device. Rows are cleaned and scaled in a dtype that can hold the ranges of the
+columns, and the layers are computed in float32.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from pipeline.model import Model
 
 __all__ = ["encoder_onnx", "input_dtype"]
 
-# Versions from 2022, which all later runtimes support.
+# These versions are from 2022, and all later runtimes support them.
 _OPSET = 17
 _IR_VERSION = 8
 
 
 def input_dtype(model: Model) -> np.dtype:
-    """Return the dtype of rows for `encoder_onnx`: float64 unless float32 holds the columns' ranges exactly."""
+    """Return the dtype of the input of `encoder_onnx`.
+
+    The dtype is float32 if it can hold the ranges of the columns exactly. Otherwise it is float64.
+    """
     minimum, _ = model.scaler.arrays(np.dtype(np.float32))
     return minimum.dtype
 
@@ -30,15 +33,15 @@ def input_dtype(model: Model) -> np.dtype:
 def encoder_onnx(model: Model) -> bytes:
     """Return the content of ``encoder.onnx``.
 
-    The input is ``rows`` (n_rows, n_inputs) of `input_dtype`; the output is ``features`` (n_rows, n_features), float32.
-    The metadata contain the model's fingerprint.
+    The input ``rows`` has the shape (n_rows, n_inputs) and the dtype `input_dtype`. The output ``features`` has the
+    shape (n_rows, n_features) and the dtype float32. The metadata contain the fingerprint of the model.
 
     Raises
     ------
     DeviceError
         If the package ``onnx`` is not installed.
     DataError
-        For a model of whole numbers above 2^53, which the ONNX input would round.
+        If the model was trained on whole numbers above 2^53, which the ONNX input would round.
     """
     if model.offset is not None:
         raise DataError(
@@ -81,14 +84,17 @@ def _tensor_info(name: str, dtype: np.dtype, width: int) -> Any:
 
 
 class _Graph:
-    """Nodes in the order of the computation, and their constants."""
+    """Graph under construction: its nodes in the order of computation, and its constants."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
     def add(self, op: str, *inputs: str | np.ndarray, named: str | None = None, **attributes: Any) -> str:
-        """Apply an operator to constants (arrays) and to earlier results (names); return the name of the result."""
+        """Add an operator, and return the name of its result.
+
+        Inputs are constants (arrays) or the names of earlier results.
+        """
         from onnx import helper
 
         name = named or f"{op}_{len(self.nodes)}"
@@ -105,7 +111,7 @@ class _Graph:
 
 
 def _add_scaling(graph: _Graph, model: Model, dtype: np.dtype) -> str:
-    """Add cleaning and scaling of the rows; return the name of the result, float32."""
+    """Add cleaning and scaling of the rows. Return the name of the float32 result."""
     from onnx import TensorProto
 
     scaler = model.scaler
@@ -125,7 +131,7 @@ def _add_scaling(graph: _Graph, model: Model, dtype: np.dtype) -> str:
 
 
 def _add_layers(graph: _Graph, model: Model, x: str) -> str:
-    """Add the layers of the encoder; return the name of the result, which is ``features``."""
+    """Add the layers of the encoder. Return the name of the result, which is ``features``."""
     network = model.network
     for i, ((weights, bias, _), kind) in enumerate(zip(network.layers, network.activations, strict=True), 1):
         name = "features" if i == network.n_layers else None

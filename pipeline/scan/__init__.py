@@ -1,1 +1,1 @@
-"""The scan of the rows before the training, and the scaling of rows."""
+"""Scan of the rows before training, and scaling of rows."""

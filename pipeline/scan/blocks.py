@@ -1,4 +1,4 @@
-"""Tasks of a scan: statistics of the rows of a few blocks, and the merge of such statistics."""
+"""Tasks of a scan. They compute and merge statistics of blocks of rows."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = [
 ]
 
 Piece = tuple[int, int, Block]
-"""The index of a shard in the input, the number of its first row over all shards, and one of its blocks."""
+"""Index of a shard in the input, global number of the shard's first row, and one block of the shard."""
 
 _NO_ROWS = np.empty(0, dtype=np.int64)
 
 
 class Pieces(tuple[Piece, ...]):
-    """The consecutive pieces of one task."""
+    """Consecutive pieces that one task scans."""
 
     def __str__(self) -> str:
         first = self[0][2]
@@ -43,7 +43,7 @@ class Pieces(tuple[Piece, ...]):
 
 
 def pieces_of(shards: Sequence[Shard], block_rows: int) -> list[Piece]:
-    """Return the pieces of all shards, with blocks of `block_rows` rows, in the order of the rows."""
+    """Split all shards into pieces of at most `block_rows` rows, and return the pieces in row order."""
     starts = first_rows(shards).tolist()
     pieces = []
     for number, shard in enumerate(shards):
@@ -60,15 +60,16 @@ class ScanSettings:
     block_rows : int
         Number of rows that a task holds in memory at once.
     missing : float, optional
-        A value that means a missing one.
+        Value that marks missing entries, in addition to NaN.
     max_unreadable : int, optional
-        Number of unreadable shards to tolerate. With None, the first one is an error.
+        Number of unreadable shards to tolerate. If None, the first unreadable shard raises an error.
     clip_quantile : float
-        Share of a column's values that its range excludes at either end.
+        Fraction of each column's values to exclude from the range at either end.
     impute : str, optional
-        ``mean`` or ``median`` of a column, which replaces missing values. With None, rows that miss values are bad.
+        Column statistic that replaces missing values, ``mean`` or ``median``. If None, rows with missing values are
+        bad.
     chunk_bytes : int
-        Bytes of decompressed chunks that a process caches for the next block.
+        Size of the cache of decompressed chunks in each process, in bytes.
     """
 
     block_rows: int
@@ -80,7 +81,7 @@ class ScanSettings:
 
     @property
     def fills(self) -> bool:
-        """True if missing values are filled in."""
+        """Whether missing values are filled in."""
         return self.impute is not None
 
 
@@ -91,16 +92,17 @@ class BlockStats:
     Attributes
     ----------
     n_rows : int
+        Number of rows, including bad rows.
     minimum, maximum : ndarray of shape (n_inputs,), float64
-        Range of the good rows; Inf and -Inf if there are none.
+        Range of each column over the good rows. If no row is good, they are Inf and -Inf.
     bad_rows : ndarray of int64
-        Numbers of the bad rows over all shards, sorted.
+        Sorted global numbers of the bad rows.
     n_missing : ndarray of shape (n_inputs,), int64
-        Number of values that the good rows miss.
+        Number of missing values of each column in the good rows.
     sample : ndarray of shape (n, n_inputs), float64
-        Sample of the good rows; NaN where they miss a value.
+        Sample of the good rows. Missing values are NaN.
     unreadable : dict of int to str
-        The reason for each shard that cannot be read, by its index in the input.
+        Reason why each unreadable shard cannot be read. Keys are the indices of the shards in the input.
     """
 
     n_rows: int
@@ -113,12 +115,14 @@ class BlockStats:
 
 
 def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) -> BlockStats:
-    """Return the statistics of a task's pieces; an unreadable block has only a reason, if it is tolerated.
+    """Return the statistics of a task's pieces.
+
+    If unreadable shards are tolerated, an unreadable block contributes only the reason of the failure.
 
     Parameters
     ----------
     stride : int
-        Size of the strata, each of which contributes one row to the sample.
+        Number of rows in a stratum. Each stratum contributes one row to the sample.
     """
     stats = []
     memory = np.empty(0)
@@ -127,19 +131,19 @@ def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) ->
         check()
         memory = _memory_for(block, memory)
         try:
-            # Reuse the memory of the last block: new pages would take half as long as the scan of a block.
+            # Reuse the memory of the last block, because new pages would take half as long as the scan of a block.
             rows = read(block, memory[: len(block)])
             stats.append(_stats_of_rows(settings, stride, first_row + block.start, block, rows))
         except DataError as error:
             if settings.max_unreadable is None:
                 raise
-            # The statistics of the shard's other blocks are discarded with this pass.
+            # `scan` discards this pass, and with it the statistics of the other blocks of this shard.
             stats.append(_without_good_rows(len(block), block.shard.n_inputs, _NO_ROWS, {number: str(error)}))
     return merge_stats(stats)
 
 
 def _memory_for(block: Block, memory: np.ndarray) -> np.ndarray:
-    """Return memory that holds the rows of a block: the given memory if it suffices."""
+    """Return an array that can hold the rows of a block. Reuse the given array if it is large enough."""
     shard = block.shard
     if memory.dtype == shard.dtype and len(memory) >= len(block):
         return memory
@@ -147,7 +151,7 @@ def _memory_for(block: Block, memory: np.ndarray) -> np.ndarray:
 
 
 def stats_of_unreadable(shards: Sequence[Shard], unreadable: Mapping[int, str]) -> BlockStats:
-    """Return the statistics of shards that cannot be read: all their rows are bad."""
+    """Return the statistics of unreadable shards, whose rows are all bad."""
     firsts = first_rows(shards)
     numbers = [np.arange(firsts[i], firsts[i + 1]) for i in sorted(unreadable)]
     bad = np.concatenate([_NO_ROWS, *numbers])
@@ -155,7 +159,7 @@ def stats_of_unreadable(shards: Sequence[Shard], unreadable: Mapping[int, str]) 
 
 
 def merge_stats(stats: Sequence[BlockStats]) -> BlockStats:
-    """Return the statistics of all rows, from those of blocks in the order of their rows."""
+    """Merge the statistics of blocks, which must be in row order."""
     return BlockStats(
         n_rows=sum(each.n_rows for each in stats),
         minimum=np.minimum.reduce([each.minimum for each in stats]),
@@ -168,7 +172,7 @@ def merge_stats(stats: Sequence[BlockStats]) -> BlockStats:
 
 
 def _first_reasons(stats: Sequence[BlockStats]) -> dict[int, str]:
-    """Return the first reason for each unreadable shard, in the order of the shards."""
+    """Return the first reason for each unreadable shard, sorted by the index of the shard."""
     reasons: dict[int, str] = {}
     for each in stats:
         for number, reason in each.unreadable.items():
@@ -180,9 +184,9 @@ def _stats_of_rows(settings: ScanSettings, stride: int, first_row: int, block: B
     stored = block.shard.stored_dtype
     bad = _NO_ROWS
     n_missing = np.zeros(rows.shape[1], dtype=np.int64)
-    minimum = rows.min(axis=0)  # in the rows' own dtype, which needs no copy of a block
+    minimum = rows.min(axis=0)  # in the dtype of the rows, because a conversion would copy the block
     maximum = rows.max(axis=0)
-    # A minimum or maximum is NaN or Inf if any value is, so most blocks need no second check.
+    # NaN and Inf propagate into the minimum or maximum, so most blocks need no second check.
     if settings.missing is not None or not (np.isfinite(minimum).all() and np.isfinite(maximum).all()):
         bad = bad_rows(rows, settings.missing, stored, settings.fills)
         if len(bad) == len(rows):  # the minimum of an empty array is undefined
@@ -201,7 +205,7 @@ def _stats_of_rows(settings: ScanSettings, stride: int, first_row: int, block: B
 def _range_and_missing(
     settings: ScanSettings, rows: np.ndarray, bad: np.ndarray, stored: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return minimum, maximum and the number of missing values of each column, over the good rows."""
+    """Return the minimum, maximum and number of missing values of each column in the good rows."""
     good = rows
     if len(bad):
         good = np.delete(rows, bad, axis=0)
@@ -215,7 +219,7 @@ def _range_and_missing(
 def _sample(
     settings: ScanSettings, stride: int, first_row: int, rows: np.ndarray, bad: np.ndarray, stored: str
 ) -> np.ndarray:
-    """Return the good rows of the sample, float64, with NaN for missing values."""
+    """Return the sampled good rows as float64, with NaN for missing values."""
     positions = np.setdiff1d(sample_positions(first_row, len(rows), stride), bad)
     chosen = rows[positions]
     sample = chosen.astype(np.float64)
@@ -225,7 +229,7 @@ def _sample(
 
 
 def _range_of_present(rows: np.ndarray, is_missing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return minimum and maximum of the values that are not missing; Inf and -Inf if all are."""
+    """Return the minimum and maximum of the values that are not missing. For empty columns, return Inf and -Inf."""
     lowest, highest = _limits_of(rows.dtype)
     minimum = rows.min(axis=0, where=~is_missing, initial=highest).astype(np.float64)
     maximum = rows.max(axis=0, where=~is_missing, initial=lowest).astype(np.float64)
@@ -246,7 +250,7 @@ def _limits_of(dtype: np.dtype) -> tuple[float, float]:
 def _without_good_rows(
     n_rows: int, n_inputs: int, bad_rows: np.ndarray, unreadable: Mapping[int, str] | None = None
 ) -> BlockStats:
-    """Return the statistics of bad rows only, which change no range in a merge."""
+    """Return statistics of rows that are all bad. They do not change the range in a merge."""
     return BlockStats(
         n_rows=n_rows,
         minimum=np.full(n_inputs, np.inf),

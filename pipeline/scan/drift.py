@@ -1,4 +1,4 @@
-"""Values outside a model's range: their columns, numbers and distances."""
+"""Columns with values outside the range on which a model was trained."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ __all__ = ["Outside", "farthest", "outside_of"]
 
 
 class Outside(NamedTuple):
-    """The values of a column that are outside the model's range `low` to `high`.
+    """Summary of a column's values outside the model's range, which is `low` to `high`.
 
-    `value` is the farthest of `n_values` values. That number is 0 if an earlier version did not count them.
+    `n_values` values are outside the range, and `value` is the farthest of them. `n_values` is 0 if the summary comes
+    from an earlier version, which did not count the values.
     """
 
     column: int
@@ -28,16 +29,16 @@ class Outside(NamedTuple):
 
     @property
     def distance(self) -> float:
-        """Distance of the value from the range, in widths of the range.
+        """Distance of the value from the range, divided by the width of the range.
 
-        It is 0 for a range of one value, since such a column always becomes 0.
+        The distance is 0 if the range contains one value, because the scaler sets such a column to 0.
         """
         if self.high <= self.low:
             return 0.0
         return max(self.low - self.value, self.value - self.high) / (self.high - self.low)
 
     def described(self, columns: Columns) -> str:
-        """Return the column with its name, its farthest value and the model's range."""
+        """Return a text with the column's number and name, the farthest value and the model's range."""
         where = f"column {columns.numbered(self.column)}"
         if self.high <= self.low:
             return f"{where} ({self.value:g}, trained on {self.low:g} only)"
@@ -46,10 +47,10 @@ class Outside(NamedTuple):
 
 
 def farthest(found: Iterable[Outside], most: int | None = None) -> list[Outside]:
-    """Return each column once with the number of all its values: at most `most` columns, the farthest first."""
+    """Merge the summaries of each column, and return at most `most` summaries, the farthest first."""
     worst: dict[int, Outside] = {}
     n_values: Counter[int] = Counter()
-    # Sorted by all fields, so that the result does not depend on the order of blocks.
+    # Sort by all fields, so that the result does not depend on the order of the blocks.
     for one in sorted(found, key=lambda one: (-one.distance, one)):
         worst.setdefault(one.column, one)
         n_values[one.column] += one.n_values
@@ -58,7 +59,7 @@ def farthest(found: Iterable[Outside], most: int | None = None) -> list[Outside]
 
 
 def outside_of(rows: np.ndarray, trained_on: Scaler) -> list[Outside]:
-    """Return the columns in which one or more rows (n_rows, n_inputs) are outside a range, the farthest first."""
+    """Return the columns of rows (n_rows, n_inputs) with values outside the model's range, the farthest first."""
     low = trained_on.minimum
     high = trained_on.maximum
     below = np.count_nonzero(rows < low, axis=0)
@@ -72,7 +73,7 @@ def outside_of(rows: np.ndarray, trained_on: Scaler) -> list[Outside]:
 
 
 def _outside_columns(extremes: np.ndarray, n_outside: np.ndarray, trained_on: Scaler) -> list[Outside]:
-    """Return the columns with values outside the range at one end, each with its extreme value."""
+    """Return the columns with values outside one end of the range, given the extreme value of each column."""
     found = []
     for column in np.flatnonzero(n_outside).tolist():
         outside = Outside(

@@ -1,4 +1,4 @@
-"""A scan of some rows, or of all of them, for `inspect`; and smaller dtypes that would hold them."""
+"""Scan of some or all rows for `inspect`, and smaller dtypes that can hold the rows."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ __all__ = ["Preview", "preview_rows", "smaller_dtypes"]
 
 _FLOATS = ("float32",)
 _INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
-_TESTED_ROWS = 4096  # rows of a block that are tested with smaller dtypes
+_TESTED_ROWS = 4096  # number of rows of each block to test with smaller dtypes
 
 
 @dataclass(frozen=True)
 class Preview:
-    """A scan of some rows, and a smaller dtype for them.
+    """Scan of some rows, and a smaller dtype that can hold them.
 
     Attributes
     ----------
     scan : Scan
-        The scan of these rows.
+        Scan of these rows.
     n_rows : int
-        Number of all rows.
+        Total number of rows in the input.
     smaller : str or None
-        A dtype of fewer bytes that holds all tested values.
+        Smaller dtype that holds all tested values exactly, or None.
     """
 
     scan: Scan
@@ -42,7 +42,10 @@ class Preview:
 
     @property
     def float32_error(self) -> float:
-        """The coarsest step of float32 within a column, as a share of the column's range; 0 without any range."""
+        """Largest spacing of float32 numbers within a column, relative to the column's range.
+
+        It is 0 if no column varies.
+        """
         scan = self.scan
         largest = np.maximum(abs(scan.minimum), abs(scan.maximum))
         width = scan.maximum - scan.minimum
@@ -52,7 +55,7 @@ class Preview:
 
     @property
     def has_all_rows(self) -> bool:
-        """True if every row was scanned."""
+        """Whether all rows were scanned."""
         return self.scan.n_rows == self.n_rows
 
 
@@ -69,14 +72,14 @@ def preview_rows(
     Parameters
     ----------
     n_bytes : int or None
-        Approximate size of these blocks. With None, all rows are scanned.
+        Approximate total size of the blocks. If None, all rows are scanned.
     advance : callable
         Called with the number of rows of each finished task.
 
     Raises
     ------
     ReadFailed, NotPermitted, SystemLimit
-        If the system fails. Unreadable shards are listed in the scan instead.
+        If a system call fails. Unreadable shards do not raise an error; the scan lists them.
     """
     settings = replace(settings, max_unreadable=len(shards))
     task = scan_task(shards, settings)
@@ -92,7 +95,7 @@ def preview_rows(
 
 
 def _first_common(dtypes_of_blocks: Sequence[set[str]]) -> str | None:
-    """Return the first dtype that holds the rows of all blocks, or None."""
+    """Return the first dtype that can hold the rows of all blocks, or None if no dtype can."""
     common = set.intersection(*dtypes_of_blocks)
     for name in (*_INTEGERS, *_FLOATS):
         if name in common:
@@ -101,7 +104,7 @@ def _first_common(dtypes_of_blocks: Sequence[set[str]]) -> str | None:
 
 
 def _random_pieces(shards: Sequence[Shard], block_rows: int, n_bytes: int | None, seed: int) -> list[Piece]:
-    """Return random pieces with about `n_bytes` bytes of rows, in order; all pieces with None."""
+    """Return random pieces in row order with about `n_bytes` bytes of rows. If `n_bytes` is None, return all pieces."""
     pieces = pieces_of(shards, block_rows)
     if n_bytes is None:
         return pieces
@@ -111,19 +114,19 @@ def _random_pieces(shards: Sequence[Shard], block_rows: int, n_bytes: int | None
 
 
 def _scan_piece(task: tuple[Callable[[Sequence[Piece]], BlockStats], Piece]) -> tuple[BlockStats, set[str]]:
-    """Return the statistics of a piece, and the smaller dtypes that hold its first rows."""
+    """Return the statistics of a piece, and the smaller dtypes that can hold the first rows of the piece."""
     scan, piece = task
     block = piece[2]
     tested = Block(block.shard, block.start, min(block.stop, block.start + _TESTED_ROWS))
     try:
         dtypes = smaller_dtypes(read(tested))
-    except DataError:  # reported by the scan, which reads the block as well
+    except DataError:  # the scan also reads this block, and reports the error
         dtypes = set(_INTEGERS + _FLOATS)
     return scan([piece]), dtypes
 
 
 def smaller_dtypes(rows: np.ndarray) -> set[str]:
-    """Return the dtypes of fewer bytes that hold all values of rows exactly; only floats hold NaN and Inf."""
+    """Return the smaller dtypes that can hold all values of rows exactly. Only floats can hold NaN and Inf."""
     is_finite = np.isfinite(rows)
     values = rows[is_finite]
     names: list[str] = []

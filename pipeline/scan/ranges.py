@@ -1,4 +1,4 @@
-"""Scan of all rows in one Dask pass over all blocks: the range of each column, and the rows with NaN or Inf."""
+"""Scan of all rows in one Dask pass, which finds the range of each column and the bad rows."""
 
 from __future__ import annotations
 
@@ -45,42 +45,43 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_NARROW = 0.01  # a spread below which a column hardly matters compared with others
-_MAX_TASKS = 4096  # tasks of a graph, whose cost grows with their number
-_MAX_BLOCKS = 8  # blocks of a task; to schedule a task takes as long as to scan a block
+_NARROW = 0.01  # columns with a smaller spread hardly matter compared with other columns
+_MAX_TASKS = 4096  # tasks of a graph; more tasks make the graph more expensive
+_MAX_BLOCKS = 8  # blocks of a task; scheduling a task takes as long as scanning a block
 _MIN_TASKS = 16  # blocks share a task only if at least this many tasks remain
-_USUAL_BLOCKS = 128  # blocks, about 1 GB, that take half a second like a usual task of other stages
-_COLUMNS = 10  # columns that a sentence names
-_EXACT = 2.0**53  # float64 holds all integers up to this one
-_WIDEST = 2.0**62  # differences below it fit into 64 bits, whatever the minimum
+_USUAL_BLOCKS = 128  # blocks (about 1 GB) that take half a second, like a typical task of other stages
+_COLUMNS = 10  # columns to name in a message
+_EXACT = 2.0**53  # float64 holds all integers up to this one exactly
+_WIDEST = 2.0**62  # smaller differences fit into 64 bits for any minimum
 _ARRAYS = ("minimum", "maximum", "bad_rows", "spread", "inner", "fill", "n_missing", "offset")
 
 
 @dataclass(frozen=True)
 class Scan:
-    """Ranges of the columns, and the bad rows, found in one pass over all rows.
+    """Result of a pass over all rows: the ranges of the columns, and the bad rows.
 
     Attributes
     ----------
     n_rows : int
-        Number of all rows, bad ones included.
+        Number of rows, including bad rows.
     minimum, maximum : ndarray of shape (n_inputs,), float64
-        Range of the good rows; with clipping, the range between the quantiles.
+        Range of each column in the good rows. With clipping, this is the range between two quantiles.
     bad_rows : ndarray of int64
-        Numbers of the bad rows over all shards, sorted. A row is bad if it holds NaN, Inf or the missing value. If
-        missing values are filled in, it is bad if it holds Inf or no value at all. All rows of unreadable shards are
-        bad.
+        Sorted global numbers of the bad rows. A row is bad if it contains NaN, Inf or the missing value. If missing
+        values are filled in, a row is bad if it contains Inf, or if all values are missing. All rows of unreadable
+        shards are bad.
     spread : ndarray of shape (n_inputs,), float64
-        Standard deviation of each scaled column without outliers; NaN in earlier versions' files.
+        Standard deviation of each scaled column without outliers. It is NaN in files from earlier versions.
     inner : ndarray of shape (2, n_inputs), float64
-        Bounds of the inner 80 % of each column's values; NaN in earlier versions' files.
+        Bounds of the central 80 % of each column's values. They are NaN in files from earlier versions.
     unreadable : dict of int to str
-        The reason for each shard that cannot be read, by its index in the input.
-    fill, n_missing : ndarray of shape (n_inputs,), float64 and int64, or None
-        Replacement of missing values in each column, and number of values that the good rows miss. None if rows that
-        miss a value are bad.
+        Reason why each unreadable shard cannot be read. Keys are the indices of the shards in the input.
+    fill : ndarray of shape (n_inputs,), float64, or None
+        Fill value of each column. None if missing values make a row bad.
+    n_missing : ndarray of shape (n_inputs,), int64, or None
+        Number of missing values of each column in the good rows. None if missing values make a row bad.
     clips : bool
-        Whether values outside the range are moved to its edge.
+        Whether values outside the range are clipped.
     offset : ndarray of shape (n_inputs,), float64, or None
         Integers that were subtracted from the rows. All other arrays describe the differences.
     """
@@ -104,18 +105,21 @@ class Scan:
 
     @property
     def constant(self) -> np.ndarray:
-        """Columns with one value only: bool, shape (n_inputs,)."""
+        """Mask of the constant columns: bool, shape (n_inputs,)."""
         return self.minimum == self.maximum
 
     @property
     def scaler(self) -> Scaler:
-        """The scaling of the rows."""
+        """Scaler that maps these ranges to [0, 1]."""
         return Scaler(self.minimum, self.maximum, self.fill, self.clips)
 
     @property
     def narrow(self) -> np.ndarray:
-        """Columns that hardly matter because their range is very wide compared with their spread: the worst first."""
-        # A column that is nearly always the same, such as a count that is rarely above 0, has no outliers.
+        """Columns with a very small spread compared with their range. The smallest spread comes first.
+
+        Such columns hardly matter compared with the others.
+        """
+        # Exclude columns that are nearly constant, such as a count that is rarely above 0. They have no outliers.
         is_narrow = (self.inner[0] < self.inner[1]) & (self.spread < _NARROW)
         worst_first = np.argsort(np.where(is_narrow, self.spread, np.inf), kind="stable")
         return worst_first[: int(is_narrow.sum())]
@@ -128,18 +132,18 @@ class Scan:
         return summary
 
     def to_npz(self) -> bytes:
-        """Return the content of a file with this scan."""
+        """Return this scan as the content of an NPZ file."""
         arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
         return pack(arrays, {"n_rows": self.n_rows, "unreadable": [*self.unreadable.items()], "clips": self.clips})
 
     @classmethod
     def from_npz(cls, data: bytes) -> Scan:
-        """Return the scan that `to_npz` wrote.
+        """Return the scan that `to_npz` stored.
 
         Raises
         ------
         ValueError
-            If the data cannot be a scan.
+            If the data are not a valid scan.
         """
         arrays, about = unpack(data)
         try:
@@ -151,11 +155,11 @@ class Scan:
             raise ValueError(f"is not a scan: {error!r}") from error
         wrong = [name for name, is_possible in _field_checks(found).items() if not is_possible]
         if wrong:
-            raise ValueError(f"is not a scan: impossible {', '.join(wrong)}")
+            raise ValueError(f"is not a scan: invalid values of {', '.join(wrong)}")
         return found
 
     def check_fits(self, shards: Sequence[Shard]) -> Scan:
-        """Return this scan, or raise `ValueError` if it cannot be the scan of these shards."""
+        """Return this scan. Raise `ValueError` if it cannot belong to these shards."""
         n_rows = sum(shard.n_rows for shard in shards)
         n_inputs = shards[0].n_inputs
         if (self.n_rows, len(self.minimum)) != (n_rows, n_inputs):
@@ -167,22 +171,22 @@ class Scan:
 
 
 def scan_bytes(shards: Sequence[Shard]) -> int:
-    """Return the largest number of bytes that the arrays of a scan can take."""
+    """Return the largest possible size of a scan's arrays in bytes."""
     numbers = (len(_ARRAYS) + 1) * shards[0].n_inputs + sum(shard.n_rows for shard in shards)
     return numbers * np.dtype(np.float64).itemsize
 
 
-# -- checks of a scan that was stored -------------------------------------------------------------------------------
+# -- validation of a stored scan ------------------------------------------------------------------------------------
 
 
 def _field_checks(scan_result: Scan) -> dict[str, bool]:
-    """Return for each field whether its value is possible for any rows."""
+    """Map each field to whether its value is valid."""
     shape = scan_result.minimum.shape
     has_rows = type(scan_result.n_rows) is int and scan_result.n_rows >= 0
     has_bad_rows = has_rows and _are_numbers(scan_result.bad_rows, scan_result.n_rows)
     arrays = (scan_result.minimum, scan_result.maximum, scan_result.spread)
     have_one_shape = len(shape) == 1 and all(_is_array(array, np.float64, shape) for array in arrays)
-    # Without good rows there is no range.
+    # A scan without good rows has no range.
     has_no_range = has_bad_rows and scan_result.n_good == 0
     return {
         "n_rows": has_rows,
@@ -197,7 +201,7 @@ def _field_checks(scan_result: Scan) -> dict[str, bool]:
 
 
 def _are_numbers(rows: np.ndarray, n_rows: int) -> bool:
-    """Return whether these are sorted numbers of some of `n_rows` rows."""
+    """Return whether the array contains sorted, unique row numbers below `n_rows`."""
     if rows.dtype != np.int64 or rows.ndim != 1:
         return False
     return bool((np.diff(rows, prepend=-1, append=n_rows) > 0).all())
@@ -237,31 +241,32 @@ def scan(
     n_at_once: int,
     advance: Callable[[int], object] = lambda n_rows: None,
 ) -> Scan:
-    """Read every row once; if some shards are unreadable, read the rows of all others again.
+    """Scan all rows. If some shards are unreadable, scan the other shards again without them.
 
-    The readable rows of a bad shard depend on the size of the blocks, and the result must not.
+    The second scan is needed because the readable rows of a damaged shard depend on the block size. The result must
+    not depend on it.
 
     Parameters
     ----------
     n_at_once : int
-        Number of tasks that run at a time.
+        Number of concurrent tasks.
     advance : callable
         Called with the number of rows of each finished task, and with a negative number before rows are read again.
 
     Raises
     ------
     DataError
-        If more shards than the settings allow cannot be read.
+        If more shards are unreadable than the settings allow.
     """
     known = stats_of_unreadable(shards, {})
     while True:  # at most twice, unless more files become unreadable
         found = _stats_of_others(shards, settings, known, executor, n_at_once, advance)
         if len(found.unreadable) == len(known.unreadable):
             return scan_from_stats(found, settings, row_dtype(shards))
-        # Checked before rows are read again, which may take hours.
+        # Check the limit before rows are read again, because that may take hours.
         _check_unreadable(found, known, len(shards), settings.max_unreadable or 0)
         known = stats_of_unreadable(shards, found.unreadable)
-        advance(known.n_rows - found.n_rows)  # rows that are read again count once
+        advance(known.n_rows - found.n_rows)  # count rows only once, although they are read again
 
 
 def _stats_of_others(
@@ -272,7 +277,7 @@ def _stats_of_others(
     n_at_once: int,
     advance: Callable[[int], object],
 ) -> BlockStats:
-    """Return the statistics of all shards; `known` has those of shards that are known to be unreadable."""
+    """Scan the readable shards, and merge the result with `known`, the statistics of unreadable shards."""
     task = scan_task(shards, settings)
     tasks = [(task, pieces) for pieces in _pieces_of_tasks(shards, settings.block_rows, known.unreadable)]
     if not tasks:  # no shard can be read
@@ -292,16 +297,16 @@ def _check_unreadable(stats: BlockStats, known: BlockStats, n_shards: int, limit
 
 
 def scan_task(shards: Sequence[Shard], settings: ScanSettings) -> Callable[[Sequence[Piece]], BlockStats]:
-    """Return the function that a task of a scan applies to its pieces."""
+    """Return the function that scans the pieces of a task."""
     n_rows = sum(shard.n_rows for shard in shards)
     n_values = LARGE_SAMPLE if settings.clip_quantile or settings.fills else SMALL_SAMPLE
     return partial(scan_pieces, settings, stride_of(n_rows, shards[0].n_inputs, n_values))
 
 
 def _pieces_of_tasks(shards: Sequence[Shard], block_rows: int, unreadable: Mapping[int, str]) -> Iterator[Pieces]:
-    """Yield the pieces of each task, in the order of the rows, without unreadable shards."""
+    """Yield the pieces of each task in row order. Skip unreadable shards."""
     pieces = [piece for piece in pieces_of(shards, block_rows) if piece[0] not in unreadable]
-    # Consecutive blocks share a task, so that a file is read from front to back.
+    # A task has consecutive blocks, so that each file is read sequentially.
     n_together = _n_blocks_of_a_task(len(pieces))
     for start in range(0, len(pieces), n_together):
         yield Pieces(pieces[start : start + n_together])
@@ -314,7 +319,7 @@ def _n_blocks_of_a_task(n_blocks: int) -> int:
 
 
 def scan_from_stats(stats: BlockStats, settings: ScanSettings, dtype: np.dtype) -> Scan:
-    """Return the scan of all rows, read as `dtype`, from their statistics."""
+    """Return the scan for the statistics of all rows, which were read as `dtype`."""
     minimum, maximum = _scaled_range(stats, settings)
     scaler = Scaler(minimum, maximum)
     scan = Scan(
@@ -333,7 +338,7 @@ def scan_from_stats(stats: BlockStats, settings: ScanSettings, dtype: np.dtype) 
 
 
 def _scaled_range(stats: BlockStats, settings: ScanSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Return the range by which each column is scaled: that of the good rows, or the clipped range."""
+    """Return the range that scales each column, from the good rows or, with clipping, from the quantiles."""
     minimum = stats.minimum
     maximum = stats.maximum
     if settings.fills:  # a column without any value is filled with zeros
@@ -349,11 +354,11 @@ def _scaled_range(stats: BlockStats, settings: ScanSettings) -> tuple[np.ndarray
 
 
 def _fill(sample: np.ndarray, impute: str, scaler: Scaler, dtype: np.dtype) -> np.ndarray:
-    """Return the replacement of missing values in each column, rounded to `dtype`."""
+    """Return the fill value of each column, rounded to `dtype`."""
     low = scaler.minimum
     high = scaler.maximum
     found = means(sample, scaler) if impute == "mean" else _medians(sample)
-    # The middle of the range, for columns that have no value in the sample.
+    # Use the middle of the range for columns without a value in the sample.
     known = np.where(np.isnan(found), low / 2 + high / 2, found)
     values = np.clip(known, low, high)
     if dtype.kind != "f":
@@ -362,7 +367,7 @@ def _fill(sample: np.ndarray, impute: str, scaler: Scaler, dtype: np.dtype) -> n
 
 
 def _medians(sample: np.ndarray) -> np.ndarray:
-    # Halved before the sum, which could overflow.
+    # Divide before adding, because the sum could overflow.
     return (quantiles(sample, 0.5) / 2).sum(axis=0)
 
 
@@ -370,10 +375,10 @@ def _medians(sample: np.ndarray) -> np.ndarray:
 
 
 def offset_for(shards: Sequence[Shard], scan_result: Scan) -> np.ndarray | None:
-    """Return the offset to subtract from columns of large integers; None if float64 holds all integers exactly.
+    """Return the offset to subtract from columns of large integers. Return None if no column needs an offset.
 
-    In float64, small differences of integers above 2**53 are lost. The offset is the minimum that a scan found, rounded
-    to float64. It is an integer near the true minimum, so the differences from it are small and exact.
+    In float64, small differences between integers above 2**53 are lost. The offset is the minimum from the scan,
+    rounded to float64. This integer is close to the true minimum, so the differences are small and exact.
 
     Returns
     -------
@@ -393,25 +398,25 @@ def offset_for(shards: Sequence[Shard], scan_result: Scan) -> np.ndarray | None:
 
 
 def check_usable(shards: Sequence[Shard], scan_result: Scan, missing: float | None = None) -> None:
-    """Check that rows can be scaled by the result of a scan, and log columns without values or with one value.
+    """Check that the rows can be scaled with a scan, and log constant and empty columns.
 
     Raises
     ------
     DataError
-        If no two good rows differ, or the range of a column overflows.
+        If there are fewer than two good rows, if all are equal, or if the range of a column overflows float64.
     """
     first = shards[0]
     if not scan_result.n_good:
         raise _no_usable_rows(shards, scan_result, missing)
     if scan_result.n_good == 1:
         raise DataError(
-            f"{first}: 1 usable row of {scan_result.n_rows}, expected at least two to train on. Give more rows, or "
-            "encode with a fitted model (--model)."
+            f"{first}: found 1 usable row of {scan_result.n_rows}, expected at least two rows to train on. Provide "
+            "more rows, or encode with a fitted model (--model)."
         )
     if scan_result.constant.all():
         raise DataError(
-            f"{first}: all {scan_result.n_good} usable rows are the same, expected columns that vary. Choose another "
-            "dataset with --dataset, or give other rows."
+            f"{first}: all {scan_result.n_good} usable rows are equal, expected columns that vary. Choose another "
+            "dataset with --dataset, or provide other rows."
         )
     _check_finite_ranges(first, scan_result)
     _log_useless_columns(first.columns, scan_result)
@@ -422,8 +427,8 @@ def _no_usable_rows(shards: Sequence[Shard], scan_result: Scan, missing: float |
     if misses_values(shards, scan_result, missing):
         advice = " Fill in missing values with --impute median."
     return DataError(
-        f"file={printable(shards[0].path)} and later shards: no usable rows, since all {scan_result.n_rows} rows hold "
-        f"{_bad_values(scan_result, missing)} or cannot be read.{advice}"
+        f"file={printable(shards[0].path)} and later shards: found no usable rows, because all {scan_result.n_rows} "
+        f"rows contain {_bad_values(scan_result, missing)} or cannot be read.{advice}"
     )
 
 
@@ -452,7 +457,7 @@ def _log_useless_columns(columns: Columns, scan_result: Scan) -> None:
 
 
 def readable(shards: Sequence[Shard], scan_result: Scan) -> tuple[tuple[Shard, ...], Scan]:
-    """Return the readable shards, and the scan of these shards alone."""
+    """Return the readable shards, and the scan restricted to these shards."""
     if not scan_result.unreadable:
         return tuple(shards), scan_result
     usable = [shard for number, shard in enumerate(shards) if number not in scan_result.unreadable]
@@ -462,7 +467,7 @@ def readable(shards: Sequence[Shard], scan_result: Scan) -> tuple[tuple[Shard, .
 
 
 def _bad_rows_of_readable(shards: Sequence[Shard], scan_result: Scan) -> np.ndarray:
-    """Return the numbers of the bad rows, counted over the readable shards."""
+    """Return the numbers of the bad rows, renumbered without the unreadable shards."""
     firsts = first_rows(shards)
     is_unreadable = np.isin(np.arange(len(shards)), list(scan_result.unreadable))
     shard_of = np.searchsorted(firsts, scan_result.bad_rows, side="right") - 1
@@ -473,9 +478,9 @@ def _bad_rows_of_readable(shards: Sequence[Shard], scan_result: Scan) -> np.ndar
 
 
 def describe_bad_rows(shards: Sequence[Shard], scan_result: Scan, missing: float | None = None) -> str:
-    """Return the location of the first bad row and its first bad column, and the number of bad rows."""
+    """Return a text with the number of bad rows, and the location of the first bad value."""
     counts = (
-        f"{len(scan_result.bad_rows)} of {scan_result.n_rows} rows in total hold {_bad_values(scan_result, missing)}"
+        f"{len(scan_result.bad_rows)} of {scan_result.n_rows} rows in total contain {_bad_values(scan_result, missing)}"
     )
     if scan_result.unreadable:
         first_reason = next(iter(scan_result.unreadable.values()))
@@ -492,7 +497,7 @@ def _first_bad_entry(shards: Sequence[Shard], scan_result: Scan, missing: float 
 
 
 def misses_values(shards: Sequence[Shard], scan_result: Scan, missing: float | None = None) -> bool:
-    """Return whether the first bad row would be a good one if its missing values were filled in."""
+    """Return whether the first bad row would be good if missing values were filled in."""
     if scan_result.unreadable or scan_result.fill is not None or not len(scan_result.bad_rows):
         return False
     block, row = _first_bad_row(shards, scan_result)
@@ -502,7 +507,7 @@ def misses_values(shards: Sequence[Shard], scan_result: Scan, missing: float | N
 def _first_bad_row(shards: Sequence[Shard], scan_result: Scan) -> tuple[Block, np.ndarray]:
     number = int(scan_result.bad_rows[0])
     block = block_of(shards, first_rows(shards), number, number + 1)
-    return block, read(block)  # read again, since a scan stores only row numbers
+    return block, read(block)  # read again, because a scan stores only row numbers
 
 
 def _bad_values(scan_result: Scan, missing: float | None) -> str:

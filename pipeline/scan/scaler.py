@@ -1,4 +1,4 @@
-"""Min-max scaling, the same on the device and in NumPy; search for bad entries, and cleaning of rows."""
+"""Min-max scaling with equal results on the device and in NumPy, cleaning of rows, and detection of bad entries."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["Cleaning", "Scaler", "bad_entries", "bad_rows", "missing_entries"]
 
 @dataclass(frozen=True)
 class Scaler:
-    """Min-max scaling of every column to [0, 1]: ``x = (r - minimum) * scale``; constant columns become 0.
+    """Min-max scaling of every column to [0, 1]: ``x = (r - minimum) * scale``. Constant columns become 0.
 
-    scikit-learn adds an offset to a product instead, which loses the digits of columns far from zero.
+    scikit-learn computes ``r * scale + offset`` instead, which loses digits in columns with values far from zero.
 
     Attributes
     ----------
     minimum, maximum : ndarray of shape (n_inputs,), float64
-        Each column's range in the training rows.
+        Range of each column in the training rows.
     fill : ndarray of shape (n_inputs,), float64, or None
-        Replacement of missing values in each column, within its range. None if rows that miss a value are bad.
+        Fill value of each column, within its range. None if missing values make a row bad.
     clips : bool
-        Whether values outside the range are moved to its edge.
+        Whether values outside the range are clipped.
     """
 
     minimum: np.ndarray
@@ -38,20 +38,21 @@ class Scaler:
 
     @property
     def cleans(self) -> bool:
-        """True if rows may have to be filled or clipped before they are scaled."""
+        """Whether missing values are filled in, or values outside the range clipped, before the scaling."""
         return self.clips or self.fill is not None
 
     @property
     def scale(self) -> np.ndarray:
-        """Reciprocal of each column's range, 0 for a range of 0: shape (n_inputs,), float64."""
-        # Halved, since a range from -1.7e308 to 1.7e308 overflows; so does the reciprocal of a subnormal range.
+        """Reciprocal of each column's range, shape (n_inputs,), float64. It is 0 for constant columns."""
+        # Use half the range, because a range from -1.7e308 to 1.7e308 overflows. The reciprocal of a subnormal range
+        # overflows as well.
         half = self.maximum / 2 - self.minimum / 2
         return np.divide(0.5, half, out=np.zeros_like(half), where=half >= np.finfo(np.float64).tiny)
 
     def arrays(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-        """Return minimum and scale in the dtype in which rows of `dtype` are scaled.
+        """Return `minimum` and `scale` in the dtype in which rows of `dtype` are scaled.
 
-        That is float32 if it holds the rows, the range and the scale exactly enough; otherwise float64.
+        The dtype is float32 if it holds rows and ranges exactly and scales as normal numbers. Otherwise it is float64.
         """
         scale = self.scale
         is_narrow = np.can_cast(dtype, np.float32) and self._fits_float32(scale)
@@ -59,28 +60,31 @@ class Scaler:
         return self.minimum.astype(working), scale.astype(working)
 
     def _fits_float32(self, scale: np.ndarray) -> bool:
-        """Return whether float32 holds minimum and maximum exactly, and ranges and scales as normal numbers."""
+        """Return whether float32 holds the minimum and maximum exactly, and ranges and scales as normal numbers."""
         varies = scale > 0
         with np.errstate(over="ignore", under="ignore"):
             is_exact = _are_exact_in_float32(self.minimum) and _are_exact_in_float32(self.maximum)
             scales = scale.astype(np.float32)[varies]
             ranges = (self.maximum - self.minimum).astype(np.float32)[varies]
-        # Subnormal numbers have lost digits, and processors are slow with them.
+        # Subnormal numbers have fewer digits, and processors handle them slowly.
         return is_exact and _are_normal(scales) and _are_normal(ranges)
 
     def edges(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-        """Return the range in the rows' own dtype, so that values inside it keep every bit; integers round inwards."""
+        """Return the range in the dtype of the rows, so that clipping keeps the bits of values inside the range.
+
+        For integer dtypes, the limits are rounded inwards.
+        """
         return _to_dtype(self.minimum, dtype, math.ceil), _to_dtype(self.maximum, dtype, math.floor)
 
     def cleaned(self, rows: np.ndarray, to_fill: np.ndarray | None = None) -> np.ndarray:
-        """Return rows (n_rows, n_inputs), filled and clipped in their own dtype; the same array if nothing changes.
+        """Fill and clip rows (n_rows, n_inputs) in their own dtype. Return the same array if nothing changes.
 
-        Inf is clipped as well, since bad rows have been found before, when the rows were read.
+        Clipping also replaces Inf. The caller finds bad rows in the rows as they were read.
 
         Parameters
         ----------
-        missed : ndarray of shape (n_rows, n_inputs), bool, optional
-            The entries to fill in; by default, those that are NaN.
+        to_fill : ndarray of shape (n_rows, n_inputs), bool, optional
+            Mask of the entries to fill in. By default, NaN entries are filled in.
         """
         if self.fill is not None:
             is_missing = np.isnan(rows) if to_fill is None else to_fill
@@ -94,15 +98,15 @@ class Scaler:
         low, high = self.edges(rows.dtype)
         if not ((rows < low).any() or (rows > high).any()):
             return rows
-        # This takes half the time of np.clip, which compilers do not vectorize.
+        # This takes half as long as np.clip, which compilers do not vectorize.
         clipped = np.maximum(rows, low)
         np.minimum(clipped, high, out=clipped)
         return clipped
 
     def transform(self, rows: np.ndarray) -> np.ndarray:
-        """Return rows (n_rows, n_inputs) of any real dtype, cleaned and scaled: float32.
+        """Clean and scale rows (n_rows, n_inputs) of any real dtype, and return them as float32.
 
-        The bits are those of the device, if it does not fold the scaling into ``W``.
+        The result has the same bits as on the device, unless the device folds the scaling into ``W``.
         """
         rows = self.cleaned(rows)
         minimum, scale = self.arrays(rows.dtype)
@@ -114,27 +118,27 @@ def _are_exact_in_float32(values: np.ndarray) -> bool:
 
 
 def _are_normal(values: np.ndarray) -> bool:
-    """Return whether all of these positive float32 values are finite and not subnormal."""
+    """Return whether all values of an array of positive float32 numbers are normal numbers."""
     return bool(np.isfinite(values).all() and (values >= np.finfo(np.float32).tiny).all())
 
 
 @dataclass(frozen=True)
 class Cleaning:
-    """Filling of missing values, and clipping, of rows that have been read.
+    """Filling and clipping of rows after they are read.
 
     Attributes
     ----------
     scaler : Scaler
-        The fill values and the range.
+        Scaler with the fill values and the range.
     missing : float or None
-        A value that means a missing one, like NaN.
+        Value that marks missing entries, in addition to NaN.
     """
 
     scaler: Scaler
     missing: float | None = None
 
     def cleaned(self, block: Block, rows: np.ndarray) -> np.ndarray:
-        """Return a block's rows (len(block), n_inputs), in their own dtype; the same array if nothing changes."""
+        """Clean the rows (len(block), n_inputs) of a block. Return the same array if nothing changes."""
         to_fill = None
         if self.scaler.fill is not None and self.missing is not None:
             to_fill = missing_entries(rows, self.missing, block.shard.stored_dtype)
@@ -142,11 +146,11 @@ class Cleaning:
 
 
 def _to_dtype(values: np.ndarray, dtype: np.dtype, to_whole: Callable[[float], int]) -> np.ndarray:
-    """Return float64 values in a dtype; for integers, they are rounded by `to_whole` and limited to its range."""
+    """Convert float64 values to a dtype. For integer dtypes, round with `to_whole` and clip to the dtype's range."""
     if dtype.kind == "f":
         with np.errstate(over="ignore", under="ignore"):
             return values.astype(dtype)
-    # In Python's integers, since float64 does not hold the largest integer of 64 bits.
+    # Use Python integers, because float64 cannot hold the largest 64-bit integer.
     limits = np.iinfo(dtype)
     whole = [min(max(to_whole(value), limits.min), limits.max) for value in values.tolist()]
     return np.array(whole, dtype=dtype)
@@ -158,16 +162,16 @@ def _to_dtype(values: np.ndarray, dtype: np.dtype, to_whole: Callable[[float], i
 def bad_rows(
     rows: np.ndarray, missing: float | None = None, stored: str | None = None, fills: bool = False
 ) -> np.ndarray:
-    """Return the positions, int64, of the rows that hold bad entries."""
+    """Return the positions (int64) of the rows with bad entries."""
     return np.flatnonzero(bad_entries(rows, missing, stored, fills).any(axis=1))
 
 
 def bad_entries(
     rows: np.ndarray, missing: float | None = None, stored: str | None = None, fills: bool = False
 ) -> np.ndarray:
-    """Return which entries make a row bad: NaN, Inf, or the missing value as the dtype `stored` has it; bool.
+    """Return a mask of the bad entries: NaN, Inf, and the missing value converted to the dtype `stored`.
 
-    If missing values are filled in (`fills`): Inf, and all entries of a row without any value.
+    If missing values are filled in (`fills`), Inf is bad, and all entries of a row are bad if the row has no value.
     """
     if fills:
         return _unfillable_entries(rows, missing, stored)
@@ -181,7 +185,7 @@ def bad_entries(
 
 
 def _unfillable_entries(rows: np.ndarray, missing: float | None, stored: str | None) -> np.ndarray:
-    """Return which entries are Inf, or in a row without any value."""
+    """Return a mask of the entries that are Inf, or are in a row without values."""
     is_empty = missing_entries(rows, missing, stored).all(axis=1, keepdims=True)
     if rows.dtype.kind == "f":
         return np.isinf(rows) | is_empty
@@ -189,7 +193,7 @@ def _unfillable_entries(rows: np.ndarray, missing: float | None, stored: str | N
 
 
 def missing_entries(rows: np.ndarray, missing: float | None = None, stored: str | None = None) -> np.ndarray:
-    """Return which entries are NaN, or the missing value as the dtype `stored` has it: bool, of the rows' shape."""
+    """Return a mask of the entries that are NaN, or equal to the missing value converted to the dtype `stored`."""
     value = None
     if missing is not None:
         value = _value_in(np.dtype(stored or rows.dtype), missing)
@@ -203,7 +207,7 @@ def missing_entries(rows: np.ndarray, missing: float | None = None, stored: str 
 
 
 def _value_in(dtype: np.dtype, missing: float) -> Any:
-    """Return the missing value in a dtype; None if the dtype cannot hold it."""
+    """Convert the missing value to a dtype. Return None if the dtype cannot hold it."""
     if dtype.kind == "f":
         return _rounded_value(dtype, missing)
     low = 0
@@ -211,16 +215,16 @@ def _value_in(dtype: np.dtype, missing: float) -> Any:
     if dtype.kind != "b":
         low = np.iinfo(dtype).min
         high = np.iinfo(dtype).max
-    # Integers hold neither fractions nor values outside their range: 255.5 is in no file of uint8.
+    # Integer dtypes cannot hold fractions or values outside their range. For example, no uint8 file contains 255.5.
     if low <= missing <= high and missing == int(missing):
         return int(missing)
     return None
 
 
 def _rounded_value(dtype: np.dtype, missing: float) -> Any:
-    """Return the missing value rounded to a float dtype, as files store it: float32 does not hold -999.9 exactly.
+    """Round the missing value to a float dtype, as in a file. For example, float32 does not hold -999.9 exactly.
 
-    None if the result is Inf, or 0 for a tiny number.
+    Return None if the value overflows to Inf or underflows to 0.
     """
     with np.errstate(over="ignore", under="ignore"):
         rounded = np.float64(missing).astype(dtype)
