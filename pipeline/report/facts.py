@@ -121,7 +121,7 @@ class PartDrift:
     n_rows : int
         Number of rows in the part.
     n_outside : int
-        Number of rows with values outside the range.
+        Number of good rows with values outside the range.
     outside : tuple of Outside
         Columns whose values are farthest outside the range.
     is_whole : bool
