@@ -205,7 +205,7 @@ def _opened(parts: Sequence[tuple[Path, Mapping[str, Shape]]], manifest: dict[st
     for path, shapes in parts:
         if VALID not in shapes:
             where = f"file={printable(path)}"
-            raise DataError(f"{where}: contains no dataset {VALID!r}, expected a file that --single-file writes")
+            raise DataError(f"{where}: contains no dataset {VALID!r}, expected a file that --single-file has written")
     names = common_dtypes([shapes for _, shapes in parts])
     arrays = {}
     for name in names:

@@ -66,7 +66,7 @@ class Likeness:
     @property
     def _change_text(self) -> str:
         if self.change is None:
-            return "undefined, since the numbers of features differ"
+            return "undefined, because the numbers of features differ"
         return f"{self.change:.2g}"
 
     def lines(self) -> list[str]:

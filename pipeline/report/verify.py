@@ -21,7 +21,7 @@ from pipeline.shards.vet import Selection, vet
 __all__ = ["Verification", "verify"]
 
 _MODEL = "model.h5"
-_NOT_ENCODED = Fault("features", "no row can be recomputed, since the model is damaged")
+_NOT_ENCODED = Fault("features", "no row can be recomputed, because the model is damaged")
 
 
 @dataclass(frozen=True)
@@ -179,4 +179,4 @@ class _Inputs:
         for candidate in (path, *(Path(folder) / path.name for folder in self._folders)):
             if candidate.is_file():
                 return candidate
-        raise NoInput(f"the file no longer exists, and {', '.join(map(printable, self._folders))} does not contain it")
+        raise NoInput(f"the file no longer exists at this path or in {', '.join(map(printable, self._folders))}")
