@@ -44,8 +44,9 @@ class ChildProcess(subprocess.Popen[bytes]):
     """Python process that runs ``main()`` of a module. The kernel kills it when this process ends.
 
     The two processes share a pipe, the lifeline: this process holds one end, and the child holds the other. Nothing is
-    ever written to the pipe. When this process ends, the kernel closes its end, and kills the child with its whole
-    process group. The child needs no thread for this, and the thread that started the child may end before it.
+    ever written to the pipe. When this process ends, the kernel closes its end of the pipe, and kills the child and all
+    other processes of its process group. The child needs no thread for this. The thread that started the child may end
+    earlier.
 
     Parameters
     ----------

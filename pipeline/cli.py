@@ -1,4 +1,4 @@
-"""The command line of a run: its log, exit code and last line."""
+"""The command line of a run, with its log, exit code and last line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names and numbers of the columns, for example the name of a gene or the number of a wavelength."""
+"""Names or numbers that describe the columns, for example names of genes or wavelengths."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def device_speeds(device: Device) -> dict[str, Any]:
 
 
 def seconds_compiling() -> float:
-    """Return the time in seconds that this process has waited for the compiler so far."""
+    """Return the total time in seconds that this process has waited for the compiler."""
     return compiler.seconds_spent()
 
 
@@ -241,9 +241,9 @@ def _device_lost(message: str) -> DeviceLost:
 
 
 def _storage_failed(error: BaseException) -> ReadFailed | None:
-    """Return `ReadFailed` if an error or one of its causes is a failure of the storage.
+    """Return `ReadFailed` if an error, or one of its causes, is a failure of the storage. Otherwise return None.
 
-    Theano may have raised another error in its place.
+    The causes are examined because Theano may replace the original error.
     """
     cause: BaseException | None = error
     while cause is not None:

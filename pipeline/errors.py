@@ -36,7 +36,7 @@ __all__ = [
 
 # Messages of libraries that do not define an error class for a lack of memory or threads.
 _OUT_OF_RESOURCES = ("can't start new thread", "failed to map segment", "Cannot allocate memory")
-# Error numbers that always mean a limit of the system, never a fault of the program alone.
+# Error numbers that always mean a lack of system resources, wherever they occur.
 _LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 

@@ -1,7 +1,7 @@
 """Reading of model files in pure Python, without libhdf5.
 
 Users receive models from other people. Links, storage, shapes and sizes are therefore checked against the network that
-the file describes, before any content is used. If the directory has a manifest, its digest of the file is checked, too.
+the file describes, before any content is used. If the directory has a manifest, the digest in it is checked, too.
 """
 
 from __future__ import annotations
@@ -249,7 +249,10 @@ def _network(contents: Contents, where: str) -> Network:
 
 
 def _check_format(found: str, where: str) -> None:
-    """Raise an error if the model has another format. Call this first, because its other content would look damaged."""
+    """Raise an error if the model has another format.
+
+    This check comes first, because the other attributes of a newer format would look damaged.
+    """
     if found == FORMAT:
         return
     what = f"{where}: its format is {printable(repr(found[:_QUOTED]))}, expected {FORMAT!r}"

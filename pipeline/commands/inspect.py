@@ -268,7 +268,7 @@ def _lines_of_columns(columns: Columns, scan: Scan) -> Iterator[str]:
     yield f"  constant columns: {short_list(constant, _LISTED) if constant else 'none'}"
     if len(scan.narrow):
         narrow = short_list(columns.listed(scan.narrow), _LISTED)
-        yield f"  columns whose range a few outliers stretch: {narrow} (clip them with --clip-quantile 0.001)"
+        yield f"  columns whose range is stretched by a few outliers: {narrow} (clip them with --clip-quantile 0.001)"
     if len(scan.minimum) <= _FEW:
         for i, (low, high) in enumerate(zip(scan.minimum, scan.maximum, strict=True)):
             yield f"    column {columns.numbered(i)}: {low:g} to {high:g}"

@@ -69,7 +69,9 @@ def _packages_of(driver: Driver) -> CudaPackages:
     oldest_card = min(driver.capabilities, default=_OLDEST_CARD_OF_13)
     if driver.cuda >= (13, 0) and oldest_card < _OLDEST_CARD_OF_13:
         card = f"the card of capability {format_version(oldest_card)}"
-        return CudaPackages(_not_newer((12, None)), f"{why}, but packages of CUDA 12: later ones do not support {card}")
+        return CudaPackages(
+            _not_newer((12, None)), f"{why}, but packages of CUDA 12, because later packages do not support {card}"
+        )
     return CudaPackages(_not_newer(driver.cuda), why)
 
 

@@ -119,7 +119,7 @@ def _warnings() -> Iterator[str]:
     """Yield a warning for each LD_LIBRARY_PATH directory with libraries that are found before the installed ones."""
     for folder in filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")):
         if any(Path(folder, f"lib{name}.so").exists() for name in ("cuda", "nvrtc", "cublas")):
-            yield f"warning      libraries in {folder} are used instead of these: remove it from LD_LIBRARY_PATH"
+            yield f"warning      {folder} in LD_LIBRARY_PATH has libraries that are used instead: remove the directory"
 
 
 # -- the directory of libraries ----------------------------------------------------------------------------------------
