@@ -2,13 +2,13 @@
 
 import os as _os
 
-# Environment variables can make libhdf5 load plugins, other drivers, or files from other directories. They must be
-# removed before it is loaded.
+# Environment variables can make libhdf5 load plugins, other drivers, or files from other directories. Remove them
+# before libhdf5 is loaded.
 for _name in [_name for _name in _os.environ if _name.startswith("HDF5_")]:
     del _os.environ[_name]
 _os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # turns plugins off
 
-TYPE_CHECKING = False  # type checkers know this name; importing `typing` takes longer than the rest of this module
+TYPE_CHECKING = False  # type checkers recognize this name; `typing` takes longer to import than this whole module
 if TYPE_CHECKING:
     from pipeline.features import open_features as open_features
     from pipeline.interop.estimator import TiedAutoencoder as TiedAutoencoder
@@ -23,7 +23,7 @@ else:
 
     def __getattr__(name):
         if name not in _PUBLIC:
-            # The user may have a module of the same name, which this package hides after `import shardpress`.
+            # After `import shardpress`, this package hides any user module with the same name.
             raise AttributeError(
                 f"module {__name__!r} has no attribute {name!r}. This module belongs to shardpress: {__file__}"
             )

@@ -1,8 +1,8 @@
 """Python child processes: their import path, environment and lifetime.
 
-A child imports from the same directories as this process, except the current directory, the directory of the started
-script and scratch directories of Dask, where other users may have put files that must not run. It ends when this
-process ends, for whatever reason and at any time.
+A child imports from the same directories as this process, with three exceptions: the current directory, the directory
+of the started script, and Dask's scratch directories. Other users may have put files there that must not run. A child
+ends whenever this process ends, for any reason.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ __all__ = ["ChildProcess", "collect_reports", "environment_of_child", "import_pa
 
 _ROOT = str(Path(__file__).resolve().parents[1])
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from pipeline.childprocess import main; main()"
-_SCRATCH = "dask-scratch-space"  # name of directories that Dask adds to `sys.path`
+_SCRATCH = "dask-scratch-space"  # Dask adds directories with this name to `sys.path`
 
 
 def _current_directory() -> str | None:
     try:
         return os.path.realpath(os.getcwd())
-    except OSError:  # it has been removed
+    except OSError:  # the directory has been removed
         return None
 
 
@@ -41,24 +41,26 @@ _STARTED_IN = _current_directory()  # a Dask worker changes to the driver's dire
 
 
 class ChildProcess(subprocess.Popen[bytes]):
-    """Python process that runs ``main()`` of a module, and that the kernel ends when this process ends.
+    """Python process that runs ``main()`` of a module. The kernel kills it when this process ends.
 
-    Both ends of a pipe, the lifeline, are held by this process and by the child. Nothing is ever written to it. When
-    this process ends, the kernel closes its end and kills the child with its whole process group. This needs no thread
-    in the child and does not depend on the thread here that started it.
+    The two processes share a pipe, the lifeline: this process holds one end, and the child holds the other. Nothing is
+    ever written to the pipe. When this process ends, the kernel closes its end of the pipe, and kills the child and all
+    other processes of its process group. The child needs no thread for this. The thread that started the child may end
+    earlier.
 
     Parameters
     ----------
     module : str
         Full name of the module.
     arguments : str
-        Its ``sys.argv[1:]``.
+        Arguments of the child: ``sys.argv[1:]``.
     environment : mapping of str to str, optional
-        Variables of the child, by default those of this process. Variables of Python are always left out.
+        Environment variables of the child. The default is the environment of this process. Variables whose names start
+        with ``PYTHON`` are always left out.
     scratch : Path, optional
-        A directory that the child removes when this process has ended.
+        Directory that the child removes when this process has ended.
     bufsize, stdin, stdout, stderr : int
-        As for ``Popen``.
+        Same as for ``Popen``.
 
     Raises
     ------
@@ -77,7 +79,7 @@ class ChildProcess(subprocess.Popen[bytes]):
         stdout: int | None = None,
         stderr: int | None = None,
     ) -> None:
-        reader, writer = os.pipe()  # programs that other threads start inherit neither end
+        reader, writer = os.pipe()  # neither end is inherited by programs that other threads start
         self._lifeline = weakref.finalize(self, os.close, writer)
         program = _PROGRAM.format(path=import_path())
         options = [str(reader), str(scratch or ""), module]
@@ -87,7 +89,7 @@ class ChildProcess(subprocess.Popen[bytes]):
                 bufsize=bufsize,
                 env=environment_of_child(os.environ if environment is None else environment),
                 pass_fds=(reader,),
-                start_new_session=True,  # Ctrl-C is for this process, which then ends its children
+                start_new_session=True,  # Ctrl-C interrupts only this process, which then ends its children
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
@@ -99,7 +101,7 @@ class ChildProcess(subprocess.Popen[bytes]):
             os.close(reader)
 
     def end(self) -> None:
-        """Kill the process, and the processes that it has started, and wait until it has ended."""
+        """Kill the process and all processes that it has started, and wait for its end."""
         if self.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -107,14 +109,14 @@ class ChildProcess(subprocess.Popen[bytes]):
         self._lifeline()
 
     def answer(self, seconds: float | None = None) -> tuple[bytes, bytes, bool]:
-        """Wait for the end of the process, and kill it when it takes too long.
+        """Wait for the end of the process, and kill it if it takes longer than `seconds`.
 
         Returns
         -------
         stdout, stderr : bytes
-            Its output, for those that are pipes.
+            Output of the process; empty for a stream that is not a pipe.
         is_in_time : bool
-            Whether it has ended without being killed.
+            Whether the process ended before it had to be killed.
         """
         is_in_time = True
         try:
@@ -130,31 +132,31 @@ class ChildProcess(subprocess.Popen[bytes]):
 
 
 def collect_reports(module: str, seconds: float, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Run the ``main`` of a module in a child process, and return everything that it reports.
+    """Run ``main()`` of a module in a child process, and return all values that the child reports.
 
-    The child may hang or crash: its reports up to then are returned nevertheless. Its last report should be
+    If the child hangs or crashes, its earlier reports are still returned. The last report of a child should be
     ``done=True``.
 
     Parameters
     ----------
     module : str
-        Full name of the module, whose ``main`` calls `report`.
+        Full name of a module whose ``main`` calls `report`.
     seconds : float
         Time limit.
     environment : mapping of str to str, optional
-        As for `ChildProcess`.
+        Same as for `ChildProcess`.
 
     Returns
     -------
     dict
-        The reports; ``failed`` describes the failure if the child did not finish.
+        All reported values. If the child did not finish, ``failed`` describes the failure.
     """
     child = ChildProcess(module, environment=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     stdout, stderr, is_in_time = child.answer(seconds)
     found = _reports_in(stdout)
     if not is_in_time:
         return {**found, "failed": f"no answer within {seconds:.0f} s"}
-    if not found.pop("done", False):  # if it crashes after that, nothing is lost
+    if not found.pop("done", False):  # a crash after the last report does not matter
         lines = stderr.decode(errors="replace").strip().splitlines()
         last = lines[-1] if lines else "it printed nothing"
         found["failed"] = f"the child process exited with code {child.returncode}: {last}"
@@ -166,7 +168,7 @@ def _reports_in(output: bytes) -> dict[str, Any]:
     for line in output.decode(errors="replace").splitlines():
         try:
             reported = json.loads(line)
-        except ValueError:  # a line of a library
+        except ValueError:  # a line that a library has printed
             continue
         if isinstance(reported, dict):
             found |= reported
@@ -174,15 +176,15 @@ def _reports_in(output: bytes) -> dict[str, Any]:
 
 
 def environment_of_child(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return variables without those that make Python import or run something else."""
+    """Return environment variables without those that change what Python imports or runs."""
     return {name: value for name, value in environment.items() if not name.startswith("PYTHON")}
 
 
 def import_path() -> list[str]:
-    """Return the directories that a child imports from.
+    """Return the directories from which a child imports modules.
 
-    They are those of this process, so that both import the same packages wherever these are installed. The packages of
-    shardpress follow the standard library.
+    They are the safe directories of this process, so that both processes import the same packages. The directory of
+    shardpress follows the standard library.
     """
     unsafe = {_STARTED_IN, _current_directory(), _script_directory()}
     standard = os.path.dirname(os.__file__)
@@ -197,7 +199,7 @@ def import_path() -> list[str]:
 
 
 def _script_directory() -> str | None:
-    """Return the directory of the script that this process runs, or None if it runs no script."""
+    """Return the directory of the script that this process runs, or None if it does not run a script."""
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     return None if script is None else os.path.realpath(os.path.dirname(os.path.abspath(script)))
 
@@ -207,11 +209,11 @@ def _script_directory() -> str | None:
 
 def report(**found: Any) -> None:
     """Send results to `collect_reports`."""
-    print("\n" + json.dumps(found), flush=True)  # a library may have written an incomplete line
+    print("\n" + json.dumps(found), flush=True)  # a library may have printed a line without a newline
 
 
 def main() -> None:
-    """Run the module that the command line names, and end when the parent does."""
+    """Run the module that the command line names, and end this process when the parent process ends."""
     descriptor, scratch, module, *arguments = sys.argv[1:]
     lifeline = int(descriptor)
     os.set_inheritable(lifeline, False)
@@ -225,16 +227,16 @@ def main() -> None:
 
 
 def _end_with_parent(lifeline: int) -> None:
-    """Have the kernel kill the process group of this process when the other end of the lifeline is closed."""
+    """Make the kernel kill the process group of this process when the other end of the lifeline is closed."""
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC)
-    if _has_hung_up(lifeline, 0.0):  # before the kernel began to watch it
+    if _has_hung_up(lifeline, 0.0):  # the parent may have ended before the lines above
         os.killpg(0, signal.SIGKILL)
 
 
 def _clean_up_after_parent(lifeline: int, scratch: str) -> None:
-    """Wait for the end of the parent, remove a directory, and kill the process group of this process."""
+    """Wait for the end of the parent process. Then remove a directory, and kill the process group of this process."""
     _has_hung_up(lifeline, None)
     shutil.rmtree(scratch, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
@@ -242,5 +244,5 @@ def _clean_up_after_parent(lifeline: int, scratch: str) -> None:
 
 def _has_hung_up(lifeline: int, seconds: float | None) -> bool:
     watch = select.poll()
-    watch.register(lifeline, 0)  # the kernel reports a closed pipe in any case
+    watch.register(lifeline, 0)  # a closed pipe is reported even if no events are requested
     return bool(watch.poll(None if seconds is None else 1000 * seconds))

@@ -1,4 +1,4 @@
-"""The command line of a run: its log, exit code and last line."""
+"""The command line of a run, with its log, exit code and last line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _AGAIN = "Run the same command again to resume; finished results are kept."
 _FIX = "Fix the problem above, then run the same command again to resume; finished results are kept."
-# By exit code: after a failure of the system or the storage, the same command can succeed.
+# Advice by exit code. After a failure of the system or the storage, the same command can succeed.
 _ADVICE = {
     os.EX_OSERR: _AGAIN,
     os.EX_IOERR: _AGAIN,
@@ -47,7 +47,7 @@ def main(
     description : str
         First part of the ``--help`` page.
     argv : sequence of str, optional
-        Arguments without the program; by default those of the process.
+        Arguments without the program name. The default is ``sys.argv[1:]``.
     disk : Disk, optional
         Object that makes all changes to the file system.
     program : str
@@ -56,16 +56,17 @@ def main(
     Returns
     -------
     int
-        0, or the exit code of an error, which is logged with the progress of the run; for a signal, 128 and its number.
+        0, or the exit code of an error; the error is logged with the progress of the run. If a signal stops the run,
+        the code is 128 plus the number of the signal.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _open_streams()  # before anything is logged or opened
+    _open_streams()  # before anything is logged or any file is opened
     logging.basicConfig(handlers=[Terminal()])
-    logging.raiseExceptions = False  # a log that is no longer read does not stop a run
+    logging.raiseExceptions = False  # a run continues if its log can no longer be written
     run_log = RunLog()
     logging.getLogger().addHandler(run_log)
     try:
-        with stoppable():  # until the last line, so that a second signal ends the process without a traceback
+        with stoppable():  # includes the last line, so that a second signal ends the process without a traceback
             return _main(description, [program, *arguments], disk, run_log)
     finally:
         logging.getLogger().removeHandler(run_log)
@@ -82,7 +83,7 @@ def _main(description: str, command: Sequence[str], disk: Disk | None, run_log: 
     except ShardpressError as error:
         return _report_failure(error, run_log)
     except KeyboardInterrupt as stopped:
-        log.error("%s; no incomplete files remain", stopped or "stopped")  # Python's KeyboardInterrupt has no text
+        log.error("%s; no incomplete files remain", stopped or "stopped")  # a KeyboardInterrupt of Python has no text
         _last_line(stopped, _AGAIN)
         number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
         return 128 + number
@@ -102,7 +103,7 @@ def _set_level(config: Config) -> None:
         level = logging.WARNING
     elif config.results.verbose:
         level = logging.DEBUG
-    for name in ("pipeline", "kernels"):  # details of Theano and Dask are of no use to users
+    for name in ("pipeline", "kernels"):  # details that Theano and Dask log are of no use to users
         logging.getLogger(name).setLevel(level)
 
 
@@ -111,13 +112,13 @@ def _report_failure(error: ShardpressError, run_log: RunLog) -> int:
     log.error("%s: %s", type(error).__name__, error)
     if error.details:
         run_log.write(error.details)
-    if error.exit_code not in (os.EX_USAGE, os.EX_CONFIG):  # otherwise no work has begun, and one line is enough
+    if error.exit_code not in (os.EX_USAGE, os.EX_CONFIG):  # these occur before any work, so one line is enough
         _last_line(error, _ADVICE.get(error.exit_code, _FIX))
     return error.exit_code
 
 
 def _run(config: Config, command: Sequence[str], disk: Disk | None, run_log: RunLog) -> Summary:
-    # Logged before slow imports, so that the user immediately sees that the run has begun, and with which settings.
+    # Log this before slow imports, so that the user immediately sees that the run has started, and its settings.
     log.info(
         "shardpress %s: %s; other settings have their defaults (--verbose lists them)",
         version("shardpress"),
@@ -127,13 +128,16 @@ def _run(config: Config, command: Sequence[str], disk: Disk | None, run_log: Run
 
     from pipeline.run.engine import run
 
-    # Otherwise the user's configuration files and environment variables could change how Dask works.
+    # Ignore the user's Dask configuration files and environment variables, which could change how Dask works.
     dask.config.refresh(paths=[], env={})
     return run(config, command, disk, run_log.start)
 
 
 def _open_streams() -> None:
-    """Open missing standard streams. Otherwise the next files would get their descriptors, and their output."""
+    """Open missing standard streams.
+
+    Otherwise files that are opened later would get the descriptors of these streams, and output would go into them.
+    """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -145,15 +149,15 @@ def _open_streams() -> None:
 
 
 def _last_line(error: BaseException, advice: str) -> None:
-    """Log the progress of the run, and what the user can do."""
+    """Log the progress of the run, followed by what the user can do."""
     with suppress(OSError):
-        sys.stdout.flush()  # so that output of libraries comes before the last line
+        sys.stdout.flush()  # so that the output of libraries precedes the last line
     for note in getattr(error, "__notes__", ["Nothing was started."]):
         log.error("%s %s", note, advice)
 
 
 def _empty_streams() -> None:
-    """Discard output that cannot be written. Python would try again at exit, and return 120."""
+    """Discard output that cannot be written. Otherwise Python would try again at exit, and exit with code 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -1,4 +1,4 @@
-"""Descriptions of the columns of rows: a name or a number for each column, for example its wavelength."""
+"""Names or numbers that describe the columns, for example names of genes or wavelengths."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pipeline.errors import printable, quantity
 
 __all__ = ["NO_COLUMNS", "Columns", "Difference"]
 
-_LONGEST = 40  # characters of a name that a message shows
+_LONGEST = 40  # maximum number of characters of a name in a message
 _ROUNDING = 2.0**-22
-"""Relative tolerance when numbers are compared: one of two files may store them in float32."""
+"""Relative tolerance for comparing numbers, because one of two files may store them in float32."""
 
 
 class Difference(NamedTuple):
-    """The first column in which two descriptions differ."""
+    """First column that differs between two descriptions."""
 
     column: int
     found: str
@@ -28,20 +28,20 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """A description of all columns.
+    """Description of all columns.
 
     Attributes
     ----------
     names : tuple of str
-        One name for each column; empty if they are unknown.
+        One name for each column; empty if the names are unknown.
     names_from : str
-        Where the names are stored in the file.
+        Location of the names in the file.
     values : ndarray of shape (n_inputs,), float64, or None
-        One number for each column, for example its wavelength.
+        One number for each column, for example a wavelength.
     values_from : str
-        Name of the dataset with these numbers.
+        Name of the dataset that contains `values`.
     note : str
-        Why the names or numbers in a file are not used; empty if they are, or if it has none.
+        Reason why the names or numbers in a file are not used. Empty if they are used, or if the file has none.
     """
 
     names: tuple[str, ...] = field(default=(), repr=False)
@@ -64,7 +64,7 @@ class Columns:
         return bool(self.names) or self.values is not None
 
     def name_of(self, column: int) -> str | None:
-        """Return the printable name of a column, cut to a length that fits into a message, or None."""
+        """Return the name of a column, escaped and shortened for a message, or None if it has no name."""
         if column < len(self.names):
             return _cut(self.names[column])
         if self.values is not None and column < len(self.values):
@@ -72,33 +72,33 @@ class Columns:
         return None
 
     def numbered(self, column: int) -> str:
-        """Return a column's number with its name, for example ``17 (GAPDH)``."""
+        """Return the index of a column with its name, for example ``17 (GAPDH)``."""
         name = self.name_of(column)
-        if name in (None, str(column)):  # some files have the numbers of the columns as names
+        if name in (None, str(column)):  # in some files, the names are the indices
             return str(column)
         return f"{column} ({name})"
 
     def listed(self, columns: Iterable[int]) -> list[str]:
-        """Return the numbers of several columns with their names."""
+        """Return the indices of several columns with their names."""
         return [self.numbered(int(column)) for column in columns]
 
     def reordered(self, order: np.ndarray) -> Columns:
-        """Return the description of the same columns in another order, given their indices `order` (n_inputs,)."""
+        """Return the description of the columns in another order, given by the indices `order` (n_inputs,)."""
         names = tuple(self.names[place] for place in order.tolist()) if self.names else ()
         values = None if self.values is None else self.values[order]
         return Columns(names, self.names_from, values, self.values_from, self.note)
 
     def first_difference(self, expected: Columns) -> Difference | None:
-        """Return the first column whose name or number differs; None if all agree or cannot be compared.
+        """Return the first column whose name or number differs, or None if all agree or cannot be compared.
 
-        Numbers are compared if both datasets have the same name. They are equal if they agree in float32.
+        Numbers are compared only if both datasets have the same name. They count as equal if they agree in float32.
         """
         if self.names and expected.names and self.names != expected.names:
             return _first_name(self.names, expected.names)
         if self.values is None or expected.values is None or self.values_from != expected.values_from:
             return None
         if len(self.values) != len(expected.values):
-            return None  # another error reports that the number of columns differs
+            return None  # different numbers of columns are reported by another error
         is_same = np.isclose(self.values, expected.values, rtol=_ROUNDING, atol=0, equal_nan=True)
         if is_same.all():
             return None
@@ -119,12 +119,12 @@ class Columns:
 
     @classmethod
     def from_json(cls, data: bytes, n_inputs: int) -> Columns:
-        """Return the description that `to_json` wrote.
+        """Return the description that `to_json` has written.
 
         Raises
         ------
         ValueError
-            If the data have another form, or do not describe `n_inputs` columns.
+            If the data do not have this form, or do not describe `n_inputs` columns.
         """
         content = json.loads(data)
         if not isinstance(content, dict):

@@ -1,7 +1,7 @@
-"""The only interface between the pipeline and the kernels: the device, encoders and training steps, and its errors.
+"""The only interface to the kernels: it starts devices, builds training steps, and translates Theano's errors.
 
-Kernels are imported inside the functions that need them. Theano takes a second to load, and errors in a command line
-are reported without this delay.
+Functions import the kernels when they need them. Theano takes a second to load, so errors in the command line are
+reported without this delay.
 """
 
 from __future__ import annotations
@@ -59,20 +59,20 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 TILE_ROWS = kernels.TILE_ROWS
-"""The pipeline rounds the sizes of its blocks up to a multiple of this number of rows."""
+"""Number of rows per tile. The pipeline rounds block sizes up to a multiple of it."""
 MOST_RESIDENT = kernels.MOST_RESIDENT
-"""Largest number of bytes of rows that a device may keep."""
+"""Maximum number of bytes of rows that a device keeps in its memory."""
 
-_VARIABLES = ("THEANO_FLAGS", "THEANORC", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")  # change a run like settings
+_VARIABLES = ("THEANO_FLAGS", "THEANORC", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")  # affect a run like settings
 _COMPILE_CACHE = "the compile cache (base_compiledir in THEANO_FLAGS, by default ~/.cache/shardpress)"
-# Texts of errors of Theano and the compiler, which report a full disk in many ways.
+# Theano and the compiler report a full disk in many ways, but their messages contain one of these texts.
 _DISK_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _DOCTOR = "Run `shardpress doctor` to see what is missing"
 _WITHOUT = "about 100 times as long"
 
 
 def autoencoder_of(scaler: Scaler, network: Network, dtype: np.dtype) -> Autoencoder:
-    """Return an autoencoder for rows of `dtype` on the device, whose parameters are not set yet."""
+    """Return an autoencoder on the device for rows of `dtype`. Its parameters are not set yet."""
     from kernels.autoencoder import Autoencoder
 
     minimum, scale = scaler.arrays(dtype)
@@ -92,32 +92,38 @@ def training_step_of(
     dtype : dtype
         Dtype of the rows.
     resident : ndarray of shape (n_rows, n_inputs), Pieces or None
-        All rows, which the device then keeps; minibatches are given as row numbers. A device with its own memory
-        can receive them in pieces.
+        All rows, if the device keeps them in memory; minibatches are then row numbers. A device with its own memory
+        can receive the rows in pieces.
     """
     from kernels.step import TrainingStep
     from kernels.updates import Rule
 
     rule = Rule(settings.optimizer, settings.momentum, settings.weight_decay)
     step = TrainingStep(autoencoder, rule, dtype, resident, settings.corruption)
-    step.compile()  # now, so that the measured time of the training does not include it
+    step.compile()  # compile now, so that the measured training time does not include the compilation
     return step
 
 
 def n_cores() -> int:
-    """Return how many cores this process uses for matrix products."""
+    """Return the number of cores that this process uses for matrix products."""
     from kernels import backend
 
     return backend.n_cores()
 
 
 def time_compilation() -> tuple[float, str]:
-    """Compile and run a function that is in no cache; return the seconds that this took, and the cache's path.
+    """Compile and run a function that is not in the compile cache, and measure the time.
+
+    Returns
+    -------
+    seconds : float
+    path : str
+        Directory of the compile cache.
 
     Raises
     ------
     kernels.compiler.CompilerFailed
-        And other errors of Theano: see `theanos_errors`.
+        If the compiler fails. Other errors of Theano are possible: see `theanos_errors`.
     """
     from kernels import backend, selftest
 
@@ -130,8 +136,9 @@ def device_speeds(device: Device) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``flops``: operations per second. For the CPU also ``blas``: the library that Theano links for products. For
-        another device ``bytes_per_second``, a dict with ``there`` (to the device) and ``back`` (from it).
+        ``flops`` is the number of floating-point operations per second. For the CPU, ``blas`` names the BLAS library
+        that Theano links. For other devices, ``bytes_per_second`` is a dict with the transfer rates ``there`` (to the
+        device) and ``back`` (to the host).
     """
     from kernels import backend, selftest
 
@@ -145,7 +152,7 @@ def device_speeds(device: Device) -> dict[str, Any]:
 
 
 def seconds_compiling() -> float:
-    """Return the seconds that this process has waited for the compiler so far."""
+    """Return the total time in seconds that this process has waited for the compiler."""
     return compiler.seconds_spent()
 
 
@@ -161,7 +168,7 @@ def n_device_calls() -> int:
 
 @contextmanager
 def theanos_errors() -> Iterator[None]:
-    """Turn errors of Theano and the kernels into errors of shardpress, which say what the user can do."""
+    """Translate errors of Theano and the kernels into errors of shardpress, which say what the user can do."""
     try:
         yield
     except ShardpressError:
@@ -174,11 +181,11 @@ def theanos_errors() -> Iterator[None]:
 
 
 def _by_class(error: Exception) -> ShardpressError | None:
-    """Return the error of shardpress for one of the kernels' own errors."""
+    """Translate an error class of the kernels. Return None for other errors."""
     from kernels import backend, compilecache, compilelock
 
     match error:
-        case MemoryError():  # the host is out of memory; errors of device memory have no class
+        case MemoryError():  # host memory only; a lack of device memory has no error class
             return SystemLimit("the host is out of memory. Lower --memory-budget or --threads.")
         case backend.DeviceUnavailable():
             return DeviceError(f"{error}. {_DOCTOR}, or run on the CPU with THEANO_FLAGS=device=cpu.")
@@ -196,11 +203,11 @@ def _by_class(error: Exception) -> ShardpressError | None:
 
 
 def _by_message(error: Exception) -> ShardpressError | None:
-    """Return the error of shardpress for an error that Theano has no class for; None for a fault of the program."""
+    """Translate an error that has no class, by its message. Return None for a fault of the program."""
     from kernels import backend, faults
 
     message = " ".join(str(error).split())
-    # The disk first: Theano repeats the compiler's output, which can look like a lack of memory when a disk is full.
+    # Check the disk first: if it is full, the compiler's output, which Theano repeats, can look like a lack of memory.
     failure = _disk_full(message) or _storage_failed(error)
     if failure is not None:
         return failure
@@ -234,7 +241,10 @@ def _device_lost(message: str) -> DeviceLost:
 
 
 def _storage_failed(error: BaseException) -> ReadFailed | None:
-    """Return an error if the storage failed, which Theano may have turned into another error."""
+    """Return `ReadFailed` if an error, or one of its causes, is a failure of the storage. Otherwise return None.
+
+    The causes are examined because Theano may replace the original error.
+    """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in STORAGE:
@@ -247,7 +257,7 @@ def _storage_failed(error: BaseException) -> ReadFailed | None:
 
 
 def _own_message(error: Exception) -> str:
-    """Return the message of an error of the kernels, without the node that Theano puts before it."""
+    """Return the message of a kernel error, without the node that Theano inserts before the message."""
     return str(error.args[-1])
 
 
@@ -269,12 +279,12 @@ def _advice() -> str:
 
 @theanos_errors()
 def start_device(is_required: bool = False) -> Device:
-    """Load Theano and start the configured device, or the CPU if it is unavailable and not required.
+    """Load Theano and start the configured device. If it is unavailable and not required, start the CPU instead.
 
     Raises
     ------
     DeviceError
-        If there is no compiler, or the device is required and cannot be used.
+        If no compiler is found, or if the device is required but cannot be used.
     ConfigError
         If Theano's settings are invalid.
     NotPermitted
@@ -292,9 +302,9 @@ def start_device(is_required: bool = False) -> Device:
         _check_for_compiler(backend.load().config)
         device = backend.start(is_required)
     except ValueError as error:
-        if "compiledir" in str(error):  # Theano creates it while it reads its settings
+        if "compiledir" in str(error):  # Theano creates this directory while it reads its settings
             raise WriteFailed(f"{_COMPILE_CACHE}: {error} Alternatively, choose another directory.") from error
-        # Errors of Theano do not say where the setting comes from.
+        # Theano's errors do not say where a setting comes from.
         where = "" if isinstance(error, UnknownFlag) else "THEANO_FLAGS or .theanorc: "
         raise ConfigError(f"{where}{error}") from error
     log.info("device: %s", device)
@@ -302,10 +312,13 @@ def start_device(is_required: bool = False) -> Device:
 
 
 def _check_for_compiler(settings: Any) -> None:
-    """Refuse to run without a compiler unless the user has asked for it; Theano would only warn and use Python."""
+    """Raise an error if there is no compiler, unless the user has set ``cxx=``.
+
+    Theano itself would only log a warning, and then run in Python.
+    """
     if settings.cxx:
         return
-    if type(settings).cxx.is_default:  # otherwise the user has set cxx to nothing
+    if type(settings).cxx.is_default:  # otherwise the user has set cxx to an empty value
         if shutil.which("g++") is not None:
             raise SystemLimit(
                 "g++ was found, but could not be run while Theano was loaded. The usual cause is a low limit on "

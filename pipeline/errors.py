@@ -1,6 +1,7 @@
-"""Error classes, one for each kind of failure, with exit codes as in ``sysexits.h``.
+"""Error classes, one for each kind of failure. Their exit codes follow ``sysexits.h``.
 
-A message states where the error is (file, dataset, rows), what was found, what was expected, and what to do.
+An error message states where the error occurred (file, dataset, rows), what was found, what was expected, and what to
+do.
 """
 
 from __future__ import annotations
@@ -33,22 +34,22 @@ __all__ = [
     "system_failures",
 ]
 
-# Messages of libraries that have no error class for a lack of memory or threads.
+# Messages of libraries that do not define an error class for a lack of memory or threads.
 _OUT_OF_RESOURCES = ("can't start new thread", "failed to map segment", "Cannot allocate memory")
-# Error numbers that are never caused by the program alone, wherever they occur.
+# Error numbers that always mean a lack of system resources, wherever they occur.
 _LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 STORAGE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENODEV, errno.EREMOTEIO)
-"""Error numbers of failing storage, which do not mean that a file is damaged."""
+"""Error numbers that mean failing storage. The file itself may be intact."""
 
 
 class ShardpressError(Exception):
-    """Base class of all errors. An instance of the class itself is an internal error."""
+    """Base class of all errors. A direct instance of this class is an internal error."""
 
     exit_code = 70
     details = ""
-    """Text for run.log that is too long for a message."""
+    """Text that is written to run.log because it is too long for the message."""
 
 
 class UsageError(ShardpressError):
@@ -80,7 +81,7 @@ class DeviceError(ShardpressError):
 
 
 class SystemLimit(ShardpressError):
-    """A limit of the operating system is reached, such as that of open files or processes."""
+    """A limit of the operating system is reached, for example the maximum number of open files or processes."""
 
     exit_code = 71
 
@@ -92,7 +93,7 @@ class CannotCreate(ShardpressError):
 
 
 class ReadFailed(ShardpressError):
-    """The storage failed during a read. The data need not be damaged."""
+    """The storage failed during a read. The data may be intact."""
 
     exit_code = 74
 
@@ -110,10 +111,10 @@ class TryAgain(ShardpressError):
 
 
 class DeviceLost(TryAgain):
-    """The device has failed and cannot be used any more by this process."""
+    """The device has failed, and this process can no longer use it."""
 
     why = ""
-    """Reason without advice."""
+    """Reason for the failure, without advice."""
 
 
 class NewerFormat(ShardpressError):
@@ -123,7 +124,7 @@ class NewerFormat(ShardpressError):
 
 
 class NotPermitted(ShardpressError):
-    """Permissions of the file system forbid an access, or allow other users to write what must be private."""
+    """File permissions deny access, or allow other users to write to files that must be private."""
 
     exit_code = 77
 
@@ -135,19 +136,19 @@ class ConfigError(ShardpressError):
 
 
 class VerificationFailed(ShardpressError):
-    """Files of an output have changed, or contain features that do not match the input rows."""
+    """Output files have changed, or contain features that do not match the input rows."""
 
     exit_code = 79  # sysexits.h defines codes up to 78
 
 
 def quantity(n: int, noun: str) -> str:
-    """Return a number with a noun in singular or plural: ``1 row``, ``2 rows``."""
+    """Return a number followed by a noun in the singular or plural: ``1 row``, ``2 rows``."""
     plural = "" if n == 1 else "s"
     return f"{n} {noun}{plural}"
 
 
 def short_list(words: Iterable[str], n: int) -> str:
-    """Return the first `n` words and the number of all others; ``nothing`` if there are no words."""
+    """Join the first `n` words, and add how many words were left out. Return ``nothing`` if there are no words."""
     all_words = list(words)
     text = ", ".join(all_words[:n]) or "nothing"
     if len(all_words) > n:
@@ -157,14 +158,14 @@ def short_list(words: Iterable[str], n: int) -> str:
 
 @contextmanager
 def system_failures() -> Iterator[None]:
-    """Turn errors of Python and its libraries into errors of shardpress if the system or the storage has failed.
+    """Raise errors of shardpress in place of Python errors that a failure of the system or the storage has caused.
 
     Raises
     ------
     SystemLimit
-        If memory, threads, processes or open files run out.
+        If memory, threads, processes or file descriptors run out.
     ReadFailed, WriteFailed
-        If the storage fails, and the code that uses it does not handle that.
+        If the storage fails, and the code inside the context does not handle the failure.
     """
     try:
         yield
@@ -180,7 +181,7 @@ def system_failures() -> Iterator[None]:
 
 
 def _system_failure(error: Exception) -> ShardpressError | None:
-    """Return the error for a failure of the system or the storage; None for any other error."""
+    """Return the matching error of shardpress, or None if neither the system nor the storage has failed."""
     number = error.errno if isinstance(error, OSError) else None
     if number in STORAGE:
         return ReadFailed(_storage_message(error))
@@ -202,10 +203,10 @@ def _storage_message(error: Exception) -> str:
 
 
 def printable(name: object) -> str:
-    """Return the name of a file or dataset for a message, with all characters escaped that cannot be printed.
+    """Return the name of a file or dataset for a message. All characters that are not printable are escaped.
 
-    A name can then neither forge a line of the log nor hide or reorder text in a terminal, as U+202E would. Bytes that
-    are not UTF-8 are escaped, too.
+    An escaped name cannot forge a line of the log. It also cannot hide or reorder text in a terminal, as U+202E would.
+    Bytes that are not valid UTF-8 are escaped, too.
     """
     return "".join(map(_escaped, str(name)))
 

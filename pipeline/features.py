@@ -1,19 +1,23 @@
 """The format of feature shards, and `open_features`, which reads them.
 
-1. ``parts/part-<shard>-<first row>-<unique>.h5`` holds the features of a row range of one input shard: ``features``
-   (n_rows, n_features) float32, C order, little-endian, contiguous and aligned to 4096 bytes, so that it can be mapped
-   (other forms with ``--storage-dtype`` and ``--compression``: float16, compressed chunks of rows); ``valid``
-   (n_rows,) bool, false for bad rows, whose features are NaN; extras under their own names, the same ones in every
-   part; and in the group ``__categories`` the categories of extras that are stored as codes. For extras that a shard
-   does not have, a part holds `missing_value` or the code -1, and ``NAME_present`` is false for these rows. The
-   attribute ``source`` holds the source file and rows as JSON. A part is itself a valid input shard.
-2. ``index.h5`` is a virtual dataset over all parts, in the order of the input's rows. It is a view and has an attribute
-   that says so: without the parts, HDF5 returns only missing values (`missing_value`). With more than 1,000 parts it
-   is a view of views of 1,000 parts each, ``index-<digest>.h5``.
-3. ``manifest.json`` lists the parts in that order.
+1. ``parts/part-<shard>-<first row>-<unique>.h5`` holds the features of one row range of an input shard. A part is
+   itself a valid input shard. It contains:
 
-``index.h5``, ``manifest.json`` and other files next to ``parts/`` are links to those of the last finished run, and one
-rename replaces all of them (`pipeline.output.publication`).
+   - ``features`` (n_rows, n_features), float32: little-endian, in C order, contiguous, and aligned to 4096 bytes, so
+     that the features can be memory-mapped. With ``--storage-dtype`` and ``--compression``, features can be stored as
+     float16, or in compressed chunks of rows.
+   - ``valid`` (n_rows,), bool: false for bad rows. The features of bad rows are NaN.
+   - Extras under their own names. All parts have the same extras. If a shard lacks an extra, its parts hold
+     `missing_value` or the code -1 instead, and ``NAME_present`` is false for these rows.
+   - The group ``__categories``: the categories of extras that are stored as codes.
+   - The attribute ``source``: the source file and the row range, as JSON.
+2. ``index.h5`` is a virtual dataset over all parts, in the order of the input rows. An attribute warns that the file
+   is only a view: without the parts, HDF5 returns only missing values (`missing_value`). With more than 1,000 parts,
+   the index refers to files ``index-<digest>.h5``, each of which covers 1,000 parts.
+3. ``manifest.json`` lists the parts in the same order.
+
+``index.h5``, ``manifest.json`` and the other files next to ``parts/`` are links to files of the last finished run. A
+single rename replaces all of them (`pipeline.output.publication`).
 """
 
 from __future__ import annotations
@@ -47,7 +51,7 @@ FEATURES = "features"
 VALID = "valid"
 _WHOLE = "Copy the whole directory, with published/ and parts/, or the file that --single-file writes."
 _REPEAT = "Run the command of that run again, which recomputes damaged files."
-# h5py raises OSError and RuntimeError. The others occur if a group or nothing is found instead of a dataset.
+# h5py raises OSError and RuntimeError. The other errors occur if a dataset is missing, or if a group has its name.
 FAILURES = (OSError, RuntimeError, LookupError, ValueError, AttributeError, TypeError)
 
 Shape = tuple[tuple[int, ...], np.dtype]
@@ -55,7 +59,7 @@ Shape = tuple[tuple[int, ...], np.dtype]
 
 
 def categories_of(path: Path) -> dict[str, np.ndarray]:
-    """Return the stored categories of extras in a part or a single file, by the name of the extra."""
+    """Return the stored categories in a part or a single file. The keys are the names of the extras."""
     with reading(path) as file:
         group = file.get(CATEGORIES)
         if not isinstance(group, h5py.Group):
@@ -64,7 +68,7 @@ def categories_of(path: Path) -> dict[str, np.ndarray]:
 
 
 def common_dtypes(parts: Sequence[Mapping[str, Shape]]) -> dict[str, np.dtype]:
-    """Return the dtypes of the datasets that all parts have, with equal dtypes and row shapes."""
+    """Return the dtypes of the datasets that all parts contain with the same dtype and the same row shape."""
     first, *others = [{name: _kind(shape) for name, shape in part.items()} for part in parts]
     dtypes = {}
     for name, kind in first.items():
@@ -75,39 +79,43 @@ def common_dtypes(parts: Sequence[Mapping[str, Shape]]) -> dict[str, np.dtype]:
 
 
 def _kind(shape: Shape) -> object:
-    """Return what must be equal in all parts. NumPy ignores the names of the values of an enumeration."""
+    """Return the properties of a dataset that must be equal in all parts.
+
+    Enumerations are included explicitly, because NumPy ignores them when it compares dtypes.
+    """
     dims, dtype = shape
     return dims[1:], dtype, h5py.check_enum_dtype(dtype)
 
 
 def reading(path: str | Path) -> h5py.File:
-    """Open a file without HDF5's lock, so that a run can replace it meanwhile."""
+    """Open a file without an HDF5 lock, so that a run can replace the file while it is open."""
     try:
         return h5py.File(path, "r", locking=False)
     except OSError as error:
         if "locking flag" not in str(error):
             raise
-        return h5py.File(path, "r")  # this process already has it open with the lock, and both must agree
+        return h5py.File(path, "r")  # this process has already opened the file with a lock, and both modes must agree
 
 
 @dataclass(frozen=True)
 class Features:
     """Features of a finished run as lazy Dask arrays.
 
-    ``features[valid].compute_chunk_sizes()`` are the features of good rows; Dask does not know their number before.
+    ``features[valid].compute_chunk_sizes()`` selects the features of good rows. Without ``compute_chunk_sizes``, Dask
+    does not know how many good rows there are.
 
     Attributes
     ----------
     features : dask.array.Array of shape (n_rows, n_features), float32
-        Features in the order of the input's rows; float16 if they are stored so.
+        Features in the order of the input rows. The dtype is float16 if they are stored as float16.
     valid : dask.array.Array of shape (n_rows,), bool
         False for bad rows, such as those with NaN or Inf.
     extras : dict of str to dask.array.Array of shape (n_rows,)
-        Extras such as labels and ids. Strings are objects of type str.
+        Extras, such as labels and ids. Strings are Python objects of type str.
     manifest : dict
         The manifest of the run, or the attributes of a single file.
     categories : dict of str to ndarray
-        Categories of the extras that are stored as codes: code i means entry i, and -1 a missing value.
+        Categories of the extras that are stored as codes. Code i refers to entry i, and -1 to a missing value.
     """
 
     features: Any
@@ -132,9 +140,9 @@ def open_features(path: str | Path, block_rows: int = 65536) -> Features:
     Parameters
     ----------
     path : str or Path
-        The directory or its ``index.h5``, or a ``single.h5`` in any directory.
+        An output directory, its ``index.h5``, or a ``single.h5`` in any directory.
     block_rows : int
-        Largest number of rows of a Dask chunk.
+        Maximum number of rows in a Dask chunk.
 
     Returns
     -------
@@ -143,9 +151,9 @@ def open_features(path: str | Path, block_rows: int = 65536) -> Features:
     Raises
     ------
     NoInput
-        If there is no finished run.
+        If the directory contains no finished run.
     DataError
-        If a part is missing or differs from the manifest, or an index has lost its parts.
+        If a part is missing or differs from the manifest, or if an index was copied without its parts.
     """
     found = Path(path)
     if not found.is_file():
@@ -156,12 +164,12 @@ def open_features(path: str | Path, block_rows: int = 65536) -> Features:
 
 
 def _output_of(directory: Path) -> Path:
-    """Return the output directory that an index belongs to, which may have been given by its path in a publication."""
+    """Return the output directory of an index. `directory` contains the index, and may be below ``published/``."""
     return directory.parents[1] if directory.parent.name == PUBLISHED else directory
 
 
 def _open_directory(directory: Path, block_rows: int) -> Features:
-    # Not the files in parts/: an interrupted run may have left others there.
+    # Do not list the files in parts/ instead: an interrupted run may have left additional files there.
     manifest = read_manifest(directory)
     try:
         files = [(directory / part["file"], int(part["n_rows"])) for part in manifest["parts"]]
@@ -181,7 +189,7 @@ def _open_file(path: Path, block_rows: int) -> Features:
     where = f"file={printable(path)}"
     try:
         with reading(path) as file:
-            # Without its parts HDF5 would return missing values, and no error.
+            # Without the parts of a virtual dataset, HDF5 would return missing values instead of an error.
             if file[FEATURES].is_virtual:
                 raise DataError(f"{where}: has no values, because the parts that it refers to are missing. {_WHOLE}")
             shapes = _shapes(file)
@@ -192,12 +200,12 @@ def _open_file(path: Path, block_rows: int) -> Features:
 
 
 def _opened(parts: Sequence[tuple[Path, Mapping[str, Shape]]], manifest: dict[str, Any], block_rows: int) -> Features:
-    import dask.array as da  # here, since it takes longer to load than everything else
+    import dask.array as da  # imported here, because it takes longer to load than all other modules
 
     for path, shapes in parts:
         if VALID not in shapes:
             where = f"file={printable(path)}"
-            raise DataError(f"{where}: contains no dataset {VALID!r}, expected a file that --single-file writes")
+            raise DataError(f"{where}: contains no dataset {VALID!r}, expected a file that --single-file has written")
     names = common_dtypes([shapes for _, shapes in parts])
     arrays = {}
     for name in names:
@@ -210,7 +218,7 @@ def _opened(parts: Sequence[tuple[Path, Mapping[str, Shape]]], manifest: dict[st
 
 
 def _decoded_categories(path: Path) -> dict[str, np.ndarray]:
-    """Return categories with strings as str."""
+    """Return the categories in a file, with strings decoded to str."""
     try:
         categories = categories_of(path)
     except FAILURES as error:
@@ -222,9 +230,9 @@ def _decoded_categories(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_part(path: Path, n_rows: int) -> dict[str, Shape]:
-    """Return shape and dtype of each dataset of a part, as `_shapes` does."""
+    """Return the result of `_shapes` for a part. Raise `DataError` if the part does not match the manifest."""
     try:
-        os.stat(path)  # HDF5 does not distinguish a missing file from a damaged one
+        os.stat(path)  # HDF5 does not distinguish between a missing and a damaged file
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
             f"file={printable(path)}: the manifest lists this file, but it does not exist. {_WHOLE}"
@@ -245,7 +253,7 @@ def _check_part(path: Path, n_rows: int) -> dict[str, Shape]:
 
 
 def _shapes(file: h5py.File) -> dict[str, Shape]:
-    """Return shape and dtype of all datasets with a value for each row. Strings of any kind are objects."""
+    """Return the shape and dtype of each dataset with one value per row. All strings have the dtype object."""
     n_rows = file[FEATURES].shape[0]
     shapes: dict[str, Shape] = {}
     for name, item in file.items():
@@ -262,7 +270,7 @@ def _lazy(path: Path, name: str, shape: Shape, block_rows: int) -> Any:
 
     (n_rows, *row_shape), dtype = shape
     pieces = []
-    for start in range(0, max(n_rows, 1), block_rows):  # one piece without rows, because Dask needs at least one
+    for start in range(0, max(n_rows, 1), block_rows):  # Dask needs at least one piece, even without rows
         stop = min(start + block_rows, n_rows)
         values = dask.delayed(_read_slice)(str(path), name, start, stop)
         pieces.append(da.from_delayed(values, (stop - start, *row_shape), dtype=dtype))
@@ -270,7 +278,7 @@ def _lazy(path: Path, name: str, shape: Shape, block_rows: int) -> Any:
 
 
 def _read_slice(path: str, name: str, start: int, stop: int) -> np.ndarray:
-    # Each piece opens the file: it may be read in any thread or process, and these cannot share an open file.
+    # Each piece opens the file again, because Dask's threads and processes cannot share an open file.
     with reading(path) as file:
         values = file[name]
         if h5py.check_string_dtype(values.dtype):

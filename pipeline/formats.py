@@ -1,6 +1,6 @@
 """Serialization of plain values and arrays: JSON with a digest, and named arrays.
 
-There is no pickle and nothing that could run code: a damaged or forged file raises `ValueError`.
+No format uses pickle, so reading a file cannot run code. A damaged or forged file raises `ValueError`.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ __all__ = [
 ]
 
 MOST_JSON_BYTES = 2**24
-"""Largest size of JSON, such as the history of 100,000 epochs that is stored with a model."""
+"""Maximum number of bytes of JSON, enough for the history of 100,000 epochs that is stored with a model."""
 MOST_JSON_VALUES = 2**20
-"""Largest number of values in such JSON. Each takes up to about 100 bytes of memory."""
+"""Maximum number of values in JSON. Each value takes up to about 100 bytes of memory."""
 
 _SEAL = "seal"
 _ABOUT = "about"
 
-_DIRECTORY_ENTRY = b"PK\1\2"  # signature of an entry in the directory of a ZIP archive
+_DIRECTORY_ENTRY = b"PK\1\2"  # signature of an entry in the central directory of a ZIP archive
 _MOST_MEMBERS = 10_000
-_MAX_QUOTED = 500  # characters of names that a message quotes
+_MAX_QUOTED = 500  # maximum number of characters that a message quotes
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class Digested:
-    """Iterable that yields the pieces of a file and computes the BLAKE3 digest of the pieces it has yielded.
+    """Iterable that yields the pieces of a file, and computes their BLAKE3 digest.
 
-    Aumasson, Neves, O'Connor, Wilcox-O'Hearn, "BLAKE3: one function, fast everywhere", 2020. SHA-256 takes five times
-    as long.
+    BLAKE3 is used because SHA-256 takes five times as long. Source: Aumasson, Neves, O'Connor and Wilcox-O'Hearn,
+    "BLAKE3: one function, fast everywhere", 2020.
     """
 
     def __init__(self, pieces: Iterable[bytes | memoryview]) -> None:
-        from blake3 import blake3  # not needed by programs that only open features
+        from blake3 import blake3  # imported here, because programs that only open features do not need it
 
         self._pieces = pieces
         self._hash = blake3()
@@ -67,7 +67,7 @@ class Digested:
 
     @property
     def blake3(self) -> str:
-        """Digest in hexadecimal digits."""
+        """Digest of the pieces so far, in hexadecimal digits."""
         return str(self._hash.hexdigest())
 
 
@@ -79,9 +79,9 @@ def digest(pieces: Iterable[bytes | memoryview]) -> str:
 
 
 def missing_value(dtype: np.dtype) -> Any:
-    """Return the value that replaces a missing value of this dtype.
+    """Return the value that marks missing entries of a dtype.
 
-    These are NaN, the smallest signed integer, the largest unsigned integer, the empty string, and False.
+    It is NaN for floats, the smallest signed or the largest unsigned integer, an empty string, or False.
     """
     if dtype.kind in "fc":
         return dtype.type(np.nan)
@@ -95,21 +95,27 @@ def missing_value(dtype: np.dtype) -> Any:
 
 
 def fingerprint(*content: object) -> str:
-    """Return the SHA-256 of plain values in a canonical JSON form."""
+    """Return the SHA-256 digest of plain values, which are first converted to canonical JSON."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return sha256(text.encode()).hexdigest()
 
 
 def seal(form: str, content: Mapping[str, Any]) -> bytes:
-    """Return readable JSON with its format, such as ``shardpress-output/1``, and a digest of the whole content."""
-    # Serialized and parsed first, so that the digest matches the values that a reader gets.
+    """Return readable JSON with a digest and the name of its format, such as ``shardpress-output/1``.
+
+    The digest covers the whole content.
+    """
+    # Serialize and parse the content first, so that the digest matches the values that `unseal` parses.
     body = json.loads(json.dumps({"format": form, **content}))
     sealed = {**body, _SEAL: fingerprint(body)}
     return (json_lines(sealed) + "\n").encode()
 
 
 def json_lines(value: Any, margin: str = "\n") -> str:
-    """Return JSON with one line for each flat value. `json.dumps` with an indent takes five times as long."""
+    """Return JSON with one line for each value that is not nested.
+
+    `json.dumps` with an indent takes five times as long.
+    """
     inner = margin + " "
     if isinstance(value, dict) and _is_nested(value.values()):
         lines = [f"{inner}{json.dumps(key)}: {json_lines(each, inner)}" for key, each in value.items()]
@@ -130,9 +136,9 @@ def unseal(form: str, data: bytes) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If it is not JSON, has another format, or has changed since it was sealed.
+        If the data are not JSON, have another format, or have changed since they were sealed.
     NewerFormat
-        If a later version of shardpress has written it.
+        If the data were written by a later version of shardpress.
     """
     try:
         return _unsealed(form, data)
@@ -150,14 +156,14 @@ def _unsealed(form: str, data: bytes) -> dict[str, Any]:
     if content.pop(_SEAL, None) != fingerprint(content):
         raise ValueError("its digest does not match its content")
     content.pop("format")
-    # The digest does not cover spaces and repeated keys.
+    # The digest does not detect added spaces or repeated keys.
     if seal(form, content) != data:
         raise ValueError("its JSON is not in the form that shardpress writes")
     return content
 
 
 def _check_version(form: str, found: object) -> None:
-    """Raise `NewerFormat` for a higher version of the expected format."""
+    """Raise `NewerFormat` if the data have a later version of the expected format."""
     name, _, version = form.partition("/")
     match = re.fullmatch(rf"{re.escape(name)}/([0-9]{{1,9}})", str(found))
     if match and int(match[1]) > int(version):
@@ -168,9 +174,9 @@ def _check_version(form: str, found: object) -> None:
 
 
 def pack(arrays: Mapping[str, np.ndarray], about: object) -> bytes:
-    """Return the bytes of an ``.npz`` file with named arrays, and plain values as JSON."""
+    """Return the bytes of an ``.npz`` file with named arrays, and with plain values as JSON."""
     buffer = io.BytesIO()
-    # The names are stored, too, because an archive with a damaged directory can lose arrays without an error.
+    # Also store the names: if the central directory is damaged, arrays can disappear without an error.
     text = np.frombuffer(json.dumps([list(arrays), about], allow_nan=False).encode(), dtype=np.uint8)
     np.savez(buffer, **{_ABOUT: text}, **arrays)
     return buffer.getvalue()
@@ -179,13 +185,13 @@ def pack(arrays: Mapping[str, np.ndarray], about: object) -> bytes:
 def unpack(data: bytes) -> tuple[dict[str, np.ndarray], Any]:
     """Return the arrays and plain values that were passed to `pack`.
 
-    Memory use is bounded by the size of `data`, whatever sizes the file declares: members are stored without
-    compression, and no array is larger than its member.
+    Memory use is bounded by the size of `data`, even if the file declares other sizes. Members must be stored without
+    compression, and no array can be larger than its member.
 
     Raises
     ------
     ValueError
-        If the data have another form.
+        If the data do not have the form that `pack` writes.
     """
     try:
         arrays = _members(data)
@@ -193,22 +199,22 @@ def unpack(data: bytes) -> tuple[dict[str, np.ndarray], Any]:
         if list(arrays) != names:
             raise ValueError(f"holds arrays {_few(list(arrays))}, expected {_few(names)}")
         return arrays, about
-    except MemoryError:  # not caused by the file, because the memory for it is bounded
+    except MemoryError:  # the file did not cause this error, because the memory for it is bounded
         raise
-    except Exception as error:  # NumPy and zipfile raise errors of many kinds for damaged files
+    except Exception as error:  # NumPy and zipfile raise many kinds of errors for damaged files
         raise ValueError(f"not an array file of shardpress: {error}") from error
 
 
 def parse_bounded(text: bytes | str) -> Any:
-    """Parse JSON, but refuse text that would take much memory.
+    """Parse JSON. Refuse text that would take too much memory.
 
     Raises
     ------
     ValueError
-        If it is too long, nested too deeply, or not JSON.
+        If the text is too long, nested too deeply, or not JSON.
     """
     data = text.encode() if isinstance(text, str) else text
-    # A list of short values takes 50 times as much memory when it is parsed, so the values are counted first.
+    # Count the values first: a list of short values takes 50 times as much memory after parsing as its text.
     n_values = sum(data.count(sign) for sign in (b",", b"[", b"{"))
     if len(data) > MOST_JSON_BYTES or n_values > MOST_JSON_VALUES:
         expected = f"at most {MOST_JSON_BYTES} bytes and {MOST_JSON_VALUES} values"
@@ -221,7 +227,7 @@ def parse_bounded(text: bytes | str) -> Any:
 
 def _members(data: bytes) -> dict[str, np.ndarray]:
     """Return the arrays of an ``.npz`` file as `numpy.savez` writes it."""
-    # The parsed directory takes much more memory than its bytes, so its entries are counted first.
+    # Count the entries first: the parsed central directory takes much more memory than its bytes in the file.
     if data.count(_DIRECTORY_ENTRY) > _MOST_MEMBERS:
         raise ValueError(f"more than {_MOST_MEMBERS} arrays")
     arrays: dict[str, np.ndarray] = {}
@@ -243,7 +249,7 @@ def _is_stored(member: zipfile.ZipInfo) -> bool:
 
 
 def _array(content: bytes) -> np.ndarray:
-    """Return the array of numbers in an ``.npy`` file, which must be as long as its header says."""
+    """Return the array of numbers in an ``.npy`` file. The file must have the length that its header implies."""
     file = io.BytesIO(content)
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
@@ -260,6 +266,6 @@ def _array(content: bytes) -> np.ndarray:
 
 
 def _few(names: object) -> str:
-    """Return names for a message, shortened if they are long."""
+    """Return the names as text for a message, shortened if it is long."""
     text = str(names)
     return text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}..."

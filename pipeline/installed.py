@@ -1,6 +1,6 @@
-"""Checks of Python, packages and memory: if a run is impossible, importing this module ends the process with a message.
+"""Checks of Python, packages and memory. Importing this module ends the process with a message if a run is impossible.
 
-It must run with Python 3.6.
+This module must run with Python 3.6.
 """
 
 import sys
@@ -9,8 +9,8 @@ from pipeline.doctor.packages import complaint, missing_proc, too_little_memory
 
 __all__ = []
 
-_UNAVAILABLE = 69  # the exit code of `DeviceError` and scripts/setup.sh
-_SYSTEM_LIMIT = 71  # the exit code of `SystemLimit`
+_UNAVAILABLE = 69  # exit code of `DeviceError` and of scripts/setup.sh
+_SYSTEM_LIMIT = 71  # exit code of `SystemLimit`
 
 for _find, _exit_code in (
     (complaint, _UNAVAILABLE),

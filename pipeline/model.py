@@ -1,8 +1,8 @@
 """The fitted model: named arrays, its files, and an encoder in NumPy.
 
-There is no pickle. ``model.h5`` stores the scaling and the weights separately, and describes the network.
-``encoder.npz`` holds one affine map for each layer, the first of which includes the scaling, for a short loop in NumPy
-that the README shows.
+No file uses pickle. ``model.h5`` stores the scaling and the weights separately, and describes the network.
+``encoder.npz`` stores one affine map per layer, and the first map includes the scaling. The README has a short NumPy
+loop that applies these maps.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ class Model:
     network : Network
         Layers and activations.
     parameters : mapping of str to ndarray, float32
-        Parameters of the network, with the names and shapes that it defines.
+        Parameters of the network, with the names and shapes in ``network.shapes``.
     about : mapping
-        How the model was made: plain values that JSON can hold.
+        Description of how the model was made, as plain values that JSON can represent.
     offset : ndarray of shape (n_inputs,), float64, or None
-        Integers to subtract from rows of integers, in their own dtype, before `encode`: see
-        `pipeline.shards.shard.with_offset`. None if float64 holds all values of the columns.
+        Integers to subtract from integer rows before `encode`, in the dtype of the rows: see
+        `pipeline.shards.shard.with_offset`. None if float64 represents all values of the columns exactly.
     columns : Columns
-        Names or numbers of the columns in their order, if they are known. They are not part of the fingerprint: equal
-        weights give equal features for any names of the columns.
+        Names or numbers of the columns, in order, if they are known. The fingerprint does not include them, because
+        features do not depend on the names of columns.
     """
 
     scaler: Scaler
@@ -72,8 +72,8 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the network and the arrays: models with equal fingerprints make equal features."""
-        # `about` is not included: equal weights from another training make equal features.
+        """SHA-256 digest of the network and the arrays. Models with equal fingerprints compute equal features."""
+        # `about` is not included: equal weights compute equal features, even if two training runs made them.
         digest = sha256()
         if self.network != Network((self.n_inputs, self.n_features)):  # the only network that format 1 supported
             digest.update(json.dumps(_network_attributes(self.network)).encode())
@@ -83,9 +83,9 @@ class Model:
         return digest.hexdigest()
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        """Return features (n_rows, n_features) of unscaled rows (n_rows, n_inputs) of any real dtype.
+        """Return the features (n_rows, n_features) of unscaled rows (n_rows, n_inputs) of any real dtype.
 
-        All computations are in float64. Tests compare the results of devices with these.
+        All computations are in float64. Tests compare the results of devices with this reference.
         """
         a = self.scaler.transform(rows).astype(np.float64)
         for (W, b_hidden, _), kind in zip(self.network.layers, self.network.activations, strict=True):
@@ -93,7 +93,7 @@ class Model:
         return a
 
     def decode(self, features: np.ndarray) -> np.ndarray:
-        """Return the decoded rows (n_rows, n_inputs), scaled and in float64, of features (n_rows, n_features)."""
+        """Decode features (n_rows, n_features). Return scaled rows (n_rows, n_inputs) in float64."""
         network = self.network
         s = features.astype(np.float64)
         if network.gain:
@@ -103,9 +103,9 @@ class Model:
         return s
 
     def folded(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the affine map before the activation of each layer: a matrix like ``W`` and a vector, float64.
+        """Return the affine map of each layer, which precedes the activation: a matrix and a vector, in float64.
 
-        The first map includes the scaling, so it takes unscaled rows.
+        The first map includes the scaling, so its input is unscaled rows.
         """
         maps = [(self._wide(W), self._wide(b_hidden)) for W, b_hidden, _ in self.network.layers]
         W = self.scaler.scale[:, None] * maps[0][0]
@@ -113,8 +113,8 @@ class Model:
 
     def to_hdf5(self) -> bytes:
         """Return the bytes of ``model.h5``."""
-        # The file is built in memory, because only `Disk` writes files. In HDF5's earliest format all groups have one
-        # simple form, the only one that `pipeline.modelfile` reads.
+        # The file is built in memory, because only `Disk` writes files. The earliest HDF5 format stores all groups in
+        # one simple form, which is the only one that `pipeline.modelfile` reads.
         with h5py.File.in_memory(libver="earliest") as file:
             file.attrs["format"] = FORMAT
             file.attrs["fingerprint"] = self.fingerprint
@@ -128,14 +128,19 @@ class Model:
             return bytes(file.id.get_file_image())
 
     def to_npz(self) -> bytes:
-        """Return the bytes of ``encoder.npz``: the maps of `folded` as ``W_1``, ``b_1`` and so on, and how to use them.
+        """Return the bytes of ``encoder.npz``.
 
-        First, the ``offset`` (n_inputs,), if there is one, is subtracted from rows of integers. Then NaN is replaced by
-        ``fill``, and values are clipped to ``low`` and ``high`` (all (n_inputs,)); ``fill`` is NaN in a model that
-        imputes nothing, and the limits are infinite in one that does not clip.
-        ``slopes`` (n_layers,) are the slopes of the activations below 0, which are 1 for linear layers, and
-        ``is_sigmoid`` says whether the features are sigmoids. If a layer has another activation, their names,
-        ``activations`` (n_layers,), replace both arrays, so that programs that expect slopes fail.
+        The arrays ``W_1``, ``b_1`` and so on are the maps of `folded`. The other arrays describe how to apply them:
+
+        - ``offset`` (n_inputs,), if present, is subtracted from integer rows first.
+        - ``fill`` (n_inputs,) then replaces NaN. It is NaN itself if the model does not impute values.
+        - ``low`` and ``high`` (n_inputs,) are the limits to which values are clipped. They are infinite if the model
+          does not clip values.
+        - ``slopes`` (n_layers,) are the slopes of the activations for negative inputs, and 1 for linear layers.
+        - ``is_sigmoid`` states whether the features are outputs of a sigmoid.
+
+        If a layer has another activation, the array ``activations`` (n_layers,) with the names of all activations
+        replaces ``slopes`` and ``is_sigmoid``. Programs that expect slopes then fail instead of computing wrong values.
         """
         buffer = io.BytesIO()
         np.savez(buffer, **self._encoder_arrays())
@@ -162,7 +167,7 @@ class Model:
         *hidden, code = [ACTIVATIONS[kind].slope for kind in self.network.activations]
         is_sigmoid = self.network.code == "sigmoid"
         if is_sigmoid:
-            code = 1.0  # the slope of the sigmoids' input
+            code = 1.0  # the input of the sigmoid is linear
         slopes = [*hidden, code]
         if None in slopes:
             return {"activations": np.array(self.network.activations)}
@@ -196,23 +201,24 @@ def _network_attributes(network: Network) -> dict[str, Any]:
 def load_model(path: str | Path) -> Model:
     """Read ``model.h5``.
 
-    The file is read without libhdf5. It cannot make the program open other files, and takes no more memory than its own
-    size. It must match the fingerprint in it, and the digest in the directory's manifest if there is one.
+    The file is read without libhdf5. It cannot make the program open other files, and reading it takes no more memory
+    than the size of the file. The content must match the fingerprint that the file stores. If the directory has a
+    manifest that lists the file, the file must also match the digest in the manifest.
 
     Parameters
     ----------
     path : str or Path
-        The file, or an output directory.
+        A model file, or an output directory.
 
     Raises
     ------
     NoInput
-        If there is no such file.
+        If the file does not exist.
     DataError
-        If it is not a model, has changed since it was written, or arrays are missing, have wrong shapes or are not
-        finite. The message names these arrays.
+        If the file is not a model, or has changed since it was written. Also if arrays are missing, have wrong shapes
+        or are not finite; the message names these arrays.
     NewerFormat
-        If a later version of shardpress has written it.
+        If the file was written by a later version of shardpress.
     ReadFailed, NotPermitted, SystemLimit
         If the storage or the system fails.
     """
@@ -221,7 +227,7 @@ def load_model(path: str | Path) -> Model:
     try:
         return _read_model(path, entry)
     except (DataError, NoInput):
-        # A run that has finished meanwhile has replaced both the manifest and the model.
+        # A run that finished in the meantime has replaced both the manifest and the model.
         new_entry = listed_model(path)
         if new_entry == entry:
             raise

@@ -1,7 +1,7 @@
 """Reading of model files in pure Python, without libhdf5.
 
-Users receive models from others, so links, storage, shapes and sizes are checked against the network that the file
-describes before anything in it is used; its bytes are checked against the manifest in the same directory.
+Users receive models from other people. Links, storage, shapes and sizes are therefore checked against the network that
+the file describes, before any content is used. If the directory has a manifest, the digest in it is checked, too.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ __all__ = ["COLUMNS", "FORMAT", "StoredModel", "listed_model", "read_model_file"
 
 FORMAT = "shardpress-model/2"
 COLUMNS = "columns"
-"""Name of the dataset with the description of the columns, as JSON."""
+"""Name of the dataset that describes the columns, as JSON."""
 _NAME = "model.h5"
 _WANTED = "expected a model.h5 or an output directory that contains one"
 _FORGED = "The file is damaged or forged: do not use it."
-_MOST_METADATA = MOST_JSON_BYTES + 2**22  # bytes that are read in addition to the arrays
+_MOST_METADATA = MOST_JSON_BYTES + 2**22  # maximum number of bytes to read in addition to the arrays
 _MOST_WIDTHS = 300
 _MOST_COLUMN_BYTES = 2**13  # bytes of JSON per column: a name has at most 1,024 bytes, and JSON may escape each
 _PIECE = 2**20  # bytes read at once for a digest
-_MAX_NAMES = 10  # names of arrays that a message lists
-_QUOTED = 500  # characters of the file that a message quotes
+_MAX_NAMES = 10  # maximum number of arrays that a message lists
+_QUOTED = 500  # maximum number of characters that a message quotes
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +50,12 @@ class StoredModel:
     ----------
     network : Network
     arrays : mapping of str to ndarray
-        ``minimum`` and ``maximum``, ``fill``, ``clips`` and ``offset`` if the file has them, and the parameters of the
-        network. Shapes and dtypes are as expected, and all values are finite.
+        ``minimum``, ``maximum`` and the parameters of the network. Also ``fill``, ``clips`` and ``offset``, if the
+        file contains them. Shapes and dtypes are as expected, and all values are finite.
     about : mapping
-        How the model was made: plain values.
+        Description of how the model was made, as plain values.
     fingerprint : str
-        Fingerprint that is stored in the file.
+        Fingerprint that the file stores.
     columns : Columns
         Names or numbers of the columns, if the file has them.
     """
@@ -68,7 +68,7 @@ class StoredModel:
 
 
 def listed_model(path: Path) -> Entry | None:
-    """Return the model's entry in the manifest of its directory; None if there is no manifest or no entry."""
+    """Return the entry of a model in the manifest of its directory, or None if the manifest or the entry is missing."""
     is_directory = os.path.isdir(path)
     if not is_directory and path.name != _NAME:
         return None
@@ -88,7 +88,7 @@ def listed_model(path: Path) -> Entry | None:
 
 
 def _is_ours(manifest: Path) -> bool:
-    """Return whether a damaged manifest is one of an output directory, and not of another program."""
+    """Return whether a damaged manifest was written by shardpress, not by another program."""
     try:
         with open(manifest, "rb") as file:
             return b"shardpress" in file.read(2**10)
@@ -102,17 +102,17 @@ def read_model_file(path: Path, entry: Entry | None) -> StoredModel:
     Parameters
     ----------
     path : Path
-        The file, or an output directory.
+        A model file, or an output directory.
     entry : Entry or None
-        Result of `listed_model`. The file must have this size and digest.
+        Result of `listed_model`. The file must have the size and digest of this entry.
 
     Raises
     ------
     NoInput, DataError, NewerFormat, ReadFailed, NotPermitted, SystemLimit
-        As `pipeline.model.load_model`, which also compares the fingerprint.
+        In the same cases as in `pipeline.model.load_model`, which also checks the fingerprint.
     """
     if os.path.isdir(path):
-        # The name in the manifest: ``model.h5`` may still be a link of an earlier run if this run was killed.
+        # Use the name in the manifest: if a run was killed, ``model.h5`` may still link to the model of an earlier run.
         path = path / (entry.file if entry else _NAME)
     where = f"model={printable(path)}"
     if "\0" in str(path):
@@ -121,7 +121,7 @@ def read_model_file(path: Path, entry: Entry | None) -> StoredModel:
 
 
 def _read(path: Path, entry: Entry | None, where: str) -> StoredModel:
-    """Read the file once; raises `OSError` when the storage fails."""
+    """Read the file once. Raise `OSError` if the storage fails."""
     try:
         with opened(str(path)) as (descriptor, identity):
             if entry is not None:
@@ -137,7 +137,7 @@ def _read(path: Path, entry: Entry | None, where: str) -> StoredModel:
 
 
 def _check_digest(descriptor: int, size: int, entry: Entry, where: str) -> None:
-    """Refuse a file that is not the one that the manifest lists."""
+    """Raise `DataError` if the file differs from its entry in the manifest."""
     if size == entry.n_bytes:
         starts = range(0, size, _PIECE)
         found = digest(read_at(descriptor, start, min(_PIECE, size - start)) for start in starts)
@@ -155,7 +155,7 @@ def _check_digest(descriptor: int, size: int, entry: Entry, where: str) -> None:
 def _stored(descriptor: int, size: int, where: str) -> StoredModel:
     """Return the content of an open file.
 
-    Declared sizes are checked before memory is allocated, so that no allocation is larger than the file.
+    Sizes that the file declares are checked before memory is allocated. No allocation is larger than the file.
     """
     try:
         base = check_superblock(descriptor, size, where)
@@ -182,7 +182,7 @@ def _stored(descriptor: int, size: int, where: str) -> StoredModel:
 
 
 def _check_about(about: Any, where: str) -> None:
-    """Refuse plain values that do not have the form that callers rely on."""
+    """Raise `DataError` if the attribute ``about`` does not have the form that callers rely on."""
     is_valid = isinstance(about, dict)
     for name in ("config", "training"):
         is_valid = is_valid and isinstance(about.get(name, {}), dict)
@@ -194,14 +194,14 @@ def _check_about(about: Any, where: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return the reason for an error. Only the text of a `ValueError` is useful for users."""
+    """Return the reason for an error as text. Only the text of a `ValueError` is useful to users."""
     if isinstance(error, ValueError) and str(error):
         return printable(str(error)[:_QUOTED])
     return "its links, storage or types are not as expected"
 
 
 def _attribute(contents: Contents, name: str, where: str) -> Any:
-    """Return the value of an attribute: a str, or an array of numbers."""
+    """Return the value of an attribute, which is a str or an array of numbers."""
     if name not in contents.attributes:
         raise DataError(f"{where}: attribute {name} is missing, expected a model that shardpress wrote")
     try:
@@ -249,7 +249,10 @@ def _network(contents: Contents, where: str) -> Network:
 
 
 def _check_format(found: str, where: str) -> None:
-    """Refuse a model of another format. This comes first: its other content would look damaged."""
+    """Raise an error if the model has another format.
+
+    This check comes first, because the other attributes of a newer format would look damaged.
+    """
     if found == FORMAT:
         return
     what = f"{where}: its format is {printable(repr(found[:_QUOTED]))}, expected {FORMAT!r}"
@@ -261,7 +264,7 @@ def _check_format(found: str, where: str) -> None:
 
 
 def _datasets(contents: Contents, network: Network, where: str) -> dict[str, Dataset]:
-    """Return the headers of all arrays, whose shapes and dtypes must be those of the network."""
+    """Return the headers of all arrays, after checking that shapes and dtypes match the network."""
     datasets = {}
     expected = _expected_arrays(contents, network, where)
     for name in expected:
@@ -274,7 +277,7 @@ def _datasets(contents: Contents, network: Network, where: str) -> dict[str, Dat
 
 
 def _expected_arrays(contents: Contents, network: Network, where: str) -> dict[str, tuple[tuple[int, ...], type]]:
-    """Return shapes and dtypes of the arrays of a network, and of optional ones that the file has."""
+    """Return the shape and dtype of each array that a network requires, and of each optional array in the file."""
     each_column = ((network.n_inputs,), np.float64)
     required: dict[str, tuple[tuple[int, ...], type]] = {"minimum": each_column, "maximum": each_column}
     for name, shape in network.shapes.items():
@@ -288,7 +291,7 @@ def _expected_arrays(contents: Contents, network: Network, where: str) -> dict[s
 
 
 def _check_kind(dataset: Dataset, name: str, shape: tuple[int, ...], dtype: type, where: str) -> None:
-    """Refuse an array of another shape or dtype."""
+    """Raise `DataError` if an array has another shape or dtype."""
     found = np.dtype(dataset.dtype[0])
     if dataset.shape != shape or found != dtype:
         raise DataError(
@@ -298,7 +301,7 @@ def _check_kind(dataset: Dataset, name: str, shape: tuple[int, ...], dtype: type
 
 
 def _description_of_columns(contents: Contents, n_inputs: int, where: str) -> Dataset:
-    """Return the header of the description of the columns, which is text of any length up to a limit."""
+    """Return the header of the dataset that describes the columns. Its length may vary up to a limit."""
     dataset = _dataset(contents, COLUMNS, where)
     found = np.dtype(dataset.dtype[0])
     most_bytes = _MOST_COLUMN_BYTES * (n_inputs + 1)

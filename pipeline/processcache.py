@@ -1,4 +1,4 @@
-"""Values that a process keeps because they are expensive, or must be made only once."""
+"""Cache for values that a process computes only once, for example because they are expensive."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _Value = TypeVar("_Value")
 
 
 class ProcessCache(Generic[_Key, _Value]):
-    """Values by key, kept by this process until they are replaced or the process ends.
+    """Values by key, which this process keeps until they are replaced or dropped.
 
-    All mutable state of modules is stored in such caches, for example compiled models, which cannot be sent to another
-    process, or the file systems that a warning was logged for.
+    All mutable state of modules is stored in such caches. Examples are compiled models, which cannot be sent to another
+    process, and the file systems for which a warning has already been logged.
 
-    Threads: one lock guards each cache. `get_or_make` holds it while a value is made, so that a model is compiled once,
-    no matter how many threads need it. Processes: a fork inherits the values, and gets a lock that is free.
+    A cache is thread-safe. `get_or_make` holds the lock of the cache while it makes a value, so that a model is
+    compiled only once, even if several threads need it. A forked process inherits the values, and its lock is free.
 
     Parameters
     ----------
     max_size : int, optional
-        Number of values above which the one that was used least recently is dropped. The default keeps all of them.
+        Maximum number of values. The least recently used value is dropped first. By default, all values are kept.
     """
 
     def __init__(self, max_size: int | None = None) -> None:
         self._max_size = max_size
-        self._values: dict[_Key, _Value] = {}  # in order of last use, the most recent one last
+        self._values: dict[_Key, _Value] = {}  # in order of last use; the most recently used value is last
         self._lock = threading.Lock()
         os.register_at_fork(after_in_child=self._free_lock)
 
@@ -38,12 +38,12 @@ class ProcessCache(Generic[_Key, _Value]):
         return len(self._values)
 
     def get(self, key: _Key) -> _Value | None:
-        """Return the value of a key, or None."""
+        """Return the value of a key, or None if the key has no value."""
         with self._lock:
             return self._get(key)
 
     def get_or_make(self, key: _Key, make: Callable[[], _Value]) -> _Value:
-        """Return the value of a key; if there is none, make it. Other threads wait meanwhile."""
+        """Return the value of a key. If there is none, make the value while other threads wait."""
         with self._lock:
             value = self._get(key)
             if value is None:
@@ -53,12 +53,12 @@ class ProcessCache(Generic[_Key, _Value]):
             return value
 
     def put(self, key: _Key, value: _Value) -> None:
-        """Store a value in place of any other one of this key."""
+        """Store the value of a key, and replace any earlier value."""
         with self._lock:
             self._put(key, value)
 
     def put_if_new(self, key: _Key, value: _Value) -> bool:
-        """Store a value if there is none of this key; return whether it was stored."""
+        """Store the value of a key unless the key already has a value. Return whether the value was stored."""
         with self._lock:
             if key in self._values:
                 return False
@@ -66,7 +66,7 @@ class ProcessCache(Generic[_Key, _Value]):
             return True
 
     def pop_last(self) -> _Value | None:
-        """Take out the value that was used last; return None if there is no value."""
+        """Remove and return the most recently used value, or return None if the cache is empty."""
         with self._lock:
             if not self._values:
                 return None
@@ -81,7 +81,7 @@ class ProcessCache(Generic[_Key, _Value]):
     def _get(self, key: _Key) -> _Value | None:
         value = self._values.pop(key, None)
         if value is not None:
-            self._values[key] = value  # now it is the last one
+            self._values[key] = value  # move it to the end
         return value
 
     def _put(self, key: _Key, value: _Value) -> None:
@@ -90,7 +90,7 @@ class ProcessCache(Generic[_Key, _Value]):
         self._values[key] = value
 
     def _make_room(self) -> None:
-        """Drop the values that were used least recently, until there is room for a new one."""
+        """Drop the least recently used values until there is room for a new value."""
         if self._max_size is None:
             return
         while len(self._values) >= self._max_size:

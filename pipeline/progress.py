@@ -1,4 +1,4 @@
-"""Progress of a pass over data, with the time left: a tqdm bar on a terminal, and a few lines in the log."""
+"""Progress of a pass over data: a tqdm bar on a terminal, and a few lines in the log. Both show the time left."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["Progress"]
 
 log = logging.getLogger(__name__)
 
-# Percentages of the total at which a line is logged. The first ones soon show how long the pass is going to take.
+# Percentages at which a line is logged. The first lines are close together, to show early how long the pass takes.
 _MARKS = (1, 2, 5, *range(10, 100, 10))
-_SECONDS_BETWEEN_LINES = 5.0  # minimum; a short pass logs only one line, at its end
-_LONGEST_SILENCE = 600.0
-_SECONDS_BETWEEN_BARS = 0.1  # units may be steps of a few microseconds
+_SECONDS_BETWEEN_LINES = 5.0  # minimum; a short pass logs only one line, when it ends
+_LONGEST_SILENCE = 600.0  # seconds after which a line is logged in any case
+_SECONDS_BETWEEN_BARS = 0.1  # do not draw after every unit, which can take only a few microseconds
 
 
 class Progress:
@@ -37,11 +37,11 @@ class Progress:
     total : int or None
         Number of units, if it is known.
     unit : str
-        Name of the units, in the plural.
+        Name of the units in the plural.
     unit_bytes : int
-        Size of a unit, to show the rate in MB/s as well; 0 to leave it out.
+        Size of a unit in bytes. If it is not 0, the rate is also shown in MB/s.
     done : int
-        Number of units that an earlier run has done. Rates do not include them.
+        Number of units that an earlier run has completed. Rates do not include these units.
     clock : callable
         Returns the time in seconds.
     """
@@ -78,7 +78,7 @@ class Progress:
         if self._bar is not None:
             self._draw()
             self._bar.close()
-            self._bar = None  # the last line is then shown on the terminal, too
+            self._bar = None  # so that the terminal also shows the last line
         if error is None and self._logged != self._done:  # after an error, a line would look like success
             self._line(is_last=True)
 
@@ -88,7 +88,10 @@ class Progress:
         return self._clock() - self._start
 
     def advance(self, n_units: int = 1, note: object = "") -> None:
-        """Count units. `note` is shown after the count, and converted to text only then, because steps can be short."""
+        """Count units, and show `note` after the count.
+
+        The note is converted to text only when it is shown, because units can be very short.
+        """
         self._done += n_units
         self._note = note
         now = self._clock()
@@ -113,7 +116,7 @@ class Progress:
         if silent >= _LONGEST_SILENCE:
             return True
         if self._total is None:
-            return silent >= self.seconds / 3  # each time the elapsed time has grown by half
+            return silent >= self.seconds / 3  # whenever the elapsed time has grown by half
         return self._done >= self._next_mark
 
     def _mark_after(self, done: int) -> float:
@@ -131,7 +134,7 @@ class Progress:
         log.info("%s: %s", self._what, ", ".join(filter(None, words)), extra=extra)
 
     def _count(self) -> str:
-        if self._total is None or self._done > self._total:  # an exceeded total is not shown
+        if self._total is None or self._done > self._total:  # do not show a total that was exceeded
             return f"{self._done} {self._unit}"
         count = f"{self._done}/{self._total} {self._unit}"
         if self._done == self._total:
@@ -139,7 +142,7 @@ class Progress:
         return f"{count} ({100 * self._done / max(1, self._total):.0f} %)"
 
     def _left(self) -> str:
-        """Return the time that the rest takes at the rate so far."""
+        """Return the time that the remaining units take at the average rate."""
         n = self._done - self._before
         n_left = (self._total or 0) - self._done
         if n <= 0 or n_left <= 0:
@@ -155,9 +158,9 @@ class Progress:
     # -- on a terminal -----------------------------------------------------------------------------------------------
 
     def _new_bar(self) -> tqdm:
-        from tqdm import tqdm  # not needed for the first line of a program
+        from tqdm import tqdm  # imported here, so that the first line of a program appears sooner
 
-        is_scaled = self._total is not None and self._total > 10_000  # rows are shown in k and M, steps one by one
+        is_scaled = self._total is not None and self._total > 10_000  # show many rows in units of k or M
         return tqdm(
             total=self._total,
             desc=self._what,
@@ -173,13 +176,13 @@ class Progress:
         self._bar.update(self._done - self._bar.n)
 
     def _bar_format(self) -> str:
-        """Return a format without tqdm's own rate, which is like "2.09s/ epochs"; our rate follows the bar."""
+        """Return a format without tqdm's rate, which reads like "2.09s/ epochs". The postfix shows the rate instead."""
         if self._total is None:
             return f"{{desc}}: {{n_fmt}} {self._unit} [{{elapsed}}{{postfix}}]"
         return f"{{l_bar}}{{bar}}| {{n_fmt}}/{{total_fmt}} {self._unit} [{{elapsed}}<{{remaining}}{{postfix}}]"
 
     def _pace(self) -> str:
-        """Return the rate for a bar: units per second, or seconds per unit if units are slow."""
+        """Return the rate for a bar, in units per second, or in seconds per unit if units are slow."""
         n = self._done - self._before
         if self._unit_bytes or not n:
             return self._rate()
@@ -190,5 +193,5 @@ class Progress:
 
 
 def _is_watched() -> bool:
-    """Return whether standard error is a terminal that can draw a bar, and progress is logged at all."""
+    """Return whether progress is logged, and standard error is a terminal that can draw a bar."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and log.isEnabledFor(logging.INFO)

@@ -1,4 +1,4 @@
-"""Logging with times on the terminal and in ``run.log``, and a list of warnings for the report."""
+"""Logging to the terminal and to ``run.log``, with times, and collection of warnings for the report."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pathlib import Path
 __all__ = ["SHOWN_BY_BAR", "Dated", "RunLog", "Terminal", "Warnings", "collect_warnings"]
 
 SHOWN_BY_BAR = "is_shown_by_bar"
-"""Attribute of log records that a progress bar already shows, so that they are written to the file only."""
+"""Attribute of log records that a progress bar already shows. They are written only to the file."""
 
 _NAME = "run.log"
-_MAX_WARNINGS = 50  # warnings in the report; a file with thousands of faults causes thousands of warnings
-_MAX_WAITING = 1000  # lines that are kept in memory until the directory is known
+_MAX_WARNINGS = 50  # maximum in the report; a file with thousands of faults causes thousands of warnings
+_MAX_WAITING = 1000  # maximum number of lines in memory before the directory is known
 
 
 class Dated(logging.Formatter):
-    """Formatter that shows the time of day, and in the first line of each day the date."""
+    """Formatter that shows the time of day. The first line of each day also shows the date."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s")
@@ -40,7 +40,7 @@ class Dated(logging.Formatter):
 
 
 class Terminal(logging.StreamHandler):
-    """Handler that writes lines to standard error, above a progress bar if there is one."""
+    """Handler that writes lines to standard error, above the progress bar if one is shown."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,14 +55,14 @@ class Terminal(logging.StreamHandler):
         try:
             with sys.modules["tqdm"].tqdm.external_write_mode(file=self.stream):
                 super().emit(record)
-        except Exception:  # drawing the bar fails on a terminal that has been closed
+        except Exception:  # tqdm fails if the terminal has been closed
             self.handleError(record)
 
 
 class RunLog(logging.Handler):
-    """Handler that writes lines to ``run.log``, and keeps them in memory until the directory is known.
+    """Handler that writes lines to ``run.log``.
 
-    If the file cannot be written, the run continues.
+    The lines are kept in memory until the directory is known. If the file cannot be written, the run continues.
     """
 
     def __init__(self) -> None:
@@ -72,14 +72,14 @@ class RunLog(logging.Handler):
         self._descriptor: int | None = None
 
     def start(self, directory: Path) -> None:
-        """Write to an output directory that this run has locked."""
-        # An existing run.log could be a link to another file, or a pipe that no process reads.
+        """Start writing to ``run.log`` in an output directory, which this run has locked."""
+        # An existing run.log may be a link to another file, or a pipe that no process reads.
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with suppress(OSError):
             descriptor = os.open(directory / _NAME, flags, 0o666)
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-                os.close(descriptor)  # a hard link is another name of a file elsewhere
+                os.close(descriptor)  # with a hard link, another file would be changed
                 return
             self._descriptor = descriptor
             for line in self._waiting:
@@ -87,7 +87,7 @@ class RunLog(logging.Handler):
             self._waiting.clear()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write or keep one line."""
+        """Write one line, or keep it in memory."""
         line = self.format(record)
         if self._descriptor is not None:
             _write(self._descriptor, line)
@@ -95,7 +95,7 @@ class RunLog(logging.Handler):
             self._waiting.append(line)
 
     def write(self, text: str) -> None:
-        """Write or keep a line that is not a log record."""
+        """Write a line that is not a log record, or keep it in memory."""
         self.emit(logging.makeLogRecord({"msg": text, "levelname": "INFO"}))
 
     def close(self) -> None:
@@ -113,9 +113,9 @@ class Warnings(logging.Handler):
     Attributes
     ----------
     first : list of str
-        Distinct messages of the first warnings.
+        Messages of the first warnings, without repetitions.
     n : int
-        Number of warnings, without repetitions of those in `first`.
+        Number of warnings. Repetitions of warnings in `first` are not counted.
     """
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class Warnings(logging.Handler):
         self.n = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Collect or count one warning."""
+        """Count one warning, and collect its message."""
         line = record.getMessage()
         if line in self.first:
             return
@@ -135,10 +135,10 @@ class Warnings(logging.Handler):
 
 @contextmanager
 def collect_warnings() -> Iterator[Warnings]:
-    """Collect the warnings of the pipeline and the kernels within the context."""
+    """Collect the warnings that the pipeline and the kernels log within the context."""
     collected = Warnings()
     handlers: list[logging.Handler] = [collected]
-    # If logging is not configured, Python prints warnings only as long as there is no handler.
+    # If logging is not configured, Python stops printing warnings as soon as a handler is added.
     if logging.lastResort is not None and not logging.getLogger().handlers:
         handlers.append(logging.lastResort)
     places = [(logging.getLogger(name), handler) for name in ("pipeline", "kernels") for handler in handlers]
@@ -152,6 +152,6 @@ def collect_warnings() -> Iterator[Warnings]:
 
 
 def _write(descriptor: int, line: str) -> None:
-    data = line.encode("utf-8", "backslashreplace")  # names of files need not be UTF-8
+    data = line.encode("utf-8", "backslashreplace")  # file names may contain bytes that are not UTF-8
     with suppress(OSError):  # for example if the disk is full
         os.write(descriptor, data + b"\n")

@@ -1,4 +1,4 @@
-"""Signals: SIGINT, SIGTERM and SIGHUP stop a run at a safe point, and the process then ends by the same signal."""
+"""Handling of SIGINT, SIGTERM and SIGHUP: stop the run at a safe point, then end the process with the same signal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _n_deferred = 0
 class Stopped(KeyboardInterrupt):
     """Request to stop, caused by a signal.
 
-    It is a `KeyboardInterrupt`, not an `Exception`, so that it is not handled as an error.
+    The base class is `KeyboardInterrupt`, not `Exception`, so that the request is not handled as an error.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class Stopped(KeyboardInterrupt):
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__(number)  # the only argument, because pickle calls the class with it
+        super().__init__(number)  # pass only the number, because pickle calls the class with these arguments
         self.number = number
 
     def __str__(self) -> str:
@@ -40,13 +40,13 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Raise `Stopped` for the first signal within the context. A second one ends the process at once.
+    """Raise `Stopped` for the first signal within the context. A second signal ends the process at once.
 
-    A signal that the process was started to ignore, as ``nohup`` does with SIGHUP, stays ignored.
+    If a signal was already ignored when the process started, it stays ignored. For example, ``nohup`` ignores SIGHUP.
     """
     _caught.clear()
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python delivers signals to the main thread only
+        yield  # Python runs signal handlers only in the main thread
         return
     handled = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, _on_signal) for number in handled}
@@ -61,7 +61,8 @@ def stoppable() -> Iterator[None]:
 def check() -> None:
     """Raise `Stopped` if a signal has been received. Long loops call this function.
 
-    The signal handler raises it as well, which interrupts waiting. But exceptions in callbacks of h5py are lost.
+    The signal handler also raises `Stopped`, to interrupt waiting. This function is needed in addition, because
+    exceptions that are raised within callbacks of h5py are lost.
     """
     if _caught:
         raise Stopped(_caught[0])
@@ -69,10 +70,10 @@ def check() -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Raise `Stopped` only in `check` within the context, for work that must not stop within a step."""
+    """Raise `Stopped` only in `check` while the context is active, for steps that must not be interrupted."""
     global _n_deferred
     if threading.current_thread() is not threading.main_thread():
-        yield  # handlers run in the main thread only
+        yield  # signal handlers run only in the main thread
         return
     _n_deferred += 1
     try:
@@ -82,12 +83,16 @@ def deferred() -> Iterator[None]:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit with a code. A code above 128 means a signal, which then ends the process, so that its parent knows why."""
+    """Exit with a code.
+
+    A code above 128 means that a signal stopped the run. The process then ends with this signal, which informs the
+    parent process.
+    """
     if code > 128:
         handled = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         for number in (*handled, code - 128):
-            signal.signal(number, signal.SIG_DFL)  # a further signal ends the process at once, without a traceback
-        atexit._run_exitfuncs()  # Python does not call exit functions when a signal ends the process
+            signal.signal(number, signal.SIG_DFL)  # another signal ends the process at once, without a traceback
+        atexit._run_exitfuncs()  # Python does not call exit functions if a signal ends the process
         os.kill(os.getpid(), code - 128)
     sys.exit(code)
 

@@ -1,4 +1,4 @@
-"""Durations and sizes in words."""
+"""Durations and sizes as text."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def duration(seconds: float, decimals_below: float = 0.0) -> str:
     Parameters
     ----------
     seconds : float
-        The duration.
+        Duration.
     decimals_below : float
-        Durations shorter than this number of seconds get one decimal, such as ``4.2 s``.
+        Durations below this number of seconds are shown with one decimal, such as ``4.2 s``.
     """
     if seconds < min(decimals_below, _LONGEST_IN_SECONDS):
         return f"{seconds:.1f} s"
@@ -29,7 +29,7 @@ def duration(seconds: float, decimals_below: float = 0.0) -> str:
 
 
 def exact_duration(seconds: float) -> str:
-    """Return a duration with the seconds of its minutes: ``4.2 s``, ``40 s``, ``12 min 5 s`` or ``3 h 5 min``."""
+    """Return a duration of less than an hour to the second: ``4.2 s``, ``40 s``, ``12 min 5 s`` or ``3 h 5 min``."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 60:
@@ -42,7 +42,7 @@ def exact_duration(seconds: float) -> str:
 
 
 def size(n_bytes: float) -> str:
-    """Return a number of bytes with three digits and a decimal unit: ``512 B``, ``1.21 MB`` or ``120 GB``."""
+    """Return a number of bytes with three significant digits and a decimal unit, such as ``512 B`` or ``1.21 MB``."""
     units = ["B", "kB", "MB", "GB", "TB"]
     while n_bytes >= 1000 and len(units) > 1:
         n_bytes /= 1000

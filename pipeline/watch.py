@@ -1,4 +1,4 @@
-"""Sampling of what limits the speed of a run: the device, the processor or the disk."""
+"""Sampling of the bottleneck of a run: the device, the processor or the disk."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 __all__ = ["BOTTLENECKS", "Watch", "bottleneck", "thread_states", "watching"]
 
 BOTTLENECKS = ("device", "processor", "disk", "other")
-_INTERVAL = 0.1  # seconds between samples; each takes a quarter of a millisecond
+_INTERVAL = 0.1  # seconds between samples; a sample takes a quarter of a millisecond
 _MIN_SAMPLES = 10
 _TASKS = Path("/proc/self/task")
 
 
 class Watch:
-    """A thread that samples the bottleneck of this process until it is stopped.
+    """Thread that samples the bottleneck of this process until `stop` is called.
 
     Parameters
     ----------
     sample : callable
-        Returns the current bottleneck, one of `BOTTLENECKS`, or None if it is unknown.
+        Function that returns the current bottleneck, one of `BOTTLENECKS`, or None if it is unknown.
     interval : float
         Seconds between two samples.
     """
@@ -37,7 +37,10 @@ class Watch:
         self._thread.start()
 
     def take_shares(self) -> dict[str, float]:
-        """Return each bottleneck's share of the time since the last call; an empty dict if that time is too short."""
+        """Return the share of each bottleneck in the time since the last call.
+
+        The result is empty if there are too few samples.
+        """
         counts = self._counts
         self._counts = Counter()
         n_samples = sum(counts.values())
@@ -61,14 +64,14 @@ class Watch:
 def watching(
     n_device_calls: Callable[[], int], is_compiling: Callable[[], bool], interval: float = _INTERVAL
 ) -> Iterator[Watch]:
-    """Watch this process within the context, except while it compiles.
+    """Sample the bottleneck of this process within the context, except while it waits for the compiler.
 
     Parameters
     ----------
     n_device_calls : callable
-        Returns the number of calls in progress on a device other than the CPU.
+        Function that returns the number of calls in progress on a device other than the CPU.
     is_compiling : callable
-        Returns whether the process is waiting for the compiler.
+        Function that returns whether the process is waiting for the compiler.
     interval : float
         Seconds between two samples.
     """
@@ -87,30 +90,41 @@ def watching(
 
 
 def thread_states(tasks: Path = _TASKS) -> Counter[str]:
-    """Return the number of threads of this process in each scheduling state, excluding the calling thread.
+    """Return the number of threads of this process in each scheduling state, without the calling thread.
 
-    ``R`` means running or ready to run, ``D`` waiting for a disk or a file server, ``S`` waiting for something else.
+    ``R`` means running or ready to run. ``D`` means waiting for a disk or a file server, and ``S`` means waiting for
+    another event.
 
     Parameters
     ----------
     tasks : Path
-        Directory with one entry for each thread, as in ``/proc``.
+        Directory with one entry per thread, like ``/proc/self/task``.
     """
     counts: Counter[str] = Counter()
     own = str(threading.get_native_id())
-    with suppress(OSError):  # without /proc
+    with suppress(OSError):  # /proc is missing
         for thread in os.listdir(tasks):
             with suppress(OSError):  # the thread has ended
                 line = (tasks / thread / "stat").read_bytes()
                 if thread != own:
-                    # The state follows the thread's name in parentheses, which may itself contain parentheses.
+                    # The state follows the name of the thread in parentheses. The name may also contain parentheses.
                     state = line[line.rindex(b")") + 2]
                     counts[chr(state)] += 1
     return counts
 
 
 def bottleneck(states: Mapping[str, int], n_device_calls: int, n_cores: int) -> str | None:
-    """Return which of `BOTTLENECKS` limits the process, given its number of threads by state; None without threads."""
+    """Return which of `BOTTLENECKS` limits this process, or None if `states` is empty.
+
+    Parameters
+    ----------
+    states : mapping of str to int
+        Number of threads in each scheduling state, as returned by `thread_states`.
+    n_device_calls : int
+        Number of calls in progress on a device other than the CPU.
+    n_cores : int
+        Number of cores that this process may use.
+    """
     if not states:
         return None
     if n_device_calls:

@@ -1,1 +1,1 @@
-"""Comparison of features, raw columns and principal components by a classifier."""
+"""Comparison of features with raw columns and principal components, by the accuracy of a classifier."""

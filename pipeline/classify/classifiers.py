@@ -1,8 +1,8 @@
-"""Logistic regressions on three representations of the same rows: in memory, or out of core.
+"""Logistic regression on three representations of the same rows, in memory or out of core.
 
-All are multinomial, on standardized columns, with scikit-learn's default penalty. In memory scikit-learn's
-`LogisticRegression` is fitted until it converges. Out of core one pass over the files serves all three classifiers, and
-each is trained until its loss on held-out rows stops falling.
+All classifiers are multinomial, and are trained on standardized columns with scikit-learn's default penalty. In memory,
+scikit-learn's `LogisticRegression` is fitted until it converges. Out of core, each pass over the files trains all three
+classifiers, and a classifier is trained until its loss on held-out rows stops falling.
 """
 
 from __future__ import annotations
@@ -27,28 +27,29 @@ from pipeline.progress import Progress
 
 __all__ = ["Outcome", "compare", "fits_in_memory"]
 
-# Up to this number of raw values, scikit-learn's defaults are used: float64 and a tolerance of 1e-4. For more values,
-# float32 and 1e-3 are used: on Fashion-MNIST this takes a tenth of the time, and changes accuracies by at most 0.005.
+# Up to this number of raw values, classifiers use scikit-learn's defaults: float64 and a tolerance of 1e-4. For more
+# values, they use float32 and 1e-3. On Fashion-MNIST, this takes a tenth of the time, and changes accuracies by at most
+# 0.005.
 _MAX_VALUES_IN_FLOAT64 = 10**7
 
-# Out of core: rows that decide when to stop.
+# Validation rows decide when out-of-core training stops.
 _VALIDATION_SHARE = 0.1
 _MAX_VALIDATION_ROWS = 50_000
 _PIECES_PER_WINDOW = 16
-# Passes without improvement before training stops, and the relative decrease of the loss that counts as an improvement.
-# Without this threshold the training on separable classes would never stop, because the loss keeps falling towards 0.
+# Training stops after `_PATIENCE` passes in which the loss has not fallen by the relative amount `_MIN_FALL`. Without
+# this threshold, training on separable classes would never stop, because the loss keeps falling towards 0.
 _PATIENCE = 3
 _MIN_FALL = 1e-3
 _STEPS_PER_PASS = 50
 _MAX_BATCH_ROWS = 200
 
 Maps = Mapping[str, Map]
-"""Functions that return the standardized columns of each representation."""
+"""Function that returns the standardized columns of a representation, by the name of the representation."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Accuracy on the test rows, and the number of passes after which the training converged or stopped."""
+    """Accuracy of a classifier on the test rows, and the number of passes of its training."""
 
     accuracy: float
     n_passes: int
@@ -56,12 +57,12 @@ class Outcome:
 
 
 def compare(rows: Rows, n_classes: int, memory_budget: int, max_passes: int, seed: int) -> dict[str, Outcome]:
-    """Train on the training rows of all three representations, and test on the test rows.
+    """Train a classifier on each representation of the training rows, and test it on the test rows.
 
     Raises
     ------
     DataError
-        If the budget is too small even out of core.
+        If the memory budget is too small even for training out of core.
     """
     if fits_in_memory(rows, n_classes, memory_budget):
         return _in_memory(rows, max_passes, seed)
@@ -69,7 +70,7 @@ def compare(rows: Rows, n_classes: int, memory_budget: int, max_passes: int, see
 
 
 def fits_in_memory(rows: Rows, n_classes: int, memory_budget: int) -> bool:
-    """Return whether the rows fit in memory, including scikit-learn's scores and its copies for standardizing."""
+    """Return whether the rows fit in memory, together with the copies and scores that scikit-learn makes."""
     n_rows = len(rows.train) + len(rows.test)
     n_inputs = rows.model.n_inputs
     width = 4 * n_inputs + 2 * rows.model.n_features + 2 * n_classes
@@ -93,7 +94,7 @@ def _names(rows: Rows, n_components: int) -> tuple[str, str, str]:
 def _in_memory(rows: Rows, max_passes: int, seed: int) -> dict[str, Outcome]:
     n_train = len(rows.train)
     features, raw, codes = _load(rows)
-    n_components = min(rows.model.n_features, n_train)  # no more than there are training rows
+    n_components = min(rows.model.n_features, n_train)  # not more than the number of training rows
     pca = PCA(n_components, random_state=seed).fit(raw[:n_train])
     tables = (features, pca.transform(raw), raw)
     tolerance = 1e-4 if raw.dtype == np.float64 else 1e-3
@@ -104,7 +105,7 @@ def _in_memory(rows: Rows, max_passes: int, seed: int) -> dict[str, Outcome]:
 
 
 def _load(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return features, raw rows and classes, the training rows first."""
+    """Return features, raw rows and classes. Training rows precede test rows."""
     numbers = np.concatenate([rows.train, rows.test])
     position = np.full(len(rows.codes), -1)
     position[numbers] = np.arange(len(numbers))
@@ -117,7 +118,7 @@ def _load(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _empty_tables(n_rows: int, model: Model) -> tuple[np.ndarray, np.ndarray]:
-    """Return tables for features and raw rows."""
+    """Return uninitialized tables for features and raw rows."""
     dtype = _dtype(n_rows * model.n_inputs)
     return np.empty((n_rows, model.n_features), dtype), np.empty((n_rows, model.n_inputs), dtype)
 
@@ -125,7 +126,10 @@ def _empty_tables(n_rows: int, model: Model) -> tuple[np.ndarray, np.ndarray]:
 def _fit_and_test(
     name: str, table: np.ndarray, codes: np.ndarray, n_train: int, tolerance: float, max_passes: int
 ) -> Outcome:
-    """Fit a classifier to the first rows and test it on the others; the table is standardized in place."""
+    """Fit a classifier to the first `n_train` rows, and test it on the other rows.
+
+    The table is standardized in place.
+    """
     scaler = StandardScaler(copy=False).fit(table[:n_train])
     table = scaler.transform(table)
     classifier = LogisticRegression(tol=tolerance, max_iter=max_passes)
@@ -144,7 +148,7 @@ def _fit(classifier: LogisticRegression, table: np.ndarray, codes: np.ndarray, n
 
 
 class _Steps:
-    """A callback of scikit-learn that shows its steps in a progress bar."""
+    """Callback for scikit-learn that shows the steps of a fit in a progress bar."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -183,14 +187,20 @@ def _out_of_core(rows: Rows, n_classes: int, memory_budget: int, max_passes: int
 
 @dataclass(frozen=True)
 class _Training:
-    """Training of classifiers on all representations.
+    """Out-of-core training of classifiers on all representations.
 
     Attributes
     ----------
+    rows : Rows
+        All rows.
     is_train : ndarray of shape (n_rows,), bool
         Mask of the training rows.
     validation : RowsRead
-        Rows that decide when to stop.
+        Rows that decide when training stops.
+    maps : mapping of str to callable
+        Functions that return the standardized columns of each representation.
+    learners : mapping of str to _Learner
+        Classifier for each representation.
     """
 
     rows: Rows
@@ -204,7 +214,7 @@ class _Training:
         return {name: learner for name, learner in self.learners.items() if not learner.has_converged}
 
     def run_pass(self, number: int, rng: np.random.Generator) -> None:
-        """Train on all windows once, and evaluate the result."""
+        """Train the active learners on all windows once, and evaluate them on the validation rows."""
         active = self.active()
         n_train = int(self.is_train.sum())
         with Progress(f"pass {number}", n_train, "rows", 4 * self.rows.model.n_inputs) as progress:
@@ -223,14 +233,14 @@ class _Training:
 
 
 def _mask(rows: Rows, numbers: np.ndarray) -> np.ndarray:
-    """Return a mask of the rows with these numbers, bool (n_rows,)."""
+    """Return a mask of the rows with the given numbers, bool (n_rows,)."""
     mask = np.zeros(len(rows.codes), dtype=bool)
     mask[numbers] = True
     return mask
 
 
 def _validation_rows(rows: Rows, memory_budget: int, seed: int) -> np.ndarray:
-    """Return sorted numbers of training rows that decide when to stop: a tenth of them, up to a limit."""
+    """Return the sorted numbers of the validation rows, which are a tenth of the training rows up to a limit."""
     row_bytes = 4 * (rows.model.n_inputs + rows.model.n_features)
     fits_in_memory = memory_budget // 8 // row_bytes
     n_rows = max(1, min(int(_VALIDATION_SHARE * len(rows.train)), _MAX_VALIDATION_ROWS, fits_in_memory))
@@ -238,13 +248,14 @@ def _validation_rows(rows: Rows, memory_budget: int, seed: int) -> np.ndarray:
 
 
 def _first_pass(rows: Rows, is_train: np.ndarray, validation: np.ndarray, memory_budget: int) -> tuple[Maps, RowsRead]:
-    """Read the training rows once.
+    """Read the training rows once, to compute the statistics of each representation.
 
     Returns
     -------
-    maps : mapping
-        Functions that standardize each representation.
+    maps : mapping of str to callable
+        Functions that return the standardized columns of each representation.
     validation_rows : RowsRead
+        Validation rows in memory.
     """
     n_inputs = rows.model.n_inputs
     _check_budget(n_inputs, memory_budget)
@@ -270,7 +281,7 @@ def _check_budget(n_inputs: int, memory_budget: int) -> None:
 
 
 def _maps(rows: Rows, scaler: StandardScaler, moments: _Moments) -> Maps:
-    """Return functions that standardize features, principal components and raw columns."""
+    """Return functions that compute standardized features, principal components and raw columns."""
     mean, covariance = moments.result()
     n_components = min(rows.model.n_features, moments.n_rows)
     to_components = _largest_components(covariance, n_components).astype(np.float32)
@@ -285,21 +296,22 @@ def _maps(rows: Rows, scaler: StandardScaler, moments: _Moments) -> Maps:
 
 
 def _largest_components(covariance: np.ndarray, n: int) -> np.ndarray:
-    """Return a matrix (n_inputs, n) that maps centred rows to standardized principal components."""
+    """Return the matrix (n_inputs, n) that maps centred rows to standardized principal components."""
     variances, axes = np.linalg.eigh(covariance)
     largest = variances[::-1][:n]
     return np.asarray(axes[:, ::-1][:, :n] * _inverse_root(largest))
 
 
 def _inverse_root(variances: np.ndarray) -> np.ndarray:
-    """Return inverse standard deviations; 1 for those that are 0, like `StandardScaler`."""
+    """Return inverse standard deviations. Like `StandardScaler`, return 1 where the standard deviation is 0."""
     return 1 / np.sqrt(np.where(variances > 1e-12 * variances.max(), variances, 1))
 
 
 class _Moments:
-    """Mean and covariance of blocks of rows.
+    """Accumulator for the mean and covariance of rows.
 
-    Rows are centred with a first estimate of their mean. Products are computed in float32, sums in float64.
+    The mean of the first block is subtracted from all rows. Products are then computed in float32, and summed in
+    float64.
     """
 
     def __init__(self, n_inputs: int) -> None:
@@ -309,7 +321,7 @@ class _Moments:
         self._products = np.zeros((n_inputs, n_inputs))
 
     def add(self, rows: np.ndarray) -> None:
-        """Add rows of shape (n, n_inputs), float32."""
+        """Add rows (n, n_inputs), float32."""
         if not self.n_rows:
             self._guess = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
         differences = rows - self._guess
@@ -318,7 +330,7 @@ class _Moments:
         self._products += differences.T @ differences
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean (n_inputs,) and covariance (n_inputs, n_inputs), float64."""
+        """Return the mean (n_inputs,) and the covariance (n_inputs, n_inputs) in float64."""
         shift = self._sum / self.n_rows
         return self._guess + shift, self._products / self.n_rows - np.outer(shift, shift)
 
@@ -326,7 +338,7 @@ class _Moments:
 def _windows(
     rows: Rows, wanted: np.ndarray, rng: np.random.Generator, advance: Callable[[int], object]
 ) -> Iterator[RowsRead]:
-    """Yield windows of pieces from all over the files, because the files may be sorted by class."""
+    """Yield windows of rows. Each window joins random pieces of all files, because files may be sorted by class."""
     window = []
     for piece in rows.read(wanted, rng.permutation(len(rows.pieces)).tolist(), advance):
         window.append(piece)
@@ -338,25 +350,26 @@ def _windows(
 
 
 class _Learner:
-    """A logistic regression that is trained window by window until its loss on held-out rows stops falling.
+    """Logistic regression that is trained on one window at a time, until its validation loss stops falling.
 
     Attributes
     ----------
     best : MLPClassifier
-        The classifier with the lowest loss so far.
+        Classifier with the lowest validation loss so far.
     loss : float
-        Loss of `best`.
+        Validation loss of `best`.
     n_passes : int
+        Number of completed passes.
     """
 
     def __init__(self, n_classes: int, n_rows: int, seed: int) -> None:
-        # Without a hidden layer this is multinomial logistic regression; `SGDClassifier` compares one class with all
-        # others, which costs a hundredth of the accuracy. The penalty is that of `LogisticRegression`.
+        # Without a hidden layer, `MLPClassifier` is multinomial logistic regression. `SGDClassifier` is one-versus-all,
+        # and its accuracy is lower by 0.01. The penalty is equal to the default of `LogisticRegression`.
         self._batch_rows = max(1, min(n_rows // _STEPS_PER_PASS, _MAX_BATCH_ROWS))
         penalty = self._batch_rows / n_rows
         self._classifier = MLPClassifier((), alpha=penalty, learning_rate_init=0.003, random_state=seed)
         self._classes = np.arange(n_classes)
-        self._sums: list[np.ndarray] = []  # sums of the weights after each window of the pass
+        self._sums: list[np.ndarray] = []  # weights after each window of the pass, summed
         self._n_windows = 0
         self._n_stale_passes = 0
         self.n_passes = 0
@@ -365,15 +378,15 @@ class _Learner:
 
     @property
     def has_converged(self) -> bool:
-        """True if the loss has stopped falling."""
+        """True if the validation loss has stopped falling."""
         return self._n_stale_passes >= _PATIENCE
 
     def outcome(self, accuracy: float) -> Outcome:
-        """Return the outcome, given the accuracy of the best classifier."""
+        """Return the outcome of the training. `accuracy` is the test accuracy of the best classifier."""
         return Outcome(accuracy, self.n_passes, self.has_converged)
 
     def learn(self, table: np.ndarray, codes: np.ndarray) -> None:
-        """Train on a window."""
+        """Train on the rows of one window."""
         self._classifier.set_params(batch_size=min(self._batch_rows, len(table)))
         self._classifier.partial_fit(table, codes, classes=self._classes)
         weights = [self._classifier.coefs_[0].copy(), self._classifier.intercepts_[0].copy()]
@@ -383,7 +396,10 @@ class _Learner:
         self._n_windows += 1
 
     def end_pass(self, table: np.ndarray, codes: np.ndarray) -> None:
-        """End a pass; keep its mean weights, which are better than its last weights, if they are the best so far."""
+        """End a pass, and evaluate the mean of the weights, which is better than the last weights.
+
+        The mean is kept if its validation loss is the lowest so far.
+        """
         mean = self._mean_classifier()
         loss = log_loss(codes, mean.predict_proba(table), labels=self._classes)
         if loss < self.loss - _MIN_FALL * max(self.loss, 0.1):
@@ -397,7 +413,7 @@ class _Learner:
         self.n_passes += 1
 
     def _mean_classifier(self) -> MLPClassifier:
-        """Return a classifier with the mean of the weights after each window."""
+        """Return a classifier whose weights are the mean of the weights after each window."""
         mean = deepcopy(self._classifier)
         coefficients, intercepts = self._sums
         mean.coefs_ = [coefficients / self._n_windows]
@@ -406,7 +422,7 @@ class _Learner:
 
 
 def _test(rows: Rows, maps: Maps, learners: Mapping[str, _Learner]) -> dict[str, Outcome]:
-    """Return the accuracies on the test rows."""
+    """Return the outcome of each learner, with its accuracy on the test rows."""
     n_test = len(rows.test)
     n_right = dict.fromkeys(learners, 0)
     with Progress("test", n_test, "rows", 4 * rows.model.n_inputs) as progress:

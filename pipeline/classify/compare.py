@@ -1,4 +1,4 @@
-"""Comparison of a classifier's accuracy on three representations of the rows of finished runs."""
+"""Comparison of three representations of the rows of finished runs, by the accuracy of a classifier."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ class Options:
     features : str
         Output directory of a run.
     test : str or None
-        Output directory with the test rows. By default a fifth of the rows of each class is held out.
+        Output directory with the test rows. By default, a fifth of the rows of each class is held out.
     labels : str
         Name of the extra dataset with the labels.
     passes : int
-        Largest number of passes over the training rows.
+        Maximum number of passes over the training rows.
     memory_budget : int
-        Bytes of host memory for rows.
+        Host memory for rows, in bytes.
+    seed : int
+        Seed of all random numbers.
     """
 
     features: str
@@ -49,7 +51,7 @@ class Options:
 
     @property
     def directories(self) -> list[str]:
-        """Output directories of one or two runs."""
+        """Output directories of the one or two runs."""
         if self.test:
             return [self.features, self.test]
         return [self.features]
@@ -62,11 +64,15 @@ class Comparison:
     Attributes
     ----------
     outcomes : dict of str to Outcome
-        Outcomes by the names of the representations.
+        Outcome for each representation, by its name.
     tested_on : str
         Description of the test rows.
+    n_classes : int
+        Number of classes in the training rows.
+    n_train : int
+        Number of training rows.
     n_bad, n_unlabelled : int
-        Rows that were not used.
+        Numbers of rows that were excluded because they are bad, or because they have no label.
     """
 
     outcomes: dict[str, Outcome]
@@ -98,7 +104,7 @@ def compare_representations(options: Options) -> Comparison:
     NoInput
         If a directory contains no finished run.
     DataError
-        For labels that cannot be used, features of another model, or rows that have changed.
+        If the labels cannot be used, if the features are those of another model, or if input rows have changed.
     """
     model, runs = _open_runs(options)
     codes = _codes(options, runs)
@@ -119,7 +125,7 @@ def compare_representations(options: Options) -> Comparison:
 
 
 def _open_runs(options: Options) -> tuple[Model, list[Features]]:
-    """Open the runs, which must all have the same model."""
+    """Open the runs and their model. Raise `DataError` if the runs have different models."""
     runs = [_open(directory) for directory in options.directories]
     model = load_model(options.features)
     for directory, run in zip(options.directories, runs, strict=True):
@@ -142,7 +148,7 @@ def _test_rows(options: Options, runs: Sequence[Features], codes: np.ndarray) ->
 
 
 def _codes(options: Options, runs: Sequence[Features]) -> np.ndarray:
-    """Return each row's class, LEFT_OUT for a row without a label."""
+    """Return the class of each row, or LEFT_OUT for a row without a label."""
     labels = []
     masks = []
     for directory, run in zip(options.directories, runs, strict=True):
@@ -155,7 +161,7 @@ def _codes(options: Options, runs: Sequence[Features]) -> np.ndarray:
 
 
 def _pieces(options: Options, runs: Sequence[Features], model: Model) -> tuple[Piece, ...]:
-    """Cut the rows of all runs into pieces with consecutive numbers."""
+    """Divide the rows of all runs into pieces. The rows of all runs are numbered consecutively."""
     max_bytes = options.memory_budget // _PIECES_PER_BUDGET
     pieces: tuple[Piece, ...] = ()
     first = 0
@@ -184,7 +190,7 @@ def _check_model(directory: str, run: Features, model: Model, features: str) -> 
 
 
 def _check_classes(options: Options, codes: np.ndarray, is_test: np.ndarray) -> int:
-    """Return the number of classes in the training rows; check that there are enough classes and rows."""
+    """Return the number of classes in the training rows. Raise `DataError` if there are too few classes or rows."""
     is_labelled = codes != LEFT_OUT
     train_codes = codes[is_labelled & ~is_test]
     n_classes = len(np.unique(train_codes))

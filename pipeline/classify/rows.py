@@ -1,4 +1,4 @@
-"""The rows of finished runs: their labels as numbers of classes, their features, and their scaled raw columns."""
+"""Rows of finished runs, with their classes, features and scaled raw columns."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ __all__ = [
 ]
 
 LEFT_OUT = -1
-"""Class of a row that is not used."""
+"""Class of rows that are not used."""
 Map = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""A function from features and scaled raw rows to columns of a representation."""
+"""Function that computes a representation from features and scaled raw rows."""
 
 _HELD_OUT = 0.2
-_MAX_ROWS = 65536  # rows per piece
-_TOLERANCE = 0.01  # processors and devices round features differently, but their differences are smaller
+_MAX_ROWS = 65536  # maximum number of rows per piece
+_TOLERANCE = 0.01  # differences between the rounding errors of devices are smaller
 
 
 # -- labels --------------------------------------------------------------------------------------------------------
 
 
 def labels_of(directory: str, run: Features, name: str) -> np.ndarray:
-    """Return the labels in an extra dataset, one for each row: numbers or strings.
+    """Return the labels in an extra dataset, which are one number or string per row.
 
     Raises
     ------
     DataError
-        If the dataset does not exist, or has values of another kind.
+        If the dataset does not exist, or if its values are not whole numbers or strings.
     """
     if name not in run.extras:
         raise _no_such_extra(directory, run, name)
@@ -82,7 +82,7 @@ def _no_such_extra(directory: str, run: Features, name: str) -> DataError:
 
 
 def _check_whole_numbers(where: str, labels: np.ndarray) -> None:
-    """Check that numbers are whole or NaN."""
+    """Raise `DataError` unless all numbers are whole or NaN."""
     has_fraction = np.isfinite(labels) & (labels != np.floor(labels))
     wrong = np.flatnonzero(has_fraction | np.isinf(labels))
     if len(wrong):
@@ -94,18 +94,21 @@ def _check_whole_numbers(where: str, labels: np.ndarray) -> None:
 
 
 def _decode(codes: np.ndarray, categories: np.ndarray) -> np.ndarray:
-    """Return the categories of codes, which differ between runs. The category of -1 is arbitrary: see `has_label`."""
+    """Return the category of each code, because codes differ between runs.
+
+    The result is arbitrary for the code -1, which `has_label` excludes.
+    """
     if not len(categories):
         return codes
     if categories.dtype.kind not in "biu":
-        categories = categories.astype(object)  # each string is in memory only once
+        categories = categories.astype(object)  # so that each string is stored only once
     return categories[codes]
 
 
 def has_label(run: Features, name: str) -> np.ndarray:
     """Return a mask of the rows with a label, bool (n_rows,).
 
-    If some shards lack the dataset, a mask accompanies it. Codes of -1 mean no label.
+    Rows with the code -1 have no label. If some shards lack the dataset, the run has also stored a mask.
     """
     labels = run.extras[name]
     if name in run.categories:
@@ -115,20 +118,21 @@ def has_label(run: Features, name: str) -> np.ndarray:
         return np.asarray(np.logical_and.reduce(masks))
     if labels.dtype.kind != "i":
         return np.ones(len(labels), dtype=bool)
-    return np.asarray(labels.compute() != missing_value(labels.dtype))  # stored for labels that could not be read
+    return np.asarray(labels.compute() != missing_value(labels.dtype))  # marks labels that could not be read
 
 
 def _is_mask(other: str, dtype: np.dtype, name: str) -> bool:
-    # If the input had a dataset with the name of the mask, the mask has one more underscore.
+    # If the input already contains a dataset with the name of the mask, underscores are added to the name of the mask.
     return other.rstrip("_") == f"{name}_present" and dtype.kind == "b"
 
 
 def classes_of(labels: Sequence[np.ndarray]) -> tuple[list[object], np.ndarray]:
-    """Return the sorted classes, and each row's class: LEFT_OUT if its label is NaN or an empty string.
+    """Return the sorted classes, and the class of each row.
 
-    Labels are compared by value: the storage of strings and the dtype of numbers do not matter.
+    The class of a row is LEFT_OUT if its label is NaN or an empty string. Labels are compared by value, so neither the
+    storage of strings nor the dtype of numbers matters.
     """
-    numbers: dict[object, int] = {}  # number of each distinct label, in the order in which they are found
+    numbers: dict[object, int] = {}  # numbers of distinct labels, in the order of their first occurrence
     rows = []
     for values in labels:
         distinct, inverse = _distinct(values)
@@ -141,11 +145,11 @@ def classes_of(labels: Sequence[np.ndarray]) -> tuple[list[object], np.ndarray]:
 
 
 def _distinct(values: np.ndarray) -> tuple[list[object], np.ndarray]:
-    """Return the distinct values as Python objects, None for a missing value, and the index of each row's value."""
+    """Return the distinct values as Python objects, and the index of the value of each row. Missing values are None."""
     if values.dtype.kind in "biuf":
         found, inverse = np.unique(values, return_inverse=True)
         return [_whole_number(value) for value in found.tolist()], inverse
-    # A dict, because in an array of strings each would take as much memory as the longest one.
+    # Use a dict, because every string in an array would take as much memory as the longest one.
     numbers: dict[object, int] = {}
     indices = (numbers.setdefault(value, len(numbers)) for value in values.tolist())
     inverse = np.fromiter(indices, np.int64, len(values))
@@ -165,7 +169,10 @@ def _text(value: object) -> str:
 
 
 def held_out(codes: np.ndarray, seed: int) -> np.ndarray:
-    """Return a mask of test rows, bool (n_rows,): a fifth of each class, at least one row, but never all rows."""
+    """Return a mask of the test rows, bool (n_rows,).
+
+    A fifth of the rows of each class is held out. This is at least one row, unless the class has only one row.
+    """
     order = np.random.default_rng(seed).permutation(np.flatnonzero(codes != LEFT_OUT))
     order = order[np.argsort(codes[order], kind="stable")]
     sizes = np.bincount(codes[order])
@@ -182,16 +189,18 @@ def held_out(codes: np.ndarray, seed: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Piece:
-    """The same rows before and after encoding.
+    """Rows before and after encoding.
 
     Attributes
     ----------
     raw : Block
+        Input rows.
     encoded : Block
+        Features of the rows.
     first : int
         Number of the first row.
     missing : float or None
-        Value that is treated as missing.
+        Value that marks missing entries, in addition to NaN.
     """
 
     raw: Block
@@ -200,7 +209,7 @@ class Piece:
     missing: float | None = None
 
     def cut(self, n_rows: int) -> Iterator[Piece]:
-        """Cut the rows into pieces of at most `n_rows`."""
+        """Divide the rows into pieces of at most `n_rows` rows."""
         for start in range(0, len(self.raw), n_rows):
             stop = min(start + n_rows, len(self.raw))
             yield Piece(
@@ -221,9 +230,11 @@ class RowsRead(NamedTuple):
     Attributes
     ----------
     numbers : ndarray of shape (n_rows,), int64
+        Numbers of the rows.
     features : ndarray of shape (n_rows, n_features), float32
+        Features of the rows.
     raw : ndarray of shape (n_rows, n_inputs), float32
-        Scaled.
+        Scaled input rows.
     """
 
     numbers: np.ndarray
@@ -231,7 +242,7 @@ class RowsRead(NamedTuple):
     raw: np.ndarray
 
     def select(self, rows: np.ndarray) -> RowsRead:
-        """Return some of the rows, given by positions or a mask."""
+        """Return the rows at the given positions, or the rows that a mask selects."""
         return RowsRead(self.numbers[rows], self.features[rows], self.raw[rows])
 
     def table(self, function: Map) -> np.ndarray:
@@ -255,10 +266,13 @@ class Rows:
     Attributes
     ----------
     pieces : tuple of Piece
+        All rows, in the order of their numbers.
     model : Model
+        Model that has encoded the rows.
     codes : ndarray of shape (n_rows,), int64
-        The class of each row, LEFT_OUT for one that is not used.
+        Class of each row, or LEFT_OUT for a row that is not used.
     is_test : ndarray of shape (n_rows,), bool
+        Mask of the test rows.
     """
 
     pieces: tuple[Piece, ...]
@@ -279,16 +293,16 @@ class Rows:
     def read(
         self, wanted: np.ndarray, order: Sequence[int] | None = None, advance: Callable[[int], object] = lambda n: None
     ) -> Iterator[RowsRead]:
-        """Yield rows piece by piece.
+        """Yield the selected rows of one piece at a time.
 
         Parameters
         ----------
         wanted : ndarray of shape (n_rows,), bool
-            Mask of the rows to read; pieces without any of them are skipped.
+            Mask of the rows to read. Pieces without such rows are skipped.
         order : sequence of int, optional
-            Order of the pieces.
+            Indices of the pieces in the order in which they are read.
         advance : callable
-            Called with the number of rows that the caller has finished.
+            Function that is called with the number of rows in a piece, after the caller has processed the piece.
 
         Raises
         ------
@@ -316,14 +330,18 @@ class Rows:
 def cut_into_pieces(
     run: Features, directory: str, columns: Columns, max_bytes: int, first: int = 0
 ) -> tuple[Piece, ...]:
-    """Cut a run's rows into pieces.
+    """Divide the rows of a run into pieces.
 
     Parameters
     ----------
+    run : Features
+        Opened run.
+    directory : str
+        Output directory of the run.
     columns : Columns
-        Columns of the model. Rows are read in this order if the run has matched columns by name.
+        Columns of the model. If the run has matched columns by name, rows are read in the order of these columns.
     max_bytes : int
-        Largest size of the scaled raw rows of a piece.
+        Maximum size of the scaled raw rows of a piece, in bytes.
     first : int
         Number of the first row.
     """
@@ -358,7 +376,7 @@ def _shard(path: str, dataset: str, orientation: str | None, columns: Columns | 
 
 
 def _check(model: Model, piece: Piece, raw: np.ndarray, features: np.ndarray) -> None:
-    """Check that the features were made from these raw rows, either unchanged or clipped to the model's range."""
+    """Raise `DataError` unless the features were made from the raw rows, either unchanged or clipped to the range."""
     low = model.scaler.minimum.astype(np.float64)
     high = model.scaler.maximum.astype(np.float64)
     clipped = np.clip(raw.astype(np.float64), low, high)

@@ -1,1 +1,1 @@
-"""The commands `shardpress NAME`, one module each: they parse flags, print a result and return an exit code."""
+"""The commands `shardpress NAME`. Each module parses flags, prints a result and returns an exit code."""

@@ -17,9 +17,10 @@ DESCRIPTION = """Measure how useful features are: train a scikit-learn classifie
     shardpress classify                     features/, labels "y"
     shardpress classify --features compact --labels y --test more
 
-For comparison the same classifier is trained on the raw columns, and on the same number of principal components. It is
-a logistic regression on standardized columns, trained until it converges. Rows that do not fit in the memory budget are
-read again in every pass (out of core). Without --test, a fifth of the rows of each class is held out.
+For comparison, the same classifier is also trained on the raw columns, and on the same number of principal components.
+The classifier is a logistic regression on standardized columns, and is trained until it converges. Rows that do not fit
+in the memory budget are read again in every pass (out of core). Without --test, a fifth of the rows of each class is
+held out.
 """
 
 

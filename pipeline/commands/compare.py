@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compare two outputs; the exit code is 0 for any result."""
+    """Compare two outputs, and print the result. The exit code is 0 for any result."""
     from pipeline.report.compare import compare
 
     comparison = compare(options.a, options.b, options.rows)

@@ -37,12 +37,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _parser_of_all(file: Any, folder: Any) -> argparse.ArgumentParser:
-    """Return one parser with the arguments of all commands.
+    """Return a single parser with the arguments of all commands.
 
     Parameters
     ----------
     file, folder : dict
-        The completion of files and directories in each shell.
+        Code that completes files or directories, by the name of the shell.
     """
     parser = argparse.ArgumentParser("shardpress")
     commands = parser.add_subparsers(parser_class=Parser)
@@ -55,7 +55,7 @@ def _parser_of_all(file: Any, folder: Any) -> argparse.ArgumentParser:
 
 
 def _complete_values(action: Any, file: Any, folder: Any) -> None:
-    """Set the completion of the value of one argument."""
+    """Define how the value of an argument is completed."""
     metavar = str(action.metavar or "")
     is_positional = not action.option_strings
     if metavar.startswith("{"):

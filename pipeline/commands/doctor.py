@@ -16,9 +16,10 @@ DESCRIPTION = """Check everything that a run needs on this machine, and say how 
     THEANO_FLAGS=device=cuda shardpress doctor       check for a run on this device
     shardpress doctor --output /scratch/features --json
 
-The page starts with the steps to take, in order, followed by all checks, from Python to each device. Each device is
-tested in a child process with a time limit, which compiles a small model and compares its features with NumPy's. The
-exit code is 0 if a run will work, 78 if settings or packages must be fixed, and 1 if something else must be fixed.
+The output lists the steps to take in order, followed by all checks, from Python to the devices. Each device is tested
+in a child process with a time limit. The child process compiles a small model, and compares its features with those
+that NumPy computes. The exit code is 0 if a run will work, 78 if settings or packages must be fixed, and 1 if something
+else must be fixed.
 """
 
 
@@ -34,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print all checks; the exit code is that of `pipeline.doctor.check.exit_code`."""
+    """Print all checks. Return the result of `pipeline.doctor.check.exit_code`."""
     from pipeline.doctor.check import exit_code, page, verdict
     from pipeline.doctor.devices import device_checks
     from pipeline.doctor.machine import machine_checks, python_checks

@@ -1,4 +1,4 @@
-"""`shardpress export`: write the encoder for other runtimes."""
+"""`shardpress export`: write the encoder of a model for other runtimes."""
 
 from __future__ import annotations
 

@@ -33,10 +33,10 @@ By default 256 MB of rows from all files are scanned. --all scans all rows and a
 is written. The exit code is 65 if a file is refused.
 """
 _BLOCK_BYTES = 2**23
-_MAX_NUMBERS = 2**16  # number of columns whose ranges are in the JSON
-_FEW = 20  # number of columns up to which each range is listed
+_MAX_NUMBERS = 2**16  # maximum number of columns whose ranges are included in the JSON
+_FEW = 20  # maximum number of columns for which each range is listed
 _LISTED = 10
-_FLOAT32_IS_ENOUGH = 1e-5  # relative to a column's range; sensors are not more precise
+_FLOAT32_IS_ENOUGH = 1e-5  # relative to the range of a column; sensors are not more precise
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -79,8 +79,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Describe the files; the exit code is 65 if a file is refused."""
-    logging.basicConfig(level=logging.ERROR, format="%(message)s")  # the page contains the warnings
+    """Describe the files. Return 65 if a file is refused."""
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")  # the output already contains the warnings
     from pipeline.shards.columns import ColumnRule
     from pipeline.shards.inspect import inspect_files
     from pipeline.shards.twins import find_twins
@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _preview_rows(inspection: Inspection, options: argparse.Namespace) -> Preview:
-    """Scan some of the rows, or all of them with ``--all``."""
+    """Scan some of the rows, or all rows with ``--all``."""
     from pipeline.progress import Progress
     from pipeline.scan.blocks import ScanSettings
     from pipeline.scan.preview import preview_rows
@@ -148,7 +148,7 @@ def _rows_as_json(inspection: Inspection, preview: Preview) -> dict[str, Any]:
 
 
 def _columns_as_json(scan: Scan) -> dict[str, Any]:
-    """Return constant columns, narrow columns and ranges; ranges are empty without good rows."""
+    """Return constant columns, narrow columns and ranges. Ranges are empty if no row is good."""
     narrow = scan.narrow.tolist()
     if not scan.n_good:
         return {"constant_columns": [], "narrow_columns": narrow, "minimum": [], "maximum": []}
@@ -194,7 +194,7 @@ def _lines_of_files(files: FileGroup) -> Iterator[str]:
 
 
 def _names(files: FileGroup) -> str:
-    """Return the names of the first and of the last file."""
+    """Return the names of the first and the last file."""
     first = printable(os.path.basename(files.names[0]))
     if len(files.names) == 1:
         return first
@@ -203,7 +203,7 @@ def _names(files: FileGroup) -> str:
 
 
 def _chosen_dataset(files: FileGroup) -> str:
-    """Return the dataset with the rows, and why it was chosen."""
+    """Return the name of the dataset with the rows, and the reason why it was chosen."""
     words = printable(files.taken)
     if files.form != "dense":
         words += f" ({files.form})"
@@ -214,7 +214,7 @@ def _chosen_dataset(files: FileGroup) -> str:
 
 
 def _table(datasets: Sequence[dict[str, Any]], chosen: str) -> Iterator[str]:
-    """Yield the lines of a table of datasets, in which the chosen one is marked."""
+    """Yield the lines of a table of datasets. An asterisk marks the chosen dataset."""
     if not datasets:
         return
     rows = [["dataset", "shape", "dtype", "stored", "filters", "bytes"], *map(_row, datasets)]
@@ -268,14 +268,14 @@ def _lines_of_columns(columns: Columns, scan: Scan) -> Iterator[str]:
     yield f"  constant columns: {short_list(constant, _LISTED) if constant else 'none'}"
     if len(scan.narrow):
         narrow = short_list(columns.listed(scan.narrow), _LISTED)
-        yield f"  columns whose range a few outliers stretch: {narrow} (clip them with --clip-quantile 0.001)"
+        yield f"  columns whose range is stretched by a few outliers: {narrow} (clip them with --clip-quantile 0.001)"
     if len(scan.minimum) <= _FEW:
         for i, (low, high) in enumerate(zip(scan.minimum, scan.maximum, strict=True)):
             yield f"    column {columns.numbered(i)}: {low:g} to {high:g}"
 
 
 def _lines_of_dtypes(inspection: Inspection, preview: Preview) -> Iterator[str]:
-    """Yield a line if a smaller dtype would be sufficient."""
+    """Yield a line of advice if a smaller dtype would be sufficient."""
     import numpy as np
 
     stored = np.dtype(inspection.shards[0].stored_dtype)

@@ -1,4 +1,4 @@
-"""Types of arguments, JSON output and progress lines that several commands share."""
+"""Argument types, JSON output and progress lines, which several commands share."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["add_json_flag", "byte_count", "log_progress", "print_json", "whole_n
 
 
 def whole_number(text: str) -> int:
-    """Return a number of at least 1, as the `type` of an argument."""
+    """Parse a whole number of at least 1. This function is the `type` of an argument."""
     if not text.isascii() or not text.isdigit() or not 0 < len(text) < 19 or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of 1 or more")
     return int(text)
 
 
 def byte_count(text: str) -> int:
-    """Return the bytes of a text such as ``4GiB``, as the `type` of an argument."""
+    """Parse a number of bytes such as ``4GiB``. This function is the `type` of an argument."""
     try:
         return parse_bytes(text)
     except ValueError as error:
@@ -41,7 +41,7 @@ def print_json(result: Any) -> None:
 
 @contextmanager
 def log_progress() -> Iterator[None]:
-    """Log the progress of passes within the context."""
+    """Log the progress of all passes within the context."""
     logger = logging.getLogger("pipeline.progress")
     level = logger.level
     logger.setLevel(logging.INFO)

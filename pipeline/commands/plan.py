@@ -1,4 +1,4 @@
-"""`shardpress plan`: estimate time, memory and disk space of a run, and list its problems."""
+"""`shardpress plan`: estimate the time, memory and disk space of a run, and list problems."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ that would stop it.
     shardpress plan --json | jq .seconds
     shardpress run --dry-run ...                           print the same plan
 
-The estimate comes from reading, training on and encoding some of the rows; nothing is written. All settings of
-`shardpress run` are accepted. --json prints the plan as JSON, with nothing else on standard output. The exit code is 0,
-or that of the first problem.
+The command reads and encodes some of the rows, and trains on them, to estimate the time. Nothing is written. All
+settings of `shardpress run` are accepted. With --json, standard output contains only the plan as JSON. The exit code is
+0, or the exit code of the first problem.
 """
 _OWN_FLAGS = ("--json", "--dry-run")  # `run --dry-run` calls this command, too
 
@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the plan; return 0, or the exit code of the first problem."""
+    """Print the plan. Return 0, or the exit code of the first problem."""
     _report_step("loading")  # before the imports, which take a second or two
     import pipeline.installed  # noqa: F401  it exits with a message if no run is possible here
 

@@ -18,7 +18,7 @@ DESCRIPTION = """Write the report of a finished run from its output directory. N
     shardpress report features --text | mail -s features me@example.org
     shardpress report features --json | jq .summary.cost
 
-A run also writes the same page itself, as report.html in its output directory.
+A run writes the same page to its output directory, as report.html.
 """
 
 
@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the page, or print its text or its numbers."""
+    """Write the page as HTML, or print the report as text or JSON."""
     from pipeline.report.page.build import read_page, read_report
 
     if options.json:

@@ -15,9 +15,9 @@ DESCRIPTION = """Install the libraries that a CUDA card needs in addition to NVI
     shardpress setup-gpu --for 12.4        on a machine without a driver, such as an image or a login node
     shardpress setup-gpu --from DIR        without a network
 
-The newest versions that the driver accepts are installed into this Python environment, without root, CUDA toolkit or
-environment variables. Run the command again after an update of the driver or an interruption. docs/gpu.md covers
-Debian, Ubuntu, conda and containers.
+The newest versions that the driver accepts are installed into this Python environment. Root permissions, a CUDA toolkit
+and environment variables are not needed. Run the command again after an update of the driver, or if it was interrupted.
+docs/gpu.md describes Debian, Ubuntu, conda and containers.
 """
 
 
@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         dest="cuda",
         metavar="CUDA",
         type=_version,
-        help="Install for this version of CUDA, for example 12.4. Default: that of the driver.",
+        help="Install for this version of CUDA, for example 12.4. Default: the version of the driver.",
     )
     parser.add_argument(
         "--from",
@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Install the libraries, and print each step."""
+    """Install the libraries, and print a line for each step."""
     import pipeline.installed  # noqa: F401  it exits with a message if this Python cannot run Theano
     from pipeline.gpu.install import SetupOptions, set_up
 

@@ -1,8 +1,10 @@
-"""The table of commands, and the functions that start them.
+"""The table of commands, and the functions that run them.
 
-Each command is a module of this package with three names: ``DESCRIPTION``, the first part of its ``--help`` page;
-``configure(parser)``, which adds its arguments to a parser; and ``run(options)``, which returns the exit code. A module
-is imported when its command runs, and imports what it needs when it runs, so that every command starts quickly.
+Each command is a module of this package with three public names. ``DESCRIPTION`` is the first part of the ``--help``
+page, ``configure(parser)`` adds the arguments to a parser, and ``run(options)`` returns the exit code.
+
+Every command starts quickly, because its module is imported only when it runs, and ``run`` imports all other modules
+that it needs.
 """
 
 from __future__ import annotations
@@ -27,17 +29,17 @@ __all__ = ["COMMANDS", "Command", "load_command", "main", "run_script", "shardpr
 
 @dataclass(frozen=True)
 class Command:
-    """One command.
+    """Entry of the table of commands.
 
     Attributes
     ----------
     group : str
         Heading above the command in ``shardpress --help``.
     summary : str
-        Description in ``shardpress --help``: a verb phrase of at most half a line.
+        Description in ``shardpress --help``, which is a verb phrase of at most half a line.
     takes_settings : bool
-        Whether its arguments are settings, which `pipeline.settings.flags` parses together with the environment and a
-        file. Its options are then the unparsed ``arguments``.
+        Whether the arguments are settings. `pipeline.settings.flags` parses them together with environment variables
+        and a file, so the command receives the unparsed ``arguments`` as its only option.
     """
 
     group: str
@@ -68,17 +70,18 @@ _INTERRUPTED = 130
 
 
 def shardpress() -> NoReturn:
-    """Run the command of this process's arguments, and exit."""
+    """Run the command that the arguments of this process name, and exit."""
     leave(main(sys.argv[1:]))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command that the first argument names, with the other arguments.
+    """Run the command that the first argument names, with the remaining arguments.
 
     Returns
     -------
     int
-        The exit code of the command, or of its error, which is printed on standard error.
+        Exit code of the command. If the command raises an error, the error is printed to standard error, and its exit
+        code is returned.
     """
     return _exit_code(lambda: _main(arguments))
 
@@ -91,9 +94,10 @@ def run_script(name: str, arguments: Sequence[str], prog: str = "", description:
     name : str
         Name of the command.
     arguments : sequence of str
-        Its arguments.
+        Arguments of the command.
     prog, description : str
-        Name of the program, and first part of its ``--help`` page; by default those of the command.
+        Name of the program, and first part of its ``--help`` page. The defaults are the name and description of the
+        command.
     """
     return _exit_code(lambda: _run(name, arguments, prog, description))
 
@@ -104,7 +108,7 @@ def load_command(name: str) -> ModuleType:
 
 
 def _exit_code(action: Callable[[], int]) -> int:
-    """Call a function and return its result; if it raises an error, print the error and return its exit code."""
+    """Call a function, and return its result. If it raises an error, print the error, and return its exit code."""
     try:
         return action()
     except ShardpressError as error:
@@ -139,7 +143,7 @@ def _run(name: str, arguments: Sequence[str], prog: str = "", description: str =
 
 
 def _find_command(name: str) -> str:
-    """Return the name of a command; raise `UsageError` if there is none."""
+    """Return the name of a command. Raise `UsageError` if there is no such command."""
     if name == "--version":
         return "version"
     if name in COMMANDS:

@@ -1,4 +1,4 @@
-"""`shardpress verify`: check the files of an output against their digests, and features against rows."""
+"""`shardpress verify`: check output files against their digests, and features against input rows."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pipeline.errors import VerificationFailed
 
 __all__ = ["DESCRIPTION", "configure", "run"]
 
-DESCRIPTION = """Check an output directory: size and BLAKE3 digest of each file, and the features of some rows.
+DESCRIPTION = """Check an output directory: the size and BLAKE3 digest of each file, and the features of some rows.
 
     shardpress verify                     check features/
     shardpress verify /backup/features    check a copy; rows are read from the input files of the run
     shardpress verify --rows 100000       recompute more than 256 rows
 
-Features are recomputed in float64, without Theano. Nothing is written. Checks that are impossible, because an input
-file is missing or has changed, are reported. The exit code is 0, or 79 if something is wrong.
+Features are recomputed in float64, without Theano. Nothing is written. If an input file is missing or has changed, its
+features cannot be checked, and the output says so. The exit code is 0, or 79 if a check fails.
 """
 
 
@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check an output."""
+    """Check an output, and print the result."""
     from pipeline.report.verify import verify
 
     verification = verify(options.output, options.rows)

@@ -1,4 +1,4 @@
-"""`shardpress version`: versions of shardpress and of the packages that its results depend on."""
+"""`shardpress version`: print the versions of shardpress and of the packages that results depend on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.commands.parsing import add_json_flag, print_json
 
 __all__ = ["DESCRIPTION", "configure", "run"]
 
-DESCRIPTION = """Print the versions of shardpress and of the packages that its results depend on.
+DESCRIPTION = """Print the versions of shardpress and of the packages that results depend on.
 
     shardpress version
     shardpress version --json

@@ -1,1 +1,4 @@
-"""Libraries that a CUDA card needs in addition to its driver, and their installation; standard library only."""
+"""Installation of the libraries that a CUDA card needs in addition to its driver.
+
+Only the standard library is needed.
+"""

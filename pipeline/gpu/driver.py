@@ -1,4 +1,7 @@
-"""Facts about NVIDIA's driver, from a child process, because a driver may hang or crash the process that calls it."""
+"""Facts about NVIDIA's driver.
+
+A child process collects them, because a driver may hang or crash the process that calls it.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,11 @@ __all__ = [
     "main",
 ]
 
-Version = tuple[int, int]  # version of CUDA, or compute capability of a card
+Version = tuple[int, int]  # CUDA version, or compute capability of a card
 
 _NAME = "libcuda.so.1"
 _SECONDS = 60.0  # time limit; cuInit takes several seconds on a machine with many cards
-_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
+_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR in cuda.h
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,11 @@ class Driver:
     Attributes
     ----------
     file : str
-        The file of libcuda.so.1.
+        Path of libcuda.so.1.
     cuda : tuple of int
-        The latest version of CUDA whose code it accepts.
+        Latest CUDA version whose code the driver accepts.
     capabilities : tuple of tuple of int
-        Compute capability of each card; empty if the driver cannot open any.
+        Compute capability of each card. Empty if the driver cannot open any card.
     """
 
     file: str
@@ -51,7 +54,7 @@ class Driver:
 
 def find_driver(seconds: float = _SECONDS) -> Driver | None:
     """Return the driver of this machine, or None if no driver answers within `seconds`."""
-    # The child reports the version before it opens the cards, where the driver may hang or crash.
+    # The child reports the version before it opens the cards, because the driver may then hang or crash.
     found = collect_reports(__name__, seconds)
     if "cuda" not in found:
         return None
@@ -68,7 +71,7 @@ def format_version(version: Sequence[int]) -> str:
 
 
 def main() -> None:
-    """Report facts about the driver; if it hangs or crashes, the reports before that remain."""
+    """Report facts about the driver. If the driver hangs or crashes, the earlier reports are not lost."""
     try:
         library = ctypes.CDLL(_NAME)
     except OSError:
@@ -87,7 +90,7 @@ def main() -> None:
 
 
 def cuda_version(library: ctypes.CDLL) -> Version | None:
-    """Return the latest version of CUDA whose code a driver accepts, or None if it does not answer."""
+    """Return the latest CUDA version whose code a driver accepts, or None if the driver returns an error."""
     number = c_int()
     if library.cuDriverGetVersion(byref(number)):
         return None
@@ -95,14 +98,14 @@ def cuda_version(library: ctypes.CDLL) -> Version | None:
 
 
 def count_cards(library: ctypes.CDLL) -> tuple[int, int]:
-    """Start a driver; return its error code, which is 0 for success, and its number of cards."""
+    """Initialize a driver. Return its error code, which is 0 for success, and the number of cards."""
     n_cards = c_int()
     code = library.cuInit(0) or library.cuDeviceGetCount(byref(n_cards))
     return int(code), n_cards.value
 
 
 def capability_of(library: ctypes.CDLL, card: int) -> list[int]:
-    """Return the compute capability of a card, whose number is also its handle."""
+    """Return the compute capability of a card, given its number, which is also its handle."""
     capability = []
     for attribute in _CAPABILITY:
         number = c_int()
@@ -112,11 +115,11 @@ def capability_of(library: ctypes.CDLL, card: int) -> list[int]:
 
 
 def files_of(*prefixes: str) -> list[str]:
-    """Return the files in this process's memory map whose names start with one of these prefixes.
+    """Return the files in the memory map of this process whose names start with one of the prefixes.
 
-    A library that forwards calls to another library comes first.
+    Libraries that forward calls to other libraries come first.
     """
     with open("/proc/self/maps") as maps:
         paths = {line.split(maxsplit=5)[5].strip() for line in maps if line.count("/")}
     files = [path for path in paths if os.path.basename(path).startswith(prefixes)]
-    return sorted(files, key=lambda path: (not path.endswith(".so"), path))  # NVIDIA's own names end with a version
+    return sorted(files, key=lambda path: (not path.endswith(".so"), path))  # NVIDIA's file names end with a version

@@ -1,7 +1,7 @@
-"""The NVRTC and cuBLAS of PyPI that fit a driver.
+"""Choice of the NVRTC and cuBLAS packages on PyPI that fit a driver.
 
-libgpuarray passes code of NVRTC (PTX) to the driver, which refuses code of a later version of CUDA than its own with
-error 222. cuBLAS contains machine code, which a driver accepts from every release of its own major version.
+NVRTC generates PTX code, which libgpuarray passes to the driver. A driver rejects PTX code of a later CUDA version than
+its own with error 222. cuBLAS contains machine code, and a driver accepts it from all releases of its major version.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pipeline.gpu.driver import Driver, Version, format_version
 
 __all__ = ["OLDEST", "CudaPackages", "choose_packages", "parse_version"]
 
-OLDEST = (12, 0)  # the first version whose NVRTC compiles all kernels of libgpuarray 0.7.6 for cards up to Hopper
+OLDEST = (12, 0)  # earliest version whose NVRTC compiles all kernels of libgpuarray 0.7.6 for cards up to Hopper
 _OLDEST_DRIVER = "525.60.13"
-_LATEST_MAJOR = 13  # later versions may not support some cards; a driver accepts the code of all earlier versions
-_OLDEST_CARD_OF_13 = (7, 5)  # Turing; CUDA 12 has the last compiler for Volta
+_LATEST_MAJOR = 13  # later versions may not support some cards; drivers accept the code of all earlier versions
+_OLDEST_CARD_OF_13 = (7, 5)  # Turing; CUDA 12 is the last version that supports Volta
 _NAMES = ("nvidia-cuda-nvrtc", "nvidia-cublas")
 
 
@@ -27,9 +27,9 @@ class CudaPackages:
     Attributes
     ----------
     requirements : tuple of str
-        Requirements of NVRTC and of cuBLAS for pip, which installs the newest versions that meet them.
+        Requirements of NVRTC and cuBLAS. pip installs the newest versions that meet them.
     why : str
-        Reason for these versions, which setup-gpu prints.
+        Reason for the choice, which setup-gpu prints.
     """
 
     requirements: tuple[str, ...]
@@ -37,12 +37,12 @@ class CudaPackages:
 
 
 def choose_packages(driver: Driver | None, requested: Version | None = None) -> CudaPackages:
-    """Return the newest NVRTC and cuBLAS for the CUDA version of the driver, or for the requested version.
+    """Return the newest packages for the requested CUDA version, or for the version of the driver by default.
 
     Raises
     ------
     DeviceError
-        If the driver is older than any package that could be installed.
+        If the driver is too old for every package.
     """
     if requested is not None:
         why = f"for CUDA {format_version(requested)}, as requested"
@@ -50,8 +50,8 @@ def choose_packages(driver: Driver | None, requested: Version | None = None) -> 
             why += f"; the driver of this machine supports CUDA {format_version(driver.cuda)} or earlier"
         return CudaPackages(_not_newer(requested), why)
     if driver is None:
-        # Every driver since 2022 accepts the code of 12.0, and nothing that libgpuarray compiles needs a later one.
-        # Blackwell needs a cuBLAS of 12.8 or later.
+        # All drivers since 2022 accept the code of CUDA 12.0, and libgpuarray does not need a later NVRTC. Blackwell
+        # cards need cuBLAS 12.8 or later.
         nvrtc, _ = _not_newer(OLDEST)
         _, cublas = _not_newer((12, None))
         return CudaPackages((nvrtc, cublas), "for any driver of CUDA 12.0 or later, because no driver was found")
@@ -69,17 +69,19 @@ def _packages_of(driver: Driver) -> CudaPackages:
     oldest_card = min(driver.capabilities, default=_OLDEST_CARD_OF_13)
     if driver.cuda >= (13, 0) and oldest_card < _OLDEST_CARD_OF_13:
         card = f"the card of capability {format_version(oldest_card)}"
-        return CudaPackages(_not_newer((12, None)), f"{why}, but packages of CUDA 12: later ones do not support {card}")
+        return CudaPackages(
+            _not_newer((12, None)), f"{why}, but packages of CUDA 12, because later packages do not support {card}"
+        )
     return CudaPackages(_not_newer(driver.cuda), why)
 
 
 def parse_version(text: str) -> Version:
-    """Return the numbers of a version such as ``12.4``.
+    """Parse a CUDA version such as ``12.4``.
 
     Raises
     ------
     UsageError
-        If it is not a version, or older than any package that could be installed.
+        If the text is not a version, or if the version is too old for every package.
     """
     major, _, minor = text.partition(".")
     if not all(each.isascii() and each.isdigit() and len(each) < 4 for each in (major, minor)):
@@ -91,7 +93,10 @@ def parse_version(text: str) -> Version:
 
 
 def _not_newer(cuda: tuple[int, int | None]) -> tuple[str, ...]:
-    """Return the requirements of both packages; a minor version of None allows all of that major version."""
+    """Return requirements that exclude packages for later CUDA versions.
+
+    If the minor version is None, all minor versions of the major version are allowed.
+    """
     major, minor = cuda
     if major > _LATEST_MAJOR:
         major = _LATEST_MAJOR
@@ -99,5 +104,5 @@ def _not_newer(cuda: tuple[int, int | None]) -> tuple[str, ...]:
     end = f"{major + 1}"
     if minor is not None:
         end = f"{major}.{minor + 1}"
-    suffix = f"-cu{major}" if major == 12 else ""  # names have no suffix since CUDA 13
+    suffix = f"-cu{major}" if major == 12 else ""  # since CUDA 13, names have no suffix
     return tuple(f"{name}{suffix}>={major},<{end}" for name in _NAMES)

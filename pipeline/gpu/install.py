@@ -1,12 +1,12 @@
-"""Set-up for a CUDA card: pygpu, and a directory of the environment with CUDA's libraries.
+"""Installation of pygpu and CUDA libraries for a CUDA card.
 
-Steps that are complete are skipped, so that a repeated set-up completes an interrupted one.
+Completed steps are skipped, so an interrupted installation can be completed by running it again.
 
-libgpuarray opens libcuda.so, libnvrtc.so and libcublas.so by these names; with install_pygpu.sh it looks first in
-``lib/shardpress-gpu`` of the environment. That directory contains unpacked wheels of PyPI and links. The wheels are not
-installed as packages of the environment, because another package may require other versions. libcuda.so and libnvrtc.so
-are libraries of this project that forward calls to NVIDIA's driver and NVRTC: they work around faults of libgpuarray
-0.7.6, which ``kernels/native/libcuda.c`` and ``libnvrtc.c`` describe.
+libgpuarray opens libcuda.so, libnvrtc.so and libcublas.so by name. A libgpuarray that install_pygpu.sh has built first
+searches the directory ``lib/shardpress-gpu`` of the environment. This directory contains unpacked wheels from PyPI, and
+links. The wheels are not installed as packages of the environment, because other packages may require other versions.
+libcuda.so and libnvrtc.so are built from this project, and forward calls to NVIDIA's driver and to NVRTC. They work
+around faults of libgpuarray 0.7.6, which ``kernels/native/libcuda.c`` and ``libnvrtc.c`` describe.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from pipeline.gpu.fitting import choose_packages
 __all__ = ["SetupOptions", "build_forwarders", "main", "set_up"]
 
 _SCRIPT = "install_pygpu.sh"
-# The child opens each library directly, as libgpuarray does; the libraries that it needs are found from its directory.
+# The child opens these libraries directly, as libgpuarray does. Libraries that they need are in the same directory.
 _OPENED = ("libnvrtc.so", "libcublas.so")
-_LOAD = "load"  # tasks of the child
-_PIP = "pip"
-_REQUIREMENTS = "requirements.txt"  # the requirements that the unpacked wheels meet; written last
+_LOAD = "load"  # task of the child: load libraries
+_PIP = "pip"  # task of the child: run pip
+_REQUIREMENTS = "requirements.txt"  # lists the requirements that the unpacked wheels meet; written last
 _ROOT = Path(__file__).resolve().parents[2]
 _SOURCES = _ROOT / "kernels" / "native"
-_DRIVER = "libcuda.so.1"  # the same name in all versions
+_DRIVER = "libcuda.so.1"  # all versions of the driver use this name
 
 
 @dataclass(frozen=True)
 class SetupOptions:
-    """Options of set-up.
+    """Options of the installation.
 
     Attributes
     ----------
     cuda : tuple of int, optional
-        Version of CUDA to install for; by default that of this machine's driver.
+        CUDA version to install for. The default is the version of the driver on this machine.
     source : Path, optional
         Directory with all wheels and Debian packages, for installation without a network.
     mirror : str, optional
-        Address of a Debian mirror; by default the package source of this machine.
+        Address of a Debian mirror. By default, the package sources of this machine are used.
     """
 
     cuda: Version | None = None
@@ -64,19 +64,19 @@ class SetupOptions:
 
 
 def set_up(options: SetupOptions) -> Iterator[str]:
-    """Install into this environment step by step, and yield a line about each step.
+    """Install the libraries into this environment, and yield a line of text for each step.
 
     Raises
     ------
     DeviceError
         If a package cannot be installed.
     NotPermitted
-        If the environment cannot be written.
+        If this process cannot write to the environment.
     """
     environment = Path(sys.prefix)
     if not os.access(environment / "lib", os.W_OK):
         raise NotPermitted(f"{environment / 'lib'} cannot be written. Use a virtual environment that you own.")
-    packages = choose_packages(find_driver(), options.cuda)  # before any step, since it raises an error if none fits
+    packages = choose_packages(find_driver(), options.cuda)  # before any step, because it may raise an error
     yield f"environment  {environment}"
     yield f"CUDA         {packages.why}"
     _install_pygpu(environment, options)
@@ -90,7 +90,7 @@ def set_up(options: SetupOptions) -> Iterator[str]:
 
 
 def _installed_in(folder: Path) -> str:
-    """Return names and versions of the packages in a directory."""
+    """Return the names and versions of the packages in a directory."""
     versions = {each.metadata["Name"]: each.version for each in distributions(path=[str(folder)])}
     return " and ".join(f"{name} {number}" for name, number in sorted(versions.items()))
 
@@ -108,7 +108,7 @@ def _install_pygpu(environment: Path, options: SetupOptions) -> None:
 
 
 def _script() -> Path:
-    """Return the script of the checkout, or the one that a wheel has installed next to `shardpress`."""
+    """Return install_pygpu.sh in the checkout, or the copy that was installed next to `shardpress`."""
     for folder in (_ROOT / "scripts", Path(sysconfig.get_path("scripts"))):
         if (folder / _SCRIPT).exists():
             return folder / _SCRIPT
@@ -116,17 +116,17 @@ def _script() -> Path:
 
 
 def _warnings() -> Iterator[str]:
-    """Yield a warning for each directory whose libraries processes of this environment find before ours."""
+    """Yield a warning for each LD_LIBRARY_PATH directory with libraries that are found before the installed ones."""
     for folder in filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")):
         if any(Path(folder, f"lib{name}.so").exists() for name in ("cuda", "nvrtc", "cublas")):
-            yield f"warning      libraries in {folder} are used instead of these: remove it from LD_LIBRARY_PATH"
+            yield f"warning      {folder} in LD_LIBRARY_PATH has libraries that are used instead: remove the directory"
 
 
 # -- the directory of libraries ----------------------------------------------------------------------------------------
 
 
 def _is_complete(folder: Path, requirements: Sequence[str]) -> bool:
-    """Return whether a directory has libraries that meet these requirements and can be loaded."""
+    """Return whether the libraries in a directory meet the requirements and can be loaded."""
     installed = folder / _REQUIREMENTS
     if not installed.exists() or installed.read_text().split() != list(requirements):
         return False
@@ -138,9 +138,10 @@ def _is_complete(folder: Path, requirements: Sequence[str]) -> bool:
 
 
 def _unpack(folder: Path, requirements: Sequence[str], source: Path | None) -> None:
-    """Replace a directory with one whose wheels meet the requirements.
+    """Replace a directory with a new one that contains wheels that meet the requirements.
 
-    The last step is a rename: after an interruption, the directory is either the complete earlier one or missing.
+    The new directory is complete before it is renamed. After an interruption, the directory is therefore either
+    complete or missing.
     """
     new = folder.with_name(f"{folder.name}.new")
     old = folder.with_name(f"{folder.name}.old")
@@ -160,20 +161,21 @@ def _unpack(folder: Path, requirements: Sequence[str], source: Path | None) -> N
 
 def _install_wheels(folder: Path, requirements: Sequence[str], source: Path | None) -> None:
     command = ["--disable-pip-version-check", "install", "--no-deps", "--target", str(folder)]
-    if not sys.stderr.isatty():  # a terminal shows the progress of hundreds of megabytes
+    if not sys.stderr.isatty():  # show the progress of the download only on a terminal
         command.append("--quiet")
     if source is not None:
         command += ["--no-index", "--find-links", str(source)]
-    pip = ChildProcess(__name__, _PIP, *command, *requirements, stdin=None)  # it may ask for a password
+    pip = ChildProcess(__name__, _PIP, *command, *requirements, stdin=None)  # pip may ask for a password
     pip.answer()
     if pip.returncode:
         raise DeviceError(f"pip could not install {' and '.join(requirements)}; its messages above give the reason.")
 
 
 def _link_all(folder: Path) -> None:
-    """Link the libraries by their names with a version, and by the names that libgpuarray opens.
+    """Create links to the libraries, and build the forwarding libraries.
 
-    NVRTC and cuBLAS look for other libraries (builtins, cublasLt) in the directory that they were opened from.
+    The links have the names with a version, because NVRTC and cuBLAS search the directory from which they were opened
+    for other libraries (builtins, cublasLt). ``libcublas.so`` is a link, too, because libgpuarray opens this name.
     """
     for path in sorted(folder.glob("nvidia/*/lib/lib*.so.*")):
         _link(folder / path.name, Path(os.path.relpath(path, folder)))
@@ -183,7 +185,7 @@ def _link_all(folder: Path) -> None:
 
 
 def _link(name: Path, target: Path) -> None:
-    """Create a link, which may replace a link but not a file."""
+    """Create a symbolic link. An existing link is replaced, but an existing file is not."""
     if name.is_symlink():
         name.unlink()
     if not name.exists():
@@ -191,14 +193,14 @@ def _link(name: Path, target: Path) -> None:
 
 
 def build_forwarders(folder: Path) -> None:
-    """Build ``libcuda.so`` in a directory, and ``libnvrtc.so`` if there is an NVRTC.
+    """Build ``libcuda.so`` in a directory, and also ``libnvrtc.so`` if the directory contains NVRTC.
 
-    The driver can be missing: the library looks for it when it is loaded.
+    The driver may be missing, because ``libcuda.so`` searches for it only when it is loaded.
 
     Raises
     ------
     DeviceError
-        If there is no compiler, or it fails.
+        If no compiler is found, or if the compiler fails.
     """
     libraries = [_DRIVER, *sorted(path.name for path in folder.glob("libnvrtc.so.*"))]
     for library in libraries:
@@ -206,24 +208,24 @@ def build_forwarders(folder: Path) -> None:
 
 
 def _build_forwarder(folder: Path, library: str) -> None:
-    """Build a library that forwards calls to another one."""
+    """Build a library that forwards calls to another library."""
     name = library.partition(".so.")[0]
     target = folder / f"{name}.so"
     with TemporaryDirectory(dir=folder) as scratch:
-        # The linker records the name of the library that is needed, for which an empty one is enough.
+        # The linker only records the name of the library that is needed, so an empty library is sufficient.
         empty = Path(scratch, library)
         new = Path(scratch, target.name)
         _compile(scratch, "/dev/null", f"-Wl,-soname,{library}", "-o", str(empty))
         needs = ["-Wl,--no-as-needed", str(empty), "-Wl,--as-needed", "-ldl", "-Wl,--enable-new-dtags,-rpath,$ORIGIN"]
         _compile(scratch, str(_SOURCES / f"{name}.c"), f'-DREAL="{library}"', "-x", "none", *needs, "-o", str(new))
-        os.replace(new, target)  # also replaces a link of that name
+        os.replace(new, target)  # also replaces a link with this name
 
 
 def _compile(folder: str, source: str, *options: str) -> None:
-    # Theano needs a C++ compiler, and all of them compile C.
+    # Theano needs a C++ compiler anyway, and every C++ compiler also compiles C.
     command = [*shlex.split(os.environ.get("CXX") or "g++"), "-O2", "-fPIC", "-shared", "-x", "c", source, *options]
     try:
-        # The linker would take libgcc_s.so.1 from the current directory.
+        # `cwd` is set because the linker would use a libgcc_s.so.1 in the current directory.
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     except OSError as error:
         raise DeviceError(
@@ -237,7 +239,7 @@ def _compile(folder: str, source: str, *options: str) -> None:
 
 
 def main() -> None:
-    """Load libraries, or run pip with the arguments that follow."""
+    """Load the libraries that the arguments name, or run pip with the arguments."""
     task, *arguments = sys.argv[1:]
     if task == _LOAD:
         for path in arguments:

@@ -1,1 +1,1 @@
-"""The report of a finished run: measurements of some rows, verification, comparison, and the page."""
+"""The report of a finished run: measurements of a sample of rows, verification, comparison, and the report page."""

@@ -1,4 +1,7 @@
-"""Comparison of the features of two runs: how similar they are, and whether a model trained on one fits the other."""
+"""Comparison of the features of two runs.
+
+The result states how similar the features are, and whether models trained on the first run work on the second.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,12 @@ from pipeline.report.rows import PartLine, read_features, select_rows
 __all__ = ["Comparison", "Likeness", "compare", "likeness", "linear_cka", "match_units", "neighbour_overlap", "verdict"]
 
 _ROWS = 4096
-_BYTES = 2**26  # maximum size of each run's features, in float64
+_BYTES = 2**26  # maximum size of the features of each run, in float64
 _NEIGHBOURS = 10
-_NEIGHBOUR_ROWS = 2048  # rows in the search for neighbours, which computes all distances between them
-_MIN_SPREAD = 0.01  # minimum spread of a column, relative to the other columns
+_NEIGHBOUR_ROWS = 2048  # maximum number of rows in the search for neighbours, which computes all pairwise distances
+_MIN_SPREAD = 0.01  # minimum spread of a column, relative to the spread of all columns
 
-# Limits of the verdict. They were measured: docs/using.md has the table.
+# Limits of the verdict, which are based on the measurements in docs/using.md.
 _SAME_CHANGE = 0.01
 _NEARLY_SAME_CHANGE = 0.03
 _SIMILAR_CKA = 0.9
@@ -37,17 +40,18 @@ class Likeness:
     ----------
     n_rows : int
     change : float or None
-        Root mean square of B - A over all columns, in standard deviations of A's columns: 0 if B is A. None if A and B
-        have different numbers of columns.
+        Root mean square of B - A over all columns, relative to the standard deviations of the columns of A. It is 0 if
+        A and B are equal, and None if they have different numbers of columns.
     correlation, least_correlation : float
-        Mean and minimum of the absolute correlations of units that are matched one to one with the largest mean.
+        Mean and minimum absolute correlation of matched units. Units are matched one to one, so that the mean is as
+        large as possible.
     n_units, n_in_place : int
-        Number of matched units, and how many of them have the same number in both.
+        Number of matched units, and number of matched units with the same position in A and B.
     cka : float
-        Linear centered kernel alignment, from 0 to 1. It compares the similarities between rows, so it does not depend
-        on the order or rotation of the units.
+        Linear centered kernel alignment, from 0 to 1. It compares similarities between rows, so it does not depend on
+        the order or rotation of the units.
     neighbours : float
-        Share of the ten nearest rows of a row in A that are among the ten nearest in B.
+        Mean share of the ten nearest neighbours of a row in A that are also among its ten nearest neighbours in B.
     """
 
     n_rows: int
@@ -62,11 +66,11 @@ class Likeness:
     @property
     def _change_text(self) -> str:
         if self.change is None:
-            return "undefined, since the numbers of features differ"
+            return "undefined, because the numbers of features differ"
         return f"{self.change:.2g}"
 
     def lines(self) -> list[str]:
-        """Return the measures of similarity as lines of a table."""
+        """Return the similarity measures as lines of text."""
         return [
             f"  change               {self._change_text} (RMS difference in standard deviations; 0: identical)",
             f"  matched units        mean correlation {self.correlation:.3f}, minimum {self.least_correlation:.3f}; "
@@ -83,19 +87,19 @@ class Comparison:
     Attributes
     ----------
     a, b : str
-        The output directories.
+        Output directories of the runs.
     n_features : tuple of int
-        Numbers of features of A and of B.
+        Number of features of A, and number of features of B.
     n_common : int
-        Rows that have features in both.
+        Number of rows that have features in both runs.
     n_changed : int
-        Input files with such rows whose size or modification time differs between the runs.
+        Number of input files with common rows whose size or modification time differs between the runs.
     likeness : Likeness
-        Similarity of the features of a selection of these rows.
+        Similarity of the features, measured on a selection of the common rows.
     retrain : bool
-        Whether a model trained on A's features must be trained again for B's.
+        Whether models trained on the features of A must be trained again on those of B.
     verdict : str
-        The result in one sentence.
+        Summary of the result.
     """
 
     a: str
@@ -122,7 +126,7 @@ class Comparison:
 
 
 def verdict(found: Likeness) -> tuple[bool, str]:
-    """Return whether a downstream model must be trained again, and a sentence that says what the numbers mean."""
+    """Return whether downstream models must be trained again, and a text that explains the similarity measures."""
     keeps = "Models trained on A work on B unchanged."
     if found.change == 0:
         return False, f"The features are identical. {keeps}"
@@ -140,21 +144,24 @@ def verdict(found: Likeness) -> tuple[bool, str]:
 
 
 def compare(a: str, b: str, n_rows: int | None = None) -> Comparison:
-    """Compare the features of two runs on common rows: rows with the same number in the same file.
+    """Compare the features of two runs on common rows.
+
+    Rows are common if they have the same row number in the same input file.
 
     Parameters
     ----------
     a, b : str
-        Directories of finished runs, or the same one twice.
+        Output directories of finished runs. They may be equal.
     n_rows : int, optional
-        Largest number of rows, selected by `select_rows`. By default 4096, or fewer if there are thousands of features.
+        Maximum number of rows, selected by `select_rows`. The default is 4096, or less if there are thousands of
+        features.
 
     Raises
     ------
     NoInput
-        If there is no finished run.
+        If a directory contains no finished run.
     DataError
-        If they have no row in common, or a part cannot be read.
+        If fewer than two rows have features in both runs, or if a part cannot be read.
     """
     manifest_a = read_manifest(Path(a))
     manifest_b = read_manifest(Path(b))
@@ -178,7 +185,7 @@ def compare(a: str, b: str, n_rows: int | None = None) -> Comparison:
 
 
 def _likeness_of_pieces(a: str, b: str, pieces: Sequence[_Piece], n_rows: int) -> Likeness:
-    """Return the similarity of up to `n_rows` rows; raise `DataError` if fewer than two are valid in both."""
+    """Return the similarity of up to `n_rows` rows. Raise `DataError` if fewer than two are valid in both runs."""
     features_a, features_b = _read_pieces(a, b, pieces, n_rows)
     if len(features_a) < 2:
         n_found = quantity(len(features_a), "row")
@@ -191,7 +198,19 @@ def _likeness_of_pieces(a: str, b: str, pieces: Sequence[_Piece], n_rows: int) -
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows of one input file that are in one part of A and in one of B, and their first row in each of these parts."""
+    """Consecutive rows of one input file that are in one part of A and in one part of B.
+
+    Attributes
+    ----------
+    name : str
+        Name of the input file.
+    parts : tuple of str
+        Files of the two parts.
+    starts : tuple of int
+        Number of the first row within each part.
+    n_rows : int
+        Number of rows.
+    """
 
     name: str
     parts: tuple[str, str]
@@ -200,7 +219,7 @@ class _Piece:
 
     @classmethod
     def of(cls, a: PartLine, b: PartLine) -> _Piece:
-        """Return the rows that two parts have in common."""
+        """Return the rows that are in both of two parts."""
         start = max(a["start"], b["start"])
         stop = min(a["stop"], b["stop"])
         return cls(
@@ -211,7 +230,7 @@ class _Piece:
         )
 
     def read(self, a: Path, b: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Read some rows of both runs, and keep those that are valid in both."""
+        """Read some rows of both runs. Return the features of rows that are valid in both."""
         features_a, valid_a = read_features(a / self.parts[0], rows + self.starts[0])
         features_b, valid_b = read_features(b / self.parts[1], rows + self.starts[1])
         is_valid = valid_a & valid_b
@@ -219,7 +238,7 @@ class _Piece:
 
 
 def _common(a: Sequence[PartLine], b: Sequence[PartLine]) -> Iterator[_Piece]:
-    """Yield pieces of all rows that both have, in the order of A."""
+    """Yield pieces that contain all common rows, in the order of A."""
     by_name = _has_unique_names(a) and _has_unique_names(b)
     parts_of_file: dict[tuple[str, str], list[PartLine]] = {}
     for part in sorted(b, key=lambda part: part["start"]):
@@ -231,14 +250,17 @@ def _common(a: Sequence[PartLine], b: Sequence[PartLine]) -> Iterator[_Piece]:
 
 
 def _overlapping(part: PartLine, others: Sequence[PartLine]) -> Sequence[PartLine]:
-    """Return the other parts of a file, sorted by their starts, that overlap this part."""
-    first = bisect_right(others, part["start"], key=lambda other: other["stop"])  # there may be thousands of parts
+    """Return the parts in `others` that overlap a part. All are from the same file, and `others` is sorted by start."""
+    first = bisect_right(others, part["start"], key=lambda other: other["stop"])  # fast even with thousands of parts
     last = bisect_left(others, part["stop"], key=lambda other: other["start"])
     return others[first:last]
 
 
 def _source(part: PartLine, by_name: bool) -> tuple[str, str]:
-    """Return the key that identifies a source across runs: its name, in any directory, if names are unique."""
+    """Return the key that identifies a source across runs.
+
+    If the names of files are unique, the key does not include the directory.
+    """
     path = part["path"]
     return Path(path).name if by_name else path, part["dataset"]
 
@@ -250,7 +272,7 @@ def _has_unique_names(parts: Sequence[PartLine]) -> bool:
 
 
 def _changed_files(a: Mapping[str, Any], b: Mapping[str, Any]) -> set[str]:
-    """Return names of input files whose sizes or modification times differ between two manifests."""
+    """Return the names of input files whose size or modification time differs between two manifests."""
     before = _file_states(a)
     now = _file_states(b)
     return {name for name in before.keys() & now.keys() if before[name] != now[name]}
@@ -262,7 +284,7 @@ def _file_states(manifest: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def _read_pieces(a: str, b: str, pieces: Sequence[_Piece], n_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read up to `n_rows` rows of the features of A and of B, and keep those that are valid in both."""
+    """Return the features of A and of B for up to `n_rows` rows. Rows that are bad in either run are left out."""
     selection = select_rows([piece.n_rows for piece in pieces], n_rows)
     found = [piece.read(Path(a), Path(b), rows) for piece, rows in zip(pieces, selection, strict=True) if len(rows)]
     if not found:
@@ -274,7 +296,7 @@ def _read_pieces(a: str, b: str, pieces: Sequence[_Piece], n_rows: int) -> tuple
 
 
 def likeness(a: np.ndarray, b: np.ndarray) -> Likeness:
-    """Compare features (n_rows, n_features) and (n_rows, m_features) of the same rows."""
+    """Compare two sets of features of the same rows, with shapes (n_rows, n_features) and (n_rows, m_features)."""
     a = a.astype(np.float64)
     b = b.astype(np.float64)
     units_a, units_b, correlations = match_units(a, b)
@@ -291,9 +313,10 @@ def likeness(a: np.ndarray, b: np.ndarray) -> Likeness:
 
 
 def _change(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Return `Likeness.change`. The spread of a column counts as at least a hundredth of that of the others.
+    """Return `Likeness.change`.
 
-    Otherwise rounding errors would look like large changes of columns that hardly vary.
+    The spread of a column counts as at least a hundredth of the root mean square of all spreads. Otherwise rounding
+    errors in columns that hardly vary would look like large changes.
     """
     if a.shape != b.shape:
         return None
@@ -305,18 +328,19 @@ def _change(a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def match_units(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Match units of A and of B one to one by the Hungarian method.
+    """Match the units of A and B one to one with the Hungarian method.
 
-    Source: Li, Yosinski, Clune, Lipson and Hopcroft, "Convergent learning", 2015, section 3. Constant units correlate
-    with none.
+    The correlation of a constant unit with any other unit counts as 0. Source: Li, Yosinski, Clune, Lipson and
+    Hopcroft, "Convergent learning", 2015, section 3.
 
     Returns
     -------
     units_a, units_b : ndarray of shape (n_units,), int64
+        Indices of the matched units.
     correlations : ndarray of shape (n_units,), float64
-        Absolute values.
+        Absolute correlations of the matched units.
     """
-    from scipy.optimize import linear_sum_assignment  # its import takes as long as everything else
+    from scipy.optimize import linear_sum_assignment  # imported here, because it takes long to load
 
     correlations = _absolute_correlations(a, b)
     units_a, units_b = linear_sum_assignment(correlations, maximize=True)
@@ -324,7 +348,7 @@ def match_units(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
 
 
 def _absolute_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the correlations (n_features, m_features) of all pairs of units."""
+    """Return the absolute correlations (n_features, m_features) of all pairs of units."""
     a = _centered(a)
     b = _centered(b)
     lengths = np.linalg.norm(a, axis=0)[:, None] * np.linalg.norm(b, axis=0)
@@ -332,10 +356,11 @@ def _absolute_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def linear_cka(a: np.ndarray, b: np.ndarray) -> float:
-    """Return ``|B' A|^2 / (|A' A| |B' B|)`` in Frobenius norms, of centered features.
+    """Return the linear centered kernel alignment (CKA) of two sets of features.
 
-    Source: Kornblith, Norouzi, Lee and Hinton, "Similarity of neural network representations revisited", 2019,
-    equation 5 with section 3. It is too large if there are fewer rows than features.
+    It is ``|B' A|^2 / (|A' A| |B' B|)`` for centered features, in Frobenius norms. If there are fewer rows than
+    features, the result is too large. Source: Kornblith, Norouzi, Lee and Hinton, "Similarity of neural network
+    representations revisited", 2019, equation 5 with section 3.
     """
     a = _centered(a)
     b = _centered(b)
@@ -343,11 +368,11 @@ def linear_cka(a: np.ndarray, b: np.ndarray) -> float:
     whole = float(np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b))
     if whole > 0:
         return common / whole
-    return float(common > 0)  # constant features have nothing in common; tiny ones may underflow
+    return float(common > 0)  # 0 for constant features; norms of tiny features may underflow
 
 
 def neighbour_overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the mean share of a row's nearest rows in A that are among its nearest in B, of at most 2,048 rows."""
+    """Return `Likeness.neighbours`, measured on at most 2,048 rows."""
     n = min(len(a), _NEIGHBOUR_ROWS)
     k = min(_NEIGHBOURS, n - 1)
     if k < 1:
@@ -358,7 +383,7 @@ def neighbour_overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _nearest(features: np.ndarray, k: int) -> np.ndarray:
-    """Return which rows are the `k` nearest of each row, bool (n, n); among equally near rows, the first ones."""
+    """Return a mask of the `k` nearest rows of each row, bool (n, n). If distances are equal, earlier rows are used."""
     features = _centered(features)
     squares = (features**2).sum(axis=1)
     distances = squares[:, None] + squares - 2 * features @ features.T

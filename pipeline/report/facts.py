@@ -1,4 +1,4 @@
-"""Facts about a run as plain values of bounded size, for report.json."""
+"""Facts about a run for report.json, as plain values of bounded size."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def input_facts(shards: Sequence[Shard]) -> dict[str, Any]:
 def bad_data_facts(
     shards: Sequence[Shard], refused: Sequence[Mapping[str, str]], scan: Scan | None, missing: float | None
 ) -> dict[str, Any]:
-    """Return the numbers of bad shards and rows, and the first ones.
+    """Return the number of bad shards and of bad rows, with details about the first of each.
 
     Parameters
     ----------
     refused : sequence of mapping
-        Files that were left out: ``file`` and ``reason``.
+        Files that were left out, each with the keys ``file`` and ``reason``.
     missing : float or None
-        Value that is treated as missing.
+        Value that marks missing entries, in addition to NaN.
     """
     bad_shards = list(refused)
     bad_rows: dict[str, Any] = {"n": 0, "first": []}
@@ -78,13 +78,13 @@ def _bad_row_facts(shards: Sequence[Shard], scan: Scan, missing: float | None) -
 
 
 def _bad_rows_of_good_shards(shards: Sequence[Shard], scan: Scan) -> np.ndarray:
-    """Return the numbers of bad rows in shards that are not bad as a whole."""
+    """Return the numbers of bad rows. Rows of unreadable shards are not included."""
     shard_of_row = np.searchsorted(first_rows(shards), scan.bad_rows, side="right") - 1
     return scan.bad_rows[~np.isin(shard_of_row, list(scan.unreadable))]
 
 
 def _bad_row(shards: Sequence[Shard], number: int, scan: Scan, missing: float | None) -> dict[str, Any]:
-    """Return the location of a bad row, and its first bad entry."""
+    """Return the location and the first bad entry of a bad row."""
     block = block_of(shards, first_rows(shards), number, number + 1)
     shard = block.shard
     facts = {"file": shard.path, "dataset": shard.dataset, "row": block.start}
@@ -92,11 +92,11 @@ def _bad_row(shards: Sequence[Shard], number: int, scan: Scan, missing: float | 
 
 
 def _first_bad_entry(block: Block, scan: Scan, missing: float | None) -> dict[str, Any]:
-    """Return column, name and value of the first bad entry in a block of one row."""
+    """Return the column, its name and the value of the first bad entry in a block of one row."""
     facts = {"column": None, "name": None, "value": None}
     try:
         row = read(block)
-    except ShardpressError as error:  # the scan could read it
+    except ShardpressError as error:  # the row was readable during the scan
         return {**facts, "value": str(error)}
     shard = block.shard
     is_bad = bad_entries(row, missing, shard.stored_dtype, scan.fill is not None)[0]
@@ -112,16 +112,20 @@ def _first_bad_entry(block: Block, scan: Scan, missing: float | None) -> dict[st
 
 @dataclass(frozen=True)
 class PartDrift:
-    """Values of a part that are outside a model's range.
+    """Values of a part that are outside the range of a model.
 
     Attributes
     ----------
     shard : int
-        Index of the part's shard in the input.
+        Index of the shard that the part belongs to.
+    n_rows : int
+        Number of rows in the part.
+    n_outside : int
+        Number of good rows with values outside the range.
     outside : tuple of Outside
-        The columns with the farthest values.
+        Columns whose values are farthest outside the range.
     is_whole : bool
-        Whether these are all columns with such values.
+        Whether `outside` lists all columns with values outside the range.
     """
 
     shard: int
@@ -132,9 +136,9 @@ class PartDrift:
 
 
 def drift_facts(shards: Sequence[Shard], parts: Sequence[PartDrift], on_drift: str) -> dict[str, Any]:
-    """Return how many values are outside a model's range and how far, by column and by shard.
+    """Return facts about values outside the range of a model, by column and by shard.
 
-    Only the columns with most such values and the shards with most such rows are listed.
+    Only the columns with the most values outside the range and the shards with the most affected rows are listed.
     """
     drifts = _drift_by_shard(shards, parts)
     columns = farthest(column for drift in drifts for column in drift.columns)
@@ -154,7 +158,7 @@ def drift_facts(shards: Sequence[Shard], parts: Sequence[PartDrift], on_drift: s
 
 @dataclass(frozen=True)
 class _ShardDrift:
-    """Values of one shard that are outside a model's range, in all of its columns."""
+    """Values of one shard that are outside the range of a model."""
 
     shard: Shard
     number: int
@@ -163,7 +167,7 @@ class _ShardDrift:
     columns: Sequence[Outside]
 
     def facts(self) -> dict[str, Any]:
-        """Return plain values, with the farthest columns only."""
+        """Return the facts as plain values. Only the columns with the farthest values are listed."""
         return {
             "file": self.shard.path,
             "n_rows": self.n_rows,
@@ -173,7 +177,7 @@ class _ShardDrift:
 
 
 def _first_columns(shard: Shard, columns: Sequence[Outside], drifts: Sequence[_ShardDrift]) -> list[dict[str, Any]]:
-    """Return facts about the columns with most values outside the range, and in how many shards they have some."""
+    """Return facts about the columns with the most values outside the range, with the number of affected shards."""
     n_shards = Counter(column.column for drift in drifts for column in drift.columns)
     most_first = sorted(columns, key=lambda column: -column.n_values)
     facts = []
@@ -183,7 +187,7 @@ def _first_columns(shard: Shard, columns: Sequence[Outside], drifts: Sequence[_S
 
 
 def _drift_by_shard(shards: Sequence[Shard], parts: Sequence[PartDrift]) -> list[_ShardDrift]:
-    """Add up the parts of each shard."""
+    """Return the drift of each shard, summed over its parts."""
     by_shard: dict[int, list[PartDrift]] = {}
     for part in parts:
         by_shard.setdefault(part.shard, []).append(part)
@@ -213,18 +217,19 @@ def earlier_run_facts(directory: Path, fingerprint: str) -> dict[str, Any]:
     Parameters
     ----------
     fingerprint : str
-        Fingerprint of this run's request. A report with the same one is of this run, before it was resumed.
+        Fingerprint of the request of this run. A report with the same fingerprint describes an earlier attempt at this
+        run, which has been resumed since.
 
     Returns
     -------
     dict
-        ``last``, the previous run in the directory with other results, or None; and ``attempts``, the stages of this
-        run before it was resumed, for the last few attempts.
+        ``last`` describes the previous run with other results in this directory, and is None if there was none.
+        ``attempts`` lists the stages of the last few earlier attempts at this run.
     """
     try:
         report = json.loads((directory / "report.json").read_bytes())
         return _facts_of_report(report, fingerprint)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no report, or a file of another program
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no report, or the file of another program
         return {"last": None, "attempts": []}
 
 
@@ -233,15 +238,15 @@ def _facts_of_report(report: Mapping[str, Any], fingerprint: str) -> dict[str, A
     if report.get("fingerprints", {}).get("request") != fingerprint:
         last = {"made": made, "summary": report["summary"], "config": report["config"]}
         return {"last": last, "attempts": []}
-    earlier = report.get("attempts", report.get("sittings", []))  # version 0.1.0 wrote the other name
+    earlier = report.get("attempts", report.get("sittings", []))  # version 0.1.0 used the second name
     attempts = [*earlier, {"made": made, "stages": report["stages"]}]
     return {"last": report.get("last"), "attempts": attempts[-_MAX_EARLIER_RUNS:]}
 
 
 def sample_facts(parts: Sequence[PartSource], spec: SampleSpec) -> dict[str, Any] | None:
-    """Return measurements of a sample of the rows; None if there are too few rows or if the sample fails.
+    """Return measurements of a sample of rows, or None if there are too few rows or if a measurement fails.
 
-    A failure is a warning and has no other consequences, since the features are finished.
+    A failure is only logged as a warning, because the features are already complete.
     """
     try:
         sample = draw_sample(parts, spec)

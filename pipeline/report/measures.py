@@ -1,4 +1,4 @@
-"""Measurements of a sample of rows and their features, as plain values of bounded size, for report.json."""
+"""Measurements of a sample of rows and features for report.json, as plain values of bounded size."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["measure"]
 
 _N_BINS = 24
 _QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
-_N_WORST = 10  # number of listed rows
+_N_WORST = 10  # number of rows to list
 _N_POINTS = 500
 _N_PAIRS = 8
-_MAX_SIDE = 32  # pixels along an image's side
-_MAX_VALUES = 96  # values of a row that is drawn as a line
-_MIN_PIXELS = 49  # pixels of a flat row that is treated as a square image; shorter rows are more likely measurements
-_MIN_TEST_ROWS = 30  # test rows of the probe; with fewer its accuracy is meaningless
+_MAX_SIDE = 32  # maximum number of pixels per side of an image
+_MAX_VALUES = 96  # maximum number of values of a row that is drawn as a line
+_MIN_PIXELS = 49  # minimum length of rows to treat as square images; shorter rows are more likely measurements
+_MIN_TEST_ROWS = 30  # minimum number of test rows of the probe; with fewer, an accuracy would be meaningless
 
 
 def measure(
@@ -38,9 +38,9 @@ def measure(
     Parameters
     ----------
     parts : sequence of PartSource
-        The parts that the sample was drawn from.
+        Parts from which the sample was drawn.
     categories : mapping of str to ndarray
-        Meaning of the codes in some extra datasets.
+        Categories of the extra datasets that are stored as codes.
     """
     labels = labels_of(sample.extras, categories)
     is_test = _test_rows(sample)
@@ -54,14 +54,14 @@ def measure(
 
 @dataclass(frozen=True)
 class _Reconstruction:
-    """Rows of a sample, decoded from their features.
+    """Rows of a sample that were decoded from their features.
 
     Attributes
     ----------
-    rows : ndarray of shape (n_rows, n_inputs), float32
+    rows : ndarray of shape (n_rows, n_inputs)
         Decoded rows, scaled.
     squares : ndarray of shape (n_rows, n_inputs)
-        Squared errors.
+        Squared error of each value.
     errors : ndarray of shape (n_rows,)
         Mean squared error of each row.
     """
@@ -82,7 +82,7 @@ class _Reconstruction:
         return cls(sample, parts, model, labels, rows, squares, squares.mean(axis=1))
 
     def location(self, i: int) -> dict[str, Any]:
-        """Return file, dataset, row and label of row `i`."""
+        """Return the file, dataset, row number and label of row `i` of the sample."""
         shard = self.parts[int(self.sample.sources[i])].block.shard
         label = None
         if self.labels is not None:
@@ -90,7 +90,7 @@ class _Reconstruction:
         return {"file": shard.path, "dataset": shard.dataset, "row": int(self.sample.rows[i]), "label": label}
 
     def worst_column(self, i: int) -> dict[str, Any]:
-        """Return number and name of the column in which the error of row `i` is largest; the name may be None."""
+        """Return the number and name of the column with the largest error in row `i`. The name can be None."""
         column = int(self.squares[i].argmax())
         return {"column": column, "name": self.shard.columns.name_of(column)}
 
@@ -116,7 +116,10 @@ def _reconstruction_facts(decoded: _Reconstruction, components: Components) -> d
 
 
 def _test_rows(sample: Sample) -> np.ndarray:
-    """Return a third of the rows, bool (n_rows,): whole stretches, since neighbours are similar."""
+    """Return a mask of the test rows, bool (n_rows,), which are about a third of all rows.
+
+    Test rows are whole stretches if possible, because neighbouring rows are similar.
+    """
     stretches = np.unique(sample.stretches)
     if len(stretches) < 3:
         return np.arange(len(sample.rows)) % 3 == 2
@@ -127,12 +130,12 @@ def _test_rows(sample: Sample) -> np.ndarray:
 
 
 def _error_of_mean(rows: np.ndarray) -> float:
-    """Return the mean squared error if each row were reconstructed as the mean of all rows."""
+    """Return the mean squared error of a reconstruction in which each row is the mean of all rows."""
     return float(np.square(rows - rows.mean(axis=0, dtype=np.float64)).mean())
 
 
 def _distribution(errors: np.ndarray) -> dict[str, Any]:
-    """Return quantiles and a histogram; its last bin contains all errors above the 99th percentile."""
+    """Return quantiles and a histogram. The last bin includes all errors above the 99th percentile."""
     low = errors.min()
     high = max(np.quantile(errors, 0.99), low + 1e-12)
     edges = np.linspace(low, high, _N_BINS + 1)
@@ -145,7 +148,7 @@ def _distribution(errors: np.ndarray) -> dict[str, Any]:
 
 
 def _worst_rows(decoded: _Reconstruction) -> list[dict[str, Any]]:
-    """Return the rows with the largest errors, and the column in which each error is largest."""
+    """Return the rows with the largest errors, and the column with the largest error in each row."""
     worst = np.argsort(-decoded.errors, kind="stable")[:_N_WORST].tolist()
     return [{**decoded.location(i), "error": float(decoded.errors[i]), **decoded.worst_column(i)} for i in worst]
 
@@ -154,7 +157,10 @@ def _worst_rows(decoded: _Reconstruction) -> list[dict[str, Any]]:
 
 
 def _points(decoded: _Reconstruction, components: Components) -> dict[str, Any]:
-    """Return two coordinates of rows, features and reconstructions: the two columns, or two principal components."""
+    """Return two coordinates for each row, its features and its reconstruction.
+
+    The coordinates are the columns if there are at most two, and otherwise the first two principal components.
+    """
     scaled = decoded.sample.scaled
     features = decoded.sample.features
     chosen = np.linspace(0, len(scaled) - 1, min(len(scaled), _N_POINTS)).astype(int)
@@ -176,7 +182,7 @@ def _labels_of_points(labels: Labels | None, chosen: np.ndarray) -> dict[str, An
 
 
 class _Plane:
-    """A plane onto which rows are projected."""
+    """Plane onto which rows are projected."""
 
     def __init__(self, mean: np.ndarray, axes: np.ndarray, is_rotated: bool) -> None:
         self._mean = mean
@@ -185,7 +191,7 @@ class _Plane:
 
     @classmethod
     def of(cls, rows: np.ndarray, components: Components | None = None) -> _Plane:
-        """Return the plane of the two columns, or of more columns the plane in which rows vary most."""
+        """Return the plane of the columns if there are at most two, otherwise the plane in which rows vary most."""
         width = rows.shape[1]
         if width <= 2:
             return cls(np.zeros(width), np.eye(width, 2), is_rotated=False)
@@ -194,11 +200,11 @@ class _Plane:
         return cls(components.mean, components.components[:, :2], is_rotated=True)
 
     def project(self, rows: np.ndarray) -> list[Any]:
-        """Return coordinates (n_rows, 2)."""
+        """Return the coordinates (n_rows, 2) of rows in the plane."""
         return _rounded((rows - self._mean) @ self._axes)
 
     def describe(self, column: str) -> str:
-        """Return the meaning of the axes, given the name of a column."""
+        """Return a description of the axes. `column` is the word for a column, such as ``feature``."""
         if self._is_rotated:
             return "first two principal components"
         return f"{column}s 0 and 1"
@@ -208,7 +214,7 @@ class _Plane:
 
 
 def _pairs(decoded: _Reconstruction) -> dict[str, Any]:
-    """Return a few rows, their features and their reconstructions: as images, if the rows are images."""
+    """Return a few rows with their features and reconstructions, as images if the rows are images."""
     shape = _image_shape(decoded.shard)
     numbers = _typical_rows(decoded.errors, decoded.labels)
     if shape is None:
@@ -230,7 +236,7 @@ def _images_of_rows(numbers: Sequence[int], decoded: _Reconstruction, shape: tup
 def _with_locations(
     pairs: Sequence[Mapping[str, Any]], numbers: Sequence[int], decoded: _Reconstruction
 ) -> list[dict[str, Any]]:
-    """Return pairs with the location and the error of each row."""
+    """Add the location and the error of each row to its pair."""
     located = []
     for i, pair in zip(numbers, pairs, strict=True):
         located.append({**decoded.location(i), "error": float(decoded.errors[i]), **pair})
@@ -238,14 +244,14 @@ def _with_locations(
 
 
 def _scaled_to_range(features: np.ndarray) -> np.ndarray:
-    """Return features scaled so that their minimum and maximum in the sample are 0 and 1."""
+    """Scale each feature so that its minimum in the sample is 0 and its maximum is 1."""
     low = features.min(axis=0)
     width = features.max(axis=0) - low
     return np.asarray((features - low) / np.where(width > 0, width, 1))
 
 
 def _typical_rows(errors: np.ndarray, labels: Labels | None) -> list[int]:
-    """Return the row of median error of each label; without labels, rows from the best to the worst."""
+    """Return the row with the median error for each label. Without labels, return rows from the best to the worst."""
     if labels is None:
         order = np.argsort(errors, kind="stable")
         chosen = np.linspace(0, len(order) - 1, min(_N_PAIRS, len(order))).astype(int)
@@ -255,13 +261,16 @@ def _typical_rows(errors: np.ndarray, labels: Labels | None) -> list[int]:
 
 
 def _median_row(errors: np.ndarray, rows: np.ndarray) -> int:
-    """Return the number of the row with the median error among `rows`."""
+    """Return the number of the row with the median error in `rows`."""
     order = np.argsort(errors[rows], kind="stable")
     return int(rows[order[len(rows) // 2]])
 
 
 def _image_shape(shard: Shard) -> tuple[int, ...] | None:
-    """Return height and width, followed by 3 for colour images, if the rows are images; otherwise None."""
+    """Return the shape of images, or None if the rows are not images.
+
+    The shape is (height, width), or (height, width, 3) for colour images.
+    """
     shape = shard.shape[1:]
     if len(shape) == 3 and shape[-1] == 1:
         return shape[:2]
@@ -269,13 +278,13 @@ def _image_shape(shard: Shard) -> tuple[int, ...] | None:
         return shape
     if len(shape) == 2 and min(shape) > 4:
         return shape
-    if len(shape) != 1 or shard.columns.is_known:  # pixels have no names
+    if len(shape) != 1 or shard.columns.is_known:  # columns with names are not pixels
         return None
     return _square(shape[0])
 
 
 def _square(n: int) -> tuple[int, int] | None:
-    """Return the shape of a square image of `n` pixels; None if there is none, or if it is too small."""
+    """Return the shape of a square image with `n` pixels, or None if `n` is not a square or too small."""
     side = isqrt(n)
     if n < _MIN_PIXELS or side * side != n:
         return None
@@ -292,7 +301,10 @@ def _square_image(values: np.ndarray) -> str:
 
 
 def _shrunk(pixels: np.ndarray) -> np.ndarray:
-    """Return an image of at most `_MAX_SIDE` pixels per side: means over squares; incomplete squares are dropped."""
+    """Shrink an image to at most `_MAX_SIDE` pixels per side, by taking means over squares of pixels.
+
+    Incomplete squares at the edges are dropped.
+    """
     factor = -(-max(pixels.shape[:2]) // _MAX_SIDE)
     height, width = (n // factor or 1 for n in pixels.shape[:2])
     whole = pixels[: height * factor, : width * factor]
@@ -302,13 +314,13 @@ def _shrunk(pixels: np.ndarray) -> np.ndarray:
 
 
 def _line(values: np.ndarray) -> list[float]:
-    """Return a value for each column, or the means of `_MAX_VALUES` ranges of columns."""
+    """Return the values of all columns, or the means of `_MAX_VALUES` ranges of columns."""
     ranges = np.array_split(values, min(len(values), _MAX_VALUES))
     return _rounded(np.array([each.mean() for each in ranges]))
 
 
 def _encoded_bytes(values: np.ndarray) -> str:
-    """Return values from 0 to 1 as bytes in Base64."""
+    """Encode values from 0 to 1 as bytes, and return them in Base64."""
     data = np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8).tobytes()
     return b64encode(data).decode()
 
@@ -321,9 +333,9 @@ def _rounded(values: np.ndarray) -> list[Any]:
 
 
 def _probe(sample: Sample, components: Components, labels: Labels, is_test: np.ndarray) -> dict[str, Any] | None:
-    """Return the accuracies of a linear classifier on features, components and raw columns.
+    """Return the accuracy of a linear classifier on features, on principal components and on raw columns.
 
-    None if there are too few rows, or only one label.
+    Return None if there are too few rows, or only one label.
     """
     has_label = labels.codes != NONE
     split = _Split(labels.codes[has_label], is_test[has_label])
@@ -347,7 +359,7 @@ def _probe(sample: Sample, components: Components, labels: Labels, is_test: np.n
 
 @dataclass(frozen=True)
 class _Split:
-    """Classes (n_rows,) of rows, and which of them test (n_rows,)."""
+    """Classes of rows (n_rows,), and a mask of the test rows (n_rows,)."""
 
     codes: np.ndarray
     is_test: np.ndarray
@@ -361,7 +373,7 @@ class _Split:
         return int(self.is_test.sum())
 
     def share_of_commonest(self) -> float:
-        """Return the share of test rows in the most frequent class of the training rows."""
+        """Return the share of test rows that belong to the most frequent class of the training rows."""
         commonest = np.bincount(self.train_codes).argmax()
         return float((self.codes[self.is_test] == commonest).mean())
 

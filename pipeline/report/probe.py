@@ -1,4 +1,4 @@
-"""A linear probe: which extra dataset holds labels, and how many rows a ridge classifier labels correctly."""
+"""Linear probe: find the extra dataset with the labels, and measure the accuracy of a ridge classifier."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["NONE", "Labels", "accuracy", "labels_of"]
 NONE = -1
 """Code of a row without a label."""
 _USUAL_NAMES = ("y", "label", "labels", "target", "targets", "class", "classes")
-_MAX_LABELS = 50  # more cannot be distinguished on a page
-_PENALTIES = 10.0 ** np.arange(-3, 5)  # in units of a column's variance times the number of rows
+_MAX_LABELS = 50  # more labels could not be distinguished on a page
+_PENALTIES = 10.0 ** np.arange(-3, 5)  # relative to the variance of a column times the number of rows
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Labels:
     name : str
         Name of the dataset.
     names : tuple of str
-        The distinct labels, in order.
+        Distinct labels in sorted order.
     codes : ndarray of shape (n_rows,), int64
-        Index of each row's label in `names`, or `NONE`.
+        For each row, the index of its label in `names`, or `NONE`.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Labels:
     codes: np.ndarray
 
     def name_of(self, row: int) -> str | None:
-        """Return the label of a row; None if it has none."""
+        """Return the label of a row, or None if the row has no label."""
         code = int(self.codes[row])
         if code == NONE:
             return None
@@ -48,14 +48,21 @@ class Labels:
 
 
 def labels_of(extras: Mapping[str, np.ndarray], categories: Mapping[str, np.ndarray]) -> Labels | None:
-    """Return the labels among extra datasets: one with a usual name, otherwise the first that can be labels.
+    """Find labels in the extra datasets.
+
+    Datasets with a usual name, such as ``y``, are tried first, then the others in the order of their names.
 
     Parameters
     ----------
     extras : mapping of str to ndarray of shape (n_rows,)
-        The extra datasets.
+        Values of the extra datasets.
     categories : mapping of str to ndarray
-        Meaning of the codes in some of them.
+        Categories of the extra datasets that are stored as codes.
+
+    Returns
+    -------
+    Labels or None
+        None if no dataset contains labels.
     """
     for name in sorted(extras, key=lambda name: (_rank(name), name)):
         if name.endswith("_present"):
@@ -74,12 +81,12 @@ def _rank(name: str) -> int:
 
 
 def _labels(name: str, values: np.ndarray, categories: np.ndarray | None) -> Labels | None:
-    """Return the values as labels; None if they are measurements or identifiers."""
+    """Return the values as labels, or None if they look like measurements or identifiers."""
     if values.dtype.kind not in "biufO" or not len(values) or _has_fractions(values):
         return None
     has_label = _has_label(values, is_code=categories is not None)
     distinct, indices = np.unique(values[has_label], return_inverse=True)
-    # Identifiers occur once or twice each.
+    # Each identifier occurs only once or twice.
     if not 2 <= len(distinct) <= min(_MAX_LABELS, len(values) // 3):
         return None
     codes = np.full(len(values), NONE)
@@ -93,7 +100,7 @@ def _has_fractions(values: np.ndarray) -> bool:
 
 
 def _has_label(values: np.ndarray, is_code: bool) -> np.ndarray:
-    """Return which values are present, bool (n_rows,)."""
+    """Return a mask of the values that are not missing, bool (n_rows,)."""
     if values.dtype.kind == "b":
         return np.ones(len(values), dtype=bool)
     if values.dtype.kind == "f":
@@ -119,18 +126,18 @@ def _spelled(value: object, categories: np.ndarray | None) -> str:
 
 
 def accuracy(rows: np.ndarray, codes: np.ndarray, is_test: np.ndarray) -> float:
-    """Return the share of test rows that a ridge classifier assigns to the right class.
+    """Return the share of test rows that a ridge classifier assigns to the correct class.
 
-    scikit-learn's `RidgeClassifierCV` is as accurate, but its import alone takes longer than the whole report.
+    scikit-learn's `RidgeClassifierCV` is equally accurate, but importing it takes longer than making the whole report.
 
     Parameters
     ----------
     rows : ndarray of shape (n_rows, n_columns)
-        Rows; they are standardized here with the mean and standard deviation of the training rows.
+        Rows. They are standardized with the mean and standard deviation of the training rows.
     codes : ndarray of shape (n_rows,), int64
-        The class of each row, from 0.
+        Class of each row; the first class is 0.
     is_test : ndarray of shape (n_rows,), bool
-        Which rows are not trained on.
+        Mask of the test rows. All other rows are training rows.
     """
     is_train = ~is_test
     x = _standardized(rows, is_train)
@@ -142,7 +149,10 @@ def accuracy(rows: np.ndarray, codes: np.ndarray, is_test: np.ndarray) -> float:
 
 
 def _standardized(rows: np.ndarray, is_train: np.ndarray) -> np.ndarray:
-    """Return rows in float64 with mean 0 and standard deviation 1 over the training rows; constant columns become 0."""
+    """Standardize rows in float64, so that training rows have mean 0 and standard deviation 1 in each column.
+
+    Columns that are constant in the training rows become 0.
+    """
     x = rows.astype(np.float64)
     mean = x[is_train].mean(axis=0)
     deviation = x[is_train].std(axis=0)
@@ -155,15 +165,15 @@ def _standardized(rows: np.ndarray, is_train: np.ndarray) -> np.ndarray:
 def _ridge_weights(x: np.ndarray, targets: np.ndarray, penalties: np.ndarray = _PENALTIES) -> np.ndarray:
     """Return the weights (n_columns, n_classes) of a ridge regression on centred columns.
 
-    All penalties share the eigenvectors of the smaller Gram matrix. Computing them takes a fifth of the time of a
-    singular value decomposition, with half of the digits.
+    The eigenvectors of the smaller Gram matrix are computed once for all penalties. This takes a fifth of the time of
+    a singular value decomposition, but loses half of the digits.
 
     Parameters
     ----------
     x : ndarray of shape (n_rows, n_columns), float64
     targets : ndarray of shape (n_rows, n_classes), float64
     penalties : ndarray of shape (n_penalties,)
-        The best of these is used.
+        Candidates. The weights are those of the best candidate.
     """
     if len(x) >= x.shape[1]:
         squares, right = _eigenvectors(x.T @ x)
@@ -178,20 +188,20 @@ def _ridge_weights(x: np.ndarray, targets: np.ndarray, penalties: np.ndarray = _
 
 
 def _eigenvectors(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return eigenvalues and eigenvectors; eigenvalues that are rounding errors become 0."""
+    """Return eigenvalues and eigenvectors. Eigenvalues that are only rounding errors are set to 0."""
     values, vectors = np.linalg.eigh(gram)
     return np.where(values > 1e-12 * values[-1], values, 0), vectors
 
 
 def _shrunk(squares: np.ndarray, projected: np.ndarray, targets: np.ndarray, penalties: np.ndarray) -> np.ndarray:
-    """Return the predictions (n, n_classes) along each singular vector, shrunk by the best penalty.
+    """Return the predictions (n, n_classes) in the basis of the singular vectors, shrunk with the best penalty.
 
     Parameters
     ----------
     squares : ndarray of shape (n,)
-        Squares of the singular values of the rows.
+        Squared singular values of the rows.
     projected : ndarray of shape (n, n_classes)
-        The targets in the basis of the left singular vectors.
+        Targets in the basis of the left singular vectors.
     targets : ndarray of shape (n_rows, n_classes)
     penalties : ndarray of shape (n_penalties,)
     """
@@ -202,7 +212,7 @@ def _shrunk(squares: np.ndarray, projected: np.ndarray, targets: np.ndarray, pen
 
 
 def _validation_error(shrinkage: np.ndarray, projected: np.ndarray, targets: np.ndarray) -> float:
-    """Estimate the mean squared error on other rows by generalized cross-validation.
+    """Estimate the mean squared error on new rows by generalized cross-validation.
 
     Source: Golub, Heath and Wahba, "Generalized cross-validation as a method for choosing a good ridge parameter",
     Technometrics 21 (1979), equation 1.4.
@@ -210,10 +220,10 @@ def _validation_error(shrinkage: np.ndarray, projected: np.ndarray, targets: np.
     n_rows = len(targets)
     explained = (shrinkage * (2 - shrinkage)) @ np.square(projected)
     residual = np.square(targets).sum() - explained.sum()
-    n_parameters = shrinkage.sum() + 1  # one for the mean
+    n_parameters = shrinkage.sum() + 1  # the mean is one more parameter
     return float(n_rows * residual / max(n_rows - n_parameters, 1e-9) ** 2)
 
 
 def _divide(values: np.ndarray, by: np.ndarray) -> np.ndarray:
-    """Return quotients, and 0 where the divisor is 0."""
+    """Divide elementwise. The result is 0 where the divisor is 0."""
     return np.divide(values, by, out=np.zeros_like(values), where=by > 0)

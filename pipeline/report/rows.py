@@ -1,7 +1,7 @@
-"""Verification of stored features: read the features of some rows back, and recompute them from the input.
+"""Verification of stored features: read back the features of some rows, and recompute them from the input.
 
-Features are read with HDF5, as other programs read them. They are recomputed in NumPy and float64, by code that shares
-nothing with the code that computed them.
+Features are read with HDF5, as other programs read them. They are recomputed with NumPy in float64, independently of
+the code that computed the stored features.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ __all__ = [
     "select_rows",
 ]
 
-_DEFAULT_ROWS = 256  # rows to check if no number is given; also the most that are checked at once
-_BYTES = 2**27  # bytes of input to read by default, in whole chunks; this takes a fraction of a second
-_MIN_ROWS = 8  # rows to check even if their chunks are large
-_HUGE = 1e15  # scaled values above this may overflow float32 when they are summed, so their rows may count as bad
+_DEFAULT_ROWS = 256  # default number of rows to check; also the maximum number of rows that are checked at once
+_BYTES = 2**27  # bytes of whole chunks to read by default, which takes a fraction of a second
+_MIN_ROWS = 8  # minimum number of rows to check, even if their chunks are large
+_HUGE = 1e15  # sums of larger scaled values may overflow float32, so their rows may be stored as bad rows
 
-_EPS = 2.0**-24  # largest relative rounding error of float32
+_EPS = 2.0**-24  # maximum relative rounding error of float32
 _SAFETY = 4.0  # see `rounding_bound`
-_MIN_ERROR = 1e-30  # for units whose weights are all 0
+_MIN_ERROR = 1e-30  # avoids a bound of 0 for units whose weights are all 0
 
 PartLine = Mapping[str, Any]
-"""The line of a part in the manifest."""
+"""Line that describes a part in the manifest."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Preprocessing:
     Attributes
     ----------
     missing : float or None
-        Value that is treated as missing, like NaN.
+        Value that marks missing entries, in addition to NaN.
     clips : bool
-        Whether rows outside the model's range were clipped, although the model itself does not require it.
+        Whether rows outside the range of the model were clipped, although the model itself does not require it.
     """
 
     model: Model
@@ -67,7 +67,7 @@ class Preprocessing:
     clips: bool = False
 
     def cleaned(self, block: Block, rows: np.ndarray) -> np.ndarray:
-        """Return rows (n_rows, n_inputs) of a block as the encoder received them, in their own dtype."""
+        """Return the rows (n_rows, n_inputs) of a block as they were passed to the encoder, in their own dtype."""
         scaler = self.model.scaler
         rows = Cleaning(scaler, self.missing).cleaned(block, rows)
         if not self.clips:
@@ -78,7 +78,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault of an output file, or the reason why an input file cannot be checked."""
+    """Fault of an output file, or reason why an input file cannot be checked."""
 
     file: str
     fault: str
@@ -91,13 +91,13 @@ class RowCheck:
     Attributes
     ----------
     n_rows : int
-        Rows whose features were recomputed.
+        Number of rows whose features were recomputed.
     n_bad : int
-        Bad rows among the selected ones, whose features are NaN as they should be.
+        Number of selected rows that are bad, and whose stored features are NaN as expected.
     largest_difference : float
-        Largest difference between a stored feature and the recomputed one.
+        Largest difference between a stored and a recomputed feature.
     of_tolerance : float
-        Largest difference as a fraction of the tolerance of that feature; above 1 if there are faults.
+        Largest ratio of a difference to its tolerance. It is above 1 if a feature is wrong.
     faults : tuple of Fault
         Parts with wrong features.
     unchecked : tuple of Fault
@@ -127,16 +127,21 @@ def check_rows(
     how: Preprocessing,
     n_rows: int | None = None,
 ) -> RowCheck:
-    """Recompute the features of some rows of all parts, and compare them with the stored features.
+    """Recompute the features of some rows from all parts, and compare them with the stored features.
 
     Parameters
     ----------
     directory : Path
-        The output directory.
+        Output directory.
+    parts : sequence of mapping
+        Lines of the parts in the manifest.
     shard_of : callable
-        Returns the shard of a part; it raises `DataError`, `NoInput` or `NotPermitted` if that cannot be read.
+        Function that returns the shard of a part. It raises `DataError`, `NoInput` or `NotPermitted` if the shard
+        cannot be read.
+    how : Preprocessing
+        Preprocessing of the rows before they were encoded.
     n_rows : int, optional
-        Number of rows, selected by `select_rows`. By default 256, or fewer if they are in large chunks.
+        Number of rows, selected by `select_rows`. The default is 256, or less if chunks are large.
 
     Raises
     ------
@@ -156,7 +161,7 @@ def check_rows(
 
 
 def _total(results: Sequence[RowCheck], sources: _Sources) -> RowCheck:
-    """Return one result for all parts."""
+    """Combine the results of all parts."""
     return RowCheck(
         n_rows=sum(each.n_rows for each in results),
         n_bad=sum(each.n_bad for each in results),
@@ -171,14 +176,23 @@ def _total(results: Sequence[RowCheck], sources: _Sources) -> RowCheck:
 
 
 def select_rows(sizes: Sequence[int], n: int, seed: int = 0) -> list[np.ndarray]:
-    """Select up to `n` rows, one from each of `n` equal ranges; `sizes` are the numbers of rows of all pieces.
+    """Select up to `n` rows, one from each of `n` equal ranges of rows.
 
-    The selection depends on the rows and the seed alone.
+    The selection depends only on the total number of rows, on `n` and on the seed.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Number of rows in each piece.
+    n : int
+        Maximum number of rows to select.
+    seed : int
+        Seed of the random selection.
 
     Returns
     -------
     list of ndarray
-        For each piece, the sorted numbers of its rows.
+        Sorted numbers of the selected rows within each piece.
     """
     first_rows = np.cumsum([0, *sizes])
     n_total = int(first_rows[-1])
@@ -190,9 +204,9 @@ def select_rows(sizes: Sequence[int], n: int, seed: int = 0) -> list[np.ndarray]
 
 
 def _affordable_rows(parts: Sequence[PartLine], sources: _Sources) -> int:
-    """Return how many rows can be read in about a second, assuming that all shards are like the first one.
+    """Return the number of rows that can be read in about a second.
 
-    Each row may need its own chunk.
+    All shards are assumed to be like the first one, and each row is assumed to be in a different chunk.
     """
     shard = sources.first_shard(parts)
     if shard is None:
@@ -212,21 +226,24 @@ def read_features(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
     Parameters
     ----------
+    path : Path
+        File of the part.
     rows : ndarray of shape (n,)
-        Sorted numbers of rows.
+        Sorted row numbers.
 
     Returns
     -------
     features : ndarray of shape (n, n_features)
-        As they are stored.
+        Features in the stored dtype.
     valid : ndarray of shape (n,), bool
+        False for bad rows.
 
     Raises
     ------
     DataError
         If the part cannot be read.
     ReadFailed, SystemLimit
-        If the storage or the system fails; the part may be intact.
+        If the storage or the system fails. The part may be intact.
     """
     try:
         with reading(path) as file:
@@ -241,7 +258,7 @@ def read_features(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def _error_number(error: BaseException) -> int | None:
-    """Return the system's error number of a failed read, which HDF5 reports only in the text of its error."""
+    """Return the error number of a failed system call, which HDF5 reports only in the text of its error."""
     match = re.search(r"errno = (\d+), error message", str(error))
     if match:
         return int(match[1])
@@ -249,16 +266,16 @@ def _error_number(error: BaseException) -> int | None:
 
 
 def _read_features(path: Path, features: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
-    """Read rows of a dataset, by HDF5 unless they are contiguous in the file."""
+    """Read rows of a dataset. HDF5 is used unless the dataset is stored contiguously."""
     offset = features.id.get_offset()
     if offset is None:
         return _read_chunks(features, rows)
-    # HDF5 needs more time to select single rows than the system needs to read them.
+    # Selecting single rows with HDF5 takes more time than reading them directly.
     return _read_contiguous(path, offset, features, rows)
 
 
 def _read_chunks(features: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
-    """Read rows of a chunked dataset; each chunk is decompressed once."""
+    """Read rows of a chunked dataset. Each chunk is decompressed only once."""
     chunk_rows = features.chunks[0] if features.chunks else 1
     chunk_of_row = rows // chunk_rows
     pieces = [np.empty((0, *features.shape[1:]), features.dtype)]
@@ -270,9 +287,10 @@ def _read_chunks(features: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
 
 
 def _read_contiguous(path: Path, offset: int, features: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
-    """Read rows of a dataset that is stored contiguously from a byte offset.
+    """Read rows of a dataset that is stored contiguously and starts at a byte offset.
 
-    The file is not mapped into memory, because a failing disk or a truncated file would then end the process (SIGBUS).
+    The file is not memory-mapped. With a memory map, a failing disk or a truncated file would end the process with
+    SIGBUS.
     """
     values = np.empty((len(rows), *features.shape[1:]), features.dtype)
     row_bytes = values[:1].nbytes
@@ -287,7 +305,7 @@ def _read_contiguous(path: Path, offset: int, features: h5py.Dataset, rows: np.n
 
 
 def _read_bytes(descriptor: int, offset: int, n_bytes: int) -> bytes:
-    """Read `n_bytes` of a file, in several reads if necessary."""
+    """Read `n_bytes` from a file, with several system calls if necessary."""
     data = b""
     while len(data) < n_bytes:
         piece = os.pread(descriptor, n_bytes - len(data), offset + len(data))
@@ -301,12 +319,12 @@ def _read_bytes(descriptor: int, offset: int, n_bytes: int) -> bytes:
 
 
 class _Sources:
-    """The shards that parts were made from; each is opened once.
+    """Shards from which the parts were made. Each shard is opened only once.
 
     Attributes
     ----------
     unreadable : dict of str to str
-        Files that cannot be read, and why.
+        Reason why a file cannot be read, by its path.
     """
 
     def __init__(self, shard_of: Callable[[PartLine], Shard]) -> None:
@@ -315,7 +333,7 @@ class _Sources:
         self.unreadable: dict[str, str] = {}
 
     def shard(self, part: PartLine) -> Shard | None:
-        """Return the shard of a part; None if it cannot be read any more."""
+        """Return the shard of a part, or None if the shard can no longer be read."""
         number = part["shard"]
         if number not in self._shards:
             self._shards[number] = None
@@ -326,7 +344,7 @@ class _Sources:
         return self._shards[number]
 
     def first_shard(self, parts: Sequence[PartLine]) -> Shard | None:
-        """Return the first shard of some parts that can be read."""
+        """Return the first readable shard of some parts, or None if no shard is readable."""
         for part in parts:
             shard = self.shard(part)
             if shard is not None:
@@ -335,19 +353,20 @@ class _Sources:
 
 
 def _read_rows(part: PartLine, shard: Shard, numbers: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
-    """Read rows of a part from its shard.
+    """Read the input rows of a part from its shard.
 
     Returns
     -------
     rows : ndarray of shape (n_rows, n_inputs)
+        Rows that cannot be read are 0.
     failures : dict of int to str
-        Positions of rows that cannot be read, and why.
+        Reason why a row cannot be read, by its position in `rows`.
     """
     rows = np.zeros((len(numbers), shard.n_inputs), shard.dtype)
     failures: dict[int, str] = {}
     rows_of_shard = numbers + part["start"]
     chunk_of_row = rows_of_shard // shard.chunk_rows
-    for chunk in np.unique(chunk_of_row):  # each is decompressed once
+    for chunk in np.unique(chunk_of_row):  # so that each chunk is decompressed only once
         positions = np.flatnonzero(chunk_of_row == chunk)
         try:
             rows[positions] = _read_sorted(shard, rows_of_shard[positions])
@@ -357,7 +376,7 @@ def _read_rows(part: PartLine, shard: Shard, numbers: np.ndarray) -> tuple[np.nd
 
 
 def _read_sorted(shard: Shard, numbers: np.ndarray) -> np.ndarray:
-    """Read rows with sorted numbers in one read from the first to the last."""
+    """Read rows with sorted numbers. The whole range from the first to the last row is read at once."""
     first = int(numbers[0])
     values = read(Block(shard, first, int(numbers[-1]) + 1))
     return values[numbers - first]
@@ -369,7 +388,7 @@ def _read_sorted(shard: Shard, numbers: np.ndarray) -> np.ndarray:
 def _check_part(
     directory: Path, part: PartLine, numbers: np.ndarray, sources: _Sources, how: Preprocessing
 ) -> RowCheck:
-    """Compare the stored features of some rows of a part with recomputed ones."""
+    """Recompute the features of some rows of a part, and compare them with the stored features."""
     try:
         features, valid = read_features(directory / part["file"], numbers)
     except DataError as error:
@@ -378,7 +397,7 @@ def _check_part(
     if shard is None:
         return RowCheck()
     rows, failures = _read_rows(part, shard, numbers)
-    # A row that could not be read by the run, either, is stored as a bad row.
+    # If the run could not read a row, either, the row is stored as a bad row.
     reasons = [reason for i, reason in failures.items() if valid[i]]
     if reasons:
         sources.unreadable[part["path"]] = reasons[0]
@@ -389,22 +408,41 @@ def _check_part(
 
 @dataclass(frozen=True)
 class _Stored:
-    """Numbers (n_rows,) of rows, their features (n_rows, n_features) in float64, and which of them are valid."""
+    """Stored features of some rows.
+
+    Attributes
+    ----------
+    numbers : ndarray of shape (n_rows,)
+        Numbers of the rows within the part.
+    features : ndarray of shape (n_rows, n_features), float64
+        Features of the rows.
+    valid : ndarray of shape (n_rows,), bool
+        False for rows that are stored as bad rows.
+    """
 
     numbers: np.ndarray
     features: np.ndarray
     valid: np.ndarray
 
     def at(self, positions: np.ndarray) -> _Stored:
-        """Return the rows at some positions."""
+        """Return the rows at the given positions."""
         return _Stored(self.numbers[positions], self.features[positions], self.valid[positions])
 
 
 @dataclass(frozen=True)
 class _Expected:
-    """Features (n_rows, n_features) in float64, allowed differences, and which rows (n_rows,) are bad.
+    """Expected features of some rows.
 
-    Rows far outside the range can overflow float32. Such rows may be stored as bad or as good.
+    Attributes
+    ----------
+    features : ndarray of shape (n_rows, n_features), float64
+        Recomputed features.
+    allowed : ndarray of shape (n_rows, n_features), float64
+        Maximum allowed differences.
+    is_bad : ndarray of shape (n_rows,), bool
+        True for rows that must be stored as bad rows.
+    may_be_bad : ndarray of shape (n_rows,), bool
+        True for rows that are allowed to be stored as bad rows, for example because float32 can overflow.
     """
 
     features: np.ndarray
@@ -414,7 +452,7 @@ class _Expected:
 
 
 def _expected(part: PartLine, shard: Shard, rows: np.ndarray, how: Preprocessing) -> _Expected:
-    """Encode rows of a part in float64."""
+    """Recompute the features of some rows of a part in float64."""
     scaler = how.model.scaler
     bad = bad_entries(rows, how.missing, shard.stored_dtype, scaler.fill is not None)
     cleaned = how.cleaned(Block(shard, 0, 0), rows)
@@ -423,19 +461,19 @@ def _expected(part: PartLine, shard: Shard, rows: np.ndarray, how: Preprocessing
         is_far = ~(np.abs(scaler.transform(cleaned)).max(axis=1) < _HUGE)
         features = how.model.encode(cleaned)
     may_be_bad = is_far | ~np.isfinite(allowed).all(axis=1)
-    # If a shard cannot be read completely, all of its rows are bad, including rows that can be read, such as these.
+    # If the run could not read a shard completely, all of its rows are bad, even the rows that can be read now.
     may_be_bad |= part["n_bad"] == part["n_rows"]
-    storage_error = part.get("max_error", 0.0)  # measured by the run
+    storage_error = part.get("max_error", 0.0)  # the run has measured it
     return _Expected(features, allowed + storage_error, bad.any(axis=1), may_be_bad)
 
 
 def _compare(file: str, stored: _Stored, expected: _Expected) -> RowCheck:
-    """Compare stored features with the expected ones, and report the first row that is wrong."""
+    """Compare stored features with expected features, and report the first wrong row."""
     is_comparable = stored.valid & ~expected.is_bad & ~expected.may_be_bad
     differences = np.where(is_comparable[:, None], np.abs(stored.features - expected.features), 0)
     shares = np.where(is_comparable[:, None], differences / expected.allowed, 0)
     is_left_out = _is_left_out(stored, expected)
-    is_right = stored.valid & ~expected.is_bad & (shares <= 1).all(axis=1)  # shares of rows that may be bad are 0
+    is_right = stored.valid & ~expected.is_bad & (shares <= 1).all(axis=1)  # shares are 0 if a row may be bad
     wrong = np.flatnonzero(~(is_right | is_left_out)).tolist()
     return RowCheck(
         n_rows=int(is_comparable.sum()),
@@ -447,7 +485,7 @@ def _compare(file: str, stored: _Stored, expected: _Expected) -> RowCheck:
 
 
 def _is_left_out(stored: _Stored, expected: _Expected) -> np.ndarray:
-    """Return which rows are stored as bad ones and may be bad, bool (n_rows,)."""
+    """Return a mask of the rows that are correctly stored as bad rows, bool (n_rows,)."""
     is_nan = np.isnan(stored.features).all(axis=1)
     return ~stored.valid & is_nan & (expected.is_bad | expected.may_be_bad)
 
@@ -468,18 +506,23 @@ def _difference(stored: np.ndarray, expected: np.ndarray, allowed: np.ndarray, j
 
 
 def rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:
-    """Return how far float32 features may be from those that `Model.encode` computes in float64.
+    """Return a bound on the rounding errors of features that are computed in float32.
 
-    A sum of n products has an error of about ``sqrt(n)`` roundings of the sum of their sizes, in any order of additions
-    (Higham and Mary, "A new approach to probabilistic rounding error analysis", 2019, section 3, with lambda 4).
-    Independent errors of one layer add up to their root mean square in the next one. Integer products round each weight
-    relative to all weights of its unit, so the mean size of these weights is added to each. The measured errors of
-    devices that sum in another order, or fold the scaling into the weights, are much smaller: see docs/reliability.md.
+    The bound limits the difference from the float64 features of `Model.encode`.
+
+    The rounding error of a sum of n products is about ``sqrt(n)`` times the rounding error of the sum of their absolute
+    values, in any order of additions. See Higham and Mary, "A new approach to probabilistic rounding error analysis",
+    2019, section 3, with lambda = 4. Errors of one layer are independent, so the next layer adds them in quadrature.
+    Integer products round each weight relative to all weights of its unit. Therefore the mean absolute value of these
+    weights is added to each weight. The measured errors of devices that sum in another order, or that fold the scaling
+    into the weights, are much smaller: see docs/reliability.md.
 
     Parameters
     ----------
+    model : Model
+        Model that has encoded the rows.
     rows : ndarray of shape (n_rows, n_inputs)
-        Unscaled.
+        Unscaled rows.
 
     Returns
     -------
@@ -487,7 +530,7 @@ def rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:
         Inf or NaN where float32 overflows.
     """
     network = model.network
-    # In float32, so that only one large matrix is copied at a time: a bound needs few digits.
+    # Compute in float32, so that only one large matrix is copied at a time. A bound needs few digits.
     with np.errstate(over="ignore", invalid="ignore"):
         a = model.scaler.transform(rows)
         error = np.float32(_SAFETY * _EPS) * (np.abs(a) + 1)
@@ -507,7 +550,7 @@ def rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:
 
 
 def _error_of_layer(a: np.ndarray, W: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the rounding error of ``a @ W + b`` in float32."""
+    """Return a bound on the rounding error of ``a @ W + b`` in float32."""
     sizes = np.abs(W)
     sizes += sizes.mean(axis=0)
     return np.float32(_SAFETY * _EPS * np.sqrt(len(W))) * (np.abs(a) @ sizes + np.abs(b))

@@ -1,4 +1,4 @@
-"""A bounded sample of a run's rows and their features, for the figures of the report."""
+"""Sample of the rows of a run and their features, for the figures of the report."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = ["PartSource", "Sample", "SampleSpec", "draw_sample", "largest_sample"
 _MAX_ROWS = 2000
 _MAX_READS = 128
 _MIN_ROWS_PER_READ = 8
-_MAX_DECOMPRESSED_BYTES = 2**28  # about one second
-_MAX_OPERATIONS = 2e10  # operations of a decoder in float64: about one second
-_MAX_SPAN_BYTES = 2**22  # up to this size, one large read of a dataset takes less time than many small ones
+_MAX_DECOMPRESSED_BYTES = 2**28  # takes about one second
+_MAX_OPERATIONS = 2e10  # a decoder takes about one second for them in float64
+_MAX_SPAN_BYTES = 2**22  # up to this size, a single large read takes less time than many small reads
 
 
 @dataclass(frozen=True)
 class PartSource:
-    """Rows of a shard, and the file that holds their features in the same order."""
+    """Block of rows of a shard, and the file that contains their features in the same order."""
 
     block: Block
     file: Path
@@ -39,12 +39,14 @@ class PartSource:
 
 @dataclass(frozen=True)
 class SampleSpec(Preprocessing):
-    """Options of sampling, in addition to those of encoding.
+    """Options of sampling, in addition to the preprocessing.
 
     Attributes
     ----------
     memory_bytes : int
-        Host memory of the whole run.
+        Host memory budget of the whole run, in bytes.
+    seed : int
+        Seed of the random selection of rows.
     """
 
     memory_bytes: int = 2**31
@@ -52,17 +54,19 @@ class SampleSpec(Preprocessing):
 
     @property
     def n_rows(self) -> int:
-        """Largest number of rows in the sample; 0 if the model alone takes too much memory."""
+        """Maximum number of rows in the sample; 0 if the model alone takes too much memory."""
         return largest_sample(self.model.network, self.memory_bytes)[0]
 
 
 def largest_sample(network: Network, memory_bytes: int) -> tuple[int, int]:
-    """Return the largest number of rows in a sample, and the bytes that they take.
+    """Return the maximum number of rows in a sample, and the memory that they take in bytes.
 
     Parameters
     ----------
+    network : Network
+        Network of the model.
     memory_bytes : int
-        Host memory of the whole run.
+        Host memory budget of the whole run, in bytes.
     """
     largest_layer = max(n * m for n, m in pairwise(network.widths))
     if 8 * largest_layer > memory_bytes // 4:  # layers are computed in float64
@@ -81,16 +85,17 @@ class Sample:
     Attributes
     ----------
     scaled : ndarray of shape (n_rows, n_inputs), float32
+        Scaled input rows.
     features : ndarray of shape (n_rows, n_features), float32
-        As they are stored in the files.
+        Stored features, converted to float32.
     extras : dict of str to ndarray of shape (n_rows,)
-        Extra datasets such as labels; strings are objects of type str.
+        Extra datasets, such as labels. Strings are Python objects of type str.
     sources : ndarray of shape (n_rows,), int64
-        Index of the `PartSource` that each row belongs to.
+        Index of the `PartSource` that contains each row.
     rows : ndarray of shape (n_rows,), int64
         Number of each row in its dataset.
     stretches : ndarray of shape (n_rows,), int64
-        Number of each row's stretch; rows of one stretch are consecutive in the input.
+        Number of the stretch that contains each row. A stretch is a range of neighbouring rows of the input.
     """
 
     scaled: np.ndarray
@@ -102,9 +107,9 @@ class Sample:
 
 
 def draw_sample(parts: Sequence[PartSource], spec: SampleSpec) -> Sample | None:
-    """Return short stretches of rows from all over the data; None if fewer than two rows are good.
+    """Return short stretches of rows, spread over the data, or None if fewer than two of them are good.
 
-    The sample is the same for the same seed, rows and memory, no matter how the rows are cut into parts.
+    The sample depends on the rows, the seed and the memory budget, but not on how the rows are divided into parts.
 
     Raises
     ------
@@ -126,7 +131,7 @@ def draw_sample(parts: Sequence[PartSource], spec: SampleSpec) -> Sample | None:
 
 
 def _joined(samples: Sequence[Sample]) -> Sample:
-    """Join several samples; the result has the extra datasets that all of them have."""
+    """Join several samples. The result includes only the extra datasets that all samples have."""
     join = np.concatenate
     names = set.intersection(*(set(sample.extras) for sample in samples))
     return Sample(
@@ -143,7 +148,7 @@ def _joined(samples: Sequence[Sample]) -> Sample:
 
 
 class _Place(NamedTuple):
-    """Rows `start` to `stop` of one part, which are read together, and the number of their stretch."""
+    """Rows `start` to `stop` of one part, which belong to the same stretch and are read together."""
 
     part: int
     start: int
@@ -160,7 +165,7 @@ class _Place(NamedTuple):
 
 
 def _places(parts: Sequence[PartSource], spec: SampleSpec) -> Iterator[_Place]:
-    """Yield the stretches, cut where one part ends and the next one begins."""
+    """Yield the rows of all stretches, divided at the boundaries between parts."""
     first_rows = np.cumsum([0, *(len(part.block) for part in parts)]).tolist()
     for number, (start, stop) in enumerate(_stretches(first_rows[-1], parts, spec)):
         first_part = bisect_right(first_rows, start) - 1
@@ -174,7 +179,10 @@ def _places(parts: Sequence[PartSource], spec: SampleSpec) -> Iterator[_Place]:
 
 
 def _stretches(n_rows: int, parts: Sequence[PartSource], spec: SampleSpec) -> Iterator[tuple[int, int]]:
-    """Cut all rows into equal ranges, and yield the first and last row of a stretch at a random place in each."""
+    """Divide the rows into equal ranges, and yield one stretch at a random position in each range.
+
+    A stretch is a pair of numbers: its first row, and the row after its last one.
+    """
     n_wanted = min(spec.n_rows, n_rows)
     n_stretches = _n_stretches(n_wanted, parts)
     rng = np.random.default_rng((spec.seed, 7))
@@ -186,12 +194,12 @@ def _stretches(n_rows: int, parts: Sequence[PartSource], spec: SampleSpec) -> It
 
 
 def _edges(n: int, n_ranges: int) -> list[int]:
-    """Return the edges of equal ranges of `n` rows."""
+    """Return the edges that divide `n` rows into equal ranges."""
     return np.linspace(0, n, n_ranges + 1).astype(int).tolist()
 
 
 def _n_stretches(n_rows: int, parts: Sequence[PartSource]) -> int:
-    """Return how many stretches of neighbouring rows can be read within the limits."""
+    """Return the number of stretches that can be read within the limits of this module."""
     shards = [part.block.shard for part in parts]
     chunk_bytes = max(shard.chunk_rows * shard.row_bytes for shard in shards)
     n = min(n_rows // _MIN_ROWS_PER_READ, _MAX_READS, _MAX_DECOMPRESSED_BYTES // chunk_bytes)
@@ -203,34 +211,36 @@ def _n_stretches(n_rows: int, parts: Sequence[PartSource]) -> int:
 
 @dataclass(frozen=True)
 class _GoodRows:
-    """The good rows in some places of a part.
+    """Good rows at some places of a part.
 
     Attributes
     ----------
+    places : sequence of _Place
+        Places with at least one good row.
     is_good : ndarray of shape (n_rows,), bool
-        Which rows of all places are good.
+        Mask of the good rows in the rows of all places.
     """
 
     places: Sequence[_Place]
     is_good: np.ndarray
 
     def values(self, item: h5py.Dataset) -> np.ndarray:
-        """Read the values of a dataset."""
+        """Read the values of a dataset for the good rows."""
         return np.concatenate(_values(item, self.places))[self.is_good]
 
     def numbers(self) -> np.ndarray:
-        """Return the numbers of the rows in the part."""
+        """Return the numbers of the good rows within the part."""
         numbers = np.concatenate([np.arange(place.start, place.stop) for place in self.places])
         return numbers[self.is_good]
 
     def stretches(self) -> np.ndarray:
-        """Return the number of each row's stretch."""
+        """Return the number of the stretch of each good row."""
         lengths = [place.n_rows for place in self.places]
         return np.repeat([place.stretch for place in self.places], lengths)[self.is_good]
 
 
 def _good_rows(valid: h5py.Dataset, places: Sequence[_Place]) -> _GoodRows | None:
-    """Return the good rows of some places; None if there are none, for example in an unreadable shard."""
+    """Return the good rows at some places, or None if no row is good, for example in an unreadable shard."""
     flags = _values(valid, places)
     has_good_rows = [bool(each.any()) for each in flags]
     if not any(has_good_rows):
@@ -240,7 +250,7 @@ def _good_rows(valid: h5py.Dataset, places: Sequence[_Place]) -> _GoodRows | Non
 
 
 def _sample_of_part(part: PartSource, places: Sequence[_Place], spec: SampleSpec) -> Sample | None:
-    """Return the good rows of some places of one part; None if there are none."""
+    """Return the good rows at some places of one part, or None if no row is good."""
     with reading(part.file) as file:
         good = _good_rows(file[VALID], places)
         if good is None:
@@ -258,13 +268,13 @@ def _sample_of_part(part: PartSource, places: Sequence[_Place], spec: SampleSpec
 
 
 def _extras(file: h5py.File) -> dict[str, h5py.Dataset]:
-    """Return the datasets of a part that have one value per row, in addition to its features."""
+    """Return the extra datasets of a part that have one value per row."""
     others = {name: file[name] for name in file if name not in (FEATURES, VALID)}
     return {name: item for name, item in others.items() if isinstance(item, h5py.Dataset) and item.ndim == 1}
 
 
 def _scaled_rows(block: Block, good: _GoodRows, spec: SampleSpec) -> np.ndarray:
-    """Return the good input rows of some places of a block, scaled as they were encoded."""
+    """Return the good input rows at some places of a block, scaled in the same way as for encoding."""
     blocks = [Block(block.shard, block.start + place.start, block.start + place.stop) for place in good.places]
     rows = np.concatenate([read(each) for each in blocks])
     cleaned = spec.cleaned(block, rows)
@@ -272,7 +282,7 @@ def _scaled_rows(block: Block, good: _GoodRows, spec: SampleSpec) -> np.ndarray:
 
 
 def _values(item: h5py.Dataset, places: Sequence[_Place]) -> list[np.ndarray]:
-    """Return a dataset's values at each place; strings are objects of type str."""
+    """Return the values of a dataset at each place. Strings are Python objects of type str."""
     if h5py.check_string_dtype(item.dtype):
         texts = item.asstr("utf-8", "replace")
         return [np.asarray(texts[place.rows]) for place in places]

@@ -1,4 +1,4 @@
-"""Verification of an output directory, without Theano: digests of its files, and features of some rows."""
+"""Verification of an output directory without Theano: check the digests of files, and the features of some rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.shards.vet import Selection, vet
 __all__ = ["Verification", "verify"]
 
 _MODEL = "model.h5"
-_NOT_ENCODED = Fault("features", "no row can be recomputed, since the model is damaged")
+_NOT_ENCODED = Fault("features", "no row can be recomputed, because the model is damaged")
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Verification:
     Attributes
     ----------
     n_files, n_bytes : int
-        Files that the manifest names, including the parts, and their bytes.
+        Number and total size of the files that the manifest lists, including the parts.
     rows : RowCheck
         Result of recomputing the features of some rows.
     faults : tuple of Fault
-        Faults of files and of their features.
+        Faults of files and features.
     unchecked : tuple of Fault
-        What could not be checked, and why.
+        Files that could not be checked, with reasons.
     """
 
     output: str
@@ -64,24 +64,24 @@ class Verification:
 
 
 def verify(output: str, n_rows: int | None = None) -> Verification:
-    """Compare all files with their sizes and BLAKE3 digests in the manifest, and recompute the features of some rows.
+    """Compare all files with the manifest, and recompute the features of some rows.
 
-    Nothing is written. Features are recomputed if the input file still exists, at its path or in an input directory of
-    the run, and has not changed.
+    The manifest lists the size and the BLAKE3 digest of each file. Features can be recomputed only if the input file
+    has not changed, and still exists at its path or in an input directory of the run. Nothing is written.
 
     Parameters
     ----------
     output : str
-        The directory of a finished run.
+        Output directory of a finished run.
     n_rows : int, optional
-        Number of rows to recompute; by default at most 256.
+        Number of rows to recompute. By default, at most 256 rows are recomputed.
 
     Raises
     ------
     NoInput
-        If there is no finished run.
+        If the directory contains no finished run.
     DataError
-        If its manifest is damaged.
+        If the manifest is damaged.
     """
     directory = Path(output)
     manifest = read_manifest(directory)
@@ -99,12 +99,12 @@ def verify(output: str, n_rows: int | None = None) -> Verification:
 
 
 def _entry(line: Mapping[str, Any]) -> Entry:
-    """Return the entry of a file from its line in the manifest."""
+    """Convert a line of the manifest to an entry."""
     return Entry(line["file"], line["n_bytes"], line["blake3"])
 
 
 def _file_faults(directory: Path, entries: list[Entry]) -> list[Fault]:
-    """Return the files that differ from their entries in the manifest."""
+    """Return the faults of all files that differ from their entries in the manifest."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "verify") as pool:
         messages = list(pool.map(partial(_file_fault, directory), entries))
     faults = []
@@ -116,7 +116,10 @@ def _file_faults(directory: Path, entries: list[Entry]) -> list[Fault]:
 
 
 def _file_fault(directory: Path, entry: Entry) -> str | None:
-    """Return the fault of a file; a file that the storage cannot read is reported like a damaged one."""
+    """Return the fault of a file, or None if the file is intact.
+
+    A file that cannot be read because the storage fails is reported like a damaged file.
+    """
     try:
         return fault_of(directory, entry)
     except ReadFailed as error:
@@ -124,26 +127,26 @@ def _file_fault(directory: Path, entry: Entry) -> str | None:
 
 
 def _load_preprocessing(directory: Path, manifest: Mapping[str, Any], faults: list[Fault]) -> Preprocessing | None:
-    """Load the model, and the settings that the rows were encoded with; return None if the model is damaged.
+    """Load the model and the settings with which the rows were encoded, or return None if the model is damaged.
 
-    Damage that the digest of the model does not show is added to the faults.
+    If the digest does not reveal the damage, it is added to `faults`.
     """
     if any(plain_name(fault.file) == _MODEL for fault in faults):
         return None
     try:
         model = load_model(published_file(directory, _MODEL))
     except (DataError, NoInput) as error:
-        # The file matches its digest in the manifest, but its content does not match its own fingerprint.
+        # The file matches its digest in the manifest, but its content is invalid.
         faults.append(Fault(_MODEL, str(error)))
         return None
     config = manifest["config"]
-    on_drift = config.get("on_drift", config.get("out_of_range"))  # its name in manifests of earlier versions
+    on_drift = config.get("on_drift", config.get("out_of_range"))  # earlier versions used the second name
     clips = bool(config.get("model")) and on_drift == "clip"
     return Preprocessing(model, config.get("missing_value"), clips)
 
 
 class _Inputs:
-    """The shards of a run, opened at the paths in its manifest or in its input folders."""
+    """Input shards of a run, which are opened at the paths in the manifest or in the input directories."""
 
     def __init__(self, manifest: Mapping[str, Any], model: Model) -> None:
         request = manifest["request"]
@@ -158,9 +161,9 @@ class _Inputs:
         Raises
         ------
         NoInput
-            If it does not exist any more.
+            If the input file no longer exists.
         DataError
-            If it has changed.
+            If the input file has changed.
         """
         before = self._shards[part["shard"]]
         shard = vet(self._path(part), Selection(part["dataset"], self._orientation))
@@ -176,4 +179,4 @@ class _Inputs:
         for candidate in (path, *(Path(folder) / path.name for folder in self._folders)):
             if candidate.is_file():
                 return candidate
-        raise NoInput(f"the file no longer exists, and {', '.join(map(printable, self._folders))} does not contain it")
+        raise NoInput(f"the file no longer exists at this path or in {', '.join(map(printable, self._folders))}")
