@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _AGAIN = "Run the same command again to resume; finished results are kept."
 _FIX = "Fix the problem above, then run the same command again to resume; finished results are kept."
+_NOT_STARTED = "Nothing was started."
+_START = "Fix the problem above, then run the command again."
 # Advice by exit code. After a failure of the system or the storage, the same command can succeed.
 _ADVICE = {
     os.EX_OSERR: _AGAIN,
@@ -152,8 +154,11 @@ def _last_line(error: BaseException, advice: str) -> None:
     """Log the progress of the run, followed by what the user can do."""
     with suppress(OSError):
         sys.stdout.flush()  # so that the output of libraries precedes the last line
-    for note in getattr(error, "__notes__", ["Nothing was started."]):
+    notes = getattr(error, "__notes__", [])
+    for note in notes:
         log.error("%s %s", note, advice)
+    if not notes:
+        log.error("%s %s", _NOT_STARTED, _START if advice == _FIX else advice)
 
 
 def _empty_streams() -> None:

@@ -17,7 +17,7 @@ DEADLINE = 240.0  # time limit for operations that take seconds on an idle machi
 
 LAST_LINE = re.compile(
     r" ERROR (Nothing was started|Stopped after [\d.]+ s in .*\. Done: .*; (\d+) of \d+ rows encoded)\. "
-    r"(Run|Fix the problem above, then run) the same command again"
+    r"(Run|Fix the problem above, then run) the (same )?command again"
 )
 
 
