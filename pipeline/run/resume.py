@@ -157,7 +157,7 @@ def step_of(checkpoint: Record) -> int:
 
 
 def checkpoint_in_words(checkpoint: Record) -> str:
-    """Return the progress of a checkpoint in words."""
+    """Describe the progress of a checkpoint."""
     facts = checkpoint.facts
     epochs = ""
     if "of" in facts:

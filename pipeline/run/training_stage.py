@@ -108,7 +108,7 @@ class TrainingStage:
         return model
 
     def describe(self, model: Model) -> str:
-        """Return a reused model in words."""
+        """Describe the reused model."""
         return "the trained model"
 
     def check(self, model: Model) -> None:
@@ -171,7 +171,7 @@ class TrainingStage:
             what += "; may stop early"
         return StageEstimate(self.name, once + n_epochs * epoch, what)
 
-    # -- inside --
+    # -- private --
 
     def _drop_checkpoints(self, earlier: EarlierResults) -> None:
         earlier.drop(*earlier.ledger.records("checkpoint", self.key()))
