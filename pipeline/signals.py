@@ -61,7 +61,8 @@ def stoppable() -> Iterator[None]:
 def check() -> None:
     """Raise `Stopped` if a signal has been received. Long loops call this function.
 
-    The signal handler raises it as well, which interrupts waiting. But exceptions in callbacks of h5py are lost.
+    The signal handler also raises `Stopped`, to interrupt waiting. Loops must still call `check`, because h5py discards
+    exceptions that are raised in its callbacks.
     """
     if _caught:
         raise Stopped(_caught[0])
@@ -69,7 +70,10 @@ def check() -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Raise `Stopped` only in `check` within the context, for work that must not stop within a step."""
+    """Within the context, raise `Stopped` only when `check` is called, never in the signal handler.
+
+    This is for work that must not stop within a step.
+    """
     global _n_deferred
     if threading.current_thread() is not threading.main_thread():
         yield  # handlers run in the main thread only

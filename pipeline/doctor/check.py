@@ -43,7 +43,7 @@ class Check:
 
 
 def exit_code(checks: Sequence[Check]) -> int:
-    """Return 0 if a run will work, 78 if settings or packages must be fixed, and 1 if something else must be."""
+    """Return 0 if a run will work, 78 if settings or packages must be fixed, and 1 for any other failure."""
     failed = [each for each in checks if each.status == "fail"]
     if any(each.is_setting for each in failed):
         return ConfigError.exit_code
