@@ -54,7 +54,7 @@ class ChildProcess(subprocess.Popen[bytes]):
     arguments : str
         Its ``sys.argv[1:]``.
     environment : mapping of str to str, optional
-        Variables of the child, by default those of this process. Variables of Python are always left out.
+        Variables of the child, by default the variables of this process. Variables of Python are always left out.
     scratch : Path, optional
         A directory that the child removes when this process has ended.
     bufsize, stdin, stdout, stderr : int
@@ -181,8 +181,8 @@ def environment_of_child(environment: Mapping[str, str]) -> dict[str, str]:
 def import_path() -> list[str]:
     """Return the directories that a child imports from.
 
-    They are those of this process, so that both import the same packages wherever these are installed. The packages of
-    shardpress follow the standard library.
+    The child uses the directories of this process, so that both import the same packages wherever these are installed.
+    The packages of shardpress follow the standard library.
     """
     unsafe = {_STARTED_IN, _current_directory(), _script_directory()}
     standard = os.path.dirname(os.__file__)

@@ -47,7 +47,7 @@ def main(
     description : str
         First part of the ``--help`` page.
     argv : sequence of str, optional
-        Arguments without the program; by default those of the process.
+        Arguments without the program; by default the arguments of this process.
     disk : Disk, optional
         Object that makes all changes to the file system.
     program : str

@@ -41,7 +41,7 @@ class Columns:
     values_from : str
         Name of the dataset with these numbers.
     note : str
-        Why the names or numbers in a file are not used; empty if they are, or if it has none.
+        Reason why the names or numbers in a file are not used; empty if they are used, or the file contains none.
     """
 
     names: tuple[str, ...] = field(default=(), repr=False)

@@ -302,10 +302,10 @@ def start_device(is_required: bool = False) -> Device:
 
 
 def _check_for_compiler(settings: Any) -> None:
-    """Refuse to run without a compiler unless the user has asked for it; Theano would only warn and use Python."""
+    """Refuse to run without a compiler unless cxx is set to an empty value; Theano would only warn and use Python."""
     if settings.cxx:
         return
-    if type(settings).cxx.is_default:  # otherwise the user has set cxx to nothing
+    if type(settings).cxx.is_default:  # otherwise cxx is set to an empty value
         if shutil.which("g++") is not None:
             raise SystemLimit(
                 "g++ was found, but could not be run while Theano was loaded. The usual cause is a low limit on "

@@ -80,7 +80,7 @@ class DeviceError(ShardpressError):
 
 
 class SystemLimit(ShardpressError):
-    """A limit of the operating system is reached, such as that of open files or processes."""
+    """A limit of the operating system is reached, such as the limit on open files or processes."""
 
     exit_code = 71
 

@@ -12,8 +12,8 @@
    is a view of views of 1,000 parts each, ``index-<digest>.h5``.
 3. ``manifest.json`` lists the parts in that order.
 
-``index.h5``, ``manifest.json`` and other files next to ``parts/`` are links to those of the last finished run, and one
-rename replaces all of them (`pipeline.output.publication`).
+``index.h5``, ``manifest.json`` and other files next to ``parts/`` are links to the files of the last finished run, and
+one rename replaces all of them (`pipeline.output.publication`).
 """
 
 from __future__ import annotations

@@ -261,7 +261,7 @@ def _check_format(found: str, where: str) -> None:
 
 
 def _datasets(contents: Contents, network: Network, where: str) -> dict[str, Dataset]:
-    """Return the headers of all arrays, whose shapes and dtypes must be those of the network."""
+    """Return the headers of all arrays, whose shapes and dtypes must match the network."""
     datasets = {}
     expected = _expected_arrays(contents, network, where)
     for name in expected:

@@ -351,7 +351,7 @@ class _Learner:
 
     def __init__(self, n_classes: int, n_rows: int, seed: int) -> None:
         # Without a hidden layer this is multinomial logistic regression; `SGDClassifier` compares one class with all
-        # others, which costs a hundredth of the accuracy. The penalty is that of `LogisticRegression`.
+        # others, which costs a hundredth of the accuracy. The penalty is the same as in `LogisticRegression`.
         self._batch_rows = max(1, min(n_rows // _STEPS_PER_PASS, _MAX_BATCH_ROWS))
         penalty = self._batch_rows / n_rows
         self._classifier = MLPClassifier((), alpha=penalty, learning_rate_init=0.003, random_state=seed)

@@ -98,7 +98,7 @@ def compare_representations(options: Options) -> Comparison:
     NoInput
         If a directory contains no finished run.
     DataError
-        For labels that cannot be used, features of another model, or rows that have changed.
+        If the labels cannot be used, the features come from another model, or the rows have changed.
     """
     model, runs = _open_runs(options)
     codes = _codes(options, runs)

@@ -1,6 +1,6 @@
 """Check that workers compute what this process computes: same packages, same files, same kind of processor.
 
-Each process describes itself by a flat mapping of names to texts. A worker whose texts differ from those of the driver
+Each process describes itself by a flat mapping of names to texts. A worker whose texts differ from the driver's
 is refused, or retired if it joins later.
 """
 
@@ -55,7 +55,7 @@ _MAX_LISTED = 3  # workers in one message
 
 _SECONDS = 120.0  # time limit for an answer: tasks of other clients may come first
 _TOPIC = "shardpress-turned-away"
-_PRIORITY = 100  # higher than that of other tasks in Dask's order
+_PRIORITY = 100  # tasks with a higher priority run first; other tasks have priority 0
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _no_answer(error: BaseException) -> str:
 
 
 def refusal(problems: Mapping[str, Sequence[str]]) -> ConfigError | None:
-    """Return an error that lists each problem once, with the workers that have it; None if there is no problem.
+    """Return an error that lists each problem once, with the workers it affects; None if there is no problem.
 
     Parameters
     ----------

@@ -113,7 +113,7 @@ def submit_to_each(
     argument : object
         Its argument.
     priority : int
-        Priority among the tasks of a worker; that of other tasks is 0.
+        Priority among the tasks of a worker; other tasks have priority 0.
 
     Returns
     -------

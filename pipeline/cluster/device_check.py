@@ -65,7 +65,7 @@ class WorkerDevice:
 def check_devices(
     client: Client, start_device: Callable[[], _Device], seconds: float
 ) -> tuple[list[WorkerDevice], dict[str, str]]:
-    """Initialize the device of every current worker, by a task like those of the run.
+    """Initialize the device of every current worker, by a task like any other task of the run.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def check_devices(
     Returns
     -------
     devices : list of WorkerDevice
-        Devices of the workers that answered; not all of them may be the configured ones: see `wrong_devices`.
+        Devices of the workers that answered; some may not be the configured devices: see `wrong_devices`.
     failures : dict of str to str
         Error of each other worker, by the name of the worker.
     """
@@ -112,7 +112,7 @@ def unusable_workers(failures: Mapping[str, str], n_workers: int) -> DeviceError
 
 
 def _describe_device(start_device: Callable[[], _Device]) -> tuple[str, str, str, str]:
-    """Return all fields of a `WorkerDevice` but the first, in the process of the worker."""
+    """Return all fields of a `WorkerDevice` except the first, in the process of the worker."""
     device = start_device()
     return process_name(), str(device), device.reason, device.place
 

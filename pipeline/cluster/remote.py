@@ -97,7 +97,7 @@ def _connect(address: str) -> Client:
     except FatalCommClosedError as error:
         raise ConfigError(
             f"scheduler: {printable(address)} and this process do not accept each other's certificates: {error}. "
-            "Expected certificates in Dask's configuration that match those of the scheduler."
+            "Expected certificates in Dask's configuration that match the scheduler's certificates."
         ) from error
     except OSError as error:
         raise TryAgain(

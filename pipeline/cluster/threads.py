@@ -16,7 +16,7 @@ _current_pool = threading.local()
 
 
 class _ThreadPool(ThreadPoolExecutor):
-    """A pool whose tasks can be stopped without stopping those of other pools."""
+    """A pool whose tasks can be stopped without stopping tasks of other pools."""
 
     def __init__(self, n_threads: int) -> None:
         self.stopping = threading.Event()
@@ -49,7 +49,7 @@ def threads(n: int) -> Iterator[Executor]:
 
 
 def stop(executor: Executor) -> None:
-    """Stop tasks of this process at their next `check`, and cancel those of other processes."""
+    """Stop tasks of this process at their next `check`, and cancel tasks of other processes."""
     if hasattr(executor, "stop"):
         executor.stop()
 

@@ -35,7 +35,7 @@ _MAX_SUBMITTED = 10_000
 """Largest number of submitted tasks. The cost of a task for the scheduler does not depend on it."""
 _WATCH_INTERVAL = 0.5  # seconds
 _LOG_INTERVAL = 30.0  # seconds
-# They report failures that shardpress reports as well, and the end of connections that it closes itself.
+# These loggers report failures that shardpress reports as well, and the end of connections that it closes itself.
 _QUIET_LOGGERS = (
     "distributed",
     "distributed.client",

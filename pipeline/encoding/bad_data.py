@@ -105,7 +105,7 @@ class BadData:
         Raises
         ------
         DataError
-            For a row that the settings do not allow.
+            If the settings do not allow one of the rows.
         """
         read, cleaned = rows
         selected = slice(None) if suspects is None else suspects  # a slice makes no copy

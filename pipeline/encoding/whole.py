@@ -1,9 +1,9 @@
 """``single.h5``: a copy of all parts in one file, which is easy to move.
 
 HDF5 lays the file out in memory without its values. The values are copied from the parts piece by piece, so that a file
-of any size takes the same memory, and is written to disk like any other file. Strings of variable length become strings
-of a fixed length, that of the longest one, and compressed values become uncompressed. Only HDF5 itself could write the
-original forms, and it would need unbounded memory.
+of any size takes the same memory, and is written to disk like any other file. Strings of variable length are stored
+with the fixed length of the longest one, and compressed values are stored uncompressed. Only HDF5 itself could write
+the original forms, and it would need unbounded memory.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def format_version(version: Sequence[int]) -> str:
 
 
 def main() -> None:
-    """Report facts about the driver; if it hangs or crashes, the reports before that remain."""
+    """Report facts about the driver; if it hangs or crashes, earlier reports remain."""
     try:
         library = ctypes.CDLL(_NAME)
     except OSError:

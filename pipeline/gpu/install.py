@@ -51,7 +51,7 @@ class SetupOptions:
     Attributes
     ----------
     cuda : tuple of int, optional
-        Version of CUDA to install for; by default that of this machine's driver.
+        Version of CUDA to install for; by default the version that this machine's driver supports.
     source : Path, optional
         Directory with all wheels and Debian packages, for installation without a network.
     mirror : str, optional

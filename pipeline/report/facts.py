@@ -134,7 +134,7 @@ class PartDrift:
 def drift_facts(shards: Sequence[Shard], parts: Sequence[PartDrift], on_drift: str) -> dict[str, Any]:
     """Return how many values are outside a model's range and how far, by column and by shard.
 
-    Only the columns with most such values and the shards with most such rows are listed.
+    Only the columns with the most such values and the shards with the most such rows are listed.
     """
     drifts = _drift_by_shard(shards, parts)
     columns = farthest(column for drift in drifts for column in drift.columns)
@@ -173,7 +173,10 @@ class _ShardDrift:
 
 
 def _first_columns(shard: Shard, columns: Sequence[Outside], drifts: Sequence[_ShardDrift]) -> list[dict[str, Any]]:
-    """Return facts about the columns with most values outside the range, and in how many shards they have some."""
+    """Return facts about the columns with the most values outside the range.
+
+    ``n_shards`` is the number of shards in which a column has such values.
+    """
     n_shards = Counter(column.column for drift in drifts for column in drift.columns)
     most_first = sorted(columns, key=lambda column: -column.n_values)
     facts = []
@@ -213,7 +216,7 @@ def earlier_run_facts(directory: Path, fingerprint: str) -> dict[str, Any]:
     Parameters
     ----------
     fingerprint : str
-        Fingerprint of this run's request. A report with the same one is of this run, before it was resumed.
+        Fingerprint of this run's request. A report with the same fingerprint describes this run before it was resumed.
 
     Returns
     -------

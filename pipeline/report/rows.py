@@ -468,7 +468,7 @@ def _difference(stored: np.ndarray, expected: np.ndarray, allowed: np.ndarray, j
 
 
 def rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:
-    """Return how far float32 features may be from those that `Model.encode` computes in float64.
+    """Return how far float32 features may be from the features that `Model.encode` computes in float64.
 
     A sum of n products has an error of about ``sqrt(n)`` roundings of the sum of their sizes, in any order of additions
     (Higham and Mary, "A new approach to probabilistic rounding error analysis", 2019, section 3, with lambda 4).

@@ -39,7 +39,7 @@ class PartSource:
 
 @dataclass(frozen=True)
 class SampleSpec(Preprocessing):
-    """Options of sampling, in addition to those of encoding.
+    """Options of sampling, in addition to the options of encoding.
 
     Attributes
     ----------

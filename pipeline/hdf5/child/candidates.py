@@ -273,7 +273,7 @@ def _rows_of_group(file: h5py.File, name: str, parent: Any, group: Any, orientat
 
 
 def _check_place(file: h5py.File, rows: h5py.Dataset, name: str) -> None:
-    # Before the shape is used: to determine that of a virtual dataset, HDF5 may open its source files.
+    # Before the shape is used: to determine the shape of a virtual dataset, HDF5 may open its source files.
     place = outside_storage(rows)
     if place:
         raise Refused(f"{place}, expected rows in the file itself", name)

@@ -194,7 +194,7 @@ def names_in(group: Any, n_seen: int = 0) -> list[bytes]:
 
 
 def first_names(group: Any, most: int, kind: int | None = None) -> list[bytes]:
-    """Return the first `most` + 1 names in a group, in order: of all links, or of those of one kind.
+    """Return the first `most` + 1 names in a group, in order: of all links, or of links of one kind.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Decode the filters of a chunk, the last one first.
 
-Deflate is RFC 1950's, LZF is LibLZF's; shuffle and Fletcher's checksum are HDF5's own, as in its H5Zshuffle.c and
-H5checksum.c. For registered filters, HDF5 itself would load a plugin, a library of unknown origin. This is never
+Deflate follows RFC 1950, and LZF follows LibLZF. Shuffle and Fletcher's checksum are HDF5's own, see its H5Zshuffle.c
+and H5checksum.c. For registered filters, HDF5 itself would load a plugin, a library of unknown origin. This is never
 allowed. Instead, Python packages decode what the plugins store, in the formats of the plugins' sources: H5Zzstd.c,
 H5Zlz4.c, blosc_filter.c, bshuf_h5filter.c.
 

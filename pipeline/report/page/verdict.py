@@ -36,7 +36,7 @@ def verdict(report: Mapping[str, Any]) -> str:
 
 
 def _error(report: Mapping[str, Any]) -> str:
-    """Return a sentence on the reconstruction error, compared with that of principal components if it is known."""
+    """Return a sentence on the reconstruction error, compared with the error of principal components if it is known."""
     summary = report["summary"]
     cost = summary.get("cost")
     if cost is not None and summary.get("components") is not None:
