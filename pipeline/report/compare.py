@@ -293,7 +293,8 @@ def likeness(a: np.ndarray, b: np.ndarray) -> Likeness:
 def _change(a: np.ndarray, b: np.ndarray) -> float | None:
     """Return `Likeness.change`.
 
-    Each column's spread counts as at least a hundredth of the root mean square of all spreads. Otherwise rounding errors would look like large changes of columns that hardly vary.
+    Each column's spread counts as at least a hundredth of the root mean square of all spreads. Otherwise rounding
+    errors would look like large changes of columns that hardly vary.
     """
     if a.shape != b.shape:
         return None

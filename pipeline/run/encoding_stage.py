@@ -136,7 +136,7 @@ class EncodingStage:
         return f"the features of {_rows_in_words(encoded.parts)}"
 
     def check(self, encoded: Encoded) -> None:
-        """Warn if many rows differ from those that a given model was trained on.
+        """Warn if many rows differ from the rows that a given model was trained on.
 
         Raises
         ------

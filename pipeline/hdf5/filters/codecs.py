@@ -365,7 +365,7 @@ def _sort_bits(data: np.ndarray, n_block: int, itemsize: int) -> None:
     """Put the bits of each block's elements together again, in place; `n_block` is a multiple of 8."""
     if not data.size:
         return
-    # For every 8 elements, the bits of one byte position are in 8 bytes, which are a line of the block apart.
+    # For every 8 elements, the bits of one byte position are in 8 bytes, one in each of 8 successive lines of a block.
     lines = data.reshape(-1, itemsize, 8, n_block // 8)
     words = np.ascontiguousarray(lines.transpose(0, 3, 1, 2)).view("<u8")[..., 0]
     octets = _transposed_bits(words).view(np.uint8).reshape(-1, n_block // 8, itemsize, 8)
