@@ -112,7 +112,7 @@ class ChildProcess(subprocess.Popen[bytes]):
         Returns
         -------
         stdout, stderr : bytes
-            Its output, for those that are pipes.
+            Its output; empty for a stream that is not a pipe.
         is_in_time : bool
             Whether it has ended without being killed.
         """
@@ -174,7 +174,7 @@ def _reports_in(output: bytes) -> dict[str, Any]:
 
 
 def environment_of_child(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return variables without those that make Python import or run something else."""
+    """Return variables, except variables that make Python import or run something else."""
     return {name: value for name, value in environment.items() if not name.startswith("PYTHON")}
 
 

@@ -115,7 +115,7 @@ class Warnings(logging.Handler):
     first : list of str
         Distinct messages of the first warnings.
     n : int
-        Number of warnings, without repetitions of those in `first`.
+        Number of warnings, without repetitions of the messages in `first`.
     """
 
     def __init__(self) -> None:

@@ -51,7 +51,7 @@ _JIT = "libnvidia-ptxjitcompiler.so.1"  # the driver opens it for the first kern
 
 
 def cuda_checks(found: Mapping[str, Any], is_wanted: bool) -> Iterator[Check]:
-    """Yield the checks, each after those that it depends on.
+    """Yield the checks, each after the checks that it depends on.
 
     Parameters
     ----------

@@ -232,7 +232,7 @@ def _wide_extra(
 
 
 def _read_extras(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """Return the values of extras, and reports of those that are lost because they cannot be read."""
+    """Return the values of extras, and reports of values that are lost because they cannot be read."""
     try:
         return read_extras(source), []  # at once, which is several times faster than in pieces
     except DataError:

@@ -1,7 +1,7 @@
 """The NVRTC and cuBLAS of PyPI that fit a driver.
 
-libgpuarray passes PTX from NVRTC to the driver. A driver refuses code of a later version of CUDA than
-its own, with error 222. cuBLAS contains machine code; a driver accepts it from every release of its own major version.
+libgpuarray passes PTX from NVRTC to the driver. A driver refuses code of a later version of CUDA than its own, with
+error 222. cuBLAS contains machine code; a driver accepts it from every release of its own major version.
 """
 
 from __future__ import annotations

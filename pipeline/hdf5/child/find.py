@@ -140,7 +140,7 @@ def dtype_of(item: Any) -> np.dtype | None:
 
 
 def is_plain(dataset: h5py.Dataset, dtype: np.dtype) -> bool:
-    """Return whether the bytes in the file are those that NumPy has in memory, so that they need no conversion."""
+    """Return whether the bytes in the file equal NumPy's bytes in memory, so that they need no conversion."""
     return not dtype.hasobject and dataset.id.get_type().equal(h5py.h5t.py_create(dtype, logical=True))
 
 
