@@ -210,7 +210,7 @@ def _build_forwarder(folder: Path, library: str) -> None:
     name = library.partition(".so.")[0]
     target = folder / f"{name}.so"
     with TemporaryDirectory(dir=folder) as scratch:
-        # The linker records the name of the library that is needed, for which an empty one is enough.
+        # The linker records only the name of the needed library, so an empty library suffices.
         empty = Path(scratch, library)
         new = Path(scratch, target.name)
         _compile(scratch, "/dev/null", f"-Wl,-soname,{library}", "-o", str(empty))
