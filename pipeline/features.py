@@ -109,7 +109,7 @@ class Features:
     features : dask.array.Array of shape (n_rows, n_features), float32
         Features in the order of the input rows. The dtype is float16 if they are stored as float16.
     valid : dask.array.Array of shape (n_rows,), bool
-        False for bad rows, such as those with NaN or Inf.
+        False for bad rows, such as rows with NaN or Inf.
     extras : dict of str to dask.array.Array of shape (n_rows,)
         Extras, such as labels and ids. Strings are Python objects of type str.
     manifest : dict

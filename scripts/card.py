@@ -105,7 +105,7 @@ def steps(folder: Path, device: str, quick: bool) -> dict[str, Step]:
 
 
 def inputs(quick: bool) -> tuple[str, str]:
-    """Return the shards for training, and those for tests."""
+    """Return the training shards and the test shards."""
     if quick or not (ROOT / "data/fashion-mnist-test").exists():
         return "data/digits/digits-train-*.h5", "data/digits/digits-test"
     return "data/fashion-mnist-train-*.h5", "data/fashion-mnist-test"

@@ -25,7 +25,7 @@ install_packages() {
 }
 
 quiet=(--quiet --no-input --disable-pip-version-check)
-rm -rf .venv-readers build # build/ may have files that are no longer part of the code
+rm -rf .venv-readers build # build/ may contain files that are no longer part of the code
 mkdir .venv-readers
 .venv/bin/python -m pip "${quiet[@]}" wheel --no-deps --no-build-isolation --wheel-dir .venv-readers . ||
     echo "readers: cannot build a wheel" >&2

@@ -152,8 +152,8 @@ END
 
 # --- the virtual environment -----------------------------------------------------------------------------------------
 
-# The stamp has the path of the checkout, because an environment cannot be moved. Without a stamp, an earlier set-up was
-# interrupted.
+# The stamp contains the path of the checkout, because an environment cannot be moved. Without a stamp, an earlier
+# set-up was interrupted.
 venv_is_whole() {
     [ "$(cat "$stamp" 2>/dev/null)" = "$root" ] && .venv/bin/python -c 'import pip' 2>/dev/null
 }
@@ -167,7 +167,7 @@ make_venv() {
     rm -f "$stamp"
     say "installing the Python packages of constraints.txt (a minute or two the first time)"
     local pip=(.venv/bin/python -m pip --quiet --no-input --disable-pip-version-check install -c constraints.txt)
-    # First install a pip that has --build-constraint: Theano is built from source, with a tested setuptools.
+    # First install a pip that supports --build-constraint: Theano is built from source, with a tested setuptools.
     "${pip[@]}" pip
     # setuptools warns about editable installs. A Python from elsewhere would use the C compiler that it was built with.
     PYTHONWARNINGS=ignore CC=${CC:-gcc} "${pip[@]}" --build-constraint constraints.txt -e '.[test]'

@@ -382,6 +382,6 @@ def _check(model: Model, piece: Piece, raw: np.ndarray, features: np.ndarray) ->
     clipped = np.clip(raw.astype(np.float64), low, high)
     if not any(np.allclose(model.encode(rows), features, atol=_TOLERANCE) for rows in (raw, clipped)):
         raise DataError(
-            f"{piece.raw}: the rows differ from those that file={printable(piece.encoded.shard.path)} was made from. "
-            "Run shardpress run again."
+            f"{piece.raw}: the rows differ from the rows that file={printable(piece.encoded.shard.path)} was made "
+            "from. Run shardpress run again."
         )

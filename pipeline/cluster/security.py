@@ -111,7 +111,7 @@ def dask_security(address: str) -> Security:
     certificates = _configured_certificates()
     if not certificates["tls_ca_file"] or not certificates["tls_client_cert"]:
         raise ConfigError(
-            f"scheduler: {printable(address)} requires a certificate, but Dask's configuration has none. Set "
+            f"scheduler: {printable(address)} requires a certificate, but Dask's configuration names none. Set "
             "DASK_DISTRIBUTED__COMM__TLS__CA_FILE, ...__CLIENT__CERT and ...__CLIENT__KEY, or distributed.comm.tls "
             "in ~/.config/dask."
         )

@@ -43,7 +43,7 @@ class Check:
 
 
 def exit_code(checks: Sequence[Check]) -> int:
-    """Return 0 if a run will work, 78 if settings or packages must be fixed, and 1 if something else must be."""
+    """Return 0 if a run will work, 78 if settings or packages must be fixed, and 1 for any other failure."""
     failed = [each for each in checks if each.status == "fail"]
     if any(each.is_setting for each in failed):
         return ConfigError.exit_code
@@ -68,7 +68,7 @@ def page(checks: Sequence[Check], libraries: Mapping[str, Sequence[str]]) -> str
     Parameters
     ----------
     checks : sequence of Check
-        The checks, each after those that it depends on.
+        The checks, each after the checks that it depends on.
     libraries : mapping
         Files of loaded libraries by name. Those that no check mentions are listed at the end.
     """
@@ -90,8 +90,8 @@ def _other_libraries(checks: Sequence[Check], libraries: Mapping[str, Sequence[s
 
 def _steps(checks: Sequence[Check]) -> list[str]:
     """Return the lines about what to do, in order."""
-    # Failures come first, since fixing them may remove warnings. Within each kind, a check comes after those that it
-    # depends on.
+    # Failures come first, since fixing them may remove warnings. Within each kind, a check comes after the checks
+    # that it depends on.
     steps = [each for each in checks if each.status == "fail" and each.fix]
     steps += [each for each in checks if each.status == "warn" and each.fix]
     if not steps:

@@ -1,6 +1,6 @@
 """Checks of the libraries that a CUDA device needs, from libgpuarray to each card.
 
-A child process opens each library as libgpuarray does, and this process judges what it reports. The child uses the
+A child process opens each library as libgpuarray does, and this process evaluates its reports. The child uses the
 standard library only, since other packages may be broken.
 """
 
@@ -40,7 +40,7 @@ _ADVICE = {
 }
 _PCI_DEVICES = "/sys/bus/pci/devices"
 _SECONDS = 20.0  # time limit of nvidia-smi
-_NO_REPORT = {"error": "the process that checks it ended without a report"}
+_NO_REPORT = {"error": "the checking process exited without a report"}
 _USERS = "pid,process_name,used_memory,gpu_bus_id"
 _EMPTY_KERNEL = b'extern "C" __global__ void nothing() {}\n'
 _PTX = 1  # CU_JIT_INPUT_PTX
@@ -51,7 +51,7 @@ _JIT = "libnvidia-ptxjitcompiler.so.1"  # the driver opens it for the first kern
 
 
 def cuda_checks(found: Mapping[str, Any], is_wanted: bool) -> Iterator[Check]:
-    """Yield the checks, each after those that it depends on.
+    """Yield the checks, each after the checks that it depends on.
 
     Parameters
     ----------
@@ -106,8 +106,8 @@ def _card_number(name: str) -> int:
 def newest_ptx(cuda: Sequence[int]) -> tuple[int, int]:
     """Return the newest version of PTX that a driver accepts, given its version of CUDA.
 
-    Source: release notes of NVIDIA's "PTX ISA". The major version is that of CUDA minus four. The minor version is that
-    of CUDA, except that CUDA 12.5 and 12.6 share one version of PTX.
+    Source: release notes of NVIDIA's "PTX ISA". The major version is CUDA's major version minus four. The minor
+    version is CUDA's minor version, except that CUDA 12.5 and 12.6 share one version of PTX.
     """
     major, minor = cuda
     return major - 4, minor - (major == 12 and minor > 5)
@@ -143,10 +143,13 @@ def _driver(facts: Mapping[str, Any], bad: Status) -> Check:
     if "module" in facts:
         place += f"; {facts['module']}"
     if "error" in facts:
-        fix = f"{_DRIVER}, in the version of the kernel module (see nvidia-smi); {_IN_CONTAINERS}"
+        fix = f"{_DRIVER}, of the same version as the kernel module (see /proc/driver/nvidia/version); {_IN_CONTAINERS}"
         return Check("driver", bad, f"{supported}, but {facts['error']}: {place}", fix)
     if not facts.get("n_cards"):
-        fix = f"CUDA_VISIBLE_DEVICES is {os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}; {_IN_CONTAINERS}"
+        fix = _IN_CONTAINERS
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is not None:
+            fix = f"CUDA_VISIBLE_DEVICES is {visible!r}: unset or correct it; {_IN_CONTAINERS}"
         return Check("driver", bad, f"{supported}, but finds no card: {place}", fix)
     return Check("driver", "pass", f"{supported}: {place}")
 
@@ -174,7 +177,7 @@ def _nvrtc(found: Mapping[str, Any], bad: Status) -> Check:
     if "version" not in driver:
         return Check("nvrtc", "pass", f"{ptx}: {_files(facts)}")
     newest = newest_ptx(driver["version"])
-    both = f"{ptx}, the driver accepts up to {format_version(newest)}: {_files(facts)}"
+    both = f"{ptx}, and the driver accepts PTX up to {format_version(newest)}: {_files(facts)}"
     if tuple(facts["ptx"]) <= newest:
         return Check("nvrtc", "pass", both)
     return Check("nvrtc", bad, both, _ADVICE[222])
@@ -417,8 +420,8 @@ def _card_identity(cuda: ctypes.CDLL, card: int) -> dict[str, Any]:
 
 
 def _kernel_error(cuda: ctypes.CDLL, nvrtc: ctypes.CDLL, capability: list[int]) -> dict[str, Any]:
-    """Return why no kernel can be compiled for a card in libgpuarray's way; an empty dict if one can."""
-    architecture = "compute_{}{}".format(*capability)[:10]  # libgpuarray cuts it like this
+    """Return the error of compiling a kernel as libgpuarray does; an empty dict if it succeeds."""
+    architecture = "compute_{}{}".format(*capability)[:10]  # libgpuarray truncates the name in this way
     ptx, error = _compile(nvrtc, b"-arch", architecture.encode())
     if error:
         return {"error": f"NVRTC cannot compile for {architecture}: {error}"}

@@ -1,6 +1,6 @@
 """Checks that each device computes correctly.
 
-A child process opens the device like a run, compiles a kernel, and compares a small model with NumPy. It has a time
+A child process opens the device as a run does, compiles a kernel, and compares a small model with NumPy. It has a time
 limit, because a driver can hang or crash the process that calls it.
 """
 
@@ -37,6 +37,7 @@ _OPENCL = ("libOpenCL.so.1", "libOpenCL.so")
 _WIDTHS = (96, 32, 8)
 # Tolerance for float32 on any device: see docs/devices.md. A wrong library or kernel causes far larger differences.
 _TOLERANCE = 1e-4
+_WRONG_FEATURES = "update the driver and the library that computes matrix products, or use another device"
 # Libraries that decide how products are computed and files are read.
 _LIBRARIES = {
     "cuda": ("libcuda.", "libnvrtc.", "libcublas.", "libcublasLt."),
@@ -144,24 +145,26 @@ def _without_theano(device: str) -> Check:
     found = "Theano is not installed in this Python, so no run is possible"
     if sys.version_info[:2] == (3, 11):
         return Check(device, "fail", found, complaint(), is_setting=True)
-    return Check(device, "absent", found)  # Theano does not exist for later Pythons, but they can read features
+    # Theano does not support later versions of Python, but features can be read with them.
+    return Check(device, "absent", found)
 
 
 def _blas(reports: Mapping[str, Any]) -> Check:
-    """Check the library that computes products on the processor."""
+    """Check the BLAS library of the CPU."""
     speed = f"{reports['flops'] / 1e9:,.0f} GFLOP/s in float32"
     if not reports["blas"]:
         fix = "remove blas.ldflags= from THEANO_FLAGS and .theanorc"
-        return Check("blas", "warn", f"no BLAS is linked, so that of NumPy is used: {speed}", fix)
+        return Check("blas", "warn", f"Theano is not linked to a BLAS library, so NumPy's is used: {speed}", fix)
     files = reports.get("libraries", {}).get("blas", [])
-    linked = [path for path in files if ".libs" not in path]  # those are NumPy's
+    linked = [path for path in files if ".libs" not in path]  # paths with .libs belong to NumPy's wheel
     return Check("blas", "pass", f"{speed}: {', '.join(linked) or reports['blas']}")
 
 
 def _device(device: str, reports: Mapping[str, Any], is_chosen: bool) -> Check:
     if "failed" in reports:
         status: Status = "fail" if is_chosen or device == "cpu" else "warn"
-        return Check(device, status, reports["failed"], is_setting=reports.get("code") == ConfigError.exit_code)
+        is_setting = reports.get("code") == ConfigError.exit_code
+        return Check(device, status, reports["failed"], reports.get("fix", ""), is_setting)
     words = [
         f"{reports['name']}: compiles in {reports['seconds']:.1f} s",
         f"features agree with NumPy's within {reports['difference']:.0e}",
@@ -212,7 +215,8 @@ def _probe() -> Iterator[dict[str, Any]]:
     difference = _difference_from_numpy()
     yield {"difference": difference}
     if not difference <= _TOLERANCE:
-        yield {"failed": f"its features differ from NumPy's by {difference:.1g}, expected at most {_TOLERANCE}"}
+        failed = f"its features differ from NumPy's by {difference:.1g}, expected at most {_TOLERANCE}"
+        yield {"failed": failed, "fix": _WRONG_FEATURES}
     yield device_speeds(device)
 
 

@@ -28,12 +28,13 @@ __all__ = ["Budget", "extras_bytes", "large_chunks", "make_budget", "repeated_ch
 # With smaller blocks and parts (2 or 4 MB, and 8 or 16 MB), an encoding that takes 680 ms took 760 to 980 ms.
 _BLOCK_BYTES = 2**23  # rows that are read at once
 _PART_BYTES = 2**26  # features in one file
-# Above this number of parts, parts get larger, as far as the memory allows. Each part costs the driver and a scheduler
-# some milliseconds, and lines in manifest and index, for which thousands of workers would have to wait.
+# Above this number of parts, parts get larger, as far as the memory allows. Each part costs the driver and scheduler a
+# few milliseconds, and adds lines to the manifest and the index. With more parts, thousands of workers would wait for
+# the driver.
 _MANY_PARTS = 2**15
 _COPIES_IN_ENCODING = 3  # copies of the network
-_COPIES_OF_EXTRAS = 2  # numbers: as read and as written; strings: in the file and in blocks that are being written
-_COPIES_OF_REPLICAS = 4  # copies of the network in addition to those of training: the averages' velocity, checkpoints
+_COPIES_OF_EXTRAS = 2  # numbers: as read and as written; strings: in the file's image and in the blocks being written
+_COPIES_OF_REPLICAS = 4  # extra copies of the network with several replicas: momentum of the averaging, checkpoints
 # The rest is for the network, its copies in training, and the intermediate results of a step or a block.
 _SHARE_ON_DEVICE = 0.5
 _BYTES_ON_DEVICE = 2**30  # bytes for rows if a device does not report its free memory
@@ -86,7 +87,7 @@ class Budget:
     chunk_bytes: int = 0
 
     def keeps_rows(self, device: Device) -> bool:
-        """Return whether training keeps all rows in memory: that of the device, or of the host for the CPU."""
+        """Return whether training keeps all rows in device memory, or in host memory on the CPU."""
         if device.used == "cpu":
             return self.resident
         most = self.device_bytes
@@ -95,7 +96,7 @@ class Budget:
         return self.rows_bytes <= min(most, MOST_RESIDENT)
 
     def sizes(self, device: Device) -> Sizes:
-        """Return the sizes for a training on a device."""
+        """Return the sizes for training on a device."""
         keeps_rows = self.keeps_rows(device)
         on_host = device.used == "cpu"
         return Sizes(
@@ -137,17 +138,17 @@ def make_budget(
     shards : sequence of Shard
         The inputs.
     tile_rows : int
-        Rows of one product of the encoder. Blocks are rounded up to a multiple.
+        Rows per matrix product in the encoder. Blocks are rounded up to a multiple.
 
     Raises
     ------
     ConfigError
-        If the budget is too small for one tile of rows per thread, or half of it for the network.
+        If the budget is too small for one tile of rows per thread, or the network needs more than half of it.
     """
     row_bytes = _row_bytes(shards)
     n_rows = sum(shard.n_rows for shard in shards)
     n_threads = machine.threads or len(os.sched_getaffinity(0))  # a batch system may grant fewer cores than exist
-    # Two more threads keep the processor busy while parts are written. A single thread remains single.
+    # Two more threads keep the processor busy while parts are written. If only one thread is allowed, none are added.
     n_writers = n_threads + 2 if n_threads > 1 else 1
     network_bytes = _network_bytes(network, n_replicas, machine.memory_budget)
     memory = machine.memory_budget - max(0, network_bytes - machine.memory_budget // 8)
@@ -155,7 +156,7 @@ def make_budget(
     thread_bytes = memory // 8 // n_writers  # for each thread's block; its part gets the same number of bytes
     wanted_rows = machine.block_rows or min(_BLOCK_BYTES, thread_bytes) // row_bytes
     n_tiles = max(1, -(-wanted_rows // tile_rows))
-    block_rows = n_tiles * tile_rows  # only the last product of a shard is padded
+    block_rows = n_tiles * tile_rows  # only the last tile of a shard is padded
     _check_blocks(machine, memory, shards, n_threads, block_rows, tile_rows)
 
     part_rows = _part_rows(thread_bytes, storage, network.n_features, n_rows, block_rows)
@@ -187,7 +188,8 @@ def _check_blocks(
 ) -> None:
     """Raise `ConfigError` if the blocks of all threads do not fit in a quarter of the memory budget."""
     row_bytes = _row_bytes(shards)
-    # Only existing rows take memory: a file can have fewer rows than a tile, and fewer blocks than threads can exist.
+    # Only existing rows take memory: a file may have fewer rows than a tile, and there may be fewer blocks than
+    # threads.
     held_rows = min(block_rows, max(shard.n_rows for shard in shards))
     n_held = min(n_threads, sum(-(-shard.n_rows // block_rows) for shard in shards))
     least = 4 * n_held * held_rows * row_bytes
@@ -203,8 +205,8 @@ def _check_blocks(
 def _part_rows(thread_bytes: int, storage: ResolvedStorage, n_features: int, n_rows: int, block_rows: int) -> int:
     """Return the rows of a part, a multiple of `block_rows`, whose features take less than `thread_bytes`."""
     wanted_bytes = max(_PART_BYTES, n_rows * 4 * n_features // _MANY_PARTS)
-    # A part is one array; the rest is for extras, and for a copy if these are longer than expected. Converted features
-    # are in memory twice, and compressed features while HDF5 writes the file.
+    # A part is held as one array. The other two shares are for extras, and for a copy of extras that are longer than
+    # expected. Conversion needs a second copy of the features, and so does compression while HDF5 writes the file.
     n_shares = 3 if storages(storage)[0].is_plain else 6
     part_bytes = min(wanted_bytes, thread_bytes // n_shares)
     n_blocks = part_bytes // (4 * n_features) // block_rows
@@ -237,7 +239,7 @@ def _for_extras(
 
 
 def too_wide(memory_budget: int, shards: Sequence[Shard], tile_rows: int) -> dict[str, int]:
-    """Return extras that must be left out, because even those of the smallest part exceed half of the memory budget.
+    """Return extras that must be left out, because even the smallest part's extras exceed half of the memory budget.
 
     The widest extra is left out first.
 
@@ -272,16 +274,18 @@ def repeated_chunks(shards: Sequence[Shard], budget: Budget) -> str | None:
         shard = too_large[0]
         n_times = -(-shard.chunk_rows // budget.block_rows)
         return (
-            f"{shard}: a row is in compressed chunks of {shard.chunk_rows} rows and {shard.band_bytes} bytes, expected "
-            f"at most {budget.chunk_bytes} bytes, an eighth of the memory budget ({len(too_large)} such files). Each "
-            f"chunk is decompressed about {n_times} times in every pass over the rows. {advice}"
+            f"{shard}: reading one row decompresses {shard.band_bytes} bytes, because chunks hold {shard.chunk_rows} "
+            f"rows, expected at most {budget.chunk_bytes} bytes, an eighth of the memory budget ({len(too_large)} such "
+            f"files). Each chunk is decompressed about {n_times} times in every pass over the rows. {advice}"
         )
     n_windows = -(-sum(shard.n_rows for shard in shards) // budget.window_rows)
     cut = [shard for shard in large if shard.chunk_rows * shard.row_bytes > MAX_CHUNK_BYTES]
     if cut and not budget.resident and n_windows > 1:
+        most_rows = max(1, MAX_CHUNK_BYTES // cut[0].row_bytes)
         return (
-            f"{cut[0]}: chunks of {cut[0].chunk_rows} rows ({len(cut)} such files). The rows do not fit in memory, so "
-            f"the training decompresses each chunk about {n_windows} times in every epoch. {advice}"
+            f"{cut[0]}: chunks hold {cut[0].chunk_rows} rows, expected at most {most_rows} ({len(cut)} such files). "
+            f"The rows do not fit in memory, so the training decompresses each chunk about {n_windows} times in every "
+            f"epoch. {advice}"
         )
     return None
 

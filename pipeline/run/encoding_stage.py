@@ -120,7 +120,7 @@ class EncodingStage:
         Raises
         ------
         DataError
-            For more bad rows than the settings allow.
+            If there are more bad rows than the settings allow.
         """
         encoder = encoder_of(self.prepared, self.model)
         *smaller, last = storages(self.prepared.config.storage)
@@ -132,16 +132,16 @@ class EncodingStage:
         return self._encode_as(context, encoder, last)
 
     def describe(self, encoded: Encoded) -> str:
-        """Return reused parts in words."""
+        """Describe the reused parts."""
         return f"the features of {_rows_in_words(encoded.parts)}"
 
     def check(self, encoded: Encoded) -> None:
-        """Warn if many rows differ from those that a given model was trained on.
+        """Warn if many rows differ from the rows that a given model was trained on.
 
         Raises
         ------
         DataError
-            For more bad rows than the settings allow.
+            If there are more bad rows than the settings allow.
         """
         limit = _BadRowLimit(self.prepared)
         for part in encoded.parts:
@@ -176,23 +176,23 @@ class EncodingStage:
         """Return the bytes of blocks, parts and extras that the writing threads hold, and of the network."""
         return encoding_bytes(self.prepared)
 
-    def sample(self, encoder: Autoencoder, some: Sequence[Stretch], disk: Disk) -> Pace:
+    def sample(self, encoder: Autoencoder, stretches: Sequence[Stretch], disk: Disk) -> Pace:
         """Encode some rows in the smallest storage format that is accurate enough for them.
 
         Parameters
         ----------
         encoder : Autoencoder
             The model on its device.
-        some : sequence of Stretch
-            Rows.
+        stretches : sequence of Stretch
+            Rows to encode.
         disk : Disk
-            Writes the files and keeps none.
+            Disk that discards the files after they are written.
         """
         *smaller, last = storages(self.prepared.config.storage)
         for storage in smaller:
             with suppress(TooCoarse):
-                return self._sample_as(encoder, some, disk, storage)
-        return self._sample_as(encoder, some, disk, last)
+                return self._sample_as(encoder, stretches, disk, storage)
+        return self._sample_as(encoder, stretches, disk, last)
 
     def settings(self, part_rows: int, directory: Path) -> EncodeSettings:
         """Return the settings that all parts share, except for the model's file.
@@ -200,7 +200,7 @@ class EncodingStage:
         Parameters
         ----------
         part_rows : int
-            Rows of the largest part; a run on few rows needs little memory.
+            Rows of the largest part. Buffers have this size, so small runs need little memory.
         directory : Path
             Output directory.
         """
@@ -228,7 +228,7 @@ class EncodingStage:
             chunk_bytes=budget.chunk_bytes,
         )
 
-    # -- inside --
+    # -- private --
 
     def _committed_as(self, earlier: EarlierResults, storage: Storage) -> Encoded:
         """Return the parts of an earlier run in one storage format; drop parts that overlap others."""
@@ -275,7 +275,8 @@ class EncodingStage:
         stats = context.pool.stats
         with (
             serving(settings, self.model, encoder.encode_checked, context.ledger.disk),
-            # Entered first, because on exit, even after an error, it commits the parts that are still waiting.
+            # Entered before the executor, so that it exits afterwards: even after an error, it commits the parts that
+            # are still waiting.
             GroupCommit(context.ledger) as group,
             Progress(self.name, n_rows, "rows", missing[0].source.shard.row_bytes) as progress,
             context.pool.executor(self.prepared.budget.n_writers) as (executor, n_at_once),
@@ -314,13 +315,13 @@ class EncodingStage:
                 return record.entry
         return context.ledger.write("stages/model", ".h5", self.model.to_hdf5())
 
-    def _sample_as(self, encoder: Autoencoder, some: Sequence[Stretch], disk: Disk, storage: Storage) -> Pace:
+    def _sample_as(self, encoder: Autoencoder, stretches: Sequence[Stretch], disk: Disk, storage: Storage) -> Pace:
         prepared = self.prepared
         if prepared.config.bad_data.on_bad_data == "raise":  # the scan reports bad rows
             prepared = replace(prepared, config=prepared.config.changed(on_bad_data="skip"))
-        n_rows = min(prepared.budget.part_rows, max(len(stretch.block) for stretch in some))
+        n_rows = min(prepared.budget.part_rows, max(len(stretch.block) for stretch in stretches))
         settings = replace(replace(self, prepared=prepared).settings(n_rows, Path()), storage=storage)
-        parts = [Part(stretch.number, block) for stretch in some for block in stretch.block.cut(n_rows)]
+        parts = [Part(stretch.number, block) for stretch in stretches for block in stretch.block.cut(n_rows)]
         for dtype in sorted({part.source.shard.dtype for part in parts}):
             compile_encoder(encoder, np.dtype(dtype))
         with serving(settings, self.model, encoder.encode_checked, disk):

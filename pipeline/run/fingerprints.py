@@ -39,7 +39,7 @@ _ENCODING = 1
 _STAGES = ("scan", "training", "encoding")
 _LISTED = 10  # differences that a message lists
 _FOLDERS = 3  # directories that a message lists
-_CURRENT_KEYS = {"riders": "extras"}  # names in messages, by the keys of version 0.1.0 that fingerprints still use
+_CURRENT_KEYS = {"riders": "extras"}  # fingerprint keys kept from version 0.1.0, and their names in messages
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None,
     Parameters
     ----------
     settings : Settings
-        Settings with a value for each option that was left open.
+        Settings with all defaults resolved.
     shards : sequence of Shard
         The inputs.
     model : Model or None
@@ -125,7 +125,7 @@ def _training_request(settings: Settings, shards: Sequence[Shard], budget: Budge
     if settings.training.start == "components":
         training["sample_rows"] = budget.max_sample_rows if budget.max_sample_rows < n_rows else None
     if settings.timing.finish_by or settings.timing.max_hours:
-        # The run itself measures how many epochs fit, so a run without a deadline never reuses its model. A second run
+        # A run with a deadline measures how many epochs fit. A run without one must not reuse that model. A second run
         # with a deadline resumes with the number of epochs that the first one decided on.
         training["by_deadline"] = True
     training["versions"] = {name: version(name) for name in ("numpy", "Theano")}
@@ -174,7 +174,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], stages: Seque
 
 
 def other_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Return whether an earlier request was about another data set, that is, had files that are not requested now.
+    """Return whether an earlier request used another data set: it had files that are not requested now.
 
     Files with the same names in other directories count as another data set if all of them differ.
     """

@@ -157,7 +157,7 @@ def step_of(checkpoint: Record) -> int:
 
 
 def checkpoint_in_words(checkpoint: Record) -> str:
-    """Return the progress of a checkpoint in words."""
+    """Describe the progress of a checkpoint."""
     facts = checkpoint.facts
     epochs = ""
     if "of" in facts:
@@ -207,7 +207,8 @@ def finished_manifest(ledger: Ledger, prepared: Prepared) -> dict[str, Any] | No
     Raises
     ------
     ConfigError
-        If there are results of other settings or inputs, or an unfinished run with them, that may not be replaced.
+        If the directory contains results or an unfinished run with other settings or inputs, which may not be
+        replaced.
     """
     manifest = ledger.manifest()
     now = plain_request(prepared.request)

@@ -39,7 +39,7 @@ class ScanSample:
     pace : Pace
         Rows and seconds.
     scan : Scan
-        Result of scanning them.
+        Scan of these rows.
     stretches : list of Stretch
         The readable rows.
     """
@@ -83,7 +83,7 @@ class ScanStage:
             n_bytes = scan_bytes(self.prepared.shards)
             return Scan.from_npz(load_at_most(earlier.ledger, record, n_bytes)).check_fits(self.prepared.shards)
 
-        return earlier.latest("scan", self.key(), read, "scan: %s; it is recomputed")
+        return earlier.latest("scan", self.key(), read, "scan: the earlier scan cannot be used (%s); it is recomputed")
 
     def make(self, context: RunContext) -> Scan:
         """Scan all rows and commit the result. Large integers are scanned again with an offset subtracted."""
@@ -102,17 +102,17 @@ class ScanStage:
         return scan
 
     def offset_of(self, scan: Scan) -> np.ndarray | None:
-        """Return the offset (n_inputs,) to subtract from the rows, given a scan of the unchanged rows, or None.
+        """Return the offset (n_inputs,) to subtract from the rows, or None.
 
-        A given model has its own offset. With a configured missing value no offset is used, because stored rows are
-        compared with this value.
+        `scan` is a scan of the stored values. A given model has its own offset. With a configured missing value no
+        offset is used, because stored rows are compared with this value.
         """
         if self.prepared.given_model is not None or self.prepared.config.bad_data.missing_value is not None:
             return None
         return ranges.offset_for(self.prepared.shards, scan)
 
     def describe(self, scan: Scan) -> str:
-        """Return a reused scan in words."""
+        """Describe the reused scan."""
         return "the scan"
 
     def check(self, scan: Scan) -> None:
@@ -158,11 +158,11 @@ class ScanStage:
         """Return the bytes of the blocks that the threads hold."""
         return self.prepared.budget.n_threads * block_bytes(self.prepared) + chunk_bytes(self.prepared)
 
-    def sample(self, short_list: Sequence[Stretch]) -> ScanSample:
+    def sample(self, stretches: Sequence[Stretch]) -> ScanSample:
         """Scan some rows."""
         shards = self.prepared.shards
         budget = self.prepared.budget
-        # Each unreadable shard is reported here; none ends the sample.
+        # Unreadable shards are recorded, and do not stop the sample.
         settings = replace(self._settings(), max_unreadable=len(shards))
         look = ranges.scan_task(shards, settings)
 
@@ -171,7 +171,7 @@ class ScanStage:
             pieces: list[Piece] = [(stretch.number, stretch.first_row, block) for block in blocks]
             return stretch, look(pieces)
 
-        tasks = [(scan_stretch, stretch) for stretch in short_list]
+        tasks = [(scan_stretch, stretch) for stretch in stretches]
         pace, found = measure_tasks(tasks, budget.n_threads, lambda each: len(each[0].block))
         unreadable = merge_stats([part for _, part in found]).unreadable
         readable = [each for each in found if each[0].number not in unreadable]
@@ -184,7 +184,7 @@ class ScanStage:
         """Estimate the time of scanning all rows."""
         return StageEstimate(self.name, sample.scan.seconds_for(self.prepared.n_rows), sample.scan.in_words())
 
-    # -- inside --
+    # -- private --
 
     def _scan(self, context: RunContext) -> Scan:
         prepared = self.prepared
@@ -220,11 +220,11 @@ class ScanStage:
         prepared = self.prepared
         settings = prepared.config.bad_data
         advice = ["Fix the files"]
-        # A given model imputes no values, or has already done so.
+        # With a given model, --impute has no effect: the model either imputes values already, or never does.
         if prepared.given_model is None and ranges.misses_values(prepared.shards, scan, settings.missing_value):
             advice.append("fill in missing values with --impute median")
         if not scan.n_good:
-            return f"Without these rows none would be left. {', or '.join(advice)}."
+            return f"Without these rows, no usable rows would remain. {', or '.join(advice)}."
         n_bad = len(scan.bad_rows)
         mode = "skip" if settings.on_bad_data == "raise" else settings.on_bad_data
         limit = f" --max-bad-rows {n_bad}" if n_bad > n_allowed(settings.max_bad_rows, scan.n_rows) else ""
@@ -237,7 +237,7 @@ class ScanStage:
             return
         advice = " If the rows are stored as columns, use --orientation columns." if n_inputs > scan.n_rows else ""
         log.warning(
-            "%s of %d columns, fewer than the %d features: the model can memorize them, and may not generalize to "
+            "%s of %d columns, fewer than the %d features: the model can memorize the rows, and may not generalize to "
             "other rows. Provide more rows, or lower --n-features.%s",
             quantity(scan.n_good, "usable row"),
             n_inputs,
@@ -255,8 +255,8 @@ class ScanStage:
         low, high = scan.inner[:, worst]
         log.warning(
             "%s with outliers that stretch the range to more than 100 standard deviations, so that the model "
-            "hardly sees ordinary values: %s; column %s ranges from %g to %g, but 80 %% of its values lie between "
-            "%g and %g. Clip the outliers with --clip-quantile %g.",
+            "can hardly distinguish ordinary values: %s; column %s ranges from %g to %g, but 80 %% of its values lie "
+            "between %g and %g. Clip the outliers with --clip-quantile %g.",
             quantity(len(columns), "column"),
             short_list(names.listed(columns), _COLUMNS_LISTED),
             names.numbered(worst),

@@ -74,7 +74,10 @@ def inode_error(prepared: Prepared, n_encoded: int, n_free: int | None) -> Write
 
 
 def bytes_needed(prepared: Prepared) -> int:
-    """Return the minimum size of all features and extras in bytes; models and digests are small."""
+    """Return the minimum size of all features and extras in bytes.
+
+    Models and digests are not counted, because they are small.
+    """
     config = prepared.config
     storage = storages(config.storage)[0]
     extras_bytes = 1 + sum(extra.dtype.itemsize for extra in prepared.shards[0].extras)  # 1 for `valid`

@@ -108,7 +108,7 @@ class TrainingStage:
         return model
 
     def describe(self, model: Model) -> str:
-        """Return a reused model in words."""
+        """Describe the reused model."""
         return "the trained model"
 
     def check(self, model: Model) -> None:
@@ -171,7 +171,7 @@ class TrainingStage:
             what += "; may stop early"
         return StageEstimate(self.name, once + n_epochs * epoch, what)
 
-    # -- inside --
+    # -- private --
 
     def _drop_checkpoints(self, earlier: EarlierResults) -> None:
         earlier.drop(*earlier.ledger.records("checkpoint", self.key()))
@@ -373,6 +373,6 @@ def _save(prepared: Prepared, context: RunContext, key: str, checkpoint: Checkpo
     state = checkpoint.state
     n_epochs = prepared.config.training.epochs if state.n_epochs is None else state.n_epochs
     facts = {"n_epochs": state.epoch, "of": n_epochs}
-    # Twelve digits, so that the order of the keys is that of the steps.
+    # Twelve digits, so that the keys sort in the order of the steps.
     context.ledger.commit(Record(f"checkpoint-{checkpoint.n_steps:012d}", key, entry, facts))
     context.ledger.drop(*context.ledger.records("checkpoint", key)[:-_CHECKPOINTS_KEPT])

@@ -164,7 +164,7 @@ class Scan:
         n_inputs = shards[0].n_inputs
         if (self.n_rows, len(self.minimum)) != (n_rows, n_inputs):
             found = f"{self.n_rows} rows of {len(self.minimum)} columns"
-            raise ValueError(f"is a scan of {found}, expected {n_rows} rows of {n_inputs} columns")
+            raise ValueError(f"contains {found}, expected {n_rows} rows of {n_inputs} columns")
         if any(number >= len(shards) for number in self.unreadable):
             raise ValueError(f"refers to a shard that is not among the {len(shards)} shards of the input")
         return self

@@ -59,9 +59,9 @@ __all__ = [
 Affected = Literal["inputs", "budget", "scan", "model", "features", "nothing"]
 """The first result that a setting changes; results that are made from it change as well.
 
-``scan``, ``model`` and ``features`` are recomputed when the value changes. A setting of ``inputs`` or of a ``budget``
-matters only through its effect: which files are read, how many rows are shuffled together or used for validation, how
-many epochs fit before a deadline.
+``scan``, ``model`` and ``features`` are recomputed when the value changes. A setting marked ``inputs`` or ``budget``
+matters only through what it changes: which files are read, how many rows are shuffled together or used for validation,
+or how many epochs fit before a deadline.
 """
 
 
@@ -92,12 +92,13 @@ class Setting:
     affects : str
         First result that a change recomputes, see `Affected`.
     help : str
-        Help text of its flag: sentences; a fixed default is appended.
+        Help text of its flag in full sentences. A fixed default is appended to it.
     legacy_value : object
         Value that gives the behaviour of versions without this setting. With this value the setting is left out of the
         fingerprint, so that results of these versions are reused. An empty tuple if there is none.
     former_names : tuple of (str, dict), optional
-        For a renamed setting: the former key, and the former values by the current ones, as used in fingerprints.
+        For a renamed setting: the former key, and a mapping from current to former values. Fingerprints contain
+        the former ones.
     """
 
     name: str
@@ -207,7 +208,7 @@ class NetworkSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Start of the weights, and their updates."""
+    """Initial weights and their updates."""
 
     start: str = _setting(
         "components",
@@ -220,8 +221,8 @@ class TrainingSettings:
         None,
         whole(1),
         "model",
-        f"Maximum number of passes over the training rows. Default: {EPOCHS}, or more if these are fewer than "
-        f"{LEAST_STEPS} steps.",
+        f"Maximum number of passes over the training rows. Default: {EPOCHS}, or more if {EPOCHS} epochs "
+        f"have fewer than {LEAST_STEPS} steps.",
     )
     batch_size: int | None = _setting(
         None,
@@ -234,8 +235,8 @@ class TrainingSettings:
         None,
         number(lambda rate: 0 < rate < math.inf, "a finite number above 0"),
         "model",
-        f"Largest learning rate. Default: {', '.join(f'{v} for {k}' for k, v in LEARNING_RATES.items())}; less for "
-        f"more than {RATED_INPUTS} columns.",
+        f"Largest learning rate. Default: {', '.join(f'{v} for {k}' for k, v in LEARNING_RATES.items())}; lower "
+        f"for inputs with more than {RATED_INPUTS} columns.",
     )
     schedule: str = _setting(
         "linear",
@@ -252,7 +253,7 @@ class TrainingSettings:
     )
     momentum: float = _setting(
         0.9,
-        number(lambda share: 0 <= share < 1, "from 0 up to but not including 1"),
+        number(lambda share: 0 <= share < 1, "from 0 to below 1"),
         "model",
         "Decay rate of the optimizer's running average, from 0 to below 1.",
     )
@@ -303,8 +304,8 @@ class ValidationSettings:
         True,
         YES_OR_NO,
         "nothing",
-        "Compare the reconstruction error with that of the same number of principal components and of the column "
-        "means.",
+        "Compare the reconstruction error with the errors of the same number of principal components and of the "
+        "column means.",
     )
 
 
@@ -312,7 +313,7 @@ class ValidationSettings:
 class MachineSettings:
     """Use of memory and processors of this machine."""
 
-    # The encoder works in tiles of one height, so neither blocks nor threads change any result.
+    # The encoder works in tiles with a fixed number of rows, so neither blocks nor threads change any result.
     block_rows: int | None = _setting(
         None, whole(1), "nothing", "Number of rows to read at once. Default: about 8 MiB of rows."
     )
@@ -555,7 +556,7 @@ def current_name(key: str, value: object) -> tuple[str, object]:
 
 
 def problems(config: Config) -> list[str]:
-    """Return a sentence for each setting that is invalid for any input."""
+    """Return a sentence for each setting that is invalid, whatever the input."""
     values = config.flat()
     wrong = []
     for name, value in values.items():
@@ -574,9 +575,13 @@ def _without_cluster(cluster: ClusterSettings) -> list[str]:
     has_workers = bool(has_scheduler or cluster.workers or cluster.devices)
     found = []
     if cluster.insecure_cluster and not has_scheduler:
-        found.append("insecure_cluster: is set without scheduler or scheduler_file, expected one of them")
+        found.append(_without("insecure_cluster", "scheduler or scheduler_file"))
     if cluster.mixed_processors and not has_scheduler:
-        found.append("mixed_processors: is set without scheduler or scheduler_file, expected one of them")
+        found.append(_without("mixed_processors", "scheduler or scheduler_file"))
     if cluster.dashboard and not has_workers:
-        found.append("dashboard: is set without workers, devices or scheduler, expected one of them")
+        found.append(_without("dashboard", "workers, devices, scheduler or scheduler_file"))
     return found
+
+
+def _without(name: str, others: str) -> str:
+    return f"{name}: set without {others}, expected one of them. Set one, or remove {name}."

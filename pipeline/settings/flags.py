@@ -66,9 +66,9 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], description:
     SystemExit
         After ``--help``, ``--version`` or ``--print-config``.
     UsageError
-        For an unknown flag, or a flag with an invalid value.
+        If a flag is unknown, or has an invalid value.
     ConfigError
-        For invalid values in the file or the environment.
+        If a value in the file or the environment is invalid.
     """
     flags = _parse_flags(arguments, description)
     is_printed = flags.pop("print_config", False)

@@ -1,4 +1,4 @@
-"""Kinds of values of settings: how each is read from a text and written as one."""
+"""Kinds of values of settings: how each value is parsed from text and formatted as text."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def parse_bytes(text: str) -> int:
 
     ``KB``, ``MB``, ``GB`` and ``TB`` are powers of 1000, all other units powers of 1024.
     """
-    # No more digits than any size has: Python refuses to convert thousands of them.
+    # At most 18 digits, which suffices for any size: Python refuses to convert thousands of them.
     match = re.fullmatch(r"\s*([0-9]{0,18}\.?[0-9]{1,18})\s*([KMGT]?)(i?)(B?)\s*", text, re.IGNORECASE)
     if not match or (match[3] and not match[2]):
         raise ValueError(f"{text!r}, expected bytes with a unit, like 4GiB or 500MB")
@@ -97,7 +97,7 @@ def n_allowed(limit: str, total: int) -> int:
     """Return how many of `total` a limit like ``25`` or ``1%`` allows."""
     if not limit.endswith("%"):
         return int(limit)
-    # As a fraction, since 29 % of 100 are 28.999999999999996 in floats.
+    # As a fraction, since 29 % of 100 is 28.999999999999996 in floats.
     return int(Fraction(limit[:-1]) * total / 100)
 
 

@@ -1,4 +1,4 @@
-"""Settings as text: a line of those that differ from their defaults, and a commented file for ``--config``."""
+"""Settings as text: a line of settings that differ from their defaults, and a commented file for ``--config``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def summary_line(config: Config) -> str:
 
 
 def as_yaml(config: Config, stages: Mapping[str, Sequence[str]]) -> str:
-    """Return a YAML file of all settings with their help texts; those with their defaults are comments.
+    """Return a YAML file of all settings with their help texts; settings with their defaults are comments.
 
     Parameters
     ----------

@@ -25,7 +25,7 @@ _MAX_STEPS_PER_ROUND = 512
 
 @dataclass(frozen=True)
 class TrainingSizes:
-    """Sizes of a training that decide how many replicas it has.
+    """Sizes of a training that determine its number of replicas.
 
     Attributes
     ----------

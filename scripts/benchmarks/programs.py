@@ -76,7 +76,7 @@ def draw_pixels(rng: np.random.Generator, n_rows: int, base: np.ndarray) -> np.n
 
 
 def fitted_model(bench: Bench) -> Path:
-    """Train a model with one layer of sigmoids, like that of the peers."""
+    """Train a model with one layer of sigmoids, like the peers' model."""
     shards = make_shards(bench.folder / "shards-small", 20_000, 1, dtype="u1")
     output = fresh(bench.folder / "model")
     one_layer = ("--hidden", "none", "--code-activation", "sigmoid", "--decoder-gain", "no")

@@ -145,7 +145,7 @@ def driver(options: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
     with local_cluster(options.output, 2) as cluster:
         for n_parts in sorted({options.parts // 100, options.parts // 10, options.parts}):
-            # In a process of its own, so that the memory is that of one run.
+            # In a process of its own, so that the memory belongs to one run.
             with ProcessPoolExecutor(1, spawn) as process:
                 found.append(process.submit(drive, options.output, shards, n_parts, cluster).result())
     return found
@@ -296,7 +296,7 @@ def stage_costs(name: str, stage: Numbers, task_seconds: float) -> Numbers:
 
 
 def seconds_per_part(largest: dict[str, Any], task_seconds: float) -> float:
-    """Return the driver's seconds per part, in addition to those of its task, which is sent in a batch."""
+    """Return the driver's seconds per part, in addition to the seconds of its task, which is sent in a batch."""
     n_parts = largest["n_parts"]
     seconds = sum(largest[name]["processor_seconds"] for name in ("tasks", "index", "manifest"))
     sending = task_seconds / batch_size(n_parts, N_REMOTE_THREADS)

@@ -8,7 +8,7 @@
 As in a run, a task waits for the driver, the scheduler, a thread of a worker, a core and the storage in turn. Each of
 these resources serves one task at a time, except for the storage, which serves as many streams as its bandwidth allows.
 If there are many tasks, only the first ones are simulated, and the others are assumed to follow at the same rate. The
-costs are those of docs/scaling.json, unless `--costs` names another file.
+costs are read from docs/scaling.json, unless `--costs` names another file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SCAN_TASK_ROWS = 128 * 2688
 MAX_SCAN_TASKS = 4096
 REPLICAS = 8
 ROUND_ROWS = 512 * 128
-# Of larger data, this number of rows is enough for training: see docs/scaling.md.
+# For larger data, this number of rows is enough for training: see docs/scaling.md.
 TRAINED_ROWS = 10**8
 EPOCHS = 20
 MAX_ERROR = 0.15

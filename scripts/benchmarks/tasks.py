@@ -1,4 +1,4 @@
-"""Encoding tasks like those of a run. Workers import them from this module."""
+"""Encoding tasks like the tasks of a run. Workers import them from this module."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def compute_and_commit(
 
 
 def empty_part(task: EncodeTask) -> PartFacts:
-    """Do no work, but with an argument and a result as large as those of an encoding task."""
+    """Do no work, but with an argument and a result as large as in an encoding task."""
     source = task.part.source
     key = task.part.key
     entry = Entry(f"parts/{key}-{source.start:032x}.h5", 4 * len(source), "0" * 64)

@@ -300,7 +300,7 @@ def checking_answer(where: str, about: str = "") -> Iterator[None]:
 
 @atexit.register
 def retire(n_kept: int = 0) -> None:
-    """End all idle children but `n_kept`; each takes some 20 MB."""
+    """End all idle children except `n_kept`; each takes some 20 MB."""
     while len(_idle) > n_kept:
         child = _idle.pop_last()
         if child is not None:  # another thread may have taken the last one

@@ -209,7 +209,10 @@ def _likely_candidates(candidates: dict[str, _Candidate], orientation: str | Non
 
 
 def _may_be_meant(name: str, candidate: _Candidate, wider: set[tuple[str, int]]) -> bool:
-    """Return whether a user may mean a candidate, given group and number of rows of those with several columns."""
+    """Return whether a user may mean a candidate.
+
+    `wider` contains group and number of rows of the candidates with several columns.
+    """
     if candidate.form == "none":
         return False
     group, last = split(name)
@@ -273,7 +276,7 @@ def _rows_of_group(file: h5py.File, name: str, parent: Any, group: Any, orientat
 
 
 def _check_place(file: h5py.File, rows: h5py.Dataset, name: str) -> None:
-    # Before the shape is used: to determine that of a virtual dataset, HDF5 may open its source files.
+    # Before the shape is used: to determine the shape of a virtual dataset, HDF5 may open its source files.
     place = outside_storage(rows)
     if place:
         raise Refused(f"{place}, expected rows in the file itself", name)
@@ -458,7 +461,7 @@ def _sparse_part(group: Any, part: bytes, name: str) -> h5py.Dataset:
 
 def _sparse_shape(group: Any, name: str) -> tuple[int, int]:
     shape = _written_shape(group)
-    # As signed integers, those above 2**63 are refused like negative ones.
+    # As signed integers, values from 2**63 on become negative, and are refused.
     if shape is None or shape.shape != (2,) or shape.dtype.kind not in "iu" or (shape.astype(np.int64) < 0).any():
         raise Refused(
             "a sparse matrix without a shape, expected two numbers in an attribute or dataset `shape`. Write it again.",

@@ -134,7 +134,10 @@ def _objects_with_attributes(rows: Rows) -> list[Any]:
 
 
 def _variable_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
-    """Return the names in AnnData's `var`, a group whose attribute `_index` names the dataset, or an earlier table."""
+    """Return the names in AnnData's `var`.
+
+    It is a group whose attribute `_index` names the dataset, or in earlier versions a table.
+    """
     path = variables_of(rows.name)
     found = resolve(file, path, if_link="{link}")
     if found is None:
@@ -229,7 +232,7 @@ def _scale_values(file: h5py.File, rows: Rows, n_inputs: int) -> _Values | None:
 
 
 def _coordinate_values(file: h5py.File, rows: Rows, n_inputs: int) -> _Values | None:
-    """Return the numbers in a dataset next to the rows whose name is that of a physical coordinate."""
+    """Return the numbers in a dataset next to the rows that is named like a physical coordinate."""
     for name in names_in(rows.parent):
         if not is_coordinate(text(name)):
             continue

@@ -60,9 +60,9 @@ def describe(
         layouts of the datasets with the rows, as in `pipeline.hdf5.forms`; ``extras``, each with ``name``, ``layout``,
         ``categories`` and ``is_named``; ``left_out``, as from `forms.leave_out`.
     list of ndarray
-        Arrays of the layouts, those of the rows first. A chunked layout has the offsets, sizes and filter masks of its
-        chunks: shape (3, n_chunks), int64. A layout inside the metadata has its bytes. The numbers of the columns are
-        at the end, as bytes.
+        Arrays of the layouts, starting with the layouts of the rows. A chunked layout comes with
+        the offsets, sizes and filter masks of its chunks: shape (3, n_chunks), int64. A layout inside the metadata
+        comes with its bytes. The numbers of the columns are at the end, as bytes.
     """
     if dataset is None:
         dataset = choose(file, orientation)

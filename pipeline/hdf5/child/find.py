@@ -140,7 +140,7 @@ def dtype_of(item: Any) -> np.dtype | None:
 
 
 def is_plain(dataset: h5py.Dataset, dtype: np.dtype) -> bool:
-    """Return whether the bytes in the file are those that NumPy has in memory, so that they need no conversion."""
+    """Return whether the bytes in the file equal NumPy's bytes in memory, so that they need no conversion."""
     return not dtype.hasobject and dataset.id.get_type().equal(h5py.h5t.py_create(dtype, logical=True))
 
 
@@ -194,7 +194,7 @@ def names_in(group: Any, n_seen: int = 0) -> list[bytes]:
 
 
 def first_names(group: Any, most: int, kind: int | None = None) -> list[bytes]:
-    """Return the first `most` + 1 names in a group, in order: of all links, or of those of one kind.
+    """Return the first `most` + 1 names in a group, in order: of all links, or of links of one kind.
 
     Raises
     ------

@@ -114,7 +114,7 @@ def _index(dataset: h5py.Dataset, name: str, n_before: int) -> np.ndarray:
 
 
 class _Chunks:
-    """An index of chunks that is filled with those that HDF5 lists.
+    """An index of chunks that is filled with the chunks that HDF5 lists.
 
     Attributes
     ----------

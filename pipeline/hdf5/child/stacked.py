@@ -147,7 +147,7 @@ def _box(space: Any) -> list[list[int]] | None:
 
 
 def _neighbours(group: Any, shape: tuple[int, ...] | None) -> list[str]:
-    """Return names of the first one-dimensional datasets in a group, or of those with a given shape."""
+    """Return names of the first one-dimensional datasets in a group, or of datasets with a given shape."""
     names = first_names(group, MOST_OBJECTS, h5py.h5l.TYPE_HARD)
     matches = (text(each) for each in names if _is_neighbour(h5py.h5o.open(group, each), shape))
     return list(islice(matches, LISTED + 1))  # one more shows that the list is not complete

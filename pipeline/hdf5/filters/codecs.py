@@ -1,7 +1,7 @@
 """Decode the filters of a chunk, the last one first.
 
-Deflate is RFC 1950's, LZF is LibLZF's; shuffle and Fletcher's checksum are HDF5's own, as in its H5Zshuffle.c and
-H5checksum.c. For registered filters, HDF5 itself would load a plugin, a library of unknown origin. This is never
+Deflate follows RFC 1950, and LZF follows LibLZF. Shuffle and Fletcher's checksum are HDF5's own, see its H5Zshuffle.c
+and H5checksum.c. For registered filters, HDF5 itself would load a plugin, a library of unknown origin. This is never
 allowed. Instead, Python packages decode what the plugins store, in the formats of the plugins' sources: H5Zzstd.c,
 H5Zlz4.c, blosc_filter.c, bshuf_h5filter.c.
 
@@ -365,7 +365,7 @@ def _sort_bits(data: np.ndarray, n_block: int, itemsize: int) -> None:
     """Put the bits of each block's elements together again, in place; `n_block` is a multiple of 8."""
     if not data.size:
         return
-    # For every 8 elements, the bits of one byte position are in 8 bytes, which are a line of the block apart.
+    # For every 8 elements, the bits of one byte position are in 8 bytes, one in each of 8 successive lines of a block.
     lines = data.reshape(-1, itemsize, 8, n_block // 8)
     words = np.ascontiguousarray(lines.transpose(0, 3, 1, 2)).view("<u8")[..., 0]
     octets = _transposed_bits(words).view(np.uint8).reshape(-1, n_block // 8, itemsize, 8)

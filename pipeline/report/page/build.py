@@ -62,7 +62,7 @@ def report_bytes(report: Mapping[str, Any]) -> bytes:
 def page_bytes(report: Mapping[str, Any]) -> bytes:
     """Return the content of report.html; if it cannot be built, return a page that says so, and log a warning."""
     try:
-        # The values are those that report.json returns, so that a page that is built later is the same.
+        # The values are used as report.json returns them, so that a page that is built later is identical.
         plain = json.loads(report_bytes(report))
         return html_of(page_of(plain)).encode()
     except Exception as error:

@@ -36,7 +36,7 @@ def verdict(report: Mapping[str, Any]) -> str:
 
 
 def _error(report: Mapping[str, Any]) -> str:
-    """Return a sentence on the reconstruction error, compared with that of principal components if it is known."""
+    """Return a sentence on the reconstruction error, compared with the error of principal components if it is known."""
     summary = report["summary"]
     cost = summary.get("cost")
     if cost is not None and summary.get("components") is not None:
@@ -53,12 +53,12 @@ def _error_and_baseline(summary: Mapping[str, Any]) -> str:
     baseline = f"{summary['n_features']} principal components"
     negligible = _NEGLIGIBLE * (summary.get("mean") or 0.0)
     if abs(error - components) < max(_SAME * components, negligible):
-        return f"The reconstruction error is about that of {baseline}. "
+        return f"The reconstruction error is about the same as with {baseline}. "
     gain = 0.0
     if components:
         gain = 1 - error / components
     side = "below" if gain > 0 else "above"
-    return f"The reconstruction error is {percent(abs(gain))} {side} that of {baseline}. "
+    return f"The reconstruction error is {percent(abs(gain))} {side} the error of {baseline}. "
 
 
 # -- what needs attention ------------------------------------------------------------------------------------------
