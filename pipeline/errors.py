@@ -147,7 +147,7 @@ def quantity(n: int, noun: str) -> str:
 
 
 def short_list(words: Iterable[str], n: int) -> str:
-    """Return the first `n` words and the number of all others; ``nothing`` if there are no words."""
+    """Return the first `n` words and the number of the others; ``nothing`` if there are no words."""
     all_words = list(words)
     text = ", ".join(all_words[:n]) or "nothing"
     if len(all_words) > n:

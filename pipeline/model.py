@@ -73,7 +73,7 @@ class Model:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the network and the arrays: models with equal fingerprints make equal features."""
-        # `about` is not included: equal weights from another training make equal features.
+        # `about` is not included: equal weights from another training run make equal features.
         digest = sha256()
         if self.network != Network((self.n_inputs, self.n_features)):  # the only network that format 1 supported
             digest.update(json.dumps(_network_attributes(self.network)).encode())

@@ -22,7 +22,7 @@ _MAX_WAITING = 1000  # lines that are kept in memory until the directory is know
 
 
 class Dated(logging.Formatter):
-    """Formatter that shows the time of day, and in the first line of each day the date."""
+    """Formatter that shows the time of day, and the date in the first line of each day."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s")

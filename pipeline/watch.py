@@ -110,7 +110,7 @@ def thread_states(tasks: Path = _TASKS) -> Counter[str]:
 
 
 def bottleneck(states: Mapping[str, int], n_device_calls: int, n_cores: int) -> str | None:
-    """Return which of `BOTTLENECKS` limits the process, given its number of threads by state; None without threads."""
+    """Return which of `BOTTLENECKS` limits the process, given its number of threads by state; None if it has none."""
     if not states:
         return None
     if n_device_calls:

@@ -78,7 +78,7 @@ def read_values(
     DataError
         If the values are damaged, or the file is not the one that was vetted.
     ReadFailed, NotPermitted, SystemLimit
-        If the system fails.
+        If values cannot be read because of a system error or a missing permission.
     """
     where = f"file={printable(path)} dataset={printable(layout.name)} rows={start}:{start + len(out)}"
     request = _Request(layout, start, axis, where, (path, identity))

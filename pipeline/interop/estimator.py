@@ -315,11 +315,11 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         return {"model_": model, "n_iter_": len(history)}
 
     def _set_fitted(self, fit: Any, model: Model) -> Self:
-        """Set the attributes after a training."""
+        """Set the attributes after a training run."""
         names = getattr(self, "feature_names_in_", None)
         if names is not None:
             model = replace(model, columns=Columns(tuple(names), "feature_names_in_"))
-        if hasattr(self, "_checkpoint"):  # it belongs to an earlier training
+        if hasattr(self, "_checkpoint"):  # it belongs to an earlier training run
             del self._checkpoint
         return self._set(**self._fitted_attributes(model), complaints_=fit.complaints(model))
 

@@ -35,7 +35,7 @@ __all__ = ["Epochs", "Fit", "prepare_fit", "prepare_partial_fit"]
 
 @dataclass(frozen=True)
 class Fit:
-    """A training on an array."""
+    """A training run on an array."""
 
     training: Training
     config: Settings
@@ -125,7 +125,7 @@ class Epochs:
 
 
 def prepare_fit(rows: np.ndarray, config: Config) -> Fit:
-    """Prepare a training.
+    """Prepare a training run.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def prepare_partial_fit(rows: np.ndarray, config: Config, model: Model | None, c
     Parameters
     ----------
     model : Model or None
-        Current model; None starts a new training.
+        Current model; None starts a new training run.
     checkpoint : Checkpoint or None
         State of the training. None if the model was trained in another way; the optimizer then starts with no state.
     """
@@ -181,7 +181,7 @@ def prepare_partial_fit(rows: np.ndarray, config: Config, model: Model | None, c
 
 
 def _fit_from(model: Model, rows: np.ndarray, config: Config) -> Fit:
-    """Prepare a training that starts with the parameters and the scaling of a model."""
+    """Prepare a training run that starts with the parameters and the scaling of a model."""
     shards = (array_shard(rows),)
     config = _like_model(config, model, len(rows))
     settings = resolve(config, len(rows), model.n_inputs, model.network)

@@ -88,7 +88,7 @@ class EncodingStage:
     name: ClassVar[str] = "encoding"
 
     def key(self, storage: Storage | None = None) -> str:
-        """Return the fingerprint of the features, in the first storage format to try unless `storage` is given."""
+        """Return the fingerprint of the features in a storage format, by default in the first one to try."""
         first = storages(self.prepared.config.storage)[0]
         key = self.prepared.request.of_features(self.model.fingerprint)
         unreadable = sorted(self.unreadable)
@@ -120,7 +120,7 @@ class EncodingStage:
         Raises
         ------
         DataError
-            For more bad rows than the settings allow.
+            If there are more bad rows than the settings allow.
         """
         encoder = encoder_of(self.prepared, self.model)
         *smaller, last = storages(self.prepared.config.storage)
@@ -141,7 +141,7 @@ class EncodingStage:
         Raises
         ------
         DataError
-            For more bad rows than the settings allow.
+            If there are more bad rows than the settings allow.
         """
         limit = _BadRowLimit(self.prepared)
         for part in encoded.parts:
@@ -184,9 +184,9 @@ class EncodingStage:
         encoder : Autoencoder
             The model on its device.
         some : sequence of Stretch
-            Rows.
+            Rows to encode.
         disk : Disk
-            Writes the files and keeps none.
+            Disk that writes the files but does not keep them.
         """
         *smaller, last = storages(self.prepared.config.storage)
         for storage in smaller:

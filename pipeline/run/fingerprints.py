@@ -93,7 +93,7 @@ def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None,
     Parameters
     ----------
     settings : Settings
-        Settings with a value for each option that was left open.
+        Settings in which all defaults are resolved.
     shards : sequence of Shard
         The inputs.
     model : Model or None
@@ -174,7 +174,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], stages: Seque
 
 
 def other_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Return whether an earlier request was about another data set, that is, had files that are not requested now.
+    """Return whether an earlier request belongs to another data set: it lists files that are not requested now.
 
     Files with the same names in other directories count as another data set if all of them differ.
     """
@@ -186,7 +186,7 @@ def other_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Return whether two requests have the same files, but different settings for the model or its rows."""
+    """Return whether two requests list the same files but different settings for the model or its rows."""
     return _file_identities(before) == _file_identities(now) and _choices(before) != _choices(now)
 
 

@@ -62,11 +62,11 @@ class ScanSettings:
     missing : float, optional
         A value that means a missing one.
     max_unreadable : int, optional
-        Number of unreadable shards to tolerate. With None, the first one is an error.
+        Number of unreadable shards to tolerate. If None, the first one is an error.
     clip_quantile : float
         Share of a column's values that its range excludes at either end.
     impute : str, optional
-        ``mean`` or ``median`` of a column, which replaces missing values. With None, rows that miss values are bad.
+        ``mean`` or ``median`` of a column, which replaces missing values. If None, rows with missing values are bad.
     chunk_bytes : int
         Bytes of decompressed chunks that a process caches for the next block.
     """

@@ -1,4 +1,4 @@
-"""A scan of some rows, or of all of them, for `inspect`; and smaller dtypes that would hold them."""
+"""Scan of all rows or a sample for `inspect`, and smaller dtypes that can hold the values."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _TESTED_ROWS = 4096  # rows of a block that are tested with smaller dtypes
 
 @dataclass(frozen=True)
 class Preview:
-    """A scan of some rows, and a smaller dtype for them.
+    """Scan of some rows, and a smaller dtype for them.
 
     Attributes
     ----------
     scan : Scan
         The scan of these rows.
     n_rows : int
-        Number of all rows.
+        Total number of rows.
     smaller : str or None
-        A dtype of fewer bytes that holds all tested values.
+        A smaller dtype that holds all tested values.
     """
 
     scan: Scan
@@ -42,7 +42,7 @@ class Preview:
 
     @property
     def float32_error(self) -> float:
-        """The coarsest step of float32 within a column, as a share of the column's range; 0 without any range."""
+        """Largest float32 spacing relative to the range of its column; 0 if all columns are constant."""
         scan = self.scan
         largest = np.maximum(abs(scan.minimum), abs(scan.maximum))
         width = scan.maximum - scan.minimum
@@ -69,14 +69,15 @@ def preview_rows(
     Parameters
     ----------
     n_bytes : int or None
-        Approximate size of these blocks. With None, all rows are scanned.
+        Approximate total size of these blocks. If None, all rows are scanned.
     advance : callable
         Called with the number of rows of each finished task.
 
     Raises
     ------
     ReadFailed, NotPermitted, SystemLimit
-        If the system fails. Unreadable shards are listed in the scan instead.
+        If rows cannot be read because of a system error or a missing permission. Other unreadable shards are listed
+        in the scan.
     """
     settings = replace(settings, max_unreadable=len(shards))
     task = scan_task(shards, settings)
@@ -101,7 +102,7 @@ def _first_common(dtypes_of_blocks: Sequence[set[str]]) -> str | None:
 
 
 def _random_pieces(shards: Sequence[Shard], block_rows: int, n_bytes: int | None, seed: int) -> list[Piece]:
-    """Return random pieces with about `n_bytes` bytes of rows, in order; all pieces with None."""
+    """Return random pieces with about `n_bytes` bytes of rows, in order; all pieces if `n_bytes` is None."""
     pieces = pieces_of(shards, block_rows)
     if n_bytes is None:
         return pieces
@@ -123,7 +124,7 @@ def _scan_piece(task: tuple[Callable[[Sequence[Piece]], BlockStats], Piece]) -> 
 
 
 def smaller_dtypes(rows: np.ndarray) -> set[str]:
-    """Return the dtypes of fewer bytes that hold all values of rows exactly; only floats hold NaN and Inf."""
+    """Return the smaller dtypes that hold all values of the rows exactly; only floats hold NaN and Inf."""
     is_finite = np.isfinite(rows)
     values = rows[is_finite]
     names: list[str] = []

@@ -63,7 +63,7 @@ class Scan:
     Attributes
     ----------
     n_rows : int
-        Number of all rows, bad ones included.
+        Total number of rows, including bad ones.
     minimum, maximum : ndarray of shape (n_inputs,), float64
         Range of the good rows; with clipping, the range between the quantiles.
     bad_rows : ndarray of int64

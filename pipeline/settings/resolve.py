@@ -231,7 +231,7 @@ def _default_hidden(memory_budget: int, n_rows: int, n_inputs: int, n_features: 
 
 
 def unsuitable_settings(settings: Settings, n_rows: int, n_inputs: int) -> Iterator[str]:
-    """Yield a sentence for each setting that does not suit a training on this number of rows and columns."""
+    """Yield a sentence for each setting that does not suit a training run on this number of rows and columns."""
     n_features = settings.network.n_features
     batch_size = settings.training.batch_size
     if n_features >= n_inputs:

@@ -48,7 +48,7 @@ Holders = Sequence[tuple[Shard, Extra]]
 
 
 def unify_extras(shards: Sequence[Shard], include: Sequence[str] = ()) -> tuple[Shard, ...]:
-    """Return shards with the same extras: all that any shard has, in dtypes that hold the values of all shards.
+    """Return shards with the same extras: those of any shard, with dtypes that hold the values of all shards.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Check whether a file is a shard, and describe it, before any of its rows are read.
 
-A shard is one HDF5 file with a numeric dataset, rows first, whose further axes are flattened per row; or with rows in
-another of the forms that `pipeline.hdf5.forms` lists.
+A shard is one HDF5 file. Its rows are along the first axis of a numeric dataset, whose further axes are flattened, or
+in another form that `pipeline.hdf5.forms` lists.
 
 No input file is trusted, and this process never runs libhdf5 on one. It opens the file and reads the first bytes by
 itself. If the file is not plain (`pipeline.hdf5.plain`), it asks a child for the location of the rows. The answer
@@ -131,7 +131,7 @@ def _describe(
 
 
 def _ask_child(descriptor: int, arguments: list[Any], where: str) -> tuple[Any, list[np.ndarray]]:
-    """Return the child's description; if the child fails because of the extras, that of the rows alone."""
+    """Return the child's description of a file, or of the rows alone if the child fails because of the extras."""
     try:
         return ask("describe", descriptor, arguments, where)
     except DataError as error:

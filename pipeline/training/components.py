@@ -22,7 +22,7 @@ __all__ = ["NOTHING", "Baseline", "Components", "baseline_of", "blocks", "princi
 NOTHING = 1e-3
 """Share of the error of the mean below which an error is negligible: the error of low-rank rows is about as small."""
 
-_MARGIN = 0.02  # share of the components' error; trainings with different seeds differ by as much
+_MARGIN = 0.02  # share of the components' error; training runs with different seeds differ by that much
 _STANDARD_ERRORS = 2  # tolerance in standard errors, since the mean error of few rows is not exact
 _SMALL = 1024  # side up to which the Gram matrix is computed; its eigenvectors then take a fifth of a second
 _BLOCK_BYTES = 2**23  # bytes of rows in float64 that are scaled or multiplied at once

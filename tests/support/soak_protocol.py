@@ -288,7 +288,7 @@ def unreferenced(output: Path) -> set[str]:
 
 
 def leftovers(output: Path) -> list[str]:
-    """Return unreferenced files, and records of a finished training."""
+    """Return unreferenced files, and records of a finished training run."""
     checkpoints = {str(path.relative_to(output)) for path in output.rglob("*checkpoint*")}
     return sorted(unreferenced(output) | checkpoints)
 
