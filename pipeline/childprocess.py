@@ -58,7 +58,7 @@ class ChildProcess(subprocess.Popen[bytes]):
     scratch : Path, optional
         A directory that the child removes when this process has ended.
     bufsize, stdin, stdout, stderr : int
-        As for ``Popen``.
+        Arguments of ``Popen``.
 
     Raises
     ------
@@ -107,12 +107,12 @@ class ChildProcess(subprocess.Popen[bytes]):
         self._lifeline()
 
     def answer(self, seconds: float | None = None) -> tuple[bytes, bytes, bool]:
-        """Wait for the end of the process, and kill it when it takes too long.
+        """Wait for the end of the process, and kill it if it takes too long.
 
         Returns
         -------
         stdout, stderr : bytes
-            Its output, for those that are pipes.
+            Output of the process, for streams that are pipes.
         is_in_time : bool
             Whether it has ended without being killed.
         """

@@ -33,7 +33,7 @@ class Judgement:
     n_outside : int
         Number of good rows outside the model's range.
     reasons : list of dict
-        With quarantine, ``row``, ``columns`` and ``reason`` of each bad row.
+        ``row``, ``columns`` and ``reason`` of each bad row; empty without quarantine.
     outside : list of Outside
         The columns in which good rows lie outside that range.
     """
@@ -197,7 +197,7 @@ class BadData:
 
     def _place(self, block: Block, number: int, column: np.integer[Any]) -> str:
         """Return the number of a row, and the number and name of a column, for messages."""
-        # A shard in a worker process has no names, which keeps tasks small; the model has the same names.
+        # A shard in a worker process has no names, which keeps tasks small. The model contains the same names.
         columns = block.shard.columns if block.shard.columns.is_known else self.columns
         return f"row {number}, column {columns.numbered(int(column))}"
 

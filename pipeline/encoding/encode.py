@@ -95,7 +95,7 @@ def encode_part(task: EncodeTask) -> PartFacts:
     WriteFailed, SystemLimit
         If the file cannot be written.
     TryAgain
-        If the output directory is no longer the one in which the run began.
+        If the output directory is no longer the one in which the run started.
     ReadFailed, DeviceError, ConfigError, NotPermitted
         Like `pipeline.encoding.worker.worker_of`.
     """

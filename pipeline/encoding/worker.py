@@ -36,7 +36,7 @@ Encoder = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
 may return the positions of suspect rows; all other rows then hold finite numbers in the model's range."""
 
 IN_MEMORY = Entry("", 0, "")
-"""Model file in tasks for the process that has the model in memory: see `serving`."""
+"""Model file in tasks for the process that already holds the model: see `serving`."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _load_model(settings: EncodeSettings) -> Model:
 
 
 def check_place(settings: EncodeSettings) -> None:
-    """Raise `TryAgain` if the output directory is no longer the one in which the run began.
+    """Raise `TryAgain` if the output directory is no longer the one in which the run started.
 
     The check looks for the model's file, whose name is unique. Device and inode of the lock, which the driver compares,
     differ between hosts that share a file system.

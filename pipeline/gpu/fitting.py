@@ -16,7 +16,7 @@ __all__ = ["OLDEST", "CudaPackages", "choose_packages", "parse_version"]
 OLDEST = (12, 0)  # the first version whose NVRTC compiles all kernels of libgpuarray 0.7.6 for cards up to Hopper
 _OLDEST_DRIVER = "525.60.13"
 _LATEST_MAJOR = 13  # later versions may not support some cards; a driver accepts the code of all earlier versions
-_OLDEST_CARD_OF_13 = (7, 5)  # Turing; CUDA 12 has the last compiler for Volta
+_OLDEST_CARD_OF_13 = (7, 5)  # Turing; CUDA 12 contains the last compiler for Volta
 _NAMES = ("nvidia-cuda-nvrtc", "nvidia-cublas")
 
 

@@ -143,7 +143,7 @@ class Ledger:
             self._sync(folder)  # a record must not be on the disk before the file that it names
         entry = self.write(f"commits/{records[0].kind}", ".json", sealed(records))
         self._sync("commits")
-        # Only now, since it is unknown after a failure whether the records exist. A later run reads them.
+        # Add them only after the sync: after a failure it is unknown whether they exist, and a later run reads them.
         self._files[entry.file] = list(records)
         self._records |= _by_identity(records)
 

@@ -22,7 +22,7 @@ _NEIGHBOURS = 10
 _NEIGHBOUR_ROWS = 2048  # rows in the search for neighbours, which computes all distances between them
 _MIN_SPREAD = 0.01  # minimum spread of a column, relative to the other columns
 
-# Limits of the verdict. They were measured: docs/using.md has the table.
+# Limits of the verdict. They were measured: docs/using.md contains the table.
 _SAME_CHANGE = 0.01
 _NEARLY_SAME_CHANGE = 0.03
 _SIMILAR_CKA = 0.9

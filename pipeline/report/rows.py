@@ -487,7 +487,7 @@ def rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:
         Inf or NaN where float32 overflows.
     """
     network = model.network
-    # In float32, so that only one large matrix is copied at a time: a bound needs few digits.
+    # float32 is precise enough for a bound, and only one large matrix is copied at a time.
     with np.errstate(over="ignore", invalid="ignore"):
         a = model.scaler.transform(rows)
         error = np.float32(_SAFETY * _EPS) * (np.abs(a) + 1)

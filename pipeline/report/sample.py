@@ -126,7 +126,7 @@ def draw_sample(parts: Sequence[PartSource], spec: SampleSpec) -> Sample | None:
 
 
 def _joined(samples: Sequence[Sample]) -> Sample:
-    """Join several samples; the result has the extra datasets that all of them have."""
+    """Join several samples; the result contains the extra datasets that all of them contain."""
     join = np.concatenate
     names = set.intersection(*(set(sample.extras) for sample in samples))
     return Sample(

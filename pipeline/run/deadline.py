@@ -40,13 +40,13 @@ _SECONDS_AFTER_ENCODING = 10.0
 # The first decision plans with this share of the remaining training time.
 _PLANNED_SHARE = 0.9
 
-# After this share of the remaining time, the first decision is made even within the first epoch. With replicas the share
-# is larger, because only one replica trains the first epoch, and its speed says little about that of all replicas.
+# After this share of the remaining time, the first decision is made even within the first epoch. With replicas it is
+# larger, because only one replica trains the first epoch, and its speed says little about that of all replicas.
 _FIRST_DECISION = 0.05
 _FIRST_DECISION_OF_REPLICAS = 0.5
 
-# The encoding is measured again, once per epoch and before an early end, if that takes at most this share of the time
-# left.
+# The encoding is measured again, once per epoch and before an early end, if that takes at most this share of the
+# remaining time.
 _MEASURING_SHARE = 0.02
 _CONFIRMING_SHARE = 0.1
 

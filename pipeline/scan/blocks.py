@@ -60,7 +60,7 @@ class ScanSettings:
     block_rows : int
         Number of rows that a task holds in memory at once.
     missing : float, optional
-        A value that means a missing one.
+        A value that marks missing values.
     max_unreadable : int, optional
         Number of unreadable shards to tolerate. If None, the first one is an error.
     clip_quantile : float
@@ -113,7 +113,7 @@ class BlockStats:
 
 
 def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) -> BlockStats:
-    """Return the statistics of a task's pieces; an unreadable block has only a reason, if it is tolerated.
+    """Return the statistics of a task's pieces; for an unreadable block, if it is tolerated, only the reason.
 
     Parameters
     ----------

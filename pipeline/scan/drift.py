@@ -46,10 +46,10 @@ class Outside(NamedTuple):
 
 
 def farthest(found: Iterable[Outside], most: int | None = None) -> list[Outside]:
-    """Return each column once with the number of all its values: at most `most` columns, the farthest first."""
+    """Return each column once, with its total number of values: at most `most` columns, the farthest first."""
     worst: dict[int, Outside] = {}
     n_values: Counter[int] = Counter()
-    # Sorted by all fields, so that the result does not depend on the order of blocks.
+    # Sort by all fields, so that the result does not depend on the order of blocks.
     for one in sorted(found, key=lambda one: (-one.distance, one)):
         worst.setdefault(one.column, one)
         n_values[one.column] += one.n_values

@@ -176,7 +176,7 @@ def scan_bytes(shards: Sequence[Shard]) -> int:
 
 
 def _field_checks(scan_result: Scan) -> dict[str, bool]:
-    """Return for each field whether its value is possible for any rows."""
+    """Return, for each field, whether its value is possible for any rows."""
     shape = scan_result.minimum.shape
     has_rows = type(scan_result.n_rows) is int and scan_result.n_rows >= 0
     has_bad_rows = has_rows and _are_numbers(scan_result.bad_rows, scan_result.n_rows)
@@ -258,7 +258,7 @@ def scan(
         found = _stats_of_others(shards, settings, known, executor, n_at_once, advance)
         if len(found.unreadable) == len(known.unreadable):
             return scan_from_stats(found, settings, row_dtype(shards))
-        # Checked before rows are read again, which may take hours.
+        # Check the limit before rows are read again, which may take hours.
         _check_unreadable(found, known, len(shards), settings.max_unreadable or 0)
         known = stats_of_unreadable(shards, found.unreadable)
         advance(known.n_rows - found.n_rows)  # rows that are read again count once
@@ -272,7 +272,7 @@ def _stats_of_others(
     n_at_once: int,
     advance: Callable[[int], object],
 ) -> BlockStats:
-    """Return the statistics of all shards; `known` has those of shards that are known to be unreadable."""
+    """Return the statistics of all shards; `known` contains those of shards that are known to be unreadable."""
     task = scan_task(shards, settings)
     tasks = [(task, pieces) for pieces in _pieces_of_tasks(shards, settings.block_rows, known.unreadable)]
     if not tasks:  # no shard can be read
@@ -353,7 +353,7 @@ def _fill(sample: np.ndarray, impute: str, scaler: Scaler, dtype: np.dtype) -> n
     low = scaler.minimum
     high = scaler.maximum
     found = means(sample, scaler) if impute == "mean" else _medians(sample)
-    # The middle of the range, for columns that have no value in the sample.
+    # Use the middle of the range for columns without a value in the sample.
     known = np.where(np.isnan(found), low / 2 + high / 2, found)
     values = np.clip(known, low, high)
     if dtype.kind != "f":
@@ -362,7 +362,7 @@ def _fill(sample: np.ndarray, impute: str, scaler: Scaler, dtype: np.dtype) -> n
 
 
 def _medians(sample: np.ndarray) -> np.ndarray:
-    # Halved before the sum, which could overflow.
+    # Both are halved before the sum, which could overflow.
     return (quantiles(sample, 0.5) / 2).sum(axis=0)
 
 

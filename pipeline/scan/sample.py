@@ -1,8 +1,8 @@
 """A bounded sample of the rows, the same for any blocks and threads, and statistics of its columns.
 
-The rows are divided into strata of `stride` consecutive rows. The sample has one row of each stratum, at a position
-that depends only on the stratum's number. So blocks are sampled independently, and the sample covers the whole data
-set even if rows resemble their neighbours. With a stride of 1 the sample is all rows.
+The rows are divided into strata of `stride` consecutive rows. The sample contains one row of each stratum, at a
+position that depends only on the stratum's number. Blocks are therefore sampled independently, and the sample covers
+the whole data set even if rows resemble their neighbours. With a stride of 1 the sample contains all rows.
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ class Scaler:
     @property
     def scale(self) -> np.ndarray:
         """Reciprocal of each column's range, 0 for a range of 0: shape (n_inputs,), float64."""
-        # Halved, since a range from -1.7e308 to 1.7e308 overflows; so does the reciprocal of a subnormal range.
+        # Half of the range is used, since a range from -1.7e308 to 1.7e308 overflows. The reciprocal of a subnormal
+        # range also overflows.
         half = self.maximum / 2 - self.minimum / 2
         return np.divide(0.5, half, out=np.zeros_like(half), where=half >= np.finfo(np.float64).tiny)
 
@@ -127,7 +128,7 @@ class Cleaning:
     scaler : Scaler
         The fill values and the range.
     missing : float or None
-        A value that means a missing one, like NaN.
+        A value that marks missing values, as NaN does.
     """
 
     scaler: Scaler
@@ -146,7 +147,7 @@ def _to_dtype(values: np.ndarray, dtype: np.dtype, to_whole: Callable[[float], i
     if dtype.kind == "f":
         with np.errstate(over="ignore", under="ignore"):
             return values.astype(dtype)
-    # In Python's integers, since float64 does not hold the largest integer of 64 bits.
+    # Use Python's integers, since float64 does not hold the largest integer of 64 bits.
     limits = np.iinfo(dtype)
     whole = [min(max(to_whole(value), limits.min), limits.max) for value in values.tolist()]
     return np.array(whole, dtype=dtype)

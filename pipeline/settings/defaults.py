@@ -1,4 +1,4 @@
-"""Constants of defaults that depend on the inputs; docs/training.md has the measurements."""
+"""Constants of defaults that depend on the inputs; docs/training.md lists the measurements."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ LEARNING_RATES = {name: rule.learning_rate for name, rule in RULES.items()}
 # and its file twice.
 COPIES_IN_TRAINING = 18
 
-# With this many columns, which are usually correlated, hiding a few costs little error, and it improves classifiers; so
-# do sigmoids. With fewer, each column is a large part of the row, and sigmoids saturate.
+# This many columns are usually correlated: hiding a few adds little error and improves classifiers, and so do sigmoids.
+# If there are fewer columns, each is a large part of the row, and sigmoids saturate.
 MANY_INPUTS = 256
 MASKED = 0.0625
 

@@ -97,7 +97,7 @@ def n_allowed(limit: str, total: int) -> int:
     """Return how many of `total` a limit like ``25`` or ``1%`` allows."""
     if not limit.endswith("%"):
         return int(limit)
-    # As a fraction, since 29 % of 100 are 28.999999999999996 in floats.
+    # Compute with fractions, since 29 % of 100 are 28.999999999999996 in floats.
     return int(Fraction(limit[:-1]) * total / 100)
 
 

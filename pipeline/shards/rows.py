@@ -391,7 +391,7 @@ def _read_extra(block: Block, extra: Extra) -> np.ndarray:
         return np.full(len(block), extra.resolved_fill, extra.dtype)
     if extra.codes is None:
         return _read_stored_extra(block, layout, extra.dtype)
-    # As int64, unsigned codes above 2**63 become negative, and are refused.
+    # Conversion to int64 makes unsigned codes above 2**63 negative, so they are refused.
     stored = _read_stored_extra(block, layout, layout.dtype).astype(np.int64)
     _check_codes(block, layout, stored, len(extra.codes))
     codes = np.array([*extra.codes, -1], extra.dtype)  # so that -1 stays -1

@@ -280,7 +280,7 @@ def _columns(claim: Any, dtype: np.dtype, n_inputs: int, remaining: Iterator[np.
 
 
 def _column_names(claim: Any, dtype: np.dtype, n_inputs: int) -> Columns:
-    """Return the names of the columns: those of the fields of a table if the file has no others."""
+    """Return the names of the columns: those of the fields of a table if the file contains no others."""
     names = claim["names"]
     names_from = claim["names_from"]
     if names is None:
@@ -334,7 +334,7 @@ def _are_categories(claims: list[Any]) -> bool:
 
 
 def _fits(layout: Layout, n_rows: int) -> bool:
-    """Return whether a layout has a value for each row; arrays as values must have the rows first."""
+    """Return whether a layout holds a value for each row. If values are arrays, the rows must be the first axis."""
     return has_one_for_each_row(layout.shape, n_rows) and (layout.dtype.subdtype is None or layout.shape[0] == n_rows)
 
 

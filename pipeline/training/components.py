@@ -70,7 +70,7 @@ def sampled(rows: Rows, order: Order, scaler: Scaler, most: int, block_bytes: in
     """
     numbers = order.sample(most)
     scaled = np.empty((len(numbers), len(scaler.minimum)), dtype=np.float32)
-    # In blocks, since the memory does not hold a second copy of the sample in its own dtype.
+    # Scale in blocks, since the memory does not hold a second copy of the sample in its own dtype.
     for block in blocks(len(scaled), scaled.shape[1], block_bytes):
         scaled[block] = scaler.transform(rows.take(numbers[block]))
     return scaled

@@ -284,7 +284,7 @@ def rows_of(
     buffer = np.empty((int(offsets[-1]), n_inputs), dtype=dtype)
 
     def read_into(i: int) -> None:
-        # In place, since a window that is assembled from pieces would need its memory twice.
+        # Read in place, since a window that is assembled from pieces would need its memory twice.
         buffer[offsets[i] : offsets[i + 1]] = _clean_rows(blocks[i], cleaning)
 
     with threads(n_threads) as pool:

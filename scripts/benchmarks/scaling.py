@@ -145,7 +145,7 @@ def driver(options: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
     with local_cluster(options.output, 2) as cluster:
         for n_parts in sorted({options.parts // 100, options.parts // 10, options.parts}):
-            # In a process of its own, so that the memory is that of one run.
+            # Use a separate process, so that the memory is that of one run.
             with ProcessPoolExecutor(1, spawn) as process:
                 found.append(process.submit(drive, options.output, shards, n_parts, cluster).result())
     return found

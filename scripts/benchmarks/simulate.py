@@ -37,7 +37,7 @@ SCAN_TASK_ROWS = 128 * 2688
 MAX_SCAN_TASKS = 4096
 REPLICAS = 8
 ROUND_ROWS = 512 * 128
-# Of larger data, this number of rows is enough for training: see docs/scaling.md.
+# This number of rows is enough to train on larger data: see docs/scaling.md.
 TRAINED_ROWS = 10**8
 EPOCHS = 20
 MAX_ERROR = 0.15

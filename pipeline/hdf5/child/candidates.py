@@ -273,7 +273,7 @@ def _rows_of_group(file: h5py.File, name: str, parent: Any, group: Any, orientat
 
 
 def _check_place(file: h5py.File, rows: h5py.Dataset, name: str) -> None:
-    # Before the shape is used: to determine that of a virtual dataset, HDF5 may open its source files.
+    # Check this before the shape is used: for the shape of a virtual dataset, HDF5 may open its source files.
     place = outside_storage(rows)
     if place:
         raise Refused(f"{place}, expected rows in the file itself", name)
@@ -458,7 +458,7 @@ def _sparse_part(group: Any, part: bytes, name: str) -> h5py.Dataset:
 
 def _sparse_shape(group: Any, name: str) -> tuple[int, int]:
     shape = _written_shape(group)
-    # As signed integers, those above 2**63 are refused like negative ones.
+    # Conversion to signed integers makes numbers above 2**63 negative, so they are refused as well.
     if shape is None or shape.shape != (2,) or shape.dtype.kind not in "iu" or (shape.astype(np.int64) < 0).any():
         raise Refused(
             "a sparse matrix without a shape, expected two numbers in an attribute or dataset `shape`. Write it again.",

@@ -56,13 +56,13 @@ def describe(
     Returns
     -------
     dict
-        ``dataset``, ``columns`` (as from `find_columns`) and ``fill_value``; ``form``, ``shape`` and ``rows``: the
-        layouts of the datasets with the rows, as in `pipeline.hdf5.forms`; ``extras``, each with ``name``, ``layout``,
-        ``categories`` and ``is_named``; ``left_out``, as from `forms.leave_out`.
+        ``dataset``, ``columns`` (from `find_columns`) and ``fill_value``; ``form``, ``shape`` and ``rows`` (the layouts
+        of the datasets with the rows), as in `pipeline.hdf5.forms`; ``extras``, each with ``name``, ``layout``,
+        ``categories`` and ``is_named``; ``left_out`` (from `forms.leave_out`).
     list of ndarray
-        Arrays of the layouts, those of the rows first. A chunked layout has the offsets, sizes and filter masks of its
-        chunks: shape (3, n_chunks), int64. A layout inside the metadata has its bytes. The numbers of the columns are
-        at the end, as bytes.
+        Arrays of the layouts, those of the rows first. The array of a chunked layout contains the offsets, sizes
+        and filter masks of its chunks: shape (3, n_chunks), int64. That of a layout inside the metadata contains its
+        bytes. The numbers of the columns are at the end, as bytes.
     """
     if dataset is None:
         dataset = choose(file, orientation)
