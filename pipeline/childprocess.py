@@ -142,7 +142,7 @@ def collect_reports(module: str, seconds: float, environment: Mapping[str, str] 
     seconds : float
         Time limit.
     environment : mapping of str to str, optional
-        As for `ChildProcess`.
+        Argument of `ChildProcess`.
 
     Returns
     -------

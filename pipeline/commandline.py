@@ -20,7 +20,7 @@ class Parser(argparse.ArgumentParser):
     description : str
         First part of the ``--help`` page, with examples.
     argument_default : object
-        As for `argparse.ArgumentParser`.
+        Argument of `argparse.ArgumentParser`.
     """
 
     def __init__(self, prog: str = "", description: str = "", argument_default: object = None) -> None:

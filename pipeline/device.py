@@ -100,7 +100,7 @@ def training_step_of(
 
     rule = Rule(settings.optimizer, settings.momentum, settings.weight_decay)
     step = TrainingStep(autoencoder, rule, dtype, resident, settings.corruption)
-    step.compile()  # now, so that the measured time of the training does not include it
+    step.compile()  # compile now, so that the measured time of the training does not include it
     return step
 
 
@@ -117,7 +117,7 @@ def time_compilation() -> tuple[float, str]:
     Raises
     ------
     kernels.compiler.CompilerFailed
-        And other errors of Theano: see `theanos_errors`.
+        Theano may also raise other errors: see `theanos_errors`.
     """
     from kernels import backend, selftest
 
@@ -200,7 +200,7 @@ def _by_message(error: Exception) -> ShardpressError | None:
     from kernels import backend, faults
 
     message = " ".join(str(error).split())
-    # The disk first: Theano repeats the compiler's output, which can look like a lack of memory when a disk is full.
+    # Check for a full disk first: Theano repeats the compiler's output, which can then look like a lack of memory.
     failure = _disk_full(message) or _storage_failed(error)
     if failure is not None:
         return failure
@@ -302,7 +302,7 @@ def start_device(is_required: bool = False) -> Device:
 
 
 def _check_for_compiler(settings: Any) -> None:
-    """Refuse to run without a compiler unless the user has asked for it; Theano would only warn and use Python."""
+    """Refuse to run without a compiler unless the user has chosen that; Theano would only warn and use Python."""
     if settings.cxx:
         return
     if type(settings).cxx.is_default:  # otherwise the user has set cxx to nothing

@@ -87,7 +87,7 @@ def reduce(
     Parameters
     ----------
     tasks, executor, n_at_once, done, n_small
-        As for `compute`. Merges are neither passed to `done` nor counted in `n_small`.
+        Arguments of `compute`. Merges are neither passed to `done` nor counted in `n_small`.
     merge : callable
         Merges a sequence of consecutive results, each of a task or of an earlier merge.
 

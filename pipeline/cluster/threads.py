@@ -11,7 +11,7 @@ from pipeline import signals
 
 __all__ = ["check", "stop", "threads"]
 
-# In each thread of a pool its attribute `stopping` is the event that stops the pool.
+# Thread-local data: in each thread of a pool, `stopping` is the event that stops the pool.
 _current_pool = threading.local()
 
 

@@ -35,7 +35,7 @@ _MAX_SUBMITTED = 10_000
 """Largest number of submitted tasks. The cost of a task for the scheduler does not depend on it."""
 _WATCH_INTERVAL = 0.5  # seconds
 _LOG_INTERVAL = 30.0  # seconds
-# They report failures that shardpress reports as well, and the end of connections that it closes itself.
+# These loggers report failures that shardpress reports as well, and the end of connections that it closes itself.
 _QUIET_LOGGERS = (
     "distributed",
     "distributed.client",
@@ -64,8 +64,8 @@ class ClusterExecutor(Executor):
         self.n_remote_threads = n_remote_threads
         self._client = client
         self._dask_futures = WeakSet[DaskFuture]()
-        # All tasks are in one group. So the scheduler queues them until a thread is free, and the death of a worker
-        # affects few of them.
+        # All tasks are in one group. The scheduler therefore queues them until a thread is free, and the death of a
+        # worker affects few of them.
         self._group = f"task-{uuid4().hex}"
         self._numbers = count()
         self._pending: set[Future[Any]] = set()

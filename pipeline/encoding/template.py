@@ -97,7 +97,7 @@ class Template:
         Parameters
         ----------
         values : mapping
-            As for `fill`, but complete. `Streamed` values are read when they are yielded.
+            Values as for `fill`, but for all names. `Streamed` values are read when they are yielded.
         """
         for _, piece in self.pieces:
             value = values[piece] if isinstance(piece, str) else piece
