@@ -2,7 +2,7 @@
 
 Each Op takes raw rows in their own dtype. It works tile by tile in the caches, on all cores, and releases the GIL. The
 C code is in the directory ``native``, one subject per file. Theano compiles it and caches the result.
-`kernels.reference` has the mathematics in NumPy.
+`kernels.reference` contains the mathematics in NumPy.
 """
 
 from __future__ import annotations

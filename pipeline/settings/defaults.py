@@ -31,8 +31,8 @@ LEARNING_RATES = {name: rule.learning_rate for name, rule in RULES.items()}
 # and its file twice.
 COPIES_IN_TRAINING = 18
 
-# This many columns are usually correlated: hiding a few adds little error and improves classifiers, and so do sigmoids.
-# If there are fewer columns, each is a large part of the row, and sigmoids saturate.
+# This many columns are usually correlated: hiding a few adds little error and improves classifiers. The same is true of
+# sigmoid features. If there are fewer columns, each is a large part of the row, and sigmoids saturate.
 MANY_INPUTS = 256
 MASKED = 0.0625
 

@@ -77,7 +77,7 @@ def _center(network: Network, parameters: Arrays, weights: list[np.ndarray], mea
 
 
 def _undo_middles(network: Network, parameters: Arrays, weights: list[np.ndarray]) -> None:
-    """Subtract the contributions of hidden units at the middle of their activation from the biases of both halves."""
+    """Subtract the contributions of hidden units at the middle of their activation from encoder and decoder biases."""
     middle = ACTIVATIONS[network.activation].middle
     if middle == 0:
         return

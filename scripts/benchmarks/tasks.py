@@ -79,7 +79,7 @@ def compute_and_commit(
 
 
 def empty_part(task: EncodeTask) -> PartFacts:
-    """Do no work, but with an argument and a result as large as those of an encoding task."""
+    """Do nothing. The argument and the result are as large as those of an encoding task."""
     source = task.part.source
     key = task.part.key
     entry = Entry(f"parts/{key}-{source.start:032x}.h5", 4 * len(source), "0" * 64)

@@ -97,7 +97,7 @@ class Scenario:
 
     def __init__(self, folder: Path, kind: str) -> None:
         folder.mkdir()
-        # All parts but the first in one group, or each part by itself.
+        # Commit all parts except the first in one group, or each part separately.
         self._pause = math.inf if kind == "together" else 0.0
         self.workspace = Workspace(folder, 20, 0, 15)
         self._folder = folder

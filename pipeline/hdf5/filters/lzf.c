@@ -89,7 +89,7 @@ static PyMethodDef methods[] = {
      "Raises\n------\nValueError\n    If the data are damaged, or decompress to more bytes than `out` holds.\n"},
     {NULL, NULL, 0, NULL}};
 
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "lzf", "Decoder of LZF without Python's lock.", -1, methods};
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "lzf", "LZF, without Python's lock.", -1, methods};
 
 PyMODINIT_FUNC PyInit_lzf(void)
 {
