@@ -161,7 +161,7 @@ def _output_of(directory: Path) -> Path:
 
 
 def _open_directory(directory: Path, block_rows: int) -> Features:
-    # Not the files in parts/: an interrupted run may have left others there.
+    # Not all files in parts/ are read: an interrupted run may have left others there.
     manifest = read_manifest(directory)
     try:
         files = [(directory / part["file"], int(part["n_rows"])) for part in manifest["parts"]]
@@ -192,7 +192,7 @@ def _open_file(path: Path, block_rows: int) -> Features:
 
 
 def _opened(parts: Sequence[tuple[Path, Mapping[str, Shape]]], manifest: dict[str, Any], block_rows: int) -> Features:
-    import dask.array as da  # here, since it takes longer to load than everything else
+    import dask.array as da  # imported here, since it takes longer to load than everything else
 
     for path, shapes in parts:
         if VALID not in shapes:

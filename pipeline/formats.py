@@ -102,7 +102,7 @@ def fingerprint(*content: object) -> str:
 
 def seal(form: str, content: Mapping[str, Any]) -> bytes:
     """Return readable JSON with its format, such as ``shardpress-output/1``, and a digest of the whole content."""
-    # Serialized and parsed first, so that the digest matches the values that a reader gets.
+    # Serialize and parse the content first, so that the digest matches the values that a reader gets.
     body = json.loads(json.dumps({"format": form, **content}))
     sealed = {**body, _SEAL: fingerprint(body)}
     return (json_lines(sealed) + "\n").encode()

@@ -126,7 +126,7 @@ def _warnings() -> Iterator[str]:
 
 
 def _is_complete(folder: Path, requirements: Sequence[str]) -> bool:
-    """Return whether a directory has libraries that meet these requirements and can be loaded."""
+    """Return whether a directory contains libraries that meet these requirements and can be loaded."""
     installed = folder / _REQUIREMENTS
     if not installed.exists() or installed.read_text().split() != list(requirements):
         return False

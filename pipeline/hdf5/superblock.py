@@ -1,7 +1,7 @@
 """Check of an HDF5 file's first bytes, which decides without libhdf5 whether libhdf5 may open the file.
 
 The layout is that of the HDF5 File Format Specification 3.0, section II.A. A user block may precede it, as in MATLAB
-files, where it has 512 bytes. Four things are refused here that libhdf5 would accept: data in other files (the family
+files, where it takes 512 bytes. Four things are refused here that libhdf5 would accept: data in other files (the family
 and multi drivers), addresses that are not relative to the superblock, truncated files, and files that their writer has
 not closed.
 """

@@ -1,8 +1,8 @@
 """Describe plain files without HDF5: most shards are as simple as HDF5 can write them.
 
 The child costs a fork for each file, which is more than all other work on a small shard. Here the same facts are found
-in pure Python. The answer is that of `child.describe`, and is checked in the same way. A file that is not plain gets no
-answer here, but from the child. No file is refused here.
+in pure Python. The answer is that of `child.describe`, and is checked in the same way. A file that is not plain is left
+to the child. No file is refused here.
 """
 
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ def describe_plain(
     Returns
     -------
     tuple of (dict, list of ndarray), or None
-        As from `child.describe.describe`, with lists as in JSON. None if the child must be asked.
+        The result of `child.describe.describe`, with lists as in JSON. None if the child must be asked.
 
     Raises
     ------
