@@ -44,7 +44,7 @@ class Activation:
         ``gradient(m, d, a)`` returns `d`, a derivative of the cost with respect to outputs `a`, times the derivative of
         the activation.
     c_value : str
-        `value` as a C expression of the vector ``z``. It has the functions of ``native/activations.h``.
+        `value` as a C expression of the vector ``z``. It can call the functions of ``native/activations.h``.
     c_gradient : str
         `gradient` as a C expression of the vectors ``gradient`` and ``out``.
     onnx : str or None
@@ -110,7 +110,7 @@ def _rectifier(name: str, slope: float) -> Activation:
         name=name,
         is_hidden=True,
         is_code=False,
-        # With this comparison NaN stays NaN.
+        # This comparison keeps NaN.
         value=lambda m, z: m.where(z < 0.0, slope * z, z),
         # The switch selects a number. If it selected between d and slope * d, Theano would compute two products.
         gradient=lambda m, d, a: d * m.where(a > 0.0, 1.0, slope),

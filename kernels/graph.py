@@ -1,6 +1,6 @@
 """A network as a graph of Theano: functions of its description, its variables by name, and symbolic rows.
 
-`kernels.reference` has the same mathematics in NumPy, with the same names.
+`kernels.reference` contains the same mathematics in NumPy, with the same names.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Each Op takes raw rows in their own dtype. It works tile by tile in the caches, on all cores, and releases the GIL. The
 C code is in the directory ``native``, one subject per file. Theano compiles it and caches the result.
-`kernels.reference` has the mathematics in NumPy.
+`kernels.reference` contains the mathematics in NumPy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DTYPES = frozenset(f"{kind}{bits}" for kind in ("uint", "int") for bits in (8, 1
 """Names of the dtypes that rows can have."""
 
 _FOLDER = Path(__file__).parent / "native"
-# In the order of their dependencies.
+# A header comes after those that it depends on.
 _HEADERS = (
     "vectors",
     "transpose",
@@ -360,7 +360,7 @@ class Step(_Native):
 
     @property
     def _record(self) -> UpdateRule:
-        # Not an attribute, because Theano pickles Ops for the keys of its compile cache.
+        # The record is not an attribute, because Theano pickles Ops for the keys of its compile cache.
         return RULES[self.rule.name]
 
     def macros(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The mathematics of networks in plain NumPy and float64: the reference for graphs and C code.
 
-Parameters are given by name, or in the order of the network's `shapes`. `kernels.network` has the equations.
+Parameters are given by name, or in the order of the network's `shapes`. `kernels.network` lists the equations.
 """
 
 from __future__ import annotations

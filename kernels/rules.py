@@ -22,7 +22,7 @@ class UpdateRule:
     name : str
         Value of the setting, and name in checkpoints.
     learning_rate : float
-        Default of the setting; docs/training.md has the measurements.
+        Default of the setting; docs/training.md lists the measurements.
     states : tuple of str
         Names of the arrays that the rule keeps for each parameter, at most two. They start at 0.
     update : callable
@@ -75,7 +75,7 @@ _BETA2 = 0.999
 
 
 def _adam(p: Any, g: Any, rate: Any, decay: Any, mean: Any, square: Any) -> tuple[Any, ...]:
-    """Adam with ``beta1 = decay``, ``beta2 = 0.999``, ``epsilon = 1e-8``; `_adam_rate` has the bias corrections.
+    """Adam with ``beta1 = decay``, ``beta2 = 0.999``, ``epsilon = 1e-8``; `_adam_rate` applies the bias corrections.
 
     Source: Kingma and Ba, "Adam: a method for stochastic optimization", 2015, in the order of computation given at the
     end of section 2, which takes the bias corrections into the learning rate.

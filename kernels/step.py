@@ -44,7 +44,7 @@ class TrainingStep:
     Attributes
     ----------
     row_bytes : int
-        Bytes of one row of a minibatch, or of its row number, including its noise.
+        Bytes of one row of a minibatch (or of its row number) and of its noise.
     """
 
     def __init__(

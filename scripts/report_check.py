@@ -4,7 +4,7 @@
     python scripts/report_check.py features/report.html --pictures shots/
 
 Each page must log nothing, request nothing, contain no empty picture, fit the width of a phone, and pass axe-core.
-`--pictures` writes screenshots of the page on a desktop, on a phone, in dark colours and in print. Needs Chromium
+`--pictures` writes screenshots of the page on a desktop, on a phone, in dark colours and in print. It needs Chromium
 (Debian: chromium) and axe-core (npm: axe-core); `--axe` is the path of its axe.min.js.
 """
 

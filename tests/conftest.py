@@ -39,7 +39,7 @@ facts["missing"] = missing()
 
 
 def pytest_collection_finish() -> None:
-    """Exempt the objects of modules and tests from garbage collection, which each training triggers."""
+    """Exempt the objects of modules and tests from garbage collection, which each training run triggers."""
     gc.collect()
     gc.freeze()
 

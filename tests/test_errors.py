@@ -66,7 +66,7 @@ def test_counts_of_one_are_singular():
     ],
     ids=repr,
 )
-def test_exhausted_resources_are_system_limits_with_their_notes(error):
+def test_exhausted_resources_raise_system_limit_and_keep_notes(error):
     error.add_note("Not finished.")
     with pytest.raises(SystemLimit, match="ulimit") as caught, system_failures():
         raise error

@@ -32,7 +32,7 @@ class Check:
     fix : str
         Advice; empty if there is nothing to do.
     is_setting : bool
-        Whether it is about settings or packages, and not about the machine.
+        Whether the check is about settings or packages, and not about the machine.
     """
 
     name: str

@@ -96,7 +96,7 @@ def chosen_device() -> str:
 
 
 def _probe_in_child(device: str, chosen: str, seconds: float) -> dict[str, Any] | None:
-    """Return the reports of a child about a device; None without Theano."""
+    """Return the reports of a child about a device; None if Theano is not installed."""
     if find_spec("theano") is None:
         return None
     flags = [os.environ.get("THEANO_FLAGS")]

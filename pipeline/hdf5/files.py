@@ -52,7 +52,7 @@ class Identity:
     device : int
         Number of the file system. It is not compared, since each host numbers shared file systems in its own way.
     inode, size, mtime_ns : int
-        As from `os.stat`.
+        Values of `os.stat`.
     ctime_ns : int
         Time of the last change of the contents or of the attributes. It is not compared, since chmod, hard links and
         backups change it as well: `pipeline.run.contents` confirms such a change by a digest.
@@ -86,7 +86,7 @@ def opened(path: str, expected: Identity | None = None) -> Iterator[tuple[int, I
     OSError
         If a system call fails, or if the file's ctime changes meanwhile; `with_retries` then reads it again.
     """
-    # Checked before it is opened, since merely opening a device may have effects.
+    # Check the file before it is opened, since merely opening a device may have effects.
     _check_regular(path, FILES.stat(path))
     descriptor = FILES.open(path)
     try:

@@ -112,7 +112,7 @@ def sibling(dataset: str, name: str) -> str:
 
 
 class Numbers(NamedTuple):
-    """The numbers in every record of a table, which have one dtype."""
+    """Numbers in every record of a table; all have the same dtype."""
 
     dtype: np.dtype
     offset: int  # offset of the first number in bytes

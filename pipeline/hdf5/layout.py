@@ -191,7 +191,7 @@ def _record(claim: Any) -> np.dtype:
 
 
 def _with_metadata(dtype: np.dtype, notes: Any) -> np.dtype:
-    """Return a dtype with h5py's metadata, so that a copy has the type of the original."""
+    """Return a dtype with h5py's metadata, so that a copy keeps the type of the original."""
     metadata: dict[str, Any] = {}
     if "enum" in notes:
         metadata["enum"] = _enumeration(notes["enum"])

@@ -158,7 +158,7 @@ def _has_driver(descriptor: int, size: int, base: int, block: Superblock) -> boo
 
 
 def _names_driver(descriptor: int, size: int, base: int, extension: int) -> bool:
-    """Return whether the superblock's extension, an object header, has a driver message.
+    """Return whether the superblock's extension, an object header, contains a driver message.
 
     If that header is not plain, the answer is False. HDF5 then reads it, and opens no second file for it either.
     """

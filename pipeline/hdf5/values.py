@@ -78,7 +78,7 @@ def read_values(
     DataError
         If the values are damaged, or the file is not the one that was vetted.
     ReadFailed, NotPermitted, SystemLimit
-        If the system fails.
+        If values cannot be read because of a system error or a missing permission.
     """
     where = f"file={printable(path)} dataset={printable(layout.name)} rows={start}:{start + len(out)}"
     request = _Request(layout, start, axis, where, (path, identity))
@@ -267,7 +267,7 @@ def _chunk(descriptor: int, request: _Request, grid: tuple[int, ...], part: _Par
 
 
 def _is_whole(layout: Layout, part: _Part, axis: int) -> bool:
-    """Return whether a part has all rows of its chunk."""
+    """Return whether a part contains all rows of its chunk."""
     chunk_rows = layout.chunks[axis]
     n_in_chunk = min(chunk_rows, layout.shape[axis] - part.cell[axis] * chunk_rows)
     return part.source[axis].stop - part.source[axis].start >= n_in_chunk

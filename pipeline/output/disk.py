@@ -134,7 +134,7 @@ class GuardedDisk(Disk):
     disk : Disk
         The disk that makes the changes.
     check : callable
-        Raises `TryAgain` if the path no longer leads to the directory in which the run began.
+        Raises `TryAgain` if the path no longer refers to the directory in which the run started.
     """
 
     def __init__(self, disk: Disk, check: Callable[[], None]) -> None:
@@ -405,7 +405,7 @@ def _fill(disk: Disk, path: Path, data: bytes | memoryview | Pieces) -> None:
         _is_supported(disk.reserve, descriptor, len(data))  # if it is unsupported, a write reports a full disk
         for piece in pieces:
             _write_all(disk, descriptor, memoryview(piece))
-        # Never again after a failure: the kernel may have dropped the pages, and a second sync would succeed.
+        # Never sync again after a failure: the kernel may have dropped the pages, and a second sync would succeed.
         disk.sync(descriptor)
     except BaseException:
         with suppress(OSError):

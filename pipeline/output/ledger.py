@@ -100,7 +100,7 @@ class Ledger:
         return write_result(self.directory, self.disk, stem, suffix, data)
 
     def check(self) -> None:
-        """Raise `TryAgain` unless the path still leads to the directory whose lock is held.
+        """Raise `TryAgain` unless the path still refers to the directory whose lock is held.
 
         Every change makes this check. Callers make it before they rely on data that they have read.
         """
@@ -143,7 +143,7 @@ class Ledger:
             self._sync(folder)  # a record must not be on the disk before the file that it names
         entry = self.write(f"commits/{records[0].kind}", ".json", sealed(records))
         self._sync("commits")
-        # Only now, since it is unknown after a failure whether the records exist. A later run reads them.
+        # Add them only after the sync: after a failure it is unknown whether they exist, and a later run reads them.
         self._files[entry.file] = list(records)
         self._records |= _by_identity(records)
 
@@ -193,7 +193,7 @@ class Ledger:
         publication.finish({**manifest, "request": request})
 
     def sweep(self, *keep: str) -> None:
-        """Remove files of interrupted writes and of results that are not committed. Files of users are never removed.
+        """Remove files of interrupted writes and of results that are not committed. User files are never removed.
 
         Parameters
         ----------
@@ -209,7 +209,7 @@ class Ledger:
         for path in self._paths():
             if is_left(path, is_replaced=bool(keep)) and path not in used:
                 self._remove(path)
-        # Before links: without links, a single publication would be mistaken for that of a finished run.
+        # Publications come first: without links, a single publication would be mistaken for that of a finished run.
         sweep_publications(self.directory, self.disk, used)
         sweep_links(self.directory, self.disk)
 

@@ -53,8 +53,8 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
     NewerFormat
         If a later version of shardpress has written to it.
     TryAgain
-        If another run holds the lock, or the file system does not support locks. Also within the context, before any
-        change, if the path no longer leads to the directory that was locked.
+        If another run holds the lock, or the file system does not support locks. Also raised inside the context,
+        before a change, if the path no longer refers to the locked directory.
     SystemLimit
         If too many files are open.
     """
@@ -76,7 +76,7 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
     try:
         yield Ledger(directory, GuardedDisk(disk, check))
     except ShardpressError as error:
-        # If another directory has replaced this one, its files may have looked damaged.
+        # The error may come from a directory that replaced this one; if so, report the replacement.
         with _notes_of(error):
             check()
         raise
@@ -89,7 +89,7 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
 def objection(directory: Path) -> ShardpressError | None:
     """Return the error that a run would raise for an output directory, as far as it can be determined without changes.
 
-    The lock is not tried, since this could make another run fail.
+    It does not try to take the lock, since this could make another run fail.
     """
     where = f"output={printable(directory)}"
     existing = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
@@ -152,9 +152,9 @@ def _mark(directory: Path, disk: Disk) -> None:
 
 
 def _is_marked(directory: Path) -> bool:
-    """Return whether a directory has the marker; raise `CannotCreate` if it has none and holds files of users."""
+    """Return whether a directory has the marker; raise `CannotCreate` if it has none and holds user files."""
     path = directory / _MARKER
-    names = os.listdir(directory)  # first, because another run may be writing the marker and its folders now
+    names = os.listdir(directory)  # list before checking the marker, because another run may be creating both
     if path.exists():
         try:
             unsealed(path)
@@ -172,7 +172,9 @@ def _lock(directory: Path) -> int:
     descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
     try:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        if not stat.S_ISREG(status.st_mode):
+            raise CannotCreate(f"its {LOCK} is a FIFO or a device, expected a regular file")
+        if status.st_nlink > 1:
             # Truncating it would destroy the other file.
             raise CannotCreate(f"its {LOCK} is a hard link to another file, expected a separate file")
         _flock(directory, descriptor)

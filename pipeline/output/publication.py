@@ -190,7 +190,7 @@ def _settle(directory: Path, disk: Disk, names: set[str]) -> None:
         names |= _adopt(directory, disk)
     else:
         names |= _not_yet_linked(directory)
-    # The manifest first, since the new one does not name files by their plain names.
+    # Replace the manifest first, since the new one does not name files by their plain names.
     for group in ([MANIFEST], sorted(names - {MANIFEST})):
         changed = [name for name in group if not _is_our_link(directory / name)]
         for name in changed:
@@ -343,7 +343,7 @@ def sweep_publications(directory: Path, disk: Disk, named: set[str]) -> None:
 
 
 def _remove_publication(disk: Disk, folder: Path) -> None:
-    # The manifest first, since a publication without one is never taken for a finished run.
+    # Remove the manifest first, since a publication without one is never taken for a finished run.
     remove(disk, folder / MANIFEST)
     sync_directory(disk, folder)
     for name in sorted(os.listdir(folder)):

@@ -50,7 +50,7 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 LAST_GOOD = "model-last-good.h5"
-"""Model of the last finite parameters of a training that diverged."""
+"""Model of the last finite parameters of a training run that diverged."""
 INDEX = "index.h5"
 SINGLE_FILE = "single.h5"
 NAMES = (
@@ -196,7 +196,7 @@ def check_limits(error: OSError, path: Path) -> None:
 
 
 def check_storage(error: OSError, path: Path) -> None:
-    """Return if an error concerns the file itself, such as a missing file; otherwise raise an error of the system.
+    """Raise an error of the system, unless an error concerns the file itself, such as a missing file.
 
     A result that is temporarily unreadable is not damaged. It is neither removed nor recomputed.
 

@@ -1,4 +1,4 @@
-"""The division of memory: arithmetic on sizes and budgets."""
+"""Division of the memory budget: arithmetic on sizes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ class Budget:
     block_rows : int
         Rows that are read at once, a multiple of the encoder's tile.
     part_rows : int
-        Rows whose features make one file: a multiple of `block_rows`, or with wide extras of the encoder's tile.
+        Rows whose features are stored in one file: a multiple of `block_rows`, or of the encoder's tile if there are
+        wide extras.
     resident : bool
         Whether training may keep all rows in the host's memory.
     rows_bytes : int
@@ -134,7 +135,7 @@ def make_budget(
     network : Network
         The network that is trained or given.
     n_replicas : int
-        Replicas that train it; 0 with a given model.
+        Number of replicas that train it; 0 for a given model.
     shards : sequence of Shard
         The inputs.
     tile_rows : int

@@ -2,8 +2,8 @@
 
 The status change time (ctime) of such a file is new. But chmod, hard links and backups also update it, so a digest of
 the contents confirms the change. ctimes and digests are stored in ``run.json``, next to the request, and are not part
-of a fingerprint. Only if the contents have changed, their digest becomes part of the request, so that the results
-depend on it, as on a new modification time.
+of a fingerprint. The digest becomes part of the request only if the contents have changed, so that the results depend
+on it, as on a new modification time.
 """
 
 from __future__ import annotations
@@ -119,7 +119,10 @@ def _digests(shards: Sequence[Shard], n_threads: int) -> list[str | None]:
 
 
 def _digest_of(file: tuple[str, Identity]) -> str | None:
-    """Return the digest of a file; None if it was replaced since it was opened, which makes its shard a bad shard."""
+    """Return the digest of a file; None if it has been replaced since it was opened.
+
+    The shard of a replaced file is then treated as bad.
+    """
     path, identity = file
     try:
         return file_digest(path, identity)

@@ -37,16 +37,16 @@ log = logging.getLogger(__name__)
 _ENCODING_MARGIN = 1.25
 _SECONDS_AFTER_ENCODING = 10.0
 
-# Share of the time left for training that the first decision plans with.
+# The first decision plans with this share of the remaining training time.
 _PLANNED_SHARE = 0.9
 
-# After this share of the time left, the first decision is made even within the first epoch. With replicas it is larger,
-# because only one replica trains the first epoch, and its speed says little about that of all replicas.
+# After this share of the remaining time, the first decision is made even within the first epoch. With replicas it is
+# larger, because only one replica trains the first epoch, and its speed says little about that of all replicas.
 _FIRST_DECISION = 0.05
 _FIRST_DECISION_OF_REPLICAS = 0.5
 
-# The encoding is measured again, once per epoch and before an early end, if that takes at most this share of the time
-# left.
+# The encoding is measured again, once per epoch and before an early end, if that takes at most this share of the
+# remaining time.
 _MEASURING_SHARE = 0.02
 _CONFIRMING_SHARE = 0.1
 
@@ -101,7 +101,7 @@ class EncodingTime:
 
 
 class DeadlinePolicy:
-    """Limits a training so that the run ends in time (`pipeline.training.loop.LimitPolicy`).
+    """Limits a training run so that the run ends in time (`pipeline.training.loop.LimitPolicy`).
 
     Parameters
     ----------
@@ -262,7 +262,7 @@ def gave_up(training: Mapping[str, Any]) -> str:
     Parameters
     ----------
     training : mapping
-        The facts about a training in reports.
+        Facts about the training run, as in reports.
     """
     facts = training.get("deadline")
     if not facts or facts["n_epochs"] is None:

@@ -88,7 +88,7 @@ class EncodingStage:
     name: ClassVar[str] = "encoding"
 
     def key(self, storage: Storage | None = None) -> str:
-        """Return the fingerprint of the features, in the first storage format to try unless `storage` is given."""
+        """Return the fingerprint of the features in a storage format, by default in the first one to try."""
         first = storages(self.prepared.config.storage)[0]
         key = self.prepared.request.of_features(self.model.fingerprint)
         unreadable = sorted(self.unreadable)

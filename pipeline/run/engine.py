@@ -76,7 +76,7 @@ def _run_in(ledger: Ledger, prepared: Prepared, state: RunState, command: Sequen
     prepared, contents = compare_contents(ledger, prepared)
     if config.results.restart:
         start_over(ledger)
-    ledger.sweep()  # files of a killed run, before anything needs the space
+    ledger.sweep()  # removes files of a killed run before new files need the space
     earlier = EarlierResults(ledger, prepared.budget.n_threads, config.results.verify == "digests")
     finished = FinishStage(prepared).load(earlier)
     if finished is None:

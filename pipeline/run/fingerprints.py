@@ -186,7 +186,7 @@ def other_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Return whether two requests have the same files, but different settings for the model or its rows."""
+    """Return whether two requests list the same files but different settings for the model or its rows."""
     return _file_identities(before) == _file_identities(now) and _choices(before) != _choices(now)
 
 

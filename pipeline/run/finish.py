@@ -263,7 +263,7 @@ class _Finish:
         warn_if_late(self._context.state.ends_by)
         if not prepared.config.results.single_file:
             _warn_of_many_parts(len(self._parts))
-        # Not earlier: until the new manifest is published, readers use the old one and the results that it lists.
+        # The sweep comes last: until the new manifest is published, readers use the results that the old one lists.
         self._ledger.sweep(*self._kept_keys)
 
     # -- inside --
@@ -362,7 +362,7 @@ def _preprocessing_of(prepared: Prepared, model: Model) -> Preprocessing:
 
 def _best_cost(training: Mapping[str, Any]) -> float | None:
     if training["best_epoch"] < 0:
-        return training["start_cost"]  # None if a training without validation had no time
+        return training["start_cost"]  # None if a training run without validation had no time
     best = training["history"][training["best_epoch"]]
     return float(best["cost"] if best["validation_cost"] is None else best["validation_cost"])
 

@@ -102,7 +102,7 @@ class Prepared:
         return n_allowed(self.config.bad_data.max_bad_shards, n_shards) if self.allows_bad_data else 0
 
     def with_offset(self, offset: np.ndarray | None) -> Prepared:
-        """Return a copy with shards whose rows are read minus an offset (n_inputs,), or itself if that is None."""
+        """Return a copy whose shards subtract an offset (n_inputs,) on reading, or `self` if the offset is None."""
         if offset is None:
             return self
         return replace(self, shards=tuple(with_offset(shard, offset) for shard in self.shards))
@@ -140,7 +140,7 @@ def prepare(config: Config) -> Prepared:
 
 
 def _log_settings(config: Config, settings: Settings, given_model: Model | None) -> None:
-    """Log all settings for debugging, and a number of replicas that was reduced."""
+    """Log all settings for debugging, and the number of replicas if it was reduced."""
     if given_model is None and settings.training.replicas < (config.training.replicas or 1):
         log.info(
             "replicas: using %d instead of %d, so that each has enough steps and its rows fit in memory",

@@ -61,7 +61,7 @@ class EarlierResults:
     compares_digests : bool
         Whether files are compared by their digests; otherwise by their sizes.
     is_readonly : bool
-        Whether damaged results are kept and nothing is logged, as `shardpress plan` needs it.
+        Whether damaged results are kept and nothing is logged, as `shardpress plan` requires.
     """
 
     def __init__(self, ledger: Ledger, n_threads: int, compares_digests: bool, is_readonly: bool = False) -> None:
@@ -272,7 +272,7 @@ def _check_finished(ledger: Ledger, config: Config, before: Mapping[str, Any], n
 def _check_unfinished(ledger: Ledger, config: Config, now: Mapping[str, Any]) -> None:
     """Raise `ConfigError` unless the settings allow replacing an unfinished run.
 
-    A typing error in a command must not discard a training. Results that no settings can restore are not protected.
+    A typing error in a command must not discard a training run. Results that no settings can restore are not protected.
     """
     before = ledger.request() or now
     where = f"output={printable(ledger.directory)}"

@@ -1,6 +1,7 @@
 """Samples of the work: the functions of a run are timed on a few rows from all over the input.
 
-`shardpress plan` uses them to estimate the time of each stage, and a run with a deadline the time of its encoding.
+`shardpress plan` uses them to estimate the time of each stage. A run with a deadline uses them to estimate the time of
+its encoding.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class TrainingPace:
-    """Measured parts of a training.
+    """Measured parts of a training run.
 
     Attributes
     ----------
@@ -78,7 +79,7 @@ class TrainingPace:
     reading : Pace
         Reading of rows from the files.
     baseline : Pace or None
-        Reconstruction of validation rows from principal components; None without a baseline.
+        Reconstruction of validation rows from principal components; None if there is no baseline.
     steps : Pace
         Training steps.
     validation : Pace
@@ -107,7 +108,7 @@ class Sample:
     resident : bool
         Whether training keeps all rows in memory.
     on_host : bool
-        Whether the CPU, which also reads the rows, does the training.
+        Whether the model is trained on the CPU, which also reads the rows.
     """
 
     scan: Pace
@@ -208,7 +209,10 @@ class _Enough(Exception):
 
 
 def measure_seconds(work: Callable[[], T]) -> tuple[float, T]:
-    """Return the seconds that `work` takes, and its result. The compiler is excluded, since a run finds its output."""
+    """Return the seconds that `work` takes, and its result.
+
+    The time of the compiler is excluded, because a run finds the kernels in the compile cache.
+    """
     start = time.monotonic()
     compiled = seconds_compiling()
     found = work()

@@ -53,7 +53,7 @@ class Stage(Protocol[Result]):
         ...
 
     def memory_bytes(self, resident: bool) -> int:
-        """Return the bytes of rows, features and networks that the stage holds at most.
+        """Return the maximum number of bytes that rows, features and networks take during the stage.
 
         Parameters
         ----------

@@ -28,7 +28,8 @@ class Summary:
     device : str
         Device of the computation, and why it was chosen.
     cost : float or None
-        Validation cost of the best epoch, or its training cost without validation; None without training.
+        Validation cost of the best epoch, or its training cost if there are no validation rows. None if no model was
+        trained.
     components, mean : float or None
         The same cost for as many principal components as features, and for the column means; None if they were not
         computed.

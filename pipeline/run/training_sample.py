@@ -1,4 +1,4 @@
-"""A short training on some rows, for estimates: how long each part of a training takes."""
+"""Short training run on some rows, which measures how long each part of training takes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[Tra
     Raises
     ------
     DataError
-        If there are not two good rows.
+        If fewer than two rows are good.
     """
     config = prepared.config
     budget = prepared.budget
@@ -107,7 +107,7 @@ def _read(prepared: Prepared, scan: Scan) -> tuple[Pace, np.ndarray]:
     Raises
     ------
     DataError
-        If there are not two good rows.
+        If fewer than two rows are good.
     """
     config = prepared.config
     budget = prepared.budget
@@ -119,7 +119,7 @@ def _read(prepared: Prepared, scan: Scan) -> tuple[Pace, np.ndarray]:
     slabs = np.sort(slabs[n_before < max(budget.max_sample_rows, config.training.batch_size)])
     numbers = np.concatenate([np.arange(starts[slab], starts[slab + 1]) for slab in slabs])
     streamed = StreamedRows(shards, budget.n_threads, Cleaning(scan.scaler, config.bad_data.missing_value))
-    # The first read comes from the disk, but a training that reads rows many times finds most of them in memory.
+    # The first read comes from the disk, but a training run that reads rows many times finds most of them in memory.
     streamed.take(numbers)
     seconds, rows = measure_seconds(lambda: streamed.take(numbers))
     is_good = np.isfinite(rows).all(axis=1)

@@ -82,7 +82,7 @@ class TrainingStage:
         return replace(model, columns=self.prepared.columns)
 
     def last_checkpoint(self, earlier: EarlierResults) -> Record | None:
-        """Return the record of the last checkpoint of an unfinished training, or None."""
+        """Return the record of the last checkpoint of an unfinished training run, or None."""
         checkpoints = earlier.records("checkpoint", self.key())
         return checkpoints[-1] if checkpoints else None
 
@@ -101,7 +101,7 @@ class TrainingStage:
         model = _trained(prepared, context, self.key(), self.scan)
         entry = context.ledger.write("stages/model", ".h5", model.to_hdf5())
         context.ledger.commit(Record("model", self.key(), entry))
-        # Not earlier: until the model is committed, a run resumes from checkpoints.
+        # Checkpoints are dropped only now: until the model is committed, a run resumes from them.
         self._drop_checkpoints(context.earlier)
         # The compiled functions are in reference cycles, which keep all rows in memory.
         gc.collect()
@@ -188,7 +188,7 @@ class TrainingStage:
             )
 
     def _seconds_once(self, pace: TrainingPace, resident: bool) -> float:
-        """Return the seconds of a training that do not depend on its number of epochs."""
+        """Return the seconds of a training run that do not depend on its number of epochs."""
         reading = pace.reading.seconds_for(self.prepared.n_rows)
         if not resident:
             n_read = pace.n_validated + self.prepared.budget.max_sample_rows
@@ -285,7 +285,7 @@ def _resume_latest(context: RunContext, key: str, training: Training) -> None:
 
 
 def _resume(context: RunContext, training: Training, record: Record) -> Checkpoint:
-    """Resume the training from a committed checkpoint; raise `ValueError` if it cannot be one of this training.
+    """Resume the training from a committed checkpoint; raise `ValueError` if it does not belong to it.
 
     A user who can write to the output directory can forge records. Therefore the size is checked before the file is
     read, and its content before it is used.
@@ -304,7 +304,7 @@ def _resume(context: RunContext, training: Training, record: Record) -> Checkpoi
 def _store_last_good(
     prepared: Prepared, context: RunContext, scan: Scan, training: Training, error: TrainingDiverged
 ) -> Path:
-    """Store the best weights of a training that diverged, and return the path."""
+    """Store the best weights of a training run that diverged, and return the path."""
     model = _model(prepared, scan, training, {"stopped": str(error)})
     context.ledger.replace(LAST_GOOD, model.to_hdf5())
     return context.ledger.directory / LAST_GOOD
@@ -330,13 +330,13 @@ def _facts(prepared: Prepared, context: RunContext, training: Training) -> dict[
 
 
 def _model(prepared: Prepared, scan: Scan, training: Training, about: dict[str, Any]) -> Model:
-    """Return the best model of a training."""
+    """Return the best model of a training run."""
     return Model(scan.scaler, training.autoencoder.network, training.best, about, scan.offset, prepared.columns)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Progress of a training and the speed of its workers, formatted only when a line is logged."""
+    """Progress of a training run and the speed of its workers, formatted only when a line is logged."""
 
     training: object
     workers: WorkerStats

@@ -17,8 +17,8 @@ _MIN_ROUNDS = 70
 _MIN_STEPS = 2000
 
 # Steps between two averages. With fewer steps, the momentum of the update rule still dominates, and the averages add
-# momentum once more; with three steps a training diverged. With more steps, a task takes longer than a second or two,
-# and a lost worker loses all of it.
+# momentum once more; with three steps a training run diverged. With more steps, a task takes longer than a second or
+# two, and a lost worker loses all of it.
 _MIN_STEPS_PER_ROUND = 16
 _MAX_STEPS_PER_ROUND = 512
 

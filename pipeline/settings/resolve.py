@@ -36,7 +36,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedNetwork(NetworkSettings):
-    """The layers of the autoencoder, all of them with a value."""
+    """Layers of the autoencoder, with all defaults resolved."""
 
     n_features: int
     hidden: tuple[int, ...]
@@ -46,7 +46,7 @@ class ResolvedNetwork(NetworkSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedTraining(TrainingSettings):
-    """The settings of the training, all of them with a value."""
+    """Settings of the training, with all defaults resolved."""
 
     epochs: int
     batch_size: int

@@ -190,7 +190,7 @@ def reordered(shard: Shard, expected: Columns) -> Shard:
     Raises
     ------
     DataError
-        If it does not hold columns of the same names.
+        If it does not hold columns with the same names.
     """
     names = shard.columns.names
     if names == expected.names:

@@ -44,11 +44,11 @@ class _Plan:
 
 
 Holders = Sequence[tuple[Shard, Extra]]
-"""The shards that have an extra with a given name, each with that extra."""
+"""Shards that contain an extra of a given name, each with that extra."""
 
 
 def unify_extras(shards: Sequence[Shard], include: Sequence[str] = ()) -> tuple[Shard, ...]:
-    """Return shards with the same extras: all that any shard has, in dtypes that hold the values of all shards.
+    """Return shards with the same extras: those of any shard, with dtypes that hold the values of all shards.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def _surplus(holders: Mapping[str, Holders]) -> set[str]:
 
 
 def _kind(extra: Extra) -> object:
-    # The metadata have the names of an enumeration's values.
+    # The metadata contain the names of an enumeration's values.
     return extra.dtype, repr(extra.dtype.metadata), extra.categories, extra.is_named
 
 
@@ -184,7 +184,7 @@ def _with_mask(
     plan: _Plan, holders: Holders, shards: Sequence[Shard], used_names: set[str], warnings: list[str]
 ) -> _Plan:
     """Return the plan, with the name of a mask if some shards with rows lack the extra."""
-    # By identity, since a test for equality would compare all extras of the shards.
+    # Compare identities, since a test for equality would compare all extras of the shards.
     holder_ids = {id(shard) for shard, _ in holders}
     lacking = [shard for shard in shards if id(shard) not in holder_ids and shard.n_rows]
     if not lacking:

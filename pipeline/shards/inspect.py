@@ -28,7 +28,7 @@ __all__ = ["FileGroup", "Inspection", "inspect_files"]
 
 _SMALL_PIECE = 2**16  # bytes, below which seeking takes longer than reading
 _SMALL_FILE = 2**20  # bytes, below which opening a file takes longer than reading it
-_LARGE_CHUNK = 2**24  # bytes; larger chunks are decompressed once for each slab of the training that they hold
+_LARGE_CHUNK = 2**24  # bytes; larger chunks are decompressed once for every slab in them
 _MANY_FILES = 1000
 _LISTED = 10  # number of refused files whose datasets are listed
 
@@ -42,7 +42,7 @@ class FileGroup:
     names : list of str
         Paths of the files.
     n_rows : int
-        Number of rows of all of them.
+        Total number of rows.
     taken, why : str
         The dataset that holds the rows, and why it was chosen.
     shape : list of int
@@ -52,15 +52,15 @@ class FileGroup:
     form : str
         Form of the rows, as in `pipeline.hdf5.forms`.
     columns : str
-        Place where the names or numbers of the columns are stored. They are compared over all files.
+        Location of the column names or numbers, which are compared across all files.
     extras : list of str
         Names of the extras.
     left_out : dict of str to str
         Datasets that are not extras, with the reasons.
     datasets : list of dict
-        The datasets of the first file, as from `pipeline.hdf5.child.describe.listed`.
+        The datasets of the first file, in the format of `pipeline.hdf5.child.describe.listed`.
     faster : list of str
-        Advice on storage that would be read faster.
+        Advice on how to store the rows so that they are read faster.
     """
 
     names: list[str]
@@ -98,7 +98,7 @@ class Inspection:
 def inspect_files(
     patterns: Sequence[str], selection: Selection, followed: Sequence[str] = (), columns: ColumnRule = IN_ORDER
 ) -> Inspection:
-    """Describe every file that patterns name. For arguments and errors see `pipeline.shards.open.open_shards`.
+    """Describe every file that matches the patterns. For arguments and errors see `pipeline.shards.open.open_shards`.
 
     A refused file is not an error here, even if no other file remains.
     """
@@ -165,7 +165,7 @@ def _reason_for_choice(shard: Shard, selection: Selection) -> str:
 
 
 def _datasets(path: Path) -> list[dict[str, Any]]:
-    """Return the child's list of the datasets in a file; an empty one if it has no answer."""
+    """Return the datasets that the child process lists for a file, or an empty list if it fails."""
     where = f"file={printable(path)}"
 
     def read(descriptor: int, identity: Identity, base: int) -> Any:
@@ -215,7 +215,10 @@ def _checked_numbers(claim: Any) -> list[int] | None:
 
 
 def faster_storage(shards: Sequence[Shard]) -> Iterator[str]:
-    """Yield advice on storage that would be read faster, for files of one group: a reason and a remedy each."""
+    """Yield advice on how to store the rows of one group so that they are read faster.
+
+    Each item gives a reason and a remedy.
+    """
     first = shards[0]
     layout = first.layouts[0]
     if first.form == "columns":
@@ -243,7 +246,7 @@ def _faster_chunks(shard: Shard, layout: Layout) -> Iterator[str]:
     if n_across > 1:
         yield f"reading a row reads {n_across} chunks of shape {layout.chunks}. Use {advice}."
     elif layout.chunk_bytes < _SMALL_PIECE and layout.n_bytes > _SMALL_FILE:
-        yield f"chunks have only {layout.chunk_bytes} bytes, and each takes one read. Use {advice}."
+        yield f"each chunk holds only {layout.chunk_bytes} bytes and needs a separate read. Use {advice}."
     if layout.chunk_bytes > _LARGE_CHUNK:
         n_bytes = layout.chunk_bytes / 1e6
-        yield f"chunks have {n_bytes:.0f} MB, and shuffled training decompresses them many times. Use {advice}."
+        yield f"each chunk holds {n_bytes:.0f} MB, and shuffled training decompresses it many times. Use {advice}."

@@ -183,7 +183,7 @@ def _stack(path: Path, dataset: str | None) -> Stack | None:
     where = f"file={printable(path)}"
 
     def read(descriptor: int, identity: Identity, base: int) -> Any:
-        # Plain files are no master files.
+        # Plain files are never master files.
         if describe_plain(descriptor, identity.size, dataset, base=base):
             return None
         return ask("stacked", descriptor, [dataset], where)[0]

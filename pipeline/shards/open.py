@@ -51,7 +51,7 @@ def open_shards(
     include: Sequence[str] = (),
     columns: ColumnRule = IN_ORDER,
 ) -> tuple[Shard, ...]:
-    """Vet every file that `patterns` names, without reading rows, and describe them in the log.
+    """Vet every file that matches `patterns`, without reading rows, and describe them in the log.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def open_shards(
     Raises
     ------
     DataError
-        If a file is refused, with its name; or if none is left.
+        If a file is refused (the message names it), or if no file is left.
     NoInput, NotPermitted, ReadFailed, SystemLimit
         If a file cannot be read.
     """
@@ -195,7 +195,7 @@ def _accept_fitting(
         try:
             if isinstance(shard, DataError):
                 raise shard
-            order = check.order(shard)  # before the width, since it can say which names are missing
+            order = check.order(shard)  # checked before the width, since this error names the missing columns
             if shards:
                 _check_width(shard, shards[0])
         except DataError as error:

@@ -60,7 +60,7 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
     DataError
         If the rows are damaged, or the file has changed.
     ReadFailed, NotPermitted, SystemLimit
-        If the system fails.
+        If rows cannot be read because of a system error or a missing permission.
     """
     shard = block.shard
     if out is None:
@@ -268,7 +268,7 @@ def salvage_extras(
     Returns
     -------
     dict of str to ndarray
-        Values as from `read_extras`, with the fill value in place of lost values.
+        Values in the format of `read_extras`, with the fill value in place of lost values.
     list of dict
         For each lost piece: ``dataset``, ``row`` (its first row and its end) and ``reason``.
     """
@@ -295,7 +295,8 @@ def stream_extra(
     values : mapping
         Values (len(block),) of other extras. If they include the mask of this extra, it is cleared for lost values.
     reports : list, optional
-        Reports of lost pieces, as from `salvage_extras`, are appended to it. With None, damaged values are an error.
+        List to which reports of lost pieces are appended, in the format of `salvage_extras`. If None, damaged values
+        are an error.
     check : callable
         Called before each piece; an exception that it raises ends the reading.
 
@@ -344,7 +345,7 @@ def _report_lost(
     for piece, error in lost:
         rows = [piece.start, piece.stop]
         reports.append({"dataset": layout.name, "row": rows, "columns": [], "reason": str(error)})
-        if extra.mask:  # before, it is set for all rows of this shard
+        if extra.mask:  # until then, it is set for all rows of this shard
             values[extra.mask][piece.start - block.start : piece.stop - block.start] = False
     if lost:
         _log_lost(block, extra, lost)
@@ -390,7 +391,7 @@ def _read_extra(block: Block, extra: Extra) -> np.ndarray:
         return np.full(len(block), extra.resolved_fill, extra.dtype)
     if extra.codes is None:
         return _read_stored_extra(block, layout, extra.dtype)
-    # As int64, unsigned codes above 2**63 become negative, and are refused.
+    # Conversion to int64 makes unsigned codes above 2**63 negative, so they are refused.
     stored = _read_stored_extra(block, layout, layout.dtype).astype(np.int64)
     _check_codes(block, layout, stored, len(extra.codes))
     codes = np.array([*extra.codes, -1], extra.dtype)  # so that -1 stays -1

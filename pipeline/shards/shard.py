@@ -147,7 +147,7 @@ class Shard:
     order : ndarray of shape (n_inputs,), int32, or None
         Position in the file of each column as it is read; None if the order is the same.
     fill_value : float, optional
-        Value that means a missing one, according to the file.
+        Value that marks missing values, according to the file.
     form : str
         Form of the rows, as in `pipeline.hdf5.forms`; ``array`` if they are in no file.
     layouts : tuple of Layout
@@ -181,7 +181,7 @@ class Shard:
         return f"file={printable(self.path)} dataset={printable(self.dataset)}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is pickled: everything except the description of the columns."""
+        """Return the state to pickle: everything except the description of the columns."""
         return {**self.__dict__, "columns": NO_COLUMNS}
 
     @property
@@ -289,12 +289,12 @@ def aligned(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
 
 def block_of(shards: Sequence[Shard], first_rows: np.ndarray, start: int, stop: int) -> Block:
     """Return the block of rows `start` to `stop` of one shard, numbered as in `first_rows`."""
-    # From the right, to skip shards without rows.
+    # Search from the right, to skip shards without rows.
     i = int(np.searchsorted(first_rows, start, side="right")) - 1
     first = int(first_rows[i])
     return Block(shards[i], start - first, stop - first)
 
 
 def first_rows(shards: Sequence[Shard]) -> np.ndarray:
-    """Return the number of each shard's first row over all shards, and of all rows: shape (len(shards) + 1,), int64."""
+    """Return the first row of each shard, numbered over all shards, and the total: shape (len(shards) + 1,), int64."""
     return np.cumsum([0, *(shard.n_rows for shard in shards)], dtype=np.int64)

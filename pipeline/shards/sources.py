@@ -58,7 +58,7 @@ class Source:
 
 
 def find(patterns: Sequence[str]) -> list[Source]:
-    """Return the files of patterns: in the order of the patterns, and in natural order (9 before 10) within each one.
+    """Return the files that match patterns: in the order of the patterns, then in natural order (9 before 10).
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def _files(pattern: str) -> list[Path]:
 
 
 def _check_reachable(pattern: str) -> None:
-    """Raise `NotPermitted` if a parent directory must not be entered: the path may then exist or not."""
+    """Raise `NotPermitted` if a parent directory must not be entered; the path may exist or not."""
     try:
         os.lstat(pattern)
     except PermissionError as error:
@@ -243,7 +243,7 @@ def _has_signature(path: str) -> bool:
 
 
 def lies_in(directory: str, path: str) -> bool:
-    """Return whether a path is in a directory or below it, both as from `os.path.realpath`."""
+    """Return whether a path is in a directory or below it; `os.path.realpath` must have resolved both."""
     return os.path.commonpath([directory, path]) == directory
 
 

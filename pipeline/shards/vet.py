@@ -1,7 +1,7 @@
 """Check whether a file is a shard, and describe it, before any of its rows are read.
 
-A shard is one HDF5 file with a numeric dataset, rows first, whose further axes are flattened per row; or with rows in
-another of the forms that `pipeline.hdf5.forms` lists.
+A shard is one HDF5 file. Its rows are along the first axis of a numeric dataset, whose further axes are flattened, or
+in another form that `pipeline.hdf5.forms` lists.
 
 No input file is trusted, and this process never runs libhdf5 on one. It opens the file and reads the first bytes by
 itself. If the file is not plain (`pipeline.hdf5.plain`), it asks a child for the location of the rows. The answer
@@ -131,7 +131,7 @@ def _describe(
 
 
 def _ask_child(descriptor: int, arguments: list[Any], where: str) -> tuple[Any, list[np.ndarray]]:
-    """Return the child's description; if the child fails because of the extras, that of the rows alone."""
+    """Return the child's description of a file, or of the rows alone if the child fails because of the extras."""
     try:
         return ask("describe", descriptor, arguments, where)
     except DataError as error:
@@ -280,7 +280,7 @@ def _columns(claim: Any, dtype: np.dtype, n_inputs: int, remaining: Iterator[np.
 
 
 def _column_names(claim: Any, dtype: np.dtype, n_inputs: int) -> Columns:
-    """Return the names of the columns: those of the fields of a table if the file has no others."""
+    """Return the names of the columns: those of the fields of a table if the file contains no others."""
     names = claim["names"]
     names_from = claim["names_from"]
     if names is None:
@@ -334,7 +334,7 @@ def _are_categories(claims: list[Any]) -> bool:
 
 
 def _fits(layout: Layout, n_rows: int) -> bool:
-    """Return whether a layout has a value for each row; arrays as values must have the rows first."""
+    """Return whether a layout holds a value for each row. If values are arrays, the rows must be the first axis."""
     return has_one_for_each_row(layout.shape, n_rows) and (layout.dtype.subdtype is None or layout.shape[0] == n_rows)
 
 

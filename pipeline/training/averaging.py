@@ -26,7 +26,7 @@ _MOMENTUM = 0.9
 
 @dataclass(frozen=True)
 class Weights:
-    """Arrays of a training between two steps: float32, by name.
+    """Arrays of a training run between two steps: float32, by name.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class Average:
     Attributes
     ----------
     n_rows : int
-        Number of rows of all weights that were added.
+        Total number of rows that the added weights were trained on.
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ def _momentum_of(n_replicas: int) -> float:
 def outer_step(
     start: Weights, mean: Weights, velocity: Arrays, n_replicas: int
 ) -> tuple[Weights, dict[str, np.ndarray]]:
-    """Take the mean move of parameters as a step: ``v <- m v + d ;  p <- p + 0.7 (d + m v)``, with m of 0.9 at most.
+    """Take a step along the mean move: ``v <- m v + d ;  p <- p + 0.7 (d + m v)``, where m is at most 0.9.
 
     Parameters
     ----------

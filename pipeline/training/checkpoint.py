@@ -1,4 +1,4 @@
-"""State of a training, and checkpoints from which an interrupted training resumes."""
+"""State of a training run, and checkpoints from which an interrupted training run resumes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_SECONDS = 1e10  # three hundred years
 
 @dataclass(frozen=True)
 class Epoch:
-    """One finished epoch in the history of a training.
+    """One finished epoch in the history of a training run.
 
     Attributes
     ----------
@@ -28,7 +28,7 @@ class Epoch:
     cost : float
         Mean squared error per entry of scaled rows before a step, averaged over the steps for which it was computed.
     validation_cost : float or None
-        The same for the validation rows at the end of the epoch; None without validation rows.
+        The same for the validation rows at the end of the epoch; None if there are no validation rows.
     seconds : float
         Duration.
     """
@@ -45,7 +45,7 @@ class Epoch:
 
 @dataclass
 class TrainingState:
-    """Progress of a training: facts, other than arrays, that decide how it continues or that are reported.
+    """Progress of a training run, without arrays: values that decide how it continues or that are reported.
 
     A checkpoint stores every field under its name.
 
@@ -118,7 +118,7 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training between two steps.
+    """A training run between two steps.
 
     Attributes
     ----------
@@ -167,7 +167,7 @@ class Checkpoint:
 
 
 def _field_checks(state: TrainingState) -> dict[str, bool]:
-    """Return for each field whether its value is possible in any training."""
+    """Return, for each field, whether its value is possible in any training run."""
     are_counts = _is_count(state.epoch) and _is_count(state.n_done)
     costs_are_possible = isinstance(state.costs, list) and all(map(_is_finite, state.costs))
     watch_is_possible = isinstance(state.watch, list) and len(state.watch) == 2
@@ -197,7 +197,7 @@ def _is_possible_epoch(number: int, epoch: Epoch) -> bool:
 
 
 def _is_count(value: object) -> bool:
-    """Return whether it is a possible number of epochs or steps."""
+    """Return whether a value is a possible number of epochs or steps."""
     return type(value) is int and 0 <= value < _MOST_STEPS
 
 
@@ -206,7 +206,7 @@ def _is_finite(value: object) -> bool:
 
 
 def _is_duration(value: object) -> bool:
-    """Return whether it is a possible time in seconds."""
+    """Return whether a value is a possible time in seconds."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _MOST_SECONDS
 
 

@@ -22,7 +22,7 @@ __all__ = ["NOTHING", "Baseline", "Components", "baseline_of", "blocks", "princi
 NOTHING = 1e-3
 """Share of the error of the mean below which an error is negligible: the error of low-rank rows is about as small."""
 
-_MARGIN = 0.02  # share of the components' error; trainings with different seeds differ by as much
+_MARGIN = 0.02  # share of the components' error; training runs with different seeds differ by that much
 _STANDARD_ERRORS = 2  # tolerance in standard errors, since the mean error of few rows is not exact
 _SMALL = 1024  # side up to which the Gram matrix is computed; its eigenvectors then take a fifth of a second
 _BLOCK_BYTES = 2**23  # bytes of rows in float64 that are scaled or multiplied at once
@@ -70,7 +70,7 @@ def sampled(rows: Rows, order: Order, scaler: Scaler, most: int, block_bytes: in
     """
     numbers = order.sample(most)
     scaled = np.empty((len(numbers), len(scaler.minimum)), dtype=np.float32)
-    # In blocks, since the memory does not hold a second copy of the sample in its own dtype.
+    # Scale in blocks, since the memory does not hold a second copy of the sample in its own dtype.
     for block in blocks(len(scaled), scaled.shape[1], block_bytes):
         scaled[block] = scaler.transform(rows.take(numbers[block]))
     return scaled

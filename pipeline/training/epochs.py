@@ -1,4 +1,4 @@
-"""A training and its progress: steps, rounds of replicas, validation, early stopping, divergence."""
+"""A training run and its progress: steps, rounds of replicas, validation, early stopping, divergence."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ _COSTS_PER_EPOCH = 16
 # The mean error of this many rows is exact to a few percent; that of ten rows is not.
 _ENOUGH_ROWS = 100
 
-# Rows are scaled to [0, 1]: a training does not recover from a cost that exceeds the first one by this factor.
+# Rows are scaled to [0, 1]: a training run does not recover from a cost that exceeds the first one by this factor.
 _DIVERGED = 100.0
 _SMALL = 0.01  # lower initial costs, such as those of principal components, may grow a hundredfold for a while
 
 
 @dataclass(frozen=True)
 class Limit:
-    """Decision to end a training early.
+    """Decision to end a training run early.
 
     Attributes
     ----------
     n_epochs : int
-        Number of epochs of the whole training, during which the learning rate falls to 0.
+        Number of epochs of the whole training run, during which the learning rate falls to 0.
     ends_here : bool
         Whether the training ends with the last step. The current epoch is then the last one.
     """
@@ -182,7 +182,7 @@ class Training:
 
     @property
     def n_rows_done(self) -> int:
-        """Number of rows of all steps so far."""
+        """Total number of rows in all steps so far."""
         epoch, n_done = self._position
         if self.replicas is None:
             in_epoch = min(n_done * self.settings.batch_size, self.order.n_rows)
@@ -192,7 +192,7 @@ class Training:
 
     @property
     def n_rows_planned(self) -> int:
-        """Number of rows of all steps of the training, counted in each epoch."""
+        """Total number of rows in all planned steps; a row counts once in each epoch."""
         if self.state.ended_at is not None:
             return self.n_rows_done
         return self.n_epochs * self.order.n_rows
@@ -251,12 +251,12 @@ class Training:
         return Checkpoint(arrays, deepcopy(self.state), self.n_steps_done)
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue after a checkpoint of the same training; on the CPU the result has the same bits.
+        """Continue after a checkpoint of the same training run; on the CPU the result has the same bits.
 
         Raises
         ------
         ValueError
-            If it is the checkpoint of a different training.
+            If it is the checkpoint of a different training run.
         """
         self._check_arrays(checkpoint)
         self._check_progress(checkpoint.state)
@@ -267,7 +267,7 @@ class Training:
         self.state = deepcopy(checkpoint.state)
 
     def _check_arrays(self, checkpoint: Checkpoint) -> None:
-        """Raise `ValueError` unless the arrays of a checkpoint have the names and shapes of this training."""
+        """Raise `ValueError` unless the arrays of a checkpoint have the names and shapes of this training run."""
         if checkpoint.state.optimizer != self.settings.optimizer:
             raise ValueError(
                 f"was written with the optimizer {checkpoint.state.optimizer}, expected {self.settings.optimizer}"
@@ -278,7 +278,7 @@ class Training:
             raise ValueError(f"holds arrays of shapes {found}, expected {expected}")
 
     def _check_progress(self, state: TrainingState) -> None:
-        """Raise `ValueError` for a state that this training cannot have reached."""
+        """Raise `ValueError` for a state that this training run cannot have reached."""
         n_epochs = self.settings.epochs
         if state.n_epochs is not None:
             n_epochs = state.n_epochs
@@ -325,7 +325,7 @@ class Training:
         """
         state = self.state
         number = state.n_done
-        # Before the cost is checked, since the weights have taken the step and a checkpoint must count it.
+        # Count the steps before the cost is checked: the weights have changed, and a checkpoint must show that.
         state.n_done += step.n_steps
         state.seconds = seconds
         if step.cost is not None:
@@ -359,7 +359,7 @@ class Training:
         return not self.is_watched or state.best_cost is None or (validation_cost or 0.0) < state.best_cost
 
     def _validate(self) -> float | None:
-        """Return the cost of the validation rows; None without any."""
+        """Return the cost of the validation rows; None if there are none."""
         state = self.state
         # The costs of the last steps may not have been computed.
         if not all(np.isfinite(array).all() for array in self.autoencoder.parameters().values()):

@@ -1,4 +1,4 @@
-"""Preparation of a training: choice and reading of its rows, initial parameters, and the compiled step."""
+"""Preparation of a training run: choice and reading of its rows, initial parameters, and the compiled step."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _MEAN_BYTES = 2**22  # bytes, in float64, of the rows whose mean determines the 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes that keep a training within its memory.
+    """Sizes that keep a training run within its memory.
 
     Attributes
     ----------
@@ -72,7 +72,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class _Data:
-    """Rows of a training.
+    """Rows of a training run.
 
     Attributes
     ----------
@@ -152,7 +152,7 @@ def _read_data(
     missing_value: float | None,
     sizes: Sizes,
 ) -> _Data:
-    """Choose the rows of a training and of its validation, and read those that are kept."""
+    """Choose the rows of a training run and of its validation, and read those that are kept."""
     validation_numbers = _validation_numbers(
         scan, validation_settings.validation_fraction, sizes.max_validation_rows, seed
     )
@@ -245,7 +245,7 @@ def _mean(data: _Data, settings: ResolvedTraining) -> np.ndarray | None:
     The rows do not depend on blocks, threads or budgets.
     """
     if settings.biases == "zero":
-        return None  # as in the reference
+        return None  # as in the reference implementation
     scan = data.scan
     n_wanted = min(scan.n_rows, max(1, _MEAN_BYTES // (8 * len(scan.scaler.minimum))))
     sample = data.rows.take(spread_rows(scan.n_rows, scan.bad_rows, n_wanted, settings.seed))

@@ -24,7 +24,7 @@ _INTERVAL_PER_WRITE = 50
 
 
 class LimitPolicy(Protocol):
-    """Policy that decides whether a training must end early, for example because of a deadline."""
+    """Policy that decides whether a training run must end early, for example because of a deadline."""
 
     def after_step(self, training: Training) -> Limit | None:
         """Return a new limit, or None to continue as before.
@@ -35,10 +35,10 @@ class LimitPolicy(Protocol):
 
 
 class CheckpointPolicy:
-    """Policy that decides when the checkpoints of a training are written, and writes them.
+    """Policy that decides when the checkpoints of a training run are written, and writes them.
 
     The training loop calls it after each step and after each epoch. A checkpoint is due after a fixed time. One is also
-    written at the end of an epoch, unless epochs are so short that this would take a large share of the training.
+    written at the end of an epoch, unless epochs are so short that this would take a large share of the training time.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def training_loop(
 
 
 class _Loop:
-    """The steps of a training, with the policies that are called between them; see `training_loop`."""
+    """The steps of a training run, with the policies that are called between them; see `training_loop`."""
 
     def __init__(
         self,

@@ -72,7 +72,7 @@ class Order:
     def windows(self, epoch: int, n_skipped: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the windows of an epoch, each as (slab numbers, row numbers in training order), both int64.
 
-        The first `n_skipped` rows of the epoch are left out, because an interrupted training continues after them.
+        The first `n_skipped` rows of the epoch are left out, because an interrupted training run continues after them.
         """
         rng = np.random.default_rng((self.seed, _EPOCHS, epoch))
         # A second generator, since the number of slabs must not change how rows are shuffled.
@@ -93,7 +93,7 @@ class Order:
     def sample(self, most: int) -> np.ndarray:
         """Return sorted numbers (n,) of rows that represent all training rows: `most`, or all if there are fewer."""
         found = spread_rows(self.n_rows, np.empty(0, dtype=np.int64), min(most, self.n_rows), self.seed, _SAMPLE)
-        # These numbers do not count the rows that are left out. Add how many of them are before each row.
+        # These numbers do not count the rows that are left out. Add the number of such rows before each row.
         n_before = np.searchsorted(self.left_out - np.arange(len(self.left_out)), found, side="right")
         return np.asarray(found + n_before)
 
@@ -172,7 +172,7 @@ def spread_rows(
     Parameters
     ----------
     n_rows : int
-        Number of all rows, including bad ones.
+        Total number of rows, including bad ones.
     left_out : ndarray of int64
         Rows that are dropped from the `n_wanted` rows, which are chosen from all rows.
     purpose : int
@@ -200,7 +200,7 @@ def _even_sizes(n: int, n_parts: int) -> np.ndarray:
 def noise_of(seed: int, step: int, shape: tuple[int, int]) -> np.ndarray:
     """Return random bytes (uint8) of this shape for a step, which is counted from 0 over all epochs.
 
-    They depend on nothing else, so an interrupted training continues with the same bytes.
+    They depend on nothing else, so an interrupted training run continues with the same bytes.
     """
     n_bytes = math.prod(shape)
     # The generator's raw output: drawing numbers below 256 would take twice as long, almost as long as a step.
@@ -219,7 +219,7 @@ def learning_rate(settings: ResolvedTraining, step: int, steps_per_epoch: int, n
     step : int
         Number of the step, counted from 0 over all epochs.
     n_epochs : int
-        Number of epochs of the training, which a deadline may have made smaller than that of the settings.
+        Number of epochs of the training run. A deadline may have reduced the configured number.
     """
     if settings.schedule == "constant":
         return settings.learning_rate

@@ -20,6 +20,7 @@ from kernels.network import Network
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import check
 from pipeline.device import autoencoder_of, start_device, theanos_errors, training_step_of
+from pipeline.errors import quantity
 from pipeline.formats import digest
 from pipeline.processcache import ProcessCache
 from pipeline.scan.scaler import Cleaning
@@ -48,7 +49,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ReplicaSettings:
-    """Settings that all tasks of a training have in common.
+    """Settings shared by all tasks of a training run.
 
     Attributes
     ----------
@@ -71,7 +72,7 @@ class ReplicaSettings:
 
     @property
     def key(self) -> object:
-        """A value that is equal for all settings that one compiled step can serve."""
+        """Key shared by all settings that can use the same compiled step."""
         scaler = self.cleaning.scaler
         arrays = [scaler.minimum, scaler.maximum]
         if scaler.fill is not None:
@@ -89,11 +90,11 @@ class ReplicaTask:
     weights : Weights
         Initial weights.
     blocks : tuple of Block
-        Pieces of the share, as they are read.
+        Row ranges of the share, in reading order.
     rates : tuple of float
         Learning rate of each step.
     first_noise : int
-        Number that determines the noise of the first step. The next steps have the following numbers.
+        Noise seed of the first step; it increases by 1 per step.
     """
 
     settings: ReplicaSettings
@@ -104,7 +105,10 @@ class ReplicaTask:
     first_noise: int
 
     def __str__(self) -> str:
-        rows = f"{self.blocks[0]} and {len(self.blocks) - 1} other row ranges" if self.blocks else "no rows"
+        rows = str(self.blocks[0]) if self.blocks else "no rows"
+        n_others = len(self.blocks) - 1
+        if n_others > 0:
+            rows += f" and {quantity(n_others, 'other row range')}"
         return f"training on {self.share}: {rows}"
 
 
@@ -115,7 +119,7 @@ class ReplicaResult:
     Attributes
     ----------
     costs : tuple of float
-        Cost of the first minibatch before its step; empty without rows.
+        Cost of the first minibatch before its step; empty if the share has no rows.
     """
 
     weights: Weights
@@ -128,7 +132,7 @@ RoundRunner = Callable[[Sequence[ReplicaTask]], Iterable[ReplicaResult]]
 
 
 class Replica:
-    """The compiled model with which a process trains.
+    """Compiled model and training step of one process.
 
     Parameters
     ----------
@@ -140,7 +144,7 @@ class Replica:
         self._autoencoder = autoencoder
         self._step = step
         self._is_resident = is_resident
-        # All threads share one set of parameters. While they wait, their rows are already in memory.
+        # All threads share one set of parameters. Threads read their rows before they wait for the lock.
         self._turn = threading.Lock()
 
     def read(self, settings: ReplicaSettings, share: Share, blocks: Sequence[Block]) -> np.ndarray:
@@ -159,7 +163,7 @@ class Replica:
         return ReplicaResult(weights, task.share.n_rows, costs)
 
     def _take_steps(self, task: ReplicaTask, values: np.ndarray) -> tuple[float, ...]:
-        """Take the steps; return the cost before the first one, if there are any."""
+        """Take the steps; return the cost before the first step, or an empty tuple if there are no rows."""
         feed = self._feed(task, values)
         first_costs = []
         n_done = 0
@@ -186,7 +190,7 @@ class Replica:
 
 @dataclass(frozen=True)
 class Replicas:
-    """A training by several replicas: the distribution of its rows, and the replica of this process.
+    """Training with several replicas: how the rows are distributed, and the replica of this process.
 
     Attributes
     ----------
@@ -206,7 +210,7 @@ class Replicas:
 
     @classmethod
     def of(cls, rounds: Rounds, shards: Sequence[Shard], settings: ReplicaSettings, own_replica: Replica) -> Replicas:
-        """Return replicas with only those facts about shards that tasks need, because each task includes them."""
+        """Create replicas. Extras are removed from the shards, because every task carries a copy of its shards."""
         bare = tuple(replace(shard, extras=(), left_out=()) for shard in shards)
         return cls(rounds, settings, bare, first_rows(bare), own_replica)
 
@@ -218,7 +222,7 @@ class Replicas:
         weights : Weights
             Initial weights.
         n_epochs : int
-            Number of epochs of the training, over which the learning rate falls.
+            Number of epochs of the training run, over which the learning rate falls.
         steps_per_epoch : int
             Number of steps of an epoch that one replica trains alone.
         """
@@ -228,7 +232,7 @@ class Replicas:
             share=share,
             blocks=self._blocks(share),
             rates=self._rates(share, n_epochs, steps_per_epoch),
-            # After the numbers of other shares, none of which has more steps than an epoch of one replica.
+            # Shares never reuse noise seeds, because no share has more than `steps_per_epoch` steps.
             first_noise=(share.epoch * self.rounds.n_shares + share.number) * steps_per_epoch,
         )
 
@@ -251,12 +255,12 @@ class Replicas:
 
     @contextmanager
     def runner_here(self, epoch: int, n_done: int) -> Iterator[RoundRunner]:
-        """Provide a runner that runs all tasks in this process, and reads the rows of the next task meanwhile.
+        """Provide a runner that runs all tasks in this process and meanwhile reads the rows of the next task.
 
         Parameters
         ----------
         epoch, n_done : int
-            The tasks are those of this epoch, in their order, without the first `n_done`.
+            Epoch to run, and number of its tasks that are already done.
         """
 
         def read_share(share: Share) -> np.ndarray:
@@ -269,7 +273,7 @@ class Replicas:
                 for task in tasks:
                     _share, values = next(shares_with_rows)
                     yield self.own_replica.train(task, values)
-                    del values  # before the share after the next is read
+                    del values  # free these rows before another share is read
 
             yield run
 

@@ -1,7 +1,7 @@
 """The rows of each replica in each round: pure arithmetic.
 
 The slabs of an epoch, in random order, are cut into shares of about the same number of rows: one share for each
-replica in each round. Every row is in one share. A replica shuffles the rows of its share. So it reads no other rows
+replica in each round. Every row is in one share. A replica shuffles the rows of its share. It reads no other rows
 and does not depend on earlier shares, and no two replicas read the same rows.
 """
 
@@ -38,7 +38,7 @@ class Share:
     left_out : ndarray of int64
         Sorted numbers of those rows of the pieces that are not trained on.
     seed : int
-        Seed of the whole training.
+        Seed of the whole training run.
     epoch, number : int
         Epoch and number of the share, which decide the order of its rows.
     """
@@ -71,7 +71,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Rounds:
-    """Distribution of the rows of a training among its replicas.
+    """Distribution of the rows of a training run among its replicas.
 
     Attributes
     ----------
@@ -132,7 +132,7 @@ class Rounds:
 
 
 def rounds_of(order: Order, shards: Sequence[Shard], settings: ResolvedTraining) -> Rounds:
-    """Return the rounds of a training."""
+    """Return the rounds of a training run."""
     sizes = TrainingSizes(order.n_rows, settings.epochs, order.window_rows)
     n_rounds = rounds_in_epoch(settings.replicas, settings.batch_size, sizes)
     max_rows = min(order.window_rows // 4, order.n_rows // (settings.replicas * n_rounds * _SLABS))

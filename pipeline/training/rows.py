@@ -87,7 +87,7 @@ class StreamedRows:
 
         for (slabs, rows), buffer in read_ahead(read_window, order.windows(epoch, n_skipped)):
             yield buffer, _places(order.starts, slabs, rows)
-            del buffer  # before the window after the next is read
+            del buffer  # free these rows before another window is read
 
 
 class DeviceRows(StreamedRows):
@@ -115,7 +115,7 @@ class DeviceRows(StreamedRows):
         # Another thread only reads, since the device belongs to the thread that requests the rows.
         for _slabs, rows in read_ahead(lambda slabs: self._reader.slabs(starts, slabs), windows):
             yield rows
-            del rows  # before the window after the next is read
+            del rows  # free these rows before another window is read
 
     def minibatches(
         self, order: Order, epoch: int, batch_size: int, first: int = 0, n_each: int = 1
@@ -147,7 +147,7 @@ def read_ahead(
             item, future = upcoming
             rows = future.result()
             upcoming = next(reading, None)
-            del future  # which holds the rows
+            del future  # it holds the rows
             yield item, rows
             del rows
 
@@ -284,7 +284,7 @@ def rows_of(
     buffer = np.empty((int(offsets[-1]), n_inputs), dtype=dtype)
 
     def read_into(i: int) -> None:
-        # In place, since a window that is assembled from pieces would need its memory twice.
+        # Read in place, since a window that is assembled from pieces would need its memory twice.
         buffer[offsets[i] : offsets[i + 1]] = _clean_rows(blocks[i], cleaning)
 
     with threads(n_threads) as pool:

@@ -77,7 +77,7 @@ def _center(network: Network, parameters: Arrays, weights: list[np.ndarray], mea
 
 
 def _undo_middles(network: Network, parameters: Arrays, weights: list[np.ndarray]) -> None:
-    """Subtract from the biases the contributions of hidden units at the middle of their activation, both ways."""
+    """Subtract the contributions of hidden units at the middle of their activation from encoder and decoder biases."""
     middle = ACTIVATIONS[network.activation].middle
     if middle == 0:
         return

@@ -73,7 +73,7 @@ def measured(training: Training, most_rows: int = _MOST_ROWS) -> dict[str, Any]:
 
 
 def complaints(about: Mapping[str, Any], settings: ResolvedTraining, network: Network) -> Iterator[str]:
-    """Yield warnings about a training, each with advice.
+    """Yield warnings about a training run, each with advice.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def _units(training: Training, most_rows: int) -> Units:
     network = training.autoencoder.network
     rows = _sample(training, most_rows)
     features = np.empty((len(rows), network.n_features), dtype=np.float32)
-    # With the function that will encode the rows of the shards, so that no other function has to be compiled.
+    # Use the function that will encode the rows of the shards, so that no other function has to be compiled.
     training.autoencoder.encode_checked(np.ascontiguousarray(rows), features)
     return count_units(features, network.code)
 

@@ -2,11 +2,11 @@
 
     python scripts/benchmarks/contestants.py ours|blas|jax|torch|torch-compile|torch-graphs|sklearn
 
-The races start it with the Python that has the library. It reads JSON requests from standard input, one per line, and
-answers each with one line. `prepare` names a case, which is a method of the contestant, and the directory of its input.
-The result is written to this directory, so that the results of all contestants can be compared. `time` repeats the work
-a number of times and returns the seconds. With PEER_DEVICE=cuda PyTorch uses a card. With BENCH_CLOCK=process the clock
-counts the processor time of all threads.
+The races start it with the Python in which the library is installed. It reads JSON requests from standard input, one
+per line, and answers each with one line. `prepare` names a case, which is a method of the contestant, and the directory
+of its input. The result is written to this directory, so that the results of all contestants can be compared. `time`
+repeats the work a number of times and returns the seconds. With PEER_DEVICE=cuda PyTorch uses a card. With
+BENCH_CLOCK=process the clock counts the processor time of all threads.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Ours:
         bias = list(autoencoder.shared.values())[1]
 
         def run(n: int) -> None:
-            for n_left in range(n, 0, -n_at_once):  # as in a training, a device gets several minibatches at a time
+            for n_left in range(n, 0, -n_at_once):  # as in a training run, a device gets several minibatches at a time
                 step.begin(rows, None, n_rows)
                 step.take([RATE] * min(n_left, n_at_once))
             bias.get_value()  # waits for a device

@@ -35,8 +35,8 @@ class Peer:
 
     A subclass adds ``array``, which returns an array on its device; ``scaler``, which returns a function that scales
     raw rows; ``stepper``, which returns a function that takes a step on raw rows and a function that returns the
-    parameters; and ``encoder``, which returns a function that encodes raw rows. ``activations`` has the library's
-    functions by name.
+    parameters; and ``encoder``, which returns a function that encodes raw rows. ``activations`` contains the
+    library's functions by name.
     """
 
     about = ""

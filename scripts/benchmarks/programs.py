@@ -129,7 +129,7 @@ def train(bench: Bench) -> None:
 
 
 def race_trainings(bench: Bench, shards: Path, what: str, memory: int) -> None:
-    """Race for a training on some shards with a memory budget."""
+    """Race for a training run on some shards with a memory budget."""
     sizes = {"shards": str(shards), "epochs": 5, "batch_size": 512, "memory": memory}
     ratios = bench.race("train_files", what, ("ours", "jax", "torch", "torch-compile"), sizes, (0.1, 0.0))
     bench.demand_of_peers(f"training, {what},", ratios, 1.2)

@@ -61,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     add = parser.add_argument
     add("sets", nargs="*", type=one_of(SETS), metavar="SET", help=f"some of {', '.join(SETS)} (default: all)")
-    add("--seeds", type=int, default=3, help="trainings with each data set (default: %(default)s)")
+    add("--seeds", type=int, default=3, help="training runs per data set (default: %(default)s)")
 
 
 def run(options: argparse.Namespace) -> int:

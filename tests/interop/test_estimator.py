@@ -135,7 +135,7 @@ def test_example_of_the_readme_runs() -> None:
 
 
 class Recorder:
-    """A callback that stops a training after its second epoch."""
+    """A callback that stops a training run after its second epoch."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []

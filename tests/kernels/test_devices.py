@@ -141,7 +141,7 @@ def test_step_uploads_nothing_but_scalars(runs, gpu):
 
 
 def oracle_training(rule):
-    """Do the same training in NumPy and float64; return the parameters, and the costs that were requested."""
+    """Repeat the training run in NumPy and float64; return the parameters, and the costs that were requested."""
     rows = child.make_rows()
     x_all = child.make_scaler(rows).transform(rows).astype(np.float64)
     p = {name: array.astype(np.float64) for name, array in child.start_of(child.NETWORK).items()}

@@ -285,6 +285,14 @@ def test_a_link_in_place_of_the_lock_is_refused(tmp_path: Path, make: Callable[[
     assert victim.read_bytes() == b"precious"
 
 
+def test_a_fifo_in_place_of_the_lock_is_refused(tmp_path: Path) -> None:
+    lock_and_let_go(tmp_path / "out")
+    (tmp_path / "out" / ".lock").unlink()
+    os.mkfifo(tmp_path / "out" / ".lock")
+    with refused(73, f"output={tmp_path / 'out'}", ".lock is a FIFO or a device, expected a regular file"):
+        lock_and_let_go(tmp_path / "out")
+
+
 @pytest.mark.parametrize("name", ["parts", "stages", "commits"])
 @pytest.mark.parametrize("target_exists", [True, False], ids=["elsewhere", "dangling"])
 def test_a_link_in_place_of_a_folder_is_refused(tmp_path: Path, name: str, target_exists: bool) -> None:

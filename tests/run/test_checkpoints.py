@@ -1,4 +1,4 @@
-"""Tests of resuming a training from its last valid checkpoint."""
+"""Tests of resuming a training run from its last valid checkpoint."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def features(output: Path) -> np.ndarray:
 
 
 def test_a_card_gives_the_features_of_the_cpu(on_cpu: Path, undisturbed: Undisturbed) -> None:
-    # The features come from two trainings, so differences of the parameters add to the tolerance.
+    # The features come from two training runs, so differences of the parameters add to the tolerance.
     assert_close(features(undisturbed.output), features(on_cpu), "cuda", "float32", "parameters")
 
 

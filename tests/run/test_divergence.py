@@ -1,4 +1,4 @@
-"""Tests of a training that diverges: it keeps its last good weights."""
+"""Tests of a training run that diverges: it keeps its last good weights."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def test_a_run_without_usable_training_can_be_discarded(
 ) -> None:
     assert workspace.run(out, *STEPS, disk=FullDisk("commits/scan", 1)) == 74
     assert workspace.run(out, *STEPS, "--optimizer", "momentum", disk=FullDisk("commits/checkpoint", 2)) == 74
-    (out / "model-last-good.h5").touch()  # a training that diverges leaves this file
+    (out / "model-last-good.h5").touch()  # a training run that diverges leaves this file
     caplog.clear()
     assert workspace.run(out, *STEPS) == 0
     assert mentions(caplog.text, "optimizer momentum -> adam")
@@ -177,7 +177,7 @@ def test_a_training_that_follows_a_divergence_is_not_discarded(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert workspace.run(out, *STEPS, "--optimizer", "momentum", disk=FullDisk("commits/checkpoint", 2)) == 74
-    (out / "model-last-good.h5").touch()  # a training that diverges leaves this file
+    (out / "model-last-good.h5").touch()  # a training run that diverges leaves this file
     assert workspace.run(out, *STEPS, disk=FullDisk("commits/checkpoint", 3)) == 74
     os.utime(out / "model-last-good.h5", ns=(0, (out / "run.json").stat().st_mtime_ns - 1))  # however fast this was
     caplog.clear()

@@ -92,7 +92,7 @@ def test_sigterm_in_training_saves_a_checkpoint(victim: Victim, tmp_path: Path) 
 
 
 def costs(output: Path) -> list[tuple[float, float]]:
-    """Return the history of a training without times."""
+    """Return the history of a training run without times."""
     history = json.loads((output / "report.json").read_text())["training"]["history"]
     return [(epoch["cost"], epoch["validation_cost"]) for epoch in history]
 

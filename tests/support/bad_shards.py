@@ -40,7 +40,7 @@ EACH_MODE = pytest.mark.parametrize("mode", ["skip", "quarantine"])
 
 
 class Silent(standin.Autoencoder):
-    """Stand-in without NumPy's warnings about NaN and Inf in skipped rows, which no device gives."""
+    """Stand-in without NumPy's warnings about NaN and Inf in skipped rows, which no device emits."""
 
     def encode(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         with np.errstate(all="ignore"):

@@ -2,7 +2,7 @@
 
 The folder contains the image of docs/Dockerfile with this checkout and the sample data, split into pieces of 60 MiB,
 and a script that joins them. Building needs root, debootstrap and a network; the other machine needs a driver and no
-network. PyTorch, for benchmarks, is most of the size; `--without-peers` (make card-kit PEERS=no) leaves it out.
+network. PyTorch, for benchmarks, takes most of the space; `--without-peers` (make card-kit PEERS=no) leaves it out.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def each(names: str, cases: Iterable[Any]) -> Callable[[Callable[..., None]], Ca
         signature = inspect.signature(test)
         others = [parameter for name, parameter in signature.parameters.items() if name not in arguments]
         assert len(others) == len(signature.parameters) - len(arguments), f"{test.__name__} takes no {names}"
-        loop.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined] # which pytest reads
+        loop.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined] # pytest reads it
         return loop
 
     return over_cases

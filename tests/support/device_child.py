@@ -72,7 +72,7 @@ def make_scaler(rows: np.ndarray) -> Scaler:
 
 
 def with_cost(step: int) -> bool:
-    """Return whether a step computes the cost, so that one training uses both compiled functions."""
+    """Return whether a step computes the cost, so that one training run uses both compiled functions."""
     return step % 3 == 0
 
 
@@ -113,7 +113,7 @@ def _describe(node: Any) -> dict[str, Any]:
 
 
 def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
-    """Return costs, parameters and features of one training."""
+    """Return costs, parameters and features of one training run."""
     from kernels.autoencoder import Autoencoder
     from kernels.graph import reconstruction
     from kernels.step import TrainingStep

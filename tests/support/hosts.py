@@ -1,4 +1,4 @@
-"""Several hosts on this machine: Linux network namespaces around a bridge. Needs root."""
+"""Several hosts on this machine: Linux network namespaces around a bridge. They need root."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Run the steps of docs/Dockerfile in a chroot of a plain Debian and test the result: `make image-check`.
 
-Needs root, debootstrap and a network. The steps are done as in Docker, as far as this Dockerfile uses them.
+This needs root, debootstrap and a network. The steps are done as in Docker, as far as this Dockerfile uses them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Image", "build_image", "mirror", "steps"]
 
 DOCKERFILE = REPOSITORY / "docs/Dockerfile"
 SUITES = {"debian:12": "bookworm"}
-# In a private mount namespace, so that nothing stays mounted.
+# Use a private mount namespace, so that nothing stays mounted.
 CHROOT = 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
 # Settings of this machine's package sources, for pip in the chroot.
 NETWORK = ("http_proxy", "https_proxy", "no_proxy", "PIP_INDEX_URL", "PIP_DEFAULT_TIMEOUT")

@@ -64,11 +64,11 @@ def run_python(code: str, warnings: str = "error", **variables: str | Path | Non
     Parameters
     ----------
     code : str
-        It reports through a dict named ``facts``, of values that JSON can hold.
+        Code that stores its results in a dict named ``facts``, with values that JSON can hold.
     warnings : str
         Python's ``-W``.
     variables : str, Path or None
-        For its `environment`.
+        Variables for `environment`.
     """
     command = [sys.executable, "-W", warnings, "-c", _PROGRAM.format(code=dedent(code))]
     result = subprocess.run(command, env=environment(**variables), capture_output=True, text=True, check=False)

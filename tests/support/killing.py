@@ -59,7 +59,7 @@ PHASES = {
     "end": r"^(Done|Already complete): ",
 }
 _SETTINGS = (
-    # Streamed, because of the small budget, in several windows per epoch, with a checkpoint after each step.
+    # The budget is small: rows are streamed in several windows per epoch, with a checkpoint after each step.
     "--memory-budget",
     "16MiB",
     "--batch-size",
@@ -129,7 +129,7 @@ class EndedRun:
 
 
 class Program:
-    """``scripts/extract.py`` with its arguments, in processes of its own.
+    """``scripts/extract.py`` with its arguments, run in separate processes.
 
     Parameters
     ----------
@@ -435,7 +435,7 @@ def rounds(victim: Victim, n_rounds: int, seed: int) -> Iterator[tuple[list[Kill
     Raises
     ------
     CheckFailed
-        With the directory that shows it.
+        If a check fails; the message names the directory.
     """
     phases = list(victim.seconds)
     for number in range(n_rounds):

@@ -1,4 +1,4 @@
-"""Write, commit and reopen results in a ledger, and compare the contents of its directory."""
+"""Helpers that write and commit results, reopen a ledger, and read its directory."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def commit(
 
 
 def valid_record(ledger: Ledger, record: Record) -> Record:
-    """Return the valid record of the result that this record is about."""
+    """Return the ledger's valid record with the same identity as `record`."""
     (found,) = (each for each in ledger.records() if each.identity == record.identity)
     return found
 
@@ -86,6 +86,6 @@ def record_files(ledger: Ledger) -> list[Path]:
 
 
 def file_of(ledger: Ledger) -> str:
-    """Return the only file of records."""
+    """Return the relative path of the only record file."""
     (path,) = record_files(ledger)
     return f"commits/{path.name}"

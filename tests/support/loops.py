@@ -1,4 +1,4 @@
-"""Run trainings to their end."""
+"""Complete training runs."""
 
 from __future__ import annotations
 

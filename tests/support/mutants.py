@@ -37,7 +37,7 @@ _SECONDS = 900.0  # time limit of a test run, which may include minutes of compi
 _FAILURE = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 _TESTS_FAILED = 1  # exit code of pytest
 
-# Child processes may ignore the environment, so this is asked in the strictest mode.
+# Child processes may ignore the environment, so this check uses the strictest mode.
 _WHERE = "import kernels, pipeline, shardpress; print(kernels.__file__, pipeline.__file__, shardpress.__file__)"
 
 
@@ -203,7 +203,7 @@ class Sandbox:
             "THEANORC": None,
         }
         env = {name: value for name, value in environment(**variables).items() if not name.startswith("PYTEST_")}
-        # In a session of its own, so that it can be killed with its child processes.
+        # Use a separate session, so that it can be killed with its child processes.
         process = subprocess.Popen(
             command,
             cwd=self._root,
@@ -282,7 +282,7 @@ class Sandbox:
                 (new / packages / path.name).symlink_to(path)
 
     def _check_imports(self) -> None:
-        # Without the copy as current directory, on the search path or in the environment.
+        # The copy is not the current directory, and is neither on the search path nor in the environment.
         command = [str(self._python), "-I", "-c", _WHERE]
         result = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
         files = result.stdout.split()

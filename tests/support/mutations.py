@@ -20,7 +20,7 @@ class Mutation:
     Attributes
     ----------
     name : str
-        Unique; what goes wrong.
+        Unique name that describes the fault.
     file : str
         Path from the root of the checkout.
     text, replacement : str
@@ -28,7 +28,8 @@ class Mutation:
     tests : tuple of str
         Files or node ids of which at least one test must fail.
     needs : tuple of str
-        Features of the processor, as the kernel names them. Without any of them the mutated code is not used.
+        Features of the processor, as the kernel names them. A processor with none of them does not use the mutated
+        code.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Networks with each option alone and several together, random parameters, and a NumPy training loop."""
+"""Networks that use one option or several, random parameters, and a NumPy training loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["DECAY", "NETWORKS", "ONE_LAYER", "numpy_steps", "numpy_update", "ran
 
 DECAY = 0.9  # decay of the running averages of all rules
 
-# Settings of networks that earlier versions trained, and of their initialization.
+# Settings that reproduce the networks and the initialization of earlier versions.
 ONE_LAYER: dict[str, Any] = {
     **{"hidden": (), "code_activation": "sigmoid", "decoder_gain": False},
     **{"corruption": 0.0, "start": "random", "replicas": 1},
@@ -53,7 +53,7 @@ def numpy_steps(
         cost, gradients = reference.gradients(network, x, corrupted, p)
         costs.append(cost)
         for (name, array), gradient in zip(p.items(), gradients, strict=True):
-            if array.ndim == 2:  # no bias and no gain
+            if array.ndim == 2:  # weight decay does not apply to biases and gains
                 array *= 1 - rate * weight_decay
             numpy_update(rule, count, rate, array, gradient, *state[name])
     return p, costs

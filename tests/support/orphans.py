@@ -2,10 +2,10 @@
 
     python -m tests.support.orphans 40         number of moments; a second number is the seed
 
-First an undisturbed run is observed: when its first child, the programs of its workers and the workers appear, and
-when it is connected to them. Each further run is killed (SIGKILL) some time after one of these events, before the next
-one. Its processes are recognized by an environment variable, whatever their parent is by then. The first survivor ends
-the program with exit code 1.
+First an undisturbed run is observed: when its first child, the programs of its workers and the workers appear, and when
+it is connected to them. Each further run is killed (SIGKILL) some time after one of these events, before the next one.
+Its processes are recognized by an environment variable, regardless of their current parent. The first survivor ends the
+program with exit code 1.
 
 `tests/run/test_orphans.py` kills one run at each event.
 """

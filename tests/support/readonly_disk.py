@@ -1,10 +1,10 @@
-"""Make the disk read-only in the middle of a run, as ext4 does after an error. Needs root and a loop device.
+"""Make the disk read-only in the middle of a run, as ext4 does after an error. This needs root and a loop device.
 
     python -m tests.support.readonly_disk         before each disk call of a run; prints the number of calls
     python -m tests.support.readonly_disk 20      before every twentieth call
 
-The file system is real: ext4 in a file, in a mount namespace of its own, whose journal is aborted by
-``mount -o remount,abort``. Afterwards it is checked (e2fsck) and mounted again, and the same command is run again.
+The file system is real: ext4 in a file, in a separate mount namespace. ``mount -o remount,abort`` aborts
+its journal. Afterwards it is checked (e2fsck) and mounted again, and the same command is run again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The order in which pytest-xdist hands tests to its workers."""
+"""Order in which pytest-xdist assigns tests to its workers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHARING = [
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Return a scheduler that hands out single tests, and whole files only where their tests share a fixture.
+    """Return a scheduler that assigns single tests, and whole files only if their tests share a fixture.
 
     The files with the most tests come first, so that none of them is left for the end.
     """

@@ -97,7 +97,7 @@ class Scenario:
 
     def __init__(self, folder: Path, kind: str) -> None:
         folder.mkdir()
-        # All parts but the first in one group, or each part by itself.
+        # Commit all parts except the first in one group, or each part separately.
         self._pause = math.inf if kind == "together" else 0.0
         self.workspace = Workspace(folder, 20, 0, 15)
         self._folder = folder
@@ -171,7 +171,7 @@ class Scenario:
             return
         visible = run_seen_by_readers(output)
         assert visible in {None, self._run_after, *self._runs_before}, label
-        # Only a run that discards everything first may leave nothing to read.
+        # Nothing is readable only if the run discards everything first.
         assert visible is not None or self._before is None or "--restart" in self.flags, label
 
 
@@ -220,7 +220,7 @@ def run_seen_by_readers(output: Path) -> str | None:
     assert load_model(published_file(output, "model.h5")).fingerprint == manifest["model"]
     # In a copy that has lost its links, the publication has also lost the link to its index.
     if os.path.lexists(manifest_path(output).resolve().with_name("index.h5")):
-        # Without HDF5's lock, because the run may have parts open in the same process.
+        # HDF5's lock is off, because the run may have parts open in the same process.
         with reading(output / "index.h5") as index:
             assert index["features"][()].tobytes() == features.tobytes()
             assert index.attrs["model"] == manifest["model"]
@@ -288,7 +288,7 @@ def unreferenced(output: Path) -> set[str]:
 
 
 def leftovers(output: Path) -> list[str]:
-    """Return unreferenced files, and records of a finished training."""
+    """Return unreferenced files, and records of a finished training run."""
     checkpoints = {str(path.relative_to(output)) for path in output.rglob("*checkpoint*")}
     return sorted(unreferenced(output) | checkpoints)
 

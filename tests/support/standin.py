@@ -1,7 +1,8 @@
-"""Run the whole program in a tenth of a second: NumPy as device, tiny parts, shards vetted once, and no syncs.
+"""Run the whole program in a tenth of a second.
 
-Everything else is the real program, from the command line to the commit. The stand-in computes a real autoencoder, and
-the same bits for the same rows, independent of blocks, threads and interruptions.
+NumPy replaces the device, parts are tiny, shards are vetted once, and nothing is synced. Everything else is the real
+program, from the command line to the commit. The stand-in computes a real autoencoder. Equal rows give bitwise equal
+results, regardless of block size, threads and interruptions.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ PART_BYTES = 4 * TILE_ROWS * 4 * 2  # four tiles of two features
 
 
 class Autoencoder:
-    """Has the interface of `kernels.autoencoder.Autoencoder`, as far as the pipeline uses it."""
+    """Replacement for `kernels.autoencoder.Autoencoder` with the methods that the pipeline uses."""
 
     def __init__(
         self, network: Network, minimum: np.ndarray, scale: np.ndarray, maximum: np.ndarray | None = None
@@ -92,7 +93,7 @@ class Autoencoder:
 
 @dataclass(frozen=True)
 class Rule:
-    """Replaces `kernels.updates.Rule`, whose module loads Theano."""
+    """Replacement for `kernels.updates.Rule`, whose module loads Theano."""
 
     name: str
     momentum: float
@@ -100,7 +101,7 @@ class Rule:
 
 
 class TrainingStep:
-    """Stands in for `kernels.step.TrainingStep`; every rule is plain momentum, and no entry is corrupted."""
+    """Replacement for `kernels.step.TrainingStep`: every rule is plain momentum, and no entry is corrupted."""
 
     def __init__(
         self,
@@ -158,12 +159,13 @@ class TrainingStep:
 
 def checked(values: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """Return copies of the values as float32; raise an error for other names or shapes."""
-    if {name: np.shape(array) for name, array in values.items()} != dict(shapes):
-        raise ValueError(f"found arrays {sorted(values)}, expected {sorted(shapes)} of their shapes")
+    found = {name: np.shape(array) for name, array in values.items()}
+    if found != dict(shapes):
+        raise ValueError(f"found arrays with shapes {found}, expected arrays with shapes {dict(shapes)}")
     return {name: np.array(array, dtype=np.float32) for name, array in values.items()}
 
 
-# Settings of the stand-in, and of the initialization in earlier versions.
+# Settings that the stand-in supports, with the initialization of earlier versions.
 NETWORK = {
     **{"hidden": "none", "code_activation": "sigmoid", "decoder_gain": "no", "corruption": "0"},
     **{"start": "random", "learning_rate": "0.003"},
@@ -180,17 +182,18 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
         module = ModuleType(name)
         setattr(module, standin.__name__, standin)
         monkeypatch.setitem(sys.modules, name, module)
-    for setting, value in NETWORK.items():  # unless a flag sets it
+    for setting, value in NETWORK.items():  # command-line flags override these
         monkeypatch.setenv(f"SHARDPRESS_{setting.upper()}", value)
     for starter in (engine, plan):
         monkeypatch.setattr(starter, "start_device", lambda is_required=False: Device("cpu", "cpu", "stand-in"))
     monkeypatch.setattr(prepare, "TILE_ROWS", TILE_ROWS)
     monkeypatch.setattr(budget, "_PART_BYTES", PART_BYTES)
-    monkeypatch.setattr(index_of_parts, "_MOST", 2)  # a view over three parts consists of views
-    monkeypatch.setattr(groupcommit, "_pause", lambda seconds: 0.0)  # each part by itself, however fast they arrive
+    monkeypatch.setattr(index_of_parts, "_MOST", 2)  # so that an index of three parts is already nested
+    # Commit each part separately, even if several arrive at once.
+    monkeypatch.setattr(groupcommit, "_pause", lambda seconds: 0.0)
     monkeypatch.setattr(prepare, "open_shards", _remembering(open_shards))
     for user in (context, fingerprints):
-        monkeypatch.setattr(user, "version", cache(version))  # parse a file each time
+        monkeypatch.setattr(user, "version", cache(version))  # uncached, it parses a metadata file on every call
 
 
 def _remembering(vet: Callable[..., Any]) -> Callable[..., Any]:
@@ -214,7 +217,7 @@ def _remembering(vet: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class UnsyncedDisk(Disk):
-    """Disk without waiting: a sync only changes what a power cut leaves."""
+    """Disk that skips syncs, which matter only after a power failure."""
 
     def sync(self, descriptor: int) -> None:
         os.fstat(descriptor)
@@ -257,7 +260,7 @@ class Workspace:
 
 
 def features_of(output: Path) -> bytes:
-    """Return all values of a finished run, row by row: features, valid, extras; and the model."""
+    """Return the bytes of the model and of each dataset of a finished run."""
     manifest = read_manifest(output)
     bits = [manifest["model"].encode()]
     with h5py.File(output / INDEX) as index:

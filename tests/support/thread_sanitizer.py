@@ -20,7 +20,7 @@ from tests.support.interpreters import EndedProcess, run_python
 __all__ = ["EXIT_CODE", "run_sanitized"]
 
 EXIT_CODE = 66  # exit code of a process with findings
-# From personality(2): the argument that changes nothing, and ADDR_NO_RANDOMIZE.
+# Arguments of personality(2): one that changes nothing, and ADDR_NO_RANDOMIZE.
 _ASK = 0xFFFFFFFF
 _NO_RANDOMIZE = 0x0040000
 _ALONE = """
@@ -58,7 +58,7 @@ def _one_layout() -> Iterator[None]:
 
 def main(names: Sequence[str]) -> int:
     """Print the findings and return the exit code."""
-    # Without libgpuarray's cache, which has kernels that were compiled without the sanitizer.
+    # Avoid libgpuarray's cache, which contains kernels that were compiled without the sanitizer.
     ended = run_sanitized(_GRAPHS.format(names=list(names)), THEANO_FLAGS="device=cuda,gpuarray.cache_path=")
     print(ended.stderr if ended.code else "no data races between threads of a block")
     return int(ended.code != 0)

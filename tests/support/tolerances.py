@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 __all__ = ["TOLERANCES", "assert_close", "kind_of"]
 
 TOLERANCES = {
-    # One subtraction, one product and one cast, each rounded as in IEEE 754; the result is unique.
+    # One subtraction, one product and one cast, each rounded as in IEEE 754, so the result is unique.
     ("cpu", "float32", "scaled"): 0.0,
     ("cpu", "float64", "scaled"): 0.0,
     # The slope of a sigmoid is at most 1/4; the error of its argument is eps sqrt(784) times a few units.

@@ -3,7 +3,7 @@
     python -m tests.support.ulimits
 
 Limits are set on open files (``ulimit -n``), file sizes (``-f``), processes and threads (``-u``, where root switches to
-another user), and address space (``-v``). `tests/run/test_system_faults.py` has a sample with the stand-in.
+another user), and address space (``-v``). `tests/run/test_system_faults.py` runs a sample with the stand-in.
 """
 
 from __future__ import annotations

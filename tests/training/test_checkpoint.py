@@ -1,4 +1,4 @@
-"""Tests of resuming a training on the real kernels: bit for bit from its checkpoint, independent of anything else."""
+"""Tests of resuming a training run on the real kernels: only the checkpoint matters, and all bits are equal."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_invalid_checkpoints_are_refused(content: bytes) -> None:
 
 
 def test_a_checkpoint_keeps_every_field_of_the_training_state() -> None:
-    """A field that is saved but not restored, or the reverse, would change how a training continues."""
+    """A field that is saved but not restored, or the reverse, would change how a training run continues."""
     epochs = [Epoch(0, 0.5, None, 0.25), Epoch(1, 0.4, 0.3, 0.125)]
     state = TrainingState("adam", 2, 3, [0.5, 0.25], 1.5, epochs, 0.3, 1, [0.5, 0.25], 7, 5)
     fresh = TrainingState("")
@@ -92,7 +92,7 @@ DEEP: dict[str, Any] = {
 
 
 class Trained(NamedTuple):
-    """Result of a training."""
+    """Result of a training run."""
 
     parameters: dict[str, np.ndarray]
     state: TrainingState
@@ -127,7 +127,7 @@ class Rig:
         save: Callable[[Checkpoint], object] = lambda _: None,
         **settings: Any,
     ) -> Trained:
-        """Train from the start, or from a checkpoint after another training has changed all state.
+        """Train from the start, or from a checkpoint after another training run has changed all state.
 
         SIGTERM arrives in step number `stop` of this call, counted from 1.
         """

@@ -237,7 +237,7 @@ def test_every_step_uses_the_rate_of_the_schedule() -> None:
 
 
 def checkpoints_of(config: Settings, **device: Any) -> list[Checkpoint]:
-    """Return every checkpoint of a training that saves one after each step."""
+    """Return every checkpoint of a training run that saves one after each step."""
     found: list[Checkpoint] = []
     minutes = config.timing.checkpoint_minutes
     train(training(Counting(**device), config, ENOUGH_ROWS), found.append, minutes)
@@ -346,7 +346,7 @@ class Limiting:
 
 
 def limited_training(number: int, limit: Limit, device: Any = None) -> tuple[Training, list[Checkpoint]]:
-    """Return a training of six epochs of two steps that gets a limit after a step, and its checkpoints."""
+    """Return a training run of six epochs of two steps that gets a limit after a step, and its checkpoints."""
     found: list[Checkpoint] = []
     ended = training(device or Counting(), CONFIG.changed(schedule="linear"))
     # Without a checkpoint at the end of each epoch, only limits are saved.

@@ -1,4 +1,4 @@
-"""Tests of preparing a training of any size: the rows that it uses, and the initial parameters."""
+"""Tests of preparing a training run of any size: the rows that it uses, and the initial parameters."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def training_of(shards: tuple[Shard, ...], config: Settings = CONFIG, **sizes: A
 def result_of(
     training: Training, runner: RoundRunner | None = None, save: Callable[[Checkpoint], object] | None = None
 ) -> Any:
-    """Return the result of a training."""
+    """Return the result of a training run."""
     done = train(training, save, 0.0, runner)
     parameters = {name: array.tobytes() for name, array in training.best.items()}
     return parameters, [replace(epoch, seconds=0) for epoch in done.history], training.n_rows_done

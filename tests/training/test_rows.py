@@ -70,7 +70,7 @@ def test_rows_reach_a_device_in_order_for_any_window(shards):
 
 @pytest.mark.slow
 def test_an_epoch_can_start_at_any_minibatch(shards):
-    """An interrupted training resumes in the middle of an epoch with exactly the remaining minibatches."""
+    """An interrupted training run resumes in the middle of an epoch with exactly the remaining minibatches."""
     for seed in range(6):
         with case(seed):
             rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Tests of the verdict on a training, and of the rows from which it is computed."""
+"""Tests of the verdict on a training run, and of the rows from which it is computed."""
 
 from __future__ import annotations
 

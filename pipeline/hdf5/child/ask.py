@@ -50,7 +50,7 @@ class Limits:
     patience : float
         Elapsed time in seconds: much more than CPU time, so that intact files are not refused on a busy machine.
     memory : int
-        Bytes of address space in addition to what the child has when it starts. They hold the index of the largest
+        Bytes of address space in addition to those that the child has at its start. They hold the index of the largest
         number of chunks (100 MB, twice while it is sent), HDF5's metadata cache (32 MB), and one chunk of 64 MiB before
         and after decompression.
     answer_bytes : int
@@ -80,7 +80,7 @@ class _Child:
     """A child process."""
 
     def __init__(self) -> None:
-        # Not a fork of this process, which has threads that may hold a lock.
+        # The child is not a fork of this process, whose other threads may hold a lock.
         self._process = ChildProcess(_MODULE, environment=_environment(), bufsize=0, stdin=PIPE, stdout=PIPE)
         self._owner = os.getpid()
 

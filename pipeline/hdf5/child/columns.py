@@ -45,9 +45,9 @@ _SHORT = 1024  # bytes of an attribute that names a dataset
 _STORAGE = re.compile(r"errno = \d", re.IGNORECASE)  # HDF5's words if the storage fails
 
 _Names = tuple[str, list[str]]
-"""The place where names are stored, and the names."""
+"""Location of the names, and the names."""
 _Values = tuple[str, np.ndarray]
-"""The place where numbers are stored, and the numbers."""
+"""Location of the numbers, and the numbers."""
 
 
 def find_columns(file: h5py.File, rows: Rows, arrays: list[np.ndarray]) -> dict[str, Any]:

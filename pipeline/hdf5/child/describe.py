@@ -56,9 +56,9 @@ def describe(
     Returns
     -------
     dict
-        ``dataset``, ``columns`` (as from `find_columns`) and ``fill_value``; ``form``, ``shape`` and ``rows``: the
-        layouts of the datasets with the rows, as in `pipeline.hdf5.forms`; ``extras``, each with ``name``, ``layout``,
-        ``categories`` and ``is_named``; ``left_out``, as from `forms.leave_out`.
+        ``dataset``, ``columns`` (from `find_columns`) and ``fill_value``; ``form``, ``shape`` and ``rows`` (the layouts
+        of the datasets with the rows), as in `pipeline.hdf5.forms`; ``extras``, each with ``name``, ``layout``,
+        ``categories`` and ``is_named``; ``left_out`` (from `forms.leave_out`).
     list of ndarray
         Arrays of the layouts, starting with the layouts of the rows. A chunked layout comes with
         the offsets, sizes and filter masks of its chunks: shape (3, n_chunks), int64. A layout inside the metadata

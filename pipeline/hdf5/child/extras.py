@@ -59,7 +59,7 @@ def find_extras(
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
     """Return the extras in the group of the rows, `most` at most, and the objects that are left out.
 
-    The rows have that path and shape. Arrays are appended to `arrays`, as by `layout_claim`. Each object that is left
+    The rows have that path and shape. Arrays are appended to `arrays`, as `layout_claim` does. Each object that is left
     out has a name, the reason, and whether a user may miss it.
     """
     extras: list[dict[str, Any]] = []
@@ -157,7 +157,7 @@ def _is_short_text(shape: tuple[int, ...], dtype: np.dtype) -> bool:
 def find_named(
     file: h5py.File, paths: Sequence[str], shape: tuple[int, ...], arrays: list[np.ndarray]
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
-    """Return the extras at some paths, and the paths that do not exist; both as from `find_extras`.
+    """Return the extras at some paths, and the paths that do not exist, in the format of `find_extras`.
 
     For a group of codes and categories, as in AnnData, the codes are included. For a group of values and a mask, the
     values are included if the mask hides none.

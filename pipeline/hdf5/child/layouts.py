@@ -25,13 +25,13 @@ _get_chunk_options.argtypes = [ctypes.c_int64, ctypes.POINTER(ctypes.c_uint)]
 def layout_claim(dataset: h5py.Dataset, name: str, arrays: list[np.ndarray]) -> dict[str, Any]:
     """Return the location of the bytes of a dataset for `layout.layout_of`, and append arrays to `arrays`.
 
-    For a chunked dataset the array has offsets, sizes and filter masks of its chunks: shape (3, n_chunks), int64. For a
-    dataset inside the metadata it has the bytes.
+    For a chunked dataset the array contains offsets, sizes and filter masks of its chunks: shape (3, n_chunks), int64.
+    For a dataset inside the metadata it contains the bytes.
     """
     properties = dataset.id.get_create_plist()
     filters = filters_of(properties, name)
     layout = properties.get_layout()
-    # As stored: bfloat16, which is read as float32, takes half of the bytes of NumPy's type.
+    # The size as stored: bfloat16 is read as float32, and takes half the bytes of that type.
     n_bytes = prod(dataset.shape) * dataset.id.get_type().get_size()
     claim = {"name": name, "shape": dataset.shape, "dtype": _dtype_claim(dataset.dtype)}
     if layout == h5py.h5d.CHUNKED:
@@ -54,7 +54,7 @@ def _chunked(
 
 
 def _kind_of_chunked(dataset: h5py.Dataset, name: str, filters: list[tuple[int, list[int]]]) -> str:
-    """Return ``chunked`` if chunks can be read without HDF5, else ``asked``; refuse values that need a plugin."""
+    """Return ``chunked`` if chunks can be read without HDF5, otherwise ``asked``; refuse values that need a plugin."""
     is_readable = is_plain(dataset, dataset.dtype) and _has_usual_order(dataset)
     if is_readable and not any(code in ASKED for code, _ in filters):
         return "chunked"

@@ -40,8 +40,8 @@ _LANDLOCK_READ_FILE = 4
 def main() -> None:
     """Answer requests, one JSON line each on standard input, until standard input is closed.
 
-    A request has the ``pid`` of the process that sends it, and two of its descriptors: the open ``file``, and a pipe
-    for the ``answer``. Its limits are ``seconds`` of CPU time, ``patience`` in seconds of elapsed time, and ``memory``
+    A request contains the ``pid`` of its sender, and two descriptors of that process: the open ``file``, and a pipe for
+    the ``answer``. Its limits are ``seconds`` of CPU time, ``patience`` in seconds of elapsed time, and ``memory``
     in bytes. ``ask`` names a function (``describe``, ``values``, ``stacked`` or ``listed``), and ``arguments`` are the
     arguments of the function. When the fork has ended, the child writes a JSON line with the kind of ``end``
     (``answered``, ``signal``, ``exit``, ``time``, ``system``) and a ``detail``.
@@ -59,7 +59,7 @@ def main() -> None:
         end, detail = _serve(json.loads(line))
         _write(1, json.dumps({"end": end, "detail": detail}).encode() + b"\n")
         if end == "system":
-            break  # the next process may have more resources, and has no descriptors left over
+            break  # the next process may have more resources, and starts without leftover descriptors
 
 
 def _warm_up() -> None:

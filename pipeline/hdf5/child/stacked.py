@@ -31,8 +31,8 @@ def stacked(file: h5py.File, dataset: str | None) -> tuple[dict[str, Any] | None
     -------
     dict or None
         ``dataset``, its path, and ``neighbours``, names of datasets in the master that may belong to the rows. A
-        virtual dataset has ``shape`` and ``blocks``: each block is a file, a dataset in it, and two boxes as from
-        `_box`, the one that it fills and the one that it is read from. Otherwise there are ``links``: each is a name,
+        virtual dataset has ``shape`` and ``blocks``: each block is a file, a dataset in it, and two results of
+        `_box`: the box that it fills, and the box that it is read from. Otherwise there are ``links``: each is a name,
         a file and a dataset. None if the rows are stored in the file itself.
     list
         Empty: no arrays.

@@ -143,7 +143,7 @@ def rewrite_advice(dataset: str) -> str:
 
 @cache
 def _deflate() -> Any:
-    # Not imported at the top, since programs that only read features or apply a model need not install it.
+    # It is imported here, since programs that only read features or apply a model need not install it.
     import deflate
 
     return deflate
@@ -249,7 +249,7 @@ def _blosc() -> Any:
 
 
 def _from_blosc(data: memoryview, _: Sequence[int], most: int) -> memoryview:
-    """Decode a buffer of Blosc 1, whose header has the sizes before and after."""
+    """Decode a buffer of Blosc 1, whose header contains the sizes before and after."""
     n_bytes, n_block, n_stored = struct.unpack_from("<3I", data, 4)
     _check_blocks(n_bytes, n_block, most)
     stored = bytes(data[:n_stored])

@@ -244,7 +244,7 @@ def _layout(name: str, dataset: Dataset, base: int) -> Layout:
 def _values(descriptor: int, base: int, dataset: Dataset) -> np.ndarray:
     """Return the values of a dataset whose place has been checked."""
     dtype = np.dtype(dataset.dtype.code)
-    # Bytes first: a bool that is neither 0 nor 1 must not reach NumPy.
+    # Read the values as bytes first: a bool that is neither 0 nor 1 must not reach NumPy.
     content = np.empty(dataset.n_bytes, dtype=np.uint8)
     if dataset.kind == "inline":
         content[:] = np.frombuffer(dataset.data, dtype=np.uint8)

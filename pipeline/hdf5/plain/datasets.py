@@ -241,7 +241,7 @@ def _has_usual_order(dataset: Dataset) -> bool:
 def _check_keys(keys: np.ndarray, grid: tuple[int, ...], dataset: Dataset) -> None:
     """Check that the keys of a tree of chunks list every chunk once, in order.
 
-    A key has the size and the mask in one word, the chunk's first element, and 0. The last key only has to be the
+    A key contains the size and the mask in one word, the chunk's first element, and 0. The last key only has to be the
     position of a chunk.
     """
     rank = len(grid)

@@ -68,7 +68,7 @@ def describe_plain(
     Returns
     -------
     tuple of (dict, list of ndarray), or None
-        As from `child.describe.describe`, with lists as in JSON. None if the child must be asked.
+        The result of `child.describe.describe`, with lists as in JSON. None if the child must be asked.
 
     Raises
     ------

@@ -69,7 +69,7 @@ class Metadata:
     Raises
     ------
     OSError
-        If reading fails, also in all functions that take an object of this class.
+        If reading fails. All functions that take an object of this class may raise it as well.
     """
 
     def __init__(self, descriptor: int, size: int, base: int = 0, most_bytes: int = MOST_BYTES) -> None:
@@ -327,7 +327,7 @@ def is_group(header: Messages) -> bool:
 
 
 def expect_none_elsewhere(info: bytes, form: str) -> None:
-    """Check that links or attributes are in the header, not in a heap of their own (IV.A.2.c, IV.A.2.v)."""
+    """Check that links or attributes are in the header, not in a separate heap (IV.A.2.c, IV.A.2.v)."""
     version, flags = info[:2]
     has_next_number = flags & 1
     start = 2 + struct.calcsize(form) * has_next_number

@@ -97,7 +97,7 @@ def _levels(levels: Mapping[str, float], x: Scale, y: Scale) -> list[Element]:
 
 
 def _legend(x: float, y: float, name: str, stroke: str) -> list[Element]:
-    """Draw the name of a line. It has the colour of other text, because not all colours of lines are readable."""
+    """Draw the name of a line, in the colour of other text, because not all colours of lines are readable."""
     return [polyline((x, x + 16), (y - 4, y - 4), stroke, stroke_width=3), text(x + 21, y, name)]
 
 

@@ -231,7 +231,7 @@ class Reusable:
     model : Model or None
         The trained model, or the given one.
     checkpoint : Record or None
-        The last checkpoint of an unfinished training.
+        The last checkpoint of an unfinished training run.
     ends_by : float or None
         Deadline of the run, in seconds since 1970.
     n_encoded, n_bytes : int
@@ -281,7 +281,7 @@ def reusable_results(ledger: Ledger, prepared: Prepared) -> Reusable:
 
 
 def _reusable_stages(ledger: Ledger, prepared: Prepared, before: Mapping[str, Any] | None) -> Reusable:
-    """Return the results that a run would reuse of an unfinished run, or of a run with another request."""
+    """Return the results of an unfinished run, or of a run with another request, that a run would reuse."""
     earlier = EarlierResults(ledger, prepared.budget.n_threads, compares_digests=False, is_readonly=True)
     scanning = ScanStage(prepared)
     has_scan = scanning.load(earlier) is not None

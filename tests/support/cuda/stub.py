@@ -54,8 +54,8 @@ def built(folder: Path | None = None) -> Path:
     Returns
     -------
     Path
-        A directory with two subdirectories. ``direct`` has the file names that libgpuarray opens. ``forwarded`` has the
-        names of NVIDIA's files, and the project's own libraries, which forward to them.
+        A directory with two subdirectories. ``direct`` contains the file names that libgpuarray opens. ``forwarded``
+        contains the names of NVIDIA's files, and the project's own libraries, which forward to them.
     """
     our_sources = [*(REPOSITORY / "kernels/native").glob("lib*.c"), REPOSITORY / "pipeline/gpu/install.py"]
     paths = [path for path in sorted([*SOURCES.iterdir(), *our_sources]) if path.suffix in (".cpp", ".h", ".c", ".py")]
@@ -96,7 +96,7 @@ def card(**settings: str | Path | int | None) -> dict[str, str | None]:
 
 
 def _kernels(folder: Path) -> Path:
-    """Return the directory of compiled kernels, which has the headers of this version."""
+    """Return the directory of compiled kernels, which contains the headers of this version."""
     headers = {name: (SOURCES / name).read_text() for name in ("kernel.h", "fibers.h", "threads.h")}
     key = hashlib.sha256("".join([*headers.values(), KERNEL_FLAGS]).encode()).hexdigest()[:16]
     place = folder / f"kernels-{key}"
