@@ -1,25 +1,25 @@
-/* LZF undone: the format of Marc Lehmann's LibLZF, which h5py's filter 32000 writes.
+/* LZF decoder for the format of Marc Lehmann's LibLZF, which h5py writes as filter 32000.
  *
- * A stream is a row of pieces. A first byte c below 32 is followed by c + 1 bytes as they are. Any other one repeats what
- * came before: its upper three bits are the length less 2, where 7 means that another byte adds to it, its lower five bits
- * and the byte that follows the distance less 1.
+ * A stream is a sequence of pieces. If the first byte c of a piece is below 32, c + 1 literal bytes follow. Otherwise
+ * the piece repeats earlier output. The upper three bits of c are the length minus 2; if they are 7, the next byte is
+ * added to the length. The lower five bits of c and the following byte are the distance minus 1.
  *
- * The input may be anybody's: nothing is read or written outside of the two buffers, whatever it says.
+ * The input is untrusted. No input makes the decoder read or write outside the two buffers.
  */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 #include <string.h>
 
-#define LITERAL 32 /* bytes of a piece at most */
-#define STRIDE 16  /* bytes that are copied at once, where there is room for that many too many */
+#define LITERAL 32 /* maximum number of bytes in a literal piece */
+#define STRIDE 16  /* bytes to copy at a time, if the output has room for that many extra bytes */
 
-/* `n` bytes from `distance` bytes before. Where these overlap, what was just written is repeated. */
+/* Copy `n` bytes from `distance` bytes earlier. If the ranges overlap, the bytes just written are repeated. */
 static void repeat(unsigned char *to, Py_ssize_t distance, Py_ssize_t n, Py_ssize_t room)
 {
     Py_ssize_t done = 0;
     if (room >= n + STRIDE) {
-        if (distance < STRIDE) { /* what is repeated every `distance` bytes is so every multiple of that, too */
+        if (distance < STRIDE) { /* output with this period also has every multiple as a period */
             for (; done < STRIDE; done++)
                 to[done] = to[done - distance];
             distance *= (STRIDE + distance - 1) / distance;
@@ -31,7 +31,7 @@ static void repeat(unsigned char *to, Py_ssize_t distance, Py_ssize_t n, Py_ssiz
         to[done] = to[done - distance];
 }
 
-/* How many bytes came out; -1 when the stream is damaged or more would. */
+/* Decode a stream, and return the number of bytes; -1 if the stream is damaged or the output is too small. */
 static Py_ssize_t undo(const unsigned char *in, Py_ssize_t n_in, unsigned char *out, Py_ssize_t n_out)
 {
     const unsigned char *end = in + n_in;
@@ -79,17 +79,17 @@ static PyObject *undo_into(PyObject *module, PyObject *arguments)
     if (n >= 0)
         return PyLong_FromSsize_t(n);
     return PyErr_Format(PyExc_ValueError,
-                        "compressed data that are damaged or unfold to too much, expected %zd bytes at most", most);
+                        "damaged, or decompresses to more than the expected %zd bytes", most);
 }
 
 static PyMethodDef methods[] = {
     {"undo_into", undo_into, METH_VARARGS,
-     "Undo LZF.\n\nParameters\n----------\ndata : buffer\nout : buffer\n    Filled from its start on; what lies behind the "
-     "result may change as well.\n\nReturns\n-------\nint\n    Bytes of the result.\n\nRaises\n------\nValueError\n    When "
-     "the data are damaged, or unfold to more than `out` holds.\n"},
+     "Decode LZF.\n\nParameters\n----------\ndata : buffer\nout : buffer\n    Buffer for the result. Bytes after the "
+     "result may change as well.\n\nReturns\n-------\nint\n    Size of the result in bytes.\n\nRaises\n------\n"
+     "ValueError\n    If the data are damaged, or do not fit into `out` when decoded.\n"},
     {NULL, NULL, 0, NULL}};
 
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "lzf", "LZF undone, without Python's lock.", -1, methods};
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "lzf", "LZF decoder without the GIL.", -1, methods};
 
 PyMODINIT_FUNC PyInit_lzf(void)
 {
