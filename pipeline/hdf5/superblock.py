@@ -131,7 +131,7 @@ def _check(descriptor: int, size: int, base: int, head: bytes, where: str) -> No
         )
     end = block.end + base - block.base
     if end > size:
-        raise DataError(f"{where}: truncated: {size} bytes, but the header says {end} bytes. Copy the file again.")
+        raise DataError(f"{where}: truncated: {size} bytes, expected {end} bytes from the header. Copy it again.")
 
 
 def _superblock(head: bytes, size: int, where: str) -> Superblock:
