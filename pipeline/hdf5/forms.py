@@ -157,7 +157,7 @@ def _fields_in_order(record: np.dtype) -> list[tuple[int, str, np.dtype]]:
 def rows_of(
     form: str, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[np.dtype], shape: Sequence[int]
 ) -> tuple[tuple[int, ...], np.dtype]:
-    """Return the shape (rows first) and the dtype of rows that are stored in some datasets.
+    """Return the shape (rows first) and the dtype of rows, given the datasets that store them.
 
     Parameters
     ----------
@@ -265,8 +265,8 @@ def has_one_for_each_row(shape: tuple[int, ...], n_rows: int) -> bool:
 def misfit(shape: tuple[int, ...], rows: tuple[int, ...]) -> tuple[str, bool]:
     """Explain why a dataset does not fit the rows, and return whether a user might expect it in the output.
 
-    A list of values with the wrong length is probably a mistake of the user. One value for each column, or a single
-    value, is not.
+    One value for each row, but for a different number of rows, is probably a mistake. One value for each column, or a
+    single value, is not.
     """
     is_missed = prod(shape[1:]) == 1 and shape[0] not in (1, *rows[1:])
     return f"shape {shape}, expected {rows[:1]}", is_missed

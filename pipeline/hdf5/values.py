@@ -1,4 +1,4 @@
-"""Read values straight from the file, without HDF5 and its global lock.
+"""Read values directly from the file, without libhdf5 and its global lock.
 
 Each read opens the file, and checks before and after the read that it is still the vetted file. Chunks are decompressed
 one at a time, and large chunks are cached. Values are converted piece by piece. libhdf5 in the child process reads

@@ -47,7 +47,7 @@ _STORAGE = re.compile(r"errno = \d", re.IGNORECASE)  # in HDF5's message if the 
 _Names = tuple[str, list[str]]
 """Source of the names, and the names."""
 _Values = tuple[str, np.ndarray]
-"""Source of the coordinate, and its values."""
+"""Source of the coordinate, and the values."""
 
 
 def find_columns(file: h5py.File, rows: Rows, arrays: list[np.ndarray]) -> dict[str, Any]:

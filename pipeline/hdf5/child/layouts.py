@@ -31,7 +31,7 @@ def layout_claim(dataset: h5py.Dataset, name: str, arrays: list[np.ndarray]) -> 
     properties = dataset.id.get_create_plist()
     filters = filters_of(properties, name)
     layout = properties.get_layout()
-    # Use the size of the stored type: bfloat16 is read as float32, but takes half of its size.
+    # Use the size of the stored type: bfloat16 is read as float32, but takes only two bytes in the file.
     n_bytes = prod(dataset.shape) * dataset.id.get_type().get_size()
     claim = {"name": name, "shape": dataset.shape, "dtype": _dtype_claim(dataset.dtype)}
     if layout == h5py.h5d.CHUNKED:

@@ -271,7 +271,7 @@ def _from_lz4(data: memoryview, _: Sequence[int], most: int) -> memoryview:
 
 
 def _check_blocks(n_bytes: int, n_block: int, most: int) -> None:
-    """Refuse more bytes than allowed, or more blocks than any writer creates, since a forged file may repeat blocks."""
+    """Refuse more bytes than allowed, and more blocks than any writer creates. A forged file could repeat a block."""
     if n_bytes > min(most, n_block * _MOST_BLOCKS):
         raise ValueError(f"{n_bytes} bytes in blocks of {n_block}, expected at most {most} bytes")
 

@@ -145,7 +145,7 @@ def _names(file: Metadata, heap: int) -> bytes:
     expect(signature == b"HEAP", file.at(heap + 4, 1) == b"\0")
     data = file.at(place, n_bytes)
     for _ in range(_MOST_GAPS):
-        if free == 1:  # end of the free list; gaps have no names, but libhdf5 checks them
+        if free == 1:  # end of the free list; libhdf5 checks the gaps, although they contain no names
             return data
         next_free, n_free = struct.unpack_from("<QQ", data, free)
         expect(next_free, free + n_free <= n_bytes)
