@@ -1,1 +1,1 @@
-"""Access to one untrusted HDF5 file; this package does not depend on shards."""
+"""Access to one untrusted HDF5 file. This package does not depend on the `shards` package."""

@@ -1,7 +1,7 @@
-"""Cache of decompressed chunks, which several reads of one process share.
+"""Cache of decompressed chunks, shared by all reads in a process.
 
-A chunk may be far larger than the rows that are read at once. Without a cache, it would be decompressed again for each
-of these reads. Small chunks are not kept: decompressing them again costs less than keeping them.
+A chunk may hold far more rows than one read needs. Without a cache, each of these reads would decompress the chunk
+again. Small chunks are not cached, because decompressing them again costs less.
 """
 
 import threading
@@ -14,16 +14,16 @@ from pipeline.hdf5.layout import Layout, grid_of
 
 __all__ = ["CHUNKS", "ChunkCache", "band_bytes"]
 
-_LEAST_BYTES = 2**20  # bytes of a chunk that is worth keeping
+_LEAST_BYTES = 2**20  # smallest chunk that is worth caching
 
 
 class ChunkCache:
-    """Cache of the chunks that were used last, up to a number of bytes; safe for threads.
+    """Thread-safe cache that keeps the most recently used chunks, up to a total size.
 
     Attributes
     ----------
     max_bytes : int
-        Bytes of all chunks in the cache. 0 keeps none.
+        Maximum total size of the cached chunks. 0 disables the cache.
     """
 
     def __init__(self, max_bytes: int = 0) -> None:
@@ -33,19 +33,20 @@ class ChunkCache:
         self._chunks: OrderedDict[Hashable, tuple[Future[memoryview], int]] = OrderedDict()
 
     def resize(self, max_bytes: int) -> None:
-        """Set the number of bytes, and drop chunks that do not fit."""
+        """Set `max_bytes`, and drop the chunks that no longer fit."""
         with self._lock:
             self.max_bytes = max_bytes
             self._drop()
 
     def holds(self, layout: Layout, axis: int) -> bool:
-        """Return whether chunks of a dataset stay in the cache while its rows along an axis are read in order."""
+        """Return whether chunks of a dataset stay in the cache while rows along an axis are read in order."""
         return layout.chunk_bytes >= _LEAST_BYTES and band_bytes(layout, axis) <= self.max_bytes
 
     def get(self, key: Hashable, n_bytes: int, decompress: Callable[[], memoryview]) -> memoryview:
-        """Return the chunk with this key, and decompress it if it is not in the cache.
+        """Return the chunk with this key. Call `decompress` if the chunk is not in the cache.
 
-        Threads that need the same chunk at the same time wait for the first of them, and raise the same error.
+        If several threads need the same chunk, the first one decompresses it and the others wait. If decompression
+        fails, all of them raise the same error.
         """
         with self._lock:
             found = self._chunks.get(key)
@@ -63,11 +64,12 @@ class ChunkCache:
     def _decompressed(
         self, key: Hashable, future: Future[memoryview], decompress: Callable[[], memoryview]
     ) -> memoryview:
-        """Return a chunk, and pass the chunk or the error to the threads that wait for it."""
+        """Decompress a chunk, and pass the chunk or the error to the waiting threads."""
         try:
             chunk = decompress()
         except BaseException as error:
-            self._forget(key, future)  # first, so that the next read decompresses it again
+            # Before the waiting threads resume, so that the next read decompresses the chunk again.
+            self._forget(key, future)
             future.set_exception(error)
             raise
         future.set_result(chunk)
@@ -81,18 +83,18 @@ class ChunkCache:
                 self._n_bytes -= entry[1]
 
     def _drop(self) -> None:
-        """Drop the chunks that were used the longest time ago, until the others fit."""
+        """Drop the least recently used chunks until the others fit."""
         while self._chunks and self._n_bytes > self.max_bytes:
             _, (_, n_bytes) = self._chunks.popitem(last=False)
             self._n_bytes -= n_bytes
 
 
 def band_bytes(layout: Layout, axis: int) -> int:
-    """Return the bytes of all chunks that hold one row along an axis, 0 or -1."""
+    """Return the total size of all chunks that hold one row along axis 0 or -1, in bytes."""
     grid = list(grid_of(layout.shape, layout.chunks))
     del grid[axis]
     return layout.chunk_bytes * prod(grid)
 
 
 CHUNKS = ChunkCache()
-"""The cache of this process; the memory budget of a run sets its size."""
+"""Cache of this process. The memory budget of a run determines the size."""

@@ -1,7 +1,7 @@
-"""Functions that open an input file for one read, read it by offset, and explain failed system calls.
+"""Open and read input files, and explain failed system calls.
 
-All system calls that read input go through `FILES`, so that tests can make each of them fail. A failure of the storage
-is never reported as bad data, since bad data may be left out of a run.
+All system calls that read input go through `FILES`, so that tests can make each call fail. A storage failure is never
+reported as bad data, because a run may skip bad data.
 """
 
 import errno
@@ -24,14 +24,14 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_TRIES = 4  # within 1.4 seconds, since some failures are temporary
-_MOST_LOCKS = 2**18  # characters of /proc/locks
-_PAUSE = 0.2  # seconds before the second try, doubled before each later one
+_TRIES = 4  # spread over 1.4 seconds, because some failures are temporary
+_MOST_LOCKS = 2**18  # characters to read from /proc/locks
+_PAUSE = 0.2  # seconds before the second try; the pause doubles after each try
 _NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.EINVAL)
 _LOCK = re.compile(r"^\d+: (?:FLOCK|POSIX|OFDLCK) +\S+ +WRITE +(-?\d+) (\w+):(\w+):(\d+) ", re.MULTILINE)
 
 
-# With these flags, opening never waits, for example for the other end of a FIFO.
+# With these flags, opening a file never blocks. A FIFO would otherwise wait for a writer.
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 FILES = SimpleNamespace(
     stat=os.stat,
@@ -45,17 +45,17 @@ FILES = SimpleNamespace(
 
 @dataclass(frozen=True)
 class Identity:
-    """Facts that identify a file and show whether it was written to.
+    """Facts that identify a file and reveal whether it was modified.
 
     Attributes
     ----------
     device : int
-        Number of the file system. It is not compared, since each host numbers shared file systems in its own way.
+        Device number. It is not compared, because hosts number shared file systems differently.
     inode, size, mtime_ns : int
-        Values of `os.stat`.
+        Values from `os.stat`.
     ctime_ns : int
-        Time of the last change of the contents or of the attributes. It is not compared, since chmod, hard links and
-        backups change it as well: `pipeline.run.contents` confirms such a change by a digest.
+        Time when the contents or attributes last changed. It is not compared, because chmod, hard links and backups
+        change it as well. If it differs, `pipeline.run.contents` compares digests.
     """
 
     device: int = field(compare=False)
@@ -73,20 +73,20 @@ class Identity:
 
 @contextmanager
 def opened(path: str, expected: Identity | None = None) -> Iterator[tuple[int, Identity]]:
-    """Open a regular file; yield its descriptor and its identity.
+    """Open a regular file, and yield the descriptor and the identity.
 
-    The identity must be the `expected` one, if the file was vetted before, and the same at the end.
+    The identity must equal `expected` if it is given, and must not change while the file is open.
 
     Raises
     ------
     DataError
-        If it is another file, or was written to.
+        If the file was replaced or modified.
     NoInput
-        If it is not a regular file.
+        If the path is not a regular file.
     OSError
-        If a system call fails, or if the file's ctime changes meanwhile; `with_retries` then reads it again.
+        If a system call fails, or if the file's ctime changes during the read. `with_retries` then repeats the read.
     """
-    # Check the file before it is opened, since merely opening a device may have effects.
+    # Check before opening the file, because opening a device can have side effects.
     _check_regular(path, FILES.stat(path))
     descriptor = FILES.open(path)
     try:
@@ -96,7 +96,7 @@ def opened(path: str, expected: Identity | None = None) -> Iterator[tuple[int, I
         try:
             yield descriptor, identity
         except (OSError, DataError):
-            _check_same(path, Identity.of(descriptor), identity)  # a change would explain the error
+            _check_same(path, Identity.of(descriptor), identity)  # a modified file would explain the error
             raise
         _check_unchanged(path, descriptor, identity)
     finally:
@@ -106,16 +106,17 @@ def opened(path: str, expected: Identity | None = None) -> Iterator[tuple[int, I
 def _check_unchanged(path: str, descriptor: int, identity: Identity) -> None:
     found = Identity.of(descriptor)
     _check_same(path, found, identity)
-    # Removing the last name changes the ctime as well, but not the content of the open file.
+    # Removing the last hard link also changes the ctime, but not the contents of the open file.
     is_removed = FILES.fstat(descriptor).st_nlink == 0
     if found.ctime_ns != identity.ctime_ns and not is_removed:
         raise OSError(errno.EAGAIN, "the file or its attributes changed while it was read")
 
 
 def writers() -> dict[tuple[int, int], int]:
-    """Return the processes that hold a file locked for writing, as HDF5 does, by the file's device and inode.
+    """Map the device and inode of each file that is locked for writing to the PID that holds the lock.
 
-    The kernel lists them. An attempt to lock a file could block a writer for a moment, or wait for a file server.
+    HDF5 locks the files that it writes. The locks are read from /proc/locks: trying to lock a file could block a writer
+    briefly, or wait for a file server.
     """
     try:
         with open("/proc/locks") as file:
@@ -130,7 +131,7 @@ def writers() -> dict[tuple[int, int], int]:
 
 
 def read_into(descriptor: int, buffer: memoryview, offset: int) -> None:
-    """Fill a buffer from an offset, even if the system returns fewer bytes; `OSError` if the file ends too early."""
+    """Fill a buffer from an offset, with repeated reads if needed. Raise `OSError` if the file ends too early."""
     while buffer:
         try:
             n_read = FILES.preadv(descriptor, buffer, offset)
@@ -143,26 +144,26 @@ def read_into(descriptor: int, buffer: memoryview, offset: int) -> None:
 
 
 def read_at(descriptor: int, offset: int, n_bytes: int) -> bytes:
-    """Return `n_bytes` bytes from an offset; raises like `read_into`."""
+    """Return `n_bytes` bytes from an offset. Raise the same errors as `read_into`."""
     buffer = bytearray(n_bytes)
     read_into(descriptor, memoryview(buffer), offset)
     return bytes(buffer)
 
 
 def with_retries(read: Callable[[], T], where: str) -> T:
-    """Return the result of `read`, and repeat the call if the storage fails; messages begin with `where`.
+    """Call `read`, and repeat the call if the storage fails. Messages begin with `where`.
 
     Parameters
     ----------
     read : callable
-        Function that opens its file again in each call.
+        Function that opens the file anew in each call.
 
     Raises
     ------
     ReadFailed
-        If it fails each time.
+        If every try fails.
     SystemLimit, NotPermitted
-        If the system or the file's permissions do not allow it.
+        If a system limit or the file permissions prevent the read. These errors are not retried.
     """
     for i in range(_TRIES):
         try:

@@ -1,18 +1,18 @@
-"""Rules about a file's structure that all its readers share: names, forms of rows, columns, and extra datasets.
+"""Rules about the structure of a file: names, forms of rows, columns, and extra datasets.
 
-The child process and `plain` apply these rules to what they find, and `shards.vet` checks their answers by the same
-rules. All values are plain.
+The child process and `plain` follow these rules when they read a file, and `shards.vet` checks their answers against
+the same rules. All arguments and results are plain Python and NumPy values.
 
 Rows are stored in one of these forms:
 
 ``dense``
-    One dataset, rows first. Further axes are flattened per row.
+    One dataset with the rows along the first axis. The other axes are flattened.
 ``columns``
-    One dataset, rows last, as MATLAB, Fortran, Julia and R write them.
+    One dataset with the rows along the last axis, as written by MATLAB, Fortran, Julia and R.
 ``sparse``
     Three datasets: values, column indices and row pointers (CSR, as in AnnData and SciPy).
 ``table``
-    One dataset of compound records whose fields are adjacent numbers of one dtype (PyTables, pandas, NumPy's
+    One dataset of compound records. The fields are adjacent numbers of one dtype (PyTables, pandas, NumPy's
     structured arrays).
 """
 
@@ -52,18 +52,18 @@ __all__ = [
 ]
 
 PREFERRED = "X"
-"""The dataset that is searched for rows first."""
+"""Default name of the dataset with the rows."""
 VARIABLES = "var"
-"""AnnData's group, or table in early versions, with one entry for each column."""
+"""Name of AnnData's group with one entry for each column. Early versions of AnnData wrote a table."""
 CATEGORIES = "__categories"
-"""The group next to codes that lists what each code means, as earlier versions of AnnData wrote it."""
+"""Name of the group with the categories of coded datasets in the same parent group (early versions of AnnData)."""
 A_GROUP = "a group"
 NOT_UTF8 = "its name is not UTF-8"
 
-_INDEX = "index"  # pandas' field of a record that is not a column of the frame
-_LAYERS = b"layers"  # AnnData's group of further matrices with the columns of `X`
-_BLOCK = "_values"  # ending of the dataset with a block of a pandas frame of the fixed format
-_ITEMS = "_items"  # ending of the dataset with the names of its columns
+_INDEX = "index"  # record field that holds the index of a pandas frame, not a column
+_LAYERS = b"layers"  # AnnData's group of other matrices with the same columns as `X`
+_BLOCK = "_values"  # suffix of a dataset with a block of a pandas frame in fixed format
+_ITEMS = "_items"  # suffix of the dataset with the column names of that block
 _NUMBER_SIZES = {"b": (1,), "u": (1, 2, 4, 8), "i": (1, 2, 4, 8), "f": (2, 4, 8)}
 _COORDINATES = frozenset(
     [
@@ -73,37 +73,37 @@ _COORDINATES = frozenset(
 )
 
 
-# -- names and paths, which may be any bytes ---------------------------------------------------------------------
+# -- names and paths, which may be arbitrary bytes ---------------------------------------------------------------------
 
 
 def text(name: bytes) -> str:
-    """Return a name as a str from which its bytes can be restored, even if it is not UTF-8."""
+    """Decode a name to a str that can be encoded again without loss, even if the name is not UTF-8."""
     return name.decode("utf-8", "surrogateescape")
 
 
 def parts_of(path: str) -> list[bytes]:
-    """Return the names that a path consists of."""
+    """Return the components of a path."""
     return [part for part in path.encode("utf-8", "surrogateescape").split(b"/") if part not in (b"", b".")]
 
 
 def normal(path: str) -> str:
-    """Return the shortest spelling of a path, without a slash at the start."""
+    """Return a path without redundant slashes and dots, and without a leading slash."""
     return text(b"/".join(parts_of(path)))
 
 
 def split(path: str) -> tuple[str, str]:
-    """Return the group of a path, which is empty for the root, and its last name."""
+    """Split a path into the group and the last name. The group is empty for the root group."""
     group, _, name = path.rstrip("/").rpartition("/")
     return group, name
 
 
 def under(group: str, name: str) -> str:
-    """Return the path of a name in a group."""
+    """Join the path of a group and a name."""
     return f"{group.rstrip('/')}/{name}"
 
 
 def sibling(dataset: str, name: str) -> str:
-    """Return the path of a name in the same group as a dataset."""
+    """Return the path of another name in the group of a dataset."""
     group, _ = split(dataset)
     return under(group, name) if group else name
 
@@ -112,21 +112,21 @@ def sibling(dataset: str, name: str) -> str:
 
 
 class Numbers(NamedTuple):
-    """Numbers in every record of a table; all have the same dtype."""
+    """Numbers in each record of a table. All have the same dtype."""
 
     dtype: np.dtype
-    offset: int  # offset of the first number in bytes
+    offset: int  # offset of the first number in the record, in bytes
     n: int
-    names: tuple[str, ...]  # names of the numbers, if each is a field
+    names: tuple[str, ...]  # field names; empty if a field is an array
 
 
 def is_number(dtype: np.dtype) -> bool:
-    """Return whether rows may hold such values: integers, bool, or floating-point numbers of 16, 32 or 64 bits."""
+    """Return whether rows may have this dtype: integer, bool, or floating point with 16, 32 or 64 bits."""
     return dtype.itemsize in _NUMBER_SIZES.get(dtype.kind, ())
 
 
 def numbers_of(record: np.dtype) -> Numbers | None:
-    """Return the numbers of a record that has only numbers of one dtype after a field `index`; None for others."""
+    """Return the numbers of a record, or None unless all fields but a leading `index` are numbers of one dtype."""
     fields = _fields_in_order(record)
     if not fields:
         return None
@@ -141,13 +141,13 @@ def numbers_of(record: np.dtype) -> Numbers | None:
     if not is_number(number):
         return None
     names = tuple(name for _, name, _ in fields)
-    if len(names) != n:  # fields that are arrays name no columns
+    if len(names) != n:  # array fields do not name single columns
         names = ()
     return Numbers(number, start, n, names)
 
 
 def _fields_in_order(record: np.dtype) -> list[tuple[int, str, np.dtype]]:
-    """Return offset, name and dtype of a record's fields, without a first field `index`."""
+    """Return the offset, name and dtype of each field of a record, without a leading field `index`."""
     fields = sorted((offset, name, dtype) for name, (dtype, offset, *_) in (record.fields or {}).items())
     if len(fields) > 1 and fields[0][1] == _INDEX:
         return fields[1:]
@@ -157,20 +157,20 @@ def _fields_in_order(record: np.dtype) -> list[tuple[int, str, np.dtype]]:
 def rows_of(
     form: str, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[np.dtype], shape: Sequence[int]
 ) -> tuple[tuple[int, ...], np.dtype]:
-    """Return the shape, rows first, and the dtype of the rows that some datasets make up.
+    """Return the shape (rows first) and the dtype of rows, given the datasets that store them.
 
     Parameters
     ----------
     form : str
     shapes, dtypes : sequence
-        Shapes and dtypes of the datasets as stored.
+        Stored shapes and dtypes of the datasets.
     shape : sequence of int
-        Shape of sparse rows, which no dataset has. Other forms ignore it.
+        Shape of a sparse matrix, which its datasets do not determine. Other forms ignore this parameter.
 
     Raises
     ------
     ValueError
-        If the datasets cannot make up rows of that form.
+        If the datasets do not fit the form.
     """
     if form == "sparse":
         return _sparse_rows(shapes, dtypes, shape)
@@ -182,7 +182,7 @@ def rows_of(
 
 
 def _dense_rows(form: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
-    """Return the shape, rows first, of rows that are one dataset of numbers."""
+    """Return the shape (rows first) of rows that are stored in one numeric dataset."""
     if form not in ("dense", "columns") or len(shape) < 2 or not is_number(dtype):
         raise ValueError("invalid rows")
     rows = shape
@@ -206,7 +206,8 @@ def _sparse_rows(
     values, indices, pointers = shapes
     dtype, *index_dtypes = dtypes
     n_rows, n_inputs = shape
-    if type(n_rows) is not int or type(n_inputs) is not int or n_rows < 0:  # excludes JSON's true
+    # Compare types, because JSON's true is an instance of int as well.
+    if type(n_rows) is not int or type(n_inputs) is not int or n_rows < 0:
         raise ValueError("invalid shape of a sparse matrix")
     if any(len(each) != 1 for each in shapes) or values != indices or pointers != (n_rows + 1,):
         raise ValueError("inconsistent parts of a sparse matrix")
@@ -221,17 +222,17 @@ def _sparse_rows(
 
 
 def is_coordinate(name: str) -> bool:
-    """Return whether a dataset of this name holds a physical coordinate, not statistics of the columns."""
+    """Return whether a dataset with this name holds a physical coordinate, such as a wavelength."""
     return name.lower() in _COORDINATES
 
 
 def has_one_for_each_column(shape: tuple[int, ...], n_rows: int, n_inputs: int) -> bool:
-    """Return whether a dataset next to the rows holds one value for each column, and not one for each row."""
+    """Return whether a dataset has one value for each column. Return False if it could be one value for each row."""
     return n_rows != n_inputs and prod(shape) == n_inputs and n_inputs in shape
 
 
 def variables_of(dataset: str) -> str:
-    """Return the path of AnnData's variables of a matrix: in the same group, or next to the group `layers`."""
+    """Return the path of AnnData's `var` for a matrix. For a matrix in `layers`, `var` is next to that group."""
     groups = parts_of(dataset)[:-1]
     if groups and groups[-1] == _LAYERS:
         del groups[-1]
@@ -239,7 +240,7 @@ def variables_of(dataset: str) -> str:
 
 
 def items_of(dataset: str) -> str | None:
-    """Return the path at which pandas stores the columns of a block of the fixed format; None for other datasets."""
+    """Return the path of the column names for a block of a pandas frame in fixed format, or None for other datasets."""
     if not dataset.endswith(_BLOCK):
         return None
     return dataset.removesuffix(_BLOCK) + _ITEMS
@@ -249,39 +250,40 @@ def items_of(dataset: str) -> str | None:
 
 
 def has_one_for_each_row(shape: tuple[int, ...], n_rows: int) -> bool:
-    """Return whether a shape has one value for each row: (n_rows,), or with more axes of length 1.
+    """Return whether a dataset of this shape has one value for each row.
 
-    These axes come after the rows, as in Keras's labels, or before them, as in MATLAB's columns.
+    The shape is (n_rows,), possibly with axes of length 1 either after the rows, as in labels of Keras, or before the
+    rows, as in columns of MATLAB.
     """
     if shape == (n_rows,):
-        return True  # the usual case, checked first because this is called twice for each extra of each shard
+        return True  # check the usual case first, because this function is called twice for each extra of each shard
     is_first = shape[:1] == (n_rows,) and prod(shape[1:]) == 1
     is_last = shape[-1:] == (n_rows,) and prod(shape[:-1]) == 1
     return is_first or is_last
 
 
 def misfit(shape: tuple[int, ...], rows: tuple[int, ...]) -> tuple[str, bool]:
-    """Return why a shape does not fit an extra of rows of that shape, and whether a user may miss it.
+    """Explain why a dataset does not fit the rows, and return whether a user might expect it in the output.
 
-    One value for each row of a different number of rows is a mistake. One value for each column, or a single value,
-    is not.
+    One value for each row, but for a different number of rows, is probably a mistake. One value for each column, or a
+    single value, is not.
     """
     is_missed = prod(shape[1:]) == 1 and shape[0] not in (1, *rows[1:])
     return f"shape {shape}, expected {rows[:1]}", is_missed
 
 
 def is_utf8(name: bytes) -> bool:
-    """Return whether a dataset of this name can be written."""
+    """Return whether a name is valid UTF-8, so that the dataset can be written to the output."""
     return name.decode(errors="ignore").encode() == name
 
 
 def leave_out(claims: list[list[Any]], name: bytes, reason: str, is_missed: bool = True) -> None:
-    """Append a dataset that is left out: its name, the reason, and whether a user may miss it. The list is bounded."""
+    """Append the name of a skipped dataset, the reason, and whether a user might expect it, unless the list is full."""
     if len(claims) < MOST_LEFT_OUT:
         claims.append([text(name), reason, is_missed])
 
 
 def are_few(categories: Sequence[Any]) -> bool:
-    """Return whether categories are few and short enough: each part stores all of them, as texts of one length."""
+    """Return whether categories are few and short enough. Each part stores all of them, padded to one length."""
     sizes = [len(each.encode("utf-8", "surrogateescape")) for each in categories if isinstance(each, str)]
     return len(categories) <= MOST_CATEGORIES and len(sizes) * max(sizes, default=0) <= MOST_PADDED

@@ -1,4 +1,4 @@
-"""Location of the bytes of a dataset, as claimed by the child or `plain.describe`; each number is checked first."""
+"""Dataset layouts, built from the claims of the child or of `plain.describe` after checking each number."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,15 +15,15 @@ from pipeline.hdf5.limits import MOST_CHUNK_BYTES, MOST_CHUNKS, MOST_ITEM, SMALL
 __all__ = ["Layout", "bytes_of", "check_places", "grid_of", "layout_of", "max_decompressed"]
 
 _KINDS = ("contiguous", "chunked", "inline", "asked")
-_MOST_BYTES = 2**46  # bytes of one dataset's values; sums over all datasets of a file stay below 2**63
-_MOST_EXPANSION = 1100  # deflate's own limit is 1032
-_EXPANSION_FLOOR = 2**28  # bytes that a file of any size may decompress to
+_MOST_BYTES = 2**46  # bytes of one dataset; the total of all datasets in a file then stays below 2**63
+_MOST_EXPANSION = 1100  # the deflate format itself allows at most 1032
+_EXPANSION_FLOOR = 2**28  # decompressed bytes that are allowed regardless of the file size
 _CODE = re.compile(r"[<>|=][uifbcSVMm][0-9]{1,7}(\[[0-9]{0,6}[a-z]{1,2}\])?")
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Location of the bytes of a dataset: plain values and arrays.
+    """Location of the bytes of a dataset.
 
     Attributes
     ----------
@@ -33,19 +33,21 @@ class Layout:
     dtype : dtype
         Dtype as stored.
     kind : str
-        ``contiguous``, ``chunked``, ``inline`` (in the file's metadata), or ``asked``: only HDF5 can read it.
+        ``contiguous``, ``chunked``, ``inline`` (stored in the metadata), or ``asked`` (readable only by libhdf5).
     offset : int
-        Offset of contiguous bytes; of an ``asked`` dataset with texts, their claimed offset, 0 if unknown.
+        Offset of the bytes of a contiguous dataset. For an ``asked`` dataset of strings: the claimed offset of the
+        string references, or 0 if it is unknown.
     chunks : tuple of int
         Shape of a chunk.
     filters : tuple of (int, tuple of int)
-        Codes and parameters, in the order of their application.
+        Filter codes and parameters, in the order in which the filters were applied.
     index : ndarray of shape (3, n_chunks), int64, or None
-        Offset, size and filter mask of every chunk, in C order of their grid; in any order if only HDF5 can read them.
+        Offset, size and filter mask of every chunk, in C order of the chunk grid. The order is arbitrary if `kind` is
+        ``asked``.
     data : bytes
         Values of an ``inline`` dataset.
     longest : int
-        Bytes of the longest text of any length; 0 if there are none, or if this is unknown.
+        Bytes of the longest variable-length string, or 0 if it is unknown or there are no such strings.
     """
 
     name: str
@@ -61,32 +63,34 @@ class Layout:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of all values."""
+        """Total size of the values in bytes."""
         return prod(self.shape) * self.dtype.itemsize
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes of one chunk's values; chunks at the edges have the same size."""
+        """Decompressed size of one chunk in bytes. Chunks at the edges have the same size."""
         return prod(self.chunks) * self.dtype.itemsize
 
 
 def bytes_of(array: np.ndarray) -> np.ndarray:
-    """Return the bytes of an array, uint8."""
+    """Return a flat uint8 view of an array."""
     return array.reshape(-1).view(np.uint8)
 
 
 def grid_of(shape: Sequence[int], chunks: Sequence[int]) -> tuple[int, ...]:
-    """Return the number of chunks along each axis, the last one included; `ValueError` if the ranks differ."""
+    """Return the number of chunks along each axis. Raise `ValueError` if the ranks differ."""
     return tuple(-(-n // size) for n, size in zip(shape, chunks, strict=True))
 
 
 def max_decompressed(n_stored: int) -> int:
-    """Return how many bytes `n_stored` bytes may decompress to."""
+    """Return the maximum size to which `n_stored` bytes may decompress."""
     return max(_EXPANSION_FLOOR, _MOST_EXPANSION * n_stored)
 
 
 def layout_of(claim: Any, arrays: Iterator[np.ndarray]) -> Layout:
-    """Return the layout that a claim of `child.layouts.layout_claim` describes, with the next array if it has one.
+    """Convert a claim from `child.layouts.layout_claim` to a layout.
+
+    Chunked and inline layouts take the next array from `arrays`.
 
     Raises
     ------
@@ -113,7 +117,7 @@ def _check_form(layout: Layout) -> None:
     if not isinstance(layout.name, str) or layout.kind not in _KINDS or len(layout.shape) > 32:
         raise ValueError("invalid name, kind or rank")
     if layout.dtype.hasobject and (layout.dtype != np.dtype("O") or layout.kind != "asked"):
-        raise ValueError("invalid object dtype")  # NumPy would take bytes from the file for addresses
+        raise ValueError("invalid object dtype")  # NumPy would interpret bytes of the file as pointers
 
 
 def _filters(claims: Any, name: str, kind: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
@@ -142,7 +146,7 @@ def _integer(claim: Any, low: int, high: int) -> int:
 
 
 def _integers(values: Any, low: int, high: int) -> tuple[int, ...]:
-    """Return a list of integers in a range as a tuple; JSON's ``true`` is not an integer."""
+    """Check that a list has only integers from `low` to `high` - 1, and return a tuple. Refuse JSON's ``true``."""
     if not isinstance(values, list) or not all(type(value) is int and low <= value < high for value in values):
         raise ValueError(f"expected integers from {low} to {high - 1}")
     return tuple(values)
@@ -160,7 +164,7 @@ def _index(layout: Layout, index: np.ndarray) -> np.ndarray:
         raise ValueError("invalid chunks")
     if index.dtype != np.int64 or index.shape != (3, n_chunks):
         raise ValueError("invalid dtype or shape of a chunk index")
-    if (index < 0).any() or (index[2] >= 2**32).any():  # a mask has 32 bits
+    if (index < 0).any() or (index[2] >= 2**32).any():  # filter masks have 32 bits
         raise ValueError("invalid numbers in a chunk index")
     return index
 
@@ -191,7 +195,7 @@ def _record(claim: Any) -> np.dtype:
 
 
 def _with_metadata(dtype: np.dtype, notes: Any) -> np.dtype:
-    """Return a dtype with h5py's metadata, so that a copy keeps the type of the original."""
+    """Return a dtype with h5py's metadata, so that copies of a dataset keep the original HDF5 type."""
     metadata: dict[str, Any] = {}
     if "enum" in notes:
         metadata["enum"] = _enumeration(notes["enum"])
@@ -215,24 +219,24 @@ def _enumeration(claim: Any) -> dict[str, int]:
 
 
 def check_places(layouts: Sequence[Layout], size: int, where: str, base: int = 0) -> None:
-    """Refuse (`DataError`) values that are outside the file, overlap, or decompress to too much.
+    """Raise `DataError` if values are outside the file, overlap, or are too large when decompressed.
 
-    The file has `size` bytes, and its superblock is at `base`. Messages begin with `where`.
+    The file has `size` bytes, and the superblock is at `base`. Messages begin with `where`.
     """
     by_dataset: dict[object, np.ndarray] = {}
     for layout in layouts:
         places = _checked_places(layout, size, f"{where} dataset={printable(layout.name)}", base)
-        # Two names of one dataset share all places. Different datasets share none.
+        # Two names for one dataset share all places. Different datasets must not share any place.
         by_dataset[layout.shape, str(layout.dtype), places[0].tobytes()] = places
     _check_apart(np.concatenate([_NO_PLACES, *by_dataset.values()], axis=1), where)
 
 
 def _checked_places(layout: Layout, size: int, where: str, base: int) -> np.ndarray:
-    """Return the places of one dataset after checks: inside the file, and of plausible size."""
+    """Check that the values of one dataset are inside the file and have plausible sizes, and return their places."""
     if layout.n_bytes > _MOST_BYTES:
         raise DataError(
-            f"{where}: shape {layout.shape} takes {layout.n_bytes} bytes, expected at most {_MOST_BYTES}. Divide the "
-            "dataset among several files."
+            f"{where}: shape {layout.shape} takes {layout.n_bytes} bytes, expected at most {_MOST_BYTES}. Split the "
+            "dataset into several files."
         )
     places = _places(layout)
     _check_inside(places, base + SMALLEST, size, where)
@@ -245,7 +249,7 @@ _NO_PLACES = np.empty((2, 0), dtype=np.int64)
 
 
 def _places(layout: Layout) -> np.ndarray:
-    """Return offsets and sizes of the values that are outside the metadata: shape (2, n)."""
+    """Return the offsets and sizes of values stored outside the metadata, as an array of shape (2, n)."""
     if layout.index is not None:
         return layout.index[:2]
     if layout.kind == "contiguous" and layout.n_bytes:
@@ -254,7 +258,7 @@ def _places(layout: Layout) -> np.ndarray:
 
 
 def _check_inside(places: np.ndarray, low: int, high: int, where: str) -> None:
-    """Refuse places that are not between two offsets."""
+    """Refuse places that are not within the offsets `low` and `high`."""
     offsets, sizes = places
     outside = np.flatnonzero((offsets < low) | (offsets > high - sizes))
     if len(outside):
@@ -276,7 +280,7 @@ def _check_apart(places: np.ndarray, where: str) -> None:
 
 
 def _check_sizes(layout: Layout, index: np.ndarray, where: str) -> None:
-    """Refuse chunks whose sizes in the file are impossible, or too small for what they decompress to."""
+    """Refuse chunks if their stored sizes are impossible, or too small for the decompressed size."""
     _, sizes, masks = index
     if layout.kind == "chunked":
         _check_chunk_sizes(layout, sizes, masks, where)
@@ -284,8 +288,8 @@ def _check_sizes(layout: Layout, index: np.ndarray, where: str) -> None:
     stored = int(sizes.sum())
     if declared > max_decompressed(stored):
         raise DataError(
-            f"{where}: {stored} bytes decompress to {declared}, expected at most {_MOST_EXPANSION} times as many. "
-            "The file may be forged. If you trust it, rewrite it with h5repack -f GZIP=1."
+            f"{where}: {stored} bytes decompress to {declared} bytes, expected at most {_MOST_EXPANSION} times the "
+            "stored size. The file may be forged. If you trust it, rewrite it with h5repack -f GZIP=1."
         )
 
 

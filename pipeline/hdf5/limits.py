@@ -1,6 +1,6 @@
-"""Limits on the contents of a file and on the work that it may cause.
+"""Limits on the contents of a file, and on the work needed to read it.
 
-The child and the plain reader keep to these limits, and the checks of their answers use the same ones.
+The child and the plain reader obey these limits. The code that checks their answers uses the same limits.
 """
 
 __all__ = [
@@ -24,25 +24,25 @@ __all__ = [
     "SMALLEST",
 ]
 
-SMALLEST = 48  # bytes of the shortest superblock: no data can lie before its end
+SMALLEST = 48  # bytes of the shortest superblock; no data can be stored before its end
 
-MOST_OBJECTS = 100_000  # objects to look at, in one group or in a search for the rows
+MOST_OBJECTS = 100_000  # objects to examine in one group, or in a search for the rows
 MOST_DEPTH = 32  # nested groups
-MOST_PIECES = MOST_OBJECTS  # files that one file may stack
+MOST_PIECES = MOST_OBJECTS  # files that one master file may refer to
 
 MOST_CHUNK_BYTES = 2**26
-MOST_CHUNKS = 2**22  # chunks of the rows and all extras: their entries in an index take 24 bytes each
-MOST_COLUMNS = 2**24  # columns of sparse rows, which take memory but no space in a file
+MOST_CHUNKS = 2**22  # chunks of the rows and all extras; each index entry takes 24 bytes
+MOST_COLUMNS = 2**24  # columns of a sparse matrix, which take memory but no space in a file
 MOST_COLUMN_NAMES = 2**20
 LONGEST_COLUMN_NAME = 2**10  # bytes; all names together are limited by `ANSWER_BYTES`
 MOST_ITEM = 2**20  # bytes of one value
 
 MAX_EXTRAS = 1000
-MOST_LEFT_OUT = 50  # datasets of one file that are listed as left out
+MOST_LEFT_OUT = 50  # skipped datasets to list for one file
 MOST_CATEGORIES = 2**16  # categories of one dataset
-MOST_WORDS = 2**20  # bytes of the names of all categories of one dataset
-MOST_TEXT_BYTES = 2**26  # bytes of one text of any length; the child holds several copies
-MOST_PADDED = 2**24  # bytes of the names of all categories, each padded to the longest
+MOST_WORDS = 2**20  # bytes of all category names of one dataset
+MOST_TEXT_BYTES = 2**26  # bytes of one variable-length string; the child holds several copies
+MOST_PADDED = 2**24  # bytes of all category names, each padded to the length of the longest
 
 ANSWER_BYTES = 2**24  # bytes of values in one answer of the child
-MOST_ANSWER_BYTES = 24 * MOST_CHUNKS + 2**26  # bytes of an answer, above which the child is ended
+MOST_ANSWER_BYTES = 24 * MOST_CHUNKS + 2**26  # bytes of an answer; the child is killed if it sends more

@@ -1,9 +1,9 @@
-"""Check of an HDF5 file's first bytes, which decides without libhdf5 whether libhdf5 may open the file.
+"""Check the superblock of an HDF5 file before libhdf5 is allowed to open the file.
 
-The layout follows the HDF5 File Format Specification 3.0, section II.A. A user block may precede it, as in MATLAB
-files, where it has 512 bytes. Four things are refused here that libhdf5 would accept: data in other files (the family
-and multi drivers), addresses that are not relative to the superblock, truncated files, and files that their writer has
-not closed.
+Section II.A of the HDF5 File Format Specification 3.0 describes the superblock. A user block may precede it: MATLAB
+writes one of 512 bytes. The check refuses four kinds of files that libhdf5 would accept: files with data in other
+files (the family and multi drivers), files with addresses that are not relative to the superblock, truncated files,
+and files that the writer has not closed.
 """
 
 import struct
@@ -17,10 +17,10 @@ __all__ = ["SIGNATURE", "Superblock", "check_superblock", "signature_at"]
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SMALLEST_USER_BLOCK = 512
-_LONGEST = 128  # bytes of a superblock
+_LONGEST = 128  # bytes to read; no superblock is longer
 _ADDRESSES = {2: struct.Struct("<4H"), 4: struct.Struct("<4I"), 8: struct.Struct("<4Q")}
-_OPEN_FLAGS = 0b101  # open for writing, or for writing while others read
-_OTHER_FORMATS = [  # first bytes in lower case, and the rest of the message
+_OPEN_FLAGS = 0b101  # open for writing, or for single-writer/multiple-reader (SWMR) access
+_OTHER_FORMATS = [  # first bytes in lower case, and the end of the message
     ((b"version https://git-lfs",), " but a Git LFS pointer to one. Run: git lfs pull"),
     ((b"<!doctype html", b"<html"), " but a web page. Download it again."),
     ((b"matlab 5.0 mat-file",), " but a MATLAB file older than 7.3. Save it again in MATLAB with save(..., '-v7.3')."),
@@ -39,15 +39,15 @@ class Superblock(NamedTuple):
     ----------
     version : int
     width : int
-        Bytes of an address.
+        Size of an address in bytes.
     base : int
-        Base of all other addresses, according to the file.
+        Base address as stored in the file. All other addresses are relative to it.
     second : int
-        In versions 0 and 1, the address of a list of unused bytes; in versions 2 and 3, of an extension.
+        Address of the free-space information (versions 0 and 1) or of the superblock extension (versions 2 and 3).
     end : int
-        End of the data.
+        Address of the end of the data.
     fourth : int
-        In versions 0 and 1, the address of the name of a driver; in versions 2 and 3, of the root group's header.
+        Address of the driver information block (versions 0 and 1) or of the root group's header (versions 2 and 3).
     """
 
     version: int
@@ -59,7 +59,7 @@ class Superblock(NamedTuple):
 
     @classmethod
     def of(cls, head: bytes) -> Self:
-        """Return the superblock at the start of a file; `LookupError` or `struct.error` if there are too few bytes."""
+        """Parse a superblock. Raise `LookupError` or `struct.error` if `head` has too few bytes."""
         version = head[8]
         if version < 2:
             width = head[13]
@@ -71,14 +71,14 @@ class Superblock(NamedTuple):
 
     @property
     def nowhere(self) -> int:
-        """Address of something that does not exist."""
+        """Undefined address, which marks an object that does not exist."""
         return int(256**self.width - 1)
 
 
 def signature_at(descriptor: int, size: int) -> int | None:
-    """Return the offset of HDF5's signature in an open file, or None.
+    """Return the offset of the HDF5 signature in an open file, or None if the file has no signature.
 
-    Like libhdf5, it searches at 0, 512, 1024, 2048 and so on.
+    Like libhdf5, this function searches at 0, 512, 1024, 2048 and so on.
     """
     offset = 0
     while offset + len(SIGNATURE) <= size:
@@ -89,12 +89,14 @@ def signature_at(descriptor: int, size: int) -> int | None:
 
 
 def check_superblock(descriptor: int, size: int, where: str) -> int:
-    """Return the offset of an open file's superblock, the origin of all addresses: 0, or the end of a user block.
+    """Check the superblock of an open file, and return its offset: 0, or the end of a user block.
+
+    All addresses in the file are relative to this offset.
 
     Raises
     ------
     DataError
-        If it is not an HDF5 file, or depends on other files. The message begins with `where`.
+        If the file is not HDF5, is truncated or not closed, or depends on other files. The message begins with `where`.
     OSError
         If reading fails.
     """
@@ -111,25 +113,25 @@ def check_superblock(descriptor: int, size: int, where: str) -> int:
 
 
 def _check(descriptor: int, size: int, base: int, head: bytes, where: str) -> None:
-    """Refuse a superblock at offset `base`, with the bytes `head`, whose file is not complete in itself."""
+    """Check the superblock with the bytes `head` at offset `base`, and refuse the file unless it is self-contained."""
     block = _superblock(head, size, where)
-    if block.base not in (0, base):  # it is 0 if the user block was added later
+    if block.base not in (0, base):  # 0 if the user block was added after the file was written
         raise DataError(
             f"{where}: addresses are relative to byte {block.base}, expected byte {base}. Rewrite it with h5repack."
         )
     if _has_driver(descriptor, size, base, block):
         raise DataError(
-            f"{where}: its data are spread over several files (an HDF5 file driver), expected one file. Join them "
-            "with h5repart."
+            f"{where}: the data are spread over several files (an HDF5 file driver), expected one file. Join the "
+            "files with h5repart."
         )
     if block.version == 3 and head[11] & _OPEN_FLAGS:
         raise DataError(
-            f"{where}: not closed by its writer, which is still running or has crashed. Wait for the writer; or copy "
-            "the file, run h5clear -s on the copy, and check its content."
+            f"{where}: the file was not closed by its writer, which is still running or has crashed. Wait for the "
+            "writer to finish. If it has crashed, copy the file, run h5clear -s on the copy, and check its content."
         )
     end = block.end + base - block.base
     if end > size:
-        raise DataError(f"{where}: truncated: {size} bytes, expected {end} bytes from its header. Copy it again.")
+        raise DataError(f"{where}: truncated: {size} bytes, expected {end} bytes from the header. Copy it again.")
 
 
 def _superblock(head: bytes, size: int, where: str) -> Superblock:
@@ -138,11 +140,11 @@ def _superblock(head: bytes, size: int, where: str) -> Superblock:
             raise DataError(f"{where}: HDF5 superblock version {head[8]}, expected 0 to 3. Rewrite it with h5repack.")
         return Superblock.of(head)
     except (LookupError, struct.error) as error:
-        raise DataError(f"{where}: truncated: {size} bytes, less than a header. Copy it again.") from error
+        raise DataError(f"{where}: truncated: {size} bytes, too few for a header. Copy the file again.") from error
 
 
 def _advice_on_format(head: bytes) -> str:
-    """Return the format of a file that is not HDF5, and what to do."""
+    """Return the end of a message that names the format of a non-HDF5 file and says what to do."""
     start = head.lstrip().lower()
     for beginnings, words in _OTHER_FORMATS:
         if start.startswith(beginnings):
@@ -151,16 +153,16 @@ def _advice_on_format(head: bytes) -> str:
 
 
 def _has_driver(descriptor: int, size: int, base: int, block: Superblock) -> bool:
-    """Return whether a superblock names a driver, which stores the data in several files."""
+    """Return whether a superblock names a file driver. Such drivers store the data in several files."""
     if block.version < 2:
         return block.fourth != block.nowhere
     return block.second != block.nowhere and _names_driver(descriptor, size, base, block.second)
 
 
 def _names_driver(descriptor: int, size: int, base: int, extension: int) -> bool:
-    """Return whether the superblock's extension, an object header, contains a driver message.
+    """Return whether the superblock extension, an object header, has a driver message.
 
-    If that header is not plain, the answer is False. HDF5 then reads it, and opens no second file for it either.
+    Return False if the header is not plain. libhdf5 then reads the header itself, and opens no second file either.
     """
     try:
         return Kind.DRIVER in bodies_of(Metadata(descriptor, size, base), extension)  # other messages do not matter

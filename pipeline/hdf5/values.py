@@ -1,8 +1,8 @@
-"""Read values straight from the file, without HDF5 and its global lock.
+"""Read values directly from the file, without libhdf5 and its global lock.
 
-Each read opens the file, and checks before and after that it is the file that was vetted. One chunk at a time is in
-memory, and large chunks stay in a cache. Values are converted a piece at a time. Values that are not plain, such as
-strings of variable length, are read by libhdf5 in the child.
+Each read opens the file, and checks before and after the read that it is still the vetted file. Chunks are decompressed
+one at a time, and large chunks are cached. Values are converted piece by piece. libhdf5 in the child process reads
+values that are not plain, such as variable-length strings.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,25 +26,25 @@ from pipeline.hdf5.limits import SMALLEST
 __all__ = ["file_digest", "read_values", "text_lengths"]
 
 _PIECE = 2**20  # bytes
-_LINE = 2**17  # bytes that are read of a line at once
-_TILE = 64  # rows
-_MOST_TEXTS = 1024  # texts that the child reads at once
-_TEXT_BYTES = 2**25  # bytes of these texts
-# HDF5's reference to a text of any length: its length and its location (format specification, IV.B).
+_LINE = 2**17  # bytes to read from one line at a time
+_TILE = 64  # rows to transpose at a time
+_MOST_TEXTS = 1024  # strings that the child reads at a time
+_TEXT_BYTES = 2**25  # maximum total bytes of these strings
+# Reference to a variable-length string: its length and location (HDF5 File Format Specification, IV.B).
 _REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
 
 
 class _Request(NamedTuple):
-    """Values from `start` along one axis of a dataset, the first or the last one."""
+    """Request for values from `start` along the first or last axis of a dataset."""
 
     layout: Layout
     start: int
     axis: int
     where: str
-    file: tuple[str, Identity] | None = None  # key of its chunks in the cache; None to keep none
+    file: tuple[str, Identity] | None = None  # key for the chunk cache; None disables caching
 
     def in_values_shape(self, out: np.ndarray) -> np.ndarray:
-        """Return a view of an array in C order with the axes of the dataset, the axis of the request first."""
+        """Reshape a C-ordered array to the axes of the dataset, with the requested axis first."""
         others = self.layout.shape[1:] if self.axis == 0 else self.layout.shape[:-1]
         return out.reshape(len(out), *others, *self.layout.dtype.shape)
 
@@ -52,7 +52,7 @@ class _Request(NamedTuple):
 def read_values(
     path: str, identity: Identity, layout: Layout, start: int, out: np.ndarray, axis: int = 0
 ) -> np.ndarray:
-    """Read values of a dataset along its first or last axis, from `start`.
+    """Read values from `start` along the first or last axis of a dataset.
 
     Parameters
     ----------
@@ -63,8 +63,8 @@ def read_values(
         Layout of the dataset.
     start : int
     out : ndarray of shape (n, ...), C order
-        Array for n values, which are converted to its dtype. Its further axes are the other axes of the dataset, or
-        have the same total size. Reused memory is faster than fresh memory.
+        Array that receives n values, converted to its dtype. The other axes are those of the dataset, or have the
+        same total size. Reusing an array is faster than allocating a new one.
     axis : int
         0 for the first axis, -1 for the last one.
 
@@ -76,9 +76,9 @@ def read_values(
     Raises
     ------
     DataError
-        If the values are damaged, or the file is not the one that was vetted.
+        If the values are damaged, or the file is no longer the vetted file.
     ReadFailed, NotPermitted, SystemLimit
-        If values cannot be read because of a system error or a missing permission.
+        If the storage, the permissions or a system limit prevent the read.
     """
     where = f"file={printable(path)} dataset={printable(layout.name)} rows={start}:{start + len(out)}"
     request = _Request(layout, start, axis, where, (path, identity))
@@ -93,7 +93,7 @@ def read_values(
 
 
 def file_digest(path: str, identity: Identity) -> str:
-    """Return the BLAKE3 digest of a file in hexadecimal digits; raises like `read_values`."""
+    """Return the hexadecimal BLAKE3 digest of a file. Raise the same errors as `read_values`."""
 
     def pieces() -> Iterator[memoryview]:
         buffer = memoryview(bytearray(_PIECE))
@@ -107,19 +107,19 @@ def file_digest(path: str, identity: Identity) -> str:
 
 
 def text_lengths(descriptor: int, size: int, layout: Layout, n_rows: int) -> Iterator[np.ndarray] | None:
-    """Measure texts of any length without reading them.
+    """Measure variable-length strings without reading them.
 
     Parameters
     ----------
     descriptor, size : int
-        The open file, and its bytes.
+        Descriptor and size of the open file.
     layout : Layout
-        Layout of a dataset with one text for each of `n_rows` rows, at checked offsets.
+        Layout of a dataset with one string for each of `n_rows` rows. The offsets have been checked.
 
     Returns
     -------
     iterator of ndarray of shape (n,), int64, or None
-        Lengths in bytes, in the order of the rows; None if they cannot be known without HDF5.
+        Lengths in bytes, in row order. None if only libhdf5 can determine them.
 
     Raises
     ------
@@ -137,7 +137,7 @@ def text_lengths(descriptor: int, size: int, layout: Layout, n_rows: int) -> Ite
 
 
 def _lengths(descriptor: int, references: Layout, n_rows: int) -> Iterator[np.ndarray]:
-    """Yield the lengths of texts, given the layout of their references, about a megabyte of these at a time."""
+    """Yield the lengths of strings, given the layout of their references. Read about 1 MiB of references at a time."""
     axis = 0 if references.shape[0] == n_rows else -1
     at_once = _PIECE // _REFERENCE.itemsize
     if references.chunks:
@@ -169,7 +169,7 @@ def _read_contiguous(descriptor: int, request: _Request, out: np.ndarray) -> Non
 
 
 def _read_converted(descriptor: int, layout: Layout, offset: int, row_bytes: int, out: np.ndarray) -> None:
-    """Read rows from an offset, and convert them to the dtype of `out` a piece at a time."""
+    """Read rows from an offset, and convert them to the dtype of `out` piece by piece."""
     n_rows = max(1, _PIECE // row_bytes)
     piece = np.empty((n_rows, *layout.shape[1:]), dtype=layout.dtype)
     for first in range(0, len(out), n_rows):
@@ -179,7 +179,10 @@ def _read_converted(descriptor: int, layout: Layout, offset: int, row_bytes: int
 
 
 def _read_lines(descriptor: int, layout: Layout, start: int, out: np.ndarray) -> None:
-    """Read rows that are stored across the lines of the file: a piece of each line, some lines at a time."""
+    """Read rows of a dataset that has the rows along its last axis.
+
+    A line is a contiguous run of values along the last axis. Read a piece of each line, several lines at a time.
+    """
     itemsize = layout.dtype.itemsize
     n_lines = out.shape[1]
     n_rows = min(len(out), max(1, _LINE // itemsize))
@@ -193,7 +196,7 @@ def _read_lines(descriptor: int, layout: Layout, start: int, out: np.ndarray) ->
 
 
 def _read_pieces_of_lines(descriptor: int, layout: Layout, first_line: int, start: int, out: np.ndarray) -> None:
-    """Read the values from `start` of successive lines, one line of the file into each row of `out`."""
+    """Read values from `start` in each of several successive lines. Each line fills one row of `out`."""
     itemsize = layout.dtype.itemsize
     line_length = layout.shape[-1]
     for line, into in enumerate(out, first_line):
@@ -201,12 +204,12 @@ def _read_pieces_of_lines(descriptor: int, layout: Layout, first_line: int, star
 
 
 def _transpose(lines: np.ndarray, out: np.ndarray) -> None:
-    """Transpose in tiles that stay in the processor's cache, which takes a fraction of the time."""
+    """Transpose in tiles that fit into the CPU cache, which is several times faster."""
     for row in range(0, len(out), _TILE):
         out[row : row + _TILE] = lines[:, row : row + _TILE].T
 
 
-# -- in the metadata ---------------------------------------------------------------------------------------------
+# -- inline ------------------------------------------------------------------------------------------------------
 
 
 def _read_inline(descriptor: int, request: _Request, out: np.ndarray) -> None:
@@ -224,9 +227,9 @@ class _Part(NamedTuple):
     Attributes
     ----------
     cell : tuple of int
-        Position of the chunk in the grid of chunks.
+        Position of the chunk in the chunk grid.
     source, target : tuple of slice
-        The part in the chunk, and in the values that are read.
+        Slices of the part in the chunk, and in the values to read.
     """
 
     cell: tuple[int, ...]
@@ -237,7 +240,7 @@ class _Part(NamedTuple):
 def _read_chunked(descriptor: int, request: _Request, out: np.ndarray) -> None:
     layout = request.layout
     grid = grid_of(layout.shape, layout.chunks)
-    values = np.moveaxis(out, 0, request.axis)  # a view whose axes are the dataset's
+    values = np.moveaxis(out, 0, request.axis)  # a view with the axis order of the dataset
     is_kept = request.file is not None and bool(layout.filters) and CHUNKS.holds(layout, request.axis)
     for part in _parts(layout, request.start, request.start + len(out), request.axis):
         try:
@@ -255,7 +258,7 @@ def _damaged_chunk(request: _Request, part: _Part, error: ValueError) -> DataErr
 
 
 def _chunk(descriptor: int, request: _Request, grid: tuple[int, ...], part: _Part, is_kept: bool) -> memoryview:
-    """Return one chunk's decompressed bytes, from the cache if chunks are kept and other reads need its rest."""
+    """Return the decompressed bytes of a chunk. Use the cache if later reads will need the rest of the chunk."""
     layout = request.layout
     assert layout.index is not None
     entry = layout.index[:, np.ravel_multi_index(part.cell, grid)]
@@ -274,14 +277,14 @@ def _is_whole(layout: Layout, part: _Part, axis: int) -> bool:
 
 
 def _decompressed(descriptor: int, layout: Layout, offset: int, size: int, mask: int) -> memoryview:
-    """Read and decode one chunk; `ValueError` if it is damaged."""
+    """Read and decode one chunk. Raise `ValueError` if the chunk is damaged."""
     data = np.empty(size, dtype=np.uint8).data
     read_into(descriptor, data, offset)
     return decode_chunk(data, layout.filters, mask, layout.chunk_bytes)
 
 
 def _parts(layout: Layout, start: int, stop: int, axis: int = 0) -> Iterator[_Part]:
-    """Yield the parts of chunks that make up the values from `start` to `stop` along an axis."""
+    """Yield the parts of chunks that hold the values from `start` to `stop` along an axis."""
     ranges = [(0, n) for n in layout.shape]
     ranges[axis] = (start, stop)
     axes = [_steps(low, high, size) for (low, high), size in zip(ranges, layout.chunks, strict=True)]
@@ -291,7 +294,7 @@ def _parts(layout: Layout, start: int, stop: int, axis: int = 0) -> Iterator[_Pa
 
 
 def _steps(low: int, high: int, size: int) -> list[tuple[int, slice, slice]]:
-    """Return the chunks along one axis that hold a range: number, part of the chunk, part of the range."""
+    """Return index, slice of the chunk and slice of the range for each chunk along an axis that overlaps a range."""
     steps: list[tuple[int, slice, slice]] = []
     if low >= high:
         return steps
@@ -303,11 +306,11 @@ def _steps(low: int, high: int, size: int) -> list[tuple[int, slice, slice]]:
     return steps
 
 
-# -- asked -------------------------------------------------------------------------------------------------------
+# -- read by the child -------------------------------------------------------------------------------------------
 
 
 def _read_by_child(descriptor: int, request: _Request, out: np.ndarray) -> None:
-    """Read values that only HDF5 can read, one answer of the child after the other."""
+    """Read values that only libhdf5 can read. Repeat the request until the child has returned all values."""
     first = 0
     layout = request.layout
     stop = request.start + len(out)
@@ -322,7 +325,7 @@ def _read_by_child(descriptor: int, request: _Request, out: np.ndarray) -> None:
 
 
 def _checked_values(answer: Any, arrays: list[np.ndarray], dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the values of an answer after checks, each of that shape."""
+    """Check an answer, and return its values. Each value has the given shape."""
     *lengths, data = arrays
     n = answer["n"]
     if type(n) is not int or n < 1 or data.dtype != np.uint8:
@@ -333,7 +336,7 @@ def _checked_values(answer: Any, arrays: list[np.ndarray], dtype: np.dtype, shap
 
 
 def _texts(data: np.ndarray, lengths: np.ndarray, n: int) -> np.ndarray:
-    """Return `n` texts of an answer after checks, given their bytes one after the other, and their lengths."""
+    """Split concatenated bytes into `n` strings of the given lengths, after checking the lengths."""
     ends = np.cumsum(lengths)
     if len(ends) != n or (lengths < 0).any() or ends[-1] != len(data):
         raise ValueError("invalid lengths of texts")

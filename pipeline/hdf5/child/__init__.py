@@ -1,1 +1,1 @@
-"""Files understood by libhdf5 in a child process."""
+"""Reading of files by libhdf5 in a child process."""

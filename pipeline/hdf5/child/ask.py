@@ -1,7 +1,7 @@
-"""The parent's side of the child process: start it, ask it about an open file, and handle its failures.
+"""Client of the child process: start a child, ask it about an open file, and handle failures.
 
-Messages are JSON and plain arrays, no pickle, and are sent over pipes. A child serves one thread at a time. If
-several threads ask at the same time, each starts a child, and these children are kept for later requests.
+Messages are sent over pipes as JSON and plain arrays, never as pickles. A child serves one thread at a time. If several
+threads ask at the same time, each thread starts a child. Idle children are kept for later requests.
 """
 
 import atexit
@@ -32,33 +32,34 @@ __all__ = ["LIMITS", "Limits", "ask", "checking_answer", "retire"]
 log = logging.getLogger(__name__)
 
 _MODULE = "pipeline.hdf5.child.server"
-_UNSAFE_VARIABLES = ("HDF5_", "LD_AUDIT", "LD_PRELOAD")  # prefixes of names
-_MOST_WORDS = 2000  # characters of the child's text that a message quotes
+_UNSAFE_VARIABLES = ("HDF5_", "LD_AUDIT", "LD_PRELOAD")  # prefixes of environment variables
+_MOST_WORDS = 2000  # characters of the child's message to quote
 _SECONDS_AT_LEAST = 10.0  # CPU time
-_BYTES_PER_SECOND = 2**20  # per second of CPU time, since a small file has little structure to read
-_CLOCK_PER_PROCESSOR = 10  # seconds of elapsed time for one of CPU time, on a busy machine
+_BYTES_PER_SECOND = 2**20  # per second of CPU time; a small file has little structure to read
+_CLOCK_PER_PROCESSOR = 10  # elapsed time divided by CPU time on a busy machine
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one answer about a file of 110 MiB or more; see `_limits_of` for smaller ones.
+    """Limits for one answer about a file of 110 MiB or more. `_limits_of` reduces them for smaller files.
 
     Attributes
     ----------
     seconds : float
-        CPU time.
+        CPU time in seconds.
     patience : float
-        Elapsed time in seconds: much more than CPU time, so that intact files are not refused on a busy machine.
+        Elapsed time in seconds. It is much longer than the CPU time, so that a busy machine does not refuse intact
+        files.
     memory : int
-        Bytes of address space in addition to those that the child has at its start. They hold the index of the largest
-        number of chunks (100 MB, twice while it is sent), HDF5's metadata cache (32 MB), and one chunk of 64 MiB before
-        and after decompression.
+        Bytes of address space in addition to the size of the child before the request. This is enough for the largest
+        chunk index (100 MB, twice while it is sent), HDF5's metadata cache (32 MB), and one chunk of 64 MiB before and
+        after decompression.
     answer_bytes : int
-        Bytes of the answer.
+        Maximum size of the answer in bytes.
     silent : float
         Seconds after which an unanswered request is logged.
     grace : float
-        Seconds after `patience` at which the child itself is regarded as stuck.
+        Seconds after `patience` until the child itself is regarded as stuck.
     """
 
     seconds: float = 120
@@ -73,24 +74,24 @@ LIMITS = Limits()
 
 
 class _Died(Exception):
-    """Error of a child process that has ended or is stuck."""
+    """Raised if a child process has ended or is stuck."""
 
 
 class _Child:
     """A child process."""
 
     def __init__(self) -> None:
-        # The child is not a fork of this process, whose other threads may hold a lock.
+        # A new process, because a fork would copy locks that other threads may hold.
         self._process = ChildProcess(_MODULE, environment=_environment(), bufsize=0, stdin=PIPE, stdout=PIPE)
         self._owner = os.getpid()
 
     @property
     def usable(self) -> bool:
-        """True if the child is alive and was started by this process, not by its parent before a fork."""
+        """True if the child is alive and was started by this process, not by the parent process before a fork."""
         return self._owner == os.getpid() and self._process.poll() is None
 
     def ask(self, request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
-        """Return how the child's fork ended, and its answer about the file that `where` names."""
+        """Send a request, and return how the fork of the child ended, and the bytes of its answer."""
         assert self._process.stdin is not None
         reader, writer = os.pipe()
         try:
@@ -110,12 +111,12 @@ class _Child:
     def _receive(self, reader: int, request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
         line, body = self._read(reader, request, where)
         if len(body) > request["answer_bytes"]:
-            self.end()  # this also ends the fork, which may never stop
+            self.end()  # this also kills the fork, which might never stop
             return {"end": "flood", "detail": None}, bytearray()
         return json.loads(line), body
 
     def _read(self, reader: int, request: dict[str, Any], where: str) -> tuple[bytearray, bytearray]:
-        """Return the line of the child and the answer of its fork, or the start of an answer that is too long."""
+        """Return the line of the child and the answer of the fork. Stop early if the answer is too long."""
         assert self._process.stdout is not None
         child = self._process.stdout.fileno()
         line = bytearray()
@@ -130,22 +131,22 @@ class _Child:
                 line += more
             if line.endswith(b"\n") or len(body) > request["answer_bytes"]:
                 break
-        _read_available(reader, body, request["answer_bytes"])  # the rest of the answer, after the end of the fork
+        _read_available(reader, body, request["answer_bytes"])  # the rest of the answer, after the fork has ended
         return line, body
 
     def end(self) -> None:
-        """End the child, and with it its fork."""
+        """Kill the child and its fork."""
         if self._owner == os.getpid():
             self._process.end()
         else:
-            self._process.returncode = 0  # only the process that started it can wait for it
+            self._process.returncode = 0  # only the process that started the child can wait for it
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
 
 
 def _events(descriptors: Sequence[int], request: dict[str, Any], where: str) -> Iterator[dict[int, int]]:
-    """Yield events of some descriptors; log a long wait once, and raise `_Died` after the time limit."""
+    """Yield events of the descriptors. Log a long wait once, and raise `_Died` after the time limit."""
     waiting = select.poll()
     for descriptor in descriptors:
         waiting.register(descriptor, select.POLLIN)
@@ -177,36 +178,36 @@ def _log_wait(request: dict[str, Any], where: str) -> None:
 
 
 def _limits_of(n_bytes: int, limits: Limits) -> dict[str, float]:
-    """Return the limits of an answer about a file of `n_bytes`: they grow with the file."""
+    """Return the limits for an answer about a file of `n_bytes`. Time limits grow with the size of the file."""
     seconds = min(limits.seconds, _SECONDS_AT_LEAST + n_bytes / _BYTES_PER_SECOND)
     patience = min(limits.patience, _CLOCK_PER_PROCESSOR * max(seconds, _SECONDS_AT_LEAST))
     return {**asdict(limits), "seconds": seconds, "patience": patience}
 
 
 def _read_available(reader: int, body: bytearray, most: int) -> None:
-    """Append the available bytes of a pipe to `body`, and stop soon after `most` bytes."""
+    """Append the available bytes of a pipe to `body`, but stop soon after `most` bytes."""
     with suppress(BlockingIOError):
         while len(body) <= most and (data := os.read(reader, 2**20)):
             body += data
 
 
-_idle = ProcessCache[int, _Child]()  # children that wait for a request, by `id`
+_idle = ProcessCache[int, _Child]()  # idle children by `id`
 
 
 def ask(
     function: str, descriptor: int, arguments: Sequence[Any], where: str, limits: Limits | None = None
 ) -> tuple[Any, list[np.ndarray]]:
-    """Ask the child about an open file; the inode is used, not the path.
+    """Ask the child about an open file. The child opens the same inode, whatever the path refers to now.
 
     Parameters
     ----------
     function : str
-        ``describe``, ``values``, ``stacked`` or ``listed``: functions of `child` that take the file and the
-        `arguments`.
+        Name of the function to call: ``describe``, ``values``, ``stacked`` or ``listed``. The child calls it with the
+        file and the `arguments`.
     where : str
         Beginning of error messages.
     limits : Limits, optional
-        Limits of an answer about a large file, by default `LIMITS`.
+        Limits for an answer about a large file. The default is `LIMITS`.
 
     Returns
     -------
@@ -218,7 +219,7 @@ def ask(
     Raises
     ------
     DataError
-        If the file is refused, with `find.Refused` as the cause; or if the child crashes on it or exceeds a limit.
+        If the file is refused (then `find.Refused` is the cause), or if the child crashes or exceeds a limit.
     ReadFailed
         If the storage fails.
     SystemLimit
@@ -251,7 +252,7 @@ def ask(
 
 
 def _answer_of_child(request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
-    """Return the answer of a child, or of a second one if the first one or its fork is killed, which no file causes."""
+    """Return the answer of a child. No file can kill a child or a fork, so try a second child if one is killed."""
     for _ in range(2):
         child = _idle_or_new(where)
         try:
@@ -260,11 +261,11 @@ def _answer_of_child(request: dict[str, Any], where: str) -> tuple[dict[str, Any
             child.end()
             continue
         except BaseException:
-            child.end()  # otherwise the rest of its answer would be read as the next one
+            child.end()  # otherwise a later request would receive the rest of this answer
             raise
         _idle.put(id(child), child)
         head, _ = answer
-        if (head["end"], head["detail"]) != ("signal", signal.SIGKILL):  # perhaps sent by the kernel for lack of memory
+        if (head["end"], head["detail"]) != ("signal", signal.SIGKILL):  # perhaps from the kernel, if memory is short
             return answer
     raise SystemLimit(
         f"{where}: the process that reads the structure of files was killed or hung twice. Check the machine's "
@@ -288,7 +289,7 @@ def _idle_or_new(where: str) -> _Child:
 
 @contextmanager
 def checking_answer(where: str, about: str = "") -> Iterator[None]:
-    """Turn errors of checks of an answer into `DataError`."""
+    """Convert errors from checks of an answer to `DataError`."""
     try:
         yield
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, StopIteration) as error:
@@ -300,17 +301,17 @@ def checking_answer(where: str, about: str = "") -> Iterator[None]:
 
 @atexit.register
 def retire(n_kept: int = 0) -> None:
-    """End all idle children except `n_kept`; each takes some 20 MB."""
+    """End all idle children except `n_kept`. Each child takes about 20 MB."""
     while len(_idle) > n_kept:
         child = _idle.pop_last()
-        if child is not None:  # another thread may have taken the last one
+        if child is not None:  # another thread may have taken the last child
             child.end()
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment without variables that change the behaviour of HDF5 or of the dynamic loader."""
+    """Return the environment without variables that affect HDF5 or the dynamic loader."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith(_UNSAFE_VARIABLES)}
-    # No plugins, which are untrusted code, and no threads, since the child forks.
+    # Disable plugins, which are untrusted code, and threads, because the child forks.
     return {**variables, "HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -318,7 +319,7 @@ def _environment() -> dict[str, str]:
 
 
 def _unpack(body: bytearray) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Return the JSON line and the arrays of an answer; `ValueError` for other dtypes or a wrong number of bytes."""
+    """Return the JSON line and the arrays of an answer. Raise `ValueError` for wrong dtypes or sizes."""
     offset = body.index(b"\n") + 1
     reply = json.loads(body[:offset])
     arrays = []
@@ -340,7 +341,7 @@ def _array(body: bytearray, offset: int, code: Any, shape: Any) -> np.ndarray:
 def _error_without_answer(head: dict[str, Any], where: str) -> Exception:
     if head["end"] == "system":
         return SystemLimit(
-            f"{where}: cannot start a process to read it: {head['detail']}. Raise the limits (ulimit -u, -n), "
+            f"{where}: cannot start a process to read the file: {head['detail']}. Raise the limits (ulimit -u, -n), "
             "then run the same command again."
         )
     words = {
@@ -367,17 +368,17 @@ def _error_of_failure(reply: dict[str, Any], where: str, limits: Limits) -> Exce
         )
     if "system" in reply:
         return SystemLimit(
-            f"{where}: the process that reads its structure cannot open it: {_quoted(reply['system'])}. Run the same "
-            "command again."
+            f"{where}: the process that reads the structure cannot open the file: {_quoted(reply['system'])}. Run the "
+            "same command again."
         )
     words = _quoted(reply.get("failed"))
     if reply.get("errno") in STORAGE:
         return ReadFailed(f"{where}: {words}. Check the storage, then run the same command again.")
-    return DataError(f"{where}: its structure cannot be read: {words}. The file is damaged: copy it again.")
+    return DataError(f"{where}: the structure cannot be read: {words}. The file is damaged: copy it again.")
 
 
 def _quoted(value: object) -> str:
-    """Return a text of the child for a message: shortened and escaped, since a forged file may determine it."""
+    """Shorten and escape a text from the child for a message, because a forged file may determine the text."""
     words = str(value)
     if len(words) > _MOST_WORDS:
         words = words[:_MOST_WORDS] + "..."

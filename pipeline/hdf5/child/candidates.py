@@ -1,6 +1,6 @@
-"""Find the dataset or group that holds the rows of a file, or explain why there is none and what to write instead.
+"""Functions of the child that find the dataset or group with the rows, or explain why none can be used.
 
-Attributes are read if they are short, and never the pickles that pandas writes into some.
+Only short attributes are read. The pickles that pandas writes into some attributes are never read.
 """
 
 import re
@@ -31,14 +31,14 @@ from pipeline.hdf5.limits import MOST_COLUMNS
 
 __all__ = ["Rows", "choose", "find"]
 
-_MATLAB = b"MATLAB_class"  # an attribute that MATLAB writes to every array
+_MATLAB = b"MATLAB_class"  # attribute that MATLAB writes to every array
 _STACKED = "(rows of other files)"
 _WRITE_ROWS = "Write them as one array of two dimensions"
 _SPARSE_IN_ROOT = (
-    "a sparse matrix in the root group, expected one in a group of its own, next to its labels. Write it as X/data, "
-    "X/indices, X/indptr and X/shape."
+    "a sparse matrix in the root group, expected one in a separate group. Write it as X/data, X/indices, X/indptr and "
+    "X/shape."
 )
-_BLOCK = re.compile(r"block[0-9]+_values")  # columns of one type in a pandas frame of the fixed format
+_BLOCK = re.compile(r"block[0-9]+_values")  # columns of one dtype in a pandas frame in fixed format
 
 _SPARSE_PARTS = (b"data", b"indices", b"indptr")
 _LONGEST_ATTRIBUTE = 64  # bytes
@@ -60,15 +60,15 @@ class Rows(NamedTuple):
     Attributes
     ----------
     name : str
-        Path of the dataset, or of the group of a sparse matrix.
+        Path of the dataset, or of the group with a sparse matrix.
     parent : h5py.h5g.GroupID
-        The group that contains it.
+        Parent group of that object.
     form : str
         Form of the rows, as in `pipeline.hdf5.forms`.
     parts : list of (str, h5py.Dataset)
-        The datasets with their paths.
+        Paths and datasets.
     shape : tuple of int
-        Shape of the rows, the number of rows first.
+        Shape of the rows. The first item is the number of rows.
     """
 
     name: str
@@ -85,18 +85,18 @@ class _Candidate(NamedTuple):
     shape: tuple[int, ...] = ()
     dtype: str = ""
     n_rows: int = 0
-    n_inputs: int = MOST_COLUMNS  # this default if the number is unknown
+    n_inputs: int = MOST_COLUMNS  # the default means that the number is unknown
 
     def __str__(self) -> str:
         return f"{self.shape} {self.dtype}" if self.shape else self.form
 
     @property
     def is_single(self) -> bool:
-        """True if it is a single number or record."""
+        """True if the candidate is a single number or record."""
         return self.n_rows == 1 and (self.n_inputs == 1 or self.form == "table")
 
     def oriented(self, orientation: str | None) -> Self:
-        """Return the candidate with the numbers of rows and columns for an orientation."""
+        """Return a copy with the numbers of rows and columns for an orientation."""
         if self.form != "dense":
             return self
         n_rows = self.shape[0]
@@ -111,9 +111,10 @@ class _Candidate(NamedTuple):
 
 
 def choose(file: h5py.File, orientation: str | None) -> str:
-    """Return the path of ``X``, or of the only candidate.
+    """Return ``X`` if the root group has it, or else the path of the only candidate.
 
-    Candidates are numeric datasets of rank 2 or more; in files without any, tables and sparse matrices.
+    Candidates are numeric datasets of rank 2 or more. In files without such datasets, tables and sparse matrices are
+    candidates as well.
     """
     preferred = PREFERRED.encode()
     has_preferred = file.id.links.exists(preferred)
@@ -129,7 +130,7 @@ def choose(file: h5py.File, orientation: str | None) -> str:
 
 
 def _most_informative(file: h5py.File, candidates: dict[str, _Candidate], has_preferred: bool) -> str:
-    """Return the object whose refusal explains the most, since none can be used."""
+    """Return the object whose refusal is most helpful to the user, if no object can be used."""
     if has_preferred:
         return PREFERRED
     unfit = [name for name, candidate in candidates.items() if candidate.form == "none"]
@@ -162,7 +163,7 @@ def _no_choice(candidates: dict[str, _Candidate], contents: str = "") -> Refused
 
 
 def _candidate(item: Any) -> _Candidate | None:
-    if is_stack(item):  # before other arrays: a detector's file may itself hold only a mask of pixels
+    if is_stack(item):  # checked first, because the only array stored in a detector file itself may be a pixel mask
         return _Candidate(_STACKED)
     if isinstance(item, h5py.h5g.GroupID):
         if is_sparse(item):
@@ -195,9 +196,10 @@ def _table_candidate(dataset: h5py.Dataset, stored: np.dtype) -> _Candidate:
 
 
 def _likely_candidates(candidates: dict[str, _Candidate], orientation: str | None) -> list[str]:
-    """Return the candidates that a user may mean: only the dense ones if one of them has several columns.
+    """Return the candidates that may be the rows. Return only dense ones if one of these has several columns.
 
-    A single column next to wider rows of the same number is an extra of these. A single number or record is ignored.
+    A single column is regarded as an extra if wider rows of the same number are in its group. Single numbers and
+    records are ignored.
     """
     oriented = {name: candidate.oriented(orientation) for name, candidate in candidates.items()}
     wider = {(split(name)[0], candidate.n_rows) for name, candidate in oriented.items() if candidate.n_inputs > 1}
@@ -209,14 +211,14 @@ def _likely_candidates(candidates: dict[str, _Candidate], orientation: str | Non
 
 
 def _may_be_meant(name: str, candidate: _Candidate, wider: set[tuple[str, int]]) -> bool:
-    """Return whether a user may mean a candidate.
+    """Return whether a candidate may be the rows.
 
-    `wider` contains group and number of rows of the candidates with several columns.
+    `wider` has the group and the number of rows of each candidate with several columns.
     """
     if candidate.form == "none":
         return False
     group, last = split(name)
-    if _BLOCK.fullmatch(last):  # all blocks of a pandas frame are equally good
+    if _BLOCK.fullmatch(last):  # all blocks of a pandas frame are equally likely
         return True
     is_extra = candidate.n_inputs == 1 and (group, candidate.n_rows) in wider
     return not (candidate.is_single or is_extra)
@@ -226,15 +228,15 @@ def _may_be_meant(name: str, candidate: _Candidate, wider: set[tuple[str, int]])
 
 
 def find(file: h5py.File, name: str, orientation: str | None) -> Rows:
-    """Return the rows at the path of a dataset, of a group with a sparse matrix, or of a pandas frame.
+    """Return the rows at the path of a dataset, a group with a sparse matrix, or a pandas frame.
 
-    The rows are along the first axis, or along the last one if the orientation is ``columns``.
+    The rows are along the first axis, or along the last axis if the orientation is ``columns``.
     """
     parent, item = locate(file, name)
     if isinstance(item, h5py.h5g.GroupID):
         return _rows_of_group(file, name, parent, item, orientation)
     if not _is_dataset(item):
-        raise Refused("a named type, expected a dataset. Choose one with --dataset.", name)
+        raise Refused("a named datatype, expected a dataset. Choose one with --dataset.", name)
     dataset = h5py.Dataset(item)
     _check_place(file, dataset, name)
     if dataset.ndim == 1:
@@ -253,14 +255,14 @@ def _rows_of_array(dataset: h5py.Dataset, name: str, parent: Any, orientation: s
 
 
 def _rows_of_table(rows: h5py.Dataset, name: str, parent: Any, orientation: str | None) -> Rows | None:
-    """Return the rows of a dataset with one dimension; None if it is not a table."""
+    """Return the rows of a one-dimensional dataset, or None if the dataset is not a table."""
     numbers = numbers_of(dtype_of(rows) or np.dtype("V1"))
     if numbers is not None:
         _check_table(rows, name, orientation)
         return Rows(name, parent, "table", [(name, rows)], (*rows.shape, numbers.n))
     if is_sparse(parent):
         group = split(name)[0]
-        raise Refused(f"rank 1, a part of the sparse matrix {group}, expected all of it. Give --dataset {group}.", name)
+        raise Refused(f"a part of the sparse matrix {group}, expected the whole matrix. Give --dataset {group}.", name)
     return None
 
 
@@ -276,7 +278,7 @@ def _rows_of_group(file: h5py.File, name: str, parent: Any, group: Any, orientat
 
 
 def _check_place(file: h5py.File, rows: h5py.Dataset, name: str) -> None:
-    # Before the shape is used: to determine the shape of a virtual dataset, HDF5 may open its source files.
+    # Check this before the shape is read, because HDF5 may open source files to determine the shape.
     place = outside_storage(rows)
     if place:
         raise Refused(f"{place}, expected rows in the file itself", name)
@@ -284,7 +286,7 @@ def _check_place(file: h5py.File, rows: h5py.Dataset, name: str) -> None:
         raise Refused("the dataset is in another file, expected rows in the file itself", name)
     if rows.shape is None:
         raise Refused(
-            "an empty dataset without a shape, expected rows of numbers. Choose another one with --dataset.", name
+            "an empty dataset without a shape, expected rows of numbers. Choose another dataset with --dataset.", name
         )
 
 
@@ -292,13 +294,13 @@ def _check_table(rows: h5py.Dataset, name: str, orientation: str | None) -> None
     if orientation == "columns":
         raise Refused("a table, which cannot be read by columns. Omit --orientation columns.", name)
     if not is_plain(rows, rows.dtype):
-        raise Refused(f"{_records_in_words(rows.dtype)} in a type that NumPy does not have. {_WRITE_ROWS}.", name)
+        raise Refused(f"{_records_in_words(rows.dtype)} in a type that NumPy does not support. {_WRITE_ROWS}.", name)
 
 
 def _check_rows(rows: h5py.Dataset, name: str, orientation: str | None) -> None:
     stored = dtype_of(rows)
     _check_shape(rows, stored, name, orientation)
-    if stored is None or not is_number(stored):  # types with unused bits pass, since HDF5 converts them
+    if stored is None or not is_number(stored):  # types with unused bits are accepted, because HDF5 converts them
         raise Refused(
             f"holds {_values_in_words(rows, stored)}, expected integers, bool, or floating-point numbers that fit into "
             "64 bits. Convert them to one of these types.",
@@ -323,8 +325,8 @@ def _check_shape(rows: h5py.Dataset, stored: np.dtype | None, name: str, orienta
     row_shape = shape[:-1] if orientation == "columns" else shape[1:]
     if not prod(row_shape):
         raise Refused(
-            f"an empty dataset (shape {shape} has no columns), expected at least one column. Choose another one with "
-            "--dataset.",
+            f"an empty dataset (shape {shape} has no columns), expected at least one column. Choose another dataset "
+            "with --dataset.",
             name,
         )
 
@@ -333,9 +335,9 @@ def _ask_for_orientation(shape: tuple[int, ...]) -> str:
     """Return a message that asks for the orientation of an array written by MATLAB."""
     matlab_shape = " x ".join(map(str, shape[::-1]))
     return (
-        f"written by MATLAB, where its size is {matlab_shape}; the file holds the axes in reverse order, {shape}. Give "
-        f"--orientation columns to read MATLAB's rows as rows ({shape[-1]} rows), or --orientation rows to read its "
-        f"columns as rows ({shape[0]} rows)."
+        f"written by MATLAB, where its size is {matlab_shape}; the file has the axes in reverse order, {shape}. Give "
+        f"--orientation columns to read MATLAB's rows as rows ({shape[-1]} rows), or --orientation rows to read "
+        f"MATLAB's columns as rows ({shape[0]} rows)."
     )
 
 
@@ -351,9 +353,9 @@ def _values_in_words(rows: h5py.Dataset, dtype: np.dtype | None) -> str:
     stored = rows.id.get_type()
     if isinstance(stored, h5py.h5t.TypeFloatID):
         _, _, n_exponent, _, _ = stored.get_fields()
-        return f"floating point of {stored.get_precision()} bits with {n_exponent} exponent bits"
+        return f"floating-point numbers of {stored.get_precision()} bits with {n_exponent} exponent bits"
     if dtype is None:
-        return "a type that NumPy does not have"
+        return "a type that NumPy does not support"
     if h5py.check_string_dtype(dtype) is not None or dtype.kind in "SU":
         return "strings"
     return f"dtype {dtype}"
@@ -363,12 +365,12 @@ def _values_in_words(rows: h5py.Dataset, dtype: np.dtype | None) -> str:
 
 
 def _frame(group: Any) -> str | None:
-    """Return the dataset with the rows of a pandas frame: in table format, or in fixed format with one dtype."""
+    """Return the name of the dataset with the rows of a pandas frame: table format, or fixed format with one dtype."""
     names = [b"table"]
     if not group.links.exists(b"block1_values"):
         names.append(b"block0_values")
     for name in names:
-        # A link is refused when it is located.
+        # Return links as well: `find` refuses them with a message.
         if group.links.exists(name) and (link_of(group, name) or _is_dataset(h5py.h5o.open(group, name))):
             return text(name)
     return None
@@ -379,13 +381,13 @@ def _is_dataset(item: Any) -> bool:
 
 
 def _no_rows_in_group(group: Any, name: str) -> str:
-    """Return a message about a group without rows: what it holds, and what to do."""
+    """Return a message that describes the contents of a group without rows, and says what to do."""
     candidates = _candidates_below(group)
     listed = short_list((f"{under(name, path)} {candidate}" for path, candidate in candidates.items()), LISTED)
     if group.links.exists(b"block1_values"):
-        return f"a pandas frame of several dtypes ({listed}). {_WRITE_ROWS} (df.to_numpy()), or choose one of these."
+        return f"a pandas frame with several dtypes ({listed}). {_WRITE_ROWS} (df.to_numpy()), or choose one of these."
     if _is_matlab_sparse(group):
-        return f"a sparse matrix of MATLAB, expected a full one. {_WRITE_ROWS} (full(X))."
+        return f"a sparse matrix of MATLAB, expected a full matrix. {_WRITE_ROWS} (full(X))."
     if not candidates:
         listed = "no dataset that could hold rows"
     return f"a group, expected a dataset; it holds {listed}"
@@ -399,12 +401,12 @@ def _is_matlab_sparse(group: Any) -> bool:
 
 
 def is_sparse(group: Any) -> bool:
-    """Return whether a group holds the parts of a sparse matrix, as AnnData, h5sparse and others write it."""
+    """Return whether a group has the parts of a sparse matrix, as written by AnnData, h5sparse and others."""
     return all(group.links.exists(part) for part in _SPARSE_PARTS)
 
 
 def _n_row_pointers(group: Any) -> int:
-    """Return the number of row pointers of a sparse matrix; 0 if the group does not hold them itself."""
+    """Return the number of row pointers of a sparse matrix, or 0 if they are not stored in the group itself."""
     dataset = own_dataset(group, _SPARSE_PARTS[2])
     if dataset is None or outside_storage(dataset):
         return 0
@@ -412,9 +414,9 @@ def _n_row_pointers(group: Any) -> int:
 
 
 def _sparse_rows(parent: Any, group: Any, name: str, orientation: str | None) -> Rows:
-    """Return the rows of a sparse matrix; `name` is the group's path.
+    """Return the rows of a sparse matrix. `name` is the path of the group.
 
-    The matrix's columns are the rows if the orientation is ``columns``.
+    If the orientation is ``columns``, the columns of the matrix are the rows.
     """
     parts = [(under(name, text(part)), _sparse_part(group, part, name)) for part in _SPARSE_PARTS]
     sizes = [dataset.shape[0] for _, dataset in parts]
@@ -429,7 +431,7 @@ def _sparse_rows(parent: Any, group: Any, name: str, orientation: str | None) ->
         raise Refused(_UNKNOWN_FORMAT.format(shape), name)
     if not 1 <= n_inputs <= MOST_COLUMNS:
         raise Refused(
-            f"a sparse matrix of {n_inputs} columns, expected 1 to {MOST_COLUMNS}. Write fewer columns.", name
+            f"a sparse matrix with {n_inputs} columns, expected 1 to {MOST_COLUMNS}. Write fewer columns.", name
         )
     return Rows(name, parent, "sparse", parts, (n_rows, n_inputs))
 
@@ -445,33 +447,35 @@ def _check_sparse_sizes(sizes: list[int], n_rows: int, shape: tuple[int, int], n
 
 
 def _sparse_part(group: Any, part: bytes, name: str) -> h5py.Dataset:
-    """Return one dataset of a sparse matrix: `data`, `indices` or `indptr`."""
+    """Return one dataset of a sparse matrix: `data`, `indices` or `indptr`. Refuse unusable datasets."""
     dataset = own_dataset(group, part)
     if dataset is not None and not outside_storage(dataset) and len(dataset.shape or ()) == 1:
         stored = dtype_of(dataset)
         kinds = "iufb" if part == b"data" else "iu"
         if stored is not None and stored.kind in kinds and is_plain(dataset, stored):
             return dataset
-    found = link_of(group, part) or "not plain numbers"
+    found = link_of(group, part) or "not a plain numeric dataset"
     raise Refused(
-        f"a sparse matrix whose {text(part)} are {found}, expected integers or floating-point numbers. Write it again.",
+        f"a sparse matrix whose part {text(part)} is {found}, expected integers or floating-point numbers. Write the "
+        "matrix again.",
         name,
     )
 
 
 def _sparse_shape(group: Any, name: str) -> tuple[int, int]:
     shape = _written_shape(group)
-    # As signed integers, values from 2**63 on become negative, and are refused.
+    # As signed integers, values of 2**63 or more become negative and are refused as well.
     if shape is None or shape.shape != (2,) or shape.dtype.kind not in "iu" or (shape.astype(np.int64) < 0).any():
         raise Refused(
-            "a sparse matrix without a shape, expected two numbers in an attribute or dataset `shape`. Write it again.",
+            "a sparse matrix without a shape, expected two integers in an attribute or dataset `shape`. Write it "
+            "again.",
             name,
         )
     return int(shape[0]), int(shape[1])
 
 
 def _written_shape(group: Any) -> np.ndarray | None:
-    """Return the stored shape: an attribute in files of AnnData and h5sparse, a dataset in others."""
+    """Return the stored shape. AnnData and h5sparse write an attribute, and other programs write a dataset."""
     for key in (b"shape", b"h5sparse_shape"):
         shape = attribute(group, key, _is_short)
         if shape is not None:
@@ -483,11 +487,11 @@ def _written_shape(group: Any) -> np.ndarray | None:
 
 
 def _is_by_columns(group: Any, shape: tuple[int, int], n_pointers: int) -> bool | None:
-    """Return whether a sparse matrix is stored by columns (CSC); None if neither attributes nor sizes determine it."""
+    """Return whether a sparse matrix is stored by columns (CSC). Return None if attributes and sizes do not tell."""
     for key in (b"encoding-type", b"h5sparse_format"):
         word = attribute(group, key, _is_short)
         if word is not None:
-            return "csc" in str(word)  # csc, csc_matrix; text or bytes
+            return "csc" in str(word)  # "csc" or "csc_matrix", as str or bytes
     n_rows, n_columns = shape
     if n_rows == n_columns == n_pointers - 1:
         return None

@@ -1,7 +1,7 @@
-"""Functions of the child that find names of the columns, or one number for each.
+"""Functions of the child that find column names and coordinates.
 
-Nothing here makes a file unusable: unusable names and numbers are noted, and the rows are read without them. Links are
-never followed.
+A coordinate has one number for each column. If names or coordinates are unusable, the answer notes the reason, and the
+rows are read without them. Links are never followed.
 """
 
 import re
@@ -40,31 +40,31 @@ from pipeline.hdf5.limits import ANSWER_BYTES, LONGEST_COLUMN_NAME, MOST_COLUMN_
 
 __all__ = ["find_columns"]
 
-_BATCH_NAMES = 1024  # names that are read at once; their lengths are unknown before they are read
+_BATCH_NAMES = 1024  # names to read at a time, because lengths are unknown before reading
 _SHORT = 1024  # bytes of an attribute that names a dataset
-_STORAGE = re.compile(r"errno = \d", re.IGNORECASE)  # HDF5's words if the storage fails
+_STORAGE = re.compile(r"errno = \d", re.IGNORECASE)  # in HDF5's message if the storage fails
 
 _Names = tuple[str, list[str]]
-"""Location of the names, and the names."""
+"""Source of the names, and the names."""
 _Values = tuple[str, np.ndarray]
-"""Location of the numbers, and the numbers."""
+"""Source of the coordinate, and the values."""
 
 
 def find_columns(file: h5py.File, rows: Rows, arrays: list[np.ndarray]) -> dict[str, Any]:
-    """Find the names and the coordinate of the columns.
+    """Find the column names and the coordinate.
 
     Parameters
     ----------
     file : h5py.File
     rows : Rows
     arrays : list of ndarray
-        The bytes of the coordinate's values, float64, are appended.
+        List to which the coordinate is appended, as the bytes of float64 values.
 
     Returns
     -------
     dict
-        ``names`` (list of str or None), ``names_from``, ``values_from`` (str or None, then nothing is appended), and
-        ``note``, the reason why names or values are not used.
+        ``names`` (list of str, or None), ``names_from`` (the source of the names), ``values_from`` (the source of the
+        coordinate, or None if there is none), and ``note`` (the reason why names or a coordinate are not used).
     """
     n_inputs = int(np.prod(rows.shape[1:]))
     notes: list[str] = []
@@ -88,13 +88,13 @@ def _first_usable(
     n_inputs: int,
     notes: list[str],
 ) -> Any:
-    """Return the result of the first usable source, and note why those before it cannot be used."""
+    """Return the result of the first usable source, and note why earlier sources cannot be used."""
     for source in sources:
         try:
             found = source(file, rows, n_inputs)
         except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError) as error:
             if _STORAGE.search(str(error)):
-                raise  # a failing disk does not mean a bad file
+                raise  # a storage failure does not mean that the file is bad
             notes.append(f"cannot be read: {error}")
             continue
         except Refused as reason:
@@ -110,7 +110,7 @@ def _first_usable(
 
 
 def _attribute_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
-    """Return the names in the attribute `columns`. Other attributes are not read, since there may be many."""
+    """Return the names in the attribute `columns`. Other attributes are not read, because there may be many."""
 
     def fits(shape: tuple[int, ...], dtype: np.dtype) -> bool:
         if len(shape) != 1 or h5py.check_string_dtype(dtype) is None:
@@ -126,7 +126,7 @@ def _attribute_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | Non
 
 
 def _objects_with_attributes(rows: Rows) -> list[Any]:
-    """Return the objects whose attributes may name columns: the rows, or a sparse matrix's group and values."""
+    """Return the objects whose attributes may name columns: the rows, or the group and values of a sparse matrix."""
     values = rows.parts[0][1].id
     if rows.form != "sparse":
         return [values]
@@ -134,10 +134,7 @@ def _objects_with_attributes(rows: Rows) -> list[Any]:
 
 
 def _variable_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
-    """Return the names in AnnData's `var`.
-
-    It is a group whose attribute `_index` names the dataset, or in earlier versions a table.
-    """
+    """Return the names in AnnData's `var`: a table, or a group whose attribute `_index` names the dataset."""
     path = variables_of(rows.name)
     found = resolve(file, path, if_link="{link}")
     if found is None:
@@ -154,7 +151,7 @@ def _variable_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None
 
 
 def _names_at(file: h5py.File, path: str, n_inputs: int) -> _Names | None:
-    """Return the names in a dataset, or in a group of texts and a mask, as pandas 3 writes them."""
+    """Return the names in a dataset, or in a group with strings and a mask, which AnnData writes for pandas 3."""
     found = resolve(file, path, if_link="{link}")
     if found is None:
         return None
@@ -169,7 +166,7 @@ def _names_at(file: h5py.File, path: str, n_inputs: int) -> _Names | None:
 
 
 def _index_of(group: Any) -> str | None:
-    """Return the name of the dataset with the names of a group's entries."""
+    """Return the name of the dataset that is the index of a group."""
     name = attribute(group, b"_index", _is_short_text)
     if name is not None:
         return _as_text(name.item())
@@ -189,12 +186,12 @@ def _table_names(table: h5py.Dataset, path: str, n_inputs: int) -> _Names | None
     if h5py.check_string_dtype(stored.fields["index"][0]) is None:
         return None
     _check_sizes(len(table), len(table) * stored.itemsize, n_inputs, path)
-    layout_claim(table, path, [])  # refuses what cannot be read
+    layout_claim(table, path, [])  # refuses unreadable datasets
     return path, _read_texts(table.fields("index"), n_inputs, path)
 
 
 def _block_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
-    """Return the names next to a block of a pandas frame of the fixed format; integers are names as well."""
+    """Return the column names of a block of a pandas frame in fixed format. Integer names are converted to strings."""
     path = items_of(rows.name)
     if path is None:
         return None
@@ -211,7 +208,7 @@ def _block_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
 
 
 def _scale_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
-    """Return the names in a dimension scale of texts along the columns."""
+    """Return the names in a dimension scale of strings along the columns."""
     scale = _scale_of_columns(rows)
     if scale is None or not _is_text(scale):
         return None
@@ -223,7 +220,7 @@ def _scale_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
 
 
 def _scale_values(file: h5py.File, rows: Rows, n_inputs: int) -> _Values | None:
-    """Return the numbers in a dimension scale along the columns, as netCDF stores coordinate variables."""
+    """Return the numbers in a dimension scale along the columns. netCDF stores coordinate variables this way."""
     scale = _scale_of_columns(rows)
     if scale is None or not _is_number(scale):
         return None
@@ -232,7 +229,7 @@ def _scale_values(file: h5py.File, rows: Rows, n_inputs: int) -> _Values | None:
 
 
 def _coordinate_values(file: h5py.File, rows: Rows, n_inputs: int) -> _Values | None:
-    """Return the numbers in a dataset next to the rows that is named like a physical coordinate."""
+    """Return the numbers in a dataset next to the rows that has the name of a physical coordinate."""
     for name in names_in(rows.parent):
         if not is_coordinate(text(name)):
             continue
@@ -249,7 +246,7 @@ def _coordinate_values(file: h5py.File, rows: Rows, n_inputs: int) -> _Values | 
 
 
 def _scale_of_columns(rows: Rows) -> h5py.Dataset | None:
-    """Return the dimension scale of the axis with the columns, if the rows have two axes."""
+    """Return the dimension scale along the columns. Return None if there is none, or if the rows are not a matrix."""
     dataset = rows.parts[0][1]
     if rows.form not in ("dense", "columns") or dataset.ndim != 2:
         return None
@@ -270,7 +267,7 @@ def _first_scale(dataset: h5py.Dataset, axis: int) -> h5py.Dataset:
 
     def take(scale: Any) -> bool:
         found.append(scale)
-        return True  # ends the iteration: a forged file may list any number of them
+        return True  # ends the iteration, because a forged file may list any number of scales
 
     h5py.h5ds.iterate(dataset.id, axis, take, 0)
     return h5py.Dataset(found[0])
@@ -278,7 +275,7 @@ def _first_scale(dataset: h5py.Dataset, axis: int) -> h5py.Dataset:
 
 def _scale_name(scale: h5py.Dataset) -> str:
     name = attribute(scale.id, b"NAME", _is_short_fixed_text)
-    # netCDF writes the variable's name; h5py writes any name, even an empty one.
+    # netCDF writes the name of the variable. h5py writes any name, even an empty one.
     written = "" if name is None else text(bytes(name.item()))
     return split(written)[1] or split(scale.name or "")[1] or "dimension scale"
 
@@ -312,21 +309,21 @@ def _texts(dataset: h5py.Dataset, path: str, n_inputs: int) -> list[str]:
     _check_place(dataset, path)
     stored = dtype_of(dataset)
     if stored is None or dataset.ndim != 1 or h5py.check_string_dtype(stored) is None:
-        raise Refused(f"dtype {stored} and shape {dataset.shape}, expected strings in one dimension", path)
+        raise Refused(f"dtype {stored} and shape {dataset.shape}, expected a one-dimensional dataset of strings", path)
     _check_sizes(len(dataset), len(dataset) * stored.itemsize, n_inputs, path)
-    layout_claim(dataset, path, [])  # refuses what cannot be read: unwritten, unknown filters, large chunks
+    layout_claim(dataset, path, [])  # refuses unreadable datasets: unwritten, unknown filters, large chunks
     return _read_texts(dataset, n_inputs, path)
 
 
 def _read_texts(source: Any, n: int, path: str, most_bytes: int = ANSWER_BYTES, batch: int = _BATCH_NAMES) -> list[str]:
-    """Read texts, `batch` at a time, so that references to one long text take little more than `most_bytes`."""
+    """Read strings in batches, so that repeated references to one long string take little more than `most_bytes`."""
     names: list[Any] = []
     n_bytes = 0
     for start in range(0, n, batch):
         some = source[start : min(start + batch, n)].tolist()
         n_bytes += sum(map(len, some))
         if n_bytes > most_bytes:
-            raise Refused(f"names of more than {most_bytes} bytes in total, expected fewer", path)
+            raise Refused(f"names with more than {most_bytes} bytes in total, expected fewer", path)
         names += some
     return _checked_names(names, path)
 

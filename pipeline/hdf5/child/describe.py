@@ -1,7 +1,7 @@
-"""Functions of the child that describe a file: libhdf5 reads it, and the answer locates its data in plain values.
+"""Functions of the child that describe a file or read values with libhdf5.
 
-Only `server` calls these, in a process that has limits and ends after one answer. An answer is a claim: `shards.vet`
-and `shards.inspect` check it.
+Only `server` calls these functions, in a process that has limits and exits after one answer. The answers are untrusted:
+`shards.vet` and `shards.inspect` check them.
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ from pipeline.hdf5.limits import ANSWER_BYTES, MOST_ANSWER_BYTES, MOST_LEFT_OUT
 
 __all__ = ["describe", "listed", "values"]
 
-_TEXTS = 1024  # texts that are read at once
+_TEXTS = 1024  # strings to read at a time
 _LONGEST = 200  # characters of a name or dtype
 _LAYOUTS = {h5py.h5d.COMPACT: "compact", h5py.h5d.CONTIGUOUS: "contiguous", h5py.h5d.CHUNKED: "chunked"}
 
 
-# -- where the rows are ------------------------------------------------------------------------------------------
+# -- location of the rows ----------------------------------------------------------------------------------------
 
 
 def describe(
@@ -45,24 +45,24 @@ def describe(
     ----------
     file : h5py.File
     dataset : str, optional
-        Path of the rows. By default ``X``, or the only candidate.
+        Path of the rows. The default is ``X``, or the only candidate.
     orientation : str, optional
-        Axis of the rows: ``rows`` (the first one) or ``columns`` (the last one).
+        ``rows`` if the rows are along the first axis, or ``columns`` if they are along the last one.
     include : sequence of str
-        Paths of further extras, from the root.
+        Absolute paths of additional extras.
     has_extras : bool
-        False to describe only the rows, because the extras next to them have exceeded the limits of the child.
+        False to ignore the extras next to the rows, because they have exceeded the limits of the child.
 
     Returns
     -------
     dict
-        ``dataset``, ``columns`` (from `find_columns`) and ``fill_value``; ``form``, ``shape`` and ``rows`` (the layouts
-        of the datasets with the rows), as in `pipeline.hdf5.forms`; ``extras``, each with ``name``, ``layout``,
-        ``categories`` and ``is_named``; ``left_out`` (from `forms.leave_out`).
+        ``dataset`` (path of the rows), ``columns`` (see `find_columns`), ``fill_value``, ``form`` (see
+        `pipeline.hdf5.forms`), ``shape``, ``rows`` (layouts of the datasets with the rows), ``extras`` (each with
+        ``name``, ``layout``, ``categories`` and ``is_named``), and ``left_out`` (see `forms.leave_out`).
     list of ndarray
-        Arrays of the layouts, starting with the layouts of the rows. A chunked layout comes with
-        the offsets, sizes and filter masks of its chunks: shape (3, n_chunks), int64. A layout inside the metadata
-        comes with its bytes. The numbers of the columns are at the end, as bytes.
+        Arrays of the layouts of the rows, and then of the extras. For a chunked layout, the array has the offsets,
+        sizes and filter masks of the chunks: shape (3, n_chunks), int64. For an inline layout, the array has the bytes
+        of the dataset. The last array has the bytes of the coordinate of the columns, if there is one.
     """
     if dataset is None:
         dataset = choose(file, orientation)
@@ -90,7 +90,7 @@ def _extras(
     left_out: list[list[Any]] = []
     if has_extras:
         extras, left_out = find_extras(rows.parent, rows.name, rows.shape, arrays)
-    # A named extra next to the rows is included once, under its own name.
+    # An extra that is requested by path and is also next to the rows is included only once.
     included = {sibling(normal(rows.name), extra["name"]) for extra in extras}
     others = [path for path in include if path not in included]
     named, missing = find_named(file, others, rows.shape, arrays)
@@ -98,7 +98,7 @@ def _extras(
 
 
 def _fill_value(rows: h5py.Dataset) -> float | None:
-    """Return the number in netCDF's attribute `_FillValue`, which means a missing value."""
+    """Return the value of the netCDF attribute `_FillValue`, which marks missing entries."""
     value = attribute(rows.id, b"_FillValue", _is_one_number)
     if value is None:
         return None
@@ -116,20 +116,20 @@ def _is_one_number(shape: tuple[int, ...], dtype: np.dtype) -> bool:
 def values(
     file: h5py.File, name: str, start: int, stop: int, axis: int = 0, n_texts: int = _TEXTS
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Read as many values along the first or last axis of a dataset as fit into an answer, at least one.
+    """Read values along the first or last axis of a dataset: as many as fit into one answer, but at least one.
 
-    Texts are read `n_texts` at a time, since their lengths are not known in advance.
+    Strings are read `n_texts` at a time, because their lengths are unknown before reading.
 
     Returns
     -------
     dict
         ``n``, the number of values.
     list of ndarray
-        The values as bytes, uint8; for texts, preceded by their lengths, int64.
+        Bytes of the values (uint8). For strings, an array of lengths (int64) precedes the bytes.
     """
     dataset = h5py.Dataset(locate(file, name)[1])
     if outside_storage(dataset):
-        raise Refused("its values are in other files, expected values in the file itself", name)
+        raise Refused("the values are in other files, expected values in the file itself", name)
     filters_of(dataset.id.get_create_plist(), name)
     if dataset.dtype.hasobject:
         return _answer_with_texts(_texts(dataset, name, start, stop, axis, n_texts))
@@ -170,15 +170,16 @@ def _read(dataset: h5py.Dataset, start: int, stop: int, axis: int) -> np.ndarray
 
 
 def listed(file: h5py.File) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Describe the first links in a file's root group, and then the first datasets in the file.
+    """Describe the first soft and external links in the root group, and then the first datasets in the file.
 
     Returns
     -------
     list of dict
-        Each with ``name`` and ``what``, in words. ``what`` is empty for a dataset in the file itself, which has
-        ``shape``, ``dtype``, ``layout``, ``chunks``, ``filters`` and the size in the file, ``n_bytes``.
+        Each item has ``name`` and ``what``, a description of a link or of storage in other files. For a dataset in the
+        file itself, ``what`` is empty, and ``shape``, ``dtype``, ``layout``, ``chunks``, ``filters`` and ``n_bytes``
+        (the size in the file) follow.
     list
-        Empty: no arrays.
+        Empty, because there are no arrays.
     """
     found = _links_in_root(file)
     for name, item in objects(file.id):
@@ -200,7 +201,7 @@ def _links_in_root(file: h5py.File) -> list[dict[str, Any]]:
 
 def _facts_of(item: Any) -> dict[str, Any]:
     dataset = h5py.Dataset(item)
-    place = outside_storage(dataset)  # before the shape, for which HDF5 may open source files
+    place = outside_storage(dataset)  # checked before the shape, because HDF5 may open source files to determine it
     if place:
         return {"what": place, "shape": list(virtual_shape(item) or ())}
     return {

@@ -1,4 +1,4 @@
-"""Functions of the child that find extras: next to the rows, or at paths that a user has named."""
+"""Functions of the child that find extras, either next to the rows or at paths that the user has given."""
 
 import re
 from collections.abc import Sequence
@@ -41,26 +41,26 @@ from pipeline.hdf5.limits import MAX_EXTRAS, MOST_CATEGORIES, MOST_ITEM, MOST_PA
 
 __all__ = ["count_set", "find_extras", "find_named", "is_netcdf_dimension"]
 
-_MOST_NUMBER = 2**63  # unsigned categories stay below it, since they are stored with signed ones
-_AT_ONCE = 2**22  # values of a mask that are read at once
+_MOST_NUMBER = 2**63  # unsigned categories must be smaller, because they are stored as signed integers
+_AT_ONCE = 2**22  # values of a mask to read at a time
 
 _DIMENSION = b"This is a netCDF dimension but not a netCDF variable"
 
-_STORAGE_FAILED = re.compile(r"errno = \d")  # in messages of HDF5
+_STORAGE_FAILED = re.compile(r"errno = \d")  # in HDF5's message if the storage fails
 _UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, TypeError)
 
 
 class _Unexpected(Refused):
-    """Refusal of an object that no user expects as an extra; an empty message is not reported."""
+    """Raised for an object that no user would expect as an extra. An empty message is not reported."""
 
 
 def find_extras(
     parent: Any, rows: str, shape: tuple[int, ...], arrays: list[np.ndarray], most: int = MAX_EXTRAS
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
-    """Return the extras in the group of the rows, `most` at most, and the objects that are left out.
+    """Return up to `most` extras in the group of the rows, and the objects that are skipped.
 
-    The rows have that path and shape. Arrays are appended to `arrays`, as `layout_claim` does. Each object that is left
-    out has a name, the reason, and whether a user may miss it.
+    `rows` and `shape` are the path and shape of the rows. Arrays are appended to `arrays`, like in `layout_claim`. Each
+    skipped object has a name, a reason, and a flag: True if a user might expect the object in the output.
     """
     extras: list[dict[str, Any]] = []
     left_out: list[list[Any]] = []
@@ -79,14 +79,14 @@ def find_extras(
 
 
 def _leave_out(left_out: list[list[Any]], name: bytes, error: Exception) -> None:
-    """List a dataset that an error makes unusable, with the reason; raise errors of the storage and bugs."""
+    """List an unusable dataset with the reason. Raise the error if it is a storage failure or a bug."""
     if isinstance(error, _Unexpected):
         if str(error):
             leave_out(left_out, name, str(error), is_missed=False)
     elif isinstance(error, Refused):
         leave_out(left_out, name, str(error))
     elif isinstance(error, MemoryError):
-        leave_out(left_out, name, "takes more memory than an input file is allowed")
+        leave_out(left_out, name, "takes more memory than allowed for an input file")
     elif isinstance(error, _UNREADABLE) and not _STORAGE_FAILED.search(str(error)):
         leave_out(left_out, name, f"cannot be read: {error}")
     else:
@@ -100,7 +100,7 @@ def _claim(dataset: h5py.Dataset, parent: Any, name: bytes, path: str, arrays: l
 
 
 def _extra_in(parent: Any, name: bytes, shape: tuple[int, ...]) -> h5py.Dataset:
-    """Return the dataset with a name in a group; refuse it unless it is an extra that can be written."""
+    """Return the dataset with a name in a group. Refuse objects that cannot be extras."""
     link = link_of(parent, name)
     if link:
         raise Refused(link)
@@ -115,8 +115,8 @@ def _extra_in(parent: Any, name: bytes, shape: tuple[int, ...]) -> h5py.Dataset:
 
 
 def _check(dataset: h5py.Dataset, shape: tuple[int, ...]) -> None:
-    """Refuse a dataset that cannot be an extra of rows of that shape."""
-    reason = outside_storage(dataset)  # before its shape, for which HDF5 may open other files
+    """Refuse a dataset that cannot be an extra of rows with this shape."""
+    reason = outside_storage(dataset)  # checked before the shape, because HDF5 may open other files to determine it
     if reason:
         raise Refused(reason)
     if not dataset.shape:
@@ -136,13 +136,13 @@ def _check_dtype(dataset: h5py.Dataset, n_rows: int) -> None:
     if stored is None or (stored.hasobject and h5py.check_string_dtype(stored) is None):
         raise Refused("neither numbers nor strings")
     if stored.subdtype and dataset.shape[0] != n_rows:
-        raise Refused("one array for each row, but the rows are not the first axis")
+        raise Refused("one array for each row, but the rows are not along the first axis")
     if stored.itemsize > MOST_ITEM:
         raise Refused(f"values of {stored.itemsize} bytes, expected at most {MOST_ITEM}")
 
 
 def is_netcdf_dimension(dataset: h5py.Dataset) -> bool:
-    """Return whether a dataset only gives the length of an axis: netCDF creates it without values."""
+    """Return whether a dataset is a netCDF dimension, which only specifies the length of an axis and has no values."""
     name = attribute(dataset.id, b"NAME", _is_short_text)
     return name is not None and bool(name.item().startswith(_DIMENSION))
 
@@ -151,21 +151,21 @@ def _is_short_text(shape: tuple[int, ...], dtype: np.dtype) -> bool:
     return shape == () and dtype.kind == "S" and dtype.itemsize <= 2 * len(_DIMENSION)
 
 
-# -- named ---------------------------------------------------------------------------------------------------------
+# -- extras that the user has given ------------------------------------------------------------------------------
 
 
 def find_named(
     file: h5py.File, paths: Sequence[str], shape: tuple[int, ...], arrays: list[np.ndarray]
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
-    """Return the extras at some paths, and the paths that do not exist, in the format of `find_extras`.
+    """Return the extras at the given paths, and the paths that do not exist, in the format of `find_extras`.
 
-    For a group of codes and categories, as in AnnData, the codes are included. For a group of values and a mask, the
-    values are included if the mask hides none.
+    If a path is a group with codes and categories, as in AnnData, the codes are included. If a path is a group with
+    values and a mask, the values are included unless the mask hides some of them.
 
     Raises
     ------
     Refused
-        If something at a path cannot be an extra.
+        If the object at a path cannot be an extra.
     """
     extras: list[dict[str, Any]] = []
     missing: list[list[Any]] = []
@@ -191,7 +191,7 @@ def _named_extra(parent: Any, item: Any, path: str, shape: tuple[int, ...], arra
 
 
 def _values(parent: Any, item: Any, path: str, n_rows: int) -> tuple[h5py.Dataset, str, list[Any] | None]:
-    """Return the dataset with a value for each row, its path, and the categories if its values are codes."""
+    """Return the dataset with one value for each row, the path, and the categories if the values are codes."""
     dataset = as_dataset(item)
     if dataset is not None:
         return dataset, path, _categories_of(parent, parts_of(path)[-1], path)
@@ -203,7 +203,7 @@ def _values(parent: Any, item: Any, path: str, n_rows: int) -> tuple[h5py.Datase
 
 
 def _masked_values(group: Any, path: str, n_rows: int) -> h5py.Dataset:
-    """Return the values of a group of values and a mask; refuse it if the mask hides some."""
+    """Return the values of a group with values and a mask. Refuse the group if the mask hides some values."""
     values = own_dataset(group, b"values")
     mask = own_dataset(group, b"mask")
     if values is None or mask is None:
@@ -211,20 +211,20 @@ def _masked_values(group: Any, path: str, n_rows: int) -> h5py.Dataset:
     n_missing = count_set(mask, f"{path}/mask", n_rows)
     if n_missing:
         raise Refused(
-            f"{n_missing} of its values are missing, expected none. Write it as a categorical, or as numbers with NaN.",
+            f"{n_missing} values are missing, expected none. Write a categorical, or numbers with NaN.",
             path,
         )
     return values
 
 
 def count_set(mask: h5py.Dataset, path: str, n_rows: int) -> int:
-    """Return how many entries of a mask of `n_rows` values are set."""
+    """Return the number of set entries in a mask with `n_rows` values."""
     if outside_storage(mask) or dtype_of(mask) != np.dtype(bool) or mask.shape != (n_rows,):
         raise Refused("not a mask, expected one bool for each row", path)
-    layout_claim(mask, path, [])  # refuses what cannot be read
+    layout_claim(mask, path, [])  # refuses unreadable datasets
     n_bytes = h5py.h5i.get_file_id(mask.id).get_filesize()
-    if n_rows > max_decompressed(n_bytes):  # its chunks may all be the same few bytes
-        raise Refused(f"a mask of {n_rows} values, expected fewer in a file of {n_bytes} bytes", path)
+    if n_rows > max_decompressed(n_bytes):  # in a forged file, all chunks may be the same few bytes
+        raise Refused(f"a mask with {n_rows} values, expected fewer in a file of {n_bytes} bytes", path)
     n = 0
     for start in range(0, n_rows, _AT_ONCE):
         n += int(np.count_nonzero(mask[start : start + _AT_ONCE]))
@@ -232,7 +232,7 @@ def count_set(mask: h5py.Dataset, path: str, n_rows: int) -> int:
 
 
 def _categories_of(parent: Any, name: bytes, path: str) -> list[Any] | None:
-    """Return the categories of a dataset if the group next to it lists them."""
+    """Return the categories of a dataset in the group `__categories` next to it, or None if it has none there."""
     group = CATEGORIES.encode()
     if not parent.links.exists(group) or link_of(parent, group):
         return None
@@ -244,11 +244,11 @@ def _categories_of(parent: Any, name: bytes, path: str) -> list[Any] | None:
 
 def _categories(dataset: h5py.Dataset, path: str) -> list[Any]:
     is_text = _check_categories(dataset, path)
-    layout_claim(dataset, path, [])  # refuses what cannot be read: unwritten, unknown filters, large chunks
+    layout_claim(dataset, path, [])  # refuses unreadable datasets: unwritten, unknown filters, large chunks
     categories = dataset[...].tolist()
     if is_text:
         if sum(map(len, categories)) > MOST_WORDS:
-            raise Refused(f"categories of more than {MOST_WORDS} bytes", path)
+            raise Refused(f"categories with more than {MOST_WORDS} bytes in total, expected fewer", path)
         categories = [text(each) for each in categories]
     elif dataset.dtype.kind == "u" and max(categories, default=0) >= _MOST_NUMBER:
         raise Refused(f"category {max(categories)}, expected numbers below {_MOST_NUMBER}", path)
@@ -258,21 +258,21 @@ def _categories(dataset: h5py.Dataset, path: str) -> list[Any]:
 
 
 def _check_categories(dataset: h5py.Dataset, path: str, most: int = MOST_CATEGORIES) -> bool:
-    """Refuse a dataset that cannot list categories, `most` of them, and return whether these are texts."""
+    """Refuse a dataset that cannot list categories, or has more than `most`. Return whether they are strings."""
     place = outside_storage(dataset)
     if place:
         raise Refused(f"{place}, expected categories in the file itself", path)
     stored = dtype_of(dataset)
     is_text = stored is not None and h5py.check_string_dtype(stored) is not None
     if stored is None or dataset.ndim != 1 or not (is_text or stored.kind in "iufb"):
-        raise Refused("expected categories: strings or numbers in one dimension", path)
+        raise Refused("not a list of categories, expected a one-dimensional dataset of strings or numbers", path)
     if len(dataset) > most or (not is_text and stored.itemsize > 8) or dataset.nbytes > MOST_PADDED:
         raise Refused(f"{len(dataset)} categories of dtype {stored}, expected at most {most}", path)
     return is_text
 
 
 def _possible_extras(file: h5py.File, n_rows: int) -> str:
-    """List the extras that a user could name: datasets with one value for each row, and categoricals."""
+    """List the paths that a user could give: datasets with one value for each row, and categoricals."""
     names: dict[str, None] = {}
     with suppress(Refused):
         for name, item in objects(file.id):

@@ -1,6 +1,7 @@
-"""Access to the objects of a file for the child: over hard links only, in the file itself, and within bounds.
+"""Functions of the child that find objects in a file.
 
-External links, soft links, virtual datasets and external storage are reported, never followed.
+Only hard links in the file itself are followed, and all searches have limits. External links, soft links, virtual
+datasets and external storage are reported, but never followed.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,17 +37,17 @@ __all__ = [
 _INTERNAL = (b"_i_", b"#refs#", b"#subsystem#")  # prefixes of groups: PyTables' indexes, MATLAB's cells
 LISTED = 20
 """Number of names that a refusal lists."""
-_LEAST_ENTRY_BYTES = 4  # bytes of an entry: at least 2 for an address, 1 for a name, and something to mark the end
+_LEAST_ENTRY_BYTES = 4  # minimum bytes of an entry: 2 for an address, 1 for a name, and 1 to mark the end
 _TOO_MANY_NAMES = "a group lists more names than fit into the file. The file is damaged or forged: do not use it."
 
 
 class Refused(Exception):
-    """Refusal of a file, with the reason.
+    """Raised to refuse a file or a dataset. The message is the reason.
 
     Attributes
     ----------
     dataset : str or None
-        The dataset that causes it.
+        Path of the dataset that is the cause.
     """
 
     def __init__(self, reason: str, dataset: str | None = None) -> None:
@@ -55,7 +56,7 @@ class Refused(Exception):
 
 
 def locate(file: h5py.File, name: str) -> tuple[Any, Any]:
-    """Return the group with an object, and the object; refuse the file if it does not exist."""
+    """Return the parent group of an object, and the object. Raise `Refused` if the object does not exist."""
     found = resolve(file, name, "{path} is {link}, expected a dataset in the file itself")
     if found is None:
         raise Refused(f"does not exist; the file holds {listing(file)}. Choose one with --dataset.", name)
@@ -63,9 +64,9 @@ def locate(file: h5py.File, name: str) -> tuple[Any, Any]:
 
 
 def resolve(file: h5py.File, name: str, if_link: str) -> tuple[Any, Any] | None:
-    """Return the group with an object, and the object; None if it does not exist.
+    """Return the parent group of an object, and the object. Return None if the object does not exist.
 
-    Soft and external links are refused with the message `if_link`.
+    Refuse soft and external links with the message `if_link`.
     """
     item = file.id
     parent = file.id
@@ -83,21 +84,24 @@ def resolve(file: h5py.File, name: str, if_link: str) -> tuple[Any, Any] | None:
 
 
 def own_dataset(group: Any, name: bytes) -> h5py.Dataset | None:
-    """Return the dataset of a name that a group itself holds; None for links and other objects."""
+    """Return the dataset with a name in a group. Return None for soft and external links, and for other objects."""
     if not isinstance(group, h5py.h5g.GroupID) or not group.links.exists(name) or link_of(group, name):
         return None
     return as_dataset(h5py.h5o.open(group, name))
 
 
 def as_dataset(item: Any) -> h5py.Dataset | None:
-    """Return an open object as a dataset; None if it is not a dataset."""
+    """Return an open object as a dataset, or None if it is not a dataset."""
     if not isinstance(item, h5py.h5d.DatasetID):
         return None
     return h5py.Dataset(item)
 
 
 def attribute(item: Any, name: bytes, fits: Callable[[tuple[int, ...], np.dtype], bool]) -> np.ndarray | None:
-    """Return the value of an attribute if its shape and dtype fit; others are not read, and may be pickles."""
+    """Return the value of an attribute, or None unless its shape and dtype fit.
+
+    Other attributes are not read, because they may contain pickles.
+    """
     if not h5py.h5a.exists(item, name):
         return None
     attached = h5py.h5a.open(item, name)
@@ -110,7 +114,7 @@ def attribute(item: Any, name: bytes, fits: Callable[[tuple[int, ...], np.dtype]
 
 
 def link_of(group: Any, part: bytes) -> str | None:
-    """Return the kind and target of a link; None if it is a hard link."""
+    """Describe a link by kind and target. Return None for hard links."""
     kind = group.links.get_info(part).type
     if kind == h5py.h5l.TYPE_HARD:
         return None
@@ -122,7 +126,7 @@ def link_of(group: Any, part: bytes) -> str | None:
 
 
 def outside_storage(dataset: h5py.Dataset) -> str | None:
-    """Return how the values of a dataset are stored in other files; None if they are in the file itself."""
+    """Describe storage in other files, which is not allowed. Return None if the values are in the file itself."""
     properties = dataset.id.get_create_plist()
     if properties.get_layout() == h5py.h5d.VIRTUAL:
         return "a virtual dataset (not allowed: its values are in other files)"
@@ -132,15 +136,15 @@ def outside_storage(dataset: h5py.Dataset) -> str | None:
 
 
 def dtype_of(item: Any) -> np.dtype | None:
-    """Return the dtype of a dataset or an attribute; None if NumPy has no such type."""
+    """Return the dtype of a dataset or an attribute, or None if NumPy has no such type."""
     try:
         return item.dtype
-    except (TypeError, ValueError):  # ValueError: a floating-point type with more bits than NumPy's
+    except (TypeError, ValueError):  # ValueError: a floating-point type wider than any of NumPy
         return None
 
 
 def is_plain(dataset: h5py.Dataset, dtype: np.dtype) -> bool:
-    """Return whether the bytes in the file equal NumPy's bytes in memory, so that they need no conversion."""
+    """Return whether NumPy can use the bytes in the file without conversion."""
     return not dtype.hasobject and dataset.id.get_type().equal(h5py.h5t.py_create(dtype, logical=True))
 
 
@@ -148,7 +152,7 @@ def is_plain(dataset: h5py.Dataset, dtype: np.dtype) -> bool:
 
 
 def objects(root: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every object below a group once, depth first, with its path; except for internal groups."""
+    """Yield the path and the object for everything below a group, once and depth first, without internal groups."""
     yield from _Walk(root).below(root, b"", 1)
 
 
@@ -156,13 +160,13 @@ class _Walk:
     """A walk through all objects below a group."""
 
     def __init__(self, root: Any) -> None:
-        self._seen = {identity(root)}  # a group may hold itself, or all groups above it
+        self._seen = {identity(root)}  # a group may contain itself or its parents
         self._n_names = 1
 
     def below(self, group: Any, prefix: bytes, depth: int) -> Iterator[tuple[str, Any]]:
-        """Yield the objects in and below a group, whose path is the prefix."""
+        """Yield the objects in and below a group. `prefix` is the path of the group."""
         names = names_in(group, self._n_names)
-        self._n_names += len(names)  # over all groups, since forged ones may share one list of names
+        self._n_names += len(names)  # total over all groups, because forged groups may share one list of names
         for name in names:
             item = None if link_of(group, name) else h5py.h5o.open(group, name)
             if item is None or not self._is_new(item, name):
@@ -170,11 +174,11 @@ class _Walk:
             yield text(prefix + name), item
             if isinstance(item, h5py.h5g.GroupID):
                 if depth == MOST_DEPTH:
-                    raise Refused(f"groups nested more than {MOST_DEPTH} deep. Choose a dataset with --dataset.")
+                    raise Refused(f"groups are nested more than {MOST_DEPTH} deep. Choose a dataset with --dataset.")
                 yield from self.below(item, prefix + name + b"/", depth + 1)
 
     def _is_new(self, item: Any, name: bytes) -> bool:
-        """Return whether an object is seen for the first time and is not an internal group."""
+        """Return whether an object has not been seen before and is not an internal group."""
         address = identity(item)
         if address in self._seen or (name.startswith(_INTERNAL) and isinstance(item, h5py.h5g.GroupID)):
             return False
@@ -183,23 +187,23 @@ class _Walk:
 
 
 def names_in(group: Any, n_seen: int = 0) -> list[bytes]:
-    """Return the names in a group, in order; `n_seen` names in other groups count towards the limits."""
+    """Return the names in a group, in order. The limits include `n_seen` names of other groups."""
     names = first_names(group, MOST_OBJECTS - n_seen)
     if n_seen + len(names) > MOST_OBJECTS:
-        raise Refused(f"more than {MOST_OBJECTS} objects to search. Give the rows a file or a group of their own.")
-    # The names of all groups count together, since their trees may share nodes.
+        raise Refused(f"more than {MOST_OBJECTS} objects to search. Write the rows to a separate file or group.")
+    # The limit applies to the total over all groups, because forged trees may share nodes.
     if n_seen + len(names) > most_entries(group):
         raise Refused(_TOO_MANY_NAMES)
     return names
 
 
 def first_names(group: Any, most: int, kind: int | None = None) -> list[bytes]:
-    """Return the first `most` + 1 names in a group, in order: of all links, or of links of one kind.
+    """Return the first `most` + 1 names of links in a group, in order. `kind` selects one kind of links.
 
     Raises
     ------
     Refused
-        If the group lists more links than the file has room for: the nodes of its tree point to each other.
+        If the group lists more links than fit into the file, because nodes of its tree form a cycle.
     """
     names: list[bytes] = []
     n_links = 0
@@ -221,18 +225,19 @@ def first_names(group: Any, most: int, kind: int | None = None) -> list[bytes]:
 
 
 def most_entries(item: Any) -> int:
-    """Return how many entries (links, chunks) the file of an object has room for.
+    """Return the maximum number of entries (links or chunks) that fit into the file of an object.
 
-    A link or a chunk takes at least an address and a few more bytes in the file. An index that lists more of them
-    lists the same bytes again and again.
+    Each entry takes at least an address and a few more bytes. An index with more entries must list the same bytes
+    repeatedly.
     """
     return int(h5py.h5i.get_file_id(item).get_filesize()) // _LEAST_ENTRY_BYTES
 
 
 def identity(item: Any) -> tuple[Any, Any]:
-    """Return the file number and the address of an open object, which identify it.
+    """Return the file number and the address of an open object. Together they identify the object.
 
-    `h5py.h5o.get_info` would also add up the sizes of all nodes of its indexes, and never end if these form a circle.
+    `h5py.h5o.get_info` is not used. It also adds up the sizes of all index nodes, and never returns if the nodes form a
+    cycle.
     """
     found = h5py.h5g.get_objinfo(item, b".")
     return found.fileno, found.objno

@@ -1,4 +1,4 @@
-"""Location of the bytes of a dataset according to HDF5: plain values that the child returns and the parent checks."""
+"""Functions of the child that return the location of a dataset's bytes. The parent process checks their answers."""
 
 import ctypes
 from math import prod
@@ -18,20 +18,20 @@ __all__ = ["filters_of", "layout_claim"]
 _UNFILTERED_EDGES = 2  # H5D_CHUNK_DONT_FILTER_PARTIAL_CHUNKS
 _EVERY_FILTER = 0xFFFFFFFF
 
-_get_chunk_options = ctypes.CDLL(h5py.h5p.__file__).H5Pget_chunk_opts  # h5py leaves it out
+_get_chunk_options = ctypes.CDLL(h5py.h5p.__file__).H5Pget_chunk_opts  # h5py does not wrap this function
 _get_chunk_options.argtypes = [ctypes.c_int64, ctypes.POINTER(ctypes.c_uint)]
 
 
 def layout_claim(dataset: h5py.Dataset, name: str, arrays: list[np.ndarray]) -> dict[str, Any]:
-    """Return the location of the bytes of a dataset for `layout.layout_of`, and append arrays to `arrays`.
+    """Return the location of a dataset's bytes for `layout.layout_of`, and append arrays to `arrays`.
 
-    For a chunked dataset the array contains offsets, sizes and filter masks of its chunks: shape (3, n_chunks), int64.
-    For a dataset inside the metadata it contains the bytes.
+    For a chunked dataset, append the offsets, sizes and filter masks of the chunks: shape (3, n_chunks), int64. For an
+    inline dataset, append the bytes.
     """
     properties = dataset.id.get_create_plist()
     filters = filters_of(properties, name)
     layout = properties.get_layout()
-    # The size as stored: bfloat16 is read as float32, and takes half the bytes of that type.
+    # Use the size of the stored type: bfloat16 is read as float32, but takes only two bytes in the file.
     n_bytes = prod(dataset.shape) * dataset.id.get_type().get_size()
     claim = {"name": name, "shape": dataset.shape, "dtype": _dtype_claim(dataset.dtype)}
     if layout == h5py.h5d.CHUNKED:
@@ -54,15 +54,15 @@ def _chunked(
 
 
 def _kind_of_chunked(dataset: h5py.Dataset, name: str, filters: list[tuple[int, list[int]]]) -> str:
-    """Return ``chunked`` if chunks can be read without HDF5, otherwise ``asked``; refuse values that need a plugin."""
+    """Return ``chunked`` if chunks can be read without libhdf5, or else ``asked``. Refuse values that need a plugin."""
     is_readable = is_plain(dataset, dataset.dtype) and _has_usual_order(dataset)
     if is_readable and not any(code in ASKED for code, _ in filters):
         return "chunked"
     for code, _ in filters:
         if FILTERS[code].is_plugin:
             raise Refused(
-                f"values of a type that NumPy does not have, compressed by filter {code}: libhdf5 would need a plugin "
-                f"to decode them (not allowed). {rewrite_advice(name)}",
+                f"values of a type that NumPy does not support, compressed by filter {code}: libhdf5 would need a "
+                f"plugin to decode them (not allowed). {rewrite_advice(name)}",
                 name,
             )
     return "asked"
@@ -80,7 +80,7 @@ def _contiguous(dataset: h5py.Dataset, name: str, n_bytes: int) -> dict[str, Any
 
 
 def filters_of(properties: Any, name: str) -> list[tuple[int, list[int]]]:
-    """Return codes and parameters of a dataset's filters; refuse those that cannot be decoded."""
+    """Return the codes and parameters of a dataset's filters. Refuse filters that cannot be decoded."""
     listed = [properties.get_filter(i) for i in range(properties.get_nfilters())]
     filters: dict[int, list[int]] = {}
     for code, _flags, values, label in listed:
@@ -94,7 +94,7 @@ def filters_of(properties: Any, name: str) -> list[tuple[int, list[int]]]:
 
 
 def _index(dataset: h5py.Dataset, name: str, n_before: int) -> np.ndarray:
-    """Return offset, size and filter mask of every chunk, in C order of their grid; refuse missing chunks."""
+    """Return the offset, size and filter mask of every chunk, in C order of the chunk grid. Refuse missing chunks."""
     grid = _checked_grid(dataset, name, n_before)
     chunks = _Chunks(dataset, name, grid)
     if chunks.index.size:
@@ -114,13 +114,13 @@ def _index(dataset: h5py.Dataset, name: str, n_before: int) -> np.ndarray:
 
 
 class _Chunks:
-    """An index of chunks that is filled with the chunks that HDF5 lists.
+    """Chunk index that is filled while HDF5 lists the chunks.
 
     Attributes
     ----------
     index : ndarray of shape (3, n_chunks), int64
-        Offset, size and filter mask of each chunk, -1 if it is missing; in C order of the grid, or in HDF5's order if
-        HDF5 lists wrong positions.
+        Offset, size and filter mask of each chunk, or -1 for a missing chunk. The order is C order of the chunk grid,
+        or HDF5's order if HDF5 lists wrong positions.
     """
 
     def __init__(self, dataset: h5py.Dataset, name: str, grid: tuple[int, ...]) -> None:
@@ -137,18 +137,18 @@ class _Chunks:
     def take(self, chunk: Any) -> None:
         """Add a chunk to the index."""
         self._n_listed += 1
-        if self._n_listed > self._most_listed:  # chunks outside the dataset count as well
+        if self._n_listed > self._most_listed:  # including chunks outside the dataset
             raise Refused(
-                "its chunk index lists more chunks than fit into the file. The file is damaged or forged: do not use "
+                "the chunk index lists more chunks than fit into the file. The file is damaged or forged: do not use "
                 "it.",
                 self._name,
             )
         cell = [first // size for first, size in zip(chunk.chunk_offset, self._chunks, strict=True)]
         if self._is_ordered and any(i >= n for i, n in zip(cell, self._grid, strict=True)):
-            return  # left over from before the dataset was shrunk
-        if self._n_taken == self.index.shape[1]:  # otherwise a forged index would never end
+            return  # a remainder from before the dataset was shrunk
+        if self._n_taken == self.index.shape[1]:  # otherwise a forged index might never end
             raise Refused(
-                f"shape {self._shape}, expected {self._n_taken} chunks, found more. The file is damaged or forged: "
+                f"shape {self._shape}, expected {self._n_taken} chunks, but found more. The file is damaged or forged: "
                 "do not use it.",
                 self._name,
             )
@@ -159,7 +159,7 @@ class _Chunks:
 
 
 def _edges(dataset: h5py.Dataset, grid: tuple[int, ...]) -> np.ndarray:
-    """Return which chunks, in C order, extend over the edge of the dataset: bool."""
+    """Return a boolean mask of the chunks, in C order, that extend beyond the edge of the dataset."""
     edges = np.zeros(grid, dtype=bool)
     for axis, (n, size) in enumerate(zip(dataset.shape, dataset.chunks, strict=True)):
         if n % size:
@@ -168,14 +168,14 @@ def _edges(dataset: h5py.Dataset, grid: tuple[int, ...]) -> np.ndarray:
 
 
 def _checked_grid(dataset: h5py.Dataset, name: str, n_before: int, most: int = MOST_CHUNKS) -> tuple[int, ...]:
-    """Return the number of chunks along each axis; refuse chunks that are too large or too many."""
+    """Return the number of chunks along each axis. Refuse chunks that are too large or too many."""
     shape = dataset.shape
     chunks = dataset.chunks
     _check_chunks(dataset, name)
     grid = grid_of(shape, chunks)
     n_chunks = prod(grid)
     n_missing = n_chunks - h5py.h5i.get_file_id(dataset.id).get_filesize()
-    if n_missing > 0 and n_chunks <= most:  # a chunk takes at least one byte
+    if n_missing > 0 and n_chunks <= most:  # every chunk takes at least one byte
         raise Refused(
             f"shape {shape} in {n_chunks} chunks, but at least {n_missing} of them were never written. Write the "
             "file again.",
@@ -205,7 +205,7 @@ def _check_chunks(dataset: h5py.Dataset, name: str) -> None:
 
 
 def _position_in(grid: tuple[int, ...], cell: list[int]) -> int:
-    """Return the position of a cell in C order."""
+    """Return the index of a grid cell in C order."""
     position = 0
     for i, n in zip(cell, grid, strict=True):
         position = position * n + i
@@ -213,17 +213,17 @@ def _position_in(grid: tuple[int, ...], cell: list[int]) -> int:
 
 
 def _has_usual_order(dataset: h5py.Dataset) -> bool:
-    """Return whether HDF5 lists the right positions of chunks in the dataset.
+    """Return whether HDF5 lists correct chunk positions for a dataset.
 
-    If one axis that is not the first may grow without limit, HDF5 (1.10 to 2.0) numbers chunks along that axis first,
-    but lists their positions as if it numbered them in C order.
+    If the only unlimited axis is not the first one, HDF5 1.10 to 2.0 numbers the chunks along that axis first, but
+    lists positions as if the numbers were in C order.
     """
     unlimited = [axis for axis, most in enumerate(dataset.maxshape) if most is None]
     return len(unlimited) != 1 or unlimited[0] == 0
 
 
 def _has_unfiltered_edges(properties: Any) -> bool:
-    """Return whether chunks that extend over the edge of the dataset are stored without filters."""
+    """Return whether chunks that extend beyond the edge of the dataset are stored without filters."""
     options = ctypes.c_uint(0)
     if _get_chunk_options(properties.id, ctypes.byref(options)) < 0:
         raise RuntimeError("H5Pget_chunk_opts failed")
@@ -231,7 +231,7 @@ def _has_unfiltered_edges(properties: Any) -> bool:
 
 
 def _dtype_claim(dtype: np.dtype) -> dict[str, Any]:
-    """Return a dtype in plain values, with h5py's metadata."""
+    """Convert a dtype, with h5py's metadata, to plain values."""
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
         return {"of": _dtype_claim(base), "shape": shape}

@@ -1,7 +1,7 @@
-"""The child process: it forks for each file, and the fork can read that file and nothing else.
+"""Program of the child process, which forks for each request. The fork can read one file and nothing else.
 
-`ask` starts it as a separate program, which loads h5py once. A file that makes libhdf5 fail affects only one fork,
-which has limits on memory and time and exits after its answer.
+`ask` starts this program, which loads h5py once. Each fork has limits on memory and time, and exits after one answer.
+If a file makes libhdf5 fail, only that fork is affected.
 """
 
 import ctypes
@@ -38,32 +38,32 @@ _LANDLOCK_READ_FILE = 4
 
 
 def main() -> None:
-    """Answer requests, one JSON line each on standard input, until standard input is closed.
+    """Answer requests until standard input is closed. Each request is one JSON line.
 
-    A request contains the ``pid`` of its sender, and two descriptors of that process: the open ``file``, and a pipe for
-    the ``answer``. Its limits are ``seconds`` of CPU time, ``patience`` in seconds of elapsed time, and ``memory``
-    in bytes. ``ask`` names a function (``describe``, ``values``, ``stacked`` or ``listed``), and ``arguments`` are the
-    arguments of the function. When the fork has ended, the child writes a JSON line with the kind of ``end``
-    (``answered``, ``signal``, ``exit``, ``time``, ``system``) and a ``detail``.
+    A request has the ``pid`` of the client process and two descriptors of that process: ``file`` is the open file, and
+    ``answer`` is a pipe for the answer. The limits are ``seconds`` (CPU time), ``patience`` (elapsed time in seconds)
+    and ``memory`` (bytes). ``ask`` is the name of a function (``describe``, ``values``, ``stacked`` or ``listed``), and
+    ``arguments`` has the arguments of that function. When the fork has ended, the child writes a JSON line: ``end`` is
+    ``answered``, ``signal``, ``exit``, ``time`` or ``system``, and ``detail`` explains it.
     """
-    # Terminals and batch systems send signals to the whole process group. When the driver stops, its pipe closes.
+    # Terminals and batch systems signal the whole process group. Ignore this: the pipe closes when the driver stops.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    # Leave the network, if the process has the privilege. A user namespace would grant it, but deny access to the
-    # driver's files. Without the privilege, forks still cannot create sockets, since they can open no descriptors.
+    # Leave the network namespace, if privileged. A user namespace would grant the privilege, but deny access to the
+    # driver's files. Without the privilege, forks still cannot create sockets, because they can open no descriptors.
     _LIBC.unshare(_CLONE_NEWNET)
     _warm_up()
-    gc.freeze()  # keeps the memory of existing objects shared with every fork
+    gc.freeze()  # forks continue to share the memory of existing objects
     for line in sys.stdin.buffer:
         end, detail = _serve(json.loads(line))
         _write(1, json.dumps({"end": end, "detail": detail}).encode() + b"\n")
         if end == "system":
-            break  # the next process may have more resources, and starts without leftover descriptors
+            break  # a new process has no leaked descriptors, and may have more resources
 
 
 def _warm_up() -> None:
-    """Answer every kind of request once, since a fork cannot import what Python and h5py load on first use."""
+    """Call every function once, because a fork cannot import modules that Python and h5py load on first use."""
     with h5py.File.in_memory() as file:
         _write_rows(file)
         _write_columns(file)
@@ -100,7 +100,7 @@ _COLUMNS = ("numbers/X", "texts/X", "groups/X", "tables/X", "masked/X", "linked/
 
 
 def _write_columns(file: h5py.File) -> None:
-    """Write names and numbers of columns in every form that `find_columns` reads."""
+    """Write column names and coordinates in every form that `find_columns` reads."""
     _write_scale(file, "numbers", [1.0, 2.0])
     _write_scale(file, "texts", ["a", "b"])
     for name in ("groups", "tables", "masked", "linked"):
@@ -116,7 +116,7 @@ def _write_columns(file: h5py.File) -> None:
 
 
 def _write_scale(file: h5py.File, group: str, scale: Sequence[float] | Sequence[str]) -> None:
-    """Write rows whose columns have a dimension scale."""
+    """Write rows with a dimension scale along the columns."""
     file[f"{group}/X"] = np.zeros((4, 2))
     file[f"{group}/wavelength"] = scale
     file[f"{group}/wavelength"].make_scale("wavelength")
@@ -124,10 +124,10 @@ def _write_scale(file: h5py.File, group: str, scale: Sequence[float] | Sequence[
 
 
 def _serve(request: dict[str, Any]) -> tuple[str, object]:
-    """Let a fork answer a request, and return how it ended: ``end`` and ``detail``."""
+    """Answer a request in a fork, and return the ``end`` and ``detail`` of that fork."""
     try:
         writer = os.open(f"/proc/{request['pid']}/fd/{request['answer']}", os.O_WRONLY)
-        exit_reader, exit_writer = os.pipe()  # the fork keeps its end open until it exits
+        exit_reader, exit_writer = os.pipe()  # the fork keeps the writing end open until it exits
         child = os.fork()
     except OSError as error:
         return "system", error.strerror
@@ -145,12 +145,12 @@ def _serve(request: dict[str, Any]) -> tuple[str, object]:
 
 
 def _exit_code(child: int, exit_reader: int, seconds: float) -> int | None:
-    """Wait for a fork, end it if it takes too long, and return its exit code; None if it took too long."""
+    """Wait for a fork, and return its exit code. Kill the fork and return None if it takes too long."""
     try:
         in_time = _ends_in_time(exit_reader, seconds)
     finally:
         os.close(exit_reader)
-        os.kill(child, signal.SIGKILL)  # without effect if it has exited by itself
+        os.kill(child, signal.SIGKILL)  # no effect if the fork has already exited
         _, status = os.waitpid(child, 0)
     if not in_time:
         return None
@@ -158,7 +158,7 @@ def _exit_code(child: int, exit_reader: int, seconds: float) -> int | None:
 
 
 def _end_of(code: int, request: dict[str, Any]) -> tuple[str, object]:
-    """Return how a fork with this exit code has ended: ``end`` and ``detail``."""
+    """Return the ``end`` and ``detail`` of a fork, given its exit code."""
     if code == -signal.SIGXCPU:
         return "time", f"{request['seconds']:g} s of CPU time"
     if code < 0:
@@ -169,11 +169,11 @@ def _end_of(code: int, request: dict[str, Any]) -> tuple[str, object]:
 
 
 def _ends_in_time(exit_reader: int, seconds: float) -> bool:
-    """Wait for a fork, and return whether it exits within some seconds."""
+    """Wait for a fork, and return whether it exits in time."""
     waiting = select.poll()
     waiting.register(exit_reader, 0)
     waiting.register(0, 0)
-    events = dict(waiting.poll(1000 * seconds))  # both report only that their other end is closed
+    events = dict(waiting.poll(1000 * seconds))  # for both pipes, report only that the other end was closed
     if 0 in events:
         sys.exit(0)
     return bool(events)
@@ -189,7 +189,7 @@ def _write(descriptor: int, data: bytes | memoryview) -> None:
 
 
 def _answer(request: dict[str, Any], writer: int, exit_writer: int) -> NoReturn:
-    """Answer a request on a pipe, and exit; `exit_writer` stays open until then."""
+    """Answer a request on a pipe, and exit. `exit_writer` stays open until the exit."""
     os.dup2(writer, 1)
     try:
         inode = _open_alone(request, exit_writer)
@@ -198,7 +198,7 @@ def _answer(request: dict[str, Any], writer: int, exit_writer: int) -> NoReturn:
         os._exit(0)
     try:
         file = h5py.File(f"/proc/self/fd/{inode}", "r", locking=False)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))  # from now on nothing can be opened
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))  # nothing can be opened from now on
         functions = {"describe": describe, "values": values, "stacked": stacked, "listed": listed}
         answer, arrays = _call(functions[request["ask"]], file, request["arguments"])
         _reply(answer, arrays)
@@ -209,7 +209,7 @@ def _answer(request: dict[str, Any], writer: int, exit_writer: int) -> NoReturn:
 
 
 def _open_alone(request: dict[str, Any], exit_writer: int) -> int:
-    """Return a descriptor of the request's file, after all other descriptors are closed and limits are set."""
+    """Close all other descriptors, set the limits, and return a descriptor of the requested file."""
     null = os.open(os.devnull, os.O_RDWR)
     for number, descriptor in ((0, null), (2, null), (3, exit_writer)):
         os.dup2(descriptor, number)
@@ -230,7 +230,7 @@ def _call(function: Any, file: h5py.File, arguments: Sequence[Any]) -> tuple[dic
 
 
 def _failure(error: BaseException) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Return an error in plain values, since an exception could be sent only as a pickle."""
+    """Convert an error to plain values, because an exception could only be sent as a pickle."""
     words = f"{type(error).__name__}: {error}"
     if isinstance(error, (OSError, RuntimeError, KeyError)) and error.args:  # HDF5's message
         words = str(error.args[-1])
@@ -246,7 +246,7 @@ def _failure(error: BaseException) -> tuple[dict[str, Any], list[np.ndarray]]:
 
 
 def _reply(reply: dict[str, Any], arrays: Sequence[np.ndarray]) -> None:
-    """Write a JSON line and the bytes of the arrays."""
+    """Write a JSON line, and then the bytes of the arrays."""
     line = {**reply, "arrays": [[array.dtype.str, array.shape] for array in arrays]}
     _write(1, json.dumps(line).encode() + b"\n")
     for array in arrays:
@@ -254,22 +254,22 @@ def _reply(reply: dict[str, Any], arrays: Sequence[np.ndarray]) -> None:
 
 
 def _confine(seconds: float, memory: int, inode: int) -> None:
-    """Give up all rights that are not needed to read one file."""
+    """Drop all rights that are not needed to read one file."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     _allow_only(inode)
     next_descriptor = os.dup(inode)
     os.close(next_descriptor)
     max_seconds = max(1, int(seconds))
     _limit(resource.RLIMIT_AS, memory, memory)
-    _limit(resource.RLIMIT_CPU, max_seconds, max_seconds + 1)  # SIGKILL would not show the reason
+    _limit(resource.RLIMIT_CPU, max_seconds, max_seconds + 1)  # SIGXCPU shows the reason, SIGKILL would not
     _limit(resource.RLIMIT_FSIZE, 0, 0)
     _limit(resource.RLIMIT_CORE, 0, 0)
     _limit(resource.RLIMIT_NPROC, 0, 0)
-    _limit(resource.RLIMIT_NOFILE, next_descriptor + 1, next_descriptor + 1)  # HDF5 opens the file once more
+    _limit(resource.RLIMIT_NOFILE, next_descriptor + 1, next_descriptor + 1)  # HDF5 opens the file again
 
 
 def _limit(limit: int, soft: int, hard: int) -> None:
-    """Set a limit of this process, or keep the hard limit if it is lower."""
+    """Set a resource limit of this process, but do not exceed the current hard limit."""
     _, most = resource.getrlimit(limit)
     if most != resource.RLIM_INFINITY:
         hard = min(hard, most)
@@ -277,7 +277,7 @@ def _limit(limit: int, soft: int, hard: int) -> None:
 
 
 def _allow_only(inode: int) -> None:
-    """Allow only reads of this file, with Landlock if the kernel has it (Linux 5.13)."""
+    """Allow only reads of this file, if the kernel supports Landlock (Linux 5.13)."""
     everything = ctypes.c_uint64(_LANDLOCK_EVERYTHING)
     rules = _LIBC.syscall(_LANDLOCK_CREATE_RULESET, ctypes.byref(everything), ctypes.c_size_t(8), 0)
     if rules < 0:

@@ -1,6 +1,6 @@
-"""Functions of the child for master files, which stack the rows of other files. No link is followed.
+"""Functions of the child for master files, which refer to rows in other files. No link is followed.
 
-Only `server` calls these. An answer is a claim that `shards.master` checks.
+Only `server` calls these functions. `shards.master` checks their answers.
 """
 
 from itertools import islice
@@ -15,27 +15,28 @@ from pipeline.hdf5.limits import MOST_OBJECTS, MOST_PIECES
 
 __all__ = ["is_stack", "stacked", "virtual_shape"]
 
-_ENDLESS = 2**63  # unlimited selections, which grow with a dataset, have 2**64 - 1
+_ENDLESS = 2**63  # unlimited selections, which grow with the dataset, have 2**64 - 1
 
 
 def stacked(file: h5py.File, dataset: str | None) -> tuple[dict[str, Any] | None, list[Any]]:
-    """Return the locations of the rows that a file stacks.
+    """Return the locations of the rows that a master file refers to.
 
     Parameters
     ----------
     file : h5py.File
     dataset : str, optional
-        A virtual dataset, an external link, or a group of external links. By default ``X``, or the only one of these.
+        Path of a virtual dataset, an external link, or a group of external links. The default is ``X``, or the only
+        such object.
 
     Returns
     -------
     dict or None
-        ``dataset``, its path, and ``neighbours``, names of datasets in the master that may belong to the rows. A
-        virtual dataset has ``shape`` and ``blocks``: each block is a file, a dataset in it, and two results of
-        `_box`: the box that it fills, and the box that it is read from. Otherwise there are ``links``: each is a name,
-        a file and a dataset. None if the rows are stored in the file itself.
+        ``dataset`` is the path, and ``neighbours`` has the names of datasets in the master file that may belong to the
+        rows. For a virtual dataset, ``shape`` and ``blocks`` follow. Each block has a file, a dataset in that file, the
+        target box and the source box (see `_box`). For external links, ``links`` follows. Each link has a name, a file
+        and a dataset. None if the rows are stored in the file itself.
     list
-        Empty: no arrays.
+        Empty, because there are no arrays.
     """
     if dataset is None and file.id.links.exists(PREFERRED.encode()):
         dataset = PREFERRED
@@ -47,12 +48,12 @@ def stacked(file: h5py.File, dataset: str | None) -> tuple[dict[str, Any] | None
 
 
 def _only_stack(file: h5py.File) -> str | None:
-    """Return the path of the only virtual dataset of rank 2 or more, or group of external links."""
+    """Return the path of the only object that refers to rows in other files, or None if there is no such object."""
     names = [name for name, item in (("/", file.id), *objects(file.id)) if is_stack(item)]
     if len(names) > 1:
         raise Refused(
-            f"candidates {short_list(names, LISTED)} stack rows of other files, expected one. Choose one with "
-            "--dataset."
+            f"{len(names)} candidates refer to rows in other files ({short_list(names, LISTED)}), expected one. Choose "
+            "one with --dataset."
         )
     return names[0] if names else None
 
@@ -66,7 +67,7 @@ def is_stack(item: Any) -> bool:
 
 def _stack(file: h5py.File, dataset: str) -> dict[str, Any] | None:
     group_path, last = split(dataset)
-    # The group first: only the text of an external link is read, and its target is not opened.
+    # Open the group first, to read only the text of an external link without opening its target.
     _, group = locate(file, group_path)
     name = last.encode("utf-8", "surrogateescape")
     if isinstance(group, h5py.h5g.GroupID) and name in _external_links(group):
@@ -96,7 +97,7 @@ def _stack_of_links(group: Any, dataset: str) -> dict[str, Any] | None:
 def _external_links(group: Any) -> list[bytes]:
     names = first_names(group, MOST_PIECES, h5py.h5l.TYPE_EXTERNAL)
     if len(names) > MOST_PIECES:
-        raise Refused(f"a group of more than {MOST_PIECES} external links, expected fewer. Stack larger files.")
+        raise Refused(f"a group with more than {MOST_PIECES} external links, expected fewer. Use larger files.")
     return names
 
 
@@ -105,7 +106,7 @@ def _link(group: Any, name: bytes) -> list[str]:
 
 
 def virtual_shape(item: Any) -> tuple[int, ...] | None:
-    """Return the shape of a virtual dataset, None for others, without opening its source files."""
+    """Return the shape of a virtual dataset without opening source files. Return None for other datasets."""
     properties = item.get_create_plist()
     if properties.get_layout() != h5py.h5d.VIRTUAL:
         return None
@@ -115,15 +116,15 @@ def virtual_shape(item: Any) -> tuple[int, ...] | None:
 
 
 def _blocks(item: Any, most: int = MOST_PIECES) -> list[Any]:
-    """Return the blocks of a virtual dataset, as `stacked` does; refuse more than `most`."""
+    """Return the blocks of a virtual dataset in the format of `stacked`. Refuse more than `most` blocks."""
     properties = item.get_create_plist()
     n_blocks = properties.get_virtual_count()
     if n_blocks > most:
-        raise Refused(f"a virtual dataset of {n_blocks} blocks, expected at most {most}. Stack larger files.")
+        raise Refused(f"a virtual dataset with {n_blocks} blocks, expected at most {most}. Use larger files.")
     try:
         names = [(properties.get_virtual_filename(i), properties.get_virtual_dsetname(i)) for i in range(n_blocks)]
     except UnicodeDecodeError as error:
-        raise Refused("a virtual dataset with a file whose name is not UTF-8. Give that file itself.") from error
+        raise Refused("a virtual dataset with a file whose name is not UTF-8. Pass that file as input.") from error
     blocks = []
     for i, (file, dataset) in enumerate(names):
         target = _box(properties.get_virtual_vspace(i))
@@ -133,7 +134,10 @@ def _blocks(item: Any, most: int = MOST_PIECES) -> list[Any]:
 
 
 def _box(space: Any) -> list[list[int]] | None:
-    """Return the first index and the end of a selection along each axis; empty for all, None if it is not a box."""
+    """Return the start and stop of a selection along each axis.
+
+    Return an empty list if everything is selected, and None if the selection is not a box.
+    """
     if space.get_select_type() == h5py.h5s.SEL_ALL:
         return []
     if space.get_select_type() != h5py.h5s.SEL_HYPERSLABS or not space.is_regular_hyperslab():
@@ -147,16 +151,17 @@ def _box(space: Any) -> list[list[int]] | None:
 
 
 def _neighbours(group: Any, shape: tuple[int, ...] | None) -> list[str]:
-    """Return names of the first one-dimensional datasets in a group, or of datasets with a given shape."""
+    """Return the names of the first datasets in a group with this shape, or with one dimension if it is None."""
     names = first_names(group, MOST_OBJECTS, h5py.h5l.TYPE_HARD)
     matches = (text(each) for each in names if _is_neighbour(h5py.h5o.open(group, each), shape))
-    return list(islice(matches, LISTED + 1))  # one more shows that the list is not complete
+    return list(islice(matches, LISTED + 1))  # one extra name shows that the list is incomplete
 
 
 def _is_neighbour(item: Any, shape: tuple[int, ...] | None) -> bool:
     if not isinstance(item, h5py.h5d.DatasetID):
         return False
-    found = virtual_shape(item) or h5py.Dataset(item).shape or ()  # in this order: the second may open other files
+    # Call `virtual_shape` first, because reading `shape` may open source files.
+    found = virtual_shape(item) or h5py.Dataset(item).shape or ()
     if shape is None:
         return len(found) == 1
     return found == shape

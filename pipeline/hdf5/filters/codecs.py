@@ -1,14 +1,14 @@
-"""Decode the filters of a chunk, the last one first.
+"""Decode filtered chunks. The filters are applied in reverse order.
 
-Deflate follows RFC 1950, and LZF follows LibLZF. Shuffle and Fletcher's checksum are HDF5's own, see its H5Zshuffle.c
-and H5checksum.c. For registered filters, HDF5 itself would load a plugin, a library of unknown origin. This is never
-allowed. Instead, Python packages decode what the plugins store, in the formats of the plugins' sources: H5Zzstd.c,
-H5Zlz4.c, blosc_filter.c, bshuf_h5filter.c.
+Deflate follows RFC 1950, and LZF follows LibLZF. Shuffle and the Fletcher checksum follow H5Zshuffle.c and H5checksum.c
+of HDF5. For registered filters, libhdf5 would load a plugin, which is a library of unknown origin. This is never
+allowed. Instead, Python packages decode these formats, which the sources of the plugins define: H5Zzstd.c, H5Zlz4.c,
+blosc_filter.c and bshuf_h5filter.c.
 
-numcodecs is not used: it wraps the same C libraries, but supports neither the plugins' blocks nor bitshuffle, and it
-accepts a truncated Blosc buffer.
+numcodecs is not used. It wraps the same C libraries, but does not support bitshuffle or the block formats of the
+plugins, and accepts truncated Blosc buffers.
 
-No function returns more bytes than it is allowed to, or holds Python's lock for long.
+No function returns more bytes than allowed, or holds the GIL for long.
 """
 
 import bz2
@@ -43,36 +43,36 @@ FLETCHER32 = 3
 LZF = 32000
 _BLOSC = 32001
 
-_SNAPPY = 3  # number of a codec of Blosc
+_SNAPPY = 3  # number of this codec in Blosc
 _SUM_BYTES = 4
-_WORDS = 2**13  # words of a checksum that are added up at once
+_WORDS = 2**13  # words of a checksum that are added at a time
 _WEIGHTS = np.arange(_WORDS, 0, -1, dtype=np.float64)
-_MOST_BLOCKS = 2**16  # blocks in a chunk; the largest chunk has 8192 blocks of bitshuffle's usual size
-_BLOCK_BYTES = 2**13  # usual size of bitshuffle's blocks
-_LEAST_ELEMENTS = 128  # elements of one of bitshuffle's blocks, if the file does not specify it
-_PIECE = 2**20  # bytes of bits that are sorted at once
+_MOST_BLOCKS = 2**16  # blocks in a chunk; with bitshuffle's usual block size, the largest chunk has 8192
+_BLOCK_BYTES = 2**13  # bitshuffle's usual block size
+_LEAST_ELEMENTS = 128  # minimum number of elements in a bitshuffle block, if the file does not specify the block size
+_PIECE = 2**20  # bytes whose bits are sorted at a time
 
 _Decoder = Callable[[memoryview, Sequence[int], int], memoryview]
-"""Function that decodes stored bytes, given a filter's parameters and the largest number of decoded bytes."""
+"""Function that decodes stored bytes, given the filter parameters and the maximum number of decoded bytes."""
 
 
 @dataclass(frozen=True)
 class Filter:
-    """One filter that files may have.
+    """A filter that files may use.
 
     Attributes
     ----------
     name : str
-        Name in messages.
+        Name of the filter in messages.
     decode : callable or None
-        Decodes stored bytes, given the filter's parameters and the largest allowed number of decoded bytes; None if the
-        child lets libhdf5 decode the filter.
+        Function that decodes stored bytes, given the filter parameters and the maximum number of decoded bytes. None if
+        only libhdf5 decodes the filter, in the child.
     packages : tuple of str
-        Python packages that it needs.
+        Python packages that `decode` needs.
     is_plugin : bool
-        True if HDF5 would need a plugin for it.
+        True if libhdf5 would need a plugin for the filter.
     is_slow : bool
-        True if it takes longer than reading the bytes, so that `shardpress inspect` advises against it.
+        True if decoding takes longer than reading the bytes. `shardpress inspect` advises against such filters.
     """
 
     name: str
@@ -83,23 +83,23 @@ class Filter:
 
 
 def decode_chunk(data: memoryview, filters: Sequence[tuple[int, Sequence[int]]], mask: int, n_bytes: int) -> memoryview:
-    """Return the bytes of a chunk as they were before they were filtered.
+    """Return the bytes of a chunk before filtering.
 
     Parameters
     ----------
     data : memoryview
-        Bytes as stored.
+        Stored bytes.
     filters : sequence of (int, sequence of int)
-        Codes and parameters, in the order in which they were applied.
+        Filter codes and parameters, in the order in which the filters were applied.
     mask : int
-        Bit i is set if filter i was left out for this chunk.
+        Filter mask: bit i is set if filter i was skipped for this chunk.
     n_bytes : int
-        Expected number of bytes.
+        Expected number of decoded bytes.
 
     Raises
     ------
     ValueError
-        If the chunk is damaged: another number of bytes, or a wrong checksum.
+        If the chunk is damaged, for example if the size or a checksum is wrong.
     """
     for i, (code, parameters) in reversed(list(enumerate(filters))):
         if mask >> i & 1:
@@ -108,10 +108,10 @@ def decode_chunk(data: memoryview, filters: Sequence[tuple[int, Sequence[int]]],
         if decode is None:
             raise ValueError(f"{FILTERS[code].name}: only libhdf5 can decode it")
         try:
-            data = decode(data, parameters, n_bytes + _SUM_BYTES)  # a checksum may have been added before
+            data = decode(data, parameters, n_bytes + _SUM_BYTES)  # an earlier filter may have added a checksum
         except (MemoryError, ImportError):
             raise
-        except Exception as error:  # each codec raises its own type of exception
+        except Exception as error:  # each codec has its own exception types
             raise ValueError(f"{FILTERS[code].name}: {error}") from error
     if len(data) != n_bytes:
         raise ValueError(f"{len(data)} bytes, expected {n_bytes}")
@@ -119,31 +119,31 @@ def decode_chunk(data: memoryview, filters: Sequence[tuple[int, Sequence[int]]],
 
 
 def objection(code: int, values: Sequence[int], dataset: str) -> str | None:
-    """Return why a filter with these parameters cannot be decoded, and what to do; None if it can be."""
+    """Explain why a filter with these parameters is unsupported, and what to do. Return None if it is supported."""
     if code not in FILTERS:
         names = ", ".join(each.name for each in FILTERS.values())
         return f"is not supported, expected {names}. {rewrite_advice(dataset)}"
     if _MISSING.get(code):
         return f"needs a package that is not installed. Run: pip install {' '.join(_MISSING[code])}"
     if code == _BLOSC and list(values[6:7]) == [_SNAPPY]:
-        return f"with the codec Snappy is not supported, expected another codec of Blosc. {rewrite_advice(dataset)}"
+        return f"with the codec Snappy is not supported, expected another Blosc codec. {rewrite_advice(dataset)}"
     return None
 
 
 def rewrite_advice(dataset: str) -> str:
-    """Return how to rewrite a dataset without a filter, with and without the tools of HDF5."""
+    """Return instructions to rewrite a dataset without an unsupported filter, with h5repack or in Python."""
     return (
         "Rewrite the file with h5repack -f GZIP=4, or in Python after pip install hdf5plugin: import h5py, hdf5plugin; "
         f"h5py.File('new.h5', 'w')[{dataset!r}] = h5py.File('old.h5')[{dataset!r}][:]"
     )
 
 
-# -- HDF5's own filters, and LZF ---------------------------------------------------------------------------------
+# -- standard HDF5 filters, and LZF ------------------------------------------------------------------------------
 
 
 @cache
 def _deflate() -> Any:
-    # It is imported here, since programs that only read features or apply a model need not install it.
+    # Imported here, so that programs that only read features or apply a model do not need this package.
     import deflate
 
     return deflate
@@ -152,7 +152,7 @@ def _deflate() -> Any:
 def _from_gzip(data: memoryview, _: Sequence[int], most: int) -> memoryview:
     deflate = _deflate()
     try:
-        # libdeflate takes a third of zlib's time, and `most` bytes whatever the stream decompresses to.
+        # libdeflate takes a third of zlib's time, and never allocates more than `most` bytes.
         return memoryview(deflate.zlib_decompress(data, most))
     except deflate.DeflateError as error:
         raise ValueError(f"damaged, or decompresses to more than the expected {most} bytes") from error
@@ -165,7 +165,7 @@ def _from_lzf(data: memoryview, _: Sequence[int], most: int) -> memoryview:
 
 
 def _from_shuffle(data: memoryview, values: Sequence[int], _: int) -> memoryview:
-    """Undo the sorting of bytes by their position in an element; a remainder is at the end."""
+    """Undo shuffle, which sorts bytes by their position in an element. Bytes of an incomplete element are unchanged."""
     if len(values) != 1 or not values[0]:
         raise ValueError("the shuffle filter has no element size")
     itemsize = values[0]
@@ -183,11 +183,11 @@ def _from_shuffle(data: memoryview, values: Sequence[int], _: int) -> memoryview
 
 
 def _from_fletcher32(data: memoryview, _: Sequence[int], __: int) -> memoryview:
-    """Compare the checksum at the end, and return the bytes before it."""
+    """Verify the checksum at the end, and return the other bytes."""
     body = data[:-_SUM_BYTES]
     stored = int.from_bytes(data[-_SUM_BYTES:], "little")
     summed = fletcher32(body)
-    # Until 1.6.2, HDF5 wrote the two bytes of each half in the other order, and such files are still read.
+    # HDF5 up to 1.6.2 swapped the two bytes of each half. HDF5 still accepts such files.
     older = (summed & 0x00FF00FF) << 8 | (summed >> 8) & 0x00FF00FF
     if len(data) < _SUM_BYTES or stored not in (summed, older):
         raise ValueError(f"checksum {stored:#010x}, expected {summed:#010x} for these bytes")
@@ -195,10 +195,10 @@ def _from_fletcher32(data: memoryview, _: Sequence[int], __: int) -> memoryview:
 
 
 def fletcher32(data: memoryview) -> int:
-    """Return HDF5's checksum over big-endian words of 16 bits, the last one padded with zeros.
+    """Return HDF5's Fletcher checksum of big-endian 16-bit words. The last word is padded with zeros.
 
-    The lower half is the sum of the words. In the upper half, word i of n counts n - i times. Both are modulo 65535,
-    which replaces 0 unless all words are 0.
+    The lower half is the sum of the words. The upper half is the sum with weights: word i of n has the weight n - i.
+    Both sums are modulo 65535, but a result of 0 is stored as 65535 unless all words are 0.
     """
     if len(data) % 2:
         data = memoryview(bytes(data) + b"\0")
@@ -233,7 +233,7 @@ def _from_bzip2(data: memoryview, _: Sequence[int], most: int) -> memoryview:
 def _from_zstd(data: memoryview, _: Sequence[int], most: int) -> memoryview:
     import zstandard
 
-    n_bytes = zstandard.get_frame_parameters(data).content_size  # if known, the library uses it instead of `most`
+    n_bytes = zstandard.get_frame_parameters(data).content_size  # if the frame has a size, the library ignores `most`
     if most < n_bytes != zstandard.CONTENTSIZE_UNKNOWN:
         raise ValueError(f"decompresses to {n_bytes} bytes, expected at most {most}")
     return memoryview(zstandard.ZstdDecompressor().decompress(data, max_output_size=most))
@@ -243,13 +243,13 @@ def _from_zstd(data: memoryview, _: Sequence[int], most: int) -> memoryview:
 def _blosc() -> Any:
     import blosc
 
-    blosc.set_nthreads(1)  # the driver has threads of its own
+    blosc.set_nthreads(1)  # the driver uses its own threads
     blosc.set_releasegil(True)
     return blosc
 
 
 def _from_blosc(data: memoryview, _: Sequence[int], most: int) -> memoryview:
-    """Decode a buffer of Blosc 1, whose header contains the sizes before and after."""
+    """Decode a Blosc 1 buffer. The header has the sizes before and after compression."""
     n_bytes, n_block, n_stored = struct.unpack_from("<3I", data, 4)
     _check_blocks(n_bytes, n_block, most)
     stored = bytes(data[:n_stored])
@@ -259,7 +259,7 @@ def _from_blosc(data: memoryview, _: Sequence[int], most: int) -> memoryview:
 
 
 def _from_lz4(data: memoryview, _: Sequence[int], most: int) -> memoryview:
-    """Decode the total size, the block size, and blocks; blocks that did not shrink are stored uncompressed."""
+    """Decode a header (total size and block size) and LZ4 blocks. Blocks that did not shrink are uncompressed."""
     n_bytes, n_block = struct.unpack_from(">QI", data)
     _check_blocks(n_bytes, n_block, most)
     if not n_block:
@@ -271,7 +271,7 @@ def _from_lz4(data: memoryview, _: Sequence[int], most: int) -> memoryview:
 
 
 def _check_blocks(n_bytes: int, n_block: int, most: int) -> None:
-    """Refuse more bytes than allowed, and more blocks than any writer makes, since all may be the same few bytes."""
+    """Refuse more bytes than allowed, and more blocks than any writer creates. A forged file could repeat a block."""
     if n_bytes > min(most, n_block * _MOST_BLOCKS):
         raise ValueError(f"{n_bytes} bytes in blocks of {n_block}, expected at most {most} bytes")
 
@@ -296,7 +296,7 @@ _BlockDecoder = Callable[[memoryview, int], bytes | memoryview]
 
 
 def _decode_blocks(data: memoryview, sizes: Sequence[int], n_bytes: int, decode: _BlockDecoder) -> memoryview:
-    """Decode blocks of these sizes, each of which follows its stored size, and append the remaining bytes."""
+    """Decode blocks with these decoded sizes, and append the remaining bytes. A stored size precedes each block."""
     done = bytearray(n_bytes)
     place = 0
     for size in sizes:
@@ -315,14 +315,14 @@ def _decode_blocks(data: memoryview, sizes: Sequence[int], n_bytes: int, decode:
 # -- bitshuffle --------------------------------------------------------------------------------------------------
 
 _UNCOMPRESSED = 0
-_BLOCK_DECODERS: dict[int, _BlockDecoder] = {2: _block_from_lz4, 3: _block_from_zstd}  # as bitshuffle numbers them
+_BLOCK_DECODERS: dict[int, _BlockDecoder] = {2: _block_from_lz4, 3: _block_from_zstd}  # by codec number
 
 
 def _from_bitshuffle(data: memoryview, values: Sequence[int], most: int, piece: int = _PIECE) -> memoryview:
-    """Decode blocks of elements whose bits are sorted by their position in an element; each block may be compressed.
+    """Undo bitshuffle, which sorts the bits of each block by their position in an element, and may compress blocks.
 
-    The last block may be shorter, by a multiple of 8 elements. Up to 7 further elements follow unchanged. The bits
-    of about `piece` bytes are sorted at once.
+    The last block may be shorter, but has a multiple of 8 elements. Up to 7 remaining elements are unchanged. The bits
+    of about `piece` bytes are sorted at a time.
     """
     itemsize, n_block, kind = (*values, 0, 0)[2:5]
     n_bytes = len(data)
@@ -352,7 +352,7 @@ def _sizes_of_blocks(n_full: int, n_last: int, n_block: int, itemsize: int) -> l
 
 
 def _sort_all_bits(data: np.ndarray, n_full: int, n_last: int, n_block: int, itemsize: int, piece: int) -> None:
-    """Sort the bits of `n_full` blocks, about `piece` bytes at a time, and of a last one of `n_last` elements."""
+    """Sort the bits of `n_full` blocks, about `piece` bytes at a time, and of a last block with `n_last` elements."""
     block_bytes = n_block * itemsize
     end = n_full * block_bytes
     at_once = max(1, piece // block_bytes) * block_bytes
@@ -362,10 +362,10 @@ def _sort_all_bits(data: np.ndarray, n_full: int, n_last: int, n_block: int, ite
 
 
 def _sort_bits(data: np.ndarray, n_block: int, itemsize: int) -> None:
-    """Put the bits of each block's elements together again, in place; `n_block` is a multiple of 8."""
+    """Reassemble the bits of the elements in each block, in place. `n_block` must be a multiple of 8."""
     if not data.size:
         return
-    # For every 8 elements, the bits of one byte position are in 8 bytes, one in each of 8 successive lines of a block.
+    # For every 8 elements, the bits of one byte position are stored in 8 bytes, one in each of 8 lines.
     lines = data.reshape(-1, itemsize, 8, n_block // 8)
     words = np.ascontiguousarray(lines.transpose(0, 3, 1, 2)).view("<u8")[..., 0]
     octets = _transposed_bits(words).view(np.uint8).reshape(-1, n_block // 8, itemsize, 8)
@@ -395,10 +395,10 @@ FILTERS = {
     32008: Filter("bitshuffle", _from_bitshuffle, ("lz4", "zstandard"), is_plugin=True),
     32015: Filter("zstd", _from_zstd, ("zstandard",), is_plugin=True),
 }
-"""All filters that files may have, by their codes: HDF5's own, and registered ones."""
+"""Supported filters by filter code: standard HDF5 filters and registered filters."""
 
 ASKED = frozenset(code for code, each in FILTERS.items() if each.decode is None)
-"""Codes of the filters that the child lets libhdf5 decode."""
+"""Codes of the filters that libhdf5 decodes in the child."""
 
-# Determined before the child confines itself, because it cannot see any packages afterwards.
+# Determined at import, because the child cannot see any packages after it has restricted itself.
 _MISSING = {code: [name for name in each.packages if find_spec(name) is None] for code, each in FILTERS.items()}

@@ -1,25 +1,25 @@
-/* Decoder of LZF, the format of Marc Lehmann's LibLZF, which h5py's filter 32000 writes.
+/* LZF decoder for the format of Marc Lehmann's LibLZF, which h5py writes as filter 32000.
  *
- * A stream is a sequence of pieces. If the first byte c of a piece is below 32, c + 1 literal bytes follow. Any other
- * piece repeats earlier output. The upper three bits of its first byte are the length minus 2; if they are 7, another
- * byte is added to them. The lower five bits and the last byte of the piece are the distance minus 1.
+ * A stream is a sequence of pieces. If the first byte c of a piece is below 32, c + 1 literal bytes follow. Otherwise
+ * the piece repeats earlier output. The upper three bits of c are the length minus 2; if they are 7, the next byte is
+ * added to the length. The lower five bits of c and the following byte are the distance minus 1.
  *
- * The input is not trusted: nothing is read or written outside the two buffers, whatever it contains.
+ * The input is untrusted. No input makes the decoder read or write outside the two buffers.
  */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 #include <string.h>
 
-#define LITERAL 32 /* largest number of literal bytes in a piece */
-#define STRIDE 16  /* bytes that are copied at once, if there is room for as many surplus bytes */
+#define LITERAL 32 /* maximum number of bytes in a literal piece */
+#define STRIDE 16  /* bytes to copy at a time, if the output has room for that many extra bytes */
 
-/* Copy `n` bytes from `distance` bytes before. If both ranges overlap, bytes that were just written are repeated. */
+/* Copy `n` bytes from `distance` bytes earlier. If the ranges overlap, the bytes just written are repeated. */
 static void repeat(unsigned char *to, Py_ssize_t distance, Py_ssize_t n, Py_ssize_t room)
 {
     Py_ssize_t done = 0;
     if (room >= n + STRIDE) {
-        if (distance < STRIDE) { /* output with this period also repeats after each multiple of it */
+        if (distance < STRIDE) { /* output with this period also has every multiple as a period */
             for (; done < STRIDE; done++)
                 to[done] = to[done - distance];
             distance *= (STRIDE + distance - 1) / distance;
@@ -31,7 +31,7 @@ static void repeat(unsigned char *to, Py_ssize_t distance, Py_ssize_t n, Py_ssiz
         to[done] = to[done - distance];
 }
 
-/* Decode a stream; return the number of bytes, or -1 if it is damaged or decompresses to more than `n_out` bytes. */
+/* Decode a stream, and return the number of bytes; -1 if the stream is damaged or the output is too small. */
 static Py_ssize_t undo(const unsigned char *in, Py_ssize_t n_in, unsigned char *out, Py_ssize_t n_out)
 {
     const unsigned char *end = in + n_in;
@@ -84,12 +84,12 @@ static PyObject *undo_into(PyObject *module, PyObject *arguments)
 
 static PyMethodDef methods[] = {
     {"undo_into", undo_into, METH_VARARGS,
-     "Decode LZF.\n\nParameters\n----------\ndata : buffer\nout : buffer\n    The result is written to its start; "
-     "bytes after the result may change as well.\n\nReturns\n-------\nint\n    Number of bytes of the result.\n\n"
-     "Raises\n------\nValueError\n    If the data are damaged, or decompress to more bytes than `out` holds.\n"},
+     "Decode LZF.\n\nParameters\n----------\ndata : buffer\nout : buffer\n    Buffer for the result. Bytes after the "
+     "result may change as well.\n\nReturns\n-------\nint\n    Size of the result in bytes.\n\nRaises\n------\n"
+     "ValueError\n    If the data are damaged, or do not fit into `out` when decoded.\n"},
     {NULL, NULL, 0, NULL}};
 
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "lzf", "LZF, without Python's lock.", -1, methods};
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "lzf", "LZF decoder without the GIL.", -1, methods};
 
 PyMODINIT_FUNC PyInit_lzf(void)
 {

@@ -1,4 +1,4 @@
-"""LZF decoder that releases the GIL: lzf.c."""
+"""LZF decoder in C (lzf.c), which releases the GIL."""
 
 from typing_extensions import Buffer
 

@@ -1,1 +1,1 @@
-"""Files understood in Python, without libhdf5."""
+"""Reading of plain files in pure Python, without libhdf5."""

@@ -1,7 +1,8 @@
-"""Contents of groups of plain files: the root group, links, and arrays that are stored in one piece.
+"""Read groups of plain files: the root group, links, and arrays that are stored contiguously.
 
-No link out of the file is followed: links other than hard ones, external storage, virtual datasets, chunks and filters
-are refused. Arrays are read by their offsets, without libhdf5, so a file takes no more memory than its own size.
+Groups with links other than hard links are rejected. So are arrays with external storage, virtual datasets, chunks and
+filters. Arrays are read from their offsets without libhdf5, so that a file takes no more memory
+than its own size.
 """
 
 import struct
@@ -33,10 +34,10 @@ from pipeline.hdf5.superblock import SIGNATURE, Superblock
 __all__ = ["MOST_NAMES", "Contents", "links", "read_arrays", "read_contents", "root"]
 
 MOST_NAMES = 1000
-"""Names in a group."""
+"""Maximum number of names in a group."""
 
 _LONGEST_NAME = 2**10  # bytes
-_MOST_GAPS = 1000  # gaps in the heap with a group's names
+_MOST_GAPS = 1000  # gaps in the heap with the names of a group
 
 _NEWER = (b"\2\x08\x08\0", b"\3\x08\x08\0")  # versions 2 and 3, with addresses and lengths of 8 bytes
 _OLDEST = SIGNATURE + b"\0\0\0\0\0\x08\x08\0"
@@ -52,7 +53,7 @@ _MOST_IN_LEAF = 8
 
 
 def root(file: Metadata) -> Messages:
-    """Return the messages of the root group, which the superblock names (II.A), and set the end of the data."""
+    """Return the messages of the root group (II.A), and set `file.end` to the end of the data."""
     start = file.start
     block = Superblock.of(start)
     expect(block.width == 8, block.second == NOWHERE, block.base in (0, file.base))
@@ -66,7 +67,7 @@ def root(file: Metadata) -> Messages:
 
 
 def _oldest_root(file: Metadata) -> Messages:
-    """Return the messages of the root group of a superblock of version 0, which has an entry (III.C)."""
+    """Return the messages of the root group for a superblock of version 0, which has a symbol table entry (III.C)."""
     start = file.start
     expect(start[:16] == _OLDEST)
     expect(_GROUP_SIZES.unpack_from(start, 16) == (_MOST_IN_LEAF // 2, HALVES[0], 0))
@@ -77,7 +78,7 @@ def _oldest_root(file: Metadata) -> Messages:
 
 
 def links(file: Metadata, group: Messages) -> dict[bytes, int]:
-    """Return the addresses of the objects in a group by name, in the order of the names; hard links only."""
+    """Map the names in a group to the addresses of the objects, in name order. Only hard links are allowed."""
     pairs = _links_in_order(file, group)
     links = dict(pairs)
     expect(len(links) == len(pairs) <= MOST_NAMES)
@@ -100,7 +101,7 @@ def _new_link(body: bytes) -> tuple[bytes, int]:
     has_type = bool(flags & 8)
     has_order = bool(flags & 4)
     has_encoding = bool(flags & 16)
-    expect(version == 1, flags < 32, not has_type or body[2] == 0)  # other types are not hard links
+    expect(version == 1, flags < 32, not has_type or body[2] == 0)  # 0 means a hard link
     place = 2 + has_type + 8 * has_order + has_encoding
     start = place + (1 << (flags & 3))
     stop = start + int.from_bytes(body[place:start], "little")
@@ -110,7 +111,7 @@ def _new_link(body: bytes) -> tuple[bytes, int]:
 
 
 def _old_links(file: Metadata, tree: int, heap: int) -> Iterator[tuple[bytes, int]]:
-    """Yield the entries of a symbol table (III.B): in nodes below a tree, with their names in a heap."""
+    """Yield the entries of a symbol table (III.B). The entries are in nodes below a B-tree, and the names in a heap."""
     names = _names(file, heap)
     keys, nodes = leaves(file, tree, 0, 1)
     expect(len(nodes) <= MOST_NAMES)
@@ -128,7 +129,7 @@ def _old_links(file: Metadata, tree: int, heap: int) -> Iterator[tuple[bytes, in
 
 
 def _entries(file: Metadata, node: int, names: bytes) -> Iterator[tuple[bytes, int]]:
-    """Yield the entries of one node of a symbol table (III.C)."""
+    """Yield the entries of one symbol table node (III.C)."""
     block = file.at(node, _NAMES.size + _MOST_IN_LEAF * _NAME.size)
     signature, version, n = _NAMES.unpack_from(block)
     expect(signature == b"SNOD", version == 1, 0 < n <= _MOST_IN_LEAF)
@@ -144,7 +145,7 @@ def _names(file: Metadata, heap: int) -> bytes:
     expect(signature == b"HEAP", file.at(heap + 4, 1) == b"\0")
     data = file.at(place, n_bytes)
     for _ in range(_MOST_GAPS):
-        if free == 1:  # the end of the list of gaps, which hold no names, but which HDF5 checks
+        if free == 1:  # end of the free list; libhdf5 checks the gaps, although they contain no names
             return data
         next_free, n_free = struct.unpack_from("<QQ", data, free)
         expect(next_free, free + n_free <= n_bytes)
@@ -153,7 +154,7 @@ def _names(file: Metadata, heap: int) -> bytes:
 
 
 def _name_at(names: bytes, offset: int) -> bytes:
-    end = names.index(0, offset, offset + _LONGEST_NAME)  # bounded, since many names could share a long one
+    end = names.index(0, offset, offset + _LONGEST_NAME)  # limited, because many entries could share a long name
     return names[offset:end]
 
 
@@ -167,9 +168,9 @@ class Contents(NamedTuple):
     ----------
     file : Metadata
     attributes : mapping of str to Attribute
-        Attributes, not decoded yet; `datasets.value_of` decodes them.
+        Attributes by name. `datasets.value_of` decodes their values.
     addresses : mapping of str to int
-        The address of each object's header, by its name.
+        Addresses of object headers by name.
     """
 
     file: Metadata
@@ -177,14 +178,14 @@ class Contents(NamedTuple):
     addresses: Mapping[str, int]
 
     def dataset(self, name: str) -> Dataset:
-        """Return the contents of a dataset's header.
+        """Return the contents of the header of a dataset.
 
         Raises
         ------
         KeyError
-            If there is no object of that name.
+            If no object has that name.
         Exception
-            An exception of any type, if it is not a dataset that is stored in one piece in the file itself.
+            Any exception, unless the object is a dataset that is stored contiguously or inline in the file itself.
         """
         found = dataset_of(messages(self.file, self.addresses[name]), self.file.end)
         expect(found.kind in ("contiguous", "inline"), found.place < NOWHERE, found.dtype.code[1] in "uifb")
@@ -197,16 +198,16 @@ def read_contents(descriptor: int, size: int, base: int, most_bytes: int) -> Con
     Parameters
     ----------
     size, base : int
-        Bytes of the file, and the checked offset of its superblock.
+        Size of the file, and the offset of the superblock, which has been checked.
     most_bytes : int
-        Limit on the bytes of metadata and attributes to read.
+        Maximum number of bytes of metadata and attributes to read.
 
     Raises
     ------
     OSError
         If reading fails.
     Exception
-        An exception of any type, if the file is not plain.
+        Any exception, if the file is not plain.
     """
     file = Metadata(descriptor, size, base, most_bytes)
     header = root(file)
@@ -217,19 +218,19 @@ def read_contents(descriptor: int, size: int, base: int, most_bytes: int) -> Con
 def read_arrays(
     descriptor: int, size: int, base: int, datasets: Mapping[str, Dataset], where: str
 ) -> dict[str, np.ndarray]:
-    """Return the values of datasets, after a check that they are inside the file and do not overlap.
+    """Check that the values of datasets are inside the file and do not overlap, and return them.
 
     Raises
     ------
     DataError
-        If they are outside the file, overlap, or are one dataset under several names. The message begins with `where`.
+        If values are outside the file or overlap, or if one dataset has several names. The message begins with `where`.
     OSError
         If reading fails.
     """
     n_bytes = sum(dataset.n_bytes for dataset in datasets.values())
     if n_bytes > size:
         raise DataError(
-            f"{where}: arrays of {n_bytes} bytes in a file of {size} bytes, expected arrays that do not overlap. The "
+            f"{where}: arrays with {n_bytes} bytes in a file of {size} bytes, expected arrays that do not overlap. The "
             "file is damaged or forged: do not use it."
         )
     check_places([_layout(name, dataset, base) for name, dataset in datasets.items()], size, where, base)
@@ -242,9 +243,9 @@ def _layout(name: str, dataset: Dataset, base: int) -> Layout:
 
 
 def _values(descriptor: int, base: int, dataset: Dataset) -> np.ndarray:
-    """Return the values of a dataset whose place has been checked."""
+    """Return the values of a dataset. The place of the values must have been checked."""
     dtype = np.dtype(dataset.dtype.code)
-    # Read the values as bytes first: a bool that is neither 0 nor 1 must not reach NumPy.
+    # Read bytes first: a bool that is neither 0 nor 1 must not reach NumPy.
     content = np.empty(dataset.n_bytes, dtype=np.uint8)
     if dataset.kind == "inline":
         content[:] = np.frombuffer(dataset.data, dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Datasets and attributes of plain files: shapes, types, filters, and the location of the bytes."""
+"""Parse headers of datasets and attributes in plain files: shapes, types, filters, and the location of the bytes."""
 
 import struct
 from collections.abc import Iterator
@@ -18,16 +18,16 @@ _UNLIMITED = 2**64 - 1
 
 
 class Type(NamedTuple):
-    """A type of values.
+    """Datatype of values.
 
     Attributes
     ----------
     code : str
-        NumPy's code; ``|O`` and ``|V`` for texts that NumPy stores in another way.
+        NumPy's type code. ``|O`` and ``|V`` are strings that NumPy stores in a different way.
     notes : dict of str to str
-        h5py's metadata.
+        Metadata that h5py attaches to the dtype.
     itemsize : int
-        Bytes of a value.
+        Size of a value in bytes.
     """
 
     code: str
@@ -36,7 +36,7 @@ class Type(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """Contents of a dataset's header.
+    """Contents of the header of a dataset.
 
     Attributes
     ----------
@@ -45,11 +45,11 @@ class Dataset(NamedTuple):
         Shape and maximum shape.
     dtype : Type
     filters : list of [int, list of int]
-        Codes and parameters.
+        Filter codes and parameters.
     kind : str
         ``contiguous``, ``chunked`` or ``inline``.
     place : int
-        Address of its bytes, or of the tree of its chunks.
+        Address of the bytes, or of the B-tree of the chunks.
     chunks : tuple of int
         Shape of a chunk.
     data : bytes
@@ -68,26 +68,26 @@ class Dataset(NamedTuple):
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of all values."""
+        """Total size of the values in bytes."""
         return prod(self.shape) * self.dtype.itemsize
 
     @property
     def is_candidate(self) -> bool:
-        """True if it could hold the rows."""
+        """True if the dataset could hold the rows."""
         return len(self.shape) >= 2 and self.dtype.code[1] in "uifb"
 
 
 class Attribute(NamedTuple):
-    """An attribute of a group or a dataset."""
+    """Attribute of a group or a dataset."""
 
     name: bytes
     dtype: Type
     shape: tuple[int, ...]
-    data: bytes  # its values as stored, and padding
+    data: bytes  # stored values, perhaps with padding
 
     @property
     def n_bytes(self) -> int:
-        """Number of bytes of all values."""
+        """Total size of the values in bytes, without padding."""
         return prod(self.shape) * self.dtype.itemsize
 
 
@@ -95,7 +95,7 @@ class Attribute(NamedTuple):
 
 
 def dataset_of(header: Messages, end: int) -> Dataset:
-    """Return the dataset that a header describes, if every message is known; `end` is the end of the file's data."""
+    """Parse the header of a dataset. Every message must be known. `end` is the end of the data in the file."""
     expect(header.keys() <= Kind.IN_DATASETS)
     shape, maxshape = _shape_and_maxshape(header[Kind.DATASPACE][0])
     dtype = _dtype(header[Kind.DATATYPE][0])
@@ -108,7 +108,7 @@ def dataset_of(header: Messages, end: int) -> Dataset:
 
 
 def _shape_and_maxshape(body: bytes) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return shape and maximum shape (IV.A.2.b)."""
+    """Return the shape and the maximum shape from a dataspace message (IV.A.2.b)."""
     version, rank, flags = body[:3]
     expect(version in (1, 2), rank <= 32, flags in (0, 1), version == 1 or body[3] == bool(rank))
     start = 8 if version == 1 else 4
@@ -120,7 +120,7 @@ def _shape_and_maxshape(body: bytes) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _filters(body: bytes) -> Iterator[list[Any]]:
-    """Yield code and values of each filter (IV.A.2.l)."""
+    """Yield the code and the parameters of each filter (IV.A.2.l)."""
     version, n = body[:2]
     expect(version in (1, 2), n <= len(FILTERS))
     place = 8 if version == 1 else 2
@@ -135,9 +135,9 @@ def _filters(body: bytes) -> Iterator[list[Any]]:
 
 
 def _filter_head(body: bytes, place: int, version: int) -> tuple[int, int, int, int]:
-    """Return code, flags, number of values and the offset of the values of a filter."""
+    """Return the code, the flags, the number of parameters, and the offset of the parameters of a filter."""
     (code,) = struct.unpack_from("<H", body, place)
-    if version == 2 and code < 256:  # HDF5's own filters have no name
+    if version == 2 and code < 256:  # standard filters have no name
         flags, n_values = struct.unpack_from("<HH", body, place + 2)
         return code, flags, n_values, place + 6
     n_name, flags, n_values = struct.unpack_from("<HHH", body, place + 2)
@@ -146,7 +146,7 @@ def _filter_head(body: bytes, place: int, version: int) -> tuple[int, int, int, 
 
 
 def _check_fill_values(header: Messages, itemsize: int) -> None:
-    """Check that HDF5 can read the fill values, which are not used."""
+    """Check that libhdf5 could read the fill values, which are not used."""
     for body in header.get(Kind.FILL, []):
         _check_fill(body, itemsize)
     for body in header.get(Kind.OLD_FILL, []):
@@ -154,7 +154,7 @@ def _check_fill_values(header: Messages, itemsize: int) -> None:
 
 
 def _check_fill(body: bytes, itemsize: int) -> None:
-    """Check a fill value (IV.A.2.f)."""
+    """Check a fill value message (IV.A.2.f)."""
     is_defined, place = _fill_place(body)
     if is_defined:
         n_bytes = int.from_bytes(body[place : place + 4], "little")
@@ -162,7 +162,7 @@ def _check_fill(body: bytes, itemsize: int) -> None:
 
 
 def _fill_place(body: bytes) -> tuple[bool, int]:
-    """Return whether a fill value is defined, and the offset of its size."""
+    """Return whether a fill value is defined, and the offset of the size field."""
     version = body[0]
     if version == 2:
         expect(body[1] in (1, 2, 3), body[2] < 3, body[3] < 2)
@@ -173,7 +173,7 @@ def _fill_place(body: bytes) -> tuple[bool, int]:
 
 
 def _with_storage(body: bytes, dataset: Dataset, end: int) -> Dataset:
-    """Return a dataset with its storage as the layout message describes it (IV.A.2.i)."""
+    """Add the storage to a dataset, as described by the layout message (IV.A.2.i)."""
     version, kind = body[:2]
     expect(version == 3)  # later versions index chunks in other ways
     if kind == 0:
@@ -193,7 +193,7 @@ def _inline(body: bytes, dataset: Dataset) -> Dataset:
 
 
 def _chunked(body: bytes, dataset: Dataset) -> Dataset:
-    rank = body[2] - 1  # the chunks' lengths are followed by the size of an element
+    rank = body[2] - 1  # the last length is the size of an element
     expect(rank == len(dataset.shape))
     place, *chunks, itemsize = struct.unpack_from(f"<Q{rank + 1}I", body, 3)
     expect(itemsize == dataset.dtype.itemsize, chunks, 0 not in chunks, prod(chunks) * itemsize <= MOST_CHUNK_BYTES)
@@ -201,9 +201,9 @@ def _chunked(body: bytes, dataset: Dataset) -> Dataset:
 
 
 def layout_claim(file: Metadata, dataset: Dataset, name: str, arrays: list[np.ndarray]) -> dict[str, Any]:
-    """Return the location of a dataset's bytes, like `child.layouts.layout_claim`, and append arrays to `arrays`."""
+    """Return the location of a dataset's bytes in the format of `child.layouts.layout_claim`. Append to `arrays`."""
     code, notes, itemsize = dataset.dtype
-    expect(code[1] in "uifbS", itemsize <= MOST_ITEM)  # the child explains why other datasets are left out
+    expect(code[1] in "uifbS", itemsize <= MOST_ITEM)  # the child explains why it skips other datasets
     claim = {"name": name, "shape": list(dataset.shape), "dtype": {"code": code, "notes": notes}, "kind": dataset.kind}
     if dataset.kind == "chunked":
         arrays.append(_index(file, dataset))
@@ -216,7 +216,7 @@ def layout_claim(file: Metadata, dataset: Dataset, name: str, arrays: list[np.nd
 
 
 def _index(file: Metadata, dataset: Dataset) -> np.ndarray:
-    """Return offset, size and filter mask of all chunks: shape (3, n_chunks), in C order of their grid."""
+    """Return the offsets, sizes and filter masks of all chunks: shape (3, n_chunks), in C order of the chunk grid."""
     rank = len(dataset.shape)
     grid = grid_of(dataset.shape, dataset.chunks)
     n_chunks = prod(grid)
@@ -233,16 +233,16 @@ def _index(file: Metadata, dataset: Dataset) -> np.ndarray:
 
 
 def _has_usual_order(dataset: Dataset) -> bool:
-    """Return whether HDF5 lists the right positions of chunks, like `child.layouts._has_usual_order`."""
+    """Return whether HDF5 lists correct chunk positions, like `child.layouts._has_usual_order`."""
     unlimited = [axis for axis, limit in enumerate(dataset.maxshape) if limit == _UNLIMITED]
     return len(unlimited) != 1 or unlimited == [0]
 
 
 def _check_keys(keys: np.ndarray, grid: tuple[int, ...], dataset: Dataset) -> None:
-    """Check that the keys of a tree of chunks list every chunk once, in order.
+    """Check that the keys of a chunk B-tree list every chunk once, in order.
 
-    A key contains the size and the mask in one word, the chunk's first element, and 0. The last key only has to be the
-    position of a chunk.
+    A key has the size and the filter mask in one word, the position of the first element, and 0. The last key only has
+    to be the position of a chunk.
     """
     rank = len(grid)
     cells = np.indices(grid, dtype=np.uint64).reshape(rank, -1).T
@@ -262,17 +262,17 @@ _BOOL = {
     3: b"\x08\2\0\0\1\0\0\0" + _INT8 + b"FALSE\0TRUE\0\0\1",
 }
 _ENCODINGS = {0: "ascii", 1: "utf-8"}
-_FIXED_POINT = 0  # classes of types
+_FIXED_POINT = 0  # datatype classes
 _FLOATING_POINT = 1
 _STRING = 3
 _ENUMERATION = 8
 _VARIABLE_LENGTH = 9
 _INTEGERS = ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8")
-_FLOATS = ((2, 5, 10), (4, 8, 23), (8, 11, 52))  # bytes, bits of the exponent and of the mantissa
+_FLOATS = ((2, 5, 10), (4, 8, 23), (8, 11, 52))  # bytes, exponent bits, mantissa bits
 
 
 def _numbers() -> dict[bytes, Type]:
-    """Return the types of numbers that HDF5 and NumPy have in common, by their messages without the version."""
+    """Map datatype messages without the version to the numeric types that HDF5 and NumPy have in common."""
     table = {}
     for order in "<>":
         for code in _INTEGERS:
@@ -283,7 +283,7 @@ def _numbers() -> dict[bytes, Type]:
 
 
 def _integer_message(order: str, code: str) -> bytes:
-    """Return the message of a type of integers (IV.A.2.d). One byte has the order of little-endian files."""
+    """Return the message of an integer type (IV.A.2.d). Types of one byte count as little-endian."""
     size = int(code[1])
     is_big = order == ">" and size > 1
     is_signed = code[0] == "i"
@@ -291,7 +291,7 @@ def _integer_message(order: str, code: str) -> bytes:
 
 
 def _float_message(order: str, size: int, exponent: int, mantissa: int) -> bytes:
-    """Return the message of a type of IEEE 754 numbers (IV.A.2.d)."""
+    """Return the message of an IEEE 754 floating-point type (IV.A.2.d)."""
     head = struct.pack("<4B", _FLOATING_POINT, 0x20 | (order == ">"), 8 * size - 1, 0)
     bias = 2 ** (exponent - 1) - 1
     return head + struct.pack("<IHH4BI", size, 0, 8 * size, mantissa, exponent, 0, mantissa, bias)
@@ -301,7 +301,7 @@ _NUMBERS = _numbers()
 
 
 def _dtype(body: bytes) -> Type:
-    """Return the type that a message describes; `KeyError` or `NotPlain` if it is not known here."""
+    """Parse a datatype message. Raise `KeyError` or `NotPlain` for unknown types."""
     version = body[0] >> 4
     kind = body[0] & 15
     expect(1 <= version <= 5)
@@ -318,14 +318,14 @@ def _dtype(body: bytes) -> Type:
 
 
 def _bool_type(body: bytes, version: int) -> Type:
-    """Return the type of h5py's bool, the only enumeration that is known here."""
+    """Return the type of h5py's bool, which is the only known enumeration."""
     message = bytes([_ENUMERATION]) + body[1:]
     expect(message.startswith(_BOOL[1 if version < 3 else 3]))
     return Type("|b1", {}, 1)
 
 
 def _text_type(body: bytes) -> Type:
-    """Return a type of texts of fixed length."""
+    """Return the type of fixed-length strings."""
     size = int.from_bytes(body[4:8], "little")
     padding = body[1] & 15
     expect(padding < 3, body[2:4] == b"\0\0", 0 < size <= MOST_CHUNK_BYTES)
@@ -336,7 +336,7 @@ def _text_type(body: bytes) -> Type:
 
 
 def _variable_text_type(body: bytes) -> Type:
-    """Return a type of texts of variable length."""
+    """Return the type of variable-length strings."""
     size = int.from_bytes(body[4:8], "little")
     expect(body[1] == 1, body[2] in _ENCODINGS, body[3] == 0, size == 16)
     expect(body[8:].startswith(_UINT8))
@@ -345,14 +345,14 @@ def _variable_text_type(body: bytes) -> Type:
 
 # -- attributes --------------------------------------------------------------------------------------------------
 
-_REFERENCE = struct.Struct("<IQI")  # bytes of the text, address of its heap, number of the object in it
+_REFERENCE = struct.Struct("<IQI")  # bytes of the string, address of the heap, number of the object in the heap
 _HEAP = struct.Struct("<4sB3xQ")
 _OBJECT = struct.Struct("<HH4xQ")
-_MOST_OBJECTS = 1000  # objects that are read in one heap
+_MOST_OBJECTS = 1000  # objects to read in one heap
 
 
 def attributes_of(header: Messages) -> dict[str, Attribute]:
-    """Return the attributes of an object by name; their values are not decoded yet."""
+    """Return the attributes of an object by name. The values are not decoded yet."""
     attributes = [attribute_of(message) for message in header.get(Kind.ATTRIBUTE, [])]
     by_name = {attribute.name.decode(): attribute for attribute in attributes}
     expect(len(by_name) == len(attributes))
@@ -360,10 +360,10 @@ def attributes_of(header: Messages) -> dict[str, Attribute]:
 
 
 def attribute_of(message: bytes) -> Attribute:
-    """Return the attribute that an attribute message describes (IV.A.2.m)."""
+    """Parse an attribute message (IV.A.2.m)."""
     version, flags, *sizes = struct.unpack_from("<BBHHH", message)
     expect(version in (1, 3), flags == 0)
-    place = 8 if version == 1 else 9  # version 3 has one more byte, with the encoding of the name
+    place = 8 if version == 1 else 9  # version 3 has an additional byte with the encoding of the name
     pieces = []
     for size in sizes:
         pieces.append(message[place : place + size])
@@ -380,17 +380,17 @@ def _attribute(name: bytes, dtype: bytes, space: bytes, data: bytes) -> Attribut
 
 
 def _padded(size: int) -> int:
-    """Return a number of bytes, rounded up to a multiple of 8."""
+    """Round a size up to a multiple of 8."""
     return -(-size // 8) * 8
 
 
 def value_of(file: Metadata, attribute: Attribute) -> Any:
-    """Return an attribute's value: a str if it is one text, or an array of numbers.
+    """Return the value of an attribute: a str for a single string, or an array of numbers.
 
     Raises
     ------
     NotPlain, ValueError
-        If the value is of another kind, or damaged.
+        If the value has a different type or is damaged.
     """
     code = attribute.dtype.code
     if code == "|O":
@@ -406,7 +406,7 @@ def value_of(file: Metadata, attribute: Attribute) -> Any:
 
 
 def _text_in_heap(file: Metadata, reference: bytes) -> bytes:
-    """Return a string of variable length from a global heap (III.E)."""
+    """Return a variable-length string from a global heap (III.E)."""
     n_bytes, heap, wanted_number = _REFERENCE.unpack_from(reference)
     if n_bytes == 0:
         return b""
@@ -418,13 +418,13 @@ def _text_in_heap(file: Metadata, reference: bytes) -> bytes:
 
 
 def _objects_in_heap(file: Metadata, heap: int) -> Iterator[tuple[int, int, int]]:
-    """Yield number, address and size of the first objects in a global heap."""
+    """Yield the number, address and size of the first objects in a global heap."""
     signature, version, heap_bytes = _HEAP.unpack(file.at(heap, _HEAP.size))
     expect(signature == b"GCOL", version == 1)
     place = heap + _HEAP.size
     for _ in range(_MOST_OBJECTS):
         number, _, size = _OBJECT.unpack(file.at(place, _OBJECT.size))
-        expect(number != 0)  # the free space at the end of the heap
+        expect(number != 0)  # object 0 is the free space at the end of the heap
         start = place + _OBJECT.size
         place = start + _padded(size)
         expect(place <= heap + heap_bytes)

@@ -1,8 +1,8 @@
-"""Describe plain files without HDF5: most shards are as simple as HDF5 can write them.
+"""Describe plain files without libhdf5. Most shards are simple enough for this.
 
-The child costs a fork for each file, which is more than all other work on a small shard. Here the same facts are found
-in pure Python. The answer equals the answer of `child.describe`, and is checked in the same way. No file is refused
-here: the child describes files that are not plain.
+The child needs a fork for each file, which takes longer than all other work on a small shard. This module finds the
+same facts in pure Python. It returns the same answer as `child.describe`, which is checked in the same way. If a file
+is not plain, the child must be asked instead. This module never refuses a file.
 """
 
 from collections.abc import Mapping
@@ -36,16 +36,16 @@ __all__ = ["describe_plain"]
 
 
 class _Group(NamedTuple):
-    """The group with the rows.
+    """Group with the rows.
 
     Attributes
     ----------
     links : mapping of bytes to int
-        Addresses of the objects, by name.
+        Addresses of the objects in the group, by name.
     parent_links : mapping of bytes to int
-        Addresses of the objects in the group that contains it, by name.
+        Addresses of the objects in the parent group, by name.
     objects : mapping of int to (Dataset or None)
-        The objects by address; None for a group.
+        Objects in the group, by address. None for a group.
     """
 
     links: Mapping[bytes, int]
@@ -61,14 +61,15 @@ def describe_plain(
     base: int = 0,
     most_bytes: int = MOST_BYTES,
 ) -> tuple[dict[str, Any], list[np.ndarray]] | None:
-    """Locate the rows and their extras in an open file, whose superblock at `base` has been checked.
+    """Locate the rows and their extras in an open file.
 
-    At most `most_bytes` of metadata are read.
+    The superblock at `base` must have been checked. At most `most_bytes` of metadata are read.
 
     Returns
     -------
     tuple of (dict, list of ndarray), or None
-        The result of `child.describe.describe`, with lists as in JSON. None if the child must be asked.
+        Answer in the format of `child.describe.describe`, with lists instead of tuples. None if the child must be
+        asked.
 
     Raises
     ------
@@ -79,7 +80,7 @@ def describe_plain(
         return _description(Metadata(descriptor, size, base, most_bytes), dataset, orientation)
     except OSError:
         raise
-    except Exception:  # the child reports what is wrong with the file
+    except Exception:  # the child reports the problem with the file
         return None
 
 
@@ -119,7 +120,7 @@ def _rows_in(group: _Group, name: bytes, orientation: str | None) -> Dataset:
 
 
 def _locate(file: Metadata, dataset: str | None) -> tuple[_Group, bytes]:
-    """Return the group with the rows, and their name in it."""
+    """Return the group with the rows, and the name of the rows in the group."""
     path = [] if dataset is None else parts_of(dataset)
     found = links(file, root(file))
     parent_links = found
@@ -133,7 +134,7 @@ def _locate(file: Metadata, dataset: str | None) -> tuple[_Group, bytes]:
 
 
 def _object(file: Metadata, address: int) -> Dataset | None:
-    """Return the dataset at an address; None for a group."""
+    """Return the dataset at an address, or None for a group."""
     header = messages(file, address)
     if is_group(header):
         return None
@@ -141,7 +142,7 @@ def _object(file: Metadata, address: int) -> Dataset | None:
 
 
 def _choose_rows(group: _Group) -> bytes:
-    """Return ``X``, or the only candidate; groups count as candidates, since they may contain some."""
+    """Return ``X``, or the only candidate. Groups count as candidates, because they may contain candidates."""
     preferred = PREFERRED.encode()
     if preferred in group.links:
         return preferred
@@ -150,7 +151,7 @@ def _choose_rows(group: _Group) -> bytes:
 
 
 def _has_notable_attributes(rows: Dataset, orientation: str | None) -> bool:
-    """Return whether the rows have attributes that change the answer of the child."""
+    """Return whether the rows have attributes that affect the answer of the child."""
     notable = {b"columns", b"_FillValue"}
     if not orientation:
         notable.add(b"MATLAB_class")
@@ -159,7 +160,7 @@ def _has_notable_attributes(rows: Dataset, orientation: str | None) -> bool:
 
 
 def _may_name_columns(group: _Group, dataset: str, shape: tuple[int, ...]) -> bool:
-    """Return whether names or numbers of the columns may be in a place that `child.columns` searches."""
+    """Return whether the file may have column names or a coordinate in a place that `child.columns` searches."""
     variables = parts_of(variables_of(dataset))
     is_in_group = len(variables) == len(parts_of(dataset))
     names = group.links if is_in_group else group.parent_links
@@ -182,7 +183,7 @@ def _has_coordinate(group: _Group, n_rows: int, n_inputs: int) -> bool:
 def _find_extras(
     file: Metadata, group: _Group, rows: str, rows_name: bytes, shape: tuple[int, ...], arrays: list[np.ndarray]
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
-    """Return the extras in the group, and the objects that are left out, like `child.extras.find_extras`."""
+    """Return the extras in the group, and the skipped objects, in the format of `child.extras.find_extras`."""
     extras: list[dict[str, Any]] = []
     left_out: list[list[Any]] = []
     for name, address in group.links.items():
@@ -198,7 +199,7 @@ def _find_extras(
 
 
 def _leave_out(left_out: list[list[Any]], name: bytes, other: Dataset | None, shape: tuple[int, ...]) -> None:
-    """List an object that cannot be an extra of rows of that shape, with the reason."""
+    """List an object that cannot be an extra of rows with this shape, with the reason."""
     if other is None:
         leave_out(left_out, name, A_GROUP, is_missed=False)
     elif has_one_for_each_row(other.shape, shape[0]):

@@ -1,9 +1,9 @@
-"""HDF5's metadata, read without HDF5: bytes within bounds, checksums, B-trees, and the messages of object headers.
+"""Read HDF5 metadata without libhdf5: checked addresses, checksums, B-trees, and the messages of object headers.
 
-Every address is checked against the end of the file, no function recurses, and every read has a bound. A forged number
-leads to a wrong answer at worst. Damaged files, and files that are merely unusual, raise `NotPlain`.
+Every address is checked against the end of the file, no function is recursive, and every read is limited. A forged
+number leads to a wrong answer at worst. Files that are damaged or merely unusual raise `NotPlain`.
 
-The numbers in brackets, here and in the other modules of `plain`, are sections of the HDF5 File Format Specification
+Numbers in parentheses, here and in the other modules of `plain`, are sections of the HDF5 File Format Specification
 3.0.
 """
 
@@ -34,18 +34,18 @@ __all__ = [
 ]
 
 MOST_BYTES = 2**22
-"""Bytes of metadata to read, including repeated reads: an index of 100,000 chunks, or one second of checksums."""
+"""Maximum bytes of metadata to read, including repeated reads: an index of 100,000 chunks, or 1 s of checksums."""
 NOWHERE = 2**64 - 1
-"""Address of something that does not exist."""
+"""Undefined address, which marks an object that does not exist."""
 HALVES = {0: 16, 1: 32}
-"""Half the capacity of a node, for a B-tree of names and one of chunks."""
+"""Half the capacity of a B-tree node by kind of tree: 0 for names, 1 for chunks."""
 
 _FIRST_READ = 2**14  # bytes
 _LATER_READ = 2**12
 
 
 class NotPlain(Exception):
-    """Error of a file that is damaged or not plain."""
+    """Raised if a file is damaged or not plain."""
 
 
 def expect(*conditions: object) -> None:
@@ -55,21 +55,21 @@ def expect(*conditions: object) -> None:
 
 
 class Metadata:
-    """Bytes of an open file. The first ones are read at once, and later ones in windows.
+    """Bytes of an open file. The start is read once, and later bytes are read in windows.
 
     Attributes
     ----------
     base : int
-        Offset of the superblock, to which all other offsets are relative.
+        Offset of the superblock. All other offsets are relative to it.
     end : int
-        End of the file. `root` replaces it by the end of the data.
+        Offset of the end of the file. `contents.root` replaces it by the end of the data.
     start : bytes
-        The first bytes.
+        First bytes of the file, from the superblock.
 
     Raises
     ------
     OSError
-        If reading fails. All functions that take an object of this class may raise it as well.
+        If reading fails. All functions with an argument of this class may raise this error.
     """
 
     def __init__(self, descriptor: int, size: int, base: int = 0, most_bytes: int = MOST_BYTES) -> None:
@@ -82,7 +82,7 @@ class Metadata:
         self._window = b""
 
     def at(self, offset: int, n_bytes: int) -> bytes:
-        """Return bytes from an offset; `NotPlain` if they are not all before the end."""
+        """Return bytes from an offset. Raise `NotPlain` if they extend beyond the end, or too much has been read."""
         stop = offset + n_bytes
         self._n_left -= n_bytes  # repeated reads count as well, so that cycles of addresses end
         if offset < SMALLEST or stop > self.end or self._n_left < 0:
@@ -106,13 +106,13 @@ _MASK = 0xFFFFFFFF
 
 
 def _verified(block: bytes) -> bytes:
-    """Return a block whose last four bytes are the checksum of the others."""
+    """Verify the checksum in the last four bytes of a block, and return the block."""
     expect(block[-4:] == checksum(block[:-4]))
     return block
 
 
 def checksum(data: bytes) -> bytes:
-    """Return HDF5's checksum of metadata: Bob Jenkins's lookup3 (2006). `data` is not empty."""
+    """Return HDF5's metadata checksum: lookup3 by Bob Jenkins (2006). `data` must not be empty."""
     n_whole = (len(data) - 1) // 12
     words = struct.unpack(f"<{3 * n_whole + 3}I", data.ljust(12 * n_whole + 12, b"\0"))
     a, b, c = _mix_words(words[:-3], 0xDEADBEEF + len(data) & _MASK)
@@ -123,7 +123,7 @@ def checksum(data: bytes) -> bytes:
 
 
 def _mix_words(words: tuple[int, ...], start: int) -> tuple[int, int, int]:
-    """Mix words, three at a time, into the state. This loop takes most of the time of reading plain metadata."""
+    """Mix words into the state, three at a time. This loop takes most of the time that reading plain metadata takes."""
     m = _MASK
     a = b = c = start
     for i in range(0, len(words), 3):
@@ -146,7 +146,7 @@ def _mix_words(words: tuple[int, ...], start: int) -> tuple[int, int, int]:
 
 
 def _final_mix(a: int, b: int, c: int) -> int:
-    """Return the checksum of a final state."""
+    """Return the checksum for the final state."""
     for first, second, third in ((14, 11, 25), (16, 4, 14)):
         c = (c ^ b) - _rotated(b, first) & _MASK
         a = (a ^ c) - _rotated(c, second) & _MASK
@@ -164,7 +164,7 @@ _NODE = struct.Struct("<4sBBHQQ")
 
 
 class _Node(NamedTuple):
-    """A node of a B-tree."""
+    """B-tree node."""
 
     signature: bytes
     kind: int
@@ -177,17 +177,17 @@ class _Node(NamedTuple):
 
 
 def leaves(file: Metadata, top: int, kind: int, n_key: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return keys and children of the lowest level of a B-tree of version 1 (III.A.1).
+    """Return the keys and children at the lowest level of a version 1 B-tree (III.A.1).
 
     Parameters
     ----------
     file : Metadata
     top : int
-        Address of the only node at the highest level.
+        Address of the root node.
     kind : int
         0 for names, 1 for chunks.
     n_key : int
-        Words of 8 bytes in a key.
+        Number of 8-byte words in a key.
 
     Returns
     -------
@@ -200,7 +200,7 @@ def leaves(file: Metadata, top: int, kind: int, n_key: int) -> tuple[np.ndarray,
     while level:
         nodes = _nodes_of_level(file, children.tolist(), kind, n_key, level)
         bounds = np.stack([node.first_key for node in nodes] + [nodes[-1].last_key])
-        expect(level < 0 or (keys[:, kind:] == bounds[:, kind:]).all())  # a chunk's size may differ
+        expect(level < 0 or (keys[:, kind:] == bounds[:, kind:]).all())  # the chunk size, in the first word, may differ
         entries = np.concatenate([node.entries for node in nodes])
         keys = np.concatenate([entries[:, :n_key], bounds[-1:]])
         children = entries[:, n_key]
@@ -209,9 +209,9 @@ def leaves(file: Metadata, top: int, kind: int, n_key: int) -> tuple[np.ndarray,
 
 
 def _nodes_of_level(file: Metadata, addresses: list[int], kind: int, n_key: int, level: int) -> list[_Node]:
-    """Return the nodes at these addresses, which are the children of the nodes at a level, after checks.
+    """Read and check the nodes at these addresses, which are the children of all nodes at `level`.
 
-    The addresses of the neighbours are checked as well, so that no node occurs twice.
+    The sibling addresses are checked as well, so that no node occurs twice.
     """
     nodes = [_node(file, address, kind, n_key) for address in addresses]
     lefts = [NOWHERE, *addresses[:-1]]
@@ -227,26 +227,26 @@ def _node(file: Metadata, address: int, kind: int, n_key: int) -> _Node:
     block = file.at(address, _NODE.size + 8 * (most * (n_key + 1) + n_key))
     signature, node_kind, level, n_children, left, right = _NODE.unpack_from(block)
     expect(0 < n_children <= most)
-    words = np.frombuffer(block, "<u8", n_children * (n_key + 1) + n_key, _NODE.size)  # the last key has no child
+    words = np.frombuffer(block, "<u8", n_children * (n_key + 1) + n_key, _NODE.size)  # one more key than children
     entries = words[:-n_key].reshape(n_children, n_key + 1)
     return _Node(signature, node_kind, level, left, right, words[:n_key], words[-n_key:], entries)
 
 
 # -- object headers ----------------------------------------------------------------------------------------------
 
-_MOST_BLOCKS = 64  # blocks of an object's header
-_HARMLESS_FLAGS = 0b101  # constant; not to be shared
+_MOST_BLOCKS = 64  # blocks of an object header
+_HARMLESS_FLAGS = 0b101  # bits for a constant message, and for a message that should not be shared
 _OLD_HEADER = struct.Struct("<BxHII4x")
 _OLD_MESSAGE = struct.Struct("<HHB3x")
 _NEW_MESSAGE = struct.Struct("<BHB")
 _NEW_MESSAGE_IN_ORDER = struct.Struct("<BHBH")
 
 Messages = Mapping[int, list[bytes]]
-"""The messages of an object header, by kind."""
+"""Messages of an object header by kind."""
 
 
 class _Block(NamedTuple):
-    """A block of messages.
+    """Block of messages.
 
     Attributes
     ----------
@@ -261,18 +261,18 @@ class _Block(NamedTuple):
 
 
 class _Header(NamedTuple):
-    """An object header.
+    """Object header.
 
     Attributes
     ----------
     first : _Block
-        Its first block.
+        First block of messages.
     head : Struct
-        Form of the head of a message.
+        Format of a message head.
     is_old : bool
         True for version 1.
     n_messages : int
-        Number of messages, if the version specifies it.
+        Number of messages. Only version 1 stores it.
     """
 
     first: _Block
@@ -282,7 +282,7 @@ class _Header(NamedTuple):
 
 
 class Kind:
-    """Kinds of messages (IV.A.2)."""
+    """Message types of object headers (IV.A.2)."""
 
     DATASPACE = 0x01
     LINK_INFO = 0x02
@@ -307,10 +307,10 @@ class Kind:
 
 
 def messages(file: Metadata, address: int) -> Messages:
-    """Return the messages of an object's header, by kind (IV.A.1)."""
+    """Return the messages of an object header by kind (IV.A.1)."""
     by_kind = bodies_of(file, address, _HARMLESS_FLAGS)
     for kind, bodies in by_kind.items():
-        # HDF5 uses the first of several, but other readers may use another one.
+        # HDF5 uses the first message of a kind, but other readers may use a different one.
         expect(len(bodies) == 1 or kind in (Kind.ATTRIBUTE, Kind.LINK))
     for body in by_kind.get(Kind.MODIFIED, []):
         expect(len(body) >= 8, body[0] == 1)
@@ -327,7 +327,7 @@ def is_group(header: Messages) -> bool:
 
 
 def expect_none_elsewhere(info: bytes, form: str) -> None:
-    """Check that links or attributes are in the header, not in a separate heap (IV.A.2.c, IV.A.2.v)."""
+    """Check that links or attributes are stored in the header, not in a separate heap (IV.A.2.c, IV.A.2.v)."""
     version, flags = info[:2]
     has_next_number = flags & 1
     start = 2 + struct.calcsize(form) * has_next_number
@@ -337,7 +337,7 @@ def expect_none_elsewhere(info: bytes, form: str) -> None:
 
 
 def bodies_of(file: Metadata, address: int, allowed: int = 0xFF) -> dict[int, list[bytes]]:
-    """Return the bodies of all messages with content, by kind. No message may have flags that are not allowed."""
+    """Return the bodies of all non-empty messages by kind. Raise `NotPlain` if a message has flags not in `allowed`."""
     bodies: dict[int, list[bytes]] = {}
     header = _header(file, address)
     n_seen = 0
@@ -356,7 +356,7 @@ def bodies_of(file: Metadata, address: int, allowed: int = 0xFF) -> dict[int, li
 
 
 def _messages_in(block: _Block, header: _Header, allowed: int) -> list[tuple[int, bytes]]:
-    """Return the kinds and bodies of the messages in a block; kind 0 is an empty message."""
+    """Return the kind and body of each message in a block. Kind 0 is an empty message."""
     found = []
     head = header.head
     place = block.start
@@ -366,7 +366,7 @@ def _messages_in(block: _Block, header: _Header, allowed: int) -> list[tuple[int
         place = start + size
         expect(place <= block.stop, not flags & ~allowed)
         found.append((kind, block.data[start:place]))
-    # Newer headers may end with a gap that is too short for an empty message, if they have no empty ones.
+    # Newer headers without empty messages may end with a gap that is too short for a message.
     expect(place == block.stop or not (header.is_old or any(kind == 0 for kind, _ in found)))
     return found
 
