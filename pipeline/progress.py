@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 _MARKS = (1, 2, 5, *range(10, 100, 10))
 _SECONDS_BETWEEN_LINES = 5.0  # minimum; a short pass logs only one line, when it ends
 _LONGEST_SILENCE = 600.0  # seconds after which a line is logged in any case
-_SECONDS_BETWEEN_BARS = 0.1  # do not draw after every unit, which can take only a few microseconds
+_SECONDS_BETWEEN_BARS = 0.1  # do not redraw after every unit, because a unit can take only a few microseconds
 
 
 class Progress:
@@ -160,7 +160,7 @@ class Progress:
     def _new_bar(self) -> tqdm:
         from tqdm import tqdm  # imported here, so that the first line of a program appears sooner
 
-        is_scaled = self._total is not None and self._total > 10_000  # show many rows in units of k or M
+        is_scaled = self._total is not None and self._total > 10_000  # abbreviate large counts with k or M
         return tqdm(
             total=self._total,
             desc=self._what,

@@ -78,7 +78,7 @@ class WorkerStats:
         stats.seconds = self._clock() - self._current.start
 
     def __str__(self) -> str:
-        """Return a text with the rates of the workers in the current stage, the slowest first.
+        """Return the rates of the workers in the current stage as text, the slowest first.
 
         Before the first result, the text is empty.
         """

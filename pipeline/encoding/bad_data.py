@@ -60,7 +60,8 @@ class BadData:
         Scaler with the range of the model's training rows. None if no row can be outside this range. Tasks do not
         include the scaler, because it is as large as a row.
     fills : bool
-        Whether the model imputes missing values. In that case a row is bad only if it contains Inf or has no value.
+        Whether the model imputes missing values. In that case a row is bad only if it contains Inf, or if all its
+        values are missing.
     columns : Columns
         Names of the model's columns, for messages about a shard without names. Tasks do not include the names.
     """
@@ -115,7 +116,7 @@ class BadData:
 
         n_outside, columns = self._measure_drift(block, numbers, cleaned[selected], bad)
         if n_outside > 0 and self.on_drift == "clip":
-            # Encode all rows again, because clipping does not change the other rows. This case is rare, whereas a check
+            # Encode all rows again: clipping does not change rows inside the range. This case is rare, whereas a check
             # before the first encoding would take time for every block.
             encode(self._clip(cleaned), features)
         overflown = np.setdiff1d(bad_rows(features[selected]), bad)
@@ -200,7 +201,7 @@ class BadData:
         return outside
 
     def _place(self, block: Block, number: int, column: np.integer[Any]) -> str:
-        """Return a text with the row number, the column number and the column name, for messages."""
+        """Describe the row (number) and the column (number and name) for messages."""
         # Shards in worker processes have no column names, which keeps tasks small. The model has the same names.
         columns = block.shard.columns if block.shard.columns.is_known else self.columns
         return f"row {number}, column {columns.numbered(int(column))}"

@@ -53,7 +53,7 @@ def input_facts(shards: Sequence[Shard]) -> dict[str, Any]:
 def bad_data_facts(
     shards: Sequence[Shard], refused: Sequence[Mapping[str, str]], scan: Scan | None, missing: float | None
 ) -> dict[str, Any]:
-    """Return the number of bad shards and of bad rows, with details about the first of each.
+    """Return the number of bad shards and of bad rows, with details about the first few of each.
 
     Parameters
     ----------
@@ -223,7 +223,7 @@ def earlier_run_facts(directory: Path, fingerprint: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``last`` describes the previous run with other results in this directory, and is None if there was none.
+        ``last`` describes the last run in this directory that had a different request; None if there was none.
         ``attempts`` lists the stages of the last few earlier attempts at this run.
     """
     try:

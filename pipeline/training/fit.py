@@ -33,8 +33,8 @@ __all__ = ["Sizes", "prepare_training"]
 
 log = logging.getLogger(__name__)
 
-_COMPONENTS = 5  # number of the generator for components, in addition to those of `pipeline.training.order`
-_MEAN_BYTES = 2**22  # bytes, in float64, of the rows whose mean determines the initial biases
+_COMPONENTS = 5  # stream of the random generator for components; differs from all in `pipeline.training.order`
+_MEAN_BYTES = 2**22  # size, as float64, of the sample of rows whose mean sets the initial biases
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def prepare_training(
     missing_value: float | None,
     sizes: Sizes,
 ) -> Training:
-    """Choose the rows, read those that are kept, initialize the parameters, and compile the step.
+    """Choose the rows, read the rows that stay in memory, initialize the parameters, and compile the step.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def prepare_training(
         components = _components(data, autoencoder.network.n_features, sizes.max_sample_rows)
     _initialize(autoencoder, data, settings, components if starts_from_components else None)
     step = training_step_of(autoencoder, settings, data.dtype, data.rows.resident)
-    autoencoder.errors(data.validation[:0])  # compiled now, before the time of the training begins
+    autoencoder.errors(data.validation[:0])  # compile now, before the training time is measured
     return Training(
         autoencoder=autoencoder,
         step=step,
@@ -152,7 +152,7 @@ def _read_data(
     missing_value: float | None,
     sizes: Sizes,
 ) -> _Data:
-    """Choose the rows of a training run and of its validation, and read those that are kept."""
+    """Choose the rows of a training run and of its validation, and read the rows that stay in memory."""
     validation_numbers = _validation_numbers(
         scan, validation_settings.validation_fraction, sizes.max_validation_rows, seed
     )
@@ -233,7 +233,7 @@ def _initialize(
 
 
 def _baseline(data: _Data, components: Components | None) -> Baseline | None:
-    """Return the errors of the validation rows by components."""
+    """Return the errors of the validation rows when reconstructed from principal components."""
     if components is None:
         return None
     return baseline_of(components, data.validation, data.scan.scaler)

@@ -1,4 +1,4 @@
-"""Compile every kernel of every graph for every card with several NVRTC versions, through our library; print a table.
+"""Compile every kernel of every graph for every card with several NVRTC versions, through our libnvrtc; print a table.
 
     python -m tests.support.architectures FOLDER...          each folder contains an unpacked NVRTC wheel
     python -m tests.support.architectures --ptxas FILE ...   also assemble the PTX for each card that this ptxas
@@ -45,7 +45,7 @@ class Compiled:
     versions, targets : list of str
         Distinct values in the PTX of all kernels; more than one value is an error.
     not_assembled : list of str
-        Sources whose PTX ptxas refused for the card.
+        Sources whose PTX ptxas could not assemble for the card.
     """
 
     nvrtc: str
@@ -120,7 +120,7 @@ def _compile_all(nvrtc: Any, capability: str, sources: Sequence[str], folder: Pa
 
 
 def _compile(nvrtc: Any, capability: str, source: bytes) -> tuple[bool, str]:
-    """Compile a source as libgpuarray does, with a truncated card name; return success, and the PTX or the log."""
+    """Compile a source as libgpuarray does, with a truncated card name. Return success, and the PTX or the log."""
     program = ctypes.c_void_p()
     size = ctypes.c_size_t()
     name = f"compute_{capability.replace('.', '')}"[:_CUT].encode()

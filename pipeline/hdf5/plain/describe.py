@@ -1,8 +1,9 @@
 """Describe plain files without libhdf5. Most shards are simple enough for this.
 
-The child needs a fork for each file, which takes longer than all other work on a small shard. This module finds the
-same facts in pure Python. It returns the same answer as `child.describe`, which is checked in the same way. If a file
-is not plain, the child must be asked instead. This module never refuses a file.
+The child process, which runs `child.describe`, is forked for each file. This takes longer than all other work on a
+small shard. This module finds the same facts in pure Python. Its answer has the same form, and the caller checks it in
+the same way. If a file is not plain, the child must be asked instead. This module never reports a file as invalid; that
+is left to the child.
 """
 
 from collections.abc import Mapping
@@ -199,7 +200,7 @@ def _find_extras(
 
 
 def _leave_out(left_out: list[list[Any]], name: bytes, other: Dataset | None, shape: tuple[int, ...]) -> None:
-    """List an object that cannot be an extra of rows with this shape, with the reason."""
+    """Record why an object cannot be an extra for rows of this shape."""
     if other is None:
         leave_out(left_out, name, A_GROUP, is_missed=False)
     elif has_one_for_each_row(other.shape, shape[0]):
