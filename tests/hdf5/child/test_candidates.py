@@ -123,7 +123,7 @@ def test_object_that_holds_the_rows_is_found(tmp_path, contents, attributes, req
         ({"g": None, "X": np.zeros((4, 2))}, "g", ["dataset=g:"]),
         ({f"m/{part}": [1] for part in ("data", "ir", "jc")}, None, ["dataset=m", "MATLAB", "full(X)"]),
         *(({**sparse(""), "shape": [61, 6]}, requested, ["root group", "X/indptr"]) for requested in (None, "/", "")),
-        ({**sparse("X"), "y": [1]}, "X/data", ["dataset=X/data", "rank 1"]),
+        ({**sparse("X"), "y": [1]}, "X/data", ["dataset=X/data", "part of the sparse matrix", "--dataset X"]),
     ],
 )
 def test_unusable_rows_are_refused_with_candidates_and_advice(tmp_path, contents, requested, phrases):
@@ -232,9 +232,9 @@ def test_square_sparse_matrix_requires_a_format_or_orientation(tmp_path):
         ({}, h5py.Empty("i8"), ["shape"]),
         ({"data": np.ones(3)}, (3, 3), ["3 values", "4 indices"]),
         ({"indptr": h5py.Empty("i8")}, (3, 3), ["indptr"]),
-        ({"data": np.ones((4, 1))}, (3, 3), ["data are"]),
-        ({"data": np.ones(4, "c8")}, (3, 3), ["data are"]),
-        ({"indices": np.zeros(4)}, (3, 3), ["indices are"]),
+        ({"data": np.ones((4, 1))}, (3, 3), ["part data"]),
+        ({"data": np.ones(4, "c8")}, (3, 3), ["part data"]),
+        ({"indices": np.zeros(4)}, (3, 3), ["part indices"]),
         ({"indptr": None}, (3, 3), ["indptr"]),
         ({"indptr": h5py.SoftLink("/X/data")}, (3, 3), ["indptr", "soft link"]),
         ({"indptr": h5py.ExternalLink("other.h5", "/X")}, (3, 3), ["indptr", "external link"]),
