@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -18,6 +19,15 @@ from tests.support.interruptions import SIZES, undisturbed_features
 from tests.support.killing import Victim, features_of
 from tests.support.processes import Small
 from tests.support.standin import Workspace, install
+
+
+@pytest.fixture
+def make_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Workspace]]:
+    """Return a function that makes a workspace, given the sizes of its shards; restore the current directory."""
+    install(monkeypatch)
+    before = os.getcwd()
+    yield partial(Workspace, tmp_path)
+    os.chdir(before)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from tests.support.killing import features_of
 from tests.support.logged import mentions
 from tests.support.processes import DEADLINE, Small, arguments_of, descendants, ends_well, patch_program
 from tests.support.soak_protocol import invalid_entries, leftovers
-from tests.support.standin import Workspace, install
+from tests.support.standin import Workspace
 from tests.support.standin import features_of as features_of_standin
 
 pytestmark = pytest.mark.process
@@ -38,12 +38,9 @@ sys.exit(cli.main("", sys.argv[1:]))
 
 
 @pytest.fixture
-def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
-    """Provide six shards of one part each."""
-    install(monkeypatch)
-    before = os.getcwd()
-    yield Workspace(tmp_path, *SIZES)
-    os.chdir(before)
+def wide(make_workspace: Callable[..., Workspace]) -> Workspace:
+    """Return a workspace with six shards of one part each."""
+    return make_workspace(*SIZES)
 
 
 @contextmanager

@@ -7,13 +7,12 @@ counts once.
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from tests.support.interpreters import REPOSITORY, environment
 from tests.support.logged import mentions
 from tests.support.processes import DEADLINE, Small, arguments_of, descendants
 from tests.support.soak_protocol import invalid_entries, leftovers, records
-from tests.support.standin import Workspace, features_of, install
+from tests.support.standin import Workspace, features_of
 
 pytestmark = pytest.mark.process
 
@@ -33,12 +32,9 @@ PRELOAD = ("--preload", "tests.support.worker_faults")
 
 
 @pytest.fixture
-def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
+def wide(make_workspace: Callable[..., Workspace]) -> Workspace:
     """Return a workspace with ten shards of one part each."""
-    install(monkeypatch)
-    before = os.getcwd()
-    yield Workspace(tmp_path, *SIZES)
-    os.chdir(before)
+    return make_workspace(*SIZES)
 
 
 def worker_faults(once: Path | None = None, **faults: str) -> dict[str, str]:
