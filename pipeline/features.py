@@ -13,7 +13,7 @@
    - The attribute ``source``: the source file and the row range, as JSON.
 2. ``index.h5`` is a virtual dataset over all parts, in the order of the input rows. An attribute warns that the file
    is only a view: without the parts, HDF5 returns only missing values (`missing_value`). With more than 1,000 parts,
-   the index refers to files ``index-<digest>.h5``, each of which covers 1,000 parts.
+   the index refers to files ``index-<digest>.h5``. Each of these files covers 1,000 parts.
 3. ``manifest.json`` lists the parts in the same order.
 
 ``index.h5``, ``manifest.json`` and the other files next to ``parts/`` are links to files of the last finished run. A

@@ -512,7 +512,7 @@ def rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:
 
     The rounding error of a sum of n products is about ``sqrt(n)`` times the rounding error of the sum of their absolute
     values, in any order of additions. See Higham and Mary, "A new approach to probabilistic rounding error analysis",
-    2019, section 3, with lambda = 4. Errors of one layer are independent, so the next layer adds them in quadrature.
+    2019, section 3, with lambda = 4. The errors of a layer are independent, so the next layer adds them in quadrature.
     Integer products round each weight relative to all weights of its unit. Therefore the mean absolute value of these
     weights is added to each weight. The measured errors of devices that sum in another order, or that fold the scaling
     into the weights, are much smaller: see docs/reliability.md.

@@ -48,9 +48,9 @@ class Budget:
     Attributes
     ----------
     n_threads : int
-        Dask threads, each of which holds a block.
+        Number of Dask threads. Each of them holds a block.
     n_writers : int
-        Dask threads while encoding, each of which holds a block and the features of a part.
+        Number of Dask threads while encoding. Each of them holds a block and the features of a part.
     block_rows : int
         Rows that are read at once, a multiple of the encoder's tile.
     part_rows : int

@@ -54,7 +54,7 @@ def extract(*flags: object, **variables: str) -> tuple[float, int]:
 
 
 def make_shards(folder: Path, n_rows: int, n_shards: int, dtype: str, n_inputs: int = 784, **layout: Any) -> Path:
-    """Write rows of smooth pixels, half of which are 0, so that they compress like images."""
+    """Write rows that compress like images: half of the pixels are 0, and the others are smooth."""
     fresh(folder).mkdir(parents=True)
     rng = np.random.default_rng(0)
     base = rng.normal(size=(64, n_inputs)).cumsum(axis=1).astype(np.float32)

@@ -41,7 +41,7 @@ def read_all(shard):
 
 
 def random_rows(rng, dtype, shape):
-    """Return rows of which half are repetitive, so that filters shrink some chunks and leave others unchanged."""
+    """Return rows that are repetitive in one half, so that filters shrink some chunks only."""
     if dtype == np.dtype(bool):
         return rng.integers(0, 2, shape).astype(bool)
     noise = np.frombuffer(rng.bytes(int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape)

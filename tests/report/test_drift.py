@@ -17,7 +17,7 @@ RANGE = Scaler(np.zeros(30), np.ones(30))
 
 
 def parts_of(rows: np.ndarray, part_rows: int) -> list[PartDrift]:
-    """Return the drift of the parts of three shards, of which some rows are outside the range."""
+    """Return the drift of the parts of three shards. Some of their rows are outside the range."""
     parts = []
     for shard in range(3):
         for start in range(0, len(rows[shard]), part_rows):

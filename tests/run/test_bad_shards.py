@@ -35,7 +35,7 @@ from tests.support.logged import mentions
 
 
 def spoil(shards: Shards, refused: int, unreadable: int) -> None:
-    """Write ten shards, of which some are refused when they are vetted and some cannot be read."""
+    """Write ten shards. Some are refused when they are vetted, and some cannot be read."""
     shards.fill(*[10] * 10, fletcher32=True)
     for i in range(refused):
         (shards.folder / f"{9 - i}.h5").write_bytes(b"no HDF5 at all")

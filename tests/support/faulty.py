@@ -332,7 +332,7 @@ class PowerLog(RecordingDisk):
         return path.relative_to(self.folder) if path.is_relative_to(self.folder) else PurePath("/", path)
 
     def cuts(self, n_random: int, seed: int = 0) -> Iterator[tuple[int, str, Remains]]:
-        """Yield each state that a power cut may leave, once: after which call, of which kind, and the files.
+        """Yield each state that a power cut may leave, once: the number of the call, the kind, and the files.
 
         ``lost``: everything that was not synced is lost. ``empty`` and ``zeros``: names that were not synced exist, but
         the data of files that were not synced does not. ``mixed``: a random subset of the names, `n_random` times after

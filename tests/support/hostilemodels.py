@@ -110,7 +110,7 @@ def compressed(folder: Path) -> Path:
 
 
 def never_written(folder: Path) -> Path:
-    """Write a matrix of 8 GiB in chunks, none of which exists."""
+    """Write a matrix of 8 GiB in chunks that were never written."""
     shape = (2**16, 2**15)
     return _of_widths(folder, (*shape, 3), lambda file: file.create_dataset("W_1", shape, "<f4", chunks=(2**10, 2**10)))
 

@@ -91,7 +91,7 @@ def copy_remaining(source: Path, target: Path, copy_file: Callable[[str, str], o
 
 
 class Sources:
-    """The files of a copy, one of which can be mutated at a time."""
+    """The files of a copy. One of them can be mutated at a time."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -26,7 +26,7 @@ class Mutation:
     text, replacement : str
         Text in the file, and its replacement.
     tests : tuple of str
-        Files or node ids of which at least one test must fail.
+        Files or node ids. At least one of these tests must fail.
     needs : tuple of str
         Features of the processor, as the kernel names them. A processor with none of them does not use the mutated
         code.
