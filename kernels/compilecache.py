@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from kernels import compilelock
+from kernels.compatibility import adapt_compiler, fingerprint_adaptation
 from kernels.compiler import check_compiler, silence_compiler, watch_compiler
 from kernels.modulecache import read_records_on_demand
 from kernels.trust import private_directory, untrusted_above
@@ -45,12 +46,13 @@ class CompileCacheUnavailable(RuntimeError):
 def default_cache() -> str:
     """Return the path of a private directory for code compiled with these versions of Theano and NumPy.
 
-    The name that Theano gives to the directory below it contains neither version.
+    The name that Theano gives to the directory below it contains neither version, nor what `kernels.compatibility` adds
+    to the code.
     """
     from importlib.metadata import version
 
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shardpress"
-    return str(root / f"theano-{version('Theano')}-numpy-{np.__version__}")
+    return str(root / f"theano-{version('Theano')}-{fingerprint_adaptation()}-numpy-{np.__version__}")
 
 
 class SettledCache(MetaPathFinder):
@@ -66,6 +68,7 @@ class SettledCache(MetaPathFinder):
         elif fullname == "theano.gof.lazylinker_c":
             # This is the first module that compiles.
             cmodule = sys.modules["theano.gof.cmodule"]
+            adapt_compiler(cmodule)
             silence_compiler(cmodule)
             _write_keys_atomically(cmodule)
             read_records_on_demand(cmodule)

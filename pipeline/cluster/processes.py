@@ -33,6 +33,7 @@ from pipeline.cluster.checks import Probe, check_workers
 from pipeline.cluster.connection import wait_until
 from pipeline.cluster.device_check import WorkerDevice, check_devices, unusable_workers, wrong_devices
 from pipeline.cluster.devices import add_theano_flag, device_names, worker_environment
+from pipeline.cluster.tls import IsolatedSecurity
 from pipeline.cluster.workers import LOGGERS, ClusterPool, forward_logs
 from pipeline.errors import CannotCreate, NotPermitted, SystemLimit, quantity
 from pipeline.settings.config import ClusterSettings
@@ -111,7 +112,7 @@ def local_workers(
     environments = _environments(settings, requires_device)
     devices = device_names(settings.devices, os.environ)
     _check_semaphores()
-    security = Security.temporary()
+    security = IsolatedSecurity.temporary()
     with _scratch_directory() as scratch, _client(security, settings.dashboard, scratch) as client:
         address = client.scheduler_info(n_workers=0)["address"]
         options = {
@@ -345,7 +346,7 @@ async def _run_nanny(options: Mapping[str, Any]) -> None:
     input_ended = _input_ended()
     nanny = Nanny(
         options["scheduler"],
-        security=Security(require_encryption=True, **options["tls"]),
+        security=IsolatedSecurity(require_encryption=True, **options["tls"]),
         nthreads=options["n_threads"],
         name=options["name"],
         host=_LOOPBACK,

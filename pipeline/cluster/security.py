@@ -104,10 +104,11 @@ def dask_security(address: str) -> Security:
     ConfigError
         If the address requires a certificate, but no usable certificate is configured.
     """
-    from distributed import Security  # imported here, because runs without a cluster check settings but do not connect
+    # Imported here, because runs without a cluster check settings but do not connect.
+    from pipeline.cluster.tls import IsolatedSecurity
 
     if not address.startswith("tls://"):
-        return Security(require_encryption=False)
+        return IsolatedSecurity(require_encryption=False)
     certificates = _configured_certificates()
     if not certificates["tls_ca_file"] or not certificates["tls_client_cert"]:
         raise ConfigError(
@@ -116,7 +117,7 @@ def dask_security(address: str) -> Security:
             "in ~/.config/dask."
         )
     try:
-        security = Security(require_encryption=True, **certificates)
+        security = IsolatedSecurity(require_encryption=True, **certificates)
         security.get_connection_args("client")  # reads the files
     except OSError as error:
         files = ", ".join(printable(path) for path in certificates.values() if path)

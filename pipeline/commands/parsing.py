@@ -7,11 +7,12 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pipeline.settings.kinds import parse_bytes
 
-__all__ = ["add_json_flag", "byte_count", "log_progress", "print_json", "whole_number"]
+__all__ = ["add_json_flag", "byte_count", "existing_directory", "log_progress", "print_json", "whole_number"]
 
 
 def whole_number(text: str) -> int:
@@ -27,6 +28,13 @@ def byte_count(text: str) -> int:
         return parse_bytes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def existing_directory(text: str) -> Path:
+    """Return the absolute path of an existing directory. This function is the `type` of an argument."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a directory")
+    return Path(text).absolute()
 
 
 def add_json_flag(parser: argparse.ArgumentParser) -> None:

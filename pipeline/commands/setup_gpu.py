@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from pipeline.commands.parsing import existing_directory
 from pipeline.errors import UsageError
 
 __all__ = ["DESCRIPTION", "configure", "run"]
@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="source",
         metavar="DIR",
-        type=_folder,
+        type=existing_directory,
         help="Use the wheels and Debian packages in this directory, and no network.",
     )
     parser.add_argument("--mirror", metavar="ADDRESS", help="Debian mirror for pygpu, if apt has no source with it.")
@@ -58,9 +58,3 @@ def _version(text: str) -> tuple[int, int]:
         return parse_version(text)
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _folder(text: str) -> Path:
-    if not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a directory")
-    return Path(text).absolute()

@@ -58,6 +58,7 @@ COMMANDS = {
     "verify": Command("after a run", "check files against digests, and features against input rows"),
     "export": Command("after a run", "write the encoder as an ONNX file"),
     "doctor": Command(_SET_UP, "check this machine, and say what to fix"),
+    "setup-theano": Command(_SET_UP, "install Theano, which training and encoding need"),
     "setup-gpu": Command(_SET_UP, "install pygpu and the CUDA libraries that fit the driver"),
     "completion": Command(_SET_UP, "print a script for completion in bash, zsh or fish"),
     "version": Command(_SET_UP, "print the versions of shardpress and its dependencies"),
@@ -160,6 +161,6 @@ def _page() -> str:
     groups = dict.fromkeys(command.group for command in COMMANDS.values())
     for group in groups:
         lines += ["", f"{group}:"]
-        lines += [f"  {name:11} {each.summary}" for name, each in COMMANDS.items() if each.group == group]
+        lines += [f"  {name:12} {each.summary}" for name, each in COMMANDS.items() if each.group == group]
     lines += ["", "shardpress COMMAND --help describes a command and its options."]
     return "\n".join(lines)

@@ -11,7 +11,6 @@ import ctypes
 import logging
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
@@ -142,11 +141,8 @@ def _checks_of(reports: dict[str, Any] | None, device: str, chosen: str) -> Iter
 
 
 def _without_theano(device: str) -> Check:
-    found = "Theano is not installed in this Python, so no run is possible"
-    if sys.version_info[:2] == (3, 11):
-        return Check(device, "fail", found, complaint(), is_setting=True)
-    # Theano does not support later versions of Python, but features can be read with them.
-    return Check(device, "absent", found)
+    found = "Theano is not installed in this Python: features can be read, but no run is possible"
+    return Check(device, "fail", found, complaint(), is_setting=True)
 
 
 def _blas(reports: Mapping[str, Any]) -> Check:

@@ -29,6 +29,7 @@ from pipeline.doctor.packages import (
     missing_proc,
     too_little_memory,
     unmet_requirements,
+    unsuitable_python,
 )
 
 __all__ = ["machine_checks", "python_checks"]
@@ -66,10 +67,10 @@ def _try(check: Callable[[], Check], name: str = "") -> Check:
 
 def _python() -> Check:
     found = f"{platform.python_version()} at {sys.executable}"
-    if sys.version_info[:2] == (3, 11):
-        return Check("python", "pass", found)
-    found = f"{found}: can read features, but not run, because Theano needs Python 3.11"
-    return Check("python", "warn", found, HOW_TO_GET_IT)
+    unsuitable = unsuitable_python()
+    if unsuitable:
+        return Check("python", "warn", f"{found}: can read features, but not run. {unsuitable}", HOW_TO_GET_IT)
+    return Check("python", "pass", found)
 
 
 def _packages() -> Check:
@@ -123,7 +124,7 @@ def _compiler() -> Check:
             "compiler",
             "fail",
             found,
-            f"install the headers of Python {platform.python_version()} (Debian: python3.11-dev)",
+            f"install the headers of Python {platform.python_version()} (Debian: python3-dev)",
         )
     name = _call([path, "--version"]).stdout.partition("\n")[0]
     return Check("compiler", "pass", f"{path}: {name}; compiles and runs a program with this Python's headers")
@@ -150,7 +151,7 @@ def _find_compiler() -> str:
 def _find_headers() -> str:
     headers = sysconfig.get_path("include")
     if not os.path.exists(os.path.join(headers, "Python.h")):
-        raise _CompilerError(f"{headers}/Python.h does not exist", "apt-get install python3.11-dev")
+        raise _CompilerError(f"{headers}/Python.h does not exist", "apt-get install python3-dev")
     return headers
 
 

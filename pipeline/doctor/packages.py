@@ -11,14 +11,17 @@ import re
 import resource
 import shlex
 import sys
+import sysconfig
 
 __all__ = [
     "HOW_TO_GET_IT",
     "complaint",
     "find_distributions",
     "missing_proc",
+    "missing_theano",
     "too_little_memory",
     "unmet_requirements",
+    "unsuitable_python",
 ]
 
 # A run over a hundred rows needs 350 MiB for two threads and the libraries. With less, HDF5 crashed.
@@ -28,30 +31,50 @@ _COMPARED = {"<": operator.lt, ">=": operator.ge, "==": operator.eq}
 # Lines with other markers belong to extras.
 _MARKER = r"(?: *; *python_version *([<>=]+) *.([\d.]+).)?"
 _REQUIREMENT = r"^Requires-Dist: ([\w.-]+)(?:\[.*?\])? *\(?([^ ;()\n]*)\)?" + _MARKER + "$"
+_OLDEST = (3, 11)
+_NEWEST = (3, 14)
+_PYTHONS = "Python 3.11 to 3.14"
 # The same advice as in scripts/setup.sh, which is not part of a wheel.
 HOW_TO_GET_IT = (
-    "Install Python 3.11 from Debian 12 (apt-get install python3.11-venv python3.11-dev g++), with pyenv "
-    "(PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install 3.11) or with uv (uv python install 3.11). Then install the "
-    "same wheel there: python3.11 -m venv env && env/bin/pip install shardpress. Commands that only read features "
-    "work in this Python, too: see shardpress --help."
+    "Install one from your distribution (Debian: apt-get install python3-venv python3-dev g++), with pyenv (pyenv "
+    "install 3.13) or with uv (uv python install 3.13). Then create an environment with it: python3 -m venv env && "
+    "env/bin/pip install shardpress && env/bin/shardpress setup-theano."
 )
 
 
 def complaint() -> str:
     """Return what is wrong with this Python and what to do, or an empty string."""
-    if sys.version_info[:2] == (3, 11):
-        wrong = unmet_requirements(find_distributions())
-        if wrong or importlib.util.find_spec("theano"):
-            return "; ".join(wrong)
-    version = ".".join(str(part) for part in sys.version_info[:3])
-    needed = "Python 3.11, because Theano does not run on later versions"
-    advice = HOW_TO_GET_IT
+    unsuitable = unsuitable_python()
+    if unsuitable:
+        return _refuse(f"{unsuitable}. {HOW_TO_GET_IT}")
+    wrong = unmet_requirements(find_distributions())
+    if wrong:
+        return "; ".join(wrong)
+    if importlib.util.find_spec("theano"):
+        return ""
+    return _refuse(missing_theano())
+
+
+def unsuitable_python() -> str:
+    """Return why no run is possible in this version of Python, or an empty string."""
+    if not _OLDEST <= sys.version_info[:2] <= _NEWEST:
+        return f"shardpress needs {_PYTHONS}"
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return "shardpress does not support free-threaded builds of Python"
+    return ""
+
+
+def missing_theano() -> str:
+    """Return what to do if Theano is not installed, as the end of a sentence about this Python."""
     if _in_checkout():
-        needed = "Python 3.11 with the packages that make setup installs"
-        advice = _what_to_type()
-    return (
-        f"{_program()} cannot run in this Python ({version} at {sys.executable}): shardpress needs {needed}. {advice}"
-    )
+        return f"shardpress needs {_PYTHONS} with the packages that make setup installs. {_what_to_type()}"
+    return f"Theano is not installed. Run: {shlex.quote(sys.executable)} -m shardpress setup-theano"
+
+
+def _refuse(reason: str) -> str:
+    """Return a message that this Python cannot run the program, and the reason."""
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    return f"{_program()} cannot run in this Python ({version} at {sys.executable}): {reason}"
 
 
 def too_little_memory() -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -22,7 +21,6 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions, version
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,14 +28,13 @@ from pipeline.childprocess import ChildProcess
 from pipeline.errors import DeviceError, NotPermitted
 from pipeline.gpu.driver import Version, find_driver
 from pipeline.gpu.fitting import choose_packages
+from pipeline.pip import pip_install
 
 __all__ = ["SetupOptions", "build_forwarders", "main", "set_up"]
 
 _SCRIPT = "install_pygpu.sh"
 # The child opens these libraries directly, as libgpuarray does. Libraries that they need are in the same directory.
 _OPENED = ("libnvrtc.so", "libcublas.so")
-_LOAD = "load"  # task of the child: load libraries
-_PIP = "pip"  # task of the child: run pip
 _REQUIREMENTS = "requirements.txt"  # lists the requirements that the unpacked wheels meet; written last
 _ROOT = Path(__file__).resolve().parents[2]
 _SOURCES = _ROOT / "kernels" / "native"
@@ -132,7 +129,7 @@ def _is_complete(folder: Path, requirements: Sequence[str]) -> bool:
         return False
     _link_all(folder)
     paths = [str(folder / name) for name in _OPENED]
-    child = ChildProcess(__name__, _LOAD, *paths, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = ChildProcess(__name__, *paths, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     child.answer()
     return child.returncode == 0
 
@@ -145,11 +142,9 @@ def _unpack(folder: Path, requirements: Sequence[str], source: Path | None) -> N
     """
     new = folder.with_name(f"{folder.name}.new")
     old = folder.with_name(f"{folder.name}.old")
-    if find_spec("pip") is None:
-        raise DeviceError(f"pip is not installed here. Run {sys.executable} -m ensurepip, then the same command again.")
     shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
-    _install_wheels(new, requirements, source)
+    pip_install("--no-deps", "--target", str(new), *requirements, source=source)
     (new / _REQUIREMENTS).write_text("\n".join(requirements) + "\n")
     if not _is_complete(new, requirements):
         raise DeviceError(f"{new}: {' or '.join(_OPENED)} was installed, but cannot be loaded. Run shardpress doctor.")
@@ -157,18 +152,6 @@ def _unpack(folder: Path, requirements: Sequence[str], source: Path | None) -> N
         folder.rename(old)
     new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _install_wheels(folder: Path, requirements: Sequence[str], source: Path | None) -> None:
-    command = ["--disable-pip-version-check", "install", "--no-deps", "--target", str(folder)]
-    if not sys.stderr.isatty():  # show the progress of the download only on a terminal
-        command.append("--quiet")
-    if source is not None:
-        command += ["--no-index", "--find-links", str(source)]
-    pip = ChildProcess(__name__, _PIP, *command, *requirements, stdin=None)  # pip may ask for a password
-    pip.answer()
-    if pip.returncode:
-        raise DeviceError(f"pip could not install {' and '.join(requirements)}; its messages above give the reason.")
 
 
 def _link_all(folder: Path) -> None:
@@ -239,11 +222,6 @@ def _compile(folder: str, source: str, *options: str) -> None:
 
 
 def main() -> None:
-    """Load the libraries that the arguments name, or run pip with the arguments."""
-    task, *arguments = sys.argv[1:]
-    if task == _LOAD:
-        for path in arguments:
-            ctypes.CDLL(path)
-    else:
-        sys.argv[1:] = arguments
-        runpy.run_module("pip", run_name="__main__", alter_sys=True)
+    """Load the libraries that the arguments name."""
+    for path in sys.argv[1:]:
+        ctypes.CDLL(path)
