@@ -13,7 +13,7 @@ DOWNSTREAM = ["onnxruntime", "pandas", "polars", "pyarrow"]
 SIMULATE = ["simpy>=4"]  # for scripts/benchmarks/run.py simulate
 NVRTC = ["nvidia-cuda-nvrtc-cu12"]  # for the CUDA stub of the tests; shardpress setup-gpu installs it for cards
 TEST = [
-    *("mypy", "pytest", "pytest-randomly", "pytest-xdist", "ruff"),
+    *("mypy", "pytest", "pytest-randomly", "pytest-xdist", "ruff", "setuptools"),
     *(*FILTERS, *PLOT, *ONNX, *DOWNSTREAM, *SIMULATE, *NVRTC),
 ]
 

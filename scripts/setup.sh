@@ -3,7 +3,8 @@
 #
 #     scripts/setup.sh            (or: make setup)
 #
-# The script searches for Python 3.11; PYTHON=/path/to/python3.11 chooses one. It can be run again at any time.
+# The script takes the first Python that it finds, of versions 3.11, 3.13, 3.14 and 3.12 in this order. PYTHON=3.13 or
+# PYTHON=/path/to/python3.13 chooses one. It can be run again at any time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$(pwd -P)
@@ -87,31 +88,47 @@ system_packages() {
 
 # --- Python ----------------------------------------------------------------------------------------------------------
 
-candidates() {
-    if [ -n "${PYTHON:-}" ]; then echo "$PYTHON"; fi
-    if [ -x .venv/bin/python ]; then echo "$root/.venv/bin/python"; fi # the interpreter of an earlier set-up
-    type -aP python3.11 python3 || true
-    compgen -G "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/3.11*/bin/python3.11" || true
-    uv python find 3.11 2>/dev/null || true
+# pygpu is available for 3.11 only, so this version comes first.
+versions=(3.11 3.13 3.14 3.12)
+
+# Print the paths of interpreters of version $1.
+interpreters() {
+    type -aP "python$1" python3 || true
+    compgen -G "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$1*/bin/python$1" || true
+    uv python find "$1" 2>/dev/null || true
 }
 
-# Print the path of the interpreter of $1 if shardpress can run on it; otherwise fail and print the reason.
+# Print pairs of a version and an interpreter that may have this version.
+candidates() {
+    local version path
+    case ${PYTHON:-} in
+        3.*) versions=("$PYTHON") ;;
+        ?*) printf '%s\n' "${versions[@]/%/ $PYTHON}" && return ;;
+        *) if [ -x .venv/bin/python ]; then printf '%s\n' "${versions[@]/%/ $root/.venv/bin/python}"; fi ;; # as before
+    esac
+    for version in "${versions[@]}"; do
+        while read -r path; do echo "$version $path"; done < <(interpreters "$version")
+    done
+}
+
+# Print the path of the interpreter of $2 if it has version $1 and shardpress can run on it; otherwise fail and print
+# the reason.
 inspect() {
-    command -v "$1" >/dev/null || { echo "is not a program" && return 1; }
-    "$1" - <<'END'
+    command -v "$2" >/dev/null || { echo "is not a program" && return 1; }
+    "$2" - "$1" <<'END'
 import os, sys, sysconfig
 
-if sys.version_info[:2] != (3, 11):
-    sys.exit("is Python %d.%d" % sys.version_info[:2])
+version = "%d.%d" % sys.version_info[:2]
+if version != sys.argv[1]:
+    sys.exit("is Python " + version)
+if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    sys.exit("is a free-threaded build of Python, which is not supported")
 try:
     import ensurepip, venv
 except ImportError as error:
-    sys.exit("has no module %s (Debian: python3.11-venv)" % error.name)
+    sys.exit("has no module %s (Debian: python%s-venv)" % (error.name, version))
 if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
-    sys.exit("has no Python.h, which Theano compiles against (Debian: python3.11-dev)")
-folders = [sysconfig.get_config_var("LIBDIR"), os.path.dirname(sysconfig.get_path("stdlib"))]
-if not any(os.path.exists(os.path.join(folder, "libpython3.11.so")) for folder in folders):
-    sys.exit("has no libpython3.11.so, which Theano links against (pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared)")
+    sys.exit("has no Python.h, which Theano compiles against (Debian: python%s-dev)" % version)
 # For a virtual environment this is its base interpreter, because .venv itself may be replaced.
 print(sys._base_executable)
 END
@@ -119,33 +136,34 @@ END
 
 # Set `python`, or `rejected` to one line for each candidate.
 find_python() {
-    local candidate answer
+    local version candidate answer
     rejected=
-    while read -r candidate; do
-        if answer=$(inspect "$candidate" 2>&1); then
+    while read -r version candidate; do
+        if answer=$(inspect "$version" "$candidate" 2>&1); then
             python=$answer
             return 0
         fi
         answer="$candidate: ${answer%%$'\n'*}"
+        case $rejected in *"$answer"*) continue ;; esac
         rejected+="    $answer"$'\n'
-        if [ "$candidate" = "${PYTHON:-}" ]; then say "not using PYTHON=$answer"; fi
     done < <(candidates)
     return 1
 }
 
 choose_python() {
     find_python && return
-    if can_install && apt_install python3.11 python3.11-venv python3.11-dev && find_python; then
+    # Debian's own version. Its packages without a number may be installed without the modules that venv needs.
+    if [ -z "${PYTHON:-}" ] && can_install && apt_install python3 python3-venv python3-dev && find_python; then
         return
     fi
     cat >&2 <<END
-setup: no usable Python 3.11 was found. Candidates:
+setup: no usable Python was found, expected ${PYTHON:-one of ${versions[*]}}. Candidates:
 ${rejected:-    none: no python3 in PATH, pyenv or uv
 }setup: ways to install one:
-    Debian 12:  sudo apt-get install python3.11 python3.11-venv python3.11-dev
-    pyenv:      PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install 3.11
-    uv:         uv python install 3.11
-setup: then run this script again. PYTHON=/path/to/python3.11 chooses one in another place.
+    Debian and Ubuntu:  sudo apt-get install python3 python3-venv python3-dev
+    pyenv:              pyenv install 3.13
+    uv:                 uv python install 3.13
+setup: then run this script again. PYTHON=/path/to/python3.13 chooses one in another place.
 END
     exit 69
 }
@@ -155,7 +173,8 @@ END
 # The stamp contains the path of the checkout, because an environment cannot be moved. Without a stamp, an earlier
 # set-up was interrupted.
 venv_is_whole() {
-    [ "$(cat "$stamp" 2>/dev/null)" = "$root" ] && .venv/bin/python -c 'import pip' 2>/dev/null
+    [ "$(cat "$stamp" 2>/dev/null)" = "$root" ] && .venv/bin/python -c 'import pip' 2>/dev/null &&
+        [ "$(.venv/bin/python -c 'import sys; print(sys._base_executable)')" = "$python" ]
 }
 
 make_venv() {
@@ -167,10 +186,11 @@ make_venv() {
     rm -f "$stamp"
     say "installing the Python packages of constraints.txt (a minute or two the first time)"
     local pip=(.venv/bin/python -m pip --quiet --no-input --disable-pip-version-check install -c constraints.txt)
-    # First install a pip that supports --build-constraint: Theano is built from source, with a tested setuptools.
+    # First install a pip that supports --build-constraint: packages are built from source with a tested setuptools.
     "${pip[@]}" pip
     # setuptools warns about editable installs. A Python from elsewhere would use the C compiler that it was built with.
     PYTHONWARNINGS=ignore CC=${CC:-gcc} "${pip[@]}" --build-constraint constraints.txt -e '.[test]'
+    .venv/bin/python -m shardpress setup-theano >/dev/null
 }
 
 choose_python
