@@ -8,7 +8,7 @@ __all__ = ["InFlightCalls", "on_device"]
 
 
 class InFlightCalls:
-    """A context for each call, in any thread, which counts the running calls.
+    """A context manager that counts the running calls of all threads.
 
     Attributes
     ----------

@@ -28,10 +28,10 @@ static inline void look_ahead(const Soon *soon, long k)
  * times as fast with AVX2, and 0.97 to 0.99 times with AVX-512. */
 enum { UNROLLED = TILE_VECTORS == 2 ? 4 : 2 };
 
-/* sums += left . right, or sums = left . right. The rows of the right side are `step` floats apart.
+/* Compute sums += left . right, or sums = left . right. The rows of the right side are `step` floats apart.
  *
- * The left side is passed by address. As a value it would be read in one piece just after it was written in four parts,
- * and the processor would wait until all earlier stores, those of the previous tile, are in the cache. */
+ * The left side is passed by address. A value would be read in one piece just after it was written in four parts. The
+ * processor would then wait until all stores of the previous tile are in the cache. */
 static inline __attribute__((always_inline)) void multiply_vectors(
     Tile sums, int anew, const Matrix *left, const float *right, long step, long depth, const Soon *soon, const int n_vectors)
 {
@@ -68,7 +68,7 @@ static inline __attribute__((always_inline)) void multiply_vectors(
             store(&sums[i][j * LANES], kept[i][j]);
 }
 
-/* The same for the remaining columns, in as few vectors as possible. */
+/* Multiply the remaining columns, in as few vectors as possible. */
 static inline __attribute__((always_inline)) void multiply_columns(
     Tile sums, int anew, const Matrix *left, const float *right, long step, long depth, const Soon *soon, long n_columns)
 {
