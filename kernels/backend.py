@@ -335,7 +335,7 @@ def _fall_back(device: Device) -> Device:
 
 
 def is_active() -> bool:
-    """Return whether a device other than the CPU is in use."""
+    """Return whether a device is in use instead of the CPU."""
     if _start_once.cache_info().currsize == 0:
         return False
     device, _ = _start_once()

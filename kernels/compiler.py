@@ -1,4 +1,4 @@
-"""Checks of the C++ compiler, and calls of it by Theano: working directory, duration and errors."""
+"""Checks of the C++ compiler, and control of Theano's calls: working directory, duration and errors."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def cost_and_gradients(
 ) -> tuple[Any, list[Any]]:
     """Return the symbolic cost of scaled rows, and its gradients in the order of the parameters.
 
-    The gradients are written out, because Theano's own would sum those of the biases in float64. The factor
+    The gradients are written out, because Theano would compute the sums for the biases in float64. The factor
     ``c = 2 / (number of entries)`` is kept out of the matrices, so that the products can apply it. One layer of
     sigmoids, for example, has::
 

@@ -50,7 +50,7 @@ def read_records_on_demand(cmodule: Any) -> None:
             return super().module_from_key(key, lnk, keep_lock)
 
         def refresh(self, age_thresh_use: float | None = None, **options: Any) -> list[str]:
-            """Read the records of modules that this process needs, and leave old or incomplete ones to Theano."""
+            """Read the records of modules that this process needs, and let Theano handle old or incomplete ones."""
             max_age = self.age_thresh_use if age_thresh_use is None else age_thresh_use
             self._libraries = _recent_libraries(self.dirname, max_age, self._libraries)
             needed = {f"{code_hash}.so" for code_hash in self._hashes}

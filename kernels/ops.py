@@ -146,7 +146,7 @@ class _Native(theano.Op):
         raise NotImplementedError
 
     def c_code(self, node: Any, name: str, inputs: Sequence[str], outputs: Sequence[str], sub: Any) -> str:
-        """Return C code that turns the changed inputs, or copies of them, into outputs, and calls the native code."""
+        """Return C code that uses the changed inputs, or copies of them, as outputs, and calls the native code."""
         arrays = list(inputs)
         lines = ["int done = 0;"]
         n_new = len(self.new_types)
@@ -160,7 +160,7 @@ class _Native(theano.Op):
         return "\n".join(lines)
 
     def _output_of_input(self, array: str, output: str, fail: str) -> list[str]:
-        """Return C statements that turn an input, or its copy, into an output."""
+        """Return C statements that use an input, or its copy, as an output."""
         release = f"Py_XDECREF({output});"  # the output of the previous call
         if self.inplace:
             return [release, f"{output} = {array}; Py_INCREF({output});"]
@@ -223,10 +223,10 @@ def _activation_macros(prefix: str, activation: Activation) -> dict[str, str]:
 
 
 def _dtype_macros(rows: Any, scaling: Sequence[Any], network: dict[str, Any]) -> dict[str, Any]:
-    """Return all macros: those for the dtypes of rows and scaling, and those of the network."""
+    """Return all macros: the macros for the dtypes of rows and scaling, and the macros of the network."""
     row = _c_type(rows)
     scale = _c_type(scaling[0]) if scaling else "float"
-    # The bits of Inf, NaN and negative numbers, read as unsigned integers, are larger than those of all other numbers.
+    # The bits of Inf, NaN and negative numbers, read as unsigned integers, are larger than the bits of all others.
     bits = "npy_uint64" if scale == "npy_float64" else "npy_uint32"
     return {
         "ROW": row,

@@ -81,7 +81,7 @@ def _room_for_every_argument(node: Any, code: str) -> str:
 
 
 def _no_wait_for_the_index(_node: Any, code: str) -> str:
-    """Remove the wait for the device, which each step would need to check the row numbers.
+    """Remove the check of the row numbers, for which each step would wait for the device.
 
     All row numbers are valid, since they come from a permutation of the rows. The kernel itself ignores numbers that
     are too large, so it never reads outside the rows.

@@ -64,7 +64,7 @@ def _momentum(p: Any, g: Any, rate: Any, decay: Any, velocity: Any) -> tuple[Any
 def _nesterov(p: Any, g: Any, rate: Any, decay: Any, velocity: Any) -> tuple[Any, ...]:
     """Apply Nesterov momentum: ``v <- decay v - rate g ;  p <- p + decay v - rate g``.
 
-    The stored parameters are those at the look-ahead point, where the gradient is computed. Source: Bengio,
+    The stored parameters are the parameters at the look-ahead point, where the gradient is computed. Source: Bengio,
     Boulanger-Lewandowski and Pascanu, "Advances in optimizing recurrent networks", 2013, equations 6 and 7.
     """
     velocity = decay * velocity - rate * g

@@ -20,7 +20,7 @@ vm = theano.gof.vm
 __all__ = ["TrainingStep"]
 
 _PRODUCTS_PER_LAYER = 3
-"""Matrix products per layer in a step, including those for the gradients."""
+"""Number of matrix products per layer in a step, including the products for the gradients."""
 
 
 class TrainingStep:
@@ -194,7 +194,7 @@ class _Feed(Protocol):
     Attributes
     ----------
     max_minibatches : int
-        Largest number of minibatches that `begin` may receive.
+        Largest number of minibatches that `begin` accepts.
     symbols : list
         Variables of the arrays of one minibatch.
     inputs : list

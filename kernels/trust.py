@@ -94,8 +94,8 @@ def _trusted_users() -> set[int]:
         lines = Path("/proc/self/uid_map").read_text().splitlines()
         n_mapped = sum(int(line.split()[2]) for line in lines)
         if n_mapped < _ALL_USERS:
-            # In a user namespace, for example of Apptainer, unmapped users appear as this user. Root of the machine
-            # can be one of them.
+            # In a user namespace, for example of Apptainer, files of unmapped users appear to belong to the overflow
+            # user. Root of the machine can be unmapped.
             trusted.add(int(Path("/proc/sys/kernel/overflowuid").read_text()))
     except (OSError, ValueError, IndexError):
         pass  # /proc is not available

@@ -20,7 +20,7 @@ __all__ = ["Rule", "Updates", "rate_of", "states_of", "updates_of"]
 Updates = OrderedDict[Any, Any]
 """Shared variables and their next values. Theano warns about a plain dict."""
 
-_ONE = np.float32(1)  # Python's 1 would turn a NumPy float32 into a float64
+_ONE = np.float32(1)  # Python's 1 would convert a NumPy float32 to float64
 
 
 @dataclass(frozen=True)

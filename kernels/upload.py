@@ -1,4 +1,4 @@
-"""Copies of rows and minibatches to the memory of a device other than the CPU."""
+"""Copies of rows and minibatches to the memory of the active device, which is not the CPU."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ class Clusters:
 
     @cached_property
     def mixing(self) -> np.ndarray:
-        """Matrix that turns 16 dimensions into columns."""
+        """Matrix that maps 16 dimensions to the columns."""
         return self.stream(1).standard_normal((16, self.n_inputs), np.float32) * np.float32(0.025)
 
     def tile(self, number: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ typedef struct {
     long depth, width; /* numbers of rows and columns */
 } Panels;
 
-/* One layer; n_inputs and n_features are those of the layer. */
+/* One layer, from n_inputs to n_features units. */
 typedef struct {
     const float *W, *b_hidden, *b_output;
     long n_inputs, n_features;
@@ -58,7 +58,7 @@ static inline Vector activate(int level, Vector z)
     return CODE_VALUE(z);
 }
 
-/* Turn a gradient at the outputs of units into one at their inputs. */
+/* Convert a gradient at the outputs of units to one at their inputs. */
 static inline Vector times_slope(int level, Vector gradient, Vector out)
 {
     if (level < N_LAYERS)

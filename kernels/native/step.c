@@ -133,7 +133,7 @@ static void finish_r(const Batch *b, int level, long row, long k, Tile sums)
     store(squares, square);
 }
 
-/* Turn a gradient at the outputs of a level in one of the passes into one at its inputs. */
+/* Convert a gradient at the outputs of a level in one of the passes to one at its inputs. */
 static void finish_gradient(const Batch *b, int level, const Way *way, long row, long column, Tile sums)
 {
     const Level *on = &b->model->levels[level];
@@ -157,7 +157,7 @@ static void finish_q(const Batch *b, int level, long row, long column, Tile sums
     finish_gradient(b, level, &b->model->levels[level].back, row, column, sums);
 }
 
-/* Turn a gradient at (h - center) * gain into one at h, and store the gradient of the gain. */
+/* Convert a gradient at (h - center) * gain to one at h, and store the gradient of the gain. */
 static void through_gain(const Batch *b, long row, long column, Tile sums)
 {
     const Step *s = (const Step *)b->job;
@@ -252,16 +252,16 @@ typedef struct {
 } Tiles;
 
 /* Compute sums += left^T . right, or sums = left^T . right. */
-static void multiply_turned(const Step *s, Tile *sums, int anew, const float *left, const float *right, Tiles tiles)
+static void multiply_transposed(const Step *s, Tile *sums, int zero, const float *left, const float *right, Tiles tiles)
 {
     const Level *from = &s->model.levels[s->layer], *to = from + 1;
     long chunk = pieces(s->n_rows, pieces(s->n_rows, CHUNK));
     for (long row = 0; row < s->n_rows; row += chunk)
         for (long tile = tiles.start; tile < tiles.stop; tile++) {
-            Matrix turned = {left + place_of(from, row, tile * TILE_HEIGHT), 1, from->row, STRIP * from->row};
+            Matrix transposed = {left + place_of(from, row, tile * TILE_HEIGHT), 1, from->row, STRIP * from->row};
             const float *lines = right + place_of(to, row, tiles.column);
-            multiply(sums[tile - tiles.start], anew && row == 0, &turned, lines, to->row, least(chunk, s->n_rows - row), 0,
-                     to->width - tiles.column);
+            multiply(sums[tile - tiles.start], zero && row == 0, &transposed, lines, to->row,
+                     least(chunk, s->n_rows - row), 0, to->width - tiles.column);
         }
 }
 
@@ -283,8 +283,8 @@ static void inputs_some(void *job)
     for (long start, stop; take(&s->share, &start, &stop);) {
         for (long f = 0; f < to->width; f += TILE_WIDTH) {
             Tiles tiles = {start, stop, f};
-            multiply_turned(s, sums, 1, from->in.out, to->in.gradient, tiles);
-            multiply_turned(s, sums, 0, from->back.gradient, to->back.out, tiles);
+            multiply_transposed(s, sums, 1, from->in.out, to->in.gradient, tiles);
+            multiply_transposed(s, sums, 0, from->back.gradient, to->back.out, tiles);
             for (long tile = start; tile < stop; tile++)
                 keep_tile(dW + (tile - start) * TILE_HEIGHT * to->width + f, to->width,
                           least(TILE_HEIGHT, from->width - tile * TILE_HEIGHT), least(TILE_WIDTH, to->width - f),
@@ -346,7 +346,7 @@ static int take_step(Step *s, Memory *memory)
     return 1;
 }
 
-/* Set a parameter and its state arrays, of which the rule has one or two. */
+/* Set a parameter and its state arrays; a rule has one or two. */
 static int take_parameter(Parameter *parameter, PyArrayObject *values, PyArrayObject *const *state, int n_states)
 {
     npy_intp n = PyArray_DIM(values, 0), m = PyArray_NDIM(values) > 1 ? PyArray_DIM(values, 1) : 1;

@@ -23,7 +23,7 @@ from tests.support.interpreters import REPOSITORY, environment
 
 pytestmark = pytest.mark.process
 
-# Sizes around those of warps, blocks, and the number of values that a block sums.
+# Sizes near the size of a warp, the size of a block, and the number of values that a block sums.
 SIZES = [1, 2, 3, 31, 32, 33, 63, 64, 65, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 4095, 4096, 4097]
 SMALL_SIZES = [1, 2, 31, 33, 65, 257]
 
