@@ -24,12 +24,8 @@ print(loaded, cleaned, [name for name in ("dask", "kernels.backend") if name in 
 @pytest.mark.process
 def test_public_names_are_imported_on_demand():
     environment = {**os.environ, "HDF5_DRIVER": "core", "HDF5_PLUGIN_PATH": "/elsewhere"}
-    command = [
-        sys.executable,
-        "-S",
-        "-c",
-        f"import sys; sys.path[:0] = {sys.path!r}\n{IMPORTS}",
-    ]  # without .pth files, which load more modules
+    # The option -S ignores .pth files, which would load more modules.
+    command = [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{IMPORTS}"]
     result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[] {'HDF5_PLUGIN_PRELOAD': '::'} []"
 
