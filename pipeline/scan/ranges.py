@@ -81,7 +81,7 @@ class Scan:
     n_missing : ndarray of shape (n_inputs,), int64, or None
         Number of missing values of each column in the good rows. None if missing values make a row bad.
     clips : bool
-        Whether values outside the range are clipped.
+        True if values outside the range are clipped.
     offset : ndarray of shape (n_inputs,), float64, or None
         Integers that were subtracted from the rows. All other arrays describe the differences.
     """

@@ -252,7 +252,7 @@ def ask(
 
 
 def _answer_of_child(request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
-    """Return the answer of a child. No file can kill a child or a fork, so try a second child if one is killed."""
+    """Return the answer of a child. Try a second child if the first one is killed, because no file can cause that."""
     for _ in range(2):
         child = _idle_or_new(where)
         try:

@@ -54,7 +54,7 @@ def _chunked(
 
 
 def _kind_of_chunked(dataset: h5py.Dataset, name: str, filters: list[tuple[int, list[int]]]) -> str:
-    """Return ``chunked`` if chunks can be read without libhdf5, or else ``asked``. Refuse values that need a plugin."""
+    """Return ``chunked`` if libhdf5 is not needed, and otherwise ``asked``. Refuse values that need a plugin."""
     is_readable = is_plain(dataset, dataset.dtype) and _has_usual_order(dataset)
     if is_readable and not any(code in ASKED for code, _ in filters):
         return "chunked"
