@@ -1,4 +1,4 @@
-"""Tests of the preview: statistics of all rows equal NumPy's, and those of some rows are within their bound."""
+"""Tests of the preview: statistics of all rows equal NumPy's, and a preview of some rows has a bounded size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of extras that are named, in any group, and of codes with categories."""
+"""Tests of extras that a user names, in any group, and of codes with categories."""
 
 import json
 
@@ -35,7 +35,7 @@ def categorical(codes, categories, name="obs/kind"):
 
 
 def earlier(codes, categories):
-    """Return the extras of an AnnData categorical before version 0.7."""
+    """Return the extras of a categorical as AnnData wrote it before version 0.7."""
     return {"obs/kind": np.array(codes, "i1"), "obs/__categories/kind": np.array(categories, object)}
 
 

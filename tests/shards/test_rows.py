@@ -354,7 +354,7 @@ def test_lost_values_of_a_damaged_extra_do_not_depend_on_blocks(tmp_path, caplog
         file.create_dataset("y", data=np.arange(12), chunks=(4,), fletcher32=True)
         file["z"] = np.arange(12)
     damage(path, "y", 1)
-    shard, _ = open_shards([path, write_shard(tmp_path / "b.h5", numbered(2))])  # no extras there: a mask is added
+    shard, _ = open_shards([path, write_shard(tmp_path / "b.h5", numbered(2))])  # lacks extras
     with refused(65, f"file={path} dataset=y rows=0:12"):
         read_extras(Block(shard, 0, 12))
     lowest = np.iinfo(np.int64).min

@@ -45,7 +45,7 @@ def driver(folder: Path, cuda: Sequence[int], *cards: Sequence[int], code: int =
 
 
 def wheel(folder: Path, name: str, version: str, files: Mapping[str, Path]) -> None:
-    """Write a wheel with these files that pip can install."""
+    """Write a wheel with these files. pip can install it."""
     folder.mkdir(exist_ok=True)
     stem = f"{name.replace('-', '_')}-{version}"
     with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as archive:

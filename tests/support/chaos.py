@@ -1,13 +1,13 @@
-"""Kill and stop workers of a run repeatedly, then its scheduler; rerun it, and compare all results bit for bit.
+"""Repeatedly kill and stop workers of a run, and then the scheduler. Rerun it, and compare all results bit for bit.
 
     python -m tests.support.chaos 5             number of rounds; a second number is the seed
-    python -m tests.support.chaos 5 0 hosts     each worker on its own host, which is cut off now and then (needs root)
+    python -m tests.support.chaos 5 0 hosts     each worker on its own host, which is sometimes cut off (needs root)
 
-A round starts the program on a scheduler with four workers and harms one worker after another: the worker is killed, or
-stopped (SIGSTOP) for good or for some seconds, and a new worker replaces each one that is gone. Now and then the
-scheduler is stopped for some seconds. In one of the stages the scheduler is killed and started again with four workers,
-and the same command is run again while workers are still harmed. The first failed check ends the program with exit code
-1 and keeps the directory.
+A round starts the program on a scheduler with four workers, and causes faults in one worker after another. A worker is
+killed, or stopped (SIGSTOP) permanently or for some seconds, and a new worker replaces each lost one. Sometimes the
+scheduler is stopped for some seconds. In one of the stages the scheduler is killed and started again with four workers.
+The same command is then run again, with more faults. The first failed check ends the program with exit code 1 and keeps
+the directory.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class _DisturbedRun:
         self._places = hosts.places if hosts else [HERE] * (_WORKERS + 1)
         self._program = copy(victim.program)
         self._program.command = [*self._places[0].command, *self._program.command]
-        self._there: dict[int, str] = {}  # host of each worker, by worker name
+        self._there: dict[int, str] = {}  # name of the worker on each host, by host number
         self.n_killed = self.n_cut_off = self.n_stopped = self._n_started = self._n_typed = 0
 
     def start(self, output: Path) -> subprocess.Popen[bytes]:
@@ -104,7 +104,7 @@ class _DisturbedRun:
             return self._program.start(output, *flags, stdout=log, stderr=log)
 
     def disturb(self, process: subprocess.Popen[bytes], is_enough: Callable[[], bool]) -> None:
-        """Harm one worker after another while the program runs, beginning when it has connected to some."""
+        """Cause faults in one worker after another while the program runs, after it has connected to some."""
         self._n_typed += 1
         until(
             lambda: process.poll() is not None or self._n_found() == self._n_typed, "the run to find workers", DEADLINE
@@ -119,9 +119,9 @@ class _DisturbedRun:
             until(lambda: process.poll() is not None or self._has_all_workers(), "new workers", DEADLINE)
 
     def end_of(self, process: subprocess.Popen[bytes]) -> int:
-        """Wait for the end of the program and return its exit code; replace workers that exit meanwhile.
+        """Wait for the end of the program and return its exit code. Meanwhile, replace workers that exit.
 
-        A scheduler that was stopped considers all workers lost when it continues, and they exit.
+        When a stopped scheduler continues, it considers all workers lost, and they exit.
         """
 
         def has_ended() -> bool:
@@ -186,7 +186,7 @@ class _DisturbedRun:
         return self._cluster.processes[name].poll() is not None
 
     def _n_found(self) -> int:
-        """Return how many runs have connected to workers."""
+        """Return the number of runs that have connected to workers."""
         return len(re.findall(r" INFO cluster: \d+ workers?: ", self._cluster.output("driver")))
 
 
@@ -229,7 +229,7 @@ def rounds(victim: Victim, n_rounds: int, seed: int, hosts: Hosts | None = None)
     Raises
     ------
     CheckFailed
-        If a check fails; the message names the directory.
+        If a check fails. The message names the directory.
     """
     for number in range(n_rounds):
         folder = victim.folder / f"round-{number}"

@@ -1,4 +1,4 @@
-"""Helpers for tests of the child process: modified children, their process ids, and a shard that needs the child."""
+"""Helpers for tests of the child process: modified children, process ids, and a shard that needs the child."""
 
 import uuid
 from pathlib import Path
@@ -36,7 +36,7 @@ def plant(monkeypatch, folder, source):
 
 
 def unusual(path, n_rows=3):
-    """Write a shard that only the child can read, because of a text dataset next to its rows."""
+    """Write a shard that only the child can read, because of a text dataset next to the rows."""
     return write_shard(path, numbered(n_rows), extras={"text": np.array(["text"] * n_rows, object)})
 
 

@@ -8,7 +8,7 @@ from tests.support.child import MODIFIED_CHILD, plant, unusual
 
 @pytest.fixture
 def fresh():
-    """Stop the child of earlier tests, and the modified child of this one."""
+    """Stop the child of earlier tests, and afterwards the child of this test."""
     gatekeeper.retire()
     yield
     gatekeeper.retire()
@@ -16,7 +16,7 @@ def fresh():
 
 @pytest.fixture
 def child_runs(fresh, monkeypatch, tmp_path_factory):
-    """Replace what the child does when it describes a file."""
+    """Return a function that replaces the description of files in the child."""
 
     def use(*lines):
         gatekeeper.retire()

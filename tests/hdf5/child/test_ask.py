@@ -26,7 +26,7 @@ pytestmark = pytest.mark.process
 
 
 def answer_about(path, dataset=None, limits=None):
-    """Return what the child answers about a file, before the answer is checked."""
+    """Return the unchecked answer of the child about a file."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         return ask("describe", descriptor, [dataset], f"file={path}", limits)

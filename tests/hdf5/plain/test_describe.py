@@ -1,4 +1,4 @@
-"""Tests of the Python reader of plain files: its answers equal the child's or are absent; plain files get an answer."""
+"""Tests of the Python reader of plain files: each answer equals the child's, and plain files get one."""
 
 import os
 import struct
@@ -175,7 +175,7 @@ def test_datasets_that_are_no_extras_do_not_matter(tmp_path, libver):
             file[name] = value
         file.create_dataset("unwritten", (4, 4), "f4")
         file.create_group("group")["deeper"] = h5py.SoftLink("nowhere")
-        file["names"] = np.zeros(30, h5py.string_dtype("utf-8", 5))  # this one does
+        file["names"] = np.zeros(30, h5py.string_dtype("utf-8", 5))  # this dataset is an extra
         for i in range(7):
             file["X"].attrs[f"attribute {i}"] = (i, "text", ["a"] * i, np.zeros(i, "f4"), b"bytes")[i % 5]
             file.attrs[f"attribute {i}"] = np.zeros(i, "i4,f4")
@@ -359,7 +359,7 @@ def with_few_bytes_changed(content, rng):
 
 
 def test_reader_answers_damaged_files_as_the_child_or_not_at_all(tmp_path):
-    """In 57,000 such files no answer differed from the child's; this test repeats some of them."""
+    """In an earlier test with 57,000 such files, all answers were equal. This test uses fewer files."""
     corpus = plain_corpus(tmp_path)
     counts = Counter()
     path = tmp_path / "x.h5"
@@ -405,7 +405,7 @@ def test_circular_structures_are_given_up_soon(tmp_path):
 
 @pytest.mark.parametrize("value", [0, 1, 47, 10**6, 2**31, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1])
 def test_any_number_in_the_metadata_costs_bounded_work(tmp_path, value):
-    """Counts, sizes and positions: memory, reads and loops do not follow the claims of a file."""
+    """Memory, reads and loops do not depend on the counts, sizes and positions that a file claims."""
     path = hostile.plain(tmp_path, chunks=(3, 2))
     content = path.read_bytes()
     for place in range(0, 2000, 4):

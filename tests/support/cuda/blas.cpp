@@ -13,7 +13,7 @@ struct Handle {
     int pointer_mode = 0; // 0: scalars are on the host and read at the call; 1: on the device
 };
 
-// Return the scalar, which is read when the stream executes the call.
+// Scalar argument of a call, which is read when the stream executes the call.
 template <class T> struct Scalar {
     T value;
     const T *place;

@@ -1,8 +1,8 @@
 // libnvrtc: calls the real library, and appends the source of each program to its PTX as a comment, which the driver
 // stub reads.
 //
-// STUB_NVRTC names the real library; the default is the one that the stub was built with. STUB_SOURCES names a folder
-// to which every source is written.
+// STUB_NVRTC is the path of the real library. The default is the library that the stub was built with. STUB_SOURCES is
+// a folder to which every source is written.
 
 #include <cstring>
 #include <dlfcn.h>

@@ -1,5 +1,5 @@
-// Runs the threads of a block as threads of the machine, for ThreadSanitizer. It reports two threads that access the
-// same address without a barrier between the accesses, if one of them writes.
+// Run the threads of a block as threads of the machine, for ThreadSanitizer. The sanitizer reports two threads that
+// access the same address without a barrier between the accesses, if one of them writes.
 #pragma once
 
 #include <condition_variable>
