@@ -137,7 +137,7 @@ def test_extra_whose_name_is_not_utf8_is_left_out(add, caplog):
     assert "dataset=la\\udcff: " in warnings_of(caplog)[0]
 
 
-def test_damaged_header_of_an_extra_costs_this_extra_alone(tmp_path, caplog):
+def test_damaged_header_of_an_extra_affects_only_this_extra(tmp_path, caplog):
     path = write_shard(tmp_path / "x.h5", numbered(N), extras={"y": range(N), "z": range(N)})
     with h5py.File(path) as file:
         place = h5py.h5o.get_info(file["y"].id).addr

@@ -6,7 +6,7 @@ from sklearn.preprocessing import MinMaxScaler
 
 from pipeline.scan.scaler import Scaler
 
-MIDNIGHT = 1_600_000_000  # seconds since 1970, a column far from zero
+TIMESTAMP = 1_600_000_000  # seconds since 1970, a column far from zero
 
 
 def scaler_of(rows):
@@ -46,7 +46,7 @@ def test_a_constant_column_becomes_0_for_new_values_too():
 @pytest.mark.parametrize("dtype", [np.int64, np.uint32, np.float64])
 def test_columns_far_from_zero_keep_their_digits(dtype):
     """Near 1.6e9, float32 numbers are 128 apart. Only two of these values would remain distinct."""
-    rows = np.arange(MIDNIGHT - 50, MIDNIGHT + 51).astype(dtype)[:, None]
+    rows = np.arange(TIMESTAMP - 50, TIMESTAMP + 51).astype(dtype)[:, None]
     np.testing.assert_allclose(scaler_of(rows).transform(rows)[:, 0], np.arange(101) / 100, rtol=1e-7)
 
 

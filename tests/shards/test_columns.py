@@ -290,7 +290,7 @@ def test_names_take_bounded_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-def test_damaged_heap_of_names_costs_the_names_alone(tmp_path: Path) -> None:
+def test_damaged_heap_of_names_affects_only_the_names(tmp_path: Path) -> None:
     path = tmp_path / "x.h5"
     named_columns.anndata(path, ROWS, NAMES)
     data = path.read_bytes()

@@ -105,7 +105,7 @@ def test_extras_come_from_the_files_and_not_from_the_master(tmp_path, raw, caplo
     assert ": n, time" in caplog.text
 
 
-def test_master_may_be_mixed_with_shards(tmp_path, raw):
+def test_master_can_be_mixed_with_shards(tmp_path, raw):
     shard = write_shard(tmp_path / "own.h5", numbered(2))
     found = open_shards([shard, eiger(tmp_path / "master.h5")], followed=[str(raw)])
     assert [found[0].path, len(found)] == [shard, 1 + N_FILES]

@@ -93,8 +93,8 @@ class _DisturbedRun:
         self._places = hosts.places if hosts else [HERE] * (_WORKERS + 1)
         self._program = copy(victim.program)
         self._program.command = [*self._places[0].command, *self._program.command]
-        self._there: dict[int, str] = {}  # name of the worker on each host, by host number
-        self.n_killed = self.n_cut_off = self.n_stopped = self._n_started = self._n_typed = 0
+        self._running: dict[int, str] = {}  # name of the worker on each host, by host number
+        self.n_killed = self.n_cut_off = self.n_stopped = self._n_started = self._n_commands = 0
 
     def start(self, output: Path) -> subprocess.Popen[bytes]:
         """Start the program and four workers."""
@@ -105,9 +105,11 @@ class _DisturbedRun:
 
     def disturb(self, process: subprocess.Popen[bytes], is_enough: Callable[[], bool]) -> None:
         """Cause faults in one worker after another while the program runs, after it has connected to some."""
-        self._n_typed += 1
+        self._n_commands += 1
         until(
-            lambda: process.poll() is not None or self._n_found() == self._n_typed, "the run to find workers", DEADLINE
+            lambda: process.poll() is not None or self._n_found() == self._n_commands,
+            "the run to find workers",
+            DEADLINE,
         )
         while not is_enough():
             with suppress(subprocess.TimeoutExpired):
@@ -133,7 +135,7 @@ class _DisturbedRun:
 
     def lose_scheduler(self) -> None:
         """Replace the scheduler by a new one without workers."""
-        for i in list(self._there):
+        for i in list(self._running):
             self._kill(i)
         self._cluster.start_scheduler()
 
@@ -143,7 +145,7 @@ class _DisturbedRun:
 
     def has_begun(self, stage: str) -> bool:
         """Return whether the last run has reached a stage."""
-        last = re.split(STAGES["scan"], self._cluster.output("driver"))[self._n_typed :]
+        last = re.split(STAGES["scan"], self._cluster.output("driver"))[self._n_commands :]
         return bool(last) and (stage == "scan" or re.search(STAGES[stage], "".join(last)) is not None)
 
     def _harm(self, i: int) -> None:
@@ -158,31 +160,31 @@ class _DisturbedRun:
             self._kill(i)
             self.n_killed += 1
             return
-        name = "scheduler" if what == "stop scheduler" else self._there[i]
+        name = "scheduler" if what == "stop scheduler" else self._running[i]
         self._cluster.kill(name, signal.SIGSTOP)
         self.n_stopped += 1
         if what == "stop for good":
-            del self._there[i]  # another worker replaces it; the scheduler drops this one
+            del self._running[i]  # another worker replaces it; the scheduler drops this one
             return
         time.sleep(self._rng.uniform(*_CUT_OFF))
         self._cluster.kill(name, signal.SIGCONT)
 
     def _kill(self, i: int) -> None:
-        self._cluster.kill(self._there.pop(i))
+        self._cluster.kill(self._running.pop(i))
 
     def _fill_up(self) -> None:
         for i in range(1, _WORKERS + 1):
-            if i not in self._there or self._has_gone(self._there[i]):
-                self._there[i] = f"w{self._n_started}"
-                self._cluster.start_worker(self._there[i], *_SLOW, place=self._places[i])
+            if i not in self._running or self._has_exited(self._running[i]):
+                self._running[i] = f"w{self._n_started}"
+                self._cluster.start_worker(self._running[i], *_SLOW, place=self._places[i])
                 self._n_started += 1
 
     def _has_all_workers(self) -> bool:
         """Return whether all workers have connected or have exited."""
-        names = self._there.values()
-        return all("Registered to:" in self._cluster.output(each) or self._has_gone(each) for each in names)
+        names = self._running.values()
+        return all("Registered to:" in self._cluster.output(each) or self._has_exited(each) for each in names)
 
-    def _has_gone(self, name: str) -> bool:
+    def _has_exited(self, name: str) -> bool:
         return self._cluster.processes[name].poll() is not None
 
     def _n_found(self) -> int:

@@ -22,14 +22,14 @@ __all__ = ["Cluster", "until"]
 _BETWEEN = """
 import asyncio, sys
 from pathlib import Path
-async def pass_on(reader, writer):
+async def forward(reader, writer):
     while data := await reader.read(2**16):
         writer.write(data)
     writer.close()
 async def serve(host, port, file):
     async def connect(reader, writer):
-        there_reader, there_writer = await asyncio.open_connection(host, int(port))
-        both = pass_on(reader, there_writer), pass_on(there_reader, writer)
+        scheduler_reader, scheduler_writer = await asyncio.open_connection(host, int(port))
+        both = forward(reader, scheduler_writer), forward(scheduler_reader, writer)
         await asyncio.gather(*both, return_exceptions=True)
     server = await asyncio.start_server(connect, "127.0.0.1", 0)
     Path(file).write_text(str(server.sockets[0].getsockname()[1]))

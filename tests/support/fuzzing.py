@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import ShardpressError
-from pipeline.hdf5.child import ask as gatekeeper
+from pipeline.hdf5.child import ask as ask_module
 from pipeline.hdf5.child.ask import ask
 from pipeline.hdf5.plain.describe import describe_plain
 from pipeline.hdf5.superblock import signature_at
@@ -78,8 +78,8 @@ def fuzz(n: int, seed: int = 0, in_structures: bool = False) -> Outcome:
         parser.
     """
     outcome = Outcome()
-    before = gatekeeper.LIMITS
-    gatekeeper.LIMITS = replace(before, seconds=SECONDS)
+    before = ask_module.LIMITS
+    ask_module.LIMITS = replace(before, seconds=SECONDS)
     try:
         with tempfile.TemporaryDirectory(prefix="shardpress-fuzz-") as folder:
             secret = hostile.secret(Path(folder))
@@ -96,7 +96,7 @@ def fuzz(n: int, seed: int = 0, in_structures: bool = False) -> Outcome:
             outcome.n_opens = opens[0]
             outcome.n_bytes = _peak() - at_start
     finally:
-        gatekeeper.LIMITS = before
+        ask_module.LIMITS = before
     return outcome
 
 

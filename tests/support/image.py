@@ -109,10 +109,10 @@ class Image:
         return found | ({"PIP_CERT": f"/{CERTIFICATES}"} if (self.root / CERTIFICATES).exists() else {})
 
 
-def build_image(root: Path, what_for: str) -> Image:
+def build_image(root: Path, target: str) -> Image:
     """Build the image of docs/Dockerfile in a new folder."""
     if os.geteuid() or shutil.which("debootstrap") is None:
-        sys.exit(f"{what_for}: needs root, and debootstrap (Debian: apt-get install debootstrap)")
+        sys.exit(f"{target}: needs root, and debootstrap (Debian: apt-get install debootstrap)")
     image = Image(root)
     for name, arguments in steps(DOCKERFILE.read_text()):
         image.do(name, arguments)

@@ -2,16 +2,16 @@
 
 import pytest
 
-from pipeline.hdf5.child import ask as gatekeeper
+from pipeline.hdf5.child import ask as ask_module
 from tests.support.child import MODIFIED_CHILD, plant, unusual
 
 
 @pytest.fixture
 def fresh():
     """Stop the child of earlier tests, and afterwards the child of this test."""
-    gatekeeper.retire()
+    ask_module.retire()
     yield
-    gatekeeper.retire()
+    ask_module.retire()
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def child_runs(fresh, monkeypatch, tmp_path_factory):
     """Return a function that replaces the description of files in the child."""
 
     def use(*lines):
-        gatekeeper.retire()
+        ask_module.retire()
         source = MODIFIED_CHILD.format(lines="\n    ".join(lines))
         plant(monkeypatch, tmp_path_factory.mktemp("child"), source)
 

@@ -70,7 +70,7 @@ def test_other_filters_are_refused_with_ways_to_convert_the_file(name, words):
 
 
 @pytest.mark.process
-def test_text_with_a_registered_filter_is_left_out_alone(caplog):
+def test_only_the_text_with_a_registered_filter_is_left_out(caplog):
     (shard,) = open_shards([str(path_of("text"))])
     np.testing.assert_array_equal(read(Block(shard, 0, 60)), ROWS)
     assert [*read_extras(Block(shard, 0, 60))] == ["y"]

@@ -116,7 +116,7 @@ Result entered(const char *name, Needs needs)
         result = INVALID_CONTEXT;
     else if (needs == CONTEXT && state.lost)
         result = state.lost;
-    tell("%s%s\n", name, result == SUCCESS ? "" : result == INVALID_CONTEXT ? " without a context" : " failed");
+    note("%s%s\n", name, result == SUCCESS ? "" : result == INVALID_CONTEXT ? " without a context" : " failed");
     return result;
 }
 
@@ -209,7 +209,7 @@ Result enqueue(void *stream, bool is_launch, std::function<void()> work)
     return push(stream, [is_last, work] {
         if (is_last) {
             state.lost = ECC_UNCORRECTABLE;
-            tell("the card is lost\n");
+            note("the card is lost\n");
         } else
             work();
     });
@@ -507,7 +507,7 @@ STUB_API Result cuLaunchKernel(
     struct {
         unsigned grid[3], block[3], shared_bytes;
     } launch{{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes};
-    tell("launch %s %u %u %u, %u %u %u\n", kernel->name.c_str(), grid_x, grid_y, grid_z, block_x, block_y, block_z);
+    note("launch %s %u %u %u, %u %u %u\n", kernel->name.c_str(), grid_x, grid_y, grid_z, block_x, block_y, block_z);
     size_t n_threads = size_t(block_x) * block_y * block_z;
     if (extra || !n_threads || n_threads > 1024 || block_z > 64 || shared_bytes > 48 << 10 ||
         !(grid_x && grid_y && grid_z) || grid_x > 2147483647 || grid_y > 65535 || grid_z > 65535)
@@ -538,7 +538,7 @@ STUB_API Result cuMemGetInfo_v2(size_t *free, size_t *total)
 STUB_API Result cuMemAlloc_v2(std::uintptr_t *place, size_t n_bytes)
 {
     ENTER(CONTEXT)
-    tell("allocate %zu\n", n_bytes);
+    note("allocate %zu\n", n_bytes);
     if (!n_bytes)
         return INVALID_VALUE;
     if (++state.n_allocations == number("STUB_OOM_AT", 0) || state.n_bytes + n_bytes > total_memory())
@@ -574,7 +574,7 @@ STUB_API Result cuMemFreeHost(std::uintptr_t place)
 STUB_API Result cuMemcpyHtoDAsync_v2(std::uintptr_t to, const void *from, size_t n_bytes, void *stream)
 {
     ENTER(CONTEXT)
-    tell("upload %zu\n", n_bytes);
+    note("upload %zu\n", n_bytes);
     if (!lies_in(state.memory, to, n_bytes))
         return INVALID_VALUE;
     if (holds("uploads") || lies_in(state.pinned, from, n_bytes))
@@ -588,7 +588,7 @@ STUB_API Result cuMemcpyHtoDAsync_v2(std::uintptr_t to, const void *from, size_t
 STUB_API Result cuMemcpyHtoD_v2(std::uintptr_t to, const void *from, size_t n_bytes)
 {
     ENTER(CONTEXT)
-    tell("upload %zu\n", n_bytes);
+    note("upload %zu\n", n_bytes);
     if (!lies_in(state.memory, to, n_bytes))
         return INVALID_VALUE;
     if (Result failed = run_all())
@@ -600,7 +600,7 @@ STUB_API Result cuMemcpyHtoD_v2(std::uintptr_t to, const void *from, size_t n_by
 STUB_API Result cuMemcpyDtoHAsync_v2(void *to, std::uintptr_t from, size_t n_bytes, void *stream)
 {
     ENTER(CONTEXT)
-    tell("download %zu\n", n_bytes);
+    note("download %zu\n", n_bytes);
     if (!lies_in(state.memory, from, n_bytes))
         return INVALID_VALUE;
     push(stream, [=] { memcpy(to, reinterpret_cast<const void *>(from), n_bytes); });
@@ -611,7 +611,7 @@ STUB_API Result cuMemcpyDtoHAsync_v2(void *to, std::uintptr_t from, size_t n_byt
 STUB_API Result cuMemcpyDtoH_v2(void *to, std::uintptr_t from, size_t n_bytes)
 {
     ENTER(CONTEXT)
-    tell("download %zu\n", n_bytes);
+    note("download %zu\n", n_bytes);
     if (!lies_in(state.memory, from, n_bytes))
         return INVALID_VALUE;
     if (Result failed = run_all())

@@ -27,7 +27,7 @@ template <class Function> Function real(const char *name, Function)
             fprintf(stderr, "stub of NVRTC: %s\n", dlerror());
             abort();
         }
-        tell("nvrtc %s\n", path);
+        note("nvrtc %s\n", path);
         return found;
     }();
     return reinterpret_cast<Function>(dlsym(library, name));
@@ -81,7 +81,7 @@ STUB_API int nvrtcCompileProgram(void *program, int n_options, const char *const
     for (int i = 0; i < n_options; i++)
         all += std::string(" ") + options[i];
     int result = REAL(nvrtcCompileProgram)(program, n_options, options);
-    tell("nvrtcCompileProgram%s: %d\n", all.c_str(), result);
+    note("nvrtcCompileProgram%s: %d\n", all.c_str(), result);
     return result;
 }
 

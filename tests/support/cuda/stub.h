@@ -49,7 +49,7 @@ inline FILE *log_file()
     return file;
 }
 
-template <class... Values> void tell(const char *format, Values... values)
+template <class... Values> void note(const char *format, Values... values)
 {
     if (log_file())
         fprintf(log_file(), format, values...);
