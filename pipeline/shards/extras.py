@@ -55,8 +55,7 @@ def unify_extras(shards: Sequence[Shard], include: Sequence[str] = ()) -> tuple[
     Raises
     ------
     DataError
-        If no shard has an extra at one of the paths `include`, or if several shards have extras at such a path that do
-        not fit together.
+        If no shard has an extra at one of the paths `include`, or if the extras at such a path cannot be combined.
     """
     if include:
         shards = _rename_extras(shards, include)

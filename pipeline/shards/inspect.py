@@ -84,7 +84,7 @@ class Inspection:
     Attributes
     ----------
     shards : tuple of Shard
-        Shards that can be read together; empty if no file can be used.
+        Shards that can be read together. Empty if no file can be used.
     files : list of FileGroup
     refused : list of dict
         Refused files: ``file``, ``reason``, and ``datasets`` for the first ones.

@@ -38,7 +38,7 @@ Box = tuple[tuple[int, int], ...]
 
 
 class Piece(NamedTuple):
-    """A file that a master names, and a dataset in it with the shape that the master expects."""
+    """A file that a master names, with the dataset in that file and the shape that the master expects."""
 
     file: str
     dataset: str

@@ -31,9 +31,9 @@ __all__ = ["open_shards"]
 log = logging.getLogger(__name__)
 
 _MOST_THREADS = 8
-_FILES_PER_THREAD = 100  # files for each thread, since starting a thread takes as long as vetting some files
-_FILES_PER_BATCH = 1000  # files that are vetted ahead, so that one bad file of many ends a run early
-_FILES_PER_TASK = 8  # files of a task, since passing a task to a thread takes half as long as vetting a file
+_FILES_PER_THREAD = 100  # minimum for another thread, because starting one takes as long as vetting some files
+_FILES_PER_BATCH = 1000  # maximum number of files to vet ahead, so that one bad file ends a run early
+_FILES_PER_TASK = 8  # passing a task to a thread takes half as long as vetting a file
 _DATASETS = 3  # datasets in a line of the log
 _FORMS = {
     "columns": "stored by columns: the rows are along the last axis",
@@ -195,14 +195,14 @@ def _accept_fitting(
         try:
             if isinstance(shard, DataError):
                 raise shard
-            order = check.order(shard)  # checked before the width, since this error names the missing columns
+            order = check.order(shard)  # check this before the width, because its error names the missing columns
             if shards:
                 _check_width(shard, shards[0])
         except DataError as error:
             refuse(source.path, error)
             continue
         shards.append(check.accept(shard, order))
-    if check.columns.is_known:  # including shards before the first one with names
+    if check.columns.is_known:  # also set the columns of shards before the first one with names
         return [replace(shard, columns=check.columns) for shard in shards]
     return shards
 

@@ -209,7 +209,7 @@ def _check_columns(shard: Shard, first: int, columns: np.ndarray, positions: np.
         i = int(np.argmax((columns < 0) | (columns >= shard.n_inputs)))
         row = first + int(positions[i] - columns[i]) // shard.n_inputs
         raise _damaged_row(shard, row, f"an entry in column {columns[i]}")
-    if not (positions[1:] > positions[:-1]).all():  # this order is usual, and its check is far faster than sorting
+    if not (positions[1:] > positions[:-1]).all():  # this order is usual, and checking it is far faster than sorting
         _check_unique(shard, first, positions)
 
 
@@ -395,7 +395,7 @@ def _read_extra(block: Block, extra: Extra) -> np.ndarray:
     # Conversion to int64 makes unsigned codes above 2**63 negative, so they are refused.
     stored = _read_stored_extra(block, layout, layout.dtype).astype(np.int64)
     _check_codes(block, layout, stored, len(extra.codes))
-    codes = np.array([*extra.codes, -1], extra.dtype)  # so that -1 stays -1
+    codes = np.array([*extra.codes, -1], extra.dtype)  # the last entry maps -1 to -1
     return codes[stored]
 
 

@@ -54,7 +54,7 @@ _READ_AS = {
 
 @dataclass(frozen=True)
 class Extra:
-    """An extra: a dataset with one value for each row, which is copied to the output.
+    """A dataset with one value for each row, which is copied to the output.
 
     Attributes
     ----------
@@ -261,7 +261,7 @@ class Block:
         return f"{self.shard} rows={self.start}:{self.stop}"
 
     def cut(self, n_rows: int) -> Iterator[Block]:
-        """Yield blocks of `n_rows` rows in order; the last one may be shorter."""
+        """Yield blocks of `n_rows` rows in order. The last one may be shorter."""
         for start in range(self.start, self.stop, n_rows):
             yield Block(self.shard, start, min(start + n_rows, self.stop))
 
@@ -276,7 +276,7 @@ def row_dtype(shards: Sequence[Shard]) -> np.dtype:
 
 
 def blocks(shards: Sequence[Shard], block_rows: int) -> Iterator[Block]:
-    """Yield blocks of `block_rows` rows of every shard; the last one of each shard may be shorter."""
+    """Yield blocks of `block_rows` rows of every shard. The last block of a shard may be shorter."""
     for shard in shards:
         yield from Block(shard, 0, shard.n_rows).cut(block_rows)
 

@@ -124,8 +124,8 @@ def _files(pattern: str) -> list[Path]:
         entries = [path / name for name in _list_directory(pattern)]
         _check_inside(pattern, entries)
         return entries
-    if os.path.lexists(pattern):  # before globs, since files may have names such as a[1].h5
-        return [path]  # even a link to another directory, since the user has named it
+    if os.path.lexists(pattern):  # check this before globs, because files may have names such as a[1].h5
+        return [path]  # links to other directories are allowed here, because the user has given the path
     entries = [Path(name) for name in glob.glob(pattern)]
     # The user has given the part before the first wildcard, so this part may be a link.
     root = os.path.dirname(re.split(r"[*?[]", pattern, maxsplit=1)[0])

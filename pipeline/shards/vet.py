@@ -52,7 +52,7 @@ class Selection:
     Attributes
     ----------
     dataset : str, optional
-        The dataset with the rows. By default ``X``, or the only one that can hold rows.
+        Path of the rows. The default is ``X``, or the only dataset that can hold rows.
     orientation : str, optional
         Axis of the rows: ``rows`` (the first one) or ``columns`` (the last one).
     include : tuple of str

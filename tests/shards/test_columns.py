@@ -35,7 +35,7 @@ def opened(paths: list[Path], dataset: str | None = None, rule: ColumnRule | Non
 
 
 def two(folder: Path, kind: str) -> tuple[list[Path], str | None]:
-    """Write two files of one kind; the second one has the same columns in another order."""
+    """Write two files of one kind. The second one has the same columns in another order."""
     write, dataset = named_columns.SOURCES[kind]
     paths = [folder / "0.h5", folder / "1.h5"]
     write(paths[0], ROWS, NAMES)

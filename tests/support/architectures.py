@@ -1,4 +1,4 @@
-"""Compile every kernel of every graph for every card with several NVRTC versions, through our libnvrtc; print a table.
+"""Compile all kernels for every card with several NVRTC versions, through our libnvrtc, and print a table.
 
     python -m tests.support.architectures FOLDER...          each folder contains an unpacked NVRTC wheel
     python -m tests.support.architectures --ptxas FILE ...   also assemble the PTX for each card that this ptxas

@@ -74,8 +74,8 @@ class Result:
 def copy_remaining(source: Path, target: Path, copy_file: Callable[[str, str], object] = shutil.copy2) -> None:
     """Copy a directory, without the entries that another process removes in the meantime.
 
-    Theano takes no lock when a process ends and removes its modules without a version, nor when it writes the record of
-    a module under a temporary name like ``key.pkl.4711``.
+    Theano takes no lock when a process ends and removes its modules without a version. It also takes no lock when it
+    writes the record of a module under a temporary name like ``key.pkl.4711``.
 
     Raises
     ------
