@@ -185,7 +185,7 @@ def _in_order(columns: Columns, order: np.ndarray | None) -> Columns:
 
 
 def reordered(shard: Shard, expected: Columns) -> Shard:
-    """Return a shard with columns that are read in the order of a model's columns.
+    """Return a shard whose columns are read in the order of the columns of a model.
 
     Raises
     ------

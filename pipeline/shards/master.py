@@ -64,8 +64,8 @@ def follow_masters(
     Parameters
     ----------
     dataset : str, optional
-        The virtual dataset, external link or group of external links in the masters. The default is
-        ``X``, or the only such object.
+        Path of the virtual dataset, external link or group of external links in the masters. The default is ``X``, or
+        the only such object.
     folders : sequence of str
         Directories that may contain the files.
     refuse : callable

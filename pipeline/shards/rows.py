@@ -105,7 +105,7 @@ def _read_with_offset(block: Block, offset: np.ndarray, out: np.ndarray) -> None
 
 
 def _integer_differences(raw: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """Subtract an offset (n_inputs,) from integers, and return int64. Replace larger differences by the limits."""
+    """Subtract an offset (n_inputs,) from integers. Clip the differences to the range of int64, and return int64."""
     wide = np.dtype(np.uint64 if raw.dtype == np.uint64 else np.int64)
     raw = raw.astype(wide, copy=False)
     offsets = np.array([int(each) for each in offset], dtype=wide)

@@ -154,7 +154,7 @@ def _misplaced_extras(shard: Shard, where: str, base: int) -> dict[str, str]:
     Raises
     ------
     DataError
-        If the rows are outside the file or too large when decompressed. Also if values overlap, because then it is
+        If the rows are outside the file or too large when decompressed, or if values overlap. If they overlap, it is
         unknown which values are damaged.
     """
     size = shard.identity.size

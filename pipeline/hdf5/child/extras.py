@@ -232,7 +232,7 @@ def count_set(mask: h5py.Dataset, path: str, n_rows: int) -> int:
 
 
 def _categories_of(parent: Any, name: bytes, path: str) -> list[Any] | None:
-    """Return the categories of a dataset, which the group `__categories` next to it contains, or None."""
+    """Return the categories of a dataset from the group `__categories` next to it, or None if it has none."""
     group = CATEGORIES.encode()
     if not parent.links.exists(group) or link_of(parent, group):
         return None
