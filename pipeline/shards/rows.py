@@ -371,7 +371,7 @@ def _salvage(
 ) -> list[tuple[Block, DataError]]:
     """Read an extra as far as possible, and return the pieces that cannot be read, with the reasons."""
     lost = []
-    # A damaged chunk loses its own values and no others, wherever the block begins.
+    # Only the values of damaged chunks are lost, independent of the start of the block.
     chunk_rows = _EXTRA_ROWS
     if layout.chunks:
         chunk_rows = layout.chunks[_axis(block.shard, layout)]

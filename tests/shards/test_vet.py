@@ -217,7 +217,7 @@ def test_file_with_a_damaged_structure_is_refused(tmp_path):
 def test_fifo_is_refused_without_blocking(tmp_path):
     path = tmp_path / "x.h5"
     os.mkfifo(path)
-    # The file is held open, so that a reader that does open it fails instead of hanging.
+    # Keep the FIFO open, so that a reader that opens it fails instead of blocking.
     descriptor = os.open(path, os.O_RDWR)
     try:
         with refused(66, f"file={path}"):

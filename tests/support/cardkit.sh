@@ -2,7 +2,7 @@
 # Unpack the files next to this one, and do the work of `make card`, on a machine with a CUDA card and its driver.
 #
 #     sh card-kit/card.sh                      write to shardpress-card/NAME OF THE CARD/, in at most nine minutes
-#     sh card-kit/card.sh --quick              the arguments are those of scripts/card.py
+#     sh card-kit/card.sh --quick              with any arguments of scripts/card.py
 #     KIT=/scratch/kit sh card-kit/card.sh     unpack into this directory
 #     VARIABLES="CUDA_VISIBLE_DEVICES=1" sh card-kit/card.sh
 #     IN_PLACE=1 sh card-kit/card.sh           as root in a temporary container: unpack into /, next to existing files

@@ -115,7 +115,7 @@ class _DisturbedRun:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(self._rng.uniform(*_PAUSES))
                 return
-            self._harm(self._rng.randint(1, _WORKERS))
+            self._inject_fault(self._rng.randint(1, _WORKERS))
             self._fill_up()
             # Leave more time for work than for faults, also on a busy machine.
             until(lambda: process.poll() is not None or self._has_all_workers(), "new workers", DEADLINE)
@@ -139,8 +139,8 @@ class _DisturbedRun:
             self._kill(i)
         self._cluster.start_scheduler()
 
-    def has_harmed(self, n: int) -> bool:
-        """Return whether at least `n` workers were killed or cut off."""
+    def has_injected(self, n: int) -> bool:
+        """Return whether at least `n` processes were killed, cut off or stopped."""
         return self.n_killed + self.n_cut_off + self.n_stopped >= n
 
     def has_begun(self, stage: str) -> bool:
@@ -148,7 +148,7 @@ class _DisturbedRun:
         last = re.split(STAGES["scan"], self._cluster.output("driver"))[self._n_commands :]
         return bool(last) and (stage == "scan" or re.search(STAGES[stage], "".join(last)) is not None)
 
-    def _harm(self, i: int) -> None:
+    def _inject_fault(self, i: int) -> None:
         if self._hosts and self._rng.random() < 0.5:
             self._hosts.pull(i)
             time.sleep(self._rng.uniform(*_CUT_OFF))
@@ -211,8 +211,8 @@ def _round(victim: Victim, folder: Path, hosts: Hosts | None, rng: random.Random
             disturbed.lose_scheduler()
             while codes[-1] != 0 and len(codes) < _MOST:
                 process = disturbed.start(output)
-                n_harmed = disturbed.n_killed + disturbed.n_cut_off + rng.randint(1, 4)
-                disturbed.disturb(process, partial(disturbed.has_harmed, n_harmed))
+                n_faults = disturbed.n_killed + disturbed.n_cut_off + rng.randint(1, 4)
+                disturbed.disturb(process, partial(disturbed.has_injected, n_faults))
                 codes.append(disturbed.end_of(process))
         finally:
             process.kill()

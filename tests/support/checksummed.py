@@ -25,7 +25,7 @@ _SIGNATURES = re.compile(
 _LONGEST = (256, 1024, 4096)  # lengths of structures to try, in bytes; the short ones first, since most are short
 _SHORTEST = 8
 _WIDTH = 4  # bytes of a checksum
-# A direct block of a fractal heap has its checksum in its header, computed with zeros in its place (III.G.2).
+# The header of a fractal heap's direct block contains its checksum, computed with zeros in that place (III.G.2).
 _HEAP_BLOCK = b"FHDB"
 _HEAP_BLOCK_SIZES = [512 << i for i in range(8)]
 _HEAP_CHECKSUM_PLACES = range(14, 22)  # after the signature, version, address, and an offset of 1 to 8 bytes

@@ -80,7 +80,7 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in reversed(list(self.processes)):  # the scheduler last: otherwise it would log lost workers
+        for name in reversed(list(self.processes)):  # kill the scheduler last, because it would log lost workers
             self.kill(name)
 
     def start_scheduler(self) -> None:

@@ -255,7 +255,7 @@ class _State:
         """Create or rename a name. A rename is one change of two names."""
         _apply(self.now, path, moved_from, content)
         if moved_from is not None and content is None:
-            # Names in a directory move with it, including those that are not synced yet.
+            # Names in a directory move with the directory, including names that are not synced yet.
             self.pending = [(_moved(each, moved_from, path), *rest) for each, *rest in self.pending]
         self.pending.append((path, moved_from, content))
 

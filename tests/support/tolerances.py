@@ -24,7 +24,7 @@ TOLERANCES = {
     ("cpu", "float32", "features"): 5e-6,
     ("opencl", "float32", "features"): 5e-6,
     ("cuda", "float32", "features"): 5e-6,
-    # Sums over the features; their products may cancel.
+    # Sums of products over the features, which may cancel.
     ("cpu", "float32", "reconstruction"): 5e-6,
     ("opencl", "float32", "reconstruction"): 5e-6,
     ("cuda", "float32", "reconstruction"): 5e-6,
