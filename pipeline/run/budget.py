@@ -33,9 +33,10 @@ _PART_BYTES = 2**26  # features in one file
 # the driver.
 _MANY_PARTS = 2**15
 _COPIES_IN_ENCODING = 3  # copies of the network
-_COPIES_OF_EXTRAS = 2  # numbers: as read and as written; strings: in the file's image and in the blocks being written
+_COPIES_OF_EXTRAS = 2  # numbers as read and as written; strings in the file's image and in the written blocks
 _COPIES_OF_REPLICAS = 4  # extra copies of the network with several replicas: momentum of the averaging, checkpoints
-# The rest is for the network, its copies in training, and the intermediate results of a step or a block.
+# Share of a device's free memory for rows. The rest is for the network, its copies in training, and the intermediate
+# results of a step or a block.
 _SHARE_ON_DEVICE = 0.5
 _BYTES_ON_DEVICE = 2**30  # bytes for rows if a device does not report its free memory
 _SAMPLE_BYTES = 2**26  # scaled rows for principal components, which more rows would hardly change
@@ -69,7 +70,7 @@ class Budget:
     max_sample_rows : int
         Maximum number of rows for the computation of principal components.
     n_wide : int
-        Parts with wide extras that a process writes at a time.
+        Number of parts with wide extras that a process writes at a time.
     chunk_bytes : int
         Bytes of decompressed chunks that a process keeps for further reads.
     """

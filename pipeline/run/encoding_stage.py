@@ -78,7 +78,7 @@ class EncodingStage:
     model : Model
         The fitted model.
     unreadable : mapping of int to str
-        Reason for each shard that cannot be read, by its position in the input.
+        Reasons why shards cannot be read, by the positions of the shards in the input.
     """
 
     prepared: Prepared
@@ -369,7 +369,7 @@ def _drifted(part: PartFacts) -> PartDrift:
 
 
 class _BadRowLimit:
-    """Counts bad rows, and raises `DataError` when there are more than the settings allow."""
+    """Counter of bad rows that raises `DataError` when there are more than the settings allow."""
 
     def __init__(self, prepared: Prepared) -> None:
         self._settings = prepared.config.bad_data
