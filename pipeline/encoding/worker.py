@@ -99,7 +99,7 @@ class Worker:
     encode : callable
         See `Encoder`.
     disk : Disk
-        Disk through which all files are written.
+        Disk that writes all files.
     readers : Semaphore
         Limit for the threads that read and encode. Without it, all threads would soon wait for the disk at the same
         time.

@@ -1,4 +1,4 @@
-"""The output directory: the files in it, and the protocol by which an interrupted run resumes.
+"""The output directory: the files in it, and the protocol that lets an interrupted run resume.
 
 ::
 
@@ -17,8 +17,8 @@ The commit protocol:
 1. The run that holds the lock is the driver, and only the driver commits. Before each change it compares ``.lock``
    with the file that it has locked. If they differ, the directory was moved away or its lock was replaced; then the
    run ends with `TryAgain` and changes nothing.
-2. Results (parts, the scan, models and checkpoints) have unique names and are never overwritten. Tasks may write them;
-   a result exists as soon as a commit record names it.
+2. Results (parts, the scan, models and checkpoints) have unique names and are never overwritten. Any task can write
+   them; a result exists as soon as a commit record names it.
 3. A commit record holds the size and the BLAKE3 of the file, and the fingerprint of everything that determines the
    result. Files ``commits/<kind>-<unique>.json`` hold one or more records, and are written once.
 4. A finished run is published in one step (`pipeline.output.publication`). Readers follow its manifest and never list
@@ -170,7 +170,7 @@ class Ledger:
             self._files[name] = rest
 
     def forget(self) -> None:
-        """Discard all results. The finished run is withdrawn first, in one step, so that no reader sees a mixture."""
+        """Discard all results. The finished run is withdrawn first, in one step, so that no reader sees a part of it."""
         names = [name for name in NAMES if os.path.lexists(self.directory / name)]
         if names:
             try:

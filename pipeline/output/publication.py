@@ -15,9 +15,8 @@ Therefore the file is in the output directory, as ``index-<digest>.h5``, and the
 can be opened by any name, including the one that ``os.path.realpath`` returns.
 
 Version 0.1.0 wrote regular files under the plain names, and a copy that follows links (``cp -rL``) contains such
-files, too. Before such results are replaced, `settle` replaces the files by links, in an order in which every state is
-consistent.
-On a file system without symbolic links, files are written as in version 0.1.0: plain files, the manifest last.
+files, too. Before such results are replaced, `settle` replaces the files by links, in an order that keeps every state
+consistent. On a file system without symbolic links, files are written as in version 0.1.0: plain files, the manifest last.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ class Publication:
     Raises
     ------
     WriteFailed, SystemLimit, NotPermitted
-        If a file cannot be written; all methods may raise these errors as well.
+        If a file cannot be written; all methods can raise these errors.
     CannotCreate
         If ``published`` is a link.
     """

@@ -58,11 +58,11 @@ class Budget:
         Rows whose features are stored in one file: a multiple of `block_rows`, or of the encoder's tile if there are
         wide extras.
     resident : bool
-        Whether training may keep all rows in the host's memory.
+        Whether all training rows fit in the host's memory.
     rows_bytes : int
         Bytes of all rows, in their common dtype.
     device_bytes : int or None
-        Bytes of a device's own memory that rows may use; None for a share of the free memory.
+        Maximum bytes of rows in a device's own memory; None for a share of the free memory.
     window_rows : int
         Rows that are shuffled together. Streaming holds two windows.
     max_validation_rows : int
@@ -208,7 +208,7 @@ def _part_rows(thread_bytes: int, storage: ResolvedStorage, n_features: int, n_r
     """Return the rows of a part, a multiple of `block_rows`, whose features take less than `thread_bytes`."""
     wanted_bytes = max(_PART_BYTES, n_rows * 4 * n_features // _MANY_PARTS)
     # A part is held as one array. The other two shares are for extras, and for a copy of extras that are longer than
-    # expected. Conversion needs a second copy of the features, and so does compression while HDF5 writes the file.
+    # expected. A second copy of the features is needed for conversion, and for compression while HDF5 writes the file.
     n_shares = 3 if storages(storage)[0].is_plain else 6
     part_bytes = min(wanted_bytes, thread_bytes // n_shares)
     n_blocks = part_bytes // (4 * n_features) // block_rows

@@ -2,8 +2,8 @@
 
 The number of epochs is decided once, from the measured speed of this run, and is stored in its checkpoints. The
 learning rate decreases to its final value over these epochs. If epochs take longer later, their number is reduced; it
-is never increased. Only whole epochs are planned. If no further epoch fits, or the deadline comes within an epoch,
-training ends at a step of the current epoch, and the parameters are evaluated as at the end of an epoch.
+is never increased. Only whole epochs are planned. If no further epoch fits, or the deadline is within an epoch,
+training ends at a step of the current epoch. The parameters are then evaluated as at the end of an epoch.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class DeadlinePolicy:
         self._validation_seconds = 0.0
 
     def after_step(self, training: Training) -> Limit | None:
-        """Decide the number of epochs as soon as their speed is known; check it once per epoch; end in time."""
+        """Decide the number of epochs as soon as the speed is known; check it once per epoch; end the training in time."""
         step_seconds = time.monotonic() - self._last_call
         n_epochs = self._planned_epochs(training)
         limit = None

@@ -69,7 +69,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class EncodingStage:
-    """Encode all rows, or reuse parts of an earlier run.
+    """Stage that encodes all rows, or reuses parts of an earlier run.
 
     Attributes
     ----------
@@ -269,7 +269,7 @@ class EncodingStage:
         settings = self._shared_settings(context, storage, max(len(part.source) for part in missing))
         tasks = [EncodeTask(part, settings, self.unreadable.get(part.number)) for part in missing]
         n_rows = sum(len(part.source) for part in missing)
-        # Parts of small shards are sent together, until they have about as many rows as a full part.
+        # Parts of small shards are sent together, with about the number of rows of a full part in total.
         n_small = self.prepared.budget.part_rows * len(tasks) // max(1, n_rows)
         key = self.key(storage)
         stats = context.pool.stats

@@ -43,7 +43,7 @@ __all__ = ["FinishStage", "StageResults"]
 
 log = logging.getLogger(__name__)
 
-_OTHER_OPEN_FILES = 32  # open files of a process in addition to those of index.h5
+_OTHER_OPEN_FILES = 32  # open files of a process in addition to the files of index.h5
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class StageResults:
 
 @dataclass(frozen=True)
 class FinishStage:
-    """Verify, summarize, report, index and publish; or reuse the results of an earlier run.
+    """Stage that verifies, reports, indexes and publishes the results, or reuses the results of an earlier run.
 
     Attributes
     ----------
@@ -201,7 +201,7 @@ class _Finish:
             cost=_best_cost(training) if training else None,
             components=baseline.get("components"),
             mean=baseline.get("mean"),
-            seconds=state.seconds,  # the dict itself, to which the time of the single file is added later
+            seconds=state.seconds,  # the dict itself; the time of the single file is added later
             n_bad_shards=len(prepared.bad_shards) + n_unreadable,
             n_outside=sum(part.n_outside for part in self._parts),
             compiling=state.seconds_compiling,

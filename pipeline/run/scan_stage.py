@@ -51,7 +51,7 @@ class ScanSample:
 
 @dataclass(frozen=True)
 class ScanStage:
-    """Scan the rows, or reuse the scan of an earlier run.
+    """Stage that scans the rows, or reuses the scan of an earlier run.
 
     Attributes
     ----------

@@ -45,7 +45,7 @@ _CHECKPOINTS_KEPT = 2  # more than one, because the last one could be damaged
 
 @dataclass(frozen=True)
 class TrainingStage:
-    """Train a model, or reuse the model of an earlier run.
+    """Stage that trains a model, or reuses the model of an earlier run.
 
     Attributes
     ----------

@@ -56,7 +56,7 @@ class ResolvedTraining(TrainingSettings):
 
     @property
     def hides_much(self) -> bool:
-        """Whether training hides so many entries that its features are not expected to have the smallest error."""
+        """Whether training hides a large share of the entries, so that other features can have a smaller error."""
         return self.corruption > MASKED
 
 

@@ -26,7 +26,7 @@ class Epoch:
     epoch : int
         Number of the epoch, counted from 0.
     cost : float
-        Mean squared error per entry of scaled rows before a step, averaged over the steps for which it was computed.
+        Mean squared error per entry of scaled rows before a step, averaged over the steps with a computed error.
     validation_cost : float or None
         The same for the validation rows at the end of the epoch; None if there are no validation rows.
     seconds : float

@@ -81,8 +81,8 @@ def principal_components(
 ) -> Components:
     """Return the first `k` principal components of rows.
 
-    They depend only on the rows and the generator, except for the rounding of BLAS, which may depend on the number of
-    its threads.
+    The components depend only on the rows and the generator, except for the rounding of BLAS, which may depend on the
+    number of its threads.
 
     Parameters
     ----------

@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Limit", "StepResult", "Training", "rounds_of_epoch", "steps_of"]
 
-# Number of evenly spread steps of an epoch for which the cost is computed; these steps take a quarter longer.
+# Number of steps per epoch that compute the cost. They are evenly spread, and take a quarter longer.
 _COSTS_PER_EPOCH = 16
 
-# The mean error of this many rows is exact to a few percent; that of ten rows is not.
+# The mean error of this number of rows is exact to a few percent. The mean error of ten rows is not.
 _ENOUGH_ROWS = 100
 
 # Rows are scaled to [0, 1]: a training run does not recover from a cost that exceeds the first one by this factor.
 _DIVERGED = 100.0
-_SMALL = 0.01  # lower initial costs, such as those of principal components, may grow a hundredfold for a while
+_SMALL = 0.01  # lower initial costs, such as the costs of components, can grow a hundredfold for a while
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Training:
         Number of epochs without a better validation cost after which the training stops; 0 for never. Short epochs
         count as in `long_epoch`.
     baseline : Baseline or None
-        Errors with which the errors of the trained model are compared.
+        Errors to compare with the errors of the trained model.
     replicas : Replicas or None
         Replicas of the autoencoder, if several train it.
     start_cost : float or None

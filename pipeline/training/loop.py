@@ -90,7 +90,7 @@ def training_loop(
     The context is an iterator over the steps, which the caller advances. A signal takes effect between two steps only.
     When the context ends, for any reason, the weights are those after a complete step:
 
-    - at the end the parameters are those of the best epoch, or the initial parameters if no epoch was better;
+    - at the end the model has the parameters of the best epoch, or the initial ones if no epoch was better;
     - the same is true after `TrainingDiverged`;
     - after a signal (`pipeline.signals.Stopped`) a checkpoint of the last step is saved.
 

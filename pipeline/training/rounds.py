@@ -20,7 +20,7 @@ from pipeline.training.order import Order, slab_starts
 
 __all__ = ["Rounds", "Share", "rounds_of"]
 
-# Numbers of random generators, in addition to those of `pipeline.training.order`.
+# Numbers of random generators, in addition to the numbers in `pipeline.training.order`.
 _DISTRIBUTION = 7
 _SHUFFLE = 8
 
@@ -78,7 +78,7 @@ class Rounds:
     order : Order
         Order of the rows, with small slabs.
     n_rounds : int
-        Number of rounds in each epoch except the first, in which one replica trains on one share after the other.
+        Number of rounds in each epoch except the first. In the first epoch, one replica trains on all shares.
     """
 
     order: Order

@@ -122,7 +122,7 @@ def test_an_attribute_names_the_source_of_a_part():
         {"path": "größe/0.h5", "n_rows": 3, "share": 0.5, "none": None, "is": True, "nested": {"a": [1, 2, 3]}},
         {"path": name + "\\udcff.h5", "dataset": "a\0b"},
         {"path": name * 4096, "dataset": name * 4096},
-        *({"path": "x" * n} for n in range(240, 260)),  # lengths around the one to which it is padded
+        *({"path": "x" * n} for n in range(240, 260)),  # lengths around the padded length
     ]
     for source in sources:
         with h5py.File(io.BytesIO(part_bytes(feature_rows(3), np.ones(3, bool), {}, {}, source))) as file:

@@ -127,7 +127,7 @@ def test_the_page_cache_is_used_if_it_cannot_be_bypassed(tmp_path: Path) -> None
 )
 def test_an_interrupted_bypass_of_the_cache_is_completed(tmp_path: Path, answers: tuple[int | OSError, ...]) -> None:
     class Cached(Answering):
-        """Disk that writes through the page cache even with direct I/O, so writes can end within a page."""
+        """Disk that always writes through the page cache, so writes can end within a page."""
 
         def bypass_cache(self, descriptor: int, bypasses: bool) -> None:
             os.fstat(descriptor)
