@@ -170,7 +170,7 @@ class Ledger:
             self._files[name] = rest
 
     def forget(self) -> None:
-        """Discard all results. The finished run is withdrawn first, in one step, so that no reader sees a part of it."""
+        """Discard all results. The finished run is withdrawn first, in one step, so no reader sees a part of it."""
         names = [name for name in NAMES if os.path.lexists(self.directory / name)]
         if names:
             try:

@@ -16,7 +16,8 @@ can be opened by any name, including the one that ``os.path.realpath`` returns.
 
 Version 0.1.0 wrote regular files under the plain names, and a copy that follows links (``cp -rL``) contains such
 files, too. Before such results are replaced, `settle` replaces the files by links, in an order that keeps every state
-consistent. On a file system without symbolic links, files are written as in version 0.1.0: plain files, the manifest last.
+consistent. On a file system without symbolic links, files are written as in version 0.1.0: as plain files, with the
+manifest last.
 """
 
 from __future__ import annotations

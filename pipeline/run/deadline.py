@@ -125,7 +125,7 @@ class DeadlinePolicy:
         self._validation_seconds = 0.0
 
     def after_step(self, training: Training) -> Limit | None:
-        """Decide the number of epochs as soon as the speed is known; check it once per epoch; end the training in time."""
+        """Decide the number of epochs when their speed is known; check it once per epoch; end the training in time."""
         step_seconds = time.monotonic() - self._last_call
         n_epochs = self._planned_epochs(training)
         limit = None
