@@ -246,13 +246,13 @@ def _train(
         _runner(prepared, context) as runner,
         training_loop(training, deadline, _checkpoints(prepared, context, key), runner) as steps,
     ):
-        place: object = training
+        progress_text: object = training
         if runner is not None:
-            place = _Place(training, context.pool.stats)
+            progress_text = _TrainingProgress(training, context.pool.stats)
         for step in steps:
             if deadline is not None:  # it may have changed the number of epochs
                 progress.expect(training.n_rows_planned)
-            progress.advance(step.n_rows, place)
+            progress.advance(step.n_rows, progress_text)
 
 
 def _prepared_training(prepared: Prepared, context: RunContext, scan: Scan) -> Training:
@@ -286,7 +286,7 @@ def _resume_latest(context: RunContext, key: str, training: Training) -> None:
 
 
 def _resume(context: RunContext, training: Training, record: Record) -> Checkpoint:
-    """Resume the training from a committed checkpoint; raise `ValueError` if it belongs to another one.
+    """Resume the training from a committed checkpoint; raise `ValueError` if it does not fit.
 
     A user who can write to the output directory can forge records. Therefore the size is checked before the file is
     read, and its content before it is used.
@@ -336,7 +336,7 @@ def _model(prepared: Prepared, scan: Scan, training: Training, about: dict[str, 
 
 
 @dataclass(frozen=True)
-class _Place:
+class _TrainingProgress:
     """Progress of a training run and the speed of its workers, formatted only when a line is logged."""
 
     training: object

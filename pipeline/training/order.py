@@ -56,7 +56,7 @@ class Order:
     left_out : ndarray of int64
         Sorted numbers of the rows that are not trained on: bad rows, and validation rows.
     window_rows : int
-        Number of rows at which a window is full.
+        Maximum number of rows of a window that consists of several slabs.
     """
 
     starts: np.ndarray
