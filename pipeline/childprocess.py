@@ -45,7 +45,7 @@ class ChildProcess(subprocess.Popen[bytes]):
 
     The two processes share a pipe, the lifeline: this process holds one end, and the child holds the other. Nothing is
     ever written to the pipe. When this process ends, the kernel closes its end of the pipe, and kills the child and all
-    other processes of its process group. The child needs no thread for this. The thread that started the child may end
+    other processes of its process group. The child needs no thread for this. The thread that started the child can end
     earlier.
 
     Parameters

@@ -102,7 +102,7 @@ class Features:
     """Features of a finished run as lazy Dask arrays.
 
     ``features[valid].compute_chunk_sizes()`` selects the features of good rows. Without ``compute_chunk_sizes``, Dask
-    does not know how many good rows there are.
+    does not know the number of good rows.
 
     Attributes
     ----------

@@ -215,8 +215,8 @@ def load_model(path: str | Path) -> Model:
     NoInput
         If the file does not exist.
     DataError
-        If the file is not a model, or has changed since it was written. Also if arrays are missing, have wrong shapes
-        or are not finite; the message names these arrays.
+        If the file is not a model, or has changed since it was written. If arrays are missing, have wrong shapes or
+        are not finite. The message names these arrays.
     NewerFormat
         If the file was written by a later version of shardpress.
     ReadFailed, NotPermitted, SystemLimit

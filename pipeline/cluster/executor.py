@@ -23,7 +23,7 @@ from pipeline.cluster.threads import stop
 __all__ = ["batch_size", "compute", "reduce"]
 
 _FAN_IN = 16
-"""Number of results to merge at once. A smaller number means more tasks, and a larger one more results in memory."""
+"""Number of results to merge at once. A larger number means fewer tasks, but more results in memory."""
 _MAX_BATCH = 16
 """Largest batch size, unless the threads exceed the capacity of the scheduler."""
 _MIN_BATCHES_PER_THREAD = 16
