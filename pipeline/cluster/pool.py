@@ -33,8 +33,8 @@ class WorkerPool(Protocol):
     is_local : bool
         Whether this process executes the tasks itself.
     n_local_processes : int
-        Number of processes that share the cores and the memory of this machine. 0 if the
-        workers have their own cores and memory.
+        Number of processes that share the cores and the memory of this machine. 0 if the workers have
+        their own cores and memory.
     """
 
     stats: WorkerStats
@@ -47,8 +47,8 @@ class WorkerPool(Protocol):
         Parameters
         ----------
         n_threads : int
-            Number of threads if this process executes the tasks. Workers ignore this
-            argument, and use their own number of threads.
+            Number of threads if this process executes the tasks. Workers ignore this argument, and use their
+            own number of threads.
         """
         ...
 

@@ -156,8 +156,8 @@ class ClusterPool:
     patience : float
         Seconds without any worker after which the run ends.
     n_local_processes : int
-        Number of workers that share the cores and the memory of this machine. 0 if the
-        workers have their own cores and memory.
+        Number of workers that share the cores and the memory of this machine. 0 if the workers have
+        their own cores and memory.
     watch_interval : float
         Seconds between two checks of the connection and the workers.
     """

@@ -154,9 +154,8 @@ def _blas(reports: Mapping[str, Any]) -> Check:
     speed = f"{reports['flops'] / 1e9:,.0f} GFLOP/s in float32"
     if not reports["blas"]:
         fix = "remove blas.ldflags= from THEANO_FLAGS and .theanorc"
-        return Check(
-            "blas", "warn", f"Theano is not linked to a BLAS library, so the library of NumPy is used: {speed}", fix
-        )
+        found = f"Theano is not linked to a BLAS library, so the library of NumPy is used: {speed}"
+        return Check("blas", "warn", found, fix)
     files = reports.get("libraries", {}).get("blas", [])
     linked = [path for path in files if ".libs" not in path]  # paths with .libs belong to NumPy's wheel
     return Check("blas", "pass", f"{speed}: {', '.join(linked) or reports['blas']}")
