@@ -176,15 +176,15 @@ def _reports_in(output: bytes) -> dict[str, Any]:
 
 
 def environment_of_child(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return environment variables without those that change what Python imports or runs."""
+    """Return environment variables without the variables that change what Python imports or runs."""
     return {name: value for name, value in environment.items() if not name.startswith("PYTHON")}
 
 
 def import_path() -> list[str]:
-    """Return the directories from which a child imports modules.
+    """Return the import path of a child process.
 
-    They are the safe directories of this process, so that both processes import the same packages. The directory of
-    shardpress follows the standard library.
+    The path contains the safe directories of this process, so that both processes import the same packages. The
+    directory of shardpress follows the standard library.
     """
     unsafe = {_STARTED_IN, _current_directory(), _script_directory()}
     standard = os.path.dirname(os.__file__)

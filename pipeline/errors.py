@@ -1,7 +1,7 @@
 """Error classes, one for each kind of failure. Their exit codes follow ``sysexits.h``.
 
-An error message states where the error occurred (file, dataset, rows), what was found, what was expected, and what to
-do.
+An error message states where the error occurred (file, dataset, rows), what was found, what was expected, and what
+the user can do.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def _check_digest(descriptor: int, size: int, entry: Entry, where: str) -> None:
         what = f"it has {size} bytes, expected {entry.n_bytes}"
     raise DataError(
         f"{where}: {what} according to {MANIFEST}. The file has changed since it was written. Use an intact copy. "
-        "If a run is about to finish there, try again afterwards."
+        "If a run is about to finish in this directory, try again afterwards."
     )
 
 
@@ -301,7 +301,7 @@ def _check_kind(dataset: Dataset, name: str, shape: tuple[int, ...], dtype: type
 
 
 def _description_of_columns(contents: Contents, n_inputs: int, where: str) -> Dataset:
-    """Return the header of the dataset that describes the columns. Its length may vary up to a limit."""
+    """Return the header of the dataset that describes the columns. Its length can vary up to a limit."""
     dataset = _dataset(contents, COLUMNS, where)
     found = np.dtype(dataset.dtype[0])
     most_bytes = _MOST_COLUMN_BYTES * (n_inputs + 1)

@@ -176,7 +176,7 @@ def _no_answer(error: BaseException) -> str:
 
 
 def refusal(problems: Mapping[str, Sequence[str]]) -> ConfigError | None:
-    """Return an error that lists each problem once with the affected workers. Return None if there is no problem.
+    """Return an error that lists each problem once with the affected workers. Return None if no worker has a problem.
 
     Parameters
     ----------

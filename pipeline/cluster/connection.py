@@ -93,7 +93,7 @@ def retry_if_worker_lost(request: Callable[[], T], is_connected: Callable[[], bo
         except OSError as error:
             if not is_connected():
                 raise
-            log.debug("cluster: a worker was lost meanwhile: %s", error)
+            log.debug("cluster: a worker was lost during a request: %s", error)
     return request()
 
 

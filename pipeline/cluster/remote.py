@@ -40,7 +40,7 @@ def remote_workers(
     make_probe: Callable[[], Probe],
     requires_device: bool = False,
 ) -> Iterator[ClusterPool]:
-    """Provide the workers of the configured scheduler. They may join and leave at any time.
+    """Provide the workers of the configured scheduler. Workers can join and leave at any time.
 
     Parameters
     ----------

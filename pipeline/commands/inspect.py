@@ -34,7 +34,7 @@ is written. The exit code is 65 if a file is refused.
 """
 _BLOCK_BYTES = 2**23
 _MAX_NUMBERS = 2**16  # maximum number of columns whose ranges are included in the JSON
-_MAX_RANGES = 20  # maximum number of columns for which each range is listed
+_MAX_RANGES = 20  # maximum number of columns whose ranges are all listed
 _MAX_LISTED = 10
 _FLOAT32_IS_ENOUGH = 1e-5  # relative to the range of a column; sensors are not more precise
 

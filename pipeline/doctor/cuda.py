@@ -246,7 +246,7 @@ def _pci_cards() -> list[str]:
 
 
 def _files(facts: Mapping[str, Any]) -> str:
-    """Return the file of a library, and the files to which it forwards all calls."""
+    """Return the file of a library. If it forwards calls to other files, also return these files."""
     first, *others = facts["files"] or ["unknown file"]
     if others:
         return f"{first}, which forwards calls to {', '.join(others)}"

@@ -319,7 +319,7 @@ def _read_bytes(descriptor: int, offset: int, n_bytes: int) -> bytes:
 
 
 class _Sources:
-    """Shards from which the parts were made. Each shard is opened only once.
+    """Input shards of the parts. Each shard is opened only once.
 
     Attributes
     ----------

@@ -3,7 +3,7 @@
     from shardpress import load_model, open_features
 
 setup.py installs this package next to `pipeline` and `kernels`. Both are loaded here by their paths, because Python
-would first find a file `pipeline.py` in the directory of a user's script or notebook.
+would first find a file `pipeline.py` in the directory of the user's script or notebook.
 """
 
 import importlib.util as _util
