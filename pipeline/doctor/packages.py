@@ -13,7 +13,7 @@ import shlex
 import sys
 
 __all__ = [
-    "HOW_TO_GET_IT",
+    "PYTHON_ADVICE",
     "complaint",
     "find_distributions",
     "missing_proc",
@@ -29,7 +29,7 @@ _COMPARED = {"<": operator.lt, ">=": operator.ge, "==": operator.eq}
 _MARKER = r"(?: *; *python_version *([<>=]+) *.([\d.]+).)?"
 _REQUIREMENT = r"^Requires-Dist: ([\w.-]+)(?:\[.*?\])? *\(?([^ ;()\n]*)\)?" + _MARKER + "$"
 # The same advice as in scripts/setup.sh, which is not part of a wheel.
-HOW_TO_GET_IT = (
+PYTHON_ADVICE = (
     "Install Python 3.11 from Debian 12 (apt-get install python3.11-venv python3.11-dev g++), with pyenv "
     "(PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install 3.11) or with uv (uv python install 3.11). Then install the "
     "same wheel there: python3.11 -m venv env && env/bin/pip install shardpress. Commands that only read features "
@@ -38,14 +38,14 @@ HOW_TO_GET_IT = (
 
 
 def complaint() -> str:
-    """Return what is wrong with this Python and what to do, or an empty string."""
+    """Return a message about the faults of this Python with advice, or an empty string if it has no fault."""
     if sys.version_info[:2] == (3, 11):
         wrong = unmet_requirements(find_distributions())
         if wrong or importlib.util.find_spec("theano"):
             return "; ".join(wrong)
     version = ".".join(str(part) for part in sys.version_info[:3])
     needed = "Python 3.11, because Theano does not run on later versions"
-    advice = HOW_TO_GET_IT
+    advice = PYTHON_ADVICE
     if _in_checkout():
         needed = "Python 3.11 with the packages that make setup installs"
         advice = _what_to_type()
@@ -76,7 +76,10 @@ def missing_proc() -> str:
 
 
 def _program() -> str:
-    """Return the name of the program; for `shardpress` with its command, since not all commands need Theano."""
+    """Return the name of the program.
+
+    For `shardpress`, the name includes the command, because not all commands need Theano.
+    """
     name = os.path.basename(sys.argv[0])
     if name == "shardpress":
         return " ".join([name, *sys.argv[1:2]])
